@@ -1,0 +1,1 @@
+"""Common ground of all services (messages, transport, settings) and the registry that introduces them."""

@@ -1,0 +1,160 @@
+"""The broker's shell: introduces services to each other, and keeps the catalogue."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from broker import wire
+from broker.catalogue import NAME, VERSION, Catalogue, Replies
+from broker.routing import Routing
+from broker.runtime import Runtime
+from broker.store import CatalogueStore
+from broker.transport import Mail, Port
+
+DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
+EPOCHS_PER_START = 1 << 32
+log = structlog.get_logger("broker")
+
+
+def scan_repository(folder: Path) -> dict[str, list[str]]:
+    """{package: its versions, oldest first} in a model repository; what is not a package is left out."""
+    found: dict[str, list[str]] = {}
+    if not folder.is_dir():
+        return found
+    for package in sorted(folder.iterdir()):
+        if not NAME.fullmatch(package.name) or not (package / "model.toml").is_file():
+            continue
+        versions = [entry.name for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
+        found[package.name] = sorted(versions, key=int)
+    return found
+
+
+class BrokerService:
+    """One port; a catalogue and a routing table behind it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.settings = runtime.settings
+        self._hub = runtime.hub
+        self._store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
+        self._catalogue = Catalogue()
+        self._routing = Routing(0)
+        self._changed = False
+        self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
+            runtime.transport, "broker", DECODER, self._received, self._lost
+        )
+        self.addresses: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Listens, with the catalogue as it was and whatever is new in the repository deployed."""
+        self._catalogue = self._store.open()
+        self._routing = Routing(self._store.starts() * EPOCHS_PER_START)
+        self._catalogue.scan(scan_repository(self.settings.model_repository))
+        self._store.save(self._catalogue)
+        self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
+        self._hub.on_turn(self._turn)
+        log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
+
+    def drain(self) -> bool:
+        """Nothing here waits for anything."""
+        return True
+
+    def stop(self) -> None:
+        """The catalogue is on disk and the port closed."""
+        self._store.save(self._catalogue)
+        self._store.close()
+        self._port.close()
+        log.info("stopped")
+
+    def _received(self, mail: Mail[wire.ToBroker]) -> None:
+        for message in mail.messages:
+            self._take(mail.peer, message)
+
+    def _take(self, peer: str, message: wire.ToBroker) -> None:
+        if isinstance(message, wire.Heartbeat):
+            if peer not in self._routing.members and not peer.startswith("operator"):
+                self._port.send(peer, wire.Introduce())
+        elif isinstance(message, wire.Register):
+            if self._routing.register(message.member, message.epoch):
+                log.info("registered", member=message.member.id, role=message.member.role, pid=message.member.pid)
+            self._changed = True  # it wants the table in any case
+        elif isinstance(message, wire.Goodbye):
+            self._leave(peer, "left")
+            self._port.forget(peer)
+        elif isinstance(message, wire.PrepareReport):
+            self._log_report(message)
+            self._reply(self._catalogue.reported(message))
+        elif isinstance(message, wire.GetTable):
+            self._port.send(peer, self._table())
+            self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
+        else:
+            self._operate(peer, message)
+
+    def _operate(self, peer: str, message: Any) -> None:
+        key = (peer, message.call)
+        if isinstance(message, wire.Deploy):
+            found = scan_repository(self.settings.model_repository)
+            self._reply(self._catalogue.deploy(key, message.name, message.version, found), key)
+        elif isinstance(message, wire.Rollback):
+            self._reply(self._catalogue.rollback(key, message.name), key)
+        elif isinstance(message, wire.Undeploy):
+            self._reply(self._catalogue.undeploy(key, message.name), key)
+        elif isinstance(message, wire.PutApp):
+            self._answer_app(peer, self._catalogue.put_app(message.call, message.definition, create=message.create))
+        elif isinstance(message, wire.DropApp):
+            self._answer_app(peer, self._catalogue.drop_app(message.call, message.name))
+
+    def _answer_app(self, peer: str, reply: wire.CallReply) -> None:
+        """Written first, then told; the table with it leaves in the same envelope, ahead of the reply."""
+        self._store.save(self._catalogue)
+        if reply.ok:
+            self._push()
+        self._port.send(peer, reply)
+
+    def _reply(self, replies: Replies, asked: tuple[str, int] | None = None) -> None:
+        self._store.save(self._catalogue)
+        self._changed = True
+        for (peer, call), reply in replies:
+            self._port.send(peer, msgspec.structs.replace(reply, call=call))
+            log.info("answered", peer=peer, ok=reply.ok, message=reply.message, faults=list(reply.faults))
+        if asked is not None:
+            log.info("call", peer=asked[0], call=asked[1])
+
+    def _log_report(self, report: wire.PrepareReport) -> None:
+        if report.ok:
+            log.debug("prepared", ref=report.ref)
+        else:
+            log.warning("not_prepared", ref=report.ref, faults=list(report.faults))
+
+    def _lost(self, peer: str, why: str) -> None:
+        self._leave(peer, why)
+
+    def _leave(self, peer: str, why: str) -> None:
+        self._catalogue.drop_calls(peer)
+        if self._routing.leave(peer):
+            log.info("member_left", member=peer, why=why)
+            self._changed = True
+
+    def _turn(self, now: float) -> None:
+        if self._changed:
+            self._push()
+
+    def _push(self) -> None:
+        self._changed = False
+        self._routing.next_epoch()
+        table = self._table()
+        for member in self._routing.members:
+            self._port.send(member, table)
+
+    def _table(self) -> wire.Table:
+        routing = self._routing
+        return wire.Table(
+            epoch=routing.epoch,
+            members=tuple(routing.members.values()),
+            models=self._catalogue.entries(routing.owners(self._catalogue.deployed())),
+            apps=self._catalogue.app_entries(),
+            shards=dict(routing.shards),
+            workers=dict(routing.workers),
+        )

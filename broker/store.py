@@ -1,0 +1,79 @@
+"""Keeps the catalogue in an SQLite file, written before anybody is told of a change."""
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from broker.catalogue import AppRecord, Catalogue, ModelRecord
+from broker.errors import GearmeshError
+
+SCHEMA_VERSION = 1
+
+
+class StoreError(GearmeshError):
+    """The catalogue file cannot be used."""
+
+
+class CatalogueStore:
+    """Shell around one file. One process at a time: a second one is refused."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._db: sqlite3.Connection | None = None
+
+    def open(self) -> Catalogue:
+        """The catalogue as it was last saved. Raises: StoreError."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.file, isolation_level=None, timeout=2.0)
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("BEGIN EXCLUSIVE")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA_VERSION):
+                raise StoreError(f"{self.file} was written by another release (schema {version}, not {SCHEMA_VERSION})")
+            db.execute("CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, record BLOB NOT NULL)")
+            db.execute("CREATE TABLE IF NOT EXISTS apps (name TEXT PRIMARY KEY, record BLOB NOT NULL)")
+            db.execute("CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            db.execute("COMMIT")
+            models = [msgspec.json.decode(row[0], type=ModelRecord) for row in db.execute("SELECT record FROM models")]
+            apps = [msgspec.json.decode(row[0], type=AppRecord) for row in db.execute("SELECT record FROM apps")]
+        except (OSError, sqlite3.Error, msgspec.MsgspecError) as error:
+            hint = "another broker uses it; set GEARMESH_DATA_DIR" if "locked" in str(error) else str(error)
+            raise StoreError(f"the catalogue {self.file} cannot be opened: {hint}") from error
+        self._db = db
+        return Catalogue({model.name: model for model in models}, {app.name: app for app in apps})
+
+    def starts(self) -> int:
+        """How often the catalogue was opened, this time included; epochs are counted from it."""
+        assert self._db is not None
+        self._db.execute("INSERT INTO counters VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
+        return int(self._db.execute("SELECT value FROM counters WHERE name = 'starts'").fetchone()[0])
+
+    def save(self, catalogue: Catalogue) -> None:
+        """What changed since the last save is on disk."""
+        assert self._db is not None
+        if not catalogue.changed_models and not catalogue.changed_apps:
+            return
+        self._db.execute("BEGIN")
+        for name in catalogue.changed_models:
+            record = msgspec.json.encode(catalogue.models[name])
+            self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, record))
+        for name in catalogue.changed_apps:
+            if name in catalogue.apps:
+                record = msgspec.json.encode(catalogue.apps[name])
+                self._db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (name, record))
+            else:
+                self._db.execute("DELETE FROM apps WHERE name = ?", (name,))
+        self._db.execute("COMMIT")
+        catalogue.changed_models.clear()
+        catalogue.changed_apps.clear()
+
+    def close(self) -> None:
+        """The file is closed."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None

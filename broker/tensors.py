@@ -1,0 +1,38 @@
+"""Tensors as they travel: dtype by name, shape, and the raw bytes (C order, little endian), never copied here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "float32", "float64", "float16", "bool",
+        "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8",
+    )
+}  # fmt: skip
+
+
+def byte_count(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor of this dtype and shape (no -1 in it). Exact for any size: Python integers."""
+    count = DTYPES[dtype].itemsize
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def view(
+    data: bytes | memoryview, dtype: str, shape: Sequence[int]
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+    """The tensor in `data`, read-only and not copied. Raises: ValueError if the bytes do not fit the shape."""
+    return np.frombuffer(data, DTYPES[dtype]).reshape(tuple(shape))
+
+
+def raw(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> memoryview:
+    """The bytes of `array`, not copied where it is contiguous and little endian."""
+    contiguous = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return memoryview(contiguous.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

@@ -1,0 +1,416 @@
+"""Every message between services: frozen structs, one union per socket.
+
+A message on the wire is one msgpack array, an `Envelope`, holding whatever its sender had for that peer in one turn of
+its loop; tensors too large to ride inside follow as frames of their own, in the order of the messages that own them.
+Fields are positional: new ones are appended with a default, none is ever retyped or removed.
+
+A *ref* names one version of one model: ``"resnet18:1"``.
+"""
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own: they are then never copied by the codec
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
+    """A message between two services."""
+
+
+def ref_of(name: str, version: str) -> str:
+    """The ref of one version of a model."""
+    return f"{name}:{version}"
+
+
+def split_ref(ref: str) -> tuple[str, str]:
+    """(name, version) of a ref."""
+    name, _, version = ref.rpartition(":")
+    return name, version
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# shared parts
+
+
+class TensorSpec(Message, frozen=True, kw_only=True):
+    """Name, dtype and shape of one input or output; the first dimension is the batch, -1."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ModelSpec(Message, frozen=True, kw_only=True):
+    """What a client may send to one version of a model, and what comes back."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_max: int  # rows in the largest batch
+    slo_ms: float  # budget of a request that names none
+    cacheable: bool = True
+    labels: tuple[str, ...] = ()  # names of the classes of the first output, or nothing
+    batch_sizes: tuple[int, ...] = ()  # sizes that were profiled
+
+
+class Profile(Message, frozen=True, kw_only=True):
+    """How long one version of a model takes on one kind of device, measured there (seconds)."""
+
+    exec_s: dict[int, float]  # {batch: median EXEC duration}
+    load_s: float  # median LOAD duration
+    exec_p99_s: dict[int, float] = {}
+    engine: str = ""  # how it was executed: "eager", "compiled", ...
+
+
+class Member(Message, frozen=True, kw_only=True):
+    """One running service."""
+
+    id: str  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
+    role: str  # controller | gpu_worker | frontend
+    host: str  # same host: same boot id, so shared memory and loopback work between them
+    endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
+    pid: int = 0
+
+
+class ModelEntry(Message, frozen=True, kw_only=True):
+    """One model in the routing table."""
+
+    name: str
+    current: str | None  # version that new requests are bound to
+    target: str | None  # version being prepared, to become current
+    versions: tuple[str, ...]  # known to the catalogue, oldest first
+    owner: str | None  # member id of the controller that schedules it
+    spec: ModelSpec | None = None  # of the current version
+    fault: str = ""  # why the last deployment failed, if it did
+
+
+class AppEntry(Message, frozen=True, kw_only=True):
+    """One application: its definition, as the client sent it, and a revision that changes with it."""
+
+    name: str
+    definition: dict[str, object]
+    revision: int
+
+
+class Table(Message, frozen=True, kw_only=True, tag="table"):
+    """Broker -> everybody: the whole routing table."""
+
+    epoch: int
+    members: tuple[Member, ...]
+    models: tuple[ModelEntry, ...]
+    apps: tuple[AppEntry, ...] = ()
+    shards: dict[str, int] = {}  # {controller id: its epoch}; actions carry it
+    workers: dict[str, str] = {}  # {worker id: id of its controller}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# any link
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, tag="beat"):
+    """Either -> either: I am here. Sent when nothing else was for a while."""
+
+
+class Introduce(Message, frozen=True, kw_only=True, tag="intro"):
+    """Listener -> caller: I do not know you (I may be new); say your Hello or Register again."""
+
+
+class Goodbye(Message, frozen=True, kw_only=True, tag="bye"):
+    """Either -> either: I leave on purpose; expect nothing more."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# broker
+
+
+class Register(Message, frozen=True, kw_only=True, tag="register"):
+    """Service -> broker: I am here, at these endpoints; send me the table now and whenever it changes."""
+
+    member: Member
+    epoch: int = 0  # of a controller's shard, if an earlier life of the broker gave it one: it keeps it
+
+
+class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
+    """Operator -> broker: prepare this version (the newest in the repository if None) and make it current."""
+
+    call: int
+    name: str
+    version: str | None
+
+
+class Undeploy(Message, frozen=True, kw_only=True, tag="undeploy"):
+    """Operator -> broker: take no new requests for this model; free its memory when those in flight are done."""
+
+    call: int
+    name: str
+
+
+class Rollback(Message, frozen=True, kw_only=True, tag="rollback"):
+    """Operator -> broker: make the version that was current before this one current again."""
+
+    call: int
+    name: str
+
+
+class PutApp(Message, frozen=True, kw_only=True, tag="put_app"):
+    """Frontend -> broker: create (`create`) or replace an application."""
+
+    call: int
+    definition: dict[str, object]
+    create: bool
+
+
+class DropApp(Message, frozen=True, kw_only=True, tag="drop_app"):
+    """Frontend -> broker: delete an application."""
+
+    call: int
+    name: str
+
+
+class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
+    """Operator -> broker: the table, once."""
+
+    call: int
+
+
+class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
+    """Broker -> operator or frontend: the outcome of a call, once it is in effect."""
+
+    call: int
+    ok: bool
+    message: str
+    faults: tuple[str, ...] = ()
+    revision: int = 0
+    field: str = ""
+
+
+class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
+    """Controller -> broker: a version is prepared on some device, or could not be on any."""
+
+    ref: str
+    ok: bool
+    spec: ModelSpec | None = None
+    faults: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# frontend <-> controller
+
+
+class FrontendHello(Message, frozen=True, kw_only=True, tag="frontend_hello"):
+    """Frontend -> controller: I will submit requests; workers send outputs to `results`."""
+
+    member: str
+    host: str
+    results: tuple[str, ...]
+
+
+class Submit(Message, frozen=True, kw_only=True, tag="submit"):
+    """Frontend -> controller: plan this request, or refuse it at once."""
+
+    request: int  # the frontend's counter
+    attempt: int  # 0, or more when submitted again
+    ref: str
+    rows: int
+    budget_s: float  # left when the envelope was sent
+    weight: float = 1.0  # value of an answer in time, relative to others
+    inline: tuple[memoryview, ...] = ()  # input tensors in the order of the spec, C order, little endian
+    frames: int = 0  # or: how many frames of this message carry them
+
+
+class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
+    """Frontend -> controller: nobody waits for this request any more."""
+
+    request: int
+
+
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """Controller -> frontend: this request will not be served (any more)."""
+
+    request: int
+    attempt: int
+    status: str  # rejected | failed
+    code: str
+    message: str
+    predicted_s: float | None = None  # predicted latency from arrival at the controller, where there is one
+    retry_after_s: float | None = None
+
+
+class Serving(Message, frozen=True, kw_only=True, tag="serving"):
+    """Controller -> frontend: versions that some live worker has prepared."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    reset: bool = False  # forget what was said before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# controller <-> worker. Instants are in the worker's clock.
+
+
+class DeviceInfo(Message, frozen=True, kw_only=True):
+    """What a worker drives."""
+
+    name: str  # "cpu:0", "cuda:0", "emulated:h100/3"
+    kind: str  # key of its profiles: equal kinds take equal time
+    pages: int
+    page_bytes: int
+    any_batch: bool  # any size up to the maximum, not only profiled ones
+    memory_note: str = ""
+
+
+class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
+    """Worker -> controller: a version is prepared here (`ok`), or why it cannot be."""
+
+    ref: str
+    ok: bool
+    faults: tuple[str, ...] = ()
+    spec: ModelSpec | None = None
+    pages: int = 0
+    weights_bytes: int = 0
+    profile: Profile | None = None  # None: not measured here yet
+    measure: tuple[tuple[int, int], ...] = ()  # (batch, runs) to be measured; empty once the profile is there
+
+
+class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
+    """Worker -> controller: what I am and what I hold."""
+
+    member: str
+    host: str
+    device: DeviceInfo
+    free_pages: int
+    resident: tuple[str, ...]  # refs whose weights are in the arena
+    prepared: tuple[Prepared, ...]
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """Controller -> worker: you are mine from now on, at the epoch of this envelope; drop what older ones ordered."""
+
+
+class Frontends(Message, frozen=True, kw_only=True, tag="frontends"):
+    """Controller -> worker: all frontends that may be named in an INFER, and where they take outputs."""
+
+    results: dict[str, tuple[str, ...]]  # {member id: addresses}
+
+
+class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
+    """Controller -> worker: read and validate this version, pin its weights, make it executable."""
+
+    ref: str
+
+
+class Forget(Message, frozen=True, kw_only=True, tag="forget"):
+    """Controller -> worker: this version will not be asked for again; free all it holds."""
+
+    ref: str
+
+
+class Load(Message, frozen=True, kw_only=True, tag="load"):
+    """Controller -> worker: copy the weights into free pages, starting inside the window."""
+
+    action: int
+    ref: str
+    earliest_s: float
+    latest_s: float
+    expected_s: float
+
+
+class Unload(Message, frozen=True, kw_only=True, tag="unload"):
+    """Controller -> worker: give the pages of this version back, at once."""
+
+    action: int
+    ref: str
+
+
+class Part(Message, frozen=True, kw_only=True):
+    """One request's share of a batch."""
+
+    frontend: str
+    request: int
+    attempt: int
+    rows: int
+    predicted_s: float  # latency that admission predicted, for the answer
+    inline: tuple[memoryview, ...] = ()
+    frames: int = 0
+
+
+class Infer(Message, frozen=True, kw_only=True, tag="infer"):
+    """Controller -> worker: INPUT, EXEC (starting inside the window), OUTPUT. Without parts: a measuring run."""
+
+    action: int
+    ref: str
+    earliest_s: float
+    latest_s: float
+    expected_s: float
+    batch: int  # rows that EXEC computes: the sum over the parts, padded up where the device needs it
+    parts: tuple[Part, ...] = ()
+
+
+class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
+    """Worker -> controller: what became of an action. Instants in the worker's clock, None where not reached."""
+
+    action: int
+    kind: str  # load | unload | infer
+    code: str  # "ok", or one of gpu_worker.lanes.CODES
+    received_s: float
+    free_pages: int
+    message: str = ""
+    begin_s: float | None = None  # start of the copy (LOAD) or of EXEC
+    end_s: float | None = None
+    duration_s: float | None = None  # as the device measured it
+    input_s: float | None = None  # duration of INPUT
+    output_s: float | None = None  # duration of OUTPUT
+    gathered: bool = False  # EXEC had to bring the weights into its window first
+    clock_mhz: float = 0.0  # SM clock, 0 where unknown
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# worker -> frontend
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    """One request's share of a batch's outputs."""
+
+    request: int
+    attempt: int
+    rows: int
+    predicted_s: float
+    inline: tuple[memoryview, ...] = ()  # output tensors in the order of the spec
+    frames: int = 0
+
+
+class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
+    """Worker -> frontend: outputs of one batch, all that belongs to this frontend."""
+
+    ref: str
+    device: str
+    batch: int
+    exec_s: float
+    answers: tuple[Answer, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one union per socket and direction
+
+ToBroker = Register | Heartbeat | Goodbye | Deploy | Undeploy | Rollback | PutApp | DropApp | GetTable | PrepareReport
+FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply
+
+ToController = FrontendHello | WorkerHello | Submit | Cancel | Prepared | ActionResult | Heartbeat | Goodbye
+FromControllerToFrontend = Refused | Serving | Heartbeat | Introduce | Goodbye
+FromControllerToWorker = (
+    Welcome | Frontends | Prepare | Forget | Load | Unload | Infer | Heartbeat | Introduce | Goodbye
+)
+
+ToResults = Outputs | Heartbeat
+FromResults = Heartbeat | Introduce
+
+M = TypeVar("M")
+
+
+class Envelope(msgspec.Struct, Generic[M], frozen=True, array_like=True, gc=False):
+    """All that one turn of a service had for one peer."""
+
+    sent_s: float  # sender's clock, just before the send
+    delta_s: float | None  # smallest (receipt here - sent there) the sender saw on this link: see clocks.py
+    epoch: int  # shard epoch of a controller; 0 from anybody else
+    messages: list[M]

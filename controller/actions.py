@@ -1,0 +1,109 @@
+"""Makes actions: notes them in the device's forecast and residency, and words the order for its worker. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from broker import wire
+from controller.orders import ToWorker
+from controller.queues import Request
+from controller.state import Action, Device
+
+OVERDUE_S_MIN = 2.0  # an action this long past its expected end is lost, though its worker is alive
+OVERDUE_FACTOR = 5.0  # or this many times its expected duration
+EARLY_S = 0.001  # windows open this much before now: clock offsets are known to less
+LOAD_LATE_S = 1.0  # a LOAD may start this late: it stays useful
+
+
+@dataclass(slots=True)
+class Actions:
+    """Numbers every action of this controller."""
+
+    count: int = 0
+
+    def infer(
+        self,
+        device: Device,
+        ref: str,
+        batch: int,
+        requests: list[Request],
+        *,
+        start_s: float,
+        expected_s: float,
+        latest_s: float | None,
+        now: float,
+    ) -> ToWorker:
+        """An INFER of `batch` rows goes to the device. No requests: a measuring run. No `latest_s`: until overdue."""
+        action = self._make(device, "infer", ref, expected_s, now)
+        action.batch, action.requests = batch, requests
+        action.expected_end_s = device.exec.add(action.id, expected_s, start_s)
+        _set_overdue(action)
+        place = device.residency.models[ref]
+        place.bound += 1
+        place.used_s = now
+        parts, frames = _parts(requests)
+        message = wire.Infer(
+            action=action.id,
+            ref=ref,
+            earliest_s=now - EARLY_S + device.offset_s,
+            latest_s=(action.overdue_s if latest_s is None else latest_s) + device.offset_s,
+            expected_s=expected_s,
+            batch=batch,
+            parts=parts,
+        )
+        return ToWorker(device.worker, message, frames)
+
+    def load(self, device: Device, ref: str, *, expected_s: float, now: float) -> ToWorker:
+        """A LOAD goes to the device, which has room for it."""
+        action = self._make(device, "load", ref, expected_s, now)
+        action.expected_end_s = device.load.add(action.id, expected_s, now + device.dispatch.value_s)
+        _set_overdue(action)
+        device.residency.loading(ref, device.pages[ref], action.id, action.expected_end_s, now)
+        message = wire.Load(
+            action=action.id,
+            ref=ref,
+            earliest_s=now - EARLY_S + device.offset_s,
+            latest_s=action.expected_end_s + LOAD_LATE_S + device.offset_s,
+            expected_s=expected_s,
+        )
+        return ToWorker(device.worker, message)
+
+    def unload(self, device: Device, ref: str, *, now: float) -> ToWorker:
+        """An UNLOAD goes to the device; its pages count as free from now on: what follows is ordered behind it."""
+        action = self._make(device, "unload", ref, 0.0, now)
+        _set_overdue(action)
+        device.residency.gone(ref)
+        device.room_for_more = True
+        return ToWorker(device.worker, wire.Unload(action=action.id, ref=ref))
+
+    def _make(self, device: Device, kind: str, ref: str, expected_s: float, now: float) -> Action:
+        self.count += 1
+        action = Action(self.count, kind, ref, now, expected_s, now, 0.0)
+        device.actions[action.id] = action
+        return action
+
+
+def _set_overdue(action: Action) -> None:
+    action.overdue_s = action.expected_end_s + max(OVERDUE_S_MIN, OVERDUE_FACTOR * action.expected_s)
+
+
+def _parts(requests: Sequence[Request]) -> tuple[tuple[wire.Part, ...], list[Any]]:
+    """The requests as parts of an INFER, and the tensors that go beside it."""
+    frames: list[Any] = []
+    parts = []
+    for request in requests:
+        large = request.large
+        if large:
+            frames.extend(request.tensors)
+        parts.append(
+            wire.Part(
+                frontend=request.frontend,
+                request=request.number,
+                attempt=request.attempt,
+                rows=request.rows,
+                predicted_s=request.predicted_s,
+                inline=() if large else tuple(request.tensors),
+                frames=len(request.tensors) if large else 0,
+            )
+        )
+    return tuple(parts), frames

@@ -1,0 +1,167 @@
+"""How long will this action take on this device? A profile as the prior, corrected by every result. Pure.
+
+    EXEC of b rows = anchor(b) x exp(device term + model term + anchor's term)
+
+The terms follow a quantile of the logarithm of (actual / estimated) by small steps of fixed size (stochastic gradient
+of the pinball loss), so one outlier, however large, moves an estimate by one step and not for as long as a window
+remembers it; only errors that repeat with the same sign make the steps larger.
+Source of the step rule: Koenker and Bassett, "Regression Quantiles" (1978), its gradient; the growth with the streak is
+ours, as in Rprop (Riedmiller and Braun, 1993). scripts/bench_estimates.py compares it with Clockwork's window.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from broker import wire
+
+QUANTILE = 0.75  # estimates are a little longer than the median: being late costs more than being early
+STEP = 0.02  # of a settled term, in log units: 2 %
+STEP_MAX = 0.25
+SETTLING = 8  # observations until a new term's steps are down to STEP
+STREAK_GRACE = 2  # errors of one sign in a row before the steps grow
+REBUILD_AT = 0.01  # anchors' terms may move so far before the table of sizes is made again
+UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
+
+
+@dataclass(slots=True)
+class Term:
+    """A correction in log units that tracks QUANTILE of the errors it sees."""
+
+    value: float = 0.0
+    seen: int = 0
+    streak: int = 0  # errors of the same sign in a row, negative for over-estimates
+
+    def learn(self, error: float, share: float) -> None:
+        """`error`: log(actual / estimated). Moves by at most STEP_MAX x share."""
+        up = error > 0
+        self.streak = max(self.streak, 0) + 1 if up else min(self.streak, 0) - 1
+        step = max(STEP, STEP_MAX / (1 + self.seen * STEP_MAX / STEP / SETTLING))
+        grown = abs(self.streak) - STREAK_GRACE
+        if grown > 0:
+            step = min(STEP_MAX, step * 2.0 ** min(grown, 6))
+        self.seen += 1
+        move = step * (QUANTILE if up else -(1 - QUANTILE))
+        bound = abs(error)  # never past what was seen
+        self.value += max(-bound, min(bound, move)) * share
+
+
+@dataclass(slots=True)
+class Curve:
+    """EXEC of one model version on one device, by rows."""
+
+    sizes: list[int]  # profiled, ascending
+    anchors_s: list[float]  # their durations in the profile
+    batch_max: int
+    any_batch: bool  # rows are executed as they are; False: padded up to the next profiled size
+    device: Term
+    model: Term = field(default_factory=Term)
+    terms: list[Term] = field(default_factory=list)  # of each anchor
+    base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max; never falls
+    _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
+    _scale: float = 1.0
+    _scale_of: float = 0.0  # the sum of terms that _scale belongs to
+
+    def __post_init__(self) -> None:
+        self.terms = [Term() for _ in self.sizes]
+        self._build()
+
+    @property
+    def scale(self) -> float:
+        """Factor on base_s."""
+        total = self.device.value + self.model.value
+        if total != self._scale_of:
+            self._scale_of = total
+            self._scale = math.exp(total)
+        return self._scale
+
+    def exec_s(self, rows: int) -> float:
+        """Expected duration of a batch of so many rows."""
+        return self.base_s[rows] * self.scale
+
+    def largest(self, budget_s: float, rows_max: int) -> int:
+        """Most rows, up to rows_max, whose EXEC is expected to fit the budget; 0 if not even one does."""
+        limit = bisect_right(self.base_s, budget_s / self.scale, 1, min(rows_max, self.batch_max) + 1)
+        return limit - 1
+
+    def padded(self, rows: int) -> int:
+        """The batch that is executed for so many rows."""
+        if self.any_batch:
+            return rows
+        return next(size for size in self.sizes if size >= rows)
+
+    def learn(self, batch: int, duration_s: float) -> float:
+        """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
+        error = math.log(max(duration_s, 1e-9) / self.exec_s(batch))
+        nearest = min(range(len(self.sizes)), key=lambda i: abs(math.log(self.sizes[i] / batch)))
+        self.device.learn(error, 0.2)
+        self.model.learn(error, 0.4)
+        self.terms[nearest].learn(error, 0.4)
+        if abs(self.terms[nearest].value - self._built[nearest]) > REBUILD_AT:
+            self._build()
+        return error
+
+    def _build(self) -> None:
+        self._built = [term.value for term in self.terms]
+        points = [s * math.exp(t) for s, t in zip(self.anchors_s, self._built, strict=True)]
+        table = [0.0] * (self.batch_max + 1)
+        at = 0
+        for rows in range(1, self.batch_max + 1):
+            while at < len(self.sizes) - 1 and self.sizes[at] < rows:
+                at += 1
+            table[rows] = max(table[rows - 1], self._between(points, at, rows))
+        self.base_s = table
+
+    def _between(self, points: list[float], at: int, rows: int) -> float:
+        if not self.any_batch or rows == self.sizes[at] or (at == 0 and rows < self.sizes[0]):
+            return points[at]
+        if rows > self.sizes[at]:
+            return points[at] * rows / self.sizes[at]  # beyond the profile: in proportion
+        low, high = self.sizes[at - 1], self.sizes[at]
+        return points[at - 1] + (points[at] - points[at - 1]) * (rows - low) / (high - low)
+
+
+def make_curve(profile: wire.Profile, batch_max: int, any_batch: bool, device: Term) -> Curve:
+    """The curve of a freshly profiled version."""
+    sizes = sorted(profile.exec_s)
+    if not any_batch:
+        batch_max = min(batch_max, sizes[-1])
+    return Curve(sizes, [max(profile.exec_s[size], 1e-7) for size in sizes], batch_max, any_batch, device)
+
+
+@dataclass(slots=True)
+class LoadEstimate:
+    """LOAD of one model version on one device."""
+
+    profile_s: float
+    device: Term
+    own: Term = field(default_factory=Term)
+
+    def load_s(self) -> float:
+        """Expected duration."""
+        return self.profile_s * math.exp(self.device.value + self.own.value)
+
+    def learn(self, duration_s: float) -> float:
+        """A LOAD took so long. Returns the error that it showed."""
+        error = math.log(max(duration_s, 1e-9) / self.load_s())
+        self.device.learn(error, 0.5)
+        self.own.learn(error, 0.5)
+        return error
+
+
+@dataclass(slots=True)
+class Margin:
+    """A quantile of some delay, learned in place of a constant: dispatch to a worker, the way back, jitter."""
+
+    value_s: float
+    quantile: float = 0.9
+    step_s: float = 20e-6
+    limit_s: float = 0.02
+
+    def learn(self, delay_s: float) -> None:
+        """The delay was so long, this time."""
+        step = max(self.step_s, 0.05 * self.value_s)
+        if delay_s > self.value_s:
+            self.value_s = min(self.limit_s, self.value_s + step * self.quantile)
+        else:
+            self.value_s = max(0.0, self.value_s - step * (1 - self.quantile))

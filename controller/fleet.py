@@ -1,0 +1,261 @@
+"""Devices and the versions on them: who is there, what is prepared, what is served, what is let go. Pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from broker import wire
+from controller.actions import Actions
+from controller.estimates import LoadEstimate, make_curve
+from controller.orders import Order, ToBroker, ToFrontend, ToWorker
+from controller.preparation import Preparation
+from controller.residency import Residency
+from controller.state import Action, Device, Model, State
+
+LOAD_GUESS_BYTES_PER_S = 1e9  # of a LOAD never seen
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All devices of the shard, and the versions they are to have ready."""
+
+    state: State
+    actions: Actions
+    wanted: list[str] = field(default_factory=list)  # refs that every device is to have ready, in the catalogue's order
+    draining: dict[str, None] = field(default_factory=dict)  # refs wanted before, kept until their last request ended
+    preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
+    frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
+    _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
+    _reported: dict[str, bool] = field(default_factory=dict)  # {ref: what the broker was told of it}
+
+    # -- who is there -------------------------------------------------------------------------------------------------
+
+    def frontend_joined(self, frontend: str) -> list[Order]:
+        """A frontend is there; it is told what is served."""
+        self.frontends[frontend] = None
+        return [ToFrontend(frontend, wire.Serving(added=tuple(self._serving), removed=(), reset=True))]
+
+    def join(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
+        """A worker is there, with what it has prepared and loaded. It was not, or `leave` was called."""
+        orders: list[Order] = []
+        device = Device(hello.member, hello.device, Residency(hello.device.pages, hello.device.pages))
+        device.exec.free_s = device.load.free_s = now
+        self.state.devices[hello.member] = device
+        preparation = self.preparations[hello.member] = Preparation()
+        preparation.want([*self.wanted, *self.draining])
+        for report in hello.prepared:
+            if report.ref in preparation.stages:
+                self._take_report(device, report, orders)
+            else:
+                orders.append(ToWorker(hello.member, wire.Forget(ref=report.ref)))
+        for ref in hello.resident:
+            self._found_resident(device, ref, orders, now)
+        return orders
+
+    def leaving(self, worker: str) -> list[Order]:
+        """A worker finishes what it has and takes nothing more."""
+        orders: list[Order] = []
+        device = self.state.devices.get(worker)
+        if device is not None:
+            device.leaving = True
+            self._nothing_ready(device)
+            self._tell_serving(orders)
+        return orders
+
+    def leave(self, worker: str) -> tuple[list[Action], list[Order]]:
+        """A worker is gone. Returns the actions that it had."""
+        orders: list[Order] = []
+        device = self.state.devices.pop(worker, None)
+        if device is None:
+            return [], orders
+        self._nothing_ready(device)
+        del self.preparations[worker]
+        self._tell_serving(orders)
+        return list(device.actions.values()), orders
+
+    # -- what is wanted -----------------------------------------------------------------------------------------------
+
+    def want(self, refs: list[str], still_used: Callable[[str], bool]) -> list[Order]:
+        """These versions are to be ready; others are let go when their last request has ended."""
+        orders: list[Order] = []
+        for ref in self.wanted:
+            if ref not in refs:
+                self.draining[ref] = None
+        for ref in refs:
+            self.draining.pop(ref, None)
+            if ref not in self.wanted:
+                self._reported.pop(ref, None)
+        self.wanted = list(refs)
+        self._rewant(orders)
+        orders.extend(self.drain(still_used))
+        return orders
+
+    def drain(self, still_used: Callable[[str], bool]) -> list[Order]:
+        """Versions that are not wanted and have no request left are let go."""
+        orders: list[Order] = []
+        ended = [ref for ref in self.draining if not still_used(ref)]
+        for ref in ended:
+            del self.draining[ref]
+        if ended:
+            self._rewant(orders)
+        return orders
+
+    def _rewant(self, orders: list[Order]) -> None:
+        wanted = [*self.wanted, *self.draining]
+        for worker, preparation in self.preparations.items():
+            for ref in preparation.want(wanted):
+                device = self.state.devices[worker]
+                self._not_ready(device, ref)
+                device.residency.gone(ref)
+                device.pages.pop(ref, None)
+                orders.append(ToWorker(worker, wire.Forget(ref=ref)))
+        self._drop_idle_models()
+        for ref in self.wanted:
+            self._report(ref, orders)
+        self._tell_serving(orders)
+
+    def _drop_idle_models(self) -> None:
+        for ref in [ref for ref, model in self.state.models.items() if not model.ready and not len(model.queue)]:
+            del self.state.models[ref]
+
+    # -- preparation --------------------------------------------------------------------------------------------------
+
+    def prepared(self, worker: str, report: wire.Prepared) -> list[Order]:
+        """A worker says how far a version is."""
+        orders: list[Order] = []
+        device = self.state.devices.get(worker)
+        if device is not None and report.ref in self.preparations[worker].stages:
+            self._take_report(device, report, orders)
+        return orders
+
+    def prepare(self, device: Device, now: float, orders: list[Order]) -> None:
+        """PREPAREs that fit the worker's queue go out, and the next measuring run if the device has slack for it."""
+        preparation = self.preparations[device.worker]
+        for ref in preparation.to_prepare():
+            orders.append(ToWorker(device.worker, wire.Prepare(ref=ref)))
+        if len(device.exec) or device.waiting:
+            return
+        run = preparation.to_measure(now, device.busy_until_s)
+        if run is None:
+            return
+        ref, batch, expected_s = run
+        if ref not in device.residency.models and not self._load_to_measure(device, ref, now, orders):
+            return
+        preparation.measuring(ref)
+        start_s = device.start_s(ref, now)
+        orders.append(
+            self.actions.infer(device, ref, batch, [], start_s=start_s, expected_s=expected_s, latest_s=None, now=now)
+        )
+
+    def _load_to_measure(self, device: Device, ref: str, now: float, orders: list[Order]) -> bool:
+        def busy(resident: str) -> bool:
+            model = self.state.models.get(resident)
+            return model is not None and len(model.queue) > 0
+
+        evict = device.residency.victims(device.pages[ref], busy, lambda resident: float(resident in device.curves))
+        report = self.preparations[device.worker].stages[ref].report
+        if evict is None or report is None:
+            return False
+        for resident in evict:
+            self.unload(device, resident, now, orders)
+        expected_s = report.weights_bytes / LOAD_GUESS_BYTES_PER_S + 1e-3
+        orders.append(self.actions.load(device, ref, expected_s=expected_s, now=now))
+        return True
+
+    def unload(self, device: Device, ref: str, now: float, orders: list[Order]) -> None:
+        """The model leaves the device's memory."""
+        model = self.state.models.get(ref)
+        if model is not None:
+            self.state.drop_host(model, device)
+        orders.append(self.actions.unload(device, ref, now=now))
+
+    def not_resident(self, device: Device, ref: str) -> None:
+        """The model turned out not to be in the device's memory."""
+        model = self.state.models.get(ref)
+        if model is not None:
+            self.state.drop_host(model, device)
+        device.residency.gone(ref)
+        device.room_for_more = True
+
+    def _take_report(self, device: Device, report: wire.Prepared, orders: list[Order]) -> None:
+        ref = report.ref
+        self.preparations[device.worker].reported(report)
+        if report.ok:
+            device.pages[ref] = report.pages
+        if report.ok and report.profile is not None and report.spec is not None and not device.leaving:
+            curve = make_curve(report.profile, report.spec.batch_max, device.info.any_batch, device.exec_term)
+            device.curves[ref] = curve
+            device.loads[ref] = LoadEstimate(max(report.profile.load_s, 1e-6), device.load_term)
+            model = self.state.models.get(ref)
+            if model is None:
+                model = self.state.models[ref] = Model(ref, report.spec)
+            model.ready[device.worker] = device
+            if ref in device.residency.models:
+                self.state.add_host(model, device)
+            device.room_for_more = True
+        self._report(ref, orders)
+        self._tell_serving(orders)
+
+    def _found_resident(self, device: Device, ref: str, orders: list[Order], now: float) -> None:
+        """The worker came with this in its arena."""
+        pages = device.pages.get(ref)
+        if pages is None or pages > device.residency.free:
+            orders.append(ToWorker(device.worker, wire.Unload(action=0, ref=ref)))
+            return
+        device.residency.loading(ref, pages, 0, now, now)
+        device.residency.loaded(ref, 0, now)
+        model = self.state.models.get(ref)
+        if model is not None and device.worker in model.ready:
+            self.state.add_host(model, device)
+
+    def _nothing_ready(self, device: Device) -> None:
+        for ref in list(device.curves):
+            self._not_ready(device, ref)
+
+    def _not_ready(self, device: Device, ref: str) -> None:
+        model = self.state.models.get(ref)
+        if model is not None:
+            self.state.drop_host(model, device)
+            model.ready.pop(device.worker, None)
+        device.curves.pop(ref, None)
+        device.loads.pop(ref, None)
+
+    # -- what others are told -----------------------------------------------------------------------------------------
+
+    def report_again(self, refs: list[str]) -> list[Order]:
+        """The broker does not know how far these versions are: it is told (again)."""
+        orders: list[Order] = []
+        for ref in refs:
+            self._reported.pop(ref, None)
+            self._report(ref, orders)
+        return orders
+
+    def _report(self, ref: str, orders: list[Order]) -> None:
+        """The broker hears of a version that is ready somewhere, or that no device can prepare; of each change once."""
+        model = self.state.models.get(ref)
+        if model is not None and model.ready:
+            if self._reported.get(ref) is not True:
+                self._reported[ref] = True
+                orders.append(ToBroker(wire.PrepareReport(ref=ref, ok=True, spec=model.spec)))
+            return
+        stages = [preparation.stages[ref] for preparation in self.preparations.values() if ref in preparation.stages]
+        if stages and all(stage.failed for stage in stages) and self._reported.get(ref) is not False:
+            self._reported[ref] = False
+            faults = dict.fromkeys(fault for s in stages if s.report is not None for fault in s.report.faults)
+            orders.append(ToBroker(wire.PrepareReport(ref=ref, ok=False, faults=tuple(faults))))
+
+    def _tell_serving(self, orders: list[Order]) -> None:
+        served = {ref: None for ref, model in self.state.models.items() if model.ready}
+        if served.keys() == self._serving.keys():
+            return
+        added = tuple(ref for ref in served if ref not in self._serving)
+        removed = tuple(ref for ref in self._serving if ref not in served)
+        self._serving = served
+        message = wire.Serving(added=added, removed=removed)
+        orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        assert self.preparations.keys() == self.state.devices.keys()
+        for preparation in self.preparations.values():
+            preparation.check()
+        assert not set(self.wanted) & self.draining.keys()

@@ -1,0 +1,9 @@
+"""`python -m controller`: the scheduler of one shard."""
+
+from broker.runtime import serve
+from controller.service import ControllerService
+
+
+def main() -> None:
+    """Runs a controller until a signal; exits 0, or 2 with the reason if it cannot start."""
+    serve("controller", lambda runtime: [ControllerService(runtime)])

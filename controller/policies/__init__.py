@@ -1,0 +1,1 @@
+"""Orders of work and admission, behind one Protocol."""

@@ -1,0 +1,125 @@
+"""Gets every wanted version prepared and measured on one device, in slack time. Pure.
+
+A version is: wanted -> being prepared -> to be measured (loaded, then run in every size) -> ready; or failed, with its
+faults, until it is wanted anew.
+"""
+
+from dataclasses import dataclass, field
+
+from broker import wire
+
+PREPARES_MAX = 2  # at a worker: one being prepared, one behind it
+FIRST_GUESS_S = 0.05  # of a run never seen
+SHARE_OF_TIME = 0.1  # measuring takes at most this share of a device's time while it has other work
+RETRY_S = 0.1  # after a run that failed
+IDLE_S = 1.0  # a device without a client's batch for so long has no other work
+
+
+@dataclass(slots=True)
+class Stage:
+    """One version on one device."""
+
+    report: wire.Prepared | None = None  # what the worker said last
+    left: list[tuple[int, int]] = field(default_factory=list)  # (batch, runs) still to be sent
+    running: bool = False  # a measuring run is at the device
+    guess_s: float = FIRST_GUESS_S  # duration of the last run
+    guess_batch: int = 1  # and its size
+
+    @property
+    def failed(self) -> bool:
+        """The version cannot be served from this device."""
+        return self.report is not None and not self.report.ok
+
+
+@dataclass(slots=True)
+class Preparation:
+    """All versions on one device."""
+
+    stages: dict[str, Stage] = field(default_factory=dict)  # {ref: stage}, exactly the wanted ones, in their order
+    _unsent: dict[str, None] = field(default_factory=dict)  # refs whose PREPARE was not sent
+    _at_worker: dict[str, None] = field(default_factory=dict)  # refs being prepared
+    _unmeasured: dict[str, None] = field(default_factory=dict)  # refs with runs left
+    _measure_after_s: float = 0.0  # while the device has other work
+    _retry_s: float = 0.0  # in any case: the last run failed
+
+    def want(self, refs: list[str]) -> list[str]:
+        """These versions and no others are wanted. Returns those that the worker is to forget."""
+        wanted = set(refs)
+        dropped = [ref for ref in self.stages if ref not in wanted]
+        for ref in dropped:
+            del self.stages[ref]
+            for group in (self._unsent, self._at_worker, self._unmeasured):
+                group.pop(ref, None)
+        for ref in refs:
+            if ref not in self.stages:
+                self.stages[ref] = Stage()
+                self._unsent[ref] = None
+        return dropped
+
+    def to_prepare(self) -> list[str]:
+        """Versions whose PREPARE is to be sent now; they are taken as sent."""
+        chosen = list(self._unsent)[: PREPARES_MAX - len(self._at_worker)] if self._unsent else []
+        for ref in chosen:
+            del self._unsent[ref]
+            self._at_worker[ref] = None
+        return chosen
+
+    def reported(self, report: wire.Prepared) -> bool:
+        """The worker said how far a version is. False if it is not wanted (any more)."""
+        stage = self.stages.get(report.ref)
+        if stage is None:
+            return False
+        self._unsent.pop(report.ref, None)
+        self._at_worker.pop(report.ref, None)
+        self._unmeasured.pop(report.ref, None)
+        stage.report = report
+        stage.left = list(report.measure) if report.ok and report.profile is None else []
+        if stage.left:
+            self._unmeasured[report.ref] = None
+        return True
+
+    def to_measure(self, now: float, busy_until_s: float) -> tuple[str, int, float] | None:
+        """(ref, batch, expected duration) of the measuring run to be sent now, if one is. The device runs nothing.
+
+        `busy_until_s`: when it last ran something for a client.
+        """
+        if not self._unmeasured or now < self._retry_s:
+            return None
+        if now < self._measure_after_s and now - busy_until_s < IDLE_S:
+            return None
+        for ref in self._unmeasured:
+            stage = self.stages[ref]
+            if stage.left and not stage.running:
+                batch = stage.left[0][0]
+                return ref, batch, stage.guess_s * max(1.0, batch / stage.guess_batch)
+        return None
+
+    @property
+    def waits(self) -> bool:
+        """Measuring runs are left, and wait for slack."""
+        return bool(self._unmeasured)
+
+    def measuring(self, ref: str) -> None:
+        """The run was sent."""
+        self.stages[ref].running = True
+
+    def measured(self, ref: str, batch: int, duration_s: float | None, now: float) -> None:
+        """The run has ended; with no duration it failed, and is tried again."""
+        stage = self.stages.get(ref)
+        if stage is None:
+            return
+        stage.running = False
+        if duration_s is None:
+            self._measure_after_s = self._retry_s = now + RETRY_S
+            return
+        self._measure_after_s = now + duration_s / SHARE_OF_TIME
+        stage.guess_s, stage.guess_batch = duration_s, batch
+        if stage.left and stage.left[0][0] == batch:
+            runs = stage.left[0][1] - 1
+            stage.left[0:1] = [(batch, runs)] if runs else []
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        assert not self._unsent.keys() & self._at_worker.keys()
+        for group in (self._unsent, self._at_worker, self._unmeasured):
+            assert group.keys() <= self.stages.keys()

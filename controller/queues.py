@@ -1,0 +1,136 @@
+"""One model version's waiting requests, in order of deadline. Pure."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+COMPACT_AT = 256  # heads taken before the lists are cut
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request that waits for its batch, or is bound to one. Instants in the controller's clock."""
+
+    frontend: str
+    number: int  # the frontend's
+    attempt: int
+    ref: str
+    rows: int
+    arrived_s: float
+    deadline_s: float  # for the end of OUTPUT: the way back to the client is already taken off
+    weight: float
+    tensors: Sequence[Any] = ()  # opaque: on their way from frontend to worker
+    large: bool = False  # they travel as frames of their own
+    predicted_s: float = 0.0  # latency from arrival, as admission predicted it
+    tries: int = 0  # actions that took it up and failed
+    closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
+
+
+@dataclass(slots=True)
+class ModelQueue:
+    """Waiting requests, earliest deadline first, ties in order of arrival.
+
+    `deadlines[i]` belongs to `requests[i]`; both start at `head`, what lies before it has been taken.
+    """
+
+    deadlines: list[float] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    head: int = 0
+    rows: int = 0  # of all that wait
+    many: int = 0  # of those, requests with more than one row
+    weighted: int = 0  # of those, requests whose weight is not 1
+
+    def __len__(self) -> int:
+        return len(self.requests) - self.head
+
+    def push(self, request: Request) -> None:
+        """`request` waits, behind all whose deadline is not later."""
+        if self.deadlines and self.deadlines[-1] > request.deadline_s:
+            at = bisect_right(self.deadlines, request.deadline_s, self.head)
+            self.deadlines.insert(at, request.deadline_s)
+            self.requests.insert(at, request)
+        else:
+            self.deadlines.append(request.deadline_s)
+            self.requests.append(request)
+        self._count(request, 1)
+
+    def first(self) -> Request:
+        """The request with the earliest deadline. Raises: IndexError."""
+        return self.requests[self.head]
+
+    def before(self, deadline_s: float) -> int:
+        """How many wait whose deadline is earlier than this."""
+        return bisect_left(self.deadlines, deadline_s, self.head) - self.head
+
+    def take(self, count: int) -> list[Request]:
+        """The first `count`, which wait no longer."""
+        end = self.head + count
+        taken = self.requests[self.head : end]
+        self.head = end
+        for request in taken:
+            self._count(request, -1)
+        if self.head == len(self.requests):
+            self.requests.clear()
+            self.deadlines.clear()
+            self.head = 0
+        elif self.head >= COMPACT_AT:
+            del self.requests[: self.head]
+            del self.deadlines[: self.head]
+            self.head = 0
+        return taken
+
+    def remove(self, request: Request) -> bool:
+        """`request` waits no longer. False if it did not."""
+        at = bisect_left(self.deadlines, request.deadline_s, self.head)
+        while at < len(self.requests) and self.deadlines[at] == request.deadline_s:
+            if self.requests[at] is request:
+                del self.requests[at]
+                del self.deadlines[at]
+                self._count(request, -1)
+                return True
+            at += 1
+        return False
+
+    def count_for(self, rows: int, skip: int = 0) -> int:
+        """How many requests from the head on, after `skip`, fit into a batch of so many rows."""
+        if not self.many:
+            return min(len(self) - skip, rows)
+        count = 0
+        for request in self.requests[self.head + skip :]:
+            rows -= request.rows
+            if rows < 0:
+                break
+            count += 1
+        return count
+
+    def rows_of(self, count: int, skip: int = 0) -> int:
+        """Rows of `count` requests from the head on, after `skip`."""
+        if not self.many:
+            return count
+        start = self.head + skip
+        return sum(request.rows for request in self.requests[start : start + count])
+
+    def weight_of(self, count: int, skip: int = 0) -> float:
+        """Sum of the weights of `count` requests from the head on, after `skip`."""
+        if not self.weighted:
+            return float(count)
+        start = self.head + skip
+        return sum(request.weight for request in self.requests[start : start + count])
+
+    def _count(self, request: Request, sign: int) -> None:
+        self.rows += sign * request.rows
+        if request.rows > 1:
+            self.many += sign
+        if request.weight != 1.0:
+            self.weighted += sign
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        waiting = self.requests[self.head :]
+        assert self.deadlines[self.head :] == [request.deadline_s for request in waiting]
+        assert self.deadlines[self.head :] == sorted(self.deadlines[self.head :])
+        assert self.rows == sum(request.rows for request in waiting)
+        assert self.many == sum(request.rows > 1 for request in waiting)
+        assert self.weighted == sum(request.weight != 1.0 for request in waiting)
+        assert not any(request.closed for request in waiting)

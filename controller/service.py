@@ -1,0 +1,214 @@
+"""The controller's shell: carries events to the scheduler and its orders to their peers, once per turn."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import msgspec
+import structlog
+
+from broker import wire
+from broker.registrar import Registrar
+from broker.runtime import Runtime, host_id, member_id
+from broker.timers import Alarm
+from broker.transport import Buffer, Mail, Port
+from controller.orders import Order, ToBroker, ToFrontend
+from controller.policies.registry import make_policy
+from controller.scheduler import Parameters, Scheduler
+from controller.state import State
+
+DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
+log = structlog.get_logger("controller")
+
+
+class ControllerService:
+    """One port, for frontends and workers alike; one scheduler behind it."""
+
+    def __init__(self, runtime: Runtime, broker: tuple[str, ...] = ()) -> None:
+        settings = self.settings = runtime.settings
+        self._hub = runtime.hub
+        self._transport = runtime.transport
+        state = State()
+        self.scheduler = Scheduler(
+            make_policy(settings.policy, state),
+            state,
+            Parameters(
+                lead_s=settings.lead_ms / 1e3,
+                depth=settings.depth,
+                slack_s=settings.slack_ms / 1e3,
+                queue_max=settings.queue_max,
+            ),
+        )
+        self._port: Port[wire.ToController, wire.FromControllerToFrontend | wire.FromControllerToWorker] = Port(
+            runtime.transport, "controller", DECODER, self._received, self._lost
+        )
+        self._broker = broker or (settings.broker_address,)
+        self._id = member_id("controller")
+        self._registrar: Registrar | None = None
+        self._alarm: Alarm | None = None
+        self._workers: set[str] = set()  # members that said a worker's Hello, and are not lost
+        self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
+        self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listens, and calls the broker."""
+        addresses = self._port.listen(self.settings.host, self.settings.controller_port, "GEARMESH_CONTROLLER_PORT")
+        member = wire.Member(
+            id=self._id, role="controller", host=host_id(), endpoints={"control": addresses}, pid=os.getpid()
+        )
+        self._registrar = Registrar(self._transport, self._broker, member, self._table_changed)
+        self._registrar.start()
+        self._alarm = Alarm(self._hub.loop, lambda now: self._hub.schedule_turn())
+        self._hub.on_turn(self._turn)
+        log.info("started", member=self._id, address=addresses[-1], policy=self.settings.policy, pid=os.getpid())
+
+    def drain(self) -> bool:
+        """True once no request is open here."""
+        return not self.scheduler.open_requests
+
+    def stop(self) -> None:
+        """Everybody is told, and the port closed."""
+        for peer in [*self._workers, *self._frontends]:
+            self._port.send(peer, wire.Goodbye())
+        if self._registrar is not None:
+            self._registrar.stop()
+        if self._alarm is not None:
+            self._alarm.close()
+        self._hub.loop.call_soon(self._port.close)
+        log.info("stopped", member=self._id)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def _received(self, mail: Mail[wire.ToController]) -> None:
+        scheduler = self.scheduler
+        peer = mail.peer
+        frames = iter(mail.frames)
+        if peer in self._workers:
+            scheduler.clock(peer, mail.clock.offset_s)
+        elif peer not in self._frontends and not _introduces(mail.messages):
+            self._port.send(peer, wire.Introduce())
+            return
+        for message in mail.messages:
+            if isinstance(message, wire.Submit):
+                tensors = message.inline or _take(frames, message.frames)
+                self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=mail.now))
+            elif isinstance(message, wire.ActionResult):
+                self._log_result(peer, message)
+                self._order(scheduler.result(peer, message, now=mail.now))
+            else:
+                self._manage(peer, message, mail.now)
+
+    def _manage(self, peer: str, message: wire.ToController, now: float) -> None:
+        scheduler = self.scheduler
+        if isinstance(message, wire.Cancel):
+            scheduler.cancel(peer, message.request)
+        elif isinstance(message, wire.Prepared):
+            self._order(scheduler.prepared(peer, message))
+        elif isinstance(message, wire.WorkerHello):
+            self._worker_joined(peer, message, now)
+        elif isinstance(message, wire.FrontendHello):
+            self._frontend_joined(peer, message)
+        elif isinstance(message, wire.Goodbye):
+            if peer in self._workers:
+                log.info("worker_leaves", worker=peer)
+                self._order(scheduler.worker_leaving(peer))
+            else:
+                self._lost(peer, "left")
+
+    def _worker_joined(self, peer: str, hello: wire.WorkerHello, now: float) -> None:
+        if self._port.epoch == 0:
+            self._early.append((peer, hello))
+            return
+        self._workers.add(peer)
+        self._port.send(peer, wire.Welcome())
+        self._port.send(peer, wire.Frontends(results=dict(self._frontends)))
+        self._order(self.scheduler.worker_joined(hello, now=now))
+        log.info("worker_joined", worker=peer, device=hello.device.name, pages=hello.device.pages)
+
+    def _frontend_joined(self, peer: str, hello: wire.FrontendHello) -> None:
+        self._frontends[peer] = hello.results
+        self._tell_frontends()  # ahead of any INFER that names it
+        self._order(self.scheduler.frontend_joined(peer))
+        log.info("frontend_joined", frontend=peer)
+
+    def _tell_frontends(self) -> None:
+        for worker in self._workers:
+            self._port.send(worker, wire.Frontends(results=dict(self._frontends)))
+
+    def _lost(self, peer: str, why: str) -> None:
+        now = time.monotonic()
+        if peer in self._workers:
+            self._workers.discard(peer)
+            log.warning("worker_lost", worker=peer, why=why)
+            self._order(self.scheduler.worker_lost(peer, now=now))
+        elif peer in self._frontends:
+            del self._frontends[peer]
+            log.warning("frontend_lost", frontend=peer, why=why)
+            self.scheduler.frontend_lost(peer)
+            self._tell_frontends()
+        self._port.forget(peer)
+
+    def _table_changed(self, table: wire.Table) -> None:
+        epoch = table.shards.get(self._id)
+        if epoch is None:
+            return  # a broker that has just started, and has not heard of us yet
+        if epoch != self._port.epoch:
+            self._new_shard(epoch)
+        mine = [model for model in table.models if model.owner == self._id]
+        wanted = [
+            wire.ref_of(model.name, version)
+            for model in mine
+            for version in (model.current, model.target)
+            if version is not None
+        ]
+        self._order(self.scheduler.want(wanted))
+        pending = [wire.ref_of(model.name, model.target) for model in mine if model.target is not None]
+        self._order(self.scheduler.fleet.report_again(pending))
+
+    def _new_shard(self, epoch: int) -> None:
+        assert self._registrar is not None
+        self._port.epoch = self._registrar.shard_epoch = epoch
+        log.info("shard", epoch=epoch)
+        for worker in self._workers:
+            self._port.send(worker, wire.Welcome())
+        early, self._early = self._early, []
+        for peer, hello in early:
+            self._worker_joined(peer, hello, time.monotonic())
+
+    # -- orders -------------------------------------------------------------------------------------------------------
+
+    def _turn(self, now: float) -> None:
+        self._order(self.scheduler.wake(now=now))
+        assert self._alarm is not None
+        self._alarm.set(self.scheduler.wake_at())
+
+    def _order(self, orders: list[Order]) -> None:
+        for order in orders:
+            if isinstance(order, ToFrontend):
+                self._port.send(order.frontend, order.message)
+            elif isinstance(order, ToBroker):
+                assert self._registrar is not None
+                self._registrar.send(order.message)
+            else:
+                self._port.send(order.worker, order.message, order.frames)
+
+    def _log_result(self, peer: str, result: wire.ActionResult) -> None:
+        if result.code != "ok":
+            (log.warning if result.code == "device_error" else log.debug)(
+                "action_failed",
+                worker=peer,
+                action=result.action,
+                kind=result.kind,
+                code=result.code,
+                message=result.message,
+            )
+
+
+def _introduces(messages: list[wire.ToController]) -> bool:
+    return any(isinstance(message, (wire.WorkerHello, wire.FrontendHello, wire.Goodbye)) for message in messages)
+
+
+def _take(frames: Iterator[Buffer], count: int) -> list[Buffer]:
+    return [next(frames) for _ in range(count)]

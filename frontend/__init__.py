@@ -1,0 +1,1 @@
+"""Where clients call. `frontend.client` holds `Client` and `AsyncClient`, and needs only pyzmq, msgpack and numpy."""

@@ -1,0 +1,125 @@
+"""The frontend's links to controllers: which one has which model, what it serves, and what happens when it is lost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from broker import wire
+from broker.transport import Buffer, Link, Mail, Transport
+
+DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
+REOPEN_S = 0.05
+log = structlog.get_logger("frontend")
+
+
+@dataclass(slots=True)
+class Controller:
+    """One controller that was heard of."""
+
+    link: Link[wire.FromControllerToFrontend, wire.ToController]
+    serving: set[str] = field(default_factory=set)  # refs that it has a worker for
+
+
+class Controllers:
+    """Shell. `refused` gets every refusal, `lost` the id of a controller that is gone; `ready`: submit what waits."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        hello: Callable[[], wire.FrontendHello],
+        refused: Callable[[wire.Refused], None],
+        lost: Callable[[str], None],
+        ready: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._hello = hello
+        self._refused = refused
+        self._lost = lost
+        self._ready = ready
+        self._known: dict[str, Controller] = {}  # {member id: controller} with an open link
+        self._members: dict[str, wire.Member] = {}  # {member id: member}, of the last table
+        self._owners: dict[str, str] = {}  # {model: controller}; kept while its link is open, whatever the table forgot
+        self._stopped = False
+
+    def table_changed(self, table: wire.Table) -> None:
+        """Links to all controllers of the table are open, or being opened."""
+        self._members = {member.id: member for member in table.members if member.role == "controller"}
+        for model in table.models:
+            if model.owner is not None:
+                self._owners[model.name] = model.owner
+            elif self._owners.get(model.name) not in self._known:
+                self._owners.pop(model.name, None)
+        for member in self._members.values():
+            if member.id not in self._known:
+                self._open(member)
+        self._ready()
+
+    def submit(self, model: str, message: wire.Submit, frames: Sequence[Buffer]) -> None:
+        """`message` goes to the controller that `owner` names."""
+        self._known[self._owners[model]].link.send(message, frames)
+
+    def owner(self, model: str) -> str | None:
+        """The controller that has the model and can be reached."""
+        owner = self._owners.get(model)
+        return owner if owner in self._known else None
+
+    def serves(self, model: str, ref: str) -> bool:
+        """A request for `ref` would find a worker."""
+        controller = self._known.get(self._owners.get(model, ""))
+        return controller is not None and ref in controller.serving
+
+    def cancel(self, controller: str, request: int) -> None:
+        """Nobody waits for this request any more."""
+        known = self._known.get(controller)
+        if known is not None:
+            known.link.send(wire.Cancel(request=request))
+
+    def stop(self) -> None:
+        """Every controller is told that we leave."""
+        self._stopped = True
+        for controller in self._known.values():
+            controller.link.send(wire.Goodbye())
+            self._transport.hub.loop.call_soon(controller.link.close, 200)
+
+    def _open(self, member: wire.Member) -> None:
+        link: Link[wire.FromControllerToFrontend, wire.ToController] = Link(
+            self._transport, self._hello().member, member.id, DECODER, self._received, self._link_lost
+        )
+        self._known[member.id] = Controller(link)
+        link.call(member.endpoints["control"])
+        link.send(self._hello())
+
+    def _link_lost(self, peer: str, why: str) -> None:
+        log.warning("controller_lost", controller=peer, why=why)
+        del self._known[peer]
+        self._lost(peer)
+        if not self._stopped:
+            self._transport.hub.loop.call_later(REOPEN_S, self._reopen, peer)
+
+    def _reopen(self, peer: str) -> None:
+        """The table may name the lost one still: it may only be the connection that broke."""
+        member = self._members.get(peer)
+        if member is not None and peer not in self._known and not self._stopped:
+            self._open(member)
+            self._ready()
+
+    def _received(self, mail: Mail[wire.FromControllerToFrontend]) -> None:
+        controller = self._known.get(mail.peer)
+        if controller is None:
+            return
+        for message in mail.messages:
+            if isinstance(message, wire.Refused):
+                self._refused(message)
+            elif isinstance(message, wire.Serving):
+                if message.reset:
+                    controller.serving.clear()
+                controller.serving.update(message.added)
+                controller.serving.difference_update(message.removed)
+            elif isinstance(message, wire.Introduce):
+                controller.link.send(self._hello())
+            elif isinstance(message, wire.Goodbye):
+                controller.link.close()
+                self._link_lost(mail.peer, "left")
+                return

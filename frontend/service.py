@@ -1,0 +1,343 @@
+"""The frontend's shell: clients on one side, controllers and workers on the other, the table of requests between."""
+
+import os
+import time
+from typing import Any
+
+import msgspec
+import structlog
+
+from broker import wire
+from broker.registrar import Registrar
+from broker.runtime import Runtime, host_id, member_id
+from broker.timers import Alarm
+from broker.transport import Buffer, Mail, Port
+from frontend import protocol
+from frontend.controllers import Controllers
+from frontend.protocol import Answer, Checked, Error, Invalid, TensorOut
+from frontend.requests import Call, Completed, Part, RequestTable
+from frontend.transport import ClientId, ClientPort
+
+RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
+_encode = msgspec.msgpack.Encoder().encode
+log = structlog.get_logger("frontend")
+
+
+class FrontendService:
+    """One port for clients, one for workers' outputs, links to all controllers."""
+
+    def __init__(self, runtime: Runtime, broker: tuple[str, ...] = ()) -> None:
+        settings = self.settings = runtime.settings
+        self._hub = runtime.hub
+        self._transport = runtime.transport
+        self._requests = RequestTable(settings.in_flight_max)
+        self._clients = ClientPort(runtime.hub, self._client_said)
+        self._results: Port[wire.ToResults, wire.FromResults] = Port(
+            runtime.transport, "results", RESULTS, self._outputs, _ignore, watch=False
+        )
+        self._id = member_id("frontend")
+        self._broker = broker or (settings.broker_address,)
+        self._registrar: Registrar | None = None
+        self._controllers = Controllers(
+            runtime.transport, self._hello, self._refused, self._controller_lost, self._submit_waiting
+        )
+        self._addresses: tuple[str, ...] = ()
+        self._models: dict[str, wire.ModelEntry] = {}  # {name: entry}, of the last table
+        self._alarm: Alarm | None = None
+        self._answers: dict[str, int] = {}  # {status: answers so far}
+        self._started_s = time.monotonic()
+        self._draining = False
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listens, and calls the broker."""
+        settings = self.settings
+        address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
+        self._addresses = self._results.listen(settings.host, 0, "GEARMESH_HOST")
+        member = wire.Member(
+            id=self._id,
+            role="frontend",
+            host=host_id(),
+            endpoints={"clients": (address,), "results": self._addresses},
+            pid=os.getpid(),
+        )
+        self._registrar = Registrar(self._transport, self._broker, member, self._table_changed)
+        self._registrar.start()
+        self._alarm = Alarm(self._hub.loop, self._ring)
+        self._hub.on_turn(self._turn)
+        log.info("started", member=self._id, address=address, pid=os.getpid())
+
+    def drain(self) -> bool:
+        """Takes no new connections; True once every request is answered."""
+        if not self._draining:
+            self._draining = True
+            self._clients.stop_reading()
+        return len(self._requests) == 0
+
+    def stop(self) -> None:
+        """What is still open is answered, and everybody told."""
+        for call in self._requests.close_all():
+            self._answer_error(call, "failed", "stopping", "the frontend is being stopped", None)
+        self._controllers.stop()
+        if self._registrar is not None:
+            self._registrar.stop()
+        if self._alarm is not None:
+            self._alarm.close()
+        self._hub.loop.call_soon(self._results.close)
+        self._hub.loop.call_soon(self._clients.close)
+        log.info("stopped", member=self._id, answers=self._answers)
+
+    def _hello(self) -> wire.FrontendHello:
+        return wire.FrontendHello(member=self._id, host=host_id(), results=self._addresses)
+
+    # -- from clients -------------------------------------------------------------------------------------------------
+
+    def _client_said(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
+        now = time.monotonic()
+        try:
+            request = protocol.decode(header)
+            if isinstance(request, protocol.Infer):
+                self._infer(client, request, frames, now)
+            elif isinstance(request, protocol.Models):
+                self._send(client, {"id": request.id, "status": "ok", "models": self._describe_models()})
+            elif isinstance(request, protocol.Status):
+                self._send(client, {"id": request.id, "status": "ok", **self._describe_mesh()})
+            else:
+                self._send(client, {"id": request.id, "status": "ok"})
+        except Invalid as invalid:
+            self._count(invalid.status)
+            self._clients.answer(client, _encode(invalid.answer()))
+
+    def _infer(self, client: ClientId, request: protocol.Infer, frames: list[Buffer], now: float) -> None:
+        protocol.check_names(request)
+        entry = self._find_model(request)
+        assert entry.spec is not None
+        budget_s = protocol.check_budget(request, entry.spec.slo_ms, self.settings.slo_ms_max)
+        weight = protocol.check_weight(request)
+        checked = protocol.check_inputs(request, frames, entry.spec, self.settings.rows_max)
+        if self._requests.holds(client, request.id):
+            text = f"id {request.id!r} is in flight on this connection already"
+            raise Invalid("duplicate_id", text, "id", request.id)
+        if self._requests.full or self._draining:
+            text = f"{len(self._requests)} requests are in flight at this frontend, which is its limit"
+            raise Invalid("frontend_full", text, None, request.id, "rejected", 50.0)
+        call = Call(
+            client,
+            request.id,
+            wire.ref_of(entry.name, str(entry.current)),
+            entry.spec,
+            checked.rows,
+            now,
+            now + budget_s,
+            bool(frames),
+            weight,
+        )
+        self._submit_all(call, checked, now)
+
+    def _find_model(self, request: protocol.Infer) -> wire.ModelEntry:
+        """The entry of the model's current version. Raises: Invalid."""
+        entry = self._models.get(str(request.model))
+        if entry is None:
+            names = ", ".join(sorted(self._models)) or "none"
+            raise Invalid(
+                "unknown_model", f"there is no model {request.model!r}; there are: {names}", "model", request.id
+            )
+        if entry.current is None or entry.spec is None:
+            why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
+            text = f"model {entry.name!r} has no version that can be served{why}"
+            raise Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
+        if request.version is not None and request.version != entry.current:
+            text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
+            raise Invalid("unknown_version", text, "version", request.id)
+        return entry
+
+    def _submit_all(self, call: Call, checked: Checked, now: float) -> None:
+        for part in self._requests.open(call, checked.tensors):
+            self._submit(part, now)
+
+    def _submit(self, part: Part, now: float) -> None:
+        """The part goes to its model's controller; without one it waits for one, as long as its budget lasts."""
+        call = part.call
+        model, _ = wire.split_ref(call.ref)
+        owner = self._controllers.owner(model)
+        if owner is None:
+            return
+        large = sum(map(len, part.tensors)) > wire.INLINE_BYTES_MAX
+        message = wire.Submit(
+            request=part.number,
+            attempt=self._requests.submitted(part, owner),
+            ref=call.ref,
+            rows=part.rows,
+            budget_s=call.deadline_s - now,
+            weight=call.weight,
+            inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
+            frames=len(part.tensors) if large else 0,
+        )
+        self._controllers.submit(model, message, part.tensors if large else ())
+
+    def _submit_waiting(self) -> None:
+        now = time.monotonic()
+        for part in self._requests.unsubmitted():
+            self._submit(part, now)
+        self._hub.schedule_turn()
+
+    # -- from controllers and workers ---------------------------------------------------------------------------------
+
+    def _table_changed(self, table: wire.Table) -> None:
+        self._models = {entry.name: entry for entry in table.models}
+        self._results.keep_only(member.id for member in table.members)
+        self._controllers.table_changed(table)
+
+    def _controller_lost(self, controller: str) -> None:
+        parts = self._requests.controller_lost(controller)
+        if parts:
+            log.warning("resubmitting", requests=len(parts), controller=controller)
+        self._submit_waiting()
+
+    def _refused(self, refused: wire.Refused) -> None:
+        call = self._requests.refused(refused.request, refused.attempt)
+        if call is None:
+            return
+        for part in call.parts:
+            if part.number != refused.request and part.controller is not None and part.outputs is None:
+                self._controllers.cancel(part.controller, part.number)
+        predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3
+        retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
+        self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
+
+    def _outputs(self, mail: Mail[wire.ToResults]) -> None:
+        frames = iter(mail.frames)
+        for message in mail.messages:
+            if not isinstance(message, wire.Outputs):
+                continue
+            for answer in message.answers:
+                outputs = answer.inline or [next(frames) for _ in range(answer.frames)]
+                completed = self._requests.outputs(
+                    answer.request, outputs, message.batch, answer.predicted_s, message.device
+                )
+                if completed is not None:
+                    self._answer_ok(completed, mail.now)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _answer_ok(self, completed: Completed, now: float) -> None:
+        call = completed.call
+        name, version = wire.split_ref(call.ref)
+        outputs = completed.outputs()
+        self._count("ok")
+        answer = Answer(
+            id=call.id,
+            status="ok",
+            outputs=[
+                TensorOut(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
+                for spec, data in zip(call.spec.outputs, outputs, strict=True)
+            ],
+            model=name,
+            version=version,
+            latency_ms=(now - call.received_s) * 1e3,
+            predicted_ms=completed.predicted_s * 1e3,
+            batch_size=completed.batch_size,
+            device=completed.device,
+            cached=False,
+        )
+        client: Any = call.client
+        self._clients.answer(client, _encode(answer), outputs if call.framed else ())
+
+    def _answer_error(
+        self,
+        call: Call,
+        status: str,
+        code: str,
+        message: str,
+        predicted_ms: float | None = None,
+        retry_after_ms: float | None = None,
+    ) -> None:
+        name, version = wire.split_ref(call.ref)
+        self._count(status)
+        answer = Answer(
+            id=call.id,
+            status=status,
+            model=name,
+            version=version,
+            latency_ms=(time.monotonic() - call.received_s) * 1e3,
+            predicted_ms=predicted_ms,
+            error=Error(code, message, None, retry_after_ms),
+        )
+        client: Any = call.client
+        self._clients.answer(client, _encode(answer))
+
+    def _send(self, client: ClientId, message: dict[str, Any]) -> None:
+        self._clients.answer(client, _encode(message))
+
+    def _count(self, status: str) -> None:
+        self._answers[status] = self._answers.get(status, 0) + 1
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _ring(self, now: float) -> None:
+        for call in self._requests.expire(now):
+            for part in call.parts:
+                if part.controller is not None and part.outputs is None:
+                    self._controllers.cancel(part.controller, part.number)
+            waiting = all(part.controller is None for part in call.parts)
+            text = "no controller could be reached" if waiting else "no answer came within the budget"
+            self._answer_error(call, "timed_out", "deadline", text)
+        self._hub.schedule_turn()
+
+    def _turn(self, now: float) -> None:
+        assert self._alarm is not None
+        self._alarm.set(self._requests.wake_at())
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    def _describe_models(self) -> list[dict[str, Any]]:
+        described = []
+        for entry in self._models.values():
+            spec = entry.spec
+            ready = entry.current is not None and self._controllers.serves(
+                entry.name, wire.ref_of(entry.name, entry.current)
+            )
+            described.append(
+                {
+                    "name": entry.name,
+                    "version": entry.current,
+                    "versions": list(entry.versions),
+                    "inputs": [_describe(tensor) for tensor in spec.inputs] if spec else [],
+                    "outputs": [_describe(tensor) for tensor in spec.outputs] if spec else [],
+                    "slo_ms": spec.slo_ms if spec else None,
+                    "batch_sizes": list(spec.batch_sizes) if spec else [],
+                    "batch_max": spec.batch_max if spec else None,
+                    "labels": list(spec.labels) if spec else [],
+                    "ready": ready,
+                    "preparing": entry.target,
+                    "fault": entry.fault or None,
+                }
+            )
+        return described
+
+    def _describe_mesh(self) -> dict[str, Any]:
+        table = self._registrar.table if self._registrar is not None else None
+        members = table.members if table is not None else ()
+        return {
+            "frontend": self._id,
+            "uptime_s": time.monotonic() - self._started_s,
+            "epoch": table.epoch if table is not None else None,
+            "members": [
+                {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
+                for m in members
+            ],
+            "in_flight": len(self._requests),
+            "answers": self._answers,
+            "connections": self._clients.connections,
+            "disconnections": self._clients.disconnections,
+            "answers_dropped": self._clients.answers_dropped,
+        }
+
+
+def _describe(tensor: wire.TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _ignore(peer: str, why: str) -> None:
+    """A worker's link to us is not watched: its controller says what becomes of its requests."""

@@ -1,0 +1,103 @@
+"""A weight arena in host memory whose pages can be seen side by side: the cpu device's gather is a mapping, not a copy.
+
+The arena is one anonymous file (memfd) mapped once; a model's pages, wherever they lie, are mapped a second time one
+after the other, so that its tensors are contiguous without being moved.
+"""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MAP_POPULATE = 0x8000
+_PROT_NONE = 0
+_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+]  # fmt: skip
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Mapping:
+    """Some address space; given back when the last view of it is gone."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
+
+    def view(self) -> Bytes:
+        """All of it as bytes. The view keeps the mapping."""
+        kind: Any = type("_Bytes", (ctypes.c_ubyte * self.size,), {})
+        buffer = kind.from_address(self.address)
+        buffer.mapping = self
+        return np.frombuffer(buffer, np.uint8)
+
+    def __del__(self) -> None:
+        _libc.munmap(self.address, self.size)
+
+
+class Arena:
+    """`count` pages of `page_bytes`, all allocated and touched. Raises: OSError, MemoryError."""
+
+    def __init__(self, count: int, page_bytes: int) -> None:
+        assert page_bytes % mmap.PAGESIZE == 0
+        self.count, self.page_bytes = count, page_bytes
+        self._fd = os.memfd_create("gearmesh-arena", os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, count * page_bytes)
+        os.posix_fallocate(self._fd, 0, count * page_bytes)
+        size = count * page_bytes
+        base = _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_POPULATE, self._fd, 0)
+        self._view = Mapping(base, size).view()
+
+    def copy_in(self, image: Bytes, pages: Sequence[int]) -> None:
+        """`image` is in the pages, in their order. Releases the GIL while it copies."""
+        for i, page in enumerate(pages):
+            piece = image[i * self.page_bytes : (i + 1) * self.page_bytes]
+            start = page * self.page_bytes
+            self._view[start : start + len(piece)] = piece
+
+    def window(self, pages: Sequence[int]) -> Bytes:
+        """The pages side by side, read-only by convention; kept mapped as long as the view lives."""
+        size = len(pages) * self.page_bytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        mapping = Mapping(_map(None, size, _PROT_NONE, flags, -1, 0), size)
+        at = mapping.address
+        for first, length in _runs(pages):
+            span = length * self.page_bytes
+            flags = mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE
+            _map(at, span, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._fd, first * self.page_bytes)
+            at += span
+        return mapping.view()
+
+    def close(self) -> None:
+        """No new windows; the memory goes with the last view."""
+        os.close(self._fd)
+
+
+def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, length) of each run of consecutive pages: one mapping each."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and runs[-1][0] + runs[-1][1] == page:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page, 1))
+    return runs
+
+
+def _map(address: int | None, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    result = _libc.mmap(address, size, protection, flags, fd, offset)
+    if result == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mmap of {size} bytes: {os.strerror(code)}")
+    return int(result)

@@ -1,0 +1,64 @@
+"""What a device can do. A new kind is one file in this folder and one line in `open_device`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from broker import wire
+from broker.config import Settings
+from broker.errors import GearmeshError
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import Package
+
+Finished = Callable[[Phase, Job, Done], None]
+
+
+class DeviceError(GearmeshError):
+    """The device cannot be opened; `str()` says what and why."""
+
+
+class Device(Protocol):
+    """One device: memory for weights in pages, and lanes that execute what they are told in the order they are told.
+
+    `prepare` is called on a thread of its own; everything else on the event loop's thread, and must not block it for
+    longer than the shortest action takes. Only `prepare` allocates, pins, compiles or captures.
+    """
+
+    info: wire.DeviceInfo
+    depth: dict[Phase, int]  # phases it can be given ahead, per lane
+    measured: bool  # profiles are measured by running; False: `prepare` knows them
+
+    def attach(self, finished: Finished) -> None:
+        """`finished` will be called on the loop's thread for every phase that `begin` did not end itself."""
+
+    def prepare(self, package: Package) -> wire.Profile | None:
+        """The version can be loaded and executed. Returns its profile where it is known. Raises: PackageError."""
+
+    def forget(self, ref: str) -> None:
+        """All that `prepare` made is freed, as soon as nothing uses it."""
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """Starts a phase. Returns how it went if it is over already; None: `finished` will be called."""
+
+    def release(self, job: Job) -> None:
+        """The job has ended, one way or another: what it held for inputs and outputs is free."""
+
+    def unloaded(self, ref: str) -> None:
+        """The pages of `ref` are not its own any more: views of them are dropped."""
+
+    def close(self) -> None:
+        """The device is free for another process."""
+
+
+def open_device(settings: Settings) -> Device:
+    """The device that the settings name. Raises: DeviceError, SettingsError."""
+    name = settings.device
+    if name in ("auto", "cpu"):
+        from gpu_worker.devices.cpu import CpuDevice
+
+        return CpuDevice.claim(settings) if name == "auto" else CpuDevice(settings)
+    if name.startswith("emulated:"):
+        from gpu_worker.devices.emulated import EmulatedDevice
+
+        return EmulatedDevice(settings, Path(name.removeprefix("emulated:")))
+    raise DeviceError(f"GEARMESH_DEVICE={name!r}: allowed are auto, cpu, cuda, cuda:N and emulated:PROFILE.json")

@@ -1,0 +1,298 @@
+"""The processor as a device: the same pages, windows and lanes as a GPU, in host memory, with a real copy on LOAD.
+
+EXEC runs on one thread at a time: short ones on the loop's thread (handing them over costs more than they take), long
+ones on a thread of their own, so that the worker goes on answering its controller.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from broker import wire
+from broker.config import Settings
+from broker.errors import PackageError
+from broker.tensors import DTYPES, byte_count, raw
+from gpu_worker.devices.arena import Arena, Bytes
+from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.devices.executables import Forward, check_by_running, empty_image, load_forward, read_image, views
+from gpu_worker.devices.locks import DeviceLock, claim_first
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import Package
+
+ARENA_MB = 1024
+PAGE_MB = 2
+INLINE_S_MAX = 0.001  # longer actions go to a thread; Source: scripts/bench_worker.py, hand-over costs 0.1-0.2 ms here
+INLINE_BYTES_MAX = 256 * 1024  # the same for LOAD: 256 KiB copy in some 30 us
+SLOTS = 8  # buffers for inputs: lanes hold a handful of INFERs at a time
+Task = tuple[Phase, Job]
+
+
+@dataclass(slots=True)
+class Version:
+    """One prepared version of a model."""
+
+    package: Package
+    forward: Forward
+    image: Bytes  # the weights in host memory, laid out
+    row_bytes: tuple[int, ...]  # of each input
+    weights: list[torch.Tensor] | None = None  # views of its pages; None while not loaded
+
+
+class CpuDevice:
+    """See gpu_worker.devices.base.Device."""
+
+    def __init__(self, settings: Settings, name: str = "", lock: DeviceLock | None = None) -> None:
+        folder = settings.data_dir / "locks"
+        self._lock = lock if lock is not None else DeviceLock(folder, "cpu:0")
+        torch.set_num_threads(settings.threads)
+        torch.set_grad_enabled(False)
+        page_bytes = (settings.page_mb or PAGE_MB) << 20
+        count = ((settings.arena_mb or ARENA_MB) << 20) // page_bytes
+        try:
+            self._arena = Arena(count, page_bytes)
+        except (OSError, MemoryError) as error:
+            raise DeviceError(
+                f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
+            ) from error
+        self.info = wire.DeviceInfo(
+            name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
+        )
+        self.depth = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
+        self.measured = True
+        self._versions: dict[str, Version] = {}
+        self._forwards: dict[str, Forward] = {}  # {architecture: executable}, shared by its models
+        self._slots: deque[Bytes] = deque()
+        self._slot_bytes = 0
+        self._window_bytes_max = settings.window_mb << 20
+        self._finished: Finished | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._exec = _Lane("exec", self._run_exec)
+        self._load = _Lane("load", self._run_load)
+
+    @classmethod
+    def claim(cls, settings: Settings) -> "CpuDevice":
+        """The first processor device that no worker drives: as many as there are cores for."""
+        count = max(1, (os.cpu_count() or 1) // settings.threads)
+        name, lock = claim_first(settings.data_dir / "locks", [f"cpu:{i}" for i in range(count)])
+        return cls(settings, name, lock)
+
+    def attach(self, finished: Finished) -> None:
+        """See Device."""
+        self._finished = finished
+        self._loop = asyncio.get_running_loop()
+        self._exec.start(self._tell)
+        self._load.start(self._tell)
+
+    def prepare(self, package: Package) -> wire.Profile | None:
+        """See Device."""
+        faults = []
+        if package.image_bytes > self._window_bytes_max:
+            faults.append(
+                f"its weights take {package.image_bytes >> 20} MiB; the window is {self._window_bytes_max >> 20} MiB "
+                "(GEARMESH_WINDOW_MB)"
+            )
+        if package.pages(self.info.page_bytes) > self.info.pages:
+            faults.append(
+                f"its weights take {package.pages(self.info.page_bytes)} pages; the arena has {self.info.pages} "
+                "(GEARMESH_ARENA_MB)"
+            )
+        if faults:
+            raise PackageError(package.ref, faults)
+        torch.set_grad_enabled(False)  # of this thread
+        forward = self._forwards.get(package.architecture)
+        if forward is None:
+            forward = load_forward(package)
+        image = empty_image(package.image_bytes)
+        read_image(package, image)
+        check_by_running(package, forward, views(image, package))
+        self._forwards[package.architecture] = forward
+        row_bytes = tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in package.spec.inputs)
+        self._grow_slots(sum(row_bytes) * package.spec.batch_max)
+        self._versions[package.ref] = Version(package, forward, image, row_bytes)
+        return None
+
+    def forget(self, ref: str) -> None:
+        """See Device."""
+        version = self._versions.pop(ref, None)
+        if version is not None:
+            architecture = version.package.architecture
+            if all(other.package.architecture != architecture for other in self._versions.values()):
+                self._forwards.pop(architecture, None)
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """See Device."""
+        if phase is Phase.INPUT:
+            return self._input(job)
+        if phase is Phase.OUTPUT:
+            return self._output(job)
+        if phase is Phase.EXEC:
+            if self._exec.idle and job.action.expected_s <= INLINE_S_MAX:
+                return self._run_exec(job)
+            self._exec.give((phase, job))
+            return None
+        if self._load.idle and self._versions[job.action.ref].package.image_bytes <= INLINE_BYTES_MAX:
+            return self._run_load(job)
+        self._load.give((phase, job))
+        return None
+
+    def release(self, job: Job) -> None:
+        """See Device."""
+        slot, job.slot = job.slot, None
+        if slot is not None and len(slot) == self._slot_bytes:
+            self._slots.append(slot)
+
+    def unloaded(self, ref: str) -> None:
+        """See Device."""
+        version = self._versions.get(ref)
+        if version is not None:
+            version.weights = None
+
+    def close(self) -> None:
+        """See Device."""
+        self._exec.stop()
+        self._load.stop()
+        self._arena.close()
+        self._lock.release()
+
+    # -- phases -------------------------------------------------------------------------------------------------------
+
+    def _input(self, job: Job) -> Done:
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        begin_s = time.monotonic()
+        version = self._versions.get(action.ref)
+        if version is None or not self._slots:
+            return Done(begin_s, begin_s, 0.0, "unknown_model" if version is None else "no_slots")
+        job.slot = slot = self._slots.popleft()
+        if not action.parts:
+            slot.fill(0)  # a measuring run: what others left there may hold denormals, which are slow
+        base = 0
+        for i, size in enumerate(version.row_bytes):
+            at = base
+            for tensors in job.tensors:
+                piece = np.frombuffer(tensors[i], np.uint8)
+                end = at + len(piece)
+                if end > base + size * action.batch:
+                    return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has more bytes than the batch's rows")
+                slot[at:end] = piece
+                at = end
+            base += size * action.batch
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s)
+
+    def _run_exec(self, job: Job) -> Done:
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        begin_s = time.monotonic()
+        if begin_s > action.latest_s:
+            return Done(begin_s, begin_s, 0.0, "late")
+        version = self._versions.get(action.ref)
+        if version is None:
+            return Done(begin_s, begin_s, 0.0, "unknown_model")
+        try:
+            gathered = version.weights is None
+            if version.weights is None:
+                version.weights = views(self._arena.window(job.pages), version.package)
+            inputs = self._inputs(version, job.slot, action.batch)
+            outputs = version.forward(*version.weights, *inputs)
+            job.outputs = [raw(output.contiguous().numpy()) for output in outputs]
+        except Exception as error:  # whatever the model raises is that action's outcome, not this process's end
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, "device_error", f"{type(error).__name__}: {error}")
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s, gathered=gathered)
+
+    def _inputs(self, version: Version, slot: Bytes, batch: int) -> list[torch.Tensor]:
+        inputs = []
+        at = 0
+        for spec, size in zip(version.package.spec.inputs, version.row_bytes, strict=True):
+            end = at + size * batch
+            inputs.append(torch.from_numpy(slot[at:end].view(DTYPES[spec.dtype]).reshape((batch, *spec.shape[1:]))))
+            at = end
+        return inputs
+
+    def _output(self, job: Job) -> Done:
+        now = time.monotonic()  # host memory: the outputs are where they have to be
+        return Done(now, now, 0.0)
+
+    def _run_load(self, job: Job) -> Done:
+        begin_s = time.monotonic()
+        version = self._versions.get(job.action.ref)
+        if version is None:
+            return Done(begin_s, begin_s, 0.0, "unknown_model")
+        self._arena.copy_in(version.image, job.pages)
+        version.weights = views(self._arena.window(job.pages), version.package)
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s)
+
+    def _grow_slots(self, needed: int) -> None:
+        if needed > self._slot_bytes:
+            fresh = deque(np.zeros(needed, np.uint8) for _ in range(SLOTS))
+            self._slots, self._slot_bytes = fresh, needed
+
+    def _tell(self, phase: Phase, job: Job, done: Done) -> None:
+        assert self._loop is not None
+        assert self._finished is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._finished, phase, job, done)
+
+
+class _Lane:
+    """A thread that runs what it is given, one after the other."""
+
+    def __init__(self, name: str, run: Callable[[Job], Done]) -> None:
+        self._run = run
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._given = 0  # by the loop's thread
+        self._ended = 0  # by this lane's
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._tell: Finished | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was given that has not ended."""
+        return self._given == self._ended
+
+    def start(self, tell: Finished) -> None:
+        """The thread runs; `tell` is called on it when a task has ended."""
+        self._tell = tell
+        self._thread.start()
+
+    def give(self, task: Task) -> None:
+        """The task will be run after those given before."""
+        self._given += 1
+        self._tasks.put(task)
+
+    def stop(self) -> None:
+        """The thread has ended, after what it was given."""
+        if self._thread.is_alive():
+            self._tasks.put(None)
+            self._thread.join(timeout=5.0)
+
+    def _work(self) -> None:
+        torch.set_grad_enabled(False)
+        while (task := self._tasks.get()) is not None:
+            phase, job = task
+            done = self._run(job)
+            self._ended += 1
+            assert self._tell is not None
+            self._tell(phase, job, done)
+
+
+def _kind(threads: int) -> str:
+    """Equal for processors and releases that can be expected to take equal times."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"cpu {model}, {threads} threads, torch {torch.__version__}"

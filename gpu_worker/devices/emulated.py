@@ -1,0 +1,131 @@
+"""A device that answers from a profile, on the real wire: one machine can face a controller with hundreds of them."""
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from pathlib import Path
+
+from broker import wire
+from broker.config import Settings
+from broker.errors import PackageError
+from broker.tensors import byte_count
+from broker.timers import Alarm
+from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.emulation import ProfileError, exec_s, parse_profile
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import Package
+
+_numbers = itertools.count()  # emulated devices of this process
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+class EmulatedDevice:
+    """See gpu_worker.devices.base.Device. Outputs are zeros; LOAD and EXEC each do one thing at a time."""
+
+    def __init__(self, settings: Settings, file: Path) -> None:
+        try:
+            self._profile = parse_profile(file.read_text(), str(file))
+        except (OSError, ProfileError) as error:
+            raise DeviceError(f"GEARMESH_DEVICE=emulated:{file}: {error}") from error
+        self.info = wire.DeviceInfo(
+            name=f"emulated:{self._profile.name}/{next(_numbers)}",
+            kind=f"emulated {self._profile.name}",
+            pages=self._profile.pages,
+            page_bytes=self._profile.page_bytes,
+            any_batch=True,
+        )
+        self.depth = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
+        self.measured = False
+        self._packages: dict[str, Package] = {}
+        self._ends: deque[tuple[float, Phase, Job, Done]] = deque()  # what runs, in order of its end
+        self._free_at = dict.fromkeys(Phase, 0.0)  # when each lane has done what it was given
+        self._finished: Finished | None = None
+        self._alarm: Alarm | None = None
+
+    def attach(self, finished: Finished) -> None:
+        """See Device."""
+        self._finished = finished
+        self._alarm = Alarm(asyncio.get_running_loop(), self._ring)
+
+    def prepare(self, package: Package) -> wire.Profile | None:
+        """See Device. The profile of the file, for the sizes of the ladder."""
+        name, _ = wire.split_ref(package.ref)
+        times = self._profile.times(name)
+        if times is None:
+            raise PackageError(
+                package.ref, [f"the profile {self._profile.name!r} has no model {name!r} and no default"]
+            )
+        pages = package.pages(self.info.page_bytes)
+        if pages > self.info.pages:
+            raise PackageError(package.ref, [f"its weights take {pages} pages; the arena has {self.info.pages}"])
+        self._packages[package.ref] = package
+        sizes = sorted({size for size in LADDER if size <= package.spec.batch_max} | {package.spec.batch_max})
+        return wire.Profile(
+            exec_s={size: exec_s(times, size) for size in sizes},
+            load_s=self._profile.load_s(package.image_bytes),
+            engine="emulated",
+        )
+
+    def forget(self, ref: str) -> None:
+        """See Device."""
+        self._packages.pop(ref, None)
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """See Device."""
+        now = time.monotonic()
+        if phase is Phase.INPUT:
+            return Done(now, now, 0.0)
+        if phase is Phase.OUTPUT:
+            return self._output(job, now)
+        begin_s = max(now, self._free_at[phase])
+        if begin_s > job.action.latest_s:
+            return Done(now, now, 0.0, "late")
+        duration_s = self._duration_s(phase, job)
+        end_s = begin_s + duration_s
+        self._free_at[phase] = end_s
+        self._insert((end_s, phase, job, Done(begin_s, end_s, duration_s)))
+        return None
+
+    def release(self, job: Job) -> None:
+        """See Device."""
+
+    def unloaded(self, ref: str) -> None:
+        """See Device."""
+
+    def close(self) -> None:
+        """See Device."""
+        if self._alarm is not None:
+            self._alarm.close()
+
+    def _duration_s(self, phase: Phase, job: Job) -> float:
+        package = self._packages[job.action.ref]
+        if isinstance(job.action, wire.Load):
+            return self._profile.load_s(package.image_bytes)
+        times = self._profile.times(wire.split_ref(job.action.ref)[0])
+        assert times is not None
+        return exec_s(times, job.action.batch)
+
+    def _output(self, job: Job, now: float) -> Done:
+        assert isinstance(job.action, wire.Infer)
+        spec = self._packages[job.action.ref].spec
+        batch = job.action.batch
+        job.outputs = [memoryview(bytes(byte_count(t.dtype, t.shape[1:]) * batch)) for t in spec.outputs]
+        return Done(now, now, 0.0)
+
+    def _insert(self, entry: tuple[float, Phase, Job, Done]) -> None:
+        at = len(self._ends)
+        while at and self._ends[at - 1][0] > entry[0]:
+            at -= 1
+        self._ends.insert(at, entry)
+        assert self._alarm is not None
+        self._alarm.set(self._ends[0][0])
+
+    def _ring(self, now: float) -> None:
+        assert self._finished is not None
+        assert self._alarm is not None
+        while self._ends and self._ends[0][0] <= now:
+            _, phase, job, done = self._ends.popleft()
+            self._finished(phase, job, done)
+        if self._ends:
+            self._alarm.set(self._ends[0][0])

@@ -1,0 +1,114 @@
+"""Durations of a device that is not there: how long LOAD and EXEC take, from a file. Pure.
+
+    {"name": "h100", "memory_mb": 65536, "page_mb": 16, "load_gb_per_s": 50.0, "load_fixed_ms": 0.02,
+     "models": {"resnet50": {"weights_mb": 51, "exec_ms": {"1": 0.9, "2": 1.0, "4": 1.3}}},
+     "default": {"exec_ms": {"intercept": 0.8, "slope": 0.11}}}
+
+`exec_ms` gives a duration for each batch size, or a line over the batch size. The simulator reads the same files.
+"""
+
+from bisect import bisect_left
+from typing import Annotated
+
+import msgspec
+
+from broker.errors import GearmeshError
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ProfileError(GearmeshError):
+    """A profile file cannot be used; `str()` names the key and what is allowed."""
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """EXEC in milliseconds: intercept + slope x batch."""
+
+    intercept: NotNegative
+    slope: NotNegative
+
+
+class ModelTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model's times on the device."""
+
+    exec_ms: Line | dict[str, Positive]
+    weights_mb: Positive | None = None
+    batch_max: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One kind of device."""
+
+    name: str
+    memory_mb: Positive = 65536.0
+    page_mb: Positive = 16.0
+    load_gb_per_s: Positive = 12.3
+    load_fixed_ms: NotNegative = 0.02
+    models: dict[str, ModelTimes] = {}
+    default: ModelTimes | None = None
+
+    @property
+    def pages(self) -> int:
+        """Pages of the arena."""
+        return int(self.memory_mb // self.page_mb)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return int(self.page_mb * (1 << 20))
+
+    def times(self, model: str) -> ModelTimes | None:
+        """The model's times, or the default ones."""
+        return self.models.get(model, self.default)
+
+    def load_s(self, weights_bytes: int) -> float:
+        """Seconds that a LOAD of so many bytes takes."""
+        return self.load_fixed_ms / 1e3 + weights_bytes / (self.load_gb_per_s * 1e9)
+
+
+def exec_s(times: ModelTimes, batch: int) -> float:
+    """Seconds that EXEC of this batch takes; between given sizes the line through its neighbours."""
+    if isinstance(times.exec_ms, Line):
+        return (times.exec_ms.intercept + times.exec_ms.slope * batch) / 1e3
+    points = sorted((int(size), ms) for size, ms in times.exec_ms.items())
+    return interpolate(points, batch) / 1e3
+
+
+def interpolate(points: list[tuple[int, float]], batch: int) -> float:
+    """The value at `batch` on the line through the points around it; beyond the last, on the line through the last two.
+
+    `points`: sorted, at least one.
+    """
+    sizes = [size for size, _ in points]
+    if len(points) == 1:
+        return points[0][1] * (batch / points[0][0] if batch > points[0][0] else 1.0)
+    at = min(max(bisect_left(sizes, batch), 1), len(points) - 1)
+    (x0, y0), (x1, y1) = points[at - 1], points[at]
+    if batch <= x0:
+        return y0
+    return y0 + (y1 - y0) * (batch - x0) / (x1 - x0)
+
+
+def parse_profile(text: str, place: str) -> DeviceProfile:
+    """The profile in a file's text. Raises: ProfileError, naming the key."""
+    try:
+        profile = msgspec.json.decode(text, type=DeviceProfile)
+    except msgspec.MsgspecError as error:
+        raise ProfileError(f"{place}: {error}") from error
+    entries = [(f"models.{name}", times) for name, times in profile.models.items()]
+    if profile.default is not None:
+        entries.append(("default", profile.default))
+    for key, times in entries:
+        if isinstance(times.exec_ms, Line):
+            if times.exec_ms.intercept + times.exec_ms.slope <= 0:
+                raise ProfileError(f"{place}: {key}.exec_ms: intercept and slope cannot both be 0")
+        elif not times.exec_ms or not all(size.isdigit() and int(size) > 0 for size in times.exec_ms):
+            raise ProfileError(
+                f"{place}: {key}.exec_ms: needs batch sizes as keys, at least one, each a positive number"
+            )
+    if not entries:
+        raise ProfileError(f"{place}: models: give at least one model, or a default")
+    if profile.pages < 1:
+        raise ProfileError(f"{place}: memory_mb: must hold at least one page of {profile.page_mb} MiB")
+    return profile

@@ -1,0 +1,142 @@
+"""Writes a torch module as a model package: the graph without its weights, and the weights beside it."""
+
+import copy
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from broker import wire
+from broker.tensors import DTYPES
+from gpu_worker.packages import Package, read_package
+
+
+class _Lifted(nn.Module):
+    """The module as a function of its weights: (weights..., inputs...) -> outputs, all flat."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.__dict__["_module_and_names"] = (module, tuple(names))  # out of nn.Module's sight: nothing to lift twice
+
+    def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        module, names = self.__dict__["_module_and_names"]
+        weights = dict(zip(names, flat, strict=False))
+        outputs = functional_call(module, weights, tuple(flat[len(names) :]))
+        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def write_package(
+    repository: Path,
+    name: str,
+    version: str,
+    module: nn.Module,
+    *,
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]],
+    outputs: Sequence[str],
+    batch_max: int = 32,
+    slo_ms: float = 1000.0,
+    labels: Sequence[str] = (),
+    cache: bool = True,
+    description: str = "",
+) -> Package:
+    """The package is on disk, whole or not at all, and has been read back.
+
+    `inputs`: {name: (dtype, shape of one row)}, in the order that the module takes them. Batch normalisation right
+    behind a convolution is folded into it; the outputs' dtypes and shapes are found by running the module.
+    Raises: PackageError, or what torch.export raises for a module that it cannot export.
+    """
+    module = _folded(copy.deepcopy(module).eval())
+    example = tuple(_example(dtype, (2, *shape)) for dtype, shape in inputs.values())
+    with torch.no_grad():
+        result = module(*example)
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    folder = repository / name / version
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
+    _write_graph(module, list(weights), example, batch_max, folder / "graph.pt2")
+    _replace(folder / "weights.safetensors", lambda file: save_file(weights, file))
+    manifest = _manifest(
+        inputs, dict(zip(outputs, results, strict=True)), batch_max, slo_ms, labels, cache, description
+    )
+    _replace(repository / name / "model.toml", lambda file: Path(file).write_text(manifest))
+    return read_package(repository, wire.ref_of(name, version), ())
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """Conv2d followed by BatchNorm2d, where one child directly follows the other in a container, become one Conv2d."""
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (first, conv), (second, norm) in itertools.pairwise(children):
+            if (
+                isinstance(conv, nn.Conv2d)
+                and isinstance(norm, nn.BatchNorm2d)
+                and conv.out_channels == norm.num_features
+            ):
+                setattr(parent, first, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, second, nn.Identity())
+    return module
+
+
+def _example(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    return torch.randn(shape).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
+
+
+def _write_graph(
+    module: nn.Module, names: list[str], example: tuple[torch.Tensor, ...], batch_max: int, file: Path
+) -> None:
+    batch = torch.export.Dim("batch", min=1, max=max(2, batch_max))
+    weights = tuple(module.state_dict()[name] for name in names)
+    shapes = (*(None for _ in weights), *({0: batch} for _ in example))
+    exported = torch.export.export(_Lifted(module, names), (*weights, *example), dynamic_shapes=(shapes,))
+    exported._example_inputs = None  # the weights once more: tens of megabytes that nobody reads
+    extra = {"gearmesh.json": json.dumps({"weights": names})}
+    _replace(file, lambda temporary: torch.export.save(exported, temporary, extra_files=extra))
+
+
+def _manifest(
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]],
+    outputs: Mapping[str, torch.Tensor],
+    batch_max: int,
+    slo_ms: float,
+    labels: Sequence[str],
+    cache: bool,
+    description: str,
+) -> str:
+    lines = [
+        f"description = {json.dumps(description)}",
+        f"batch_max = {batch_max}",
+        f"slo_ms = {slo_ms}",
+        f"cache = {json.dumps(cache)}",
+        f"labels = {json.dumps(list(labels))}",
+        "",
+        "[architecture]",
+        'graph = "graph.pt2"',
+    ]
+    specs = [("inputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in inputs.items()]
+    specs += [("outputs", n, str(t.dtype).removeprefix("torch."), [-1, *t.shape[1:]]) for n, t in outputs.items()]
+    for table, tensor, dtype, shape in specs:
+        assert dtype in DTYPES, f"{tensor}: dtype {dtype} cannot travel"
+        lines += ["", f"[[{table}]]", f"name = {json.dumps(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]
+    return "\n".join(lines) + "\n"
+
+
+def _replace(file: Path, write: Callable[[str], object]) -> None:
+    """`file` has what `write` writes, or what it had before."""
+    handle, temporary = tempfile.mkstemp(suffix=file.suffix, dir=file.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)

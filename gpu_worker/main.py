@@ -1,0 +1,17 @@
+"""`python -m gpu_worker`: one device (or, emulated, several)."""
+
+from broker.runtime import Runtime, Service, serve
+from gpu_worker.devices.base import open_device
+from gpu_worker.service import WorkerService
+
+
+def workers(runtime: Runtime) -> list[Service]:
+    """One service per device: one, unless they are emulated. Raises: DeviceError."""
+    emulated = runtime.settings.device.startswith("emulated:")
+    count = runtime.settings.emulated_count if emulated else 1
+    return [WorkerService(runtime, open_device(runtime.settings)) for _ in range(count)]
+
+
+def main() -> None:
+    """Runs a worker until a signal; exits 0, or 2 with the reason if it cannot start."""
+    serve("gpu_worker", workers)

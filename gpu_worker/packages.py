@@ -1,0 +1,245 @@
+"""A model package on disk: what it promises, and whether it keeps to it.
+
+    NAME/model.toml              inputs, outputs, batch_max, slo_ms, architecture
+    NAME/VERSION/graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic
+    NAME/VERSION/weights.safetensors
+    NAME/VERSION/profiles/KIND.json   measured here, by the worker
+
+A model is a flat image: its tensors at 256-byte-aligned offsets, in the order the architecture takes them. Models whose
+architecture (graph and layout) is the same share everything but the image.
+"""
+
+import hashlib
+import json
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from broker import wire
+from broker.catalogue import NAME, VERSION
+from broker.errors import PackageError
+from broker.tensors import DTYPES
+
+ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it
+BATCH_MAX = 1024
+_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    dtype: str
+    shape: list[int]
+
+
+class _Architecture(msgspec.Struct, forbid_unknown_fields=True):
+    graph: str = ""
+    factory: str = ""
+    factory_args: dict[str, Any] = {}
+
+
+class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
+    """model.toml."""
+
+    inputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=16)]
+    outputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=16)]
+    architecture: _Architecture
+    batch_max: Annotated[int, msgspec.Meta(ge=1, le=BATCH_MAX)] = 32
+    slo_ms: Annotated[float, msgspec.Meta(gt=0, le=600_000)] = 1000.0
+    cache: bool = True
+    labels: list[str] = []
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of the image."""
+
+    name: str
+    dtype: str  # as safetensors spells it: F32, BF16, ...
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the image
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Package:
+    """One version of a model, read and checked."""
+
+    ref: str
+    folder: Path  # of the version
+    spec: wire.ModelSpec
+    graph: Path | None
+    factory: str
+    factory_args: dict[str, Any]
+    layout: tuple[Weight, ...]  # in the order the architecture takes them
+    image_bytes: int
+
+    @property
+    def weights_file(self) -> Path:
+        """Where the weights are."""
+        return self.folder / "weights.safetensors"
+
+    @cached_property
+    def architecture(self) -> str:
+        """Equal for packages that can share executables: hash of the graph (or factory) and the layout."""
+        digest = hashlib.sha256()
+        if self.graph is not None:
+            digest.update(_graph_text(self.graph))
+        else:
+            digest.update(json.dumps([self.factory, self.factory_args], sort_keys=True).encode())
+        digest.update(json.dumps([(w.name, w.dtype, w.shape) for w in self.layout]).encode())
+        digest.update(msgspec.json.encode([self.spec.inputs, self.spec.outputs]))
+        return digest.hexdigest()[:16]
+
+    def pages(self, page_bytes: int) -> int:
+        """Pages of the image; one at least, so that residency means the same for a model without weights."""
+        return max(1, -(-self.image_bytes // page_bytes))
+
+
+def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> Package:
+    """The package of one version. Raises: PackageError, with everything that is wrong with it."""
+    name, version = wire.split_ref(ref)
+    folder = repository / name / version
+    faults: list[str] = []
+    if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
+        raise PackageError(ref, [f"name must match {NAME.pattern}, version {VERSION.pattern}"])
+    if not folder.is_dir():
+        raise PackageError(str(folder), ["there is no such folder"])
+    manifest = _read_manifest(repository / name / "model.toml", faults)
+    if manifest is None:
+        raise PackageError(f"{name}/model.toml", faults)
+    spec = _spec(manifest, faults)
+    graph = _check_architecture(manifest.architecture, folder, factory_allow, faults)
+    stored = _read_layout(folder / "weights.safetensors", faults)
+    order = _weight_order(graph, faults) if graph is not None and graph.is_file() else sorted(stored)
+    missing = [tensor for tensor in order if tensor not in stored]
+    extra = sorted(set(stored) - set(order))
+    if missing and stored:
+        faults.append(f"weights.safetensors: the graph takes tensors that are not there: {', '.join(missing[:5])}")
+    if extra and order:
+        faults.append(f"weights.safetensors: tensors that the graph does not take: {', '.join(extra[:5])}")
+    if faults:
+        raise PackageError(f"{name}/{version}", faults)
+    layout, size = _lay_out([(tensor, *stored[tensor]) for tensor in order])
+    architecture = manifest.architecture
+    return Package(ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size)
+
+
+def _read_manifest(file: Path, faults: list[str]) -> _Manifest | None:
+    try:
+        return msgspec.convert(tomllib.loads(file.read_text()), _Manifest)
+    except OSError as error:
+        faults.append(f"model.toml: {error.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        faults.append(f"model.toml: is not TOML: {error}")
+    except msgspec.ValidationError as error:
+        faults.append(f"model.toml: {error}")
+    return None
+
+
+def _spec(manifest: _Manifest, faults: list[str]) -> wire.ModelSpec:
+    for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        names = [tensor.name for tensor in tensors]
+        if len(set(names)) != len(names):
+            faults.append(f"model.toml: {kind}: a name occurs twice")
+        for tensor in tensors:
+            if tensor.dtype not in DTYPES:
+                faults.append(
+                    f"model.toml: {kind} {tensor.name}: dtype {tensor.dtype!r} is none of {', '.join(DTYPES)}"
+                )
+            if not tensor.shape or tensor.shape[0] != -1 or any(extent < 1 for extent in tensor.shape[1:]):
+                faults.append(
+                    f"model.toml: {kind} {tensor.name}: shape must be [-1, ...] with the batch first and then positive "
+                    f"extents; got {tensor.shape}"
+                )
+    return wire.ModelSpec(
+        inputs=_tensors(manifest.inputs),
+        outputs=_tensors(manifest.outputs),
+        batch_max=manifest.batch_max,
+        slo_ms=manifest.slo_ms,
+        cacheable=manifest.cache,
+        labels=tuple(manifest.labels),
+    )
+
+
+def _tensors(tensors: list[_Tensor]) -> tuple[wire.TensorSpec, ...]:
+    return tuple(wire.TensorSpec(name=t.name, dtype=t.dtype, shape=tuple(t.shape)) for t in tensors)
+
+
+def _check_architecture(
+    architecture: _Architecture, folder: Path, factory_allow: tuple[str, ...], faults: list[str]
+) -> Path | None:
+    if bool(architecture.graph) == bool(architecture.factory):
+        faults.append('model.toml: architecture: give either graph = "graph.pt2" or factory = "module:callable"')
+        return None
+    if architecture.factory:
+        if not any(architecture.factory.startswith(prefix) for prefix in factory_allow):
+            faults.append(
+                f"model.toml: architecture.factory {architecture.factory!r} is not allowed: GEARMESH_FACTORY_ALLOW has "
+                f"{', '.join(factory_allow) or 'nothing'}"
+            )
+        return None
+    graph = folder / architecture.graph
+    if not graph.is_file() or graph.parent != folder:
+        faults.append(f"{architecture.graph}: there is no such file in {folder.name}/")
+        return None
+    return graph
+
+
+def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{tensor: (dtype, shape)}, from the header alone."""
+    try:
+        with safe_open(file, framework="np") as stored:
+            found = {}
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
+                tensor = stored.get_slice(name)
+                found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
+    except FileNotFoundError:
+        faults.append("weights.safetensors: there is no such file")
+        return {}
+    except (OSError, SafetensorError) as error:
+        faults.append(f"weights.safetensors: cannot be read (cut short, or not safetensors): {error}")
+        return {}
+    for name, (dtype, _) in found.items():
+        if dtype not in _WIDTH:
+            faults.append(f"weights.safetensors: {name} has dtype {dtype}; allowed are {', '.join(_WIDTH)}")
+    return found
+
+
+def _weight_order(graph: Path, faults: list[str]) -> list[str]:
+    """The tensors that the graph takes before its inputs, by name."""
+    try:
+        with zipfile.ZipFile(graph) as archive:
+            entry = next((name for name in archive.namelist() if name.endswith("extra/gearmesh.json")), None)
+            if entry is None:
+                faults.append(f"{graph.name}: was not written by gearmesh's export (no gearmesh.json in it)")
+                return []
+            order = json.loads(archive.read(entry))["weights"]
+            return [str(name) for name in order]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        faults.append(f"{graph.name}: is not a readable torch.export archive: {error}")
+        return []
+
+
+def _graph_text(graph: Path) -> bytes:
+    with zipfile.ZipFile(graph) as archive:
+        entry = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        return archive.read(entry)
+
+
+def _lay_out(tensors: list[tuple[str, str, tuple[int, ...]]]) -> tuple[tuple[Weight, ...], int]:
+    layout = []
+    offset = 0
+    for name, dtype, shape in tensors:
+        size = _WIDTH[dtype]
+        for extent in shape:
+            size *= extent
+        layout.append(Weight(name, dtype, shape, offset, size))
+        offset += -(-size // ALIGNMENT) * ALIGNMENT
+    return tuple(layout), offset

@@ -1,0 +1,353 @@
+"""The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+import structlog
+
+from broker import wire
+from broker.errors import PackageError
+from broker.registrar import Registrar
+from broker.runtime import Runtime, host_id, member_id
+from broker.timers import Alarm
+from broker.transport import Buffer, Link, Mail
+from gpu_worker.devices.base import Device
+from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
+from gpu_worker.packages import Package, read_package
+from gpu_worker.pages import PageTable
+from gpu_worker.profiling import Measurement, read_profile, write_profile
+
+CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
+RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
+SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
+log = structlog.get_logger("worker")
+
+
+class WorkerService:
+    """One device, one controller at a time, any number of frontends."""
+
+    def __init__(self, runtime: Runtime, device: Device) -> None:
+        self.settings = runtime.settings
+        self._transport = runtime.transport
+        self._hub = runtime.hub
+        self._device = device
+        self._lanes = Lanes(PageTable(device.info.pages), device.depth)
+        self._member = wire.Member(id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid())
+        self._registrar = Registrar(
+            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed
+        )
+        self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
+        self._frontends: dict[str, tuple[str, ...]] = {}  # {member id: addresses for outputs}
+        self._links: dict[
+            str, Link[wire.FromResults, wire.ToResults]
+        ] = {}  # {frontend: link}, opened when first needed
+        self._packages: dict[str, Package] = {}  # {ref: package}, prepared here
+        self._reports: dict[str, wire.Prepared] = {}  # {ref: what the controller was told of it}
+        self._measurements: dict[str, Measurement] = {}  # {ref: figures so far}, versions without a profile
+        self._preparing: dict[str, Future[None]] = {}  # {ref: its preparation}
+        self._thread = ThreadPoolExecutor(1, "prepare")
+        self._alarm: Alarm | None = None
+        self._draining = False
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Registered, and waiting for a controller."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._device.attach(self._device_finished)
+        self._alarm = Alarm(self._hub.loop, self._ring)
+        self._hub.on_turn(self._turn)
+        self._registrar.start()
+        info = self._device.info
+        log.info("started", member=self._member.id, device=info.name, kind=info.kind, pages=info.pages, pid=os.getpid())
+
+    def drain(self) -> bool:
+        """The controller plans without us from now on; True once nothing runs here."""
+        if not self._draining:
+            self._draining = True
+            if self._controller is not None:
+                self._controller.send(wire.Goodbye())
+        return self._lanes.idle
+
+    def stop(self) -> None:
+        """The device is free for another process."""
+        self._registrar.stop()
+        if self._controller is not None:
+            self._controller.close(linger_ms=200)
+        for link in self._links.values():
+            link.close(linger_ms=200)
+        if self._alarm is not None:
+            self._alarm.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._device.close()
+        log.info("stopped", member=self._member.id)
+
+    # -- controller ---------------------------------------------------------------------------------------------------
+
+    def _table_changed(self, table: wire.Table) -> None:
+        owner = table.workers.get(self._member.id)
+        if owner is None or (self._controller is not None and self._controller.peer == owner):
+            return
+        member = next((member for member in table.members if member.id == owner), None)
+        if member is not None:
+            self._call(member)
+
+    def _call(self, controller: wire.Member) -> None:
+        if self._controller is not None:
+            self._controller.close()
+        link: Link[wire.FromControllerToWorker, wire.ToController] = Link(
+            self._transport, self._member.id, controller.id, CONTROLLER, self._received, self._controller_lost
+        )
+        self._controller = link.call(controller.endpoints["control"])
+        self._hello()
+
+    def _hello(self) -> None:
+        assert self._controller is not None
+        self._controller.send(
+            wire.WorkerHello(
+                member=self._member.id,
+                host=self._member.host,
+                device=self._device.info,
+                free_pages=self._lanes.table.free,
+                resident=self._lanes.table.resident(),
+                prepared=tuple(self._reports.values()),
+            )
+        )
+
+    def _controller_lost(self, peer: str, why: str) -> None:
+        log.warning("controller_lost", controller=peer, why=why)
+        self._controller = None
+        if not self._draining:
+            self._hub.loop.call_later(0.05, self._call_again)
+
+    def _call_again(self) -> None:
+        if self._controller is None and self._registrar.table is not None and not self._draining:
+            self._table_changed(self._registrar.table)
+
+    def _received(self, mail: Mail[wire.FromControllerToWorker]) -> None:
+        frames = iter(mail.frames)
+        for message in mail.messages:
+            if isinstance(message, wire.Infer):
+                tensors = [_tensors(part, frames) for part in message.parts]
+                self._apply(self._lanes.infer(message, mail.epoch, now=time.monotonic(), tensors=tensors))
+            elif isinstance(message, wire.Load):
+                self._apply(self._lanes.load(message, mail.epoch, now=time.monotonic()))
+            elif isinstance(message, wire.Unload):
+                self._apply(self._lanes.unload(message, mail.epoch, now=time.monotonic()))
+                self._device.unloaded(message.ref)
+            else:
+                self._manage(message, mail.epoch)
+
+    def _manage(self, message: wire.FromControllerToWorker, epoch: int) -> None:
+        if isinstance(message, wire.Welcome):
+            for job in self._lanes.welcome(epoch):
+                self._device.release(job)
+            log.info("welcomed", controller=self._controller.peer if self._controller else None, epoch=epoch)
+        elif isinstance(message, wire.Frontends):
+            self._frontends = dict(message.results)
+            for gone in self._links.keys() - self._frontends.keys():
+                self._links.pop(gone).close()
+        elif isinstance(message, wire.Prepare):
+            self._prepare(message.ref)
+        elif isinstance(message, wire.Forget):
+            self._forget(message.ref)
+        elif isinstance(message, wire.Introduce):
+            self._hello()
+
+    # -- preparation --------------------------------------------------------------------------------------------------
+
+    def _prepare(self, ref: str) -> None:
+        if ref in self._reports and self._reports[ref].ok:
+            self._tell(self._reports[ref])
+        elif ref not in self._preparing:
+            self._preparing[ref] = self._thread.submit(self._prepare_there, ref)
+
+    def _prepare_there(self, ref: str) -> None:
+        """On the thread for preparations."""
+        loop = self._hub.loop
+        began_s = time.monotonic()
+        try:
+            package = read_package(self.settings.model_repository, ref, self.settings.factory_allow)
+            profile = self._device.prepare(package)
+            if profile is None and self._device.measured:
+                profile = read_profile(package.folder, self._device.info.kind, package.spec.batch_max)
+        except PackageError as error:
+            loop.call_soon_threadsafe(self._not_prepared, ref, tuple(error.faults))
+        except Exception as error:  # a package must not end the worker, whatever is in it
+            loop.call_soon_threadsafe(self._not_prepared, ref, (f"{type(error).__name__}: {error}",))
+        else:
+            loop.call_soon_threadsafe(self._is_prepared, package, profile, time.monotonic() - began_s)
+
+    def _not_prepared(self, ref: str, faults: tuple[str, ...]) -> None:
+        if self._preparing.pop(ref, None) is None:
+            return  # forgotten meanwhile
+        log.warning("not_prepared", ref=ref, faults=list(faults))
+        self._tell(wire.Prepared(ref=ref, ok=False, faults=faults))
+
+    def _is_prepared(self, package: Package, profile: wire.Profile | None, took_s: float) -> None:
+        ref = package.ref
+        if self._preparing.pop(ref, None) is None:
+            self._device.forget(ref)
+            return
+        self._packages[ref] = package
+        pages = package.pages(self._device.info.page_bytes)
+        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, None))
+        measurement = Measurement(package.spec.batch_max)
+        if profile is None:
+            self._measurements[ref] = measurement
+        spec = msgspec.structs.replace(package.spec, batch_sizes=measurement.sizes)
+        self._reports[ref] = wire.Prepared(
+            ref=ref,
+            ok=True,
+            spec=spec,
+            pages=pages,
+            weights_bytes=package.image_bytes,
+            profile=profile,
+            measure=measurement.next_plan() if profile is None else (),
+        )
+        log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profile is not None)
+        self._tell(self._reports[ref])
+
+    def _forget(self, ref: str) -> None:
+        self._preparing.pop(ref, None)
+        self._packages.pop(ref, None)
+        self._reports.pop(ref, None)
+        self._measurements.pop(ref, None)
+        self._apply(self._lanes.forgotten(ref, now=time.monotonic()))
+        self._device.unloaded(ref)
+        self._device.forget(ref)
+        log.info("forgotten", ref=ref)
+
+    def _measured(self, ref: str, measurement: Measurement) -> None:
+        """A figure came in: once a plan is done the controller is told of the next, or of the profile."""
+        if not measurement.due:
+            return
+        report = self._reports[ref]
+        plan = measurement.next_plan()
+        profile = measurement.profile("eager")
+        if profile is not None:
+            del self._measurements[ref]
+            try:
+                write_profile(self._packages[ref].folder, self._device.info.kind, profile)
+            except OSError as error:
+                log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
+        self._reports[ref] = msgspec.structs.replace(report, profile=profile, measure=plan)
+        self._tell(self._reports[ref])
+
+    # -- lanes --------------------------------------------------------------------------------------------------------
+
+    def _apply(self, effects: list[Effect]) -> None:
+        """The device starts what is to start, and reports go out, until nothing more follows from it."""
+        waiting = deque(effects)
+        while waiting:
+            effect = waiting.popleft()
+            if isinstance(effect, Report):
+                self._report(effect)
+                continue
+            done = self._device.begin(effect.phase, effect.job)
+            if done is not None:
+                waiting.extend(self._lanes.finished(effect.phase, effect.job, done, now=done.end_s))
+
+    def _device_finished(self, phase: Phase, job: Job, done: Done) -> None:
+        self._apply(self._lanes.finished(phase, job, done, now=time.monotonic()))
+        self._hub.schedule_turn()
+
+    def _ring(self, now: float) -> None:
+        self._apply(self._lanes.wake(now=now))
+        self._hub.schedule_turn()
+
+    def _turn(self, now: float) -> None:
+        assert self._alarm is not None
+        self._alarm.set(self._lanes.wake_at())
+
+    def _report(self, report: Report) -> None:
+        result, job = report.result, report.job
+        if job is not None:
+            if result.code == "ok" and result.kind == "infer":
+                self._send_outputs(job)
+            self._device.release(job)
+        self._tell(result)
+        if job is not None and result.code == "ok" and result.duration_s is not None:
+            measurement = self._measurements.get(job.action.ref)
+            if measurement is not None and isinstance(job.action, wire.Load):
+                measurement.loaded(result.duration_s)
+                self._measured(job.action.ref, measurement)
+            elif measurement is not None and isinstance(job.action, wire.Infer) and not job.action.parts:
+                measurement.ran(job.action.batch, result.duration_s)
+                self._measured(job.action.ref, measurement)
+
+    def _tell(self, message: wire.Prepared | wire.ActionResult) -> None:
+        """The controller is told; without one, it will learn from the next Hello."""
+        if self._controller is not None:
+            self._controller.send(message)
+
+    # -- outputs ------------------------------------------------------------------------------------------------------
+
+    def _send_outputs(self, job: Job) -> None:
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        assert job.exec is not None
+        by_frontend: dict[str, tuple[list[wire.Answer], list[Buffer]]] = {}
+        widths = [len(output) // action.batch for output in job.outputs]
+        row = 0
+        for part in action.parts:
+            pieces = tuple(
+                output[row * width : (row + part.rows) * width]
+                for output, width in zip(job.outputs, widths, strict=True)
+            )
+            row += part.rows
+            answers, frames = by_frontend.setdefault(part.frontend, ([], []))
+            inline = sum(map(len, pieces)) <= wire.INLINE_BYTES_MAX
+            answers.append(
+                wire.Answer(
+                    request=part.request,
+                    attempt=part.attempt,
+                    rows=part.rows,
+                    predicted_s=part.predicted_s,
+                    inline=pieces if inline else (),
+                    frames=0 if inline else len(pieces),
+                )
+            )
+            if not inline:
+                frames.extend(pieces)
+        for frontend, (answers, frames) in by_frontend.items():
+            link = self._link(frontend)
+            if link is None:
+                log.warning("outputs_dropped", frontend=frontend, why="it is gone", requests=len(answers))
+                continue
+            message = wire.Outputs(
+                ref=action.ref,
+                device=self._device.info.name,
+                batch=action.batch,
+                exec_s=job.exec.duration_s,
+                answers=tuple(answers),
+            )
+            link.send(message, frames)
+
+    def _link(self, frontend: str) -> Link[wire.FromResults, wire.ToResults] | None:
+        link = self._links.get(frontend)
+        if link is not None and link.open:
+            return link
+        addresses = self._frontends.get(frontend)
+        if addresses is None:
+            return None
+        link = Link(self._transport, self._member.id, frontend, RESULTS, _ignore, self._frontend_lost, watch=False)
+        self._links[frontend] = link.call(addresses)
+        return link
+
+    def _frontend_lost(self, peer: str, why: str) -> None:
+        self._links.pop(peer, None)
+
+
+def _ignore(mail: Mail[wire.FromResults]) -> None:
+    """A frontend has nothing to say to a worker but that it is there."""
+
+
+def _tensors(part: wire.Part, frames: Iterator[Buffer]) -> Sequence[Buffer]:
+    """The inputs of one part: inside the message, or the next frames."""
+    return part.inline or [next(frames) for _ in range(part.frames)]

@@ -1,0 +1,160 @@
+"""Builds the demo model repository: digits classifiers trained here in seconds, and real convolutional networks.
+
+.venv/bin/python scripts/build_models.py [--repository FOLDER] [--only NAME ...] [--force]
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from broker.config import read_settings
+from gpu_worker.export import write_package
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+SEED = 7
+PIXELS = {"image": ("float32", (64,))}
+PHOTO = {"x": ("float32", (3, 224, 224))}
+
+
+class Scaled(nn.Module):
+    """A classifier of raw pixel values, 0 to 16."""
+
+    def __init__(self, body: nn.Module, square: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.square = square
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """[batch, 64] float32 -> [batch, 10] scores."""
+        scaled = image / 16.0 - 0.5
+        scores: torch.Tensor = self.body(scaled.reshape(-1, 1, 8, 8) if self.square else scaled)
+        return scores
+
+
+def linear() -> nn.Module:
+    """Multinomial logistic regression."""
+    return Scaled(nn.Linear(64, 10))
+
+
+def mlp() -> nn.Module:
+    """Two hidden layers."""
+    return Scaled(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)))
+
+
+def cnn() -> nn.Module:
+    """Two convolutions and a linear layer."""
+    body = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 16, 10),
+    )  # fmt: skip
+    return Scaled(body, square=True)
+
+
+def digits() -> tuple[Floats, Floats, Labels, Labels]:
+    """Images (train, test) and labels (train, test) of scikit-learn's digits; the split that tests rely on."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images.astype(np.float32), labels, test_size=0.25, random_state=SEED, stratify=labels)
+    return split[0], split[1], split[2], split[3]
+
+
+def train(module: nn.Module, epochs: int) -> float:
+    """The module is trained; returns its accuracy on the test split."""
+    images, test_images, labels, test_labels = (torch.from_numpy(part) for part in digits())
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=1e-3)
+    loss = nn.CrossEntropyLoss()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(64):
+            optimiser.zero_grad()
+            loss(module(images[batch]), labels[batch]).backward()
+            optimiser.step()
+    with torch.no_grad():
+        return float((module.eval()(test_images).argmax(1) == test_labels).float().mean())
+
+
+def build_digits(repository: Path, name: str, make: Callable[[], nn.Module], epochs: int) -> str:
+    """The package is written; returns what to tell of it."""
+    torch.manual_seed(SEED)
+    module = make()
+    accuracy = train(module, epochs)
+    write_package(
+        repository, name, "1", module, inputs=PIXELS, outputs=["scores"], batch_max=64, slo_ms=100.0,
+        labels=[str(digit) for digit in range(10)], description=f"digits, accuracy {accuracy:.3f} on the test split",
+    )  # fmt: skip
+    return f"accuracy {accuracy:.1%} on the test split"
+
+
+def build_resnet(repository: Path, name: str) -> str:
+    """The package is written, with random weights; returns what to tell of it."""
+    from pytorchcv.models import resnet
+
+    torch.manual_seed(SEED)
+    module = getattr(resnet, name)().eval()
+    package = write_package(
+        repository, name, "1", module, inputs=PHOTO, outputs=["scores"], batch_max=8, slo_ms=5000.0,
+        labels=[f"class {i}" for i in range(1000)], description="random weights: real compute, no meaning",
+    )  # fmt: skip
+    return f"{package.image_bytes / 1e6:.0f} MB of weights (random)"
+
+
+class Noop(nn.Module):
+    """Gives back what it gets: what remains is the cost of the mesh."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 16] -> [batch, 16]."""
+        return x.clone()
+
+
+def build_noop(repository: Path, name: str) -> str:
+    """The package is written; returns what to tell of it."""
+    write_package(
+        repository, name, "1", Noop(), inputs={"x": ("float32", (16,))}, outputs=["y"], batch_max=64, slo_ms=1000.0,
+        cache=False, description="gives back what it gets",
+    )  # fmt: skip
+    return "16 floats in, 16 floats out"
+
+
+BUILDERS: dict[str, Callable[[Path, str], str]] = {
+    "digits_linear": lambda repository, name: build_digits(repository, name, linear, 60),
+    "digits_mlp": lambda repository, name: build_digits(repository, name, mlp, 40),
+    "digits_cnn": lambda repository, name: build_digits(repository, name, cnn, 20),
+    "resnet18": build_resnet,
+    "resnet50": build_resnet,
+    "noop": build_noop,
+}
+DEMO = [name for name in BUILDERS if name != "noop"]
+
+
+def main() -> int:
+    """Builds what is asked for and not there; exit code 0, or 2 for a wrong name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=read_settings().model_repository)
+    parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=DEMO)
+    parser.add_argument("--force", action="store_true", help="build what is there already, too")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=UserWarning)
+    torch.set_num_threads(1)
+    for name in arguments.only:
+        if (arguments.repository / name / "1" / "weights.safetensors").exists() and not arguments.force:
+            print(f"{name:<14} is there")
+            continue
+        began_s = time.monotonic()
+        told = BUILDERS[name](arguments.repository, name)
+        print(f"{name:<14} {told}  ({time.monotonic() - began_s:.1f} s)")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
