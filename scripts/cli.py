@@ -1,0 +1,243 @@
+"""`gearmesh`: what an operator or a client does from a shell. Exit codes: 0 done, 1 answered otherwise, 2 usage."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from broker import wire
+from broker.config import Settings, read_settings
+from broker.errors import GearmeshError
+from broker.keys import Keys
+from frontend.client import Client, RequestError
+from scripts.operator import NoBroker, Operator
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="DNN serving with predictable latency.",
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def settings() -> Settings:
+    """The settings of this shell, or exit 2."""
+    try:
+        return read_settings()
+    except GearmeshError as error:
+        usage(str(error))
+
+
+def usage(message: str) -> NoReturn:
+    """Says what is wrong and exits 2."""
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False)
+    raise typer.Exit(2)
+
+
+def client(config: Settings) -> Client:
+    """A client of the frontend in the settings."""
+    keys = config.keys()
+    return Client(config.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None)
+
+
+@app.command()
+def up(
+    compact: Annotated[bool, typer.Option(help="Broker, controller and frontend in one process.")] = False,
+    formation: Annotated[
+        list[str] | None, typer.Option("--formation", "-f", help="frontend=2: how many of it.")
+    ] = None,
+    procfile: Annotated[Path, typer.Option(help="What to run.")] = Path("Procfile"),
+) -> None:
+    """Runs the Procfile: restarts what dies, says when the mesh is ready, stops everything on Ctrl-C."""
+    from scripts.up import run_up
+
+    counts = {}
+    for item in formation or []:
+        name, equals, count = item.partition("=")
+        if not equals or not count.isdigit():
+            usage(f"--formation takes NAME=COUNT, as in frontend=2; got {item!r}")
+        counts[name] = int(count)
+    raise typer.Exit(asyncio.run(run_up(settings(), procfile, counts, compact=compact)))
+
+
+@app.command()
+def status() -> None:
+    """Who is there, and what is served."""
+    config = settings()
+    with client(config) as session:
+        try:
+            mesh, models_ = session.call("status", timeout_s=3.0), session.models()
+        except RequestError as error:
+            err.print(f"no frontend answers at {config.frontend_address}: {error}", style="red")
+            raise typer.Exit(1) from error
+    members = Table("member", "role", "pid", "clients call", title=f"members, table {mesh['epoch']}")
+    for member in mesh["members"]:
+        members.add_row(member["id"], member["role"], str(member["pid"]), *member["endpoints"].get("clients", [""]))
+    out.print(members)
+    out.print(_models_table(models_))
+    answers = ", ".join(f"{count} {status_}" for status_, count in sorted(mesh["answers"].items())) or "none yet"
+    out.print(f"answers of {mesh['frontend']}: {answers}; in flight: {mesh['in_flight']}")
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="As the frontend sent it.")] = False) -> None:
+    """What is deployed."""
+    with client(settings()) as session:
+        try:
+            found = session.models()
+        except RequestError as error:
+            err.print(str(error), style="red")
+            raise typer.Exit(1) from error
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        out.print(_models_table(found))
+
+
+def _models_table(found: list[dict[str, Any]]) -> Table:
+    table = Table("model", "version", "ready", "inputs", "outputs", "largest batch", "slo ms", "note")
+    for model in found:
+        note = model["fault"] or (f"preparing version {model['preparing']}" if model["preparing"] else "")
+        table.add_row(
+            model["name"],
+            f"{model['version'] or '-'} of {', '.join(model['versions'])}",
+            "[green]yes[/]" if model["ready"] else "[red]no[/]",
+            ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["inputs"]),
+            ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["outputs"]),
+            str(model["batch_max"] or ""),
+            f"{model['slo_ms']:g}" if model["slo_ms"] else "",
+            note,
+        )
+    return table
+
+
+@app.command()
+def deploy(
+    model: Annotated[str, typer.Argument(help="A model in the repository, or the folder of a package.")],
+    version: Annotated[str | None, typer.Option(help="The newest if not given.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.")] = 300.0,
+) -> None:
+    """Prepares a version, and makes it current once it is prepared; traffic goes on meanwhile."""
+    config = settings()
+    name = model
+    if "/" in model or Path(model, "model.toml").is_file():
+        name = _adopt(config, Path(model))
+    _operate(config, wire.Deploy(call=1, name=name, version=version), timeout, f"preparing {name}")
+
+
+def _adopt(config: Settings, folder: Path) -> str:
+    """The package in `folder` is in the repository; returns its name. Exits 2, with its faults, if it is not good."""
+    from gpu_worker.packages import read_package
+
+    folder = folder.resolve()
+    versions = (
+        [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()] if folder.is_dir() else []
+    )
+    if not versions:
+        usage(f"{folder} is no package: it needs model.toml and a folder named by a number for each version")
+    for version in versions:
+        try:
+            read_package(folder.parent, wire.ref_of(folder.name, version), config.factory_allow)
+        except GearmeshError as error:
+            usage(str(error))
+    if folder.parent != config.model_repository.resolve():
+        shutil.copytree(folder, config.model_repository / folder.name, dirs_exist_ok=True)
+    return folder.name
+
+
+@app.command()
+def undeploy(model: str) -> None:
+    """Takes no new requests for the model; its memory is freed when those in flight are done."""
+    _operate(settings(), wire.Undeploy(call=1, name=model), 10.0, f"undeploying {model}")
+
+
+@app.command()
+def rollback(model: str, timeout: float = 300.0) -> None:
+    """Makes the version that was current before this one current again."""
+    _operate(settings(), wire.Rollback(call=1, name=model), timeout, f"rolling back {model}")
+
+
+def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> None:
+    with Operator(config) as operator, err.status(f"{doing} ..."):
+        try:
+            reply = operator.call(message, timeout_s)
+        except (NoBroker, TimeoutError) as error:
+            err.print(str(error), style="red", highlight=False)
+            raise typer.Exit(1) from error
+    if reply.ok:
+        out.print(reply.message)
+        return
+    err.print(reply.message, style="red", highlight=False, markup=False)
+    for fault in reply.faults:
+        err.print(f"  - {fault}", highlight=False, markup=False)
+    raise typer.Exit(1)
+
+
+@app.command()
+def infer(
+    model: str,
+    source: Annotated[str, typer.Argument(help="A .npy file, a JSON array (or a file of one), an image file, or - .")],
+    slo_ms: Annotated[float | None, typer.Option(help="Budget; the model's own if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer.")] = False,
+) -> None:
+    """Asks a model once, and prints what it says."""
+    from scripts.inputs import InputError, read_input
+
+    config = settings()
+    with client(config) as session:
+        try:
+            spec = next((entry for entry in session.models() if entry["name"] == model), None)
+            if spec is None:
+                usage(f"there is no model {model!r}; there are: {', '.join(session._connection.talk.specs) or 'none'}")
+            prediction = session.infer(model, read_input(source, spec), slo_ms=slo_ms)
+        except InputError as error:
+            usage(str(error))
+        except RequestError as error:
+            err.print(str(error), style="red", highlight=False, markup=False)
+            raise typer.Exit(1) from error
+    if as_json:
+        outputs = {name: array.tolist() for name, array in prediction.outputs.items()}
+        print(json.dumps({**prediction.answer, "outputs": outputs}))
+        return
+    table = Table("row", "top", title=f"{prediction.model}:{prediction.version}")
+    labels = spec["labels"]
+    for i, row in enumerate(prediction.output.reshape(len(prediction.output), -1)):
+        best = row.argsort()[::-1][:5]
+        table.add_row(str(i), ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best))
+    out.print(table)
+    predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
+    out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+
+
+@app.command()
+def doctor() -> None:
+    """Looks over this machine, the settings, the repository and the mesh, and says what to mend."""
+    from scripts.doctor import examine
+
+    raise typer.Exit(examine(settings(), out))
+
+
+@app.command()
+def keys(folder: Path) -> None:
+    """Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."""
+    try:
+        Keys.make(folder)
+    except OSError as error:
+        usage(f"{folder}: {error.strerror}")
+    out.print(f"{folder}/mesh.key_secret: for the services.  {folder}/client.key_secret and mesh.key: for clients.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""`gearmesh doctor`: what this machine, the settings and the repository are like, and what to mend."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from broker import wire
+from broker.config import Settings
+from broker.errors import GearmeshError
+from broker.service import scan_repository
+from frontend.client import Client, RequestError
+
+Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
+
+
+def examine(settings: Settings, out: Console) -> int:
+    """Prints the findings. Returns the exit code: 1 if something must be mended, else 0."""
+    findings = [*_software(), *_machine(settings), *_ports(settings), *_repository(settings)]
+    table = Table("", "what", "how it is")
+    marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[red]mend[/]"}
+    for grade, what, how in findings:
+        table.add_row(marks[grade], what, how)
+    out.print(table)
+    return 1 if any(grade == "bad" for grade, _, _ in findings) else 0
+
+
+def _software() -> Iterator[Finding]:
+    supported = (3, 11) <= sys.version_info < (3, 14)
+    yield "good" if supported else "bad", "python", f"{platform.python_version()} (3.11 to 3.13 are supported)"
+    for package in ("torch", "pyzmq", "msgspec", "uvloop", "numpy"):
+        try:
+            yield "good", package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield "bad", package, "is not installed: run scripts/quickstart or pip install -e ."
+
+
+def _machine(settings: Settings) -> Iterator[Finding]:
+    cores = os.cpu_count() or 1
+    yield "good" if cores >= 2 else "note", "processors", f"{cores}; services, worker and clients share them"
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        yield "good", "GPUs", names
+    else:
+        yield "note", "GPUs", "none that torch can use: workers drive the processor"
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    enough = soft == resource.RLIM_INFINITY or soft >= 1 << 30
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 20} MiB"
+    yield "good" if enough else "note", "locked memory", f"{limit} (pinned weights count; ulimit -l)"
+    priority, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
+    real_time = os.geteuid() == 0 or priority > 0
+    yield "good" if real_time else "note", "real-time priority", "allowed" if real_time else "not allowed (ulimit -r)"
+    yield _steal()
+    free = shutil.disk_usage(settings.data_dir if settings.data_dir.exists() else Path()).free
+    yield "good" if free > 1 << 30 else "bad", "disk for data_dir", f"{free >> 20} MiB free"
+
+
+def _steal() -> Finding:
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:] if Path("/proc/stat").exists() else []
+    total = sum(map(int, fields)) or 1
+    share = int(fields[7]) / total if len(fields) > 7 else 0.0
+    return "good" if share < 0.01 else "note", "time stolen by the host", f"{share:.1%} since boot; tails follow it"
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    keys = settings.keys()
+    with Client(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None) as client:
+        try:
+            client.call("ping", timeout_s=1.5)
+            yield "good", "mesh", f"a frontend answers at {settings.frontend_address}"
+            return
+        except RequestError:
+            yield "note", "mesh", f"nobody answers at {settings.frontend_address}: gearmesh up"
+    for name in ("frontend_port", "broker_port", "controller_port"):
+        port = getattr(settings, name)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+                yield "good", f"port {port}", "free"
+            except OSError as error:
+                yield "bad", f"port {port}", f"{error.strerror}: set GEARMESH_{name.upper()}"
+
+
+def _repository(settings: Settings) -> Iterator[Finding]:
+    from gpu_worker.packages import read_package
+
+    found = scan_repository(settings.model_repository)
+    if not found:
+        yield "note", "models", f"none in {settings.model_repository}: scripts/build_models.py makes the demo models"
+    for name, versions in found.items():
+        for version in versions:
+            try:
+                package = read_package(settings.model_repository, wire.ref_of(name, version), settings.factory_allow)
+            except GearmeshError as error:
+                yield "bad", f"{name}:{version}", str(error)
+            else:
+                profiles = len(list((package.folder / "profiles").glob("*.json")))
+                yield "good", f"{name}:{version}", f"{package.image_bytes / 1e6:.1f} MB, {profiles} profiles"

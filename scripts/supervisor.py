@@ -1,0 +1,151 @@
+"""Runs the lines of a Procfile: starts them again when they die, and ends them together, once."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from honcho.environ import parse_procfile
+
+BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # waits before the next start, by starts that failed in a row
+HEALTHY_S = 5.0  # a process that lived so long starts its waits anew
+WRONG_SETTINGS = 2  # exit code of a service that will never start like this
+KILL_AFTER_S = 8.0  # what has not ended by then, after SIGTERM, is killed
+LINE_BYTES_MAX = 1 << 20
+FRONT = ("broker", "controller", "frontend")  # what --compact puts into one process
+
+Say = Callable[[str, str], None]  # (process, line)
+
+
+class CannotStart(Exception):
+    """A process said that it cannot run with these settings; `str()` is what it said."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One line of the Procfile."""
+
+    name: str
+    command: str
+    environment: Mapping[str, str]
+    process: asyncio.subprocess.Process | None = None
+    starts: int = 0
+    failures: int = 0  # in a row
+    tail: list[str] = field(default_factory=list)  # its last lines
+
+
+def procfile_commands(
+    procfile: Path, formation: Mapping[str, int], *, compact: bool = False
+) -> dict[str, tuple[str, int]]:
+    """{process: (command, instance)} of a Procfile; `formation`: {name: how many}. Raises: OSError, ValueError."""
+    parsed: dict[str, str] = dict(parse_procfile(procfile.read_text()).processes)
+    unknown = [name for name in formation if name not in parsed]
+    if unknown:
+        raise ValueError(f"no such process in {procfile}: {', '.join(unknown)}; there are: {', '.join(parsed)}")
+    if compact:
+        parsed = {name: command for name, command in parsed.items() if name not in FRONT}
+        parsed = {"mesh": "exec ${GEARMESH_PYTHON:-.venv/bin/python} -m scripts.compact", **parsed}
+    commands = {}
+    for name, command in parsed.items():
+        count = formation.get(name, 1)
+        for i in range(count):
+            commands[f"{name}.{i + 1}" if count > 1 else name] = (command, i)
+    return commands
+
+
+class Supervisor:
+    """All processes of one mesh on this machine."""
+
+    def __init__(self, commands: Mapping[str, tuple[str, int]], say: Say, environment: Mapping[str, str]) -> None:
+        self._say = say
+        self._children = [
+            Child(name, command, _environment(environment, name, instance))
+            for name, (command, instance) in commands.items()
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why the mesh cannot run
+
+    def start(self) -> None:
+        """Every process is being started, and will be again."""
+        self._tasks = [asyncio.create_task(self._keep(child), name=child.name) for child in self._children]
+
+    def pids(self) -> dict[str, int]:
+        """{process: pid} of those that run."""
+        return {
+            child.name: child.process.pid
+            for child in self._children
+            if child.process is not None and child.process.returncode is None
+        }
+
+    async def stop(self) -> None:
+        """Every process has ended: asked to, and after KILL_AFTER_S made to."""
+        self._stopping = True
+        self._signal(signal.SIGTERM)
+        _, left = await asyncio.wait(self._tasks, timeout=KILL_AFTER_S) if self._tasks else (None, set())
+        if left:
+            self._say("up", f"killing what did not stop: {', '.join(sorted(task.get_name() for task in left))}")
+            self._signal(signal.SIGKILL)
+            await asyncio.wait(left)
+
+    def _signal(self, number: int) -> None:
+        for child in self._children:
+            if child.process is not None and child.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, number)
+
+    async def _keep(self, child: Child) -> None:
+        while not self._stopping:
+            began_s = time.monotonic()
+            code = await self._run(child)
+            if self._stopping:
+                return
+            if code == WRONG_SETTINGS:
+                if not self.failed.done():
+                    self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))
+                return
+            child.failures = 0 if time.monotonic() - began_s > HEALTHY_S else child.failures + 1
+            wait_s = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
+            self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")
+            await asyncio.sleep(wait_s)
+
+    async def _run(self, child: Child) -> int:
+        child.process = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", child.command,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
+            env=dict(child.environment), start_new_session=True, limit=LINE_BYTES_MAX,
+        )  # fmt: skip
+        child.starts += 1
+        assert child.process.stdout is not None
+        while True:
+            try:
+                line = await child.process.stdout.readline()
+            except ValueError:
+                line = b"(a line of more than a megabyte was left out)\n"
+            if not line:
+                break
+            text = line.decode(errors="replace").rstrip()
+            child.tail = [*child.tail[-40:], text]
+            self._say(child.name, text)
+        return await child.process.wait()
+
+
+def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:
+    """Ports of further instances of a service follow on from the first one's."""
+    environment = {"GEARMESH_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", **base}
+    key, first = {
+        "frontend": ("GEARMESH_FRONTEND_PORT", 5555),
+        "controller": ("GEARMESH_CONTROLLER_PORT", 5560),
+    }.get(name.partition(".")[0], ("", 0))
+    if key and instance:
+        environment[key] = str(int(environment.get(key, first)) + instance)
+    return environment
+
+
+def _describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"

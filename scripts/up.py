@@ -1,0 +1,92 @@
+"""`gearmesh up`: the Procfile's processes under a supervisor, with a word when the mesh is ready."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from broker.config import Settings
+from frontend.client import AsyncClient, RequestError
+from scripts.supervisor import Say, Supervisor, procfile_commands
+
+POLL_S = 0.2
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
+
+
+async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int], *, compact: bool) -> int:
+    """Runs until a signal. Returns the exit code: 0, or 2 if it cannot run."""
+    console = Console()
+    try:
+        commands = procfile_commands(procfile, formation, compact=compact)
+    except (OSError, ValueError) as error:
+        Console(stderr=True).print(f"gearmesh: {error}", style="red")
+        return 2
+    width = max(map(len, commands))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate([*commands, "up"])}
+
+    def say(name: str, line: str) -> None:
+        if console.is_terminal:
+            console.print(f"[{colours[name]}]{name:>{width}} |[/]", end=" ")
+        else:
+            sys.stdout.write(f"{name:>{width}} | ")
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    environment = dict(os.environ)
+    if console.is_terminal:
+        environment.setdefault("GEARMESH_LOG_FORMAT", "console")
+    supervisor = Supervisor(commands, say, environment)
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    supervisor.start()
+    ready = asyncio.create_task(_tell_ready(settings, say))
+    waiting = asyncio.create_task(asked.wait())
+    await first_of(waiting, supervisor.failed)
+    ready.cancel()
+    await asyncio.gather(ready, return_exceptions=True)
+    waiting.cancel()
+    await supervisor.stop()
+    if supervisor.failed.done():
+        Console(stderr=True).print(supervisor.failed.result(), style="red", highlight=False, markup=False)
+        return 2
+    return 0
+
+
+async def _tell_ready(settings: Settings, say: Say) -> None:
+    began_s = time.monotonic()
+    async with client(settings) as session:
+        await wait_ready(session, lambda ready, total: None)
+    say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {settings.frontend_address}")
+
+
+async def first_of(*futures: asyncio.Future[Any]) -> None:
+    """Returns once any of them is done."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def client(settings: Settings) -> AsyncClient:
+    """A client of the frontend in the settings."""
+    keys = settings.keys()
+    return AsyncClient(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None)
+
+
+async def wait_ready(session: AsyncClient, progress: Callable[[list[str], list[str]], None]) -> list[str]:
+    """Returns, with the models' names, once every model can be served or has failed. `progress(ready, all)` is told."""
+    while True:
+        try:
+            models = await session.models()
+        except RequestError:
+            continue
+        settled = [m["name"] for m in models if m["ready"] or (m["fault"] and not m["preparing"])]
+        ready = [m["name"] for m in models if m["ready"]]
+        progress(ready, [m["name"] for m in models])
+        if models and len(settled) == len(models):
+            return ready
+        await asyncio.sleep(POLL_S)
