@@ -64,6 +64,11 @@ class Alarm:
         if at is not None:
             self._handle = self._loop.call_later(max(0.0, at - time.monotonic()), self._due)
 
+    def by(self, at: float | None) -> None:
+        """Rings at `at` at the latest, perhaps before: an earlier setting stands. Cheaper than `set`."""
+        if at is not None and (self._at is None or at < self._at):
+            self.set(at)
+
     def close(self) -> None:
         """Never rings again."""
         self.set(None)

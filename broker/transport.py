@@ -21,6 +21,7 @@ from broker.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied: cheaper than the bookkeeping of not doing so
 BACKLOG_MAX = 100_000  # messages waiting for one peer; one that lets so many lie is taken for lost
 MEMORY = "memory://"
+NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # enums are slow to combine
 
 Buffer = bytes | memoryview
 In = TypeVar("In")
@@ -52,6 +53,10 @@ class Line:
     clock: OffsetFilter = field(default_factory=OffsetFilter)
     other: "Line | None" = None  # the far end, where both are in this process
     owner: "Link[Any, Any] | Port[Any, Any] | None" = None  # who takes what arrives on this line
+    key: str = ""  # names the line among all of this process
+
+    def __post_init__(self) -> None:
+        self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}"
 
 
 class Transport:
@@ -115,10 +120,10 @@ class Transport:
         if sock is None:
             return
         body = self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, line.outbox))
-        flags = zmq.NOBLOCK | (zmq.SNDMORE if line.frames else 0)
+        flags = NOBLOCK | (MORE if line.frames else 0)
         try:
             if port is not None:
-                sock.send(line.peer.encode(), zmq.NOBLOCK | zmq.SNDMORE)
+                sock.send(line.peer.encode(), NOBLOCK | MORE)
             sock.send(body, flags)
         except zmq.Again:
             self._held(line)
@@ -129,11 +134,11 @@ class Transport:
         last = len(line.frames) - 1
         for i, frame in enumerate(line.frames):
             copy = len(frame) < FRAME_BYTES_ZERO_COPY
-            sock.send(frame, zmq.SNDMORE if i < last else 0, copy=copy)
+            sock.send(frame, MORE if i < last else 0, copy=copy)
         line.outbox = []
         line.frames = []
         self.hub.sent(sock)
-        self._liveness.sent(_key(line), now)
+        self._liveness.sent(line.key, now)
 
     def _held(self, line: Line) -> None:
         """The peer's pipe is full: what waits is tried again, up to a limit."""
@@ -147,18 +152,18 @@ class Transport:
 
     def watch(self, line: Line) -> None:
         """The line carries heartbeats, and its peer is lost when silent for too long."""
-        self._watched[_key(line)] = line
-        self._liveness.watch(_key(line), time.monotonic())
+        self._watched[line.key] = line
+        self._liveness.watch(line.key, time.monotonic())
 
     def unwatch(self, line: Line) -> None:
         """The line is left alone."""
-        self._watched.pop(_key(line), None)
-        self._liveness.forget(_key(line))
+        self._watched.pop(line.key, None)
+        self._liveness.forget(line.key)
         self._dirty.pop(id(line), None)
 
     def heard(self, line: Line, now: float) -> None:
         """Something arrived on the line."""
-        self._liveness.heard(_key(line), now)
+        self._liveness.heard(line.key, now)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -295,10 +300,10 @@ class Port(Generic[In, Out]):
             return False
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             try:
-                identity = sock.recv(zmq.NOBLOCK)
+                identity = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            body = sock.recv(zmq.NOBLOCK) if sock.getsockopt(zmq.RCVMORE) else b""
+            body = sock.recv(NOBLOCK)  # a ROUTER never gives the identity alone
             self._arrived(identity, body, _frames(sock))
         return True
 
@@ -418,7 +423,7 @@ class Link(Generic[In, Out]):
             if sock is None:
                 return False  # closed by what it brought
             try:
-                body = sock.recv(zmq.NOBLOCK)
+                body = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
             self._arrived(body, _frames(sock))
@@ -443,10 +448,6 @@ class Link(Generic[In, Out]):
 def _frames(sock: "zmq.Socket[bytes]") -> list[Buffer]:
     """What is left of a multipart message: large tensors, not copied."""
     frames: list[Buffer] = []
-    while sock.getsockopt(zmq.RCVMORE):
-        frames.append(sock.recv(zmq.NOBLOCK, copy=False).buffer)
+    while sock.getsockopt(RCVMORE):
+        frames.append(sock.recv(NOBLOCK, copy=False).buffer)
     return frames
-
-
-def _key(line: Line) -> str:
-    return f"{line.port.name if line.port is not None else ''}>{line.peer}"

@@ -20,7 +20,7 @@ STEP = 0.02  # of a settled term, in log units: 2 %
 STEP_MAX = 0.25
 SETTLING = 8  # observations until a new term's steps are down to STEP
 STREAK_GRACE = 2  # errors of one sign in a row before the steps grow
-REBUILD_AT = 0.01  # anchors' terms may move so far before the table of sizes is made again
+REBUILD_AT = 0.03  # an anchor's term may move so far before the table of sizes is made again
 UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
 
 
@@ -58,12 +58,14 @@ class Curve:
     model: Term = field(default_factory=Term)
     terms: list[Term] = field(default_factory=list)  # of each anchor
     base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max; never falls
+    _nearest: list[int] = field(default_factory=list)  # by rows: the anchor that they teach
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms that _scale belongs to
 
     def __post_init__(self) -> None:
         self.terms = [Term() for _ in self.sizes]
+        self._nearest = self._find_nearest()
         self._build()
 
     @property
@@ -93,15 +95,17 @@ class Curve:
     def learn(self, batch: int, duration_s: float) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
         error = math.log(max(duration_s, 1e-9) / self.exec_s(batch))
-        nearest = min(range(len(self.sizes)), key=lambda i: abs(math.log(self.sizes[i] / batch)))
+        nearest = self._nearest[batch]
+        term = self.terms[nearest]
         self.device.learn(error, 0.2)
         self.model.learn(error, 0.4)
-        self.terms[nearest].learn(error, 0.4)
-        if abs(self.terms[nearest].value - self._built[nearest]) > REBUILD_AT:
+        term.learn(error, 0.4)
+        if abs(term.value - self._built[nearest]) > REBUILD_AT:
             self._build()
         return error
 
     def _build(self) -> None:
+        """Makes base_s anew from the anchors and their terms."""
         self._built = [term.value for term in self.terms]
         points = [s * math.exp(t) for s, t in zip(self.anchors_s, self._built, strict=True)]
         table = [0.0] * (self.batch_max + 1)
@@ -111,6 +115,13 @@ class Curve:
                 at += 1
             table[rows] = max(table[rows - 1], self._between(points, at, rows))
         self.base_s = table
+
+    def _find_nearest(self) -> list[int]:
+        """Index of the anchor that a batch of so many rows teaches, by rows."""
+        nearest = [0] * (self.batch_max + 1)
+        for rows in range(1, self.batch_max + 1):
+            nearest[rows] = min(range(len(self.sizes)), key=lambda i: abs(math.log(self.sizes[i] / rows)))
+        return nearest
 
     def _between(self, points: list[float], at: int, rows: int) -> float:
         if not self.any_batch or rows == self.sizes[at] or (at == 0 and rows < self.sizes[0]):

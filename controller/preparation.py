@@ -95,9 +95,9 @@ class Preparation:
         return None
 
     @property
-    def waits(self) -> bool:
-        """Measuring runs are left, and wait for slack."""
-        return bool(self._unmeasured)
+    def complete(self) -> bool:
+        """Nothing is left to be sent."""
+        return not (self._unsent or self._unmeasured)
 
     def measuring(self, ref: str) -> None:
         """The run was sent."""

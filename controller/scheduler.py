@@ -17,6 +17,7 @@ from controller.queues import Request
 from controller.state import Action, Device, State
 
 TRIES_MAX = 3  # actions that may take a request up; then it is failed
+PREPARE_S = 0.1  # between looks whether there is slack for measuring
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -233,7 +234,7 @@ class Scheduler:
         if self.state.waiting:
             self._expire(now, orders)
         for device in self.state.devices.values():
-            if device.actions:
+            if device.actions and now >= next(iter(device.actions.values())).overdue_s:
                 self._lose_overdue(device, now, orders)
             if device.leaving:
                 continue
@@ -241,7 +242,8 @@ class Scheduler:
                 self._fill_exec(device, now, orders)
             if self.state.homeless or device.room_for_more:
                 self._fill_load(device, now, orders)
-            self.fleet.prepare(device, now, orders)
+            if not self.fleet.preparations[device.worker].complete:
+                self.fleet.prepare(device, now, orders)
         if self.fleet.draining:
             orders.extend(self.fleet.drain(self._still_used))
         return orders
@@ -254,8 +256,8 @@ class Scheduler:
                 times.append(next(iter(device.actions.values())).overdue_s)
                 if device.waiting and len(device.exec) < self.parameters.depth:
                     times.append(device.exec.free_at(self._now) - self.parameters.lead_s)
-            elif self.fleet.preparations[device.worker].waits:
-                times.append(self._now + 0.1)
+            elif not self.fleet.preparations[device.worker].complete:
+                times.append(self._now + PREPARE_S)
         if self.state.waiting:
             times.append(self._next_expiry())
         policy_s = self.policy.wake_at(self._now)

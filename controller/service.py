@@ -182,7 +182,7 @@ class ControllerService:
     def _turn(self, now: float) -> None:
         self._order(self.scheduler.wake(now=now))
         assert self._alarm is not None
-        self._alarm.set(self.scheduler.wake_at())
+        self._alarm.by(self.scheduler.wake_at())
 
     def _order(self, orders: list[Order]) -> None:
         for order in orders:

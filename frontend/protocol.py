@@ -210,8 +210,38 @@ def check_names(request: Infer) -> None:
         raise Invalid("unknown_version", text, "version", request.id)
 
 
+class InputRules:
+    """What the inputs of one model must be like, made ready for quick checks."""
+
+    def __init__(self, spec: wire.ModelSpec, rows_max: int) -> None:
+        self.spec = spec
+        self.rows_max = rows_max
+        first = spec.inputs[0]
+        self._single = len(spec.inputs) == 1
+        self._name, self._dtype, self._rest = first.name, first.dtype, list(first.shape[1:])
+        self._row_bytes = byte_count(first.dtype, self._rest)
+
+    def check(self, request: Infer, frames: Sequence[bytes | memoryview]) -> Checked:
+        """The request's tensors, in the order of the spec, not copied. Raises: Invalid, naming the field."""
+        if self._single and len(request.inputs) == 1:
+            tensor = request.inputs[0]
+            shape = tensor.shape
+            data = frames[0] if len(frames) == 1 and tensor.data is None else tensor.data if not frames else None
+            if (
+                data is not None
+                and shape
+                and 1 <= shape[0] <= self.rows_max
+                and len(data) == shape[0] * self._row_bytes
+                and tensor.dtype == self._dtype
+                and tensor.name == self._name
+                and shape[1:] == self._rest
+            ):
+                return Checked(shape[0], [data])
+        return check_inputs(request, frames, self.spec, self.rows_max)
+
+
 def check_inputs(request: Infer, frames: Sequence[bytes | memoryview], spec: wire.ModelSpec, rows_max: int) -> Checked:
-    """The request's tensors, in the order of the spec, not copied. Raises: Invalid, naming the field."""
+    """As InputRules.check, for any number of inputs, and with a word for every fault."""
     given = request.inputs
     if frames and len(frames) != len(given):
         text = f"{len(frames)} frames follow the header; inputs names {len(given)} tensors, one frame each"

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,13 +15,23 @@ from broker.timers import Alarm
 from broker.transport import Buffer, Mail, Port
 from frontend import protocol
 from frontend.controllers import Controllers
-from frontend.protocol import Answer, Checked, Error, Invalid, TensorOut
+from frontend.protocol import Answer, Checked, Error, InputRules, Invalid, TensorOut
 from frontend.requests import Call, Completed, Part, RequestTable
 from frontend.transport import ClientId, ClientPort
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
 _encode = msgspec.msgpack.Encoder().encode
 log = structlog.get_logger("frontend")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The version that a model's requests are bound to."""
+
+    version: str
+    ref: str
+    spec: wire.ModelSpec
+    rules: InputRules
 
 
 class FrontendService:
@@ -43,6 +54,7 @@ class FrontendService:
         )
         self._addresses: tuple[str, ...] = ()
         self._models: dict[str, wire.ModelEntry] = {}  # {name: entry}, of the last table
+        self._targets: dict[str, Target] = {}  # {model: what its requests are bound to}, models that can be asked
         self._alarm: Alarm | None = None
         self._answers: dict[str, int] = {}  # {status: answers so far}
         self._started_s = time.monotonic()
@@ -110,12 +122,12 @@ class FrontendService:
             self._clients.answer(client, _encode(invalid.answer()))
 
     def _infer(self, client: ClientId, request: protocol.Infer, frames: list[Buffer], now: float) -> None:
-        protocol.check_names(request)
-        entry = self._find_model(request)
-        assert entry.spec is not None
-        budget_s = protocol.check_budget(request, entry.spec.slo_ms, self.settings.slo_ms_max)
+        target = self._targets.get(request.model or "")
+        if target is None or request.app is not None or request.version not in (None, target.version):
+            raise self._refusal(request)
+        budget_s = protocol.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
         weight = protocol.check_weight(request)
-        checked = protocol.check_inputs(request, frames, entry.spec, self.settings.rows_max)
+        checked = target.rules.check(request, frames)
         if self._requests.holds(client, request.id):
             text = f"id {request.id!r} is in flight on this connection already"
             raise Invalid("duplicate_id", text, "id", request.id)
@@ -125,8 +137,8 @@ class FrontendService:
         call = Call(
             client,
             request.id,
-            wire.ref_of(entry.name, str(entry.current)),
-            entry.spec,
+            target.ref,
+            target.spec,
             checked.rows,
             now,
             now + budget_s,
@@ -135,22 +147,20 @@ class FrontendService:
         )
         self._submit_all(call, checked, now)
 
-    def _find_model(self, request: protocol.Infer) -> wire.ModelEntry:
-        """The entry of the model's current version. Raises: Invalid."""
+    def _refusal(self, request: protocol.Infer) -> Invalid:
+        """Why the request has no target."""
+        protocol.check_names(request)
         entry = self._models.get(str(request.model))
         if entry is None:
             names = ", ".join(sorted(self._models)) or "none"
-            raise Invalid(
-                "unknown_model", f"there is no model {request.model!r}; there are: {names}", "model", request.id
-            )
+            text = f"there is no model {request.model!r}; there are: {names}"
+            return Invalid("unknown_model", text, "model", request.id)
         if entry.current is None or entry.spec is None:
             why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
             text = f"model {entry.name!r} has no version that can be served{why}"
-            raise Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
-        if request.version is not None and request.version != entry.current:
-            text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
-            raise Invalid("unknown_version", text, "version", request.id)
-        return entry
+            return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
+        text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
+        return Invalid("unknown_version", text, "version", request.id)
 
     def _submit_all(self, call: Call, checked: Checked, now: float) -> None:
         for part in self._requests.open(call, checked.tensors):
@@ -186,6 +196,14 @@ class FrontendService:
 
     def _table_changed(self, table: wire.Table) -> None:
         self._models = {entry.name: entry for entry in table.models}
+        rows_max = self.settings.rows_max
+        self._targets = {
+            entry.name: Target(
+                entry.current, wire.ref_of(entry.name, entry.current), entry.spec, InputRules(entry.spec, rows_max)
+            )
+            for entry in table.models
+            if entry.current is not None and entry.spec is not None
+        }
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
 
@@ -287,7 +305,7 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
-        self._alarm.set(self._requests.wake_at())
+        self._alarm.by(self._requests.wake_at())
 
     # -- what there is ------------------------------------------------------------------------------------------------
 

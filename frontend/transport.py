@@ -7,7 +7,7 @@ import structlog
 import zmq
 
 from broker.sockets import MESSAGES_PER_DRAIN_MAX, Hub
-from broker.transport import FRAME_BYTES_ZERO_COPY, Buffer
+from broker.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE, Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # for one client that does not read; further answers to it are dropped, and counted
 log = structlog.get_logger("clients")
@@ -49,13 +49,13 @@ class ClientPort:
         if sock is None:
             return
         try:
-            sock.send(client.identity, zmq.NOBLOCK | zmq.SNDMORE)
+            sock.send(client.identity, NOBLOCK | MORE)
             if client.delimited:
-                sock.send(b"", zmq.SNDMORE)
-            sock.send(header, zmq.SNDMORE if frames else 0)
+                sock.send(b"", MORE)
+            sock.send(header, MORE if frames else 0)
             last = len(frames) - 1
             for i, frame in enumerate(frames):
-                sock.send(frame, zmq.SNDMORE if i < last else 0, copy=len(frame) < FRAME_BYTES_ZERO_COPY)
+                sock.send(frame, MORE if i < last else 0, copy=len(frame) < FRAME_BYTES_ZERO_COPY)
         except zmq.ZMQError as error:
             self.answers_dropped += 1
             if self.answers_dropped % 1000 == 1:
@@ -82,17 +82,18 @@ class ClientPort:
             return False
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             try:
-                identity = sock.recv(zmq.NOBLOCK)
+                identity = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            header = sock.recv(zmq.NOBLOCK) if sock.getsockopt(zmq.RCVMORE) else b""
+            header = sock.recv(NOBLOCK)  # a ROUTER never gives the identity alone
             delimited = False
-            if not header and sock.getsockopt(zmq.RCVMORE):
-                delimited = True
-                header = sock.recv(zmq.NOBLOCK)
             frames: list[Buffer] = []
-            while sock.getsockopt(zmq.RCVMORE):
-                frames.append(sock.recv(zmq.NOBLOCK, copy=False).buffer)
+            if sock.getsockopt(RCVMORE):
+                delimited = not header
+                if delimited:
+                    header = sock.recv(NOBLOCK)
+                while sock.getsockopt(RCVMORE):
+                    frames.append(sock.recv(NOBLOCK, copy=False).buffer)
             self._received(ClientId(identity, delimited), header, frames)
         return True
 

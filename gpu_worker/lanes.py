@@ -227,6 +227,8 @@ class Lanes:
 
     def wake_at(self) -> float | None:
         """When `wake` next has something to do, if nothing else happens before."""
+        if not self._loads and not self._infers:
+            return None
         times = [job.action.earliest_s for job in self._loads if job.phase is None]
         times += [job.action.latest_s for job in self._loads if job.phase is None]
         for job in self._infers:

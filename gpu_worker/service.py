@@ -263,7 +263,7 @@ class WorkerService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
-        self._alarm.set(self._lanes.wake_at())
+        self._alarm.by(self._lanes.wake_at())
 
     def _report(self, report: Report) -> None:
         result, job = report.result, report.job

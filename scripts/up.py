@@ -66,9 +66,9 @@ async def _tell_ready(settings: Settings, say: Say) -> None:
     say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {settings.frontend_address}")
 
 
-async def first_of(*futures: asyncio.Future[Any]) -> None:
-    """Returns once any of them is done."""
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    """Returns once any of them is done, or the time is up."""
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 def client(settings: Settings) -> AsyncClient:

@@ -1,0 +1,93 @@
+"""What a benchmark has to say of the machine it ran on, and of what else ran there meanwhile."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def describe() -> dict[str, Any]:
+    """Machine and versions."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    packages = ("gearmesh", "torch", "pyzmq", "msgspec", "uvloop", "numpy")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that the process has used, all threads, to the nanosecond; 0 if it is gone."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text().split()[0])
+        except (OSError, IndexError):
+            continue
+    return total / 1e9
+
+
+def _machine_ticks() -> tuple[int, int]:
+    """(busy, stolen) ticks of all cores."""
+    fields = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return sum(fields[:3]) + sum(fields[5:7]), fields[7] if len(fields) > 7 else 0
+
+
+@dataclass(slots=True)
+class Watch:
+    """What happened between construction and `stop`: CPU of ours, of others, and what the host stole."""
+
+    pids: Mapping[str, int]
+    _began_s: float = field(default_factory=time.monotonic)
+    _before: dict[str, float] = field(default_factory=dict)
+    _machine: tuple[int, int] = field(default_factory=_machine_ticks)
+
+    def __post_init__(self) -> None:
+        self._before = {name: cpu_s(pid) for name, pid in self.pids.items()}
+
+    def stop(self) -> dict[str, Any]:
+        """{"wall_s", "cpu_s": {process: seconds}, "foreign": cores used by others, "steal": cores the host took}."""
+        wall_s = time.monotonic() - self._began_s
+        used = {name: cpu_s(pid) - self._before[name] for name, pid in self.pids.items()}
+        busy, stolen = _machine_ticks()
+        foreign = (busy - self._machine[0]) / TICK - sum(used.values())
+        return {
+            "wall_s": wall_s,
+            "cpu_s": used,
+            "foreign": round(max(0.0, foreign) / wall_s, 3),
+            "steal": round((stolen - self._machine[1]) / TICK / wall_s, 3),
+        }
+
+
+def quantile(sorted_values: list[float], share: float) -> float | None:
+    """The quantile by nearest rank; None if so few values do not support it (fewer than 10 beyond it)."""
+    n = len(sorted_values)
+    if n == 0 or (share > 0.5 and n * (1 - share) < 10):
+        return None
+    return sorted_values[min(n - 1, int(share * n))]
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle value; the lower of two."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]

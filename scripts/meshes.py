@@ -1,0 +1,102 @@
+"""A mesh of real processes on ports of its own, for benchmarks and end-to-end tests."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frontend.client import AsyncClient
+from scripts.supervisor import Supervisor, procfile_commands
+from scripts.up import first_of, wait_ready
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTS_WITHIN_S = 120.0
+
+
+@dataclass(slots=True)
+class Mesh:
+    """A running mesh."""
+
+    supervisor: Supervisor
+    environment: dict[str, str]
+    address: str  # where clients call
+    lines: list[str] = field(default_factory=list)  # what its processes printed, "process | line"
+
+    def log(self, last: int = 60) -> str:
+        """The last lines, for whoever has to find out what went wrong."""
+        return "\n".join(self.lines[-last:])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+@contextlib.asynccontextmanager
+async def mesh(
+    repository: Path,
+    data_dir: Path,
+    *,
+    compact: bool = False,
+    formation: Mapping[str, int] | None = None,
+    ready: bool = True,
+    **settings: object,
+) -> AsyncIterator[Mesh]:
+    """Runs the Procfile until the block ends. `ready`: entered once every model can be served. Raises: RuntimeError."""
+    formation = formation or {}
+    frontends = max(1, formation.get("frontend", 1))
+    ports = free_ports(2 + frontends)
+    first = _run_of_ports(frontends) if frontends > 1 else ports[2]
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")},
+        "GEARMESH_BROKER_PORT": str(ports[0]),
+        "GEARMESH_CONTROLLER_PORT": str(ports[1]),
+        "GEARMESH_FRONTEND_PORT": str(first),
+        "GEARMESH_MODEL_REPOSITORY": str(repository),
+        "GEARMESH_DATA_DIR": str(data_dir),
+        **{f"GEARMESH_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    lines: list[str] = []
+    commands = {
+        name: (f"cd '{ROOT}'; {command}", instance)
+        for name, (command, instance) in procfile_commands(ROOT / "Procfile", formation, compact=compact).items()
+    }
+    supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment)
+    running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
+    supervisor.start()
+    try:
+        if ready:
+            await _wait(running)
+        yield running
+    finally:
+        await supervisor.stop()
+
+
+async def _wait(running: Mesh) -> None:
+    async with AsyncClient(running.address) as session:
+        waiting = asyncio.ensure_future(wait_ready(session, lambda done, names: None))
+        await first_of(waiting, running.supervisor.failed, timeout_s=STARTS_WITHIN_S)
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            raise RuntimeError(f"the mesh did not become ready:\n{running.log()}")
+
+
+def _run_of_ports(count: int) -> int:
+    """The first of so many free ports in a row: instances of a service count up from the first one's."""
+    for start in range(20_000, 60_000, 97):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(start, start + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return start
+    raise RuntimeError("no ports are free")
