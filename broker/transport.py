@@ -94,7 +94,8 @@ class Transport:
         """Hands over what goes to peers in this process. True if there was some."""
         local = [line for line in self._dirty.values() if line.other is not None]
         for line in local:
-            del self._dirty[id(line)]
+            if self._dirty.pop(id(line), None) is None:
+                continue  # closed by what another line brought
             messages, line.outbox = line.outbox, []
             frames, line.frames = line.frames, []
             far = line.other

@@ -242,6 +242,7 @@ class Serving(Message, frozen=True, kw_only=True, tag="serving"):
     added: tuple[str, ...]
     removed: tuple[str, ...]
     reset: bool = False  # forget what was said before
+    controller: str = ""  # who says so: another one may answer at an address by now
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,6 +286,8 @@ class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     """Controller -> worker: you are mine from now on, at the epoch of this envelope; drop what older ones ordered."""
+
+    controller: str = ""  # who says so: another one may answer at an address by now
 
 
 class Frontends(Message, frozen=True, kw_only=True, tag="frontends"):

@@ -20,6 +20,7 @@ class Fleet:
 
     state: State
     actions: Actions
+    name: str = ""  # member id of this controller
     wanted: list[str] = field(default_factory=list)  # refs that every device is to have ready, in the catalogue's order
     draining: dict[str, None] = field(default_factory=dict)  # refs wanted before, kept until their last request ended
     preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
@@ -32,7 +33,8 @@ class Fleet:
     def frontend_joined(self, frontend: str) -> list[Order]:
         """A frontend is there; it is told what is served."""
         self.frontends[frontend] = None
-        return [ToFrontend(frontend, wire.Serving(added=tuple(self._serving), removed=(), reset=True))]
+        message = wire.Serving(added=tuple(self._serving), removed=(), reset=True, controller=self.name)
+        return [ToFrontend(frontend, message)]
 
     def join(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
         """A worker is there, with what it has prepared and loaded. It was not, or `leave` was called."""
@@ -250,7 +252,7 @@ class Fleet:
         added = tuple(ref for ref in served if ref not in self._serving)
         removed = tuple(ref for ref in self._serving if ref not in served)
         self._serving = served
-        message = wire.Serving(added=added, removed=removed)
+        message = wire.Serving(added=added, removed=removed, controller=self.name)
         orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
 
     def check(self) -> None:

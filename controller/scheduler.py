@@ -17,6 +17,7 @@ from controller.queues import Request
 from controller.state import Action, Device, State
 
 TRIES_MAX = 3  # actions that may take a request up; then it is failed
+SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on their way back from our predecessor
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
@@ -47,23 +48,43 @@ class Counters:
     failed_actions: dict[str, int] = field(default_factory=dict)  # {code: count}
 
 
+@dataclass(frozen=True, slots=True)
+class Early:
+    """A request that came before any worker that can serve it."""
+
+    message: wire.Submit
+    frontend: str
+    tensors: Sequence[Any]
+    sent_s: float
+
+
 class Scheduler:
     """One shard: its devices, its models, its requests."""
 
-    def __init__(self, policy: Policy, state: State, parameters: Parameters | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        state: State,
+        parameters: Parameters | None = None,
+        *,
+        name: str = "",
+        started_s: float = 0.0,
+    ) -> None:
         self.policy = policy
         self.state = state
         self.parameters = parameters or Parameters()
         self.counters = Counters()
         self._actions = Actions()
-        self.fleet = Fleet(state, self._actions)
+        self.fleet = Fleet(state, self._actions, name)
+        self._settled_s = started_s + SETTLE_S
+        self._early: list[Early] = []  # requests that came before any worker, oldest first
         self._requests: dict[tuple[str, int], Request] = {}  # {(frontend, number): request}, every one not ended
         self._now = 0.0  # of the last wake
 
     @property
     def open_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._requests)
+        return len(self._requests) + len(self._early)
 
     # -- events: requests ---------------------------------------------------------------------------------------------
 
@@ -84,6 +105,9 @@ class Scheduler:
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
+            if now < self._settled_s and len(self._early) < self.parameters.queue_max:
+                self._early.append(Early(message, frontend, tensors, now - age_s))
+                return []
             return [self._refuse_not_ready(request)]
         model.popularity.add(now)
         if message.rows > model.spec.batch_max:
@@ -115,6 +139,7 @@ class Scheduler:
     def frontend_lost(self, frontend: str) -> None:
         """A frontend is gone, and so is everybody who waited there."""
         self.fleet.frontends.pop(frontend, None)
+        self._early = [waiting for waiting in self._early if waiting.frontend != frontend]
         for key, request in list(self._requests.items()):
             if key[0] == frontend:
                 self.state.remove(self.state.models[request.ref], request)
@@ -122,7 +147,11 @@ class Scheduler:
 
     def worker_joined(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
         """A worker is there, with what it has prepared and loaded."""
-        return [*self.worker_lost(hello.member, now=now), *self.fleet.join(hello, now=now)]
+        actions, orders = self.fleet.leave(hello.member)
+        orders.extend(self.fleet.join(hello, now=now))
+        self._plan_again(actions, orders, now)
+        orders.extend(self._submit_early(now))
+        return orders
 
     def worker_leaving(self, worker: str) -> list[Order]:
         """A worker finishes what it has and takes nothing more."""
@@ -131,14 +160,12 @@ class Scheduler:
     def worker_lost(self, worker: str, *, now: float) -> list[Order]:
         """A worker is gone: what it had is planned again where time allows, and failed where not."""
         actions, orders = self.fleet.leave(worker)
-        for action in actions:
-            for request in action.requests:
-                self._again(request, "worker_lost", "its worker was lost, and no other can serve it", orders, now)
+        self._plan_again(actions, orders, now)
         return orders
 
-    def prepared(self, worker: str, report: wire.Prepared) -> list[Order]:
+    def prepared(self, worker: str, report: wire.Prepared, *, now: float) -> list[Order]:
         """A worker says how far a version is."""
-        return self.fleet.prepared(worker, report)
+        return [*self.fleet.prepared(worker, report), *self._submit_early(now)]
 
     def clock(self, worker: str, offset_s: float) -> None:
         """The worker's clock is ahead of ours by so much."""
@@ -149,6 +176,20 @@ class Scheduler:
     def want(self, refs: list[str]) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended."""
         return self.fleet.want(refs, self._still_used)
+
+    def _submit_early(self, now: float) -> list[Order]:
+        """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
+        orders: list[Order] = []
+        early, self._early = self._early, []
+        for waiting in early:
+            model = self.state.models.get(waiting.message.ref)
+            if now < self._settled_s and (model is None or not model.ready):
+                self._early.append(waiting)
+                continue
+            self.counters.submitted -= 1  # it is counted once more
+            age_s = now - waiting.sent_s
+            orders.extend(self.submit(waiting.message, waiting.frontend, waiting.tensors, age_s=age_s, now=now))
+        return orders
 
     # -- events: results ----------------------------------------------------------------------------------------------
 
@@ -231,6 +272,8 @@ class Scheduler:
         """Everything that is to be decided by now is. Calling early is harmless."""
         self._now = now
         orders: list[Order] = []
+        if self._early and now >= self._settled_s:
+            orders.extend(self._submit_early(now))
         if self.state.waiting:
             self._expire(now, orders)
         for device in self.state.devices.values():
@@ -260,6 +303,8 @@ class Scheduler:
                 times.append(self._now + PREPARE_S)
         if self.state.waiting:
             times.append(self._next_expiry())
+        if self._early:
+            times.append(self._settled_s)
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)
@@ -341,6 +386,11 @@ class Scheduler:
 
     def _still_used(self, ref: str) -> bool:
         return any(request.ref == ref for request in self._requests.values())
+
+    def _plan_again(self, actions: list[Action], orders: list[Order], now: float) -> None:
+        for action in actions:
+            for request in action.requests:
+                self._again(request, "worker_lost", "its worker was lost, and no other can serve it", orders, now)
 
     def _again(self, request: Request, code: str, message: str, orders: list[Order], now: float) -> None:
         """The request's action came to nothing: it waits anew; if time is too short, it expires from there."""

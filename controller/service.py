@@ -28,6 +28,7 @@ class ControllerService:
         settings = self.settings = runtime.settings
         self._hub = runtime.hub
         self._transport = runtime.transport
+        self._id = member_id("controller")
         state = State()
         self.scheduler = Scheduler(
             make_policy(settings.policy, state),
@@ -38,12 +39,13 @@ class ControllerService:
                 slack_s=settings.slack_ms / 1e3,
                 queue_max=settings.queue_max,
             ),
+            name=self._id,
+            started_s=time.monotonic(),
         )
         self._port: Port[wire.ToController, wire.FromControllerToFrontend | wire.FromControllerToWorker] = Port(
             runtime.transport, "controller", DECODER, self._received, self._lost
         )
         self._broker = broker or (settings.broker_address,)
-        self._id = member_id("controller")
         self._registrar: Registrar | None = None
         self._alarm: Alarm | None = None
         self._workers: set[str] = set()  # members that said a worker's Hello, and are not lost
@@ -105,7 +107,7 @@ class ControllerService:
         if isinstance(message, wire.Cancel):
             scheduler.cancel(peer, message.request)
         elif isinstance(message, wire.Prepared):
-            self._order(scheduler.prepared(peer, message))
+            self._order(scheduler.prepared(peer, message, now=now))
         elif isinstance(message, wire.WorkerHello):
             self._worker_joined(peer, message, now)
         elif isinstance(message, wire.FrontendHello):
@@ -122,7 +124,7 @@ class ControllerService:
             self._early.append((peer, hello))
             return
         self._workers.add(peer)
-        self._port.send(peer, wire.Welcome())
+        self._port.send(peer, wire.Welcome(controller=self._id))
         self._port.send(peer, wire.Frontends(results=dict(self._frontends)))
         self._order(self.scheduler.worker_joined(hello, now=now))
         log.info("worker_joined", worker=peer, device=hello.device.name, pages=hello.device.pages)
@@ -172,7 +174,7 @@ class ControllerService:
         self._port.epoch = self._registrar.shard_epoch = epoch
         log.info("shard", epoch=epoch)
         for worker in self._workers:
-            self._port.send(worker, wire.Welcome())
+            self._port.send(worker, wire.Welcome(controller=self._id))
         early, self._early = self._early, []
         for peer, hello in early:
             self._worker_joined(peer, hello, time.monotonic())

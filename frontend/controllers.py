@@ -112,6 +112,11 @@ class Controllers:
         for message in mail.messages:
             if isinstance(message, wire.Refused):
                 self._refused(message)
+            elif isinstance(message, wire.Serving) and message.controller != mail.peer:
+                self._members.pop(mail.peer, None)  # its successor answers at its address; the table will name it
+                controller.link.close()
+                self._link_lost(mail.peer, "was replaced")
+                return
             elif isinstance(message, wire.Serving):
                 if message.reset:
                     controller.serving.clear()

@@ -11,6 +11,8 @@ from typing import Any
 
 from broker import wire
 
+REFUSAL_S = 0.015  # a budget shorter than the way to the controller still gets its refusal, with the reason
+
 
 @dataclass(slots=True, eq=False)
 class Call:
@@ -101,7 +103,8 @@ class RequestTable:
                 rows = min(batch_max, call.rows - start)
                 self._add(call, rows, [v[start * w : (start + rows) * w] for v, w in zip(views, widths, strict=True)])
         call.missing = len(call.parts)
-        heapq.heappush(self._deadlines, (call.deadline_s, call.parts[0].number, call))
+        expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
+        heapq.heappush(self._deadlines, (expires_s, call.parts[0].number, call))
         return call.parts
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:

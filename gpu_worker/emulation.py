@@ -22,17 +22,10 @@ class ProfileError(GearmeshError):
     """A profile file cannot be used; `str()` names the key and what is allowed."""
 
 
-class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """EXEC in milliseconds: intercept + slope x batch."""
-
-    intercept: NotNegative
-    slope: NotNegative
-
-
 class ModelTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model's times on the device."""
 
-    exec_ms: Line | dict[str, Positive]
+    exec_ms: dict[str, NotNegative]  # {batch: ms}, or {"intercept": ms, "slope": ms}
     weights_mb: Positive | None = None
     batch_max: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
 
@@ -67,12 +60,15 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.load_fixed_ms / 1e3 + weights_bytes / (self.load_gb_per_s * 1e9)
 
 
+LINE = {"intercept", "slope"}
+
+
 def exec_s(times: ModelTimes, batch: int) -> float:
-    """Seconds that EXEC of this batch takes; between given sizes the line through its neighbours."""
-    if isinstance(times.exec_ms, Line):
-        return (times.exec_ms.intercept + times.exec_ms.slope * batch) / 1e3
-    points = sorted((int(size), ms) for size, ms in times.exec_ms.items())
-    return interpolate(points, batch) / 1e3
+    """Seconds that EXEC of this batch takes; between given sizes on the line through their neighbours."""
+    given = times.exec_ms
+    if given.keys() == LINE:
+        return (given["intercept"] + given["slope"] * batch) / 1e3
+    return interpolate(sorted((int(size), ms) for size, ms in given.items()), batch) / 1e3
 
 
 def interpolate(points: list[tuple[int, float]], batch: int) -> float:
@@ -100,12 +96,15 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
     if profile.default is not None:
         entries.append(("default", profile.default))
     for key, times in entries:
-        if isinstance(times.exec_ms, Line):
-            if times.exec_ms.intercept + times.exec_ms.slope <= 0:
-                raise ProfileError(f"{place}: {key}.exec_ms: intercept and slope cannot both be 0")
-        elif not times.exec_ms or not all(size.isdigit() and int(size) > 0 for size in times.exec_ms):
+        given = times.exec_ms
+        if given.keys() & LINE:
+            good = given.keys() == LINE and given["intercept"] + given["slope"] > 0
+        else:
+            good = bool(given) and all(k.isdigit() and int(k) > 0 and ms > 0 for k, ms in given.items())
+        if not good:
             raise ProfileError(
-                f"{place}: {key}.exec_ms: needs batch sizes as keys, at least one, each a positive number"
+                f"{place}: {key}.exec_ms: give either intercept and slope, not both 0, or a positive number of "
+                f"milliseconds for each of some batch sizes; got {dict(list(given.items())[:4])}"
             )
     if not entries:
         raise ProfileError(f"{place}: models: give at least one model, or a default")

@@ -42,6 +42,7 @@ class WorkerService:
             runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed
         )
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
+        self._controller_id = ""  # whom that link was opened for, or who answered there
         self._frontends: dict[str, tuple[str, ...]] = {}  # {member id: addresses for outputs}
         self._links: dict[
             str, Link[wire.FromResults, wire.ToResults]
@@ -91,7 +92,7 @@ class WorkerService:
 
     def _table_changed(self, table: wire.Table) -> None:
         owner = table.workers.get(self._member.id)
-        if owner is None or (self._controller is not None and self._controller.peer == owner):
+        if owner is None or (self._controller is not None and self._controller_id == owner):
             return
         member = next((member for member in table.members if member.id == owner), None)
         if member is not None:
@@ -104,6 +105,7 @@ class WorkerService:
             self._transport, self._member.id, controller.id, CONTROLLER, self._received, self._controller_lost
         )
         self._controller = link.call(controller.endpoints["control"])
+        self._controller_id = controller.id
         self._hello()
 
     def _hello(self) -> None:
@@ -147,7 +149,8 @@ class WorkerService:
         if isinstance(message, wire.Welcome):
             for job in self._lanes.welcome(epoch):
                 self._device.release(job)
-            log.info("welcomed", controller=self._controller.peer if self._controller else None, epoch=epoch)
+            self._controller_id = message.controller
+            log.info("welcomed", controller=message.controller, epoch=epoch)
         elif isinstance(message, wire.Frontends):
             self._frontends = dict(message.results)
             for gone in self._links.keys() - self._frontends.keys():

@@ -1,0 +1,224 @@
+"""What an operator does to a running mesh, with real processes: deploy, roll back, undeploy, mistakes in settings."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker import wire
+from broker.config import read_settings
+from frontend.client import AsyncClient, Invalid, Prediction, RequestError
+from scripts.meshes import ROOT, Mesh, free_ports
+from scripts.operator import Operator
+from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
+
+pytestmark = pytest.mark.end_to_end
+X = np.zeros((1, 4), np.float32)
+
+
+def operate(running: Mesh, message: wire.Deploy | wire.Undeploy | wire.Rollback) -> wire.CallReply:
+    """The outcome of an operator's call."""
+    with Operator(read_settings(environment=running.environment)) as operator:
+        return operator.call(message, 30.0)
+
+
+async def versions_seen(client: AsyncClient, until: asyncio.Event) -> Counter[str]:
+    """Asks model a until the event; how often each version answered. Any other outcome fails the test."""
+    seen: Counter[str] = Counter()
+    while not until.is_set():
+        outcome = await client.submit("a", X, slo_ms=2000)
+        assert isinstance(outcome, Prediction), outcome
+        seen[outcome.version] += 1
+    return seen
+
+
+def test_deploy_and_rollback_under_traffic_lose_nothing(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    emulated_model(repository, "a")
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            await client.models()
+            until = asyncio.Event()
+            traffic = [asyncio.create_task(versions_seen(client, until)) for _ in range(8)]
+            emulated_model(repository, "a", version="2")
+            reply = await asyncio.to_thread(operate, running, wire.Deploy(call=1, name="a", version=None))
+            assert (reply.ok, reply.message) == (True, "a:2 is current")
+            await answered_by(client, "2")
+            reply = await asyncio.to_thread(operate, running, wire.Rollback(call=1, name="a"))
+            assert (reply.ok, reply.message) == (True, "a:1 is current")
+            await answered_by(client, "1")
+            until.set()
+            seen = sum(await asyncio.gather(*traffic), Counter[str]())
+            assert seen["1"] > 0
+            assert seen["2"] > 0
+
+    run_with_mesh(scenario, repository, tmp_path / "data", device=emulated_device(tmp_path))
+
+
+async def answered_by(client: AsyncClient, version: str) -> None:
+    """Returns once that version answers."""
+    while True:
+        outcome = await client.submit("a", X, slo_ms=2000)
+        assert isinstance(outcome, Prediction), outcome
+        if outcome.version == version:
+            return
+
+
+def test_undeploy_refuses_new_requests_and_deploy_brings_the_model_back(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    emulated_model(repository, "a")
+    emulated_model(repository, "b")
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            assert (await client.infer("a", X)).model == "a"
+            reply = await asyncio.to_thread(operate, running, wire.Undeploy(call=1, name="a"))
+            assert reply.ok, reply
+            outcome: Prediction | RequestError = await client.submit("a", X)
+            while isinstance(outcome, Prediction):  # the table is on its way
+                outcome = await client.submit("a", X)
+            assert isinstance(outcome, Invalid)
+            assert outcome.code == "unknown_model"
+            assert (await client.infer("b", X)).model == "b"
+            assert [model["name"] for model in await client.models()] == ["b"]
+            reply = await asyncio.to_thread(operate, running, wire.Deploy(call=1, name="a", version=None))
+            assert reply.ok, reply
+            while not isinstance(await client.submit("a", X), Prediction):
+                pass
+
+    run_with_mesh(scenario, repository, tmp_path / "data", device=emulated_device(tmp_path))
+
+
+def test_a_bad_package_is_refused_with_all_its_faults_and_the_old_version_serves_on(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    emulated_model(repository, "a")
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            emulated_model(repository, "a", version="2")
+            weights = repository / "a" / "2" / "weights.safetensors"
+            weights.write_bytes(weights.read_bytes()[:1000])
+            manifest = repository / "a" / "model.toml"
+            good = manifest.read_text()
+            manifest.write_text(good.replace("float32", "float31"))
+            reply = await asyncio.to_thread(operate, running, wire.Deploy(call=1, name="a", version="2"))
+            manifest.write_text(good)
+            assert not reply.ok
+            assert len(reply.faults) == 3, reply.faults
+            assert sum("float31" in fault for fault in reply.faults) == 2
+            assert sum("weights.safetensors" in fault for fault in reply.faults) == 1
+            answer = await client.infer("a", X)
+            assert answer.version == "1"
+            (model,) = await client.models()
+            assert "weights.safetensors" in model["fault"]
+
+    run_with_mesh(scenario, repository, tmp_path / "data", device=emulated_device(tmp_path))
+
+
+def test_models_larger_than_memory_together_are_paged_in_and_out_by_demand(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    names = [f"m{i}" for i in range(6)]
+    for name in names:
+        emulated_model(repository, name, megabytes=10)
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            await client.models()
+            for round_ in range(3):
+                for name in names if round_ % 2 else reversed(names):
+                    answer = await client.infer(name, X, slo_ms=1000)
+                    assert answer.model == name
+            outcomes = await asyncio.gather(*(client.submit(n, X, slo_ms=3000) for n in names * 20))
+            assert all(isinstance(outcome, Prediction) for outcome in outcomes)
+
+    device = emulated_device(tmp_path, memory_mb=24, load_gb_per_s=1.0)
+    run_with_mesh(scenario, repository, tmp_path / "data", device=device)
+
+
+def test_the_catalogue_outlives_the_mesh(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    emulated_model(repository, "a")
+    emulated_model(repository, "b")
+    device = emulated_device(tmp_path)
+
+    async def first(running: Mesh) -> None:
+        reply = await asyncio.to_thread(operate, running, wire.Undeploy(call=1, name="b"))
+        assert reply.ok, reply
+
+    async def second(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            assert [model["name"] for model in await client.models()] == ["a"]
+            assert (await client.infer("a", X)).version == "1"
+
+    run_with_mesh(first, repository, tmp_path / "data", device=device)
+    run_with_mesh(second, repository, tmp_path / "data", device=device)
+
+
+def test_two_meshes_run_side_by_side(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        emulated_model(tmp_path / name, name)
+    device = emulated_device(tmp_path)
+
+    async def inner(second: Mesh, first: Mesh) -> None:
+        async with AsyncClient(first.address) as a, AsyncClient(second.address) as b:
+            assert (await a.infer("one", X)).model == "one"
+            assert (await b.infer("two", X)).model == "two"
+
+    async def outer(first: Mesh) -> None:
+        def beside() -> None:
+            run_with_mesh(lambda second: inner(second, first), tmp_path / "two", tmp_path / "data-two", device=device)
+
+        await asyncio.to_thread(beside)
+
+    run_with_mesh(outer, tmp_path / "one", tmp_path / "data-one", device=device)
+
+
+def start(service: str, folder: Path, *flags: str, **settings: object) -> "subprocess.CompletedProcess[str]":
+    """Runs a service that is expected to end by itself."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
+    named = {f"GEARMESH_{key.upper()}": str(value) for key, value in settings.items()}
+    environment = {**clean, "GEARMESH_DATA_DIR": str(folder), **named}
+    return subprocess.run(
+        [sys.executable, "-m", service, *flags], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_mistake_in_the_settings_stops_a_service_at_start_with_the_key_and_what_is_allowed(tmp_path: Path) -> None:
+    ended = start("frontend", tmp_path, "--heartbeat-ms", "soon", policy="magic", fronted_port=1)
+    assert ended.returncode == 2
+    assert "GEARMESH_POLICY='magic'" in ended.stderr
+    assert "atc" in ended.stderr
+    assert "--heartbeat-ms='soon'" in ended.stderr
+    assert "did you mean frontend_port" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("service", "setting"),
+    [("broker", "broker_port"), ("controller", "controller_port"), ("frontend", "frontend_port")],
+)
+def test_a_port_in_use_says_which_setting_to_change(tmp_path: Path, service: str, setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = start(service, tmp_path, **{setting: taken.getsockname()[1]})
+    assert ended.returncode == 2
+    assert f"GEARMESH_{setting.upper()}" in ended.stderr
+
+
+def test_listening_beyond_loopback_without_keys_is_refused_at_start(tmp_path: Path) -> None:
+    ended = start("broker", tmp_path, host="0.0.0.0", broker_port=free_ports(1)[0])
+    assert ended.returncode == 2
+    assert "GEARMESH_KEYS_DIR" in ended.stderr
+
+
+def test_an_unknown_device_is_refused_at_start_with_those_there_are(tmp_path: Path) -> None:
+    ended = start("gpu_worker", tmp_path, device="tpu")
+    assert ended.returncode == 2
+    assert "auto, cpu, cuda, cuda:N and emulated:PROFILE.json" in ended.stderr
