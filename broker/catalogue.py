@@ -33,6 +33,7 @@ class ModelRecord(msgspec.Struct):
     versions: list[str] = []  # known, oldest first
     specs: dict[str, wire.ModelSpec] = {}  # of versions that were prepared once
     fault: str = ""  # why the last deployment failed; empty after one that did not
+    rolling_back: bool = False  # the target is the last of the history, to be taken off it
 
 
 class AppRecord(msgspec.Struct):
@@ -51,6 +52,7 @@ class Catalogue:
     apps: dict[str, AppRecord] = field(default_factory=dict)
     changed_models: set[str] = field(default_factory=set)
     changed_apps: set[str] = field(default_factory=set)
+    _dropped: dict[str, int] = field(default_factory=dict)
     _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: who waits for it}
 
     # -- models -------------------------------------------------------------------------------------------------------
@@ -63,19 +65,20 @@ class Catalogue:
                 model = self.models[name] = ModelRecord(name)
             if list(versions) != model.versions or (model.deployed and model.current is None):
                 model.versions = list(versions)
-                if model.deployed and model.current is None and versions:
+                if model.deployed and model.current is None and model.target is None and versions:
                     model.target = versions[-1]
                 self.changed_models.add(name)
 
     def deploy(self, key: CallKey, name: str, version: str | None, found: Found) -> Replies:
         """The version (the newest if None) is being prepared; the reply comes when it is current or has failed."""
-        self.scan({name: found[name]} if name in found else {})
         versions = list(found.get(name, ()))
         if not versions:
             return [(key, _no(f"no package {name!r} in the model repository; there are: {_names(found)}", "name"))]
         if version is not None and version not in versions:
             return [(key, _no(f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}", "version"))]
-        return self._aim(key, self.models[name], version or versions[-1])
+        model = self.models.setdefault(name, ModelRecord(name))
+        model.versions = versions
+        return self._aim(key, model, version or versions[-1])
 
     def rollback(self, key: CallKey, name: str) -> Replies:
         """The version that was current before is being prepared; the reply comes as for `deploy`."""
@@ -84,7 +87,7 @@ class Catalogue:
             return [(key, _no(f"model {name!r} is not deployed", "name"))]
         if not model.history:
             return [(key, _no(f"model {name!r} has had no version before {model.current!r}", "name"))]
-        return self._aim(key, model, model.history[-1])
+        return self._aim(key, model, model.history[-1], rolling_back=True)
 
     def undeploy(self, key: CallKey, name: str) -> Replies:
         """New requests for the model are refused from now on."""
@@ -117,11 +120,11 @@ class Catalogue:
             model.fault = "; ".join(report.faults)
             return self._settle(model, ok=False, message=f"{report.ref} could not be prepared", faults=report.faults)
         replies = self._settle(model, ok=True, message=f"{report.ref} is current")
-        if model.current is not None and version != model.current:
+        if model.current is None or model.rolling_back:
             if model.history and model.history[-1] == version:
-                model.history.pop()  # rolled back to it: what was current is undone, not something to go back to
-            else:
-                self._remember(model)
+                model.history.pop()
+        else:
+            self._remember(model)
         model.current, model.fault = version, ""
         return replies
 
@@ -149,7 +152,7 @@ class Catalogue:
         for ref, keys in list(self._waiting.items()):
             self._waiting[ref] = [key for key in keys if key[0] != peer]
 
-    def _aim(self, key: CallKey, model: ModelRecord, version: str) -> Replies:
+    def _aim(self, key: CallKey, model: ModelRecord, version: str, *, rolling_back: bool = False) -> Replies:
         ref = wire.ref_of(model.name, version)
         if model.deployed and model.current == version:
             replies = self._settle(model, ok=False, message=f"{ref} stays current: it was deployed again")
@@ -159,7 +162,7 @@ class Catalogue:
         replies = []
         if model.target != version:
             replies = self._settle(model, ok=False, message=f"another deployment took over: {ref}")
-        model.deployed, model.target, model.fault = True, version, ""
+        model.deployed, model.target, model.fault, model.rolling_back = True, version, "", rolling_back
         self._waiting.setdefault(ref, []).append(key)
         self.changed_models.add(model.name)
         return replies
@@ -187,18 +190,24 @@ class Catalogue:
             return _no(f"application {name!r} exists already; change it with update_app", "app.name", call)
         if not create and app is None:
             return _no(f"there is no application {name!r}; there are: {_names(self.apps)}", "app.name", call)
+        models = definition.get("models")
+        if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
+            return _no(f"models is a list of names; got {models!r}", "app.models", call)
         unknown = [model for model in definition.get("models", ()) if model not in self.deployed()]
         if unknown:
             there = _names(self.deployed())
             return _no(f"unknown models: {', '.join(map(str, unknown))}; deployed are: {there}", "app.models", call)
-        revision = app.revision + 1 if app is not None else 1
+        revision = app.revision + 1 if app is not None else self._dropped.pop(name, 0) + 1
         self.apps[name] = AppRecord(name, definition, revision)
         self.changed_apps.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is in effect", revision=revision)
 
     def drop_app(self, call: int, name: str) -> wire.CallReply:
         """The application is gone."""
-        if self.apps.pop(name, None) is None:
+        app = self.apps.pop(name, None)
+        if app is not None:
+            self._dropped[name] = app.revision
+        if app is None:
             return _no(f"there is no application {name!r}; there are: {_names(self.apps)}", "app", call)
         self.changed_apps.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")

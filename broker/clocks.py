@@ -53,4 +53,6 @@ class OffsetFilter:
 
     def age_s(self, sent_s: float, now: float) -> float:
         """How long ago, by our clock, the peer sent an envelope that it stamped `sent_s`. Never negative."""
+        if self.remote_smallest_s is None:
+            return max(0.0, now - sent_s - (self.smallest_s or 0.0)) if self.smallest_s is not None else 0.0
         return max(0.0, now - (sent_s - self.offset_s))

@@ -51,11 +51,10 @@ class Settings(BaseModel):
     emulated_count: int = Field(1, ge=1, le=512, description="Emulated devices in one worker process.")
 
     # policy
-    policy: Literal["atc"] = Field("atc", description="Order of work and admission.")
-    lead_ms: float = Field(
-        1.5, ge=0, le=100, description="How long before a device comes free the next batch goes out."
+    policy: Literal["atc", "clockwork", "fifo"] = Field("atc", description="Order of work and admission.")
+    policy_parameters: dict[str, float] = Field(
+        {}, description="Parameters of the policy, as name=value,name=value; docs/operations.md lists them."
     )
-    depth: int = Field(2, ge=1, le=16, description="Batches at one device: one running, the others behind it.")
     queue_max: int = Field(20_000, ge=1, description="Requests waiting in one controller; more are rejected at once.")
     slack_ms: float = Field(1.0, ge=0, le=1000, description="Part of every deadline kept for the way back.")
 
@@ -68,18 +67,32 @@ class Settings(BaseModel):
 
     # liveness
     heartbeat_ms: float = Field(250.0, ge=10, le=10_000, description="Longest silence on a link between services.")
-    silence_ms_max: float = Field(1500.0, ge=50, le=60_000, description="A peer silent for longer is taken for lost.")
+    silence_ms_max: float = Field(1500.0, validate_default=True, ge=50, le=60_000, description="A peer silent for longer is taken for lost.")
     drain_s: float = Field(5.0, ge=0, le=600, description="After SIGTERM: how long requests in flight may still take.")
 
     # logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: readable lines on a terminal.")
 
-    @field_validator("slo_ms_max", "lead_ms", "slack_ms", "heartbeat_ms", "silence_ms_max", "drain_s")
+    @field_validator("slo_ms_max", "slack_ms", "heartbeat_ms", "silence_ms_max", "drain_s")
     @classmethod
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):
             raise ValueError("must be a finite number")
+        return value
+
+    @field_validator("policy_parameters")
+    @classmethod
+    def _all_finite(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(map(math.isfinite, value.values())):
+            raise ValueError("must be finite numbers")
+        return value
+
+    @field_validator("silence_ms_max")
+    @classmethod
+    def _longer_than_beats(cls, value: float, info: Any) -> float:
+        if value < 2 * info.data.get("heartbeat_ms", 0.0):
+            raise ValueError("must be at least twice heartbeat_ms")
         return value
 
     @property
@@ -188,6 +201,8 @@ def _split(name: str, value: str) -> object:
     field = Settings.model_fields.get(name)
     if field is not None and isinstance(field.default, tuple):
         return tuple(part.strip() for part in value.split(",") if part.strip())
+    if field is not None and isinstance(field.default, dict):
+        return {key.strip(): item for key, _, item in (part.partition("=") for part in value.split(",") if part)}
     return value
 
 

@@ -1,6 +1,7 @@
 """The broker's shell: introduces services to each other, and keeps the catalogue."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class BrokerService:
     def start(self) -> None:
         """Listens, with the catalogue as it was and whatever is new in the repository deployed."""
         self._catalogue = self._store.open()
-        self._routing = Routing(self._store.starts() * EPOCHS_PER_START)
+        self._routing = Routing(max(self._store.starts() * EPOCHS_PER_START, int(time.time() * 1000) << 16))
         self._catalogue.scan(scan_repository(self.settings.model_repository))
         self._store.save(self._catalogue)
         self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")

@@ -141,9 +141,13 @@ class Hub:
         drain = self._drains.get(sock)
         if drain is None:
             return
-        if drain():
-            self.loop.call_soon(self._readable, sock)
-        self.schedule_turn()
+        more = True
+        try:
+            more = drain()
+        finally:
+            if more:
+                self.loop.call_soon(self._readable, sock)
+            self.schedule_turn()
 
     def _turn(self) -> None:
         self._turn_scheduled = False

@@ -24,6 +24,7 @@ class CatalogueStore:
 
     def open(self) -> Catalogue:
         """The catalogue as it was last saved. Raises: StoreError."""
+        db = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.file, isolation_level=None, timeout=2.0)
@@ -39,9 +40,13 @@ class CatalogueStore:
             db.execute("CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             db.execute("COMMIT")
-            models = [msgspec.json.decode(row[0], type=ModelRecord) for row in db.execute("SELECT record FROM models")]
-            apps = [msgspec.json.decode(row[0], type=AppRecord) for row in db.execute("SELECT record FROM apps")]
-        except (OSError, sqlite3.Error, msgspec.MsgspecError) as error:
+            models = [msgspec.msgpack.decode(row[0], type=ModelRecord) for row in db.execute("SELECT record FROM models")]
+            apps = [msgspec.msgpack.decode(row[0], type=AppRecord) for row in db.execute("SELECT record FROM apps")]
+        except BaseException as error:
+            if db is not None:
+                db.close()
+            if not isinstance(error, (OSError, sqlite3.Error, msgspec.MsgspecError)):
+                raise
             hint = "another broker uses it; set GEARMESH_DATA_DIR" if "locked" in str(error) else str(error)
             raise StoreError(f"the catalogue {self.file} cannot be opened: {hint}") from error
         self._db = db
@@ -60,11 +65,11 @@ class CatalogueStore:
             return
         self._db.execute("BEGIN")
         for name in catalogue.changed_models:
-            record = msgspec.json.encode(catalogue.models[name])
+            record = msgspec.msgpack.encode(catalogue.models[name])
             self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, record))
         for name in catalogue.changed_apps:
             if name in catalogue.apps:
-                record = msgspec.json.encode(catalogue.apps[name])
+                record = msgspec.msgpack.encode(catalogue.apps[name])
                 self._db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (name, record))
             else:
                 self._db.execute("DELETE FROM apps WHERE name = ?", (name,))

@@ -29,7 +29,9 @@ def view(
     data: bytes | memoryview, dtype: str, shape: Sequence[int]
 ) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
     """The tensor in `data`, read-only and not copied. Raises: ValueError if the bytes do not fit the shape."""
-    return np.frombuffer(data, DTYPES[dtype]).reshape(tuple(shape))
+    array = np.frombuffer(data, DTYPES[dtype]).reshape(tuple(shape))
+    array.flags.writeable = False
+    return array
 
 
 def raw(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> memoryview:

@@ -92,6 +92,9 @@ class Alarm:
         self._due()
 
     def _due(self) -> None:
+        if self._fd < 0 and self._at is not None and self._at > time.monotonic():
+            self._handle = self._loop.call_later(max(0.001, self._at - time.monotonic()), self._due)
+            return
         at, self._at = self._at, None
         if at is not None:
             self._ring(max(at, time.monotonic()))

@@ -56,7 +56,7 @@ class Line:
     key: str = ""  # names the line among all of this process
 
     def __post_init__(self) -> None:
-        self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}"
+        self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}>{id(self)}"
 
 
 class Transport:
@@ -100,6 +100,8 @@ class Transport:
             frames, line.frames = line.frames, []
             far = line.other
             assert far is not None
+            if far.port is not None:
+                far.port.rejoin(far)
             assert far.owner is not None
             epoch = line.port.epoch if line.port is not None else 0
             now = time.monotonic()
@@ -247,6 +249,9 @@ class Port(Generic[In, Out]):
         self.transport.withdraw(self)
         for line in self._lines.values():
             self.transport.unwatch(line)
+            if line.other is not None:
+                far = line.other
+                self.transport.hub.loop.call_soon(far.owner.line_lost, far, "closed the connection")
         if self.sock is not None:
             self.transport.hub.drop(self.sock, linger_ms=200)
             self.sock = None
@@ -294,6 +299,10 @@ class Port(Generic[In, Out]):
         line = Line(peer, self, other=far, owner=self)
         self._lines[peer] = line
         return line
+
+    def rejoin(self, line: Line) -> None:
+        """A peer in this process speaks."""
+        self._lines.setdefault(line.peer, line)
 
     def _drain(self) -> bool:
         sock = self.sock
@@ -400,8 +409,10 @@ class Link(Generic[In, Out]):
         if self.sock is not None:
             hub.drop(self.sock, linger_ms)
         self.sock = self._monitor = None
-        if self._line.other is not None and self._line.other.port is not None:
-            self._line.other.port.forget(self.identity)
+        far = self._line.other
+        if far is not None and far.port is not None and far.port.knows(self.identity):
+            far.port.forget(self.identity)
+            self.transport.hub.loop.call_soon(far.port.line_lost, far, "closed the connection")
 
     def take(self, mail: Mail[In]) -> None:
         """Mail from a peer in this process."""

@@ -38,9 +38,7 @@ class Actions:
         action.batch, action.requests = batch, requests
         action.expected_end_s = device.exec.add(action.id, expected_s, start_s)
         _set_overdue(action)
-        place = device.residency.models[ref]
-        place.bound += 1
-        place.used_s = now
+        device.residency.used(ref, now)
         parts, frames = _parts(requests)
         message = wire.Infer(
             action=action.id,

@@ -41,6 +41,8 @@ class Fleet:
         orders: list[Order] = []
         device = Device(hello.member, hello.device, Residency(hello.device.pages, hello.device.pages))
         device.exec.free_s = device.load.free_s = now
+        device.dispatch.value_s = self.state.dispatch_s
+        device.noise.value_s = self.state.noise
         self.state.devices[hello.member] = device
         preparation = self.preparations[hello.member] = Preparation()
         preparation.want([*self.wanted, *self.draining])

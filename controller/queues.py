@@ -24,6 +24,8 @@ class Request:
     large: bool = False  # they travel as frames of their own
     predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
+    admitted: bool = False  # it waited once, or still does
+    waiting: bool = False  # in its model's queue
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
 
 
@@ -119,6 +121,8 @@ class ModelQueue:
         return sum(request.weight for request in self.requests[start : start + count])
 
     def _count(self, request: Request, sign: int) -> None:
+        request.waiting = sign > 0
+        request.admitted = True
         self.rows += sign * request.rows
         if request.rows > 1:
             self.many += sign
@@ -134,3 +138,4 @@ class ModelQueue:
         assert self.many == sum(request.rows > 1 for request in waiting)
         assert self.weighted == sum(request.weight != 1.0 for request in waiting)
         assert not any(request.closed for request in waiting)
+        assert all(request.waiting for request in waiting)

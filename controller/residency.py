@@ -16,6 +16,7 @@ class Popularity:
 
     count: float = 0.0
     at_s: float = 0.0
+    decay_s: float = DECAY_S
 
     def add(self, now: float, requests: int = 1) -> None:
         """Requests arrived."""
@@ -24,11 +25,11 @@ class Popularity:
 
     def value(self, now: float) -> float:
         """The count, decayed to now."""
-        return self.count * math.exp((self.at_s - now) / DECAY_S) if self.count else 0.0
+        return self.count * math.exp((self.at_s - now) / self.decay_s) if self.count else 0.0
 
     def rate(self, now: float) -> float:
         """Requests per second, about."""
-        return self.value(now) / DECAY_S
+        return self.value(now) / self.decay_s
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class Residency:
 
     total: int
     free: int
-    models: dict[str, Resident] = field(default_factory=dict)  # {ref: its place}
+    models: dict[str, Resident] = field(default_factory=dict)  # {ref: its place}, least recently used first
 
     def loading(self, ref: str, pages: int, action: int, ready_s: float, now: float) -> None:
         """A LOAD is sent."""
@@ -66,6 +67,12 @@ class Residency:
         place.ready_s = end_s
         return True
 
+    def used(self, ref: str, now: float) -> None:
+        """A batch of the model is sent."""
+        place = self.models[ref] = self.models.pop(ref)
+        place.bound += 1
+        place.used_s = now
+
     def gone(self, ref: str) -> None:
         """The model is not there: unloaded, or its LOAD failed."""
         place = self.models.pop(ref, None)
@@ -73,7 +80,7 @@ class Residency:
             self.free += place.pages
 
     def victims(self, pages: int, protected: Callable[[str], bool], worth: Callable[[str], float]) -> list[str] | None:
-        """Whom to evict so that `pages` are free, least worth per page first; ties: least recently used, then name.
+        """Whom to evict so that `pages` are free, least worth first; ties: least recently used, then name.
 
         Empty if there is room already; None if not even evicting all that may go makes enough.
         """
@@ -81,7 +88,7 @@ class Residency:
         if missing <= 0:
             return []
         candidates = [
-            (worth(ref) / place.pages, place.used_s, ref)
+            (worth(ref), place.used_s, ref)
             for ref, place in self.models.items()
             if place.loading is None and not place.bound and not protected(ref)
         ]

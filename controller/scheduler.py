@@ -12,12 +12,14 @@ from broker import wire
 from controller.actions import Actions
 from controller.fleet import Fleet
 from controller.orders import Order, ToFrontend
-from controller.policies.base import Batch, LoadPlan, Policy
+from controller.policies.base import Batch, LoadPlan, Policy, Verdict
 from controller.queues import Request
-from controller.state import Action, Device, State
+from controller.state import Action, Device, Model, State
 
-TRIES_MAX = 3  # actions that may take a request up; then it is failed
 SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on their way back from our predecessor
+LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
+LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
+EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
@@ -26,9 +28,6 @@ WAKE_S_MIN = 50e-6  # between decisions that no event causes
 class Parameters:
     """What can be set of the scheduler. docs/operations.md says where the values come from."""
 
-    lead_s: float = 0.0015  # a device gets its next batch this long before it comes free
-    depth: int = 2  # batches at a device
-    loads: int = 1  # LOADs at a device
     slack_s: float = 0.001  # part of every deadline kept for the way back to the client
     queue_max: int = 20_000  # requests waiting; more are refused
 
@@ -80,6 +79,9 @@ class Scheduler:
         self._early: list[Early] = []  # requests that came before any worker, oldest first
         self._requests: dict[tuple[str, int], Request] = {}  # {(frontend, number): request}, every one not ended
         self._now = 0.0  # of the last wake
+        self._first_hopeless_s = float("inf")  # no head becomes hopeless before, on devices that are free
+        self._reach_s = 0.0  # how far ahead devices were ever busy
+        self._expire_after_s = 0.0  # heads are not looked through again before
 
     @property
     def open_requests(self) -> int:
@@ -108,27 +110,32 @@ class Scheduler:
             if now < self._settled_s and len(self._early) < self.parameters.queue_max:
                 self._early.append(Early(message, frontend, tensors, now - age_s))
                 return []
-            return [self._refuse_not_ready(request)]
+            return [self._refuse_not_ready(request, now)]
         model.popularity.add(now)
         if message.rows > model.spec.batch_max:
             text = f"{message.rows} rows are more than the largest batch, {model.spec.batch_max}"
-            return [self._refuse(request, "failed", "bad_batch", text)]
+            return [self._refuse(request, "failed", "bad_batch", text, now)]
         if self.state.waiting >= self.parameters.queue_max:
-            return [self._refuse(request, "rejected", "queue_full", "too many requests wait", None, 0.05)]
+            return [self._refuse(request, "rejected", "queue_full", "too many requests wait", now, retry_s=0.05)]
         verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
-            self.policy.answered(1, 0, now)
-            return [self._refuse_at_arrival(request, verdict.code, request.predicted_s, verdict.retry_after_s)]
+            return [self._refuse_at_arrival(request, verdict, now)]
         self._requests[key] = request
-        self.state.push(model, request)
+        self._wait(model, request, now)
         return []
 
-    def cancel(self, frontend: str, number: int) -> None:
+    def _wait(self, model: Model, request: Request, now: float) -> None:
+        self.state.push(model, request)
+        self.policy.arrived(model, request, now)
+        self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
+
+    def cancel(self, frontend: str, number: int, *, now: float) -> None:
         """Nobody waits for this request any more: if it still waits for its batch it is dropped, without an answer."""
         request = self._requests.get((frontend, number))
-        if request is not None and self.state.remove(self.state.models[request.ref], request):
-            self._close(request)
+        model = self.state.models.get(request.ref) if request is not None else None
+        if request is not None and model is not None and self.state.remove(model, request):
+            self._close(request, in_time=False, now=now)
 
     # -- events: peers ------------------------------------------------------------------------------------------------
 
@@ -136,14 +143,16 @@ class Scheduler:
         """A frontend is there."""
         return self.fleet.frontend_joined(frontend)
 
-    def frontend_lost(self, frontend: str) -> None:
+    def frontend_lost(self, frontend: str, *, now: float) -> None:
         """A frontend is gone, and so is everybody who waited there."""
         self.fleet.frontends.pop(frontend, None)
         self._early = [waiting for waiting in self._early if waiting.frontend != frontend]
         for key, request in list(self._requests.items()):
             if key[0] == frontend:
-                self.state.remove(self.state.models[request.ref], request)
-                self._close(request)
+                model = self.state.models.get(request.ref)
+                if model is not None:
+                    self.state.remove(model, request)
+                self._close(request, in_time=False, now=now)
 
     def worker_joined(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
         """A worker is there, with what it has prepared and loaded."""
@@ -226,15 +235,20 @@ class Scheduler:
             return
         curve = device.curves.get(action.ref)
         if curve is not None:
-            curve.learn(action.batch, duration_s)
+            error = curve.learn(action.batch, duration_s)
+            device.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             self._learn_dispatch(device, action, result.begin_s - device.offset_s)
-        in_time = sum(end_s <= request.deadline_s + self.parameters.slack_s for request in action.requests)
-        self.policy.answered(len(action.requests), in_time, now)
-        self.counters.in_time += in_time
-        self.counters.late += len(action.requests) - in_time
+        model = self.state.models.get(action.ref)
+        if model is not None:
+            self.policy.completed(device, model, action.requests, now)
         for request in action.requests:
-            self._close(request)
+            in_time = end_s <= request.deadline_s + self.parameters.slack_s
+            if in_time:
+                self.counters.in_time += 1
+            else:
+                self.counters.late += 1
+            self._close(request, in_time=in_time, now=now)
 
     def _learn_dispatch(self, device: Device, action: Action, begin_s: float) -> None:
         """How long after sending EXEC began, where nothing but the way there was planned to delay it."""
@@ -250,8 +264,7 @@ class Scheduler:
         final = result.code in ("device_error", "bad_input", "bad_batch")
         for request in action.requests:
             if final:
-                self.policy.answered(1, 0, now)
-                orders.append(self._refuse(request, "failed", result.code, result.message))
+                orders.append(self._refuse(request, "failed", result.code, result.message, now))
             else:
                 self._again(request, result.code, result.message, orders, now)
 
@@ -274,7 +287,7 @@ class Scheduler:
         orders: list[Order] = []
         if self._early and now >= self._settled_s:
             orders.extend(self._submit_early(now))
-        if self.state.waiting:
+        if self.state.waiting and now >= self._expire_after_s and now + self._reach_s >= self._first_hopeless_s:
             self._expire(now, orders)
         for device in self.state.devices.values():
             if device.actions and now >= next(iter(device.actions.values())).overdue_s:
@@ -297,12 +310,12 @@ class Scheduler:
         for device in self.state.devices.values():
             if device.actions:
                 times.append(next(iter(device.actions.values())).overdue_s)
-                if device.waiting and len(device.exec) < self.parameters.depth:
-                    times.append(device.exec.free_at(self._now) - self.parameters.lead_s)
+                if device.waiting and len(device.exec) < self.policy.window.depth:
+                    times.append(device.exec.free_at(self._now) - self._lead_s(device))
             elif not self.fleet.preparations[device.worker].complete:
                 times.append(self._now + PREPARE_S)
         if self.state.waiting:
-            times.append(self._next_expiry())
+            times.append(max(self._first_hopeless_s, self._expire_after_s))
         if self._early:
             times.append(self._settled_s)
         policy_s = self.policy.wake_at(self._now)
@@ -310,54 +323,65 @@ class Scheduler:
             times.append(policy_s)
         return max(min(times), self._now + WAKE_S_MIN) if times else None
 
-    def _next_expiry(self) -> float:
-        """When the first of the heads may have become hopeless: a lower bound, checked again then."""
-        first = float("inf")
-        for model in self.state.active.values():
-            device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
-            alone_s = device.curves[model.ref].exec_s(1) if device is not None else 0.0
-            first = min(first, model.queue.first().deadline_s - alone_s)
-        return first
-
     def _expire(self, now: float, orders: list[Order]) -> None:
+        """Heads that have become hopeless are refused. Looked for now and again, not after every event."""
+        self._expire_after_s = now + EXPIRE_EVERY_S
+        first = float("inf")
         for model in list(self.state.active.values()):
             count = self.policy.expired(model, now) if model.ready else model.queue.before(now)
-            for request in self.state.take(model, count) if count else ():
-                self.policy.answered(1, 0, now)
-                orders.append(self._refuse(request, "rejected", "deadline", "it can no longer be served in time"))
+            for request in self.state.take_first(model, count) if count else ():
+                orders.append(self._refuse(request, "rejected", "deadline", "it can no longer be served in time", now))
+            if len(model.queue):
+                first = min(first, self._hopeless_s(model, model.queue.first()))
+        self._first_hopeless_s = first
+
+    def _hopeless_s(self, model: Model, request: Request) -> float:
+        """From when on the request is hopeless, if its devices are free by then; earlier, if they are not."""
+        device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
+        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else 0.0)
 
     def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
-        while len(device.exec) < self.parameters.depth:
-            if len(device.exec) and device.exec.free_at(now) - now > self.parameters.lead_s:
+        window = self.policy.window
+        while len(device.exec) < window.depth:
+            if len(device.exec) and device.exec.free_at(now) - now > self._lead_s(device):
                 return
             batch = self.policy.choose(device, now)
             if batch is None:
                 return
             self._send_batch(device, batch, now, orders)
 
+    def _lead_s(self, device: Device) -> float:
+        """How long before the device comes free its next batch goes out: so that it is there, and no earlier."""
+        lead_s = self.policy.window.lead_s
+        return min(LEAD_S_MAX, LEAD_FACTOR * device.dispatch.value_s) if lead_s is None else lead_s
+
     def _send_batch(self, device: Device, batch: Batch, now: float, orders: list[Order]) -> None:
         model = batch.model
-        taken = self.state.take(model, batch.skip + batch.count)
-        for request in taken[: batch.skip]:
-            self.policy.answered(1, 0, now)
-            orders.append(self._refuse(request, "rejected", "overload", "given up so that others are in time"))
+        self.state.take(model, [*batch.given_up, *batch.requests])
+        for request in batch.given_up:
+            orders.append(self._refuse(request, "rejected", "overload", "given up so that others are in time", now))
         order = self._actions.infer(
             device,
             model.ref,
             device.curves[model.ref].padded(batch.rows),
-            taken[batch.skip :],
+            list(batch.requests),
             start_s=batch.start_s,
             expected_s=batch.expected_s,
             latest_s=batch.latest_s,
             now=now,
         )
+        self.policy.bound(device, batch, now)
         device.busy_until_s = device.exec.free_at(now)
+        self._reach_s = max(self._reach_s, device.busy_until_s - now)
         self.counters.batches += 1
         self.counters.batched_rows += batch.rows
         orders.append(order)
 
     def _fill_load(self, device: Device, now: float, orders: list[Order]) -> None:
-        while len(device.load) < self.parameters.loads:
+        window = self.policy.window
+        while len(device.load) < window.loads:
+            if len(device.load) and device.load.free_at(now) - now > window.load_lead_s:
+                return
             plan = self.policy.choose_load(device, now)
             if plan is None:
                 device.room_for_more = device.room_for_more and len(device.load) > 0
@@ -398,25 +422,26 @@ class Scheduler:
             return
         request.tries += 1
         model = self.state.models.get(request.ref)
-        if request.tries >= TRIES_MAX or model is None or not model.ready:
-            self.policy.answered(1, 0, now)
-            orders.append(self._refuse(request, "failed", code, message))
+        if request.tries >= self.policy.window.tries or model is None or not model.ready:
+            orders.append(self._refuse(request, "failed", code, message, now))
             return
-        self.state.push(model, request)
+        self._wait(model, request, now)
 
-    def _refuse_not_ready(self, request: Request) -> Order:
+    def _refuse_not_ready(self, request: Request, now: float) -> Order:
         ref = request.ref
         if ref not in self.fleet.wanted and ref not in self.fleet.draining:
-            return self._refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)")
+            return self._refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)", now)
         if not self.state.devices:
-            return self._refuse(request, "rejected", "no_worker", "no worker is there", None, 1.0)
-        return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", None, 1.0)
+            return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=1.0)
+        return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=1.0)
 
-    def _refuse_at_arrival(self, request: Request, code: str, predicted_s: float, retry_s: float | None) -> Order:
+    def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
         budget_ms = (request.deadline_s - request.arrived_s + self.parameters.slack_s) * 1e3
-        why = "even alone" if code == "deadline" else "behind what waits"
-        text = f"it would take {predicted_s * 1e3:.1f} ms {why}; the budget is {budget_ms:.1f} ms"
-        return self._refuse(request, "rejected", code, text, predicted_s, retry_s)
+        why = "even alone" if verdict.code == "deadline" else "behind what waits"
+        text = f"it would take {request.predicted_s * 1e3:.1f} ms {why}; the budget is {budget_ms:.1f} ms"
+        return self._refuse(
+            request, "rejected", verdict.code, text, now, predicted_s=request.predicted_s, retry_s=verdict.retry_after_s
+        )
 
     def _refuse(
         self,
@@ -424,10 +449,12 @@ class Scheduler:
         status: str,
         code: str,
         message: str,
+        now: float,
+        *,
         predicted_s: float | None = None,
         retry_s: float | None = None,
     ) -> Order:
-        self._close(request)
+        self._close(request, in_time=False, now=now)
         self.counters.refused[code] = self.counters.refused.get(code, 0) + 1
         return ToFrontend(
             request.frontend,
@@ -442,9 +469,11 @@ class Scheduler:
             ),
         )
 
-    def _close(self, request: Request) -> None:
-        request.closed = True
-        self._requests.pop((request.frontend, request.number), None)
+    def _close(self, request: Request, *, in_time: bool, now: float) -> None:
+        if not request.closed:
+            request.closed = True
+            self._requests.pop((request.frontend, request.number), None)
+            self.policy.ended(request, in_time, now)
 
     def check(self) -> None:
         """Every invariant holds."""

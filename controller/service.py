@@ -31,14 +31,9 @@ class ControllerService:
         self._id = member_id("controller")
         state = State()
         self.scheduler = Scheduler(
-            make_policy(settings.policy, state),
+            make_policy(settings.policy, state, settings.policy_parameters),
             state,
-            Parameters(
-                lead_s=settings.lead_ms / 1e3,
-                depth=settings.depth,
-                slack_s=settings.slack_ms / 1e3,
-                queue_max=settings.queue_max,
-            ),
+            Parameters(slack_s=settings.slack_ms / 1e3, queue_max=settings.queue_max),
             name=self._id,
             started_s=time.monotonic(),
         )
@@ -105,7 +100,7 @@ class ControllerService:
     def _manage(self, peer: str, message: wire.ToController, now: float) -> None:
         scheduler = self.scheduler
         if isinstance(message, wire.Cancel):
-            scheduler.cancel(peer, message.request)
+            scheduler.cancel(peer, message.request, now=now)
         elif isinstance(message, wire.Prepared):
             self._order(scheduler.prepared(peer, message, now=now))
         elif isinstance(message, wire.WorkerHello):
@@ -148,7 +143,7 @@ class ControllerService:
         elif peer in self._frontends:
             del self._frontends[peer]
             log.warning("frontend_lost", frontend=peer, why=why)
-            self.scheduler.frontend_lost(peer)
+            self.scheduler.frontend_lost(peer, now=now)
             self._tell_frontends()
         self._port.forget(peer)
 

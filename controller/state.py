@@ -1,6 +1,6 @@
 """What the scheduler knows and its policy decides on: devices, models, waiting requests. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from broker import wire
@@ -9,6 +9,7 @@ from controller.forecast import LaneForecast
 from controller.queues import ModelQueue, Request
 from controller.residency import Popularity, Residency
 
+NOISE = 0.05  # EXEC takes so much longer than estimated, now and then, before it is learned
 DISPATCH_S = 0.3e-3  # sending an INFER until its EXEC starts on a free device, before it is learned; mesh_prototype
 
 
@@ -41,6 +42,7 @@ class Device:
     loads: dict[str, LoadEstimate] = field(default_factory=dict)  # {ref: LOAD duration}, the same keys
     pages: dict[str, int] = field(default_factory=dict)  # {ref: pages it needs}, versions prepared here
     waiting: dict[str, None] = field(default_factory=dict)  # refs resident (or loading) here with requests that wait
+    noise: Margin = field(default_factory=lambda: Margin(NOISE, limit_s=0.5, step_s=0.001))  # relative, of EXEC
     exec_term: Term = field(default_factory=Term)
     load_term: Term = field(default_factory=Term)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
@@ -78,6 +80,8 @@ class Model:
 class State:
     """Everything. The scheduler changes it, through these methods; the policy only reads."""
 
+    dispatch_s: float = DISPATCH_S  # what new devices' dispatch margins start from
+    noise: float = NOISE  # and their noise
     devices: dict[str, Device] = field(default_factory=dict)  # {worker: device}
     models: dict[str, Model] = field(default_factory=dict)  # {ref: model}, ready on some device or with requests
     waiting: int = 0  # requests in all queues
@@ -90,12 +94,24 @@ class State:
         self.waiting += 1
         self.recount(model)
 
-    def take(self, model: Model, count: int) -> list[Request]:
+    def take_first(self, model: Model, count: int) -> list[Request]:
         """The first requests of the queue wait no longer."""
         taken = model.queue.take(count)
         self.waiting -= len(taken)
         self.recount(model)
         return taken
+
+    def take(self, model: Model, requests: Sequence[Request]) -> None:
+        """These requests, which wait, wait no longer. Quick if they are the first of the queue."""
+        queue = model.queue
+        count = len(requests)
+        if queue.requests[queue.head : queue.head + count] == requests:
+            queue.take(count)
+        else:
+            for request in requests:
+                queue.remove(request)
+        self.waiting -= count
+        self.recount(model)
 
     def remove(self, model: Model, request: Request) -> bool:
         """The request waits no longer. False if it did not."""

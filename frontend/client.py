@@ -228,11 +228,17 @@ class _Connection:
                 parts = self.sock.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            header = msgpack.unpackb(parts[0])
-            outcome = self.talk.understand(header, parts[1:])
-            flight = self.flights.get(header.get("id"))
+            try:
+                header = msgpack.unpackb(parts[0])
+                flight = self.flights.get(header.get("id"))
+            except Exception:
+                continue
             if flight is None:
                 continue
+            try:
+                outcome = self.talk.understand(header, parts[1:])
+            except Exception as error:
+                outcome = Failed({"status": "failed", "error": {"code": "bad_answer", "message": str(error)}})
             if flight.again and isinstance(outcome, Invalid) and outcome.code == "duplicate_id":
                 continue  # the connection only seemed broken; the first asking goes on
             del self.flights[header["id"]]
@@ -263,6 +269,8 @@ class _Connection:
 
     def close(self) -> None:
         """Nothing is asked or read any more."""
+        if self.sock.closed:
+            return
         self.sock.disable_monitor()
         self.monitor.close(0)
         self.sock.close(0)
@@ -278,7 +286,7 @@ def _wait_s(connection: _Connection, model: str, slo_ms: float | None) -> float:
     """How long the answer may take."""
     known = connection.talk.specs.get(model, {}).get("slo_ms")
     chosen = slo_ms if slo_ms is not None else known
-    return float(chosen) / 1e3 if isinstance(chosen, (int, float)) and chosen > 0 else CALL_TIMEOUT_S
+    return min(float(chosen) / 1e3, 1e6) if isinstance(chosen, (int, float)) and chosen > 0 else CALL_TIMEOUT_S
 
 
 def _options(slo_ms: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,7 +354,7 @@ class Client:
         """The answer to any other message of the protocol. Raises: RequestError."""
         connection = self._connection
         message = {"op": op, "id": connection.talk.next_id(), **fields}
-        flight = connection.flight(message, [], None, max(0.0, timeout_s - GRACE_S))
+        flight = connection.flight(message, [], None, timeout_s - GRACE_S)
         connection.ask(flight)
         self._wait([flight])
         if isinstance(flight.result, RequestError):
@@ -356,7 +364,7 @@ class Client:
 
     def _wait(self, flights: Sequence[_Flight]) -> None:
         connection = self._connection
-        left = {id(flight) for flight in flights}
+        left = {id(flight) for flight in flights if flight.result is None}
         while left:
             now = time.monotonic()
             for flight in connection.expired(now):
@@ -439,7 +447,7 @@ class AsyncClient:
     async def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
         """The answer to any other message of the protocol. Raises: RequestError."""
         message = {"op": op, "id": self._connection.talk.next_id(), **fields}
-        outcome: Any = await self._ask(self._connection.flight(message, [], None, max(0.0, timeout_s - GRACE_S)))
+        outcome: Any = await self._ask(self._connection.flight(message, [], None, timeout_s - GRACE_S))
         if isinstance(outcome, RequestError):
             raise outcome
         answer: Mapping[str, Any] = outcome
@@ -481,9 +489,15 @@ class AsyncClient:
             flight.future.set_result(outcome)
 
     def _arm(self) -> None:
-        if self._timer is None and self._connection.flights:
-            first_s = min(flight.deadline_s for flight in self._connection.flights.values())
-            self._timer = self._loop.call_later(max(0.0, first_s - time.monotonic()) + 0.001, self._ring)
+        if not self._connection.flights:
+            return
+        first_s = min(flight.deadline_s for flight in self._connection.flights.values())
+        if self._timer is not None:
+            if first_s >= self._timer_s:
+                return
+            self._timer.cancel()
+        self._timer_s = first_s
+        self._timer = self._loop.call_later(max(0.0, first_s - time.monotonic()) + 0.001, self._ring)
 
     def _ring(self) -> None:
         self._timer = None

@@ -153,10 +153,12 @@ def decode(header: bytes | memoryview) -> Request:
 
 def _explain(header: bytes | memoryview, error: str) -> Invalid:
     """What was wrong, in the words of the protocol, and the id if it can be made out."""
+    text, _, path = error.partition(" - at `$")
+    field = path.rstrip("`").lstrip(".") or None
     try:
         message = msgspec.msgpack.decode(header)
     except Exception:  # it did decode once, as far as the fault; anything can be behind that
-        return Invalid("malformed", f"the message is not as it should be: {error}")
+        return Invalid("malformed", f"the message is not as it should be: {error}", field)
     if not isinstance(message, dict):
         return Invalid("malformed", f"the message must be a map; got {type(message).__name__}")
     found = message.get("id")
@@ -167,10 +169,10 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
         return Invalid("bad_op", f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
     if message["op"] not in OPS:
         return Invalid("bad_op", f"unknown op {str(message['op'])[:64]!r}; it is one of: {', '.join(OPS)}", "op", known)
-    text, _, path = error.partition(" - at `$")
-    field = path.rstrip("`").lstrip(".") or None
-    if field is None and "`" in text:
-        field = text.split("`")[1]
+    if text.startswith("Object ") and "`" in text:
+        field = (field + "." if field else "") + text.split("`")[1]
+    elif field == "op":
+        text = f"{message['op']!r} is not served here yet"
     if field == "id" and "id" in message:
         text = f"{text}: id is an integer or a string"
     return Invalid("bad_field", f"{field or 'message'}: {text[:200]}", field, known)

@@ -168,8 +168,9 @@ class RequestTable:
             if call.answered:
                 self._stale -= 1
             else:
-                self._end(call)
-                self._stale -= 1
+                self._stale -= 1  # it has left the heap
+                self._end(call, in_heap=False)
+                heap = self._deadlines
                 expired.append(call)
         return expired
 
@@ -181,7 +182,7 @@ class RequestTable:
             self._stale -= 1
         return heap[0][0] if heap else None
 
-    def _end(self, call: Call) -> None:
+    def _end(self, call: Call, in_heap: bool = True) -> None:
         call.answered = True
         del self._calls[(call.client, call.id)]
         for part in call.parts:

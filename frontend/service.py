@@ -11,6 +11,7 @@ import structlog
 from broker import wire
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
+from broker.tensors import byte_count
 from broker.timers import Alarm
 from broker.transport import Buffer, Mail, Port
 from frontend import protocol
@@ -150,6 +151,8 @@ class FrontendService:
     def _refusal(self, request: protocol.Infer) -> Invalid:
         """Why the request has no target."""
         protocol.check_names(request)
+        if request.app is not None:
+            return Invalid("unknown_app", f"there is no application {request.app!r}", "app", request.id)
         entry = self._models.get(str(request.model))
         if entry is None:
             names = ", ".join(sorted(self._models)) or "none"
@@ -230,7 +233,15 @@ class FrontendService:
             if not isinstance(message, wire.Outputs):
                 continue
             for answer in message.answers:
-                outputs = answer.inline or [next(frames) for _ in range(answer.frames)]
+                outputs = list(answer.inline) or [frame for _, frame in zip(range(answer.frames), frames, strict=False)]
+                part = self._requests._parts.get(answer.request)
+                if part is not None and [len(data) for data in outputs] != [
+                    byte_count(t.dtype, (part.rows, *t.shape[1:])) for t in part.call.spec.outputs
+                ]:
+                    call = self._requests.refused(answer.request, part.attempt)
+                    assert call is not None
+                    self._answer_error(call, "failed", "bad_outputs", "the worker sent outputs that do not fit")
+                    continue
                 completed = self._requests.outputs(
                     answer.request, outputs, message.batch, answer.predicted_s, message.device
                 )

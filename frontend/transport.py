@@ -64,8 +64,6 @@ class ClientPort:
 
     def stop_reading(self) -> None:
         """Takes nothing new; answers still leave."""
-        if self._sock is not None:
-            self._sock.unbind(self._sock.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def close(self) -> None:
         """The port is closed; answers on their way have a moment to leave."""

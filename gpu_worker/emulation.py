@@ -7,12 +7,16 @@
 `exec_ms` gives a duration for each batch size, or a line over the batch size. The simulator reads the same files.
 """
 
+import heapq
 from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
 
 from broker.errors import GearmeshError
+from gpu_worker.lanes import Done, Job, Phase
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -111,3 +115,41 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
     if profile.pages < 1:
         raise ProfileError(f"{place}: memory_mb: must hold at least one page of {profile.page_mb} MiB")
     return profile
+
+
+@dataclass(slots=True)
+class Emulator:
+    """A device that takes the time it is told to: LOAD and EXEC one thing at a time each, INPUT and OUTPUT none.
+
+    Pure: the emulated device drives it with the real clock, the simulator with a virtual one.
+    """
+
+    duration_s: Callable[[Phase, Job], float]
+    _free_s: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))  # when a lane is done
+    _ends: list[tuple[float, int, Phase, Job, Done]] = field(default_factory=list)  # heap of what runs, by its end
+    _begun: int = 0
+
+    def begin(self, phase: Phase, job: Job, now: float) -> Done | None:
+        """Starts a phase, behind what the lane has. How it went, if it is over at once."""
+        if phase is Phase.INPUT or phase is Phase.OUTPUT:
+            return Done(now, now, 0.0)
+        begin_s = max(now, self._free_s[phase])
+        if begin_s > job.action.latest_s:
+            return Done(now, now, 0.0, "late")
+        duration_s = self.duration_s(phase, job)
+        end_s = self._free_s[phase] = begin_s + duration_s
+        self._begun += 1
+        heapq.heappush(self._ends, (end_s, self._begun, phase, job, Done(begin_s, end_s, duration_s)))
+        return None
+
+    def due(self, now: float) -> list[tuple[Phase, Job, Done]]:
+        """What has ended by now, in order of its end."""
+        ended = []
+        while self._ends and self._ends[0][0] <= now:
+            _, _, phase, job, done = heapq.heappop(self._ends)
+            ended.append((phase, job, done))
+        return ended
+
+    def wake_at(self) -> float | None:
+        """When the next thing ends."""
+        return self._ends[0][0] if self._ends else None

@@ -30,14 +30,18 @@ def read_input(source: str, model: dict[str, Any]) -> Array | dict[str, Array]:
         if not text.lstrip().startswith(("[", "{")):
             text = Path(source).read_text()
         parsed = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{source[:80]!r} is neither a .npy file, a JSON array nor an image: {error}") from error
+    if not model["inputs"]:
+        raise InputError(f"{model['name']} is not ready: nothing is known of its inputs")
     dtypes = {tensor["name"]: tensor["dtype"] for tensor in model["inputs"]}
     try:
         if isinstance(parsed, dict):
             return {name: np.asarray(value, dtypes.get(name)) for name, value in parsed.items()}
+        if None in np.asarray(parsed, object).reshape(-1).tolist():
+            raise ValueError("null is no number")
         return np.asarray(parsed, model["inputs"][0]["dtype"])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"the JSON is no rectangular array of numbers: {error}") from error
 
 
@@ -45,6 +49,8 @@ def _image(file: Path, model: dict[str, Any]) -> Array:
     """One row for an image model: [1, 3, height, width], or [1, 64] grey for the digits models."""
     from PIL import Image
 
+    if not model["inputs"]:
+        raise InputError(f"{model['name']} is not ready: nothing is known of its inputs")
     spec = model["inputs"][0]
     with Image.open(file) as picture:
         if spec["shape"][1:] == [64]:

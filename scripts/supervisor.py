@@ -47,6 +47,10 @@ def procfile_commands(
     unknown = [name for name in formation if name not in parsed]
     if unknown:
         raise ValueError(f"no such process in {procfile}: {', '.join(unknown)}; there are: {', '.join(parsed)}")
+    if not parsed:
+        raise ValueError(f"{procfile} has no process")
+    if compact and any(formation.get(name, 1) != 1 for name in FRONT):
+        raise ValueError(f"--compact runs one each of {', '.join(FRONT)}")
     if compact:
         parsed = {name: command for name, command in parsed.items() if name not in FRONT}
         parsed = {"mesh": "exec ${GEARMESH_PYTHON:-.venv/bin/python} -m scripts.compact", **parsed}
@@ -69,6 +73,7 @@ class Supervisor:
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._asked = asyncio.Event()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why the mesh cannot run
 
     def start(self) -> None:
@@ -86,6 +91,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Every process has ended: asked to, and after KILL_AFTER_S made to."""
         self._stopping = True
+        self._asked.set()
         self._signal(signal.SIGTERM)
         _, left = await asyncio.wait(self._tasks, timeout=KILL_AFTER_S) if self._tasks else (None, set())
         if left:
@@ -112,7 +118,8 @@ class Supervisor:
             child.failures = 0 if time.monotonic() - began_s > HEALTHY_S else child.failures + 1
             wait_s = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
             self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), wait_s)
 
     async def _run(self, child: Child) -> int:
         child.process = await asyncio.create_subprocess_exec(
@@ -142,7 +149,7 @@ def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str,
         "frontend": ("GEARMESH_FRONTEND_PORT", 5555),
         "controller": ("GEARMESH_CONTROLLER_PORT", 5560),
     }.get(name.partition(".")[0], ("", 0))
-    if key and instance:
+    if key and instance and int(environment.get(key, first)):
         environment[key] = str(int(environment.get(key, first)) + instance)
     return environment
 

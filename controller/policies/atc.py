@@ -7,14 +7,23 @@ The next batch is the one with the highest value per device-second, discounted b
 k grows with the share of requests being lost: near 0 the order is by slack alone (EDF), in overload by value.
 Source: Vepsalainen and Morton, "Priority rules for job shops with weighted tardiness costs" (1987), for the rule; the
 window per SLO, its adaptation, the skipping of heads and the bonus for full batches: policy_study, section 1.
+Admission, placement, waiting for clients that return and fairness are in modules of their own, beside this one.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.policies.base import Batch, LoadPlan, Verdict
+from controller.policies.admission import Admission, start_of
+from controller.policies.base import Batch, LoadPlan, Policy, Verdict, Window
+from controller.policies.echo import Echo
+from controller.policies.fairness import Fairness
+from controller.policies.placement import Placement
 from controller.queues import Request
 from controller.state import Device, Model, State
+
+ECHO_GAIN = 1.05  # a batch that waits for returns must earn so much more per second
+ECHO_SLACK = 0.1  # and leave this share of the SLO; Source: policy_study section 6, which has 0.3: too shy for 25 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,58 +36,56 @@ class AtcParameters:
     loss_decay_s: float = 0.1  # time constant of the loss rate
     full_bonus: float = 0.5  # least urgency of a full batch: it cannot gain by waiting
     skip_gain: float = 1.02  # heads are given up only if the batch then earns more than this, per second
-    margin: float = 0.05  # on every duration, against noise
+    lead_ms: float = 0.0  # how long before a device comes free its next batch goes out; 0: learned from its delays
+    depth: int = 2  # batches at a device: one running, the next bound as late as can be
+    echo: bool = True  # wait for clients that are known to return, where that pays
 
 
-class Atc:
+@dataclass(slots=True)
+class Plan:
+    """One model's candidate for a device's next batch."""
+
+    model: Model
+    count: int  # requests
+    rows: int
+    skip: int  # requests at the head of the queue that are passed over
+    start_s: float
+    expected_s: float
+    latest_s: float
+
+    def batch(self) -> Batch:
+        """The plan as a batch of requests. Heads passed over are given up, unless another host may take them."""
+        queue = self.model.queue
+        first = queue.head + self.skip
+        given_up = queue.requests[queue.head : first] if len(self.model.hosts) == 1 else []
+        requests = queue.requests[first : first + self.count]
+        return Batch(self.model, requests, given_up, self.rows, self.start_s, self.expected_s, self.latest_s)
+
+
+class Atc(Policy):
     """See policies.base.Policy."""
 
     def __init__(self, state: State, parameters: AtcParameters | None = None) -> None:
         self.state = state
-        self.parameters = parameters or AtcParameters()
+        self.parameters = p = parameters or AtcParameters()
+        self.window = Window(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
+        self._admission = Admission()
+        self._placement = Placement(state)
+        self._fairness = Fairness()
+        self._echoes: dict[str, Echo] = {}  # {ref: its returns}, models that completed a batch
+        self._echo_ends_s = math.inf  # a device waits for returns until then
         self._in_time = 0.0  # decayed count
         self._lost = 0.0  # decayed count
         self._counted_s = 0.0
 
-    # -- admission ----------------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
-        """Refused: what could not make it even alone and first, or is predicted to come too late behind what waits."""
-        alone_s = behind_s = math.inf
-        for device in model.ready.values():
-            if device.leaving:
-                continue
-            curve = device.curves[model.ref]
-            start_s = self._start_s(device, model, now)
-            own_s = curve.exec_s(min(request.rows, curve.batch_max))
-            alone_s = min(alone_s, start_s + own_s)
-            behind_s = min(behind_s, self._end_behind(device, model, request, start_s))
-        late_s = behind_s - request.deadline_s
-        if late_s <= 0:
-            return Verdict(True, behind_s - now)
-        if alone_s > request.deadline_s:
-            budget_s = request.deadline_s - now
-            idle_s = min(device.curves[model.ref].exec_s(request.rows) for device in model.ready.values())
-            retry_s = alone_s - request.deadline_s if idle_s <= budget_s else None
-            return Verdict(False, behind_s - now, "deadline", retry_s)
-        return Verdict(False, behind_s - now, "overload", late_s)
-
-    def _end_behind(self, device: Device, model: Model, request: Request, start_s: float) -> float:
-        """End of the request's batch on this device if all that waits for the device goes first."""
-        curve = device.curves[model.ref]
-        hosts = len(model.hosts) or 1
-        mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
-        full, rest = divmod(model.queue.rows, curve.batch_max)
-        rows = min(rest + request.rows, curve.batch_max)
-        ahead_s = device.backlog_s - mine_s + full * curve.exec_s(curve.batch_max) / hosts
-        return start_s + ahead_s + curve.exec_s(rows)
-
-    def _start_s(self, device: Device, model: Model, now: float) -> float:
-        """When EXEC could start, the LOAD included if the model is not there."""
-        if model.ref in device.residency.models:
-            return device.start_s(model.ref, now)
-        there_s = device.load.free_at(now) + device.loads[model.ref].load_s() + device.dispatch.value_s
-        return max(there_s, device.exec.free_at(now))
+        """See controller.policies.admission."""
+        echo = self._echoes.get(model.ref)
+        if echo is not None:
+            echo.arrived(now)
+        return self._admission.admit(model, request, now)
 
     def expired(self, model: Model, now: float) -> int:
         """Heads that are too late even if their model ran next, alone, on the best of its devices."""
@@ -86,164 +93,188 @@ class Atc:
         if not devices:
             return 0
         first_end_s = min(
-            self._start_s(device, model, now) + device.curves[model.ref].exec_s(1) for device in devices.values()
+            start_of(device, model, now) + device.curves[model.ref].exec_s(1) for device in devices.values()
         )
         return model.queue.before(first_end_s)
+
+    def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
+        """See Policy."""
+        if len(model.hosts) == 1 and self.parameters.echo:
+            echo = self._echoes.get(model.ref)
+            if echo is None:
+                echo = self._echoes[model.ref] = Echo()
+            echo.completed(len(requests), now)
+
+    def ended(self, request: Request, in_time: bool, now: float) -> None:
+        """See Policy."""
+        if now > self._counted_s:
+            decay = math.exp((self._counted_s - now) / self.parameters.loss_decay_s)
+            self._in_time *= decay
+            self._lost *= decay
+            self._counted_s = now
+        if in_time:
+            self._in_time += 1
+        else:
+            self._lost += 1
+            self._fairness.lost(request.ref, now)
+        if request.admitted:
+            self._admission.ended(request, in_time)
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------
 
     def choose(self, device: Device, now: float) -> Batch | None:
         """The model whose batch scores highest. Ties: the one that has waited in `device.waiting` longest."""
-        best: Batch | None = None
-        best_score = 0.0
-        window = self._window(now)
         free_s = max(device.exec.free_at(now), now + device.dispatch.value_s)
-        for ref in device.waiting:
-            model = self.state.models[ref]
-            start_s = max(free_s, device.residency.models[ref].ready_s)
-            batch = self._batch(device, model, start_s)
-            if batch is None:
-                continue
-            score = self._score(batch, device.curves[ref].batch_max, window)
-            if score > best_score:
-                best, best_score = batch, score
-        return best
+        plan = self._starving(device, free_s, now)
+        if plan is None:
+            best_score = 0.0
+            window = self._urgency_window()
+            for ref in device.waiting:
+                model = self.state.models[ref]
+                start_s = max(free_s, device.residency.models[ref].ready_s)
+                candidate = self._plan(device, model, start_s)
+                if candidate is None:
+                    continue
+                score = self._score(candidate, device.curves[ref].batch_max, window)
+                if score > best_score:
+                    plan, best_score = candidate, score
+            if plan is not None and self._waits_for_returns(device, plan, now):
+                return None
+        return plan.batch() if plan is not None else None
 
-    def _batch(self, device: Device, model: Model, start_s: float) -> Batch | None:
+    def bound(self, device: Device, batch: Batch, now: float) -> None:
+        """See Policy."""
+        self._fairness.served(batch.model.ref, now)
+
+    def _starving(self, device: Device, free_s: float, now: float) -> Plan | None:
+        """A batch of the model whose patience ended first, if one can be in time."""
+        self._fairness.accrue(now, len(self.state.devices))
+        for ref in self._fairness.first(device.waiting, now):
+            plan = self._plan(device, self.state.models[ref], max(free_s, device.residency.models[ref].ready_s))
+            if plan is not None:
+                self._fairness.spend(plan.expected_s)
+                return plan
+        return None
+
+    def _plan(self, device: Device, model: Model, start_s: float) -> Plan | None:
         """The model's best batch if EXEC starts at `start_s`."""
         queue = model.queue
         curve = device.curves[model.ref]
-        scale = curve.scale * (1 + self.parameters.margin)
+        scale = curve.scale
+        guard = scale * (1 + device.noise.value_s)
         base = curve.base_s
-        skip = queue.before(start_s + base[1] * scale)
+        skip = queue.before(start_s + base[1] * guard)
         waiting = len(queue) - skip
         if waiting <= 0:
             return None
         head_s = queue.deadlines[queue.head + skip] - start_s
-        cap = curve.largest(head_s * curve.scale / scale, curve.batch_max)
+        cap = curve.largest(head_s * scale / guard, curve.batch_max)
         if queue.many:
-            return self._batch_of_many(model, curve.batch_max, max(cap, 1), skip, start_s, scale, base)
+            return self._plan_of_many(model, curve.batch_max, max(cap, 1), skip, start_s, scale, base)
         rows = min(cap, waiting)
         wider = min(waiting, curve.batch_max)
         if rows < wider:
-            more, given_up = self._without_heads(model, skip, rows, wider, start_s, scale, base)
+            more, passed = self._without_heads(model, skip, rows, wider, start_s, guard, base)
             if rows == 0 or more / base[more] > self.parameters.skip_gain * rows / base[rows]:
-                rows, skip = more, skip + given_up
+                rows, skip = more, skip + passed
         if rows < 1:
             return None
-        return self._planned(model, rows, rows, skip, start_s, base[rows] * scale, curve.exec_s(rows))
+        return _plan_of(model, rows, rows, skip, start_s, base[rows] * scale)
 
     def _without_heads(
-        self, model: Model, skip: int, low: int, high: int, start_s: float, scale: float, base: list[float]
+        self, model: Model, skip: int, low: int, high: int, start_s: float, guard: float, base: list[float]
     ) -> tuple[int, int]:
-        """(rows, heads given up): the largest batch for which enough requests remain that can wait for it."""
+        """(rows, heads passed over): the largest batch for which enough requests remain that can wait for it."""
         queue = model.queue
         waiting = len(queue)
         while low < high:
             rows = (low + high + 1) // 2
-            if waiting - queue.before(start_s + base[rows] * scale) >= rows:
+            if waiting - queue.before(start_s + base[rows] * guard) >= rows:
                 low = rows
             else:
                 high = rows - 1
-        return low, max(0, queue.before(start_s + base[low] * scale) - skip) if low else 0
+        return low, max(0, queue.before(start_s + base[low] * guard) - skip) if low else 0
 
-    def _batch_of_many(
+    def _plan_of_many(
         self, model: Model, batch_max: int, cap: int, skip: int, start_s: float, scale: float, base: list[float]
-    ) -> Batch | None:
-        """Requests of several rows are kept whole: as many from the head on as fit."""
+    ) -> Plan | None:
+        """Requests of several rows are kept whole: as many from the head on as fit; the head alone if it fits nothing."""
         queue = model.queue
-        count = queue.count_for(cap, skip)
-        if count == 0:
-            count = 1  # the head alone is larger than what its deadline allows: it is tried, it was admitted
+        count = max(1, queue.count_for(cap, skip))
         rows = queue.rows_of(count, skip)
         if rows > batch_max:
             return None
-        return self._planned(model, count, rows, skip, start_s, base[rows] * scale, base[rows] * scale)
+        return _plan_of(model, count, rows, skip, start_s, base[rows] * scale)
 
-    def _planned(
-        self, model: Model, count: int, rows: int, skip: int, start_s: float, guarded_s: float, expected_s: float
-    ) -> Batch:
-        """`latest_s`: started later, fewer than half of the batch would be in time."""
-        queue = model.queue
-        middle_s = queue.deadlines[queue.head + skip + count // 2]
-        return Batch(model, count, rows, skip, start_s, expected_s, max(middle_s - expected_s, start_s))
-
-    def _score(self, batch: Batch, batch_max: int, window: float) -> float:
-        queue = batch.model.queue
-        head = queue.requests[queue.head + batch.skip]
-        slack_s = head.deadline_s - batch.start_s - batch.expected_s
+    def _score(self, plan: Plan, batch_max: int, window: float) -> float:
+        queue = plan.model.queue
+        head = queue.requests[queue.head + plan.skip]
+        slack_s = head.deadline_s - plan.start_s - plan.expected_s
         urgency = 1.0
         if slack_s > 0:
-            urgency = math.exp(-slack_s / (window * (head.deadline_s - head.arrived_s)))
-        if batch.rows == batch_max:
+            urgency = math.exp(max(-700.0, -slack_s / (window * (head.deadline_s - head.arrived_s))))
+        if plan.rows == batch_max:
             urgency = max(urgency, self.parameters.full_bonus)
-        weight = queue.weight_of(batch.count, batch.skip) * batch.rows / batch.count
-        return weight / batch.expected_s * max(urgency, 1e-300)
+        weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
+        return weight / plan.expected_s * urgency
 
-    def _window(self, now: float) -> float:
+    def _urgency_window(self) -> float:
         p = self.parameters
         total = self._in_time + self._lost
         loss = self._lost / total if total > 1e-9 else 0.0
         return p.window_min + (p.window_max - p.window_min) * min(1.0, loss / p.loss_full)
 
-    def answered(self, requests: int, in_time: int, now: float) -> None:
-        """See Policy."""
-        decay = math.exp((self._counted_s - now) / self.parameters.loss_decay_s)
-        self._counted_s = now
-        self._in_time = self._in_time * decay + in_time
-        self._lost = self._lost * decay + requests - in_time
+    # -- returning clients --------------------------------------------------------------------------------------------
+
+    def _waits_for_returns(self, device: Device, plan: Plan, now: float) -> bool:
+        """Whether the batch had better wait for clients that return. Only a model that is alone on the device does."""
+        model = plan.model
+        echo = self._echoes.get(model.ref)
+        if echo is None or echo.share <= 0 or len(device.waiting) > 1 or len(model.hosts) > 1 or model.queue.many:
+            return False
+        running = [action for action in device.actions.values() if action.kind == "infer"]
+        if any(action.ref != model.ref for action in running):
+            return False
+        coming, left_s = echo.missing(now)
+        starts_s = now + left_s
+        if running:
+            count, return_s = echo.of_running(sum(len(action.requests) for action in running))
+            coming += count
+            starts_s = device.exec.free_at(now) + return_s
+        curve = device.curves[model.ref]
+        together = min(curve.batch_max, plan.rows + int(coming + 0.5))
+        if together <= plan.rows:
+            return False
+        head_s = model.queue.first().deadline_s
+        slo_s = head_s - model.queue.first().arrived_s
+        delay_s = device.dispatch.value_s
+        later_s = starts_s + delay_s + curve.exec_s(together)
+        if later_s > head_s - ECHO_SLACK * slo_s:
+            return False
+        base_s = max(now, device.exec.free_at(now))
+        at_once = plan.rows / (plan.start_s + plan.expected_s - base_s)
+        half = together // 2
+        in_turns = half / curve.exec_s(half)  # two groups, one coming back while the other is executed
+        if together / (later_s - base_s) <= ECHO_GAIN * max(at_once, in_turns):
+            return False
+        if not running:
+            self._echo_ends_s = min(self._echo_ends_s, starts_s)
+        return True
+
+    def wake_at(self, now: float) -> float | None:
+        """When a device has waited long enough for returns."""
+        ends_s, self._echo_ends_s = self._echo_ends_s, math.inf
+        return ends_s if ends_s < math.inf else None
 
     # -- LOAD ---------------------------------------------------------------------------------------------------------
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
-        """The model whose LOAD saves most requests per second of copying; if none, one that fits into free pages."""
-        plan: LoadPlan | None = None
-        best_score = 0.0
-        for ref in self.state.homeless:
-            if ref not in device.curves or ref in device.residency.models:
-                continue
-            model = self.state.models[ref]
-            score = self._load_score(device, model, now)
-            if score > best_score:
-                evict = self._evict(device, ref, now)
-                if evict is not None:
-                    plan, best_score = LoadPlan(model, tuple(evict)), score
-        return plan or self._prefetch(device, now)
+        """See controller.policies.placement."""
+        return self._placement.choose(device, now)
 
-    def _load_score(self, device: Device, model: Model, now: float) -> float:
-        """Requests saved per second of copying."""
-        load_s = device.loads[model.ref].load_s()
-        start_s = max(device.load.free_at(now) + load_s, device.exec.free_at(now))
-        too_late = model.queue.before(start_s + device.curves[model.ref].exec_s(1))
-        waiting = len(model.queue)
-        return model.queue.weight_of(waiting - too_late, too_late) / load_s
 
-    def _evict(self, device: Device, ref: str, now: float) -> list[str] | None:
-        models = self.state.models
-
-        def worth(resident: str) -> float:
-            model = models.get(resident)
-            if model is None or resident not in device.curves:
-                return 0.0
-            return model.popularity.rate(now) * device.curves[resident].exec_s(1)
-
-        return device.residency.victims(
-            device.pages[ref], lambda resident: resident in models and len(models[resident].queue) > 0, worth
-        )
-
-    def _prefetch(self, device: Device, now: float) -> LoadPlan | None:
-        """A model that is nowhere yet, the most popular first, as long as nobody has to leave for it."""
-        if not device.room_for_more or len(device.load):
-            return None
-        candidates = [
-            model
-            for ref, model in self.state.models.items()
-            if not model.hosts and ref in device.curves and device.pages[ref] <= device.residency.free
-        ]
-        if not candidates:
-            return None
-        return LoadPlan(max(candidates, key=lambda model: (model.popularity.value(now), model.ref)), ())
-
-    def wake_at(self, now: float) -> float | None:
-        """See Policy: everything this policy waits for is an event."""
-        return None
+def _plan_of(model: Model, count: int, rows: int, skip: int, start_s: float, expected_s: float) -> Plan:
+    """`latest_s`: started later, fewer than half of the batch would be in time."""
+    queue = model.queue
+    middle_s = queue.deadlines[queue.head + skip + count // 2]
+    return Plan(model, count, rows, skip, start_s, expected_s, max(middle_s - expected_s, start_s))

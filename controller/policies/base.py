@@ -1,10 +1,22 @@
 """What a policy decides: the order of EXEC and LOAD on every device, and who is let in. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from controller.queues import Request
-from controller.state import Device, Model, State
+from controller.state import Device, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How far ahead of a device work is sent to it."""
+
+    lead_s: float | None  # a device gets its next batch this long before it comes free; None: learned from its delays
+    depth: int  # batches at a device
+    loads: int  # LOADs at a device
+    load_lead_s: float = 0.0  # its next LOAD, likewise
+    tries: int = 3  # actions that may take a request up before it is failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +31,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a device executes next."""
+    """What a device executes next: requests of one model, which wait."""
 
     model: Model
-    count: int  # requests
+    requests: Sequence[Request]
+    given_up: Sequence[Request]  # refused in their favour
     rows: int
-    skip: int  # requests at the head of the queue that are given up for it
     start_s: float  # planned start of EXEC
     expected_s: float  # duration of EXEC
     latest_s: float  # last start that is of use
@@ -39,26 +51,38 @@ class LoadPlan:
 
 
 class Policy(Protocol):
-    """One order of work. Made with the state, which it reads and never changes."""
+    """One order of work. Made with the state, which it reads and never changes. The hooks at the end may do nothing."""
+
+    window: Window
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Whether to take the request, which has just arrived and is not in the queue yet."""
+        ...
 
     def expired(self, model: Model, now: float) -> int:
         """How many requests at the head of the queue cannot be served in time any more."""
+        ...
 
     def choose(self, device: Device, now: float) -> Batch | None:
-        """The device's next batch, if it is to be sent now."""
+        """The device's next batch. It has room for one, by `window`."""
+        ...
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
-        """The device's next LOAD, if one is to be sent now."""
+        """The device's next LOAD. It has room for one, by `window`."""
+        ...
 
-    def answered(self, requests: int, in_time: int, now: float) -> None:
-        """So many requests have ended, so many of them in time; the rest were refused or came too late."""
+    def arrived(self, model: Model, request: Request, now: float) -> None:
+        """The request waits: just admitted, or again after its action came to nothing."""
+
+    def bound(self, device: Device, batch: Batch, now: float) -> None:
+        """The batch was sent."""
+
+    def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
+        """A batch was executed and its outputs are on their way."""
+
+    def ended(self, request: Request, in_time: bool, now: float) -> None:
+        """The request has ended: in time, or too late, refused or cancelled."""
 
     def wake_at(self, now: float) -> float | None:
         """When a decision is due that no event will cause."""
-
-
-PolicyMaker = type[Policy]
-__all__ = ["Batch", "Device", "LoadPlan", "Model", "Policy", "PolicyMaker", "Request", "State", "Verdict"]
+        return None

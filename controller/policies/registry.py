@@ -1,12 +1,41 @@
-"""Policies by name."""
+"""Policies by name, made from what a person may set of them."""
 
-from controller.policies.atc import Atc
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from broker.errors import SettingsError
+from controller.policies.atc import Atc, AtcParameters
 from controller.policies.base import Policy
+from controller.policies.clockwork import Clockwork, ClockworkParameters
+from controller.policies.fifo import Fifo, FifoParameters
 from controller.state import State
 
-POLICIES = {"atc": Atc}
+Maker = Callable[[State, Any], Policy]
+POLICIES: dict[str, tuple[Maker, Any]] = {
+    "atc": (Atc, AtcParameters()),
+    "clockwork": (Clockwork, ClockworkParameters()),
+    "fifo": (Fifo, FifoParameters()),
+}  # {name: (class, its default parameters)}
 
 
-def make_policy(name: str, state: State) -> Policy:
-    """The policy of that name. Raises: KeyError; settings are checked before."""
-    return POLICIES[name](state)
+def make_policy(name: str, state: State, given: Mapping[str, Any] | None = None) -> Policy:
+    """The policy of that name; `given` replaces some of its parameters. Raises: SettingsError, naming the key."""
+    if name not in POLICIES:
+        raise SettingsError([f"policy: {name!r} is none of {', '.join(POLICIES)}"])
+    maker, parameters = POLICIES[name]
+    known = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
+    faults = []
+    chosen: dict[str, Any] = {}
+    for key, value in (given or {}).items():
+        if key not in known:
+            faults.append(f"policy.{name}.{key}: there is no such parameter; there are: {', '.join(known)}")
+        elif isinstance(value, bool) != isinstance(known[key], bool) or not isinstance(value, (int, float)):
+            faults.append(f"policy.{name}.{key}: must be like {known[key]!r}; got {value!r}")
+        elif value < 0:
+            faults.append(f"policy.{name}.{key}: must not be negative; got {value!r}")
+        else:
+            chosen[key] = type(known[key])(value) if known[key] is not None else float(value)
+    if faults:
+        raise SettingsError(faults)
+    return maker(state, replace(parameters, **chosen))

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import time
-from collections import deque
 from pathlib import Path
 
 from broker import wire
@@ -12,7 +11,7 @@ from broker.errors import PackageError
 from broker.tensors import byte_count
 from broker.timers import Alarm
 from gpu_worker.devices.base import DeviceError, Finished
-from gpu_worker.emulation import ProfileError, exec_s, parse_profile
+from gpu_worker.emulation import Emulator, ProfileError, exec_s, parse_profile
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
@@ -38,8 +37,7 @@ class EmulatedDevice:
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
         self.measured = False
         self._packages: dict[str, Package] = {}
-        self._ends: deque[tuple[float, Phase, Job, Done]] = deque()  # what runs, in order of its end
-        self._free_at = dict.fromkeys(Phase, 0.0)  # when each lane has done what it was given
+        self._emulator = Emulator(self._duration_s)
         self._finished: Finished | None = None
         self._alarm: Alarm | None = None
 
@@ -73,19 +71,12 @@ class EmulatedDevice:
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""
-        now = time.monotonic()
-        if phase is Phase.INPUT:
-            return Done(now, now, 0.0)
+        done = self._emulator.begin(phase, job, time.monotonic())
         if phase is Phase.OUTPUT:
-            return self._output(job, now)
-        begin_s = max(now, self._free_at[phase])
-        if begin_s > job.action.latest_s:
-            return Done(now, now, 0.0, "late")
-        duration_s = self._duration_s(phase, job)
-        end_s = begin_s + duration_s
-        self._free_at[phase] = end_s
-        self._insert((end_s, phase, job, Done(begin_s, end_s, duration_s)))
-        return None
+            self._make_outputs(job)
+        assert self._alarm is not None
+        self._alarm.by(self._emulator.wake_at())
+        return done
 
     def release(self, job: Job) -> None:
         """See Device."""
@@ -106,26 +97,15 @@ class EmulatedDevice:
         assert times is not None
         return exec_s(times, job.action.batch)
 
-    def _output(self, job: Job, now: float) -> Done:
+    def _make_outputs(self, job: Job) -> None:
         assert isinstance(job.action, wire.Infer)
         spec = self._packages[job.action.ref].spec
         batch = job.action.batch
         job.outputs = [memoryview(bytes(byte_count(t.dtype, t.shape[1:]) * batch)) for t in spec.outputs]
-        return Done(now, now, 0.0)
-
-    def _insert(self, entry: tuple[float, Phase, Job, Done]) -> None:
-        at = len(self._ends)
-        while at and self._ends[at - 1][0] > entry[0]:
-            at -= 1
-        self._ends.insert(at, entry)
-        assert self._alarm is not None
-        self._alarm.set(self._ends[0][0])
 
     def _ring(self, now: float) -> None:
         assert self._finished is not None
         assert self._alarm is not None
-        while self._ends and self._ends[0][0] <= now:
-            _, phase, job, done = self._ends.popleft()
+        for phase, job, done in self._emulator.due(now):
             self._finished(phase, job, done)
-        if self._ends:
-            self._alarm.set(self._ends[0][0])
+        self._alarm.by(self._emulator.wake_at())

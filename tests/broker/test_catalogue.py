@@ -30,7 +30,9 @@ def broken(ref: str, *faults: str) -> wire.PrepareReport:
 
 
 def told(key: tuple[str, int], ok: bool, message: str, faults: tuple[str, ...] = (), field: str = "") -> Replies:
-    return [(key, wire.CallReply(call=key[1] if ok or not field else 0, ok=ok, message=message, faults=faults, field=field))]
+    return [
+        (key, wire.CallReply(call=key[1] if ok or not field else 0, ok=ok, message=message, faults=faults, field=field))
+    ]
 
 
 @pytest.fixture
@@ -313,9 +315,7 @@ def test_the_table_holds_every_deployed_model_in_order_of_name(serving: Any) -> 
     assert serving.entries({"m": "controller-1", "a": "controller-2"}) == (
         wire.ModelEntry(name="a", current=None, target="7", versions=("7",), owner="controller-2"),
         wire.ModelEntry(name="b", current=None, target=None, versions=("1",), owner=None, fault="no graph"),
-        wire.ModelEntry(
-            name="m", current="1", target="3", versions=("1", "2", "3"), owner="controller-1", spec=SPEC
-        ),
+        wire.ModelEntry(name="m", current="1", target="3", versions=("1", "2", "3"), owner="controller-1", spec=SPEC),
     )
 
 
@@ -408,7 +408,9 @@ def test_a_name_may_not_be(name: str) -> None:
     assert not NAME.fullmatch(name)
 
 
-@pytest.mark.parametrize(("version", "good"), [("1", True), ("9" * 18, True), ("9" * 19, False), ("", False), ("v1", False)])
+@pytest.mark.parametrize(
+    ("version", "good"), [("1", True), ("9" * 18, True), ("9" * 19, False), ("", False), ("v1", False)]
+)
 def test_a_version_is_a_string_of_digits(version: str, good: bool) -> None:
     assert bool(VERSION.fullmatch(version)) is good
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from hypothesis import settings
-
 from broker import wire
 from controller.orders import Order, ToBroker, ToFrontend
 from controller.policies.registry import make_policy
@@ -12,7 +10,6 @@ from controller.scheduler import Parameters, Scheduler
 from controller.state import State
 
 PAGE_BYTES = 1 << 20
-SEEDED = settings(derandomize=True, deadline=None, database=None)
 
 
 def request(
@@ -67,14 +64,16 @@ def hello(
     member: str = "w1",
     *reports: wire.Prepared,
     pages: int = 8,
+    free_pages: int | None = None,
     any_batch: bool = True,
     resident: Iterable[str] = (),
 ) -> wire.WorkerHello:
     """A worker's first words."""
     info = wire.DeviceInfo(name=f"test:{member}", kind="test", pages=pages, page_bytes=PAGE_BYTES, any_batch=any_batch)
     return wire.WorkerHello(
-        member=member, host="h", device=info, free_pages=pages, resident=tuple(resident), prepared=reports
-    )
+        member=member, host="h", device=info, free_pages=pages if free_pages is None else free_pages,
+        resident=tuple(resident), prepared=reports,
+    )  # fmt: skip
 
 
 def told(orders: Iterable[Order]) -> list[str]:
@@ -105,9 +104,17 @@ def _say(order: Order) -> str:
 class Shard:
     """A scheduler with its workers and models; every event is followed by a check of all invariants."""
 
-    def __init__(self, parameters: Parameters | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters | None = None,
+        *,
+        lead_ms: float = 1.5,
+        policy: Mapping[str, float] | None = None,
+        started_s: float = 0.0,
+    ) -> None:
         self.state = State()
-        self.scheduler = Scheduler(make_policy("atc", self.state), self.state, parameters)
+        atc = make_policy("atc", self.state, {"lead_ms": lead_ms, **(policy or {})})
+        self.scheduler = Scheduler(atc, self.state, parameters, started_s=started_s)
 
     def serve(
         self,
@@ -123,9 +130,7 @@ class Shard:
     ) -> "Shard":
         """These models are wanted, and ready on all of these workers; all of them resident if not said otherwise."""
         self.want(list(models))
-        reports = [
-            prepared(ref, profile, pages=pages_each, batch_max=batch_max) for ref, profile in models.items()
-        ]
+        reports = [prepared(ref, profile, pages=pages_each, batch_max=batch_max) for ref, profile in models.items()]
         there = list(models) if resident is None else resident
         for worker in workers:
             self.join(hello(worker, *reports, pages=pages, any_batch=any_batch, resident=there), now=now)
@@ -212,18 +217,18 @@ class Shard:
         """The routing table names these versions."""
         return self.checked(self.scheduler.want(refs))
 
-    def report(self, report: wire.Prepared, worker: str = "w1") -> list[str]:
+    def report(self, report: wire.Prepared, worker: str = "w1", *, now: float = 100.0) -> list[str]:
         """A worker says how far a version is."""
-        return self.checked(self.scheduler.prepared(worker, report))
+        return self.checked(self.scheduler.prepared(worker, report, now=now))
 
-    def cancel(self, number: int, frontend: str = "f") -> None:
+    def cancel(self, number: int, frontend: str = "f", *, now: float = 100.0) -> None:
         """A frontend gives a request up."""
-        self.scheduler.cancel(frontend, number)
+        self.scheduler.cancel(frontend, number, now=now)
         self.scheduler.check()
 
-    def lose_frontend(self, frontend: str = "f") -> None:
+    def lose_frontend(self, frontend: str = "f", *, now: float = 100.0) -> None:
         """A frontend is lost."""
-        self.scheduler.frontend_lost(frontend)
+        self.scheduler.frontend_lost(frontend, now=now)
         self.scheduler.check()
 
     def checked(self, orders: list[Order]) -> list[str]:

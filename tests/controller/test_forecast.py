@@ -1,7 +1,6 @@
 """When a lane comes free."""
 
 import pytest
-from controller_builders import SEEDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +79,7 @@ def test_the_end_of_an_action_that_was_never_sent_changes_nothing() -> None:
         lane.end_of(7, 10.0)
 
 
-@settings(SEEDED, max_examples=200)
+@settings(max_examples=200)
 @given(
     sent=st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(0.001, 3.0)), min_size=1, max_size=6),
     now=st.floats(0.0, 40.0),

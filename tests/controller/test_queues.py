@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from controller_builders import SEEDED, request
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from controller.queues import COMPACT_AT, ModelQueue, Request
+from tests.controller.controller_builders import request
 
 
 def queue_of(*requests: Request) -> ModelQueue:
@@ -187,4 +187,3 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = SEEDED

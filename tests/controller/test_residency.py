@@ -68,10 +68,11 @@ def test_nobody_leaves_while_there_is_room() -> None:
     assert residency.victims(3, nobody, worth_nothing) == ["a"]
 
 
-def test_the_least_worth_per_page_leaves_first() -> None:
-    residency = device(small=1, large=8)
-    worth = {"small": 1.0, "large": 4.0}
-    assert residency.victims(3, nobody, worth.__getitem__) == ["large"]
+def test_the_least_worth_leaves_first() -> None:
+    residency = device(a=3, b=3, c=4)
+    worth = {"a": 3.0, "b": 1.0, "c": 2.0}
+    assert residency.victims(3, nobody, worth.__getitem__) == ["b"]
+    assert residency.victims(4, nobody, worth.__getitem__) == ["b", "c"]
 
 
 def test_ties_are_broken_by_the_last_use_and_then_by_name() -> None:

@@ -1,0 +1,50 @@
+"""Nobody starves. Pure.
+
+A model that has lost requests and was not served for PATIENCE_S is served next, ahead of everything, as soon as it has a
+batch that can be in time. All devices together give at most SHARE of their time away like this. So a model with a
+request in time whenever its turn comes is served at least once in
+
+    max(PATIENCE_S, (sum over starving models of the time their batch takes) / (SHARE x devices)) + one batch.
+"""
+
+from dataclasses import dataclass, field
+
+PATIENCE_S = 1.0
+SHARE = 0.1  # of device time that starving models may take
+CREDIT_S_MAX = 0.05  # credit does not grow further while nobody starves
+
+
+@dataclass(slots=True)
+class Fairness:
+    """Who was served when, and how much time may be given away."""
+
+    credit_s: float = CREDIT_S_MAX
+    _served_s: dict[str, float] = field(default_factory=dict)  # {ref: when it was last served, or first lost}
+    _starving: dict[str, None] = field(default_factory=dict)  # refs that lost requests since they were last served
+    _at_s: float = 0.0
+
+    def served(self, ref: str, now: float) -> None:
+        """A batch of the model was sent."""
+        self._starving.pop(ref, None)
+        self._served_s[ref] = now
+
+    def lost(self, ref: str, now: float) -> None:
+        """A request of the model was lost."""
+        self._starving[ref] = None
+        self._served_s.setdefault(ref, now)
+
+    def accrue(self, now: float, devices: int) -> None:
+        """Time passes."""
+        self.credit_s = min(CREDIT_S_MAX, self.credit_s + (now - self._at_s) * SHARE * devices)
+        self._at_s = now
+
+    def first(self, waiting: dict[str, None], now: float) -> list[str]:
+        """Models among the waiting whose patience is at its end, the longest unserved first; none without credit."""
+        if self.credit_s <= 0 or not self._starving:
+            return []
+        due = [ref for ref in self._starving if ref in waiting and now - self._served_s[ref] > PATIENCE_S]
+        return sorted(due, key=lambda ref: (self._served_s[ref], ref))
+
+    def spend(self, seconds: float) -> None:
+        """A starving model's batch was sent; credit may become negative, and the next one waits for it."""
+        self.credit_s -= seconds

@@ -1,0 +1,133 @@
+"""Which model a device loads next, and who makes room. Pure.
+
+A LOAD is ranked by what it saves per second of copying: requests that wait and would be in time after it, and those that
+will come while the model stays, less those that its victims would have served. Models with waiting or running work are
+never victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
+Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
+ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from controller.policies.admission import start_of
+from controller.policies.base import LoadPlan
+from controller.state import Device, Model, State
+
+HORIZON_S = 0.5  # a model is expected to stay for so long at least: its future requests in that time count
+HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: what was just loaded stays
+VICTIMS_LOOKED_AT = 32  # of the least recently used
+
+
+@dataclass(slots=True)
+class Placement:
+    """Chooses LOADs for all devices."""
+
+    state: State
+    _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
+    _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
+
+    def choose(self, device: Device, now: float) -> LoadPlan | None:
+        """The device's next LOAD."""
+        best: LoadPlan | None = None
+        best_value = 0.0
+        for model in self._wanted(device):
+            if model.ref not in device.curves or model.ref in device.residency.models:
+                continue
+            waiting = self._saved(device, model, now)
+            if waiting <= 0:
+                continue
+            load_s = device.loads[model.ref].load_s()
+            value = (waiting + model.popularity.rate(now) * HORIZON_S) / load_s
+            if value > best_value:
+                plan = self._make_room(device, model, value * load_s, now)
+                if plan is not None:
+                    best, best_value = plan, value
+        return best or self._fill(device, now)
+
+    def _wanted(self, device: Device) -> list[Model]:
+        """Models with requests that wait for a LOAD, and those whose hosts cannot keep up while this device could."""
+        models = self.state.models
+        wanted = [models[ref] for ref in self.state.homeless]
+        if len(self.state.devices) > 1 and not device.waiting and not len(device.exec):
+            wanted += [model for model in self.state.active.values() if model.hosts]
+        return wanted
+
+    def _saved(self, device: Device, model: Model, now: float) -> float:
+        """Value of the waiting requests that are in time if the model is loaded here now, and are not otherwise."""
+        queue = model.queue
+        curve = device.curves[model.ref]
+        start_s = start_of(device, model, now)
+        too_late = queue.before(start_s + curve.exec_s(1))
+        count = len(queue) - too_late
+        if count <= 0:
+            return 0.0
+        value = queue.weight_of(count, too_late)
+        if model.hosts:
+            last_s = queue.deadlines[-1]
+            kept = sum(self._served_by(host, model, last_s, now) for host in model.hosts.values())
+            value *= max(0.0, 1 - kept / max(1, queue.rows))
+        return value
+
+    def _served_by(self, host: Device, model: Model, deadline_s: float, now: float) -> float:
+        """Rows of the model that a host gets done by the deadline, behind half of what else waits there."""
+        curve = host.curves[model.ref]
+        mine_s = model.cost_s / len(model.hosts)
+        left_s = deadline_s - host.start_s(model.ref, now) - 0.5 * max(0.0, host.backlog_s - mine_s)
+        if left_s <= 0:
+            return 0.0
+        top_s = curve.exec_s(curve.batch_max)
+        return left_s // top_s * curve.batch_max + curve.largest(left_s % top_s, curve.batch_max)
+
+    def _make_room(self, device: Device, model: Model, gain: float, now: float) -> LoadPlan | None:
+        """The plan with its victims, if what they would have served is worth less than the gain."""
+        residency = device.residency
+        missing = device.pages[model.ref] - residency.free
+        if missing <= 0:
+            return LoadPlan(model, ())
+        candidates = []
+        for ref, place in residency.models.items():  # least recently used first
+            if place.loading is None and not place.bound and ref not in self.state.active:
+                known = self.state.models.get(ref)
+                rate = known.popularity.rate(now) if known is not None and ref in device.curves else 0.0
+                others = len(known.hosts) - 1 if known is not None else 0
+                candidates.append((rate / (1 + others) / place.pages, ref, place.pages, rate / (1 + others)))
+                if len(candidates) >= VICTIMS_LOOKED_AT + missing:
+                    break
+        chosen = []
+        lost = 0.0
+        for _, ref, pages, rate in sorted(candidates):
+            if missing <= 0:
+                break
+            chosen.append(ref)
+            missing -= pages
+            lost += rate * HORIZON_S * HYSTERESIS
+        if missing > 0 or lost > gain:
+            return None
+        return LoadPlan(model, tuple(chosen))
+
+    def _fill(self, device: Device, now: float) -> LoadPlan | None:
+        """A model for free pages, if there is one that fits."""
+        residency = device.residency
+        if len(device.load) or residency.free <= 0:
+            return None
+        free, versions = self._vain.get(device.worker, (0, 0))
+        if residency.free <= free and len(device.curves) == versions:
+            return None
+        wishes = self._wishes.get(device.worker)
+        if not wishes:
+            wishes = self._wishes[device.worker] = self._wish(device, now)
+        while wishes:
+            ref = wishes.popleft()
+            model = self.state.models.get(ref)
+            if model is not None and ref in device.curves and ref not in residency.models:
+                if device.pages[ref] <= residency.free:
+                    return LoadPlan(model, ())
+        self._vain[device.worker] = (residency.free, len(device.curves))
+        return None
+
+    def _wish(self, device: Device, now: float) -> deque[str]:
+        """Models that are not here, on fewest devices first, of these the most popular."""
+        models = self.state.models
+        absent = [ref for ref in device.curves if ref not in device.residency.models]
+        return deque(sorted(absent, key=lambda ref: (len(models[ref].hosts), -models[ref].popularity.value(now), ref)))

@@ -1,0 +1,353 @@
+"""broker/service.py: a real broker, asked over its port."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from broker import wire
+from broker.errors import AddressInUse
+from broker.service import scan_repository
+from tests.broker.brokers import SPEC, Broker, Caller, members, package
+from tests.broker.processes import Processes, envelope, processes
+from tests.loops import on_loop
+
+QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 150.0}
+
+both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])
+
+
+class Mesh:
+    """A broker with a controller and an operator who call it; model m has versions 1 and 2, and 1 is current."""
+
+    def __init__(self, made: Processes, folder: Path, make: str) -> None:
+        self.made, self.folder = made, folder
+        package(folder / "repository", "m", "1")
+        self.broker = Broker(made, folder)
+        self.controller = self.caller("controller-1", make)
+        self.operator = self.caller("operator-1", make)
+
+    def caller(self, identity: str, make: str = "zeromq") -> Caller:
+        runtime = self.broker.runtime if make == "memory" else self.made.runtime()
+        return Caller(runtime, self.broker.addresses, identity)
+
+    def report(self, ref: str, *faults: str) -> None:
+        self.controller.link.send(wire.PrepareReport(ref=ref, ok=not faults, spec=SPEC, faults=faults))
+
+    async def begin(self) -> None:
+        self.controller.register("controller")
+        self.report("m:1")
+        await self.controller.table(lambda table: table.models[0].current == "1")
+        package(self.folder / "repository", "m", "2")
+
+
+@contextlib.asynccontextmanager
+async def mesh(folder: Path, make: str = "zeromq") -> AsyncIterator[Mesh]:
+    async with processes(**QUICK) as made:
+        begun = Mesh(made, folder, make)
+        try:
+            await begun.begin()
+            yield begun
+        finally:
+            begun.broker.stop()
+
+
+def reply(call: int, ok: bool, message: str, faults: tuple[str, ...] = (), field: str = "") -> wire.CallReply:
+    return wire.CallReply(call=call, ok=ok, message=message, faults=faults, field=field)
+
+
+# -- the repository ---------------------------------------------------------------------------------------------------
+
+
+def test_packages_are_folders_with_a_model_toml_and_versions_come_in_order(tmp_path: Path) -> None:
+    package(tmp_path, "m", "10", "9", "1", "v2", "1.5", "3" * 19)
+    package(tmp_path, "empty")
+    package(tmp_path, ".hidden", "1")
+    package(tmp_path, "x" * 65, "1")
+    (tmp_path / "no toml" / "1").mkdir(parents=True)
+    (tmp_path / "notoml" / "1").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "m" / "2").write_text("a file")
+    assert scan_repository(tmp_path) == {"empty": [], "m": ["1", "9", "10"]}
+
+
+def test_a_repository_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert scan_repository(tmp_path / "nowhere") == {}
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+@both_makes
+@on_loop
+async def test_a_deployment_is_answered_once_it_is_in_effect(make: str, tmp_path: Path) -> None:
+    async with mesh(tmp_path, make) as at:
+        at.operator.link.send(wire.Deploy(call=5, name="m", version=None))
+        table = await at.controller.table(lambda table: table.models[0].target == "2")
+        assert table.models[0].current == "1"  # which serves meanwhile
+        assert at.operator.replies() == []
+        at.report("m:2")
+        await at.operator.mail.until(lambda _: at.operator.replies())
+        assert at.operator.replies() == [reply(5, True, "m:2 is current")]
+        table = await at.controller.table(lambda table: table.models[0].current == "2")
+        assert (table.models[0].target, table.models[0].spec, table.models[0].owner) == (None, SPEC, "controller-1")
+
+
+@both_makes
+@on_loop
+async def test_a_deployment_that_fails_says_why_and_the_old_version_stays(make: str, tmp_path: Path) -> None:
+    async with mesh(tmp_path, make) as at:
+        at.operator.link.send(wire.Deploy(call=5, name="m", version="2"))
+        await at.controller.table(lambda table: table.models[0].target == "2")
+        at.report("m:2", "no graph", "bad weights")
+        await at.operator.mail.until(lambda _: at.operator.replies())
+        assert at.operator.replies() == [reply(5, False, "m:2 could not be prepared", ("no graph", "bad weights"))]
+        table = await at.controller.table(lambda table: table.models[0].target is None)
+        assert (table.models[0].current, table.models[0].fault) == ("1", "no graph; bad weights")
+
+
+@on_loop
+async def test_rollback_and_undeploy_take_effect(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.operator.link.send(wire.Deploy(call=1, name="m", version="2"))
+        await at.controller.table(lambda table: table.models[0].target == "2")
+        at.report("m:2")
+        await at.controller.table(lambda table: table.models[0].current == "2")
+        at.operator.link.send(wire.Rollback(call=2, name="m"))
+        await at.controller.table(lambda table: table.models[0].target == "1")
+        at.report("m:1")
+        await at.controller.table(lambda table: table.models[0].current == "1")
+        assert await at.operator.ask(wire.Undeploy(call=3, name="m")) == reply(3, True, "m is undeployed")
+        assert (await at.controller.table(lambda table: not table.models)).models == ()
+        assert at.operator.replies() == [
+            reply(1, True, "m:2 is current"),
+            reply(2, True, "m:1 is current"),
+            reply(3, True, "m is undeployed"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        (
+            wire.Deploy(call=5, name="x", version=None),
+            reply(5, False, "no package 'x' in the model repository; there are: m", field="name"),
+        ),
+        (
+            wire.Deploy(call=5, name="../x", version=None),
+            reply(5, False, "no package '../x' in the model repository; there are: m", field="name"),
+        ),
+        (
+            wire.Deploy(call=5, name="m", version="3"),
+            reply(5, False, "model 'm' has no version '3'; it has: 1, 2", field="version"),
+        ),
+        (wire.Deploy(call=5, name="m", version="1"), reply(5, True, "m:1 is current already")),
+        (wire.Rollback(call=5, name="x"), reply(5, False, "model 'x' is not deployed", field="name")),
+        (
+            wire.Rollback(call=5, name="m"),
+            reply(5, False, "model 'm' has had no version before '1'", field="name"),
+        ),
+        (
+            wire.Undeploy(call=5, name="x"),
+            reply(5, False, "model 'x' is not deployed; deployed are: m", field="name"),
+        ),
+        (wire.DropApp(call=5, name="a"), reply(5, False, "there is no application 'a'; there are: none", field="app")),
+    ],
+)
+@on_loop
+async def test_what_cannot_be_done_is_answered_at_once_with_the_call_it_was(
+    message: Any, answer: wire.CallReply, tmp_path: Path
+) -> None:
+    async with mesh(tmp_path) as at:
+        assert await at.operator.ask(message) == answer
+
+
+@on_loop
+async def test_a_package_that_was_put_there_later_can_be_deployed(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        package(tmp_path / "repository", "n", "1")
+        at.operator.link.send(wire.Deploy(call=5, name="n", version=None))
+        table = await at.controller.table(lambda table: len(table.models) == 2)
+        assert [(model.name, model.target) for model in table.models] == [("m", None), ("n", "1")]
+
+
+@on_loop
+async def test_an_operator_who_asks_for_the_table_gets_it_and_then_the_reply(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        assert await at.operator.ask(wire.GetTable(call=5)) == reply(5, True, "")
+        (table, _) = at.operator.said()
+        assert members(table) == ["controller-1"]  # an operator is no member
+        assert table == at.controller.tables()[-1]
+
+
+@on_loop
+async def test_an_operator_who_left_is_not_answered_and_the_deployment_goes_on(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = at.made.bare(zmq.DEALER, "operator-2")
+        sock.connect(at.broker.addresses[-1])
+        sock.send(envelope(wire.Deploy(call=5, name="m", version="2")))
+        await at.controller.table(lambda table: table.models[0].target == "2")
+        port = at.broker.service._port
+        assert port.knows("operator-2")
+        await _until(lambda: not port.knows("operator-2"), at.controller)  # it was silent for too long
+        at.report("m:2")
+        table = await at.controller.table(lambda table: table.models[0].current == "2")
+        assert table.models[0].current == "2"
+
+
+async def _until(holds: Any, witness: Caller) -> None:
+    """Looked at whenever the witness hears something, heartbeats included."""
+    await witness.mail.until(lambda _: holds())
+
+
+# -- services ---------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_silent_service_leaves_the_table(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = at.made.bare(zmq.DEALER, "frontend-1")
+        sock.connect(at.broker.addresses[-1])
+        member = wire.Member(id="frontend-1", role="frontend", host="here")
+        sock.send(envelope(wire.Register(member=member)))
+        await at.controller.table(lambda table: "frontend-1" in members(table))
+        await at.controller.table(lambda table: "frontend-1" not in members(table))
+
+
+@on_loop
+async def test_a_heartbeat_of_an_unknown_service_is_answered_with_an_introduction(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        stranger = at.caller("frontend-9")
+        stranger.link.send(wire.Heartbeat())
+        await stranger.mail.until(lambda _: stranger.said())
+        assert stranger.said()[0] == wire.Introduce()
+
+
+@on_loop
+async def test_an_operators_heartbeat_is_not_answered_with_an_introduction(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.operator.link.send(wire.Heartbeat())
+        await at.operator.ask(wire.GetTable(call=1))
+        assert wire.Introduce() not in at.operator.said()
+
+
+@on_loop
+async def test_a_service_that_says_goodbye_leaves_at_once(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        frontend = at.caller("frontend-1")
+        frontend.register("frontend")
+        await at.controller.table(lambda table: len(table.members) == 2)
+        frontend.link.send(wire.Goodbye())
+        table = await at.controller.table(lambda table: len(table.members) == 1)
+        assert members(table) == ["controller-1"]
+
+
+@on_loop
+async def test_a_member_that_registers_again_unchanged_still_gets_a_table(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        before = len(at.controller.tables())
+        at.controller.register("controller")
+        await at.controller.mail.until(lambda _: len(at.controller.tables()) > before)
+
+
+@on_loop
+async def test_what_changes_in_one_turn_makes_one_table(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        frontend = at.caller("frontend-1")
+        frontend.register("frontend")
+        for _ in range(5):
+            frontend.register("frontend")
+        await frontend.table()
+        await frontend.ask(wire.GetTable(call=1))
+        assert len(frontend.tables()) == 2  # one for all six, and the one that was asked for
+
+
+@on_loop
+async def test_a_report_of_a_version_that_nobody_wants_changes_no_model(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        before = (await at.controller.table()).models
+        at.report("m:7")
+        at.report("x:1", "no such package")
+        await at.operator.ask(wire.GetTable(call=1))
+        assert at.operator.tables()[-1].models == before
+
+
+# -- applications -----------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_an_application_reaches_every_member_before_its_maker_is_told(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        frontend = at.caller("frontend-1")
+        frontend.register("frontend")
+        await frontend.table()
+        definition = {"name": "a", "models": ["m"], "slo_ms": 20}
+        answer = await frontend.ask(wire.PutApp(call=5, definition=definition, create=True))
+        assert answer == wire.CallReply(call=5, ok=True, message="application a is in effect", revision=1)
+        assert frontend.said()[-2].apps == (wire.AppEntry(name="a", definition=definition, revision=1),)
+        assert (await at.controller.table(lambda table: table.apps)).apps == frontend.said()[-2].apps
+        assert (await frontend.ask(wire.DropApp(call=6, name="a"))).ok
+        assert frontend.said()[-2].apps == ()
+
+
+@pytest.mark.parametrize("models", [5, [["m"]]])
+@on_loop
+async def test_an_application_that_makes_no_sense_is_answered_and_nobody_is_disturbed(
+    models: object, tmp_path: Path
+) -> None:
+    async with mesh(tmp_path) as at:
+        answer = await at.operator.ask(wire.PutApp(call=5, definition={"name": "a", "models": models}, create=True))
+        assert (answer.call, answer.ok, answer.field) == (5, False, "app.models")
+        assert (await at.operator.ask(wire.GetTable(call=6))).ok
+
+
+# -- restarts ---------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_the_catalogue_outlives_the_broker_and_later_tables_have_higher_epochs(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.operator.link.send(wire.Deploy(call=1, name="m", version="2"))
+        before = await at.controller.table(lambda table: table.models[0].target == "2")
+        at.broker.stop()
+        again = Broker(at.made, tmp_path)
+        operator = Caller(at.made.runtime(), again.addresses, "operator-2")
+        await operator.ask(wire.GetTable(call=1))
+        (table,) = operator.tables()
+        assert [(model.name, model.current, model.target) for model in table.models] == [("m", "1", "2")]
+        assert table.epoch > before.epoch
+        assert table.models[0].spec == SPEC
+        again.stop()
+
+
+@on_loop
+async def test_a_package_that_came_while_the_broker_was_down_is_deployed(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.broker.stop()
+        package(tmp_path / "repository", "n", "1", "2")
+        again = Broker(at.made, tmp_path)
+        operator = Caller(at.made.runtime(), again.addresses, "operator-2")
+        await operator.ask(wire.GetTable(call=1))
+        assert [(model.name, model.target) for model in operator.tables()[0].models] == [("m", None), ("n", "2")]
+        again.stop()
+
+
+@on_loop
+async def test_a_second_broker_on_the_same_port_says_which_setting_to_change(tmp_path: Path) -> None:
+    async with processes(**QUICK) as made:
+        broker = Broker(made, tmp_path / "one")
+        with pytest.raises(AddressInUse, match="GEARMESH_BROKER_PORT"):
+            Broker(made, tmp_path / "two", broker.number)
+        broker.stop()
+
+
+@on_loop
+async def test_a_stopped_broker_drains_at_once_and_leaves_its_port(tmp_path: Path) -> None:
+    async with processes(**QUICK) as made:
+        broker = Broker(made, tmp_path)
+        assert broker.service.drain() is True
+        broker.stop()
+        Broker(made, tmp_path, broker.number).stop()

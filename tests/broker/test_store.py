@@ -1,0 +1,186 @@
+"""broker/store.py: the catalogue in a real SQLite file."""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import wire
+from broker.catalogue import Catalogue
+from broker.store import SCHEMA_VERSION, CatalogueStore, StoreError
+
+SPEC = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
+    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 2)),),
+    batch_max=8,
+    slo_ms=12.5,
+    labels=("cat", "dog"),
+    batch_sizes=(1, 8),
+)
+Opened = tuple[CatalogueStore, Catalogue]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[[], Opened]]:
+    """Opens the same file again and again; whatever was opened before is closed first, and at the end."""
+    stores: list[CatalogueStore] = []
+
+    def open_again() -> Opened:
+        for store in stores:
+            store.close()
+        stores.append(CatalogueStore(tmp_path / "very" / "deep" / "catalogue.sqlite"))
+        return stores[-1], stores[-1].open()
+
+    yield open_again
+    for store in stores:
+        store.close()
+
+
+def test_a_new_file_holds_an_empty_catalogue_and_its_folder_is_made(
+    opened: Callable[[], Opened], tmp_path: Path
+) -> None:
+    _, catalogue = opened()
+    assert catalogue == Catalogue()
+    assert (tmp_path / "very" / "deep" / "catalogue.sqlite").is_file()
+
+
+def test_everything_is_there_again_when_the_file_is_opened_again(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1", "2"], "n": ["7"]})
+    catalogue.reported(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC))
+    catalogue.reported(wire.PrepareReport(ref="n:7", ok=False, faults=("no graph",)))
+    catalogue.deploy(("ann", 1), "m", "1", {"m": ["1", "2"]})
+    catalogue.put_app(1, {"name": "a", "models": ["m"], "slo_ms": 2.5}, create=True)
+    store.save(catalogue)
+    _, again = opened()
+    assert again.models == catalogue.models
+    assert again.apps == catalogue.apps
+    assert (again.changed_models, again.changed_apps) == (set(), set())
+    again.check()
+
+
+def test_a_saved_catalogue_has_nothing_left_to_save(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    catalogue.put_app(1, {"name": "a", "models": ["m"]}, create=True)
+    store.save(catalogue)
+    assert (catalogue.changed_models, catalogue.changed_apps) == (set(), set())
+    store.save(catalogue)
+
+
+def test_what_was_not_saved_is_as_it_was(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    store.save(catalogue)
+    catalogue.reported(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
+    _, again = opened()
+    assert (again.models["m"].current, again.models["m"].target) == (None, "1")
+
+
+def test_a_deleted_application_stays_deleted(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    for name in ("a", "b"):
+        catalogue.put_app(1, {"name": name, "models": ["m"]}, create=True)
+    store.save(catalogue)
+    catalogue.drop_app(2, "a")
+    store.save(catalogue)
+    _, again = opened()
+    assert list(again.apps) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"default": [{"name": "y", "dtype": "float32", "shape": [1, 2], "data": b"\x00\x01\xff\xfe\x00\x00\x80\x3f"}]},
+        {"policy_args": {"eta": 0.1, "arms": [1, 2], "nested": {"deep": None}, "on": True}},
+        {"note": "naïve ✓"},
+    ],
+)
+def test_an_applications_definition_comes_back_as_the_client_sent_it(
+    opened: Callable[[], Opened], definition: dict[str, Any]
+) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    definition = {"name": "a", "models": ["m"], **definition}
+    assert catalogue.put_app(1, definition, create=True).ok
+    store.save(catalogue)
+    _, again = opened()
+    assert again.apps["a"].definition == definition
+
+
+def test_starts_are_counted_over_all_lives_of_the_file(opened: Callable[[], Opened]) -> None:
+    assert [opened()[0].starts() for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_second_broker_on_the_same_catalogue_is_refused(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    second = CatalogueStore(store.file)
+    with pytest.raises(StoreError, match="another broker uses it; set GEARMESH_DATA_DIR"):
+        second.open()
+    second.close()
+    catalogue.scan({"m": ["1"]})
+    store.save(catalogue)  # the first goes on
+    assert opened()[1].models.keys() == {"m"}
+
+
+def test_a_catalogue_that_was_closed_can_be_opened_by_another(opened: Callable[[], Opened]) -> None:
+    store, _ = opened()
+    store.close()
+    store.close()
+    second = CatalogueStore(store.file)
+    assert second.open() == Catalogue()
+    second.close()
+
+
+def other_release(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+        db.execute("CREATE TABLE theirs (x)")
+        db.commit()
+
+
+def test_the_file_of_another_release_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "catalogue.sqlite"
+    other_release(file)
+    with pytest.raises(StoreError, match=rf"another release \(schema {SCHEMA_VERSION + 1}, not {SCHEMA_VERSION}\)"):
+        CatalogueStore(file).open()
+    with contextlib.closing(sqlite3.connect(file, timeout=0)) as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+
+
+def test_a_file_that_was_refused_is_let_go_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "catalogue.sqlite"
+    other_release(file)
+    with pytest.raises(StoreError) as refused:
+        CatalogueStore(file).open()
+    with contextlib.closing(sqlite3.connect(file, timeout=0)) as db:
+        db.execute("BEGIN EXCLUSIVE")  # raises as long as somebody holds the file
+    assert "another release" in str(refused.value)
+
+
+@pytest.mark.parametrize("table", ["models", "apps"])
+def test_a_file_with_a_damaged_record_is_refused(opened: Callable[[], Opened], table: str) -> None:
+    store, _ = opened()
+    store.close()
+    with contextlib.closing(sqlite3.connect(store.file)) as db:
+        db.execute(f"INSERT INTO {table} VALUES ('m', ?)", (b"\xc1{",))
+        db.commit()
+    with pytest.raises(StoreError, match=r"catalogue\.sqlite cannot be opened"):
+        CatalogueStore(store.file).open()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "catalogue.sqlite"
+    file.write_bytes(b"not a database, " * 100)
+    with pytest.raises(StoreError, match="cannot be opened: file is not a database"):
+        CatalogueStore(file).open()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot be opened: .*(Not a directory|File exists)"):
+        CatalogueStore(tmp_path / "file" / "catalogue.sqlite").open()

@@ -1,0 +1,202 @@
+"""frontend/transport.py: the clients' socket, which anybody may call, however badly."""
+
+from typing import Any
+
+import pytest
+import zmq
+
+from broker.errors import AddressInUse
+from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
+from tests.broker.processes import Processes, processes
+from tests.loops import Told, on_loop
+
+SIZE_MAX = 4096
+
+
+class Listening:
+    """An open port for clients, which keeps (client, header, frames) of all that came."""
+
+    def __init__(self, made: Processes, *, number: int = 0) -> None:
+        self.hub = made.runtime().hub
+        self.said, self.turns = Told(), Told()
+        self.hub.on_turn(self.turns)
+        self.port = ClientPort(self.hub, self.said)
+        self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
+
+    async def messages(self, count: int) -> list[tuple[bytes, list[bytes]]]:
+        """(header, frames) of all messages, once there are so many."""
+        said: list[tuple[ClientId, bytes, list[Any]]] = await self.said.count(count)
+        return [(header, [bytes(frame) for frame in frames]) for _, header, frames in said]
+
+    async def until(self, holds: Any) -> None:
+        """Returns after the turn in which it came to hold."""
+        await self.turns.until(lambda _: holds())
+
+
+def client(made: Processes, listening: Listening, kind: int = zmq.DEALER) -> "zmq.Socket[bytes]":
+    sock = made.bare(kind)
+    sock.connect(listening.address)
+    return sock
+
+
+@on_loop
+async def test_a_message_is_a_header_and_its_frames_and_so_is_an_answer() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send_multipart([b"header"])
+        sock.send_multipart([b"header", b"one", b"", b"three"])
+        assert await listening.messages(2) == [(b"header", []), (b"header", [b"one", b"", b"three"])]
+        who = listening.said.items[0][0]
+        assert who == ClientId(who.identity, delimited=False) == listening.said.items[1][0]
+        listening.port.answer(who, b"answer")
+        listening.port.answer(who, b"answer", [b"one", memoryview(bytes(100_000)), b"three"])
+        assert sock.recv_multipart() == [b"answer"]
+        assert sock.recv_multipart() == [b"answer", b"one", bytes(100_000), b"three"]
+
+
+@on_loop
+async def test_a_req_socket_is_answered_with_the_empty_frame_that_it_expects() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening, zmq.REQ)
+        sock.send_multipart([b"header", b"frame"])
+        assert await listening.messages(1) == [(b"header", [b"frame"])]
+        ((who, _, _),) = listening.said.items
+        assert who.delimited
+        listening.port.answer(who, b"answer", [b"one"])
+        assert sock.recv_multipart() == [b"answer", b"one"]
+
+
+@on_loop
+async def test_an_empty_message_is_handed_on_as_one() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"")
+        sock.send_multipart([b"", b""])
+        sock.send_multipart([b"", b"", b""])
+        assert await listening.messages(3) == [(b"", []), (b"", []), (b"", [b""])]
+        assert [who.delimited for who, _, _ in listening.said.items] == [False, True, True]
+
+
+@on_loop
+async def test_every_client_gets_its_own_answers() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        socks = [client(made, listening) for _ in range(3)]
+        for i, sock in enumerate(socks):
+            sock.send(b"%d" % i)
+        for who, header, _ in await listening.said.count(3):
+            listening.port.answer(who, header * 2)
+        assert [sock.recv() for sock in socks] == [b"00", b"11", b"22"]
+
+
+@pytest.mark.parametrize("frames", [[b"x" * SIZE_MAX], [b"x", b"y" * SIZE_MAX]])
+@on_loop
+async def test_a_frame_of_the_largest_size_is_taken(frames: list[bytes]) -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        client(made, listening).send_multipart(frames)
+        assert await listening.messages(1) == [(frames[0], frames[1:])]
+
+
+@pytest.mark.parametrize("frames", [[b"x" * (SIZE_MAX + 1)], [b"x", b"y" * (SIZE_MAX + 1)]])
+@on_loop
+async def test_a_larger_frame_closes_that_connection_and_no_other(frames: list[bytes]) -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        careful, careless = client(made, listening), client(made, listening)
+        careful.send(b"before")
+        await listening.messages(1)
+        careless.send_multipart(frames)
+        await listening.until(lambda: listening.port.disconnections == 1)
+        careful.send(b"after")
+        assert await listening.messages(2) == [(b"before", []), (b"after", [])]
+
+
+@on_loop
+async def test_connections_and_disconnections_are_counted() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        socks = [client(made, listening) for _ in range(3)]
+        await listening.until(lambda: listening.port.connections == 3)
+        assert listening.port.disconnections == 0
+        for sock in socks[:2]:
+            sock.close(0)
+        await listening.until(lambda: listening.port.disconnections == 2)
+        assert listening.port.connections == 3
+
+
+@on_loop
+async def test_an_answer_to_a_client_that_is_gone_is_dropped_and_counted() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        leaving, staying = client(made, listening), client(made, listening)
+        leaving.send(b"leaving")
+        await listening.messages(1)
+        staying.send(b"staying")
+        (gone, _, _), (there, _, _) = await listening.said.count(2)
+        leaving.close(0)
+        await listening.until(lambda: listening.port.disconnections == 1)
+        while listening.port.answers_dropped == 0:  # the socket learns of it a moment after the monitor
+            listening.port.answer(gone, b"answer")
+            listening.port.answer(there, b"answer")
+            assert staying.recv_multipart() == [b"answer"]
+        listening.port.answer(gone, b"answer", [b"x" * 100_000])
+        listening.port.answer(there, b"answer")
+        assert staying.recv_multipart() == [b"answer"]
+        assert listening.port.answers_dropped == 2
+
+
+@on_loop
+async def test_a_client_that_does_not_read_loses_its_own_answers_only() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        lazy, keen = client(made, listening), client(made, listening)
+        lazy.setsockopt(zmq.RCVHWM, 1)
+        lazy.send(b"lazy")
+        await listening.messages(1)
+        keen.send(b"keen")
+        (lazy_one, _, _), (keen_one, _, _) = await listening.said.count(2)
+        answers = 0
+        while listening.port.answers_dropped == 0:
+            listening.port.answer(lazy_one, b"x" * 20_000)
+            answers += 1
+            assert answers < 10 * ANSWERS_QUEUED_MAX
+        assert answers > ANSWERS_QUEUED_MAX
+        listening.port.answer(keen_one, b"answer")
+        assert keen.recv() == b"answer"
+        assert listening.port.answers_dropped == 1
+
+
+@on_loop
+async def test_a_port_that_takes_nothing_new_still_answers() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"before")
+        ((who, _, _),) = await listening.said.count(1)
+        listening.port.stop_reading()
+        for number in range(20):
+            listening.port.answer(who, b"answer %d" % number)
+            assert listening.port.answers_dropped == 0
+            assert sock.recv() == b"answer %d" % number
+
+
+@on_loop
+async def test_a_closed_port_is_free_for_another_and_may_be_answered_on_and_closed_again() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        number = int(listening.address.rpartition(":")[2])
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        with pytest.raises(AddressInUse, match="GEARMESH_FRONTEND_PORT"):
+            Listening(made, number=number)
+        listening.port.close()
+        listening.port.close()
+        listening.port.answer(who, b"nobody listens")
+        listening.port.stop_reading()
+        listening.hub.close()
+        Listening(made, number=number)

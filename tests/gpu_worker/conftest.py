@@ -1,0 +1,94 @@
+"""A repository of small real packages, exported once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from broker import wire
+from gpu_worker.export import write_package
+from gpu_worker.packages import Package, read_package
+
+ROW = {"x": ("float32", (4,))}
+
+
+class TwoInputs(nn.Module):
+    """Floats and an index below seven; a buffer of integers; an output of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.table = nn.Embedding(7, 3)
+        self.register_buffer("factor", torch.tensor([2, 3]))
+
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[batch, 4], [batch] -> [batch, 3], [batch]."""
+        return self.linear(x) + self.table(i), i * self.factor[0]
+
+
+class Echo(nn.Module):
+    """Gives back its input, untouched, and twice of it."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[batch, 4] -> [batch, 4], [batch, 4]."""
+        return x, x * 2
+
+
+class Constant(nn.Module):
+    """Gives back a row of its weights for each row of input, by a view of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.randn(1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 4] -> [batch, 3]."""
+        return self.row.expand(x.shape[0], 3)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Packages on disk, and the modules that they were made from."""
+
+    folder: Path
+    modules: dict[str, nn.Module]  # {ref: module}
+
+    def package(self, ref: str) -> Package:
+        """The package, read anew."""
+        return read_package(self.folder, ref, ())
+
+    def outputs(self, ref: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """What the module itself gives."""
+        with torch.no_grad():
+            outputs = self.modules[ref](*inputs)
+        return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """linear:1 and linear:2 share an architecture; other:1 has another; tall:1 takes three pages of 1 MiB."""
+    torch.manual_seed(11)
+    made = Repository(tmp_path_factory.mktemp("repository"), {})
+    for ref, module, inputs, outputs in (
+        ("linear:1", nn.Linear(4, 3), ROW, ["y"]),
+        ("linear:2", nn.Linear(4, 3), ROW, ["y"]),
+        ("twin:1", nn.Linear(4, 3), ROW, ["y"]),
+        ("other:1", nn.Linear(4, 3, bias=False), ROW, ["y"]),
+        ("two:1", TwoInputs(), ROW | {"i": ("int64", ())}, ["y", "z"]),
+        ("echo:1", Echo(), ROW, ["same", "twice"]),
+        ("constant:1", Constant(), ROW, ["y"]),
+        ("tall:1", nn.Linear(4, 140_000), ROW, ["y"]),
+        ("tall:2", nn.Linear(4, 140_000), ROW, ["y"]),
+        (
+            "folded:1",
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)).eval(),
+            {"x": ("float32", (1, 8, 8))},
+            ["y"],
+        ),
+    ):
+        name, version = wire.split_ref(ref)
+        write_package(made.folder, name, version, module, inputs=inputs, outputs=outputs, batch_max=8)
+        made.modules[ref] = module
+    return made

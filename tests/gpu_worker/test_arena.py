@@ -1,0 +1,146 @@
+"""Pages in host memory, seen side by side."""
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpu_worker.devices.arena import Arena, Bytes
+
+PAGE = mmap.PAGESIZE
+
+
+def image(pages: int, seed: int) -> Bytes:
+    """So many pages of random bytes."""
+    return np.random.default_rng(seed).integers(0, 256, pages * PAGE, np.uint8)
+
+
+def mapped() -> int:
+    """Bytes of arenas that this process has mapped."""
+    total = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "gearmesh-arena" in line:
+            first, last = (int(edge, 16) for edge in line.split()[0].split("-"))
+            total += last - first
+    return total
+
+
+@pytest.mark.parametrize("pages", [(0,), (3,), (0, 1, 2), (2, 1, 0), (5, 0, 3, 1), (1, 2, 5, 6, 7, 0)])
+def test_pages_wherever_they_lie_are_seen_side_by_side(pages: tuple[int, ...]) -> None:
+    arena = Arena(8, PAGE)
+    picture = image(len(pages), seed=1)
+    arena.copy_in(picture, pages)
+    assert np.array_equal(arena.window(pages), picture)
+    arena.close()
+
+
+def test_an_image_that_does_not_fill_its_last_page_leaves_the_rest_alone() -> None:
+    arena = Arena(2, PAGE)
+    arena.copy_in(image(2, seed=1), (0, 1))
+    arena.copy_in(image(2, seed=2)[: PAGE + 10], (1, 0))
+    window = arena.window((1, 0))
+    assert np.array_equal(window[: PAGE + 10], image(2, seed=2)[: PAGE + 10])
+    assert np.array_equal(window[PAGE + 10 :], image(2, seed=1)[10:PAGE])
+    arena.close()
+
+
+def test_pages_that_nobody_wrote_are_zero() -> None:
+    arena = Arena(3, PAGE)
+    assert not arena.window((2, 0, 1)).any()
+    arena.close()
+
+
+def test_a_window_shows_what_is_written_after_it_was_made() -> None:
+    arena = Arena(4, PAGE)
+    window = arena.window((3, 1))
+    picture = image(2, seed=3)
+    arena.copy_in(picture, (3, 1))
+    assert np.array_equal(window, picture)
+    arena.close()
+
+
+def test_windows_that_share_pages_show_the_same() -> None:
+    arena = Arena(4, PAGE)
+    picture = image(3, seed=4)
+    first, second = arena.window((0, 1, 2)), arena.window((2, 3, 1))
+    arena.copy_in(picture, (0, 1, 2))
+    assert np.array_equal(first, picture)
+    assert np.array_equal(second[:PAGE], picture[2 * PAGE :])
+    assert not second[PAGE : 2 * PAGE].any()
+    assert np.array_equal(second[2 * PAGE :], picture[PAGE : 2 * PAGE])
+    arena.close()
+
+
+def test_two_arenas_have_nothing_in_common() -> None:
+    first, second = Arena(1, PAGE), Arena(1, PAGE)
+    first.copy_in(image(1, seed=5), (0,))
+    assert not second.window((0,)).any()
+    first.close()
+    second.close()
+
+
+def test_a_window_s_address_space_is_given_back_with_its_last_view() -> None:
+    arena = Arena(4, PAGE)
+    before = mapped()
+    window = arena.window((0, 2, 3))
+    part = window[PAGE:]
+    assert mapped() == before + 3 * PAGE
+    del window
+    assert mapped() == before + 3 * PAGE
+    del part
+    assert mapped() == before
+    arena.close()
+
+
+def test_many_windows_leave_nothing_behind() -> None:
+    arena = Arena(4, PAGE)
+    before = mapped()
+    for i in range(500):
+        assert len(arena.window((i % 4, (i + 2) % 4))) == 2 * PAGE
+    assert mapped() == before
+    arena.close()
+
+
+def test_an_arena_s_memory_goes_when_it_is_closed_and_its_last_window_is_gone() -> None:
+    before, descriptors = mapped(), len(os.listdir("/proc/self/fd"))
+    arena = Arena(4, PAGE)
+    picture = image(1, seed=6)
+    arena.copy_in(picture, (2,))
+    window = arena.window((2,))
+    arena.close()
+    del arena
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert mapped() == before + PAGE
+    assert np.array_equal(window, picture)
+    del window
+    assert mapped() == before
+
+
+def test_no_windows_are_made_of_a_closed_arena() -> None:
+    arena = Arena(1, PAGE)
+    arena.close()
+    with pytest.raises(OSError, match="mmap"):
+        arena.window((0,))
+
+
+@settings(max_examples=60)
+@given(
+    writes=st.lists(
+        st.tuples(st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True), st.integers(0, 1000)), max_size=6
+    ),
+    shown=st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True),
+)
+def test_a_window_shows_the_last_write_of_each_page(writes: list[tuple[list[int], int]], shown: list[int]) -> None:
+    arena = Arena(6, PAGE)
+    expected = np.zeros((6, PAGE), np.uint8)
+    window = arena.window(shown)
+    for pages, seed in writes:
+        picture = image(len(pages), seed)
+        arena.copy_in(picture, pages)
+        expected[pages] = picture.reshape(-1, PAGE)
+    assert np.array_equal(window, expected[shown].reshape(-1))
+    arena.close()

@@ -1,0 +1,690 @@
+"""The processor as a device: weights in pages, and results that are those of the module itself."""
+
+import asyncio
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from broker import wire
+from broker.config import Settings
+from broker.errors import PackageError
+from gpu_worker.devices.base import DeviceError, open_device
+from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDevice
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import read_package
+from tests.gpu_worker.conftest import Repository
+from tests.gpu_worker.worker_builders import infer, load
+from tests.loops import Told, on_loop
+
+FLOAT = np.dtype("<f4")
+SHORT_S = INLINE_S_MAX / 2
+LONG_S = INLINE_S_MAX * 2
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    """A device changes settings of torch that hold for the whole process."""
+    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
+    yield
+    torch.set_grad_enabled(grad)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Eight pages of 1 MiB."""
+    return Settings(data_dir=tmp_path / "data", device="cpu", page_mb=1, arena_mb=8, window_mb=4)
+
+
+@pytest.fixture
+def device(settings: Settings) -> Iterator[CpuDevice]:
+    """A device without a loop: what it does at once can be seen."""
+    made = CpuDevice(settings)
+    yield made
+    made.close()
+
+
+numbers = itertools.count(1)
+
+
+def load_job(ref: str, pages: Sequence[int]) -> Job:
+    job = Job(load(next(numbers), ref), 0.0, 0)
+    job.pages = tuple(pages)
+    return job
+
+
+def infer_job(
+    ref: str,
+    pages: Sequence[int],
+    *tensors: torch.Tensor,
+    parts: Sequence[int] | None = None,
+    expected_s: float = SHORT_S,
+    latest_s: float = 1e12,
+) -> Job:
+    """An INFER of these inputs, cut into parts of so many rows."""
+    rows = len(tensors[0])
+    cut = [rows] if parts is None else list(parts)
+    job = Job(infer(next(numbers), ref, batch=rows, rows=cut, expected_s=expected_s, latest_s=latest_s), 0.0, 0)
+    job.pages = tuple(pages)
+    ends = list(itertools.accumulate(cut))
+    job.tensors = [
+        [tensor[end - count : end].numpy().tobytes() for tensor in tensors]
+        for end, count in zip(ends, cut, strict=True)
+    ]
+    return job
+
+
+def at_once(device: CpuDevice, phase: Phase, job: Job) -> Done:
+    done = device.begin(phase, job)
+    assert done is not None
+    return done
+
+
+def put(device: CpuDevice, ref: str, pages: Sequence[int]) -> None:
+    """The weights are in these pages, copied on this thread."""
+    assert device._run_load(load_job(ref, pages)).code == "ok"
+
+
+def outputs_of(job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:
+    kinds = dtypes or [FLOAT] * len(shapes)
+    return [
+        torch.from_numpy(np.frombuffer(raw, kind).reshape(shape).copy())
+        for raw, shape, kind in zip(job.outputs, shapes, kinds, strict=True)
+    ]
+
+
+def run(device: CpuDevice, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:
+    """INPUT, EXEC and OUTPUT of the job, all at once; its outputs."""
+    for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
+        done = at_once(device, phase, job)
+        assert done.code == "ok", done
+    outputs = outputs_of(job, *shapes, dtypes=dtypes)
+    device.release(job)
+    return outputs
+
+
+def linear(device: CpuDevice, ref: str, pages: Sequence[int], x: torch.Tensor) -> torch.Tensor:
+    return run(device, infer_job(ref, pages, x), (len(x), 3))[0]
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_results_are_those_of_the_module(device: CpuDevice, repository: Repository, rows: int) -> None:
+    device.prepare(repository.package("linear:1"))
+    put(device, "linear:1", (3,))
+    x = torch.randn(rows, 4)
+    assert torch.allclose(linear(device, "linear:1", (3,), x), repository.outputs("linear:1", x)[0])
+
+
+def test_several_inputs_and_outputs_of_several_kinds_keep_their_order(
+    device: CpuDevice, repository: Repository
+) -> None:
+    device.prepare(repository.package("two:1"))
+    put(device, "two:1", (0,))
+    x, i = torch.randn(5, 4), torch.tensor([0, 6, 3, 1, 1])
+    job = infer_job("two:1", (0,), x, i, parts=(2, 1, 2))
+    y, z = run(device, job, (5, 3), (5,), dtypes=(FLOAT, np.dtype("<i8")))
+    expected = repository.outputs("two:1", x, i)
+    assert torch.allclose(y, expected[0])
+    assert torch.equal(z, expected[1])
+
+
+def test_a_folded_batch_normalisation_gives_the_same_results(device: CpuDevice, repository: Repository) -> None:
+    device.prepare(repository.package("folded:1"))
+    put(device, "folded:1", (0,))
+    x = torch.randn(3, 1, 8, 8)
+    (y,) = run(device, infer_job("folded:1", (0,), x), (3, 3))
+    assert torch.allclose(y, repository.outputs("folded:1", x)[0], atol=1e-5)
+
+
+def test_weights_may_lie_in_any_pages_in_any_order(device: CpuDevice, repository: Repository) -> None:
+    package = repository.package("tall:1")
+    assert package.pages(device.info.page_bytes) == 3
+    device.prepare(package)
+    x = torch.randn(2, 4)
+    for pages in ((0, 1, 2), (7, 2, 5), (5, 4, 3)):
+        put(device, "tall:1", pages)
+        (y,) = run(device, infer_job("tall:1", pages, x), (2, 140_000))
+        assert torch.allclose(y, repository.outputs("tall:1", x)[0], atol=1e-6)
+        device.unloaded("tall:1")
+
+
+def test_exec_reads_the_arena_and_nothing_else(device: CpuDevice, repository: Repository) -> None:
+    """Two models of one architecture: whoever's weights were copied last into the pages decides the result."""
+    for ref in ("linear:1", "linear:2"):
+        device.prepare(repository.package(ref))
+    x = torch.randn(4, 4)
+    put(device, "linear:1", (0,))
+    put(device, "linear:2", (0,))
+    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:2", x)[0])
+
+
+def test_a_model_that_comes_back_in_other_pages_does_not_see_who_took_its_former_ones(
+    device: CpuDevice, repository: Repository
+) -> None:
+    for ref in ("linear:1", "linear:2"):
+        device.prepare(repository.package(ref))
+    x = torch.randn(4, 4)
+    put(device, "linear:1", (0,))
+    first = linear(device, "linear:1", (0,), x)
+    device.unloaded("linear:1")
+    put(device, "linear:2", (0,))
+    put(device, "linear:1", (6,))
+    again, other = linear(device, "linear:1", (6,), x), linear(device, "linear:2", (0,), x)
+    assert torch.equal(again, first)
+    assert torch.allclose(other, repository.outputs("linear:2", x)[0])
+    assert not torch.allclose(again, other)
+
+
+def test_an_exec_that_was_bound_before_an_unload_reads_its_own_pages(device: CpuDevice, repository: Repository) -> None:
+    """The lanes keep its pages; the model is in other ones by the time that it runs, and another one in its first."""
+    for ref in ("linear:1", "linear:2"):
+        device.prepare(repository.package(ref))
+    x = torch.randn(4, 4)
+    put(device, "linear:1", (0,))
+    device.unloaded("linear:1")
+    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
+    device.unloaded("linear:1")
+    put(device, "linear:2", (0,))
+    put(device, "linear:1", (1,))
+    assert torch.allclose(linear(device, "linear:1", (1,), x), repository.outputs("linear:1", x)[0])
+
+
+def test_weights_that_were_just_loaded_need_not_be_gathered_and_others_are(
+    device: CpuDevice, repository: Repository
+) -> None:
+    device.prepare(repository.package("linear:1"))
+    put(device, "linear:1", (0,))
+    gathered = []
+    for forget_views in (False, False, True, False):
+        if forget_views:
+            device.unloaded("linear:1")
+        job = infer_job("linear:1", (0,), torch.randn(1, 4))
+        at_once(device, Phase.INPUT, job)
+        gathered.append(at_once(device, Phase.EXEC, job).gathered)
+        device.release(job)
+    assert gathered == [False, False, True, False]
+
+
+def test_outputs_that_are_views_of_inputs_outlive_them(device: CpuDevice, repository: Repository) -> None:
+    """The buffer of the inputs serves the next request while these outputs are still on their way."""
+    device.prepare(repository.package("echo:1"))
+    put(device, "echo:1", (0,))
+    x = torch.randn(2, 4)
+    first = infer_job("echo:1", (0,), x)
+    for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
+        at_once(device, phase, first)
+    device.release(first)
+    for _ in range(SLOTS):
+        job = infer_job("echo:1", (0,), torch.zeros(2, 4))
+        at_once(device, Phase.INPUT, job)
+        device.release(job)
+    same, twice = outputs_of(first, (2, 4), (2, 4))
+    assert torch.equal(twice, x * 2)
+    assert torch.equal(same, x)
+
+
+def test_outputs_that_are_views_of_weights_outlive_them(device: CpuDevice, repository: Repository) -> None:
+    for ref in ("constant:1", "linear:1"):
+        device.prepare(repository.package(ref))
+    put(device, "constant:1", (0,))
+    job = infer_job("constant:1", (0,), torch.randn(1, 4))
+    for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
+        at_once(device, phase, job)
+    device.unloaded("constant:1")
+    put(device, "linear:1", (0,))
+    assert torch.equal(outputs_of(job, (1, 3))[0], repository.outputs("constant:1", torch.randn(1, 4))[0])
+
+
+# -- LOAD -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_load_is_over_at_once_and_says_how_long_it_took(device: CpuDevice, repository: Repository) -> None:
+    package = repository.package("linear:1")
+    assert package.image_bytes <= INLINE_BYTES_MAX
+    device.prepare(package)
+    done = at_once(device, Phase.LOAD, load_job("linear:1", (0,)))
+    assert done.code == "ok"
+    assert done.end_s - done.begin_s == pytest.approx(done.duration_s)
+    assert done.duration_s > 0
+
+
+@on_loop
+async def test_a_large_load_runs_on_a_thread_of_its_own(settings: Settings, repository: Repository) -> None:
+    package = repository.package("tall:1")
+    assert package.image_bytes > INLINE_BYTES_MAX
+    device, told = attached(settings)
+    device.prepare(package)
+    job = load_job("tall:1", (1, 2, 3))
+    assert device.begin(Phase.LOAD, job) is None
+    ((phase, ended, done),) = await told.count(1)
+    assert (phase, ended, done.code) == (Phase.LOAD, job, "ok")
+    x = torch.randn(1, 4)
+    (y,) = run(device, infer_job("tall:1", (1, 2, 3), x), (1, 140_000))
+    assert torch.allclose(y, repository.outputs("tall:1", x)[0], atol=1e-6)
+    device.close()
+
+
+def attached(settings: Settings) -> tuple[CpuDevice, Told]:
+    """A device on this loop, and what it tells."""
+    told = Told()
+    device = CpuDevice(settings)
+    device.attach(told)
+    return device, told
+
+
+# -- EXEC -------------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_short_exec_is_over_at_once_and_a_long_one_runs_on_a_thread(
+    settings: Settings, repository: Repository
+) -> None:
+    device, told = attached(settings)
+    device.prepare(repository.package("linear:1"))
+    put(device, "linear:1", (0,))
+    x = torch.randn(3, 4)
+    for expected_s, threaded in ((INLINE_S_MAX, False), (INLINE_S_MAX * 1.001, True)):
+        job = infer_job("linear:1", (0,), x, expected_s=expected_s)
+        at_once(device, Phase.INPUT, job)
+        done = device.begin(Phase.EXEC, job)
+        assert (done is None) == threaded
+        if threaded:
+            ((phase, ended, done),) = await told.count(1)
+            assert (phase, ended) == (Phase.EXEC, job)
+        assert done is not None
+        assert done.code == "ok"
+        assert torch.allclose(outputs_of(job, (3, 3))[0], repository.outputs("linear:1", x)[0])
+        device.release(job)
+    device.close()
+
+
+@on_loop
+async def test_executions_end_in_the_order_they_began_and_are_told_on_the_loop(
+    settings: Settings, repository: Repository
+) -> None:
+    device = CpuDevice(settings)
+    told = Told()
+    threads = []
+
+    def finished(phase: Phase, job: Job, done: Done) -> None:
+        threads.append(threading.current_thread())
+        told(job)
+
+    device.attach(finished)
+    device.prepare(repository.package("tall:1"))
+    put(device, "tall:1", (0, 1, 2))
+    jobs = [infer_job("tall:1", (0, 1, 2), torch.randn(8, 4), expected_s=LONG_S)]
+    jobs += [infer_job("tall:1", (0, 1, 2), torch.randn(1, 4), expected_s=SHORT_S) for _ in range(2)]
+    for job in jobs:
+        at_once(device, Phase.INPUT, job)
+    assert [device.begin(Phase.EXEC, job) for job in jobs] == [None, None, None]
+    assert await told.count(3) == jobs
+    assert set(threads) == {threading.main_thread()}
+    device.close()
+
+
+@on_loop
+async def test_closing_waits_for_what_runs(settings: Settings, repository: Repository) -> None:
+    device, told = attached(settings)
+    device.prepare(repository.package("tall:1"))
+    job = load_job("tall:1", (0, 1, 2))
+    device.begin(Phase.LOAD, job)
+    device.close()
+    await told.count(1)
+    assert [thread.name for thread in threading.enumerate() if thread.name in ("exec", "load")] == []
+
+
+@pytest.mark.parametrize(("margin_s", "code"), [(-1.0, "late"), (1.0, "ok")])
+def test_an_exec_that_comes_to_its_turn_after_its_window_is_not_run(
+    device: CpuDevice, repository: Repository, margin_s: float, code: str
+) -> None:
+    device.prepare(repository.package("linear:1"))
+    put(device, "linear:1", (0,))
+    job = infer_job("linear:1", (0,), torch.randn(1, 4), latest_s=time.monotonic() + margin_s)
+    at_once(device, Phase.INPUT, job)
+    assert at_once(device, Phase.EXEC, job).code == code
+    assert bool(job.outputs) == (code == "ok")
+
+
+@pytest.mark.parametrize("expected_s", [SHORT_S, LONG_S])
+def test_a_model_that_fails_is_an_outcome_and_the_device_goes_on(
+    settings: Settings, repository: Repository, expected_s: float
+) -> None:
+    @on_loop
+    async def story() -> None:
+        device, told = attached(settings)
+        device.prepare(repository.package("two:1"))
+        put(device, "two:1", (0,))
+        for index, code in ((7, "device_error"), (6, "ok")):
+            job = infer_job("two:1", (0,), torch.randn(1, 4), torch.tensor([index]), expected_s=expected_s)
+            at_once(device, Phase.INPUT, job)
+            done = device.begin(Phase.EXEC, job)
+            if done is None:
+                done = (await told.count(1)).pop()[2]
+            assert done.code == code
+            assert ("index" in done.message) == (code == "device_error")
+            device.release(job)
+        device.close()
+
+    story()
+
+
+# -- INPUT ------------------------------------------------------------------------------------------------------------
+
+
+def input_done(device: CpuDevice, ref: str, batch: int, parts: Sequence[tuple[int, list[bytes]]]) -> Done:
+    """INPUT of parts of so many rows with these bytes."""
+    job = Job(infer(1, ref, batch=batch, rows=[rows for rows, _ in parts]), 0.0, 0)
+    job.tensors = [tensors for _, tensors in parts]
+    done = at_once(device, Phase.INPUT, job)
+    device.release(job)
+    return done
+
+
+def test_bytes_that_are_not_those_of_the_part_s_rows_are_refused(device: CpuDevice, repository: Repository) -> None:
+    """Or one client's rows would be computed from another's bytes, or from what a former request left."""
+    device.prepare(repository.package("linear:1"))
+    row = bytes(16)
+    for parts in (
+        [(1, [row + b"x"])],
+        [(1, [row[1:]])],
+        [(1, [b""])],
+        [(1, [row * 2])],
+        [(2, [row])],
+        [(1, [row]), (1, [row + b"x"])],
+        [(1, [row * 2]), (1, [b""])],
+        [(1, [])],
+        [(1, [row, row])],
+    ):
+        batch = sum(rows for rows, _ in parts)
+        assert input_done(device, "linear:1", batch, parts).code == "bad_input", parts
+        assert input_done(device, "linear:1", batch, [(batch, [row * batch])]).code == "ok"
+
+
+def test_what_a_request_brought_is_not_seen_by_the_next(device: CpuDevice, repository: Repository) -> None:
+    device.prepare(repository.package("echo:1"))
+    put(device, "echo:1", (0,))
+    for value in (1.0, 2.0, 3.0):
+        x = torch.full((2, 4), value)
+        assert torch.equal(run(device, infer_job("echo:1", (0,), x), (2, 4), (2, 4))[1], x * 2)
+
+
+def test_a_measuring_run_has_rows_of_zeros(device: CpuDevice, repository: Repository) -> None:
+    device.prepare(repository.package("echo:1"))
+    put(device, "echo:1", (0,))
+    for _ in range(SLOTS):
+        run(device, infer_job("echo:1", (0,), torch.ones(8, 4)), (8, 4), (8, 4))
+    job = Job(infer(1, "echo:1", batch=8, rows=[], expected_s=SHORT_S), 0.0, 0)
+    job.pages = (0,)
+    _, twice = run(device, job, (8, 4), (8, 4))
+    assert not twice.any()
+
+
+def test_there_are_so_many_buffers_for_inputs_and_each_can_be_used_again(
+    device: CpuDevice, repository: Repository
+) -> None:
+    device.prepare(repository.package("linear:1"))
+    jobs = [infer_job("linear:1", (0,), torch.randn(1, 4)) for _ in range(SLOTS + 1)]
+    codes = [at_once(device, Phase.INPUT, job).code for job in jobs]
+    assert codes == ["ok"] * SLOTS + ["no_slots"]
+    device.release(jobs[-1])
+    device.release(jobs[3])
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "ok"
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "no_slots"
+
+
+def test_buffers_grow_with_the_largest_model_though_old_ones_are_still_in_use(
+    device: CpuDevice, repository: Repository
+) -> None:
+    device.prepare(repository.package("linear:1"))
+    small = infer_job("linear:1", (0,), torch.randn(1, 4))
+    at_once(device, Phase.INPUT, small)
+    device.prepare(repository.package("folded:1"))
+    device.release(small)
+    put(device, "folded:1", (0,))
+    for _ in range(2 * SLOTS):
+        x = torch.randn(8, 1, 8, 8)
+        (y,) = run(device, infer_job("folded:1", (0,), x), (8, 3))
+        assert torch.allclose(y, repository.outputs("folded:1", x)[0], atol=1e-5)
+
+
+# -- PREPARE and FORGET -----------------------------------------------------------------------------------------------
+
+
+def test_a_prepared_version_has_no_profile_yet(device: CpuDevice, repository: Repository) -> None:
+    assert device.measured
+    assert device.prepare(repository.package("linear:1")) is None
+
+
+def test_a_forgotten_version_is_unknown_and_others_of_its_architecture_go_on(
+    device: CpuDevice, repository: Repository
+) -> None:
+    for ref in ("linear:1", "linear:2"):
+        device.prepare(repository.package(ref))
+    put(device, "linear:2", (0,))
+    device.forget("linear:1")
+    device.forget("linear:1")
+    x = torch.randn(1, 4)
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), x)).code == "unknown_model"
+    assert at_once(device, Phase.EXEC, infer_job("linear:1", (0,), x)).code == "unknown_model"
+    assert torch.allclose(linear(device, "linear:2", (0,), x), repository.outputs("linear:2", x)[0])
+
+
+def test_a_version_may_be_prepared_again_after_it_was_forgotten(device: CpuDevice, repository: Repository) -> None:
+    for _ in range(2):
+        device.prepare(repository.package("linear:1"))
+        put(device, "linear:1", (0,))
+        x = torch.randn(1, 4)
+        assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
+        device.forget("linear:1")
+
+
+def test_a_model_larger_than_the_window_or_the_arena_is_refused_with_both_reasons(
+    tmp_path: Path, repository: Repository
+) -> None:
+    package = repository.package("tall:1")
+    assert (1 << 20) * 2 < package.image_bytes < (1 << 20) * 3
+    for window_mb, arena_mb, reasons in (
+        (3, 3, []),
+        (2, 3, ["WINDOW"]),
+        (3, 2, ["ARENA"]),
+        (2, 2, ["WINDOW", "ARENA"]),
+    ):
+        device = CpuDevice(Settings(data_dir=tmp_path, page_mb=1, arena_mb=arena_mb, window_mb=window_mb))
+        if reasons:
+            with pytest.raises(PackageError) as caught:
+                device.prepare(package)
+            assert ["WINDOW" if "GEARMESH_WINDOW_MB" in f else "ARENA" for f in caught.value.faults] == reasons
+        else:
+            device.prepare(package)
+        device.close()
+
+
+@pytest.fixture
+def broken(repository: Repository, tmp_path: Path) -> Path:
+    """The package "linear", to be broken in ways that only its graph can tell."""
+    shutil.copytree(repository.folder / "linear", tmp_path / "broken" / "linear")
+    return tmp_path / "broken"
+
+
+def not_prepared(device: CpuDevice, folder: Path, allow: tuple[str, ...] = ()) -> list[str]:
+    with pytest.raises(PackageError) as caught:
+        device.prepare(read_package(folder, "linear:1", allow))
+    return caught.value.faults
+
+
+def replace(file: Path, *changes: tuple[str, str]) -> None:
+    text = file.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    file.write_text(text)
+
+
+def test_weights_and_inputs_that_the_graph_does_not_take_are_told_all_at_once(device: CpuDevice, broken: Path) -> None:
+    weights = broken / "linear" / "1" / "weights.safetensors"
+    save_file({"weight": np.zeros((3, 5), np.float32), "bias": np.zeros(3, np.float16)}, weights)
+    replace(
+        broken / "linear" / "model.toml", ('dtype = "float32"\nshape = [-1, 4]', 'dtype = "int32"\nshape = [-1, 7]')
+    )
+    assert not_prepared(device, broken) == [
+        "weight: the graph takes torch.float32 [3, 4], weights.safetensors has torch.float32 [3, 5]",
+        "bias: the graph takes torch.float32 [3], weights.safetensors has torch.float16 [3]",
+        "input x: the graph takes torch.float32 [batch, 4], model.toml says int32 [-1, 7]",
+    ]
+
+
+def test_an_input_too_many_is_told(device: CpuDevice, broken: Path) -> None:
+    manifest = broken / "linear" / "model.toml"
+    manifest.write_text(manifest.read_text() + '\n[[inputs]]\nname = "z"\ndtype = "float32"\nshape = [-1, 4]\n')
+    assert not_prepared(device, broken) == [
+        "the graph takes 3 tensors; weights.safetensors and model.toml together have 4"
+    ]
+
+
+SECOND_OUTPUT = '[[outputs]]\nname = "z"\ndtype = "float32"\nshape = [-1]'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("[-1, 3]", "[-1, 4]", "output y: the model gives torch.float32 [1, 3] for 1 rows, model.toml says float32"),
+        ("[-1, 3]", "[-1, 3, 1]", "output y: the model gives"),
+        ("[-1, 3]", f"[-1, 3]\n{SECOND_OUTPUT}", "the model gives 1 outputs, model.toml says 2"),
+    ],
+)  # fmt: skip
+def test_outputs_that_are_not_as_promised_are_told(
+    device: CpuDevice, broken: Path, old: str, new: str, fault: str
+) -> None:
+    replace(broken / "linear" / "model.toml", (old, new))
+    (told,) = not_prepared(device, broken)
+    assert told.startswith(fault)
+
+
+def test_a_version_that_was_refused_leaves_nothing_on_the_device(
+    device: CpuDevice, broken: Path, repository: Repository
+) -> None:
+    replace(broken / "linear" / "model.toml", ("[-1, 3]", "[-1, 4]"))
+    not_prepared(device, broken)
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "unknown_model"
+    device.prepare(repository.package("linear:1"))
+    put(device, "linear:1", (0,))
+    x = torch.randn(1, 4)
+    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
+
+
+def test_weights_that_change_on_disk_afterwards_do_not_matter(
+    device: CpuDevice, broken: Path, repository: Repository
+) -> None:
+    device.prepare(read_package(broken, "linear:1", ()))
+    file = broken / "linear" / "1" / "weights.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file)
+    put(device, "linear:1", (0,))
+    x = torch.randn(1, 4)
+    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
+
+
+FACTORY = 'factory = "torch.nn:Linear"\nfactory_args = {in_features = 4, out_features = 3}'
+
+
+def test_an_architecture_may_come_from_a_factory_instead_of_a_graph(
+    device: CpuDevice, broken: Path, repository: Repository
+) -> None:
+    replace(broken / "linear" / "model.toml", ('graph = "graph.pt2"', FACTORY))
+    device.prepare(read_package(broken, "linear:1", ("torch.nn",)))
+    put(device, "linear:1", (0,))
+    x = torch.randn(5, 4)
+    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
+
+
+@pytest.mark.parametrize(
+    ("factory", "fault"),
+    [
+        ('factory = "torch.nn:Nonsense"', "factory torch.nn:Nonsense: AttributeError"),
+        ('factory = "torch.nn.nonsense:Linear"', "factory torch.nn.nonsense:Linear: ModuleNotFoundError"),
+        ('factory = "torch.nn:Linear"', "factory torch.nn:Linear: TypeError"),
+        (FACTORY.replace("= 3", "= 2"), "bias: the module takes [2], weights.safetensors has [3]"),
+        (FACTORY.replace("}", ", bias = false}"), "weights.safetensors has bias, which the factory's module does not"),
+        ('factory = "torch.nn:PReLU"', "weights.safetensors has bias"),
+    ],
+)  # fmt: skip
+def test_a_factory_that_fails_or_does_not_fit_the_weights_is_told(
+    device: CpuDevice, broken: Path, factory: str, fault: str
+) -> None:
+    replace(broken / "linear" / "model.toml", ('graph = "graph.pt2"', factory))
+    told = not_prepared(device, broken, ("torch.nn",))
+    assert any(one.startswith(fault) for one in told), told
+
+
+# -- the device itself ------------------------------------------------------------------------------------------------
+
+
+def test_a_device_says_what_it_is(device: CpuDevice) -> None:
+    info = device.info
+    assert (info.name, info.pages, info.page_bytes, info.any_batch) == ("cpu:0", 8, 1 << 20, True)
+    assert info.kind.startswith("cpu ")
+    assert f"1 threads, torch {torch.__version__}" in info.kind
+
+
+def test_two_workers_do_not_drive_one_device(settings: Settings, device: CpuDevice) -> None:
+    with pytest.raises(DeviceError, match=f"pid {os.getpid()}"):
+        CpuDevice(settings)
+
+
+def test_auto_claims_the_next_free_one_of_as_many_as_there_are_cores(settings: Settings) -> None:
+    automatic = settings.model_copy(update={"device": "auto"})
+    count = os.cpu_count() or 1
+    held = [open_device(automatic) for _ in range(count)]
+    assert [one.info.name for one in held] == [f"cpu:{i}" for i in range(count)]
+    with pytest.raises(DeviceError, match="every device here is driven already"):
+        open_device(automatic)
+    for one in held:
+        one.close()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "tpu:0", "emulated"])
+def test_a_device_that_there_is_not_is_refused_with_those_there_are(settings: Settings, name: str) -> None:
+    with pytest.raises(DeviceError, match="allowed are auto, cpu"):
+        open_device(settings.model_copy(update={"device": name}))
+
+
+def test_a_closed_device_is_free_for_another_worker(settings: Settings) -> None:
+    CpuDevice(settings).close()
+    CpuDevice(settings).close()
+
+
+@on_loop
+async def test_a_device_leaves_no_thread_behind(settings: Settings) -> None:
+    before = set(threading.enumerate())
+    device, _ = attached(settings)
+    assert len(threading.enumerate()) == len(before) + 2
+    device.close()
+    assert set(threading.enumerate()) == before
+    await asyncio.wait_for(asyncio.get_running_loop().create_task(nothing()), 1.0)
+
+
+async def nothing() -> None:
+    """The loop still runs."""
+
+
+def test_wire_and_device_agree_on_what_a_row_is(device: CpuDevice, repository: Repository) -> None:
+    package = repository.package("two:1")
+    device.prepare(package)
+    assert [wire_bytes(spec) for spec in package.spec.inputs] == [16, 8]
+    assert input_done(device, "two:1", 1, [(1, [bytes(16), bytes(8)])]).code == "ok"
+
+
+def wire_bytes(spec: wire.TensorSpec) -> int:
+    return int(np.prod(spec.shape[1:], dtype=int)) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,128 @@
+"""Short ways to say an action, and to read what lanes make of it."""
+
+from collections.abc import Iterable, Sequence
+
+from broker import wire
+from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report, Start
+from gpu_worker.pages import PageTable
+
+ONE_AT_A_TIME = dict.fromkeys(Phase, 1)
+EPOCH = 3
+
+
+def load(action: int, ref: str = "m:1", *, earliest_s: float = 0.0, latest_s: float = 1e9) -> wire.Load:
+    """A LOAD."""
+    return wire.Load(action=action, ref=ref, earliest_s=earliest_s, latest_s=latest_s, expected_s=0.01)
+
+
+def infer(
+    action: int,
+    ref: str = "m:1",
+    *,
+    earliest_s: float = 0.0,
+    latest_s: float = 1e9,
+    batch: int = 1,
+    rows: Sequence[int] | None = None,
+    expected_s: float = 0.01,
+) -> wire.Infer:
+    """An INFER of one part that has as many rows as the batch, or of parts with these rows."""
+    parts = tuple(
+        wire.Part(frontend="f", request=number, attempt=0, rows=count, predicted_s=0.02)
+        for number, count in enumerate([batch] if rows is None else rows)
+    )
+    return wire.Infer(
+        action=action, ref=ref, earliest_s=earliest_s, latest_s=latest_s, expected_s=expected_s, batch=batch,
+        parts=parts,
+    )  # fmt: skip
+
+
+def unload(action: int, ref: str = "m:1") -> wire.Unload:
+    """An UNLOAD."""
+    return wire.Unload(action=action, ref=ref)
+
+
+def said(effects: Iterable[Effect]) -> list[str]:
+    """One line for each effect."""
+    return [_say(effect) for effect in effects]
+
+
+def _say(effect: Effect) -> str:
+    if isinstance(effect, Start):
+        return f"start {effect.phase.value} #{effect.job.action.action}"
+    result = effect.result
+    return f"{result.kind} #{result.action} {result.code}, {result.free_pages} free"
+
+
+class Device:
+    """Lanes whose phases end when a test says so; every event is followed by a check of all invariants."""
+
+    def __init__(
+        self,
+        *prepared: str,
+        pages: int = 4,
+        pages_each: int = 2,
+        batch_max: int = 8,
+        batch_sizes: Iterable[int] | None = None,
+        depth: dict[Phase, int] | None = None,
+    ) -> None:
+        self.lanes = Lanes(PageTable(pages), depth or dict(ONE_AT_A_TIME))
+        self.lanes.welcome(EPOCH)
+        sizes = None if batch_sizes is None else frozenset(batch_sizes)
+        for ref in prepared or ("m:1",):
+            self.lanes.prepared(ref, Prepared(pages_each, batch_max, sizes))
+        self.running: dict[tuple[Phase, int], Job] = {}  # {(phase, action): job}
+        self.results: dict[int, wire.ActionResult] = {}  # {action: its result}
+
+    def order(
+        self,
+        action: wire.Load | wire.Infer | wire.Unload,
+        *,
+        now: float,
+        epoch: int = EPOCH,
+        tensors: Sequence[Sequence[bytes]] = (),
+    ) -> list[str]:
+        """The controller orders something."""
+        if isinstance(action, wire.Load):
+            return self._noted(self.lanes.load(action, epoch, now=now))
+        if isinstance(action, wire.Unload):
+            return self._noted(self.lanes.unload(action, epoch, now=now))
+        return self._noted(self.lanes.infer(action, epoch, now=now, tensors=tensors))
+
+    def end(self, phase: Phase, action: int, *, now: float, code: str = "ok", message: str = "") -> list[str]:
+        """The device ends a phase, which took a millisecond."""
+        job = self.running.pop((phase, action))
+        done = Done(now - 0.001, now, 0.001, code, message)
+        return self._noted(self.lanes.finished(phase, job, done, now=now))
+
+    def wake(self, now: float) -> list[str]:
+        """Time goes by."""
+        return self._noted(self.lanes.wake(now=now))
+
+    def forget(self, ref: str, *, now: float) -> list[str]:
+        """The version is not wanted any more."""
+        return self._noted(self.lanes.forgotten(ref, now=now))
+
+    def loaded(self, *refs: str) -> "Device":
+        """These are in the arena."""
+        for number, ref in enumerate(refs or ("m:1",)):
+            self.order(load(9000 + number, ref), now=0.0)
+            self.end(Phase.LOAD, 9000 + number, now=0.0)
+        return self
+
+    def executing(self, action: int, ref: str = "m:1", *, now: float) -> "Device":
+        """An INFER is in its EXEC."""
+        self.order(infer(action, ref, earliest_s=now), now=now)
+        self.end(Phase.INPUT, action, now=now)
+        assert (Phase.EXEC, action) in self.running
+        return self
+
+    def _noted(self, effects: list[Effect]) -> list[str]:
+        for effect in effects:
+            if isinstance(effect, Start):
+                self.running[effect.phase, effect.job.action.action] = effect.job
+            else:
+                assert isinstance(effect, Report)
+                assert effect.result.action not in self.results, "one report for each action"
+                self.results[effect.result.action] = effect.result
+        self.lanes.check()
+        return said(effects)

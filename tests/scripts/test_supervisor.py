@@ -1,0 +1,249 @@
+"""scripts/supervisor.py: the lines of a Procfile, and real processes that run them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from scripts import supervisor as module
+from scripts.supervisor import Supervisor, procfile_commands
+from tests.loops import Told, on_loop
+
+PROCFILE = "broker: run broker\ncontroller: run controller\ngpu_worker: run gpu_worker --x=1\nfrontend: run frontend\n"
+
+
+@pytest.fixture
+def procfile(tmp_path: Path) -> Path:
+    """Four services, as in the project's own."""
+    (tmp_path / "Procfile").write_text(PROCFILE)
+    return tmp_path / "Procfile"
+
+
+# -- the Procfile -----------------------------------------------------------------------------------------------------
+
+
+def test_every_line_is_one_process(procfile: Path) -> None:
+    assert procfile_commands(procfile, {}) == {
+        "broker": ("run broker", 0),
+        "controller": ("run controller", 0),
+        "gpu_worker": ("run gpu_worker --x=1", 0),
+        "frontend": ("run frontend", 0),
+    }
+
+
+def test_the_projects_own_procfile_starts_the_four_services() -> None:
+    commands = procfile_commands(Path(__file__).parents[2] / "Procfile", {})
+    assert list(commands) == ["broker", "controller", "gpu_worker", "frontend"]
+    assert all(
+        command.startswith("exec ") and command.endswith(f"-m {name}") for name, (command, _) in commands.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, []),
+        (1, [("gpu_worker", 0)]),
+        (2, [("gpu_worker.1", 0), ("gpu_worker.2", 1)]),
+        (3, [("gpu_worker.1", 0), ("gpu_worker.2", 1), ("gpu_worker.3", 2)]),
+    ],
+)
+def test_a_formation_says_how_many_of_a_process(procfile: Path, count: int, expected: list[tuple[str, int]]) -> None:
+    commands = procfile_commands(procfile, {"gpu_worker": count})
+    workers = [(name, instance) for name, (_, instance) in commands.items() if name.startswith("gpu_worker")]
+    assert workers == expected
+    assert len(commands) == 3 + count
+
+
+def test_a_process_that_is_not_in_the_procfile_is_refused_with_those_that_are(procfile: Path) -> None:
+    with pytest.raises(ValueError, match="Procfile: worker, x; there are: broker, controller, gpu_worker, frontend"):
+        procfile_commands(procfile, {"worker": 2, "broker": 1, "x": 1})
+
+
+def test_compact_puts_the_front_into_one_process_ahead_of_the_workers(procfile: Path) -> None:
+    commands = procfile_commands(procfile, {"gpu_worker": 2}, compact=True)
+    assert list(commands) == ["mesh", "gpu_worker.1", "gpu_worker.2"]
+    assert commands["mesh"][0].endswith("-m scripts.compact")
+
+
+def test_several_of_what_compact_puts_into_one_process_are_refused(procfile: Path) -> None:
+    with pytest.raises(ValueError, match="frontend"):
+        procfile_commands(procfile, {"frontend": 2}, compact=True)
+
+
+def test_comments_and_blank_lines_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text("# a comment\n\nbroker: run: it\n  \nnot a line\n")
+    assert procfile_commands(tmp_path / "Procfile", {}) == {"broker": ("run: it", 0)}
+
+
+def test_a_procfile_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Procfile"):
+        procfile_commands(tmp_path / "Procfile", {})
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_a_procfile_without_processes_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "Procfile").write_text(text)
+    with pytest.raises(ValueError, match="no process"):
+        procfile_commands(tmp_path / "Procfile", {})
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def running(
+    commands: Mapping[str, str | tuple[str, int]], environment: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Supervisor, Told]]:
+    """A supervisor of these shell commands, and all that was said."""
+    said = Told()
+    pairs = {name: command if isinstance(command, tuple) else (command, 0) for name, command in commands.items()}
+    supervisor = Supervisor(pairs, said, environment or {"PATH": os.environ["PATH"]})
+    supervisor.start()
+    try:
+        yield supervisor, said
+    finally:
+        await supervisor.stop()
+        assert supervisor.pids() == {}
+
+
+async def heard(said: Told, *lines: tuple[str, str]) -> None:
+    await said.until(lambda items: all(line in items for line in lines))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits between starts, and before killing, are a hundredth of what they are."""
+    monkeypatch.setattr(module, "BACKOFF_S", tuple(wait_s / 100 for wait_s in module.BACKOFF_S))
+    monkeypatch.setattr(module, "KILL_AFTER_S", module.KILL_AFTER_S / 100)
+
+
+@on_loop
+async def test_what_processes_say_is_said_with_their_names() -> None:
+    commands = {"a": "echo one; echo two >&2; exec sleep 60", "b": "printf '\\377 three  \\n'; exec sleep 60"}
+    async with running(commands) as (_, said):
+        await heard(said, ("a", "one"), ("a", "two"), ("b", "\ufffd three"))
+
+
+@on_loop
+async def test_a_process_that_dies_is_started_again_and_the_others_go_on() -> None:
+    async with running({"a": "echo here; exec sleep 60", "b": "echo $$; exec sleep 60"}) as (supervisor, said):
+        await said.until(lambda items: {name for name, _ in items} == {"a", "b"})
+        before = supervisor.pids()
+        os.kill(before["a"], signal.SIGKILL)
+        await said.until(lambda items: items.count(("a", "here")) == 2)
+        after = supervisor.pids()
+        assert after["a"] != before["a"]
+        assert after["b"] == before["b"]
+        (line,) = [line for name, line in said.items if name == "up"]
+        assert line.startswith("a ended with signal SIGKILL; starting it again in ")
+
+
+@on_loop
+async def test_waits_grow_with_the_failures_in_a_row_and_the_exit_code_is_told() -> None:
+    async with running({"a": "exit 3"}) as (_, said):
+        items = await said.count(len(module.BACKOFF_S) + 1)
+        waits = [*module.BACKOFF_S[1:], module.BACKOFF_S[-1], module.BACKOFF_S[-1]]
+        assert items[: len(waits)] == [
+            ("up", f"a ended with code 3; starting it again in {wait_s} s") for wait_s in waits
+        ]
+
+
+@on_loop
+async def test_a_process_that_lived_long_enough_starts_its_waits_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEALTHY_S", 0.0)
+    async with running({"a": "exit 3"}) as (_, said):
+        items = await said.count(3)
+        assert items[:3] == [("up", f"a ended with code 3; starting it again in {module.BACKOFF_S[0]} s")] * 3
+
+
+@on_loop
+async def test_wrong_settings_end_the_mesh_with_what_the_process_said() -> None:
+    async with running({"a": "echo wrong settings:; echo '  - x'; exit 2", "b": "exec sleep 60"}) as (supervisor, _):
+        assert await supervisor.failed == "a cannot start:\nwrong settings:\n  - x"
+    async with running({"a": "seq 100; exit 2"}) as (supervisor, _):
+        assert (await supervisor.failed).splitlines()[1:] == [str(i) for i in range(93, 101)]
+
+
+@on_loop
+async def test_stopping_asks_every_process_and_lets_it_finish() -> None:
+    script = "trap 'echo bye; exit 0' TERM; echo here; while :; do sleep 0.01; done"
+    async with running({"a": script, "b": script}) as (_, said):
+        await heard(said, ("a", "here"), ("b", "here"))
+    assert sorted(item for item in said.items if item[1] == "bye") == [("a", "bye"), ("b", "bye")]
+    assert not [line for name, line in said.items if name == "up"]  # nothing is started again
+
+
+@on_loop
+async def test_a_process_that_does_not_stop_is_killed_with_its_children() -> None:
+    script = "trap '' TERM; sh -c 'trap \"\" TERM; echo $$; exec sleep 60' & wait; wait"
+    async with running({"stubborn": script}) as (_, said):
+        ((_, pid),) = await said.count(1)
+    assert ("up", "killing what did not stop: stubborn") in said.items
+    assert not runs(int(pid))
+
+
+def runs(pid: int) -> bool:
+    """The process is there, and is no zombie that only waits to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@on_loop
+async def test_stopping_does_not_wait_for_a_process_that_is_about_to_start_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_S", (60.0,))
+    async with running({"a": "exit 3"}) as (_, said):
+        await said.count(1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+    assert loop.time() - began < 5.0
+
+
+@on_loop
+async def test_a_line_that_does_not_end_harms_nobody() -> None:
+    async with running({"a": "head -c 3000000 /dev/zero | tr '\\0' x; echo; echo after; exec sleep 60"}) as (_, said):
+        await heard(said, ("a", "(a line of more than a megabyte was left out)"), ("a", "after"))
+
+
+@pytest.mark.parametrize(
+    ("name", "instance", "base", "expected"),
+    [
+        ("frontend", 0, {}, ""),
+        ("frontend.2", 1, {}, "5556"),
+        ("frontend.3", 2, {"GEARMESH_FRONTEND_PORT": "7000"}, "7002"),
+        ("frontend.2", 1, {"GEARMESH_FRONTEND_PORT": "0"}, "0"),  # any free port, for each
+        ("frontend", 0, {"GEARMESH_FRONTEND_PORT": "7000"}, "7000"),
+        ("gpu_worker.2", 1, {"GEARMESH_FRONTEND_PORT": "7000"}, "7000"),
+    ],
+)
+@on_loop
+async def test_further_frontends_have_the_ports_that_follow(
+    name: str, instance: int, base: dict[str, str], expected: str
+) -> None:
+    async with running({name: ("echo port=$GEARMESH_FRONTEND_PORT; exec sleep 60", instance)}, base) as (_, said):
+        await heard(said, (name, f"port={expected}"))
+
+
+@on_loop
+async def test_further_controllers_have_the_ports_that_follow() -> None:
+    command = "echo port=$GEARMESH_CONTROLLER_PORT $GEARMESH_BROKER_PORT; exec sleep 60"
+    async with running({"controller.2": (command, 1)}, {"GEARMESH_BROKER_PORT": "7000"}) as (_, said):
+        await heard(said, ("controller.2", "port=5561 7000"))
+
+
+@on_loop
+async def test_processes_get_the_environment_and_no_input() -> None:
+    environment = {"PATH": os.environ["PATH"], "GREETING": "hello"}
+    async with running({"a": "echo $GREETING $PYTHONUNBUFFERED; cat; echo over; exec sleep 60"}, environment) as (
+        _,
+        said,
+    ):
+        await heard(said, ("a", "hello 1"), ("a", "over"))
