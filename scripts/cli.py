@@ -16,6 +16,7 @@ from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
 from scripts.operator import NoBroker, Operator
+from scripts.simulate import simulate
 
 app = typer.Typer(
     add_completion=False,
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="DNN serving with predictable latency.",
 )
+app.command()(simulate)
 out = Console()
 err = Console(stderr=True)
 
