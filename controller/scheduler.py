@@ -80,6 +80,7 @@ class Scheduler:
         self._early: list[Early] = []  # requests that came before any worker, oldest first
         self._requests: dict[tuple[str, int], Request] = {}  # {(frontend, number): request}, every one not ended
         self._now = 0.0  # of the last wake
+        self._load_sent = False  # then: what waited for it can be sent behind it
         self._first_hopeless_s = float("inf")  # no head becomes hopeless before, on devices that are free
         self._reach_s = 0.0  # how far ahead devices were ever busy
         self._expire_after_s = 0.0  # heads are not looked through again before
@@ -298,6 +299,7 @@ class Scheduler:
     def wake(self, *, now: float) -> list[Order]:
         """Everything that is to be decided by now is. Calling early is harmless."""
         self._now = now
+        self._load_sent = False
         orders: list[Order] = []
         if self._early and now >= self._settled_s:
             orders.extend(self._submit_early(now))
@@ -320,12 +322,14 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When `wake` next has work that no event will cause."""
-        times = []
+        times = [self._now] if self._load_sent else []
         for device in self.state.devices.values():
             if device.actions:
                 times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
-                    times.append(device.exec.free_at(self._now) - self._lead_s(device))
+                    at_s = device.exec.free_at(self._now) - self._lead_s(device)
+                    if at_s > self._now:  # else the policy was asked just now, and had nothing
+                        times.append(at_s)
             elif not self.fleet.preparations[device.worker].complete:
                 times.append(self._now + PREPARE_S)
         if self.state.waiting:
@@ -333,7 +337,8 @@ class Scheduler:
         if self._early:
             times.append(self._settled_s)
         if self.state.homeless:
-            times += [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
+            retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
+            times += [retry_s for retry_s in retries if retry_s > self._now]
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)
@@ -412,6 +417,7 @@ class Scheduler:
         orders.append(self._actions.load(device, ref, expected_s=device.loads[ref].load_s(), now=now))
         self.state.add_host(plan.model, device)
         self.counters.loads += 1
+        self._load_sent = True
 
     def _lose_overdue(self, device: Device, now: float, orders: list[Order]) -> None:
         for action in list(device.actions.values()):
