@@ -1,6 +1,6 @@
 """How a policy would do: the production scheduler on virtual time, against a load and devices that a scenario names.
 
-.venv/bin/python scripts/simulate.py SCENARIO.toml [--policy NAME]... [--seeds N] [--bound] [--json FILE] [--plot FILE.png]
+python scripts/simulate.py SCENARIO.toml [--policy NAME]... [--seeds N] [--bound] [--json FILE] [--plot FILE.png]
 """
 
 import json
@@ -126,9 +126,9 @@ def _bar() -> Progress:
 
 def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any]]) -> Table:
     """A row for each policy: means over its seeds, and the spread of what counts."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    for column in ("in time %", "of bound", "goodput", "p99 ms", "rejected", "cold", "busy %", "batch"):
+    for column in ("in time %", "of bound", "good r/s", "p99 ms", "rejected", "cold", "busy %", "batch"):
         table.add_column(column, justify="right", no_wrap=True)
     most = statistics.mean(bound["attainment"] for bound in bounds) if bounds else None
     for policy in dict.fromkeys(record["policy"] for record in results):
@@ -140,7 +140,7 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
             policy,
             f"{attained * 100:.2f}{spread}",
             f"{attained / most:.3f}" if most else "-",
-            f"{mean['goodput_rps']:,.0f} r/s",
+            f"{mean['goodput_rps']:,.0f}",
             "-" if mean["p99_ms"] is None else f"{mean['p99_ms']:.2f}",
             f"{mean['rejected']:,.0f}",
             f"{mean['cold_starts']:,.0f}",

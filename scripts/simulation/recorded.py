@@ -56,6 +56,11 @@ def read_log(scenario: Scenario) -> Log:
         raise ScenarioError(
             scenario.name, [f"load.path: model {', '.join(strange[:5])} must be one of the scenario's: {known}"]
         )
+    for line in lines:
+        largest = scenario.models[index[line.model]].batch_max
+        if line.rows > largest:
+            wanted = f"rows of {line.model} must be at most its largest batch, {largest}; got {line.rows}"
+            raise ScenarioError(scenario.name, [f"load.path: {wanted}"])
     models = np.array([index[line.model] for line in lines], np.int32)
     default_ms = [(model.slo_ms or load.slo_ms)[0] for model in scenario.models]
     slo_ms = np.array([line.slo_ms or default_ms[m] for line, m in zip(lines, models, strict=True)], np.float64)
