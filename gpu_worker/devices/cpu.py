@@ -24,7 +24,8 @@ from broker.tensors import DTYPES, byte_count, raw
 from broker.transport import Buffer
 from gpu_worker.devices.arena import Arena, Bytes
 from gpu_worker.devices.base import DeviceError, Finished
-from gpu_worker.devices.executables import Forward, check_by_running, empty_image, load_forward, read_image, views
+from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
+from gpu_worker.devices.images import HOST, Image, Images, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
@@ -43,7 +44,7 @@ class Version:
 
     package: Package
     forward: Forward
-    image: Bytes  # the weights in host memory, laid out
+    image: Image  # the weights, outside the arena
     row_bytes: tuple[int, ...]  # of each input
     weights: list[torch.Tensor] | None = None  # views of its pages; None while not loaded
 
@@ -71,6 +72,7 @@ class CpuDevice:
         self.measured = True
         self._versions: dict[str, Version] = {}
         self._forwards: dict[str, Forward] = {}  # {architecture: executable}, shared by its models
+        self._images = Images(host_budget(settings.host_memory_mb), read_image)
         self._slots: deque[Bytes] = deque()
         self._slot_bytes = 0
         self._window_bytes_max = settings.window_mb << 20
@@ -109,20 +111,29 @@ class CpuDevice:
         if faults:
             raise PackageError(package.ref, faults)
         torch.set_grad_enabled(False)  # of this thread
-        forward = self._forwards.get(package.architecture)
-        if forward is None:
-            forward = load_forward(package)
-        image = empty_image(package.image_bytes)
-        read_image(package, image)
-        check_by_running(package, forward, views(image, package))
+        forward = self._forwards.get(package.architecture) or self._executable(package)
+        image = self._images.take(package)
         self._forwards[package.architecture] = forward
         row_bytes = tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in package.spec.inputs)
         self._grow_slots(sum(row_bytes) * package.spec.batch_max)
         self._versions[package.ref] = Version(package, forward, image, row_bytes)
         return None
 
+    def _executable(self, package: Package) -> Forward:
+        """What executes the package's architecture, tried out with its weights."""
+        forward = load_forward(package)
+        weights = np.zeros(package.image_bytes, np.uint8)
+        read_image(package, weights)
+        check_by_running(package, forward, views(weights, package))
+        return forward
+
+    def load_from(self, ref: str) -> str:
+        """See Device."""
+        return self._versions[ref].image.place
+
     def forget(self, ref: str) -> None:
         """See Device."""
+        self._images.drop(ref)
         version = self._versions.pop(ref, None)
         if version is not None:
             architecture = version.package.architecture
@@ -140,7 +151,8 @@ class CpuDevice:
                 return self._run_exec(job)
             self._exec.give((phase, job))
             return None
-        if self._load.idle and self._versions[job.action.ref].package.image_bytes <= INLINE_BYTES_MAX:
+        version = self._versions.get(job.action.ref)
+        if self._load.idle and (version is None or _short(version.image)):
             return self._run_load(job)
         self._load.give((phase, job))
         return None
@@ -221,8 +233,13 @@ class CpuDevice:
         version = self._versions.get(job.action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, "unknown_model")
-        self._arena.copy_in(version.image, job.pages)
-        version.weights = views(self._arena.window(job.pages), version.package)
+        window = self._arena.window(job.pages)
+        try:
+            version.image.copy_into(window)
+        except OSError as error:  # an image on disk: that LOAD has failed, others go on
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, "device_error", str(error))
+        version.weights = views(window, version.package)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -278,6 +295,10 @@ class _Lane:
             self._ended += 1
             assert self._tell is not None
             self._tell(phase, job, done)
+
+
+def _short(image: Image) -> bool:
+    return image.size <= INLINE_BYTES_MAX and image.place == HOST
 
 
 def fill(slot: Bytes, action: wire.Infer, parts: Sequence[Sequence[Buffer]], row_bytes: Sequence[int]) -> str:
