@@ -1,7 +1,6 @@
 """The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Link, Mail
+from gpu_worker import tuning
 from gpu_worker.devices.base import Device
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
 from gpu_worker.packages import Package, read_package
@@ -25,7 +25,6 @@ from gpu_worker.sharing import Sharing
 
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
-SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
 log = structlog.get_logger("worker")
 
 
@@ -60,13 +59,14 @@ class WorkerService:
 
     def start(self) -> None:
         """Registered, and waiting for a controller."""
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        tuned = tuning.settle(self.settings.cores, self.settings.real_time)
         self._device.attach(self._device_finished)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
         self._registrar.start()
         info = self._device.info
-        log.info("started", member=self._member.id, device=info.name, kind=info.kind, pages=info.pages, pid=os.getpid())
+        about = {"member": self._member.id, "pid": os.getpid(), **tuned}
+        log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
 
     def drain(self) -> bool:
         """The controller plans without us from now on; True once nothing runs here."""
@@ -198,6 +198,8 @@ class WorkerService:
         if self._preparing.pop(ref, None) is None:
             self._device.forget(ref)
             return
+        if all(other.architecture != package.architecture for other in self._packages.values()):
+            tuning.freeze()  # an executable has very many objects
         self._packages[ref] = package
         pages = package.pages(self._device.info.page_bytes)
         self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, self._batch_sizes(package)))

@@ -22,7 +22,7 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import DTYPES, byte_count, raw
 from broker.transport import Buffer
-from gpu_worker.devices.arena import Arena, Bytes
+from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
 from gpu_worker.devices.images import HOST, Image, Images, host_budget
@@ -32,6 +32,7 @@ from gpu_worker.packages import Package
 
 ARENA_MB = 1024
 PAGE_MB = 2
+WINDOWS_SHARE = 2  # address space for windows, in arenas; the tables of pages take 1/512 of it
 INLINE_S_MAX = 0.001  # longer actions go to a thread; Source: scripts/bench_worker.py, hand-over costs 0.1-0.2 ms here
 INLINE_BYTES_MAX = 256 * 1024  # the same for LOAD: 256 KiB copy in some 30 us
 SLOTS = 8  # buffers for inputs: lanes hold a handful of INFERs at a time
@@ -65,6 +66,7 @@ class CpuDevice:
             raise DeviceError(
                 f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
             ) from error
+        self._windows = Windows(self._arena, WINDOWS_SHARE * count * page_bytes)
         self.info = wire.DeviceInfo(
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
         )
@@ -173,6 +175,7 @@ class CpuDevice:
         """See Device."""
         self._exec.stop()
         self._load.stop()
+        self._windows.clear()
         self._arena.close()
         self._lock.release()
 
@@ -204,7 +207,7 @@ class CpuDevice:
         try:
             gathered = version.weights is None
             if version.weights is None:
-                version.weights = views(self._arena.window(job.pages), version.package)
+                version.weights = views(self._windows.get(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
             outputs = version.forward(*version.weights, *inputs)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
@@ -233,7 +236,7 @@ class CpuDevice:
         version = self._versions.get(job.action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, "unknown_model")
-        window = self._arena.window(job.pages)
+        window = self._windows.get(job.pages)
         try:
             version.image.copy_into(window)
         except OSError as error:  # an image on disk: that LOAD has failed, others go on
