@@ -37,6 +37,9 @@ class Device(Protocol):
     def forget(self, ref: str) -> None:
         """All that `prepare` made is freed, as soon as nothing uses it."""
 
+    def load_from(self, ref: str) -> str:
+        """Where LOAD of a prepared version finds its weights: "host" (memory) or "disk"."""
+
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Returns how it went if it is over already; None: `finished` will be called."""
 

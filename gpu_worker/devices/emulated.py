@@ -69,6 +69,10 @@ class EmulatedDevice:
         """See Device."""
         self._packages.pop(ref, None)
 
+    def load_from(self, ref: str) -> str:
+        """See Device."""
+        return "host"
+
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""
         now = time.monotonic()

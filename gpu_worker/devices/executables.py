@@ -4,7 +4,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch.func import functional_call
@@ -145,8 +144,3 @@ def _compare(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], 
         for spec, output in zip(specs, outputs, strict=True)
         if tuple(output.shape) != (rows, *spec.shape[1:]) or str(output.dtype) != f"torch.{spec.dtype}"
     ]
-
-
-def empty_image(size: int) -> Bytes:
-    """Host memory for an image, touched."""
-    return np.zeros(size, np.uint8)
