@@ -22,6 +22,8 @@ LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, a
 LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
 EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
+RETRY_S = 1.0  # what is told where nothing better is known
+RETRY_S_MIN = 1e-3
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -351,7 +353,9 @@ class Scheduler:
         for model in list(self.state.active.values()):
             count = self.policy.expired(model, now) if model.ready else model.queue.before(now)
             for request in self.state.take_first(model, count) if count else ():
-                orders.append(self._refuse(request, "rejected", "deadline", "it can no longer be served in time", now))
+                text = "it can no longer be served in time"
+                retry_s = self._retry_s(model, now)
+                orders.append(self._refuse(request, "rejected", "deadline", text, now, retry_s=retry_s))
             if len(model.queue):
                 first = min(first, self._hopeless_s(model, model.queue.first()))
         self._first_hopeless_s = first
@@ -380,7 +384,9 @@ class Scheduler:
         model = batch.model
         self.state.take(model, [*batch.given_up, *batch.requests])
         for request in batch.given_up:
-            orders.append(self._refuse(request, "rejected", "overload", "given up so that others are in time", now))
+            text = "given up so that others are in time"
+            retry_s = self._retry_s(batch.model, now)
+            orders.append(self._refuse(request, "rejected", "overload", text, now, retry_s=retry_s))
         order = self._actions.infer(
             device,
             model.ref,
@@ -450,13 +456,19 @@ class Scheduler:
             return
         self._wait(model, request, now)
 
+    def _retry_s(self, model: Model, now: float) -> float:
+        """When the first of the model's devices has done what it has and what waits for it."""
+        devices = model.hosts or model.ready
+        ends = (device.exec.free_at(now) - now + device.backlog_s for device in devices.values())
+        return max(RETRY_S_MIN, min(ends, default=RETRY_S))
+
     def _refuse_not_ready(self, request: Request, now: float) -> Order:
         ref = request.ref
         if ref not in self.fleet.wanted and ref not in self.fleet.draining:
             return self._refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)", now)
         if not self.state.devices:
-            return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=1.0)
-        return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=1.0)
+            return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=RETRY_S)
+        return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=RETRY_S)
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
         budget_ms = (request.deadline_s - request.arrived_s + self.parameters.slack_s) * 1e3
