@@ -15,6 +15,7 @@ from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
+from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+app.command()(load)
 
 
 def main() -> None:
