@@ -30,17 +30,17 @@ def load(
         typer.Argument(
             help="paper-6.1 ... paper-6.6: starts a mesh of its own. None: the options below, on the mesh that is up."
         ),
-    ] = None,  # noqa: E501
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="Model to ask; repeat for several. Default: all that are ready."),
-    ] = None,  # noqa: E501
+    ] = None,
     clients: Annotated[int | None, typer.Option(help="Closed loop: so many requests in flight.")] = None,
     think_ms: Annotated[float, typer.Option(help="Closed loop: mean pause after an answer.")] = 0.0,
     rate: Annotated[float | None, typer.Option(help="Open loop: requests per second over all models.")] = None,
     arrivals: Annotated[
         str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf, log or csv.")
-    ] = None,  # noqa: E501
+    ] = None,
     cv: Annotated[float, typer.Option(help="gamma: coefficient of variation of the gaps.")] = 1.0,
     burst_s: Annotated[float, typer.Option(help="burst: mean length of a model's bursts, s.")] = 0.5,
     idle_s: Annotated[float, typer.Option(help="burst: mean length of the pauses between them, s.")] = 1.5,
@@ -52,14 +52,14 @@ def load(
     mapping: Annotated[str, typer.Option(help="maf, csv: functions to models: block, stripe or random.")] = "block",
     file: Annotated[
         Path | None, typer.Option(help="log: JSON lines with t_s, model, slo_ms, rows; csv: Azure's counts.")
-    ] = None,  # noqa: E501
+    ] = None,
     zipf: Annotated[float, typer.Option(help="The k-th most popular model is asked like k^-zipf.")] = 0.0,
     slo_ms: Annotated[
         str | None, typer.Option(help="Budget, or several that are drawn: 10,25,50. Default 100.")
     ] = None,
     slo_factor: Annotated[
         str | None, typer.Option(help="Budgets as factors of the time of a lone request: 1.5,2,4.")
-    ] = None,  # noqa: E501
+    ] = None,
     slo_draw: Annotated[
         str, typer.Option(help="choice, or log_uniform between the least and the greatest.")
     ] = "choice",
@@ -73,13 +73,13 @@ def load(
     processes: Annotated[int, typer.Option(help="Generator processes.")] = 1,
     address: Annotated[
         list[str] | None, typer.Option(help="Frontend; repeat for several. Default: the settings'.")
-    ] = None,  # noqa: E501
+    ] = None,
     scale: Annotated[
         float | None, typer.Option(help="Paper scenarios: share of the paper's rates and counts. Default: by cores.")
-    ] = None,  # noqa: E501
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Paper scenarios: auto, cpu, cuda or emulated. Default: each its own.")
-    ] = None,  # noqa: E501
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here; must not exist.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the report here, a PNG; must not exist.")] = None,
     progress: Annotated[bool, typer.Option(help="Live counts while it runs.")] = True,
@@ -113,7 +113,7 @@ def load(
 
 def usage(message: str) -> NoReturn:
     """Says what is wrong and exits 2."""
-    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False)
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2)
 
 

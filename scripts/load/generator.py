@@ -2,8 +2,8 @@
 
     python -m scripts.load.generator      (started by `gearmesh load`; jobs.py says what goes over its pipes)
 
-An open loop never waits: a request that is sent late has its latency counted from when it was due, and a budget shorter by
-the lateness. The loop waits by select(), whose time-outs have microseconds where those of epoll and uvloop have
+An open loop never waits: a request that is sent late has its latency counted from when it was due, and a budget shorter
+by the lateness. The loop waits by select(), whose time-outs have microseconds where those of epoll and uvloop have
 milliseconds.
 """
 

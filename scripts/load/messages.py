@@ -6,10 +6,12 @@ second where this asks 21,000 (see docs/benchmarks.md), and what the generator t
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from scripts.load.plan import Target
 
@@ -51,9 +53,7 @@ def read_answer(body: bytes) -> AnswerHead:
 class Template:
     """An infer request without its id and budget."""
 
-    def __init__(
-        self, target: Target, inputs: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.generic]]], *, cache: bool
-    ) -> None:
+    def __init__(self, target: Target, inputs: Sequence[npt.NDArray[Any]], *, cache: bool) -> None:
         """`inputs`: one array [rows, ...] for each of the model's, in its order."""
         framed = sum(array.nbytes for array in inputs) > FRAMED_BYTES
         tensors = []
@@ -73,11 +73,9 @@ class Template:
         return self._prefix + _TAIL.pack(_ID, 0xCE, number, _SLO, 0xCB, slo_ms)
 
 
-def random_inputs(
-    target: Target, rows: int, rng: np.random.Generator
-) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+def random_inputs(target: Target, rows: int, rng: np.random.Generator) -> list[npt.NDArray[Any]]:
     """An array [rows, ...] for each input of the model."""
-    arrays = []
+    arrays: list[npt.NDArray[Any]] = []
     for spec in target.inputs:
         shape = (rows, *spec.shape)
         kind = np.dtype(spec.dtype)

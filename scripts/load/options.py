@@ -9,6 +9,7 @@ from scripts.load.plan import OPEN_KINDS, Closed, Open, Phase, Plan, Slo, Stream
 from scripts.simulation.parts import Load
 
 REQUESTS_MAX = 20_000_000
+SECONDS = 10.0  # of a phase, unless told
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
 
 
 def _source(options: Options) -> tuple[Open | Closed, float]:
-    seconds = options.seconds or 10.0
+    seconds = options.seconds or SECONDS
     if options.clients is not None:
         return Closed(options.clients, think_s=options.think_ms / 1e3, zipf=options.zipf), seconds
     kind = options.arrivals or "poisson"
@@ -97,14 +98,18 @@ def _source(options: Options) -> tuple[Open | Closed, float]:
 def _check(options: Options) -> None:
     """Raises: LoadError for the first option that cannot stand."""
     kind = options.arrivals or "poisson"
-    if kind not in OPEN_KINDS:
-        raise LoadError(f"--arrivals: must be one of {', '.join(OPEN_KINDS)}; got {kind!r}")
-    if options.clients is None and options.rate is None and kind not in ("log", "csv"):
-        raise LoadError(
-            "give either --clients N (closed loop) or --rate R (open loop), or a scenario such as paper-6.1"
-        )
-    if options.clients is not None and (options.rate is not None or options.arrivals is not None):
-        raise LoadError("--clients is a closed loop, --rate and --arrivals are an open one: give one of them")
+    for name, choice, allowed in (
+        ("--arrivals", kind, OPEN_KINDS),
+        ("--slo-draw", options.slo_draw, ("choice", "log_uniform")),
+        ("--mapping", options.mapping, ("block", "stripe", "random")),
+    ):
+        if choice not in allowed:
+            raise LoadError(f"{name}: must be one of {', '.join(allowed)}; got {choice!r}")
+    _check_numbers(options)
+    _check_together(options, kind)
+
+
+def _check_numbers(options: Options) -> None:
     for name, value in (
         ("--rate", options.rate), ("--rate-end", options.rate_end), ("--seconds", options.seconds),
         ("--clients", options.clients), ("--rows", options.rows), ("--distinct-inputs", options.distinct_inputs),
@@ -114,39 +119,37 @@ def _check(options: Options) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise LoadError(f"{name}: must be above 0; got {value:g}")
     for name, value in (
-        ("--cv", options.cv),
-        ("--zipf", options.zipf),
-        ("--think-ms", options.think_ms),
+        ("--cv", options.cv), ("--zipf", options.zipf), ("--think-ms", options.think_ms),
         ("--warmup-s", options.warmup_s),
-    ):  # noqa: E501
+    ):  # fmt: skip
         if not (math.isfinite(value) and value >= 0):
             raise LoadError(f"{name}: must be 0 or more; got {value:g}")
-    if options.slo_ms and options.slo_factor:
-        raise LoadError("--slo-ms and --slo-factor: give one of them")
-    if (options.rate_end or options.slo_end_ms) and kind != "ramp":
-        raise LoadError("--rate-end and --slo-end-ms belong to --arrivals ramp")
-    if options.slo_end_ms and options.slo_factor:
-        raise LoadError("--slo-end-ms goes with --slo-ms, not with --slo-factor")
-    if (kind in ("log", "csv")) != (options.file is not None):
-        raise LoadError(
-            "--file: a recorded log (--arrivals log) or Azure's counts (--arrivals csv) need it, others take none"
-        )
-    if options.file is not None and not options.file.is_file():
-        raise LoadError(f"--file {options.file}: there is no such file")
-    seconds = options.seconds or 10.0
-    if options.warmup_s >= seconds and kind != "log":
-        raise LoadError(f"--warmup-s: must be less than --seconds, {seconds:g}; got {options.warmup_s:g}")
+
+
+def _check_together(options: Options, kind: str) -> None:
+    """Options that need, or exclude, each other."""
+    seconds = options.seconds or SECONDS
     most = max(options.rate or 0.0, options.rate_end or 0.0) * seconds
-    if most > REQUESTS_MAX:
-        raise LoadError(
-            f"--rate: {most:,.0f} requests are more than one run can hold, {REQUESTS_MAX:,}; shorten --seconds"
-        )
-    for name, choice, allowed in (
-        ("--slo-draw", options.slo_draw, ("choice", "log_uniform")),
-        ("--mapping", options.mapping, ("block", "stripe", "random")),  # noqa: E501
-    ):
-        if choice not in allowed:
-            raise LoadError(f"{name}: must be one of {', '.join(allowed)}; got {choice!r}")
+    wrong = (
+        (options.clients is None and options.rate is None and kind not in ("log", "csv"),
+         "give either --clients N (closed loop) or --rate R (open loop), or a scenario such as paper-6.1"),
+        (options.clients is not None and (options.rate is not None or options.arrivals is not None),
+         "--clients is a closed loop, --rate and --arrivals are an open one: give one of them"),
+        (bool(options.slo_ms and options.slo_factor), "--slo-ms and --slo-factor: give one of them"),
+        (bool(options.rate_end or options.slo_end_ms) and kind != "ramp",
+         "--rate-end and --slo-end-ms belong to --arrivals ramp"),
+        (bool(options.slo_end_ms and options.slo_factor), "--slo-end-ms goes with --slo-ms, not with --slo-factor"),
+        ((kind in ("log", "csv")) != (options.file is not None),
+         "--file: a recorded log (--arrivals log) and Azure's counts (--arrivals csv) need it, others take none"),
+        (options.file is not None and not options.file.is_file(), f"--file {options.file}: there is no such file"),
+        (options.warmup_s >= seconds and kind != "log",
+         f"--warmup-s: must be less than --seconds, {seconds:g}; got {options.warmup_s:g}"),
+        (most > REQUESTS_MAX,
+         f"--rate: {most:,.0f} requests are more than one run can hold, {REQUESTS_MAX:,}; shorten --seconds"),
+    )  # fmt: skip
+    for is_wrong, sentence in wrong:
+        if is_wrong:
+            raise LoadError(sentence)
 
 
 def log_seconds(file: Path | None) -> float:

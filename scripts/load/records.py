@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Recorder:
 
     def __init__(self) -> None:
         fields = {name: kind.str[1:] for name, (kind, *_) in (RECORD.fields or {}).items()}
-        self._columns = {name: array(_KINDS[kind]) for name, kind in fields.items()}
+        self._columns: dict[str, Any] = {name: array(_KINDS[kind]) for name, kind in fields.items()}
         self.codes: dict[str, int] = {"": 0}  # {error code: its index}
         (
             self._due_s, self._sent_s, self._done_s, self._slo_s, self._predicted_ms, self._latency_ms,

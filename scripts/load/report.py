@@ -62,9 +62,10 @@ def complaints(found: Sequence[PhaseReport]) -> list[str]:
     for one in found:
         if not one.lateness.kept:
             said.append(
-                f"THE GENERATOR COULD NOT KEEP THE RATE in phase {one.name!r}: {one.lateness.late_share:.0%} of the requests "
-                f"left over {LATE_MS:g} ms late, {one.lateness.sent_per_s:,.0f} of {one.offered_per_s:,.0f} a second were "
-                "sent in time. Latencies count from when they were due. Use more --processes, or a lower rate."
+                f"THE GENERATOR COULD NOT KEEP THE RATE in phase {one.name!r}: {one.lateness.late_share:.0%} of the "
+                f"requests left over {LATE_MS:g} ms late; {one.lateness.sent_per_s:,.0f} of {one.offered_per_s:,.0f} a "
+                "second were sent before the phase was over. Latencies count from when they were due. Use more "
+                "--processes, or a lower rate."
             )
     return said
 
@@ -139,8 +140,9 @@ def _show_facts(one: PhaseReport, console: Console) -> None:
     over, under = one.over_predicted, one.under_predicted
     if over.n + under.n:
         console.print(
-            f"prediction: above by p50 {_ms(over.p50_ms)}, p99 {_ms(over.p99_ms)} ms ({over.n:,} requests); below by p50 "
-            f"{_ms(under.p50_ms)}, p99 {_ms(under.p99_ms)}, max {_ms(under.max_ms)} ms ({under.n:,})", highlight=False,
+            f"prediction: above by p50 {_ms(over.p50_ms)}, p99 {_ms(over.p99_ms)} ms ({over.n:,} requests); below by "
+            f"p50 {_ms(under.p50_ms)}, p99 {_ms(under.p99_ms)}, max {_ms(under.max_ms)} ms ({under.n:,})",
+            highlight=False,
         )  # fmt: skip
     parts = one.by_stream if len(one.by_stream) > 1 else one.by_model if 1 < one.models_asked <= 20 else []
     if parts:

@@ -34,6 +34,7 @@ from scripts.load.records import Records, merge
 from scripts.load.schedule import Clients, closed_clients, deal_clients, open_arrivals
 from scripts.machine import Watch
 
+ROOT = Path(__file__).resolve().parents[2]
 LEAD_S = 0.3  # from handing out the shares to the first request
 CONNECT_S = 5.0
 LINE_BYTES_MAX = 1 << 24
@@ -217,9 +218,8 @@ class _Process:
 
 @asynccontextmanager
 async def _process(number: int, start: Start) -> AsyncIterator[_Process]:
-    root = Path(__file__).resolve().parents[2]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scripts.load.generator", cwd=root, limit=LINE_BYTES_MAX,
+        sys.executable, "-m", "scripts.load.generator", cwd=ROOT, limit=LINE_BYTES_MAX,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     held = _Process(number, process)
@@ -300,7 +300,7 @@ async def _run_phase(
                 start_s,
                 plan.seed * 1000 + process.number,
                 str(folder / f"{name}.records"),
-            )  # fmt: skip
+            )
         )
 
     async def follow(process: _Process) -> Finished:

@@ -36,8 +36,10 @@ class Arrivals:
 
     def share(self, part: int, parts: int) -> "Arrivals":
         """Every `parts`-th request, from `part` on."""
-        arrays = (self.due_s, self.model, self.slo_s, self.rows, self.stream)
-        return Arrivals(*(array[part::parts] for array in arrays))
+        chosen = slice(part, None, parts)
+        return Arrivals(
+            self.due_s[chosen], self.model[chosen], self.slo_s[chosen], self.rows[chosen], self.stream[chosen]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ def open_arrivals(phase: Phase, index: Mapping[str, int], targets: Mapping[str, 
     if not parts:
         none, nothing = np.empty(0), np.empty(0, np.int32)
         return Arrivals(none, nothing, none, nothing, nothing)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(columns[0], kind="stable")
-    return Arrivals(*(column[order] for column in columns))
+    due_s, model, slo_s, rows, stream_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(due_s, kind="stable")
+    return Arrivals(due_s[order], model[order], slo_s[order], rows[order], stream_of[order])
 
 
 def _seed(seed: int, number: int) -> int:
@@ -121,22 +123,18 @@ def closed_clients(phase: Phase, index: Mapping[str, int], targets: Mapping[str,
         if not isinstance(source, Closed):
             continue
         slo_ms = {model: stream.slo.values_ms(targets[model]) for model in stream.models}
-        common = {"stream": number, "draw": stream.slo.draw, "think_s": source.think_s}
+        whole = Clients(
+            number, source.clients, tuple(index[m] for m in stream.models), (), tuple(slo_ms.values()),
+            stream.slo.draw, source.think_s,
+        )  # fmt: skip
         if source.per_model:
-            for m in stream.models:
-                found.append(
-                    Clients(count=source.clients, models=(index[m],), weights=(1.0,), slo_ms=(slo_ms[m],), **common)
-                )  # type: ignore[arg-type]  # noqa: E501
+            pairs = zip(whole.models, whole.slo_ms, strict=True)
+            found += [replace(whole, models=(m,), weights=(1.0,), slo_ms=(budgets,)) for m, budgets in pairs]
             continue
         popularity = np.arange(1, len(stream.models) + 1, dtype=np.float64) ** -source.zipf
-        order = np.random.default_rng(_seed(seed, number)).permutation(len(stream.models))
-        weights = np.empty(len(order))
-        weights[order] = popularity / popularity.sum()
-        models = tuple(index[m] for m in stream.models)
-        budgets = tuple(slo_ms[m] for m in stream.models)
-        found.append(
-            Clients(count=source.clients, models=models, weights=tuple(weights.tolist()), slo_ms=budgets, **common)
-        )  # type: ignore[arg-type]  # noqa: E501
+        weights = np.empty(len(popularity))
+        weights[np.random.default_rng(_seed(seed, number)).permutation(len(popularity))] = popularity / popularity.sum()
+        found.append(replace(whole, weights=tuple(weights.tolist())))
     return found
 
 

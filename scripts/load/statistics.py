@@ -1,7 +1,8 @@
 """What a phase of load comes to: goodput, attainment, latencies, refusals, and whether the generator kept up. Pure.
 
-Latency counts from when a request was due, not from when it was sent: a generator that falls behind does not flatter what
-it measures (Tene, "How NOT to measure latency"). A request is in time if it was answered ok within its budget, so counted.
+Latency counts from when a request was due, not from when it was sent: a generator that falls behind does not flatter
+what it measures (Tene, "How NOT to measure latency"). A request is in time if it was answered ok within its budget,
+counted the same way.
 """
 
 import math
@@ -90,9 +91,15 @@ class PhaseReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def report(
-    name: str, records: Records, codes: Sequence[str], streams: Sequence[str], models: Sequence[str],
-    *, seconds: float, warmup_s: float,
-) -> PhaseReport:  # fmt: skip
+    name: str,
+    records: Records,
+    codes: Sequence[str],
+    streams: Sequence[str],
+    models: Sequence[str],
+    *,
+    seconds: float,
+    warmup_s: float,
+) -> PhaseReport:
     """What the records of a phase of so many seconds come to; those due within `warmup_s` are left out."""
     rows = records[records["due_s"] >= warmup_s]
     spent_s = max(seconds - warmup_s, 1e-9)
@@ -175,7 +182,7 @@ def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[
                 in_time=in_time,
                 attainment=_share(chosen),
                 goodput_per_s=in_time / spent_s,
-            )  # fmt: skip
+            )
         )
     return found
 
@@ -225,7 +232,7 @@ def _by_model(rows: Records, models: Sequence[str]) -> list[ModelReport]:
 
 
 def over_time(rows: Records, begins_s: float, ends_s: float) -> list[tuple[float, float, float]]:
-    """(end of the window, offered per second, goodput per second); 20 to 60 windows, or one a second if that is more."""
+    """(end of the window, offered per second, goodput per second); 20 windows, or one a second if that is more."""
     windows = int(min(max(20, ends_s - begins_s), 3600))
     edges = np.linspace(begins_s, ends_s, windows + 1)
     width_s = (ends_s - begins_s) / windows
