@@ -249,8 +249,8 @@ class Port(Generic[In, Out]):
         self.transport.withdraw(self)
         for line in self._lines.values():
             self.transport.unwatch(line)
-            if line.other is not None:
-                far = line.other
+            far = line.other
+            if far is not None and far.owner is not None:
                 self.transport.hub.loop.call_soon(far.owner.line_lost, far, "closed the connection")
         if self.sock is not None:
             self.transport.hub.drop(self.sock, linger_ms=200)

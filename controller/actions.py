@@ -36,9 +36,9 @@ class Actions:
         """An INFER of `batch` rows goes to the device. No requests: a measuring run. No `latest_s`: until overdue."""
         action = self._make(device, "infer", ref, expected_s, now)
         action.batch, action.requests = batch, requests
-        action.expected_end_s = device.exec.add(action.id, expected_s, start_s)
-        _set_overdue(action)
-        device.residency.used(ref, now)
+        action.expected_end_s = device.exec.add(action.id, expected_s, start_s, now)
+        _set_overdue(device, action)
+        action.place = device.residency.used(ref, now)
         parts, frames = _parts(requests)
         message = wire.Infer(
             action=action.id,
@@ -54,8 +54,8 @@ class Actions:
     def load(self, device: Device, ref: str, *, expected_s: float, now: float) -> ToWorker:
         """A LOAD goes to the device, which has room for it."""
         action = self._make(device, "load", ref, expected_s, now)
-        action.expected_end_s = device.load.add(action.id, expected_s, now + device.dispatch.value_s)
-        _set_overdue(action)
+        action.expected_end_s = device.load.add(action.id, expected_s, now + device.dispatch.value_s, now)
+        _set_overdue(device, action)
         device.residency.loading(ref, device.pages[ref], action.id, action.expected_end_s, now)
         message = wire.Load(
             action=action.id,
@@ -69,7 +69,7 @@ class Actions:
     def unload(self, device: Device, ref: str, *, now: float) -> ToWorker:
         """An UNLOAD goes to the device; its pages count as free from now on: what follows is ordered behind it."""
         action = self._make(device, "unload", ref, 0.0, now)
-        _set_overdue(action)
+        _set_overdue(device, action)
         device.residency.gone(ref)
         device.room_for_more = True
         return ToWorker(device.worker, wire.Unload(action=action.id, ref=ref))
@@ -81,8 +81,9 @@ class Actions:
         return action
 
 
-def _set_overdue(action: Action) -> None:
+def _set_overdue(device: Device, action: Action) -> None:
     action.overdue_s = action.expected_end_s + max(OVERDUE_S_MIN, OVERDUE_FACTOR * action.expected_s)
+    device.overdue_s = min(device.overdue_s, action.overdue_s)
 
 
 def _parts(requests: Sequence[Request]) -> tuple[tuple[wire.Part, ...], list[Any]]:

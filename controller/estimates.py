@@ -19,7 +19,8 @@ QUANTILE = 0.75  # estimates are a little longer than the median: being late cos
 STEP = 0.02  # of a settled term, in log units: 2 %
 STEP_MAX = 0.25
 SETTLING = 8  # observations until a new term's steps are down to STEP
-STREAK_GRACE = 2  # errors of one sign in a row before the steps grow
+GRACE_UP = 2  # under-estimates in a row before the steps grow: 0.25^3 by chance
+GRACE_DOWN = 14  # over-estimates, which are three of four anyhow: 0.75^15, as rare
 REBUILD_AT = 0.03  # an anchor's term may move so far before the table of sizes is made again
 UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
 
@@ -37,7 +38,7 @@ class Term:
         up = error > 0
         self.streak = max(self.streak, 0) + 1 if up else min(self.streak, 0) - 1
         step = max(STEP, STEP_MAX / (1 + self.seen * STEP_MAX / STEP / SETTLING))
-        grown = abs(self.streak) - STREAK_GRACE
+        grown = self.streak - GRACE_UP if up else -self.streak - GRACE_DOWN
         if grown > 0:
             step = min(STEP_MAX, step * 2.0 ** min(grown, 6))
         self.seen += 1

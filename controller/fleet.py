@@ -53,6 +53,9 @@ class Fleet:
                 orders.append(ToWorker(hello.member, wire.Forget(ref=report.ref)))
         for ref in hello.resident:
             self._found_resident(device, ref, orders, now)
+        if hello.free_pages < device.residency.free:  # of a LOAD under way, which we know nothing of
+            unknown = [ref for ref in device.pages if ref not in device.residency.models]
+            orders.extend(ToWorker(hello.member, wire.Unload(action=0, ref=ref)) for ref in unknown)
         return orders
 
     def leaving(self, worker: str) -> list[Order]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-OVERDUE_SHARE = 0.1  # an action past its expected end is expected to end after another tenth of its length
+OVERDUE_SHARE = 0.1  # an action past its expected end is expected to end after another tenth of what it took so far
 OVERDUE_S_MIN = 50e-6
 
 
@@ -21,9 +21,9 @@ class LaneForecast:
     free_s: float = 0.0  # when the last one that ended did
     pending: dict[int, Pending] = field(default_factory=dict)  # {action: ...}, in order of sending
 
-    def add(self, action: int, expected_s: float, not_before_s: float) -> float:
+    def add(self, action: int, expected_s: float, not_before_s: float, now: float) -> float:
         """An action is sent. Returns when it is expected to end."""
-        start_s = max(self.free_at(not_before_s), not_before_s)
+        start_s = max(self.free_at(now), not_before_s)
         self.pending[action] = Pending(not_before_s, expected_s)
         return start_s + expected_s
 
@@ -36,18 +36,20 @@ class LaneForecast:
         """When everything sent so far is expected to have ended; not before `now`."""
         at = self.free_s
         for i, pending in enumerate(self.pending.values()):
-            at = max(at, pending.not_before_s) + pending.expected_s
+            begin_s = max(at, pending.not_before_s)
+            at = begin_s + pending.expected_s
             if i == 0 and at < now:
-                at = now + max(OVERDUE_S_MIN, OVERDUE_SHARE * pending.expected_s)
+                at = now + max(OVERDUE_S_MIN, OVERDUE_SHARE * (now - begin_s))
         return at if at > now else now
 
     def end_of(self, action: int, now: float) -> float:
         """When this action is expected to end. Raises: KeyError."""
         at = self.free_s
         for number, pending in self.pending.items():
-            at = max(at, pending.not_before_s) + pending.expected_s
+            begin_s = max(at, pending.not_before_s)
+            at = begin_s + pending.expected_s
             if at < now:
-                at = now + max(OVERDUE_S_MIN, OVERDUE_SHARE * pending.expected_s)
+                at = now + max(OVERDUE_S_MIN, OVERDUE_SHARE * (now - begin_s))
             if number == action:
                 return at
         raise KeyError(action)

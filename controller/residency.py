@@ -67,11 +67,12 @@ class Residency:
         place.ready_s = end_s
         return True
 
-    def used(self, ref: str, now: float) -> None:
-        """A batch of the model is sent."""
+    def used(self, ref: str, now: float) -> Resident:
+        """A batch of the model is sent. Returns the place that it is bound to."""
         place = self.models[ref] = self.models.pop(ref)
         place.bound += 1
         place.used_s = now
+        return place
 
     def gone(self, ref: str) -> None:
         """The model is not there: unloaded, or its LOAD failed."""

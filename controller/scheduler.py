@@ -4,6 +4,7 @@ Events are noted as they come; `wake` decides, once for all that has come. Every
 exactly one of: outputs sent by a worker, a refusal sent from here, or silence towards a frontend that is gone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,10 +132,12 @@ class Scheduler:
         self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
 
     def cancel(self, frontend: str, number: int, *, now: float) -> None:
-        """Nobody waits for this request any more: if it still waits for its batch it is dropped, without an answer."""
+        """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
         request = self._requests.get((frontend, number))
         model = self.state.models.get(request.ref) if request is not None else None
-        if request is not None and model is not None and self.state.remove(model, request):
+        if request is not None:
+            if model is not None:
+                self.state.remove(model, request)
             self._close(request, in_time=False, now=now)
 
     # -- events: peers ------------------------------------------------------------------------------------------------
@@ -205,9 +208,10 @@ class Scheduler:
     def result(self, worker: str, result: wire.ActionResult, *, now: float) -> list[Order]:
         """An action has ended, one way or another."""
         device = self.state.devices.get(worker)
-        action = device.actions.pop(result.action, None) if device is not None else None
-        if device is None or action is None:
+        action = device.actions.get(result.action) if device is not None else None
+        if device is None or action is None or action.kind != result.kind:
             return []  # of an earlier life of ours, or taken for lost
+        del device.actions[action.id]
         orders: list[Order] = []
         if result.code != "ok":
             counts = self.counters.failed_actions
@@ -223,9 +227,10 @@ class Scheduler:
     ) -> None:
         end_s = now if result.end_s is None else min(now, result.end_s - device.offset_s)
         device.exec.ended(action.id, end_s)
-        place = device.residency.models.get(action.ref)
-        if place is not None and place.bound:
-            place.bound -= 1
+        if action.place is not None:
+            action.place.bound -= 1
+        if result.code in ("weights_missing", "unknown_model", "wrong_version") and self._in_place(device, action):
+            self.fleet.not_resident(device, action.ref)
         duration_s = result.duration_s if result.code == "ok" else None
         if not action.requests:
             self.fleet.preparations[device.worker].measured(action.ref, action.batch, duration_s, now)
@@ -243,6 +248,8 @@ class Scheduler:
         if model is not None:
             self.policy.completed(device, model, action.requests, now)
         for request in action.requests:
+            if request.closed:
+                continue
             in_time = end_s <= request.deadline_s + self.parameters.slack_s
             if in_time:
                 self.counters.in_time += 1
@@ -256,13 +263,17 @@ class Scheduler:
         if planned_s <= device.dispatch.value_s * 1.5:
             device.dispatch.learn(max(0.0, begin_s - action.sent_s))
 
+    def _in_place(self, device: Device, action: Action) -> bool:
+        """The model is where it was when the action was sent: it has not left and come again since."""
+        return device.residency.models.get(action.ref) is action.place
+
     def _infer_failed(
         self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
-        if result.code in ("weights_missing", "unknown_model", "wrong_version"):
-            self.fleet.not_resident(device, action.ref)
         final = result.code in ("device_error", "bad_input", "bad_batch")
         for request in action.requests:
+            if request.closed:
+                continue
             if final:
                 orders.append(self._refuse(request, "failed", result.code, result.message, now))
             else:
@@ -272,11 +283,14 @@ class Scheduler:
         end_s = now if result.end_s is None else min(now, result.end_s - device.offset_s)
         device.load.ended(action.id, end_s)
         device.room_for_more = True
-        if result.code == "ok":
+        place = device.residency.models.get(action.ref)
+        if result.code in ("ok", "already_loaded"):
+            device.load_faults.pop(action.ref, None)
             estimate = device.loads.get(action.ref)
             if device.residency.loaded(action.ref, action.id, end_s) and estimate and result.duration_s is not None:
                 estimate.learn(result.duration_s)
-        elif result.code != "already_loaded":
+        elif place is not None and place.loading == action.id:
+            device.load_failed(action.ref, now)
             self.fleet.not_resident(device, action.ref)
 
     # -- decisions ----------------------------------------------------------------------------------------------------
@@ -290,7 +304,7 @@ class Scheduler:
         if self.state.waiting and now >= self._expire_after_s and now + self._reach_s >= self._first_hopeless_s:
             self._expire(now, orders)
         for device in self.state.devices.values():
-            if device.actions and now >= next(iter(device.actions.values())).overdue_s:
+            if now >= device.overdue_s:
                 self._lose_overdue(device, now, orders)
             if device.leaving:
                 continue
@@ -309,7 +323,7 @@ class Scheduler:
         times = []
         for device in self.state.devices.values():
             if device.actions:
-                times.append(next(iter(device.actions.values())).overdue_s)
+                times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
                     times.append(device.exec.free_at(self._now) - self._lead_s(device))
             elif not self.fleet.preparations[device.worker].complete:
@@ -318,6 +332,8 @@ class Scheduler:
             times.append(max(self._first_hopeless_s, self._expire_after_s))
         if self._early:
             times.append(self._settled_s)
+        if self.state.homeless:
+            times += [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)
@@ -405,6 +421,7 @@ class Scheduler:
                     action=action.id, kind=action.kind, code="lost", received_s=now, free_pages=0, message=text
                 )
                 orders.extend(self.result(device.worker, lost, now=now))
+        device.overdue_s = min((action.overdue_s for action in device.actions.values()), default=math.inf)
 
     # -- endings ------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What the scheduler knows and its policy decides on: devices, models, waiting requests. Pure."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -7,8 +8,10 @@ from broker import wire
 from controller.estimates import Curve, LoadEstimate, Margin, Term
 from controller.forecast import LaneForecast
 from controller.queues import ModelQueue, Request
-from controller.residency import Popularity, Residency
+from controller.residency import Popularity, Residency, Resident
 
+LOAD_RETRY_S = 0.01  # after a LOAD that failed, doubled with each
+LOAD_RETRY_S_MAX = 1.0
 NOISE = 0.05  # EXEC takes so much longer than estimated, now and then, before it is learned
 DISPATCH_S = 0.3e-3  # sending an INFER until its EXEC starts on a free device, before it is learned; mesh_prototype
 
@@ -26,6 +29,15 @@ class Action:
     overdue_s: float  # not ended by then: it is taken for lost
     batch: int = 0
     requests: list[Request] = field(default_factory=list)  # of an INFER; none: a measuring run
+    place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
+
+
+@dataclass(slots=True)
+class LoadFault:
+    """LOADs of one model on one device have failed."""
+
+    count: int = 0  # in a row
+    retry_s: float = 0.0  # it is not tried before
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +61,8 @@ class Device:
     offset_s: float = 0.0  # its clock minus ours
     backlog_s: float = 0.0  # its share of the EXEC time of all that waits for models resident here
     busy_until_s: float = 0.0  # last time that a client's batch was planned here to end
+    overdue_s: float = math.inf  # no action is overdue before
+    load_faults: dict[str, LoadFault] = field(default_factory=dict)  # {ref: ...}, whose last LOAD here failed
     leaving: bool = False  # it said goodbye: gets nothing new
     room_for_more: bool = True  # a model that is nowhere may fit here; False: looked, and none does
 
@@ -56,6 +70,19 @@ class Device:
     def infers(self) -> int:
         """INFERs sent and not ended."""
         return len(self.exec)
+
+    def load_failed(self, ref: str, now: float) -> None:
+        """A LOAD failed: the next one has to wait, longer with each failure."""
+        fault = self.load_faults.setdefault(ref, LoadFault())
+        fault.retry_s = now + min(LOAD_RETRY_S_MAX, LOAD_RETRY_S * 2.0**fault.count)
+        fault.count += 1
+
+    def may_load(self, ref: str, now: float) -> bool:
+        """The version is ready here, is not here, and no failed LOAD bars it for now."""
+        if ref not in self.curves or ref in self.residency.models:
+            return False
+        fault = self.load_faults.get(ref) if self.load_faults else None
+        return fault is None or now >= fault.retry_s
 
     def start_s(self, ref: str, now: float) -> float:
         """When EXEC of a batch of `ref`, sent now, would start; it is resident or loading here."""
@@ -192,11 +219,9 @@ class State:
             device.residency.check()
             assert device.curves.keys() == device.loads.keys()
             self._check_backlog(device, self.models.values())
-            bound = {ref: 0 for ref in device.residency.models}
-            for action in device.actions.values():
-                if action.kind == "infer":
-                    bound[action.ref] = bound.get(action.ref, 0) + 1
-            assert all(place.bound == bound[ref] for ref, place in device.residency.models.items())
+            assert all(device.overdue_s <= action.overdue_s for action in device.actions.values())
+            for ref, place in device.residency.models.items():
+                assert place.bound == sum(action.place is place for action in device.actions.values()), ref
 
     def _check_backlog(self, device: Device, models: Iterable[Model]) -> None:
         total = sum(model.cost_s / len(model.hosts) for model in models if device.worker in model.hosts)

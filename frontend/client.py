@@ -394,6 +394,7 @@ class AsyncClient:
         for fd in self._fds:
             self._loop.add_reader(fd, self._readable)
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  # when it rings
         self._check_scheduled = False
         self._learning: asyncio.Future[Any] | None = None
         self._closed = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker import wire
+from broker.tensors import byte_count
 
 REFUSAL_S = 0.015  # a budget shorter than the way to the controller still gets its refusal, with the reason
 
@@ -133,6 +134,20 @@ class RequestTable:
         self._end(part.call)
         return Completed(part.call, batch_size, predicted_s, device)
 
+    def misfit(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
+        """Outputs came for a part: its call, which has ended, if they are not of the model's number and sizes."""
+        part = self._parts.get(number)
+        if part is None:
+            return None
+        wanted = part.call.spec.outputs
+        if len(outputs) == len(wanted) and all(
+            len(data) == byte_count(spec.dtype, (part.rows, *spec.shape[1:]))
+            for data, spec in zip(outputs, wanted, strict=True)
+        ):
+            return None
+        self._end(part.call)
+        return part.call
+
     def refused(self, number: int, attempt: int) -> Call | None:
         """A part was refused. Returns its call, which has ended; None for an attempt that does not count any more."""
         part = self._parts.get(number)
@@ -168,9 +183,9 @@ class RequestTable:
             if call.answered:
                 self._stale -= 1
             else:
-                self._stale -= 1  # it has left the heap
-                self._end(call, in_heap=False)
-                heap = self._deadlines
+                self._stale -= 1  # it has left the heap already
+                self._end(call)
+                heap = self._deadlines  # it may have been made anew
                 expired.append(call)
         return expired
 
@@ -182,7 +197,7 @@ class RequestTable:
             self._stale -= 1
         return heap[0][0] if heap else None
 
-    def _end(self, call: Call, in_heap: bool = True) -> None:
+    def _end(self, call: Call) -> None:
         call.answered = True
         del self._calls[(call.client, call.id)]
         for part in call.parts:

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -11,7 +13,6 @@ import structlog
 from broker import wire
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
-from broker.tensors import byte_count
 from broker.timers import Alarm
 from broker.transport import Buffer, Mail, Port
 from frontend import protocol
@@ -233,14 +234,11 @@ class FrontendService:
             if not isinstance(message, wire.Outputs):
                 continue
             for answer in message.answers:
-                outputs = list(answer.inline) or [frame for _, frame in zip(range(answer.frames), frames, strict=False)]
-                part = self._requests._parts.get(answer.request)
-                if part is not None and [len(data) for data in outputs] != [
-                    byte_count(t.dtype, (part.rows, *t.shape[1:])) for t in part.call.spec.outputs
-                ]:
-                    call = self._requests.refused(answer.request, part.attempt)
-                    assert call is not None
-                    self._answer_error(call, "failed", "bad_outputs", "the worker sent outputs that do not fit")
+                outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
+                misfit = self._requests.misfit(answer.request, outputs)
+                if misfit is not None:
+                    text = f"{message.device} sent outputs that are not those of {misfit.ref}"
+                    self._answer_error(misfit, "failed", "bad_outputs", text)
                     continue
                 completed = self._requests.outputs(
                     answer.request, outputs, message.batch, answer.predicted_s, message.device

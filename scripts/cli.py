@@ -17,6 +17,7 @@ from broker.keys import Keys
 from frontend.client import Client, RequestError
 from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
+from scripts.simulate import simulate
 
 app = typer.Typer(
     add_completion=False,
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="DNN serving with predictable latency.",
 )
+app.command()(simulate)
 out = Console()
 err = Console(stderr=True)
 app.command()(load)

@@ -4,9 +4,9 @@ A request is refused at arrival when
   * it could not be served in time even alone and first ("deadline"), or
   * its own model's queue alone, in the largest batches and with every host at its service, takes too long ("overload"):
     somebody in that queue must be lost, and the newest loses least by hearing so at once, or
-  * its model is priced out ("overload"): of what was admitted of it lately more than PRICE_LOSS was lost, because others
-    earn more per device-second. Then so much less of it is admitted that about PRICE_LOSS of that is lost, but never less
-    than PRICE_SHARE_MIN of what arrives.
+  * its model is priced out ("overload"): of what was admitted of it lately more than PRICE_LOSS was lost, because
+    others earn more per device-second. Then so much less of it is admitted that about PRICE_LOSS of that is lost, but
+    never less than PRICE_SHARE_MIN of what arrives.
 
 scripts/simulate.py shows what this costs and brings: refusals are known at once instead of at the deadline, and
 attainment stays within 0.3 points of what it is without (docs/benchmarks.md).
@@ -20,7 +20,7 @@ from controller.queues import Request
 from controller.residency import Popularity
 from controller.state import Device, Model
 
-RECENT_S = 0.1  # time constant of the arrival rate that fills the last batch of a queue
+RECENT_S = 0.1  # time constant of the rate of admission that fills the last batch of a queue
 PRICE_LOSS = 0.8  # Source: simulation of 11 overloaded scenarios: 0.8 costs 0.2 points of attainment, 0.6 0.5, 0.4 1.5
 PRICE_BAND = 0.2  # below PRICE_LOSS - PRICE_BAND more is admitted again
 PRICE_STEP = 0.03  # relative, per ended request
@@ -59,12 +59,15 @@ class Price:
 class Admission:
     """Decides about every request at its arrival, and predicts its latency."""
 
-    _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: recent arrivals, in rows}
+    _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: admitted lately, in rows}
     _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """See Policy.admit."""
-        rate = self._note(model, request, now)
+        arrivals = self._arrivals.get(model.ref)
+        if arrivals is None:
+            arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
+        rate = arrivals.rate(now)
         alone_s = own_s = behind_s = math.inf
         hosts = len(model.hosts) or 1
         for device in model.ready.values():
@@ -78,12 +81,13 @@ class Admission:
             behind_s = min(behind_s, others_s)
         predicted_s = behind_s - now
         if alone_s > request.deadline_s:
-            return Verdict(False, alone_s - now, "deadline", self._retry_s(model, request, alone_s, now))
+            return Verdict(False, alone_s - now, "deadline", self._retry_s(model, request, own_s, now))
         if own_s > request.deadline_s:
             return Verdict(False, own_s - now, "overload", own_s - request.deadline_s)
         price = self._prices.get(model.ref)
         if price is not None and not price.admits():
             return Verdict(False, predicted_s, "overload", max(request.deadline_s - now, behind_s - request.deadline_s))
+        arrivals.add(now, request.rows)
         return Verdict(True, predicted_s)
 
     def ended(self, request: Request, in_time: bool) -> None:
@@ -92,14 +96,6 @@ class Admission:
         if price is None:
             price = self._prices[request.ref] = Price()
         price.ended(not in_time)
-
-    def _note(self, model: Model, request: Request, now: float) -> float:
-        """Rows per second that arrived lately, this request included."""
-        arrivals = self._arrivals.get(model.ref)
-        if arrivals is None:
-            arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
-        arrivals.add(now, request.rows)
-        return arrivals.rate(now)
 
     def _ends(
         self, device: Device, model: Model, request: Request, start_s: float, rate: float, hosts: int, now: float
@@ -110,20 +106,20 @@ class Admission:
         full, rest = divmod(model.queue.rows, top)
         ahead_s = full * curve.exec_s(top) / hosts
         begin_s = start_s + full // hosts * curve.exec_s(top)
-        filled = min(top, int(rest + request.rows + rate * max(0.0, begin_s - now)))
+        filled = min(top, int(rest + request.rows + rate * min(RECENT_S, max(0.0, begin_s - now))))
         own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.noise.value_s)
         mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
         behind_s = start_s + max(0.0, device.backlog_s - mine_s) + ahead_s + curve.exec_s(min(top, rest + request.rows))
         return own_s, behind_s
 
-    def _retry_s(self, model: Model, request: Request, alone_s: float, now: float) -> float | None:
+    def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
         """When the same budget would suffice, if nothing else came; None if it never does."""
         idle_s = min(
             device.curves[model.ref].exec_s(min(request.rows, device.curves[model.ref].batch_max))
             + device.dispatch.value_s
             for device in model.ready.values()
         )
-        return alone_s - request.deadline_s if idle_s <= request.deadline_s - now else None
+        return end_s - request.deadline_s if idle_s <= request.deadline_s - now else None
 
 
 def start_of(device: Device, model: Model, now: float) -> float:

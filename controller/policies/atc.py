@@ -70,8 +70,8 @@ class Atc(Policy):
         self.parameters = p = parameters or AtcParameters()
         self.window = Window(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
         self._admission = Admission()
-        self._placement = Placement(state)
         self._fairness = Fairness()
+        self._placement = Placement(state, self._fairness)
         self._echoes: dict[str, Echo] = {}  # {ref: its returns}, models that completed a batch
         self._echo_ends_s = math.inf  # a device waits for returns until then
         self._in_time = 0.0  # decayed count
@@ -198,7 +198,7 @@ class Atc(Policy):
     def _plan_of_many(
         self, model: Model, batch_max: int, cap: int, skip: int, start_s: float, scale: float, base: list[float]
     ) -> Plan | None:
-        """Requests of several rows are kept whole: as many from the head on as fit; the head alone if it fits nothing."""
+        """Requests of several rows are kept whole: as many from the head on as fit, or the head if none does."""
         queue = model.queue
         count = max(1, queue.count_for(cap, skip))
         rows = queue.rows_of(count, skip)

@@ -2,7 +2,7 @@
 
 Source: Clockwork (OSDI'20) and its published scheduler in the batch-queue form, as described in the reference study,
 section 3. Its two LOAD bugs are repaired: demand that is met causes no further LOAD (the code compared a pointer), and
-load demand ends with the request (the code stored 0). A model with work in flight is not evicted, which the code allows.
+load demand ends with the request (the code stored 0). A model with work in flight is not evicted, which the code does.
 
 Nobody is refused at arrival. A request that is in no action by its internal deadline is answered then.
 """

@@ -1,16 +1,18 @@
 """Nobody starves. Pure.
 
-A model that has lost requests and was not served for PATIENCE_S is served next, ahead of everything, as soon as it has a
-batch that can be in time. All devices together give at most SHARE of their time away like this. So a model with a
-request in time whenever its turn comes is served at least once in
+A model that has lost requests and was not served for PATIENCE_S is served next, ahead of everything, as soon as it has
+a batch that can be in time; if it is nowhere, it is loaded next, whoever has to make room. All devices together give at
+most SHARE of their time away like this. So a model with a request in time whenever its turn comes is served at least
+once in
 
-    max(PATIENCE_S, (sum over starving models of the time their batch takes) / (SHARE x devices)) + one batch.
+    max(PATIENCE_S, (sum over starving models of the time of their LOAD and batch) / (SHARE x devices)) + one of each.
 """
 
 from dataclasses import dataclass, field
 
 PATIENCE_S = 1.0
 SHARE = 0.1  # of device time that starving models may take
+LOOK_EVERY_S = 0.01  # for starving models, while there is none
 CREDIT_S_MAX = 0.05  # credit does not grow further while nobody starves
 
 
@@ -22,6 +24,7 @@ class Fairness:
     _served_s: dict[str, float] = field(default_factory=dict)  # {ref: when it was last served, or first lost}
     _starving: dict[str, None] = field(default_factory=dict)  # refs that lost requests since they were last served
     _at_s: float = 0.0
+    _look_after_s: float = 0.0
 
     def served(self, ref: str, now: float) -> None:
         """A batch of the model was sent."""
@@ -40,9 +43,11 @@ class Fairness:
 
     def first(self, waiting: dict[str, None], now: float) -> list[str]:
         """Models among the waiting whose patience is at its end, the longest unserved first; none without credit."""
-        if self.credit_s <= 0 or not self._starving:
+        if self.credit_s <= 0 or not self._starving or now < self._look_after_s:
             return []
         due = [ref for ref in self._starving if ref in waiting and now - self._served_s[ref] > PATIENCE_S]
+        if not due:
+            self._look_after_s = now + LOOK_EVERY_S
         return sorted(due, key=lambda ref: (self._served_s[ref], ref))
 
     def spend(self, seconds: float) -> None:

@@ -1,17 +1,19 @@
 """Which model a device loads next, and who makes room. Pure.
 
-A LOAD is ranked by what it saves per second of copying: requests that wait and would be in time after it, and those that
-will come while the model stays, less those that its victims would have served. Models with waiting or running work are
-never victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
+A LOAD is ranked by what it saves per second of copying: requests that wait and would be in time after it, and those
+that will come while the model stays, less those that its victims would have served. Models with waiting or running work
+are never victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
 from controller.policies.admission import start_of
 from controller.policies.base import LoadPlan
+from controller.policies.fairness import Fairness
 from controller.state import Device, Model, State
 
 HORIZON_S = 0.5  # a model is expected to stay for so long at least: its future requests in that time count
@@ -24,15 +26,18 @@ class Placement:
     """Chooses LOADs for all devices."""
 
     state: State
+    fairness: Fairness
     _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
     _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
 
     def choose(self, device: Device, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
-        best: LoadPlan | None = None
+        best = self._starving(device, now)
+        if best is not None:
+            return best
         best_value = 0.0
         for model in self._wanted(device):
-            if model.ref not in device.curves or model.ref in device.residency.models:
+            if not device.may_load(model.ref, now):
                 continue
             waiting = self._saved(device, model, now)
             if waiting <= 0:
@@ -44,6 +49,18 @@ class Placement:
                 if plan is not None:
                     best, best_value = plan, value
         return best or self._fill(device, now)
+
+    def _starving(self, device: Device, now: float) -> LoadPlan | None:
+        """Of the models that are nowhere, the one whose patience ended first, whoever has to leave for it."""
+        self.fairness.accrue(now, len(self.state.devices))
+        for ref in self.fairness.first(self.state.homeless, now):
+            model = self.state.models[ref]
+            if device.may_load(ref, now) and self._saved(device, model, now) > 0:
+                plan = self._make_room(device, model, math.inf, now)
+                if plan is not None:
+                    self.fairness.spend(device.loads[ref].load_s())
+                    return plan
+        return None
 
     def _wanted(self, device: Device) -> list[Model]:
         """Models with requests that wait for a LOAD, and those whose hosts cannot keep up while this device could."""
@@ -120,9 +137,8 @@ class Placement:
         while wishes:
             ref = wishes.popleft()
             model = self.state.models.get(ref)
-            if model is not None and ref in device.curves and ref not in residency.models:
-                if device.pages[ref] <= residency.free:
-                    return LoadPlan(model, ())
+            if model is not None and device.may_load(ref, now) and device.pages[ref] <= residency.free:
+                return LoadPlan(model, ())
         self._vain[device.worker] = (residency.free, len(device.curves))
         return None
 

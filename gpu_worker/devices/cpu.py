@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from broker import wire
 from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import DTYPES, byte_count, raw
+from broker.transport import Buffer
 from gpu_worker.devices.arena import Arena, Bytes
 from gpu_worker.devices.base import DeviceError, Finished
 from gpu_worker.devices.executables import Forward, check_by_running, empty_image, load_forward, read_image, views
@@ -173,19 +174,9 @@ class CpuDevice:
         if version is None or not self._slots:
             return Done(begin_s, begin_s, 0.0, "unknown_model" if version is None else "no_slots")
         job.slot = slot = self._slots.popleft()
-        if not action.parts:
-            slot.fill(0)  # a measuring run: what others left there may hold denormals, which are slow
-        base = 0
-        for i, size in enumerate(version.row_bytes):
-            at = base
-            for tensors in job.tensors:
-                piece = np.frombuffer(tensors[i], np.uint8)
-                end = at + len(piece)
-                if end > base + size * action.batch:
-                    return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has more bytes than the batch's rows")
-                slot[at:end] = piece
-                at = end
-            base += size * action.batch
+        fault = fill(slot, action, job.tensors, version.row_bytes)
+        if fault:
+            return Done(begin_s, begin_s, 0.0, "bad_input", fault)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -204,7 +195,8 @@ class CpuDevice:
                 version.weights = views(self._arena.window(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
             outputs = version.forward(*version.weights, *inputs)
-            job.outputs = [raw(output.contiguous().numpy()) for output in outputs]
+            lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
+            job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
         except Exception as error:  # whatever the model raises is that action's outcome, not this process's end
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, "device_error", f"{type(error).__name__}: {error}")
@@ -286,6 +278,32 @@ class _Lane:
             self._ended += 1
             assert self._tell is not None
             self._tell(phase, job, done)
+
+
+def fill(slot: Bytes, action: wire.Infer, parts: Sequence[Sequence[Buffer]], row_bytes: Sequence[int]) -> str:
+    """The inputs of all parts lie in the slot, one input after the other, each with room for the whole batch; rows that
+    no part has are zeros, as whatever others left there may be slow to compute with. Returns the fault, or "".
+    """
+    base = 0
+    for i, size in enumerate(row_bytes):
+        at = base
+        for part, tensors in zip(action.parts, parts, strict=True):
+            if len(tensors) != len(row_bytes):
+                return f"{len(tensors)} inputs came, the model takes {len(row_bytes)}"
+            piece = np.frombuffer(tensors[i], np.uint8)
+            if len(piece) != size * part.rows:
+                return f"input {i} has {len(piece)} bytes; {part.rows} rows take {size * part.rows}"
+            slot[at : at + len(piece)] = piece
+            at += len(piece)
+        base += size * action.batch
+        slot[at:base] = 0
+    return ""
+
+
+def owned(output: torch.Tensor, lent: Set[int]) -> torch.Tensor:
+    """The output, contiguous, in memory of its own: it outlives the inputs and weights whose storages are `lent`."""
+    whole = output.contiguous()
+    return whole.clone() if whole.untyped_storage().data_ptr() in lent else whole
 
 
 def _kind(threads: int) -> str:

@@ -97,7 +97,7 @@ def _from_factory(package: Package) -> Forward:
     _check_state(package, module)
 
     def forward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
-        outputs = functional_call(module, dict(zip(names, flat, strict=False)), flat[len(names) :])
+        outputs = functional_call(module, dict(zip(names, flat, strict=False)), flat[len(names) :], tie_weights=False)
         return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
 
     return forward

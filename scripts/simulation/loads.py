@@ -46,10 +46,10 @@ def arrivals(scenario: Scenario, seed: int) -> Trace:
     if load.kind == "log":
         log = recorded.read_log(scenario)
         return _trace(scenario, (log.time_s, log.model), log.slo_s, log.rows)
-    if load.kind == "maf":
-        times, models = maf.arrivals(scenario, arriving)
-    elif load.kind == "csv":
+    if load.kind == "maf" and load.path:
         times, models = maf.replay(scenario, recorded.read_counts(scenario), arriving)
+    elif load.kind == "maf":
+        times, models = maf.arrivals(scenario, arriving)
     else:
         times, models = _KINDS[load.kind](scenario, model_rates(scenario, popular), arriving)
     order = np.argsort(times, kind="stable")
@@ -61,7 +61,7 @@ def _trace(scenario: Scenario, pair: Arrivals, slo_s: Floats, rows: Ints) -> Tra
     times, models = pair
     if not len(times):
         load = scenario.load
-        wanted = "give a file with requests" if load.file else "raise load.rate_rps or load.seconds"
+        wanted = "give a file with requests" if load.path else "raise load.rate_rps or load.seconds"
         raise ScenarioError(
             scenario.name, [f"load: the trace is empty, no request arrives in {load.seconds:g} s: {wanted}"]
         )
@@ -171,11 +171,15 @@ def _fixed(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arriv
 def _burst(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arrivals:
     """Per model: bursts and idle times, both exponential; Poisson inside a burst, at a rate that keeps the mean.
 
-    Source: Clockwork's bursty generator (clockwork.md 4.2). Over a short run the mean may be far off: that is the load.
+    With a cv above 1 the gaps have that coefficient of variation, and burst_s and idle_s say only their proportion.
+    Over a short run the mean may be far off: that is the load. Source: Clockwork's bursty generator; of the cv, the
+    squared one of an interrupted Poisson process is 1 + 2 x rate x (share of time off) x (mean time off) (Kuczura,
+    "The interrupted Poisson process as an overflow process", 1973, with the mean rate for the rate while on).
     """
     load = scenario.load
     share = load.burst_s / (load.burst_s + load.idle_s)
-    on_s, off_s = (np.full(len(rates), mean) for mean in (load.burst_s, load.idle_s))
+    off_s = np.full(len(rates), load.idle_s) if load.cv <= 1 else (load.cv**2 - 1) / (2 * rates * (1 - share))
+    on_s = off_s * share / (1 - share)
     starts, ends = on_periods(rng, on_s, off_s, load.seconds)
     return place_on(rng, rates / share, starts, ends)
 

@@ -49,13 +49,13 @@ class Load:
     """The requests. Keys after `seconds` belong to the kinds named beside them."""
 
     kind: str
-    rate_rps: float | None = None  # over all models; log, csv: the recorded rate if None
-    cv: float = 1.0  # of a model's gaps; gamma
+    rate_rps: float | None = None  # over all models; with a path: the recorded rate if None
+    cv: float = 1.0  # of a model's gaps; gamma, burst
     zipf: float = 0.0  # rate of the k-th most popular model ~ k^-zipf; a seeded permutation says which it is
     slo_ms: tuple[float, ...] = (100.0,)
     slo_draw: str = "choice"  # or log_uniform
     seconds: float = 10.0  # log: the whole log if it was not given (then inf)
-    file: Path | None = None  # log, csv
+    path: Path | None = None  # log: the file; maf: an Azure Functions day file in place of the generator
     burst_s: float = 0.5  # burst: mean length of a model's bursts
     idle_s: float = 1.5  # burst: and of the pauses between them
     clients: int = 1  # closed: requests outstanding per model
@@ -65,9 +65,9 @@ class Load:
     rate_end_rps: float | None = None  # ramp: last step's; each step is the same factor above the one before
     slo_end_ms: float | None = None  # ramp: last step's; the first slo_ms is the first step's
     functions: int = 46_000  # maf: rows of the trace; Source: gpu_and_literature 3.2
-    minutes: int = 60  # maf, csv: of the trace, squeezed into `seconds`
-    start_minute: int = 0  # csv
-    mapping: str = "block"  # maf, csv: function's rank -> model; or stripe, random
+    minutes: int = 60  # maf: of the trace, squeezed into `seconds`
+    start_minute: int = 0  # maf with a path: of the day, the first that is played
+    mapping: str = "block"  # maf: function's rank -> model; or stripe, random
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,11 @@ class Fault:
     """Something breaks."""
 
     at_s: float
-    device: int
-    kind: str  # kill: gone for good (seconds = 0), or back, empty | slow: by `factor` | hang: nothing ends meanwhile
-    seconds: float
-    factor: float
+    kind: str  # see scenario.FAULTS
+    device: int = 0
+    seconds: float = 0.0  # that it lasts; kill: 0 is for good
+    factor: float = 1.0  # slow: on the time of EXEC
+    count: int = 1  # lose: results of this device that never reach the controller
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +104,6 @@ class Scenario:
     load: Load
     noise: Noise = Noise()
     faults: tuple[Fault, ...] = ()
-    policy: Mapping[str, Any] = field(default_factory=dict)  # {policy: its parameters}
+    policies: tuple[str, ...] = ("atc",)  # to be run, if nobody says otherwise
+    notes: tuple[str, ...] = ()  # keys that have no effect, for a person
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {policy: its parameters}

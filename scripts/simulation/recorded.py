@@ -45,16 +45,16 @@ class Log:
 
 
 def read_log(scenario: Scenario) -> Log:
-    """The log that `load.file` names, cut after `load.seconds`. Raises: ScenarioError, naming lines."""
+    """The log that `load.path` names, cut after `load.seconds`. Raises: ScenarioError, naming lines."""
     load = scenario.load
-    assert load.file is not None
-    lines = _lines(scenario, load.file)
+    assert load.path is not None
+    lines = _lines(scenario, load.path)
     index = {model.name: i for i, model in enumerate(scenario.models)}
     strange = sorted({line.model for line in lines} - index.keys())
     if strange:
         known = ", ".join(list(index)[:5]) + (", ..." if len(index) > 5 else "")
         raise ScenarioError(
-            scenario.name, [f"load.file: model {', '.join(strange[:5])} must be one of the scenario's: {known}"]
+            scenario.name, [f"load.path: model {', '.join(strange[:5])} must be one of the scenario's: {known}"]
         )
     models = np.array([index[line.model] for line in lines], np.int32)
     default_ms = [(model.slo_ms or load.slo_ms)[0] for model in scenario.models]
@@ -78,13 +78,13 @@ def _lines(scenario: Scenario, file: Path) -> list[Line]:
         try:
             line = decoder.decode(text)
         except msgspec.MsgspecError as error:
-            faults.append(f"load.file: line {number}: must be an object with t_s and model: {error}")
+            faults.append(f"load.path: line {number}: must be an object with t_s and model: {error}")
             if len(faults) >= FAULTS_MAX:
                 break
             continue
         lines.append(line)
     if not lines and not faults:
-        faults.append(f'load.file: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
+        faults.append(f'load.path: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
     if faults:
         raise ScenarioError(scenario.name, faults)
     return lines
@@ -96,22 +96,22 @@ def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:
     `load.minutes` of them from `load.start_minute` on, past midnight from the day's start. Raises: ScenarioError.
     """
     load = scenario.load
-    assert load.file is not None
-    with load.file.open(newline="") as lines:
+    assert load.path is not None
+    with load.path.open(newline="") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
         columns = [header.index(str(minute)) for minute in range(1, DAY_MIN + 1) if str(minute) in header]
         if len(columns) < load.minutes:
             wanted = f"must have a header with columns 1 to {DAY_MIN}, {load.minutes} of them at least"
-            raise ScenarioError(scenario.name, [f"load.file: {wanted}; it has {len(columns)}"])
+            raise ScenarioError(scenario.name, [f"load.path: {wanted}; it has {len(columns)}"])
         chosen = [columns[(load.start_minute + i) % len(columns)] for i in range(load.minutes)]
         rows = []
         for number, row in enumerate(reader, 2):
             try:
                 rows.append([float(row[column] or 0) for column in chosen])
             except (ValueError, IndexError) as error:
-                raise ScenarioError(scenario.name, [f"load.file: line {number}: must hold counts: {error}"]) from error
+                raise ScenarioError(scenario.name, [f"load.path: line {number}: must hold counts: {error}"]) from error
     counts = np.array(rows, np.float64).reshape(len(rows), load.minutes)
     if not np.isfinite(counts).all() or (counts < 0).any():
-        raise ScenarioError(scenario.name, ["load.file: counts must be 0 or more"])
+        raise ScenarioError(scenario.name, ["load.path: counts must be 0 or more"])
     return counts

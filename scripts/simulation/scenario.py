@@ -20,7 +20,9 @@
     slo_ms = 100                    or a list: each request draws one, each as likely (slo_draw = "choice"), or one
     seconds = 10                    between the least and the greatest of them (slo_draw = "log_uniform")
 
-    [noise] [faults] or [[faults]] [policy]       see parts.py; nothing unless named. [policy.NAME]: its parameters
+    [noise], [faults] or [[faults]] see parts.py; nothing unless named
+    [policy]                        name = "atc", or a list of names: what is run unless --policy says otherwise
+    [policy.atc]                    parameters of that policy
 
 MB are 10^6 bytes, GB 10^9. Pages round weights up; with the default page of 1 MB whole MB are exact.
 """
@@ -33,6 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from controller.policies.registry import POLICIES
 from gpu_worker.emulation import DeviceProfile, ModelTimes
 from scripts.simulation.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range, ScenarioError, Table
 from scripts.simulation.parts import Devices, Fault, Load, Noise, Scenario, SimModel
@@ -50,8 +53,14 @@ __all__ = [
     "read_scenario",
 ]
 
-KINDS = ("poisson", "gamma", "maf", "burst", "log", "csv", "fixed", "ramp", "closed")
-UNSCALED = ("log", "csv", "closed")  # kinds that know their own rate
+KINDS = ("poisson", "gamma", "maf", "burst", "log", "fixed", "ramp", "closed")
+FAULTS = {
+    "kill": "the device is gone, with all that is on it; after `seconds` it is back, empty",
+    "slow": "EXEC takes `factor` times as long, for `seconds`",
+    "hang": "nothing ends on the device, for `seconds`",
+    "lose": "the controller never hears of the next `count` actions that end on the device",
+    "restart": "the controller is gone with all that it knows; another one takes over after `seconds`",
+}
 REQUESTS_MAX = 20_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,56}")  # what the mesh allows, less room for the copy's number
 
@@ -80,14 +89,12 @@ def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scena
     load = _load(top.table("load"), folder)
     noise = _noise(top.table("noise"))
     broken = tuple(_fault(table, devices.count) for table in top.tables("faults"))
-    policy = top.table("policy")
-    for key in policy.given:
-        policy.table(key)
+    policies, parameters = _policies(top.table("policy"))
     top.end()
     _check_whole(models, devices, faults)
     if faults:
         raise ScenarioError(name, faults)
-    return Scenario(name, devices, tuple(models), load, noise, broken, dict(policy.given))
+    return Scenario(name, devices, tuple(models), load, noise, broken, policies, _notes(mapping, load), parameters)
 
 
 def _check_whole(models: list[SimModel], devices: Devices, faults: list[str]) -> None:
@@ -183,7 +190,7 @@ def _devices(table: Table, profile: DeviceProfile | None) -> Devices:
 def _load(table: Table, folder: Path) -> Load:
     kind = table.choice("kind", None, KINDS)
     rate = None
-    if kind not in UNSCALED or table.has("rate_rps"):
+    if table.has("rate_rps") or not (kind in ("log", "closed") or (kind == "maf" and table.has("path"))):
         rate = table.number("rate_rps", None, POSITIVE)
     load = Load(
         kind=kind,
@@ -205,13 +212,23 @@ def _load(table: Table, folder: Path) -> Load:
     return load
 
 
+def _notes(mapping: Mapping[str, Any], load: Load) -> tuple[str, ...]:
+    """What stands in [load] without effect."""
+    given, notes = mapping["load"], []
+    if "cv" in given and load.kind not in ("gamma", "burst") and load.cv != 1:
+        notes.append(f"load.cv has no effect with kind {load.kind}; gamma and burst heed it")
+    if given.get("zipf") and load.kind in ("maf", "log", "closed"):
+        notes.append(f"load.zipf has no effect with kind {load.kind}, which knows how popular each model is")
+    return tuple(notes)
+
+
 def _load_of_kind(table: Table, load: Load, folder: Path) -> Load:
     """The load with the keys that only its kind has."""
-    if load.kind in ("log", "csv"):
-        file = folder / table.text("file", None)
-        if table.given.get("file") and not file.is_file():
-            table.fault("file", "must be a file that can be read")
-        load = replace(load, file=file)
+    if load.kind == "log" or (load.kind == "maf" and table.has("path")):
+        path = folder / table.text("path", None)
+        if table.given.get("path") and not path.is_file():
+            table.fault("path", "must be a file that can be read")
+        load = replace(load, path=path)
     if load.kind == "burst":
         burst_s, idle_s = table.number("burst_s", 0.5, POSITIVE), table.number("idle_s", 1.5, POSITIVE)
         load = replace(load, burst_s=burst_s, idle_s=idle_s)
@@ -226,13 +243,13 @@ def _load_of_kind(table: Table, load: Load, folder: Path) -> Load:
             rate_end_rps=table.number("rate_end_rps", None, POSITIVE) if table.has("rate_end_rps") else None,
             slo_end_ms=table.number("slo_end_ms", None, POSITIVE) if table.has("slo_end_ms") else None,
         )
-    if load.kind in ("maf", "csv"):
+    if load.kind == "maf":
         mapping = table.choice("mapping", "block", ("block", "stripe", "random"))
         load = replace(load, mapping=mapping, minutes=table.whole("minutes", 60, 1, 20_160))
-    if load.kind == "maf":
-        load = replace(load, functions=table.whole("functions", 46_000, 1, 1_000_000))
-    if load.kind == "csv":
-        load = replace(load, start_minute=table.whole("start_minute", 0, 0, 1439))
+        if load.path is None:
+            load = replace(load, functions=table.whole("functions", 46_000, 1, 1_000_000))
+        else:
+            load = replace(load, start_minute=table.whole("start_minute", 0, 0, 1439))
     return load
 
 
@@ -251,13 +268,30 @@ def _noise(table: Table) -> Noise:
 
 
 def _fault(table: Table, devices: int) -> Fault:
-    kind = table.choice("kind", None, ("kill", "slow", "hang"))
-    fault = Fault(
-        at_s=table.number("at_s", None),
-        device=table.whole("device", 0, 0, devices - 1),
-        kind=kind,
-        seconds=table.number("seconds", 0.0 if kind == "kill" else None),
-        factor=table.number("factor", None if kind == "slow" else 1.0, Range(low=1.0)),
-    )
-    table.end()
+    kind = table.choice("kind", None, tuple(FAULTS))
+    fault = Fault(at_s=table.number("at_s", None), kind=kind)
+    if kind != "restart":
+        fault = replace(fault, device=table.whole("device", 0, 0, devices - 1))
+    if kind == "lose":
+        fault = replace(fault, count=table.whole("count", 1, 1, 1_000_000))
+    else:
+        fault = replace(fault, seconds=table.number("seconds", None if kind in ("slow", "hang") else 0.0))
+    if kind == "slow":
+        fault = replace(fault, factor=table.number("factor", None, Range(low=1.0)))
+    if kind:
+        table.end()
     return fault
+
+
+def _policies(table: Table) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """(names of the policies to run, {policy: parameters}); whether the parameters are good, the policy says."""
+    names = table.given.get("name", "atc")
+    if table.has("name"):
+        names = (
+            table.names("name", tuple(POLICIES))
+            if isinstance(names, list)
+            else table.choice("name", None, tuple(POLICIES))
+        )
+    parameters = {name: dict(table.table(name).given) for name in POLICIES if table.has(name)}
+    table.end()
+    return (names,) if isinstance(names, str) else tuple(names), parameters

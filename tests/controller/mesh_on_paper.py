@@ -195,6 +195,7 @@ class Mesh:
         self._decide(self.scheduler.frontend_joined(frontend))
         for key, heard in self.outcomes.items():
             left_s = self._deadlines[key] - self.now
+            heard.given_up = heard.given_up or (key[0] == frontend and left_s <= 0)  # answered by its own clock
             if key[0] == frontend and not heard.outputs and not heard.refusals and not heard.given_up and left_s > 0:
                 old = self._requests[key]
                 heard.attempts += 1

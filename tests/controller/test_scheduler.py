@@ -263,15 +263,15 @@ def test_a_budget_that_cannot_be_met_even_alone_is_refused_with_the_prediction()
 
 
 def test_a_budget_that_what_waits_uses_up_is_refused_for_overload_and_told_when_to_come_again() -> None:
-    shard = Shard().serve(BOTH)
+    shard = one()
     for number in range(1, 9):
-        shard.submit(number, "n:1", now=100.0, budget_s=1.0)
+        shard.submit(number, now=100.0, budget_s=1.0)
     message = wire.Submit(request=9, attempt=0, ref="m:1", rows=1, budget_s=0.020)
     (order,) = shard.scheduler.submit(message, "f", (), age_s=0.0, now=100.0)
     assert isinstance(order.message, wire.Refused)
     assert (order.message.status, order.message.code) == ("rejected", "overload")
     late_s = DISPATCH_S + 0.024 + 0.010 - 0.019
-    assert order.message.retry_after_s == pytest.approx(late_s)
+    assert late_s <= order.message.retry_after_s <= late_s + 0.003
     assert shard.scheduler.counters.refused == {"overload": 1}
 
 
@@ -588,7 +588,7 @@ def test_models_are_loaded_one_after_the_other_while_there_is_room() -> None:
     assert shard.wake(100.0) == ["w1: load #1 c:1"]
     assert shard.wake(100.0) == ["w1: infer #2 c:1 x1 f/1"]
     shard.loaded(1, now=100.005)
-    assert shard.wake(100.005) == ["w1: load #3 b:1"]
+    assert shard.wake(100.005) == ["w1: load #3 a:1"]
     shard.loaded(3, now=100.01)
     assert shard.wake(100.01) == []
 

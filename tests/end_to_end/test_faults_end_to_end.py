@@ -64,7 +64,7 @@ async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = SLO_MS)
         members = len((await probe.call("status"))["members"])
         pid = running.supervisor.pids()[victim]
         os.kill(pid, signal.SIGKILL)
-        while running.supervisor.pids().get(victim, pid) == pid:
+        while running.supervisor.pids().get(victim, pid) == pid:  # noqa: ASYNC110  # it tells nobody
             await asyncio.sleep(0)
         took_s = await served(probe, 10.0)
         assert took_s < BACK_WITHIN_S, f"served again only after {took_s:.1f} s"
@@ -148,7 +148,7 @@ def test_a_killed_broker_stops_no_traffic_and_comes_back_with_everything_it_knew
             os.kill(pid, signal.SIGKILL)
             while True:
                 status = await client.call("status")
-                if status["epoch"] > epoch + (1 << 31) and len(status["members"]) == 3:
+                if status["epoch"] > epoch + (1 << 20) and len(status["members"]) == 3:
                     break
             until.set()
             await loading
