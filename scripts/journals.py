@@ -88,7 +88,7 @@ def _header(path: Path, line: bytes, kind: str) -> Header:
         raise LogError(f"{path}: this is a log of {str(found)[:32]!r}; {wanted}")
     if version != LOG_VERSION:
         raise LogError(
-            f"{path}: this log has version {version!r}; this gearmesh reads version {LOG_VERSION}: use the one that wrote it"
+            f"{path}: this log has version {version!r}; this gearmesh reads {LOG_VERSION}: use the one that wrote it"
         )
     try:
         return msgspec.convert(header, Header)
