@@ -337,6 +337,7 @@ class Part(Message, frozen=True, kw_only=True):
     predicted_s: float  # latency that admission predicted, for the answer
     inline: tuple[memoryview, ...] = ()
     frames: int = 0
+    cold: bool = False  # the model was on no device when the request arrived; for the answer
 
 
 class Infer(Message, frozen=True, kw_only=True, tag="infer"):
@@ -382,6 +383,7 @@ class Answer(Message, frozen=True, kw_only=True):
     predicted_s: float
     inline: tuple[memoryview, ...] = ()  # output tensors in the order of the spec
     frames: int = 0
+    cold: bool = False
 
 
 class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):

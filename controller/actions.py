@@ -103,6 +103,7 @@ def _parts(requests: Sequence[Request]) -> tuple[tuple[wire.Part, ...], list[Any
                 attempt=request.attempt,
                 rows=request.rows,
                 predicted_s=request.predicted_s,
+                cold=request.cold,
                 inline=() if large else tuple(request.tensors),
                 frames=len(request.tensors) if large else 0,
             )

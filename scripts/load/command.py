@@ -15,9 +15,8 @@ from broker.config import read_settings
 from broker.errors import GearmeshError
 from scripts.load.errors import LoadError
 from scripts.load.options import Options, numbers, plan_of, with_models
-from scripts.load.plan import Phase, Plan, Target
+from scripts.load.plan import Phase, Plan, Replay, Target
 from scripts.load.records import OUTCOMES
-from scripts.load.replay import models_of
 from scripts.load.runner import PhaseRun, Seen, Where, find_targets, measure_batch1, mesh_pids, run_plan
 
 PROCESSES_MAX = 64
@@ -39,7 +38,7 @@ def load(
     think_ms: Annotated[float, typer.Option(help="Closed loop: mean pause after an answer.")] = 0.0,
     rate: Annotated[float | None, typer.Option(help="Open loop: requests per second over all models.")] = None,
     arrivals: Annotated[
-        str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf, log or csv.")
+        str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf or log.")
     ] = None,
     cv: Annotated[float, typer.Option(help="gamma: coefficient of variation of the gaps.")] = 1.0,
     burst_s: Annotated[float, typer.Option(help="burst: mean length of a model's bursts, s.")] = 0.5,
@@ -48,10 +47,13 @@ def load(
     slo_end_ms: Annotated[float | None, typer.Option(help="ramp: budget of the last step.")] = None,
     steps: Annotated[int, typer.Option(help="ramp: steps of equal length.")] = 5,
     functions: Annotated[int, typer.Option(help="maf: functions of the trace.")] = 46_000,
-    minutes: Annotated[int, typer.Option(help="maf, csv: minutes of the trace, squeezed into --seconds.")] = 60,
-    mapping: Annotated[str, typer.Option(help="maf, csv: functions to models: block, stripe or random.")] = "block",
+    minutes: Annotated[int, typer.Option(help="maf: minutes of the trace, squeezed into --seconds.")] = 60,
+    mapping: Annotated[str, typer.Option(help="maf: functions to models: block, stripe or random.")] = "block",
     file: Annotated[
-        Path | None, typer.Option(help="log: JSON lines with t_s, model, slo_ms, rows; csv: Azure's counts.")
+        Path | None,
+        typer.Option(
+            help="log: a request log of gearmesh, or JSON lines with t_s, model, slo_ms, rows; maf: an Azure day file."
+        ),
     ] = None,
     zipf: Annotated[float, typer.Option(help="The k-th most popular model is asked like k^-zipf.")] = 0.0,
     slo_ms: Annotated[
@@ -129,8 +131,9 @@ def _refuse_existing(file: Path | None, option: str) -> None:
 async def _run(options: Options, models: list[str], addresses: list[str], processes: int, outputs: "Outputs") -> int:
     config = read_settings()
     plan = plan_of(options, ("-",))
-    if options.arrivals == "log" and options.file is not None:
-        models = models or list(models_of(options.file))
+    source = plan.phases[0].streams[0].source
+    if isinstance(source, Replay):
+        models = models or list(dict.fromkeys(line.model for line in source.lines))
     where = Where(tuple(addresses or [config.frontend_address]), config.keys_dir)
     for one in where.addresses:
         if "://" not in one:

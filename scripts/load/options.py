@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.load.errors import LoadError
-from scripts.load.plan import OPEN_KINDS, Closed, Open, Phase, Plan, Slo, Stream, each_slo
+from scripts.load.plan import OPEN_KINDS, Closed, Open, Phase, Plan, Replay, Slo, Stream, each_slo
+from scripts.load.replay import read_lines
 from scripts.simulation.parts import Load
 
 REQUESTS_MAX = 20_000_000
+LAST_S = 1e-3  # that a replayed log goes on after its last arrival
 SECONDS = 10.0  # of a phase, unless told
 
 
@@ -66,7 +68,7 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
     if options.slo_factor:
         slo = Slo(options.slo_factor, "batch1", options.slo_draw)
     stream = Stream("all", models, source, slo)
-    name = f"{options.clients} clients" if isinstance(source, Closed) else f"{source.load.kind}"
+    name = f"{options.clients} clients" if isinstance(source, Closed) else options.arrivals or "poisson"
     if isinstance(source, Open) and source.load.rate_rps:
         name += f" {source.load.rate_rps:g}/s"
     if options.each_slo:
@@ -79,16 +81,19 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
     return each_slo(plan) if options.each_slo else plan
 
 
-def _source(options: Options) -> tuple[Open | Closed, float]:
+def _source(options: Options) -> tuple[Open | Replay | Closed, float]:
     seconds = options.seconds or SECONDS
     if options.clients is not None:
         return Closed(options.clients, think_s=options.think_ms / 1e3, zipf=options.zipf), seconds
     kind = options.arrivals or "poisson"
     if kind == "log":
-        seconds = options.seconds or log_seconds(options.file)
+        assert options.file is not None
+        source = Replay(read_lines(options.file), options.rate)
+        last_s = source.lines[-1].t_s if options.rate is None else (len(source.lines) - 1) / options.rate
+        return source, options.seconds or last_s + LAST_S
     ramp_slo = options.slo_end_ms if kind == "ramp" else None
     load = Load(
-        kind, options.rate, cv=options.cv, zipf=options.zipf, file=options.file, burst_s=options.burst_s,
+        kind, options.rate, cv=options.cv, zipf=options.zipf, path=options.file, burst_s=options.burst_s,
         idle_s=options.idle_s, steps=options.steps, rate_end_rps=options.rate_end, slo_end_ms=ramp_slo,
         functions=options.functions, minutes=options.minutes, mapping=options.mapping,
     )  # fmt: skip
@@ -131,7 +136,7 @@ def _check_together(options: Options, kind: str) -> None:
     seconds = options.seconds or SECONDS
     most = max(options.rate or 0.0, options.rate_end or 0.0) * seconds
     wrong = (
-        (options.clients is None and options.rate is None and kind not in ("log", "csv"),
+        (options.clients is None and options.rate is None and kind != "log" and options.file is None,
          "give either --clients N (closed loop) or --rate R (open loop), or a scenario such as paper-6.1"),
         (options.clients is not None and (options.rate is not None or options.arrivals is not None),
          "--clients is a closed loop, --rate and --arrivals are an open one: give one of them"),
@@ -139,9 +144,10 @@ def _check_together(options: Options, kind: str) -> None:
         (bool(options.rate_end or options.slo_end_ms) and kind != "ramp",
          "--rate-end and --slo-end-ms belong to --arrivals ramp"),
         (bool(options.slo_end_ms and options.slo_factor), "--slo-end-ms goes with --slo-ms, not with --slo-factor"),
-        ((kind in ("log", "csv")) != (options.file is not None),
-         "--file: a recorded log (--arrivals log) and Azure's counts (--arrivals csv) need it, others take none"),
-        (options.file is not None and not options.file.is_file(), f"--file {options.file}: there is no such file"),
+        (kind == "log" and options.file is None, "--file: name the recorded log that --arrivals log replays"),
+        (kind not in ("log", "maf") and options.file is not None,
+         "--file: goes with --arrivals log (a recorded log) or maf (an Azure Functions day file)"),
+        (options.file is not None and not options.file.exists(), f"--file {options.file}: there is no such file"),
         (options.warmup_s >= seconds and kind != "log",
          f"--warmup-s: must be less than --seconds, {seconds:g}; got {options.warmup_s:g}"),
         (most > REQUESTS_MAX,
@@ -150,14 +156,6 @@ def _check_together(options: Options, kind: str) -> None:
     for is_wrong, sentence in wrong:
         if is_wrong:
             raise LoadError(sentence)
-
-
-def log_seconds(file: Path | None) -> float:
-    """How long the recorded log is, from its first arrival to just after its last. Raises: LoadError."""
-    from scripts.load.replay import span_s
-
-    assert file is not None
-    return span_s(file)
 
 
 def with_models(plan: Plan, models: tuple[str, ...]) -> Plan:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from scripts.load.errors import LoadError
 from scripts.simulation.parts import Load
+from scripts.simulation.recorded import Line
 
-OPEN_KINDS = ("poisson", "fixed", "gamma", "burst", "ramp", "maf", "log", "csv")
+OPEN_KINDS = ("poisson", "fixed", "gamma", "burst", "ramp", "maf", "log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """Recorded requests, oldest first; their own budgets where they have one."""
+
+    lines: tuple[Line, ...]
+    rate_rps: float | None = None  # gaps are stretched or squeezed to this mean rate
+
+
+@dataclass(frozen=True, slots=True)
 class Growing:
     """Poisson arrivals, each to one of the models that are in use: one at first, one more every `every_s`."""
 
@@ -78,7 +87,7 @@ class Stream:
 
     name: str
     models: tuple[str, ...]
-    source: Open | Growing | Closed
+    source: Open | Replay | Growing | Closed
     slo: Slo
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from scripts.load.plan import Closed, Growing, Open, Phase, Stream, Target
+from scripts.load.plan import Closed, Growing, Open, Phase, Replay, Stream, Target
 from scripts.simulation import loads
 from scripts.simulation.parts import Devices, Load, Scenario, SimModel
 
@@ -83,6 +83,8 @@ def _stream_arrivals(
     phase: Phase, stream: Stream, targets: Mapping[str, Target], seed: int
 ) -> tuple[Floats, Ints, Floats, Ints]:
     """(due_s, index into the stream's models, slo_s, rows)."""
+    if isinstance(stream.source, Replay):
+        return replayed(stream.source, stream, targets, phase.seconds)
     scenario = _scenario(phase, stream, targets)
     if isinstance(stream.source, Growing):
         arriving, due = np.random.default_rng(seed).spawn(2)
@@ -103,6 +105,23 @@ def _scenario(phase: Phase, stream: Stream, targets: Mapping[str, Target]) -> Sc
     values = stream.slo.values_ms(targets[stream.models[0]])
     load = replace(load, seconds=phase.seconds, slo_ms=values, slo_draw=stream.slo.draw)
     return Scenario(f"stream {stream.name}", NO_DEVICE, models, load)
+
+
+def replayed(
+    source: Replay, stream: Stream, targets: Mapping[str, Target], seconds: float
+) -> tuple[Floats, Ints, Floats, Ints]:
+    """(due_s, index into the stream's models, slo_s, rows) of the recorded requests to those models."""
+    index = {model: i for i, model in enumerate(stream.models)}
+    default_ms = {model: stream.slo.values_ms(targets[model])[0] for model in stream.models}
+    lines = [line for line in source.lines if line.model in index]
+    due_s = np.array([line.t_s for line in lines], np.float64)
+    if source.rate_rps and len(due_s) and due_s[-1] > 0:
+        due_s *= (len(due_s) - 1) / source.rate_rps / due_s[-1]
+    kept = due_s < seconds
+    model = np.array([index[line.model] for line in lines], np.int32)
+    slo_s = np.array([line.slo_ms or default_ms[line.model] for line in lines], np.float64) / 1e3
+    rows = np.array([line.rows for line in lines], np.int32)
+    return due_s[kept], model[kept], slo_s[kept], rows[kept]
 
 
 def growing(source: Growing, models: int, seconds: float, rng: np.random.Generator) -> tuple[Floats, Ints]:

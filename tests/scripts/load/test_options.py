@@ -3,11 +3,13 @@
 import pytest
 from typer.testing import CliRunner
 
+from broker.errors import GearmeshError
 from scripts.cli import app
 from scripts.load.errors import LoadError
-from scripts.load.options import Options, numbers, plan_of
-from scripts.load.plan import Closed, Open
-from scripts.load.replay import models_of, read_lines, span_s
+from scripts.load.options import Options, numbers, plan_of, with_models
+from scripts.load.plan import Closed, Open, Target
+from scripts.load.replay import read_lines
+from scripts.load.schedule import open_arrivals
 
 
 def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
@@ -48,28 +50,36 @@ def test_lists_of_numbers_are_checked(text):
         numbers(text, "--slo-ms")
 
 
-def test_a_recorded_log_tells_its_models_and_its_length(tmp_path):
+def test_a_recorded_log_is_replayed_from_its_first_request_with_its_own_budgets(tmp_path):
     file = tmp_path / "log.jsonl"
-    file.write_text('{"format": 1}\n{"t_s": 5.0, "model": "b"}\n{"t_s": 7.5, "model": "a", "extra": 1}\n')
-    assert models_of(file) == ("b", "a")
-    assert span_s(file) == pytest.approx(2.501)
-    assert len(read_lines(file)) == 2
+    file.write_text('{"t_s": 7.5, "model": "a", "rows": 2, "extra": 1}\n{"t_s": 5.0, "model": "b", "slo_ms": 20}\n')
+    plan = with_models(plan_of(Options(arrivals="log", file=file), ("-",)), ("a", "b"))
+    targets = {name: Target(name, ()) for name in ("a", "b")}
+    found = open_arrivals(plan.phases[0], {"a": 0, "b": 1}, targets, 0)
+    assert found.due_s.tolist() == [0.0, 2.5]
+    assert found.model.tolist() == [1, 0]
+    assert found.slo_s.tolist() == pytest.approx([0.020, 0.100])
+    assert found.rows.tolist() == [1, 2]
+    assert plan.phases[0].seconds == pytest.approx(2.501)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": 99}\n{"t_s": 1, "model": "a"}\n', "format 99.*reads format 1"),
+        ('{"log": "requests", "version": 99}\n', "version 99"),
         ('{"t_s": 1, "model": "a"}\n{"model": "a"}\n', "line 2"),
         ("t,model\n", "line 1"),
         ("", "no request"),
     ],
 )
-def test_a_log_of_another_version_or_kind_is_refused(tmp_path, text, said):
+def test_a_log_of_another_version_or_kind_is_refused_with_exit_code_2(tmp_path, text, said):
     file = tmp_path / "log.jsonl"
     file.write_text(text)
-    with pytest.raises(LoadError, match=said):
+    with pytest.raises(GearmeshError, match=said):
         read_lines(file)
+    result = CliRunner().invoke(app, ["load", "--arrivals", "log", "--file", str(file)])
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
