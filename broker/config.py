@@ -77,6 +77,15 @@ class Settings(BaseModel):
     )
     drain_s: float = Field(5.0, ge=0, le=600, description="After SIGTERM: how long requests in flight may still take.")
 
+    # telemetry
+    telemetry: bool = Field(True, description="Whether controllers keep a request log and an action log.")
+    telemetry_dir: str = Field("", description="Folder of these logs; empty: `telemetry` in data_dir.")
+    telemetry_file_mb: int = Field(64, ge=1, le=4096, description="A log file that has grown to this many MiB is full.")
+    telemetry_files: int = Field(8, ge=1, le=10_000, description="Files of each log that are kept; older ones go.")
+    telemetry_pending_max: int = Field(
+        50_000, ge=100, le=10_000_000, description="Lines that wait for the disk; more are dropped, counted, reported."
+    )
+
     # logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: readable lines on a terminal.")
@@ -101,6 +110,11 @@ class Settings(BaseModel):
         if value < 2 * info.data.get("heartbeat_ms", 0.0):
             raise ValueError("must be at least twice heartbeat_ms")
         return value
+
+    @property
+    def telemetry_folder(self) -> Path:
+        """Where controllers keep the request log and the action log."""
+        return Path(self.telemetry_dir) if self.telemetry_dir else self.data_dir / "telemetry"
 
     @property
     def broker_address(self) -> str:

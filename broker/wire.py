@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from broker.facts import Fact, Snapshot
+
 INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own: they are then never copied by the codec
 
 
@@ -336,6 +338,7 @@ class Part(Message, frozen=True, kw_only=True):
     predicted_s: float  # latency that admission predicted, for the answer
     inline: tuple[memoryview, ...] = ()
     frames: int = 0
+    cold: bool = False  # the model was on no device when the request arrived; for the answer
 
 
 class Infer(Message, frozen=True, kw_only=True, tag="infer"):
@@ -381,6 +384,7 @@ class Answer(Message, frozen=True, kw_only=True):
     predicted_s: float
     inline: tuple[memoryview, ...] = ()  # output tensors in the order of the spec
     frames: int = 0
+    cold: bool = False
 
 
 class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
@@ -394,16 +398,65 @@ class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# operator <-> controller. An operator's id begins with "operator".
+
+
+class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask_snapshot"):
+    """Operator -> controller: how are you?"""
+
+    call: int
+
+
+class SnapshotReply(Message, frozen=True, kw_only=True, tag="snapshot"):
+    """Controller -> operator: so."""
+
+    call: int
+    snapshot: Snapshot
+
+
+class AskFacts(Message, frozen=True, kw_only=True, tag="ask_facts"):
+    """Operator -> controller: what has ended since I last asked? The first one starts the recording, at once.
+
+    It stops when asked to, when the operator is gone, or when it has not asked for a while.
+    """
+
+    call: int
+    stop: bool = False
+
+
+class FactsReply(Message, frozen=True, kw_only=True, tag="facts"):
+    """Controller -> operator: this; `more` of it is left, and `dropped` facts since the last reply found no room."""
+
+    call: int
+    now_s: float  # the controller's clock
+    facts: tuple[Fact, ...]
+    dropped: int = 0
+    more: bool = False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # one union per socket and direction
 
 ToBroker = Register | Heartbeat | Goodbye | Deploy | Undeploy | Rollback | PutApp | DropApp | GetTable | PrepareReport
 FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply
 
-ToController = FrontendHello | WorkerHello | Submit | Cancel | Prepared | ActionResult | Heartbeat | Goodbye
+ToController = (
+    FrontendHello
+    | WorkerHello
+    | Submit
+    | Cancel
+    | Prepared
+    | ActionResult
+    | AskSnapshot
+    | AskFacts
+    | Heartbeat
+    | Goodbye
+)
 FromControllerToFrontend = Refused | Serving | Heartbeat | Introduce | Goodbye
 FromControllerToWorker = (
     Welcome | Frontends | Prepare | Forget | Load | Unload | Infer | Heartbeat | Introduce | Goodbye
 )
+FromControllerToOperator = SnapshotReply | FactsReply | Heartbeat | Introduce | Goodbye
 
 ToResults = Outputs | Heartbeat
 FromResults = Heartbeat | Introduce

@@ -39,12 +39,13 @@ class Actions:
         action.expected_end_s = device.exec.add(action.id, expected_s, start_s, now)
         _set_overdue(device, action)
         action.place = device.residency.used(ref, now)
+        action.latest_s = action.overdue_s if latest_s is None else latest_s
         parts, frames = _parts(requests)
         message = wire.Infer(
             action=action.id,
             ref=ref,
-            earliest_s=now - EARLY_S + device.offset_s,
-            latest_s=(action.overdue_s if latest_s is None else latest_s) + device.offset_s,
+            earliest_s=action.earliest_s + device.offset_s,
+            latest_s=action.latest_s + device.offset_s,
             expected_s=expected_s,
             batch=batch,
             parts=parts,
@@ -57,11 +58,12 @@ class Actions:
         action.expected_end_s = device.load.add(action.id, expected_s, now + device.dispatch.value_s, now)
         _set_overdue(device, action)
         device.residency.loading(ref, device.pages[ref], action.id, action.expected_end_s, now)
+        action.latest_s = action.expected_end_s + LOAD_LATE_S
         message = wire.Load(
             action=action.id,
             ref=ref,
-            earliest_s=now - EARLY_S + device.offset_s,
-            latest_s=action.expected_end_s + LOAD_LATE_S + device.offset_s,
+            earliest_s=action.earliest_s + device.offset_s,
+            latest_s=action.latest_s + device.offset_s,
             expected_s=expected_s,
         )
         return ToWorker(device.worker, message)
@@ -76,7 +78,7 @@ class Actions:
 
     def _make(self, device: Device, kind: str, ref: str, expected_s: float, now: float) -> Action:
         self.count += 1
-        action = Action(self.count, kind, ref, now, expected_s, now, 0.0)
+        action = Action(self.count, kind, ref, now, expected_s, now, 0.0, earliest_s=now - EARLY_S, latest_s=now)
         device.actions[action.id] = action
         return action
 
@@ -101,6 +103,7 @@ def _parts(requests: Sequence[Request]) -> tuple[tuple[wire.Part, ...], list[Any
                 attempt=request.attempt,
                 rows=request.rows,
                 predicted_s=request.predicted_s,
+                cold=request.cold,
                 inline=() if large else tuple(request.tensors),
                 frames=len(request.tensors) if large else 0,
             )

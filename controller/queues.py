@@ -24,6 +24,7 @@ class Request:
     large: bool = False  # they travel as frames of their own
     predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
+    cold: bool = False  # its model was on no device when it arrived
     admitted: bool = False  # it waited once, or still does
     waiting: bool = False  # in its model's queue
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it

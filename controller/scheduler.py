@@ -16,6 +16,7 @@ from controller.orders import Order, ToFrontend
 from controller.policies.base import Batch, LoadPlan, Policy, Verdict
 from controller.queues import Request
 from controller.state import Action, Device, Model, State
+from controller.telemetry import Telemetry
 
 SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on their way back from our predecessor
 LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
@@ -76,6 +77,7 @@ class Scheduler:
         self.state = state
         self.parameters = parameters or Parameters()
         self.counters = Counters()
+        self.telemetry = Telemetry(self.parameters.slack_s)
         self._actions = Actions()
         self.fleet = Fleet(state, self._actions, name)
         self._settled_s = started_s + SETTLE_S
@@ -116,6 +118,7 @@ class Scheduler:
                 return []
             return [self._refuse_not_ready(request, now)]
         model.popularity.add(now)
+        request.cold = not model.hosts
         if message.rows > model.spec.batch_max:
             text = f"{message.rows} rows are more than the largest batch, {model.spec.batch_max}"
             return [self._refuse(request, "failed", "bad_batch", text, now)]
@@ -142,6 +145,7 @@ class Scheduler:
             if model is not None:
                 self.state.remove(model, request)
             self._close(request, in_time=False, now=now)
+            self.telemetry.abandoned(request, "cancelled", now)
 
     # -- events: peers ------------------------------------------------------------------------------------------------
 
@@ -159,10 +163,11 @@ class Scheduler:
                 if model is not None:
                     self.state.remove(model, request)
                 self._close(request, in_time=False, now=now)
+                self.telemetry.abandoned(request, "frontend_lost", now)
 
     def worker_joined(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
         """A worker is there, with what it has prepared and loaded."""
-        actions, orders = self.fleet.leave(hello.member)
+        actions, orders = self._leave(hello.member, now)
         orders.extend(self.fleet.join(hello, now=now))
         self._plan_again(actions, orders, now)
         orders.extend(self._submit_early(now))
@@ -174,9 +179,16 @@ class Scheduler:
 
     def worker_lost(self, worker: str, *, now: float) -> list[Order]:
         """A worker is gone: what it had is planned again where time allows, and failed where not."""
-        actions, orders = self.fleet.leave(worker)
+        actions, orders = self._leave(worker, now)
         self._plan_again(actions, orders, now)
         return orders
+
+    def _leave(self, worker: str, now: float) -> tuple[list[Action], list[Order]]:
+        device = self.state.devices.get(worker)
+        actions, orders = self.fleet.leave(worker)
+        if device is not None:
+            self.telemetry.lost(device, actions, waiting=self.state.waiting, now=now)
+        return actions, orders
 
     def prepared(self, worker: str, report: wire.Prepared, *, now: float) -> list[Order]:
         """A worker says how far a version is."""
@@ -216,6 +228,7 @@ class Scheduler:
             return []  # of an earlier life of ours, or taken for lost
         del device.actions[action.id]
         orders: list[Order] = []
+        in_time = self.counters.in_time
         if result.code != "ok":
             counts = self.counters.failed_actions
             counts[result.code] = counts.get(result.code, 0) + 1
@@ -223,6 +236,8 @@ class Scheduler:
             self._inferred(device, action, result, orders, now)
         elif action.kind == "load":
             self._loaded(device, action, result, now)
+        in_time = self.counters.in_time - in_time
+        self.telemetry.ended(device, action, result, in_time=in_time, waiting=self.state.waiting, now=now)
         return orders
 
     def _inferred(
@@ -259,6 +274,7 @@ class Scheduler:
             else:
                 self.counters.late += 1
             self._close(request, in_time=in_time, now=now)
+            self.telemetry.served(request, action, device, result, end_s, in_time)
 
     def _learn_dispatch(self, device: Device, action: Action, begin_s: float) -> None:
         """How long after sending EXEC began, where nothing but the way there was planned to delay it."""
@@ -491,6 +507,7 @@ class Scheduler:
     ) -> Order:
         self._close(request, in_time=False, now=now)
         self.counters.refused[code] = self.counters.refused.get(code, 0) + 1
+        self.telemetry.refused(request, status, code, now)
         return ToFrontend(
             request.frontend,
             wire.Refused(

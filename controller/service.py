@@ -12,6 +12,7 @@ from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Mail, Port
+from controller.observation import OPERATOR, ControllerPort, Observation
 from controller.orders import Order, ToBroker, ToFrontend
 from controller.policies.registry import make_policy
 from controller.scheduler import Parameters, Scheduler
@@ -37,9 +38,8 @@ class ControllerService:
             name=self._id,
             started_s=time.monotonic(),
         )
-        self._port: Port[wire.ToController, wire.FromControllerToFrontend | wire.FromControllerToWorker] = Port(
-            runtime.transport, "controller", DECODER, self._received, self._lost
-        )
+        self._port: ControllerPort = Port(runtime.transport, "controller", DECODER, self._received, self._lost)
+        self._observation = Observation(settings, self.scheduler, self._port, self._id)
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
         self._alarm: Alarm | None = None
@@ -51,6 +51,7 @@ class ControllerService:
 
     def start(self) -> None:
         """Listens, and calls the broker."""
+        self._observation.start(time.monotonic())
         addresses = self._port.listen(self.settings.host, self.settings.controller_port, "GEARMESH_CONTROLLER_PORT")
         member = wire.Member(
             id=self._id, role="controller", host=host_id(), endpoints={"control": addresses}, pid=os.getpid()
@@ -74,6 +75,7 @@ class ControllerService:
         if self._alarm is not None:
             self._alarm.close()
         self._hub.loop.call_soon(self._port.close)
+        self._observation.stop()
         log.info("stopped", member=self._id)
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -84,6 +86,10 @@ class ControllerService:
         frames = iter(mail.frames)
         if peer in self._workers:
             scheduler.clock(peer, mail.clock.offset_s)
+            self._observation.heard(peer, mail.now)
+        elif peer.startswith(OPERATOR):
+            self._observation.asked(mail)
+            return
         elif peer not in self._frontends and not _introduces(mail.messages):
             self._port.send(peer, wire.Introduce())
             return
@@ -145,6 +151,7 @@ class ControllerService:
             log.warning("frontend_lost", frontend=peer, why=why)
             self.scheduler.frontend_lost(peer, now=now)
             self._tell_frontends()
+        self._observation.lost(peer)
         self._port.forget(peer)
 
     def _table_changed(self, table: wire.Table) -> None:
@@ -178,6 +185,7 @@ class ControllerService:
 
     def _turn(self, now: float) -> None:
         self._order(self.scheduler.wake(now=now))
+        self._observation.turn(now)
         assert self._alarm is not None
         self._alarm.by(self.scheduler.wake_at())
 

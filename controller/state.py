@@ -29,6 +29,8 @@ class Action:
     overdue_s: float  # not ended by then: it is taken for lost
     batch: int = 0
     requests: list[Request] = field(default_factory=list)  # of an INFER; none: a measuring run
+    earliest_s: float = 0.0  # its window, in our clock
+    latest_s: float = 0.0
     place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
 
 

@@ -98,6 +98,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     batch_size: int | None = None
     device: str | None = None
     cached: bool | None = None
+    cold: bool | None = None
     default_used: bool | None = None
     confidence: float | None = None
     models_used: list[str] | None = None

@@ -55,6 +55,7 @@ class Completed:
     batch_size: int
     predicted_s: float
     device: str
+    cold: bool = False  # the model of the last part to come was on no device when that arrived
 
     def outputs(self) -> list[Any]:
         """One buffer per output, all rows; not copied unless the call was split."""
@@ -121,7 +122,13 @@ class RequestTable:
         return part.attempt
 
     def outputs(
-        self, number: int, outputs: Sequence[Any], batch_size: int, predicted_s: float, device: str
+        self,
+        number: int,
+        outputs: Sequence[Any],
+        batch_size: int,
+        predicted_s: float,
+        device: str,
+        cold: bool = False,
     ) -> Completed | None:
         """A part's outputs came, of whichever attempt. Returns the call if it is complete with them."""
         part = self._parts.pop(number, None)
@@ -132,7 +139,7 @@ class RequestTable:
         if part.call.missing:
             return None
         self._end(part.call)
-        return Completed(part.call, batch_size, predicted_s, device)
+        return Completed(part.call, batch_size, predicted_s, device, cold)
 
     def misfit(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
         """Outputs came for a part: its call, which has ended, if they are not of the model's number and sizes."""

@@ -241,7 +241,7 @@ class FrontendService:
                     self._answer_error(misfit, "failed", "bad_outputs", text)
                     continue
                 completed = self._requests.outputs(
-                    answer.request, outputs, message.batch, answer.predicted_s, message.device
+                    answer.request, outputs, message.batch, answer.predicted_s, message.device, answer.cold
                 )
                 if completed is not None:
                     self._answer_ok(completed, mail.now)
@@ -267,6 +267,7 @@ class FrontendService:
             batch_size=completed.batch_size,
             device=completed.device,
             cached=False,
+            cold=completed.cold,
         )
         client: Any = call.client
         self._clients.answer(client, _encode(answer), outputs if call.framed else ())

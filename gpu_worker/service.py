@@ -334,6 +334,7 @@ class WorkerService:
                     attempt=part.attempt,
                     rows=part.rows,
                     predicted_s=part.predicted_s,
+                    cold=part.cold,
                     inline=pieces if inline else (),
                     frames=0 if inline else len(pieces),
                 )

@@ -15,6 +15,7 @@ from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
+from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(simulate)
 out = Console()
 err = Console(stderr=True)
+app.command()(load)
 
 
 def main() -> None:
@@ -75,22 +77,37 @@ def up(
 
 
 @app.command()
-def status() -> None:
-    """Who is there, and what is served."""
-    config = settings()
-    with client(config) as session:
-        try:
-            mesh, models_ = session.call("status", timeout_s=3.0), session.models()
-        except RequestError as error:
-            err.print(f"no frontend answers at {config.frontend_address}: {error}", style="red")
-            raise typer.Exit(1) from error
-    members = Table("member", "role", "pid", "clients call", title=f"members, table {mesh['epoch']}")
-    for member in mesh["members"]:
-        members.add_row(member["id"], member["role"], str(member["pid"]), *member["endpoints"].get("clients", [""]))
-    out.print(members)
-    out.print(_models_table(models_))
-    answers = ", ".join(f"{count} {status_}" for status_, count in sorted(mesh["answers"].items())) or "none yet"
-    out.print(f"answers of {mesh['frontend']}: {answers}; in flight: {mesh['in_flight']}")
+def status(
+    over: Annotated[float, typer.Option(help="Seconds that rates are taken over; 0: since the start.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, totals since the start.")] = False,
+) -> None:
+    """Who is there and how each is, what is served, how requests fare, how well times are predicted."""
+    from scripts.watching import run_status
+
+    raise typer.Exit(run_status(settings(), over, out, err, as_json=as_json, models_table=_models_table))
+
+
+@app.command()
+def top(
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
+    count: Annotated[int, typer.Option("--count", "-n", help="Looks until it ends; 0: until Ctrl-C.")] = 0,
+) -> None:
+    """The same, live."""
+    from scripts.watching import run_top
+
+    raise typer.Exit(run_top(settings(), interval, count, out, err))
+
+
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="Where to; open it at ui.perfetto.dev or chrome://tracing.")],
+    seconds: Annotated[float, typer.Option(help="How long to record.")] = 5.0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Records what the running mesh plans and does, and writes a timeline."""
+    from scripts.watching import run_trace
+
+    raise typer.Exit(run_trace(settings(), file, seconds, out, err, force=force))
 
 
 @app.command()

@@ -46,9 +46,9 @@ class Operator:
         reply, _ = self._ask(message, timeout_s, waiting)
         return reply
 
-    def table(self) -> wire.Table:
-        """The routing table. Raises: NoBroker."""
-        _, table = self._ask(wire.GetTable(call=1), 3.0, lambda: None)
+    def table(self, timeout_s: float = 3.0) -> wire.Table:
+        """The routing table. Raises: NoBroker, TimeoutError."""
+        _, table = self._ask(wire.GetTable(call=1), timeout_s, lambda: None)
         assert table is not None
         return table
 

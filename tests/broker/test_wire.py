@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import wire
+from tests.facts import ACTION, REQUEST, SNAPSHOT
 
 UNIONS = {
     "ToBroker": wire.ToBroker,
@@ -16,6 +17,7 @@ UNIONS = {
     "ToController": wire.ToController,
     "FromControllerToFrontend": wire.FromControllerToFrontend,
     "FromControllerToWorker": wire.FromControllerToWorker,
+    "FromControllerToOperator": wire.FromControllerToOperator,
     "ToResults": wire.ToResults,
     "FromResults": wire.FromResults,
 }
@@ -72,6 +74,10 @@ MESSAGES: list[Any] = [  # one of each, every field other than its default
     wire.GetTable(call=1),
     wire.CallReply(call=1, ok=False, message="no", faults=("a", "b"), revision=3, field="app.name"),
     wire.PrepareReport(ref="m:1", ok=False, spec=SPEC, faults=("no graph",)),
+    wire.AskSnapshot(call=1),
+    wire.SnapshotReply(call=1, snapshot=SNAPSHOT),
+    wire.AskFacts(call=1, stop=True),
+    wire.FactsReply(call=1, now_s=2.5, facts=(REQUEST, ACTION), dropped=3, more=True),
     wire.FrontendHello(member="frontend-1", host="boot", results=("memory://1/results", "tcp://a:1")),
     wire.Submit(
         request=1, attempt=2, ref="m:1", rows=3, budget_s=0.05, weight=2.0, inline=(memoryview(b"abc"),), frames=4

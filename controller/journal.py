@@ -1,0 +1,207 @@
+"""The request log and the action log on disk: JSON lines, written by a thread of its own, in files of limited size.
+
+The controller's loop only hands over what ended; encoding and writing happen on the thread, a few lines at a time, so
+that the interpreter is never held for longer than a fraction of a millisecond.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import structlog
+
+from broker.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, JournalState, RequestFact
+
+LOGS: dict[type[Fact], str] = {RequestFact: "requests", ActionFact: "actions"}
+CHUNK = 64  # lines encoded and written in one go: some 50 us
+INTERVAL_S = 0.1  # between looks for lines to write
+FAULT_S = 5.0  # after the disk failed: lines are dropped for so long before it is tried again
+log = structlog.get_logger("journal")
+
+
+class LogFile:
+    """One log, in files of limited size of which so many are kept: the folder's newest of this log, whoever wrote them.
+
+    Not thread-safe. Raises OSError from whatever the disk refuses.
+    """
+
+    def __init__(self, folder: Path, header: Callable[[], Header], *, bytes_max: int, files: int, stamp: str) -> None:
+        self._folder = folder
+        self._header = header
+        self._bytes_max = bytes_max
+        self._files = files
+        self._stamp = stamp  # when this controller started, and its id: part of every name
+        self._count = 0  # files begun
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._encoder = msgspec.json.Encoder()
+
+    def write(self, lines: Sequence[Fact | Dropped]) -> None:
+        """The lines are in the file, which is then changed for a new one if it is full."""
+        if self._file is None:
+            self._file = self._begin()
+        data = self._encoder.encode_lines(lines)
+        self._file.write(data)
+        self._size += len(data)
+        if self._size >= self._bytes_max:
+            self.close()
+
+    def close(self) -> None:
+        """The next line begins a new file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _begin(self) -> BinaryIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        header = self._header()
+        self._count += 1
+        path = self._folder / f"{header.log}-{self._stamp}-{self._count:06d}.jsonl"
+        self._remove_old(header.log)
+        data = self._encoder.encode_lines([header])
+        file = path.open("xb", buffering=0)
+        file.write(data)
+        self._size = len(data)
+        return file
+
+    def _remove_old(self, name: str) -> None:
+        """One fewer than may be kept are left."""
+        found = []
+        for path in self._folder.glob(f"{name}-*.jsonl"):
+            try:
+                found.append((path.stat().st_mtime_ns, path))
+            except FileNotFoundError:
+                continue  # another controller was quicker
+        for _, path in sorted(found)[: max(0, len(found) + 1 - self._files)]:
+            path.unlink(missing_ok=True)
+
+
+class Journal:
+    """Both logs of one controller. `offer` and `state` are the loop's; everything else is the thread's."""
+
+    def __init__(
+        self, folder: Path, controller: str, policy: str, *, bytes_max: int, files: int, pending_max: int
+    ) -> None:
+        self._folder = folder
+        self._pending: deque[Fact] = deque()  # offered and not taken, oldest first, at most pending_max
+        self._pending_max = pending_max
+        self._refused = 0  # lines for which there was no room; the loop's
+        self._told = 0  # of those, told in the log; the thread's
+        self._lost = 0  # lines that the disk refused
+        self._written = 0
+        self._fault = ""
+        self._retry_s = 0.0  # the disk is not tried before
+        stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{controller}"
+        self._files: dict[type[Fact], LogFile] = {}
+        for kind, name in LOGS.items():
+            header = _header_maker(name, controller, policy)
+            self._files[kind] = LogFile(folder, header, bytes_max=bytes_max, files=files, stamp=stamp)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    def start(self) -> None:
+        """What is offered is written from now on."""
+        self._thread.start()
+
+    def offer(self, facts: Sequence[Fact]) -> None:
+        """The facts are to be written; those for which there is no room are dropped and counted."""
+        pending = self._pending
+        room = self._pending_max - len(pending)
+        if len(facts) <= room:
+            pending.extend(facts)
+            return
+        pending.extend(facts[: max(0, room)])
+        self._refused += len(facts) - max(0, room)
+
+    def state(self) -> JournalState:
+        """How it goes."""
+        return JournalState(
+            on=True,
+            folder=str(self._folder),
+            written=self._written,
+            dropped=self._refused + self._lost,
+            waiting=len(self._pending),
+            fault=self._fault,
+        )
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """All that was offered is written, or the time is up; the files are closed."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        left = self._refused + self._lost + len(self._pending)
+        if left:
+            log.warning("telemetry_incomplete", lines_missing=left, lines=self._written)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # serving goes first
+        while not self._stopping.wait(INTERVAL_S):
+            self._drain()
+        self._drain()
+        for file in self._files.values():
+            file.close()
+
+    def _drain(self) -> None:
+        pending = self._pending
+        while pending:
+            self._write([pending.popleft() for _ in range(min(CHUNK, len(pending)))])
+        refused = self._refused
+        if refused > self._told:
+            dropped = Dropped(count=refused - self._told)
+            self._told = refused
+            log.warning("telemetry_dropped", lines=dropped.count, total=refused, why="the disk does not keep up")
+            for file in self._files.values():
+                self._attempt(file, [dropped])
+
+    def _write(self, facts: list[Fact]) -> None:
+        for kind, file in self._files.items():
+            mine = [fact for fact in facts if type(fact) is kind]
+            if mine and self._attempt(file, mine):
+                self._written += len(mine)
+            else:
+                self._lost += len(mine)
+
+    def _attempt(self, file: LogFile, lines: Sequence[Fact | Dropped]) -> bool:
+        """False if the disk refuses, or did so a moment ago."""
+        if self._fault and time.monotonic() < self._retry_s:
+            return False
+        try:
+            file.write(lines)
+        except OSError as error:
+            if not self._fault:
+                log.error("telemetry_failed", folder=str(self._folder), error=str(error), advice="lines are dropped")
+            self._fault = str(error)
+            self._retry_s = time.monotonic() + FAULT_S
+            return False
+        self._fault = ""
+        return True
+
+
+def _header_maker(name: str, controller: str, policy: str) -> Callable[[], Header]:
+    def make() -> Header:
+        return Header(
+            log=name,
+            version=LOG_VERSION,
+            controller=controller,
+            policy=policy,
+            clock_s=time.monotonic(),
+            unix_s=time.time(),
+        )
+
+    return make
+
+
+def check_folder(folder: Path) -> list[str]:
+    """What keeps a controller from writing logs into `folder`: nothing, or one sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [f"telemetry_dir={str(folder)!r}: cannot be made: {error.strerror}"]
+    return [] if os.access(folder, os.W_OK) else [f"telemetry_dir={str(folder)!r}: cannot be written"]

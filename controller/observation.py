@@ -1,0 +1,102 @@
+"""What goes out about a controller: its logs, and its replies to operators."""
+
+from broker import wire
+from broker.config import Settings
+from broker.errors import SettingsError
+from broker.facts import JournalState
+from broker.transport import Mail, Port
+from controller.journal import Journal, check_folder
+from controller.scheduler import Scheduler
+from controller.snapshot import snapshot
+from controller.watchers import Watchers
+
+OPERATOR = "operator"  # how the ids of operators begin
+ControllerPort = Port[
+    wire.ToController,
+    wire.FromControllerToFrontend | wire.FromControllerToWorker | wire.FromControllerToOperator,
+]
+
+
+class Observation:
+    """Takes the facts of each turn from the scheduler to the journal and to operators that follow."""
+
+    def __init__(self, settings: Settings, scheduler: Scheduler, port: ControllerPort, name: str) -> None:
+        self._settings = settings
+        self._scheduler = scheduler
+        self._port = port
+        self._name = name
+        self._started_s = 0.0
+        self._heard_s: dict[str, float] = {}  # {worker: when its last word came}
+        self._watchers = Watchers()
+        self._journal: Journal | None = None
+
+    def start(self, now: float) -> None:
+        """The logs are open, if there are to be any. Raises: SettingsError."""
+        settings = self._settings
+        self._started_s = now
+        if not settings.telemetry:
+            return
+        faults = check_folder(settings.telemetry_folder)
+        if faults:
+            raise SettingsError(faults)
+        self._journal = Journal(
+            settings.telemetry_folder,
+            self._name,
+            settings.policy,
+            bytes_max=settings.telemetry_file_mb << 20,
+            files=settings.telemetry_files,
+            pending_max=settings.telemetry_pending_max,
+        )
+        self._journal.start()
+        self._scheduler.telemetry.recording = True
+
+    def stop(self) -> None:
+        """The logs are complete on disk."""
+        if self._journal is not None:
+            self._journal.offer(self._scheduler.telemetry.take())
+            self._journal.stop()
+
+    def heard(self, worker: str, now: float) -> None:
+        """A worker said something."""
+        self._heard_s[worker] = now
+
+    def lost(self, peer: str) -> None:
+        """A peer is gone."""
+        self._heard_s.pop(peer, None)
+        self._watchers.forget(peer)
+
+    def turn(self, now: float) -> None:
+        """What ended in this turn goes where it is wanted."""
+        telemetry = self._scheduler.telemetry
+        if not telemetry.recording:
+            return
+        facts = telemetry.take()
+        if facts and self._journal is not None:
+            self._journal.offer(facts)
+        if len(self._watchers):
+            self._watchers.told(facts, now)
+        telemetry.recording = self._journal is not None or len(self._watchers) > 0
+
+    def asked(self, mail: Mail[wire.ToController]) -> None:
+        """An operator said something."""
+        for message in mail.messages:
+            if isinstance(message, wire.AskSnapshot):
+                self._port.send(mail.peer, self._reply(message.call, mail.now))
+            elif isinstance(message, wire.AskFacts):
+                self._port.send(mail.peer, self._watchers.asked(mail.peer, message, mail.now))
+                self._scheduler.telemetry.recording = self._journal is not None or len(self._watchers) > 0
+            elif isinstance(message, wire.Goodbye):
+                self._watchers.forget(mail.peer)
+                self._port.forget(mail.peer)
+
+    def _reply(self, call: int, now: float) -> wire.SnapshotReply:
+        state = snapshot(
+            self._scheduler,
+            name=self._name,
+            policy=self._settings.policy,
+            started_s=self._started_s,
+            heard_s=lambda worker: self._heard_s.get(worker, now),
+            journal=self._journal.state() if self._journal is not None else JournalState(on=False),
+            now=now,
+        )
+        return wire.SnapshotReply(call=call, snapshot=state)

@@ -1,0 +1,114 @@
+"""Reads the request logs and action logs that controllers keep (docs/telemetry.md)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from broker.errors import GearmeshError
+from broker.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, RequestFact
+
+F = TypeVar("F", RequestFact, ActionFact)
+KINDS: dict[str, Any] = {"requests": RequestFact, "actions": ActionFact}
+
+
+class LogError(GearmeshError):
+    """A log cannot be read; `str()` says which line, and what would be right."""
+
+
+@dataclass(slots=True)
+class Log(Generic[F]):
+    """One log of one life of one controller, in the order in which things ended."""
+
+    headers: list[Header] = field(default_factory=list)  # of its files, oldest first; all of one controller
+    facts: list[F] = field(default_factory=list)
+    dropped: int = 0  # lines that the controller could not write, and said so
+    cut: int = 0  # last lines that were cut short: the controller was killed
+
+
+def read_requests(source: Path) -> list[Log[RequestFact]]:
+    """The request logs in a file, or in a folder of logs: one for each life of a controller, oldest first.
+
+    Raises: LogError: nothing there, a log of another version, a line that is none.
+    """
+    return _read(source, "requests")
+
+
+def read_actions(source: Path) -> list[Log[ActionFact]]:
+    """As `read_requests`, for the action logs."""
+    return _read(source, "actions")
+
+
+def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
+    """(arrival_s, model ref, slo_s, rows) of every request in the log, by arrival; the first arrives at 0.
+
+    `source`: one file of a request log, or a folder of them. All requests count, whatever became of them. Of several
+    controllers, or several lives of one, all are put on one axis by the time of day in their headers. The whole log is
+    held in memory. Raises: LogError.
+    """
+    found: list[tuple[float, str, float, int]] = []
+    for log in read_requests(source):
+        to_unix_s = log.headers[0].unix_s - log.headers[0].clock_s
+        found.extend((fact.arrived_s + to_unix_s, fact.ref, fact.slo_s, fact.rows) for fact in log.facts)
+    found.sort()
+    first_s = found[0][0] if found else 0.0
+    for arrived_s, ref, slo_s, rows in found:
+        yield arrived_s - first_s, ref, slo_s, rows
+
+
+def _read(source: Path, kind: str) -> list[Log[Any]]:
+    paths = sorted(source.glob(f"{kind}-*.jsonl")) if source.is_dir() else [source]
+    if not paths:
+        raise LogError(f"{source}: there is no {kind}-*.jsonl here; controllers write them into telemetry_dir")
+    logs: dict[str, Log[Any]] = {}
+    for path in paths:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise LogError(f"{path}: cannot be read: {error.strerror}") from error
+        lines = data.split(b"\n")
+        header = _header(path, lines[0], kind)
+        log = logs.setdefault(header.controller, Log())
+        log.headers.append(header)
+        _lines(path, lines, KINDS[kind], log)
+    return sorted(logs.values(), key=lambda log: log.headers[0].unix_s)
+
+
+def _header(path: Path, line: bytes, kind: str) -> Header:
+    wanted = f"it must begin with the header of a gearmesh {kind} log of version {LOG_VERSION}"
+    try:
+        header = msgspec.json.decode(line)
+        version = header["version"]
+        found = header["log"]
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError):
+        raise LogError(f"{path}: line 1: this is no gearmesh log: {wanted}") from None
+    if found != kind:
+        raise LogError(f"{path}: this is a log of {str(found)[:32]!r}; {wanted}")
+    if version != LOG_VERSION:
+        raise LogError(
+            f"{path}: this log has version {version!r}; this gearmesh reads {LOG_VERSION}: use the one that wrote it"
+        )
+    try:
+        return msgspec.convert(header, Header)
+    except msgspec.ValidationError as error:
+        raise LogError(f"{path}: line 1: {error}; {wanted}") from None
+
+
+def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: Log[Any]) -> None:
+    decoder = msgspec.json.Decoder(kind | Dropped)
+    for number, line in enumerate(lines[1:], 2):
+        if number == len(lines) and line:
+            log.cut += 1  # every whole line ends in a newline
+            continue
+        if not line:
+            continue
+        try:
+            fact = decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise LogError(f"{path}: line {number}: {error}") from None
+        if isinstance(fact, Dropped):
+            log.dropped += fact.count
+        else:
+            log.facts.append(fact)

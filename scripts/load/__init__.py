@@ -1,0 +1,1 @@
+"""Load on a mesh: plans of requests, generator processes, and what to make of what came back."""

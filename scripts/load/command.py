@@ -1,0 +1,206 @@
+"""`gearmesh load`: the shell around plan, runner and report."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from broker.config import read_settings
+from broker.errors import GearmeshError
+from scripts.load.errors import LoadError
+from scripts.load.options import Options, numbers, plan_of, with_models
+from scripts.load.plan import Phase, Plan, Replay, Target
+from scripts.load.records import OUTCOMES
+from scripts.load.runner import PhaseRun, Seen, Where, find_targets, measure_batch1, mesh_pids, run_plan
+
+PROCESSES_MAX = 64
+err = Console(stderr=True)
+
+
+def load(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(
+            help="paper-6.1 ... paper-6.6: starts a mesh of its own. None: the options below, on the mesh that is up."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Model to ask; repeat for several. Default: all that are ready."),
+    ] = None,
+    clients: Annotated[int | None, typer.Option(help="Closed loop: so many requests in flight.")] = None,
+    think_ms: Annotated[float, typer.Option(help="Closed loop: mean pause after an answer.")] = 0.0,
+    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second over all models.")] = None,
+    arrivals: Annotated[
+        str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf or log.")
+    ] = None,
+    cv: Annotated[float, typer.Option(help="gamma: coefficient of variation of the gaps.")] = 1.0,
+    burst_s: Annotated[float, typer.Option(help="burst: mean length of a model's bursts, s.")] = 0.5,
+    idle_s: Annotated[float, typer.Option(help="burst: mean length of the pauses between them, s.")] = 1.5,
+    rate_end: Annotated[float | None, typer.Option(help="ramp: rate of the last step.")] = None,
+    slo_end_ms: Annotated[float | None, typer.Option(help="ramp: budget of the last step.")] = None,
+    steps: Annotated[int, typer.Option(help="ramp: steps of equal length.")] = 5,
+    functions: Annotated[int, typer.Option(help="maf: functions of the trace.")] = 46_000,
+    minutes: Annotated[int, typer.Option(help="maf: minutes of the trace, squeezed into --seconds.")] = 60,
+    mapping: Annotated[str, typer.Option(help="maf: functions to models: block, stripe or random.")] = "block",
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="log: a request log of gearmesh, or JSON lines with t_s, model, slo_ms, rows; maf: an Azure day file."
+        ),
+    ] = None,
+    zipf: Annotated[float, typer.Option(help="The k-th most popular model is asked like k^-zipf.")] = 0.0,
+    slo_ms: Annotated[
+        str | None, typer.Option(help="Budget, or several that are drawn: 10,25,50. Default 100.")
+    ] = None,
+    slo_factor: Annotated[
+        str | None, typer.Option(help="Budgets as factors of the time of a lone request: 1.5,2,4.")
+    ] = None,
+    slo_draw: Annotated[
+        str, typer.Option(help="choice, or log_uniform between the least and the greatest.")
+    ] = "choice",
+    each_slo: Annotated[bool, typer.Option(help="One phase for each budget, on the same arrivals.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Of each phase. Default 10; a log: all of it.")] = None,
+    warmup_s: Annotated[float, typer.Option(help="Start of each phase that is left out of the report.")] = 0.0,
+    rows: Annotated[int, typer.Option(help="Rows of a request.")] = 1,
+    cache: Annotated[bool, typer.Option(help="The mesh may answer from its prediction cache.")] = False,
+    distinct_inputs: Annotated[int, typer.Option(help="Different inputs for each model.")] = 1,
+    seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
+    processes: Annotated[int, typer.Option(help="Generator processes.")] = 1,
+    address: Annotated[
+        list[str] | None, typer.Option(help="Frontend; repeat for several. Default: the settings'.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Paper scenarios: share of the paper's rates and counts. Default: by cores.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Paper scenarios: auto, cpu, cuda or emulated. Default: each its own.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here; must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the report here, a PNG; must not exist.")] = None,
+    progress: Annotated[bool, typer.Option(help="Live counts while it runs.")] = True,
+) -> None:
+    """Asks the models of a mesh at a given rate or with a given number of clients, and reports what came of it."""
+    try:
+        _refuse_existing(json_file, "--json")
+        _refuse_existing(plot, "--plot")
+        if not 1 <= processes <= PROCESSES_MAX:
+            raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
+        outputs = Outputs(json_file, plot, progress)
+        if scenario is not None:
+            from scripts.load.stage import run_scenario
+
+            raise typer.Exit(asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, outputs)))
+        options = Options(
+            clients=clients, think_ms=think_ms, rate=rate, arrivals=arrivals, cv=cv, burst_s=burst_s, idle_s=idle_s,
+            rate_end=rate_end, slo_end_ms=slo_end_ms, steps=steps, functions=functions, minutes=minutes,
+            mapping=mapping, file=file, zipf=zipf, slo_ms=numbers(slo_ms, "--slo-ms"),
+            slo_factor=numbers(slo_factor, "--slo-factor"), slo_draw=slo_draw, each_slo=each_slo, seconds=seconds,
+            warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs,
+        )  # fmt: skip
+        if scale is not None or device is not None:
+            raise LoadError("--scale and --device belong to the scenarios paper-6.1 ... paper-6.6")
+        raise typer.Exit(asyncio.run(_run(options, model or [], address or [], processes, outputs)))
+    except GearmeshError as error:
+        usage(str(error))
+    except KeyboardInterrupt:
+        usage("interrupted; nothing was written")
+
+
+def usage(message: str) -> NoReturn:
+    """Says what is wrong and exits 2."""
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def _refuse_existing(file: Path | None, option: str) -> None:
+    if file is None:
+        return
+    if file.exists():
+        raise LoadError(f"{option} {file}: it exists already; give another name, or remove it")
+    if not file.parent.is_dir():
+        raise LoadError(f"{option} {file}: there is no folder {file.parent}")
+
+
+async def _run(options: Options, models: list[str], addresses: list[str], processes: int, outputs: "Outputs") -> int:
+    config = read_settings()
+    plan = plan_of(options, ("-",))
+    source = plan.phases[0].streams[0].source
+    if isinstance(source, Replay):
+        models = models or list(dict.fromkeys(line.model for line in source.lines))
+    where = Where(tuple(addresses or [config.frontend_address]), config.keys_dir)
+    for one in where.addresses:
+        if "://" not in one:
+            raise LoadError(f"--address {one}: must be like tcp://127.0.0.1:5555")
+    targets = await find_targets(where, models)
+    plan = with_models(plan, tuple(targets))
+    return await carry_out(plan, targets, where, processes, outputs, await mesh_pids(where))
+
+
+class Outputs:
+    """Where a report goes."""
+
+    def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
+        self.json_file, self.plot, self.progress = json_file, plot, progress
+        self.console = Console(width=None if Console().is_terminal else 150)
+
+    def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
+        """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate."""
+        from scripts.load.plot import draw
+        from scripts.load.report import as_map, complaints, remarks, reports, show
+        from scripts.machine import describe
+
+        found = reports(plan, runs)
+        show(plan, runs, found, self.console)
+        for sentence in remarks(found):
+            self.console.print(sentence, style="yellow", highlight=False)
+        if self.json_file is not None:
+            text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str)
+            with self.json_file.open("x") as out:
+                out.write(text + "\n")
+        if self.plot is not None:
+            draw(plan, runs, found, self.plot)
+        return 2 if complaints(found) else 0
+
+
+async def carry_out(
+    plan: Plan,
+    targets: Mapping[str, Target],
+    where: Where,
+    processes: int,
+    outputs: Outputs,
+    pids: Mapping[str, int] | None = None,
+    **more: Any,
+) -> int:
+    """The plan was run and reported; the exit code. Raises: LoadError, ScenarioError."""
+    if plan.needs_batch1:
+        targets = await measure_batch1(where, targets)
+        more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}
+    if not outputs.progress:
+        runs = await run_plan(plan, targets, where, processes, lambda *_: None, pids)
+        return outputs.write(plan, runs, **more)
+    with Live(console=err, transient=True, refresh_per_second=4) as live:
+
+        def show(phase: Phase, at_s: float, seen: Seen) -> None:
+            live.update(_progress(plan, phase, at_s, seen))
+
+        runs = await run_plan(plan, targets, where, processes, show, pids)
+    return outputs.write(plan, runs, **more)
+
+
+def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
+    table = Table("s", "sent", "per s", "in flight", *OUTCOMES, "sent late ms")
+    table.title = (
+        f"{plan.name}: {phase.name} ({[p.name for p in plan.phases].index(phase.name) + 1} of {len(plan.phases)})"
+    )
+    table.add_row(
+        f"{max(0.0, at_s):.1f} of {phase.seconds:g}", f"{seen.sent:,}", f"{seen.sent / max(at_s, 0.1):,.0f}",
+        f"{seen.in_flight:,}", *(f"{count:,}" for count in seen.outcomes), f"{seen.late_ms:.2f}",
+    )  # fmt: skip
+    return table

@@ -1,0 +1,164 @@
+"""From the command's options to a plan. Pure but for asking whether files are there."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scripts.load.errors import LoadError
+from scripts.load.plan import OPEN_KINDS, Closed, Open, Phase, Plan, Replay, Slo, Stream, each_slo
+from scripts.load.replay import read_lines
+from scripts.simulation.parts import Load
+
+REQUESTS_MAX = 20_000_000
+LAST_S = 1e-3  # that a replayed log goes on after its last arrival
+SECONDS = 10.0  # of a phase, unless told
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked on the command line; None: not given. The command says what each means."""
+
+    clients: int | None = None
+    think_ms: float = 0.0
+    rate: float | None = None
+    arrivals: str | None = None
+    cv: float = 1.0
+    burst_s: float = 0.5
+    idle_s: float = 1.5
+    rate_end: float | None = None
+    slo_end_ms: float | None = None
+    steps: int = 5
+    functions: int = 46_000
+    minutes: int = 60
+    mapping: str = "block"
+    file: Path | None = None
+    zipf: float = 0.0
+    slo_ms: tuple[float, ...] = ()
+    slo_factor: tuple[float, ...] = ()
+    slo_draw: str = "choice"
+    each_slo: bool = False
+    seconds: float | None = None
+    warmup_s: float = 0.0
+    seed: int = 0
+    rows: int = 1
+    cache: bool = False
+    distinct_inputs: int = 1
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """The numbers in "10,25,50". Raises: LoadError."""
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        raise LoadError(
+            f"{option}: must be a number above 0, or several with commas between, as in 10,25,50; got {text!r}"
+        )
+    return values
+
+
+def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
+    """The plan. Raises: LoadError, naming the option that cannot stand."""
+    _check(options)
+    source, seconds = _source(options)
+    slo = Slo(options.slo_ms or (100.0,), "ms", options.slo_draw)
+    if options.slo_factor:
+        slo = Slo(options.slo_factor, "batch1", options.slo_draw)
+    stream = Stream("all", models, source, slo)
+    name = f"{options.clients} clients" if isinstance(source, Closed) else options.arrivals or "poisson"
+    if isinstance(source, Open) and source.load.rate_rps:
+        name += f" {source.load.rate_rps:g}/s"
+    if options.each_slo:
+        name = ""
+    phase = Phase(name, seconds, (stream,), options.warmup_s)
+    plan = Plan(
+        "load", (phase,), seed=options.seed, rows=options.rows, cache=options.cache,
+        distinct_inputs=options.distinct_inputs,
+    )  # fmt: skip
+    return each_slo(plan) if options.each_slo else plan
+
+
+def _source(options: Options) -> tuple[Open | Replay | Closed, float]:
+    seconds = options.seconds or SECONDS
+    if options.clients is not None:
+        return Closed(options.clients, think_s=options.think_ms / 1e3, zipf=options.zipf), seconds
+    kind = options.arrivals or "poisson"
+    if kind == "log":
+        assert options.file is not None
+        source = Replay(read_lines(options.file), options.rate)
+        last_s = source.lines[-1].t_s if options.rate is None else (len(source.lines) - 1) / options.rate
+        return source, options.seconds or last_s + LAST_S
+    ramp_slo = options.slo_end_ms if kind == "ramp" else None
+    load = Load(
+        kind, options.rate, cv=options.cv, zipf=options.zipf, path=options.file, burst_s=options.burst_s,
+        idle_s=options.idle_s, steps=options.steps, rate_end_rps=options.rate_end, slo_end_ms=ramp_slo,
+        functions=options.functions, minutes=options.minutes, mapping=options.mapping,
+    )  # fmt: skip
+    return Open(load), seconds
+
+
+def _check(options: Options) -> None:
+    """Raises: LoadError for the first option that cannot stand."""
+    kind = options.arrivals or "poisson"
+    for name, choice, allowed in (
+        ("--arrivals", kind, OPEN_KINDS),
+        ("--slo-draw", options.slo_draw, ("choice", "log_uniform")),
+        ("--mapping", options.mapping, ("block", "stripe", "random")),
+    ):
+        if choice not in allowed:
+            raise LoadError(f"{name}: must be one of {', '.join(allowed)}; got {choice!r}")
+    _check_numbers(options)
+    _check_together(options, kind)
+
+
+def _check_numbers(options: Options) -> None:
+    for name, value in (
+        ("--rate", options.rate), ("--rate-end", options.rate_end), ("--seconds", options.seconds),
+        ("--clients", options.clients), ("--rows", options.rows), ("--distinct-inputs", options.distinct_inputs),
+        ("--burst-s", options.burst_s), ("--idle-s", options.idle_s), ("--steps", options.steps),
+        ("--slo-end-ms", options.slo_end_ms), ("--functions", options.functions), ("--minutes", options.minutes),
+    ):  # fmt: skip
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise LoadError(f"{name}: must be above 0; got {value:g}")
+    for name, value in (
+        ("--cv", options.cv), ("--zipf", options.zipf), ("--think-ms", options.think_ms),
+        ("--warmup-s", options.warmup_s),
+    ):  # fmt: skip
+        if not (math.isfinite(value) and value >= 0):
+            raise LoadError(f"{name}: must be 0 or more; got {value:g}")
+
+
+def _check_together(options: Options, kind: str) -> None:
+    """Options that need, or exclude, each other."""
+    seconds = options.seconds or SECONDS
+    most = max(options.rate or 0.0, options.rate_end or 0.0) * seconds
+    wrong = (
+        (options.clients is None and options.rate is None and kind != "log" and options.file is None,
+         "give either --clients N (closed loop) or --rate R (open loop), or a scenario such as paper-6.1"),
+        (options.clients is not None and (options.rate is not None or options.arrivals is not None),
+         "--clients is a closed loop, --rate and --arrivals are an open one: give one of them"),
+        (bool(options.slo_ms and options.slo_factor), "--slo-ms and --slo-factor: give one of them"),
+        (bool(options.rate_end or options.slo_end_ms) and kind != "ramp",
+         "--rate-end and --slo-end-ms belong to --arrivals ramp"),
+        (bool(options.slo_end_ms and options.slo_factor), "--slo-end-ms goes with --slo-ms, not with --slo-factor"),
+        (kind == "log" and options.file is None, "--file: name the recorded log that --arrivals log replays"),
+        (kind not in ("log", "maf") and options.file is not None,
+         "--file: goes with --arrivals log (a recorded log) or maf (an Azure Functions day file)"),
+        (options.file is not None and not options.file.exists(), f"--file {options.file}: there is no such file"),
+        (options.warmup_s >= seconds and kind != "log",
+         f"--warmup-s: must be less than --seconds, {seconds:g}; got {options.warmup_s:g}"),
+        (most > REQUESTS_MAX,
+         f"--rate: {most:,.0f} requests are more than one run can hold, {REQUESTS_MAX:,}; shorten --seconds"),
+    )  # fmt: skip
+    for is_wrong, sentence in wrong:
+        if is_wrong:
+            raise LoadError(sentence)
+
+
+def with_models(plan: Plan, models: tuple[str, ...]) -> Plan:
+    """The plan with every stream asking these models."""
+    phases = tuple(replace(p, streams=tuple(replace(s, models=models) for s in p.streams)) for p in plan.phases)
+    return replace(plan, phases=phases)

@@ -1,0 +1,115 @@
+"""The commands that look at a running mesh: `gearmesh status`, `top` and `trace`. They return the exit code."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from broker.config import Settings
+from scripts.observer import NoMesh, Observer, View
+from scripts.screens import screen
+from scripts.trace import TraceError, check_seconds, check_target, record, write
+
+INTERVAL_S_MIN, INTERVAL_S_MAX = 0.1, 60.0
+
+
+def run_status(
+    settings: Settings,
+    over_s: float,
+    out: Console,
+    err: Console,
+    *,
+    as_json: bool,
+    models_table: Callable[[list[dict[str, Any]]], RenderableType],
+) -> int:
+    """Looks twice, `over_s` apart, and prints what there is. 0; 2 if nobody answers."""
+    if not 0 <= over_s <= INTERVAL_S_MAX:
+        return _refuse(err, f"--over must be 0 to {INTERVAL_S_MAX:g} seconds; got {over_s:g}")
+    try:
+        with Observer(settings) as observer:
+            before: View | None = None
+            if over_s and not as_json:
+                before = observer.look()
+                time.sleep(over_s)
+            after = observer.look(models=True)
+    except NoMesh as error:
+        return _refuse(err, str(error))
+    if as_json:
+        print(json.dumps(describe(after)))
+        return 0
+    out.print(screen(before, after))
+    if after.models:
+        out.print(models_table(after.models))
+    return 0
+
+
+def describe(view: View) -> dict[str, Any]:
+    """Everything that is known, for programs."""
+    built = msgspec.to_builtins
+    return {
+        "broker": view.broker,
+        "epoch": view.epoch,
+        "members": [
+            {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
+            for m in view.members
+        ],
+        "controllers": {name: built(snapshot) for name, snapshot in view.snapshots.items()},
+        "frontends": dict(view.frontends),
+        "models": view.models,
+    }
+
+
+def run_top(settings: Settings, interval_s: float, count: int, out: Console, err: Console) -> int:
+    """Looks again and again, until Ctrl-C or `count` looks. 0; 2 if nobody answers the first one."""
+    if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
+        return _refuse(err, f"--interval must be {INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g} seconds; got {interval_s:g}")
+    if count < 0:
+        return _refuse(err, f"--count must be 0 or more; got {count}")
+    try:
+        with Observer(settings) as observer:
+            before = observer.look()
+            with Live(screen(None, before), console=out, screen=out.is_terminal, auto_refresh=False) as live:
+                looks = 1
+                while looks != count:
+                    time.sleep(interval_s)
+                    after = observer.look()
+                    live.update(screen(before, after), refresh=True)
+                    before = after
+                    looks += 1
+    except NoMesh as error:
+        return _refuse(err, str(error))
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def run_trace(settings: Settings, file: Path, seconds: float, out: Console, err: Console, *, force: bool) -> int:
+    """Records, and writes the file. 0; 2 if it must not be written, or nobody answers."""
+    try:
+        check_seconds(seconds)
+        check_target(file, force=force)
+        with err.status("calling the mesh ...") as shown:
+            recording = record(settings, seconds, lambda left_s: shown.update(f"recording, {left_s:.1f} s left"))
+        text = write(recording, file)
+    except (TraceError, NoMesh) as error:
+        return _refuse(err, str(error))
+    except OSError as error:
+        return _refuse(err, f"{file}: cannot be written: {error.strerror}")
+    out.print(f"{text}; open it at https://ui.perfetto.dev", highlight=False)
+    if recording.dropped:
+        err.print(
+            f"gearmesh: {recording.dropped} facts are missing: the mesh did more than could be fetched", style="yellow"
+        )
+    if recording.silent:
+        err.print(f"gearmesh: did not answer in the end: {', '.join(recording.silent)}", style="yellow")
+    return 0
+
+
+def _refuse(err: Console, message: str) -> int:
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False)
+    return 2

@@ -1,0 +1,99 @@
+"""What the command makes of its options, and what it says of those that cannot stand."""
+
+import pytest
+from typer.testing import CliRunner
+
+from broker.errors import GearmeshError
+from scripts.cli import app
+from scripts.load.errors import LoadError
+from scripts.load.options import Options, numbers, plan_of, with_models
+from scripts.load.plan import Closed, Open, Target
+from scripts.load.replay import read_lines
+from scripts.load.schedule import open_arrivals
+
+
+def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
+    closed = plan_of(Options(clients=16, think_ms=5.0, slo_ms=(25.0,)), ("a",)).phases[0].streams[0]
+    assert closed.source == Closed(16, think_s=0.005)
+    assert closed.slo.values == (25.0,)
+    opened = plan_of(Options(rate=400.0, arrivals="gamma", cv=2.0, slo_factor=(2.0, 4.0)), ("a",)).phases[0].streams[0]
+    assert isinstance(opened.source, Open)
+    assert (opened.source.load.kind, opened.source.load.rate_rps, opened.source.load.cv) == ("gamma", 400.0, 2.0)
+    assert (opened.slo.unit, opened.slo.values) == ("batch1", (2.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (Options(), "--clients N"),
+        (Options(clients=1, rate=5.0), "--clients"),
+        (Options(rate=0.0), "--rate"),
+        (Options(rate=float("nan")), "--rate"),
+        (Options(rate=1e9), "--rate"),
+        (Options(rate=5.0, arrivals="lumpy"), "--arrivals.*poisson"),
+        (Options(rate=5.0, slo_ms=(1.0,), slo_factor=(1.0,)), "--slo-factor"),
+        (Options(rate=5.0, rate_end=9.0), "--arrivals ramp"),
+        (Options(arrivals="log"), "--file"),
+        (Options(rate=5.0, warmup_s=10.0), "--warmup-s"),
+        (Options(rate=5.0, cv=-1.0), "--cv"),
+        (Options(clients=0), "--clients"),
+    ],
+)
+def test_an_option_that_cannot_stand_is_named(options, named):
+    with pytest.raises(LoadError, match=named):
+        plan_of(options, ("a",))
+
+
+@pytest.mark.parametrize("text", ["", "a", "10,,20", "0", "-1", "nan", "10;20"])
+def test_lists_of_numbers_are_checked(text):
+    with pytest.raises(LoadError, match="--slo-ms"):
+        numbers(text, "--slo-ms")
+
+
+def test_a_recorded_log_is_replayed_from_its_first_request_with_its_own_budgets(tmp_path):
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"t_s": 7.5, "model": "a", "rows": 2, "extra": 1}\n{"t_s": 5.0, "model": "b", "slo_ms": 20}\n')
+    plan = with_models(plan_of(Options(arrivals="log", file=file), ("-",)), ("a", "b"))
+    targets = {name: Target(name, ()) for name in ("a", "b")}
+    found = open_arrivals(plan.phases[0], {"a": 0, "b": 1}, targets, 0)
+    assert found.due_s.tolist() == [0.0, 2.5]
+    assert found.model.tolist() == [1, 0]
+    assert found.slo_s.tolist() == pytest.approx([0.020, 0.100])
+    assert found.rows.tolist() == [1, 2]
+    assert plan.phases[0].seconds == pytest.approx(2.501)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"log": "requests", "version": 99}\n', "version 99"),
+        ('{"t_s": 1, "model": "a"}\n{"model": "a"}\n', "line 2"),
+        ("t,model\n", "line 1"),
+        ("", "no request"),
+    ],
+)
+def test_a_log_of_another_version_or_kind_is_refused_with_exit_code_2(tmp_path, text, said):
+    file = tmp_path / "log.jsonl"
+    file.write_text(text)
+    with pytest.raises(GearmeshError, match=said):
+        read_lines(file)
+    result = CliRunner().invoke(app, ["load", "--arrivals", "log", "--file", str(file)])
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_an_output_file_that_exists_is_not_overwritten(tmp_path, option):
+    file = tmp_path / "there"
+    file.write_text("precious")
+    result = CliRunner().invoke(app, ["load", "--rate", "10", option, str(file)])
+    assert result.exit_code == 2
+    assert "exists already" in result.stderr
+    assert file.read_text() == "precious"
+
+
+def test_a_target_that_is_not_there_is_said_with_exit_code_2(monkeypatch):
+    monkeypatch.setattr("scripts.load.runner.CONNECT_S", 1.2)
+    result = CliRunner().invoke(app, ["load", "--rate", "10", "--address", "tcp://127.0.0.1:9"])
+    assert result.exit_code == 2
+    assert "no mesh answers at tcp://127.0.0.1:9" in result.stderr

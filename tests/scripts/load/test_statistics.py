@@ -1,0 +1,127 @@
+"""What records come to."""
+
+import math
+
+import numpy as np
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from scripts.load.records import OUTCOMES, RECORD, Recorder, merge
+from scripts.load.statistics import lateness, over_time, quantiles, report
+
+
+def recorded(rows) -> np.ndarray:
+    """rows: (due_s, sent_s, done_s, slo_s, status)."""
+    recorder = Recorder()
+    for due_s, sent_s, done_s, slo_s, status in rows:
+        row = recorder.sent(due_s, sent_s, slo_s, 0, 0)
+        if status is not None:
+            recorder.answered(row, done_s, status, code="overload" if status == "rejected" else "")
+    return recorder.records()
+
+
+def reported(records, codes=("", "overload"), **more):
+    more = {"seconds": 10.0, "warmup_s": 0.0, **more}
+    return report("p", records, codes, ["s"], ["m"], **more)
+
+
+def test_the_budget_counts_from_when_the_request_was_due_not_from_when_it_was_sent():
+    rows = recorded([(1.0, 1.0, 1.0499, 0.05, "ok"), (1.0, 1.01, 1.0501, 0.05, "ok")])
+    assert [OUTCOMES[i] for i in rows["outcome"]] == ["ok", "late"]
+    found = reported(rows)
+    assert found.goodput_per_s == pytest.approx(0.1)
+    assert found.attainment == 0.5
+    assert found.outcomes["late"].max_ms == pytest.approx(50.1)
+
+
+def test_what_was_never_answered_counts_as_offered_and_as_missed():
+    found = reported(recorded([(1.0, 1.0, 0, 0.05, None), (2.0, 2.0, 2.01, 0.05, "ok")]))
+    assert (found.n, found.attainment, found.outcomes["no_answer"].n) == (2, 0.5, 1)
+    assert found.answered_per_s == pytest.approx(0.1)
+
+
+def test_refusals_are_counted_by_code_and_timed_from_sending():
+    found = reported(recorded([(1.0, 1.5, 1.504, 0.05, "rejected")] * 3))
+    assert found.rejections == {"overload": 3}
+    assert found.rejected_within.p50_ms == pytest.approx(4.0, rel=0.01)
+
+
+def test_the_warm_up_is_left_out():
+    found = reported(recorded([(0.5, 0.5, 0.51, 0.05, "ok"), (2.0, 2.0, 2.01, 0.05, "ok")]), warmup_s=1.0)
+    assert (found.n, found.seconds) == (1, 9.0)
+
+
+def test_attainment_is_told_for_each_budget_and_in_bins_where_there_are_many():
+    rows = recorded([(1.0, 1.0, 1.02, 0.01, "ok"), (1.0, 1.0, 1.02, 0.1, "ok")])
+    found = reported(rows)
+    assert [(one.slo_ms, one.attainment) for one in found.by_slo] == [(10.0, 0.0), (100.0, 1.0)]
+    many = recorded([(1.0, 1.0, 1.001, 0.01 * 1.1**i, "ok") for i in range(40)])
+    assert len(reported(many).by_slo) < 12
+    assert sum(one.n for one in reported(many).by_slo) == 40
+
+
+def test_a_quantile_needs_ten_samples_beyond_it():
+    assert quantiles(np.arange(1.0, 1000.0)).p99_ms is None
+    assert quantiles(np.arange(1.0, 1001.0)).p99_ms == pytest.approx(990, rel=0.002)
+    assert quantiles(np.array([1.0, 2.0, math.nan])).p50_ms == pytest.approx(1.0, rel=0.002)
+    assert quantiles(np.array([])).p50_ms is None
+
+
+def test_histograms_of_two_runs_can_be_added():
+    one, other = (HdrHistogram.decode(quantiles(np.full(100, ms)).hdr) for ms in (1.0, 3.0))
+    one.add(other)
+    assert one.get_total_count() == 200
+    assert one.get_max_value() == pytest.approx(3000, rel=0.002)
+
+
+def test_the_mean_batch_counts_batches_not_requests():
+    recorder = Recorder()
+    for size in (1, 3, 3, 3):
+        recorder.answered(recorder.sent(0, 0, 1, 0, 0), 0.1, "ok", batch=size)
+    assert reported(recorder.records()).mean_batch == pytest.approx(2.0)
+
+
+def test_prediction_errors_are_told_above_and_below_apart():
+    recorder = Recorder()
+    for predicted_ms, latency_ms in ((5.0, 3.0), (4.0, 7.0)):
+        row = recorder.sent(0, 0, 1, 0, 0)
+        recorder.answered(row, 0.1, "ok", predicted_ms=predicted_ms, latency_ms=latency_ms)
+    found = reported(recorder.records())
+    assert found.over_predicted.max_ms == pytest.approx(2.0)
+    assert found.under_predicted.max_ms == pytest.approx(3.0)
+
+
+def test_cold_starts_are_counted_where_the_mesh_tells_them_and_unknown_where_not():
+    recorder = Recorder()
+    recorder.answered(recorder.sent(0, 0, 1, 0, 0), 0.1, "ok")
+    assert reported(recorder.records()).cold_starts is None
+    recorder.answered(recorder.sent(0, 0, 1, 0, 0), 0.1, "ok", cold=True)
+    recorder.answered(recorder.sent(0, 0, 1, 0, 0), 0.1, "ok", cold=False)
+    assert reported(recorder.records()).cold_starts == 1
+
+
+@pytest.mark.parametrize(("late", "kept"), [(5, True), (6, False)])
+def test_a_generator_that_sends_more_than_a_twentieth_late_did_not_keep_the_rate(late, kept):
+    rows = recorded([(1.0, 1.0201 if i < late else 1.0199, 1.03, 0.1, "ok") for i in range(100)])
+    assert lateness(rows, 10.0, 10.0).kept is kept
+
+
+def test_goodput_over_time_is_by_when_requests_were_due():
+    rows = recorded([(0.1, 0.1, 0.9, 1.0, "ok"), (0.1, 0.1, 0.9, 0.1, "ok")])
+    first = over_time(rows, 0.0, 10.0)[0]
+    assert first == pytest.approx((0.5, 4.0, 2.0))
+
+
+def test_rows_of_several_generators_get_common_codes_in_order_of_time():
+    parts = []
+    for due_s, code in ((2.0, "overload"), (1.0, "deadline")):
+        recorder = Recorder()
+        recorder.answered(recorder.sent(due_s, due_s, 1, 0, 0), 3.0, "rejected", code=code)
+        parts.append((recorder.records(), list(recorder.codes)))
+    rows, codes = merge(parts)
+    assert [codes[code] for code in rows["code"]] == ["deadline", "overload"]
+
+
+def test_no_request_at_all_is_no_error():
+    found = reported(np.empty(0, RECORD))
+    assert (found.n, found.by_slo, found.lateness.kept) == (0, [], True)
