@@ -51,7 +51,7 @@ def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
     found: list[tuple[float, str, float, int]] = []
     for log in read_requests(source):
         to_unix_s = log.headers[0].unix_s - log.headers[0].clock_s
-        found.extend((fact.arrived_s + to_unix_s, fact.ref, fact.slo_s, fact.rows) for fact in log.facts)
+        found.extend((f.arrived_s + to_unix_s, f.ref, round(f.slo_s, 9), f.rows) for f in log.facts)
     found.sort()
     first_s = found[0][0] if found else 0.0
     for arrived_s, ref, slo_s, rows in found:
