@@ -67,9 +67,7 @@ class Settings(BaseModel):
 
     # liveness
     heartbeat_ms: float = Field(250.0, ge=10, le=10_000, description="Longest silence on a link between services.")
-    silence_ms_max: float = Field(
-        1500.0, validate_default=True, ge=50, le=60_000, description="A peer silent for longer is taken for lost."
-    )
+    silence_ms_max: float = Field(1500.0, validate_default=True, ge=50, le=60_000, description="A peer silent for longer is taken for lost.")
     drain_s: float = Field(5.0, ge=0, le=600, description="After SIGTERM: how long requests in flight may still take.")
 
     # logs

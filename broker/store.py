@@ -40,9 +40,7 @@ class CatalogueStore:
             db.execute("CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             db.execute("COMMIT")
-            models = [
-                msgspec.msgpack.decode(row[0], type=ModelRecord) for row in db.execute("SELECT record FROM models")
-            ]
+            models = [msgspec.msgpack.decode(row[0], type=ModelRecord) for row in db.execute("SELECT record FROM models")]
             apps = [msgspec.msgpack.decode(row[0], type=AppRecord) for row in db.execute("SELECT record FROM apps")]
         except BaseException as error:
             if db is not None:
