@@ -55,7 +55,13 @@ class CudaDevice:
     """See gpu_worker.devices.base.Device. Raises: DeviceError."""
 
     def __init__(
-        self, driver: Driver, room: Room, helper: Helper | None = None, lock: DeviceLock | None = None
+        self,
+        driver: Driver,
+        room: Room,
+        helper: Helper | None = None,
+        lock: DeviceLock | None = None,
+        *,
+        keep_warm: bool = True,
     ) -> None:
         self._driver, self._lock = driver, lock
         driver.enter()
@@ -65,7 +71,7 @@ class CudaDevice:
         self._quiet = EventPool(partial(driver.event, sleeps=True), QUIET)
         self._streams: dict[Phase, Stream] = {phase: driver.stream(phase.value) for phase in Phase}
         self._watchers = {phase: Watcher(phase.value, driver.enter) for phase in Phase}
-        self._warm = driver.keep_warm()
+        self._warm = driver.keep_warm() if keep_warm else None
         self._issuer = Issuer(driver.enter, self._idle, IDLE_S if self._warm is not None else None, time.monotonic)
         self._helper = helper if helper is not None else Helper("helper")
         self._helper.every(CLOCK_EVERY_S, self._tick)

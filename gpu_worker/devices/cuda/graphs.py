@@ -55,11 +55,12 @@ def build(driver: Driver, package: Package, image: torch.Tensor, window: torch.T
     captured = weights_of(window, package)
     before, _ = driver.memory()
     replays = {}
+    warm = driver.allocate(len(static))
     for size in reversed(sizes):  # the largest first: what it leaves in the pool is enough for the others
-        warm = torch.zeros_like(static)
         layout = layouts[size]
+        driver.warm_up(lambda: _clear(warm))  # outputs of another size are no indices
         for _ in range(WARM_UPS):
-            driver.warm_up(lambda warm=warm, layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
+            driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
         replays[size] = driver.capture(
             lambda layout=layout: _operate(forward, captured, static, layout)  # type: ignore[misc]
         )
@@ -69,6 +70,10 @@ def build(driver: Driver, package: Package, image: torch.Tensor, window: torch.T
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
+
+
+def _clear(buffer: torch.Tensor) -> None:
+    buffer.zero_()
 
 
 def _operate(forward: Forward, weights: Sequence[torch.Tensor], flat: torch.Tensor, layout: Layout) -> None:

@@ -116,7 +116,9 @@ class NvidiaDriver:
     def allocate(self, size: int) -> torch.Tensor:
         """See Driver."""
         self._asked["device"] += 1
-        return torch.zeros(size, dtype=torch.uint8, device=self.place)
+        made = torch.zeros(size, dtype=torch.uint8, device=self.place)
+        torch.cuda.current_stream(self.place).synchronize()  # the other streams do not wait for this one
+        return made
 
     def pin(self, size: int) -> Pinned:
         """See Driver."""
@@ -173,8 +175,8 @@ class NvidiaDriver:
 
     def keep_warm(self) -> Work | None:
         """See Driver."""
-        left = torch.ones(WARM_SIDE, WARM_SIDE, dtype=torch.float16, device=self.place)
-        out = torch.empty_like(left)
+        size = WARM_SIDE * WARM_SIDE * torch.float16.itemsize
+        left, out = (self.allocate(size).view(torch.float16).view(WARM_SIDE, WARM_SIDE) for _ in range(2))
 
         def multiply() -> None:
             for _ in range(WARM_PRODUCTS):
@@ -186,11 +188,13 @@ class NvidiaDriver:
     def allocations(self) -> dict[str, int]:
         """See Driver. What torch's own allocators counted, too."""
         counts = {f"asked_{kind}": count for kind, count in self._asked.items()}
-        device, host = torch.cuda.memory_stats(self.place), torch.cuda.host_memory_stats()
-        for key in ("allocation.all.allocated", "segment.all.allocated", "num_device_alloc", "num_device_free"):
-            counts[f"device_{key}"] = int(device.get(key, 0))
-        for key in ("allocation.all.allocated", "segment.all.allocated", "num_host_alloc", "num_host_free"):
-            counts[f"host_{key}"] = int(host.get(key, 0))
+        for place, found in (
+            ("device", torch.cuda.memory_stats(self.place)),
+            ("host", torch.cuda.host_memory_stats()),
+        ):
+            for key, count in found.items():
+                if key.endswith(".allocated") or key.startswith("num_"):
+                    counts[f"{place}_{key}"] = int(count)
         return counts
 
     def close(self) -> None:
