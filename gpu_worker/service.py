@@ -36,7 +36,7 @@ class WorkerService:
         self._transport = runtime.transport
         self._hub = runtime.hub
         self._device = device
-        self._lanes = Lanes(PageTable(device.info.pages), device.depth)
+        self._lanes = Lanes(PageTable(device.info.pages), device.depth, device.ahead_s)
         self._member = wire.Member(id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid())
         self._registrar = Registrar(
             runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed

@@ -1,14 +1,18 @@
 """What a device can do. A new kind is one file in this folder and one line in `open_device`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from broker import wire
-from broker.config import Settings
 from broker.errors import GearmeshError
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
+
+if TYPE_CHECKING:
+    from broker.config import Settings  # a device can be driven where what reads settings is not installed
 
 Finished = Callable[[Phase, Job, Done], None]
 
@@ -26,6 +30,7 @@ class Device(Protocol):
 
     info: wire.DeviceInfo
     depth: dict[Phase, int]  # phases it can be given ahead, per lane
+    ahead_s: float  # EXECs can be given so long before their time: the device keeps it itself
     measured: bool  # profiles are measured by running; False: `prepare` knows them
 
     def attach(self, finished: Finished) -> None:
@@ -56,6 +61,10 @@ class Device(Protocol):
 def open_device(settings: Settings) -> Device:
     """The device that the settings name. Raises: DeviceError, SettingsError."""
     name = settings.device
+    if name == "auto" and (gpus := _gpus_free(settings)) is not None:
+        return gpus
+    if name == "cuda" or name.startswith("cuda:"):
+        return _open_cuda(settings, name)
     if name in ("auto", "cpu"):
         from gpu_worker.devices.cpu import CpuDevice
 
@@ -65,3 +74,22 @@ def open_device(settings: Settings) -> Device:
 
         return EmulatedDevice(settings, Path(name.removeprefix("emulated:")))
     raise DeviceError(f"GEARMESH_DEVICE={name!r}: allowed are auto, cpu, cuda, cuda:N and emulated:PROFILE.json")
+
+
+def _open_cuda(settings: Settings, name: str) -> Device:
+    from gpu_worker.devices.cuda import nvidia
+    from gpu_worker.devices.cuda.device import open_cuda
+
+    index = name.partition(":")[2]
+    if name != "cuda" and not index.isdecimal():
+        raise DeviceError(f"GEARMESH_DEVICE={name!r}: cuda:N needs the number of a GPU, cuda:0")
+    return open_cuda(settings, [int(index)] if index else range(max(1, nvidia.device_count())))
+
+
+def _gpus_free(settings: Settings) -> Device | None:
+    """A GPU, if there is one that no worker drives."""
+    from gpu_worker.devices.cuda import nvidia
+    from gpu_worker.devices.locks import driven
+
+    free = [i for i in range(nvidia.device_count()) if not driven(settings.data_dir / "locks", f"cuda:{i}")]
+    return _open_cuda(settings, f"cuda:{free[0]}") if free else None

@@ -71,6 +71,7 @@ class CpuDevice:
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
         )
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
+        self.ahead_s = 0.0
         self.measured = True
         self._versions: dict[str, Version] = {}
         self._forwards: dict[str, Forward] = {}  # {architecture: executable}, shared by its models

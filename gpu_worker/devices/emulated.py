@@ -35,6 +35,7 @@ class EmulatedDevice:
             any_batch=True,
         )
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
+        self.ahead_s = 0.0
         self.measured = False
         self._packages: dict[str, Package] = {}
         self._emulator = Emulator(self._duration_s)
