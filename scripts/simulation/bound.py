@@ -16,7 +16,7 @@ noise are left out: they only take time. Not covered: durations below the profil
 draws some), and closed loops, whose arrivals depend on the scheduler.
 
 `fluid_bound` forgets when requests come. `packing_bound` (packing.py) forms whole batches; it is the tightest, and
-takes a hundred times as long. `exact` (exact.py) tries everything, for few requests; `belady.py`: what eviction costs.
+takes tens of times as long. `exact` (exact.py) tries everything, for a few requests; `belady.py` is about eviction.
 
 Source: gpu_and_literature 2.5, UB0 and UB2.
 """

@@ -7,8 +7,8 @@ for the sake of requests that can wait for it until slot k, no longer. Then
     maximise   sum x[m, k] x (requests of m that can wait until k or longer)
     subject to sum over k of x[m, k] <= 1,   LOADs for the slots up to k take no more than the devices' time
 
-by then. LOADs may be split, moved between devices and done before anybody asks, and memory is taken to hold it all: no
-scheduler can do better, as no LOAD is quicker than the profile says.
+by then. LOADs may be split, moved between devices and done before anybody asks, and memory is taken to hold everything.
+No scheduler can do better, as no LOAD is quicker than the profile says.
 
 Source: gpu_and_literature 2.5, "+ memory/PCIe".
 """
