@@ -43,6 +43,10 @@ def _software() -> Iterator[Finding]:
             yield "good", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             yield "bad", package, "is not installed: run scripts/quickstart or pip install -e ."
+    try:
+        yield "good", "onnxruntime", importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        yield "note", "onnxruntime", "is not installed; models in ONNX need it: pip install 'gearmesh[onnx]'"
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:

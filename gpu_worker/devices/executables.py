@@ -12,7 +12,8 @@ from torch.func import functional_call
 from broker import wire
 from broker.errors import PackageError
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.packages import Package, Weight
+from gpu_worker.devices.onnx import load_onnx
+from gpu_worker.packages import ONNX, Package, Weight
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 CPU = torch.device("cpu")
@@ -50,6 +51,8 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
     """(weights..., inputs...) -> outputs, of the package's architecture, for that device. Raises: PackageError."""
     if package.graph is None:
         return _from_factory(package)
+    if package.graph.suffix == ONNX:
+        return load_onnx(package)
     try:
         exported = torch.export.load(package.graph)
     except Exception as error:  # torch.export raises whatever it meets in a damaged archive
