@@ -29,6 +29,7 @@ class SplitArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Counting:
     """Learns nothing, and counts."""
 
+    learns = False  # nothing has to be known to select
     models: tuple[str, ...]
 
     def observe(self, state: State, observation: Observation) -> State:
