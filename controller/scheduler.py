@@ -10,6 +10,7 @@ from typing import Any
 
 from broker import wire
 from controller.actions import Actions
+from controller.batching import BlackBoxCurve, doubt
 from controller.fleet import Fleet
 from controller.orders import Order, ToFrontend
 from controller.policies.base import Batch, LoadPlan, Policy, Verdict
@@ -118,6 +119,8 @@ class Scheduler:
         if self.state.waiting >= self.parameters.queue_max:
             return [self._refuse(request, "rejected", "queue_full", "too many requests wait", now, retry_s=0.05)]
         verdict = self.policy.admit(model, request, now)
+        if verdict.code == "deadline" and doubt(model, now):
+            verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
             return [self._refuse_at_arrival(request, verdict, now)]
@@ -182,9 +185,12 @@ class Scheduler:
         if device is not None:
             device.offset_s = offset_s
 
-    def want(self, refs: list[str]) -> list[Order]:
-        """These versions are to be ready; others are let go when their last request has ended."""
-        return self.fleet.want(refs, self._still_used)
+    def want(self, refs: list[str], contained: Sequence[str] = ()) -> list[Order]:
+        """These versions are to be ready; others are let go when their last request has ended.
+
+        `contained`: those of them that containers serve.
+        """
+        return self.fleet.want(refs, self._still_used, contained)
 
     def _submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
@@ -236,6 +242,8 @@ class Scheduler:
         curve = device.curves.get(action.ref)
         if curve is not None:
             error = curve.learn(action.batch, duration_s)
+            if isinstance(curve, BlackBoxCurve):
+                curve.learned_s = now
             device.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             self._learn_dispatch(device, action, result.begin_s - device.offset_s)
@@ -261,7 +269,7 @@ class Scheduler:
     ) -> None:
         if result.code in ("weights_missing", "unknown_model", "wrong_version"):
             self.fleet.not_resident(device, action.ref)
-        final = result.code in ("device_error", "bad_input", "bad_batch")
+        final = result.code in ("device_error", "model_error", "bad_input", "bad_batch")
         for request in action.requests:
             if final:
                 orders.append(self._refuse(request, "failed", result.code, result.message, now))
@@ -330,7 +338,10 @@ class Scheduler:
         for model in list(self.state.active.values()):
             count = self.policy.expired(model, now) if model.ready else model.queue.before(now)
             for request in self.state.take_first(model, count) if count else ():
-                orders.append(self._refuse(request, "rejected", "deadline", "it can no longer be served in time", now))
+                code, text = "deadline", "it can no longer be served in time"
+                if not model.ready and model.ref in self.fleet.contained:
+                    code, text = "no_replica", self.fleet.why_no_replica(model.ref)
+                orders.append(self._refuse(request, "rejected", code, text, now))
             if len(model.queue):
                 first = min(first, self._hopeless_s(model, model.queue.first()))
         self._first_hopeless_s = first
@@ -431,6 +442,8 @@ class Scheduler:
         ref = request.ref
         if ref not in self.fleet.wanted and ref not in self.fleet.draining:
             return self._refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)", now)
+        if ref in self.fleet.contained:
+            return self._refuse(request, "rejected", "no_replica", self.fleet.why_no_replica(ref), now, retry_s=1.0)
         if not self.state.devices:
             return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=1.0)
         return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=1.0)
