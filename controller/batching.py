@@ -8,8 +8,8 @@ are small, and the limit of each replica is moved by one of
     fixed      the size that the operator gave
     none       1
 
-Source of aimd (additive step, back-off by 10 %) and quantile regression: Clipper (NSDI'17) section 4.3.1; that only full
-batches raise the limit, and the step of 4 rows, are ours (scripts/bench_batching.py shows its convergence).
+Source of aimd (additive step, back-off by 10 %) and quantile regression: Clipper (NSDI'17) section 4.3.1; that only
+full batches raise the limit, and the step of 4 rows, are ours (scripts/bench_batching.py shows its convergence).
 """
 
 from collections import deque
@@ -116,8 +116,8 @@ def make_limit(batching: wire.Batching, rows_max: int) -> Limit:
 def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) -> tuple[float, float]:
     """(base, per row) of the line that `quantile` of the durations lie below; neither is negative.
 
-    Iteratively reweighted least squares on the pinball loss. Source: Koenker and Bassett (1978) for the loss; Schlossmacher,
-    "An iterative technique for absolute deviations curve fitting" (1973), for the iteration.
+    Iteratively reweighted least squares on the pinball loss. Source: Koenker and Bassett (1978) for the loss;
+    Schlossmacher, "An iterative technique for absolute deviations curve fitting" (1973), for the iteration.
     """
     scale = float(durations.mean()) or 1e-9
     y = durations / scale

@@ -56,7 +56,7 @@ class Fleet:
                 self._take_report(device, report, orders)
             elif not hello.device.container:  # a container keeps what it has, and is asked when that is wanted
                 orders.append(ToWorker(hello.member, wire.Forget(ref=report.ref)))
-        for ref in hello.resident:
+        for ref in () if hello.device.container else hello.resident:
             self._found_resident(device, ref, orders, now)
         return orders
 

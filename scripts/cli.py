@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -219,6 +220,57 @@ def infer(
     out.print(table)
     predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
     out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+
+
+@app.command()
+def container(
+    model: Annotated[str, typer.Option(help="Name that clients ask for.")],
+    predict: Annotated[
+        str, typer.Option(help="MODULE:FUNCTION from this folder; MODULE:MODEL.predict will do.")
+    ],
+    python: Annotated[str, typer.Option(help="Interpreter for it; it needs numpy, nothing of gearmesh.")] = "",
+    version: Annotated[str, typer.Option(help="Replicas of the same code share it.")] = "1",
+    labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
+    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="A .npy or .npz of inputs that shows both; run once.")] = None,
+    slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
+    objective_ms: Annotated[float | None, typer.Option(help="Aim for one batch; half of slo-ms if not given.")] = None,
+    batching: Annotated[str, typer.Option(help="aimd | quantile | none | fixed:N")] = "aimd",
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch may wait for expected requests.")] = 0.0,
+    batch_max: Annotated[int, typer.Option(help="Most rows in a batch, whatever the batching.")] = 1024,
+    memory_mb: Annotated[int, typer.Option(help="It is restarted above this; 0: half of the machine's.")] = 0,
+    start_s: Annotated[float, typer.Option(help="It may take so long to be imported.")] = 60.0,
+    cache: Annotated[bool, typer.Option(help="Equal inputs have equal outputs.")] = True,
+    check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
+) -> None:
+    """Serves a Python function as a model: one array per input, batch first; an array, or a dict of them, back."""
+    from gpu_worker.container.main import check_container, run_container
+    from gpu_worker.container.specs import ContainerOptions, parse_tensor
+
+    try:
+        options = ContainerOptions(
+            model=model,
+            predict=predict,
+            python=python or sys.executable,
+            version=version,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            inputs=tuple(parse_tensor(text, "--input") for text in input_) if input_ else None,
+            outputs=tuple(parse_tensor(text, "--output") for text in output) if output else None,
+            sample=sample.resolve() if sample is not None else None,
+            slo_ms=slo_ms,
+            objective_ms=objective_ms,
+            batching=batching,
+            batch_wait_ms=batch_wait_ms,
+            batch_max=batch_max,
+            memory_mb=memory_mb,
+            cache=cache,
+        )
+    except GearmeshError as error:
+        usage(str(error))
+    if check:
+        raise typer.Exit(check_container(options, start_s=start_s))
+    raise typer.Exit(run_container(settings(), options, start_s=start_s))
 
 
 @app.command()

@@ -198,7 +198,7 @@ class Atc(Policy):
     def _plan_of_many(
         self, model: Model, rows_max: int, cap: int, skip: int, start_s: float, scale: float, base: list[float]
     ) -> Plan | None:
-        """Requests of several rows are kept whole: as many from the head on as fit; the head alone if it fits nothing."""
+        """Requests of several rows are kept whole: as many from the head on as fit; the head alone if none does."""
         queue = model.queue
         count = max(1, queue.count_for(cap, skip))
         rows = queue.rows_of(count, skip)
