@@ -20,7 +20,6 @@ import numpy as np
 
 from broker import wire
 from controller.estimates import Curve, Term
-from controller.state import Model
 
 STEP = 4.0  # rows
 BACK_OFF = 0.9
@@ -33,7 +32,6 @@ FIRST_S = 1e-4  # of a row never seen: whoever is first is let in, and shows how
 CAUTION = 16  # ... and each further row is taken to need this part of the objective
 OUTLIER = 4.0  # a batch this many times as long as expected counts as so much longer, and no more
 MIXED = 0.1  # relative spread of sizes below which their slope says little
-SILENCE_S = 0.5  # without a batch, and with all refused for their deadlines: the estimate may be out of date
 
 
 class Limit(Protocol):
@@ -172,6 +170,7 @@ class BlackBoxCurve(Curve):
 
     limit: Limit = field(default_factory=lambda: Fixed(1))
     objective_s: float = 0.05
+    wait_s: float = 0.0  # a batch that is not full may wait so long
     learned_s: float = 0.0  # when a batch last showed something
     _line: Line = field(default_factory=Line)
     _seen: int = 0  # batches
@@ -242,20 +241,13 @@ def make_black_box(batching: wire.Batching, rows_max: int) -> BlackBoxCurve:
     """The curve of a container that was never heard of."""
     limit = make_limit(batching, rows_max)
     return BlackBoxCurve(
-        [], [], limit.rows, True, Term(), limit=limit, objective_s=batching.objective_s, rows_max=rows_max
+        [],
+        [],
+        limit.rows,
+        True,
+        Term(),
+        limit=limit,
+        objective_s=batching.objective_s,
+        wait_s=batching.wait_s,
+        rows_max=rows_max,
     )
-
-
-def doubt(model: Model, now: float) -> bool:
-    """Whether the request that was just refused may be let in after all: idle replicas' estimates were out of date.
-
-    An estimate that is too long would otherwise stand for ever, since nobody is let in to show that it is.
-    """
-    found = False
-    for device in model.ready.values():
-        curve = device.curves[model.ref]
-        if isinstance(curve, BlackBoxCurve) and not len(device.exec) and now - curve.learned_s > SILENCE_S:
-            curve.learned_s = now
-            curve.doubt()
-            found = True
-    return found

@@ -10,7 +10,8 @@ from typing import Any
 
 from broker import wire
 from controller.actions import Actions
-from controller.batching import BlackBoxCurve, doubt
+from controller.batching import BlackBoxCurve
+from controller.containers import Containers
 from controller.fleet import Fleet
 from controller.orders import Order, ToFrontend
 from controller.policies.base import Batch, LoadPlan, Policy, Verdict
@@ -21,7 +22,9 @@ SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on th
 LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
 LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
 EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
+DESERTED_S = 0.02  # before its deadline a request of a model that is ready nowhere is told so
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
+STUCK_LOOK_S = 0.001  # between looks at a container that may be past its expected end for long
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -76,6 +79,7 @@ class Scheduler:
         self.counters = Counters()
         self._actions = Actions()
         self.fleet = Fleet(state, self._actions, name)
+        self._containers = Containers(state)
         self._settled_s = started_s + SETTLE_S
         self._early: list[Early] = []  # requests that came before any worker, oldest first
         self._requests: dict[tuple[str, int], Request] = {}  # {(frontend, number): request}, every one not ended
@@ -119,7 +123,7 @@ class Scheduler:
         if self.state.waiting >= self.parameters.queue_max:
             return [self._refuse(request, "rejected", "queue_full", "too many requests wait", now, retry_s=0.05)]
         verdict = self.policy.admit(model, request, now)
-        if verdict.code == "deadline" and doubt(model, now):
+        if verdict.code == "deadline" and self._containers.doubt(model, now):
             verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
@@ -131,6 +135,8 @@ class Scheduler:
     def _wait(self, model: Model, request: Request, now: float) -> None:
         self.state.push(model, request)
         self.policy.arrived(model, request, now)
+        if not request.tries:
+            self._containers.arrived(model.ref, now)
         self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
 
     def cancel(self, frontend: str, number: int, *, now: float) -> None:
@@ -319,7 +325,8 @@ class Scheduler:
             if device.actions:
                 times.append(next(iter(device.actions.values())).overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
-                    times.append(device.exec.free_at(self._now) - self._lead_s(device))
+                    free_s = device.exec.free_at(self._now) - self._lead_s(device)
+                    times.append(max(free_s, self._now + STUCK_LOOK_S) if device.info.container else free_s)
             elif not self.fleet.preparations[device.worker].complete:
                 times.append(self._now + PREPARE_S)
         if self.state.waiting:
@@ -329,6 +336,9 @@ class Scheduler:
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)
+        gathered_s = self._containers.wake_at()
+        if gathered_s is not None:
+            times.append(gathered_s)
         return max(min(times), self._now + WAKE_S_MIN) if times else None
 
     def _expire(self, now: float, orders: list[Order]) -> None:
@@ -336,7 +346,7 @@ class Scheduler:
         self._expire_after_s = now + EXPIRE_EVERY_S
         first = float("inf")
         for model in list(self.state.active.values()):
-            count = self.policy.expired(model, now) if model.ready else model.queue.before(now)
+            count = self.policy.expired(model, now) if model.ready else model.queue.before(now + DESERTED_S)
             for request in self.state.take_first(model, count) if count else ():
                 code, text = "deadline", "it can no longer be served in time"
                 if not model.ready and model.ref in self.fleet.contained:
@@ -349,12 +359,14 @@ class Scheduler:
     def _hopeless_s(self, model: Model, request: Request) -> float:
         """From when on the request is hopeless, if its devices are free by then; earlier, if they are not."""
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
-        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else 0.0)
+        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else DESERTED_S)
 
     def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
         window = self.policy.window
         while len(device.exec) < window.depth:
             if len(device.exec) and device.exec.free_at(now) - now > self._lead_s(device):
+                return
+            if device.info.container and self._containers.holds_back(device, now):
                 return
             batch = self.policy.choose(device, now)
             if batch is None:
@@ -378,7 +390,7 @@ class Scheduler:
             list(batch.requests),
             start_s=batch.start_s,
             expected_s=batch.expected_s,
-            latest_s=batch.latest_s,
+            latest_s=self._containers.latest_s(device, batch),
             now=now,
         )
         self.policy.bound(device, batch, now)
@@ -487,6 +499,8 @@ class Scheduler:
             request.closed = True
             self._requests.pop((request.frontend, request.number), None)
             self.policy.ended(request, in_time, now)
+            if request.admitted:
+                self._containers.ended(request.ref, now)
 
     def check(self) -> None:
         """Every invariant holds."""

@@ -111,6 +111,7 @@ class ControllerService:
             if peer in self._workers:
                 log.info("worker_leaves", worker=peer)
                 self._order(scheduler.worker_leaving(peer))
+                self._port.send(peer, wire.Goodbye())  # behind the last order: it may go when that is done
             else:
                 self._lost(peer, "left")
 

@@ -90,6 +90,7 @@ class WorkerService:
         self._thread = ThreadPoolExecutor(1, "prepare")
         self._alarm: Alarm | None = None
         self._draining = False
+        self._released = False  # the controller sends nothing more
         if fixture is not None:
             self._install(fixture)
 
@@ -113,12 +114,13 @@ class WorkerService:
         log.info("started", member=self._member.id, device=info.name, kind=info.kind, pages=info.pages, pid=os.getpid())
 
     def drain(self) -> bool:
-        """The controller plans without us from now on; True once nothing runs here."""
+        """The controller plans without us from now on; True once it says so too, and nothing runs here."""
         if not self._draining:
             self._draining = True
             if self._controller is not None:
                 self._controller.send(wire.Goodbye())
-        return self._lanes.idle
+                self._hub.schedule_turn()
+        return self._lanes.idle and (self._released or self._controller is None)
 
     def stop(self) -> None:
         """The device is free for another process."""
@@ -222,6 +224,8 @@ class WorkerService:
             self._forget(message.ref)
         elif isinstance(message, wire.Introduce):
             self._hello()
+        elif isinstance(message, wire.Goodbye):
+            self._released = True
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
