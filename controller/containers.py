@@ -124,7 +124,7 @@ class Containers:
     def _waits(self, model: Model, curve: BlackBoxCurve, now: float) -> bool:
         gathering = self._gatherings.get(model.ref)
         if gathering is None or gathering.wait_s != curve.wait_s:
-            gathering = self._gatherings[model.ref] = Gathering(curve.wait_s, open=len(model.queue))
+            gathering = self._gatherings[model.ref] = Gathering(curve.wait_s, len(model.queue), _at_s=now)
         first = model.queue.first()
         until_s = gathering.until(model.queue.rows, curve.batch_max, first.arrived_s, now)
         if until_s is None or until_s + 2 * curve.exec_s(curve.batch_max) > first.deadline_s:

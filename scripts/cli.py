@@ -243,6 +243,7 @@ def container(
     start_s: Annotated[float, typer.Option(help="It may take so long to be imported.")] = 60.0,
     cache: Annotated[bool, typer.Option(help="Equal inputs have equal outputs.")] = True,
     check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
+    replicas: Annotated[int | None, typer.Option(help="Have the running `gearmesh up` keep so many of it.")] = None,
 ) -> None:
     """Serves a Python function as a model: one array per input, batch first; an array, or a dict of them, back."""
     from gpu_worker.container.main import check_container, run_container
@@ -270,7 +271,51 @@ def container(
         usage(str(error))
     if check:
         raise typer.Exit(check_container(options, start_s=start_s))
+    if replicas is not None:
+        _keep_container(settings(), options, replicas, start_s)
+        return
     raise typer.Exit(run_container(settings(), options, start_s=start_s))
+
+
+def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
+    """The running `gearmesh up` keeps the container, if its code is good."""
+    from gpu_worker.container.main import check_container
+    from scripts.containers import REPLICAS_MAX, Roster
+
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    if check_container(options, start_s=start_s):
+        raise typer.Exit(2)
+    given = sys.argv[sys.argv.index("container") + 1 :]
+    at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
+    del given[at : at + (1 if "=" in given[at] else 2)]
+    roster.put(options.model, given, Path.cwd(), replicas)
+    out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
+
+
+@app.command()
+def scale(
+    model: Annotated[str, typer.Argument(help="A container started with --replicas.")],
+    replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
+) -> None:
+    """Has the running `gearmesh up` keep so many replicas of a container; those that go finish what they have."""
+    from scripts.containers import REPLICAS_MAX, Roster
+
+    config = settings()
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    if not roster.scale(model, replicas):
+        known = ", ".join(sorted(roster.read())) or "none"
+        usage(f"no container {model!r} was started with --replicas; there are: {known}")
+    out.print(f"{model}: {replicas} replicas are being kept")
 
 
 @app.command()

@@ -14,9 +14,8 @@ def container(
 ) -> wire.WorkerHello:
     """A container's first words."""
     info = wire.DeviceInfo(name=member, kind="container", pages=1, page_bytes=1, any_batch=True, container=ref)
-    return wire.WorkerHello(
-        member=member, host="h", device=info, free_pages=0, resident=(ref,), prepared=(report(ref, ok=ok, rows_max=rows_max, wait_s=wait_s),)
-    )  # fmt: skip
+    words = report(ref, ok=ok, rows_max=rows_max, wait_s=wait_s)
+    return wire.WorkerHello(member=member, host="h", device=info, free_pages=0, resident=(ref,), prepared=(words,))
 
 
 def report(ref: str = REF, *, ok: bool = True, rows_max: int = 64, wait_s: float = 0.0) -> wire.Prepared:

@@ -32,7 +32,7 @@ def fragile(x):
         x[0, 0] = 0
     if order == -5:
         for i in range(1_000_000):
-            print(f"line {i}")
+            sys.stdout.write(f"line {i}\n")
     if order == -6:
         return "nonsense"
     if order == -7:
