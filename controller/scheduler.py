@@ -11,6 +11,8 @@ from typing import Any
 
 from broker import wire
 from controller.actions import Actions
+from controller.batching import BlackBoxCurve
+from controller.containers import Containers
 from controller.fleet import Fleet
 from controller.orders import Order, ToFrontend
 from controller.policies.base import Batch, LoadPlan, Policy, Verdict
@@ -22,9 +24,11 @@ SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on th
 LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
 LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
 EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
+DESERTED_S = 0.02  # before its deadline a request of a model that is ready nowhere is told so
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
 RETRY_S = 1.0  # what is told where nothing better is known
 RETRY_S_MIN = 1e-3
+STUCK_LOOK_S = 0.001  # between looks at a container that may be past its expected end for long
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -80,6 +84,7 @@ class Scheduler:
         self.telemetry = Telemetry(self.parameters.slack_s)
         self._actions = Actions()
         self.fleet = Fleet(state, self._actions, name)
+        self._containers = Containers(state)
         self._settled_s = started_s + SETTLE_S
         self._early: list[Early] = []  # requests that came before any worker, oldest first
         self._requests: dict[tuple[str, int], Request] = {}  # {(frontend, number): request}, every one not ended
@@ -125,6 +130,8 @@ class Scheduler:
         if self.state.waiting >= self.parameters.queue_max:
             return [self._refuse(request, "rejected", "queue_full", "too many requests wait", now, retry_s=0.05)]
         verdict = self.policy.admit(model, request, now)
+        if verdict.code == "deadline" and self._containers.doubt(model, now):
+            verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
             return [self._refuse_at_arrival(request, verdict, now)]
@@ -135,6 +142,8 @@ class Scheduler:
     def _wait(self, model: Model, request: Request, now: float) -> None:
         self.state.push(model, request)
         self.policy.arrived(model, request, now)
+        if not request.tries:
+            self._containers.arrived(model.ref, now)
         self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
 
     def cancel(self, frontend: str, number: int, *, now: float) -> None:
@@ -200,9 +209,12 @@ class Scheduler:
         if device is not None:
             device.offset_s = offset_s
 
-    def want(self, refs: list[str]) -> list[Order]:
-        """These versions are to be ready; others are let go when their last request has ended."""
-        return self.fleet.want(refs, self._still_used)
+    def want(self, refs: list[str], contained: Sequence[str] = ()) -> list[Order]:
+        """These versions are to be ready; others are let go when their last request has ended.
+
+        `contained`: those of them that containers serve.
+        """
+        return self.fleet.want(refs, self._still_used, contained)
 
     def _submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
@@ -259,6 +271,8 @@ class Scheduler:
         curve = device.curves.get(action.ref)
         if curve is not None:
             error = curve.learn(action.batch, duration_s)
+            if isinstance(curve, BlackBoxCurve):
+                curve.learned_s = now
             device.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             self._learn_dispatch(device, action, result.begin_s - device.offset_s)
@@ -289,7 +303,7 @@ class Scheduler:
     def _infer_failed(
         self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
-        final = result.code in ("device_error", "bad_input", "bad_batch")
+        final = result.code in ("device_error", "model_error", "bad_input", "bad_batch")
         for request in action.requests:
             if request.closed:
                 continue
@@ -346,7 +360,9 @@ class Scheduler:
                 times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
                     at_s = device.exec.free_at(self._now) - self._lead_s(device)
-                    if at_s > self._now:  # else the policy was asked just now, and had nothing
+                    if device.info.container:
+                        times.append(max(at_s, self._now + STUCK_LOOK_S))
+                    elif at_s > self._now:  # else the policy was asked just now, and had nothing
                         times.append(at_s)
             elif not self.fleet.preparations[device.worker].complete:
                 times.append(self._now + PREPARE_S)
@@ -360,6 +376,9 @@ class Scheduler:
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)
+        gathered_s = self._containers.wake_at()
+        if gathered_s is not None:
+            times.append(gathered_s)
         return max(min(times), self._now + WAKE_S_MIN) if times else None
 
     def _expire(self, now: float, orders: list[Order]) -> None:
@@ -367,11 +386,13 @@ class Scheduler:
         self._expire_after_s = now + EXPIRE_EVERY_S
         first = float("inf")
         for model in list(self.state.active.values()):
-            count = self.policy.expired(model, now) if model.ready else model.queue.before(now)
+            count = self.policy.expired(model, now) if model.ready else model.queue.before(now + DESERTED_S)
             for request in self.state.take_first(model, count) if count else ():
-                text = "it can no longer be served in time"
+                code, text = "deadline", "it can no longer be served in time"
+                if not model.ready and model.ref in self.fleet.contained:
+                    code, text = "no_replica", self.fleet.why_no_replica(model.ref)
                 retry_s = self._retry_s(model, now)
-                orders.append(self._refuse(request, "rejected", "deadline", text, now, retry_s=retry_s))
+                orders.append(self._refuse(request, "rejected", code, text, now, retry_s=retry_s))
             if len(model.queue):
                 first = min(first, self._hopeless_s(model, model.queue.first()))
         self._first_hopeless_s = first
@@ -379,12 +400,14 @@ class Scheduler:
     def _hopeless_s(self, model: Model, request: Request) -> float:
         """From when on the request is hopeless, if its devices are free by then; earlier, if they are not."""
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
-        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else 0.0)
+        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else DESERTED_S)
 
     def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
         window = self.policy.window
         while len(device.exec) < window.depth:
             if len(device.exec) and device.exec.free_at(now) - now > self._lead_s(device):
+                return
+            if device.info.container and self._containers.holds_back(device, now):
                 return
             batch = self.policy.choose(device, now)
             if batch is None:
@@ -410,7 +433,7 @@ class Scheduler:
             list(batch.requests),
             start_s=batch.start_s,
             expected_s=batch.expected_s,
-            latest_s=batch.latest_s,
+            latest_s=self._containers.latest_s(device, batch),
             now=now,
         )
         self.policy.bound(device, batch, now)
@@ -482,6 +505,8 @@ class Scheduler:
         ref = request.ref
         if ref not in self.fleet.wanted and ref not in self.fleet.draining:
             return self._refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)", now)
+        if ref in self.fleet.contained:
+            return self._refuse(request, "rejected", "no_replica", self.fleet.why_no_replica(ref), now, retry_s=1.0)
         if not self.state.devices:
             return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=RETRY_S)
         return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=RETRY_S)
@@ -526,6 +551,8 @@ class Scheduler:
             request.closed = True
             self._requests.pop((request.frontend, request.number), None)
             self.policy.ended(request, in_time, now)
+            if request.admitted:
+                self._containers.ended(request.ref, now)
 
     def check(self) -> None:
         """Every invariant holds."""

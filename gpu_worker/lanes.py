@@ -35,6 +35,8 @@ CODES = {
     "stale_epoch": "ordered by a controller that has been replaced",
     "overfull": "too many actions wait at this device",
     "device_error": "the device failed",
+    "model_error": "a container's code raised an exception, or returned what it must not",
+    "container_died": "a container's code died or hung; it is being started again",
 }
 
 

@@ -1,10 +1,12 @@
 """The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
 
 import os
+import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -28,19 +30,53 @@ RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 log = structlog.get_logger("worker")
 
 
+@dataclass(frozen=True, slots=True)
+class Fixture:
+    """What a container brings: its one version, which is prepared and resident from the start."""
+
+    offer: wire.Offer
+    batching: wire.Batching
+
+    def report(self, faults: tuple[str, ...] = ()) -> wire.Prepared:
+        """It serves; or, with faults, it does not at the moment."""
+        return wire.Prepared(
+            ref=self.offer.ref,
+            ok=not faults,
+            faults=faults,
+            spec=self.offer.spec,
+            pages=1,
+            batching=self.batching,
+        )
+
+
 class WorkerService:
     """One device, one controller at a time, any number of frontends."""
 
-    def __init__(self, runtime: Runtime, device: Device) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        device: Device,
+        fixture: Fixture | None = None,
+        refused: Callable[[str], None] | None = None,
+    ) -> None:
+        """`fixture`: it serves this and nothing else; `refused` hears why the broker does not want it, if so."""
         self.settings = runtime.settings
         self._transport = runtime.transport
         self._hub = runtime.hub
         self._device = device
         self._lanes = Lanes(PageTable(device.info.pages), device.depth, device.ahead_s)
-        self._member = wire.Member(id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid())
-        self._registrar = Registrar(
-            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed
+        self._member = wire.Member(
+            id=member_id("gpu_worker"),
+            role="gpu_worker",
+            host=host_id(),
+            pid=os.getpid(),
+            offer=fixture.offer if fixture is not None else None,
         )
+        self._registrar = Registrar(
+            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
+        )
+        self._fixture = fixture
+        self._refused = refused
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # whom that link was opened for, or who answered there
         self._frontends: dict[str, tuple[str, ...]] = {}  # {member id: addresses for outputs}
@@ -54,6 +90,16 @@ class WorkerService:
         self._thread = ThreadPoolExecutor(1, "prepare")
         self._alarm: Alarm | None = None
         self._draining = False
+        self._released = False  # the controller sends nothing more
+        if fixture is not None:
+            self._install(fixture)
+
+    def _install(self, fixture: Fixture) -> None:
+        ref = fixture.offer.ref
+        self._lanes.prepared(ref, Prepared(1, fixture.offer.spec.batch_max, None))
+        self._lanes.table.take(ref, 1)
+        self._lanes.table.loaded(ref)
+        self._reports[ref] = fixture.report()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -69,12 +115,13 @@ class WorkerService:
         log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
 
     def drain(self) -> bool:
-        """The controller plans without us from now on; True once nothing runs here."""
+        """The controller plans without us from now on; True once it says so too, and nothing runs here."""
         if not self._draining:
             self._draining = True
             if self._controller is not None:
                 self._controller.send(wire.Goodbye())
-        return self._lanes.idle
+                self._hub.schedule_turn()
+        return self._lanes.idle and (self._released or self._controller is None)
 
     def stop(self) -> None:
         """The device is free for another process."""
@@ -88,6 +135,22 @@ class WorkerService:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._device.close()
         log.info("stopped", member=self._member.id)
+
+    # -- broker -------------------------------------------------------------------------------------------------------
+
+    def _replied(self, reply: wire.CallReply) -> None:
+        """The broker does not want what this container brings: the process ends."""
+        if not reply.ok and self._refused is not None:
+            self._refused(reply.message)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def changed(self, faults: tuple[str, ...]) -> None:
+        """The container's code died, or (no faults) serves again."""
+        assert self._fixture is not None
+        report = self._fixture.report(faults)
+        self._reports[report.ref] = report
+        self._tell(report)
+        self._hub.schedule_turn()
 
     # -- controller ---------------------------------------------------------------------------------------------------
 
@@ -162,11 +225,13 @@ class WorkerService:
             self._forget(message.ref)
         elif isinstance(message, wire.Introduce):
             self._hello()
+        elif isinstance(message, wire.Goodbye):
+            self._released = True
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
     def _prepare(self, ref: str) -> None:
-        if ref in self._reports and self._reports[ref].ok:
+        if ref in self._reports and (self._reports[ref].ok or self._fixture is not None):
             self._tell(self._reports[ref])
         elif ref not in self._preparing:
             self._preparing[ref] = self._thread.submit(self._prepare_there, ref)
@@ -224,6 +289,8 @@ class WorkerService:
         self._tell(self._reports[ref])
 
     def _forget(self, ref: str) -> None:
+        if self._fixture is not None:
+            return  # it may be wanted again, and there is nothing else to make room for
         self._preparing.pop(ref, None)
         self._packages.pop(ref, None)
         self._reports.pop(ref, None)

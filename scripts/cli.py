@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -238,6 +239,100 @@ def infer(
     out.print(table)
     predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
     out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+
+
+@app.command()
+def container(
+    model: Annotated[str, typer.Option(help="Name that clients ask for.")],
+    predict: Annotated[str, typer.Option(help="MODULE:FUNCTION from this folder; MODULE:MODEL.predict will do.")],
+    python: Annotated[str, typer.Option(help="Interpreter for it; it needs numpy, nothing of gearmesh.")] = "",
+    version: Annotated[str, typer.Option(help="Replicas of the same code share it.")] = "1",
+    labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
+    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="A .npy or .npz of inputs that shows both; run once.")] = None,
+    slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
+    objective_ms: Annotated[float | None, typer.Option(help="Aim for one batch; half of slo-ms if not given.")] = None,
+    batching: Annotated[str, typer.Option(help="aimd | quantile | none | fixed:N")] = "aimd",
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch may wait for expected requests.")] = 0.0,
+    batch_max: Annotated[int, typer.Option(help="Most rows in a batch, whatever the batching.")] = 1024,
+    memory_mb: Annotated[int, typer.Option(help="It is restarted above this; 0: half of the machine's.")] = 0,
+    start_s: Annotated[float, typer.Option(help="It may take so long to be imported.")] = 60.0,
+    cache: Annotated[bool, typer.Option(help="Equal inputs have equal outputs.")] = True,
+    check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
+    replicas: Annotated[int | None, typer.Option(help="Have the running `gearmesh up` keep so many of it.")] = None,
+) -> None:
+    """Serves a Python function as a model: one array per input, batch first; an array, or a dict of them, back."""
+    from gpu_worker.container.main import check_container, run_container
+    from gpu_worker.container.specs import ContainerOptions, parse_tensor
+
+    try:
+        options = ContainerOptions(
+            model=model,
+            predict=predict,
+            python=python or sys.executable,
+            version=version,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            inputs=tuple(parse_tensor(text, "--input") for text in input_) if input_ else None,
+            outputs=tuple(parse_tensor(text, "--output") for text in output) if output else None,
+            sample=sample.resolve() if sample is not None else None,
+            slo_ms=slo_ms,
+            objective_ms=objective_ms,
+            batching=batching,
+            batch_wait_ms=batch_wait_ms,
+            batch_max=batch_max,
+            memory_mb=memory_mb,
+            cache=cache,
+        )
+    except GearmeshError as error:
+        usage(str(error))
+    if check:
+        raise typer.Exit(check_container(options, start_s=start_s))
+    if replicas is not None:
+        _keep_container(settings(), options, replicas, start_s)
+        return
+    raise typer.Exit(run_container(settings(), options, start_s=start_s))
+
+
+def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
+    """The running `gearmesh up` keeps the container, if its code is good."""
+    from gpu_worker.container.main import check_container
+    from scripts.containers import REPLICAS_MAX, Roster
+
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    if check_container(options, start_s=start_s):
+        raise typer.Exit(2)
+    given = sys.argv[sys.argv.index("container") + 1 :]
+    at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
+    del given[at : at + (1 if "=" in given[at] else 2)]
+    roster.put(options.model, given, Path.cwd(), replicas)
+    out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
+
+
+@app.command()
+def scale(
+    model: Annotated[str, typer.Argument(help="A container started with --replicas.")],
+    replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
+) -> None:
+    """Has the running `gearmesh up` keep so many replicas of a container; those that go finish what they have."""
+    from scripts.containers import REPLICAS_MAX, Roster
+
+    config = settings()
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    if not roster.scale(model, replicas):
+        known = ", ".join(sorted(roster.read())) or "none"
+        usage(f"no container {model!r} was started with --replicas; there are: {known}")
+    out.print(f"{model}: {replicas} replicas are being kept")
 
 
 @app.command()
