@@ -47,6 +47,9 @@ class Settings(BaseModel):
     host_memory_mb: int = Field(
         0, ge=0, description="Host memory for weights, MiB; weights beyond it stay on disk. 0: half of what is free."
     )
+    compile_s_max: float = Field(
+        0.0, ge=0, le=3600, description="Seconds that PREPARE may compile one architecture on cpu. 0: run eagerly."
+    )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
     cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
     real_time: bool = Field(False, description="Real-time priority for a worker's own thread, where it is allowed.")

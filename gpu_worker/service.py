@@ -18,7 +18,7 @@ from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Link, Mail
 from gpu_worker import tuning
-from gpu_worker.devices.base import Device
+from gpu_worker.devices.base import Device, Traits
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
 from gpu_worker.packages import Package, read_package
 from gpu_worker.pages import PageTable
@@ -270,7 +270,7 @@ class WorkerService:
         self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, self._batch_sizes(package)))
         sizes = Measurement(package.spec.batch_max).sizes
         if self._device.measured:
-            group = (package.architecture, self._device.load_from(ref), package.spec.batch_max)
+            group = (package.architecture, self._device.traits(ref).load_from, package.spec.batch_max)
             known, profile = profile, self._sharing.join(ref, group, profile)
             if known is None and profile is not None:
                 self._keep(ref, profile)
@@ -309,7 +309,8 @@ class WorkerService:
         if not measurement.due:
             return
         plan = measurement.next_plan()
-        profile = measurement.profile("eager", self._device.load_from(ref))
+        traits = self._device.traits(ref)
+        profile = measurement.profile(traits.engine, traits.load_from)
         for other in [ref] if profile is None else self._sharing.complete(ref, profile):
             if profile is not None:
                 self._keep(other, profile)
@@ -324,8 +325,15 @@ class WorkerService:
 
     def _profile_kind(self, ref: str) -> str:
         """What the figures of this version hold for."""
-        place = self._device.load_from(ref)
-        return self._device.info.kind if place == "host" else f"{self._device.info.kind}, weights on {place}"
+        traits = self._device.traits(ref)
+        usual = Traits()
+        return ", ".join(
+            (
+                self._device.info.kind,
+                *([traits.engine] if traits.engine != usual.engine else []),
+                *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
+            )
+        )
 
     def _batch_sizes(self, package: Package) -> frozenset[int] | None:
         """Sizes that the device can execute; None: any."""

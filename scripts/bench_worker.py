@@ -97,6 +97,7 @@ async def bench(settings: Settings, refs: list[str], batches: list[int], limits:
             "machine": describe(),
             "tuning": tuned,
             "prepare_ms": prepared,
+            "engines": {wire.split_ref(ref)[0]: rig.device.traits(ref).engine for ref in refs},
         }
         figures["exec"] = await _exec(rig, refs, batches, limits, out)
         figures |= await _others(rig, refs, Limits(limits.runs, limits.seconds * OTHERS_SHARE), out)

@@ -84,8 +84,12 @@ def _cores(settings: Settings) -> str:
 
 
 def _compiler() -> Finding:
-    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    return ("good", "C++ compiler", found) if found else ("note", "C++ compiler", "none: models run eagerly")
+    from gpu_worker.devices.compiled import find_compiler
+
+    found = find_compiler()
+    if found is None:
+        return "note", "C++ compiler", "none: models run eagerly on the cpu"
+    return "good", "C++ compiler", f"{found}; GEARMESH_COMPILE_S_MAX above 0 lets models be compiled for the cpu"
 
 
 def _steal() -> Finding:

@@ -23,12 +23,13 @@ from broker.errors import PackageError
 from broker.tensors import DTYPES, byte_count, raw
 from broker.transport import Buffer
 from gpu_worker.devices.arena import Arena, Bytes, Windows
-from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.devices.base import DeviceError, Finished, Traits
+from gpu_worker.devices.compiled import Compiler
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
 from gpu_worker.devices.images import HOST, Image, Images, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
+from gpu_worker.packages import ONNX, Package
 
 ARENA_MB = 1024
 PAGE_MB = 2
@@ -39,12 +40,20 @@ SLOTS = 8  # buffers for inputs: lanes hold a handful of INFERs at a time
 Task = tuple[Phase, Job]
 
 
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """One architecture, ready to run."""
+
+    forward: Forward
+    engine: str  # eager | aot | onnxruntime
+
+
 @dataclass(slots=True)
 class Version:
     """One prepared version of a model."""
 
     package: Package
-    forward: Forward
+    executable: Executable
     image: Image  # the weights, outside the arena
     row_bytes: tuple[int, ...]  # of each input
     weights: list[torch.Tensor] | None = None  # views of its pages; None while not loaded
@@ -74,7 +83,10 @@ class CpuDevice:
         self.ahead_s = 0.0
         self.measured = True
         self._versions: dict[str, Version] = {}
-        self._forwards: dict[str, Forward] = {}  # {architecture: executable}, shared by its models
+        self._executables: dict[str, Executable] = {}  # {architecture: executable}, shared by its models
+        self._compiler = Compiler(
+            settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
+        )
         self._images = Images(host_budget(settings.host_memory_mb), read_image)
         self._slots: deque[Bytes] = deque()
         self._slot_bytes = 0
@@ -114,25 +126,31 @@ class CpuDevice:
         if faults:
             raise PackageError(package.ref, faults)
         torch.set_grad_enabled(False)  # of this thread
-        forward = self._forwards.get(package.architecture) or self._executable(package)
+        executable = self._executables.get(package.architecture) or self._executable(package)
         image = self._images.take(package)
-        self._forwards[package.architecture] = forward
+        self._executables[package.architecture] = executable
         row_bytes = tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in package.spec.inputs)
         self._grow_slots(sum(row_bytes) * package.spec.batch_max)
-        self._versions[package.ref] = Version(package, forward, image, row_bytes)
+        self._versions[package.ref] = Version(package, executable, image, row_bytes)
         return None
 
-    def _executable(self, package: Package) -> Forward:
+    def _executable(self, package: Package) -> Executable:
         """What executes the package's architecture, tried out with its weights."""
         forward = load_forward(package)
-        weights = np.zeros(package.image_bytes, np.uint8)
-        read_image(package, weights)
-        check_by_running(package, forward, views(weights, package))
-        return forward
+        image = np.zeros(package.image_bytes, np.uint8)
+        read_image(package, image)
+        weights = views(image, package)
+        check_by_running(package, forward, weights)
+        compiled = self._compiler.better(package, forward, weights)
+        if compiled is not None:
+            return Executable(compiled, "aot")
+        onnx = package.graph is not None and package.graph.suffix == ONNX
+        return Executable(forward, "onnxruntime" if onnx else "eager")
 
-    def load_from(self, ref: str) -> str:
+    def traits(self, ref: str) -> Traits:
         """See Device."""
-        return self._versions[ref].image.place
+        version = self._versions[ref]
+        return Traits(version.executable.engine, version.image.place)
 
     def forget(self, ref: str) -> None:
         """See Device."""
@@ -141,7 +159,7 @@ class CpuDevice:
         if version is not None:
             architecture = version.package.architecture
             if all(other.package.architecture != architecture for other in self._versions.values()):
-                self._forwards.pop(architecture, None)
+                self._executables.pop(architecture, None)
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""
@@ -210,7 +228,7 @@ class CpuDevice:
             if version.weights is None:
                 version.weights = views(self._windows.get(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
-            outputs = version.forward(*version.weights, *inputs)
+            outputs = version.executable.forward(*version.weights, *inputs)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
         except Exception as error:  # whatever the model raises is that action's outcome, not this process's end

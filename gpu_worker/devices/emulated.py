@@ -10,7 +10,7 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import byte_count
 from broker.timers import Alarm
-from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.devices.base import DeviceError, Finished, Traits
 from gpu_worker.emulation import Emulator, ProfileError, exec_s, parse_profile
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
@@ -70,9 +70,9 @@ class EmulatedDevice:
         """See Device."""
         self._packages.pop(ref, None)
 
-    def load_from(self, ref: str) -> str:
+    def traits(self, ref: str) -> Traits:
         """See Device."""
-        return "host"
+        return Traits("emulated")
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""

@@ -133,7 +133,7 @@ async def test_copies_share_what_executes_them_and_have_results_of_their_own(
         rig.start()
         for name in names:
             await rig.prepare(folder, f"{name}:1", ())
-        assert len(device._forwards) == 1
+        assert len(device._executables) == 1
         assert device._images.used_bytes == package.image_bytes * (1 if alias else 3)
         await rig.resident(*(f"{name}:1" for name in names))
         assert rig.lanes.table.free == 16 - 3 * 3
@@ -151,11 +151,13 @@ async def test_weights_beyond_the_budget_are_loaded_from_disk_and_give_the_same_
     rig.start()
     for ref in ("tall:1", "tall:2"):
         await rig.prepare(repository.folder, ref, ())
-    assert [device.load_from(ref) for ref in ("tall:1", "tall:2")] == ["host", "disk"]
+    assert [device.traits(ref).load_from for ref in ("tall:1", "tall:2")] == ["host", "disk"]
     await rig.resident("tall:1", "tall:2")
     x = torch.randn(2, 4)
     for ref in ("tall:1", "tall:2"):
         version = device._versions[ref]
         assert version.weights is not None
-        assert torch.allclose(version.forward(*version.weights, x)[0], repository.outputs(ref, x)[0], atol=1e-6)
+        assert torch.allclose(
+            version.executable.forward(*version.weights, x)[0], repository.outputs(ref, x)[0], atol=1e-6
+        )
     rig.close()

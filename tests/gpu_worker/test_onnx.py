@@ -83,7 +83,7 @@ def test_models_of_one_architecture_share_a_session_and_answer_with_the_weights_
         made[seed] = write_file(tmp_path / "m.onnx", seed, width=32)
         device.prepare(write_onnx_package(tmp_path / "r", f"m{seed}", "1", tmp_path / "m.onnx", batch_max=8))
         put(device, f"m{seed}:1", (seed,))
-    assert len(device._forwards) == 1
+    assert len(device._executables) == 1
     x = torch.randn(5, 8)
     for seed, weights in made.items():
         (y,) = run(device, infer_job(f"m{seed}:1", (seed,), x), (5, 32))
