@@ -44,7 +44,15 @@ class Settings(BaseModel):
     arena_mb: int = Field(0, ge=0, description="Size of the weight arena, MiB. 0: 1024 on cpu, what is left on cuda.")
     page_mb: int = Field(0, ge=0, le=1024, description="Size of a page, MiB. 0: 2 on cpu, 16 on cuda.")
     window_mb: int = Field(512, ge=1, description="Largest model that can be executed, MiB of weights.")
+    host_memory_mb: int = Field(
+        0, ge=0, description="Host memory for weights, MiB; weights beyond it stay on disk. 0: half of what is free."
+    )
+    compile_s_max: float = Field(
+        0.0, ge=0, le=3600, description="Seconds that PREPARE may compile one architecture on cpu. 0: run eagerly."
+    )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
+    cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
+    real_time: bool = Field(False, description="Real-time priority for a worker's own thread, where it is allowed.")
     factory_allow: tuple[str, ...] = Field(
         ("pytorchcv.models.",), description="Prefixes of module:callable names that a package may use as its factory."
     )

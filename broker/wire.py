@@ -60,6 +60,7 @@ class Profile(Message, frozen=True, kw_only=True):
     load_s: float  # median LOAD duration
     exec_p99_s: dict[int, float] = {}
     engine: str = ""  # how it was executed: "eager", "compiled", ...
+    load_from: str = "host"  # where that LOAD found the weights: "host" memory or "disk"
 
 
 class Member(Message, frozen=True, kw_only=True):

@@ -76,7 +76,8 @@ def exec_s(times: ModelTimes, batch: int) -> float:
 
 
 def interpolate(points: list[tuple[int, float]], batch: int) -> float:
-    """The value at `batch` on the line through the points around it; beyond the last, on the line through the last two.
+    """The value at `batch` on the line through the points around it; beyond the last, on the line through the last two,
+    which never falls: otherwise a large batch would take no time.
 
     `points`: sorted, at least one.
     """
@@ -87,6 +88,8 @@ def interpolate(points: list[tuple[int, float]], batch: int) -> float:
     (x0, y0), (x1, y1) = points[at - 1], points[at]
     if batch <= x0:
         return y0
+    if batch > x1:
+        return y1 + max(0.0, y1 - y0) * (batch - x1) / (x1 - x0)
     return y0 + (y1 - y0) * (batch - x0) / (x1 - x0)
 
 
@@ -104,14 +107,17 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
         if given.keys() & LINE:
             good = given.keys() == LINE and given["intercept"] + given["slope"] > 0
         else:
-            good = bool(given) and all(k.isdigit() and int(k) > 0 and ms > 0 for k, ms in given.items())
+            sizes = [int(key) for key in given if key.isascii() and key.isdigit()]
+            good = bool(given) and len(set(sizes)) == len(given) and min(sizes) > 0 and min(given.values()) > 0
         if not good:
             raise ProfileError(
                 f"{place}: {key}.exec_ms: give either intercept and slope, not both 0, or a positive number of "
-                f"milliseconds for each of some batch sizes; got {dict(list(given.items())[:4])}"
+                f"milliseconds for each of some batch sizes, none twice; got {dict(list(given.items())[:4])}"
             )
     if not entries:
         raise ProfileError(f"{place}: models: give at least one model, or a default")
+    if profile.page_bytes < 1:
+        raise ProfileError(f"{place}: page_mb: {profile.page_mb} MiB is less than a byte")
     if profile.pages < 1:
         raise ProfileError(f"{place}: memory_mb: must hold at least one page of {profile.page_mb} MiB")
     return profile

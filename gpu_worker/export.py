@@ -1,11 +1,13 @@
 """Writes a torch module as a model package: the graph without its weights, and the weights beside it."""
 
+import contextlib
 import copy
 import itertools
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ class _Lifted(nn.Module):
     def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         module, names = self.__dict__["_module_and_names"]
         weights = dict(zip(names, flat, strict=False))
-        outputs = functional_call(module, weights, tuple(flat[len(names) :]))
+        outputs = functional_call(module, weights, tuple(flat[len(names) :]), tie_weights=False)
         return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
@@ -51,23 +53,52 @@ def write_package(
 
     `inputs`: {name: (dtype, shape of one row)}, in the order that the module takes them. Batch normalisation right
     behind a convolution is folded into it; the outputs' dtypes and shapes are found by running the module.
-    Raises: PackageError, or what torch.export raises for a module that it cannot export.
+    Raises: PackageError, ValueError for outputs that are not all named, or what torch.export raises for a module that
+    it cannot export.
     """
     module = _folded(copy.deepcopy(module).eval())
     example = tuple(_example(dtype, (2, *shape)) for dtype, shape in inputs.values())
     with torch.no_grad():
         result = module(*example)
     results = result if isinstance(result, (tuple, list)) else (result,)
-    folder = repository / name / version
-    folder.mkdir(parents=True, exist_ok=True)
+    specs = {
+        output: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
+        for output, tensor in zip(outputs, results, strict=True)
+    }
+    manifest = manifest_text(inputs, specs, batch_max, slo_ms, labels, cache, description, "graph.pt2")
     weights = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
-    _write_graph(module, list(weights), example, batch_max, folder / "graph.pt2")
-    _replace(folder / "weights.safetensors", lambda file: save_file(weights, file))
-    manifest = _manifest(
-        inputs, dict(zip(outputs, results, strict=True)), batch_max, slo_ms, labels, cache, description
-    )
-    _replace(repository / name / "model.toml", lambda file: Path(file).write_text(manifest))
+    with staged(repository, name, version) as folder:
+        _write_graph(module, weights, example, batch_max, folder / "graph.pt2")
+        save_file(weights, folder / "weights.safetensors")
+        (folder.parent / "model.toml").write_text(manifest, encoding="utf-8")
     return read_package(repository, wire.ref_of(name, version), ())
+
+
+@contextlib.contextmanager
+def staged(repository: Path, name: str, version: str) -> Iterator[Path]:
+    """A folder for the version's files, with `model.toml` above it. What is written there becomes the package if the
+    block ends well and it can be read; otherwise nothing of it remains. Figures of what it replaces go.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=repository))
+    try:
+        folder = stage / name / version
+        folder.mkdir(parents=True)
+        yield folder
+        read_package(stage, wire.ref_of(name, version), ())
+        _move(stage / name, repository / name, version)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move(written: Path, model: Path, version: str) -> None:
+    """The files come one by one, the manifest last: who looks meanwhile sees a whole file each time."""
+    folder = model / version
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "profiles", ignore_errors=True)
+    for file in sorted((written / version).iterdir()):
+        os.replace(file, folder / file.name)
+    os.replace(written / "model.toml", model / "model.toml")
 
 
 def _folded(module: nn.Module) -> nn.Module:
@@ -91,52 +122,49 @@ def _example(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _write_graph(
-    module: nn.Module, names: list[str], example: tuple[torch.Tensor, ...], batch_max: int, file: Path
+    module: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    example: tuple[torch.Tensor, ...],
+    batch_max: int,
+    file: Path,
 ) -> None:
     batch = torch.export.Dim("batch", min=1, max=max(2, batch_max))
-    weights = tuple(module.state_dict()[name] for name in names)
     shapes = (*(None for _ in weights), *({0: batch} for _ in example))
-    exported = torch.export.export(_Lifted(module, names), (*weights, *example), dynamic_shapes=(shapes,))
+    arguments = (*weights.values(), *example)  # copies: tied weights, too, are tensors of their own in a package
+    exported = torch.export.export(_Lifted(module, list(weights)), arguments, dynamic_shapes=(shapes,))
     exported._example_inputs = None  # the weights once more: tens of megabytes that nobody reads
-    extra = {"gearmesh.json": json.dumps({"weights": names})}
-    _replace(file, lambda temporary: torch.export.save(exported, temporary, extra_files=extra))
+    torch.export.save(exported, file, extra_files={"gearmesh.json": json.dumps({"weights": list(weights)})})
 
 
-def _manifest(
+def manifest_text(
     inputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    outputs: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, tuple[str, tuple[int, ...]]],
     batch_max: int,
     slo_ms: float,
     labels: Sequence[str],
     cache: bool,
     description: str,
+    graph: str,
 ) -> str:
+    """model.toml. `inputs`, `outputs`: {name: (dtype, shape of one row)}."""
     lines = [
-        f"description = {json.dumps(description)}",
+        f"description = {_quoted(description)}",
         f"batch_max = {batch_max}",
         f"slo_ms = {slo_ms}",
         f"cache = {json.dumps(cache)}",
-        f"labels = {json.dumps(list(labels))}",
+        f"labels = [{', '.join(map(_quoted, labels))}]",
         "",
         "[architecture]",
-        'graph = "graph.pt2"',
+        f"graph = {_quoted(graph)}",
     ]
     specs = [("inputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in inputs.items()]
-    specs += [("outputs", n, str(t.dtype).removeprefix("torch."), [-1, *t.shape[1:]]) for n, t in outputs.items()]
+    specs += [("outputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in outputs.items()]
     for table, tensor, dtype, shape in specs:
         assert dtype in DTYPES, f"{tensor}: dtype {dtype} cannot travel"
-        lines += ["", f"[[{table}]]", f"name = {json.dumps(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]
+        lines += ["", f"[[{table}]]", f"name = {_quoted(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]
     return "\n".join(lines) + "\n"
 
 
-def _replace(file: Path, write: Callable[[str], object]) -> None:
-    """`file` has what `write` writes, or what it had before."""
-    handle, temporary = tempfile.mkstemp(suffix=file.suffix, dir=file.parent)
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's, but for a character that TOML wants escaped and JSON does not."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

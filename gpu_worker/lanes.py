@@ -9,6 +9,7 @@ its window or not at all, and ends in exactly one report. Source of the semantic
             weights are there (a LOAD that is still on its way is waited for); OUTPUT at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -231,9 +232,9 @@ class Lanes:
         if not self._loads and not self._infers:
             return None
         times = [job.action.earliest_s for job in self._loads if job.phase is None]
-        times += [job.action.latest_s for job in self._loads if job.phase is None]
+        times += [_past(job.action.latest_s) for job in self._loads if job.phase is None]
         for job in self._infers:
-            times.append(job.action.latest_s)
+            times.append(_past(job.action.latest_s))
             if job.phase is None:
                 times.append(job.action.earliest_s - (INPUT_AHEAD_S if job.input is None else self.ahead_s))
         future = [t for t in times if t > self._advanced_s]
@@ -407,6 +408,11 @@ class Lanes:
             assert keys == sorted(keys)
         assert all(job.phase in (None, Phase.INPUT) for job in self._infers)
         assert all(job.phase in (None, Phase.LOAD) for job in self._loads)
+
+
+def _past(latest_s: float) -> float:
+    """The first instant at which what had to start by `latest_s` is late."""
+    return math.nextafter(latest_s, math.inf)
 
 
 def _insert(jobs: list[Job], job: Job) -> None:

@@ -1,7 +1,8 @@
 """A model package on disk: what it promises, and whether it keeps to it.
 
     NAME/model.toml              inputs, outputs, batch_max, slo_ms, architecture
-    NAME/VERSION/graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic
+    NAME/VERSION/graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic; or
+                 graph.onnx      the same for onnxruntime, weights and inputs by name
     NAME/VERSION/weights.safetensors
     NAME/VERSION/profiles/KIND.json   measured here, by the worker
 
@@ -13,6 +14,8 @@ import hashlib
 import json
 import tomllib
 import zipfile
+import zlib
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +31,7 @@ from broker.tensors import DTYPES
 
 ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it
 BATCH_MAX = 1024
+ONNX = ".onnx"  # suffix of graphs that take their weights by name
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -54,6 +58,12 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     cache: bool = True
     labels: list[str] = []
     description: str = ""
+
+
+class _GraphNotes(msgspec.Struct):
+    """gearmesh.json inside a graph."""
+
+    weights: list[str]  # in the order the graph takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,28 +122,35 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
     if not folder.is_dir():
         raise PackageError(str(folder), ["there is no such folder"])
     manifest = _read_manifest(repository / name / "model.toml", faults)
-    if manifest is None:
-        raise PackageError(f"{name}/model.toml", faults)
-    spec = _spec(manifest, faults)
-    graph = _check_architecture(manifest.architecture, folder, factory_allow, faults)
+    spec = _spec(manifest, faults) if manifest is not None else None
+    graph = _check_architecture(manifest.architecture, folder, factory_allow, faults) if manifest is not None else None
     stored = _read_layout(folder / "weights.safetensors", faults)
-    order = _weight_order(graph, faults) if graph is not None and graph.is_file() else sorted(stored)
-    missing = [tensor for tensor in order if tensor not in stored]
-    extra = sorted(set(stored) - set(order))
-    if missing and stored:
-        faults.append(f"weights.safetensors: the graph takes tensors that are not there: {', '.join(missing[:5])}")
-    if extra and order:
-        faults.append(f"weights.safetensors: tensors that the graph does not take: {', '.join(extra[:5])}")
-    if faults:
+    order = _weight_order(graph, faults) if graph is not None and graph.suffix != ONNX else None
+    if stored is not None and order is not None:
+        _check_names(stored.keys(), order, faults)
+    if faults or manifest is None or spec is None or stored is None:
         raise PackageError(f"{name}/{version}", faults)
-    layout, size = _lay_out([(tensor, *stored[tensor]) for tensor in order])
+    layout, size = _lay_out([(tensor, *stored[tensor]) for tensor in (sorted(stored) if order is None else order)])
     architecture = manifest.architecture
     return Package(ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size)
 
 
+def _check_names(stored: Set[str], order: list[str], faults: list[str]) -> None:
+    missing = [tensor for tensor in order if tensor not in stored]
+    extra = sorted(stored - set(order))
+    if missing:
+        faults.append(f"weights.safetensors: the graph takes tensors that are not there: {_few(missing)}")
+    if extra:
+        faults.append(f"weights.safetensors: tensors that the graph does not take: {_few(extra)}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def _read_manifest(file: Path, faults: list[str]) -> _Manifest | None:
     try:
-        return msgspec.convert(tomllib.loads(file.read_text()), _Manifest)
+        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Manifest)
     except OSError as error:
         faults.append(f"model.toml: {error.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -192,8 +209,8 @@ def _check_architecture(
     return graph
 
 
-def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{tensor: (dtype, shape)}, from the header alone."""
+def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """{tensor: (dtype, shape)}, from the header alone; None if there is no header to read."""
     try:
         with safe_open(file, framework="np") as stored:
             found = {}
@@ -202,32 +219,33 @@ def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[in
                 found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
     except FileNotFoundError:
         faults.append("weights.safetensors: there is no such file")
-        return {}
+        return None
     except (OSError, SafetensorError) as error:
         faults.append(f"weights.safetensors: cannot be read (cut short, or not safetensors): {error}")
-        return {}
+        return None
     for name, (dtype, _) in found.items():
         if dtype not in _WIDTH:
             faults.append(f"weights.safetensors: {name} has dtype {dtype}; allowed are {', '.join(_WIDTH)}")
     return found
 
 
-def _weight_order(graph: Path, faults: list[str]) -> list[str]:
-    """The tensors that the graph takes before its inputs, by name."""
+def _weight_order(graph: Path, faults: list[str]) -> list[str] | None:
+    """The tensors that the graph takes before its inputs, by name; None if it does not say."""
     try:
         with zipfile.ZipFile(graph) as archive:
             entry = next((name for name in archive.namelist() if name.endswith("extra/gearmesh.json")), None)
             if entry is None:
                 faults.append(f"{graph.name}: was not written by gearmesh's export (no gearmesh.json in it)")
-                return []
-            order = json.loads(archive.read(entry))["weights"]
-            return [str(name) for name in order]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+                return None
+            return msgspec.json.decode(archive.read(entry), type=_GraphNotes).weights
+    except (OSError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError) as error:
         faults.append(f"{graph.name}: is not a readable torch.export archive: {error}")
-        return []
+        return None
 
 
 def _graph_text(graph: Path) -> bytes:
+    if graph.suffix == ONNX:
+        return graph.read_bytes()
     with zipfile.ZipFile(graph) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("models/model.json"))
         return archive.read(entry)

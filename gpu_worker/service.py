@@ -1,7 +1,6 @@
 """The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,16 @@ from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Link, Mail
-from gpu_worker.devices.base import Device
+from gpu_worker import tuning
+from gpu_worker.devices.base import Device, Traits
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
 from gpu_worker.packages import Package, read_package
 from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement, read_profile, write_profile
+from gpu_worker.sharing import Sharing
 
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
-SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
 log = structlog.get_logger("worker")
 
 
@@ -49,7 +49,7 @@ class WorkerService:
         ] = {}  # {frontend: link}, opened when first needed
         self._packages: dict[str, Package] = {}  # {ref: package}, prepared here
         self._reports: dict[str, wire.Prepared] = {}  # {ref: what the controller was told of it}
-        self._measurements: dict[str, Measurement] = {}  # {ref: figures so far}, versions without a profile
+        self._sharing = Sharing()  # of figures, among versions of one architecture
         self._preparing: dict[str, Future[None]] = {}  # {ref: its preparation}
         self._thread = ThreadPoolExecutor(1, "prepare")
         self._alarm: Alarm | None = None
@@ -59,13 +59,14 @@ class WorkerService:
 
     def start(self) -> None:
         """Registered, and waiting for a controller."""
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        tuned = tuning.settle(self.settings.cores, self.settings.real_time)
         self._device.attach(self._device_finished)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
         self._registrar.start()
         info = self._device.info
-        log.info("started", member=self._member.id, device=info.name, kind=info.kind, pages=info.pages, pid=os.getpid())
+        about = {"member": self._member.id, "pid": os.getpid(), **tuned}
+        log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
 
     def drain(self) -> bool:
         """The controller plans without us from now on; True once nothing runs here."""
@@ -178,7 +179,7 @@ class WorkerService:
             package = read_package(self.settings.model_repository, ref, self.settings.factory_allow)
             profile = self._device.prepare(package)
             if profile is None and self._device.measured:
-                profile = read_profile(package.folder, self._device.info.kind, package.spec.batch_max)
+                profile = read_profile(package.folder, self._profile_kind(ref), package.spec.batch_max)
         except PackageError as error:
             loop.call_soon_threadsafe(self._not_prepared, ref, tuple(error.faults))
         except Exception as error:  # a package must not end the worker, whatever is in it
@@ -197,13 +198,19 @@ class WorkerService:
         if self._preparing.pop(ref, None) is None:
             self._device.forget(ref)
             return
+        if all(other.architecture != package.architecture for other in self._packages.values()):
+            tuning.freeze()  # an executable has very many objects
         self._packages[ref] = package
         pages = package.pages(self._device.info.page_bytes)
-        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, None))
-        measurement = Measurement(package.spec.batch_max)
-        if profile is None:
-            self._measurements[ref] = measurement
-        spec = msgspec.structs.replace(package.spec, batch_sizes=measurement.sizes)
+        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, self._batch_sizes(package)))
+        sizes = Measurement(package.spec.batch_max).sizes
+        if self._device.measured:
+            group = (package.architecture, self._device.traits(ref).load_from, package.spec.batch_max)
+            known, profile = profile, self._sharing.join(ref, group, profile)
+            if known is None and profile is not None:
+                self._keep(ref, profile)
+        measurement = self._sharing.measurements.get(ref)
+        spec = msgspec.structs.replace(package.spec, batch_sizes=sizes)
         self._reports[ref] = wire.Prepared(
             ref=ref,
             ok=True,
@@ -211,7 +218,7 @@ class WorkerService:
             pages=pages,
             weights_bytes=package.image_bytes,
             profile=profile,
-            measure=measurement.next_plan() if profile is None else (),
+            measure=measurement.next_plan() if measurement is not None else (),
         )
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profile is not None)
         self._tell(self._reports[ref])
@@ -220,7 +227,11 @@ class WorkerService:
         self._preparing.pop(ref, None)
         self._packages.pop(ref, None)
         self._reports.pop(ref, None)
-        self._measurements.pop(ref, None)
+        heir = self._sharing.leave(ref)
+        if heir is not None:
+            plan = self._sharing.measurements[heir].next_plan()
+            self._reports[heir] = msgspec.structs.replace(self._reports[heir], measure=plan)
+            self._tell(self._reports[heir])
         self._apply(self._lanes.forgotten(ref, now=time.monotonic()))
         self._device.unloaded(ref)
         self._device.forget(ref)
@@ -230,17 +241,36 @@ class WorkerService:
         """A figure came in: once a plan is done the controller is told of the next, or of the profile."""
         if not measurement.due:
             return
-        report = self._reports[ref]
         plan = measurement.next_plan()
-        profile = measurement.profile("eager")
-        if profile is not None:
-            del self._measurements[ref]
-            try:
-                write_profile(self._packages[ref].folder, self._device.info.kind, profile)
-            except OSError as error:
-                log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
-        self._reports[ref] = msgspec.structs.replace(report, profile=profile, measure=plan)
-        self._tell(self._reports[ref])
+        traits = self._device.traits(ref)
+        profile = measurement.profile(traits.engine, traits.load_from)
+        for other in [ref] if profile is None else self._sharing.complete(ref, profile):
+            if profile is not None:
+                self._keep(other, profile)
+            self._reports[other] = msgspec.structs.replace(self._reports[other], profile=profile, measure=plan)
+            self._tell(self._reports[other])
+
+    def _keep(self, ref: str, profile: wire.Profile) -> None:
+        try:
+            write_profile(self._packages[ref].folder, self._profile_kind(ref), profile)
+        except OSError as error:
+            log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
+
+    def _profile_kind(self, ref: str) -> str:
+        """What the figures of this version hold for."""
+        traits = self._device.traits(ref)
+        usual = Traits()
+        return ", ".join(
+            (
+                self._device.info.kind,
+                *([traits.engine] if traits.engine != usual.engine else []),
+                *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
+            )
+        )
+
+    def _batch_sizes(self, package: Package) -> frozenset[int] | None:
+        """Sizes that the device can execute; None: any."""
+        return None if self._device.info.any_batch else frozenset(Measurement(package.spec.batch_max).sizes)
 
     # -- lanes --------------------------------------------------------------------------------------------------------
 
@@ -276,7 +306,7 @@ class WorkerService:
             self._device.release(job)
         self._tell(result)
         if job is not None and result.code == "ok" and result.duration_s is not None:
-            measurement = self._measurements.get(job.action.ref)
+            measurement = self._sharing.measurements.get(job.action.ref)
             if measurement is not None and isinstance(job.action, wire.Load):
                 measurement.loaded(result.duration_s)
                 self._measured(job.action.ref, measurement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,14 @@ Finished = Callable[[Phase, Job, Done], None]
 
 class DeviceError(GearmeshError):
     """The device cannot be opened; `str()` says what and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What, beside the kind of device and the architecture, decides how long a version takes."""
+
+    engine: str = "eager"  # how EXEC runs
+    load_from: str = "host"  # where LOAD finds the weights: "host" memory or "disk"
 
 
 class Device(Protocol):
@@ -41,6 +50,9 @@ class Device(Protocol):
 
     def forget(self, ref: str) -> None:
         """All that `prepare` made is freed, as soon as nothing uses it."""
+
+    def traits(self, ref: str) -> Traits:
+        """How a prepared version is executed and loaded: its figures hold for that alone."""
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Returns how it went if it is over already; None: `finished` will be called."""

@@ -10,7 +10,7 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import byte_count
 from broker.timers import Alarm
-from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.devices.base import DeviceError, Finished, Traits
 from gpu_worker.emulation import Emulator, ProfileError, exec_s, parse_profile
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
@@ -24,8 +24,8 @@ class EmulatedDevice:
 
     def __init__(self, settings: Settings, file: Path) -> None:
         try:
-            self._profile = parse_profile(file.read_text(), str(file))
-        except (OSError, ProfileError) as error:
+            self._profile = parse_profile(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError, ProfileError) as error:
             raise DeviceError(f"GEARMESH_DEVICE=emulated:{file}: {error}") from error
         self.info = wire.DeviceInfo(
             name=f"emulated:{self._profile.name}/{next(_numbers)}",
@@ -70,9 +70,18 @@ class EmulatedDevice:
         """See Device."""
         self._packages.pop(ref, None)
 
+    def traits(self, ref: str) -> Traits:
+        """See Device."""
+        return Traits("emulated")
+
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""
-        done = self._emulator.begin(phase, job, time.monotonic())
+        now = time.monotonic()
+        if job.slot is None:
+            job.slot = self._packages.get(job.action.ref)  # the job keeps it, though it may be forgotten meanwhile
+        if job.slot is None:
+            return Done(now, now, 0.0, "unknown_model")
+        done = self._emulator.begin(phase, job, now)
         if phase is Phase.OUTPUT:
             self._make_outputs(job)
         assert self._alarm is not None
@@ -81,6 +90,7 @@ class EmulatedDevice:
 
     def release(self, job: Job) -> None:
         """See Device."""
+        job.slot = None
 
     def unloaded(self, ref: str) -> None:
         """See Device."""
@@ -91,7 +101,7 @@ class EmulatedDevice:
             self._alarm.close()
 
     def _duration_s(self, phase: Phase, job: Job) -> float:
-        package = self._packages[job.action.ref]
+        package: Package = job.slot
         if isinstance(job.action, wire.Load):
             return self._profile.load_s(package.image_bytes)
         times = self._profile.times(wire.split_ref(job.action.ref)[0])
@@ -100,7 +110,8 @@ class EmulatedDevice:
 
     def _make_outputs(self, job: Job) -> None:
         assert isinstance(job.action, wire.Infer)
-        spec = self._packages[job.action.ref].spec
+        package: Package = job.slot
+        spec = package.spec
         batch = job.action.batch
         job.outputs = [memoryview(bytes(byte_count(t.dtype, t.shape[1:]) * batch)) for t in spec.outputs]
 

@@ -4,7 +4,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch.export.passes import move_to_device_pass
@@ -13,7 +12,8 @@ from torch.func import functional_call
 from broker import wire
 from broker.errors import PackageError
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.packages import Package, Weight
+from gpu_worker.devices.onnx import load_onnx
+from gpu_worker.packages import ONNX, Package, Weight
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 CPU = torch.device("cpu")
@@ -51,6 +51,8 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
     """(weights..., inputs...) -> outputs, of the package's architecture, for that device. Raises: PackageError."""
     if package.graph is None:
         return _from_factory(package)
+    if package.graph.suffix == ONNX:
+        return load_onnx(package)
     try:
         exported = torch.export.load(package.graph)
     except Exception as error:  # torch.export raises whatever it meets in a damaged archive
@@ -102,7 +104,7 @@ def _from_factory(package: Package) -> Forward:
     _check_state(package, module)
 
     def forward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
-        outputs = functional_call(module, dict(zip(names, flat, strict=False)), flat[len(names) :])
+        outputs = functional_call(module, dict(zip(names, flat, strict=False)), flat[len(names) :], tie_weights=False)
         return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
 
     return forward
@@ -152,8 +154,3 @@ def _compare(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], 
         for spec, output in zip(specs, outputs, strict=True)
         if tuple(output.shape) != (rows, *spec.shape[1:]) or str(output.dtype) != f"torch.{spec.dtype}"
     ]
-
-
-def empty_image(size: int) -> Bytes:
-    """Host memory for an image, touched."""
-    return np.zeros(size, np.uint8)
