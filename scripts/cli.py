@@ -100,6 +100,14 @@ def top(
 
 
 @app.command()
+def metrics() -> None:
+    """The same for Prometheus, in its text format."""
+    from scripts.watching import run_metrics
+
+    raise typer.Exit(run_metrics(settings(), err))
+
+
+@app.command()
 def trace(
     file: Annotated[Path, typer.Argument(help="Where to; open it at ui.perfetto.dev or chrome://tracing.")],
     seconds: Annotated[float, typer.Option(help="How long to record.")] = 5.0,

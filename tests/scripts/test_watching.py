@@ -1,4 +1,4 @@
-"""gearmesh status, top and trace: mistakes and meshes that are not there end with one sentence and exit code 2."""
+"""gearmesh status, top, metrics, trace: mistakes and meshes that are not there end with a sentence and exit code 2."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_trace_needs_a_place(gearmesh: CliRunner, tmp_path: Path) -> None:
     assert "is a folder" in refused(gearmesh, "trace", str(tmp_path))
 
 
-@pytest.mark.parametrize("command", [("status",), ("top", "-n", "1"), ("trace", "t.json")])
+@pytest.mark.parametrize("command", [("status",), ("top", "-n", "1"), ("metrics",), ("trace", "t.json")])
 def test_without_a_mesh_each_says_where_it_looked(gearmesh: CliRunner, command: tuple[str, ...]) -> None:
     assert "is the mesh up? (gearmesh up)" in refused(gearmesh, *command)
 
