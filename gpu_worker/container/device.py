@@ -15,7 +15,7 @@ from broker.tensors import byte_count
 from broker.timers import Alarm
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, lay_out, model_spec
-from gpu_worker.devices.base import Finished
+from gpu_worker.devices.base import Finished, Traits
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
@@ -91,9 +91,9 @@ class ContainerDevice:
         """Never asked for: the one version was prepared at the start."""
         raise AssertionError(package.ref)
 
-    def load_from(self, ref: str) -> str:
+    def traits(self, ref: str) -> Traits:
         """See Device. It is always there."""
-        return "host"
+        return Traits("container")
 
     def forget(self, ref: str) -> None:
         """See Device. The one version stays: it may be wanted again."""

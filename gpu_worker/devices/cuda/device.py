@@ -23,7 +23,7 @@ import torch
 
 from broker import wire
 from broker.errors import PackageError
-from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.devices.base import DeviceError, Finished, Traits
 from gpu_worker.devices.cuda import nvidia
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.graphs import Executable, build
@@ -169,9 +169,9 @@ class CudaDevice:
             self._images[key] = image
         return image
 
-    def load_from(self, ref: str) -> str:
+    def traits(self, ref: str) -> Traits:
         """See Device. Images are pinned in host memory, all of them."""
-        return "host"
+        return Traits("graph")
 
     def forget(self, ref: str) -> None:
         """See Device."""
