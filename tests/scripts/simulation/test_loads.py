@@ -96,6 +96,21 @@ def test_a_log_is_played_as_it_was(tmp_path: Path) -> None:
     assert squeezed.time_s[-1] == pytest.approx(0.2)
 
 
+def test_the_log_of_a_controller_is_played_as_it_is(tmp_path: Path) -> None:
+    lines = [
+        {"log": "requests", "version": 1, "controller": "c", "policy": "atc", "clock_s": 70.0, "unix_s": 1e9},
+        {"kind": "request", "ref": "model.2:1", "rows": 3, "arrived_s": 71.5, "slo_s": 0.05, "outcome": "in_time"},
+        {"kind": "dropped", "count": 4},
+        {"kind": "request", "ref": "model.0:12", "rows": 1, "arrived_s": 71.0, "slo_s": 0.02, "outcome": "late"},
+    ]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    trace = arrivals(scenario(tmp_path, load={"kind": "log", "path": "requests.jsonl", "rate_rps": None}), 0)
+    assert trace.time_s.tolist() == [0.0, 0.5]
+    assert trace.model.tolist() == [0, 2]
+    assert trace.slo_s.tolist() == pytest.approx([0.02, 0.05])
+    assert trace.rows.tolist() == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
