@@ -104,7 +104,9 @@ def test_the_log_of_a_controller_is_played_as_it_is(tmp_path: Path) -> None:
         {"kind": "request", "ref": "model.0:12", "rows": 1, "arrived_s": 71.0, "slo_s": 0.02, "outcome": "late"},
     ]
     (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    trace = arrivals(scenario(tmp_path, load={"kind": "log", "path": "requests.jsonl", "rate_rps": None}), 0)
+    trace = arrivals(
+        scenario(tmp_path, load={"kind": "log", "path": "requests.jsonl", "rate_rps": None, "seconds": None}), 0
+    )
     assert trace.time_s.tolist() == [0.0, 0.5]
     assert trace.model.tolist() == [0, 2]
     assert trace.slo_s.tolist() == pytest.approx([0.02, 0.05])
