@@ -132,7 +132,17 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
     """A row for each policy: means over its seeds, and the spread of what counts."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    for column in ("in time %", "of bound", "good/s", "p99 ms", "refused", "cold", "busy %", "batch"):
+    columns = (
+        "in time %",
+        "good/s",
+        "p99 ms",
+        "refused",
+        "cold",
+        "busy %",
+        "batch",
+        *(("of bound",) if bounds else ()),
+    )
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     most = statistics.mean(bound["attainment"] for bound in bounds) if bounds else None
     for policy in dict.fromkeys(record["policy"] for record in results):
@@ -143,13 +153,13 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
         table.add_row(
             policy,
             f"{attained * 100:.2f}{spread}",
-            f"{attained / most:.3f}" if most else "-",
             f"{mean['goodput_rps']:,.0f}",
             "-" if mean["p99_ms"] is None else f"{mean['p99_ms']:.2f}",
             f"{mean['rejected']:,.0f}",
             f"{mean['cold_starts']:,.0f}",
             f"{(mean['device_utilisation'] or 0.0) * 100:.1f}",
             f"{mean['mean_batch']:.1f}",
+            *([f"{attained / most:.3f}" if most else "-"] if bounds else []),
         )
     if most is not None:
         table.add_row("bound", f"{most * 100:.2f}", style="dim")
