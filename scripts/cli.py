@@ -100,6 +100,16 @@ def top(
 
 
 @app.command()
+def logs(
+    source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
+) -> None:
+    """What the request log and the action log say: outcomes, latencies, how well times were predicted."""
+    from scripts.log_report import run_logs
+
+    raise typer.Exit(run_logs(source or settings().telemetry_folder, out, err))
+
+
+@app.command()
 def metrics() -> None:
     """The same for Prometheus, in its text format."""
     from scripts.watching import run_metrics
