@@ -5,8 +5,8 @@
 Every round starts each system with each model, checks its answers, measures, and stops it, so that nothing else runs
 meanwhile. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a closed loop of 16 clients and open
 loops (Poisson, latency from when a request was due) at 150, 400 and 1,200 requests/s, inside 10, 25, 50 and 100 ms.
-Every system has one worker with one torch thread and the same largest batch. Each peer is installed into .venv-peers/NAME.
-Prints Markdown tables; the last line is JSON.
+Every system has one worker with one torch thread and the same largest batch. Each peer is installed into
+.venv-peers/NAME. Prints Markdown tables; the last line is JSON.
 """
 
 import argparse
@@ -236,6 +236,8 @@ def report(bench: Bench) -> str:
         parts.append(_capacity(bench, loads[-1]))
     for system, why in bench.missing.items():
         parts.append(f"**{system} is not compared (or only in part)**: {why}\n")
+    if not arguments.ours:
+        return "\n".join(parts)
     parts.append("A peer is ahead in:\n\n" + "\n".join(f"* {one}" for one in ahead) if ahead else "No peer is ahead.")
     return "\n".join(parts)
 

@@ -150,6 +150,24 @@ class Outputs:
         self.json_file, self.plot, self.progress = json_file, plot, progress
         self.console = Console(width=None if Console().is_terminal else 150)
 
+    async def follow(
+        self,
+        plan: Plan,
+        targets: Mapping[str, Target],
+        where: Where,
+        processes: int,
+        pids: Mapping[str, int] | None,
+    ) -> list[PhaseRun]:
+        """The plan is run, with live counts if they are wanted. Raises: LoadError, ScenarioError."""
+        if not self.progress:
+            return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
+        with Live(console=err, transient=True, refresh_per_second=4) as live:
+
+            def show(phase: Phase, at_s: float, seen: Seen) -> None:
+                live.update(_progress(plan, phase, at_s, seen))
+
+            return await run_plan(plan, targets, where, processes, show, pids)
+
     def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
         """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate."""
         from scripts.load.plot import draw
@@ -182,15 +200,7 @@ async def carry_out(
     if plan.needs_batch1:
         targets = await measure_batch1(where, targets)
         more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}
-    if not outputs.progress:
-        runs = await run_plan(plan, targets, where, processes, lambda *_: None, pids)
-        return outputs.write(plan, runs, **more)
-    with Live(console=err, transient=True, refresh_per_second=4) as live:
-
-        def show(phase: Phase, at_s: float, seen: Seen) -> None:
-            live.update(_progress(plan, phase, at_s, seen))
-
-        runs = await run_plan(plan, targets, where, processes, show, pids)
+    runs = await outputs.follow(plan, targets, where, processes, pids)
     return outputs.write(plan, runs, **more)
 
 
