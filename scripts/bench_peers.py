@@ -108,7 +108,7 @@ async def ours(bench: Bench, system: str, model: str) -> AsyncIterator[tuple[Dri
     folder = bench.repositories / model
     with tempfile.TemporaryDirectory(prefix="gearmesh-data-") as data:
         async with mesh(folder, Path(data), compact=system.endswith("compact")) as running:
-            driver = MeshDriver(running.address, template)
+            driver = MeshDriver(running.address, template, back_off=bench.arguments.back_off)
             try:
                 await _check(driver, model, _our_answer)
                 yield driver, running.supervisor.pids()
@@ -288,6 +288,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rates", type=_list_of(float), default=[150.0, 400.0, 1200.0])
     made.add_argument("--slos", type=_list_of(float), default=[10.0, 25.0, 50.0, 100.0])
     made.add_argument("--batch-max", type=int, default=16, help="largest batch of every system")
+    made.add_argument("--back-off", action="store_true", help="a client that gearmesh refuses waits as it is told to")
     made.add_argument("--json", type=Path, help="write the result here, too; must not exist")
     return made
 

@@ -36,6 +36,10 @@ def load(
     ] = None,
     clients: Annotated[int | None, typer.Option(help="Closed loop: so many requests in flight.")] = None,
     think_ms: Annotated[float, typer.Option(help="Closed loop: mean pause after an answer.")] = 0.0,
+    back_off: Annotated[
+        bool,
+        typer.Option(help="Closed loop: a refused client waits for the retry_after_ms it was told."),
+    ] = False,
     rate: Annotated[float | None, typer.Option(help="Open loop: requests per second over all models.")] = None,
     arrivals: Annotated[
         str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf or log.")
@@ -96,13 +100,15 @@ def load(
         if scenario is not None:
             from scripts.load.stage import run_scenario
 
-            raise typer.Exit(asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, outputs)))
+            raise typer.Exit(
+                asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, back_off, outputs))
+            )
         options = Options(
             clients=clients, think_ms=think_ms, rate=rate, arrivals=arrivals, cv=cv, burst_s=burst_s, idle_s=idle_s,
             rate_end=rate_end, slo_end_ms=slo_end_ms, steps=steps, functions=functions, minutes=minutes,
             mapping=mapping, file=file, zipf=zipf, slo_ms=numbers(slo_ms, "--slo-ms"),
             slo_factor=numbers(slo_factor, "--slo-factor"), slo_draw=slo_draw, each_slo=each_slo, seconds=seconds,
-            warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs,
+            warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs, back_off=back_off,
         )  # fmt: skip
         if scale is not None or device is not None:
             raise LoadError("--scale and --device belong to the scenarios paper-6.1 ... paper-6.6")

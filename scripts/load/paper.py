@@ -1,8 +1,9 @@
 """The experiments of the Clockwork paper (OSDI'20, sections 6.1 to 6.6), scaled to the machine. Pure.
 
 Each experiment is one or more stands: a mesh with so many devices and models, and phases of load on it. On a real
-device the paper's ResNet50 is stood in for by an MLP, all budgets are stretched and all rates shrunk by the ratio of the two
-models' batch-1 times, so that the load means the same to the device. Emulated devices take the paper's own V100 times.
+device the paper's ResNet50 is stood in for by an MLP, all budgets are stretched and all rates shrunk by the ratio of
+the two models' batch-1 times, so that the load means the same to the device. Emulated devices take the paper's own V100
+times.
 `scale` shrinks what a machine has too few cores for: rates, and with them devices, models and memory, as told below.
 
 Sources: clockwork.md 4.4 for set-ups, the published scripts' values where the paper's text gives none; V100 times:

@@ -5,6 +5,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ async def run_scenario(
     seconds: float | None,
     seed: int,
     processes: int,
+    back_off: bool,
     outputs: Outputs,
 ) -> int:
     """The experiment was run and reported; the exit code. Raises: LoadError."""
@@ -67,7 +69,13 @@ async def run_scenario(
     for stand in chosen.stands(scale, seconds or chosen.seconds):
         with tempfile.TemporaryDirectory(prefix="gearmesh-paper-") as folder:
             plan, stand_runs, ratio = await _run_stand(
-                chosen.name, stand, profile, device, Path(folder), seed, processes, outputs
+                stand,
+                profile,
+                device,
+                Path(folder),
+                Plan(chosen.name, (), seed=seed, back_off=back_off),
+                processes,
+                outputs,
             )
         runs += stand_runs
         phases += plan.phases
@@ -80,12 +88,11 @@ async def run_scenario(
 
 
 async def _run_stand(
-    name: str,
     stand: Stand,
     profile: DeviceProfile,
     device: str,
     folder: Path,
-    seed: int,
+    plan: Plan,
     processes: int,
     outputs: Outputs,
 ) -> tuple[Plan, list[PhaseRun], float]:
@@ -114,7 +121,7 @@ async def _run_stand(
             measured = (await measure_batch1(where, {first: targets[first]}))[first].batch1_ms
             assert measured is not None
             ratio = measured / V100_BATCH1_MS
-        plan = Plan(name, stand.phases(ratio), seed=seed)
+        plan = replace(plan, phases=stand.phases(ratio))
         runs = await outputs.follow(plan, targets, where, processes, await mesh_pids(where))
         return plan, runs, ratio
 

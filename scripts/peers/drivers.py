@@ -72,6 +72,7 @@ class Driver:
         self._samples = Samples(0.0)
         self._again_until_s = 0.0  # closed loop: an answer before this is followed by another request
         self._due: deque[float] = deque()  # open loop: what is still to be sent
+        self._pausing = 0  # clients of the closed loop that wait before they ask again
         self._over: asyncio.Future[None] | None = None
         self.on_body: Callable[[bytes], None] | None = None  # gets the body of every answer, where somebody checks
 
@@ -99,8 +100,8 @@ class Driver:
         """A subclass lets go of its sockets."""
         raise NotImplementedError
 
-    def answered(self, number: int, status: str) -> None:
-        """A subclass got the answer: ok, rejected, or anything else."""
+    def answered(self, number: int, status: str, pause_s: float = 0.0) -> None:
+        """A subclass got the answer: ok, rejected, or anything else. `pause_s`: before the client asks again."""
         flight = self._flights.pop(number, None)
         if flight is None:
             return
@@ -112,10 +113,24 @@ class Driver:
             self._samples.refused_s.append(now - sent)
         else:
             self._samples.failed += 1
-        if now < self._again_until_s:
-            self._ask(now)
-        elif not self._flights and not self._due and self._over is not None and not self._over.done():
+        if now + pause_s < self._again_until_s:
+            if pause_s > 0:
+                self._pausing += 1
+                self.loop.call_later(pause_s, self._resume)
+            else:
+                self._ask(now)
+        elif (
+            not self._flights
+            and not self._due
+            and not self._pausing
+            and self._over is not None
+            and not self._over.done()
+        ):
             self._over.set_result(None)
+
+    def _resume(self) -> None:
+        self._pausing -= 1
+        self._ask(time.perf_counter())
 
     def wanted(self, number: int) -> bool:
         """Somebody still waits for the answer to that request."""
@@ -164,8 +179,10 @@ class Driver:
 class MeshDriver(Driver):
     """Asks gearmesh over one DEALER socket."""
 
-    def __init__(self, address: str, template: Template) -> None:
+    def __init__(self, address: str, template: Template, *, back_off: bool = False) -> None:
+        """`back_off`: a refused client waits as long as it was told to; else it asks again at once."""
         super().__init__()
+        self._back_off = back_off
         self._template = template
         self._context = zmq.Context()
         self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -201,7 +218,8 @@ class MeshDriver(Driver):
             if self.on_body is not None:
                 self.on_body(body)
             if isinstance(answer.id, int):
-                self.answered(answer.id, answer.status)
+                told_ms = answer.error.retry_after_ms if self._back_off and answer.error is not None else None
+                self.answered(answer.id, answer.status, (told_ms or 0.0) / 1e3)
 
 
 class HttpDriver(Driver):
