@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -311,6 +312,7 @@ def main() -> int:
             except PeerError as error:
                 bench.missing[name] = str(error)
                 say(f"{name}: {error}")
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # whatever runs is stopped first
         uvloop.run(run(bench, say))
     print(report(bench))
     result = {

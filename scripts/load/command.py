@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -97,6 +98,7 @@ def load(
         if not 1 <= processes <= PROCESSES_MAX:
             raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
         outputs = Outputs(json_file, plot, progress)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the mesh and generators stop too
         if scenario is not None:
             from scripts.load.stage import run_scenario
 
