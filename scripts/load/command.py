@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -36,6 +37,10 @@ def load(
     ] = None,
     clients: Annotated[int | None, typer.Option(help="Closed loop: so many requests in flight.")] = None,
     think_ms: Annotated[float, typer.Option(help="Closed loop: mean pause after an answer.")] = 0.0,
+    back_off: Annotated[
+        bool,
+        typer.Option(help="Closed loop: a refused client waits for the retry_after_ms it was told."),
+    ] = False,
     rate: Annotated[float | None, typer.Option(help="Open loop: requests per second over all models.")] = None,
     arrivals: Annotated[
         str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf or log.")
@@ -93,16 +98,19 @@ def load(
         if not 1 <= processes <= PROCESSES_MAX:
             raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
         outputs = Outputs(json_file, plot, progress)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the mesh and generators stop too
         if scenario is not None:
             from scripts.load.stage import run_scenario
 
-            raise typer.Exit(asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, outputs)))
+            raise typer.Exit(
+                asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, back_off, outputs))
+            )
         options = Options(
             clients=clients, think_ms=think_ms, rate=rate, arrivals=arrivals, cv=cv, burst_s=burst_s, idle_s=idle_s,
             rate_end=rate_end, slo_end_ms=slo_end_ms, steps=steps, functions=functions, minutes=minutes,
             mapping=mapping, file=file, zipf=zipf, slo_ms=numbers(slo_ms, "--slo-ms"),
             slo_factor=numbers(slo_factor, "--slo-factor"), slo_draw=slo_draw, each_slo=each_slo, seconds=seconds,
-            warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs,
+            warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs, back_off=back_off,
         )  # fmt: skip
         if scale is not None or device is not None:
             raise LoadError("--scale and --device belong to the scenarios paper-6.1 ... paper-6.6")
@@ -150,6 +158,24 @@ class Outputs:
         self.json_file, self.plot, self.progress = json_file, plot, progress
         self.console = Console(width=None if Console().is_terminal else 150)
 
+    async def follow(
+        self,
+        plan: Plan,
+        targets: Mapping[str, Target],
+        where: Where,
+        processes: int,
+        pids: Mapping[str, int] | None,
+    ) -> list[PhaseRun]:
+        """The plan is run, with live counts if they are wanted. Raises: LoadError, ScenarioError."""
+        if not self.progress:
+            return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
+        with Live(console=err, transient=True, refresh_per_second=4) as live:
+
+            def show(phase: Phase, at_s: float, seen: Seen) -> None:
+                live.update(_progress(plan, phase, at_s, seen))
+
+            return await run_plan(plan, targets, where, processes, show, pids)
+
     def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
         """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate."""
         from scripts.load.plot import draw
@@ -182,15 +208,7 @@ async def carry_out(
     if plan.needs_batch1:
         targets = await measure_batch1(where, targets)
         more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}
-    if not outputs.progress:
-        runs = await run_plan(plan, targets, where, processes, lambda *_: None, pids)
-        return outputs.write(plan, runs, **more)
-    with Live(console=err, transient=True, refresh_per_second=4) as live:
-
-        def show(phase: Phase, at_s: float, seen: Seen) -> None:
-            live.update(_progress(plan, phase, at_s, seen))
-
-        runs = await run_plan(plan, targets, where, processes, show, pids)
+    runs = await outputs.follow(plan, targets, where, processes, pids)
     return outputs.write(plan, runs, **more)
 
 

@@ -252,6 +252,8 @@ class Generator:
         self._counts[outcome] += 1
         if client is None:
             return
+        if self._start.back_off and answer.error is not None:
+            pause_s += (answer.error.retry_after_ms or 0.0) / 1e3
         if pause_s > 0 or now_s >= self._ends_s:
             self._pause(now_s + pause_s, client)
         elif len(self._recorder) < ROWS_MAX:

@@ -19,6 +19,7 @@ class Start(msgspec.Struct, tag="start"):
     cache: bool
     distinct_inputs: int
     seed: int
+    back_off: bool = False
     keys_dir: str = ""
 
 

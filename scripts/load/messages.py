@@ -27,6 +27,7 @@ class Fault(msgspec.Struct):
 
     code: str = ""
     message: str = ""
+    retry_after_ms: float | None = None
 
 
 class AnswerHead(msgspec.Struct):

@@ -43,6 +43,7 @@ class Options:
     rows: int = 1
     cache: bool = False
     distinct_inputs: int = 1
+    back_off: bool = False
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...]:
@@ -76,7 +77,7 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
     phase = Phase(name, seconds, (stream,), options.warmup_s)
     plan = Plan(
         "load", (phase,), seed=options.seed, rows=options.rows, cache=options.cache,
-        distinct_inputs=options.distinct_inputs,
+        distinct_inputs=options.distinct_inputs, back_off=options.back_off,
     )  # fmt: skip
     return each_slo(plan) if options.each_slo else plan
 

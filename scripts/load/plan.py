@@ -111,6 +111,7 @@ class Plan:
     rows: int = 1
     cache: bool = False  # True: the mesh may answer from its prediction cache
     distinct_inputs: int = 1
+    back_off: bool = False  # True: a refused client of a closed loop waits as long as it was told to
     notes: tuple[str, ...] = field(default=())  # for the report: what it stands for, and how it was scaled
 
     @property

@@ -254,7 +254,7 @@ async def run_plan(
         for number in range(processes):
             start = Start(
                 list(where.addresses), chosen, plan.rows, plan.cache, plan.distinct_inputs, plan.seed + number,
-                where.keys_dir,
+                plan.back_off, where.keys_dir,
             )  # fmt: skip
             running.append(await stack.enter_async_context(_process(number, start)))
         for process in running:

@@ -1,0 +1,357 @@
+"""Asks a server over HTTP, or gearmesh over its own protocol, in closed and open loops: the same loop for both.
+
+Callbacks only, one request template, on uvloop; so the client costs about the same whatever it asks.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from scripts.load.messages import Template, read_answer
+from scripts.machine import quantile
+
+DRAIN_S = 10.0  # after the last request is due: what is not answered then is given up
+CONNECTIONS_MAX = 2000  # over that, requests wait in the client; their latency counts all the same
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Samples:
+    """What came of one run; latencies count from when requests were due."""
+
+    seconds: float
+    sent: int = 0
+    ok_s: list[float] = field(default_factory=list)  # latencies of requests answered ok
+    refused_s: list[float] = field(default_factory=list)  # from sending, of those refused
+    failed: int = 0  # answered otherwise, or not at all
+    late_s: list[float] = field(default_factory=list)  # of the client's own sending
+
+    def summary(self, slos_ms: tuple[float, ...]) -> dict[str, Any]:
+        """Rates per second of the run's length, quantiles in ms (None where there are too few), shares in time."""
+        latencies, refused, late = sorted(self.ok_s), sorted(self.refused_s), sorted(self.late_s)
+
+        def ms(values: list[float], share: float) -> float | None:
+            found = quantile(values, share)
+            return None if found is None else found * 1e3
+
+        return {
+            "n": self.sent,
+            "ok": len(latencies),
+            "refused": len(refused),
+            "failed": self.failed,
+            "done_per_s": len(latencies) / self.seconds,
+            **{f"p{name}_ms": ms(latencies, share) for name, share in (("50", 0.5), ("99", 0.99), ("999", 0.999))},
+            "refused_p50_ms": ms(refused, 0.5),
+            "refused_p99_ms": ms(refused, 0.99),
+            "late_p99_ms": ms(late, 0.99),
+            "goodput": {
+                f"{slo:g}": {
+                    "share": sum(s * 1e3 <= slo for s in latencies) / max(1, self.sent),
+                    "per_s": sum(s * 1e3 <= slo for s in latencies) / self.seconds,
+                }
+                for slo in slos_ms
+            },
+        }
+
+
+class Driver:
+    """The loops; a subclass knows how to ask."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.slo_ms = 1000.0
+        self._flights: dict[int, tuple[float, float]] = {}  # {number: (due, sent)}
+        self._number = 0
+        self._samples = Samples(0.0)
+        self._again_until_s = 0.0  # closed loop: an answer before this is followed by another request
+        self._due: deque[float] = deque()  # open loop: what is still to be sent
+        self._pausing = 0  # clients of the closed loop that wait before they ask again
+        self._over: asyncio.Future[None] | None = None
+        self.on_body: Callable[[bytes], None] | None = None  # gets the body of every answer, where somebody checks
+
+    async def closed(self, in_flight: int, seconds: float, slo_ms: float) -> Samples:
+        """So many requests in flight, for so long."""
+        now = self._begin(seconds, slo_ms)
+        self._again_until_s = now + seconds
+        for _ in range(in_flight):
+            self._ask(time.perf_counter())
+        return await self._end(seconds)
+
+    async def open(self, due_s: Floats, seconds: float, slo_ms: float) -> Samples:
+        """Requests at these times from now on, however the server is doing."""
+        now = self._begin(seconds, slo_ms)
+        self._again_until_s = 0.0
+        self._due = deque((due_s + now).tolist())
+        self._send_due()
+        return await self._end(seconds)
+
+    def send(self, number: int) -> None:
+        """A subclass sends the request of that number."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """A subclass lets go of its sockets."""
+        raise NotImplementedError
+
+    def answered(self, number: int, status: str, pause_s: float = 0.0) -> None:
+        """A subclass got the answer: ok, rejected, or anything else. `pause_s`: before the client asks again."""
+        flight = self._flights.pop(number, None)
+        if flight is None:
+            return
+        due, sent = flight
+        now = time.perf_counter()
+        if status == "ok":
+            self._samples.ok_s.append(now - due)
+        elif status == "rejected":
+            self._samples.refused_s.append(now - sent)
+        else:
+            self._samples.failed += 1
+        if now + pause_s < self._again_until_s:
+            if pause_s > 0:
+                self._pausing += 1
+                self.loop.call_later(pause_s, self._resume)
+            else:
+                self._ask(now)
+        elif (
+            not self._flights
+            and not self._due
+            and not self._pausing
+            and self._over is not None
+            and not self._over.done()
+        ):
+            self._over.set_result(None)
+
+    def _resume(self) -> None:
+        self._pausing -= 1
+        self._ask(time.perf_counter())
+
+    def wanted(self, number: int) -> bool:
+        """Somebody still waits for the answer to that request."""
+        return number in self._flights
+
+    def _begin(self, seconds: float, slo_ms: float) -> float:
+        self._samples, self.slo_ms = Samples(seconds), slo_ms
+        self._flights.clear()
+        self._due.clear()
+        self._over = self.loop.create_future()
+        return time.perf_counter()
+
+    async def _end(self, seconds: float) -> Samples:
+        assert self._over is not None
+        timer = self.loop.call_later(seconds + DRAIN_S, self._give_up, self._over)
+        await self._over
+        timer.cancel()
+        self._samples.failed += len(self._flights)
+        self._flights.clear()
+        return self._samples
+
+    def _give_up(self, over: "asyncio.Future[None]") -> None:
+        self._samples.failed += len(self._due)
+        self._samples.sent += len(self._due)
+        self._due.clear()
+        if not over.done():
+            over.set_result(None)
+
+    def _ask(self, due: float) -> None:
+        self._number += 1
+        now = time.perf_counter()
+        self._flights[self._number] = (due, now)
+        self._samples.sent += 1
+        self._samples.late_s.append(now - due)
+        self.send(self._number)
+
+    def _send_due(self) -> None:
+        now = time.perf_counter()
+        while self._due and self._due[0] <= now:
+            self._ask(self._due.popleft())
+            now = time.perf_counter()
+        if self._due:
+            self.loop.call_later(self._due[0] - now, self._send_due)
+
+
+class MeshDriver(Driver):
+    """Asks gearmesh over one DEALER socket."""
+
+    def __init__(self, address: str, template: Template, *, back_off: bool = False) -> None:
+        """`back_off`: a refused client waits as long as it was told to; else it asks again at once."""
+        super().__init__()
+        self._back_off = back_off
+        self._template = template
+        self._context = zmq.Context()
+        self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._sock.setsockopt(zmq.LINGER, 0)
+        self._sock.setsockopt(zmq.SNDHWM, 100_000)
+        self._sock.setsockopt(zmq.RCVHWM, 100_000)
+        self._sock.connect(address)
+        self._fd = int(self._sock.getsockopt(zmq.FD))
+        self.loop.add_reader(self._fd, self._readable)
+        self._scheduled = False
+
+    def send(self, number: int) -> None:
+        """See Driver."""
+        self._sock.send(self._template.encode(number, self.slo_ms), zmq.NOBLOCK)
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._readable)
+
+    def close(self) -> None:
+        """See Driver."""
+        self.loop.remove_reader(self._fd)
+        self._sock.close(0)
+        self._context.term()
+
+    def _readable(self) -> None:
+        self._scheduled = False
+        while True:
+            try:
+                body = self._sock.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            answer = read_answer(body)
+            if self.on_body is not None:
+                self.on_body(body)
+            if isinstance(answer.id, int):
+                told_ms = answer.error.retry_after_ms if self._back_off and answer.error is not None else None
+                self.answered(answer.id, answer.status, (told_ms or 0.0) / 1e3)
+
+
+class HttpDriver(Driver):
+    """Asks over kept-alive connections, one request at a time on each; as many as are needed."""
+
+    def __init__(self, port: int, path: str, content_type: str, body: bytes) -> None:
+        super().__init__()
+        head = (
+            f"POST {path} HTTP/1.1",
+            f"Host: 127.0.0.1:{port}",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+        )
+        self.request = "\r\n".join((*head, "", "")).encode() + body
+        self._port = port
+        self._idle: list[_Connection] = []
+        self._waiting: deque[int] = deque()  # numbers without a connection
+        self._connections: set[_Connection] = set()
+        self._opening = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, number: int) -> None:
+        """See Driver."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.ask(number):
+                return
+        self._waiting.append(number)
+        if len(self._connections) + self._opening < CONNECTIONS_MAX and self._opening < len(self._waiting):
+            self._opening += 1
+            task = self.loop.create_task(self._open())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """See Driver."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    async def _open(self) -> None:
+        try:
+            await self.loop.create_connection(lambda: _Connection(self), "127.0.0.1", self._port)
+        except OSError:
+            while self._waiting:
+                self.answered(self._waiting.popleft(), "failed")
+        finally:
+            self._opening -= 1
+
+    def joined(self, connection: "_Connection") -> None:
+        """The connection is open."""
+        self._connections.add(connection)
+        self.free(connection)
+
+    def left(self, connection: "_Connection", number: int | None) -> None:
+        """The connection is gone, and with it the request that was on it."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if number is not None:
+            self.answered(number, "failed")
+
+    def free(self, connection: "_Connection") -> None:
+        """The connection can take a request."""
+        while self._waiting:
+            number = self._waiting.popleft()
+            if self.wanted(number):
+                connection.ask(number)
+                return
+        self._idle.append(connection)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, driver: HttpDriver) -> None:
+        self._driver = driver
+        self._buffer = b""
+        self._transport: Any = None
+        self._number: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._driver.joined(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        number, self._number = self._number, None
+        self._driver.left(self, number)
+
+    def ask(self, number: int) -> bool:
+        """The request leaves; False if the connection is closing."""
+        if self._transport.is_closing():
+            return False
+        self._number = number
+        self._transport.write(self._driver.request)
+        return True
+
+    def abort(self) -> None:
+        """The connection is closed at once."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        lower = head.lower()
+        if b"transfer-encoding: chunked" in lower:
+            if not rest.endswith(b"0\r\n\r\n"):
+                return
+            body = _unchunked(rest)
+        else:
+            length = int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0])
+            if len(rest) < length:
+                return
+            body = rest
+        self._buffer = b""
+        number, self._number = self._number, None
+        code = head[9:12]
+        if self._driver.on_body is not None and code == b"200":
+            self._driver.on_body(body)
+        if not self._transport.is_closing():
+            self._driver.free(self)
+        if number is not None:
+            self._driver.answered(number, "ok" if code == b"200" else "rejected" if code in REFUSALS else "failed")
+
+
+REFUSALS = (b"429", b"503")
+
+
+def _unchunked(data: bytes) -> bytes:
+    parts = []
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        parts.append(data[:length])
+        data = data[length + 2 :]
+    return b"".join(parts)
