@@ -218,7 +218,7 @@ class Serving:
     """The device on a loop, and jobs through it."""
 
     def __init__(self, driver: Driver, helper: Helper, *, keep_warm: bool) -> None:
-        self.device = CudaDevice(driver, ROOM, helper, keep_warm=keep_warm)
+        self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=1 << 30, keep_warm=keep_warm)
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
         self._actions = 0
         self.device.attach(self._finished)
