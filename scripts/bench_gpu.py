@@ -115,6 +115,7 @@ def steps(device: str, repository: Path, clock: Clock, quick: bool) -> Iterator[
     yield "tests", run_tests(min(150.0, clock.left_s))
     driver, seconds = ("cuda" if gpu else "host"), ("0.05" if quick else "1.0" if gpu else "0.3")
     probes = [sys.executable, "-m", "scripts.gpu_probes", "--driver", driver, "--seconds", seconds]
+    probes += ["--budget", f"{min(90.0, clock.left_s / 3):.0f}"]
     yield "probes", run_json(probes, min(150.0, clock.left_s))
     models = [name for name in DEMO if (repository / name).is_dir()]
     if not models:

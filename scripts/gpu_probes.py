@@ -194,8 +194,9 @@ class Bench:
         for size in executable.sizes:
             durations, _ = self.timed(self.streams["exec"], executable.replays[size])
             sizes.append({"batch": size, "ms": spread(durations, 1e-3)})
-        issue = []
-        for _ in range(2000):
+        issue: list[float] = []
+        began_s = time.perf_counter()
+        while len(issue) < 2000 and time.perf_counter() - began_s < self.seconds:
             issued_s = time.perf_counter()
             self.streams["exec"].run(executable.replays[1])
             issue.append(time.perf_counter() - issued_s)
@@ -218,7 +219,7 @@ class Serving:
     """The device on a loop, and jobs through it."""
 
     def __init__(self, driver: Driver, helper: Helper, *, keep_warm: bool) -> None:
-        self.device = CudaDevice(driver, ROOM, helper, keep_warm=keep_warm)
+        self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=1 << 30, keep_warm=keep_warm)
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
         self._actions = 0
         self.device.attach(self._finished)
@@ -332,15 +333,15 @@ def make_models(folder: Path, batch_max: int) -> list[Package]:
     torch.manual_seed(1)
     wide = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(2048, 2048), nn.ReLU())))
     convolutions = [nn.Conv2d(3, 64, 7, 4), nn.ReLU()]
-    for _ in range(6):
+    for _ in range(3):
         convolutions += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
     deep = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1000))
     return [
         write_package(
-            folder, "wide", "1", wide, inputs={"x": ("float32", (2048,))}, outputs=["y"], batch_max=32
+            folder, "wide", "1", wide, inputs={"x": ("float32", (2048,))}, outputs=["y"], batch_max=batch_max
         ),
         write_package(
-            folder, "deep", "1", deep, inputs={"x": ("float32", (3, 224, 224))}, outputs=["y"], batch_max=32
+            folder, "deep", "1", deep, inputs={"x": ("float32", (3, 224, 224))}, outputs=["y"], batch_max=batch_max
         ),
     ]  # fmt: skip
 
@@ -351,34 +352,42 @@ def open_driver(name: str) -> tuple[Driver, Helper]:
     return (NvidiaDriver(0, helper.do) if name == "cuda" else HostDriver(memory_bytes=4 << 30)), helper
 
 
-def probe(name: str, seconds: float) -> Figures:
-    """All figures."""
+def probe(name: str, seconds: float, budget_s: float) -> Figures:
+    """All figures that can be begun within the budget; `left_out` names the others."""
+    began_s = time.monotonic()
     driver, _ = open_driver(name)
     driver.enter()
     bench = Bench(driver, seconds)
     found: Figures = {
         "device": driver.name, "kind": driver.kind, "torch": torch.__version__, "machine": describe(),
-        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(),
+        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(), "left_out": [],
+        "gather_kernel": getattr(getattr(driver, "_gather", index_gather), "__module__", ""),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        packages = make_models(Path(folder), 32 if name == "cuda" else 8)
+        wide, deep = make_models(Path(folder), 32 if name == "cuda" else 4)
         for key, work in (
             ("copies", bench.copies),
             ("gathers", bench.gathers),
+            ("graphs_wide", partial(bench.graphs, wide)),
+            ("device_warm", partial(_serve, name, wide, seconds, keep_warm=True)),
+            ("input_behind_load", bench.input_behind_load),
+            ("graphs_deep", partial(bench.graphs, deep)),
+            ("device_resting", partial(_serve, name, wide, seconds, keep_warm=False)),
             ("noticing_us", bench.noticing),
             ("pinning", bench.pinning),
-            ("input_behind_load", bench.input_behind_load),
         ):
+            if time.monotonic() - began_s > budget_s:
+                found["left_out"].append(key)
+                continue
             found[key] = work()
-            sys.stderr.write(f"{key}: {json.dumps(found[key])}\n")
-        found["graphs"] = [bench.graphs(package) for package in packages]
-        found["gather_kernel"] = getattr(getattr(driver, "_gather", index_gather), "__module__", "")
+            sys.stderr.write(f"{time.monotonic() - began_s:.1f} s: {key}\n")
         driver.close()
-        found["devices"] = []
-        for keep_warm in (False, True):
-            fresh, helper = open_driver(name)
-            found["devices"].append(asyncio.run(device_figures(fresh, helper, packages[0], seconds, keep_warm)))
     return found
+
+
+def _serve(name: str, package: Package, seconds: float, *, keep_warm: bool) -> Figures:
+    driver, helper = open_driver(name)
+    return asyncio.run(device_figures(driver, helper, package, seconds, keep_warm))
 
 
 def main() -> int:
@@ -386,8 +395,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--driver", choices=["cuda", "host"], default="cuda" if torch.cuda.is_available() else "host")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure, at most")
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds after which no other figure is begun")
     arguments = parser.parse_args()
-    print(json.dumps(probe(arguments.driver, arguments.seconds)))
+    print(json.dumps(probe(arguments.driver, arguments.seconds, arguments.budget)))
     return 0
 
 

@@ -63,36 +63,58 @@ def _spread(values: Figures) -> list[Any]:
 
 
 def _probes(found: Figures) -> list[str]:
-    lines = [f"## The device itself: {found['kind']}", "", "Pinned copies, two outstanding, ms for each:", ""]
-    lines += rows(
-        ("direction", "MiB", "GB/s", *SPREAD),
-        ((c["direction"], c["mib"], c["gb_per_s"], *_spread(c["ms"])) for c in found["copies"]),
-    )
-    lines += [f"Gather of seven pages (the driver's is {found['gather_kernel']}), us:", ""]
-    lines += rows(("how", "GB/s", *SPREAD), ((g["how"], g["gb_per_s"], *_spread(g["us"])) for g in found["gathers"]))
-    lines += ["INPUT of one photo behind two pieces of a LOAD, us:", ""]
-    lines += rows(("MiB", *SPREAD), ((b["behind_mib"], *_spread(b["us"])) for b in found["input_behind_load"]))
-    lines += ["Noticing the end of nothing, by event, us:", ""]
-    lines += rows(("event", *SPREAD), ((name, *_spread(values)) for name, values in found["noticing_us"].items()))
-    lines += [f"Pinning: {found['pinning']['gib_per_s']} GiB/s.", ""]
-    for graph in found["graphs"]:
-        lines += [
-            f"Replay of {graph['model']} ({graph['weights_mb']} MB of weights; {graph['mb_per_graph']} MB of the "
-            f"device for each graph; captured in {graph['captured_in_s']} s; issue {graph['issue_us']['p50']} us, "
-            f"p99 {graph['issue_us']['p99']} us), ms by the device's clock:",
-            "",
-        ]
-        lines += rows(("batch", *SPREAD), ((r["batch"], *_spread(r["ms"])) for r in graph["replay"]))
-    for served in found["devices"]:
-        lines += [f"Through the device, clock {'kept up' if served['keep_warm'] else 'left alone'}:", ""]
-        body = [("cold, ms", *_spread(served["cold_ms"])), ("warm, ms", *_spread(served["warm_ms"]))]
-        body += [
-            (f"EXEC after {idle} ms idle, ms ({values['clock_mhz']:.0f} MHz)", *_spread(values))
-            for idle, values in served["exec_after_idle_ms"].items()
-        ]
-        body += [(f"late, us: {name}", *_spread(values)) for name, values in served["issue_late_us"].items()]
-        lines += rows(("", *SPREAD), body)
+    lines = [f"## The device itself: {found['kind']}", ""]
+    if found["left_out"]:
+        lines += [f"Left out, for want of time: {', '.join(found['left_out'])}.", ""]
+    if "copies" in found:
+        lines += ["Pinned copies, two outstanding, ms for each:", ""]
+        lines += rows(
+            ("direction", "MiB", "GB/s", *SPREAD),
+            ((c["direction"], c["mib"], c["gb_per_s"], *_spread(c["ms"])) for c in found["copies"]),
+        )
+    if "gathers" in found:
+        lines += [f"Gather of seven pages (the driver's is {found['gather_kernel']}), us:", ""]
+        lines += rows(
+            ("how", "GB/s", *SPREAD), ((g["how"], g["gb_per_s"], *_spread(g["us"])) for g in found["gathers"])
+        )
+    if "input_behind_load" in found:
+        lines += ["INPUT of one photo behind two pieces of a LOAD, us:", ""]
+        lines += rows(("MiB", *SPREAD), ((b["behind_mib"], *_spread(b["us"])) for b in found["input_behind_load"]))
+    if "noticing_us" in found:
+        lines += ["Noticing the end of nothing, by event, us:", ""]
+        lines += rows(("event", *SPREAD), ((name, *_spread(each)) for name, each in found["noticing_us"].items()))
+    if "pinning" in found:
+        lines += [f"Pinning: {found['pinning']['gib_per_s']} GiB/s.", ""]
+    for key in ("graphs_wide", "graphs_deep"):
+        lines += _graphs(found[key]) if key in found else []
+    for key in ("device_warm", "device_resting"):
+        lines += _served(found[key]) if key in found else []
     return lines
+
+
+def _graphs(found: Figures) -> list[str]:
+    return [
+        f"Replay of {found['model']} ({found['weights_mb']} MB of weights; {found['mb_per_graph']} MB of the device "
+        f"for each graph; captured in {found['captured_in_s']} s; issue {found['issue_us']['p50']} us, p99 "
+        f"{found['issue_us']['p99']} us), ms by the device's clock:",
+        "",
+        *rows(("batch", *SPREAD), ((each["batch"], *_spread(each["ms"])) for each in found["replay"])),
+    ]
+
+
+def _served(found: Figures) -> list[str]:
+    body = [("cold, ms", *_spread(found["cold_ms"])), ("warm, ms", *_spread(found["warm_ms"]))]
+    body += [
+        (f"EXEC after {idle} ms idle, ms ({each['clock_mhz']:.0f} MHz)", *_spread(each))
+        for idle, each in found["exec_after_idle_ms"].items()
+    ]
+    body += [(f"late, us: {name}", *_spread(each)) for name, each in found["issue_late_us"].items()]
+    return [
+        f"Through the device, clock {'kept up' if found['keep_warm'] else 'left alone'} (LOAD {found['load_gb_per_s']} "
+        "GB/s):",
+        "",
+        *rows(("", *SPREAD), body),
+    ]
 
 
 def _worker(found: Figures) -> list[str]:

@@ -33,7 +33,7 @@ class Rig:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.lanes = Lanes(PageTable(device.info.pages), device.depth)
+        self.lanes = Lanes(PageTable(device.info.pages), device.depth, device.ahead_s)
         self.packages: dict[str, Package] = {}
         self.issue_s: list[float] = []  # host time that starting an EXEC took, where the device went on by itself
         self._durations_s: dict[tuple[str, int], float] = {}  # {(ref, batch): last EXEC}

@@ -87,7 +87,7 @@ def open_device(settings: Settings) -> Device:
 
 def _open_cuda(settings: Settings, name: str) -> Device:
     from gpu_worker.devices.cuda import nvidia
-    from gpu_worker.devices.cuda.device import open_cuda
+    from gpu_worker.devices.cuda.opening import open_cuda
 
     index = name.partition(":")[2]
     if name != "cuda" and not index.isdecimal():

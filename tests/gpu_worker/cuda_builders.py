@@ -33,9 +33,9 @@ def make_driver(name: str, helper: Helper) -> Driver:
 class Served:
     """A device, and jobs that are waited for."""
 
-    def __init__(self, driver: Driver, helper: Helper, room: Room) -> None:
+    def __init__(self, driver: Driver, helper: Helper, room: Room, host_bytes_max: int) -> None:
         self.driver = driver
-        self.device = CudaDevice(driver, room, helper)
+        self.device = CudaDevice(driver, room, helper, host_bytes_max=host_bytes_max)
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
         self.device.attach(self._finished)
 
@@ -109,11 +109,11 @@ def infer_job(
 
 
 @asynccontextmanager
-async def served(driver: str, room: Room = ROOM) -> AsyncIterator[Served]:
+async def served(driver: str, room: Room = ROOM, host_bytes_max: int = 1 << 30) -> AsyncIterator[Served]:
     """A device that is closed behind its test."""
     grad = torch.is_grad_enabled()
     helper = Helper("helper")
-    made = Served(make_driver(driver, helper), helper, room)
+    made = Served(make_driver(driver, helper), helper, room, host_bytes_max)
     try:
         yield made
     finally:

@@ -327,7 +327,7 @@ async def test_a_model_larger_than_window_or_arena_is_refused_with_all_figures(r
 
 def test_memory_that_is_not_there_is_refused_at_start() -> None:
     with pytest.raises(DeviceError, match=r"host:0: an arena of 8 MiB and a window of 4 MiB cannot .* GEARMESH_ARENA"):
-        CudaDevice(HostDriver(memory_bytes=4 * MIB), Room(page_bytes=MIB, pages=8, window_pages=4))
+        CudaDevice(HostDriver(memory_bytes=4 * MIB), Room(page_bytes=MIB, pages=8, window_pages=4), host_bytes_max=0)
 
 
 @on_loop
@@ -341,3 +341,32 @@ async def test_a_device_that_is_full_refuses_what_is_deployed_and_serves_on(repo
         x = torch.randn(2, 4)
         y = await linear(on, "linear:1", (0,), x)
         assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
+
+
+@on_loop
+async def test_weights_beyond_the_host_s_budget_are_refused_and_the_same_file_counts_once(
+    repository: Repository,
+) -> None:
+    async with served("host", host_bytes_max=3 * MIB) as on:
+        for _ in range(2):
+            on.device.prepare(repository.package("tall:1"))
+        with pytest.raises(PackageError, match=r"2.7 MiB of pinned .* of 3 MiB \(GEARMESH_HOST_MEMORY_MB\) 2 MiB are"):
+            on.device.prepare(repository.package("tall:2"))
+        on.device.forget("tall:1")
+        on.device.prepare(repository.package("tall:2"))
+
+
+@drivers
+@on_loop
+async def test_what_was_unloaded_is_gathered_again(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        gathered = []
+        for unload in (False, False, True, False):
+            if unload:
+                on.device.unloaded("linear:1")
+            job = infer_job("linear:1", (0,), torch.randn(1, 4))
+            gathered.append((await on.through(job)).gathered)
+            on.device.release(job)
+        assert gathered == [True, False, True, False]

@@ -163,6 +163,10 @@ def test_every_load_ends_once_and_in_order(sizes: list[int], rng: object) -> Non
 def test_the_window_is_filled_when_it_holds_something_else_or_is_spoilt() -> None:
     window = Window()
     assert [window.bring(n) for n in (1, 1, 2, 1, 1)] == [True, False, True, True, False]
+    window.leave(2)
+    assert not window.bring(1), "it was another's"
+    window.leave(1)
+    assert window.bring(1)
     window.spoil()
     assert window.bring(1)
 

@@ -7,7 +7,8 @@
     issuer.py   the one thread that issues, and those that wait in C for what was issued
     memory.py   arena, window, page table and the ring of buffers for inputs and outputs
     graphs.py   executables: an architecture captured at each size of the ladder
-    device.py   gpu_worker.devices.base.Device, made of these
+    device.py   gpu_worker.devices.base.Device, made of these; records.py what it remembers
+    opening.py  a GPU claimed and set up as the settings say
 
 State of proof: everything but nvidia.py and gather_kernel.py runs in the tests on every machine, on host.py. Those two,
 and every figure for a GPU, are unproven until `scripts/bench_gpu.py` has run on one; it leaves its findings in

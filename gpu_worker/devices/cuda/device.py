@@ -16,30 +16,25 @@ import asyncio
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
 
 from broker import wire
 from broker.errors import PackageError
-from gpu_worker.devices.base import DeviceError, Finished, Traits
-from gpu_worker.devices.cuda import nvidia
+from gpu_worker.devices.base import Finished, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.graphs import Executable, build
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.memory import Memory, Ring, TooManyBytes, fill, outputs_of
-from gpu_worker.devices.cuda.plans import MIB, Copies, Lane, Piece, Room, Window, lay_out, make_room, padded, pieces
-from gpu_worker.devices.cuda.records import Figures, Held, Image, Loading, Version
+from gpu_worker.devices.cuda.plans import MIB, Copies, Lane, Piece, Room, Window, lay_out, padded, pieces
+from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version
 from gpu_worker.devices.executables import read_image
-from gpu_worker.devices.locks import DeviceLock, claim_first
+from gpu_worker.devices.images import Key, file_key
+from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
-if TYPE_CHECKING:
-    from broker.config import Settings
-
-PAGE_MB = 16
 PIECE_BYTES = 8 * MIB  # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures others
 FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
 SLOT_BYTES_MAX = 256 * MIB
@@ -61,6 +56,7 @@ class CudaDevice:
         helper: Helper | None = None,
         lock: DeviceLock | None = None,
         *,
+        host_bytes_max: int,
         keep_warm: bool = True,
     ) -> None:
         self._driver, self._lock = driver, lock
@@ -77,7 +73,8 @@ class CudaDevice:
         self._helper.every(CLOCK_EVERY_S, self._tick)
         self._versions: dict[str, Version] = {}
         self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
-        self._images: WeakValueDictionary[tuple[object, ...], Image] = WeakValueDictionary()  # {file and layout: image}
+        self._images: WeakValueDictionary[Key, PinnedImage] = WeakValueDictionary()  # {file: image}, while in use
+        self._host_bytes_max = host_bytes_max
         self._preparations = 0
         self._copies: Copies[Loading] = Copies()
         self._window = Window()
@@ -159,30 +156,42 @@ class CudaDevice:
         if faults:
             raise PackageError(package.ref, faults)
 
-    def _image_of(self, package: Package) -> Image:
-        stat = package.weights_file.stat()
-        key = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size, package.layout)
+    def _image_of(self, package: Package) -> PinnedImage:
+        key = file_key(package)
         image = self._images.get(key)
-        if image is None:
-            image = Image(self._driver.pin(package.image_bytes))
-            read_image(package, image.pinned.tensor.numpy())
-            self._images[key] = image
+        if image is not None:
+            return image
+        used = sum(len(other.pinned.tensor) for other in self._images.values())
+        if used + package.image_bytes > self._host_bytes_max:
+            raise PackageError(
+                package.ref,
+                [
+                    f"its weights take {package.image_bytes / MIB:.1f} MiB of pinned host memory; of "
+                    f"{self._host_bytes_max // MIB} MiB (GEARMESH_HOST_MEMORY_MB) {used // MIB} MiB are used"
+                ],
+            )
+        image = PinnedImage(self._driver.pin(package.image_bytes))
+        read_image(package, image.pinned.tensor.numpy())
+        self._images[key] = image
         return image
-
-    def traits(self, ref: str) -> Traits:
-        """See Device. Images are pinned in host memory, all of them."""
-        return Traits("graph")
 
     def forget(self, ref: str) -> None:
         """See Device."""
         gone = self._versions.pop(ref, None)
-        if gone is None or any(other.executable is gone.executable for other in self._versions.values()):
+        if gone is None or any(other.executable is gone.executable for other in list(self._versions.values())):
             return
         key = (gone.package.architecture, gone.package.spec.batch_max)
         self._helper.drop(self._executables.pop(key, None))  # destroying graphs takes its time
 
+    def traits(self, ref: str) -> Traits:
+        """See Device."""
+        return Traits(engine="graph")
+
     def unloaded(self, ref: str) -> None:
-        """See Device. There is nothing to drop: what the window holds is a copy, and pages are the lanes'."""
+        """See Device. What the window holds is a copy, and would do; but then no figure would show a gather's cost."""
+        version = self._versions.get(ref)
+        if version is not None:
+            self._issuer.now(partial(self._window.leave, version.number))
 
     # -- phases, on the loop's thread ---------------------------------------------------------------------------------
 
@@ -287,10 +296,11 @@ class CudaDevice:
         output.run(partial(_copy_outputs, held))
         output.record(output_end)
         held.output = (output_begin, output_end)
+        issued_s = None if self._lane.busy else now  # into an idle stream: it starts now
         self._lane.issued(now, action.expected_s)
         self._executed_s = now
         self.figures.gathers += gather
-        self._watchers[Phase.EXEC].watch(end, partial(self._exec_reached, job, held, gather, begin, end))
+        self._watchers[Phase.EXEC].watch(end, partial(self._exec_reached, job, held, issued_s, gather, begin, end))
 
     def _execute(self, held: Held, pages: Sequence[int]) -> None:
         executable, layout, there = held.version.executable, held.layout, held.slot.there
@@ -359,10 +369,19 @@ class CudaDevice:
         self._tell(Phase.INPUT, job, done)
 
     def _exec_reached(
-        self, job: Job, held: Held, gathered: bool, begin: Event, end: Event, error: Exception | None
+        self,
+        job: Job,
+        held: Held,
+        issued_s: float | None,
+        gathered: bool,
+        begin: Event,
+        end: Event,
+        error: Exception | None,
     ) -> None:
         done = self._done(begin, end, time.monotonic(), error)
         done.gathered, done.clock_mhz = gathered, self._clock_mhz
+        if issued_s is not None:
+            done.begin_s = issued_s
         self._timed.give(begin, end)
         self._issuer.now(partial(self._lane.ended, done.end_s))
         if error is None:
@@ -408,38 +427,3 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
 def _copy_outputs(held: Held) -> None:
     layout, slot = held.layout, held.slot
     _copy(slot.here[layout.outputs_at : layout.end], slot.there[layout.outputs_at : layout.end])
-
-
-def open_cuda(settings: Settings, indices: Sequence[int]) -> CudaDevice:
-    """The first of these GPUs that no worker drives. Raises: DeviceError."""
-    for index in indices:
-        nvidia.check_index(settings.device, index)
-    folder = settings.data_dir / "locks"
-    if len(indices) == 1:
-        index, lock = indices[0], DeviceLock(folder, f"cuda:{indices[0]}")
-    else:
-        name, lock = claim_first(folder, [f"cuda:{i}" for i in indices])
-        index = int(name.partition(":")[2])
-    try:
-        return _open(settings, index, lock)
-    except BaseException:
-        lock.release()
-        raise
-
-
-def _open(settings: Settings, index: int, lock: DeviceLock) -> CudaDevice:
-    helper = Helper("helper")
-    driver = nvidia.NvidiaDriver(index, helper.do)
-    free, total = driver.memory()
-    room = make_room(
-        driver.name,
-        free=free,
-        total=total,
-        page_bytes=(settings.page_mb or PAGE_MB) * MIB,
-        arena_bytes=settings.arena_mb * MIB,
-        window_bytes=settings.window_mb * MIB,
-    )
-    try:
-        return CudaDevice(driver, room, helper, lock)
-    except RuntimeError as error:
-        raise DeviceError(f"{driver.name}: cannot be set up ({free // MIB} MiB were free): {error}") from error

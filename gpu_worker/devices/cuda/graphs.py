@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from broker.errors import PackageError
 from gpu_worker.devices.cuda.driver import Driver, Work
 from gpu_worker.devices.cuda.plans import Layout, Place, ladder, lay_out
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
-from gpu_worker.packages import Package
+from gpu_worker.packages import ONNX, Package
 
 WARM_UPS = 3  # runs of each size before its capture: libraries choose and load their kernels
 
@@ -44,6 +45,8 @@ def build(driver: Driver, package: Package, image: torch.Tensor, window: torch.T
     On the thread that prepares. Nothing that serving uses is written to: warming up has weights and outputs of its own.
     Raises: PackageError; MemoryFull; RuntimeError, if an operation cannot be captured.
     """
+    if package.graph is not None and package.graph.suffix == ONNX:
+        raise PackageError(package.ref, [f"{package.graph.name}: ONNX packages run on the cpu device only"])
     forward = load_forward(package, driver.place)
     sizes = ladder(package.spec.batch_max)
     layouts = {size: lay_out(package.spec, size) for size in sizes}

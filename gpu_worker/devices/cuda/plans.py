@@ -192,6 +192,11 @@ class Window:
         self.holds = preparation
         return gather
 
+    def leave(self, preparation: int) -> None:
+        """These weights, should the window hold them, are to be gathered again."""
+        if self.holds == preparation:
+            self.holds = None
+
     def spoil(self) -> None:
         """What the window holds is not known any more."""
         self.holds = None

@@ -16,7 +16,7 @@ FIGURES_MAX = 100_000
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Image:
+class PinnedImage:
     """Weights in pinned host memory; shared by versions whose weights are the same file."""
 
     pinned: Pinned
@@ -28,7 +28,7 @@ class Version:
 
     package: Package
     number: int  # of its preparation
-    image: Image
+    image: PinnedImage
     executable: Executable
 
 
