@@ -17,6 +17,7 @@ from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
 from scripts.load.command import load
+from scripts.cli_apps import applications, from_json
 from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
 
@@ -225,21 +226,29 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> No
 
 @app.command()
 def infer(
-    model: str,
+    model: Annotated[str, typer.Argument(help="A model, or with --app an application.")],
     source: Annotated[str, typer.Argument(help="A .npy file, a JSON array (or a file of one), an image file, or - .")],
     slo_ms: Annotated[float | None, typer.Option(help="Budget; the model's own if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole answer.")] = False,
+    as_app: Annotated[bool, typer.Option("--app", help="Ask an application.")] = False,
+    context: Annotated[str | None, typer.Option(help="Whose selection state; with --app.")] = None,
 ) -> None:
-    """Asks a model once, and prints what it says."""
+    """Asks a model or an application once, and prints what it says."""
     from scripts.inputs import InputError, read_input
 
     config = settings()
     with client(config) as session:
         try:
-            spec = next((entry for entry in session.models() if entry["name"] == model), None)
+            known = session.apps() if as_app else session.models()
+            spec = next((entry for entry in known if entry["name"] == model), None)
             if spec is None:
-                usage(f"there is no model {model!r}; there are: {', '.join(session._connection.talk.specs) or 'none'}")
-            prediction = session.infer(model, read_input(source, spec), slo_ms=slo_ms)
+                kind = "application" if as_app else "model"
+                usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}")
+            x = read_input(source, spec)
+            if as_app:
+                prediction = session.infer(app=model, x=x, slo_ms=slo_ms, context=context)
+            else:
+                prediction = session.infer(model, x, slo_ms=slo_ms)
         except InputError as error:
             usage(str(error))
         except RequestError as error:
@@ -249,14 +258,50 @@ def infer(
         outputs = {name: array.tolist() for name, array in prediction.outputs.items()}
         print(json.dumps({**prediction.answer, "outputs": outputs}))
         return
-    table = Table("row", "top", title=f"{prediction.model}:{prediction.version}")
-    labels = spec["labels"]
+    title = prediction.app or f"{prediction.model}:{prediction.version}"
+    table = Table("row", "top", title=f"{title}{' (the default answer)' if prediction.default_used else ''}")
+    labels = spec.get("labels") or []
     for i, row in enumerate(prediction.output.reshape(len(prediction.output), -1)):
         best = row.argsort()[::-1][:5]
         table.add_row(str(i), ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best))
     out.print(table)
+    if prediction.decision_id is not None:
+        used = ", ".join(prediction.models_used) or "none"
+        out.print(
+            f"{prediction.latency_ms:.2f} ms, confidence {prediction.confidence:.2f}, models that answered: {used}"
+        )
+        out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
+        return
     predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
     out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+
+
+app.add_typer(applications, name="apps")
+
+
+@app.command()
+def feedback(
+    decision: Annotated[str, typer.Argument(help="decision_id of an application's answer.")],
+    label: Annotated[
+        str | None, typer.Option(help="The truth, as JSON: 7, a name, or a list by row.")
+    ] = None,
+    loss: Annotated[float | None, typer.Option(help="Or how bad the answer was.")] = None,
+    context: Annotated[str | None, typer.Option(help="The context it was asked in; checked.")] = None,
+) -> None:
+    """Tells an application how good its answer was."""
+    if (label is None) == (loss is None):
+        usage("give either --label or --loss")
+    with client(settings()) as session:
+        try:
+            told = session.feedback(decision, label=from_json(label), loss=loss, context=context)
+        except RequestError as error:
+            err.print(str(error), style="red", highlight=False, markup=False)
+            raise typer.Exit(1) from error
+    if told["applied"]:
+        out.print("applied")
+        return
+    err.print(f"not applied ({told['reason']}): {told['message']}", highlight=False, markup=False)
+    raise typer.Exit(1)
 
 
 @app.command()

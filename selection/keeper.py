@@ -95,7 +95,7 @@ class StateKeeper:
     @property
     def held(self) -> int:
         """Feedback waiting for the store."""
-        return len(self._held)
+        return sum(isinstance(job, Learn) for job in list(self._held))
 
     def start(self) -> None:
         """The thread runs."""
@@ -106,8 +106,8 @@ class StateKeeper:
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join(timeout_s)
-        if self._held:
-            log.warning("feedback_lost", count=len(self._held), why=self._down)
+        if self.held:
+            log.warning("feedback_lost", count=self.held, why=self._down)
 
     def submit(self, job: Job) -> None:
         """The job will be done."""

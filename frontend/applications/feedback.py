@@ -154,8 +154,6 @@ class FeedbackDesk:
             if truth is None:
                 truth = check_label(label, app.kind, array.shape, app.classes, app.spec.labels)
             losses[model] = losses_of(app.common.loss, app.kind, truth, array, app.common.loss_max)
-        if truth is None:
-            check_label(label, app.kind, (1,), app.classes, app.spec.labels)
         return losses
 
     def _not_applied(self, client: Any, request: protocol.Feedback, reason: str, message: str) -> None:
