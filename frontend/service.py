@@ -353,7 +353,13 @@ class FrontendService:
             "uptime_s": time.monotonic() - self._started_s,
             "epoch": table.epoch if table is not None else None,
             "members": [
-                {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
+                {
+                    "id": m.id,
+                    "role": m.role,
+                    "pid": m.pid,
+                    "endpoints": {k: list(v) for k, v in m.endpoints.items()},
+                    "serves": m.offer.ref if m.offer is not None else None,  # of a container
+                }
                 for m in members
             ],
             "in_flight": len(self._requests),

@@ -85,7 +85,8 @@ def status() -> None:
             raise typer.Exit(1) from error
     members = Table("member", "role", "pid", "clients call", title=f"members, table {mesh['epoch']}")
     for member in mesh["members"]:
-        members.add_row(member["id"], member["role"], str(member["pid"]), *member["endpoints"].get("clients", [""]))
+        role = f"container of {member['serves']}" if member.get("serves") else member["role"]
+        members.add_row(member["id"], role, str(member["pid"]), *member["endpoints"].get("clients", [""]))
     out.print(members)
     out.print(_models_table(models_))
     answers = ", ".join(f"{count} {status_}" for status_, count in sorted(mesh["answers"].items())) or "none yet"
