@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker import wire
+from controller.batching import BlackBoxCurve
 from controller.orders import ToWorker
 from controller.queues import Request
 from controller.state import Action, Device
@@ -14,6 +15,7 @@ OVERDUE_FACTOR = 5.0  # or this many times its expected duration
 EARLY_S = 0.001  # windows open this much before now: clock offsets are known to less
 LOAD_LATE_S = 1.0  # a LOAD may start this late: it stays useful
 HANGS_AFTER_S = 1.0  # a container's batch that runs so long past its last deadline, and 5 x its expected time, hangs
+COLD_S = 30.0  # likewise of the first batch of a process, which may import, load and compile
 LAST_WORD_S = 1.0  # and its worker has so long to say so
 
 
@@ -45,7 +47,9 @@ class Actions:
         hangs_s = 0.0
         if device.info.container and requests:
             last_s = max(action.expected_end_s, *(request.deadline_s for request in requests))
-            hangs_s = last_s + HANGS_AFTER_S + OVERDUE_FACTOR * expected_s
+            curve = device.curves.get(ref)
+            cold = isinstance(curve, BlackBoxCurve) and curve.cold
+            hangs_s = last_s + (COLD_S if cold else HANGS_AFTER_S) + OVERDUE_FACTOR * expected_s
             action.overdue_s = hangs_s + LAST_WORD_S
             device.overdue_s = min(device.overdue_s, action.overdue_s)
         parts, frames = _parts(requests)

@@ -184,6 +184,11 @@ class BlackBoxCurve(Curve):
         """Factor on base_s: the device's and the model's corrections are in the line already."""
         return 1.0
 
+    @property
+    def cold(self) -> bool:
+        """Nothing has ended in this process yet."""
+        return self._seen == 0
+
     def padded(self, rows: int) -> int:
         """A container is never given rows that nobody sent."""
         return rows
@@ -213,10 +218,10 @@ class BlackBoxCurve(Curve):
         self._prior()
 
     def inherit(self, other: "BlackBoxCurve") -> None:
-        """Another replica of the same code knows how long it takes: start from that."""
+        """Another process of the same code has shown how long it takes: start from that, but for its cold start."""
         line = other._line
         self._line = Line(min(line.weight, 8.0), line.rows, line.duration_s, line.rows_squared, line.product)
-        self._seen, self._largest = other._seen, other._largest
+        self._largest = other._largest
         self.base_s = list(other.base_s)
         if isinstance(self.limit, Aimd) and isinstance(other.limit, Aimd):
             self.limit.rows, self.limit._exact = other.limit.rows, other.limit._exact

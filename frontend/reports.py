@@ -36,7 +36,13 @@ def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
     """Who is there."""
     members = table.members if table is not None else ()
     return [
-        {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
+        {
+            "id": m.id,
+            "role": m.role,
+            "pid": m.pid,
+            "endpoints": {k: list(v) for k, v in m.endpoints.items()},
+            "serves": m.offer.ref if m.offer is not None else None,  # of a container
+        }
         for m in members
     ]
 

@@ -16,8 +16,8 @@ from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
-from scripts.load.command import load
 from scripts.cli_apps import applications, from_json
+from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
 
@@ -282,9 +282,7 @@ app.add_typer(applications, name="apps")
 @app.command()
 def feedback(
     decision: Annotated[str, typer.Argument(help="decision_id of an application's answer.")],
-    label: Annotated[
-        str | None, typer.Option(help="The truth, as JSON: 7, a name, or a list by row.")
-    ] = None,
+    label: Annotated[str | None, typer.Option(help="The truth, as JSON: 7, a name, or a list by row.")] = None,
     loss: Annotated[float | None, typer.Option(help="Or how bad the answer was.")] = None,
     context: Annotated[str | None, typer.Option(help="The context it was asked in; checked.")] = None,
 ) -> None:

@@ -15,9 +15,7 @@ out = Console()
 err = Console(stderr=True)
 
 Models = Annotated[list[str], typer.Argument(help="The models, first the one that `single` asks.")]
-Policy = Annotated[
-    str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")
-]
+Policy = Annotated[str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")]
 Args = Annotated[str, typer.Option(help='Its parameters, as JSON: {"eta": 0.1}.')]
 SloMs = Annotated[float | None, typer.Option(help="Budget of a request that names none.")]
 Least = Annotated[float, typer.Option(help="Confidence below which the default is answered.")]

@@ -347,3 +347,35 @@ def test_the_first_request_after_the_controller_came_back_is_served(running: Mes
             np.testing.assert_array_equal(answer["y"], (X + 1) * 2)
 
     play(scenario())
+
+
+def resident_kib(pid: int) -> int:
+    """Memory that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+def test_memory_stays_flat_over_a_hundred_thousand_queries(running: Mesh) -> None:
+    async def scenario() -> None:
+        many = np.repeat(X, 100, axis=0)
+
+        async def ask(client: AsyncClient, requests: int, x: "np.ndarray[Any, np.dtype[np.float32]]") -> None:
+            for _ in range(requests // 50):
+                outcomes = await asyncio.gather(*(client.submit("flat", x, cache=False) for _ in range(50)))
+                assert all(isinstance(outcome, Prediction) for outcome in outcomes), outcomes
+
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:double", *SPECS, model="flat") as started,
+            AsyncClient(running.address) as client,
+        ):
+            await client.infer("flat", X)
+            await ask(client, 2000, X)
+            await ask(client, 200, many)
+            pids = [started.process.pid, child_pid(started), *running.supervisor.pids().values()]
+            before = [resident_kib(pid) for pid in pids]
+            await ask(client, 10_000, X)
+            await ask(client, 900, many)
+            grown = [resident_kib(pid) - was for pid, was in zip(pids, before, strict=True)]
+            assert max(grown) < 4096, grown
+
+    play(scenario(), timeout_s=60.0)
