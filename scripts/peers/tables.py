@@ -31,7 +31,7 @@ def throughput_table(title: str, runs: Runs, in_flight: Sequence[int]) -> str:
     rows = []
     for system, cells in runs.items():
         row: list[str] = [system]
-        worst: list[float] = []
+        worst: list[Mapping[str, Any]] = []
         for n in in_flight:
             found = cells.get(str(n), [])
             row += [_number(middle(found, "done_per_s"), 0), *(_number(middle(found, f"p{p}_ms"), 2) for p in (50, 99))]
