@@ -30,7 +30,8 @@ def throughput_table(title: str, runs: Runs, in_flight: Sequence[int]) -> str:
         head += [f"{n} in flight: req/s", "p50 ms", "p99 ms"]
     rows = []
     for system, cells in runs.items():
-        row, worst = [system], []
+        row = [system]
+        worst: list[Mapping[str, Any]] = []
         for n in in_flight:
             found = cells.get(str(n), [])
             row += [_number(middle(found, "done_per_s"), 0), *(_number(middle(found, f"p{p}_ms"), 2) for p in (50, 99))]
