@@ -34,6 +34,8 @@ class ModelRecord(msgspec.Struct):
     specs: dict[str, wire.ModelSpec] = {}  # of versions that were prepared once
     fault: str = ""  # why the last deployment failed; empty after one that did not
     rolling_back: bool = False  # the target is the last of the history, to be taken off it
+    container: bool = False  # its versions are what containers brought, not packages
+    builds: dict[str, int] = {}  # {version: how often its first replica came}
 
 
 class AppRecord(msgspec.Struct):
@@ -54,6 +56,7 @@ class Catalogue:
     changed_apps: set[str] = field(default_factory=set)
     _dropped: dict[str, int] = field(default_factory=dict)
     _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: who waits for it}
+    _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: what it brought}}
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -63,6 +66,8 @@ class Catalogue:
             model = self.models.get(name)
             if model is None:
                 model = self.models[name] = ModelRecord(name)
+            if model.container:
+                continue  # the name is taken; offers and deployments say so
             if list(versions) != model.versions or (model.deployed and model.current is None):
                 model.versions = list(versions)
                 if model.deployed and model.current is None and model.target is None and versions:
@@ -71,13 +76,16 @@ class Catalogue:
 
     def deploy(self, key: CallKey, name: str, version: str | None, found: Found) -> Replies:
         """The version (the newest if None) is being prepared; the reply comes when it is current or has failed."""
-        versions = list(found.get(name, ()))
+        versions = self._versions(name, found)
+        if not versions and name in self.models and self.models[name].container:
+            return [(key, _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name"))]
         if not versions:
             return [(key, _no(f"no package {name!r} in the model repository; there are: {_names(found)}", "name"))]
         if version is not None and version not in versions:
             return [(key, _no(f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}", "version"))]
         model = self.models.setdefault(name, ModelRecord(name))
-        model.versions = versions
+        if not model.container:
+            model.versions = versions
         return self._aim(key, model, version or versions[-1])
 
     def rollback(self, key: CallKey, name: str) -> Replies:
@@ -87,6 +95,9 @@ class Catalogue:
             return [(key, _no(f"model {name!r} is not deployed", "name"))]
         if not model.history:
             return [(key, _no(f"model {name!r} has had no version before {model.current!r}", "name"))]
+        if model.container and not self._replicas.get(wire.ref_of(name, model.history[-1])):
+            text = f"no container of {name!r} version {model.history[-1]} is running; start one with --version"
+            return [(key, _no(text, "name"))]
         return self._aim(key, model, model.history[-1], rolling_back=True)
 
     def undeploy(self, key: CallKey, name: str) -> Replies:
@@ -110,7 +121,9 @@ class Catalogue:
         model = self.models.get(name)
         if model is None or not model.deployed or version not in (model.target, model.current):
             return []
-        if report.ok and report.spec is not None and model.specs.get(version) != report.spec:
+        if model.container:
+            pass  # its spec came with the offer
+        elif report.ok and report.spec is not None and model.specs.get(version) != report.spec:
             model.specs[version] = report.spec
             self.changed_models.add(name)
         if version != model.target:
@@ -128,6 +141,64 @@ class Catalogue:
         model.current, model.fault = version, ""
         return replies
 
+    # -- containers ---------------------------------------------------------------------------------------------------
+
+    def offered(self, member: str, offer: wire.Offer) -> str:
+        """A container is there. Its version is prepared if nobody serves the model, or if it is a new one.
+
+        Returns why it cannot be taken, or nothing.
+        """
+        name, version = wire.split_ref(offer.ref)
+        model = self.models.get(name)
+        why = self._cannot_take(model, member, offer)
+        if why:
+            return why
+        if model is None:
+            model = self.models[name] = ModelRecord(name, container=True)
+        replicas = self._replicas.setdefault(offer.ref, {})
+        if not replicas:
+            model.builds = {**model.builds, version: model.builds.get(version, 0) + 1}
+        known = version in model.versions
+        replicas[member] = offer
+        build = f"{offer.code}.{model.builds[version]}"
+        model.specs[version] = msgspec.structs.replace(offer.spec, build=build)
+        model.versions = sorted({*model.versions, version}, key=int)
+        unserved = model.current is None or not self._replicas.get(wire.ref_of(name, model.current))
+        if not model.deployed or (model.current != version and model.target is None and (unserved or not known)):
+            self._settle(model, ok=False, message=f"another deployment took over: {offer.ref}")
+            model.deployed, model.target, model.fault, model.rolling_back = True, version, "", False
+        self.changed_models.add(name)
+        return ""
+
+    def withdrawn(self, member: str) -> None:
+        """A member that may have been a container is gone."""
+        for ref, replicas in list(self._replicas.items()):
+            replicas.pop(member, None)
+            if not replicas:
+                del self._replicas[ref]
+
+    def _cannot_take(self, model: ModelRecord | None, member: str, offer: wire.Offer) -> str:
+        name, version = wire.split_ref(offer.ref)
+        if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
+            return f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {offer.ref!r}"
+        if model is not None and not model.container:
+            return f"model {name!r} is a package in the model repository: give the container another --model"
+        others = [other for key, other in self._replicas.get(offer.ref, {}).items() if key != member]
+        if any((other.code, other.spec) != (offer.code, offer.spec) for other in others):
+            free = max(int(known) for known in model.versions) + 1 if model is not None else 1
+            return (
+                f"version {version} of {name!r} is being served by other code ({len(others)} replicas): "
+                f"give this one --version {free}, or stop those first"
+            )
+        return ""
+
+    def _versions(self, name: str, found: Found) -> list[str]:
+        """Versions that can be deployed: packages, or those that some container serves."""
+        model = self.models.get(name)
+        if model is None or not model.container:
+            return list(found.get(name, ()))
+        return [version for version in model.versions if self._replicas.get(wire.ref_of(name, version))]
+
     def deployed(self) -> dict[str, ModelRecord]:
         """Models that take requests, or will once they are prepared."""
         return {name: model for name, model in self.models.items() if model.deployed}
@@ -143,6 +214,7 @@ class Catalogue:
                 owner=owner_of.get(name),
                 spec=model.specs.get(model.current) if model.current is not None else None,
                 fault=model.fault,
+                container=model.container,
             )
             for name, model in sorted(self.deployed().items())
         )

@@ -44,7 +44,15 @@ class Settings(BaseModel):
     arena_mb: int = Field(0, ge=0, description="Size of the weight arena, MiB. 0: 1024 on cpu, what is left on cuda.")
     page_mb: int = Field(0, ge=0, le=1024, description="Size of a page, MiB. 0: 2 on cpu, 16 on cuda.")
     window_mb: int = Field(512, ge=1, description="Largest model that can be executed, MiB of weights.")
+    host_memory_mb: int = Field(
+        0, ge=0, description="Host memory for weights, MiB; weights beyond it stay on disk. 0: half of what is free."
+    )
+    compile_s_max: float = Field(
+        0.0, ge=0, le=3600, description="Seconds that PREPARE may compile one architecture on cpu. 0: run eagerly."
+    )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
+    cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
+    real_time: bool = Field(False, description="Real-time priority for a worker's own thread, where it is allowed.")
     factory_allow: tuple[str, ...] = Field(
         ("pytorchcv.models.",), description="Prefixes of module:callable names that a package may use as its factory."
     )
@@ -63,7 +71,15 @@ class Settings(BaseModel):
     message_bytes_max: int = Field(256 << 20, ge=1024, description="Largest message; a larger one closes the link.")
     request_bytes_max: int = Field(64 << 20, ge=1024, description="Largest frame of a client's request.")
     slo_ms_max: float = Field(600_000.0, gt=0, description="Largest budget that a client may ask for.")
+    cache_mb: int = Field(64, ge=0, description="Prediction cache of one frontend, MiB of inputs and outputs. 0: off.")
     rows_max: int = Field(4096, ge=1, description="Largest number of rows in one request.")
+
+    # selection
+    selection_allow: tuple[str, ...] = Field((), description="Prefixes of module:attr policies that may be imported.")
+    selection_seed: int = Field(0, ge=0, description="Seed of the policies' draws. 0: another one at every start.")
+    contexts_max: int = Field(100_000, ge=1, description="Contexts kept of one application; the oldest leave first.")
+    decisions_max: int = Field(100_000, ge=1, description="Answers of one frontend that still may get feedback.")
+    decision_s: float = Field(600.0, gt=0, le=86_400, description="How long an answer may get feedback.")
 
     # liveness
     heartbeat_ms: float = Field(250.0, ge=10, le=10_000, description="Longest silence on a link between services.")
@@ -85,7 +101,7 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: readable lines on a terminal.")
 
-    @field_validator("slo_ms_max", "slack_ms", "heartbeat_ms", "silence_ms_max", "drain_s")
+    @field_validator("slo_ms_max", "slack_ms", "heartbeat_ms", "silence_ms_max", "drain_s", "decision_s")
     @classmethod
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):

@@ -49,7 +49,8 @@ class Routing:
 
     def owners(self, models: Iterable[str]) -> dict[str, str]:
         """{model: id of its controller}; empty without a controller."""
-        manned = sorted(set(self.workers.values()) & set(self.shards)) or sorted(self.shards)
+        devices = {c for w, c in self.workers.items() if w in self.members and self.members[w].offer is None}
+        manned = sorted(devices & set(self.shards)) or sorted(self.shards)
         if not manned:
             return {}
         return {model: max(manned, key=lambda controller: _weight(controller, model)) for model in models}
@@ -57,7 +58,7 @@ class Routing:
     def _deal(self) -> None:
         """Each worker has a living controller, if there is one; those that had one keep it."""
         for member in self.members.values():
-            if member.role != "gpu_worker" or self.workers.get(member.id) in self.shards:
+            if member.role != "gpu_worker" or member.offer is not None or self.workers.get(member.id) in self.shards:
                 continue
             if not self.shards:
                 self.workers.pop(member.id, None)
@@ -67,6 +68,19 @@ class Routing:
                 if controller in loads:
                     loads[controller] += 1
             self.workers[member.id] = min(loads, key=lambda controller: (loads[controller], controller))
+        self._deal_containers()
+
+    def _deal_containers(self) -> None:
+        """A container belongs to the controller that owns its model."""
+        for member in self.members.values():
+            if member.offer is None:
+                continue
+            name, _ = wire.split_ref(member.offer.ref)
+            owner = self.owners([name]).get(name)
+            if owner is None:
+                self.workers.pop(member.id, None)
+            else:
+                self.workers[member.id] = owner
 
 
 def _weight(controller: str, model: str) -> bytes:

@@ -78,6 +78,8 @@ class BrokerService:
             if peer not in self._routing.members and not peer.startswith("operator"):
                 self._port.send(peer, wire.Introduce())
         elif isinstance(message, wire.Register):
+            if message.member.offer is not None and not self._take_offer(peer, message.member.id, message.member.offer):
+                return
             if self._routing.register(message.member, message.epoch):
                 log.info("registered", member=message.member.id, role=message.member.role, pid=message.member.pid)
             self._changed = True  # it wants the table in any case
@@ -92,6 +94,17 @@ class BrokerService:
             self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
         else:
             self._operate(peer, message)
+
+    def _take_offer(self, peer: str, member: str, offer: wire.Offer) -> bool:
+        """A container's model is in the catalogue; or the container is told why not."""
+        why = self._catalogue.offered(member, offer)
+        if why:
+            log.warning("container_refused", member=member, ref=offer.ref, why=why)
+            self._port.send(peer, wire.CallReply(call=0, ok=False, message=why))
+            return False
+        self._store.save(self._catalogue)
+        self._changed = True
+        return True
 
     def _operate(self, peer: str, message: Any) -> None:
         key = (peer, message.call)
@@ -134,6 +147,7 @@ class BrokerService:
 
     def _leave(self, peer: str, why: str) -> None:
         self._catalogue.drop_calls(peer)
+        self._catalogue.withdrawn(peer)
         if self._routing.leave(peer):
             log.info("member_left", member=peer, why=why)
             self._changed = True

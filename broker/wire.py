@@ -53,6 +53,16 @@ class ModelSpec(Message, frozen=True, kw_only=True):
     cacheable: bool = True
     labels: tuple[str, ...] = ()  # names of the classes of the first output, or nothing
     batch_sizes: tuple[int, ...] = ()  # sizes that were profiled
+    build: str = ""  # of a container's version: changes when its code may have, so older answers do not count
+
+
+class Batching(Message, frozen=True, kw_only=True):
+    """How the batches of a black-box container are sized."""
+
+    method: str = "aimd"  # aimd | quantile | fixed | none
+    objective_s: float = 0.05  # EXEC of a batch is to take no longer
+    size: int = 1  # of `fixed`: the largest batch
+    wait_s: float = 0.0  # a batch that is not full may wait so long for requests that are expected
 
 
 class Profile(Message, frozen=True, kw_only=True):
@@ -62,6 +72,15 @@ class Profile(Message, frozen=True, kw_only=True):
     load_s: float  # median LOAD duration
     exec_p99_s: dict[int, float] = {}
     engine: str = ""  # how it was executed: "eager", "compiled", ...
+    load_from: str = "host"  # where that LOAD found the weights: "host" memory or "disk"
+
+
+class Offer(Message, frozen=True, kw_only=True):
+    """What a container's worker brings: one version of a model that lies in no repository."""
+
+    ref: str
+    spec: ModelSpec
+    code: str  # equal for replicas of the same code
 
 
 class Member(Message, frozen=True, kw_only=True):
@@ -72,6 +91,7 @@ class Member(Message, frozen=True, kw_only=True):
     host: str  # same host: same boot id, so shared memory and loopback work between them
     endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
     pid: int = 0
+    offer: Offer | None = None  # of a worker that is a container
 
 
 class ModelEntry(Message, frozen=True, kw_only=True):
@@ -84,6 +104,7 @@ class ModelEntry(Message, frozen=True, kw_only=True):
     owner: str | None  # member id of the controller that schedules it
     spec: ModelSpec | None = None  # of the current version
     fault: str = ""  # why the last deployment failed, if it did
+    container: bool = False  # served by black-box containers, not from the repository
 
 
 class AppEntry(Message, frozen=True, kw_only=True):
@@ -260,6 +281,7 @@ class DeviceInfo(Message, frozen=True, kw_only=True):
     page_bytes: int
     any_batch: bool  # any size up to the maximum, not only profiled ones
     memory_note: str = ""
+    container: str = ""  # ref of the one version that it serves and always has resident; empty: any
 
 
 class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
@@ -273,6 +295,7 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
     weights_bytes: int = 0
     profile: Profile | None = None  # None: not measured here yet
     measure: tuple[tuple[int, int], ...] = ()  # (batch, runs) to be measured; empty once the profile is there
+    batching: Batching | None = None  # of a container: its times are learned from real requests, not measured
 
 
 class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
@@ -350,6 +373,7 @@ class Infer(Message, frozen=True, kw_only=True, tag="infer"):
     expected_s: float
     batch: int  # rows that EXEC computes: the sum over the parts, padded up where the device needs it
     parts: tuple[Part, ...] = ()
+    overdue_s: float = 0.0  # of a container: not ended by then, its code hangs; 0: no such limit
 
 
 class ActionResult(Message, frozen=True, kw_only=True, tag="result"):

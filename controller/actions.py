@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker import wire
+from controller.batching import BlackBoxCurve
 from controller.orders import ToWorker
 from controller.queues import Request
 from controller.state import Action, Device
@@ -13,6 +14,9 @@ OVERDUE_S_MIN = 2.0  # an action this long past its expected end is lost, though
 OVERDUE_FACTOR = 5.0  # or this many times its expected duration
 EARLY_S = 0.001  # windows open this much before now: clock offsets are known to less
 LOAD_LATE_S = 1.0  # a LOAD may start this late: it stays useful
+HANGS_AFTER_S = 1.0  # a container's batch that runs so long past its last deadline, and 5 x its expected time, hangs
+COLD_S = 30.0  # likewise of the first batch of a process, which may import, load and compile
+LAST_WORD_S = 1.0  # and its worker has so long to say so
 
 
 @dataclass(slots=True)
@@ -40,6 +44,14 @@ class Actions:
         _set_overdue(device, action)
         action.place = device.residency.used(ref, now)
         action.latest_s = action.overdue_s if latest_s is None else latest_s
+        hangs_s = 0.0
+        if device.info.container and requests:
+            last_s = max(action.expected_end_s, *(request.deadline_s for request in requests))
+            curve = device.curves.get(ref)
+            cold = isinstance(curve, BlackBoxCurve) and curve.cold
+            hangs_s = last_s + (COLD_S if cold else HANGS_AFTER_S) + OVERDUE_FACTOR * expected_s
+            action.overdue_s = hangs_s + LAST_WORD_S
+            device.overdue_s = min(device.overdue_s, action.overdue_s)
         parts, frames = _parts(requests)
         message = wire.Infer(
             action=action.id,
@@ -49,6 +61,7 @@ class Actions:
             expected_s=expected_s,
             batch=batch,
             parts=parts,
+            overdue_s=hangs_s + device.offset_s if hangs_s else 0.0,
         )
         return ToWorker(device.worker, message, frames)
 

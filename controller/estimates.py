@@ -63,8 +63,10 @@ class Curve:
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms that _scale belongs to
+    rows_max: int = 0  # rows that one request may have: batch_max, or more where that limits what is put together
 
     def __post_init__(self) -> None:
+        self.rows_max = self.rows_max or self.batch_max
         self.terms = [Term() for _ in self.sizes]
         self._nearest = self._find_nearest()
         self._build()

@@ -1,17 +1,20 @@
 """Devices and the versions on them: who is there, what is prepared, what is served, what is let go. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from broker import wire
 from controller.actions import Actions
+from controller.batching import BlackBoxCurve, make_black_box
 from controller.estimates import LoadEstimate, make_curve
 from controller.orders import Order, ToBroker, ToFrontend, ToWorker
 from controller.preparation import Preparation
 from controller.residency import Residency
 from controller.state import Action, Device, Model, State
 
+CONTAINER_PROFILE = wire.Profile(exec_s={}, load_s=0.0)  # nothing is measured of it, and nothing loaded
 LOAD_GUESS_BYTES_PER_S = 1e9  # of a LOAD never seen
+BLACK_BOX_NOISE = 0.3  # a container's times scatter more than a device's, until it is learned how much
 
 
 @dataclass(slots=True)
@@ -25,6 +28,8 @@ class Fleet:
     draining: dict[str, None] = field(default_factory=dict)  # refs wanted before, kept until their last request ended
     preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
+    contained: frozenset[str] = frozenset()  # refs that containers serve, and devices do not
+    known: dict[str, tuple[str, BlackBoxCurve]] = field(default_factory=dict)  # {worker: (ref, what it had learned)}
     _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
     _reported: dict[str, bool] = field(default_factory=dict)  # {ref: what the broker was told of it}
 
@@ -42,16 +47,16 @@ class Fleet:
         device = Device(hello.member, hello.device, Residency(hello.device.pages, hello.device.pages))
         device.exec.free_s = device.load.free_s = now
         device.dispatch.value_s = self.state.dispatch_s
-        device.noise.value_s = self.state.noise
+        device.noise.value_s = BLACK_BOX_NOISE if hello.device.container else self.state.noise
         self.state.devices[hello.member] = device
         preparation = self.preparations[hello.member] = Preparation()
-        preparation.want([*self.wanted, *self.draining])
+        preparation.want(self._wanted_of(device))
         for report in hello.prepared:
             if report.ref in preparation.stages:
                 self._take_report(device, report, orders)
-            else:
+            elif not hello.device.container:  # a container keeps what it has, and is asked when that is wanted
                 orders.append(ToWorker(hello.member, wire.Forget(ref=report.ref)))
-        for ref in hello.resident:
+        for ref in () if hello.device.container else hello.resident:
             self._found_resident(device, ref, orders, now)
         if hello.free_pages < device.residency.free:  # of a LOAD under way, which we know nothing of
             unknown = [ref for ref in device.pages if ref not in device.residency.models]
@@ -75,15 +80,20 @@ class Fleet:
         if device is None:
             return [], orders
         self._nothing_ready(device)
+        self.known.pop(worker, None)
         del self.preparations[worker]
         self._tell_serving(orders)
         return list(device.actions.values()), orders
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
-    def want(self, refs: list[str], still_used: Callable[[str], bool]) -> list[Order]:
-        """These versions are to be ready; others are let go when their last request has ended."""
+    def want(self, refs: list[str], still_used: Callable[[str], bool], contained: Iterable[str] = ()) -> list[Order]:
+        """These versions are to be ready; others are let go when their last request has ended.
+
+        `contained`: those of them that containers serve.
+        """
         orders: list[Order] = []
+        self.contained = frozenset(contained) | (self.contained & {*self.wanted, *self.draining} - {*refs})
         for ref in self.wanted:
             if ref not in refs:
                 self.draining[ref] = None
@@ -107,10 +117,9 @@ class Fleet:
         return orders
 
     def _rewant(self, orders: list[Order]) -> None:
-        wanted = [*self.wanted, *self.draining]
         for worker, preparation in self.preparations.items():
-            for ref in preparation.want(wanted):
-                device = self.state.devices[worker]
+            device = self.state.devices[worker]
+            for ref in preparation.want(self._wanted_of(device)):
                 self._not_ready(device, ref)
                 device.residency.gone(ref)
                 device.pages.pop(ref, None)
@@ -119,6 +128,13 @@ class Fleet:
         for ref in self.wanted:
             self._report(ref, orders)
         self._tell_serving(orders)
+
+    def _wanted_of(self, device: Device) -> list[str]:
+        """What this device is to have ready: its one version, or all that no container serves."""
+        wanted = [*self.wanted, *self.draining]
+        if device.info.container:
+            return [ref for ref in wanted if ref == device.info.container]
+        return [ref for ref in wanted if ref not in self.contained]
 
     def _drop_idle_models(self) -> None:
         for ref in [ref for ref, model in self.state.models.items() if not model.ready and not len(model.queue)]:
@@ -188,10 +204,18 @@ class Fleet:
         self.preparations[device.worker].reported(report)
         if report.ok:
             device.pages[ref] = report.pages
-        if report.ok and report.profile is not None and report.spec is not None and not device.leaving:
-            curve = make_curve(report.profile, report.spec.batch_max, device.info.any_batch, device.exec_term)
-            device.curves[ref] = curve
-            device.loads[ref] = LoadEstimate(max(report.profile.load_s, 1e-6), device.load_term)
+        elif device.info.container:
+            self._container_stopped(device, ref)
+        profile = report.profile or CONTAINER_PROFILE if report.batching is not None else report.profile
+        if report.ok and profile is not None and report.spec is not None and not device.leaving:
+            if report.batching is not None:
+                device.curves[ref] = self._black_box(device, ref, report.batching, report.spec.batch_max)
+                if ref not in device.residency.models:
+                    device.residency.loading(ref, report.pages, 0, 0.0, 0.0)
+                    device.residency.loaded(ref, 0, 0.0)
+            else:
+                device.curves[ref] = make_curve(profile, report.spec.batch_max, device.info.any_batch, device.exec_term)
+            device.loads[ref] = LoadEstimate(max(profile.load_s, 1e-6), device.load_term)
             model = self.state.models.get(ref)
             if model is None:
                 model = self.state.models[ref] = Model(ref, report.spec)
@@ -201,6 +225,27 @@ class Fleet:
             device.room_for_more = True
         self._report(ref, orders)
         self._tell_serving(orders)
+
+    def _black_box(self, device: Device, ref: str, batching: wire.Batching, rows_max: int) -> BlackBoxCurve:
+        """The curve of a container, which starts from what it, or another of the same code, has shown already."""
+        curve = make_black_box(batching, rows_max)
+        model = self.state.models.get(ref)
+        known_ref, known = self.known.get(device.worker, ("", None))
+        others = [other.curves[ref] for other in model.ready.values()] if model is not None else []
+        if known is None or known_ref != ref:
+            known = next((other for other in others if isinstance(other, BlackBoxCurve)), None)
+        if known is not None:
+            curve.inherit(known)
+        return curve
+
+    def _container_stopped(self, device: Device, ref: str) -> None:
+        """The container's code died, or was made to: it is being started again."""
+        curve = device.curves.get(ref)
+        if isinstance(curve, BlackBoxCurve):
+            self.known[device.worker] = (ref, curve)
+        self._not_ready(device, ref)
+        if not any(action.ref == ref for action in device.actions.values()):
+            device.residency.gone(ref)
 
     def _found_resident(self, device: Device, ref: str, orders: list[Order], now: float) -> None:
         """The worker came with this in its arena."""
@@ -227,6 +272,14 @@ class Fleet:
         device.loads.pop(ref, None)
 
     # -- what others are told -----------------------------------------------------------------------------------------
+
+    def why_no_replica(self, ref: str) -> str:
+        """A sentence for whoever asks a container's model that nobody serves."""
+        stages = [p.stages[ref] for p in self.preparations.values() if ref in p.stages]
+        faults = [fault for stage in stages if stage.report is not None for fault in stage.report.faults]
+        if faults:
+            return f"no replica of {ref} can serve now: {faults[0]}"
+        return f"no container of {ref} is running (any more); start one with `gearmesh container` or `gearmesh scale`"
 
     def report_again(self, refs: list[str]) -> list[Order]:
         """The broker does not know how far these versions are: it is told (again)."""

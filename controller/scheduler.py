@@ -11,6 +11,8 @@ from typing import Any
 
 from broker import wire
 from controller.actions import Actions
+from controller.batching import BlackBoxCurve
+from controller.containers import Containers
 from controller.fleet import Fleet
 from controller.orders import Order, ToFrontend
 from controller.policies.base import Batch, LoadPlan, Policy, Verdict
@@ -22,7 +24,11 @@ SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on th
 LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
 LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
 EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
+DESERTED_S = 0.02  # before its deadline a request of a model that is ready nowhere is told so
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
+RETRY_S = 1.0  # what is told where nothing better is known
+RETRY_S_MIN = 1e-3
+STUCK_LOOK_S = 0.001  # between looks at a container that may be past its expected end for long
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -78,10 +84,12 @@ class Scheduler:
         self.telemetry = Telemetry(self.parameters.slack_s)
         self._actions = Actions()
         self.fleet = Fleet(state, self._actions, name)
+        self._containers = Containers(state)
         self._settled_s = started_s + SETTLE_S
         self._early: list[Early] = []  # requests that came before any worker, oldest first
         self._requests: dict[tuple[str, int], Request] = {}  # {(frontend, number): request}, every one not ended
         self._now = 0.0  # of the last wake
+        self._load_sent = False  # then: what waited for it can be sent behind it
         self._first_hopeless_s = float("inf")  # no head becomes hopeless before, on devices that are free
         self._reach_s = 0.0  # how far ahead devices were ever busy
         self._expire_after_s = 0.0  # heads are not looked through again before
@@ -122,6 +130,8 @@ class Scheduler:
         if self.state.waiting >= self.parameters.queue_max:
             return [self._refuse(request, "rejected", "queue_full", "too many requests wait", now, retry_s=0.05)]
         verdict = self.policy.admit(model, request, now)
+        if verdict.code == "deadline" and self._containers.doubt(model, now):
+            verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
             return [self._refuse_at_arrival(request, verdict, now)]
@@ -132,6 +142,8 @@ class Scheduler:
     def _wait(self, model: Model, request: Request, now: float) -> None:
         self.state.push(model, request)
         self.policy.arrived(model, request, now)
+        if not request.tries:
+            self._containers.arrived(model.ref, now)
         self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
 
     def cancel(self, frontend: str, number: int, *, now: float) -> None:
@@ -197,9 +209,12 @@ class Scheduler:
         if device is not None:
             device.offset_s = offset_s
 
-    def want(self, refs: list[str]) -> list[Order]:
-        """These versions are to be ready; others are let go when their last request has ended."""
-        return self.fleet.want(refs, self._still_used)
+    def want(self, refs: list[str], contained: Sequence[str] = ()) -> list[Order]:
+        """These versions are to be ready; others are let go when their last request has ended.
+
+        `contained`: those of them that containers serve.
+        """
+        return self.fleet.want(refs, self._still_used, contained)
 
     def _submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
@@ -256,6 +271,8 @@ class Scheduler:
         curve = device.curves.get(action.ref)
         if curve is not None:
             error = curve.learn(action.batch, duration_s)
+            if isinstance(curve, BlackBoxCurve):
+                curve.learned_s = now
             device.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             self._learn_dispatch(device, action, result.begin_s - device.offset_s)
@@ -286,7 +303,7 @@ class Scheduler:
     def _infer_failed(
         self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
-        final = result.code in ("device_error", "bad_input", "bad_batch")
+        final = result.code in ("device_error", "model_error", "bad_input", "bad_batch")
         for request in action.requests:
             if request.closed:
                 continue
@@ -314,6 +331,7 @@ class Scheduler:
     def wake(self, *, now: float) -> list[Order]:
         """Everything that is to be decided by now is. Calling early is harmless."""
         self._now = now
+        self._load_sent = False
         orders: list[Order] = []
         if self._early and now >= self._settled_s:
             orders.extend(self._submit_early(now))
@@ -336,12 +354,16 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When `wake` next has work that no event will cause."""
-        times = []
+        times = [self._now] if self._load_sent else []
         for device in self.state.devices.values():
             if device.actions:
                 times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
-                    times.append(device.exec.free_at(self._now) - self._lead_s(device))
+                    at_s = device.exec.free_at(self._now) - self._lead_s(device)
+                    if device.info.container:
+                        times.append(max(at_s, self._now + STUCK_LOOK_S))
+                    elif at_s > self._now:  # else the policy was asked just now, and had nothing
+                        times.append(at_s)
             elif not self.fleet.preparations[device.worker].complete:
                 times.append(self._now + PREPARE_S)
         if self.state.waiting:
@@ -349,10 +371,14 @@ class Scheduler:
         if self._early:
             times.append(self._settled_s)
         if self.state.homeless:
-            times += [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
+            retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
+            times += [retry_s for retry_s in retries if retry_s > self._now]
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)
+        gathered_s = self._containers.wake_at()
+        if gathered_s is not None:
+            times.append(gathered_s)
         return max(min(times), self._now + WAKE_S_MIN) if times else None
 
     def _expire(self, now: float, orders: list[Order]) -> None:
@@ -360,9 +386,13 @@ class Scheduler:
         self._expire_after_s = now + EXPIRE_EVERY_S
         first = float("inf")
         for model in list(self.state.active.values()):
-            count = self.policy.expired(model, now) if model.ready else model.queue.before(now)
+            count = self.policy.expired(model, now) if model.ready else model.queue.before(now + DESERTED_S)
             for request in self.state.take_first(model, count) if count else ():
-                orders.append(self._refuse(request, "rejected", "deadline", "it can no longer be served in time", now))
+                code, text = "deadline", "it can no longer be served in time"
+                if not model.ready and model.ref in self.fleet.contained:
+                    code, text = "no_replica", self.fleet.why_no_replica(model.ref)
+                retry_s = self._retry_s(model, now)
+                orders.append(self._refuse(request, "rejected", code, text, now, retry_s=retry_s))
             if len(model.queue):
                 first = min(first, self._hopeless_s(model, model.queue.first()))
         self._first_hopeless_s = first
@@ -370,12 +400,14 @@ class Scheduler:
     def _hopeless_s(self, model: Model, request: Request) -> float:
         """From when on the request is hopeless, if its devices are free by then; earlier, if they are not."""
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
-        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else 0.0)
+        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else DESERTED_S)
 
     def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
         window = self.policy.window
         while len(device.exec) < window.depth:
             if len(device.exec) and device.exec.free_at(now) - now > self._lead_s(device):
+                return
+            if device.info.container and self._containers.holds_back(device, now):
                 return
             batch = self.policy.choose(device, now)
             if batch is None:
@@ -391,7 +423,9 @@ class Scheduler:
         model = batch.model
         self.state.take(model, [*batch.given_up, *batch.requests])
         for request in batch.given_up:
-            orders.append(self._refuse(request, "rejected", "overload", "given up so that others are in time", now))
+            text = "given up so that others are in time"
+            retry_s = self._retry_s(batch.model, now)
+            orders.append(self._refuse(request, "rejected", "overload", text, now, retry_s=retry_s))
         order = self._actions.infer(
             device,
             model.ref,
@@ -399,7 +433,7 @@ class Scheduler:
             list(batch.requests),
             start_s=batch.start_s,
             expected_s=batch.expected_s,
-            latest_s=batch.latest_s,
+            latest_s=self._containers.latest_s(device, batch),
             now=now,
         )
         self.policy.bound(device, batch, now)
@@ -428,6 +462,7 @@ class Scheduler:
         orders.append(self._actions.load(device, ref, expected_s=device.loads[ref].load_s(), now=now))
         self.state.add_host(plan.model, device)
         self.counters.loads += 1
+        self._load_sent = True
 
     def _lose_overdue(self, device: Device, now: float, orders: list[Order]) -> None:
         for action in list(device.actions.values()):
@@ -460,13 +495,21 @@ class Scheduler:
             return
         self._wait(model, request, now)
 
+    def _retry_s(self, model: Model, now: float) -> float:
+        """When the first of the model's devices has done what it has and what waits for it."""
+        devices = model.hosts or model.ready
+        ends = (device.exec.free_at(now) - now + device.backlog_s for device in devices.values())
+        return max(RETRY_S_MIN, min(ends, default=RETRY_S))
+
     def _refuse_not_ready(self, request: Request, now: float) -> Order:
         ref = request.ref
         if ref not in self.fleet.wanted and ref not in self.fleet.draining:
             return self._refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)", now)
+        if ref in self.fleet.contained:
+            return self._refuse(request, "rejected", "no_replica", self.fleet.why_no_replica(ref), now, retry_s=1.0)
         if not self.state.devices:
-            return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=1.0)
-        return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=1.0)
+            return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=RETRY_S)
+        return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=RETRY_S)
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
         budget_ms = (request.deadline_s - request.arrived_s + self.parameters.slack_s) * 1e3
@@ -508,6 +551,8 @@ class Scheduler:
             request.closed = True
             self._requests.pop((request.frontend, request.number), None)
             self.policy.ended(request, in_time, now)
+            if request.admitted:
+                self._containers.ended(request.ref, now)
 
     def check(self) -> None:
         """Every invariant holds."""

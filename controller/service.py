@@ -117,6 +117,7 @@ class ControllerService:
             if peer in self._workers:
                 log.info("worker_leaves", worker=peer)
                 self._order(scheduler.worker_leaving(peer))
+                self._port.send(peer, wire.Goodbye())  # behind the last order: it may go when that is done
             else:
                 self._lost(peer, "left")
 
@@ -167,7 +168,10 @@ class ControllerService:
             for version in (model.current, model.target)
             if version is not None
         ]
-        self._order(self.scheduler.want(wanted))
+        contained = [
+            ref for ref in wanted if any(model.container and ref.startswith(f"{model.name}:") for model in mine)
+        ]
+        self._order(self.scheduler.want(wanted, contained))
         pending = [wire.ref_of(model.name, model.target) for model in mine if model.target is not None]
         self._order(self.scheduler.fleet.report_again(pending))
 

@@ -11,7 +11,7 @@ from broker import wire
 from broker.facts import Fact
 
 STORE_MAX = 50_000  # facts that wait for one operator
-REPLY_MAX = 2000  # facts in one reply: encoded in about 2 ms
+REPLY_MAX = 250  # facts in one reply: the loop is held for a fraction of a millisecond
 LEASE_S = 3.0  # without a word from it an operator is taken for gone
 WATCHERS_MAX = 8
 

@@ -64,7 +64,46 @@ class Ping(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=Tru
     id: Id
 
 
-Request = Infer | Models | Status | Ping
+class CreateApp(msgspec.Struct, tag_field="op", tag="create_app", forbid_unknown_fields=True):
+    """Defines an application that is not there yet. `app`: see applications/definitions.py."""
+
+    id: Id
+    app: dict[str, Any]
+
+
+class UpdateApp(msgspec.Struct, tag_field="op", tag="update_app", forbid_unknown_fields=True):
+    """Defines an application anew; what was learned of the models that stay is kept."""
+
+    id: Id
+    app: dict[str, Any]
+
+
+class DeleteApp(msgspec.Struct, tag_field="op", tag="delete_app", forbid_unknown_fields=True):
+    """Takes an application away, and all that it learned."""
+
+    id: Id
+    app: str
+
+
+class Apps(msgspec.Struct, tag_field="op", tag="apps", forbid_unknown_fields=True):
+    """Asks which applications there are, and what they learned in a context."""
+
+    id: Id
+    context: str | None = None
+
+
+class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fields=True):
+    """Says what the truth was: a label, or a loss."""
+
+    id: Id
+    decision_id: str
+    label: Any = None
+    loss: Any = None
+    context: str | None = None
+
+
+AppRequest = CreateApp | UpdateApp | DeleteApp | Apps | Feedback
+Request = Infer | Models | Status | Ping | CreateApp | UpdateApp | DeleteApp | Apps | Feedback
 
 
 class TensorOut(msgspec.Struct, omit_defaults=True):
@@ -99,8 +138,11 @@ class Answer(msgspec.Struct, omit_defaults=True):
     device: str | None = None
     cached: bool | None = None
     cold: bool | None = None
+    app: str | None = None
     default_used: bool | None = None
     confidence: float | None = None
+    margin: float | None = None
+    disagreement: float | None = None
     models_used: list[str] | None = None
     decision_id: str | None = None
     error: Error | None = None

@@ -31,7 +31,8 @@ class Call:
     parts: list["Part"] = field(default_factory=list)
     missing: int = 0  # parts without outputs
     answered: bool = False
-    context: Any = None  # of whoever opened it
+    context: Any = None  # of whoever opened it, where that is not a client
+    flight: Any = None  # in the prediction cache, if this call leads it
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +77,7 @@ class RequestTable:
     _parts: dict[int, Part] = field(default_factory=dict)  # {number: part} of open calls, without outputs
     _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; answered calls leave it late
     _count: int = 0  # parts ever made
+    _opened: int = 0  # calls ever opened
     _stale: int = 0  # answered calls in the heap
 
     def __len__(self) -> int:
@@ -92,9 +94,20 @@ class RequestTable:
 
     def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
         """The call is open, and these are its parts, to be submitted. Not `full`, and the id is not in use."""
+        self.wait(call)
+        return self.start(call, tensors)
+
+    def wait(self, call: Call) -> None:
+        """The call is open, without parts: it waits for another one's outputs, until its own deadline."""
         key = (call.client, call.id)
         assert key not in self._calls
         self._calls[key] = call
+        self._opened += 1
+        expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
+        heapq.heappush(self._deadlines, (expires_s, self._opened, call))
+
+    def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
+        """An open call without parts has these now, to be submitted."""
         batch_max = call.spec.batch_max
         if call.rows <= batch_max:
             self._add(call, call.rows, tensors)
@@ -105,9 +118,11 @@ class RequestTable:
                 rows = min(batch_max, call.rows - start)
                 self._add(call, rows, [v[start * w : (start + rows) * w] for v, w in zip(views, widths, strict=True)])
         call.missing = len(call.parts)
-        expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
-        heapq.heappush(self._deadlines, (expires_s, call.parts[0].number, call))
         return call.parts
+
+    def settle(self, call: Call) -> None:
+        """The call has ended: it got the outputs that it waited for."""
+        self._end(call)
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
         self._count += 1
@@ -221,7 +236,7 @@ class RequestTable:
             assert key == (call.client, call.id)
             assert not call.answered
             assert call.missing == sum(part.outputs is None for part in call.parts)
-            assert call.missing > 0
+            assert call.missing > 0 or not call.parts
         open_parts = {p.number for call in self._calls.values() for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
         assert self._stale == sum(entry[2].answered for entry in self._deadlines)

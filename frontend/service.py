@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
 
 from broker import wire
@@ -16,10 +17,16 @@ from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Mail, Port
 from frontend import protocol
+from frontend.applications.gatherings import Gathering, Member, Trouble
+from frontend.applications.service import Applications
+from frontend.cache import PredictionCache
 from frontend.controllers import Controllers
+from frontend.evaluations import Evaluations
 from frontend.protocol import Answer, Checked, Error, InputRules, Invalid, TensorOut
+from frontend.reports import describe_members, describe_models
 from frontend.requests import Call, Completed, Part, RequestTable
 from frontend.transport import ClientId, ClientPort
+from selection.base import Array
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
 _encode = msgspec.msgpack.Encoder().encode
@@ -44,11 +51,14 @@ class FrontendService:
         self._hub = runtime.hub
         self._transport = runtime.transport
         self._requests = RequestTable(settings.in_flight_max)
+        self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
+        self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_said)
         self._results: Port[wire.ToResults, wire.FromResults] = Port(
             runtime.transport, "results", RESULTS, self._outputs, _ignore, watch=False
         )
         self._id = member_id("frontend")
+        self._applications = Applications(settings, self, runtime.hub.loop, self._id.rpartition("-")[2])
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
         self._controllers = Controllers(
@@ -76,8 +86,11 @@ class FrontendService:
             endpoints={"clients": (address,), "results": self._addresses},
             pid=os.getpid(),
         )
-        self._registrar = Registrar(self._transport, self._broker, member, self._table_changed)
+        self._registrar = Registrar(
+            self._transport, self._broker, member, self._table_changed, self._applications.replied
+        )
         self._registrar.start()
+        self._applications.start()
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
         log.info("started", member=self._id, address=address, pid=os.getpid())
@@ -87,10 +100,11 @@ class FrontendService:
         if not self._draining:
             self._draining = True
             self._clients.stop_reading()
-        return len(self._requests) == 0
+        return len(self._requests) == 0 and len(self._applications) == 0
 
     def stop(self) -> None:
         """What is still open is answered, and everybody told."""
+        self._applications.stop()
         for call in self._requests.close_all():
             self._answer_error(call, "failed", "stopping", "the frontend is being stopped", None)
         self._controllers.stop()
@@ -114,28 +128,34 @@ class FrontendService:
             if isinstance(request, protocol.Infer):
                 self._infer(client, request, frames, now)
             elif isinstance(request, protocol.Models):
-                self._send(client, {"id": request.id, "status": "ok", "models": self._describe_models()})
+                self._send(
+                    client,
+                    {"id": request.id, "status": "ok", "models": describe_models(self._models, self._controllers)},
+                )
             elif isinstance(request, protocol.Status):
-                self._send(client, {"id": request.id, "status": "ok", **self._describe_mesh()})
-            else:
+                self._send(client, {"id": request.id, "status": "ok", **self._describe()})
+            elif isinstance(request, protocol.Ping):
                 self._send(client, {"id": request.id, "status": "ok"})
+            else:
+                self._applications.handle(client, request, now)
         except Invalid as invalid:
-            self._count(invalid.status)
-            self._clients.answer(client, _encode(invalid.answer()))
+            self.refuse(client, invalid)
 
     def _infer(self, client: ClientId, request: protocol.Infer, frames: list[Buffer], now: float) -> None:
+        if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
+            text = f"id {request.id!r} is in flight on this connection already"
+            raise Invalid("duplicate_id", text, "id", request.id)
+        if request.app is not None:
+            self._check_room(request)
+            self._applications.infer(client, request, frames, now)
+            return
         target = self._targets.get(request.model or "")
-        if target is None or request.app is not None or request.version not in (None, target.version):
+        if target is None or request.version not in (None, target.version) or request.context is not None:
             raise self._refusal(request)
         budget_s = protocol.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
         weight = protocol.check_weight(request)
         checked = target.rules.check(request, frames)
-        if self._requests.holds(client, request.id):
-            text = f"id {request.id!r} is in flight on this connection already"
-            raise Invalid("duplicate_id", text, "id", request.id)
-        if self._requests.full or self._draining:
-            text = f"{len(self._requests)} requests are in flight at this frontend, which is its limit"
-            raise Invalid("frontend_full", text, None, request.id, "rejected", 50.0)
+        self._check_room(request)
         call = Call(
             client,
             request.id,
@@ -147,13 +167,27 @@ class FrontendService:
             bool(frames),
             weight,
         )
-        self._submit_all(call, checked, now)
+        self._enter(call, checked, request.cache, now)
+
+    def _check_room(self, request: protocol.Infer) -> None:
+        if self._requests.full or self._draining:
+            text = f"{len(self._requests)} requests are in flight at this frontend, which is its limit"
+            raise Invalid("frontend_full", text, None, request.id, "rejected", 50.0)
+
+    def _enter(self, call: Call, checked: Checked, use_cache: bool, now: float) -> None:
+        """Answered from the cache, or waiting for a request like it, or on its way to a controller."""
+        entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
+        if entered.outputs is not None:
+            self._answer_call(call, entered.outputs, now, cached=True)
+        for part in entered.parts:
+            self._submit(part, now)
 
     def _refusal(self, request: protocol.Infer) -> Invalid:
         """Why the request has no target."""
         protocol.check_names(request)
-        if request.app is not None:
-            return Invalid("unknown_app", f"there is no application {request.app!r}", "app", request.id)
+        if request.context is not None:
+            text = "context goes with app: only applications learn"
+            return Invalid("bad_target", text, "context", request.id)
         entry = self._models.get(str(request.model))
         if entry is None:
             names = ", ".join(sorted(self._models)) or "none"
@@ -165,10 +199,6 @@ class FrontendService:
             return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
         text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
         return Invalid("unknown_version", text, "version", request.id)
-
-    def _submit_all(self, call: Call, checked: Checked, now: float) -> None:
-        for part in self._requests.open(call, checked.tensors):
-            self._submit(part, now)
 
     def _submit(self, part: Part, now: float) -> None:
         """The part goes to its model's controller; without one it waits for one, as long as its budget lasts."""
@@ -208,6 +238,8 @@ class FrontendService:
             for entry in table.models
             if entry.current is not None and entry.spec is not None
         }
+        self._cache.keep_only(target.ref for target in self._targets.values())
+        self._applications.table_changed(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
 
@@ -250,8 +282,26 @@ class FrontendService:
 
     def _answer_ok(self, completed: Completed, now: float) -> None:
         call = completed.call
-        name, version = wire.split_ref(call.ref)
         outputs = completed.outputs()
+        target = self._targets.get(wire.split_ref(call.ref)[0])
+        current = target is not None and target.ref == call.ref
+        for waited in self._evaluations.succeeded(completed, outputs, current):
+            self._answer_call(waited, outputs, now, completed)
+        self._answer_call(call, outputs, now, completed)
+
+    def _answer_call(
+        self,
+        call: Call,
+        outputs: Sequence[Any],
+        now: float,
+        completed: Completed | None = None,
+        *,
+        cached: bool = False,
+    ) -> None:
+        if isinstance(call.context, Member):
+            self._applications.came(call.context, outputs, cached=cached)
+            return
+        name, version = wire.split_ref(call.ref)
         self._count("ok")
         answer = Answer(
             id=call.id,
@@ -263,11 +313,11 @@ class FrontendService:
             model=name,
             version=version,
             latency_ms=(now - call.received_s) * 1e3,
-            predicted_ms=completed.predicted_s * 1e3,
-            batch_size=completed.batch_size,
-            device=completed.device,
-            cached=False,
-            cold=completed.cold,
+            predicted_ms=completed.predicted_s * 1e3 if completed is not None else None,
+            batch_size=completed.batch_size if completed is not None else None,
+            device=completed.device if completed is not None else None,
+            cached=cached,
+            cold=completed.cold if completed is not None else None,
         )
         client: Any = call.client
         self._clients.answer(client, _encode(answer), outputs if call.framed else ())
@@ -281,6 +331,12 @@ class FrontendService:
         predicted_ms: float | None = None,
         retry_after_ms: float | None = None,
     ) -> None:
+        now = time.monotonic()
+        for part in self._evaluations.ended(call):
+            self._submit(part, now)
+        if isinstance(call.context, Member):
+            self._applications.failed(call.context, Trouble(status, code, message, predicted_ms, retry_after_ms))
+            return
         name, version = wire.split_ref(call.ref)
         self._count(status)
         answer = Answer(
@@ -288,12 +344,59 @@ class FrontendService:
             status=status,
             model=name,
             version=version,
-            latency_ms=(time.monotonic() - call.received_s) * 1e3,
+            latency_ms=(now - call.received_s) * 1e3,
             predicted_ms=predicted_ms,
             error=Error(code, message, None, retry_after_ms),
         )
         client: Any = call.client
         self._clients.answer(client, _encode(answer))
+
+    # -- what applications ask for ------------------------------------------------------------------------------------
+
+    def ask_member(self, member: Member) -> None:
+        """One model of an application is asked."""
+        asked = member.gathering
+        target = self._targets.get(member.model)
+        if target is None:
+            text = f"model {member.model} has no version that can be served"
+            self._applications.failed(member, Trouble("rejected", "not_ready", text, None, 1000.0))
+            return
+        call = Call(
+            asked, member.model, target.ref, target.spec, asked.rows, asked.received_s, asked.deadline_s,
+            False, asked.weight, context=member,
+        )  # fmt: skip
+        self._enter(call, Checked(asked.rows, list(asked.tensors)), asked.use_cache, time.monotonic())
+
+    def answer_app(
+        self, gathering: Gathering, answer: Answer, outputs: Sequence[tuple[wire.TensorSpec, Array]]
+    ) -> None:
+        """An application's answer leaves, in the form of the request."""
+        self._count(answer.status)
+        data = [np.ascontiguousarray(array).tobytes() for _, array in outputs]
+        if outputs:
+            answer.outputs = [
+                TensorOut(spec.name, spec.dtype, array.shape, None if gathering.framed else buffer)
+                for (spec, array), buffer in zip(outputs, data, strict=True)
+            ]
+        client: Any = gathering.client
+        self._clients.answer(client, _encode(answer), data if gathering.framed else ())
+
+    def refuse(self, client: ClientId, invalid: Invalid) -> None:
+        """A request that cannot be obeyed is answered so."""
+        self._count(invalid.status)
+        self._clients.answer(client, _encode(invalid.answer()))
+
+    def to_broker(self, message: wire.ToBroker) -> bool:
+        """False if the broker is known to be gone."""
+        return self._registrar is not None and self._registrar.send(message)
+
+    def wake(self) -> None:
+        """The alarm is set anew."""
+        self._hub.schedule_turn()
+
+    def send(self, client: Any, message: dict[str, Any]) -> None:
+        """An answer that is a plain map leaves."""
+        self._send(client, message)
 
     def _send(self, client: ClientId, message: dict[str, Any]) -> None:
         self._clients.answer(client, _encode(message))
@@ -311,60 +414,29 @@ class FrontendService:
             waiting = all(part.controller is None for part in call.parts)
             text = "no controller could be reached" if waiting else "no answer came within the budget"
             self._answer_error(call, "timed_out", "deadline", text)
+        self._applications.expire(now)
         self._hub.schedule_turn()
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
         self._alarm.by(self._requests.wake_at())
+        self._alarm.by(self._applications.wake_at())
 
-    # -- what there is ------------------------------------------------------------------------------------------------
-
-    def _describe_models(self) -> list[dict[str, Any]]:
-        described = []
-        for entry in self._models.values():
-            spec = entry.spec
-            ready = entry.current is not None and self._controllers.serves(
-                entry.name, wire.ref_of(entry.name, entry.current)
-            )
-            described.append(
-                {
-                    "name": entry.name,
-                    "version": entry.current,
-                    "versions": list(entry.versions),
-                    "inputs": [_describe(tensor) for tensor in spec.inputs] if spec else [],
-                    "outputs": [_describe(tensor) for tensor in spec.outputs] if spec else [],
-                    "slo_ms": spec.slo_ms if spec else None,
-                    "batch_sizes": list(spec.batch_sizes) if spec else [],
-                    "batch_max": spec.batch_max if spec else None,
-                    "labels": list(spec.labels) if spec else [],
-                    "ready": ready,
-                    "preparing": entry.target,
-                    "fault": entry.fault or None,
-                }
-            )
-        return described
-
-    def _describe_mesh(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         table = self._registrar.table if self._registrar is not None else None
-        members = table.members if table is not None else ()
         return {
             "frontend": self._id,
             "uptime_s": time.monotonic() - self._started_s,
             "epoch": table.epoch if table is not None else None,
-            "members": [
-                {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
-                for m in members
-            ],
+            "members": describe_members(table),
             "in_flight": len(self._requests),
             "answers": self._answers,
+            "cache": self._cache.counts(),
+            "applications": self._applications.report(),
             "connections": self._clients.connections,
             "disconnections": self._clients.disconnections,
             "answers_dropped": self._clients.answers_dropped,
         }
-
-
-def _describe(tensor: wire.TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
 def _ignore(peer: str, why: str) -> None:

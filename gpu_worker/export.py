@@ -61,9 +61,11 @@ def write_package(
     with torch.no_grad():
         result = module(*example)
     results = result if isinstance(result, (tuple, list)) else (result,)
-    manifest = _manifest(
-        inputs, dict(zip(outputs, results, strict=True)), batch_max, slo_ms, labels, cache, description
-    )
+    specs = {
+        output: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
+        for output, tensor in zip(outputs, results, strict=True)
+    }
+    manifest = manifest_text(inputs, specs, batch_max, slo_ms, labels, cache, description, "graph.pt2")
     weights = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
     with staged(repository, name, version) as folder:
         _write_graph(module, weights, example, batch_max, folder / "graph.pt2")
@@ -134,15 +136,17 @@ def _write_graph(
     torch.export.save(exported, file, extra_files={"gearmesh.json": json.dumps({"weights": list(weights)})})
 
 
-def _manifest(
+def manifest_text(
     inputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    outputs: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, tuple[str, tuple[int, ...]]],
     batch_max: int,
     slo_ms: float,
     labels: Sequence[str],
     cache: bool,
     description: str,
+    graph: str,
 ) -> str:
+    """model.toml. `inputs`, `outputs`: {name: (dtype, shape of one row)}."""
     lines = [
         f"description = {_quoted(description)}",
         f"batch_max = {batch_max}",
@@ -151,10 +155,10 @@ def _manifest(
         f"labels = [{', '.join(map(_quoted, labels))}]",
         "",
         "[architecture]",
-        'graph = "graph.pt2"',
+        f"graph = {_quoted(graph)}",
     ]
     specs = [("inputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in inputs.items()]
-    specs += [("outputs", n, str(t.dtype).removeprefix("torch."), [-1, *t.shape[1:]]) for n, t in outputs.items()]
+    specs += [("outputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in outputs.items()]
     for table, tensor, dtype, shape in specs:
         assert dtype in DTYPES, f"{tensor}: dtype {dtype} cannot travel"
         lines += ["", f"[[{table}]]", f"name = {_quoted(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]

@@ -35,6 +35,8 @@ CODES = {
     "stale_epoch": "ordered by a controller that has been replaced",
     "overfull": "too many actions wait at this device",
     "device_error": "the device failed",
+    "model_error": "a container's code raised an exception, or returned what it must not",
+    "container_died": "a container's code died or hung; it is being started again",
 }
 
 
@@ -113,6 +115,7 @@ class Lanes:
 
     table: PageTable
     depth: dict[Phase, int]  # phases begun at a time: 1, or more where the device queues in order itself
+    ahead_s: float = 0.0  # EXECs are given so long before `earliest` to a device that keeps the time itself
     epoch: int = 0  # of the controller that is obeyed
     models: dict[str, Prepared] = field(default_factory=dict)  # {ref: what is prepared}
     _loads: list[Job] = field(default_factory=list)  # LOADs not ended, by (earliest, order)
@@ -235,7 +238,7 @@ class Lanes:
         for job in self._infers:
             times.append(_past(job.action.latest_s))
             if job.phase is None:
-                times.append(job.action.earliest_s - (INPUT_AHEAD_S if job.input is None else 0.0))
+                times.append(job.action.earliest_s - (INPUT_AHEAD_S if job.input is None else self.ahead_s))
         future = [t for t in times if t > self._advanced_s]
         return min(future) if future else None
 
@@ -296,7 +299,7 @@ class Lanes:
     def _may_execute(self, job: Job, now: float) -> bool:
         action = job.action
         return (
-            action.earliest_s <= now <= action.latest_s
+            action.earliest_s - self.ahead_s <= now <= action.latest_s
             and self._busy[Phase.EXEC] < self.depth[Phase.EXEC]
             and self.table.is_loaded(action.ref)
         )

@@ -1,7 +1,8 @@
 """A model package on disk: what it promises, and whether it keeps to it.
 
     NAME/model.toml              inputs, outputs, batch_max, slo_ms, architecture
-    NAME/VERSION/graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic
+    NAME/VERSION/graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic; or
+                 graph.onnx      the same for onnxruntime, weights and inputs by name
     NAME/VERSION/weights.safetensors
     NAME/VERSION/profiles/KIND.json   measured here, by the worker
 
@@ -30,6 +31,7 @@ from broker.tensors import DTYPES
 
 ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it
 BATCH_MAX = 1024
+ONNX = ".onnx"  # suffix of graphs that take their weights by name
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -123,7 +125,7 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
     spec = _spec(manifest, faults) if manifest is not None else None
     graph = _check_architecture(manifest.architecture, folder, factory_allow, faults) if manifest is not None else None
     stored = _read_layout(folder / "weights.safetensors", faults)
-    order = _weight_order(graph, faults) if graph is not None else None
+    order = _weight_order(graph, faults) if graph is not None and graph.suffix != ONNX else None
     if stored is not None and order is not None:
         _check_names(stored.keys(), order, faults)
     if faults or manifest is None or spec is None or stored is None:
@@ -242,6 +244,8 @@ def _weight_order(graph: Path, faults: list[str]) -> list[str] | None:
 
 
 def _graph_text(graph: Path) -> bytes:
+    if graph.suffix == ONNX:
+        return graph.read_bytes()
     with zipfile.ZipFile(graph) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("models/model.json"))
         return archive.read(entry)

@@ -73,7 +73,7 @@ class Measurement:
                 plan.append((size, wanted - len(runs)))
         return tuple(plan)
 
-    def profile(self, engine: str) -> wire.Profile | None:
+    def profile(self, engine: str, load_from: str = "host") -> wire.Profile | None:
         """The profile, once it is complete."""
         if self.plan() or not self.load_s:
             return None
@@ -81,6 +81,7 @@ class Measurement:
             exec_s={size: statistics.median(self.exec_s[size][1:]) for size in self.sizes},
             load_s=statistics.median(self.load_s),
             engine=engine,
+            load_from=load_from,
         )
 
 

@@ -1,11 +1,12 @@
 """The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
 
 import os
-import sys
+import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -16,31 +17,66 @@ from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Link, Mail
-from gpu_worker.devices.base import Device
+from gpu_worker import tuning
+from gpu_worker.devices.base import Device, Traits
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
 from gpu_worker.packages import Package, read_package
 from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement, read_profile, write_profile
+from gpu_worker.sharing import Sharing
 
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
-SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
 log = structlog.get_logger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Fixture:
+    """What a container brings: its one version, which is prepared and resident from the start."""
+
+    offer: wire.Offer
+    batching: wire.Batching
+
+    def report(self, faults: tuple[str, ...] = ()) -> wire.Prepared:
+        """It serves; or, with faults, it does not at the moment."""
+        return wire.Prepared(
+            ref=self.offer.ref,
+            ok=not faults,
+            faults=faults,
+            spec=self.offer.spec,
+            pages=1,
+            batching=self.batching,
+        )
 
 
 class WorkerService:
     """One device, one controller at a time, any number of frontends."""
 
-    def __init__(self, runtime: Runtime, device: Device) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        device: Device,
+        fixture: Fixture | None = None,
+        refused: Callable[[str], None] | None = None,
+    ) -> None:
+        """`fixture`: it serves this and nothing else; `refused` hears why the broker does not want it, if so."""
         self.settings = runtime.settings
         self._transport = runtime.transport
         self._hub = runtime.hub
         self._device = device
-        self._lanes = Lanes(PageTable(device.info.pages), device.depth)
-        self._member = wire.Member(id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid())
-        self._registrar = Registrar(
-            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed
+        self._lanes = Lanes(PageTable(device.info.pages), device.depth, device.ahead_s)
+        self._member = wire.Member(
+            id=member_id("gpu_worker"),
+            role="gpu_worker",
+            host=host_id(),
+            pid=os.getpid(),
+            offer=fixture.offer if fixture is not None else None,
         )
+        self._registrar = Registrar(
+            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
+        )
+        self._fixture = fixture
+        self._refused = refused
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # whom that link was opened for, or who answered there
         self._frontends: dict[str, tuple[str, ...]] = {}  # {member id: addresses for outputs}
@@ -49,31 +85,43 @@ class WorkerService:
         ] = {}  # {frontend: link}, opened when first needed
         self._packages: dict[str, Package] = {}  # {ref: package}, prepared here
         self._reports: dict[str, wire.Prepared] = {}  # {ref: what the controller was told of it}
-        self._measurements: dict[str, Measurement] = {}  # {ref: figures so far}, versions without a profile
+        self._sharing = Sharing()  # of figures, among versions of one architecture
         self._preparing: dict[str, Future[None]] = {}  # {ref: its preparation}
         self._thread = ThreadPoolExecutor(1, "prepare")
         self._alarm: Alarm | None = None
         self._draining = False
+        self._released = False  # the controller sends nothing more
+        if fixture is not None:
+            self._install(fixture)
+
+    def _install(self, fixture: Fixture) -> None:
+        ref = fixture.offer.ref
+        self._lanes.prepared(ref, Prepared(1, fixture.offer.spec.batch_max, None))
+        self._lanes.table.take(ref, 1)
+        self._lanes.table.loaded(ref)
+        self._reports[ref] = fixture.report()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Registered, and waiting for a controller."""
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        tuned = tuning.settle(self.settings.cores, self.settings.real_time)
         self._device.attach(self._device_finished)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
         self._registrar.start()
         info = self._device.info
-        log.info("started", member=self._member.id, device=info.name, kind=info.kind, pages=info.pages, pid=os.getpid())
+        about = {"member": self._member.id, "pid": os.getpid(), **tuned}
+        log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
 
     def drain(self) -> bool:
-        """The controller plans without us from now on; True once nothing runs here."""
+        """The controller plans without us from now on; True once it says so too, and nothing runs here."""
         if not self._draining:
             self._draining = True
             if self._controller is not None:
                 self._controller.send(wire.Goodbye())
-        return self._lanes.idle
+                self._hub.schedule_turn()
+        return self._lanes.idle and (self._released or self._controller is None)
 
     def stop(self) -> None:
         """The device is free for another process."""
@@ -87,6 +135,22 @@ class WorkerService:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._device.close()
         log.info("stopped", member=self._member.id)
+
+    # -- broker -------------------------------------------------------------------------------------------------------
+
+    def _replied(self, reply: wire.CallReply) -> None:
+        """The broker does not want what this container brings: the process ends."""
+        if not reply.ok and self._refused is not None:
+            self._refused(reply.message)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def changed(self, faults: tuple[str, ...]) -> None:
+        """The container's code died, or (no faults) serves again."""
+        assert self._fixture is not None
+        report = self._fixture.report(faults)
+        self._reports[report.ref] = report
+        self._tell(report)
+        self._hub.schedule_turn()
 
     # -- controller ---------------------------------------------------------------------------------------------------
 
@@ -161,11 +225,13 @@ class WorkerService:
             self._forget(message.ref)
         elif isinstance(message, wire.Introduce):
             self._hello()
+        elif isinstance(message, wire.Goodbye):
+            self._released = True
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
     def _prepare(self, ref: str) -> None:
-        if ref in self._reports and self._reports[ref].ok:
+        if ref in self._reports and (self._reports[ref].ok or self._fixture is not None):
             self._tell(self._reports[ref])
         elif ref not in self._preparing:
             self._preparing[ref] = self._thread.submit(self._prepare_there, ref)
@@ -178,7 +244,7 @@ class WorkerService:
             package = read_package(self.settings.model_repository, ref, self.settings.factory_allow)
             profile = self._device.prepare(package)
             if profile is None and self._device.measured:
-                profile = read_profile(package.folder, self._device.info.kind, package.spec.batch_max)
+                profile = read_profile(package.folder, self._profile_kind(ref), package.spec.batch_max)
         except PackageError as error:
             loop.call_soon_threadsafe(self._not_prepared, ref, tuple(error.faults))
         except Exception as error:  # a package must not end the worker, whatever is in it
@@ -197,13 +263,19 @@ class WorkerService:
         if self._preparing.pop(ref, None) is None:
             self._device.forget(ref)
             return
+        if all(other.architecture != package.architecture for other in self._packages.values()):
+            tuning.freeze()  # an executable has very many objects
         self._packages[ref] = package
         pages = package.pages(self._device.info.page_bytes)
-        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, None))
-        measurement = Measurement(package.spec.batch_max)
-        if profile is None:
-            self._measurements[ref] = measurement
-        spec = msgspec.structs.replace(package.spec, batch_sizes=measurement.sizes)
+        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, self._batch_sizes(package)))
+        sizes = Measurement(package.spec.batch_max).sizes
+        if self._device.measured:
+            group = (package.architecture, self._device.traits(ref).load_from, package.spec.batch_max)
+            known, profile = profile, self._sharing.join(ref, group, profile)
+            if known is None and profile is not None:
+                self._keep(ref, profile)
+        measurement = self._sharing.measurements.get(ref)
+        spec = msgspec.structs.replace(package.spec, batch_sizes=sizes)
         self._reports[ref] = wire.Prepared(
             ref=ref,
             ok=True,
@@ -211,16 +283,22 @@ class WorkerService:
             pages=pages,
             weights_bytes=package.image_bytes,
             profile=profile,
-            measure=measurement.next_plan() if profile is None else (),
+            measure=measurement.next_plan() if measurement is not None else (),
         )
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profile is not None)
         self._tell(self._reports[ref])
 
     def _forget(self, ref: str) -> None:
+        if self._fixture is not None:
+            return  # it may be wanted again, and there is nothing else to make room for
         self._preparing.pop(ref, None)
         self._packages.pop(ref, None)
         self._reports.pop(ref, None)
-        self._measurements.pop(ref, None)
+        heir = self._sharing.leave(ref)
+        if heir is not None:
+            plan = self._sharing.measurements[heir].next_plan()
+            self._reports[heir] = msgspec.structs.replace(self._reports[heir], measure=plan)
+            self._tell(self._reports[heir])
         self._apply(self._lanes.forgotten(ref, now=time.monotonic()))
         self._device.unloaded(ref)
         self._device.forget(ref)
@@ -230,17 +308,36 @@ class WorkerService:
         """A figure came in: once a plan is done the controller is told of the next, or of the profile."""
         if not measurement.due:
             return
-        report = self._reports[ref]
         plan = measurement.next_plan()
-        profile = measurement.profile("eager")
-        if profile is not None:
-            del self._measurements[ref]
-            try:
-                write_profile(self._packages[ref].folder, self._device.info.kind, profile)
-            except OSError as error:
-                log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
-        self._reports[ref] = msgspec.structs.replace(report, profile=profile, measure=plan)
-        self._tell(self._reports[ref])
+        traits = self._device.traits(ref)
+        profile = measurement.profile(traits.engine, traits.load_from)
+        for other in [ref] if profile is None else self._sharing.complete(ref, profile):
+            if profile is not None:
+                self._keep(other, profile)
+            self._reports[other] = msgspec.structs.replace(self._reports[other], profile=profile, measure=plan)
+            self._tell(self._reports[other])
+
+    def _keep(self, ref: str, profile: wire.Profile) -> None:
+        try:
+            write_profile(self._packages[ref].folder, self._profile_kind(ref), profile)
+        except OSError as error:
+            log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
+
+    def _profile_kind(self, ref: str) -> str:
+        """What the figures of this version hold for."""
+        traits = self._device.traits(ref)
+        usual = Traits()
+        return ", ".join(
+            (
+                self._device.info.kind,
+                *([traits.engine] if traits.engine != usual.engine else []),
+                *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
+            )
+        )
+
+    def _batch_sizes(self, package: Package) -> frozenset[int] | None:
+        """Sizes that the device can execute; None: any."""
+        return None if self._device.info.any_batch else frozenset(Measurement(package.spec.batch_max).sizes)
 
     # -- lanes --------------------------------------------------------------------------------------------------------
 
@@ -276,7 +373,7 @@ class WorkerService:
             self._device.release(job)
         self._tell(result)
         if job is not None and result.code == "ok" and result.duration_s is not None:
-            measurement = self._measurements.get(job.action.ref)
+            measurement = self._sharing.measurements.get(job.action.ref)
             if measurement is not None and isinstance(job.action, wire.Load):
                 measurement.loaded(result.duration_s)
                 self._measured(job.action.ref, measurement)

@@ -120,10 +120,10 @@ def check_noop(body: bytes) -> tuple[int, bool]:
     return answer["id"], answer["status"] == "ok" and answer["outputs"][0]["data"] == FLOATS
 
 
-def start(command: list[str]) -> "subprocess.Popen[bytes]":
+def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
     """A process in a group of its own, silent."""
     silent = subprocess.DEVNULL
-    return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, start_new_session=True)
+    return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, start_new_session=True, **options)
 
 
 ECHO = """
@@ -186,11 +186,13 @@ server.run()
 class HttpDriver:
     """Keeps a number of requests in flight over as many kept-alive connections."""
 
-    def __init__(self, port: int, body: bytes) -> None:
+    def __init__(
+        self, port: int, body: bytes, *, path: str = "/inference", content: str = "application/msgpack"
+    ) -> None:
         head = (
-            "POST /inference HTTP/1.1",
+            f"POST {path} HTTP/1.1",
             "Host: b",
-            "Content-Type: application/msgpack",
+            f"Content-Type: {content}",
             f"Content-Length: {len(body)}",
         )
         self._request = "\r\n".join((*head, "", "")).encode() + body
@@ -264,7 +266,7 @@ async def mosec(folder: Path) -> AsyncIterator[System]:
     driver = HttpDriver(port, msgpack.packb({"x": FLOATS}))
     try:
         await _answers(driver)
-        yield System("mosec msgpack", driver.drive, _family(process.pid))
+        yield System("mosec msgpack", driver.drive, family(process.pid))
     finally:
         os.killpg(process.pid, 15)
         process.wait()
@@ -294,12 +296,12 @@ def peer_environment(name: str, packages: list[str]) -> Path:
     return python
 
 
-def _family(pid: int) -> dict[str, int]:
+def family(pid: int) -> dict[str, int]:
     """The process and its descendants."""
     found = {f"p{pid}": pid}
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
-            found.update(_family(int(child)))
+            found.update(family(int(child)))
     return found
 
 

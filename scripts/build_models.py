@@ -1,6 +1,10 @@
 """Builds the demo model repository: digits classifiers trained here in seconds, and real convolutional networks.
 
-.venv/bin/python scripts/build_models.py [--repository FOLDER] [--only NAME ...] [--force]
+.venv/bin/python scripts/build_models.py [--repository FOLDER] [--only NAME ...] [--force] [--copies N [--alias]]
+
+With --copies, each of the models gets N copies of the same architecture, NAME-0001 and so on, which share executables
+and figures: with weights of their own, or, where memory or disk forbid that or with --alias, as links to one file. Each
+is a model in its own right and takes pages of its own on a device.
 """
 
 import argparse
@@ -17,10 +21,13 @@ from torch import nn
 
 from broker.config import read_settings
 from gpu_worker.export import write_package
+from gpu_worker.packages import read_package
+from scripts.model_copies import make_copies, why_alias
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 SEED = 7
+COPIES_MAX = 9999
 PIXELS = {"image": ("float32", (64,))}
 PHOTO = {"x": ("float32", (3, 224, 224))}
 
@@ -136,23 +143,41 @@ BUILDERS: dict[str, Callable[[Path, str], str]] = {
 DEMO = [name for name in BUILDERS if name != "noop"]
 
 
+def build_copies(repository: Path, name: str, count: int, alias: bool) -> None:
+    """The copies are there; tells how they were made."""
+    package = read_package(repository, f"{name}:1", ())
+    why = "as asked" if alias else why_alias(package, repository, count)
+    began_s = time.monotonic()
+    made = list(make_copies(package, repository, count, alias=bool(why), seed=SEED))
+    how = f"links to one file ({why})" if why else "weights of their own"
+    print(f"{made[0]} to {made[-1]}: {how}  ({time.monotonic() - began_s:.1f} s)")
+
+
 def main() -> int:
     """Builds what is asked for and not there; exit code 0, or 2 for a wrong name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=read_settings().model_repository)
     parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=DEMO)
     parser.add_argument("--force", action="store_true", help="build what is there already, too")
+    parser.add_argument("--copies", type=int, default=0, metavar="N", help="models of the same architecture to add")
+    parser.add_argument("--alias", action="store_true", help="copies are links to one file of weights")
     arguments = parser.parse_args()
+    if not 0 <= arguments.copies <= COPIES_MAX:
+        parser.error(f"--copies {arguments.copies}: give 0 to {COPIES_MAX}")
+    if arguments.alias and not arguments.copies:
+        parser.error("--alias: says how copies are made; give --copies N as well")
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(1)
     for name in arguments.only:
         if (arguments.repository / name / "1" / "weights.safetensors").exists() and not arguments.force:
             print(f"{name:<14} is there")
-            continue
-        began_s = time.monotonic()
-        told = BUILDERS[name](arguments.repository, name)
-        print(f"{name:<14} {told}  ({time.monotonic() - began_s:.1f} s)")
+        else:
+            began_s = time.monotonic()
+            told = BUILDERS[name](arguments.repository, name)
+            print(f"{name:<14} {told}  ({time.monotonic() - began_s:.1f} s)")
         sys.stdout.flush()
+        if arguments.copies:
+            build_copies(arguments.repository, name, arguments.copies, arguments.alias)
     return 0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,6 +16,7 @@ from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
+from scripts.cli_apps import applications, from_json
 from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
@@ -96,6 +98,24 @@ def top(
     from scripts.watching import run_top
 
     raise typer.Exit(run_top(settings(), interval, count, out, err))
+
+
+@app.command()
+def logs(
+    source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
+) -> None:
+    """What the request log and the action log say: outcomes, latencies, how well times were predicted."""
+    from scripts.log_report import run_logs
+
+    raise typer.Exit(run_logs(source or settings().telemetry_folder, out, err))
+
+
+@app.command()
+def metrics() -> None:
+    """The same for Prometheus, in its text format."""
+    from scripts.watching import run_metrics
+
+    raise typer.Exit(run_metrics(settings(), err))
 
 
 @app.command()
@@ -206,21 +226,29 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> No
 
 @app.command()
 def infer(
-    model: str,
+    model: Annotated[str, typer.Argument(help="A model, or with --app an application.")],
     source: Annotated[str, typer.Argument(help="A .npy file, a JSON array (or a file of one), an image file, or - .")],
     slo_ms: Annotated[float | None, typer.Option(help="Budget; the model's own if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole answer.")] = False,
+    as_app: Annotated[bool, typer.Option("--app", help="Ask an application.")] = False,
+    context: Annotated[str | None, typer.Option(help="Whose selection state; with --app.")] = None,
 ) -> None:
-    """Asks a model once, and prints what it says."""
+    """Asks a model or an application once, and prints what it says."""
     from scripts.inputs import InputError, read_input
 
     config = settings()
     with client(config) as session:
         try:
-            spec = next((entry for entry in session.models() if entry["name"] == model), None)
+            known = session.apps() if as_app else session.models()
+            spec = next((entry for entry in known if entry["name"] == model), None)
             if spec is None:
-                usage(f"there is no model {model!r}; there are: {', '.join(session._connection.talk.specs) or 'none'}")
-            prediction = session.infer(model, read_input(source, spec), slo_ms=slo_ms)
+                kind = "application" if as_app else "model"
+                usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}")
+            x = read_input(source, spec)
+            if as_app:
+                prediction = session.infer(app=model, x=x, slo_ms=slo_ms, context=context)
+            else:
+                prediction = session.infer(model, x, slo_ms=slo_ms)
         except InputError as error:
             usage(str(error))
         except RequestError as error:
@@ -230,14 +258,142 @@ def infer(
         outputs = {name: array.tolist() for name, array in prediction.outputs.items()}
         print(json.dumps({**prediction.answer, "outputs": outputs}))
         return
-    table = Table("row", "top", title=f"{prediction.model}:{prediction.version}")
-    labels = spec["labels"]
+    title = prediction.app or f"{prediction.model}:{prediction.version}"
+    table = Table("row", "top", title=f"{title}{' (the default answer)' if prediction.default_used else ''}")
+    labels = spec.get("labels") or []
     for i, row in enumerate(prediction.output.reshape(len(prediction.output), -1)):
         best = row.argsort()[::-1][:5]
         table.add_row(str(i), ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best))
     out.print(table)
+    if prediction.decision_id is not None:
+        used = ", ".join(prediction.models_used) or "none"
+        out.print(
+            f"{prediction.latency_ms:.2f} ms, confidence {prediction.confidence:.2f}, models that answered: {used}"
+        )
+        out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
+        return
     predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
     out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+
+
+app.add_typer(applications, name="apps")
+
+
+@app.command()
+def feedback(
+    decision: Annotated[str, typer.Argument(help="decision_id of an application's answer.")],
+    label: Annotated[str | None, typer.Option(help="The truth, as JSON: 7, a name, or a list by row.")] = None,
+    loss: Annotated[float | None, typer.Option(help="Or how bad the answer was.")] = None,
+    context: Annotated[str | None, typer.Option(help="The context it was asked in; checked.")] = None,
+) -> None:
+    """Tells an application how good its answer was."""
+    if (label is None) == (loss is None):
+        usage("give either --label or --loss")
+    with client(settings()) as session:
+        try:
+            told = session.feedback(decision, label=from_json(label), loss=loss, context=context)
+        except RequestError as error:
+            err.print(str(error), style="red", highlight=False, markup=False)
+            raise typer.Exit(1) from error
+    if told["applied"]:
+        out.print("applied")
+        return
+    err.print(f"not applied ({told['reason']}): {told['message']}", highlight=False, markup=False)
+    raise typer.Exit(1)
+
+
+@app.command()
+def container(
+    model: Annotated[str, typer.Option(help="Name that clients ask for.")],
+    predict: Annotated[str, typer.Option(help="MODULE:FUNCTION from this folder; MODULE:MODEL.predict will do.")],
+    python: Annotated[str, typer.Option(help="Interpreter for it; it needs numpy, nothing of gearmesh.")] = "",
+    version: Annotated[str, typer.Option(help="Replicas of the same code share it.")] = "1",
+    labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
+    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="A .npy or .npz of inputs that shows both; run once.")] = None,
+    slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
+    objective_ms: Annotated[float | None, typer.Option(help="Aim for one batch; half of slo-ms if not given.")] = None,
+    batching: Annotated[str, typer.Option(help="aimd | quantile | none | fixed:N")] = "aimd",
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch may wait for expected requests.")] = 0.0,
+    batch_max: Annotated[int, typer.Option(help="Most rows in a batch, whatever the batching.")] = 1024,
+    memory_mb: Annotated[int, typer.Option(help="It is restarted above this; 0: half of the machine's.")] = 0,
+    start_s: Annotated[float, typer.Option(help="It may take so long to be imported.")] = 60.0,
+    cache: Annotated[bool, typer.Option(help="Equal inputs have equal outputs.")] = True,
+    check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
+    replicas: Annotated[int | None, typer.Option(help="Have the running `gearmesh up` keep so many of it.")] = None,
+) -> None:
+    """Serves a Python function as a model: one array per input, batch first; an array, or a dict of them, back."""
+    from gpu_worker.container.main import check_container, run_container
+    from gpu_worker.container.specs import ContainerOptions, parse_tensor
+
+    try:
+        options = ContainerOptions(
+            model=model,
+            predict=predict,
+            python=python or sys.executable,
+            version=version,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            inputs=tuple(parse_tensor(text, "--input") for text in input_) if input_ else None,
+            outputs=tuple(parse_tensor(text, "--output") for text in output) if output else None,
+            sample=sample.resolve() if sample is not None else None,
+            slo_ms=slo_ms,
+            objective_ms=objective_ms,
+            batching=batching,
+            batch_wait_ms=batch_wait_ms,
+            batch_max=batch_max,
+            memory_mb=memory_mb,
+            cache=cache,
+        )
+    except GearmeshError as error:
+        usage(str(error))
+    if check:
+        raise typer.Exit(check_container(options, start_s=start_s))
+    if replicas is not None:
+        _keep_container(settings(), options, replicas, start_s)
+        return
+    raise typer.Exit(run_container(settings(), options, start_s=start_s))
+
+
+def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
+    """The running `gearmesh up` keeps the container, if its code is good."""
+    from gpu_worker.container.main import check_container
+    from scripts.containers import REPLICAS_MAX, Roster
+
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    if check_container(options, start_s=start_s):
+        raise typer.Exit(2)
+    given = sys.argv[sys.argv.index("container") + 1 :]
+    at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
+    del given[at : at + (1 if "=" in given[at] else 2)]
+    roster.put(options.model, given, Path.cwd(), replicas)
+    out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
+
+
+@app.command()
+def scale(
+    model: Annotated[str, typer.Argument(help="A container started with --replicas.")],
+    replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
+) -> None:
+    """Has the running `gearmesh up` keep so many replicas of a container; those that go finish what they have."""
+    from scripts.containers import REPLICAS_MAX, Roster
+
+    config = settings()
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    if not roster.scale(model, replicas):
+        known = ", ".join(sorted(roster.read())) or "none"
+        usage(f"no container {model!r} was started with --replicas; there are: {known}")
+    out.print(f"{model}: {replicas} replicas are being kept")
 
 
 @app.command()

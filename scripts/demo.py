@@ -23,6 +23,7 @@ from rich.table import Table
 from broker.config import Settings, read_settings
 from frontend.client import AsyncClient, Prediction, RequestError
 from scripts.build_models import digits
+from scripts.demo_application import show_application
 from scripts.supervisor import Supervisor, procfile_commands
 from scripts.up import client, first_of, wait_ready
 
@@ -78,6 +79,7 @@ async def _show(session: AsyncClient, settings: Settings, log_file: Path) -> int
         return 1
     console.print(f"[green]ready[/] after {time.monotonic() - began_s:.1f} s; the services' logs are in {log_file}\n")
     right = await _show_digits(session, [name for name in ready if name.startswith("digits")])
+    right = await show_application(session, [name for name in ready if name.startswith("digits")], console) and right
     right = await _show_photos(session, [name for name in ready if name.startswith("resnet")]) and right
     await _show_refusal(session, ready)
     console.print(_advice(settings))
@@ -201,6 +203,7 @@ def _advice(settings: Settings) -> str:
         "  .venv/bin/gearmesh infer digits_cnn '[[0,0,5,13,9,1,0,0, ... 64 pixel values from 0 to 16]]'\n"
         "  .venv/bin/gearmesh infer resnet18 some_photo.jpg --slo-ms 500\n"
         "  .venv/bin/gearmesh undeploy digits_linear; .venv/bin/gearmesh deploy digits_linear\n"
+        "  .venv/bin/gearmesh apps; .venv/bin/gearmesh infer digits some_digit.npy --app\n"
         f"  and from Python: frontend.client.Client({settings.frontend_address!r})\n"
     )
 

@@ -18,6 +18,8 @@ from broker.config import Settings
 from broker.errors import GearmeshError
 from broker.service import scan_repository
 from frontend.client import Client, RequestError
+from gpu_worker import tuning
+from gpu_worker.devices.images import available_bytes, host_budget
 
 Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
 
@@ -41,6 +43,10 @@ def _software() -> Iterator[Finding]:
             yield "good", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             yield "bad", package, "is not installed: run scripts/quickstart or pip install -e ."
+    try:
+        yield "good", "onnxruntime", importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        yield "note", "onnxruntime", "is not installed; models in ONNX need it: pip install 'gearmesh[onnx]'"
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:
@@ -57,12 +63,33 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     enough = soft == resource.RLIM_INFINITY or soft >= 1 << 30
     limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 20} MiB"
     yield "good" if enough else "note", "locked memory", f"{limit} (pinned weights count; ulimit -l)"
-    priority, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
-    real_time = os.geteuid() == 0 or priority > 0
-    yield "good" if real_time else "note", "real-time priority", "allowed" if real_time else "not allowed (ulimit -r)"
+    usable = tuning.usable_cores()
+    yield "good", "cores of a worker", f"{usable}; GEARMESH_CORES binds it to some of them (now: {_cores(settings)})"
+    if tuning.may_be_real_time():
+        yield "good", "real-time priority", f"allowed; GEARMESH_REAL_TIME is {str(settings.real_time).lower()}"
+    else:
+        grade = "bad" if settings.real_time else "note"
+        yield grade, "real-time priority", "not allowed (ulimit -r), though GEARMESH_REAL_TIME may ask for it"
+    yield _compiler()
+    budget = host_budget(settings.host_memory_mb)
+    enough = budget <= available_bytes()
+    yield "good" if enough else "bad", "host memory for weights", f"{budget >> 20} MiB (GEARMESH_HOST_MEMORY_MB)"
     yield _steal()
     free = shutil.disk_usage(settings.data_dir if settings.data_dir.exists() else Path()).free
     yield "good" if free > 1 << 30 else "bad", "disk for data_dir", f"{free >> 20} MiB free"
+
+
+def _cores(settings: Settings) -> str:
+    return ",".join(map(str, settings.cores)) or "any"
+
+
+def _compiler() -> Finding:
+    from gpu_worker.devices.compiled import find_compiler
+
+    found = find_compiler()
+    if found is None:
+        return "note", "C++ compiler", "none: models run eagerly on the cpu"
+    return "good", "C++ compiler", f"{found}; GEARMESH_COMPILE_S_MAX above 0 lets models be compiled for the cpu"
 
 
 def _steal() -> Finding:

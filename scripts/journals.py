@@ -51,11 +51,26 @@ def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
     found: list[tuple[float, str, float, int]] = []
     for log in read_requests(source):
         to_unix_s = log.headers[0].unix_s - log.headers[0].clock_s
-        found.extend((fact.arrived_s + to_unix_s, fact.ref, fact.slo_s, fact.rows) for fact in log.facts)
+        found.extend((f.arrived_s + to_unix_s, f.ref, round(f.slo_s, 9), f.rows) for f in log.facts)
     found.sort()
     first_s = found[0][0] if found else 0.0
     for arrived_s, ref, slo_s, rows in found:
         yield arrived_s - first_s, ref, slo_s, rows
+
+
+def kind_of(file: Path) -> str:
+    """requests | actions: which log the file is of. Raises: LogError."""
+    header = _first_line(file, _bytes(file).split(b"\n", 1)[0], "request or action")
+    if header["log"] not in KINDS:
+        raise LogError(f"{file}: this is a log of {str(header['log'])[:32]!r}; there are: {', '.join(KINDS)}")
+    return str(header["log"])
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LogError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _read(source: Path, kind: str) -> list[Log[Any]]:
@@ -64,11 +79,7 @@ def _read(source: Path, kind: str) -> list[Log[Any]]:
         raise LogError(f"{source}: there is no {kind}-*.jsonl here; controllers write them into telemetry_dir")
     logs: dict[str, Log[Any]] = {}
     for path in paths:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise LogError(f"{path}: cannot be read: {error.strerror}") from error
-        lines = data.split(b"\n")
+        lines = _bytes(path).split(b"\n")
         header = _header(path, lines[0], kind)
         log = logs.setdefault(header.controller, Log())
         log.headers.append(header)
@@ -76,24 +87,28 @@ def _read(source: Path, kind: str) -> list[Log[Any]]:
     return sorted(logs.values(), key=lambda log: log.headers[0].unix_s)
 
 
-def _header(path: Path, line: bytes, kind: str) -> Header:
-    wanted = f"it must begin with the header of a gearmesh {kind} log of version {LOG_VERSION}"
+def _first_line(path: Path, line: bytes, kind: str) -> dict[str, Any]:
+    """The header as it stands, of this version."""
     try:
         header = msgspec.json.decode(line)
-        version = header["version"]
-        found = header["log"]
+        version, _ = header["version"], header["log"]
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError):
+        wanted = f"it must begin with the header of a gearmesh {kind} log of version {LOG_VERSION}"
         raise LogError(f"{path}: line 1: this is no gearmesh log: {wanted}") from None
-    if found != kind:
-        raise LogError(f"{path}: this is a log of {str(found)[:32]!r}; {wanted}")
     if version != LOG_VERSION:
-        raise LogError(
-            f"{path}: this log has version {version!r}; this gearmesh reads {LOG_VERSION}: use the one that wrote it"
-        )
+        text = f"this log has version {version!r}; this gearmesh reads {LOG_VERSION}: use the one that wrote it"
+        raise LogError(f"{path}: {text}")
+    return dict(header)
+
+
+def _header(path: Path, line: bytes, kind: str) -> Header:
+    header = _first_line(path, line, kind)
+    if header["log"] != kind:
+        raise LogError(f"{path}: this is a log of {str(header['log'])[:32]!r}, not of {kind}")
     try:
         return msgspec.convert(header, Header)
     except msgspec.ValidationError as error:
-        raise LogError(f"{path}: line 1: {error}; {wanted}") from None
+        raise LogError(f"{path}: line 1: {error}") from None
 
 
 def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: Log[Any]) -> None:

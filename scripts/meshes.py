@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frontend.client import AsyncClient
+from scripts.containers import Roster, keep_containers
 from scripts.supervisor import Supervisor, procfile_commands
 from scripts.up import first_of, wait_ready
 
@@ -71,11 +72,14 @@ async def mesh(
     supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment)
     running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
     supervisor.start()
+    containers = asyncio.create_task(keep_containers(supervisor, Roster(data_dir)))
     try:
         if ready:
             await _wait(running)
         yield running
     finally:
+        containers.cancel()
+        await asyncio.gather(containers, return_exceptions=True)
         await supervisor.stop()
 
 

@@ -24,6 +24,8 @@ DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToOperator])
 REPLY_S_MAX = 1.0  # who has not answered by then is shown as silent
 BROKER_AGAIN_S = 5.0  # a broker that was silent is not asked again before
 POLL_S = 0.05  # between two looks for facts
+ROUNDS_MAX = 250  # replies fetched at one look: more than a controller stores for us
+FACTS_MAX = 1_000_000  # of one recording; about 2 GB of ours
 
 
 class NoMesh(Exception):
@@ -193,7 +195,9 @@ class Observer:
         rtts = {} if rtts is None else rtts
         answered: set[str] = set()
         open_: Iterable[str] = list(self._controllers)
-        while open_:
+        for _ in range(ROUNDS_MAX):
+            if not open_:
+                break
             sent_s = time.monotonic()
             replies = self._ask_controllers(lambda call: wire.AskFacts(call=call, stop=stop), open_)
             rtt_s = time.monotonic() - sent_s
@@ -201,8 +205,9 @@ class Observer:
                 if not isinstance(reply, wire.FactsReply):
                     continue
                 answered.add(controller)
-                recording.facts.setdefault(controller, []).extend(reply.facts)
-                recording.dropped += reply.dropped
+                room = max(0, FACTS_MAX - sum(map(len, recording.facts.values())))
+                recording.facts.setdefault(controller, []).extend(reply.facts[:room])
+                recording.dropped += reply.dropped + max(0, len(reply.facts) - room)
                 if rtt_s < rtts.get(controller, float("inf")):
                     rtts[controller] = rtt_s
                     recording.offset_s[controller] = reply.now_s - (sent_s + rtt_s / 2)

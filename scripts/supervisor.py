@@ -37,6 +37,9 @@ class Child:
     starts: int = 0
     failures: int = 0  # in a row
     tail: list[str] = field(default_factory=list)  # its last lines
+    extra: bool = False  # no line of the Procfile: the mesh runs without it
+    unwanted: bool = False  # it is to end, and is not started again
+    ended: bool = False  # it cannot start, and is not tried again
 
 
 def procfile_commands(
@@ -71,6 +74,8 @@ class Supervisor:
             Child(name, command, _environment(environment, name, instance))
             for name, (command, instance) in commands.items()
         ]
+        self._base = environment
+        self._extras: dict[str, list[Child]] = {}  # {name: replicas, oldest first} beside the Procfile
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._asked = asyncio.Event()
@@ -79,6 +84,28 @@ class Supervisor:
     def start(self) -> None:
         """Every process is being started, and will be again."""
         self._tasks = [asyncio.create_task(self._keep(child), name=child.name) for child in self._children]
+
+    def say(self, name: str, line: str) -> None:
+        """The line appears among those of the processes."""
+        self._say(name, line)
+
+    def scale(self, name: str, command: str, count: int) -> None:
+        """So many replicas of the command run beside the Procfile's lines, or are being started or ended."""
+        replicas = [child for child in self._extras.get(name, []) if not child.unwanted and child.command == command]
+        for child in self._extras.get(name, []):
+            if child not in replicas[:count] and not child.unwanted:
+                child.unwanted = True
+                self._signal_one(child, signal.SIGTERM)
+        for child in [child for child in self._extras.get(name, []) if child.unwanted and child.ended]:
+            self._dropped(child)
+        numbers = (i for i in range(1, count + len(self._extras.get(name, [])) + 1))
+        taken = {child.name for child in self._extras.get(name, [])}
+        fresh = [f"{name}.{i}" for i in numbers if f"{name}.{i}" not in taken][: max(0, count - len(replicas))]
+        for label in fresh:
+            child = Child(label, command, _environment(self._base, name, 0), extra=True)
+            self._extras.setdefault(name, []).append(child)
+            self._children.append(child)
+            self._tasks.append(asyncio.create_task(self._keep(child), name=label))
 
     def pids(self) -> dict[str, int]:
         """{process: pid} of those that run."""
@@ -101,15 +128,32 @@ class Supervisor:
 
     def _signal(self, number: int) -> None:
         for child in self._children:
-            if child.process is not None and child.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, number)
+            self._signal_one(child, number)
+
+    def _signal_one(self, child: Child, number: int) -> None:
+        if child.process is not None and child.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)
+
+    def _dropped(self, child: Child) -> None:
+        """An extra process has ended for good."""
+        self._children.remove(child)
+        extras = self._extras[child.name.rpartition(".")[0]]
+        extras.remove(child)
+        self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
 
     async def _keep(self, child: Child) -> None:
         while not self._stopping:
             began_s = time.monotonic()
             code = await self._run(child)
             if self._stopping:
+                return
+            if child.unwanted:
+                self._dropped(child)
+                return
+            if child.extra and code == WRONG_SETTINGS:
+                self._say("up", f"{child.name} cannot start, and is not tried again before it is scaled to 0 and up")
+                child.ended = True
                 return
             if code == WRONG_SETTINGS:
                 if not self.failed.done():

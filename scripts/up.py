@@ -13,6 +13,7 @@ from rich.console import Console
 
 from broker.config import Settings
 from frontend.client import AsyncClient, RequestError
+from scripts.containers import Roster, keep_containers
 from scripts.supervisor import Say, Supervisor, procfile_commands
 
 POLL_S = 0.2
@@ -47,10 +48,12 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     supervisor.start()
     ready = asyncio.create_task(_tell_ready(settings, say))
+    containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir)))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
     ready.cancel()
-    await asyncio.gather(ready, return_exceptions=True)
+    containers.cancel()
+    await asyncio.gather(ready, containers, return_exceptions=True)
     waiting.cancel()
     await supervisor.stop()
     if supervisor.failed.done():

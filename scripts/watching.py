@@ -1,6 +1,7 @@
-"""The commands that look at a running mesh: `gearmesh status`, `top` and `trace`. They return the exit code."""
+"""The commands that look at a running mesh, `gearmesh status | top | metrics | trace`. They return the exit code."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from broker.config import Settings
+from broker.metrics import metrics_text
 from scripts.observer import NoMesh, Observer, View
 from scripts.screens import screen
 from scripts.trace import TraceError, check_seconds, check_target, record, write
@@ -85,6 +87,20 @@ def run_top(settings: Settings, interval_s: float, count: int, out: Console, err
         return _refuse(err, str(error))
     except KeyboardInterrupt:
         return 0
+    return 0
+
+
+def run_metrics(settings: Settings, err: Console) -> int:
+    """Prints all metrics once. 0; 2 if nobody answers."""
+    try:
+        with Observer(settings) as observer:
+            view = observer.look()
+    except NoMesh as error:
+        return _refuse(err, str(error))
+    workers = {device.worker for snapshot in view.snapshots.values() for device in snapshot.devices}
+    answering = {*view.snapshots, *view.frontends, *workers}
+    up = {"broker": view.broker, **{member.id: member.id in answering for member in view.members}}
+    sys.stdout.write(metrics_text(up, view.snapshots.values(), view.frontends))
     return 0
 
 

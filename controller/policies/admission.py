@@ -75,7 +75,7 @@ class Admission:
                 continue
             curve = device.curves[model.ref]
             start_s = start_of(device, model, now)
-            alone_s = min(alone_s, start_s + curve.exec_s(min(request.rows, curve.batch_max)))
+            alone_s = min(alone_s, start_s + curve.exec_s(min(request.rows, curve.rows_max)))
             mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
             own_s = min(own_s, mine_s)
             behind_s = min(behind_s, others_s)
@@ -107,15 +107,21 @@ class Admission:
         ahead_s = full * curve.exec_s(top) / hosts
         begin_s = start_s + full // hosts * curve.exec_s(top)
         filled = min(top, int(rest + request.rows + rate * min(RECENT_S, max(0.0, begin_s - now))))
+        filled = max(filled, min(request.rows, curve.rows_max))
         own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.noise.value_s)
         mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
-        behind_s = start_s + max(0.0, device.backlog_s - mine_s) + ahead_s + curve.exec_s(min(top, rest + request.rows))
+        behind_s = (
+            start_s
+            + max(0.0, device.backlog_s - mine_s)
+            + ahead_s
+            + curve.exec_s(max(min(top, rest + request.rows), min(request.rows, curve.rows_max)))
+        )
         return own_s, behind_s
 
     def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
         """When the same budget would suffice, if nothing else came; None if it never does."""
         idle_s = min(
-            device.curves[model.ref].exec_s(min(request.rows, device.curves[model.ref].batch_max))
+            device.curves[model.ref].exec_s(min(request.rows, device.curves[model.ref].rows_max))
             + device.dispatch.value_s
             for device in model.ready.values()
         )

@@ -170,7 +170,7 @@ class Atc(Policy):
         head_s = queue.deadlines[queue.head + skip] - start_s
         cap = curve.largest(head_s * scale / guard, curve.batch_max)
         if queue.many:
-            return self._plan_of_many(model, curve.batch_max, max(cap, 1), skip, start_s, scale, base)
+            return self._plan_of_many(model, curve.rows_max, max(cap, 1), skip, start_s, scale, base)
         rows = min(cap, waiting)
         wider = min(waiting, curve.batch_max)
         if rows < wider:
@@ -196,13 +196,13 @@ class Atc(Policy):
         return low, max(0, queue.before(start_s + base[low] * guard) - skip) if low else 0
 
     def _plan_of_many(
-        self, model: Model, batch_max: int, cap: int, skip: int, start_s: float, scale: float, base: list[float]
+        self, model: Model, rows_max: int, cap: int, skip: int, start_s: float, scale: float, base: list[float]
     ) -> Plan | None:
         """Requests of several rows are kept whole: as many from the head on as fit, or the head if none does."""
         queue = model.queue
         count = max(1, queue.count_for(cap, skip))
         rows = queue.rows_of(count, skip)
-        if rows > batch_max:
+        if rows > rows_max:
             return None
         return _plan_of(model, count, rows, skip, start_s, base[rows] * scale)
 
@@ -213,7 +213,7 @@ class Atc(Policy):
         urgency = 1.0
         if slack_s > 0:
             urgency = math.exp(max(-700.0, -slack_s / (window * (head.deadline_s - head.arrived_s))))
-        if plan.rows == batch_max:
+        if plan.rows >= batch_max:
             urgency = max(urgency, self.parameters.full_bonus)
         weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
         return weight / plan.expected_s * urgency

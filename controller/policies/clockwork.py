@@ -167,12 +167,18 @@ class Clockwork(Policy):
         size = sizes[at]
         if size < least or _count(queues[size], size) < size:
             return []
-        taken = []
+        taken: list[Request] = []
+        rows = 0
         for request in queues[size]:
             if request.waiting:
+                rows += request.rows
+                if rows > curve.batch_max:
+                    break
                 taken.append(request)
                 if len(taken) == size:
                     break
+        if not taken:
+            return []
         for queue in queues.values():  # whoever is not younger than the youngest taken leaves every queue
             while queue and queue[0].arrived_s <= taken[-1].arrived_s:
                 queue.popleft()

@@ -49,7 +49,8 @@ class Fifo(Policy):
         for ref in device.waiting:
             model = self.state.models[ref]
             arrived_s = self._oldest(ref).arrived_s
-            if arrived_s < oldest_s and self._due_s(model, arrived_s) <= now:
+            fits = self._oldest(ref).rows <= device.curves[ref].batch_max
+            if fits and arrived_s < oldest_s and self._due_s(model, arrived_s) <= now:
                 best, oldest_s = model, arrived_s
         return self._batch(device, best, now) if best is not None else None
 
@@ -71,7 +72,8 @@ class Fifo(Policy):
         order = self._order[model.ref]
         chosen: list[Request] = []
         rows = 0
-        while order and (not chosen or rows + order[0].rows <= self._limit(model)):
+        limit = min(self._limit(model), device.curves[model.ref].batch_max)
+        while order and (not chosen or rows + order[0].rows <= limit):
             request = order.popleft()
             if request.waiting and request not in chosen:
                 chosen.append(request)

@@ -107,7 +107,7 @@ class Placement:
             if place.loading is None and not place.bound and ref not in self.state.active:
                 known = self.state.models.get(ref)
                 rate = known.popularity.rate(now) if known is not None and ref in device.curves else 0.0
-                others = len(known.hosts) - 1 if known is not None else 0
+                others = max(0, len(known.hosts) - 1) if known is not None else 0
                 candidates.append((rate / (1 + others) / place.pages, ref, place.pages, rate / (1 + others)))
                 if len(candidates) >= VICTIMS_LOOKED_AT + missing:
                     break

@@ -7,6 +7,8 @@ after the other, so that its tensors are contiguous without being moved.
 import ctypes
 import mmap
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +84,43 @@ class Arena:
     def close(self) -> None:
         """No new windows; the memory goes with the last view."""
         os.close(self._fd)
+
+
+class Windows:
+    """Windows that were made lately, to be had again at once: the next model of that size mostly gets the same pages.
+
+    Source of the gain: scripts/bench_worker.py, a window of 100 MB takes 3 ms to map and 14 ms to fill. Any thread may
+    use it.
+    """
+
+    def __init__(self, arena: Arena, bytes_max: int) -> None:
+        self._arena, self._bytes_max = arena, bytes_max
+        self._made: OrderedDict[tuple[int, ...], Bytes] = OrderedDict()  # {pages: window}, least lately used first
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, pages: tuple[int, ...]) -> Bytes:
+        """The pages side by side, as Arena.window makes them."""
+        with self._lock:
+            window = self._made.get(pages)
+            if window is not None:
+                self._made.move_to_end(pages)
+                return window
+        window = self._arena.window(pages)
+        with self._lock:
+            if pages not in self._made:
+                self._made[pages] = window
+                self._bytes += len(window)
+            while self._bytes > self._bytes_max:
+                _, oldest = self._made.popitem(last=False)
+                self._bytes -= len(oldest)
+        return window
+
+    def clear(self) -> None:
+        """None is kept."""
+        with self._lock:
+            self._made.clear()
+            self._bytes = 0
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,20 +1,33 @@
 """What a device can do. A new kind is one file in this folder and one line in `open_device`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from broker import wire
-from broker.config import Settings
 from broker.errors import GearmeshError
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
+
+if TYPE_CHECKING:
+    from broker.config import Settings  # a device can be driven where what reads settings is not installed
 
 Finished = Callable[[Phase, Job, Done], None]
 
 
 class DeviceError(GearmeshError):
     """The device cannot be opened; `str()` says what and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What, beside the kind of device and the architecture, decides how long a version takes."""
+
+    engine: str = "eager"  # how EXEC runs
+    load_from: str = "host"  # where LOAD finds the weights: "host" memory or "disk"
 
 
 class Device(Protocol):
@@ -26,6 +39,7 @@ class Device(Protocol):
 
     info: wire.DeviceInfo
     depth: dict[Phase, int]  # phases it can be given ahead, per lane
+    ahead_s: float  # EXECs can be given so long before their time: the device keeps it itself
     measured: bool  # profiles are measured by running; False: `prepare` knows them
 
     def attach(self, finished: Finished) -> None:
@@ -36,6 +50,9 @@ class Device(Protocol):
 
     def forget(self, ref: str) -> None:
         """All that `prepare` made is freed, as soon as nothing uses it."""
+
+    def traits(self, ref: str) -> Traits:
+        """How a prepared version is executed and loaded: its figures hold for that alone."""
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Returns how it went if it is over already; None: `finished` will be called."""
@@ -53,6 +70,10 @@ class Device(Protocol):
 def open_device(settings: Settings) -> Device:
     """The device that the settings name. Raises: DeviceError, SettingsError."""
     name = settings.device
+    if name == "auto" and (gpus := _gpus_free(settings)) is not None:
+        return gpus
+    if name == "cuda" or name.startswith("cuda:"):
+        return _open_cuda(settings, name)
     if name in ("auto", "cpu"):
         from gpu_worker.devices.cpu import CpuDevice
 
@@ -62,3 +83,22 @@ def open_device(settings: Settings) -> Device:
 
         return EmulatedDevice(settings, Path(name.removeprefix("emulated:")))
     raise DeviceError(f"GEARMESH_DEVICE={name!r}: allowed are auto, cpu, cuda, cuda:N and emulated:PROFILE.json")
+
+
+def _open_cuda(settings: Settings, name: str) -> Device:
+    from gpu_worker.devices.cuda import nvidia
+    from gpu_worker.devices.cuda.opening import open_cuda
+
+    index = name.partition(":")[2]
+    if name != "cuda" and not index.isdecimal():
+        raise DeviceError(f"GEARMESH_DEVICE={name!r}: cuda:N needs the number of a GPU, cuda:0")
+    return open_cuda(settings, [int(index)] if index else range(max(1, nvidia.device_count())))
+
+
+def _gpus_free(settings: Settings) -> Device | None:
+    """A GPU, if there is one that no worker drives."""
+    from gpu_worker.devices.cuda import nvidia
+    from gpu_worker.devices.locks import driven
+
+    free = [i for i in range(nvidia.device_count()) if not driven(settings.data_dir / "locks", f"cuda:{i}")]
+    return _open_cuda(settings, f"cuda:{free[0]}") if free else None

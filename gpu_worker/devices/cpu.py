@@ -22,19 +22,30 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import DTYPES, byte_count, raw
 from broker.transport import Buffer
-from gpu_worker.devices.arena import Arena, Bytes
-from gpu_worker.devices.base import DeviceError, Finished
-from gpu_worker.devices.executables import Forward, check_by_running, empty_image, load_forward, read_image, views
+from gpu_worker.devices.arena import Arena, Bytes, Windows
+from gpu_worker.devices.base import DeviceError, Finished, Traits
+from gpu_worker.devices.compiled import Compiler
+from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
+from gpu_worker.devices.images import HOST, Image, Images, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
+from gpu_worker.packages import ONNX, Package
 
 ARENA_MB = 1024
 PAGE_MB = 2
+WINDOWS_SHARE = 2  # address space for windows, in arenas; the tables of pages take 1/512 of it
 INLINE_S_MAX = 0.001  # longer actions go to a thread; Source: scripts/bench_worker.py, hand-over costs 0.1-0.2 ms here
 INLINE_BYTES_MAX = 256 * 1024  # the same for LOAD: 256 KiB copy in some 30 us
 SLOTS = 8  # buffers for inputs: lanes hold a handful of INFERs at a time
 Task = tuple[Phase, Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """One architecture, ready to run."""
+
+    forward: Forward
+    engine: str  # eager | aot | onnxruntime
 
 
 @dataclass(slots=True)
@@ -42,8 +53,8 @@ class Version:
     """One prepared version of a model."""
 
     package: Package
-    forward: Forward
-    image: Bytes  # the weights in host memory, laid out
+    executable: Executable
+    image: Image  # the weights, outside the arena
     row_bytes: tuple[int, ...]  # of each input
     weights: list[torch.Tensor] | None = None  # views of its pages; None while not loaded
 
@@ -64,13 +75,19 @@ class CpuDevice:
             raise DeviceError(
                 f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
             ) from error
+        self._windows = Windows(self._arena, WINDOWS_SHARE * count * page_bytes)
         self.info = wire.DeviceInfo(
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
         )
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
+        self.ahead_s = 0.0
         self.measured = True
         self._versions: dict[str, Version] = {}
-        self._forwards: dict[str, Forward] = {}  # {architecture: executable}, shared by its models
+        self._executables: dict[str, Executable] = {}  # {architecture: executable}, shared by its models
+        self._compiler = Compiler(
+            settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
+        )
+        self._images = Images(host_budget(settings.host_memory_mb), read_image)
         self._slots: deque[Bytes] = deque()
         self._slot_bytes = 0
         self._window_bytes_max = settings.window_mb << 20
@@ -109,25 +126,40 @@ class CpuDevice:
         if faults:
             raise PackageError(package.ref, faults)
         torch.set_grad_enabled(False)  # of this thread
-        forward = self._forwards.get(package.architecture)
-        if forward is None:
-            forward = load_forward(package)
-        image = empty_image(package.image_bytes)
-        read_image(package, image)
-        check_by_running(package, forward, views(image, package))
-        self._forwards[package.architecture] = forward
+        executable = self._executables.get(package.architecture) or self._executable(package)
+        image = self._images.take(package)
+        self._executables[package.architecture] = executable
         row_bytes = tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in package.spec.inputs)
         self._grow_slots(sum(row_bytes) * package.spec.batch_max)
-        self._versions[package.ref] = Version(package, forward, image, row_bytes)
+        self._versions[package.ref] = Version(package, executable, image, row_bytes)
         return None
+
+    def _executable(self, package: Package) -> Executable:
+        """What executes the package's architecture, tried out with its weights."""
+        forward = load_forward(package)
+        image = np.zeros(package.image_bytes, np.uint8)
+        read_image(package, image)
+        weights = views(image, package)
+        check_by_running(package, forward, weights)
+        compiled = self._compiler.better(package, forward, weights)
+        if compiled is not None:
+            return Executable(compiled, "aot")
+        onnx = package.graph is not None and package.graph.suffix == ONNX
+        return Executable(forward, "onnxruntime" if onnx else "eager")
+
+    def traits(self, ref: str) -> Traits:
+        """See Device."""
+        version = self._versions[ref]
+        return Traits(version.executable.engine, version.image.place)
 
     def forget(self, ref: str) -> None:
         """See Device."""
+        self._images.drop(ref)
         version = self._versions.pop(ref, None)
         if version is not None:
             architecture = version.package.architecture
             if all(other.package.architecture != architecture for other in self._versions.values()):
-                self._forwards.pop(architecture, None)
+                self._executables.pop(architecture, None)
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""
@@ -140,7 +172,8 @@ class CpuDevice:
                 return self._run_exec(job)
             self._exec.give((phase, job))
             return None
-        if self._load.idle and self._versions[job.action.ref].package.image_bytes <= INLINE_BYTES_MAX:
+        version = self._versions.get(job.action.ref)
+        if self._load.idle and (version is None or _short(version.image)):
             return self._run_load(job)
         self._load.give((phase, job))
         return None
@@ -161,6 +194,7 @@ class CpuDevice:
         """See Device."""
         self._exec.stop()
         self._load.stop()
+        self._windows.clear()
         self._arena.close()
         self._lock.release()
 
@@ -192,9 +226,9 @@ class CpuDevice:
         try:
             gathered = version.weights is None
             if version.weights is None:
-                version.weights = views(self._arena.window(job.pages), version.package)
+                version.weights = views(self._windows.get(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
-            outputs = version.forward(*version.weights, *inputs)
+            outputs = version.executable.forward(*version.weights, *inputs)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
         except Exception as error:  # whatever the model raises is that action's outcome, not this process's end
@@ -221,8 +255,13 @@ class CpuDevice:
         version = self._versions.get(job.action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, "unknown_model")
-        self._arena.copy_in(version.image, job.pages)
-        version.weights = views(self._arena.window(job.pages), version.package)
+        window = self._windows.get(job.pages)
+        try:
+            version.image.copy_into(window)
+        except OSError as error:  # an image on disk: that LOAD has failed, others go on
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, "device_error", str(error))
+        version.weights = views(window, version.package)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -278,6 +317,10 @@ class _Lane:
             self._ended += 1
             assert self._tell is not None
             self._tell(phase, job, done)
+
+
+def _short(image: Image) -> bool:
+    return image.size <= INLINE_BYTES_MAX and image.place == HOST
 
 
 def fill(slot: Bytes, action: wire.Infer, parts: Sequence[Sequence[Buffer]], row_bytes: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import byte_count
 from broker.timers import Alarm
-from gpu_worker.devices.base import DeviceError, Finished
+from gpu_worker.devices.base import DeviceError, Finished, Traits
 from gpu_worker.emulation import Emulator, ProfileError, exec_s, parse_profile
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
@@ -35,6 +35,7 @@ class EmulatedDevice:
             any_batch=True,
         )
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
+        self.ahead_s = 0.0
         self.measured = False
         self._packages: dict[str, Package] = {}
         self._emulator = Emulator(self._duration_s)
@@ -68,6 +69,10 @@ class EmulatedDevice:
     def forget(self, ref: str) -> None:
         """See Device."""
         self._packages.pop(ref, None)
+
+    def traits(self, ref: str) -> Traits:
+        """See Device."""
+        return Traits("emulated")
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""

@@ -4,17 +4,19 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
+from torch.export.passes import move_to_device_pass
 from torch.func import functional_call
 
 from broker import wire
 from broker.errors import PackageError
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.packages import Package, Weight
+from gpu_worker.devices.onnx import load_onnx
+from gpu_worker.packages import ONNX, Package, Weight
 
 Forward = Callable[..., Sequence[torch.Tensor]]
+CPU = torch.device("cpu")
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -45,15 +47,20 @@ def views(image: Bytes, package: Package) -> list[torch.Tensor]:
     return [view(flat, weight) for weight in package.layout]
 
 
-def load_forward(package: Package) -> Forward:
-    """(weights..., inputs...) -> outputs, of the package's architecture. Raises: PackageError."""
+def load_forward(package: Package, place: torch.device = CPU) -> Forward:
+    """(weights..., inputs...) -> outputs, of the package's architecture, for that device. Raises: PackageError."""
     if package.graph is None:
         return _from_factory(package)
+    if package.graph.suffix == ONNX:
+        return load_onnx(package)
     try:
         exported = torch.export.load(package.graph)
     except Exception as error:  # torch.export raises whatever it meets in a damaged archive
         raise PackageError(package.ref, [f"{package.graph.name}: torch.export cannot load it: {error}"]) from error
     _check_placeholders(package, exported)
+    if place != CPU:
+        exported = move_to_device_pass(exported, place)
+        exported.graph_module.recompile()
     forward: Forward = exported.graph_module.forward
     return forward
 
@@ -117,10 +124,12 @@ def _check_state(package: Package, module: torch.nn.Module) -> None:
         raise PackageError(package.ref, faults[:20])
 
 
-def check_by_running(package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> None:
+def check_by_running(
+    package: Package, forward: Forward, weights: Sequence[torch.Tensor], place: torch.device = CPU
+) -> None:
     """One row and two rows go through, and come out as model.toml promises. Raises: PackageError."""
     for rows in (1, min(2, package.spec.batch_max)):
-        inputs = [zeros(spec, rows) for spec in package.spec.inputs]
+        inputs = [zeros(spec, rows).to(place) for spec in package.spec.inputs]
         try:
             with torch.inference_mode():
                 outputs = forward(*weights, *inputs)
@@ -145,8 +154,3 @@ def _compare(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], 
         for spec, output in zip(specs, outputs, strict=True)
         if tuple(output.shape) != (rows, *spec.shape[1:]) or str(output.dtype) != f"torch.{spec.dtype}"
     ]
-
-
-def empty_image(size: int) -> Bytes:
-    """Host memory for an image, touched."""
-    return np.zeros(size, np.uint8)

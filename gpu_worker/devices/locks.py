@@ -39,3 +39,12 @@ def claim_first(folder: Path, devices: list[str]) -> tuple[str, DeviceLock]:
         except DeviceError:
             continue
     raise DeviceError(f"every device here is driven already: {', '.join(devices)}; start fewer workers")
+
+
+def driven(folder: Path, device: str) -> bool:
+    """A worker drives the device now."""
+    try:
+        DeviceLock(folder, device).release()
+    except DeviceError:
+        return True
+    return False

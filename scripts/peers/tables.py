@@ -30,7 +30,7 @@ def throughput_table(title: str, runs: Runs, in_flight: Sequence[int]) -> str:
         head += [f"{n} in flight: req/s", "p50 ms", "p99 ms"]
     rows = []
     for system, cells in runs.items():
-        row = [system]
+        row: list[str] = [system]
         worst: list[Mapping[str, Any]] = []
         for n in in_flight:
             found = cells.get(str(n), [])

@@ -11,11 +11,12 @@ window as one likes. No scheduler can do with less, be it clairvoyant, preemptiv
   window, if that is positive (weak duality). It is computed here from true costs and windows, so neither the grouping
   of requests nor the solver's tolerance can make it wrong; bad prices only make it loose.
 
-LOADs, network and noise are left out: they only take time. Not covered: durations below the profile (noise with a
-coefficient of variation draws some), and closed loops, whose arrivals depend on the scheduler.
+That forgets LOADs. What they alone allow is a second bound (loading.py), and the lesser of the two holds. Network and
+noise are left out: they only take time. Not covered: durations below the profile (noise with a coefficient of variation
+draws some), and closed loops, whose arrivals depend on the scheduler.
 
-`fluid_bound` forgets when requests come. `packing_bound` (packing.py) forms whole batches; it is the tightest.
-`belady` (belady.py) bounds from below, with swapping; `exact` (exact.py) tries everything, for a few requests.
+`fluid_bound` forgets when requests come. `packing_bound` (packing.py) forms whole batches; it is the tightest, and
+takes tens of times as long. `exact` (exact.py) tries everything, for a few requests; `belady.py` is about eviction.
 
 Source: gpu_and_literature 2.5, UB0 and UB2.
 """
@@ -26,15 +27,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scripts.simulation.belady import belady
-from scripts.simulation.exact import exact
+from scripts.simulation.loading import answered_at_most
 from scripts.simulation.loads import Trace
 from scripts.simulation.network import Slots, slot_prices
 from scripts.simulation.packing import Packing
 from scripts.simulation.parts import Scenario
 from scripts.simulation.sharing import NS, Requests, costs, range_extreme, requests_of
-
-__all__ = ["Bound", "belady", "exact", "fluid_bound", "interval_bound", "packing_bound"]
 
 Floats = npt.NDArray[np.float64]
 SLOTS_MAX = 6000
@@ -62,7 +60,7 @@ def interval_bound(scenario: Scenario, trace: Trace) -> Bound:
     if problem is None:
         return Bound(0.0, len(trace), time.perf_counter() - began_s)
     prices, groups = problem.prices()
-    answered = min(problem.at_most(prices), problem.at_most(problem.flat_prices()))
+    answered = min(problem.at_most(prices), problem.at_most(problem.flat_prices()), problem.loadable)
     taken_s = time.perf_counter() - began_s
     return Bound(_share(answered, len(trace)), len(trace), taken_s, len(problem.slots.lengths), groups)
 
@@ -74,7 +72,7 @@ def packing_bound(scenario: Scenario, trace: Trace, rounds: int = ROUNDS) -> Bou
     if problem is None:
         return Bound(0.0, len(trace), time.perf_counter() - began_s)
     prices, groups = problem.prices()
-    answered = problem.at_most(prices)
+    answered = min(problem.at_most(prices), problem.loadable)
     packing = Packing.of(problem.requests, problem.slots.edges, scenario.devices.count)
     answered = min(answered, packing.improve(prices, rounds))
     taken_s = time.perf_counter() - began_s
@@ -115,6 +113,7 @@ class Problem:
     cost_s: Floats
     slots: Slots
     devices: int
+    loadable: float  # requests that LOADs alone would let through
 
     @classmethod
     def of(cls, scenario: Scenario, trace: Trace) -> "Problem | None":
@@ -127,7 +126,8 @@ class Problem:
         if not possible.any():
             return None
         requests = requests.only(possible)
-        return cls(requests, cost_s[possible], cut(requests), scenario.devices.count)
+        loadable = answered_at_most(scenario, requests)
+        return cls(requests, cost_s[possible], cut(requests), scenario.devices.count, loadable)
 
     def prices(self) -> tuple[Floats, int]:
         """(answers per device-second in each slot [slots], groups of the program)."""
@@ -142,7 +142,7 @@ class Problem:
 
     def at_most(self, prices: Floats) -> float:
         """The bound that these prices prove, in requests."""
-        lowest = range_extreme(prices, self.slots.first, self.slots.after, np.minimum)
+        lowest: Floats = range_extreme(prices, self.slots.first, self.slots.after, np.minimum)
         time_price = self.devices * float((prices * self.slots.lengths).sum()) / NS
         return time_price + float(np.maximum(0.0, 1.0 - self.cost_s * lowest).sum())
 

@@ -10,8 +10,6 @@ from gpu_worker.lanes import Job, Lanes, Phase, Prepared
 from gpu_worker.pages import PageTable
 from scripts.simulation.scenario import Scenario, SimModel
 
-EPOCH = 1
-
 
 class SimDevice:
     """One worker. A killed one comes back as new, with an empty arena."""
@@ -26,6 +24,8 @@ class SimDevice:
         self.slow = 1.0  # factor on EXEC while a fault lasts
         self.alive = True
         self.hung = False
+        self.losing = 0  # results that the controller is not to hear of
+        self.epoch = 1  # of the controller that it obeys
         self.busy_s = 0.0  # EXEC, so far
         self.load_s = 0.0  # LOAD, so far
         self.renew()
@@ -33,11 +33,16 @@ class SimDevice:
     def renew(self) -> None:
         """As if just started."""
         self.lanes = Lanes(PageTable(self.pages), {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64})
-        self.lanes.welcome(EPOCH)
+        self.lanes.welcome(self.epoch)
         self.emulator = Emulator(self._duration_s)
         for report in self._prepared:
             assert report.spec is not None
             self.lanes.prepared(report.ref, Prepared(report.pages, report.spec.batch_max, None))
+
+    def welcome(self, epoch: int) -> None:
+        """Another controller took over; what its predecessor ordered and has not begun is dropped."""
+        self.epoch = epoch
+        self.lanes.welcome(epoch)
 
     def hello(self) -> wire.WorkerHello:
         """What the worker says of itself."""
@@ -49,8 +54,8 @@ class SimDevice:
             member=self.worker,
             host="simulated",
             device=info,
-            free_pages=self.pages,
-            resident=(),
+            free_pages=self.lanes.table.free,
+            resident=self.lanes.table.resident(),
             prepared=self._prepared,
         )
 

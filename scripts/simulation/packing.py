@@ -79,7 +79,9 @@ class Packing:
         orderly = in_order(requests)
         if orderly.sum() * profiles.shape[1] > CELLS_MAX:
             orderly[:] = False
-        groups, inner, alone = [], [], []
+        groups: list[Offers] = []
+        inner: list[Offers] = []
+        alone: list[Offers] = []
         place = np.arange(len(requests)) - requests.find(np.zeros_like(requests.model), requests.model, "left")
         for batch in range(1, profiles.shape[1]):
             duration = profiles[profile_of, batch]

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gpu_worker.emulation import LINE, DeviceProfile, ModelTimes, ProfileError, exec_s, parse_profile
+from gpu_worker.profiling import ProfileFile
 from scripts.simulation.fields import Table, is_number, shown
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -57,7 +60,7 @@ def _parse(text: str, file: Path) -> DeviceProfile:
     except ValueError as error:
         raise ProfileError(f"{place}: no JSON: {error}") from error
     if isinstance(found, dict) and found.keys() == {"format", "kind", "profile"}:
-        profile = _measured(found, file)
+        profile = _measured(text, file)
     else:
         profile = parse_profile(text, place)
     for name, times in profile.models.items():
@@ -69,20 +72,17 @@ def _parse(text: str, file: Path) -> DeviceProfile:
     return profile
 
 
-def _measured(found: dict[str, Any], file: Path) -> DeviceProfile:
-    """What a worker has measured, as the profile of a device with this one model."""
-    measured = found["profile"]
-    times = measured.get("exec_s") if isinstance(measured, dict) else None
-    if not isinstance(times, dict) or not times or not all(is_number(s) for s in times.values()):
-        raise ProfileError(
-            f"{file.name}: profile.exec_s: give seconds for each of some batch sizes; got {shown(times)}"
-        )
+def _measured(text: str, file: Path) -> DeviceProfile:
+    """What a worker has measured, as the profile of a device with this one model. Raises: ProfileError."""
+    try:
+        found = msgspec.json.decode(text, type=ProfileFile)
+    except msgspec.MsgspecError as error:
+        raise ProfileError(f"{file.name}: no profile as a worker writes it: {error}") from error
     names = [part for part in file.resolve().parts if part]
     name = names[-4] if len(names) >= 4 and file.parent.name == "profiles" else file.stem  # REPOSITORY/NAME/1/profiles/
-    exec_ms = {str(batch): seconds * 1e3 for batch, seconds in times.items()}
-    largest = max((int(batch) for batch in exec_ms if batch.isdigit()), default=1)
-    model = ModelTimes(exec_ms=exec_ms, batch_max=min(max(largest, 1), BATCH_LIMIT))
-    return DeviceProfile(name=str(found["kind"]), models={name: model})
+    exec_ms = {str(batch): seconds * 1e3 for batch, seconds in found.profile.exec_s.items()}
+    model = ModelTimes(exec_ms=exec_ms, batch_max=min(max(found.profile.exec_s, default=1), BATCH_LIMIT))
+    return DeviceProfile(name=found.kind, models={name: model})
 
 
 def batches_fault(exec_ms: dict[str, Any]) -> str | None:
@@ -97,6 +97,11 @@ def batches_fault(exec_ms: dict[str, Any]) -> str | None:
             return f"a batch is a whole number from 1 to {BATCH_LIMIT}; got {shown(size)}"
         if not is_number(ms) or not 0 < ms < float("inf"):
             return f"a duration is a number of milliseconds above 0; got {shown(ms)} for batch {size}"
+    longest_ms, longest = 0.0, 0
+    for batch, duration_ms in sorted((int(size), float(ms)) for size, ms in exec_ms.items()):
+        if duration_ms < longest_ms / 2:
+            return f"batch {batch} takes {duration_ms:g} ms, less than half of the {longest_ms:g} ms of batch {longest}"
+        longest_ms, longest = max((longest_ms, longest), (duration_ms, batch))
     if "1" not in exec_ms:
         return f"must give batch 1, and any others from 2 to {BATCH_LIMIT}; got {shown(sorted(exec_ms))}"
     return None

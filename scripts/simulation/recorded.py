@@ -6,7 +6,8 @@ A log has one JSON object a line, in any order; other fields are passed over:
 
 `t_s`: arrival, seconds; the earliest becomes 0. `model`: a model of the scenario. `slo_ms`: the answer's budget;
 without it, the first of the model's or the load's. `rows`: default 1. With `load.rate_rps`, gaps are stretched or
-squeezed by one factor so that the mean rate is that.
+squeezed by one factor so that the mean rate is that. A controller's own request log will do as it is: its lines have
+`arrived_s`, `ref` (model:version) and `slo_s` in place of these; its header and lines of another kind are passed over.
 """
 
 import csv
@@ -34,6 +35,26 @@ class Line(msgspec.Struct, frozen=True):
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
 
+class OwnLine(msgspec.Struct, frozen=True):
+    """One request in a controller's log."""
+
+    arrived_s: float
+    ref: str
+    slo_s: Annotated[float, msgspec.Meta(gt=0)]
+    rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+
+    def line(self) -> Line:
+        """The same."""
+        return Line(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What tells the lines of a controller's log apart."""
+
+    log: str | None = None  # the header's
+    kind: str | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Log:
     """The requests, oldest first; arrays [requests]."""
@@ -56,6 +77,11 @@ def read_log(scenario: Scenario) -> Log:
         raise ScenarioError(
             scenario.name, [f"load.path: model {', '.join(strange[:5])} must be one of the scenario's: {known}"]
         )
+    for line in lines:
+        largest = scenario.models[index[line.model]].batch_max
+        if line.rows > largest:
+            wanted = f"rows of {line.model} must be at most its largest batch, {largest}; got {line.rows}"
+            raise ScenarioError(scenario.name, [f"load.path: {wanted}"])
     models = np.array([index[line.model] for line in lines], np.int32)
     default_ms = [(model.slo_ms or load.slo_ms)[0] for model in scenario.models]
     slo_ms = np.array([line.slo_ms or default_ms[m] for line, m in zip(lines, models, strict=True)], np.float64)
@@ -70,24 +96,35 @@ def read_log(scenario: Scenario) -> Log:
 
 
 def _lines(scenario: Scenario, file: Path) -> list[Line]:
-    decoder = msgspec.json.Decoder(Line)
-    lines, faults = [], []
+    lines: list[Line] = []
+    faults: list[str] = []
     for number, text in enumerate(file.read_bytes().splitlines(), 1):
         if not text.strip():
             continue
         try:
-            line = decoder.decode(text)
+            line = _line(text)
         except msgspec.MsgspecError as error:
             faults.append(f"load.path: line {number}: must be an object with t_s and model: {error}")
             if len(faults) >= FAULTS_MAX:
                 break
             continue
-        lines.append(line)
+        if line is not None:
+            lines.append(line)
     if not lines and not faults:
         faults.append(f'load.path: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
     if faults:
         raise ScenarioError(scenario.name, faults)
     return lines
+
+
+def _line(text: bytes) -> Line | None:
+    """The request in a line of either kind of log; None if the line is about something else."""
+    found = msgspec.json.decode(text, type=Kind)
+    if found.kind == "request":
+        return msgspec.json.decode(text, type=OwnLine).line()
+    if found.kind is not None or found.log is not None:
+        return None
+    return msgspec.json.decode(text, type=Line)
 
 
 def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:

@@ -79,7 +79,7 @@ def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scena
     faults: list[str] = []
     top = Table("", mapping, faults)
     groups = top.tables("models")
-    if not groups and "models" not in mapping:
+    if not groups and isinstance(mapping.get("models", []), list):
         top.fault("models", "must be a table [models], or tables [[models]]")
     models: list[SimModel] = []
     profile: DeviceProfile | None = None

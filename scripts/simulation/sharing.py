@@ -10,7 +10,7 @@ may be padded. So what is said holds for every scheduler, in spite of rounding.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -130,9 +130,7 @@ def presence(requests: Requests, latest: Longs, counted: Bools) -> Longs:
     )
 
 
-def range_extreme(
-    values: npt.NDArray[np.generic], first: Longs, after: Longs, extreme: np.ufunc
-) -> npt.NDArray[np.generic]:
+def range_extreme(values: npt.NDArray[Any], first: Longs, after: Longs, extreme: np.ufunc) -> npt.NDArray[Any]:
     """The extreme (np.minimum or np.maximum) of values[first[i]:after[i]], none empty [i].
 
     Source: sparse tables (Bender and Farach-Colton, "The LCA problem revisited", 2000).

@@ -16,6 +16,8 @@ from scripts.simulation.scenario import Scenario
 
 Progress = Callable[[float], None]  # told the share that is done
 DEVICES_MAX = 4096  # more are not tried
+BOUND, TIGHT = "bound", "tight bound"  # in place of a policy
+CLAIRVOYANT = " + Belady"  # behind a policy's name: with clairvoyant evictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Task:
 
     scenario: Scenario
     seed: int
-    policy: str | None  # None: the bound
+    what: str  # a policy, CLAIRVOYANT perhaps behind its name; or BOUND or TIGHT
 
 
 def check_policies(scenario: Scenario, names: Sequence[str]) -> None:
@@ -42,18 +44,21 @@ def span_s(scenario: Scenario, trace: Trace) -> float:
 def play(scenario: Scenario, policy: str, seed: int, progress: Progress | None = None) -> tuple[Outcome, Trace]:
     """What became of every request. Raises: ScenarioError, SettingsError."""
     trace = arrivals(scenario, seed)
-    parameters = scenario.parameters.get(policy, {})
-    return Simulation(scenario, trace, policy, seed, parameters, progress=progress).run(), trace
+    name = policy.removesuffix(CLAIRVOYANT)
+    parameters = scenario.parameters.get(name, {})
+    simulation = Simulation(scenario, trace, name, seed, parameters, clairvoyant=name != policy, progress=progress)
+    return simulation.run(), trace
 
 
 def run(task: Task, progress: Progress | None = None) -> dict[str, Any]:
-    """The record of a policy, or {"seed", "attainment", ...} of the bound. Raises: ScenarioError, SettingsError."""
-    if task.policy is not None:
-        outcome, trace = play(task.scenario, task.policy, task.seed, progress)
-        return outcome.record(task.policy, task.seed, task.scenario.devices.count, span_s(task.scenario, trace))
-    from scripts.simulation.bound import interval_bound  # it needs scipy, which takes a while to import
+    """The record of a policy, or {"seed", "attainment"} of the bound. Raises: ScenarioError, SettingsError."""
+    if task.what not in (BOUND, TIGHT):
+        outcome, trace = play(task.scenario, task.what, task.seed, progress)
+        return outcome.record(task.what, task.seed, task.scenario.devices.count, span_s(task.scenario, trace))
+    from scripts.simulation.bound import interval_bound, packing_bound  # scipy takes a while to import
 
-    found = interval_bound(task.scenario, arrivals(task.scenario, task.seed))
+    bound = interval_bound if task.what == BOUND else packing_bound
+    found = bound(task.scenario, arrivals(task.scenario, task.seed))
     return {"seed": task.seed, "attainment": found.attainment}
 
 

@@ -486,3 +486,81 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
 TestAnyOrder = AnyOrder.TestCase
+
+
+# -- containers -------------------------------------------------------------------------------------------------------
+
+
+def offer(ref: str = "f:1", code: str = "abc") -> wire.Offer:
+    tensor = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 1))
+    return wire.Offer(
+        ref=ref, spec=wire.ModelSpec(inputs=(tensor,), outputs=(tensor,), batch_max=8, slo_ms=9), code=code
+    )
+
+
+def served(catalogue: Catalogue, member: str = "c1", ref: str = "f:1", code: str = "abc") -> wire.ModelSpec:
+    """A container came and its version is prepared; the spec that clients see."""
+    assert catalogue.offered(member, offer(ref, code)) == ""
+    catalogue.reported(wire.PrepareReport(ref=ref, ok=True, spec=offer().spec))
+    catalogue.check()
+    name, version = wire.split_ref(ref)
+    assert catalogue.models[name].current == version
+    return catalogue.models[name].specs[version]
+
+
+def test_a_container_s_model_becomes_known_and_may_be_in_an_application() -> None:
+    catalogue = Catalogue()
+    served(catalogue)
+    (entry,) = catalogue.entries({})
+    assert (entry.name, entry.current, entry.container) == ("f", "1", True)
+    assert catalogue.put_app(1, {"name": "a", "models": ["f"]}, create=True).ok
+
+
+def test_a_restart_of_all_replicas_is_a_new_build_and_one_more_replica_is_not() -> None:
+    catalogue = Catalogue()
+    first = served(catalogue).build
+    assert catalogue.offered("c2", offer()) == ""
+    assert catalogue.models["f"].specs["1"].build == first
+    catalogue.withdrawn("c1")
+    catalogue.withdrawn("c2")
+    assert served(catalogue, "c3").build != first
+
+
+def test_other_code_under_a_version_that_is_being_served_is_refused() -> None:
+    catalogue = Catalogue()
+    served(catalogue)
+    assert "--version 2" in catalogue.offered("c2", offer(code="def"))
+    catalogue.withdrawn("c1")
+    assert catalogue.offered("c2", offer(code="def")) == ""
+
+
+def test_a_new_version_takes_over_and_a_known_one_that_comes_back_does_not() -> None:
+    catalogue = Catalogue()
+    served(catalogue)
+    served(catalogue, "c2", "f:2")
+    catalogue.withdrawn("c1")
+    assert catalogue.offered("c3", offer("f:1")) == ""
+    assert catalogue.models["f"].target is None
+    assert catalogue.rollback(("o", 1), "f") == []  # it waits for the controller
+    assert catalogue.models["f"].target == "1"
+
+
+def test_rollback_and_deploy_need_a_container_that_runs() -> None:
+    catalogue = Catalogue()
+    served(catalogue)
+    served(catalogue, "c2", "f:2")
+    catalogue.withdrawn("c1")
+    ((_, reply),) = catalogue.rollback(("o", 1), "f")
+    assert "no container of 'f' version 1 is running" in reply.message
+    catalogue.withdrawn("c2")
+    ((_, reply),) = catalogue.deploy(("o", 2), "f", None, {})
+    assert "no container of 'f' is running" in reply.message
+
+
+def test_a_package_and_a_container_cannot_share_a_name() -> None:
+    catalogue = Catalogue()
+    catalogue.scan({"m": ["1"]})
+    assert "model repository" in catalogue.offered("c1", offer("m:1"))
+    served(catalogue)
+    catalogue.scan({"f": ["7"]})
+    assert catalogue.models["f"].versions == ["1"]

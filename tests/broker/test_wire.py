@@ -32,11 +32,22 @@ SPEC = wire.ModelSpec(
     cacheable=False,
     labels=("cat", "dog"),
     batch_sizes=(1, 2, 8),
+    build="abc.1",
 )
 PROFILE = wire.Profile(exec_s={1: 0.001, 8: 0.004}, load_s=0.5, exec_p99_s={1: 0.002}, engine="eager")
-MEMBER = wire.Member(id="frontend-1", role="frontend", host="boot", endpoints={"clients": ("tcp://a:1", "b")}, pid=7)
+OFFER = wire.Offer(ref="m:1", spec=SPEC, code="abc")
+MEMBER = wire.Member(
+    id="frontend-1", role="frontend", host="boot", endpoints={"clients": ("tcp://a:1", "b")}, pid=7, offer=OFFER
+)
 ENTRY = wire.ModelEntry(
-    name="m", current="1", target="2", versions=("1", "2"), owner="controller-1", spec=SPEC, fault="no graph"
+    name="m",
+    current="1",
+    target="2",
+    versions=("1", "2"),
+    owner="controller-1",
+    spec=SPEC,
+    fault="no graph",
+    container=True,
 )
 PREPARED = wire.Prepared(
     ref="m:1",
@@ -47,6 +58,7 @@ PREPARED = wire.Prepared(
     weights_bytes=2**40,
     profile=PROFILE,
     measure=((1, 5), (8, 3)),
+    batching=wire.Batching(method="fixed", objective_s=0.01, size=8, wait_s=0.002),
 )
 PART = wire.Part(
     frontend="frontend-1", request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b"abc"),), frames=0
@@ -92,7 +104,7 @@ MESSAGES: list[Any] = [  # one of each, every field other than its default
         member="gpu_worker-1",
         host="boot",
         device=wire.DeviceInfo(
-            name="cpu:0", kind="cpu", pages=64, page_bytes=1 << 21, any_batch=True, memory_note="2 GiB"
+            name="cpu:0", kind="cpu", pages=64, page_bytes=1 << 21, any_batch=True, memory_note="2 GiB", container="m:1"
         ),
         free_pages=60,
         resident=("m:1",),
@@ -104,7 +116,9 @@ MESSAGES: list[Any] = [  # one of each, every field other than its default
     wire.Forget(ref="m:1"),
     wire.Load(action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25),
     wire.Unload(action=1, ref="m:1"),
-    wire.Infer(action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25, batch=4, parts=(PART, PART)),
+    wire.Infer(
+        action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25, batch=4, parts=(PART, PART), overdue_s=4.5
+    ),
     wire.ActionResult(
         action=1,
         kind="infer",

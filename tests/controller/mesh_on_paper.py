@@ -74,12 +74,14 @@ class Worker:
 class Mesh:
     """One controller, some workers, two frontends."""
 
-    def __init__(self, seed: int, chances: Chances, *, workers: int = 2, models: int = 5, pages: int = 5) -> None:
+    def __init__(
+        self, seed: int, chances: Chances, *, workers: int = 2, models: int = 5, pages: int = 5, policy: str = "atc"
+    ) -> None:
         self.rng = random.Random(seed)
         self.chances = chances
         self.now = BEGIN_S
         self.state = State()
-        self.scheduler = Scheduler(make_policy("atc", self.state), self.state, Parameters())
+        self.scheduler = Scheduler(make_policy(policy, self.state), self.state, Parameters())
         self.pages = pages
         self.refs = [f"m{i}:1" for i in range(models)]
         self.sizes = {ref: self.rng.choice((1, 1, 2, 3)) for ref in self.refs}

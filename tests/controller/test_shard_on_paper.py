@@ -1,5 +1,7 @@
 """The scheduler and its workers' lanes together, on a virtual clock, with chance deciding how long everything takes."""
 
+from typing import Any
+
 import pytest
 
 from broker import wire
@@ -12,7 +14,7 @@ REQUESTS = 150
 FOR_S = 1.0
 
 
-def play(seed: int, chances: Chances, **shape: int) -> Mesh:
+def play(seed: int, chances: Chances, **shape: Any) -> Mesh:
     """A second of requests, with what chance has in store; then all that is under way ends."""
     mesh = Mesh(seed, chances, **shape)
     mesh.run(BEGIN_S + 0.5)  # prepared, and loaded as far as there is room
@@ -141,6 +143,18 @@ def test_every_request_is_answered_whatever_goes_wrong(seed: int) -> None:
         measured=seed % 2 == 0,
     )  # fmt: skip
     mesh = play(seed, chances)
+    assert_all_has_ended(mesh)
+    assert_everybody_was_answered(mesh)
+
+
+@pytest.mark.parametrize("policy", ["clockwork", "fifo"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_other_policies_answer_everybody_too_whatever_goes_wrong(policy: str, seed: int) -> None:
+    chances = Chances(
+        noise=0.4, outlier=0.03, kills=3, relinks=3, drops=4, lost_frontends=4, churn=5, cancels=0.1,
+        measured=seed % 2 == 0,
+    )  # fmt: skip
+    mesh = play(seed, chances, policy=policy)
     assert_all_has_ended(mesh)
     assert_everybody_was_answered(mesh)
 

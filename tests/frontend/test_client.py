@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import zmq
 
-from frontend import client as module
+from frontend import connection as module
 from frontend.client import (
-    FRAMED_BYTES,
     AsyncClient,
     Client,
     Disconnected,
@@ -23,6 +22,7 @@ from frontend.client import (
     RequestError,
     TimedOut,
 )
+from frontend.conversation import FRAMED_BYTES
 from tests.frontend.fakes import DROP, Asked, FakeFrontend, error, infers, models, ok, usual
 from tests.loops import on_loop
 

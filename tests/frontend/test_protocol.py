@@ -217,11 +217,13 @@ def test_a_key_that_is_no_string_is_not_taken_for_a_field_name() -> None:
     assert invalid.field in (None, "key")
 
 
-@pytest.mark.parametrize("op", ["create_app", "update_app", "delete_app", "apps", "feedback"])
-def test_an_op_that_is_listed_as_one_is_not_called_an_invalid_value(op: str) -> None:
-    invalid = refused({"op": op, "id": 7})  # until there are applications
-    assert (invalid.field, invalid.id) == ("op", 7)
-    assert "Invalid value" not in invalid.message
+@pytest.mark.parametrize(
+    ("op", "field"),
+    [("create_app", "app"), ("update_app", "app"), ("delete_app", "app"), ("feedback", "decision_id")],
+)
+def test_an_op_about_applications_names_what_it_lacks(op: str, field: str) -> None:
+    invalid = refused({"op": op, "id": 7})
+    assert (invalid.code, invalid.field, invalid.id) == ("bad_field", field, 7)
 
 
 def test_an_unknown_op_is_answered_with_those_that_there_are() -> None:

@@ -15,12 +15,13 @@ import zmq
 from broker import wire
 from broker.transport import Link
 from frontend.client import AsyncClient, Failed, Invalid, Prediction, Rejected, TimedOut
+from frontend.reports import describe_models
 from frontend.service import FrontendService
 from tests.broker.brokers import Broker, Caller, package
 from tests.broker.processes import Listening, Processes, processes
 from tests.loops import Told, on_loop
 
-QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 500.0}
+QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 500.0, "cache_mb": 0}
 FROM_RESULTS: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 SPEC = wire.ModelSpec(
     inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
@@ -100,8 +101,12 @@ class Mesh:
         self._link.call(hello.results)
         self.controller.report("m:1")
         self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))
-        await self.until(lambda: self.frontend._targets and self.frontend._describe_models()[0]["ready"])
+        await self.until(lambda: self.frontend._targets and self.ready())
         await self.client.models()
+
+    def ready(self) -> bool:
+        """What `models` says of the first model."""
+        return bool(describe_models(self.frontend._models, self.frontend._controllers)[0]["ready"])
 
     async def until(self, holds: Any) -> None:
         """Returns after the frontend's turn in which it came to hold."""
@@ -527,7 +532,7 @@ async def test_a_model_is_ready_while_a_worker_has_it(tmp_path: Path) -> None:
             (wire.Serving(added=("n:1",), removed=(), reset=True, controller="controller-1"), False),
         ):
             at.controller.send(serving)
-            await at.until(lambda ready=ready: at.frontend._describe_models()[0]["ready"] is ready)
+            await at.until(lambda ready=ready: at.ready() is ready)
 
 
 @on_loop

@@ -1,0 +1,161 @@
+"""Feedback: joined with the decision it is about, turned into losses, learned, and told what became of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from frontend import protocol
+from frontend.applications.decisions import Decision, DecisionTable, Missing, chances_of, decoded
+from frontend.applications.definitions import Application
+from frontend.protocol import Invalid
+from selection.base import Observation, State
+from selection.contexts import Key, check_context
+from selection.keeper import Claim, Learn, StateKeeper
+from selection.losses import FeedbackError, check_label, check_loss, losses_of
+
+HELD = "the state store is down: the feedback is kept, and will be taken in when it is back"
+
+
+class FeedbackDesk:
+    """Shell around the table of decisions."""
+
+    def __init__(
+        self,
+        keeper: StateKeeper,
+        decisions: DecisionTable,
+        apps: Mapping[str, Application],
+        learned: Callable[[Key, State], None],
+        send: Callable[[Any, dict[str, Any]], None],
+        refuse: Callable[[Any, Invalid], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._now = now
+        self._keeper, self._decisions, self._apps = keeper, decisions, apps
+        self._learned, self._send, self._refuse = learned, send, refuse
+
+    def take(self, client: Any, request: protocol.Feedback, now: float) -> None:
+        """The feedback is learned and then answered; or refused at once. Raises: Invalid."""
+        if (request.label is None) == (request.loss is None):
+            raise Invalid("bad_feedback", "give either label or loss", "label", request.id)
+        fault = check_context(request.context) if request.context is not None else None
+        if fault is not None:
+            raise Invalid("bad_context", fault, "context", request.id)
+        decision = self._decisions.find(request.decision_id, now)
+        if isinstance(decision, Decision) and not decision.parked:
+            self._take(client, request, decision)
+        elif isinstance(decision, Decision):
+            if decision.taken or self._observation(request, decision) is None:
+                self._take(client, request, decision)
+                return
+            decision.taken = "being taken in"
+            self._claim(client, request, decision)
+        elif decision.code == "unknown" and "no answer ever" not in decision.message:
+            self._claim(client, request, decision)
+        else:
+            self._not_applied(client, request, *decision)
+
+    def _claim(self, client: Any, request: protocol.Feedback, found: Decision | Missing) -> None:
+        """Only one frontend may take feedback for a decision that several know of."""
+
+        def done(known: bytes | None, error: str) -> None:
+            mine = found if isinstance(found, Decision) else None
+            if mine is not None:
+                mine.taken = ""
+            if error:
+                self._not_applied(client, request, "store_down", f"{error}; give the feedback again later")
+            elif known == b"":
+                if mine is not None:
+                    mine.taken = "applied"
+                self._not_applied(client, request, "duplicate", "feedback for this decision was given already")
+            elif known is None and mine is None:
+                assert isinstance(found, Missing)
+                self._not_applied(client, request, *found)
+            else:
+                try:
+                    self._take(client, request, mine if mine is not None else self._adopted(known or b""))
+                except Invalid as invalid:
+                    invalid.id = request.id
+                    self._refuse(client, invalid)
+                except msgspec.MsgspecError as error_:
+                    self._not_applied(client, request, "unknown", f"the decision cannot be read: {error_}")
+
+        self._keeper.submit(Claim(request.decision_id, done))
+
+    def _adopted(self, known: bytes) -> Decision:
+        """Another frontend's decision, now ours: feedback that has to be corrected can come again."""
+        decision = decoded(known)
+        decision.taken, decision.parked = "", False
+        self._decisions.keep(decision, self._now())
+        return decision
+
+    def _take(self, client: Any, request: protocol.Feedback, decision: Decision) -> None:
+        if decision.taken:
+            text = f"feedback for this decision was given already, and is {decision.taken}"
+            self._not_applied(client, request, "duplicate", text)
+            return
+        observation = self._observation(request, decision)
+        if observation is None:
+            return self._nothing_to_learn(client, request, decision)
+        app = self._apps[decision.app]
+        decision.taken = "being taken in"
+        key = (decision.app, decision.context)
+
+        def done(state: State | None, outcome: str) -> None:
+            if outcome == "applied" and state is not None:
+                self._learned(key, state)
+                first = decision.taken != "held back"
+                decision.taken = "applied"
+                app.counts.feedback += 1
+                if first:
+                    self._send(client, {"id": request.id, "status": "ok", "applied": True})
+            elif outcome == "held":
+                decision.taken = "held back"
+                self._not_applied(client, request, "store_down", HELD)
+            else:
+                held = decision.taken == "held back"
+                decision.taken = ""
+                if not held:
+                    self._not_applied(client, request, "not_learned", outcome.removeprefix("refused: "))
+
+        self._keeper.submit(Learn(key, app.policy, tuple(app.models), observation, done))
+
+    def _nothing_to_learn(self, client: Any, request: protocol.Feedback, decision: Decision) -> None:
+        if decision.app not in self._apps:
+            self._not_applied(client, request, "unknown_app", f"the application {decision.app!r} is gone")
+        else:
+            text = "no model answered in time, so that there is nothing to learn"
+            self._not_applied(client, request, "nothing_to_learn", text)
+
+    def _observation(self, request: protocol.Feedback, decision: Decision) -> Observation | None:
+        """Losses of the models that answered; None if there are none to be learned. Raises: Invalid."""
+        if request.context is not None and request.context != decision.context:
+            text = f"the decision was made in the context {decision.context!r}; got {request.context[:40]!r}"
+            raise Invalid("bad_context", text, "context", request.id)
+        app = self._apps.get(decision.app)
+        if app is None:
+            return None
+        said = {model: predicted for model, predicted in decision.predictions.items() if model in app.models}
+        try:
+            if request.loss is not None:
+                loss = check_loss(request.loss, app.common.loss_max)
+                losses = {model: loss for model in said if model not in decision.shadows}
+            else:
+                losses = self._losses(request.label, app, said)
+        except FeedbackError as error:
+            raise Invalid("bad_feedback", error.message, error.field, request.id) from None
+        return Observation(losses, chances_of(decision)) if losses else None
+
+    def _losses(self, label: Any, app: Application, said: Mapping[str, Any]) -> dict[str, float]:
+        losses: dict[str, float] = {}
+        truth: Any = None
+        for model, predicted in said.items():
+            array = predicted.array()
+            if truth is None:
+                truth = check_label(label, app.kind, array.shape, app.classes, app.spec.labels)
+            losses[model] = losses_of(app.common.loss, app.kind, truth, array, app.common.loss_max)
+        return losses
+
+    def _not_applied(self, client: Any, request: protocol.Feedback, reason: str, message: str) -> None:
+        answer = {"id": request.id, "status": "ok", "applied": False, "reason": reason, "message": message}
+        self._send(client, answer)

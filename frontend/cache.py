@@ -1,0 +1,172 @@
+"""The prediction cache: what a version of a model said of an input. Pure.
+
+Found by a hash of model, version and the whole input, and believed only if the bytes are equal. Bounded in bytes,
+inputs and outputs and what an entry itself takes. Eviction is CLOCK: an entry that was used since the hand last passed
+gets another round. Queries that are in flight are known too, so that identical ones wait for one evaluation.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import xxhash
+
+Bytes = bytes | memoryview
+ENTRY_BYTES = 512  # what an entry takes beside its tensors: objects, keys, slots
+W = TypeVar("W")
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One prediction."""
+
+    ref: str
+    inputs: tuple[bytes, ...]
+    outputs: tuple[bytes, ...]
+    size: int  # bytes
+    used: bool = False  # since the hand last passed
+
+
+@dataclass(slots=True, eq=False)
+class Flight(Generic[W]):
+    """One query that is being evaluated."""
+
+    key: int
+    ref: str
+    inputs: Sequence[Bytes]
+    leader: W
+    followers: list[W] = field(default_factory=list)
+
+
+def digest(ref: str, inputs: Sequence[Bytes]) -> int:
+    """64 bits over model, version and every byte of the input. Source: XXH3, xxhash.com."""
+    state = xxhash.xxh3_64(ref.encode())
+    for data in inputs:
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.intdigest()
+
+
+@dataclass(slots=True)
+class PredictionCache(Generic[W]):
+    """All predictions that one frontend remembers. `W`: whoever waits for a prediction. A budget of 0 turns it off."""
+
+    bytes_max: int
+    hash_of: Callable[[str, Sequence[Bytes]], int] = digest
+    size: int = 0  # bytes in use
+    hits: int = 0
+    misses: int = 0
+    coalesced: int = 0  # queries that waited for an identical one
+    evicted: int = 0
+    collisions: int = 0  # equal hash, other input
+    _ring: OrderedDict[int, Entry] = field(default_factory=OrderedDict)  # the hand is at the first
+    _flights: dict[int, Flight[W]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    @property
+    def on(self) -> bool:
+        """There is room for anything at all."""
+        return self.bytes_max > 0
+
+    def key(self, ref: str, inputs: Sequence[Bytes]) -> int:
+        """The hash under which this query is looked for."""
+        return self.hash_of(ref, inputs)
+
+    def get(self, key: int, ref: str, inputs: Sequence[Bytes]) -> tuple[bytes, ...] | None:
+        """The outputs for exactly this input, one buffer each; None if they are not here."""
+        entry = self._ring.get(key)
+        if entry is None:
+            self.misses += 1
+            return None
+        if entry.ref != ref or not _equal(entry.inputs, inputs):
+            self.collisions += 1
+            self.misses += 1
+            return None
+        entry.used = True
+        self.hits += 1
+        return entry.outputs
+
+    def flight(self, key: int, ref: str, inputs: Sequence[Bytes]) -> Flight[W] | None:
+        """The evaluation of exactly this input that is under way."""
+        flight = self._flights.get(key)
+        if flight is None or flight.ref != ref or not _equal(flight.inputs, inputs):
+            return None
+        return flight
+
+    def lead(self, key: int, ref: str, inputs: Sequence[Bytes], leader: W) -> Flight[W]:
+        """`leader` is evaluated; later queries that are identical may follow it. The latest one is the one followed."""
+        flight = self._flights[key] = Flight(key, ref, inputs, leader)
+        return flight
+
+    def follow(self, flight: Flight[W], waiting: W) -> None:
+        """`waiting` gets what the leader gets."""
+        flight.followers.append(waiting)
+        self.misses -= 1
+        self.coalesced += 1
+
+    def landed(self, flight: Flight[W]) -> list[W]:
+        """The evaluation ended, one way or the other; these followed it. Once per flight."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        followers, flight.followers = flight.followers, []
+        return followers
+
+    def put(self, flight: Flight[W], outputs: Sequence[Bytes]) -> None:
+        """The prediction is remembered, if it fits at all; what was least used makes room."""
+        size = ENTRY_BYTES + sum(map(len, flight.inputs)) + sum(map(len, outputs))
+        if size > self.bytes_max:
+            return
+        self._drop(flight.key)
+        inputs = tuple(bytes(data) for data in flight.inputs)
+        self._make_room(size)
+        self._ring[flight.key] = Entry(flight.ref, inputs, tuple(bytes(data) for data in outputs), size)
+        self.size += size
+
+    def keep_only(self, refs: Iterable[str]) -> None:
+        """Predictions of any other version are gone."""
+        kept = set(refs)
+        for key in [key for key, entry in self._ring.items() if entry.ref not in kept]:
+            self._drop(key)
+        self._flights = {key: flight for key, flight in self._flights.items() if flight.ref in kept}
+
+    def counts(self) -> dict[str, float]:
+        """What there is to report."""
+        asked = self.hits + self.misses + self.coalesced
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "coalesced": self.coalesced,
+            "evicted": self.evicted,
+            "entries": len(self._ring),
+            "bytes": self.size,
+            "bytes_max": self.bytes_max,
+            "hit_ratio": self.hits / asked if asked else 0.0,
+        }
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        assert self.size == sum(entry.size for entry in self._ring.values())
+        assert self.size <= self.bytes_max
+        assert all(key == flight.key for key, flight in self._flights.items())
+
+    def _make_room(self, size: int) -> None:
+        while self.size + size > self.bytes_max:
+            key, entry = next(iter(self._ring.items()))
+            if entry.used:
+                entry.used = False
+                self._ring.move_to_end(key)
+            else:
+                self._drop(key)
+                self.evicted += 1
+
+    def _drop(self, key: int) -> None:
+        entry = self._ring.pop(key, None)
+        if entry is not None:
+            self.size -= entry.size
+
+
+def _equal(one: Sequence[Bytes], other: Sequence[Bytes]) -> bool:
+    return len(one) == len(other) and all(mine == theirs for mine, theirs in zip(one, other, strict=True))

@@ -1,0 +1,206 @@
+"""What both Python clients say and understand: requests worded, answers read, errors named. No sockets, no time.
+
+Needs msgpack's maps and numpy, nothing else of gearmesh.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FRAMED_BYTES = 64 * 1024  # larger tensors travel as frames of their own, not copied
+
+Array = npt.NDArray[Any]
+Inputs = Array | Mapping[str, Array] | Sequence[Any]
+
+
+class RequestError(Exception):
+    """A request was answered otherwise than ok. `str()` is the sentence."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        error = answer.get("error") or {}
+        self.status: str = answer.get("status", "failed")
+        self.code: str = error.get("code", "unknown")
+        self.message: str = error.get("message", "")
+        self.field: str | None = error.get("field")
+        self.retry_after_ms: float | None = error.get("retry_after_ms")
+        self.predicted_ms: float | None = answer.get("predicted_ms")
+        self.latency_ms: float | None = answer.get("latency_ms")
+        super().__init__(f"{self.status} ({self.code}): {self.message}")
+
+
+class Rejected(RequestError):
+    """Refused before any work was done: the budget cannot be met. `retry_after_ms`: when it could be."""
+
+
+class TimedOut(RequestError):
+    """The deadline came first."""
+
+
+class Failed(RequestError):
+    """Something broke: the model, or a worker that could not be replaced in time."""
+
+
+class Invalid(RequestError):
+    """The request cannot be obeyed; `field` says what is wrong with it."""
+
+
+class Disconnected(RequestError):
+    """The client was closed while the request was in flight."""
+
+
+ERRORS = {"rejected": Rejected, "timed_out": TimedOut, "failed": Failed, "invalid": Invalid}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An ok answer."""
+
+    outputs: dict[str, Array]  # {name: [rows, ...]}
+    model: str
+    version: str
+    latency_ms: float  # at the frontend, from receipt to answer
+    predicted_ms: float | None  # as admission predicted it
+    batch_size: int | None
+    device: str | None
+    answer: Mapping[str, Any] = field(repr=False)  # everything that came, tensors' data excepted
+    cached: bool = False
+    app: str | None = None  # the rest only where an application was asked
+    default_used: bool = False  # no model's answer, but the application's default; `answer["error"]` says why
+    confidence: float | None = None
+    models_used: tuple[str, ...] = ()
+    decision_id: str | None = None  # for `feedback`
+
+    def __getitem__(self, name: str) -> Array:
+        """One output. Raises: KeyError."""
+        return self.outputs[name]
+
+    @property
+    def output(self) -> Array:
+        """The first output."""
+        return next(iter(self.outputs.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom a request asks."""
+
+    name: str
+    app: bool = False
+
+
+def target_of(model: Any, x: Any, app: str | None) -> tuple[Target, Any]:
+    """(whom to ask, the input) of a call as a person writes it: infer("m", x), infer(x, app="a"). Raises: TypeError."""
+    if app is None:
+        if not isinstance(model, str) or x is None:
+            raise TypeError("infer takes a model's name and an input, or an input and app=")
+        return Target(model), x
+    if x is None:
+        model, x = None, model
+    if model is not None or x is None:
+        raise TypeError("infer with app= takes an input, and no model")
+    return Target(app, app=True), x
+
+
+class Conversation:
+    """What both clients share: words requests, understands answers. Knows nothing of sockets or time."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, dict[str, Any]] = {}  # {model: its entry in the answer to "models"}
+        self.apps: dict[str, dict[str, Any]] = {}  # {application: its entry in the answer to "apps"}
+        self._ids = itertools.count(1)
+
+    def next_id(self) -> int:
+        """An id that this client has not used."""
+        return next(self._ids)
+
+    def learn(self, answer: Mapping[str, Any]) -> None:
+        """Takes in what is deployed."""
+        self.specs = {model["name"]: model for model in answer["models"]}
+
+    def learn_apps(self, answer: Mapping[str, Any]) -> None:
+        """Takes in which applications there are."""
+        self.apps = {app["name"]: app for app in answer["apps"]}
+
+    def spec(self, target: "Target") -> Mapping[str, Any]:
+        """What is known of a model or an application."""
+        return (self.apps if target.app else self.specs).get(target.name, {})
+
+    def infer(
+        self, call: int, target: "Target", x: Inputs, options: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[Any]]:
+        """(header, frames) of an infer request; tensors are inside the header if they are small."""
+        tensors = self._tensors(target, x)
+        message: dict[str, Any] = {"op": "infer", "id": call, "app" if target.app else "model": target.name, **options}
+        frames: list[Any] = []
+        framed = sum(array.nbytes for _, array in tensors) > FRAMED_BYTES
+        inputs = []
+        for name, array in tensors:
+            entry: dict[str, Any] = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+            if framed:
+                frames.append(array.reshape(-1).view(np.uint8).data)
+            else:
+                entry["data"] = array.tobytes()
+            inputs.append(entry)
+        message["inputs"] = inputs
+        return message, frames
+
+    def _tensors(self, target: "Target", x: Inputs) -> list[tuple[str, Array]]:
+        """Named arrays in the dtype that the model takes, contiguous and little endian; a single row gets its batch."""
+        specs = self.spec(target).get("inputs", [])
+        if not isinstance(x, Mapping):
+            x = {specs[0]["name"] if specs else "x": np.asarray(x)}
+        by_name = {spec["name"]: spec for spec in specs}
+        tensors = []
+        for name, value in x.items():
+            array = np.asarray(value)
+            spec = by_name.get(name)
+            if spec is not None:
+                wanted = np.dtype(spec["dtype"])
+                whole = array.dtype.kind in "iu" and wanted.kind == "f"
+                if array.dtype != wanted and (whole or np.can_cast(array.dtype, wanted, "same_kind")):
+                    array = array.astype(wanted)
+                if array.ndim == len(spec["shape"]) - 1:
+                    array = array[np.newaxis]
+            tensors.append((name, np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
+        return tensors
+
+    def understand(self, header: Any, frames: Sequence[Any]) -> Prediction | RequestError | Mapping[str, Any]:
+        """A prediction, an error to be raised, or the answer to anything but infer as it is."""
+        status = header.get("status")
+        if status in ERRORS:
+            return ERRORS[status](header)
+        if "outputs" not in header:
+            answer: Mapping[str, Any] = header
+            return answer
+        outputs = {}
+        for i, tensor in enumerate(header.pop("outputs")):
+            data = frames[i] if frames else tensor["data"]
+            dtype = np.dtype(tensor["dtype"]).newbyteorder("<")
+            outputs[tensor["name"]] = np.frombuffer(data, dtype).reshape(tensor["shape"])
+        return Prediction(
+            outputs,
+            header.get("model", ""),
+            header.get("version", ""),
+            header.get("latency_ms", 0.0),
+            header.get("predicted_ms"),
+            header.get("batch_size"),
+            header.get("device"),
+            header,
+            bool(header.get("cached")),
+            header.get("app"),
+            bool(header.get("default_used")),
+            header.get("confidence"),
+            tuple(header.get("models_used") or ()),
+            header.get("decision_id"),
+        )
+
+
+def tensor(name: str, array: Any) -> dict[str, Any]:
+    """A tensor with its bytes inside the message."""
+    plain = np.ascontiguousarray(array)
+    plain = plain.astype(plain.dtype.newbyteorder("<"), copy=False)
+    return {"name": name, "dtype": plain.dtype.name, "shape": list(plain.shape), "data": plain.tobytes()}

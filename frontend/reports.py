@@ -1,0 +1,51 @@
+"""What `models` and `status` tell. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from broker import wire
+from frontend.controllers import Controllers
+
+
+def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controllers) -> list[dict[str, Any]]:
+    """The answer to `models`."""
+    described = []
+    for entry in models.values():
+        spec = entry.spec
+        ready = entry.current is not None and controllers.serves(entry.name, wire.ref_of(entry.name, entry.current))
+        described.append(
+            {
+                "name": entry.name,
+                "version": entry.current,
+                "versions": list(entry.versions),
+                "inputs": [_describe(tensor) for tensor in spec.inputs] if spec else [],
+                "outputs": [_describe(tensor) for tensor in spec.outputs] if spec else [],
+                "slo_ms": spec.slo_ms if spec else None,
+                "batch_sizes": list(spec.batch_sizes) if spec else [],
+                "batch_max": spec.batch_max if spec else None,
+                "labels": list(spec.labels) if spec else [],
+                "ready": ready,
+                "preparing": entry.target,
+                "fault": entry.fault or None,
+            }
+        )
+    return described
+
+
+def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
+    """Who is there."""
+    members = table.members if table is not None else ()
+    return [
+        {
+            "id": m.id,
+            "role": m.role,
+            "pid": m.pid,
+            "endpoints": {k: list(v) for k, v in m.endpoints.items()},
+            "serves": m.offer.ref if m.offer is not None else None,  # of a container
+        }
+        for m in members
+    ]
+
+
+def _describe(tensor: wire.TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}

@@ -1,0 +1,294 @@
+"""The process that user code runs in. Needs an interpreter (3.9 or later) and numpy; imports nothing of gearmesh.
+
+    python child.py CONTROL_FD MODULE:FUNCTION OPTIONS
+
+Messages are JSON, one per packet of a Unix socket; tensors lie in shared memory, in slots:
+
+    here -> parent   {"op": "ready", "inputs": [...] | null, "outputs": [...] | null, "code": digest, "about": text}
+                     {"op": "error", "text": traceback}                    it cannot be served; the process ends
+    parent -> here   {"op": "memory", "bytes": n, "inputs": [...], "outputs": [...]} with the memory's descriptor
+                     {"op": "run", "id": 7, "rows": 3, "at": offset of the slot}
+    here -> parent   {"op": "done", "id": 7, "begin": s, "end": s, "error": null | text, "trace": text}
+
+A tensor spec is {"name", "dtype", "shape": [-1, ...], "at": offset in the slot}. Instants are of CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import inspect
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any, Dict
+
+PACKET_BYTES_MAX = 1 << 16
+TEXT_MAX = 8000
+Spec = Dict[str, Any]  # {"name", "dtype", "shape"} and, in shared memory, "at"
+DTYPES = (
+    "float32", "float64", "float16", "bool",
+    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8",
+)  # fmt: skip
+
+
+class WrongOutput(Exception):
+    """What the function returned is not what was promised; `str()` says what would be."""
+
+
+def main() -> int:
+    """Serves until the parent is gone."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    die_with_parent()
+    sys.path.insert(0, os.getcwd())
+    options = json.loads(sys.argv[3])
+    try:
+        function = load(sys.argv[2])
+        inputs, outputs = options.get("inputs") or guess_inputs(function), options.get("outputs")
+        sample = options.get("sample")
+        if sample is not None:
+            inputs, outputs = try_sample(function, sample, inputs, outputs, bool(options.get("check")))
+        outputs = outputs or guess_outputs(function)
+        ready = {"op": "ready", "inputs": inputs, "outputs": outputs, "code": digest(sys.argv[2])}
+    except BaseException:
+        send(control, {"op": "error", "text": traceback.format_exc()[-TEXT_MAX:]})
+        return 1
+    send(control, ready)
+    Server(control, function).serve()
+    return 0
+
+
+def die_with_parent() -> None:
+    """The kernel ends this process when its parent ends, however hung the code in it is."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed socket ends it, once the code returns
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+def send(control: socket.socket, message: dict[str, Any]) -> None:
+    """`message` is on its way. Texts have been cut to fit a packet."""
+    control.send(json.dumps(message).encode())
+
+
+def load(target: str) -> Any:
+    """The callable that MODULE:ATTRIBUTE names."""
+    module, colon, path = target.partition(":")
+    if not colon or not module or not path:
+        raise ValueError(f"--predict takes MODULE:FUNCTION, as in my_model:predict; got {target!r}")
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    if hasattr(found, "get_inputs") and hasattr(found, "run"):
+        return OnnxSession(found)
+    if not callable(found):
+        raise TypeError(f"{target} is a {type(found).__name__}, which cannot be called")
+    return found
+
+
+class OnnxSession:
+    """An onnxruntime.InferenceSession as a function of named arrays."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.inputs = [onnx_spec(tensor) for tensor in session.get_inputs()]
+        self.outputs = [onnx_spec(tensor) for tensor in session.get_outputs()]
+        self.names = [tensor["name"] for tensor in self.outputs]
+
+    def __call__(self, *only: Any, **named: Any) -> dict[str, Any]:
+        feeds = named or {self.inputs[0]["name"]: only[0]}
+        return dict(zip(self.names, self.session.run(self.names, feeds)))
+
+
+def onnx_spec(tensor: Any) -> Spec:
+    """{"name", "dtype", "shape"} of one input or output of a session."""
+    dtype = tensor.type[len("tensor(") : -1] if tensor.type.startswith("tensor(") else tensor.type
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    return {"name": tensor.name, "dtype": dtype, "shape": [-1, *tensor.shape[1:]]}
+
+
+def guess_inputs(function: Any) -> list[Spec] | None:
+    """Specs from what the function says of itself: an attribute `inputs`, or a scikit-learn estimator's features."""
+    if getattr(function, "inputs", None):
+        return list(function.inputs)
+    owner = getattr(function, "__self__", None)
+    features = getattr(owner, "n_features_in_", None)
+    if features is not None:
+        return [{"name": "x", "dtype": "float64", "shape": [-1, int(features)]}]
+    return None
+
+
+def guess_outputs(function: Any) -> list[Spec] | None:
+    """Specs likewise: an attribute `outputs`, or what scikit-learn's methods return."""
+    if getattr(function, "outputs", None):
+        return list(function.outputs)
+    owner, method = getattr(function, "__self__", None), getattr(function, "__name__", "")
+    if owner is None or not hasattr(owner, "n_features_in_"):
+        return None
+    classes = getattr(owner, "classes_", None)
+    if method == "predict":
+        dtype = str(classes.dtype) if classes is not None else "float64"
+        if dtype not in DTYPES:
+            raise TypeError(f"predict returns {dtype} labels; serve a function that returns their numbers instead")
+        return [{"name": "y", "dtype": dtype, "shape": [-1]}]
+    if method in ("predict_proba", "predict_log_proba") and classes is not None:
+        return [{"name": "y", "dtype": "float64", "shape": [-1, len(classes)]}]
+    if method == "decision_function" and classes is not None:
+        return [{"name": "y", "dtype": "float64", "shape": [-1] if len(classes) == 2 else [-1, len(classes)]}]
+    return None
+
+
+def try_sample(
+    function: Any, path: str, inputs: list[Spec] | None, outputs: list[Spec] | None, report: bool
+) -> tuple[list[Spec], list[Spec]]:
+    """Runs the function once on the operator's own sample, and returns the specs that it shows.
+
+    A .npy file for one input, a .npz with an array for each of several; the first dimension is the batch.
+    """
+    import numpy as np
+
+    found = np.load(path, allow_pickle=False)
+    arrays = {name: found[name] for name in found.files} if hasattr(found, "files") else {None: found}
+    if inputs is None:
+        inputs = [
+            {"name": name or "x", "dtype": str(a.dtype), "shape": [-1, *a.shape[1:]]} for name, a in arrays.items()
+        ]
+    if len(arrays) != len(inputs):
+        raise ValueError(f"{path} holds {len(arrays)} arrays; the function takes {len(inputs)}")
+    given = []
+    for spec in inputs:
+        array = arrays.get(spec["name"], arrays.get(None))
+        if array is None:
+            raise ValueError(f"{path} holds no array {spec['name']!r}, but {', '.join(map(str, arrays))}")
+        if list(array.shape[1:]) != list(spec["shape"][1:]):
+            raise ValueError(f"{path}: {spec['name']} has shape {list(array.shape)}; declared is {spec['shape']}")
+        array = np.ascontiguousarray(array.astype(spec["dtype"]))
+        array.flags.writeable = False
+        given.append(array)
+    rows = len(given[0])
+    begin = time.monotonic()
+    result = call(function, inputs, given)
+    took = time.monotonic() - begin
+    if outputs is None:
+        named = result if isinstance(result, dict) else {"y": result}
+        outputs = []
+        for name, value in named.items():
+            array = np.asarray(value)
+            if array.ndim == 0 or len(array) != rows:
+                raise WrongOutput(f"output {name!r} has shape {list(array.shape)} for {rows} rows: batch comes first")
+            outputs.append({"name": name, "dtype": str(array.dtype), "shape": [-1, *array.shape[1:]]})
+    take(result, outputs, rows)
+    if report:
+        sys.stdout.write(f"ran on {path}: {rows} rows in {took * 1e3:.2f} ms\n")
+    return inputs, outputs
+
+
+def digest(target: str) -> str:
+    """Equal for replicas of the same code: hash of the target and of the module that it is in."""
+    hashed = hashlib.sha256(target.encode())
+    module = sys.modules[target.partition(":")[0]]
+    with contextlib.suppress(OSError, TypeError):  # an extension module has no source
+        hashed.update(inspect.getsource(module).encode())
+    return hashed.hexdigest()[:12]
+
+
+def call(function: Any, specs: list[Spec], arrays: list[Any]) -> Any:
+    """The function's result: positional for one input, by name for several."""
+    if len(arrays) == 1:
+        return function(arrays[0])
+    return function(**{spec["name"]: array for spec, array in zip(specs, arrays)})
+
+
+def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
+    """One array per output, of the promised shape and of a dtype that fits it. Raises: WrongOutput."""
+    import numpy as np
+
+    if not isinstance(result, dict):
+        if len(specs) != 1:
+            raise WrongOutput(
+                f"the function returned a {type(result).__name__}; with {len(specs)} outputs it must return a dict of "
+                f"arrays: {', '.join(spec['name'] for spec in specs)}"
+            )
+        result = {specs[0]["name"]: result}
+    missing = [spec["name"] for spec in specs if spec["name"] not in result]
+    extra = [name for name in result if name not in {spec["name"] for spec in specs}]
+    if missing or extra:
+        wanted = ", ".join(spec["name"] for spec in specs)
+        raise WrongOutput(
+            f"the function returned outputs {', '.join(map(str, result)) or 'none'}; promised are {wanted}"
+        )
+    taken = []
+    for spec in specs:
+        array = np.asarray(result[spec["name"]])
+        shape = (rows, *spec["shape"][1:])
+        if array.shape != shape:
+            raise WrongOutput(
+                f"output {spec['name']!r} has shape {list(array.shape)} for {rows} rows; it must be {list(shape)}: "
+                "one row for each row of the input, in the same order"
+            )
+        if not np.can_cast(array.dtype, spec["dtype"], "same_kind"):
+            raise WrongOutput(f"output {spec['name']!r} is {array.dtype}; promised is {spec['dtype']}")
+        taken.append(array)
+    return taken
+
+
+class Server:
+    """Runs batches one after the other, as they are asked for."""
+
+    def __init__(self, control: socket.socket, function: Any) -> None:
+        self.control = control
+        self.function = function
+        self.memory: mmap.mmap | None = None
+        self.inputs: list[Spec] = []
+        self.outputs: list[Spec] = []
+
+    def serve(self) -> None:
+        """Returns when the parent has closed its end."""
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(self.control, PACKET_BYTES_MAX, 1)
+            if not packet:
+                return
+            message = json.loads(packet)
+            if message["op"] == "memory":
+                self.memory = mmap.mmap(descriptors[0], message["bytes"])
+                os.close(descriptors[0])
+                self.inputs, self.outputs = message["inputs"], message["outputs"]
+            else:
+                self.run(message)
+
+    def run(self, message: dict[str, Any]) -> None:
+        """One batch: its outputs are in its slot, or the answer says why not. Whatever the code raises is an answer."""
+        error, trace = None, ""
+        rows, slot = message["rows"], message["at"]
+        begin = time.monotonic()
+        try:
+            arrays = [self.view(spec, rows, slot, writeable=False) for spec in self.inputs]
+            result = call(self.function, self.inputs, arrays)
+            for spec, array in zip(self.outputs, take(result, self.outputs, rows)):
+                self.view(spec, rows, slot, writeable=True)[...] = array
+        except BaseException as raised:  # SystemExit and KeyboardInterrupt too: user code does not end the service
+            error = f"{type(raised).__name__}: {raised}"[:1000]
+            trace = traceback.format_exc()[-TEXT_MAX:]
+        end = time.monotonic()
+        send(
+            self.control,
+            {"op": "done", "id": message["id"], "begin": begin, "end": end, "error": error, "trace": trace},
+        )
+
+    def view(self, spec: Spec, rows: int, slot: int, writeable: bool) -> Any:
+        """The tensor of so many rows that lies in the slot; read-only for inputs."""
+        import numpy as np
+
+        shape = (rows, *spec["shape"][1:])
+        array = np.ndarray(shape, spec["dtype"], self.memory, slot + spec["at"])
+        array.flags.writeable = writeable
+        return array
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""The container as a device: one version, always resident, whose EXEC is user code in a process of its own."""
+
+import asyncio
+import mmap
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import structlog
+
+from broker import wire
+from broker.tensors import byte_count
+from broker.timers import Alarm
+from gpu_worker.container.process import ChildProcess
+from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, lay_out, model_spec
+from gpu_worker.devices.base import Finished, Traits
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import Package
+
+BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # before the code is started again, by lives that were short in a row
+HEALTHY_S = 5.0
+WATCH_S = 0.5  # between looks at the child's memory
+ERRORS_LOGGED_PER_S = 2
+log = structlog.get_logger("container")
+Told = Callable[[tuple[str, ...]], None]  # (why it cannot serve; nothing: it can again)
+
+
+class ContainerDevice:
+    """See gpu_worker.devices.base.Device. `told` hears when the code has died, and when it serves again."""
+
+    def __init__(self, options: ContainerOptions, *, start_s: float) -> None:
+        """The code is imported and ready. Raises: ContainerError."""
+        self.options = options
+        self._start_s = start_s
+        self._child: ChildProcess | None = ChildProcess(options)
+        ready = self._child.wait_ready(start_s)
+        try:
+            self.spec = model_spec(options, ready["inputs"], ready["outputs"])
+            self._layout = lay_out(self.spec)
+        except ContainerError:
+            self._child.end()
+            raise
+        self.code: str = ready["code"]
+        self._memory_fd = os.memfd_create("gearmesh-container", os.MFD_CLOEXEC)
+        os.ftruncate(self._memory_fd, self._layout.total_bytes)
+        self._memory = mmap.mmap(self._memory_fd, self._layout.total_bytes)
+        self._child.share(self._memory_fd, self._layout)
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._free = [i * self._layout.slot_bytes for i in range(SLOTS)]
+        self.info = wire.DeviceInfo(
+            name=f"container:{options.ref}/{os.getpid()}",
+            kind="container",
+            pages=1,
+            page_bytes=1,
+            any_batch=True,
+            container=options.ref,
+        )
+        self.depth = {Phase.LOAD: 1, Phase.INPUT: SLOTS, Phase.EXEC: 1, Phase.OUTPUT: SLOTS}
+        self.measured = False
+        self.ahead_s = 0.0
+        self._in_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.inputs]
+        self._out_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.outputs]
+        self._running: Job | None = None  # in the child
+        self._why = ""  # the child is being ended for this
+        self._lives = 0  # short ones in a row
+        self._born_s = time.monotonic()
+        self._logged: tuple[int, int] = (0, 0)  # (second, errors logged in it)
+        self._memory_max = (options.memory_mb << 20) or _half_of_memory()
+        self._finished: Finished | None = None
+        self._told: Told | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._alarm: Alarm | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
+
+    def attach(self, finished: Finished) -> None:
+        """See Device."""
+        self._finished = finished
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, self._overdue)
+        self._listen()
+        self._later("watch", WATCH_S, self._watch_memory)
+
+    def on_change(self, told: Told) -> None:
+        """`told` is called whenever the code has died or serves again."""
+        self._told = told
+
+    def prepare(self, package: Package) -> wire.Profile | None:
+        """Never asked for: the one version was prepared at the start."""
+        raise AssertionError(package.ref)
+
+    def traits(self, ref: str) -> Traits:
+        """See Device. It is always there."""
+        return Traits("container")
+
+    def forget(self, ref: str) -> None:
+        """See Device. The one version stays: it may be wanted again."""
+
+    def unloaded(self, ref: str) -> None:
+        """See Device."""
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """See Device."""
+        if phase is Phase.INPUT:
+            return self._input(job)
+        if phase is Phase.OUTPUT:
+            return self._output(job)
+        return self._exec(job)
+
+    def release(self, job: Job) -> None:
+        """See Device."""
+        slot, job.slot = job.slot, None
+        if slot is not None:
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """See Device."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._alarm is not None:
+            self._alarm.close()
+        if self._child is not None:
+            self._unlisten()
+            self._child.end()
+        os.close(self._memory_fd)
+
+    # -- phases -------------------------------------------------------------------------------------------------------
+
+    def _input(self, job: Job) -> Done:
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        begin_s = time.monotonic()
+        if not self._free:
+            return Done(begin_s, begin_s, 0.0, "no_slots")
+        job.slot = slot = self._free.pop()
+        for i, (placed, size) in enumerate(zip(self._layout.inputs, self._in_bytes, strict=True)):
+            at = slot + placed["at"]
+            end = at + size * action.batch
+            for tensors in job.tensors:
+                piece = np.frombuffer(tensors[i], np.uint8)
+                if at + len(piece) > end:
+                    return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has more bytes than the batch's rows")
+                self._bytes[at : at + len(piece)] = piece
+                at += len(piece)
+            if at != end:
+                return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has fewer bytes than the batch's rows")
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s)
+
+    def _exec(self, job: Job) -> Done | None:
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        now = time.monotonic()
+        child = self._child
+        if child is None or self._why or not child.run(action.action, action.batch, job.slot):
+            return Done(now, now, 0.0, "container_died", self._why or "its code is being started again")
+        self._running = job
+        if action.overdue_s:
+            assert self._alarm is not None
+            self._alarm.set(action.overdue_s)
+        return None
+
+    def _output(self, job: Job) -> Done:
+        begin_s = time.monotonic()
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        for placed, size in zip(self._layout.outputs, self._out_bytes, strict=True):
+            at = job.slot + placed["at"]
+            job.outputs.append(memoryview(self._bytes[at : at + size * action.batch].tobytes()))
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s)
+
+    # -- the child ----------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        assert self._loop is not None
+        assert self._child is not None
+        self._loop.add_reader(self._child.control.fileno(), self._readable)
+
+    def _unlisten(self) -> None:
+        if self._loop is not None and self._child is not None:
+            self._loop.remove_reader(self._child.control.fileno())
+
+    def _readable(self) -> None:
+        child = self._child
+        while child is not None and child is self._child:
+            message = child.read()
+            if message is None:
+                return
+            if not message:
+                self._died()
+            elif child.ready is None:
+                self._started(message)
+            else:
+                self._ran(message)
+
+    def _ran(self, message: dict[str, Any]) -> None:
+        job, self._running = self._running, None
+        assert job is not None
+        assert self._alarm is not None
+        assert self._finished is not None
+        self._alarm.set(None)
+        error = message["error"]
+        begin_s, end_s = message["begin"], message["end"]
+        if error is not None:
+            self._log_error(error, message["trace"])
+        code = "ok" if error is None else "model_error"
+        self._finished(Phase.EXEC, job, Done(begin_s, end_s, end_s - begin_s, code, error or ""))
+
+    def _log_error(self, error: str, trace: str) -> None:
+        second = int(time.monotonic())
+        count = self._logged[1] + 1 if self._logged[0] == second else 1
+        self._logged = (second, count)
+        if count <= ERRORS_LOGGED_PER_S:
+            log.warning("model_error", ref=self.options.ref, error=error, trace=trace)
+
+    def _overdue(self, now: float) -> None:
+        """A batch has run long past every deadline in it."""
+        if self._running is not None:
+            action = self._running.action
+            self._end(f"its code hung: a batch of {getattr(action, 'batch', 0)} rows did not return")
+
+    def _watch_memory(self) -> None:
+        self._later("watch", WATCH_S, self._watch_memory)
+        if self._child is None or self._why:
+            return
+        held = self._child.resident_bytes()
+        if held > self._memory_max:
+            limit = self._memory_max >> 20
+            self._end(f"its code held {held >> 20} MiB; the limit is {limit} MiB (--memory-mb)")
+
+    def _end(self, why: str) -> None:
+        """The child is made to end; what it runs goes to others."""
+        assert self._child is not None
+        self._why = why
+        self._died()
+
+    def _died(self) -> None:
+        assert self._child is not None
+        assert self._told is not None
+        self._unlisten()
+        how = self._child.end()
+        why = self._why or f"its code ended: {how}"
+        lived_s = time.monotonic() - self._born_s
+        log.warning("container_died", ref=self.options.ref, why=why, how=how, printed=self._child.tail)
+        self._child, self._why = None, why
+        self._lives = 0 if lived_s > HEALTHY_S else self._lives + 1
+        self._told((why,))
+        job, self._running = self._running, None
+        if self._alarm is not None:
+            self._alarm.set(None)
+        if job is not None:
+            assert self._finished is not None
+            now = time.monotonic()
+            self._finished(Phase.EXEC, job, Done(now, now, 0.0, "container_died", why))
+        if not self._closed:
+            self._later("start", BACKOFF_S[min(self._lives, len(BACKOFF_S) - 1)], self._start_again)
+
+    def _start_again(self) -> None:
+        self._born_s = time.monotonic()
+        try:
+            self._child = ChildProcess(self.options)
+        except ContainerError as error:
+            log.error("not_started", ref=self.options.ref, error=str(error))
+            self._lives += 1
+            self._later("start", BACKOFF_S[-1], self._start_again)
+            return
+        self._child.control.setblocking(False)
+        self._why = ""
+        self._listen()
+        self._later("slow", self._start_s, self._too_slow)
+
+    def _started(self, message: dict[str, Any]) -> None:
+        """The child's first words after it was started again."""
+        assert self._child is not None
+        assert self._told is not None
+        self._timers.pop("slow").cancel()
+        if message["op"] == "error":
+            self._end(message["text"].strip().rpartition("\n")[2])
+            return
+        self._child.ready = message
+        self._child.share(self._memory_fd, self._layout)
+        log.info("container_restarted", ref=self.options.ref, pid=self._child.pid)
+        self._told(())
+
+    def _too_slow(self) -> None:
+        if self._child is not None and self._child.ready is None:
+            self._end(f"its code was not ready after {self._start_s:g} s (--start-s)")
+
+    def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._timers[name] = self._loop.call_later(delay_s, call)
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,68 @@
+"""Runs a container: the function first, so that what is wrong with it is said at once, then the worker around it."""
+
+import sys
+
+import uvloop
+
+from broker import logs, wire
+from broker.config import Settings
+from broker.errors import GearmeshError
+from broker.runtime import Runtime
+from gpu_worker.container.device import ContainerDevice
+from gpu_worker.container.process import ChildProcess
+from gpu_worker.container.specs import ContainerError, ContainerOptions, lay_out, model_spec
+from gpu_worker.service import Fixture, WorkerService
+
+START_S = 60.0  # the code may take so long to be imported
+
+
+def run_container(settings: Settings, options: ContainerOptions, *, start_s: float = START_S) -> int:
+    """Serves until a signal. Returns 0, or 2 if it cannot serve; then the reason is on standard error."""
+    try:
+        options.check()
+        logs.set_up(settings, f"container {options.ref}")
+        device = ContainerDevice(options, start_s=start_s)
+    except GearmeshError as error:
+        return _cannot(options, error)
+    offer = wire.Offer(ref=options.ref, spec=device.spec, code=device.code)
+    fixture = Fixture(offer, options.wording())
+    refused: list[str] = []
+
+    async def serve() -> None:
+        runtime = Runtime(settings)
+        service = WorkerService(runtime, device, fixture, refused.append)
+        device.on_change(service.changed)
+        await runtime.run([service])
+
+    try:
+        uvloop.run(serve())
+    except GearmeshError as error:
+        device.close()
+        return _cannot(options, error)
+    return _cannot(options, ContainerError(refused[0])) if refused else 0
+
+
+def check_container(options: ContainerOptions, *, start_s: float = START_S) -> int:
+    """Imports the function, runs it on the sample if there is one, and says what would be served. Returns 0, or 2."""
+    try:
+        options.check()
+        child = ChildProcess(options, check=True)
+        ready = child.wait_ready(start_s)
+        child.end()
+        spec = model_spec(options, ready["inputs"], ready["outputs"])
+        lay_out(spec)
+    except GearmeshError as error:
+        return _cannot(options, error)
+    if child.tail:
+        sys.stdout.write(child.tail + "\n")
+    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
+        for tensor in tensors:
+            sys.stdout.write(f"{kind} {tensor.name}: {tensor.dtype} {list(tensor.shape)}\n")
+    if options.sample is None:
+        sys.stdout.write("the function was not run: give --sample FILE.npy for that\n")
+    return 0
+
+
+def _cannot(options: ContainerOptions, error: GearmeshError) -> int:
+    sys.stderr.write(f"container {options.ref} cannot be served:\n{error}\n")
+    return 2

@@ -1,0 +1,189 @@
+"""The child process of a container: started, spoken to, read, and ended. Shell."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gpu_worker.container.specs import ContainerError, ContainerOptions, Layout
+
+SCRIPT = Path(__file__).with_name("child.py")
+PACKET_BYTES_MAX = 1 << 16
+LINES_PER_S_MAX = 20  # of what the code prints; the rest is counted
+LINE_MAX = 500  # characters of a line that are kept
+TAIL = 20  # last lines, for whoever has to find out why it died
+log = structlog.get_logger("container")
+
+
+class ChildProcess:
+    """One life of the user's code."""
+
+    def __init__(self, options: ContainerOptions, *, check: bool = False) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        told = {
+            "inputs": options.inputs,
+            "outputs": options.outputs,
+            "sample": str(options.sample) if options.sample is not None else None,
+            "check": check,
+        }
+        command = [options.python, "-u", str(SCRIPT), str(theirs.fileno()), options.predict, json.dumps(told)]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),), start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            raise ContainerError(f"--python {options.python}: cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        self.control = ours
+        self.pid = self._process.pid
+        self.ready: dict[str, Any] | None = None
+        self._printed = Printed(self._process, options.ref)
+
+    def wait_ready(self, timeout_s: float) -> dict[str, Any]:
+        """What the code says of itself, once it is imported. Raises: ContainerError, with its traceback."""
+        self.control.settimeout(timeout_s)
+        try:
+            packet = self.control.recv(PACKET_BYTES_MAX)
+        except TimeoutError:
+            self.end()
+            raise ContainerError(f"the code was not ready after {timeout_s:g} s; raise --start-s") from None
+        except OSError:
+            packet = b""
+        self.control.setblocking(False)
+        return self.take_ready(packet)
+
+    def take_ready(self, packet: bytes) -> dict[str, Any]:
+        """Takes the first packet of a child. Raises: ContainerError."""
+        if not packet:
+            raise ContainerError(f"the interpreter ended before the code was ready: {self.end()}\n{self.tail}")
+        message: dict[str, Any] = json.loads(packet)
+        if message["op"] == "error":
+            self.end()
+            raise ContainerError(message["text"])
+        self.ready = message
+        return message
+
+    def share(self, memory: int, layout: Layout) -> None:
+        """The child maps the memory (a descriptor), and knows where tensors lie in it."""
+        message = {
+            "op": "memory", "bytes": layout.total_bytes, "inputs": layout.inputs, "outputs": layout.outputs,
+        }  # fmt: skip
+        socket.send_fds(self.control, [json.dumps(message).encode()], [memory])
+
+    def run(self, number: int, rows: int, at: int) -> bool:
+        """The child is asked to run the batch in the slot that begins at `at`. False if it is gone."""
+        try:
+            self.control.send(json.dumps({"op": "run", "id": number, "rows": rows, "at": at}).encode())
+        except OSError:
+            return False
+        return True
+
+    def read(self) -> dict[str, Any] | None:
+        """The next answer; empty if the child is gone, None if there is none yet."""
+        try:
+            packet = self.control.recv(PACKET_BYTES_MAX)
+        except BlockingIOError:
+            return None
+        except OSError:
+            packet = b""
+        return json.loads(packet) if packet else {}
+
+    @property
+    def tail(self) -> str:
+        """The last lines that the code printed."""
+        return self._printed.tail()
+
+    def resident_bytes(self) -> int:
+        """Memory that the child holds."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def end(self) -> str:
+        """The child and its own children are gone. Returns how it ended, in words."""
+        if self._process.poll() is None and self._gone_soon() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        code = self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.control.close()
+        self._printed.join()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def _gone_soon(self) -> int | None:
+        """Its exit code, where its end of the socket is closed and it is about to be gone by itself."""
+        try:
+            if self.control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                return None
+            return self._process.wait(0.2)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+
+
+class Printed:
+    """Reads what the code prints, on a thread of its own, so that printing never blocks it; logs some of it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", ref: str) -> None:
+        assert process.stdout is not None
+        self._pipe = process.stdout
+        self._ref = ref
+        self._lines: deque[str] = deque(maxlen=TAIL)
+        self._left_out = 0
+        self._second, self._in_second = 0, 0
+        self._thread = threading.Thread(target=self._read, name="printed", daemon=True)
+        self._thread.start()
+
+    def tail(self) -> str:
+        """The last lines."""
+        return "\n".join(self._lines)
+
+    def join(self) -> None:
+        """Everything that was printed is read, unless somebody else holds the pipe open."""
+        self._thread.join(0.5)
+
+    def _read(self) -> None:
+        rest = b""
+        with self._pipe:
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                lines = (rest + chunk).split(b"\n")
+                rest = lines.pop()[-LINE_MAX:]
+                self._take(lines)
+        if rest:
+            self._take([rest])
+        self._tell_left_out()
+
+    def _take(self, lines: list[bytes]) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._tell_left_out()
+            self._second, self._in_second = second, 0
+        logged = lines[: max(0, LINES_PER_S_MAX - self._in_second)]
+        self._in_second += len(logged)
+        self._left_out += len(lines) - len(logged)
+        for line in logged:
+            log.info("printed", ref=self._ref, line=_text(line))
+        for line in lines[-TAIL:]:
+            self._lines.append(_text(line))
+
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            log.warning("printed_more", ref=self._ref, lines_left_out=self._left_out, limit_per_s=LINES_PER_S_MAX)
+            self._left_out = 0
+
+
+def _text(line: bytes) -> str:
+    return line[:LINE_MAX].decode(errors="replace")

@@ -1,0 +1,183 @@
+"""Architectures compiled ahead of time (AOTInductor) where this machine has a compiler and it pays; eager otherwise.
+
+Compiling runs in a process of its own, which is ended when it takes too long: PREPARE stays bounded, and a compiler
+that crashes takes nothing with it. What it made is kept under the data folder, by architecture and kind of device, and
+so is the word that it failed. `python -m gpu_worker.devices.compiled GRAPH OUT THREADS` is that process.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+from broker import wire
+from gpu_worker.packages import ONNX, Package
+
+Forward = Callable[..., Sequence[torch.Tensor]]
+COMPILERS = ("c++", "g++", "clang++")
+GAIN_MIN = 0.05  # a compiled executable must be quicker by this share, or the simpler one stays
+SPREAD_MAX = 1.5  # and its slow runs (90 %) must not lie further from its median than this times the eager one's
+TRIAL_RUNS = (5, 40)  # at each size: at least, at most
+TRIAL_S = 0.3  # per size and executable, once the least runs are done
+log = structlog.get_logger("worker")
+
+
+@dataclass(slots=True)
+class Compiler:
+    """Finds or makes compiled executables. For one thread: PREPARE's."""
+
+    folder: Path
+    kind: str  # of the device: a compiled executable holds for it alone
+    seconds_max: float  # for one architecture; 0: nothing is compiled
+    threads: int
+    _tried: set[str] = field(default_factory=set)  # architectures
+
+    def better(self, package: Package, eager: Forward, weights: Sequence[torch.Tensor]) -> Forward | None:
+        """A compiled executable that was seen to be quicker than `eager` and as steady; None if there is none."""
+        graph = package.graph
+        if not self.seconds_max or graph is None or graph.suffix == ONNX or find_compiler() is None:
+            return None
+        if package.architecture in self._tried:
+            return None
+        self._tried.add(package.architecture)
+        try:
+            file = self._file(package)
+            if not file.exists() and not self._compile(graph, file):
+                return None
+            compiled = _open(file)
+            gain, steady = compare(package.spec, weights, eager, compiled)
+        except Exception as error:  # whatever the compiler's output does: the eager one is there
+            log.warning("not_compiled", architecture=package.architecture, error=f"{type(error).__name__}: {error}")
+            return None
+        chosen = gain >= GAIN_MIN and steady
+        log.info("compiled", architecture=package.architecture, gain=round(gain, 3), steady=steady, chosen=chosen)
+        return compiled if chosen else None
+
+    def _file(self, package: Package) -> Path:
+        kind = re.sub(r"[^A-Za-z0-9.]+", "-", self.kind).strip("-").lower()
+        return self.folder / f"{package.architecture}-{kind}.pt2"
+
+    def _compile(self, graph: Path, file: Path) -> bool:
+        failed = file.with_suffix(".failed")
+        if failed.exists():
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.pt2")
+        command = [sys.executable, "-m", "gpu_worker.devices.compiled", str(graph), str(temporary), str(self.threads)]
+        why = run_bounded(command, self.seconds_max)
+        if not why and temporary.exists():
+            os.replace(temporary, file)
+            return True
+        temporary.unlink(missing_ok=True)
+        failed.write_text(f"{why}\nRemove this file to try again.\n")
+        log.warning("not_compiled", graph=str(graph), why=why.splitlines()[0])
+        return False
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that would be used; None if there is none."""
+    named = os.environ.get("CXX")
+    return next((path for name in ((named,) if named else COMPILERS) if (path := shutil.which(name))), None)
+
+
+def run_bounded(command: Sequence[str], seconds_max: float) -> str:
+    """Runs the command, and ends it with all that it started after so long. Returns "" or why it did not go well."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            _, errors = process.communicate(timeout=seconds_max)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return f"took longer than {seconds_max:g} s (GEARMESH_COMPILE_S_MAX)"
+    if process.returncode:
+        return f"exit code {process.returncode}: {errors.strip()[-2000:] or 'no word why'}"
+    return ""
+
+
+def compare(
+    spec: wire.ModelSpec, weights: Sequence[torch.Tensor], eager: Forward, compiled: Forward
+) -> tuple[float, bool]:
+    """(share of time that `compiled` saves over all sizes tried, whether it is as steady as `eager`); run in turns.
+
+    Raises: ValueError if their results differ.
+    """
+    times: dict[str, list[float]] = {"eager": [], "compiled": []}
+    spreads: dict[str, list[float]] = {"eager": [], "compiled": []}
+    for rows in sorted({1, max(1, spec.batch_max // 2), spec.batch_max}):
+        generator = torch.Generator().manual_seed(rows)
+        inputs = [_example(tensor, rows, generator) for tensor in spec.inputs]
+        _check_same(eager(*weights, *inputs), compiled(*weights, *inputs))
+        runs: dict[str, list[float]] = {"eager": [], "compiled": []}
+        began_s = time.perf_counter()
+        for n in range(TRIAL_RUNS[1]):
+            if n >= TRIAL_RUNS[0] and time.perf_counter() - began_s > 2 * TRIAL_S:
+                break
+            for name, forward in (("eager", eager), ("compiled", compiled)):
+                start_s = time.perf_counter()
+                forward(*weights, *inputs)
+                runs[name].append(time.perf_counter() - start_s)
+        for name, found in runs.items():
+            found.sort()
+            times[name].append(found[len(found) // 2])
+            spreads[name].append(found[int(0.9 * len(found))] / found[len(found) // 2] - 1)
+    gain = 1 - sum(c / e for c, e in zip(times["compiled"], times["eager"], strict=True)) / len(times["eager"])
+    steady = sum(spreads["compiled"]) <= SPREAD_MAX * sum(spreads["eager"]) + 0.05 * len(times["eager"])
+    return gain, steady
+
+
+def _check_same(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> None:
+    for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True):
+            raise ValueError(f"output {index} of the compiled executable differs from the eager one's")
+
+
+def _example(spec: wire.TensorSpec, rows: int, generator: torch.Generator) -> torch.Tensor:
+    kind: torch.dtype = getattr(torch, spec.dtype)
+    shape = (rows, *spec.shape[1:])
+    return (
+        torch.randn(shape, generator=generator).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
+    )
+
+
+def _open(file: Path) -> Forward:
+    compiled: Any = torch._inductor.aoti_load_package(str(file), run_single_threaded=True)
+    loader = compiled.loader
+
+    def forward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        outputs: Sequence[torch.Tensor] = loader.boxed_run(list(flat))
+        return outputs
+
+    return forward
+
+
+def compile_graph(graph: Path, out: Path, threads: int) -> None:
+    """The exported graph, compiled with its batch dimension left open, is in `out`."""
+    import torch._inductor
+
+    os.nice(10)
+    torch.set_num_threads(threads)
+    exported = torch.export.load(graph)
+    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    shapes = [[n if isinstance(n, int) else 2 for n in value.shape] for value in values]
+    inputs = tuple(torch.zeros(shape, dtype=v.dtype) for shape, v in zip(shapes, values, strict=True))
+    exported._example_inputs = (inputs, {})  # our export keeps none: they would be the weights once more
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(out))
+
+
+if __name__ == "__main__":
+    compile_graph(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

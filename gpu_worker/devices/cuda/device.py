@@ -1,0 +1,429 @@
+"""A GPU as the worker sees it: gpu_worker.devices.base.Device, on whatever a Driver drives.
+
+One thread issues. The loop's thread hands phases over and is told of their ends by those that wait for events:
+
+    LOAD    pieces from the pinned image, two on their way at most, then the list of its pages    stream load
+    INPUT   bytes into a pinned slot (large ones by a helper), from there to the device           stream input
+    EXEC    slot to static input, gather unless the window holds the model, replay, back          stream exec
+    OUTPUT  issued with EXEC, behind it; the phase waits for it and copies it out of the slot     stream output
+
+Instants are the host's: of issue, and of the end as it was observed. Durations are the device's, between two events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from weakref import WeakValueDictionary
+
+import torch
+
+from broker import wire
+from broker.errors import PackageError
+from gpu_worker.devices.base import Finished, Traits
+from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
+from gpu_worker.devices.cuda.graphs import Executable, build
+from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
+from gpu_worker.devices.cuda.memory import Memory, Ring, TooManyBytes, fill, outputs_of
+from gpu_worker.devices.cuda.plans import MIB, Copies, Lane, Piece, Room, Window, lay_out, padded, pieces
+from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version
+from gpu_worker.devices.executables import read_image
+from gpu_worker.devices.images import Key, file_key
+from gpu_worker.devices.locks import DeviceLock
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import Package
+
+PIECE_BYTES = 8 * MIB  # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures others
+FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
+SLOT_BYTES_MAX = 256 * MIB
+AHEAD_S = 0.002  # EXECs are taken over so long before their time: the issuing thread keeps it better than a loop does
+IDLE_S = 0.0015  # of nothing to issue, after which the clock is kept up; Source: the clock falls within milliseconds
+WARM_FOR_S = 30.0  # after the last EXEC; then the device may rest
+CLOCK_EVERY_S = 0.05
+TIMED, QUIET = 64, 96  # events: for EXEC, INPUT and OUTPUT; for LOAD, which may be noticed later
+DEPTH = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
+
+
+class CudaDevice:
+    """See gpu_worker.devices.base.Device. Raises: DeviceError."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        room: Room,
+        helper: Helper | None = None,
+        lock: DeviceLock | None = None,
+        *,
+        host_bytes_max: int,
+        keep_warm: bool = True,
+    ) -> None:
+        self._driver, self._lock = driver, lock
+        driver.enter()
+        self._memory = Memory(driver, room)
+        self._ring = Ring(0)
+        self._timed = EventPool(partial(driver.event, sleeps=False), TIMED)
+        self._quiet = EventPool(partial(driver.event, sleeps=True), QUIET)
+        self._streams: dict[Phase, Stream] = {phase: driver.stream(phase.value) for phase in Phase}
+        self._watchers = {phase: Watcher(phase.value, driver.enter) for phase in Phase}
+        self._warm = driver.keep_warm() if keep_warm else None
+        self._issuer = Issuer(driver.enter, self._idle, IDLE_S if self._warm is not None else None, time.monotonic)
+        self._helper = helper if helper is not None else Helper("helper")
+        self._helper.every(CLOCK_EVERY_S, self._tick)
+        self._versions: dict[str, Version] = {}
+        self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
+        self._images: WeakValueDictionary[Key, PinnedImage] = WeakValueDictionary()  # {file: image}, while in use
+        self._host_bytes_max = host_bytes_max
+        self._preparations = 0
+        self._copies: Copies[Loading] = Copies()
+        self._window = Window()
+        self._lane = Lane()
+        self._executed_s = 0.0
+        self._clock_mhz = driver.clock_mhz()
+        self._finished: Finished | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.figures = Figures()
+        self.info = wire.DeviceInfo(
+            name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
+            memory_note=f"arena {room.arena_bytes // MIB} MiB, window {room.window_bytes // MIB} MiB",
+        )  # fmt: skip
+        self.depth = dict(DEPTH)
+        self.ahead_s = AHEAD_S
+        self.measured = True
+
+    def attach(self, finished: Finished) -> None:
+        """See Device."""
+        self._finished = finished
+        self._loop = asyncio.get_running_loop()
+        self._issuer.start()
+        self._helper.start()
+        for watcher in self._watchers.values():
+            watcher.start()
+
+    def close(self) -> None:
+        """See Device."""
+        self._issuer.stop()
+        for watcher in self._watchers.values():
+            watcher.stop()
+        self._helper.stop()
+        self._driver.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- preparation --------------------------------------------------------------------------------------------------
+
+    def prepare(self, package: Package) -> wire.Profile | None:
+        """See Device."""
+        self._check_size(package)
+        self._driver.enter()
+        try:
+            image = self._image_of(package)
+            key = (package.architecture, package.spec.batch_max)
+            executable = self._executables.get(key)
+            if executable is None:
+                executable = build(self._driver, package, image.pinned.tensor, self._memory.window)
+                self.figures.graphs += len(executable.sizes)
+                self.figures.graph_bytes += executable.graph_bytes
+            needed = executable.layouts[package.spec.batch_max].end
+            if needed > self._ring.slot_bytes:
+                self._ring = Ring.allocate(self._driver, needed)
+        except MemoryFull as error:
+            raise PackageError(package.ref, [f"{self.info.name} is full: {error}; lower GEARMESH_ARENA_MB"]) from error
+        except RuntimeError as error:
+            raise PackageError(package.ref, [f"{self.info.name}: cannot be captured as a graph: {error}"]) from error
+        self._executables[key] = executable
+        self._preparations += 1
+        self._versions[package.ref] = Version(package, self._preparations, image, executable)
+        return None
+
+    def _check_size(self, package: Package) -> None:
+        faults = []
+        if package.image_bytes > self._memory.room.window_bytes:
+            faults.append(
+                f"its weights take {package.image_bytes / MIB:.1f} MiB; the window is "
+                f"{self._memory.room.window_bytes // MIB} MiB (GEARMESH_WINDOW_MB)"
+            )
+        batch_bytes = lay_out(package.spec, package.spec.batch_max).end
+        if batch_bytes > SLOT_BYTES_MAX:
+            faults.append(
+                f"inputs and outputs of {package.spec.batch_max} rows take {batch_bytes / MIB:.1f} MiB; a buffer holds "
+                f"{SLOT_BYTES_MAX // MIB} MiB: lower batch_max in model.toml"
+            )
+        pages = package.pages(self.info.page_bytes)
+        if pages > self.info.pages:
+            faults.append(f"its weights take {pages} pages; the arena has {self.info.pages} (GEARMESH_ARENA_MB)")
+        if faults:
+            raise PackageError(package.ref, faults)
+
+    def _image_of(self, package: Package) -> PinnedImage:
+        key = file_key(package)
+        image = self._images.get(key)
+        if image is not None:
+            return image
+        used = sum(len(other.pinned.tensor) for other in self._images.values())
+        if used + package.image_bytes > self._host_bytes_max:
+            raise PackageError(
+                package.ref,
+                [
+                    f"its weights take {package.image_bytes / MIB:.1f} MiB of pinned host memory; of "
+                    f"{self._host_bytes_max // MIB} MiB (GEARMESH_HOST_MEMORY_MB) {used // MIB} MiB are used"
+                ],
+            )
+        image = PinnedImage(self._driver.pin(package.image_bytes))
+        read_image(package, image.pinned.tensor.numpy())
+        self._images[key] = image
+        return image
+
+    def forget(self, ref: str) -> None:
+        """See Device."""
+        gone = self._versions.pop(ref, None)
+        if gone is None or any(other.executable is gone.executable for other in list(self._versions.values())):
+            return
+        key = (gone.package.architecture, gone.package.spec.batch_max)
+        self._helper.drop(self._executables.pop(key, None))  # destroying graphs takes its time
+
+    def traits(self, ref: str) -> Traits:
+        """See Device."""
+        return Traits(engine="graph")
+
+    def unloaded(self, ref: str) -> None:
+        """See Device. What the window holds is a copy, and would do; but then no figure would show a gather's cost."""
+        version = self._versions.get(ref)
+        if version is not None:
+            self._issuer.now(partial(self._window.leave, version.number))
+
+    # -- phases, on the loop's thread ---------------------------------------------------------------------------------
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """See Device."""
+        now = time.monotonic()
+        if phase is Phase.OUTPUT:
+            held: Held = job.slot
+            assert held.output is not None
+            self._watchers[Phase.OUTPUT].watch(held.output[1], partial(self._output_reached, job, held))
+            return None
+        version = self._versions.get(job.action.ref)
+        if version is None:
+            return Done(now, now, 0.0, "unknown_model")
+        if phase is Phase.INPUT:
+            return self._begin_input(job, version, now)
+        if phase is Phase.LOAD:
+            self._issue(Phase.LOAD, job, partial(self._add_load, Loading(job, version)))
+        else:
+            work = partial(self._guarded, phase, job, partial(self._issue_exec, job, version, now))
+            self._issuer.at(job.action.earliest_s, work)
+        return None
+
+    def release(self, job: Job) -> None:
+        """See Device."""
+        held, job.slot = job.slot, None
+        if held is not None:
+            self._ring.give(held.slot)
+
+    def _begin_input(self, job: Job, version: Version, now: float) -> Done | None:
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        size = padded(action.batch, version.executable.sizes)
+        slot = self._ring.take()
+        if slot is None:
+            return Done(now, now, 0.0, "no_slots")
+        layout = version.executable.layouts[size]
+        job.slot = Held(slot, version, size, layout)
+        if layout.inputs_end > FILL_BYTES_MAX:
+            self._helper.do(partial(self._fill_there, job, job.slot, now))
+            return None
+        return self._fill(job, job.slot, now)
+
+    def _fill(self, job: Job, held: Held, begin_s: float) -> Done | None:
+        assert isinstance(job.action, wire.Infer)
+        try:
+            fill(held.slot, held.layout, job, job.action.batch)
+        except TooManyBytes as error:
+            return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
+        self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
+        return None
+
+    # -- on the helper's thread ---------------------------------------------------------------------------------------
+
+    def _fill_there(self, job: Job, held: Held, begin_s: float) -> None:
+        done = self._fill(job, held, begin_s)
+        if done is not None:
+            self._tell(Phase.INPUT, job, done)
+
+    def _tick(self) -> None:
+        self._clock_mhz = self._driver.clock_mhz()
+
+    # -- on the issuing thread ----------------------------------------------------------------------------------------
+
+    def _issue(self, phase: Phase, job: Job, work: Work) -> None:
+        self._issuer.now(partial(self._guarded, phase, job, work))
+
+    def _guarded(self, phase: Phase, job: Job, work: Work) -> None:
+        try:
+            work()
+        except Exception as error:  # whatever the device says is that action's outcome, not the thread's end
+            self._window.spoil()
+            now = time.monotonic()
+            self._tell(phase, job, Done(now, now, 0.0, "device_error", f"{type(error).__name__}: {error}"))
+
+    def _issue_input(self, job: Job, held: Held) -> None:
+        begin, end = self._timed.take(), self._timed.take()
+        stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end
+        stream.record(begin)
+        stream.run(partial(_copy, slot.there[:size], slot.here[:size]))
+        stream.record(end)
+        self._watchers[Phase.INPUT].watch(end, partial(self._input_reached, job, begin, end))
+
+    def _issue_exec(self, job: Job, version: Version, given_s: float) -> None:
+        action, held, now = job.action, job.slot, time.monotonic()
+        assert isinstance(held, Held)
+        if self._lane.start_s(now) > action.latest_s:
+            self._tell(Phase.EXEC, job, Done(now, now, 0.0, "late"))
+            return
+        if held.version is not version:
+            self._tell(Phase.EXEC, job, Done(now, now, 0.0, "unknown_model"))
+            return
+        self.figures.late_s.append(now - max(action.earliest_s, given_s))
+        gather = version.package.image_bytes > 0 and self._window.bring(version.number)
+        begin, end, output_begin, output_end = (self._timed.take() for _ in range(4))
+        execute, output = self._streams[Phase.EXEC], self._streams[Phase.OUTPUT]
+        execute.record(begin)
+        execute.run(partial(self._execute, held, job.pages if gather else ()))
+        execute.record(end)
+        output.wait(end)
+        output.record(output_begin)
+        output.run(partial(_copy_outputs, held))
+        output.record(output_end)
+        held.output = (output_begin, output_end)
+        issued_s = None if self._lane.busy else now  # into an idle stream: it starts now
+        self._lane.issued(now, action.expected_s)
+        self._executed_s = now
+        self.figures.gathers += gather
+        self._watchers[Phase.EXEC].watch(end, partial(self._exec_reached, job, held, issued_s, gather, begin, end))
+
+    def _execute(self, held: Held, pages: Sequence[int]) -> None:
+        executable, layout, there = held.version.executable, held.layout, held.slot.there
+        _copy(executable.static[: layout.inputs_end], there[: layout.inputs_end])
+        if pages:
+            memory = self._memory
+            self._driver.gather(memory.arena_pages, memory.window_pages, memory.tables[pages[0], : len(pages)])
+        executable.replays[held.size]()
+        _copy(there[layout.outputs_at : layout.end], executable.static[layout.outputs_at : layout.end])
+
+    def _add_load(self, loading: Loading) -> None:
+        package, pages = loading.version.package, loading.job.pages
+        loading.row = self._memory.row(pages)
+        self._copies.add(loading, pieces(package.image_bytes, pages, self.info.page_bytes, PIECE_BYTES))
+        self._start_pieces()
+
+    def _start_pieces(self) -> None:
+        now = time.monotonic()
+        while True:
+            due = self._copies.due()
+            if due is not None and now > due.job.action.latest_s:
+                self._copies.drop()
+                self._tell(Phase.LOAD, due.job, Done(now, now, 0.0, "late"))
+                continue
+            found = self._copies.next()
+            if found is None:
+                return
+            transfer, piece = found
+            self._start_piece(transfer.load, piece, last=not transfer.waiting)
+
+    def _start_piece(self, loading: Loading, piece: Piece, *, last: bool) -> None:
+        stream = self._streams[Phase.LOAD]
+        if loading.begin is None:
+            loading.begin = self._quiet.take()
+            stream.record(loading.begin)
+        source = loading.version.image.pinned.tensor[piece.source : piece.source + piece.size]
+        stream.run(partial(_copy, self._memory.arena[piece.target : piece.target + piece.size], source))
+        if last:
+            assert loading.row is not None
+            stream.run(partial(_copy, *loading.row))
+        end = self._quiet.take()
+        stream.record(end)
+        self._watchers[Phase.LOAD].watch(end, partial(self._piece_reached, loading, end))
+
+    def _piece_ended(self, loading: Loading, end: Event, end_s: float, error: Exception | None) -> None:
+        loading.error = loading.error or error
+        ended = self._copies.ended()
+        self._start_pieces()
+        if ended is not None:
+            assert loading.begin is not None
+            self._tell(Phase.LOAD, loading.job, self._done(loading.begin, end, end_s, loading.error))
+            self._quiet.give(loading.begin)
+        self._quiet.give(end)
+
+    def _idle(self) -> None:
+        now = time.monotonic()
+        if self._warm is not None and not self._lane.busy and now - self._executed_s < WARM_FOR_S:
+            self._streams[Phase.EXEC].run(self._warm)
+            self.figures.kept_warm += 1
+
+    # -- on the threads that wait -------------------------------------------------------------------------------------
+
+    def _input_reached(self, job: Job, begin: Event, end: Event, error: Exception | None) -> None:
+        done = self._done(begin, end, time.monotonic(), error)
+        self._timed.give(begin, end)
+        self._tell(Phase.INPUT, job, done)
+
+    def _exec_reached(
+        self,
+        job: Job,
+        held: Held,
+        issued_s: float | None,
+        gathered: bool,
+        begin: Event,
+        end: Event,
+        error: Exception | None,
+    ) -> None:
+        done = self._done(begin, end, time.monotonic(), error)
+        done.gathered, done.clock_mhz = gathered, self._clock_mhz
+        if issued_s is not None:
+            done.begin_s = issued_s
+        self._timed.give(begin, end)
+        self._issuer.now(partial(self._lane.ended, done.end_s))
+        if error is None:
+            self._tell(Phase.EXEC, job, done)
+            return
+        self._issuer.now(self._window.spoil)
+        assert held.output is not None  # its copy still writes to the slot: the job must not end before
+        self._watchers[Phase.OUTPUT].watch(held.output[1], partial(self._failed_reached, job, held, done))
+
+    def _failed_reached(self, job: Job, held: Held, done: Done, error: Exception | None) -> None:
+        assert held.output is not None
+        self._timed.give(*held.output)
+        self._tell(Phase.EXEC, job, done)
+
+    def _output_reached(self, job: Job, held: Held, error: Exception | None) -> None:
+        assert held.output is not None
+        assert isinstance(job.action, wire.Infer)
+        done = self._done(*held.output, time.monotonic(), error)
+        self._timed.give(*held.output)
+        job.outputs = outputs_of(held.slot, held.layout, job.action.batch)
+        self._tell(Phase.OUTPUT, job, done)
+
+    def _piece_reached(self, loading: Loading, end: Event, error: Exception | None) -> None:
+        self._issuer.now(partial(self._piece_ended, loading, end, time.monotonic(), error))
+
+    def _done(self, begin: Event, end: Event, end_s: float, error: Exception | None) -> Done:
+        if error is not None:
+            return Done(end_s, end_s, 0.0, "device_error", str(error))
+        duration_s = self._driver.seconds(begin, end)
+        return Done(end_s - duration_s, end_s, duration_s)
+
+    def _tell(self, phase: Phase, job: Job, done: Done) -> None:
+        assert self._loop is not None
+        assert self._finished is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._finished, phase, job, done)
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source, non_blocking=True)
+
+
+def _copy_outputs(held: Held) -> None:
+    layout, slot = held.layout, held.slot
+    _copy(slot.here[layout.outputs_at : layout.end], slot.there[layout.outputs_at : layout.end])

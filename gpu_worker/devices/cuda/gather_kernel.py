@@ -1,0 +1,27 @@
+"""The gather as one kernel: pages, wherever they lie in the arena, side by side in the window.
+
+One program copies one block of one page, in the widest loads there are. `torch.index_select` does the same with an
+index computed for every element, and one copy per page goes through the copy engine, which is slower inside one device.
+scripts/bench_gpu.py measures all three.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 2048  # words of 8 bytes: 16 KiB, so that a page of 1 MiB or more is a whole number of blocks
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _gather(arena, window, pages, words, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def, unused-ignore]
+    block = tl.program_id(0).to(tl.int64)
+    page = tl.program_id(1).to(tl.int64)
+    source = tl.load(pages + page)
+    offsets = block * BLOCK + tl.arange(0, BLOCK)
+    tl.store(window + page * words + offsets, tl.load(arena + source * words + offsets))
+
+
+def gather(arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
+    """See Driver.gather. Words per page must be a multiple of BLOCK."""
+    words = arena.shape[1]
+    _gather[(words // BLOCK, len(pages))](arena, window, pages, words, BLOCK=BLOCK, num_warps=8)

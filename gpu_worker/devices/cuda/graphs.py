@@ -1,0 +1,86 @@
+"""Executables of one architecture: its operations captured once for each size of the ladder.
+
+The captured operations read weights from the window and inputs from `static`, and write outputs to `static`: fixed
+places, shared by all models of the architecture. What differs from model to model is what the window holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from broker.errors import PackageError
+from gpu_worker.devices.cuda.driver import Driver, Work
+from gpu_worker.devices.cuda.plans import Layout, Place, ladder, lay_out
+from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
+from gpu_worker.packages import ONNX, Package
+
+WARM_UPS = 3  # runs of each size before its capture: libraries choose and load their kernels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Executable:
+    """One architecture, up to one batch size."""
+
+    sizes: tuple[int, ...]
+    layouts: dict[int, Layout]  # {size: places in `static`, and in slots}
+    static: torch.Tensor  # uint8, on the device: inputs, then outputs
+    replays: dict[int, Work]  # {size: issues its operations}
+    graph_bytes: int  # that the captures took
+
+
+def weights_of(flat: torch.Tensor, package: Package) -> list[torch.Tensor]:
+    """Views of an image or of the window (uint8), in the order the architecture takes them."""
+    return [view(flat, weight) for weight in package.layout]
+
+
+def tensor_at(flat: torch.Tensor, place: Place) -> torch.Tensor:
+    """One tensor of a buffer (uint8), not copied."""
+    return flat[place.at : place.at + place.size].view(getattr(torch, place.dtype)).view(place.shape)
+
+
+def build(driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor) -> Executable:
+    """The architecture of `package`, warmed up with the weights of `image` (pinned), captured against `window`.
+
+    On the thread that prepares. Nothing that serving uses is written to: warming up has weights and outputs of its own.
+    Raises: PackageError; MemoryFull; RuntimeError, if an operation cannot be captured.
+    """
+    if package.graph is not None and package.graph.suffix == ONNX:
+        raise PackageError(package.ref, [f"{package.graph.name}: ONNX packages run on the cpu device only"])
+    forward = load_forward(package, driver.place)
+    sizes = ladder(package.spec.batch_max)
+    layouts = {size: lay_out(package.spec, size) for size in sizes}
+    static = driver.allocate(max(layout.end for layout in layouts.values()))
+    scratch = driver.allocate(package.image_bytes)
+    driver.warm_up(lambda: _copy(scratch, image))
+    weights = weights_of(scratch, package)
+    driver.warm_up(lambda: check_by_running(package, forward, weights, driver.place))
+    captured = weights_of(window, package)
+    before, _ = driver.memory()
+    replays = {}
+    warm = driver.allocate(len(static))
+    for size in reversed(sizes):  # the largest first: what it leaves in the pool is enough for the others
+        layout = layouts[size]
+        driver.warm_up(lambda: _clear(warm))  # outputs of another size are no indices
+        for _ in range(WARM_UPS):
+            driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
+        replays[size] = driver.capture(
+            lambda layout=layout: _operate(forward, captured, static, layout)  # type: ignore[misc]
+        )
+    after, _ = driver.memory()
+    return Executable(sizes, layouts, static, replays, max(0, before - after))
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source, non_blocking=True)
+
+
+def _clear(buffer: torch.Tensor) -> None:
+    buffer.zero_()
+
+
+def _operate(forward: Forward, weights: Sequence[torch.Tensor], flat: torch.Tensor, layout: Layout) -> None:
+    inputs = [tensor_at(flat, place) for place in layout.inputs]
+    outputs = forward(*weights, *inputs)
+    for place, output in zip(layout.outputs, outputs, strict=True):
+        tensor_at(flat, place).copy_(output)

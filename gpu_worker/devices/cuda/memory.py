@@ -1,0 +1,109 @@
+"""What a device allocates at start, and the ring of buffers for inputs and outputs."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from gpu_worker.devices.base import DeviceError
+from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
+from gpu_worker.devices.cuda.plans import MIB, Layout, Room
+from gpu_worker.lanes import Job
+
+SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
+WORD = torch.int64
+
+
+class Memory:
+    """Arena, window and page table of one device. Raises: DeviceError."""
+
+    def __init__(self, driver: Driver, room: Room) -> None:
+        self.room = room
+        try:
+            arena = driver.allocate(room.arena_bytes)
+            self.window = driver.allocate(room.window_bytes)
+            tables = driver.allocate(room.pages * room.window_pages * WORD.itemsize)
+            self._host_tables = driver.pin(room.pages * room.window_pages * WORD.itemsize)
+        except MemoryFull as error:
+            raise DeviceError(
+                f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and a window of "
+                f"{room.window_bytes // MIB} MiB cannot be allocated: {error}; lower GEARMESH_ARENA_MB"
+            ) from error
+        self.arena = arena
+        self.arena_pages = arena.view(WORD).view(room.pages, -1)
+        self.window_pages = self.window.view(WORD).view(room.window_pages, -1)
+        self.tables = tables.view(WORD).view(room.pages, room.window_pages)
+        self.host_tables = self._host_tables.tensor.view(WORD).view(room.pages, room.window_pages)
+
+    def row(self, pages: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(on the device, pinned) list of these pages [n] int64, filled in on the pinned side.
+
+        The row of the table is the first page's: as long as a model holds that page, the row is its own.
+        """
+        there, here = self.tables[pages[0], : len(pages)], self.host_tables[pages[0], : len(pages)]
+        here.copy_(torch.tensor(pages, dtype=WORD))
+        return there, here
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Room for one INFER's inputs and outputs, in pinned memory and on the device."""
+
+    ring: "Ring"
+    pinned: Pinned
+    here: torch.Tensor  # uint8, of `pinned`
+    there: torch.Tensor  # uint8, on the device
+
+
+@dataclass(slots=True, eq=False)
+class Ring:
+    """Slots of one size. Taken and given back on the loop's thread; replaced as a whole by a larger one."""
+
+    slot_bytes: int
+    free: deque[Slot] = field(default_factory=deque)
+
+    @classmethod
+    def allocate(cls, driver: Driver, slot_bytes: int, count: int = SLOTS) -> "Ring":
+        """A ring whose slots are all free. Raises: MemoryFull."""
+        ring = cls(slot_bytes)
+        for _ in range(count):
+            pinned = driver.pin(slot_bytes)
+            ring.free.append(Slot(ring, pinned, pinned.tensor, driver.allocate(slot_bytes)))
+        return ring
+
+    def take(self) -> Slot | None:
+        """A slot; None if all are in use."""
+        return self.free.popleft() if self.free else None
+
+    def give(self, slot: Slot) -> None:
+        """The slot is free again; one of a ring that was replaced is let go."""
+        if slot.ring is self:
+            self.free.append(slot)
+
+
+class TooManyBytes(ValueError):
+    """An input has more bytes than its rows."""
+
+
+def fill(slot: Slot, layout: Layout, job: Job, rows: int) -> None:
+    """The job's inputs are in the slot's pinned part, zeros behind them up to the size that was captured.
+
+    Zeros, because what others left there may be no valid index. Raises: TooManyBytes.
+    """
+    target = slot.here.numpy()
+    for i, place in enumerate(layout.inputs):
+        at, limit = place.at, place.at + place.row_bytes * rows
+        for tensors in job.tensors:
+            piece = np.frombuffer(tensors[i], np.uint8)
+            if at + len(piece) > limit:
+                raise TooManyBytes(f"input {i} has more bytes than the batch's {rows} rows")
+            target[at : at + len(piece)] = piece
+            at += len(piece)
+        target[at : place.at + place.size] = 0
+
+
+def outputs_of(slot: Slot, layout: Layout, rows: int) -> list[memoryview]:
+    """Copies of the first rows of each output: the slot is another's soon."""
+    source = slot.here.numpy()
+    return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]

@@ -1,0 +1,261 @@
+"""A GPU through torch.cuda: see driver.py. Unproven until scripts/bench_gpu.py has run on one.
+
+Source of the choices: the CUDA programming guide on graphs and asynchronous copies, and torch's notes on CUDA graphs.
+"""
+
+import mmap
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpu_worker.devices.base import DeviceError
+from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Work
+
+WARM_SIDE = 1024  # of the matrices that keep the clock up: some 10 us of work
+WARM_PRODUCTS = 2
+
+
+def device_count() -> int:
+    """GPUs that torch can use here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_index(name: str, index: int) -> None:
+    """Raises: DeviceError, if there is no such GPU."""
+    count = device_count()
+    if count == 0:
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise DeviceError(f"GEARMESH_DEVICE={name!r}: torch {torch.__version__} ({built}) finds no GPU here; use cpu")
+    if not 0 <= index < count:
+        there = ", ".join(f"cuda:{i}" for i in range(count))
+        raise DeviceError(f"GEARMESH_DEVICE={name!r}: there is no such GPU; there is {there}")
+
+
+class NvidiaStream:
+    """See Stream."""
+
+    def __init__(self, raw: torch.cuda.Stream) -> None:
+        self.raw = raw
+
+    def run(self, work: Work) -> None:
+        """See Stream."""
+        torch.cuda.set_stream(self.raw)
+        work()
+
+    def record(self, event: Event) -> None:
+        """See Stream."""
+        assert isinstance(event, torch.cuda.Event)
+        event.record(self.raw)
+
+    def wait(self, event: Event) -> None:
+        """See Stream."""
+        assert isinstance(event, torch.cuda.Event)
+        self.raw.wait_event(event)
+
+
+class NvidiaPinned:
+    """See Pinned. Pages of our own, registered: torch's own pinned memory is rounded up to a power of two."""
+
+    def __init__(self, size: int, later: Callable[[Work], None]) -> None:
+        mapping = mmap.mmap(-1, max(size, 1))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        self.tensor = torch.frombuffer(mapping, dtype=torch.uint8)[:size]
+        self.tensor.zero_()  # touched: registering then need not do it
+        address = self.tensor.data_ptr() if size else 0
+        if not size:
+            return
+        try:
+            torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(address, size, 0)))
+        except RuntimeError as error:
+            raise MemoryFull(f"cannot pin {size} bytes of host memory: {error} (see ulimit -l)") from error
+        tensor = self.tensor  # the mapping lives until it is unregistered
+        weakref.finalize(self, later, lambda: _unregister(address, tensor)).atexit = False
+
+
+def _unregister(address: int, keep: torch.Tensor) -> None:
+    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
+
+
+class NvidiaDriver:
+    """See Driver. Raises: DeviceError."""
+
+    def __init__(self, index: int, later: Callable[[Work], None]) -> None:
+        check_index(f"cuda:{index}", index)
+        self.name = f"cuda:{index}"
+        self.place = torch.device("cuda", index)
+        self._later = later  # runs work that may block, soon, on a thread where that hurts nobody
+        self._asked: Counter[str] = Counter()
+        try:
+            torch.cuda.set_device(self.place)
+            torch.cuda.init()
+            self._side, self._capture_side = torch.cuda.Stream(self.place), torch.cuda.Stream(self.place)
+            self._pool: Any = torch.cuda.graph_pool_handle()
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name}: cannot be opened: {error}") from error
+        properties = torch.cuda.get_device_properties(self.place)
+        self.uuid = str(getattr(properties, "uuid", index))
+        self._clock = _Clock(self.uuid)
+        self.kind = f"cuda {properties.name}, torch {torch.__version__}, driver {self._clock.driver}"
+        self._gather = _gather_of(self.place)
+        torch.backends.cudnn.benchmark = True  # the captured graph keeps what the warm-up chose
+
+    def enter(self) -> None:
+        """See Driver."""
+        torch.cuda.set_device(self.place)
+        torch.set_grad_enabled(False)
+
+    def memory(self) -> tuple[int, int]:
+        """See Driver."""
+        free, total = torch.cuda.mem_get_info(self.place)
+        return free, total
+
+    def allocate(self, size: int) -> torch.Tensor:
+        """See Driver."""
+        self._asked["device"] += 1
+        made = torch.zeros(size, dtype=torch.uint8, device=self.place)
+        torch.cuda.current_stream(self.place).synchronize()  # the other streams do not wait for this one
+        return made
+
+    def pin(self, size: int) -> Pinned:
+        """See Driver."""
+        self._asked["pinned"] += 1
+        return NvidiaPinned(size, self._later)
+
+    def stream(self, name: str) -> Stream:
+        """See Driver."""
+        return NvidiaStream(torch.cuda.Stream(self.place))
+
+    def event(self, *, sleeps: bool) -> Event:
+        """See Driver."""
+        self._asked["event"] += 1
+        event = torch.cuda.Event(enable_timing=True, blocking=sleeps)
+        event.record(self._side)  # made on its first record
+        return event
+
+    def seconds(self, begin: Event, end: Event) -> float:
+        """See Driver."""
+        assert isinstance(begin, torch.cuda.Event)
+        assert isinstance(end, torch.cuda.Event)
+        return float(begin.elapsed_time(end)) / 1e3
+
+    def warm_up(self, work: Work) -> None:
+        """See Driver."""
+        with torch.cuda.stream(self._side):
+            work()
+        self._side.synchronize()
+
+    def capture(self, work: Work) -> Work:
+        """See Driver. On a stream that runs nothing else: the workspaces of its libraries belong to graphs alone.
+
+        `torch.cuda.graph` is not used: it waits for the whole device and gives all cached memory back, while serving.
+        """
+        self._asked["capture"] += 1
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._capture_side):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            except BaseException:
+                _abandon(graph)
+                raise
+            graph.capture_end()
+        return graph.replay
+
+    def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
+        """See Driver."""
+        self._gather(arena, window, pages)
+
+    def clock_mhz(self) -> float:
+        """See Driver."""
+        return self._clock.read()
+
+    def keep_warm(self) -> Work | None:
+        """See Driver."""
+        size = WARM_SIDE * WARM_SIDE * torch.float16.itemsize
+        left, out = (self.allocate(size).view(torch.float16).view(WARM_SIDE, WARM_SIDE) for _ in range(2))
+
+        def multiply() -> None:
+            for _ in range(WARM_PRODUCTS):
+                torch.mm(left, left, out=out)
+
+        self.warm_up(multiply)
+        return self.capture(multiply)
+
+    def allocations(self) -> dict[str, int]:
+        """See Driver. What torch's own allocators counted, too."""
+        counts = {f"asked_{kind}": count for kind, count in self._asked.items()}
+        for place, found in (
+            ("device", torch.cuda.memory_stats(self.place)),
+            ("host", torch.cuda.host_memory_stats()),
+        ):
+            for key, count in found.items():
+                if key.endswith(".allocated") or key.startswith("num_"):
+                    counts[f"{place}_{key}"] = int(count)
+        return counts
+
+    def close(self) -> None:
+        """See Driver."""
+        torch.cuda.synchronize(self.place)
+        self._clock.close()
+
+
+def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+    """The stream captures no more. What that raises says less than what came before."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        return
+
+
+def _gather_of(place: torch.device) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
+    """The kernel where Triton works on this device, else torch's own."""
+    arena = torch.arange(4 * 8192, device=place).view(4, 8192)
+    window, pages = torch.zeros(2, 8192, dtype=torch.int64, device=place), torch.tensor([3, 1], device=place)
+    try:
+        from gpu_worker.devices.cuda.gather_kernel import gather
+
+        gather(arena, window, pages)
+        if torch.equal(window, arena[pages]):
+            return gather
+    except Exception:  # no Triton, no compiler for it, a device it does not know: the other way works
+        torch.cuda.synchronize(place)
+    return index_gather
+
+
+def index_gather(arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
+    """See Driver.gather."""
+    torch.index_select(arena, 0, pages, out=window[: len(pages)])
+
+
+class _Clock:
+    """SM clock through NVML, where it is installed and allowed; else 0."""
+
+    def __init__(self, uuid: str) -> None:
+        self.driver = "unknown"
+        self._nvml: Any = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM)
+            self.driver = str(pynvml.nvmlSystemGetDriverVersion())
+            self._nvml = pynvml
+        except Exception:  # not installed, not allowed, not known there: durations are then not scaled by the clock
+            return
+
+    def read(self) -> float:
+        """MHz."""
+        if self._nvml is None:
+            return 0.0
+        return float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
+
+    def close(self) -> None:
+        """NVML is let go."""
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+            self._nvml = None

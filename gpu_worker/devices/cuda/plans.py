@@ -1,0 +1,281 @@
+"""What goes where, and when: batch sizes, places inside buffers, pieces of a LOAD, the window's contents. Pure.
+
+Sizes are bytes and instants are seconds of one clock, unless a name says otherwise.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from broker import wire
+from broker.tensors import byte_count
+from gpu_worker.devices.base import DeviceError
+from gpu_worker.profiling import LADDER
+
+ALIGNMENT = 256  # bytes; Source: what CUDA guarantees of its own allocations
+IN_FLIGHT_MAX = 2  # pieces of LOADs on their way: the next is always queued, and an INPUT waits behind two at most
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+def ladder(batch_max: int) -> tuple[int, ...]:
+    """Sizes to be captured, ascending: those that are profiled, up to the maximum, and the maximum."""
+    return (*(size for size in LADDER if size < batch_max), batch_max)
+
+
+def padded(batch: int, sizes: Sequence[int]) -> int:
+    """The smallest of the ascending sizes that holds `batch`. Raises: ValueError if none does."""
+    at = bisect_left(sizes, batch)
+    if batch < 1 or at == len(sizes):
+        raise ValueError(f"a batch of {batch} has no graph: sizes are {', '.join(map(str, sizes))}")
+    return sizes[at]
+
+
+# -- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One tensor inside a buffer."""
+
+    at: int
+    row_bytes: int
+    rows: int
+    dtype: str
+    shape: tuple[int, ...]  # with the rows
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows."""
+        return self.row_bytes * self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Inputs, then outputs, of one batch size, each at an aligned place of one buffer."""
+
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+    inputs_end: int
+    end: int
+
+    @property
+    def outputs_at(self) -> int:
+        """Where the outputs begin."""
+        return self.outputs[0].at
+
+
+def lay_out(spec: wire.ModelSpec, size: int) -> Layout:
+    """Places for a batch of this size."""
+    inputs, end = _places(spec.inputs, size, 0)
+    outputs, last = _places(spec.outputs, size, end)
+    return Layout(inputs, outputs, end, last)
+
+
+def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[Place, ...], int]:
+    places = []
+    for spec in specs:
+        place = Place(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
+        places.append(place)
+        at += -(-place.size // ALIGNMENT) * ALIGNMENT
+    return tuple(places), at
+
+
+# -- LOAD -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One copy: `size` bytes from `source` of the image to `target` of the arena."""
+
+    source: int
+    target: int
+    size: int
+
+
+def pieces(image_bytes: int, pages: Sequence[int], page_bytes: int, piece_bytes: int) -> list[Piece]:
+    """The copies that bring an image into these pages, in order; none is larger than a piece or crosses a page.
+
+    One at least, of nothing for an image of nothing.
+    """
+    if not image_bytes:
+        return [Piece(0, pages[0] * page_bytes, 0)]
+    found = []
+    for i, page in enumerate(pages):
+        first, end = i * page_bytes, min((i + 1) * page_bytes, image_bytes)
+        for source in range(first, end, piece_bytes):
+            found.append(Piece(source, page * page_bytes + source - first, min(piece_bytes, end - source)))
+    return found
+
+
+@dataclass(slots=True, eq=False)
+class Transfer(Generic[T]):
+    """One LOAD on its way."""
+
+    load: T
+    waiting: deque[Piece]
+    begun: bool = False
+    in_flight: int = 0
+
+
+@dataclass(slots=True)
+class Copies(Generic[T]):
+    """LOADs, one after the other, in pieces: start what `next` gives, and say when the oldest piece has `ended`."""
+
+    in_flight_max: int = IN_FLIGHT_MAX
+    _queue: deque[Transfer[T]] = field(default_factory=deque)  # not ended, oldest first
+    _in_flight: int = 0  # pieces started, not ended, of all
+
+    def add(self, load: T, wanted: Sequence[Piece]) -> None:
+        """A LOAD of at least one piece was ordered."""
+        assert wanted
+        self._queue.append(Transfer(load, deque(wanted)))
+
+    def next(self) -> tuple[Transfer[T], Piece] | None:
+        """A piece to be started now, of that transfer; None: enough are on their way, or none is left."""
+        transfer = self._first_waiting()
+        if transfer is None or self._in_flight == self.in_flight_max:
+            return None
+        transfer.begun = True
+        transfer.in_flight += 1
+        self._in_flight += 1
+        return transfer, transfer.waiting.popleft()
+
+    def due(self) -> T | None:
+        """The load that `next` would begin with its first piece now; it may still be dropped."""
+        transfer = self._first_waiting()
+        if transfer is None or transfer.begun or self._in_flight == self.in_flight_max:
+            return None
+        return transfer.load
+
+    def drop(self) -> T:
+        """What is `due` is not wanted any more."""
+        transfer = self._first_waiting()
+        assert transfer is not None
+        assert not transfer.begun
+        self._queue.remove(transfer)
+        return transfer.load
+
+    def ended(self) -> T | None:
+        """The oldest piece on its way has arrived. Returns its load, if that was its last."""
+        transfer = self._queue[0]
+        assert transfer.in_flight > 0
+        transfer.in_flight -= 1
+        self._in_flight -= 1
+        if transfer.in_flight or transfer.waiting:
+            return None
+        self._queue.popleft()
+        return transfer.load
+
+    def _first_waiting(self) -> Transfer[T] | None:
+        return next((transfer for transfer in self._queue if transfer.waiting), None)
+
+
+# -- EXEC -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Window:
+    """Whose weights the execution window holds, in the order of what was issued.
+
+    A version's weights never change once it is prepared, so a preparation's number says all: the window goes on holding
+    a model whose pages are long given to others.
+    """
+
+    holds: int | None = None  # number of a preparation
+
+    def bring(self, preparation: int) -> bool:
+        """The window holds these weights once what is issued now has run. True: they have to be gathered first."""
+        gather = self.holds != preparation
+        self.holds = preparation
+        return gather
+
+    def leave(self, preparation: int) -> None:
+        """These weights, should the window hold them, are to be gathered again."""
+        if self.holds == preparation:
+            self.holds = None
+
+    def spoil(self) -> None:
+        """What the window holds is not known any more."""
+        self.holds = None
+
+
+@dataclass(slots=True)
+class Lane:
+    """When a stream will be free, as far as is foreseen: what was issued runs one after the other."""
+
+    _free_s: float = 0.0
+    _running: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Something runs."""
+        return self._running > 0
+
+    def start_s(self, now: float) -> float:
+        """When something that is issued now would start."""
+        return max(now, self._free_s) if self._running else now
+
+    def issued(self, now: float, expected_s: float) -> None:
+        """Something was issued that is expected to take so long."""
+        self._free_s = self.start_s(now) + expected_s
+        self._running += 1
+
+    def ended(self, now: float) -> None:
+        """The oldest has ended, foreseen or not: the others shift by as much."""
+        self._running -= 1
+        if not self._running:
+            self._free_s = now
+        else:
+            self._free_s = max(self._free_s, now)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Sizes of what is allocated at start."""
+
+    page_bytes: int
+    pages: int  # of the arena
+    window_pages: int  # of the window
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the arena."""
+        return self.pages * self.page_bytes
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the window."""
+        return self.window_pages * self.page_bytes
+
+
+RESERVE_BYTES = 3 << 30  # graphs, activations, buffers, modules; Source: sum of their estimates, unproven
+RESERVE_SHARE = 0.06
+
+
+def make_room(name: str, *, free: int, total: int, page_bytes: int, arena_bytes: int, window_bytes: int) -> Room:
+    """What is allocated on a device with so much free memory; `arena_bytes` 0: what the rest leaves.
+
+    A second window is left free: preparing a model needs its weights on the device once more. Raises: DeviceError.
+    """
+    window_pages = -(-window_bytes // page_bytes)
+    rest = 2 * window_pages * page_bytes + max(RESERVE_BYTES, int(total * RESERVE_SHARE))
+    pages = arena_bytes // page_bytes if arena_bytes else (free - rest) // page_bytes
+    wanted = max(pages, 1) * page_bytes + window_pages * page_bytes
+    if pages < 1 and arena_bytes:
+        raise DeviceError(
+            f"{name}: an arena of {arena_bytes // MIB} MiB holds no page of {page_bytes // MIB} MiB: raise "
+            "GEARMESH_ARENA_MB or lower GEARMESH_PAGE_MB"
+        )
+    if pages < 1 or wanted > free:
+        raise DeviceError(
+            f"{name}: {free // MIB} of {total // MIB} MiB are free; arena and window take {wanted // MIB} MiB"
+            + ("" if arena_bytes else f", and {(rest - window_pages * page_bytes) // MIB} MiB are kept for the rest")
+            + ": lower GEARMESH_ARENA_MB or GEARMESH_WINDOW_MB, or end what else uses the device"
+        )
+    return Room(page_bytes, pages, window_pages)

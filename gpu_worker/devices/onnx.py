@@ -1,0 +1,86 @@
+"""ONNX graphs made executable with onnxruntime, which is optional: weights are inputs, given as views of the pages."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from broker.errors import PackageError
+from gpu_worker.packages import Package
+
+ORT_DTYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
+}  # fmt: skip
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16"}  # dtypes of weights, as safetensors spells them
+WARNINGS_AND_WORSE = 3  # onnxruntime's own log: errors only; what matters is raised
+
+
+def require(module: str, place: str) -> Any:
+    """The module. Raises: PackageError if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PackageError(place, [f"{module} is not installed here: pip install 'gearmesh[onnx]'"]) from error
+
+
+def open_session(model: bytes, place: str) -> Any:
+    """A session that runs the serialised model on as many threads as torch may use. Raises: PackageError."""
+    ort = require("onnxruntime", place)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = WARNINGS_AND_WORSE
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own
+        raise PackageError(place, [f"onnxruntime cannot load it: {str(error).strip()}"]) from error
+
+
+class OnnxForward:
+    """(weights..., inputs...) -> outputs of one architecture. Releases the GIL while it computes."""
+
+    def __init__(self, session: Any, names: Sequence[str]) -> None:
+        self._session = session
+        self._names = names
+        self._outputs = [value.name for value in session.get_outputs()]
+
+    def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
+        """See gpu_worker.devices.executables.Forward."""
+        feed = {name: tensor.numpy() for name, tensor in zip(self._names, flat, strict=True)}
+        return [torch.from_numpy(output) for output in self._session.run(self._outputs, feed)]
+
+
+def load_onnx(package: Package) -> OnnxForward:
+    """What executes the package's architecture. Raises: PackageError."""
+    assert package.graph is not None
+    session = open_session(package.graph.read_bytes(), package.graph.name)
+    _check_inputs(package, session)
+    return OnnxForward(session, [w.name for w in package.layout] + [spec.name for spec in package.spec.inputs])
+
+
+def _check_inputs(package: Package, session: Any) -> None:
+    taken = {value.name: (ORT_DTYPES.get(value.type, value.type), value.shape) for value in session.get_inputs()}
+    faults = []
+    for weight in package.layout:
+        stored = (STORED.get(weight.dtype, weight.dtype), list(weight.shape))
+        if weight.name not in taken:
+            faults.append(f"weights.safetensors: the graph does not take {weight.name}")
+        elif (taken[weight.name][0], list(taken[weight.name][1])) != stored:
+            faults.append(f"{weight.name}: the graph takes {taken[weight.name]}, weights.safetensors has {stored}")
+    for spec in package.spec.inputs:
+        if spec.name not in taken:
+            faults.append(f"input {spec.name}: the graph does not take it")
+        elif taken[spec.name][0] != spec.dtype or list(taken[spec.name][1][1:]) != list(spec.shape[1:]):
+            faults.append(
+                f"input {spec.name}: the graph takes {taken[spec.name]}, "
+                f"model.toml says {(spec.dtype, list(spec.shape))}"
+            )
+    known = {weight.name for weight in package.layout} | {spec.name for spec in package.spec.inputs}
+    faults += [f"{name}: the graph takes it, and it is neither a weight nor an input" for name in taken.keys() - known]
+    if faults:
+        raise PackageError(package.ref, faults[:20])

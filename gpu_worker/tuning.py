@@ -1,0 +1,72 @@
+"""What makes a worker's timing steadier, as far as the machine allows: interpreter, timers, cores, priority."""
+
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+from broker.errors import SettingsError
+
+SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
+TIMER_SLACK_NS = 1000  # how late the system may wake this process to save power; its default is 50 us
+_PR_SET_TIMERSLACK = 29
+REAL_TIME_PRIORITY = 10  # of 1 to 99: above all ordinary processes, below the system's own threads
+
+
+def settle(cores: Sequence[int], real_time: bool) -> dict[str, str]:
+    """The calling thread, and those it starts, keep time as well as they can. Returns what came of it, by name.
+
+    Raises: SettingsError for cores that this process may not use.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return {
+        "switch_interval": f"{SWITCH_INTERVAL_S * 1e6:.0f} us",
+        "timer_slack": _set_timer_slack(),
+        "cores": _set_affinity(cores),
+        "real_time": _set_priority() if real_time else "off",
+    }
+
+
+def freeze() -> None:
+    """What is there now is never looked at again by the garbage collector: its pauses stay short."""
+    gc.collect()
+    gc.freeze()
+
+
+def usable_cores() -> list[int]:
+    """Cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def may_be_real_time() -> bool:
+    """A thread here would be given real-time priority. Nothing has changed afterwards."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    if _set_priority() != "on":
+        return False
+    os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, parameters)  # without the flag it may not be lowered
+    return True
+
+
+def _set_timer_slack() -> str:
+    result = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
+    return f"{TIMER_SLACK_NS} ns" if result == 0 else f"as it was ({os.strerror(ctypes.get_errno())})"
+
+
+def _set_affinity(cores: Sequence[int]) -> str:
+    usable = usable_cores()
+    if not cores:
+        return f"any of {len(usable)}"
+    wrong = sorted(set(cores) - set(usable))
+    if wrong:
+        raise SettingsError([f"cores={','.join(map(str, cores))}: this process may use {usable}, not {wrong}"])
+    os.sched_setaffinity(0, cores)
+    return ",".join(map(str, cores))
+
+
+def _set_priority() -> str:
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(REAL_TIME_PRIORITY))
+    except OSError as error:
+        return f"not allowed ({error.strerror})"
+    return "on"

@@ -1,0 +1,395 @@
+"""Adaptive batching of black-box functions at a latency objective, beside servers that batch by fixed rules.
+
+    .venv/bin/python scripts/bench_batching.py [--seconds 3] [--rounds 3] [--functions noop,linear_svm,...]
+        [--replicas 1,2,4] [--without-peers] [--plot FILE.png] [--json FILE]
+
+Every request is one row of 784 floats with a budget of --objective-ms; only answers within it count. A closed loop, one
+client process; each system is driven at several numbers of requests in flight, and the best of them counts: the goodput
+that the system reaches when it is asked for as much as suits it. Caching is off. The last line is JSON.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from broker.config import read_settings
+from scripts import batching_functions
+from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver, family, peer_environment, start
+from scripts.machine import Watch, describe, median, quantile
+from scripts.meshes import ROOT, Mesh, free_ports, mesh
+from scripts.up import client
+
+IN_FLIGHT = (8, 32, 128, 512)
+METHODS = {
+    "aimd": ["--batching", "aimd"],
+    "aimd, wait 2 ms": ["--batching", "aimd", "--batch-wait-ms", "2"],
+    "quantile": ["--batching", "quantile"],
+    "fixed 16": ["--batching", "fixed:16"],
+    "none": ["--batching", "none"],
+}
+FEATURES = batching_functions.FEATURES
+BATCH_MAX = 1024
+CONVERGENCE_IN_FLIGHT = 512
+console = Console(width=None if sys.stdout.isatty() else 140, stderr=False)
+
+
+@dataclass(slots=True)
+class System:
+    """One way to serve one function."""
+
+    function: str
+    name: str
+    drive: Drive
+    pids: dict[str, int]
+    sizes: list[tuple[float, int]] = field(default_factory=list)  # (instant, batch size) of answers, if it tells
+    runs: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # {in flight: results, one per round}
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def containers(
+    running: Mesh, function: str, method: str, objective_ms: float, replicas: int = 1
+) -> AsyncIterator[System]:
+    """Replicas of one container beside a running mesh, and a driver that asks them."""
+    model = f"{function}.{METHODS[method][1]}.{len(METHODS[method])}.{replicas}".replace(":", "-")
+    command = [
+        sys.executable, "-m", "scripts.cli", "container", "--model", model,
+        "--predict", f"scripts.batching_functions:{function}",
+        "--input", f"x:float32:-1,{FEATURES}", "--output", "y:int64:-1",
+        "--slo-ms", str(objective_ms), "--batch-max", str(BATCH_MAX), *METHODS[method],
+    ]  # fmt: skip
+    environment = {**running.environment, "BENCH_ONNX": os.environ["BENCH_ONNX"], "BENCH_WARM": function}
+    processes = [start(command, env=environment, cwd=ROOT) for _ in range(replicas)]
+    row = np.random.default_rng(1).normal(size=FEATURES).astype(np.float32).tobytes()
+    inputs = [{"name": "x", "dtype": "float32", "shape": [1, FEATURES], "data": row}]
+    sizes: list[tuple[float, int]] = []
+
+    def ask(number: int) -> bytes:
+        body: bytes = msgpack.packb(
+            {"op": "infer", "id": number, "model": model, "inputs": inputs, "slo_ms": objective_ms, "cache": False}
+        )
+        return body
+
+    def check(body: bytes) -> tuple[int, bool]:
+        answer = msgpack.unpackb(body)
+        if answer["status"] == "ok":
+            sizes.append((time.perf_counter(), answer["batch_size"]))
+        return answer["id"], answer["status"] == "ok"
+
+    driver = ZmqDriver(running.address, ask, check)
+    try:
+        await _served(running, model, replicas)
+        name = method if replicas == 1 else f"{method}, {replicas} replicas"
+        pids = {f"container {i}": pid for i, p in enumerate(processes) for pid in family(p.pid).values()}
+        yield System(function, name, driver.drive, {**running.supervisor.pids(), **pids}, sizes)
+    finally:
+        driver.close()
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            await asyncio.to_thread(process.wait)
+
+
+async def _served(running: Mesh, model: str, replicas: int) -> None:
+    settings = read_settings(environment=running.environment)
+    async with client(settings) as session:
+        while True:
+            members = (await session.call("status"))["members"]
+            there = sum(member["serves"] == f"{model}:1" for member in members)
+            ready = any(found["name"] == model and found["ready"] for found in await session.models())
+            if ready and there >= replicas:
+                return
+            await asyncio.sleep(0.1)
+
+
+# -- peers ------------------------------------------------------------------------------------------------------------
+
+MOSEC = """
+import sys
+sys.path.insert(0, {root!r})
+from mosec import Server, Worker
+from mosec.mixin import MsgpackMixin
+import numpy as np
+from scripts.batching_functions import warm
+class Model(MsgpackMixin, Worker):
+    def __init__(self):
+        self.function = warm({function!r})
+    def forward(self, data):
+        x = np.stack([np.frombuffer(item["x"], np.float32) for item in data])
+        return [{{"y": int(y)}} for y in self.function(x)]
+server = Server()
+server.append_worker(Model, num=1, max_batch_size={size}, max_wait_time=2)
+server.run()
+"""
+BENTO = """
+import sys
+sys.path.insert(0, {root!r})
+import bentoml, numpy as np
+from scripts.batching_functions import warm
+@bentoml.service(workers=1, traffic={{"timeout": 10, "max_concurrency": 4096}})
+class Model:
+    def __init__(self):
+        self.function = warm({function!r})
+    @bentoml.api(batchable=True, max_batch_size={size}, max_latency_ms={objective_ms})
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.function(np.asarray(x, np.float32))
+"""
+PACKAGES = ["msgpack", "numpy", "scikit-learn", "onnxruntime"]
+
+
+@asynccontextmanager
+async def mosec(folder: Path, function: str, size: int) -> AsyncIterator[System]:
+    """mosec, whose batches are bound by a size and a wait of 2 ms."""
+    python = await asyncio.to_thread(peer_environment, "mosec-batching", ["mosec", *PACKAGES])
+    script = folder / f"mosec_{function}_{size}.py"
+    script.write_text(MOSEC.format(root=str(ROOT), function=function, size=size))
+    port = free_ports(1)[0]
+    command = [str(python), str(script), "--port", str(port), "--log-level", "error", "--timeout", "10000"]
+    body = msgpack.packb({"x": np.random.default_rng(1).normal(size=FEATURES).astype(np.float32).tobytes()})
+    async with _peer(command, HttpDriver(port, body)) as (driver, pids):
+        yield System(function, f"mosec {size}, wait 2 ms", driver.drive, pids)
+
+
+@asynccontextmanager
+async def bentoml(folder: Path, function: str, objective_ms: float) -> AsyncIterator[System]:
+    """BentoML, whose batches adapt to a latency; its arrays travel as JSON."""
+    python = await asyncio.to_thread(peer_environment, "bentoml", ["bentoml", *PACKAGES])
+    script = folder / f"bento_{function}.py"
+    script.write_text(
+        BENTO.format(root=str(ROOT), function=function, size=BATCH_MAX, objective_ms=max(1, int(objective_ms)))
+    )
+    port = free_ports(1)[0]
+    command = [
+        str(python.parent / "bentoml"), "serve", f"{script.stem}:Model", "--port", str(port), "--host", "127.0.0.1",
+        "--working-dir", str(folder),
+    ]  # fmt: skip
+    row = np.random.default_rng(1).normal(size=(1, FEATURES)).round(3).tolist()
+    body = json.dumps({"x": row}).encode()
+    async with _peer(command, HttpDriver(port, body, path="/predict", content="application/json")) as (driver, pids):
+        yield System(function, "bentoml", driver.drive, pids)
+
+
+@asynccontextmanager
+async def _peer(command: list[str], driver: HttpDriver) -> AsyncIterator[tuple[HttpDriver, dict[str, int]]]:
+    process = start(command)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                latencies, not_ok = await asyncio.wait_for(driver.drive(1, 0.01), 5.0)
+                if latencies and not not_ok:
+                    break
+            await asyncio.sleep(0.1)
+        else:
+            raise RuntimeError(f"{command[1]} did not start")
+        yield driver, family(process.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, 10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+async def measure(system: System, seconds: float, objective_ms: float) -> None:
+    """One round: the system at each number in flight, warmed up at each."""
+    for in_flight in IN_FLIGHT:
+        await system.drive(in_flight, max(0.5, seconds / 2))
+        system.sizes.clear()
+        watch = Watch({**system.pids, "client": os.getpid()})
+        latencies, not_ok = await system.drive(in_flight, seconds)
+        watched = watch.stop()
+        ordered = sorted(latencies)
+        in_time = sum(latency <= objective_ms / 1e3 for latency in ordered) - not_ok
+        p99 = quantile(ordered, 0.99)
+        system.runs.setdefault(in_flight, []).append(
+            {
+                "asked_per_s": len(ordered) / watched["wall_s"],
+                "good_per_s": max(0, in_time) / watched["wall_s"],
+                "p99_ms": None if p99 is None else p99 * 1e3,
+                "batch": median(float(size) for _, size in system.sizes) if system.sizes else None,
+                "steal": watched["steal"],
+                "foreign": watched["foreign"],
+            }
+        )
+        system.sizes.clear()
+
+
+def best(system: System) -> tuple[int, dict[str, Any]]:
+    """(in flight, medians over the rounds) where goodput is highest."""
+    found: dict[int, dict[str, Any]] = {}
+    for in_flight, runs in system.runs.items():
+        middle: dict[str, Any] = {
+            key: median(run[key] for run in runs) if all(run[key] is not None for run in runs) else None
+            for key in runs[0]
+        }
+        middle["min"], middle["max"] = min(r["good_per_s"] for r in runs), max(r["good_per_s"] for r in runs)
+        found[in_flight] = middle
+    return max(found.items(), key=lambda item: float(item[1]["good_per_s"]))
+
+
+def report(title: str, systems: list[System]) -> dict[str, Any]:
+    """Prints a table and returns what goes into the JSON."""
+    table = Table(
+        "system",
+        "good/s (min-max)",
+        "of all",
+        "p99 ms",
+        "batch",
+        "in flight",
+        "x none",
+        "steal",
+        "foreign",
+        title=title,
+    )
+    none = next((best(system)[1]["good_per_s"] for system in systems if system.name == "none"), None)
+    results = {}
+    for system in systems:
+        in_flight, found = best(system)
+        good = found["good_per_s"]
+        table.add_row(
+            system.name,
+            f"{good:,.0f} ({found['min']:,.0f}-{found['max']:,.0f})",
+            f"{good / found['asked_per_s']:.1%}" if found["asked_per_s"] else "-",
+            f"{found['p99_ms']:.1f}" if found["p99_ms"] is not None else "-",
+            f"{found['batch']:.0f}" if found["batch"] is not None else "-",
+            str(in_flight),
+            f"{good / none:.1f}" if none else "-",
+            f"{found['steal']:.2f}",
+            f"{found['foreign']:.2f}",
+        )
+        results[system.name] = {"in_flight": in_flight, **found, "runs": {str(n): r for n, r in system.runs.items()}}
+    console.print(table)
+    return results
+
+
+async def compare(running: Mesh, folder: Path, function: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All ways to serve one function, interleaved."""
+    async with AsyncExitStack() as stack:
+        ways = [containers(running, function, method, arguments.objective_ms) for method in METHODS]
+        if not arguments.without_peers:
+            ways += [mosec(folder, function, 16), mosec(folder, function, 128)]
+            ways.append(bentoml(folder, function, arguments.objective_ms))
+        systems = [await stack.enter_async_context(way) for way in ways]
+        for _ in range(arguments.rounds):
+            for system in systems:
+                await measure(system, arguments.seconds, arguments.objective_ms)
+        return report(f"{function}, {arguments.objective_ms:g} ms", systems)
+
+
+async def scale(running: Mesh, function: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same container in more and more replicas."""
+    systems = []
+    for replicas in arguments.replicas:
+        async with containers(running, function, "aimd", arguments.objective_ms, replicas) as system:
+            for _ in range(arguments.rounds):
+                await measure(system, arguments.seconds, arguments.objective_ms)
+            systems.append(system)
+    return report(f"{function}, replicas ({os.cpu_count()} cores for everything)", systems)
+
+
+async def converge(running: Mesh, function: str, arguments: argparse.Namespace) -> dict[str, list[list[float]]]:
+    """{method: [(seconds since the first answer, batch size)]} of containers just started."""
+    found = {}
+    for method in ("aimd", "quantile"):
+        async with containers(running, function, method, arguments.objective_ms) as system:
+            await system.drive(CONVERGENCE_IN_FLIGHT, 2 * arguments.seconds)
+            first_s = system.sizes[0][0] if system.sizes else 0.0
+            points: list[list[float]] = []
+            for at_s, size in system.sizes:
+                if not points or points[-1][1] != size:
+                    points.append([round(at_s - first_s, 4), float(size)])
+            found[method] = points
+    return found
+
+
+def plot(file: Path, curves: dict[str, dict[str, list[list[float]]]], objective_ms: float) -> None:
+    """Draws the batch sizes over time, a panel for each function."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(5 * len(curves), 3.2), squeeze=False)
+    for panel, (function, methods) in zip(panels[0], curves.items(), strict=True):
+        for method, points in methods.items():
+            panel.step([p[0] for p in points], [p[1] for p in points], where="post", label=method, linewidth=0.8)
+        panel.set(title=function, xlabel="s since the first answer", ylabel="batch size")
+        panel.legend(frameon=False)
+    figure.suptitle(f"batch sizes from a cold start, {objective_ms:g} ms", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Starts everything, measures, stops everything."""
+    results: dict[str, Any] = {"machine": describe(), "objective_ms": arguments.objective_ms, "functions": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        onnx = folder / "mlp.onnx"
+        batching_functions.export_onnx(onnx)
+        os.environ["BENCH_ONNX"] = str(onnx)
+        async with mesh(folder / "models", folder / "data", ready=False) as running:
+            curves = {}
+            for function in arguments.functions:
+                results["functions"][function] = await compare(running, folder, function, arguments)
+                curves[function] = await converge(running, function, arguments)
+            results["replicas"] = {
+                function: await scale(running, function, arguments) for function in arguments.functions[:2]
+            }
+            results["convergence"] = curves
+            if arguments.plot is not None:
+                plot(arguments.plot, curves, arguments.objective_ms)
+    return results
+
+
+def main() -> int:
+    """Exit code 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--objective-ms", type=float, default=20.0)
+    parser.add_argument("--functions", default=",".join(batching_functions.FUNCTIONS))
+    parser.add_argument("--replicas", default="1,2,3,4")
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path, help="write the result here, too")
+    arguments = parser.parse_args()
+    arguments.functions = [name for name in arguments.functions.split(",") if name]
+    arguments.replicas = [int(count) for count in arguments.replicas.split(",")]
+    unknown = [name for name in arguments.functions if name not in batching_functions.FUNCTIONS]
+    if unknown:
+        parser.error(f"--functions: {', '.join(unknown)}; there are: {', '.join(batching_functions.FUNCTIONS)}")
+    text = json.dumps(uvloop.run(run(arguments)))
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

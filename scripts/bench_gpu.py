@@ -1,0 +1,188 @@
+"""All that has to be shown on a GPU, in one command of less than 8 minutes, without network.
+
+    python3 -m scripts.bench_gpu [--device cuda|cpu] [--repository FOLDER] [--results FOLDER] [--minutes M] [--quick]
+
+Runs the tests marked `cuda`, the probes of the device itself and scripts/bench_worker.py, and writes
+docs/results/DEVICE-DATE.json and a table beside it. Without a GPU the same steps run on the processor (the tests and
+probes on the host driver): only the device differs, and nothing that is found there says anything of a GPU.
+
+It needs torch, numpy, msgspec, safetensors, uvloop, pytest and hypothesis; bench_worker needs all that a worker does.
+A step whose needs are not there is reported as failed, with what it lacks; the others are run.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.gpu_tables import table
+from scripts.machine import describe
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ("tests/gpu_worker/test_cuda_device.py", "tests/gpu_worker/test_cuda_plans.py")
+MINUTES = 7.5
+SPARE_S = 5.0  # for writing the results
+BUILD_S_MAX = 120.0
+DEMO = ("digits_linear", "digits_mlp", "digits_cnn", "resnet18", "resnet50")
+Figures = dict[str, Any]
+
+
+class Clock:
+    """What is left of the time for everything."""
+
+    def __init__(self, minutes: float) -> None:
+        self._began_s = time.monotonic()
+        self._end_s = self._began_s + minutes * 60.0 - SPARE_S
+
+    @property
+    def left_s(self) -> float:
+        """Seconds."""
+        return max(1.0, self._end_s - time.monotonic())
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._began_s
+
+
+def run(arguments: list[str], limit_s: float) -> Figures:
+    """The command in a process of its own: {code, took_s, out, error}; ended at the limit."""
+    began_s = time.monotonic()
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    try:
+        done = subprocess.run(
+            arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+        code, out, error = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as late:
+        code, out, error = None, _text(late.stdout), f"{_text(late.stderr)}\nended after {limit_s:.0f} s"
+    return {"code": code, "took_s": round(time.monotonic() - began_s, 1), "out": out, "error": error}
+
+
+def _text(raw: str | bytes | None) -> str:
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else raw or ""
+
+
+def run_tests(limit_s: float) -> Figures:
+    """{passed, failed, skipped, reasons, failures} of the tests of the device with graphs."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        files = [name for name in TESTS if (ROOT / name).exists()]
+        done = run([sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", f"--junitxml={report}"], limit_s)
+        if not report.exists():
+            return {"ok": False, "took_s": done["took_s"], "error": (done["out"] + done["error"])[-2000:]}
+        counts = {"passed": 0, "failed": 0, "skipped": 0}
+        failures, reasons = [], set()
+        for case in xml.etree.ElementTree.parse(report).getroot().iter("testcase"):
+            broken = next((child for child in case if child.tag in ("failure", "error")), None)
+            skipped = case.find("skipped")
+            counts["failed" if broken is not None else "skipped" if skipped is not None else "passed"] += 1
+            if broken is not None:
+                failures.append({"test": case.get("name"), "why": (broken.text or "")[-1500:]})
+            if skipped is not None:
+                reasons.add(skipped.get("message") or "")
+    return {
+        "ok": done["code"] == 0, "took_s": done["took_s"], **counts, "reasons": sorted(reasons), "failures": failures
+    }  # fmt: skip
+
+
+def run_json(arguments: list[str], limit_s: float) -> Figures:
+    """{ok, took_s, figures} of a command whose last line is one object, or {ok, took_s, error}."""
+    done = run(arguments, limit_s)
+    lines = done["out"].strip().splitlines()
+    if done["code"] == 0 and lines:
+        try:
+            return {"ok": True, "took_s": done["took_s"], "figures": json.loads(lines[-1])}
+        except ValueError:
+            return {"ok": False, "took_s": done["took_s"], "error": f"its last line is no JSON: {lines[-1][:200]}"}
+    return {"ok": False, "took_s": done["took_s"], "error": (done["error"] or done["out"])[-2000:]}
+
+
+def steps(device: str, repository: Path, clock: Clock, quick: bool) -> Iterator[tuple[str, Figures]]:
+    """(name, findings) of one step after the other."""
+    gpu = device == "cuda"
+    yield "tests", run_tests(min(150.0, clock.left_s))
+    driver, seconds = ("cuda" if gpu else "host"), ("0.05" if quick else "1.0" if gpu else "0.3")
+    probes = [sys.executable, "-m", "scripts.gpu_probes", "--driver", driver, "--seconds", seconds]
+    probes += ["--budget", f"{min(90.0, clock.left_s / 3):.0f}"]
+    yield "probes", run_json(probes, min(150.0, clock.left_s))
+    models = [name for name in DEMO if (repository / name).is_dir()]
+    if not models:
+        build = run(
+            [sys.executable, "-m", "scripts.build_models", "--repository", str(repository)],
+            min(BUILD_S_MAX, clock.left_s),
+        )
+        models = [name for name in DEMO if (repository / name).is_dir()]
+        yield (
+            "models",
+            {"ok": bool(models), "took_s": build["took_s"], "error": "" if models else build["error"][-2000:]},
+        )
+    if (ROOT / "scripts" / "bench_worker.py").exists():
+        limits = ["--runs", "50", "--seconds", "0.1"] if quick else ["--seconds", f"{_seconds_each(clock, models):.2f}"]
+        command = [sys.executable, "-m", "scripts.bench_worker", "--device", device, "--json"]
+        command += ["--repository", str(repository), *limits]
+        yield "worker", run_json(command, clock.left_s)
+    else:
+        yield "worker", {"ok": False, "took_s": 0.0, "error": "scripts/bench_worker.py is not there"}
+
+
+def _seconds_each(clock: Clock, models: list[str]) -> float:
+    """For one model and size, so that all of them take two thirds of what is left; 3 s at most."""
+    sizes = 9 * max(1, len(models))
+    return min(3.0, max(0.1, clock.left_s * 2 / 3 / sizes))
+
+
+def name_of(device: str) -> str:
+    """The device, as a file's name."""
+    name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def main() -> int:
+    """Runs everything; exit code 0, 1 if a step failed, 2 for a device that is not there."""
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default=there)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for everything [{MINUTES}]")
+    parser.add_argument("--quick", action="store_true", help="a few runs of each: shows that it works, not how fast")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and there != "cuda":
+        sys.stderr.write(f"bench_gpu: torch {torch.__version__} finds no GPU here; --device cpu runs the same steps\n")
+        return 2
+    clock = Clock(arguments.minutes)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    found: Figures = {
+        "device": arguments.device, "name": name_of(arguments.device), "date": today, "quick": arguments.quick,
+        "torch": torch.__version__, "cuda": torch.version.cuda, "machine": describe(), "steps": {},
+    }  # fmt: skip
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    file = arguments.results / f"{found['name']}-{today}.json"
+    for name, step in steps(arguments.device, arguments.repository.resolve(), clock, arguments.quick):
+        found["steps"][name] = step
+        found["took_s"] = round(clock.spent_s, 1)
+        print(
+            f"{name:<8} {'ok' if step['ok'] else 'FAILED':<7} {step['took_s']:>6.1f} s  {step.get('error', '')[-600:]}"
+        )
+        sys.stdout.flush()
+        file.write_text(json.dumps(found, indent=1) + "\n")  # what is known is kept, whatever comes next
+    text = table(found)
+    file.with_suffix(".md").write_text(text)
+    print(f"\n{text}\n{file}")
+    return 0 if all(step["ok"] for step in found["steps"].values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""`gearmesh apps`: applications listed, made, changed and deleted."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from frontend.client import Client, RequestError
+
+applications = typer.Typer(help="Applications: several models behind one name, learning from feedback.")
+out = Console()
+err = Console(stderr=True)
+
+Models = Annotated[list[str], typer.Argument(help="The models, first the one that `single` asks.")]
+Policy = Annotated[str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")]
+Args = Annotated[str, typer.Option(help='Its parameters, as JSON: {"eta": 0.1}.')]
+SloMs = Annotated[float | None, typer.Option(help="Budget of a request that names none.")]
+Least = Annotated[float, typer.Option(help="Confidence below which the default is answered.")]
+
+
+def from_json(text: str | None) -> Any:
+    """What the text says in JSON, or the text itself."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@applications.callback(invoke_without_command=True)
+def listed(
+    ctx: typer.Context,
+    context: Annotated[str | None, typer.Option(help="Whose selection state.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As the frontend sent it.")] = False,
+) -> None:
+    """Lists the applications, and what they learned."""
+    if ctx.invoked_subcommand is not None:
+        return
+    apps: list[dict[str, Any]] = _with(lambda session: session.apps(context))
+    if as_json:
+        print(json.dumps(apps, default=lambda data: list(data)))
+        return
+    table = Table("application", "policy", "model", "weight", "feedback", "mean loss", "answers", "learning")
+    for app in apps:
+        counts = app["counts"]
+        for i, (model, weight) in enumerate(app["weights"].items()):
+            learned = app["learned"][model]
+            loss = learned["mean_loss"]
+            table.add_row(
+                app["name"] if i == 0 else "",
+                app["policy"] if i == 0 else "",
+                model,
+                f"{weight:.1%}",
+                str(learned["feedback"]),
+                "" if loss is None else f"{loss:.3f}",
+                f"{counts['answered']} of {counts['asked']}" if i == 0 else "",
+                app["learning"] if i == 0 else "",
+                end_section=i == len(app["weights"]) - 1,
+            )
+    out.print(table)
+
+
+@applications.command()
+def create(
+    name: str, models: Models, policy: Policy = "single", args: Args = "{}", slo_ms: SloMs = None,
+    confidence_min: Least = 0.0,
+) -> None:  # fmt: skip
+    """Makes an application."""
+    rest = _rest(args, slo_ms, confidence_min)
+    out.print(_with(lambda session: session.create_app(name, models, policy, **rest))["message"])
+
+
+@applications.command()
+def update(
+    name: str, models: Models, policy: Policy = "single", args: Args = "{}", slo_ms: SloMs = None,
+    confidence_min: Least = 0.0,
+) -> None:  # fmt: skip
+    """Defines an application anew; models that stay keep what was learned of them."""
+    rest = _rest(args, slo_ms, confidence_min)
+    out.print(_with(lambda session: session.update_app(name, models, policy, **rest))["message"])
+
+
+@applications.command()
+def delete(name: str) -> None:
+    """Deletes an application, and what it learned."""
+    out.print(_with(lambda session: session.delete_app(name))["message"])
+
+
+def _rest(args: str, slo_ms: float | None, confidence_min: float) -> dict[str, Any]:
+    parameters = from_json(args)
+    if not isinstance(parameters, dict):
+        err.print(f"gearmesh: --args takes a JSON object; got {args!r}", style="red", highlight=False, markup=False)
+        raise typer.Exit(2)
+    return {"policy_args": parameters, "slo_ms": slo_ms, "confidence_min": confidence_min}
+
+
+def _with(action: Callable[[Client], Any]) -> Any:
+    from scripts.cli import client, settings
+
+    with client(settings()) as session:
+        try:
+            return action(session)
+        except RequestError as error:
+            err.print(str(error), style="red", highlight=False, markup=False)
+            raise typer.Exit(1) from error

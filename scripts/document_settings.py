@@ -1,0 +1,24 @@
+"""Writes the table of settings in docs/operations.md anew from broker/config.py.
+
+.venv/bin/python scripts/document_settings.py
+"""
+
+import re
+from pathlib import Path
+
+from broker.config import documentation
+
+MANUAL = Path(__file__).resolve().parent.parent / "docs/operations.md"
+HEAD = "| setting | default | meaning |\n|---|---|---|\n"
+
+
+def with_settings(manual: str) -> str:
+    """The manual with its table as the settings are."""
+    rows = [
+        f"| `{key}` | {f'`{default}`' if default else '(empty)'} | {text} |\n" for key, default, text in documentation()
+    ]
+    return re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _: HEAD + "".join(rows), manual)
+
+
+if __name__ == "__main__":
+    MANUAL.write_text(with_settings(MANUAL.read_text()))

@@ -1,0 +1,405 @@
+"""What a GPU does below the worker: copies, gathers, launches, events, pinning, lateness. One JSON object.
+
+    .venv/bin/python -m scripts.gpu_probes [--driver cuda|host] [--seconds S]
+
+With `host` the same steps run on this process's memory: only the device differs. Each figure is of n runs; a percentile
+with fewer than ten values beyond it is null.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from broker import wire
+from gpu_worker.devices.cuda.device import PIECE_BYTES, CudaDevice
+from gpu_worker.devices.cuda.driver import Driver, Event, Stream
+from gpu_worker.devices.cuda.graphs import build
+from gpu_worker.devices.cuda.host import HostDriver
+from gpu_worker.devices.cuda.issuer import Helper
+from gpu_worker.devices.cuda.nvidia import NvidiaDriver, index_gather
+from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.executables import read_image
+from gpu_worker.export import write_package
+from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import Package
+from scripts.machine import describe, quantile
+
+PAGE = 16 * MIB
+ROOM = Room(page_bytes=PAGE, pages=16, window_pages=8)
+PHOTO_BYTES = 3 * 224 * 224 * 4
+RUNS_MAX = 20_000
+Figures = dict[str, Any]
+
+
+def spread(values_s: list[float], unit_s: float) -> Figures:
+    """{n, p50, p99, p999, max} in this unit."""
+    ordered = sorted(values_s)
+    found: Figures = {"n": len(ordered)}
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+        value = quantile(ordered, share)
+        found[name] = None if value is None else round(value / unit_s, 4)
+    found["max"] = round(ordered[-1] / unit_s, 4)
+    return found
+
+
+def copying(target: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
+    """A work that copies."""
+
+    def work() -> None:
+        target.copy_(source, non_blocking=True)
+
+    return work
+
+
+class Bench:
+    """One driver, and how long one figure may take."""
+
+    def __init__(self, driver: Driver, seconds: float) -> None:
+        self.driver, self.seconds = driver, seconds
+        self.streams = {name: driver.stream(name) for name in ("load", "input", "exec", "output")}
+        self.events = [driver.event(sleeps=False) for _ in range(64)]
+
+    def timed(self, stream: Stream, work: Callable[[], None], runs_max: int = RUNS_MAX) -> tuple[list[float], float]:
+        """(durations by the device's clock, by the host's from first to last) of works, two outstanding at a time."""
+        durations: list[float] = []
+        free = deque(self.events)
+        waiting: deque[tuple[Event, Event]] = deque()
+        began_s = time.perf_counter()
+        count = 0
+        while count < runs_max and (count < 3 or time.perf_counter() - began_s < self.seconds):
+            begin, end = free.popleft(), free.popleft()
+            stream.record(begin)
+            stream.run(work)
+            stream.record(end)
+            waiting.append((begin, end))
+            count += 1
+            if len(waiting) == 2:
+                self._collect(waiting, free, durations)
+        while waiting:
+            self._collect(waiting, free, durations)
+        return durations, time.perf_counter() - began_s
+
+    def _collect(self, waiting: deque[tuple[Event, Event]], free: deque[Event], durations: list[float]) -> None:
+        begin, end = waiting.popleft()
+        end.synchronize()
+        durations.append(self.driver.seconds(begin, end))
+        free.extend((begin, end))
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def copies(self) -> list[Figures]:
+        """Pinned memory to the device and back, by the size of a piece, two outstanding."""
+        pinned, there = self.driver.pin(64 * MIB), self.driver.allocate(64 * MIB)
+        found = []
+        for direction in ("to_device", "from_device"):
+            for mib in (4, 8, 16, 64):
+                here, away = pinned.tensor[: mib * MIB], there[: mib * MIB]
+                target, source = (away, here) if direction == "to_device" else (here, away)
+                durations, wall_s = self.timed(self.streams["load"], copying(target, source))
+                rate = len(durations) * mib * MIB / wall_s / 1e9
+                found.append(
+                    {"direction": direction, "mib": mib, "gb_per_s": round(rate, 2), "ms": spread(durations, 1e-3)}
+                )
+        return found
+
+    def gathers(self) -> list[Figures]:
+        """Seven pages into the window: the driver's way, torch's, and a copy per page."""
+        arena = self.driver.allocate(ROOM.arena_bytes).view(torch.int64).view(ROOM.pages, -1)
+        window = self.driver.allocate(ROOM.window_bytes).view(torch.int64).view(ROOM.window_pages, -1)
+        chosen = [11, 2, 13, 5, 0, 8, 3]
+        pages = torch.tensor(chosen).to(self.driver.place)
+
+        def one_by_one() -> None:
+            for i, page in enumerate(chosen):
+                window[i].copy_(arena[page], non_blocking=True)
+
+        found = []
+        for name, work in (
+            ("driver", partial(self.driver.gather, arena, window, pages)),
+            ("index_select", partial(index_gather, arena, window, pages)),
+            ("copies", one_by_one),
+        ):
+            self.timed(self.streams["exec"], work, 3)
+            durations, _ = self.timed(self.streams["exec"], work)
+            median = sorted(durations)[len(durations) // 2]
+            rate = round(len(chosen) * PAGE / median / 1e9, 1)
+            found.append({"how": name, "gb_per_s": rate, "us": spread(durations, 1e-6)})
+        return found
+
+    def pinning(self) -> Figures:
+        """Pinning host memory, which only preparing does."""
+        began_s = time.perf_counter()
+        held = self.driver.pin(256 * MIB)
+        took_s = time.perf_counter() - began_s
+        return {"gib_per_s": round(len(held.tensor) / 2**30 / took_s, 3)}
+
+    def input_behind_load(self) -> list[Figures]:
+        """An INPUT of one photo behind two pieces of a LOAD."""
+        pinned, there = self.driver.pin(64 * MIB), self.driver.allocate(64 * MIB)
+        photo, target = self.driver.pin(PHOTO_BYTES), self.driver.allocate(PHOTO_BYTES)
+        load, end = self.streams["load"], self.events[0]
+        found = []
+        for mib in (0, 4, 8, 16, 64):
+            latencies: list[float] = []
+            began_s = time.perf_counter()
+            while len(latencies) < 1000 and time.perf_counter() - began_s < self.seconds:
+                for _ in range(2 if mib else 0):
+                    load.run(copying(there[: mib * MIB], pinned.tensor[: mib * MIB]))
+                load.record(self.events[1])
+                issued_s = time.perf_counter()
+                self.streams["input"].run(copying(target, photo.tensor))
+                self.streams["input"].record(end)
+                end.synchronize()
+                latencies.append(time.perf_counter() - issued_s)
+                self.events[1].synchronize()
+            found.append({"behind_mib": mib, "us": spread(latencies, 1e-6)})
+        return found
+
+    # -- launches -----------------------------------------------------------------------------------------------------
+
+    def noticing(self) -> Figures:
+        """From the issue of nothing to knowing that it is done, by the kind of event."""
+        found = {}
+        for sleeps in (False, True):
+            event, times = self.driver.event(sleeps=sleeps), []
+            for _ in range(2000):
+                issued_s = time.perf_counter()
+                self.streams["exec"].record(event)
+                event.synchronize()
+                times.append(time.perf_counter() - issued_s)
+            found["sleeps" if sleeps else "spins"] = spread(times, 1e-6)
+        return found
+
+    def graphs(self, package: Package) -> Figures:
+        """Replays: time of the device for each size, time of the issuing thread, memory."""
+        image = self.driver.pin(package.image_bytes)
+        read_image(package, image.tensor.numpy())
+        window = self.driver.allocate(ROOM.window_bytes)
+        window[: package.image_bytes].copy_(image.tensor)
+        began_s = time.perf_counter()
+        executable = build(self.driver, package, image.tensor, window)
+        built_s = time.perf_counter() - began_s
+        sizes = []
+        for size in executable.sizes:
+            durations, _ = self.timed(self.streams["exec"], executable.replays[size])
+            sizes.append({"batch": size, "ms": spread(durations, 1e-3)})
+        issue: list[float] = []
+        began_s = time.perf_counter()
+        while len(issue) < 2000 and time.perf_counter() - began_s < self.seconds:
+            issued_s = time.perf_counter()
+            self.streams["exec"].run(executable.replays[1])
+            issue.append(time.perf_counter() - issued_s)
+            self.streams["exec"].record(self.events[0])
+            self.events[0].synchronize()
+        return {
+            "model": package.ref,
+            "weights_mb": round(package.image_bytes / 1e6, 1),
+            "captured_in_s": round(built_s, 2),
+            "mb_per_graph": round(executable.graph_bytes / len(executable.sizes) / 1e6, 3),
+            "issue_us": spread(issue, 1e-6),
+            "replay": sizes,
+        }
+
+
+# -- the device -------------------------------------------------------------------------------------------------------
+
+
+class Serving:
+    """The device on a loop, and jobs through it."""
+
+    def __init__(self, driver: Driver, helper: Helper, *, keep_warm: bool) -> None:
+        self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=1 << 30, keep_warm=keep_warm)
+        self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
+        self._actions = 0
+        self.device.attach(self._finished)
+
+    def _finished(self, phase: Phase, job: Job, done: Done) -> None:
+        self._waiting.pop((phase, job.action.action)).set_result(done)
+
+    async def do(self, phase: Phase, job: Job) -> Done:
+        """One phase. Raises: RuntimeError, if it does not end well."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[phase, job.action.action] = future
+        done = self.device.begin(phase, job)
+        if done is None:
+            done = await future
+        if done.code != "ok":
+            raise RuntimeError(f"{phase}: {done.code}: {done.message}")
+        return done
+
+    def job(self, ref: str, pages: tuple[int, ...], *, load: bool = False, earliest_s: float = 0.0) -> Job:
+        """A LOAD, or an INFER of one row of zeros."""
+        self._actions += 1
+        action: wire.Load | wire.Infer
+        if load:
+            action = wire.Load(action=self._actions, ref=ref, earliest_s=0.0, latest_s=1e12, expected_s=0.01)
+        else:
+            action = wire.Infer(
+                action=self._actions, ref=ref, earliest_s=earliest_s, latest_s=1e12, expected_s=0.001, batch=1
+            )
+        made = Job(action, 0.0, 0)
+        made.pages = pages
+        return made
+
+    async def infer(self, ref: str, pages: tuple[int, ...], earliest_in_s: float = 0.0) -> Done:
+        """INPUT, EXEC at its time, OUTPUT; how EXEC went."""
+        job = self.job(ref, pages, earliest_s=time.monotonic() + earliest_in_s if earliest_in_s else 0.0)
+        await self.do(Phase.INPUT, job)
+        done = await self.do(Phase.EXEC, job)
+        await self.do(Phase.OUTPUT, job)
+        self.device.release(job)
+        return done
+
+
+async def device_figures(driver: Driver, helper: Helper, package: Package, seconds: float, keep_warm: bool) -> Figures:
+    """Cold and warm answers, EXEC after idling, lateness; with the clock kept up or not."""
+    on = Serving(driver, helper, keep_warm=keep_warm)
+    try:
+        on.device.prepare(package)
+        pages = tuple(range(package.pages(PAGE)))
+        found: Figures = {"keep_warm": keep_warm}
+        cold, warm, copy = list[float](), list[float](), list[float]()
+        began_s = time.perf_counter()
+        while len(cold) < 1000 and time.perf_counter() - began_s < seconds:
+            asked_s = time.perf_counter()
+            copy.append((await on.do(Phase.LOAD, on.job(package.ref, pages, load=True))).duration_s)
+            await on.infer(package.ref, pages)
+            cold.append(time.perf_counter() - asked_s)
+            asked_s = time.perf_counter()
+            await on.infer(package.ref, pages)
+            warm.append(time.perf_counter() - asked_s)
+        found["cold_ms"], found["warm_ms"] = spread(cold, 1e-3), spread(warm, 1e-3)
+        found["load_gb_per_s"] = round(package.image_bytes / sorted(copy)[len(copy) // 2] / 1e9, 2)
+        found["exec_after_idle_ms"] = await _after_idle(on, package.ref, pages, seconds)
+        found["issue_late_us"] = await _lateness(on, package.ref, pages, seconds)
+        return found
+    finally:
+        on.device.close()
+
+
+async def _after_idle(on: Serving, ref: str, pages: tuple[int, ...], seconds: float) -> Figures:
+    found = {}
+    for idle_ms in (0, 10, 100, 1000):
+        durations, clocks = [], []
+        for _ in range(max(3, min(200, int(seconds / max(idle_ms, 1) * 1e3)))):
+            await asyncio.sleep(idle_ms / 1e3)
+            done = await on.infer(ref, pages)
+            durations.append(done.duration_s)
+            clocks.append(done.clock_mhz)
+        found[str(idle_ms)] = {**spread(durations, 1e-3), "clock_mhz": sorted(clocks)[len(clocks) // 2]}
+    return found
+
+
+async def _lateness(on: Serving, ref: str, pages: tuple[int, ...], seconds: float) -> Figures:
+    """EXECs at times that are known ahead, beside a loop that is busy with other things or not."""
+    found: Figures = {}
+    for name, busy in (("quiet", False), ("busy", True)):
+        for interval_s in (5e-3, 5e-5):
+            sys.setswitchinterval(interval_s)
+            noise = asyncio.create_task(_noise()) if busy else None
+            on.device.figures.late_s.clear()
+            began_s = time.perf_counter()
+            while time.perf_counter() - began_s < seconds / 2:
+                await on.infer(ref, pages, 0.0015)
+            if noise is not None:
+                noise.cancel()
+            sys.setswitchinterval(5e-3)
+            found[f"{name}, switch {interval_s * 1e6:.0f} us"] = spread(list(on.device.figures.late_s), 1e-6)
+    return found
+
+
+async def _noise() -> None:
+    """Some 20,000 small turns a second, as messages cost them."""
+    while True:
+        until_s = time.perf_counter() + 25e-6
+        while time.perf_counter() < until_s:
+            pass
+        await asyncio.sleep(25e-6)
+
+
+def make_models(folder: Path, batch_max: int) -> list[Package]:
+    """A network that reads 50 MB of weights, and one that mostly computes."""
+    torch.manual_seed(1)
+    wide = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(2048, 2048), nn.ReLU())))
+    convolutions = [nn.Conv2d(3, 64, 7, 4), nn.ReLU()]
+    for _ in range(3):
+        convolutions += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
+    deep = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1000))
+    return [
+        write_package(
+            folder, "wide", "1", wide, inputs={"x": ("float32", (2048,))}, outputs=["y"], batch_max=batch_max
+        ),
+        write_package(
+            folder, "deep", "1", deep, inputs={"x": ("float32", (3, 224, 224))}, outputs=["y"], batch_max=batch_max
+        ),
+    ]  # fmt: skip
+
+
+def open_driver(name: str) -> tuple[Driver, Helper]:
+    """A driver, and the helper that its device is to use."""
+    helper = Helper("helper")
+    return (NvidiaDriver(0, helper.do) if name == "cuda" else HostDriver(memory_bytes=4 << 30)), helper
+
+
+def probe(name: str, seconds: float, budget_s: float) -> Figures:
+    """All figures that can be begun within the budget; `left_out` names the others."""
+    began_s = time.monotonic()
+    driver, _ = open_driver(name)
+    driver.enter()
+    bench = Bench(driver, seconds)
+    found: Figures = {
+        "device": driver.name, "kind": driver.kind, "torch": torch.__version__, "machine": describe(),
+        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(), "left_out": [],
+        "gather_kernel": getattr(getattr(driver, "_gather", index_gather), "__module__", ""),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        wide, deep = make_models(Path(folder), 32 if name == "cuda" else 4)
+        for key, work in (
+            ("copies", bench.copies),
+            ("gathers", bench.gathers),
+            ("graphs_wide", partial(bench.graphs, wide)),
+            ("device_warm", partial(_serve, name, wide, seconds, keep_warm=True)),
+            ("input_behind_load", bench.input_behind_load),
+            ("graphs_deep", partial(bench.graphs, deep)),
+            ("device_resting", partial(_serve, name, wide, seconds, keep_warm=False)),
+            ("noticing_us", bench.noticing),
+            ("pinning", bench.pinning),
+        ):
+            if time.monotonic() - began_s > budget_s:
+                found["left_out"].append(key)
+                continue
+            found[key] = work()
+            sys.stderr.write(f"{time.monotonic() - began_s:.1f} s: {key}\n")
+        driver.close()
+    return found
+
+
+def _serve(name: str, package: Package, seconds: float, *, keep_warm: bool) -> Figures:
+    driver, helper = open_driver(name)
+    return asyncio.run(device_figures(driver, helper, package, seconds, keep_warm))
+
+
+def main() -> int:
+    """Prints the figures; exit code 0, or 1 with the reason if the device cannot be opened."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--driver", choices=["cuda", "host"], default="cuda" if torch.cuda.is_available() else "host")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure, at most")
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds after which no other figure is begun")
+    arguments = parser.parse_args()
+    print(json.dumps(probe(arguments.driver, arguments.seconds, arguments.budget)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,182 @@
+"""What every selection policy is: pure functions on a state, which is a value.
+
+A policy is asked three things. `select`: which models get this query; `combine`: the one answer from those that came;
+`observe`: the state after feedback. Randomness is the caller's, seeded; time plays no part.
+Source: Clipper (NSDI'17), section 5, whose `observe` takes outputs and label where this takes losses (see losses.py).
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Outputs = Sequence[Array]  # one array [rows, ...] per output of a model, in the order of its spec
+Kind = Literal["scores", "labels", "numeric"]  # what the first output holds: a score per class, a class, or numbers
+
+
+class PolicyError(Exception):
+    """A policy cannot be made. `field`: the key at fault, below the application's definition."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.message, self.field = message, field
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """What is known of one model."""
+
+    log_weight: float = 0.0  # natural logarithm; the weights of all arms sum to 1
+    pulls: float = 0.0  # observations, discounted where the policy forgets
+    loss: float = 0.0  # sum of their losses, discounted alike
+    seen: int = 0  # observations ever
+    lost: float = 0.0  # sum of their losses, ever
+    extra: dict[str, float] = {}  # whatever else a user-written policy keeps
+
+
+class State(msgspec.Struct, frozen=True):
+    """All that a policy has learned in one context. Arms are in the order of the application's models."""
+
+    arms: dict[str, Arm]
+    rounds: int = 0  # observations taken in
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Who is asked."""
+
+    models: tuple[str, ...]
+    chances: Mapping[str, float]  # {model: probability with which it was chosen, above 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What feedback says of one decision."""
+
+    losses: Mapping[str, float]  # {model that answered: loss in 0 to 1}
+    chances: Mapping[str, float]  # of the selection, as they were then
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """One answer from several."""
+
+    outputs: list[Array]
+    confidence: float  # 0 to 1; of the least sure row
+    margin: float | None  # distance of the two likeliest classes in the least sure row; None where there are no classes
+    disagreement: float  # 0: all that answered agree; up to 1 - 1/members; of the oddest row
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What came from the models that were asked."""
+
+    asked: tuple[str, ...]
+    came: Mapping[str, Outputs]  # at least one
+    kind: Kind
+    confidence: Literal["agreement", "margin"] = "agreement"
+    agree_within: float = 0.1  # numbers closer than this agree
+
+
+class Policy(Protocol):
+    """What a user-written policy has to have. `models` are the candidates, in the application's order."""
+
+    def select(self, state: State, rng: random.Random, context: str) -> Selection:
+        """Which models are asked, at least one."""
+
+    def combine(self, state: State, answers: Answers) -> Combined:
+        """One answer, of the shapes and dtypes that the models' outputs have."""
+
+    def observe(self, state: State, observation: Observation) -> State:
+        """The state once the observation is taken in."""
+
+    def shares(self, state: State) -> dict[str, float]:
+        """{model: its part in the answers}, summing to 1."""
+
+
+def fresh(models: Sequence[str]) -> State:
+    """The state before anything was learned."""
+    even = -math.log(len(models))
+    return State({model: Arm(log_weight=even) for model in models})
+
+
+def adapt(state: State, models: Sequence[str]) -> State:
+    """The state for these models: those that stay keep what was learned, a new one enters with the mean weight."""
+    if list(state.arms) == list(models):
+        return state
+    staying = [state.arms[model].log_weight for model in models if model in state.arms]
+    enters = log_sum(staying) - math.log(len(staying)) if staying else 0.0
+    arms = {model: state.arms.get(model) or Arm(log_weight=enters) for model in models}
+    return State(normalised(arms), state.rounds)
+
+
+def log_sum(logs: Sequence[float]) -> float:
+    """log(sum(exp(logs))), without overflow."""
+    top = max(logs)
+    return top + math.log(sum(math.exp(value - top) for value in logs))
+
+
+def normalised(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The same arms with weights that sum to 1."""
+    total = log_sum([arm.log_weight for arm in arms.values()])
+    return {name: msgspec.structs.replace(arm, log_weight=arm.log_weight - total) for name, arm in arms.items()}
+
+
+def weights(state: State, models: Sequence[str]) -> dict[str, float]:
+    """{model: weight}, summing to 1 over `models`."""
+    logs = [state.arms[model].log_weight for model in models]
+    total = log_sum(logs)
+    return {model: math.exp(log - total) for model, log in zip(models, logs, strict=True)}
+
+
+def draw(shares: Mapping[str, float], at: float) -> str:
+    """The model in whose share `at`, 0 to 1, falls."""
+    chosen = ""
+    for model, share in shares.items():
+        if share > 0:
+            chosen = model
+            at -= share
+            if at < 0:
+                break
+    return chosen
+
+
+def counted(state: State, observation: Observation, discount: float = 1.0) -> State:
+    """Pulls and losses with the observation in them; older ones count `discount` times what they did."""
+    arms = {}
+    for name, arm in state.arms.items():
+        loss = observation.losses.get(name)
+        came = loss is not None
+        arms[name] = msgspec.structs.replace(
+            arm,
+            pulls=arm.pulls * discount + came,
+            loss=arm.loss * discount + (loss or 0.0),
+            seen=arm.seen + came,
+            lost=arm.lost + (loss or 0.0),
+        )
+    return State(arms, state.rounds + 1)
+
+
+def reweighed(state: State, penalties: Mapping[str, float], models: Sequence[str], share: float) -> State:
+    """Weights times exp(-penalty), then `share` of the whole spread evenly: no arm ever falls so low that it is lost.
+
+    Source: multiplicative weights in log space, with the fixed share of Herbster and Warmuth (1998).
+    """
+    logs = [state.arms[model].log_weight - penalties.get(model, 0.0) for model in models]
+    total = log_sum(logs)
+    even = share / len(models)
+    arms = dict(state.arms)
+    for model, log in zip(models, logs, strict=True):
+        mixed = (1 - share) * math.exp(log - total) + even
+        arms[model] = msgspec.structs.replace(arms[model], log_weight=math.log(max(mixed, 1e-300)))
+    return State(arms, state.rounds)
+
+
+def finite(outputs: Outputs) -> bool:
+    """No output holds a NaN or an infinity."""
+    return all(bool(np.isfinite(array).all()) for array in outputs if array.dtype.kind == "f")

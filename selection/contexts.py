@@ -1,0 +1,80 @@
+"""Selection states in a frontend's memory: what was read last, how old it is, what has to be read again. Pure."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from selection.base import State
+
+CONTEXT_BYTES_MAX = 256
+FRESH_S = 0.25  # another frontend's learning is seen this much later, at most, while a context is in use
+
+Key = tuple[str, str]  # (application, context); the context "" is the application's own
+
+
+def check_context(context: str) -> str | None:
+    """What is wrong with a context key; None if nothing is."""
+    size = len(context.encode())
+    if size > CONTEXT_BYTES_MAX:
+        return f"context must not be longer than {CONTEXT_BYTES_MAX} bytes; got {size}"
+    if not context.isprintable():
+        return f"context must be printable text; got {context[:40]!r}"
+    return None
+
+
+@dataclass(slots=True)
+class Held:
+    """One state."""
+
+    state: State | None  # None: the store has none, or has not been reached
+    read_s: float
+    reading: bool = False
+
+
+class StateCache:
+    """States of the contexts in use, least recently used first."""
+
+    def __init__(self, states_max: int) -> None:
+        self._states_max = states_max
+        self._held: OrderedDict[Key, Held] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: Key) -> Held | None:
+        """The state, now used most recently; None if it was never read or has left."""
+        held = self._held.get(key)
+        if held is not None:
+            self._held.move_to_end(key)
+        return held
+
+    def stale(self, key: Key, now: float) -> bool:
+        """The caller is to read the state from the store; from now on nobody else is told so until it came."""
+        held = self._held.get(key)
+        if held is None:
+            held = self._put(key, Held(None, now))
+        elif held.reading or now - held.read_s < FRESH_S:
+            return False
+        held.reading = True
+        return True
+
+    def came(self, key: Key, state: State | None, now: float) -> None:
+        """The store was read or written."""
+        self._put(key, Held(state, now))
+
+    def failed(self, key: Key, now: float) -> None:
+        """The store could not be read: what is held stays as good as it was."""
+        held = self._held.get(key)
+        if held is not None:
+            held.reading, held.read_s = False, now
+
+    def forget(self, app: str) -> None:
+        """Nothing of this application is held any more."""
+        for key in [key for key in self._held if key[0] == app]:
+            del self._held[key]
+
+    def _put(self, key: Key, held: Held) -> Held:
+        self._held[key] = held
+        self._held.move_to_end(key)
+        while len(self._held) > self._states_max:
+            self._held.popitem(last=False)
+        return held

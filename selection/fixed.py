@@ -1,0 +1,117 @@
+"""Policies that do not learn: one model, a plain majority, a split of the traffic. They count losses all the same."""
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from selection.base import Answers, Combined, Observation, PolicyError, Selection, State, counted, draw
+from selection.combining import median, pass_on
+
+
+class SingleArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`model`: which one; the first if not given."""
+
+    model: str | None = None
+
+
+class MajorityArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing."""
+
+
+class SplitArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`shares`: {model: its part of the traffic}, in any unit."""
+
+    shares: dict[str, float] = {}
+
+
+class _Counting:
+    """Learns nothing, and counts."""
+
+    learns = False  # nothing has to be known to select
+    models: tuple[str, ...]
+
+    def observe(self, state: State, observation: Observation) -> State:
+        """Counts."""
+        return counted(state, observation)
+
+
+class Single(_Counting):
+    """Always the same model."""
+
+    def __init__(self, models: Sequence[str], args: SingleArgs) -> None:
+        self.models = tuple(models)
+        self.model = args.model if args.model is not None else self.models[0]
+        if self.model not in self.models:
+            text = f"model must be one of the application's: {', '.join(models)}; got {self.model!r}"
+            raise PolicyError(text, "policy_args.model")
+
+    def select(self, state: State, rng: random.Random, context: str) -> Selection:
+        """The one."""
+        return Selection((self.model,), {self.model: 1.0})
+
+    def combine(self, state: State, answers: Answers) -> Combined:
+        """Its answer."""
+        return pass_on(answers)
+
+    def shares(self, state: State) -> dict[str, float]:
+        """1 for the one."""
+        return {model: float(model == self.model) for model in self.models}
+
+
+class Majority(_Counting):
+    """All models have one vote each; numbers are answered by their median."""
+
+    def __init__(self, models: Sequence[str], args: MajorityArgs) -> None:
+        self.models = tuple(models)
+
+    def select(self, state: State, rng: random.Random, context: str) -> Selection:
+        """All of them."""
+        return Selection(self.models, dict.fromkeys(self.models, 1.0))
+
+    def combine(self, state: State, answers: Answers) -> Combined:
+        """The vote."""
+        return median(answers)
+
+    def shares(self, state: State) -> dict[str, float]:
+        """Equal."""
+        return dict.fromkeys(self.models, 1 / len(self.models))
+
+
+class Split(_Counting):
+    """Each query goes to one model, by share: A/B. The same context always goes to the same model."""
+
+    def __init__(self, models: Sequence[str], args: SplitArgs) -> None:
+        self.models = tuple(models)
+        given = args.shares or dict.fromkeys(models, 1.0)
+        _check_shares(given, models)
+        total = sum(given.values())
+        self._shares = {model: given.get(model, 0.0) / total for model in models}
+
+    def select(self, state: State, rng: random.Random, context: str) -> Selection:
+        """One model."""
+        if context:
+            digest = hashlib.blake2b(context.encode(), digest_size=8).digest()
+            at = int.from_bytes(digest, "big") / 2**64
+        else:
+            at = rng.random()
+        model = draw(self._shares, at)
+        return Selection((model,), {model: self._shares[model]})
+
+    def combine(self, state: State, answers: Answers) -> Combined:
+        """That model's answer."""
+        return pass_on(answers)
+
+    def shares(self, state: State) -> dict[str, float]:
+        """As given."""
+        return dict(self._shares)
+
+
+def _check_shares(given: Mapping[str, float], models: Sequence[str]) -> None:
+    unknown = [model for model in given if model not in models]
+    if unknown:
+        text = f"shares names {unknown[0]!r}, which is none of the application's models: {', '.join(models)}"
+        raise PolicyError(text, "policy_args.shares")
+    if any(not 0 <= share < float("inf") for share in given.values()) or sum(given.values()) <= 0:
+        raise PolicyError("shares must be numbers from 0 up, not all 0", "policy_args.shares")

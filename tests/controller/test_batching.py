@@ -1,0 +1,132 @@
+"""Batch sizes of black-box containers: how they grow, back off, and what is expected of a batch."""
+
+import numpy as np
+import pytest
+
+from broker import wire
+from controller.batching import Aimd, BlackBoxCurve, QuantileLine, fit_quantile, make_black_box
+
+
+def run(
+    curve: BlackBoxCurve, batches: int, base_s: float, row_s: float, noise: float = 0.0, seed: int = 1
+) -> list[int]:
+    """Full batches one after the other; the limits that they led to."""
+    rng = np.random.default_rng(seed)
+    limits = []
+    for _ in range(batches):
+        rows = curve.batch_max
+        curve.learn(rows, (base_s + row_s * rows) * (1 + noise * rng.random()))
+        limits.append(curve.batch_max)
+    return limits
+
+
+def black_box(method: str = "aimd", *, objective_s: float = 0.02, rows_max: int = 1024, size: int = 1) -> BlackBoxCurve:
+    return make_black_box(wire.Batching(method=method, objective_s=objective_s, size=size), rows_max)
+
+
+def test_the_first_batches_are_small() -> None:
+    for method in ("aimd", "quantile", "none"):
+        assert black_box(method).batch_max == 1
+
+
+def test_a_full_batch_within_the_objective_adds_a_step_and_a_miss_takes_a_tenth() -> None:
+    limit = Aimd(0.02, 1024)
+    limit.ran(1, 0.001)
+    assert limit.rows == 5
+    limit.ran(5, 0.02)
+    assert limit.rows == 9
+    limit.ran(9, 0.0201)
+    assert limit.rows == 8  # 8.1
+
+
+def test_a_batch_that_was_not_full_raises_nothing() -> None:
+    limit = Aimd(0.02, 1024, rows=9, _exact=9.0)
+    limit.ran(8, 0.001)
+    assert limit.rows == 9
+
+
+def test_a_small_batch_that_was_slow_for_once_does_not_lower_the_limit_below_one() -> None:
+    limit = Aimd(0.02, 1024)
+    for _ in range(10):
+        limit.ran(1, 1.0)
+    assert limit.rows == 1
+
+
+@pytest.mark.parametrize("method", ["aimd", "quantile"])
+def test_the_limit_settles_around_the_size_that_meets_the_objective(method: str) -> None:
+    limits = run(black_box(method), 400, base_s=0.002, row_s=0.0001, noise=0.05)  # 20 ms: 171 rows at 5 %, 180 without
+    assert all(150 <= limit <= 190 for limit in limits[-100:]), limits[-100:]
+
+
+@pytest.mark.parametrize("method", ["aimd", "quantile"])
+def test_the_limit_follows_when_the_code_becomes_slower(method: str) -> None:
+    curve = black_box(method)
+    run(curve, 400, base_s=0.002, row_s=0.0001)
+    limits = run(curve, 400, base_s=0.002, row_s=0.001, seed=2)
+    assert all(12 <= limit <= 24 for limit in limits[-50:]), limits[-50:]
+
+
+def test_fixed_and_none_do_not_move_and_nothing_exceeds_what_one_request_may_have() -> None:
+    assert set(run(black_box("fixed", size=16), 50, 0.001, 0.0)) == {16}
+    assert set(run(black_box("none"), 50, 0.001, 0.0)) == {1}
+    assert max(run(black_box("aimd", rows_max=32), 50, 0.001, 0.0)) == 32
+    assert black_box("fixed", size=64, rows_max=32).batch_max == 32
+
+
+def test_a_quantile_is_fitted_not_a_mean() -> None:
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 100, 400).astype(float)
+    durations = (0.001 + 0.0002 * sizes) * np.where(rng.random(400) < 0.1, 1.5, 1.0)
+    base_s, row_s = fit_quantile(sizes, durations, 0.99)
+    assert base_s + row_s * 100 == pytest.approx(1.5 * 0.021, rel=0.05)
+
+
+def test_a_quantile_limit_never_reaches_far_beyond_what_was_seen() -> None:
+    limit = QuantileLine(0.02, 1024)
+    limit.ran(1, 1e-6)
+    assert limit.rows <= 2
+    limit.ran(2, 1e-6)
+    assert limit.rows <= 3
+
+
+def test_the_very_first_batch_is_not_learned_from() -> None:
+    curve = black_box()
+    first_s = curve.exec_s(1)
+    curve.learn(1, 5.0)  # imports, compiles, fills caches
+    assert curve.exec_s(1) == first_s
+    assert curve.batch_max == 1
+
+
+def test_durations_are_learned_from_real_batches_and_sizes_never_seen_are_taken_to_be_in_proportion() -> None:
+    curve = black_box("fixed", size=64)
+    for rows in (1, 8, 16, 4, 32, 2, 24, 12) * 6:
+        curve.learn(rows, 0.004 + 0.0005 * rows)
+    assert curve.exec_s(16) == pytest.approx(0.012, rel=0.05)
+    assert curve.exec_s(64) == pytest.approx(curve.exec_s(32) * 2, rel=0.01)
+    assert curve.largest(0.012, 64) in (15, 16)
+    assert all(a <= b for a, b in zip(curve.base_s, curve.base_s[1:], strict=False))
+
+
+def test_one_outlier_moves_the_expectation_a_little_only() -> None:
+    curve = black_box("fixed", size=8)
+    for _ in range(50):
+        curve.learn(8, 0.01)
+    curve.learn(8, 10.0)
+    assert curve.exec_s(8) < 0.012
+
+
+def test_doubt_lets_the_next_one_in() -> None:
+    curve = black_box()
+    for _ in range(10):
+        curve.learn(1, 2.0)
+    assert curve.exec_s(1) > 1.0
+    curve.doubt()
+    assert curve.exec_s(1) < 0.001
+
+
+def test_a_replica_starts_from_what_another_has_shown() -> None:
+    old, new = black_box(), black_box()
+    run(old, 100, 0.001, 0.0001)
+    new.inherit(old)
+    assert new.batch_max == old.batch_max
+    assert new.base_s == old.base_s

@@ -1,0 +1,96 @@
+"""controller/journal.py: lines reach the disk in files of limited size, and what does not is counted."""
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from broker.facts import Header
+from controller.journal import Journal, LogFile, check_folder
+from scripts.journals import read_actions, read_requests
+from tests.facts import ACTION, REQUEST
+
+
+def log_file(folder: Path, *, bytes_max: int = 1 << 20, files: int = 3, stamp: str = "s") -> LogFile:
+    """A request log of controller c."""
+
+    def header() -> Header:
+        return Header(log="requests", version=1, controller="c", policy="atc", clock_s=1.0, unix_s=2.0)
+
+    return LogFile(folder, header, bytes_max=bytes_max, files=files, stamp=stamp)
+
+
+def journal(folder: Path, **options: int) -> Journal:
+    """A journal that is not started."""
+    return Journal(folder, "controller-1", "atc", **{"bytes_max": 1 << 20, "files": 3, "pending_max": 1000, **options})
+
+
+def test_every_file_begins_with_a_header_and_a_full_one_is_followed_by_the_next(tmp_path: Path) -> None:
+    log = log_file(tmp_path, bytes_max=2 * len(msgspec.json.encode(REQUEST)))
+    for _ in range(4):
+        log.write([REQUEST])
+    log.close()
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["requests-s-000001.jsonl", "requests-s-000002.jsonl"]
+    for path in tmp_path.iterdir():
+        first, *rest = path.read_bytes().splitlines()
+        assert msgspec.json.decode(first)["version"] == 1
+        assert rest == [msgspec.json.encode(REQUEST)] * 2
+
+
+def test_only_so_many_files_of_a_log_are_kept_whoever_wrote_them(tmp_path: Path) -> None:
+    (tmp_path / "requests-a-000001.jsonl").write_text("old")
+    (tmp_path / "actions-a-000001.jsonl").write_text("of the other log")
+    log = log_file(tmp_path, bytes_max=1, files=3)
+    for _ in range(5):
+        log.write([REQUEST])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "actions-a-000001.jsonl", "requests-s-000003.jsonl", "requests-s-000004.jsonl", "requests-s-000005.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_journal_writes_all_that_was_offered_in_order_into_both_logs(tmp_path: Path) -> None:
+    writing = journal(tmp_path / "new" / "folder")
+    writing.start()
+    requests = [msgspec.structs.replace(REQUEST, request=i) for i in range(300)]
+    for i in range(0, 300, 3):
+        writing.offer([*requests[i : i + 3], ACTION])
+    writing.stop()
+    state = writing.state()
+    assert (state.written, state.dropped, state.waiting, state.fault) == (400, 0, 0, "")
+    (log,) = read_requests(tmp_path / "new" / "folder")
+    assert log.facts == requests
+    assert log.headers[0].controller == "controller-1"
+    assert abs(log.headers[0].unix_s - time.time()) < 60
+    (log_of_actions,) = read_actions(tmp_path / "new" / "folder")
+    assert log_of_actions.facts == [ACTION] * 100
+
+
+def test_what_finds_no_room_is_dropped_counted_and_noted_in_the_log(tmp_path: Path) -> None:
+    writing = journal(tmp_path, pending_max=10)
+    writing.offer([REQUEST] * 8)
+    writing.offer([REQUEST] * 5)
+    writing.offer([REQUEST])
+    assert (writing.state().waiting, writing.state().dropped) == (10, 4)
+    writing.start()
+    writing.stop()
+    (log,) = read_requests(tmp_path)
+    assert (len(log.facts), log.dropped) == (10, 4)
+
+
+def test_a_disk_that_refuses_costs_lines_which_are_counted_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    writing = journal(tmp_path / "file")
+    writing.start()
+    writing.offer([REQUEST, ACTION])
+    writing.stop()
+    state = writing.state()
+    assert (state.written, state.dropped) == (0, 2)
+    assert "File exists" in state.fault or "Not a directory" in state.fault
+
+
+def test_a_folder_that_cannot_be_made_is_said_so_with_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (fault,) = check_folder(tmp_path / "file" / "logs")
+    assert fault.startswith("telemetry_dir=")
+    assert check_folder(tmp_path / "logs") == []

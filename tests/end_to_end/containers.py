@@ -1,0 +1,110 @@
+"""Containers of small numpy functions beside a mesh, as real processes."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+
+from frontend.client import AsyncClient
+from scripts.meshes import ROOT, Mesh
+from tests.end_to_end.meshes import run_with_mesh  # noqa: F401 - for the tests' convenience
+
+SPECS = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,4")
+X = np.arange(4, dtype=np.float32)[np.newaxis]
+
+
+class Container:
+    """One running container, and what it has printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._reading = asyncio.create_task(self._read())
+        self._changed = asyncio.Event()
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            self.lines.append(line.decode().rstrip())
+            self._changed.set()
+
+    async def says(self, text: str) -> str:
+        """Returns the first line that holds `text`, once there is one."""
+        while True:
+            for line in self.lines:
+                if text in line:
+                    return line
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        code = await self.process.wait()
+        await self._reading
+        return code
+
+    async def stop(self) -> int:
+        """Asks it to end, and returns its exit code."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    def kill(self) -> None:
+        """Ends it without a word."""
+        self.process.send_signal(signal.SIGKILL)
+
+
+async def start_container(running: Mesh, folder: Path, predict: str, *options: str, model: str = "f") -> Container:
+    """A container of `predict`, which lies in `folder`; it registers in its own time."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scripts.cli", "container", "--model", model, "--predict", predict, *options,
+        cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    return Container(process)
+
+
+@contextlib.asynccontextmanager
+async def container(
+    running: Mesh, folder: Path, predict: str, *options: str, model: str = "f", ready: bool = True
+) -> AsyncIterator[Container]:
+    """A container until the block ends; `ready`: entered once its model can be asked."""
+    started = await start_container(running, folder, predict, *(options or SPECS), model=model)
+    try:
+        if ready:
+            await is_ready(running, model)
+        yield started
+    except BaseException as error:
+        error.add_note("the container's log:\n" + "\n".join(started.lines[-40:]))
+        raise
+    finally:
+        await started.stop()
+
+
+async def is_ready(running: Mesh, model: str, ready: bool = True) -> None:
+    """Returns once the model can be asked (or cannot any more)."""
+    async with AsyncClient(running.address) as client:
+        while True:
+            found = {entry["name"]: entry["ready"] for entry in await client.models()}
+            if found.get(model, False) == ready:
+                return
+            await asyncio.sleep(0.01)
+
+
+def child_pid(started: Container) -> int:
+    """The process that the function runs in."""
+    children = Path(f"/proc/{started.process.pid}/task/{started.process.pid}/children").read_text().split()
+    assert len(children) == 1, children
+    return int(children[0])
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,98 @@
+"""Applications over a real mesh: real digits models, feedback, contexts, restarts, two frontends."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frontend.client import AsyncClient, Invalid
+from scripts.build_models import BUILDERS, digits
+from scripts.meshes import Mesh
+from tests.end_to_end.meshes import run_with_mesh
+
+pytestmark = pytest.mark.end_to_end
+MODELS = ["digits_linear", "digits_mlp"]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two digits models."""
+    folder: Path = tmp_path_factory.mktemp("repository")
+    for name in MODELS:
+        BUILDERS[name](folder, name)
+    return folder
+
+
+async def learn(session: AsyncClient, app: str, images: Any, labels: Any, **options: Any) -> int:
+    """Asks about every image and gives the truth; returns how many answers were right."""
+    right = 0
+    for image, label in zip(images, labels, strict=True):
+        answer = await session.infer(app=app, x=image[np.newaxis], **options)
+        right += int(answer.output.argmax() == label)
+        context = {"context": options["context"]} if "context" in options else {}
+        outcome = await session.feedback(answer.decision_id, label=int(label), **context)
+        assert outcome["applied"], outcome
+    return right
+
+
+async def weights(session: AsyncClient, app: str, context: str | None = None) -> dict[str, float]:
+    apps = await session.apps(context)
+    found: dict[str, float] = next(each["weights"] for each in apps if each["name"] == app)
+    return found
+
+
+def test_an_application_answers_learns_and_is_there_again_after_a_restart(repository: Path, tmp_path: Path) -> None:
+    _, images, _, labels = digits()
+
+    async def first(mesh: Mesh) -> None:
+        async with AsyncClient(mesh.address) as session:
+            await session.create_app("digits", MODELS, "exp4", slo_ms=2000)
+            assert await learn(session, "digits", images[:40], labels[:40]) >= 34
+            both = await session.infer(app="digits", x=images[:3])
+            assert both.models_used == tuple(MODELS)
+            assert both.output.shape == (3, 10)
+            # one user's digits are all called 3: for her, models are judged by that alone
+            await learn(session, "digits", images[:10], np.full(10, 3), context="user-3")
+            again = await session.infer(app="digits", x=images[:1])
+            assert again.cached
+            assert again.decision_id not in (None, both.decision_id)
+            with pytest.raises(Invalid, match="exists already"):
+                await session.create_app("digits", MODELS)
+
+    async def second(mesh: Mesh) -> None:
+        async with AsyncClient(mesh.address) as session:
+            (app,) = await session.apps()
+            assert sum(app["weights"].values()) == pytest.approx(1.0)
+            assert app["rounds"] == 40
+            (hers,) = await session.apps("user-3")
+            assert hers["rounds"] == 10
+            stale = await session.feedback("00000000-1", label=1)
+            assert (stale["applied"], stale["reason"]) == (False, "unknown")
+            await session.delete_app("digits")
+            await session.create_app("digits", MODELS, "exp3")
+            assert (await session.apps())[0]["rounds"] == 0
+
+    run_with_mesh(first, repository, tmp_path / "data", device="cpu")
+    run_with_mesh(second, repository, tmp_path / "data", device="cpu")
+
+
+def test_two_frontends_learn_together_and_take_each_others_feedback(repository: Path, tmp_path: Path) -> None:
+    _, images, _, labels = digits()
+
+    async def scenario(mesh: Mesh) -> None:
+        host, _, port = mesh.address.rpartition(":")
+        async with AsyncClient(mesh.address) as one, AsyncClient(f"{host}:{int(port) + 1}") as two:
+            await one.create_app("digits", MODELS, "exp4", slo_ms=2000)
+            while not await two.apps():
+                pass
+            for session in (one, two):
+                await learn(session, "digits", images[:15], labels[:15])
+            assert (await two.apps())[0]["rounds"] == 30
+            answer = await one.infer(app="digits", x=images[0])
+            assert (await two.feedback(answer.decision_id, label=int(labels[0])))["applied"]
+            again = await one.feedback(answer.decision_id, label=int(labels[0]))
+            assert (again["applied"], again["reason"]) == (False, "duplicate")
+            assert (await one.apps())[0]["rounds"] == 31
+
+    run_with_mesh(scenario, repository, tmp_path / "data", device="cpu", formation={"frontend": 2})

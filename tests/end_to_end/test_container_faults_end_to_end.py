@@ -1,0 +1,381 @@
+"""What black-box code does wrong, and what its users suffered elsewhere: real processes, numpy-only functions."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frontend.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
+from scripts.meshes import Mesh
+from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
+from tests.end_to_end.meshes import background_mesh, emulated_device, emulated_model
+
+pytestmark = pytest.mark.end_to_end
+HERE = Path(__file__).parent
+FUNCTIONS = "container_functions"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    folder = tmp_path_factory.mktemp("containers")
+    emulated_model(folder / "repository", "a")
+    with background_mesh(folder / "repository", folder / "data", {"device": emulated_device(folder)}) as mesh:
+        yield mesh
+
+
+def play(scenario: Coroutine[Any, Any, None], timeout_s: float = 30.0) -> None:
+    asyncio.run(asyncio.wait_for(scenario, timeout_s))
+
+
+def order(number: float) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    return np.full((1, 4), number, np.float32)
+
+
+def test_whatever_the_code_does_is_answered_failed_with_its_type_and_the_next_request_is_served(running: Mesh) -> None:
+    expected = {
+        -1: "ValueError: minus one is not for me",
+        -2: "WrongOutput: output 'y' has shape [0, 4] for 1 rows; it must be [1, 4]",
+        -3: "SystemExit: 3",
+        -4: "ValueError: assignment destination is read-only",
+        -6: "WrongOutput: output 'y' has shape []",
+        -7: "WrongOutput: the function returned outputs z; promised are y",
+        -8: "WrongOutput: output 'y' is <U1; promised is float32",
+    }
+
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="fragile") as started,
+            AsyncClient(running.address) as client,
+        ):
+            child = child_pid(started)
+            for number, text in expected.items():
+                outcome = await client.submit("fragile", order(number))
+                assert isinstance(outcome, Failed), (number, outcome)
+                assert outcome.code == "model_error"
+                assert outcome.message.startswith(text), outcome.message
+                np.testing.assert_array_equal((await client.infer("fragile", X))["y"], X * 2)
+            assert child_pid(started) == child  # none of it cost the process
+            assert "minus one" in await started.says("model_error")
+            assert (await client.infer("a", X)).model == "a"
+
+    play(scenario())
+
+
+def test_a_million_lines_are_served_past_and_counted_instead_of_logged(running: Mesh) -> None:
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="chatty") as started,
+            AsyncClient(running.address) as client,
+        ):
+            answer = await client.infer("chatty", order(-5), slo_ms=20_000)
+            np.testing.assert_array_equal(answer["y"], order(-10))
+            await started.says("printed_more")
+            assert len(started.lines) < 1000
+
+    play(scenario())
+
+
+def test_a_process_that_dies_is_started_again_and_says_so(running: Mesh) -> None:
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="mortal") as started,
+            AsyncClient(running.address) as client,
+        ):
+            await client.infer("mortal", X)
+            outcome = await client.submit("mortal", order(-9), slo_ms=500)
+            assert isinstance(outcome, RequestError)
+            await started.says("exit code 9")
+            assert await answer_in_time(client, "mortal") is not None
+            assert started.process.returncode is None
+
+    play(scenario())
+
+
+async def answer_in_time(client: AsyncClient, model: str, slo_ms: float = 1000.0) -> Prediction:
+    """The model's first good answer; refusals on the way must say that it is being started again."""
+    while True:
+        outcome = await client.submit(model, X, slo_ms=slo_ms, cache=False)
+        if isinstance(outcome, Prediction):
+            np.testing.assert_array_equal(outcome["y"], X * 2)
+            return outcome
+        assert (outcome.status, outcome.code) == ("rejected", "no_replica"), outcome
+        await asyncio.sleep(0.02)
+
+
+def test_hung_code_is_fenced_and_restarted_and_its_request_answered_by_its_deadline(running: Mesh) -> None:
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="hung") as started,
+            AsyncClient(running.address) as client,
+        ):
+            await client.infer("hung", X)
+            began_s = time.monotonic()
+            outcome = await client.submit("hung", order(-10), slo_ms=300)
+            assert isinstance(outcome, TimedOut), outcome
+            assert time.monotonic() - began_s < 0.4
+            await started.says("its code hung")
+            await started.says("container_restarted")
+            assert await answer_in_time(client, "hung") is not None
+
+    play(scenario())
+
+
+def test_a_long_batch_is_not_taken_for_death(running: Mesh) -> None:
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:slow", *SPECS, model="slow") as started,
+            AsyncClient(running.address) as client,
+        ):
+            answer = await client.infer("slow", X, slo_ms=10_000)  # longer than any link may be silent
+            np.testing.assert_array_equal(answer["y"], X * 2)
+            assert not any("died" in line for line in started.lines)
+
+    play(scenario())
+
+
+def test_code_that_leaks_is_restarted_at_its_limit(running: Mesh) -> None:
+    async def scenario() -> None:
+        options = (*SPECS, "--memory-mb", "150")
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:fragile", *options, model="leak") as started,
+            AsyncClient(running.address) as client,
+        ):
+            first = child_pid(started)
+            for _ in range(8):
+                await client.submit("leak", order(-11))
+            await started.says("the limit is 150 MiB")
+            await started.says("container_restarted")
+            await answer_in_time(client, "leak")
+            assert child_pid(started) != first
+
+    play(scenario())
+
+
+def test_a_replica_that_dies_in_the_middle_of_a_batch_costs_nobody_an_answer(running: Mesh, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    running.environment["FUNCTIONS_FLAG"] = str(flag)
+
+    async def scenario() -> None:
+        target = f"{FUNCTIONS}:dies_if_flagged"
+        async with (
+            container(running, HERE, target, *SPECS, model="pair"),
+            container(running, HERE, target, *SPECS, model="pair") as second,
+            AsyncClient(running.address) as client,
+        ):
+            await second.says("welcomed")
+            await asyncio.gather(*(client.infer("pair", X, slo_ms=5000, cache=False) for _ in range(20)))
+            flag.touch()
+            answers = await asyncio.gather(*(client.infer("pair", X + i, slo_ms=5000) for i in range(40)))
+            assert not flag.exists()
+            for i, answer in enumerate(answers):
+                np.testing.assert_array_equal(answer["y"], (X + i) * 2)
+
+    play(scenario())
+
+
+def test_one_stuck_replica_blocks_nobody_else(running: Mesh, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    running.environment["FUNCTIONS_FLAG"] = str(flag)
+
+    async def scenario() -> None:
+        target = f"{FUNCTIONS}:stuck_if_flagged"
+        async with (
+            container(running, HERE, target, *SPECS, model="stuck"),
+            container(running, HERE, target, *SPECS, model="stuck") as second,
+            AsyncClient(running.address) as client,
+        ):
+            await second.says("welcomed")
+            await asyncio.gather(*(client.infer("stuck", X, cache=False) for _ in range(10)))
+            flag.touch()
+            victim = asyncio.ensure_future(client.submit("stuck", X, slo_ms=600))
+            while flag.exists():  # noqa: ASYNC110  # another process removes it
+                await asyncio.sleep(0.005)
+            late = 0
+            for i in range(50):
+                outcome = await client.submit("stuck", X + i, slo_ms=200)
+                late += not isinstance(outcome, Prediction)
+            assert late == 0
+            assert isinstance(await victim, TimedOut)
+
+    play(scenario())
+
+
+def test_scaling_from_four_to_two_to_one_to_none_to_two_answers_everything(running: Mesh) -> None:
+    async def scenario() -> None:
+        target = f"{FUNCTIONS}:double"
+        outcomes: list[Prediction | RequestError] = []
+        async with AsyncClient(running.address) as client:
+            replicas = [await start_container(running, HERE, target, *SPECS, model="scaled") for _ in range(4)]
+            await asyncio.gather(*(replica.says("welcomed") for replica in replicas))
+            await is_ready(running, "scaled")
+            stop = asyncio.Event()
+
+            async def ask() -> None:
+                while not stop.is_set():
+                    outcomes.append(await client.submit("scaled", X, slo_ms=1000, cache=False))
+                    await asyncio.sleep(0.001)
+
+            asking = [asyncio.create_task(ask()) for _ in range(8)]
+            for left in (2, 1):
+                await asyncio.gather(*(replica.stop() for replica in replicas[left:]))
+                del replicas[left:]
+            assert all(isinstance(outcome, Prediction) for outcome in outcomes), outcomes
+            await replicas.pop().stop()
+            await is_ready(running, "scaled", ready=False)
+            refused = await client.submit("scaled", X)
+            assert isinstance(refused, Rejected)
+            assert refused.code == "no_replica"
+            assert "gearmesh container" in refused.message
+            replicas = [await start_container(running, HERE, target, *SPECS, model="scaled") for _ in range(2)]
+            await is_ready(running, "scaled")
+            stop.set()
+            await asyncio.gather(*asking)
+            for outcome in outcomes:
+                assert isinstance(outcome, Prediction) or outcome.code == "no_replica", outcome
+            assert isinstance(await client.submit("scaled", X), Prediction)
+            await asyncio.gather(*(replica.stop() for replica in replicas))
+
+    play(scenario())
+
+
+def test_a_redeploy_never_serves_the_old_output(running: Mesh, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        module = tmp_path / "mine.py"
+        async with AsyncClient(running.address) as client:
+            for factor in (2, 3, 5):
+                module.write_text(f"def f(x):\n    return x * {factor}\n")
+                async with container(running, tmp_path, "mine:f", *SPECS, model="again"):
+                    first = await client.infer("again", X)  # the first after the redeploy, same name, same version
+                    np.testing.assert_array_equal(first["y"], X * factor)
+                    np.testing.assert_array_equal((await client.infer("again", X))["y"], X * factor)
+                await is_ready(running, "again", ready=False)
+
+    play(scenario())
+
+
+def test_replicas_of_different_code_under_one_version_are_refused(running: Mesh, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        module = tmp_path / "mixed.py"
+        module.write_text("def f(x):\n    return x\n")
+        async with container(running, tmp_path, "mixed:f", *SPECS, model="mixed"):
+            module.write_text("def f(x):\n    return -x\n")
+            other = await start_container(running, tmp_path, "mixed:f", *SPECS, model="mixed")
+            assert await other.ended() == 2
+            assert any("give this one --version 2" in line for line in other.lines), other.lines
+            async with (
+                container(running, tmp_path, "mixed:f", *SPECS, "--version", "2", model="mixed"),
+                AsyncClient(running.address) as client,
+            ):
+                while (await client.infer("mixed", X)).version != "2":
+                    pass
+                np.testing.assert_array_equal((await client.infer("mixed", X))["y"], -X)
+
+    play(scenario())
+
+
+@pytest.mark.parametrize(
+    ("predict", "text"),
+    [
+        ("nowhere:f", "No module named 'nowhere'"),
+        ("container_functions:nothing", "has no attribute 'nothing'"),
+        ("container_functions:FLAG", "cannot be called"),
+        ("container_functions:double", "--input NAME:DTYPE:SHAPE"),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_once_with_the_traceback(running: Mesh, predict: str, text: str) -> None:
+    async def scenario() -> None:
+        options = () if text.startswith("--input") else SPECS
+        failed = await start_container(running, HERE, predict, *options, model="bad")
+        assert await failed.ended() == 2
+        assert any(text in line for line in failed.lines), failed.lines
+
+    play(scenario())
+
+
+def test_several_inputs_come_by_name_and_specs_are_read_off_a_model(running: Mesh) -> None:
+    async def scenario() -> None:
+        specs = ("--input", "a:float32:-1", "--input", "b:float32:-1")
+        outputs = ("--output", "sum:float32:-1", "--output", "difference:float32:-1")
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:add", *specs, *outputs, model="add"),
+            container(running, HERE, f"{FUNCTIONS}:model.predict", "--cache", model="estimator"),
+            AsyncClient(running.address) as client,
+        ):
+            a, b = np.array([5, 6], np.float32), np.array([1, 2], np.float32)
+            answer = await client.infer("add", {"a": a, "b": b})
+            np.testing.assert_array_equal(answer["sum"], a + b)
+            np.testing.assert_array_equal(answer["difference"], a - b)
+            answer = await client.infer("estimator", np.array([[1, 1, 1], [-1, -1, -1]]))
+            np.testing.assert_array_equal(answer["y"], [1, 0])
+
+    play(scenario())
+
+
+def test_an_idle_container_does_not_wait_busily(running: Mesh) -> None:
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:double", *SPECS, model="idle") as started,
+            AsyncClient(running.address) as client,
+        ):
+            await client.infer("idle", X)
+            pids = [started.process.pid, child_pid(started)]
+            before = [cpu_s(pid) for pid in pids]
+            await asyncio.sleep(1.0)
+            used = [cpu_s(pid) - was for pid, was in zip(pids, before, strict=True)]
+            assert used[1] <= 0.03
+            assert used[0] <= 0.05
+
+    play(scenario())
+
+
+def test_the_first_request_after_the_controller_came_back_is_served(running: Mesh) -> None:
+    async def scenario() -> None:
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:double", *SPECS, model="back") as started,
+            AsyncClient(running.address) as client,
+        ):
+            await client.infer("back", X)
+            os.kill(running.supervisor.pids()["controller"], signal.SIGKILL)
+            await started.says("controller_lost")
+            answer = await client.infer("back", X + 1, slo_ms=10_000)
+            np.testing.assert_array_equal(answer["y"], (X + 1) * 2)
+
+    play(scenario())
+
+
+def resident_kib(pid: int) -> int:
+    """Memory that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+def test_memory_stays_flat_over_a_hundred_thousand_queries(running: Mesh) -> None:
+    async def scenario() -> None:
+        many = np.repeat(X, 100, axis=0)
+
+        async def ask(client: AsyncClient, requests: int, x: "np.ndarray[Any, np.dtype[np.float32]]") -> None:
+            for _ in range(requests // 50):
+                outcomes = await asyncio.gather(*(client.submit("flat", x, cache=False) for _ in range(50)))
+                assert all(isinstance(outcome, Prediction) for outcome in outcomes), outcomes
+
+        async with (
+            container(running, HERE, f"{FUNCTIONS}:double", *SPECS, model="flat") as started,
+            AsyncClient(running.address) as client,
+        ):
+            await client.infer("flat", X)
+            await ask(client, 2000, X)
+            await ask(client, 200, many)
+            pids = [started.process.pid, child_pid(started), *running.supervisor.pids().values()]
+            before = [resident_kib(pid) for pid in pids]
+            await ask(client, 10_000, X)
+            await ask(client, 900, many)
+            grown = [resident_kib(pid) - was for pid, was in zip(pids, before, strict=True)]
+            assert max(grown) < 4096, grown
+
+    play(scenario(), timeout_s=60.0)

@@ -1,0 +1,96 @@
+"""Black-box containers: real processes, numpy-only functions."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frontend.client import AsyncClient
+from scripts.meshes import ROOT, Mesh
+from tests.end_to_end.containers import SPECS, X, container, is_ready
+from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
+
+pytestmark = pytest.mark.end_to_end
+
+
+def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "a")
+    (tmp_path / "toy.py").write_text("def double(x):\n    return x * 2\n")
+
+    async def scenario(running: Mesh) -> None:
+        async with container(running, tmp_path, "toy:double"), AsyncClient(running.address) as client:
+            answer = await client.infer("f", X)
+            np.testing.assert_array_equal(answer["y"], X * 2)
+            assert answer.device is not None
+            assert answer.device.startswith("container:f:1/")
+            assert (await client.infer("a", X)).model == "a"
+            biggest = 1
+            for _ in range(20):
+                answers = await asyncio.gather(*(client.infer("f", X + i, cache=False) for i in range(32)))
+                for i, one in enumerate(answers):
+                    np.testing.assert_array_equal(one["y"], (X + i) * 2)
+                biggest = max([biggest, *(one.batch_size or 0 for one in answers)])
+            assert biggest >= 4
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+
+
+async def gearmesh(running: Mesh, folder: Path, *arguments: str) -> tuple[int, str]:
+    """(exit code, output) of a command."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scripts.cli", *arguments,
+        cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+def test_scale_changes_how_many_replicas_a_running_mesh_keeps(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "a")
+    (tmp_path / "toy.py").write_text("import os\n\ndef who(x):\n    return x * 0 + os.getpid() % 10000\n")
+
+    async def seen(client: AsyncClient) -> set[float]:
+        answers = await asyncio.gather(*(client.infer("f", X + i, cache=False) for i in range(32)))
+        return {float(answer["y"][0, 0]) for answer in answers}
+
+    async def scenario(running: Mesh) -> None:
+        command = ("container", "--model", "f", "--predict", "toy:who", *SPECS)
+        code, output = await gearmesh(running, tmp_path, *command, "--replicas", "1")
+        assert code == 0, output
+        await is_ready(running, "f")
+        async with AsyncClient(running.address) as client:
+            assert len(await seen(client)) == 1
+            code, output = await gearmesh(running, tmp_path, "scale", "f", "2")
+            assert code == 0, output
+            while len(await seen(client)) < 2:
+                pass
+            code, output = await gearmesh(running, tmp_path, "scale", "f", "0")
+            assert code == 0, output
+            await is_ready(running, "f", ready=False)
+            outcome = await client.submit("f", X)
+            assert getattr(outcome, "code", None) == "no_replica", outcome
+            code, output = await gearmesh(running, tmp_path, "scale", "g", "1")
+            assert code == 2
+            assert "there are: f" in output
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+
+
+def test_a_dry_run_says_what_would_be_served_and_what_is_wrong(tmp_path: Path) -> None:
+    np.save(tmp_path / "sample.npy", np.ones((3, 4), np.float32))
+    (tmp_path / "toy.py").write_text("def good(x):\n    return x.sum(axis=1)\n\ndef bad(x):\n    return x[0]\n")
+
+    async def scenario(running: Mesh) -> None:
+        command = ("container", "--model", "f", "--sample", "sample.npy", "--check", "--predict")
+        code, output = await gearmesh(running, tmp_path, *command, "toy:good")
+        assert code == 0, output
+        assert "input x: float32 [-1, 4]" in output
+        assert "output y: float32 [-1]" in output
+        code, output = await gearmesh(running, tmp_path, *command, "toy:bad")
+        assert code == 2
+        assert "has shape [4] for 3 rows: batch comes first" in output
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path), ready=False)

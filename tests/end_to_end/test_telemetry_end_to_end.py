@@ -1,0 +1,139 @@
+"""Logs, traces and status of a mesh of real processes with an emulated device."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.config import read_settings
+from broker.facts import ActionFact, RequestFact
+from frontend.client import AsyncClient, Prediction
+from scripts.journals import arrivals, read_actions, read_requests
+from scripts.meshes import Mesh
+from scripts.observer import Observer, View
+from scripts.timeline import timeline
+from scripts.trace import record
+from scripts.watching import describe
+from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
+from tests.scripts.test_timeline import check_format
+
+pytestmark = pytest.mark.end_to_end
+X = np.zeros((1, 4), np.float32)
+REQUESTS = 60
+
+
+def look(running: Mesh) -> View:
+    """How the mesh is."""
+    with Observer(read_settings(environment=running.environment)) as observer:
+        return observer.look(models=True)
+
+
+async def ask(client: AsyncClient, slo_ms: float) -> Counter[str]:
+    """So many requests, in turn, to models a and b; how they were answered."""
+    seen: Counter[str] = Counter()
+    for i in range(REQUESTS):
+        outcome = await client.submit("ab"[i % 2], X, slo_ms=slo_ms)
+        seen["ok" if isinstance(outcome, Prediction) else outcome.status] += 1
+    return seen
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_the_mesh_did_is_in_its_logs_in_its_trace_and_in_its_status(tmp_path: Path, compact: bool) -> None:
+    repository = tmp_path / "repository"
+    emulated_model(repository, "a")
+    emulated_model(repository, "b")
+    seen: dict[str, Any] = {}
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            await client.models()
+            seen["before"] = await asyncio.to_thread(look, running)
+            recorder = asyncio.create_task(
+                asyncio.to_thread(record, read_settings(environment=running.environment), 1.0, lambda left_s: None)
+            )
+            while not recorder.done():
+                seen["answers"] = seen.get("answers", Counter[str]()) + await ask(client, 500.0)
+                seen["hopeless"] = seen.get("hopeless", Counter[str]()) + await ask(client, 0.5)
+            seen["recording"] = await recorder
+            seen["after"] = await asyncio.to_thread(look, running)
+
+    run_with_mesh(scenario, repository, tmp_path / "data", compact=compact, device=emulated_device(tmp_path))
+    assert set(seen["answers"]) == {"ok"}
+    assert set(seen["hopeless"]) == {"rejected"}
+    check_logs(tmp_path / "data" / "telemetry", seen["answers"]["ok"], seen["hopeless"]["rejected"])
+    check_recording(seen["recording"])
+    check_status(seen["after"], seen["answers"]["ok"], seen["hopeless"]["rejected"])
+
+
+def check_logs(folder: Path, ok: int, rejected: int) -> None:
+    """Every request and every action is in the logs, once, with times that fit each other."""
+    (log,) = read_requests(folder)
+    outcomes = Counter(fact.outcome for fact in log.facts)
+    assert (outcomes["in_time"], outcomes["rejected"], log.dropped, log.cut) == (ok, rejected, 0, 0)
+    assert len({(fact.frontend, fact.request) for fact in log.facts}) == len(log.facts)
+    (actions,) = read_actions(folder)
+    by_id = {fact.action: fact for fact in actions.facts}
+    assert len(by_id) == len(actions.facts)
+    for fact in log.facts:
+        if fact.outcome == "in_time":
+            action = by_id[fact.action]
+            assert (action.ref, action.code, action.device) == (fact.ref, "ok", fact.device)
+            assert action.begin_s is not None
+            assert action.end_s is not None
+            assert fact.arrived_s <= action.sent_s <= action.begin_s + 0.001 <= action.end_s
+            assert fact.exec_s == pytest.approx(0.0011, rel=0.2)
+    replayed = list(arrivals(folder))
+    assert len(replayed) == ok + rejected
+    assert replayed == sorted(replayed)
+    assert {(ref, slo_s, rows) for _, ref, slo_s, rows in replayed} == {
+        (ref, slo_s, 1) for ref in ("a:1", "b:1") for slo_s in (0.5, 0.0005)
+    }
+
+
+def check_recording(recording: Any) -> None:
+    """The recording holds requests and actions, and makes a trace that keeps the format."""
+    (facts,) = recording.facts.values()
+    assert any(isinstance(fact, RequestFact) for fact in facts)
+    assert any(isinstance(fact, ActionFact) for fact in facts)
+    assert (recording.dropped, recording.silent) == (0, [])
+    events = check_format(timeline(recording))
+    assert sum(event["ph"] == "s" for event in events) >= 20
+
+
+def check_status(view: View, ok: int, rejected: int) -> None:
+    """Everybody answers, and the counts are right."""
+    assert view.broker
+    assert Counter(member.role for member in view.members) == {"controller": 1, "frontend": 1, "gpu_worker": 1}
+    (snapshot,) = view.snapshots.values()
+    assert (snapshot.in_time, snapshot.refused) == (ok, {"deadline": rejected})
+    assert {model.ref for model in snapshot.models} == {"a:1", "b:1"}
+    (device,) = snapshot.devices
+    assert (device.resident, device.prepared, device.failed) == (2, 2, 0)
+    assert device.exec_busy_s == pytest.approx(0.0011 * device.batches, rel=0.3)
+    (status,) = view.frontends.values()
+    assert status["answers"] == {"ok": ok, "rejected": rejected}
+    assert json.loads(json.dumps(describe(view)))["controllers"][snapshot.controller]["in_time"] == ok
+
+
+def test_with_telemetry_off_nothing_is_written_and_traces_work_all_the_same(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    emulated_model(repository, "a")
+    emulated_model(repository, "b")
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+            await client.models()
+            settings = read_settings(environment=running.environment)
+            recorder = asyncio.create_task(asyncio.to_thread(record, settings, 0.5, lambda left_s: None))
+            while not recorder.done():
+                await ask(client, 500.0)
+            check_recording(await recorder)
+            assert not (await asyncio.to_thread(look, running)).snapshots.popitem()[1].journal.on
+
+    device = emulated_device(tmp_path)
+    run_with_mesh(scenario, repository, tmp_path / "data", telemetry="off", device=device)
+    assert not (tmp_path / "data" / "telemetry").exists()

@@ -1,0 +1,416 @@
+"""Applications at a real frontend beside a real broker; controller and worker say what a test tells them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from broker import wire
+from frontend.client import Failed, Invalid, Prediction, Rejected, RequestError, TimedOut
+from tests.broker.brokers import package
+from tests.broker.processes import processes
+from tests.frontend.test_service import QUICK, ROW, SPEC, Mesh
+from tests.loops import on_loop
+
+MODELS = ["m", "a", "b"]
+DEFAULT = {"y": np.full((1, 4), 0.25, np.float32)}
+
+
+def scores(*classes: int) -> bytes:
+    """One row for each class that is said."""
+    return bytes((np.eye(4, dtype=np.float32)[list(classes)] * 9).tobytes())
+
+
+class Ensemble(Mesh):
+    """As Mesh, with three models of one kind, and `odd`, which gives something else."""
+
+    def __init__(self, made: Any, folder: Path, **settings: Any) -> None:
+        for name in ("a", "b", "odd"):
+            package(folder / "repository", name, "1")
+        super().__init__(made, folder, data_dir=folder / "state", **settings)
+
+    async def begin(self) -> None:
+        await super().begin()
+        odd = wire.TensorSpec(name="y", dtype="float32", shape=(-1, 5))
+        for name in ("a", "b"):
+            self.controller.report(f"{name}:1")
+        spec = wire.ModelSpec(inputs=SPEC.inputs, outputs=(odd,), batch_max=8, slo_ms=5000.0)
+        self.controller.caller.link.send(wire.PrepareReport(ref="odd:1", ok=True, spec=spec))
+        await self.until(lambda: len(self.frontend._targets) == 4)
+
+    def ready(self) -> bool:
+        """The first model can be asked."""
+        return "m" in self.frontend._targets
+
+    async def asked(self, number: int) -> dict[str, wire.Submit]:
+        """{model: what it was last asked}, once so many were asked in all."""
+        return {submit.ref.split(":")[0]: submit for submit in await self.controller.wait(wire.Submit, number)}
+
+    def say(self, submit: wire.Submit, *classes: int, data: bytes | None = None) -> None:
+        """The worker answers that these are the classes."""
+        inline = (memoryview(data if data is not None else scores(*classes)),)
+        self.outputs(
+            wire.Answer(
+                request=submit.request, attempt=submit.attempt, rows=submit.rows, predicted_s=0.1, inline=inline
+            )
+        )
+
+
+@contextlib.asynccontextmanager
+async def ensemble(folder: Path, policy: str = "majority", **app: Any) -> AsyncIterator[Ensemble]:
+    settings = app.pop("settings", {})
+    async with processes(**{**QUICK, **settings}) as made:
+        begun = Ensemble(made, folder, **settings)
+        try:
+            await begun.begin()
+            if policy:
+                await begun.client.create_app("app", app.pop("models", MODELS), policy, **{"slo_ms": 3000, **app})
+            yield begun
+        finally:
+            begun.close()
+
+
+async def outcome(future: "asyncio.Future[Any]") -> Prediction:
+    found = await future
+    assert isinstance(found, Prediction), found
+    return found
+
+
+@on_loop
+async def test_all_members_are_asked_and_their_majority_is_answered_with_its_confidence(tmp_path: Path) -> None:
+    async with ensemble(tmp_path) as at:
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(3)
+        for model, label in zip(MODELS, (1, 2, 1), strict=True):
+            at.say(asked[model], label)
+        answer = await outcome(future)
+        assert answer.output.argmax() == 1
+        assert answer.confidence == pytest.approx(2 / 3)
+        assert answer.answer["disagreement"] == pytest.approx(1 / 3)
+        assert answer.models_used == ("m", "a", "b")
+        assert not answer.default_used
+        (app,) = await at.client.apps()
+        assert app["counts"] == {
+            "asked": 1, "answered": 1, "defaults": {}, "refused": 0, "partial": 0, "disagreed": 1, "feedback": 0,
+        }  # fmt: skip
+        assert sum(app["weights"].values()) == pytest.approx(1.0)
+
+
+@on_loop
+async def test_what_is_there_when_the_budget_ends_is_answered_and_the_missing_lower_the_confidence(
+    tmp_path: Path,
+) -> None:
+    async with ensemble(tmp_path) as at:
+        future = at.client.submit(app="app", x=ROW, slo_ms=150)
+        asked = await at.asked(3)
+        at.say(asked["a"], 2)
+        answer = await outcome(future)
+        assert answer.output.argmax() == 2
+        assert answer.models_used == ("a",)
+        assert answer.confidence == pytest.approx(1 / 3)
+        assert answer.latency_ms < 170
+        assert (await at.client.apps())[0]["counts"]["partial"] == 1
+        told = await at.client.feedback(str(answer.decision_id), label=2)
+        assert told["applied"]
+        learned = (await at.client.apps())[0]["learned"]
+        assert {model: each["feedback"] for model, each in learned.items()} == {"m": 0, "a": 1, "b": 0}
+
+
+@on_loop
+async def test_nobody_in_time_or_nobody_sure_gives_the_default_with_the_reason(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, default=DEFAULT, confidence_min=0.9) as at:
+        late = await outcome(at.client.submit(app="app", x=np.repeat(ROW, 2, axis=0), slo_ms=50))
+        assert late.default_used
+        assert late.output.tolist() == [[0.25] * 4] * 2
+        assert late.answer["error"]["code"] == "deadline"
+        assert late.models_used == ()
+        told = await at.client.feedback(str(late.decision_id), label=[1, 2])
+        assert (told["applied"], told["reason"]) == (False, "nothing_to_learn")
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(6)
+        for model, label in zip(MODELS, (1, 2, 1), strict=True):
+            at.say(asked[model], label)
+        unsure = await outcome(future)
+        assert unsure.default_used
+        assert unsure.answer["error"]["code"] == "low_confidence"
+        assert unsure.confidence == pytest.approx(2 / 3)
+        counts = (await at.client.apps())[0]["counts"]
+        assert counts["defaults"] == {"deadline": 1, "low_confidence": 1}
+
+
+@on_loop
+async def test_without_a_default_the_reason_is_the_answer(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, confidence_min=1.0) as at:
+        late = await at.client.submit(app="app", x=ROW, slo_ms=40)
+        assert isinstance(late, TimedOut)
+        future = at.client.submit(app="app", x=ROW)
+        for submit in (await at.asked(6)).values():
+            refused = wire.Refused(
+                request=submit.request, attempt=0, status="rejected", code="overload", message="no", retry_after_s=0.5
+            )
+            at.controller.send(refused)
+        rejected = await future
+        assert isinstance(rejected, Rejected)
+        assert (rejected.code, rejected.retry_after_ms) == ("overload", 500.0)
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(9)
+        for model, label in zip(MODELS, (1, 2, 1), strict=True):
+            at.say(asked[model], label)
+        unsure = await future
+        assert isinstance(unsure, Failed)
+        assert unsure.code == "low_confidence"
+
+
+@on_loop
+async def test_numbers_that_are_not_finite_are_no_answer(tmp_path: Path) -> None:
+    async with ensemble(tmp_path) as at:
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(3)
+        at.say(asked["m"], data=np.full(4, np.nan, np.float32).tobytes())
+        at.say(asked["a"], 3)
+        at.say(asked["b"], 3)
+        answer = await outcome(future)
+        assert answer.models_used == ("a", "b")
+        assert answer.confidence == pytest.approx(2 / 3)
+
+
+@on_loop
+async def test_a_shadow_is_asked_and_learned_about_but_never_waited_for(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "majority", policy_args={"shadow": ["b"]}) as at:
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(3)
+        at.say(asked["m"], 1)
+        at.say(asked["a"], 1)
+        answer = await outcome(future)
+        assert answer.models_used == ("m", "a")
+        at.say(asked["b"], 3)
+        await at.until(lambda: len(at.frontend._requests) == 0)
+        assert (await at.client.feedback(str(answer.decision_id), label=1))["applied"]
+        (app,) = await at.client.apps()
+        assert app["learned"]["b"] == {"feedback": 1, "mean_loss": 1.0}
+        assert app["weights"]["b"] == 0.0
+
+
+@on_loop
+async def test_feedback_is_taken_once_and_late_or_unknown_ones_are_told(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "exp4", settings={"decisions_max": 2}) as at:
+        answers = []
+        for i in range(3):
+            future = at.client.submit(app="app", x=ROW, context="user-1")
+            asked = await at.asked(3 * (i + 1))
+            for model, label in zip(MODELS, (1, 2, 1), strict=True):
+                at.say(asked[model], label)
+            answers.append(await outcome(future))
+        first, second, third = (str(answer.decision_id) for answer in answers)
+        assert len({first, second, third}) == 3
+
+        async def told(decision: str, **fields: Any) -> tuple[bool, str]:
+            answer = await at.client.feedback(decision, **fields)
+            return answer["applied"], answer.get("reason", "")
+
+        assert await told(first, label=1) == (False, "late")
+        assert await told("nonsense", label=1) == (False, "unknown")
+        assert await told("01234567-1", label=1) == (False, "unknown")
+        for fields, field in [
+            ({"label": 4}, "label"), ({"label": "sheep"}, "label"), ({"label": 1.5}, "label"), ({"loss": 1.5}, "loss"),
+            ({"loss": -1}, "loss"), ({}, "label"), ({"label": 1, "loss": 0.5}, "label"),
+            ({"label": 1, "context": "user-2"}, "context"), ({"label": 1, "context": "x" * 10_000_000}, "context"),
+        ]:  # fmt: skip
+            with pytest.raises(Invalid) as refused:
+                await at.client.feedback(second, **fields)  # type: ignore[arg-type]
+            assert refused.value.field == field
+            assert len(refused.value.message) < 300
+        assert await told(second, label="dog", context="user-1") == (True, "")
+        assert await told(second, label=1) == (False, "duplicate")
+        assert await told(third, loss=0.5) == (True, "")
+        (mine,) = await at.client.apps("user-1")
+        assert mine["rounds"] == 2
+        assert mine["learned"]["a"] == {"feedback": 2, "mean_loss": 0.75}
+        assert mine["weights"]["m"] > mine["weights"]["a"]
+        (others,) = await at.client.apps()
+        assert others["rounds"] == 0
+
+
+@on_loop
+async def test_a_changed_application_keeps_what_was_learned_of_the_models_that_stay(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "exp4", policy_args={"eta": 2.0}, models=["m", "a"]) as at:
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(2)
+        at.say(asked["m"], 1)
+        at.say(asked["a"], 2)
+        await at.client.feedback(str((await outcome(future)).decision_id), label=1)
+        before = (await at.client.apps())[0]["weights"]
+        assert before["m"] > 0.8
+        await at.client.update_app("app", ["m", "a", "b"], "exp4")
+        (app,) = await at.client.apps()
+        assert app["weights"]["m"] / app["weights"]["a"] == pytest.approx(before["m"] / before["a"])
+        assert app["weights"]["a"] < app["weights"]["b"] < app["weights"]["m"]
+        await at.client.delete_app("app")
+        assert await at.client.apps() == []
+        with pytest.raises(Invalid, match="there is no application 'app'"):
+            await at.client.infer(app="app", x=ROW)
+        await at.client.create_app("app", ["m", "a"], "exp4")
+        assert (await at.client.apps())[0]["weights"] == {"m": pytest.approx(0.5), "a": pytest.approx(0.5)}
+
+
+BAD = [
+    ({"name": "no spaces"}, "app.name", "matches"),
+    ({"name": ""}, "app.name", "matches"),
+    ({"models": []}, "app.models", "1 to 64"),
+    ({"models": ["m", "m"]}, "app.models", "twice"),
+    ({"models": ["m", "none"]}, "app.models", "there is no model 'none'"),
+    ({"models": ["m", "odd"]}, "app.models", "outputs of m and odd differ"),
+    ({"policy": "best"}, "app.policy", "there is no policy 'best'"),
+    ({"policy": "os:system"}, "app.policy", "may not be imported"),
+    ({"policy": "exp3", "policy_args": {"speed": 1}}, "app.policy_args.speed", "no parameter 'speed'"),
+    ({"policy_args": {"loss_max": -1}}, "app.policy_args.loss_max", "> 0.0"),
+    ({"confidence_min": 1.1}, "app.confidence_min", "0 to 1"),
+    ({"confidence_min": float("nan")}, "app.confidence_min", "0 to 1"),
+    ({"slo_ms": 0}, "app.slo_ms", "above 0"),
+    ({"slo_ms": "fast"}, "app.slo_ms", "float"),
+    ({"slow_ms": 1}, "app.slow_ms", "unknown field"),
+    ({"default": {"z": np.zeros((1, 4), np.float32)}}, "app.default", "every output"),
+    ({"default": {"y": np.zeros((2, 4), np.float32)}}, "app.default", "shape [1, 4]"),
+    ({"default": {"y": np.zeros((1, 4), np.float64)}}, "app.default", "float32"),
+    ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": b"123"}]}, "app.default", "16 bytes"),
+]
+
+
+@on_loop
+async def test_a_wrong_definition_is_refused_with_its_key_and_changes_nothing(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "") as at:
+        for fields, field, says in BAD:
+            definition: dict[str, Any] = {"name": "app", "models": ["m", "a"], **fields}
+            with pytest.raises(Invalid) as refused:
+                await at.client.create_app(**definition)
+            assert refused.value.field == field, fields
+            assert says in refused.value.message, refused.value.message
+        assert await at.client.apps() == []
+        for call in (at.client.update_app("app", ["m"]), at.client.delete_app("app")):
+            with pytest.raises(Invalid, match="there is no application 'app'"):
+                await call
+        await at.client.create_app("app", ["m"])
+        with pytest.raises(Invalid, match="exists already") as twice:
+            await at.client.create_app("app", ["a"])
+        assert twice.value.field == "app.name"
+        for fields in ({"context": "x" * 10_000_000}, {"context": "a\nb"}, {"version": "1"}, {"slo_ms": -1}):
+            with pytest.raises(Invalid) as refused:
+                await at.client.infer(app="app", x=ROW, **fields)
+            assert refused.value.field == next(iter(fields))
+        with pytest.raises(Invalid, match="x must have shape"):
+            await at.client.infer(app="app", x=np.zeros((1, 5), np.float32))
+
+
+@on_loop
+async def test_a_policy_that_raises_fails_that_request_and_no_other(tmp_path: Path) -> None:
+    settings = {"selection_allow": ("tests.selection.own_policy:",)}
+    async with ensemble(tmp_path, "tests.selection.own_policy:Crashes", settings=settings) as at:
+        with pytest.raises(Failed, match="RuntimeError: out of ideas"):
+            await at.client.infer(app="app", x=ROW)
+        await at.client.update_app("app", MODELS, "tests.selection.own_policy:Second", policy_args={"place": 2})
+        future = at.client.submit(app="app", x=ROW)
+        at.say((await at.asked(1))["b"], 1)
+        assert (await outcome(future)).models_used == ("b",)
+
+
+@on_loop
+async def test_a_store_that_is_down_pauses_learning_and_nothing_else(tmp_path: Path) -> None:
+    settings = {"state_url": "redis://127.0.0.1:1/0"}
+    async with ensemble(tmp_path, "exp4", settings=settings) as at:
+        future = at.client.submit(app="app", x=ROW)
+        for submit in (await at.asked(3)).values():
+            at.say(submit, 1)
+        answer = await outcome(future)
+        assert answer.output.argmax() == 1
+        told = await at.client.feedback(str(answer.decision_id), label=1)
+        assert (told["applied"], told["reason"]) == (False, "store_down")
+        assert "will be taken in" in told["message"]
+        again = await at.client.feedback(str(answer.decision_id), label=1)
+        assert (again["applied"], again["reason"]) == (False, "duplicate")
+        status = await at.client.call("status")
+        assert status["applications"]["learning"].startswith("paused")
+        assert status["applications"]["feedback_held"] == 1
+        assert (await at.client.apps())[0]["learning"].startswith("paused")
+
+
+@on_loop
+async def test_a_prediction_is_evaluated_once_and_then_remembered(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "", settings={"cache_mb": 1}) as at:
+        twins = [at.client.submit("m", ROW) for _ in range(3)]
+        (submit,) = (await at.asked(1)).values()
+        at.say(submit, 2)
+        answers = [await outcome(twin) for twin in twins]
+        assert [answer.output.argmax() for answer in answers] == [2, 2, 2]
+        again = await at.client.infer("m", ROW)
+        assert again.cached
+        assert again.answer.get("predicted_ms") is None
+        other = at.client.submit("m", ROW, cache=False)
+        at.say((await at.asked(2))["m"], 3)
+        assert (await outcome(other)).output.argmax() == 3
+        cache = (await at.client.call("status"))["cache"]
+        assert (cache["hits"], cache["misses"], cache["coalesced"], cache["entries"]) == (1, 1, 2, 1)
+        await at.client.create_app("app", MODELS, "majority", slo_ms=3000)
+        future = at.client.submit(app="app", x=ROW)
+        asked = await at.asked(4)
+        assert set(asked) == {"m", "a", "b"}  # m only as before: the cache knows what it says
+        at.say(asked["a"], 2)
+        at.say(asked["b"], 2)
+        first = await outcome(future)
+        assert not first.cached
+        second = await at.client.infer(app="app", x=ROW)
+        assert second.cached
+        assert second.decision_id not in (None, first.decision_id)
+
+
+@on_loop
+async def test_a_twin_takes_over_when_the_first_is_refused(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "", settings={"cache_mb": 1}) as at:
+        hasty = at.client.submit("m", ROW, slo_ms=1000)
+        (submit,) = (await at.asked(1)).values()
+        patient = at.client.submit("m", ROW, slo_ms=4000)
+        await at.until(lambda: len(at.frontend._requests) == 2)
+        at.controller.send(
+            wire.Refused(request=submit.request, attempt=0, status="rejected", code="deadline", message="too short")
+        )
+        assert isinstance(await hasty, Rejected)
+        submits = await at.controller.wait(wire.Submit, 2)
+        at.say(submits[1], 1)
+        assert (await outcome(patient)).output.argmax() == 1
+
+
+@on_loop
+async def test_an_answer_to_an_application_comes_in_the_form_of_the_request(tmp_path: Path) -> None:
+    async with ensemble(tmp_path, "single") as at:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+            sock.connect(at.address)
+            tensor = {"name": "x", "dtype": "float32", "shape": [1, 4]}
+            header = {"op": "infer", "id": "é", "app": "app", "inputs": [tensor]}
+            sock.send_multipart([msgpack.packb(header), ROW.tobytes()])
+            sock.send_multipart([msgpack.packb(header), ROW.tobytes()])
+            at.say((await at.asked(1))["m"], 1)
+            answers = {}
+            for _ in range(2):
+                parts = await asyncio.to_thread(sock.recv_multipart)
+                answer = msgpack.unpackb(parts[0])
+                answers[answer["status"]] = (answer, parts[1:])
+            assert answers["invalid"][0]["error"]["code"] == "duplicate_id"
+            answer, frames = answers["ok"]
+            assert "data" not in answer["outputs"][0]
+            assert np.frombuffer(frames[0], np.float32).argmax() == 1
+
+
+@on_loop
+async def test_a_stopped_frontend_answers_what_is_open(tmp_path: Path) -> None:
+    async with ensemble(tmp_path) as at:
+        future = at.client.submit(app="app", x=ROW)
+        await at.asked(3)
+        at.frontend.stop()
+        stopped = await future
+        assert isinstance(stopped, RequestError)
+        assert stopped.code == "stopping"

@@ -1,0 +1,372 @@
+"""The device with graphs: on this process's memory everywhere; the same on a GPU (marked cuda) where there is one."""
+
+import asyncio
+import random
+import time
+
+import pytest
+import torch
+
+from broker.errors import PackageError
+from gpu_worker.devices.base import DeviceError
+from gpu_worker.devices.cuda.device import CudaDevice
+from gpu_worker.devices.cuda.host import HostDriver
+from gpu_worker.devices.cuda.memory import SLOTS
+from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.lanes import Phase
+from tests.gpu_worker.conftest import Repository
+from tests.gpu_worker.cuda_builders import DRIVERS, Served, infer_job, served, tensors
+from tests.loops import on_loop
+
+drivers = pytest.mark.parametrize("driver", DRIVERS)
+CLOSE = {"atol": 1e-3, "rtol": 1e-3}  # a GPU adds in another order, and may multiply in TF32
+
+
+async def linear(on: Served, ref: str, pages: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
+    return (await on.run(infer_job(ref, pages, x), (len(x), 3)))[0]
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+@drivers
+@on_loop
+async def test_results_are_those_of_the_module_for_each_batch_size(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        assert (await on.load("linear:1", (3,))).code == "ok"
+        for rows in range(1, 9):
+            x = torch.randn(rows, 4)
+            y = await linear(on, "linear:1", (3,), x)
+            assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
+
+
+@drivers
+@on_loop
+async def test_several_inputs_and_outputs_of_several_kinds_keep_their_order(
+    driver: str, repository: Repository
+) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("two:1"))
+        await on.load("two:1", (0,))
+        x, i = torch.randn(5, 4), torch.tensor([0, 6, 3, 1, 1])
+        y, z = await on.run(infer_job("two:1", (0,), x, i), (5, 3), (5,), dtypes=("<f4", "<i8"))
+        expected = repository.outputs("two:1", x, i)
+        assert torch.allclose(y, expected[0], **CLOSE)
+        assert torch.equal(z, expected[1])
+
+
+@drivers
+@on_loop
+async def test_weights_may_lie_in_any_pages_in_any_order(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        for ref in ("tall:1", "tall:2"):
+            on.device.prepare(repository.package(ref))
+        x = torch.randn(2, 4)
+        for ref, pages in (("tall:1", (0, 1, 2)), ("tall:2", (7, 2, 5)), ("tall:1", (5, 4, 3))):
+            assert (await on.load(ref, pages)).code == "ok"
+            (y,) = await on.run(infer_job(ref, pages, x), (2, 140_000))
+            assert torch.allclose(y, repository.outputs(ref, x)[0], **CLOSE)
+
+
+@drivers
+@on_loop
+async def test_rows_that_are_missing_are_zeros_and_not_what_others_left(driver: str, repository: Repository) -> None:
+    """Five rows are computed as six: the sixth index, left by another request, would be none of the table's."""
+    async with served(driver) as on:
+        on.device.prepare(repository.package("echo:1"))
+        on.device.prepare(repository.package("two:1"))
+        await on.load("echo:1", (1,))
+        await on.load("two:1", (0,))
+        for _ in range(SLOTS):
+            await on.run(infer_job("echo:1", (1,), torch.full((8, 4), 1e30)), (8, 4), (8, 4))
+        for _ in range(SLOTS):
+            x, i = torch.randn(5, 4), torch.tensor([0, 6, 3, 1, 1])
+            (y, _) = await on.run(infer_job("two:1", (0,), x, i, batch=8), (8, 3), (8,), dtypes=("<f4", "<i8"))
+            assert torch.allclose(y[:5], repository.outputs("two:1", x, i)[0], **CLOSE)
+
+
+@drivers
+@on_loop
+async def test_a_measuring_run_has_no_inputs(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("two:1"))
+        await on.load("two:1", (0,))
+        done = await on.through(infer_job("two:1", (0,), batch=8))
+        assert done.code == "ok"
+        assert done.duration_s > 0
+
+
+@drivers
+@on_loop
+async def test_a_model_without_weights_has_a_page_and_nothing_to_gather(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("echo:1"))
+        assert (await on.load("echo:1", (2,))).code == "ok"
+        x = torch.randn(3, 4)
+        same, twice = await on.run(infer_job("echo:1", (2,), x), (3, 4), (3, 4))
+        assert torch.equal(same, x)
+        assert torch.equal(twice, x * 2)
+        assert on.device.figures.gathers == 0
+
+
+# -- the window -------------------------------------------------------------------------------------------------------
+
+
+@drivers
+@on_loop
+async def test_weights_are_gathered_when_the_window_holds_another_model(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        for page, ref in enumerate(("linear:1", "linear:2", "other:1")):
+            on.device.prepare(repository.package(ref))
+            await on.load(ref, (page,))
+        x = torch.randn(1, 4)
+        gathered = []
+        for page, ref in ((0, "linear:1"), (0, "linear:1"), (1, "linear:2"), (0, "linear:1"), (2, "other:1")):
+            job = infer_job(ref, (page,), x)
+            done = await on.through(job)
+            gathered.append(done.gathered)
+            assert torch.allclose(tensors(job, (1, 3))[0], repository.outputs(ref, x)[0], **CLOSE)
+            on.device.release(job)
+        assert gathered == [True, False, True, True, True]
+        assert on.device.figures.graphs == 2 * len((1, 2, 3, 4, 6, 8)), "linear:1 and linear:2 share theirs"
+
+
+@drivers
+@on_loop
+async def test_a_version_prepared_again_is_not_taken_for_what_the_window_holds(
+    driver: str, repository: Repository
+) -> None:
+    async with served(driver) as on:
+        package = repository.package("linear:1")
+        gathered = []
+        for _ in range(2):
+            on.device.prepare(package)
+            await on.load("linear:1", (0,))
+            job = infer_job("linear:1", (0,), torch.randn(1, 4))
+            gathered.append((await on.through(job)).gathered)
+            on.device.release(job)
+            on.device.unloaded("linear:1")
+            on.device.forget("linear:1")
+        assert gathered == [True, True]
+
+
+# -- many at a time ---------------------------------------------------------------------------------------------------
+
+
+@drivers
+@on_loop
+async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(driver: str, repository: Repository) -> None:
+    """Models of three architectures, pages that change hands, up to two LOADs and four INFERs at a time, at random."""
+    rng = random.Random(5)
+    torch.manual_seed(5)
+    async with served(driver) as on:
+        refs = ("linear:1", "linear:2", "twin:1", "other:1", "tall:1", "tall:2")
+        for ref in refs:
+            on.device.prepare(repository.package(ref))
+        free = set(range(8))
+        for _ in range(25):
+            chosen = rng.sample(refs, 2)
+            held = {}
+            for ref in chosen:
+                wanted = 3 if ref.startswith("tall") else 1
+                held[ref] = tuple(rng.sample(sorted(free), wanted))
+                free -= set(held[ref])
+            loads = await asyncio.gather(*(on.load(ref, pages) for ref, pages in held.items()))
+            assert {done.code for done in loads} == {"ok"}
+            jobs = []
+            for ref in rng.choices(chosen, k=4):
+                x = torch.randn(rng.randint(1, 8), 4)
+                jobs.append((ref, x, infer_job(ref, held[ref], x)))
+            await asyncio.gather(*(on.through(job) for _, _, job in jobs))
+            for ref, x, job in jobs:
+                (expected,) = repository.outputs(ref, x)
+                assert torch.allclose(tensors(job, tuple(expected.shape))[0], expected, **CLOSE)
+                on.device.release(job)
+            for pages in held.values():
+                free |= set(pages)
+        assert on.device._timed.free == on.device._timed.count
+        assert on.device._quiet.free == on.device._quiet.count
+
+
+@drivers
+@on_loop
+async def test_serving_allocates_pins_and_captures_nothing(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        refs = ("linear:1", "two:1", "tall:1")
+        for ref in refs:
+            on.device.prepare(repository.package(ref))
+
+        async def serve() -> None:
+            for ref in refs:
+                inputs = (torch.randn(5, 4),) + ((torch.ones(5, dtype=torch.int64),) if ref == "two:1" else ())
+                await on.load(ref, (0, 1, 2) if ref == "tall:1" else (4,))
+                job = infer_job(ref, (0, 1, 2) if ref == "tall:1" else (4,), *inputs)
+                assert (await on.through(job)).code == "ok"
+                on.device.release(job)
+
+        await serve()
+        before = on.driver.allocations()
+        for _ in range(20):
+            await serve()
+        assert on.driver.allocations() == before
+
+
+# -- windows of time --------------------------------------------------------------------------------------------------
+
+
+@drivers
+@on_loop
+async def test_an_exec_is_issued_at_its_time_and_says_how_late(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        job = infer_job("linear:1", (0,), torch.randn(1, 4), earliest_s=time.monotonic() + 0.03)
+        done = await on.through(job)
+        assert done.code == "ok"
+        assert done.end_s >= job.action.earliest_s
+        (late_s,) = on.device.figures.late_s
+        assert late_s >= 0
+
+
+@drivers
+@on_loop
+async def test_an_exec_past_its_window_is_refused_and_so_is_one_that_would_start_past_it(
+    driver: str, repository: Repository
+) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        x = torch.randn(1, 4)
+        past = infer_job("linear:1", (0,), x, latest_s=time.monotonic() - 1.0)
+        assert (await on.through(past)).code == "late"
+        long = infer_job("linear:1", (0,), x, expected_s=3600.0)
+        behind = infer_job("linear:1", (0,), x, latest_s=time.monotonic() + 60.0)
+        for job in (long, behind):
+            assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        dones = await asyncio.gather(*(on.begin(Phase.EXEC, job) for job in (long, behind)))
+        assert [done.code for done in dones] in (["ok", "late"], ["ok", "ok"]), "ok, if the first was over already"
+        await on.begin(Phase.OUTPUT, long)
+
+
+@drivers
+@on_loop
+async def test_a_load_past_its_window_is_refused(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        assert (await on.load("linear:1", (0,), latest_s=time.monotonic() - 1.0)).code == "late"
+        assert (await on.load("linear:1", (0,))).code == "ok"
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@drivers
+@on_loop
+async def test_inputs_larger_than_their_rows_are_refused(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        job = infer_job("linear:1", (0,), torch.randn(2, 4))
+        job.tensors[1][0] += b"1234"
+        done = await on.through(job)
+        assert done.code == "bad_input"
+        assert done.message == "input 0 has more bytes than the batch's 2 rows"
+
+
+@drivers
+@on_loop
+async def test_more_inputs_than_slots_are_refused_and_slots_come_back(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        jobs = [infer_job("linear:1", (0,), torch.randn(1, 4)) for _ in range(SLOTS + 1)]
+        codes = [(await on.begin(Phase.INPUT, job)).code for job in jobs]
+        assert codes == ["ok"] * SLOTS + ["no_slots"]
+        for job in jobs:
+            on.device.release(job)
+        x = torch.randn(2, 4)
+        y = await linear(on, "linear:1", (0,), x)
+        assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
+
+
+@on_loop
+async def test_what_fails_on_the_device_is_that_action_s_outcome_alone(repository: Repository) -> None:
+    """Not on a GPU: there an index that is none ends the process."""
+    async with served("host") as on:
+        on.device.prepare(repository.package("two:1"))
+        await on.load("two:1", (0,))
+        bad = infer_job("two:1", (0,), torch.randn(1, 4), torch.tensor([99]))
+        done = await on.through(bad)
+        assert done.code == "device_error"
+        assert "index" in done.message
+        on.device.release(bad)
+        x, i = torch.randn(1, 4), torch.tensor([6])
+        (y, _) = await on.run(infer_job("two:1", (0,), x, i), (1, 3), (1,), dtypes=("<f4", "<i8"))
+        assert torch.allclose(y, repository.outputs("two:1", x, i)[0], **CLOSE)
+        assert on.device._timed.free == on.device._timed.count
+
+
+@on_loop
+async def test_a_model_that_was_never_prepared_is_refused(repository: Repository) -> None:
+    async with served("host") as on:
+        assert (await on.load("linear:1", (0,))).code == "unknown_model"
+        assert (await on.through(infer_job("linear:1", (0,), torch.randn(1, 4)))).code == "unknown_model"
+
+
+@on_loop
+async def test_a_model_larger_than_window_or_arena_is_refused_with_all_figures(repository: Repository) -> None:
+    async with served("host", Room(page_bytes=MIB, pages=2, window_pages=1)) as on:
+        with pytest.raises(PackageError) as raised:
+            on.device.prepare(repository.package("tall:1"))
+        assert raised.value.faults == [
+            "its weights take 2.7 MiB; the window is 1 MiB (GEARMESH_WINDOW_MB)",
+            "its weights take 3 pages; the arena has 2 (GEARMESH_ARENA_MB)",
+        ]
+
+
+def test_memory_that_is_not_there_is_refused_at_start() -> None:
+    with pytest.raises(DeviceError, match=r"host:0: an arena of 8 MiB and a window of 4 MiB cannot .* GEARMESH_ARENA"):
+        CudaDevice(HostDriver(memory_bytes=4 * MIB), Room(page_bytes=MIB, pages=8, window_pages=4), host_bytes_max=0)
+
+
+@on_loop
+async def test_a_device_that_is_full_refuses_what_is_deployed_and_serves_on(repository: Repository) -> None:
+    async with served("host") as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        on.driver._memory_bytes = on.driver._used
+        with pytest.raises(PackageError, match=r"host:0 is full: .*lower GEARMESH_ARENA_MB"):
+            on.device.prepare(repository.package("tall:1"))
+        x = torch.randn(2, 4)
+        y = await linear(on, "linear:1", (0,), x)
+        assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
+
+
+@on_loop
+async def test_weights_beyond_the_host_s_budget_are_refused_and_the_same_file_counts_once(
+    repository: Repository,
+) -> None:
+    async with served("host", host_bytes_max=3 * MIB) as on:
+        for _ in range(2):
+            on.device.prepare(repository.package("tall:1"))
+        with pytest.raises(PackageError, match=r"2.7 MiB of pinned .* of 3 MiB \(GEARMESH_HOST_MEMORY_MB\) 2 MiB are"):
+            on.device.prepare(repository.package("tall:2"))
+        on.device.forget("tall:1")
+        on.device.prepare(repository.package("tall:2"))
+
+
+@drivers
+@on_loop
+async def test_what_was_unloaded_is_gathered_again(driver: str, repository: Repository) -> None:
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        gathered = []
+        for unload in (False, False, True, False):
+            if unload:
+                on.device.unloaded("linear:1")
+            job = infer_job("linear:1", (0,), torch.randn(1, 4))
+            gathered.append((await on.through(job)).gathered)
+            on.device.release(job)
+        assert gathered == [True, False, True, False]

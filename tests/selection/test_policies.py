@@ -1,0 +1,182 @@
+"""The policies on arms whose accuracy is known."""
+
+import math
+import random
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selection.base import Arm, Observation, PolicyError, State, adapt, fresh
+from selection.registry import POLICIES, make_policy
+from tests.selection.arms import play, steady
+
+LEARNING = ["exp3", "exp4", "linear", "epsilon_greedy", "ucb1", "thompson"]
+MODELS = ["a", "b", "c"]
+losses = st.dictionaries(st.sampled_from(MODELS), st.floats(0, 1), min_size=1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(rounds=st.lists(losses, max_size=30), seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_shares_sum_to_one_and_selections_have_chances_whatever_is_observed(
+    name: str, rounds: list[dict[str, float]], seed: int
+) -> None:
+    policy, _ = make_policy(name, {}, MODELS)
+    state = fresh(MODELS)
+    rng = random.Random(seed)
+    for losses_ in rounds:
+        selection = policy.select(state, rng, "")
+        assert set(selection.models) <= set(MODELS)
+        assert all(0 < selection.chances[model] <= 1 for model in selection.models)
+        state = policy.observe(state, Observation(losses_, dict.fromkeys(losses_, 0.5)))
+        shares = policy.shares(state)
+        assert list(shares) == MODELS
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert all(0 <= share <= 1 for share in shares.values())
+    assert state.rounds == len(rounds)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=State) == state
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_shares_order_by_accuracy(name: str) -> None:
+    played = play(name, steady(good=0.95, fair=0.6, poor=0.2), 1500)
+    shares = played.policy.shares(played.state)
+    assert shares["good"] > 0.5
+    arms = played.state.arms
+    means = {model: arm.lost / arm.seen for model, arm in arms.items()}
+    assert means["good"] < means["fair"] < means["poor"]
+    if name in ("exp4", "linear"):
+        assert arms["good"].log_weight > arms["fair"].log_weight > arms["poor"].log_weight - 1e-9
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_regret_grows_more_slowly_than_the_rounds(name: str) -> None:
+    args = {"discount": 1.0} if name in ("epsilon_greedy", "ucb1", "thompson") else {"share": 0.0}
+    if name == "epsilon_greedy":
+        args["epsilon"] = 0.02
+    if name == "exp3":
+        args |= {"gamma": 0.02, "eta": 0.02}
+    played = play(name, steady(good=0.9, poor=0.5), 6000, **args)
+    early = sum(played.losses[:1000]) - 0.1 * 1000
+    late = sum(played.losses[-1000:]) - 0.1 * 1000
+    assert late < max(0.5 * early, 40)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_model_that_degrades_is_left_and_comes_back_once_repaired(name: str) -> None:
+    def accuracy(i: int) -> dict[str, float]:
+        return {"best": 0.1 if 2000 <= i < 4000 else 0.95, "second": 0.8}
+
+    played = play(name, accuracy, 8000)
+    assert np.mean(played.losses[3000:4000]) < 0.4
+    assert np.mean(played.losses[7000:]) < 0.16  # the second alone: 0.2
+    if name != "ucb1":  # whose share is its next choice, 0 or 1
+        assert played.policy.shares(played.state)["best"] > 0.5
+        during = play(name, accuracy, 4000)
+        assert during.policy.shares(during.state)["best"] < 0.5
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_the_same_seed_gives_the_same_run(name: str) -> None:
+    one, two = (play(name, steady(good=0.9, poor=0.5), 200, seed=5) for _ in range(2))
+    assert one.state == two.state
+    assert one.losses == two.losses
+
+
+def test_no_weight_is_lost_after_a_hundred_thousand_bad_answers() -> None:
+    policy, _ = make_policy("exp3", {"eta": 10.0}, ["a", "b"])
+    state = fresh(["a", "b"])
+    for _ in range(2000):
+        state = policy.observe(state, Observation({"a": 1.0}, {"a": 0.001}))
+    assert math.isfinite(state.arms["a"].log_weight)
+    assert policy.shares(state)["a"] >= 0.05
+
+
+def test_exp3_divides_by_the_chance_of_the_draw_and_only_for_the_model_that_was_drawn() -> None:
+    policy, _ = make_policy("exp3", {"eta": 0.1, "gamma": 0.01, "share": 0.0}, ["a", "b"])
+    state = policy.observe(fresh(["a", "b"]), Observation({"a": 0.5}, {"a": 0.25}))
+    ratio = math.exp(state.arms["a"].log_weight - state.arms["b"].log_weight)
+    assert ratio == pytest.approx(math.exp(-0.1 * 0.5 / 0.25))
+
+
+def test_a_member_that_did_not_answer_is_neither_rewarded_nor_punished() -> None:
+    policy, _ = make_policy("exp4", {"share": 0.0, "eta": 1.0}, MODELS)
+    state = policy.observe(fresh(MODELS), Observation({"a": 0.0, "b": 1.0}, {}))
+    assert state.arms["a"].log_weight > state.arms["c"].log_weight > state.arms["b"].log_weight
+    assert state.arms["c"].seen == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(["a", "b"], ["b", "c"]), (["a"], ["b"]), (["a", "b"], ["b", "a"]), (["a"], ["a"])]
+)
+def test_a_changed_list_of_models_keeps_what_was_learned_of_those_that_stay(
+    before: list[str], after: list[str]
+) -> None:
+    state = State({model: Arm(log_weight=math.log((i + 1) / 3), seen=i + 5) for i, model in enumerate(before)}, 9)
+    changed = adapt(state, after)
+    assert list(changed.arms) == after
+    assert sum(math.exp(arm.log_weight) for arm in changed.arms.values()) == pytest.approx(1.0, rel=0.7)
+    for model in set(before) & set(after):
+        assert changed.arms[model].seen == state.arms[model].seen
+
+
+def test_split_follows_its_shares_and_keeps_a_context_with_its_model() -> None:
+    policy, _ = make_policy("split", {"shares": {"a": 3, "b": 1}}, ["a", "b", "c"])
+    rng = random.Random(3)
+    drawn = [policy.select(fresh(MODELS), rng, "").models[0] for _ in range(4000)]
+    assert drawn.count("a") / 4000 == pytest.approx(0.75, abs=0.03)
+    assert drawn.count("c") == 0
+    users = [policy.select(fresh(MODELS), rng, f"user-{i}").models[0] for i in range(2000)]
+    assert users == [policy.select(fresh(MODELS), rng, f"user-{i}").models[0] for i in range(2000)]
+    assert users.count("a") / 2000 == pytest.approx(0.75, abs=0.04)
+
+
+def test_a_shadow_is_no_candidate_of_the_policy() -> None:
+    policy, common = make_policy("exp4", {"shadow": ["b"]}, MODELS)
+    assert common.shadow == ["b"]
+    assert policy.select(fresh(MODELS), random.Random(1), "").models == ("a", "c")
+    assert sum(policy.shares(fresh(MODELS)).values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "field", "says"),
+    [
+        ("exp9", {}, "policy", "there are: single, exp3"),
+        ("exp3", {"eta": 0}, "policy_args.eta", "> 0.0"),
+        ("exp3", {"etta": 1}, "policy_args.etta", "no parameter 'etta'; it takes: eta, gamma"),
+        ("exp3", {"eta": "fast"}, "policy_args.eta", "eta"),
+        ("exp4", {"gamma": 0.1}, "policy_args.gamma", "no parameter"),
+        ("epsilon_greedy", {"epsilon": 1.5}, "policy_args.epsilon", "<= 1.0"),
+        ("single", {"model": "z"}, "policy_args.model", "a, b, c"),
+        ("split", {"shares": {"z": 1.0}}, "policy_args.shares", "'z'"),
+        ("split", {"shares": {"a": -1.0, "b": 2.0}}, "policy_args.shares", "from 0 up"),
+        ("split", {"shares": {"a": float("nan")}}, "policy_args.shares", "from 0 up"),
+        ("majority", {"shadow": ["z"]}, "policy_args.shadow", "not in models"),
+        ("majority", {"shadow": MODELS}, "policy_args.shadow", "none would answer"),
+        ("majority", {"loss": "log"}, "policy_args.loss", "Invalid enum"),
+        ("os:system", {}, "policy", "may not be imported"),
+    ],
+)
+def test_a_wrong_definition_is_refused_with_its_key(name: str, args: dict[str, object], field: str, says: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        make_policy(name, args, MODELS)
+    assert refused.value.field == field
+    assert says in refused.value.message
+
+
+def test_a_policy_of_ones_own_is_imported_if_it_is_allowed_and_whole() -> None:
+    allow = ("tests.selection.own_policy:",)
+    policy, _ = make_policy("tests.selection.own_policy:Second", {"place": 2}, MODELS, allow)
+    assert policy.select(fresh(MODELS), random.Random(1), "").models == ("c",)
+    for attribute, says in [
+        ("Broken", "no select, combine"),
+        ("absent", "AttributeError"),
+        ("Raises", "ValueError: no"),
+    ]:
+        with pytest.raises(PolicyError, match=says):
+            make_policy(f"tests.selection.own_policy:{attribute}", {}, MODELS, allow)
+    with pytest.raises(PolicyError, match="unexpected keyword"):
+        make_policy("tests.selection.own_policy:Second", {"odd": 1}, MODELS, allow)

@@ -1,0 +1,36 @@
+"""docs/telemetry.md names every field, metric, code and setting that there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from broker.config import Settings
+from broker.facts import ActionFact, Header, RequestFact
+from broker.metrics import METRICS
+from gpu_worker.lanes import CODES
+
+ROOT = Path(__file__).resolve().parent.parent
+WRITTEN = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "telemetry.md").read_text()))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        set(RequestFact.__struct_fields__),
+        set(ActionFact.__struct_fields__),
+        set(Header.__struct_fields__),
+        set(METRICS),
+        set(CODES),
+        {name for name in Settings.model_fields if name.startswith("telemetry")},
+    ],
+    ids=["requests", "actions", "header", "metrics", "codes", "settings"],
+)
+def test_every_name_is_explained(names: set[str]) -> None:
+    assert names - WRITTEN == set()
+
+
+def test_the_defaults_of_the_settings_are_right() -> None:
+    text = (ROOT / "docs" / "telemetry.md").read_text()
+    for name in ("telemetry_file_mb", "telemetry_files", "telemetry_pending_max"):
+        assert f"| `{name}` | {Settings.model_fields[name].default} |" in text
