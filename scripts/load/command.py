@@ -183,15 +183,15 @@ class Outputs:
         from scripts.machine import describe
 
         found = reports(plan, runs)
-        show(plan, runs, found, self.console)
-        for sentence in remarks(found):
-            self.console.print(sentence, style="yellow", highlight=False)
         if self.json_file is not None:
             text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str)
             with self.json_file.open("x") as out:
                 out.write(text + "\n")
         if self.plot is not None:
             draw(plan, runs, found, self.plot)
+        show(plan, runs, found, self.console)
+        for sentence in remarks(found):
+            self.console.print(sentence, style="yellow", highlight=False)
         return 2 if complaints(found) else 0
 
 

@@ -43,7 +43,8 @@ def throughput_table(title: str, runs: Runs, in_flight: Sequence[int]) -> str:
 def goodput_table(title: str, runs: Runs, cell: str, slos: Sequence[float]) -> str:
     """Share of the requests inside each SLO, and goodput per second.
 
-    Peers know nothing of SLOs: one run gives all their columns. gearmesh is told the SLO: a run for each.
+    Peers know nothing of SLOs: one run gives all their columns. gearmesh is told the SLO: a run for each. In a closed
+    loop a refused client asks again at once, so the share is of many more requests: compare the goodput per second.
     """
     head = ["system", "done/s", "p50 ms", "p99 ms", *(f"≤{slo:g} ms" for slo in slos), "refused p99 ms"]
     rows = []
