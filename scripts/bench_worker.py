@@ -100,7 +100,7 @@ async def bench(settings: Settings, refs: list[str], batches: list[int], limits:
             "engines": {wire.split_ref(ref)[0]: rig.device.traits(ref).engine for ref in refs},
         }
         figures["exec"] = await _exec(rig, refs, batches, limits, out)
-        figures |= await _others(rig, refs, Limits(limits.runs, limits.seconds * OTHERS_SHARE), out)
+        figures |= await _others(rig, refs, batches, Limits(limits.runs, limits.seconds * OTHERS_SHARE), out)
     finally:
         rig.close()
     figures["watch"] = watch.stop()
@@ -123,7 +123,7 @@ async def _exec(rig: Rig, refs: list[str], batches: list[int], limits: Limits, o
     return found
 
 
-async def _others(rig: Rig, refs: list[str], limits: Limits, out: Console) -> Figures:
+async def _others(rig: Rig, refs: list[str], batches: list[int], limits: Limits, out: Console) -> Figures:
     by_size = sorted(refs, key=lambda ref: rig.packages[ref].image_bytes)
     small, large = by_size[0], by_size[-1]
     second = by_size[-2] if len(by_size) > 1 else large
@@ -137,7 +137,7 @@ async def _others(rig: Rig, refs: list[str], limits: Limits, out: Console) -> Fi
         found["disturbance"] = await measure.disturbance(rig, second, large, limits)
     found["launch_us"] = {"n": len(rig.issue_s), **measure.spread(rig.issue_s, 1e-6)}
     found["estimate_error"] = await measure.estimate_error(
-        rig, _that_fit(rig, refs), Limits(limits.runs, limits.seconds * ESTIMATE_SHARE)
+        rig, _that_fit(rig, refs), batches, Limits(limits.runs, limits.seconds * ESTIMATE_SHARE)
     )
     table = Table("", "", title="LOAD, starts and latency", title_justify="left", show_header=False)
     for name, value in found.items():

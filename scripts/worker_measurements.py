@@ -14,7 +14,8 @@ from scripts.machine import median, quantile
 from scripts.worker_rig import Rig, good
 
 WARM_RUNS = 3
-PROFILE_RUNS = 6  # the estimator's prior is the median of so many
+PROFILE_RUNS = 5  # the estimator's prior is the median of so many,
+PROFILE_SHARE = 0.05  # or of those that fit this share of the measurement's time, per size
 GAP_S = (0.002, 0.006)  # between an order and its planned start, when lateness is measured
 QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
 Figures = dict[str, Any]
@@ -76,6 +77,7 @@ async def load_bandwidth(rig: Rig, ref: str, bare_copy: BareCopy, limits: Limits
     return {
         "model": wire.split_ref(ref)[0],
         "bytes": size,
+        "load_from": rig.device.traits(ref).load_from,
         "n": len(loads),
         "gb_per_s": round(size / load / 1e9, 3),
         "copy_gb_per_s": round(size / copied / 1e9, 3),
@@ -182,17 +184,18 @@ async def _repeat_load(rig: Rig, ref: str, limits: Limits | None, done: asyncio.
     return durations
 
 
-async def estimate_error(rig: Rig, refs: list[str], limits: Limits) -> Figures:
-    """What the controller's estimator said before each EXEC, against what it took; models and sizes at random."""
+async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: Limits) -> Figures:
+    """What the controller's estimator said before each EXEC, against what it took; models and sizes at random.
+
+    `batches`: the only sizes in the profile, and the largest one that is run; empty: all of the ladder.
+    """
     await rig.resident(*refs)
     device = Term()
     curves = {}
     for ref in refs:
         package = rig.packages[ref]
-        exec_s = {}
-        for batch in rig.sizes(package):
-            times = [(await rig.ran(ref, batch)).duration_s or 0.0 for _ in range(PROFILE_RUNS)]
-            exec_s[batch] = median(times[1:])
+        sizes = [batch for batch in rig.sizes(package) if not batches or batch in batches] or [1]
+        exec_s = {batch: await _profiled(rig, ref, batch, limits.seconds * PROFILE_SHARE) for batch in sizes}
         profile = wire.Profile(exec_s=exec_s, load_s=1.0)
         curves[ref] = make_curve(profile, package.spec.batch_max, rig.device.info.any_batch, device)
     rng = np.random.default_rng(5)
@@ -200,10 +203,20 @@ async def estimate_error(rig: Rig, refs: list[str], limits: Limits) -> Figures:
     began_s = time.monotonic()
     while not errors or not limits.over(len(errors), began_s):
         ref = refs[int(rng.integers(len(refs)))]
-        rows = int(rng.integers(1, rig.packages[ref].spec.batch_max + 1))
+        rows = int(rng.integers(1, curves[ref].sizes[-1] + 1))
         batch = curves[ref].padded(rows)
         expected_s = curves[ref].exec_s(batch)
         actual_s = (await rig.ran(ref, batch)).duration_s or 0.0
         errors.append(abs(expected_s - actual_s) / actual_s)
         curves[ref].learn(batch, actual_s)
     return {"n": len(errors), **spread(errors, 1.0)}
+
+
+async def _profiled(rig: Rig, ref: str, batch: int, seconds: float) -> float:
+    """The median of some runs behind a first one; of one alone where they take long."""
+    began_s = time.monotonic()
+    await rig.ran(ref, batch)
+    times: list[float] = []
+    while not times or (len(times) < PROFILE_RUNS and time.monotonic() - began_s < seconds):
+        times.append((await rig.ran(ref, batch)).duration_s or 0.0)
+    return median(times)
