@@ -62,6 +62,15 @@ def test_the_report_has_every_figure_and_null_where_the_runs_do_not_support_it(
     assert figures["disturbance"]["load_under_exec_gb_per_s"] > 0
 
 
+def test_models_whose_loads_end_at_once_are_measured_too(tmp_path: Path, repository: Repository) -> None:
+    chosen = settings(tmp_path, repository)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        out = Console(file=io.StringIO())
+        measured = bench(chosen, ["linear:1", "two:1"], [1], Limits(20, 2.0), out)
+        figures = runner.run(asyncio.wait_for(measured, 30.0))
+    assert figures["disturbance"]["load_under_exec_gb_per_s"] > 0
+
+
 def test_a_percentile_needs_ten_values_beyond_it() -> None:
     assert spread([0.001] * 999, 1e-3) == {"p50": 1.0, "p99": None, "p999": None}
     assert spread([0.001] * 1000, 1e-3, "_ms") == {"p50_ms": 1.0, "p99_ms": 1.0, "p999_ms": None}

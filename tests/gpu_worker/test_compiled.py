@@ -1,5 +1,6 @@
 """Choosing between executables, and processes that are bounded. Compiling itself: tests/end_to_end."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,30 +15,53 @@ from tests.gpu_worker.conftest import Repository
 WEIGHTS = [torch.zeros(3, 4), torch.zeros(3)]
 
 
-def linear(seconds: float = 0.0, add: float = 0.0) -> Callable[..., Sequence[torch.Tensor]]:
-    """An executable that takes so long."""
+class Clock:
+    """Time that passes when an executable runs."""
 
-    def forward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
-        weight, bias, x = flat
-        ends_s = time.perf_counter() + seconds
-        while time.perf_counter() < ends_s:
-            pass
-        return [x @ weight.T + bias + add]
+    def __init__(self) -> None:
+        self.now_s = 0.0
 
-    return forward
+    def __call__(self) -> float:
+        return self.now_s
+
+    def runs(self, *seconds: float) -> Callable[..., Sequence[torch.Tensor]]:
+        """An executable that takes these times in turn."""
+        times = itertools.cycle(seconds)
+
+        def forward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
+            self.now_s += next(times)
+            return linear(*flat)
+
+        return forward
 
 
-def test_the_quicker_one_saves_its_share_of_the_time(repository: Repository) -> None:
+def linear(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """[rows, 4] -> [rows, 3]."""
+    return [x @ weight.T + bias]
+
+
+@pytest.mark.parametrize(
+    ("eager", "compiled", "gain", "steady"),
+    [
+        ([0.002], [0.001], 0.5, True),
+        ([0.001], [0.002], -1.0, True),
+        ([0.001], [0.001], 0.0, True),
+        ([0.002], [*[0.001] * 7, *[0.01] * 3], 0.5, False),
+        ([*[0.002] * 7, *[0.02] * 3], [*[0.001] * 7, *[0.01] * 3], 0.5, True),
+    ],
+)
+def test_gain_is_the_share_of_time_saved_and_steadiness_is_measured_against_the_eager_one(
+    repository: Repository, eager: list[float], compiled: list[float], gain: float, steady: bool
+) -> None:
+    clock = Clock()
     spec = repository.package("linear:1").spec
-    gain, _ = compare(spec, WEIGHTS, linear(0.002), linear(0.001))
-    assert 0.2 < gain < 0.7
-    gain, _ = compare(spec, WEIGHTS, linear(0.001), linear(0.002))
-    assert gain < -0.3
+    found = compare(spec, WEIGHTS, clock.runs(*eager), clock.runs(*compiled), clock)
+    assert found == (pytest.approx(gain), steady)
 
 
 def test_one_with_other_results_is_never_chosen(repository: Repository) -> None:
     with pytest.raises(ValueError, match="differs from the eager one's"):
-        compare(repository.package("linear:1").spec, WEIGHTS, linear(), linear(add=1.0))
+        compare(repository.package("linear:1").spec, WEIGHTS, linear, lambda *flat: [linear(*flat)[0] + 1.0])
 
 
 @pytest.mark.parametrize("seconds_max", [0.0, 60.0])
@@ -47,7 +71,7 @@ def test_nothing_is_compiled_unless_it_is_allowed_and_possible(
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     assert find_compiler() is None
     compiler = Compiler(tmp_path / "executables", "cpu x", seconds_max, 1)
-    assert compiler.better(repository.package("linear:1"), linear(), WEIGHTS) is None
+    assert compiler.better(repository.package("linear:1"), linear, WEIGHTS) is None
     assert not (tmp_path / "executables").exists()
 
 
@@ -55,12 +79,12 @@ def test_nothing_is_compiled_unless_it_is_allowed_and_possible(
 def test_a_compilation_that_takes_too_long_is_ended_and_not_tried_again(repository: Repository, tmp_path: Path) -> None:
     package = repository.package("linear:1")
     began_s = time.monotonic()
-    assert Compiler(tmp_path, "cpu x", 0.05, 1).better(package, linear(), WEIGHTS) is None
+    assert Compiler(tmp_path, "cpu x", 0.05, 1).better(package, linear, WEIGHTS) is None
     assert time.monotonic() - began_s < 5.0
     (word,) = tmp_path.iterdir()
     assert word.suffix == ".failed"
     assert word.read_text().startswith("took longer than 0.05 s (GEARMESH_COMPILE_S_MAX)")
-    assert Compiler(tmp_path, "cpu x", 600.0, 1).better(package, linear(), WEIGHTS) is None
+    assert Compiler(tmp_path, "cpu x", 600.0, 1).better(package, linear, WEIGHTS) is None
     assert list(tmp_path.iterdir()) == [word]
 
 
@@ -69,7 +93,7 @@ def test_a_damaged_executable_is_passed_over(repository: Repository, tmp_path: P
     package = repository.package("linear:1")
     compiler = Compiler(tmp_path, "cpu x", 60.0, 1)
     compiler._file(package).write_bytes(b"nonsense")
-    assert compiler.better(package, linear(), WEIGHTS) is None
+    assert compiler.better(package, linear, WEIGHTS) is None
 
 
 @pytest.mark.parametrize(
