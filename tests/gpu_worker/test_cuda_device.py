@@ -11,7 +11,7 @@ from broker.errors import PackageError
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.host import HostDriver
-from gpu_worker.devices.cuda.memory import SLOTS
+from gpu_worker.devices.cuda.memory import SLOTS, Memory
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.lanes import Phase
 from tests.gpu_worker.conftest import Repository
@@ -370,3 +370,11 @@ async def test_what_was_unloaded_is_gathered_again(driver: str, repository: Repo
             gathered.append((await on.through(job)).gathered)
             on.device.release(job)
         assert gathered == [True, False, True, False]
+
+
+def test_rows_of_the_page_table_are_aligned_whatever_the_window_s_size() -> None:
+    """A kernel is compiled for aligned addresses: another kind of address would have it compiled while serving."""
+    memory = Memory(HostDriver(), Room(page_bytes=MIB, pages=8, window_pages=3))
+    rows = [memory.row((first, (first + 3) % 8))[0] for first in range(8)]
+    assert all((row.data_ptr() - rows[0].data_ptr()) % 256 == 0 for row in rows)
+    assert memory.host_tables[5, :2].tolist() == [5, 0]

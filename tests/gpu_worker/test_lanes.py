@@ -507,3 +507,14 @@ def test_lanes_with_nothing_to_do_need_not_be_woken() -> None:
     assert device.lanes.wake_at() is None
     assert said(device.lanes.wake(now=10.0)) == []
     assert device.lanes.idle
+
+
+def test_a_device_that_keeps_the_time_itself_is_given_an_exec_so_long_before_it() -> None:
+    device = Device().loaded()
+    device.lanes.ahead_s = 0.002
+    assert device.order(infer(1, earliest_s=1.0), now=0.9) == []
+    assert device.wake(0.995) == ["start input #1"]
+    assert device.end(Phase.INPUT, 1, now=0.996) == []
+    assert device.lanes.wake_at() == pytest.approx(0.998)
+    assert device.wake(0.9979) == []
+    assert device.wake(0.998) == ["start exec #1"]

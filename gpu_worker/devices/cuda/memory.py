@@ -13,6 +13,7 @@ from gpu_worker.lanes import Job
 
 SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
 WORD = torch.int64
+ROW_WORDS = 32  # rows of the page table are aligned: Triton compiles anew for an address that is not
 
 
 class Memory:
@@ -20,11 +21,13 @@ class Memory:
 
     def __init__(self, driver: Driver, room: Room) -> None:
         self.room = room
+        row = -(-room.window_pages // ROW_WORDS) * ROW_WORDS
+        table_bytes = room.pages * row * WORD.itemsize
         try:
             arena = driver.allocate(room.arena_bytes)
             self.window = driver.allocate(room.window_bytes)
-            tables = driver.allocate(room.pages * room.window_pages * WORD.itemsize)
-            self._host_tables = driver.pin(room.pages * room.window_pages * WORD.itemsize)
+            tables = driver.allocate(table_bytes)
+            self._host_tables = driver.pin(table_bytes)
         except MemoryFull as error:
             raise DeviceError(
                 f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and a window of "
@@ -33,8 +36,8 @@ class Memory:
         self.arena = arena
         self.arena_pages = arena.view(WORD).view(room.pages, -1)
         self.window_pages = self.window.view(WORD).view(room.window_pages, -1)
-        self.tables = tables.view(WORD).view(room.pages, room.window_pages)
-        self.host_tables = self._host_tables.tensor.view(WORD).view(room.pages, room.window_pages)
+        self.tables = tables.view(WORD).view(room.pages, row)
+        self.host_tables = self._host_tables.tensor.view(WORD).view(room.pages, row)
 
     def row(self, pages: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """(on the device, pinned) list of these pages [n] int64, filled in on the pinned side.

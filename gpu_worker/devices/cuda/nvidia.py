@@ -60,7 +60,7 @@ class NvidiaPinned:
     """See Pinned. Pages of our own, registered: torch's own pinned memory is rounded up to a power of two."""
 
     def __init__(self, size: int, later: Callable[[Work], None]) -> None:
-        mapping = mmap.mmap(-1, max(size, 1))
+        mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapping.madvise(mmap.MADV_HUGEPAGE)
         self.tensor = torch.frombuffer(mapping, dtype=torch.uint8)[:size]
