@@ -260,7 +260,7 @@ class _Http(asyncio.Protocol):
         self.not_ok += b" 200 " not in head[:16]
         if now < self._ends_s:
             self._ask()
-        elif self._done is not None:
+        elif self._done is not None and not self._done.done():
             self._done.set_result(None)
 
 
