@@ -48,6 +48,7 @@ METHODS = {
 FEATURES = batching_functions.FEATURES
 BATCH_MAX = 1024
 CONVERGENCE_IN_FLIGHT = 512
+CONVERGENCE_BUDGET = 50  # x the objective: there are always enough requests for a full batch
 console = Console(width=None if sys.stdout.isatty() else 140, stderr=False)
 
 
@@ -68,9 +69,9 @@ class System:
 
 @asynccontextmanager
 async def containers(
-    running: Mesh, function: str, method: str, objective_ms: float, replicas: int = 1
+    running: Mesh, function: str, method: str, objective_ms: float, replicas: int = 1, budget_ms: float | None = None
 ) -> AsyncIterator[System]:
-    """Replicas of one container beside a running mesh, and a driver that asks them."""
+    """Replicas of one container beside a running mesh, and a driver that asks them, with the objective as budget."""
     model = f"{function}.{METHODS[method][1]}.{len(METHODS[method])}.{replicas}".replace(":", "-")
     command = [
         sys.executable, "-m", "scripts.cli", "container", "--model", model,
@@ -86,7 +87,14 @@ async def containers(
 
     def ask(number: int) -> bytes:
         body: bytes = msgpack.packb(
-            {"op": "infer", "id": number, "model": model, "inputs": inputs, "slo_ms": objective_ms, "cache": False}
+            {
+                "op": "infer",
+                "id": number,
+                "model": model,
+                "inputs": inputs,
+                "slo_ms": budget_ms or objective_ms,
+                "cache": False,
+            }
         )
         return body
 
@@ -316,7 +324,8 @@ async def converge(running: Mesh, function: str, arguments: argparse.Namespace) 
     """{method: [(seconds since the first answer, batch size)]} of containers just started."""
     found = {}
     for method in ("aimd", "quantile"):
-        async with containers(running, function, method, arguments.objective_ms) as system:
+        budget_ms = CONVERGENCE_BUDGET * arguments.objective_ms
+        async with containers(running, function, method, arguments.objective_ms, budget_ms=budget_ms) as system:
             await system.drive(CONVERGENCE_IN_FLIGHT, 2 * arguments.seconds)
             first_s = system.sizes[0][0] if system.sizes else 0.0
             points: list[list[float]] = []

@@ -202,6 +202,7 @@ class HttpDriver:
     async def drive(self, in_flight: int, seconds: float) -> tuple[list[float], int]:
         """As ZmqDriver.drive."""
         loop = asyncio.get_running_loop()
+        self._pool = [connection for connection in self._pool if not connection.closed]
         while len(self._pool) < in_flight:
             _, protocol = await loop.create_connection(lambda: _Http(self._request), "127.0.0.1", self._port)
             self._pool.append(protocol)
@@ -221,6 +222,14 @@ class _Http(asyncio.Protocol):
         self._ends_s = self._sent_s = 0.0
         self.latencies: list[float] = []
         self.not_ok = 0
+        self.closed = False  # by the server
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self._done is not None and not self._done.done():
+            self.not_ok += 1
+            self.latencies.append(time.perf_counter() - self._sent_s)
+            self._done.set_result(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -251,7 +260,7 @@ class _Http(asyncio.Protocol):
         self.not_ok += b" 200 " not in head[:16]
         if now < self._ends_s:
             self._ask()
-        elif self._done is not None:
+        elif self._done is not None and not self._done.done():
             self._done.set_result(None)
 
 

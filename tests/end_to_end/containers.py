@@ -60,6 +60,9 @@ class Container:
         self.process.send_signal(signal.SIGKILL)
 
 
+everybody: list[Container] = []  # started by this test
+
+
 async def start_container(running: Mesh, folder: Path, predict: str, *options: str, model: str = "f") -> Container:
     """A container of `predict`, which lies in `folder`; it registers in its own time."""
     process = await asyncio.create_subprocess_exec(
@@ -67,7 +70,17 @@ async def start_container(running: Mesh, folder: Path, predict: str, *options: s
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    return Container(process)
+    everybody.append(Container(process))
+    return everybody[-1]
+
+
+def kill_everybody() -> None:
+    """Whatever a test that failed left running is gone."""
+    for started in everybody:
+        if started.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(started.process.pid, signal.SIGKILL)
+    everybody.clear()
 
 
 @contextlib.asynccontextmanager

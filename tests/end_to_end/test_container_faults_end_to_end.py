@@ -13,7 +13,7 @@ import pytest
 
 from frontend.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
 from scripts.meshes import Mesh
-from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
+from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, kill_everybody, start_container
 from tests.end_to_end.meshes import background_mesh, emulated_device, emulated_model
 
 pytestmark = pytest.mark.end_to_end
@@ -30,7 +30,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 
 
 def play(scenario: Coroutine[Any, Any, None], timeout_s: float = 30.0) -> None:
-    asyncio.run(asyncio.wait_for(scenario, timeout_s))
+    try:
+        asyncio.run(asyncio.wait_for(scenario, timeout_s))
+    finally:
+        kill_everybody()
 
 
 def order(number: float) -> "np.ndarray[Any, np.dtype[np.float32]]":
