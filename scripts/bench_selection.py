@@ -61,7 +61,7 @@ def degraded(scores: Array, rng: np.random.Generator) -> Array:
 
 
 def learning(queries: int) -> dict[str, Any]:
-    """Mean error per policy: before a degradation of the best model at a quarter, until its repair at half, and after."""
+    """Mean error per policy: before the best model degrades at a quarter, until its repair at half, and after."""
     said, labels = trained()
     rng = np.random.default_rng(SEED)
     best = min(said, key=lambda name: float((said[name].argmax(1) != labels).mean()))
@@ -138,7 +138,7 @@ def contexts(queries: int) -> dict[str, Any]:
 
 
 async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
-    """Ensembles of 2 to 16, one member of which is slow: p99 with mitigation (a tight budget) and without (a wide one)."""
+    """Ensembles of 2 to 16, one member of which is slow: p99 under a tight budget, and a wide one."""
     from tests.end_to_end.meshes import emulated_model
 
     repository = folder / "emulated"
