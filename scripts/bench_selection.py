@@ -152,24 +152,29 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
     file = folder / "device.json"
     file.write_text(json.dumps(profile))
     found = {}
+    default = {"y": np.zeros((1, 2), np.float32)}
     settings = {"device": f"emulated:{file}", "emulated_count": 4, "cache_mb": 0}
     async with (
         mesh(repository, folder / "emulated-data", **settings) as running,
         AsyncClient(running.address) as session,
     ):
         for size in (2, 4, 8, 16):
-            await session.create_app("all", [f"member_{i}" for i in range(size)], "majority", slo_ms=2000)
+            await session.create_app(
+                "all", [f"member_{i}" for i in range(size)], "majority", slo_ms=2000, default=default
+            )
             await session.apps()
             for label, slo_ms in (("waits for all", 2000.0), ("answers by 25 ms", 25.0)):
-                took, sure = [], []
+                took, sure, defaults = [], [], 0
                 for _ in range(queries):
                     answer = await session.infer(app="all", x=np.zeros((1, 4), np.float32), slo_ms=slo_ms)
                     took.append(answer.latency_ms)
                     sure.append(answer.confidence or 0.0)
+                    defaults += answer.default_used
                 found[f"{size} members, {label}"] = {
                     "p50_ms": round(float(np.percentile(took, 50)), 2),
                     "p99_ms": round(float(np.percentile(took, 99)), 2),
                     "mean_confidence": round(float(np.mean(sure)), 3),
+                    "defaults": defaults,
                 }
             await session.delete_app("all")
     return {"queries": queries, "slow_member_ms": 60.0, "ensembles": found}
