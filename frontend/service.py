@@ -178,7 +178,7 @@ class FrontendService:
         """Answered from the cache, or waiting for a request like it, or on its way to a controller."""
         entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
         if entered.outputs is not None:
-            self._answer_call(call, entered.outputs, now, cached=True)
+            self._answer_call(call, entered.outputs, time.monotonic(), cached=True)
         for part in entered.parts:
             self._submit(part, now)
 

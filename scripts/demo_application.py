@@ -13,7 +13,7 @@ from scripts.build_models import digits
 
 NAME = "digits"
 QUERIES = 200  # with feedback
-CROPPED = 24  # pixels at the top that the camera loses: which model copes best is not known beforehand
+CROPPED = 16  # pixels at the top that the camera loses: which model copes best is not known beforehand
 
 
 async def show_application(session: AsyncClient, models: list[str], console: Console) -> bool:
@@ -26,6 +26,7 @@ async def show_application(session: AsyncClient, models: list[str], console: Con
     if NAME in {app["name"] for app in await session.apps()}:
         await session.delete_app(NAME)
     await session.create_app(NAME, models, "exp4", policy_args={"eta": 0.3}, slo_ms=1000)
+    await session.apps()  # the client learns what the application takes
     table = Table(
         "when", "right", *(f"weight of {model}" for model in models), "mean confidence",
         title=f"application {NAME!r}: {len(models)} models vote; the camera loses the upper part of every image",

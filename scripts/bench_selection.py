@@ -1,0 +1,263 @@
+"""Clipper's selection experiments on real digits models: learning, contexts, stragglers, cache, feedback.
+
+    .venv/bin/python -m scripts.bench_selection [--only learning contexts stragglers cache feedback] [--queries 20000]
+
+Learning and contexts play the production policies on what eight real classifiers say of the test split; the other
+three run against a mesh of real processes. Plots go to docs/.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from frontend.client import AsyncClient, Prediction
+from scripts.build_models import build_digits, cnn, digits, linear, mlp, train
+from scripts.machine import describe
+from scripts.meshes import mesh
+from selection.base import Answers, Observation, fresh
+from selection.registry import make_policy
+
+Array = npt.NDArray[Any]
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+POLICIES = ("single", "exp3", "exp4", "linear", "majority", "epsilon_greedy", "ucb1", "thompson")
+SEED = 11
+EXPERIMENTS = ("learning", "contexts", "stragglers", "cache", "feedback")
+
+
+def trained() -> tuple[dict[str, Array], Array]:
+    """({model: scores float32 [images, 10]}, labels) of five classifiers of unequal quality on the test split."""
+    _, images, _, labels = digits()
+    torch.set_num_threads(1)
+    said = {}
+    makers = [
+        ("linear", linear, 4),
+        ("mlp", mlp, 3),
+        ("cnn", cnn, 4),
+        ("linear_short", linear, 1),
+        ("cnn_short", cnn, 1),
+    ]
+    for name, make, epochs in makers:
+        torch.manual_seed(SEED)
+        module = make()
+        train(module, epochs)
+        with torch.no_grad():
+            said[name] = module.eval()(torch.from_numpy(images)).numpy()
+    return said, labels
+
+
+def degraded(scores: Array, rng: np.random.Generator) -> Array:
+    """The model answers with another image's scores: it is right about one time in ten."""
+    return scores[rng.permutation(len(scores))]
+
+
+def learning(queries: int) -> dict[str, Any]:
+    """Mean error per policy: before the best model degrades at a quarter, until its repair at half, and after."""
+    said, labels = trained()
+    rng = np.random.default_rng(SEED)
+    best = min(said, key=lambda name: float((said[name].argmax(1) != labels).mean()))
+    broken = {**said, best: degraded(said[best], rng)}
+    order = rng.integers(0, len(labels), queries)
+    falls, mended = queries // 4, queries // 2
+    errors = {}
+    for name in POLICIES:
+        args = {"model": best} if name == "single" else {}
+        policy, _ = make_policy(name, args, list(said))
+        state, draws = fresh(list(said)), random.Random(SEED)
+        wrong = np.zeros(queries)
+        for i, image in enumerate(order):
+            now = broken if falls <= i < mended else said
+            selection = policy.select(state, draws, "")
+            came = {model: [now[model][image : image + 1]] for model in selection.models}
+            answer = policy.combine(state, Answers(selection.models, came, "scores"))
+            wrong[i] = answer.outputs[0].argmax() != labels[image]
+            losses = {model: float(out[0].argmax() != labels[image]) for model, out in came.items()}
+            state = policy.observe(state, Observation(losses, selection.chances))
+        errors[name] = wrong
+    alone = {name: float((scores.argmax(1) != labels).mean()) for name, scores in said.items()}
+    phases = {"before": slice(0, falls), "degraded": slice(falls, mended), "repaired": slice(mended, queries)}
+    _plot_learning(errors, falls, mended)
+    return {
+        "queries": queries, "best": best, "error_alone": alone,
+        "error": {name: {phase: round(float(wrong[at].mean()), 4) for phase, at in phases.items()}
+                  for name, wrong in errors.items()},
+    }  # fmt: skip
+
+
+def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
+    window = 500
+    for name, wrong in errors.items():
+        axes.plot(np.convolve(wrong, np.ones(window) / window, "valid"), label=name, linewidth=1)
+    for at, text in ((falls, "best model degrades"), (mended, "repaired")):
+        axes.axvline(at, color="grey", linewidth=0.8)
+        axes.annotate(text, (at, axes.get_ylim()[1] * 0.95), fontsize=8)
+    axes.set(xlabel="query", ylabel=f"error, mean of {window}", title="Selection policies on real digits models")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(DOCS / "selection_learning.png", dpi=110)
+    pyplot.close(figure)
+
+
+def contexts(queries: int) -> dict[str, Any]:
+    """Eight groups, for each of which one other model is right: accuracy of one shared state against one per group."""
+    said, labels = trained()
+    names = list(said)
+    rng = np.random.default_rng(SEED)
+    broken = {name: degraded(said[name], rng) for name in names}
+    accuracy = {}
+    for shared in (True, False):
+        policy, _ = make_policy("exp3", {}, names)
+        states = {group: fresh(names) for group in range(8)}
+        draws, right = random.Random(SEED), 0
+        for image in rng.integers(0, len(labels), queries):
+            group = draws.randrange(8)
+            key = 0 if shared else group
+            selection = policy.select(states[key], draws, str(key))
+            model = selection.models[0]
+            scores = (said if names[group % len(names)] == model else broken)[model]
+            hit = scores[image].argmax() == labels[image]
+            right += int(hit)
+            states[key] = policy.observe(states[key], Observation({model: float(not hit)}, selection.chances))
+        accuracy["one shared state" if shared else "a state per group"] = round(right / queries, 4)
+    return {"queries": queries, "groups": 8, "policy": "exp3", "accuracy": accuracy}
+
+
+async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
+    """Ensembles of 2 to 16, one member of which is slow: p99 under a tight budget, and a wide one."""
+    from tests.end_to_end.meshes import emulated_model
+
+    repository = folder / "emulated"
+    for i in range(16):
+        emulated_model(repository, f"member_{i}")
+    profile = {
+        "name": "bench", "memory_mb": 1024, "page_mb": 1, "load_gb_per_s": 10.0,
+        "default": {"exec_ms": {"intercept": 0.2, "slope": 0.02}},
+        "models": {"member_0": {"exec_ms": {"intercept": 60.0, "slope": 0.1}}},
+    }  # fmt: skip
+    file = folder / "device.json"
+    file.write_text(json.dumps(profile))
+    found = {}
+    default = {"y": np.zeros((1, 2), np.float32)}
+    settings = {"device": f"emulated:{file}", "emulated_count": 4, "cache_mb": 0}
+    async with (
+        mesh(repository, folder / "emulated-data", **settings) as running,
+        AsyncClient(running.address) as session,
+    ):
+        for size in (2, 4, 8, 16):
+            await session.create_app(
+                "all", [f"member_{i}" for i in range(size)], "majority", slo_ms=2000, default=default
+            )
+            await session.apps()
+            for label, slo_ms in (("waits for all", 2000.0), ("answers by 25 ms", 25.0)):
+                took, sure, defaults = [], [], 0
+                for _ in range(queries):
+                    answer = await session.infer(app="all", x=np.zeros((1, 4), np.float32), slo_ms=slo_ms)
+                    took.append(answer.latency_ms)
+                    sure.append(answer.confidence or 0.0)
+                    defaults += answer.default_used
+                found[f"{size} members, {label}"] = {
+                    "p50_ms": round(float(np.percentile(took, 50)), 2),
+                    "p99_ms": round(float(np.percentile(took, 99)), 2),
+                    "mean_confidence": round(float(np.mean(sure)), 3),
+                    "defaults": defaults,
+                }
+            await session.delete_app("all")
+    return {"queries": queries, "slow_member_ms": 60.0, "ensembles": found}
+
+
+async def cache(folder: Path, queries: int) -> dict[str, Any]:
+    """The same queries answered by the cache and past it: throughput with 64 in flight, latency one at a time."""
+    found: dict[str, Any] = {"queries": queries}
+    x = digits()[1][:1]
+    async with _digits_mesh(folder) as running, AsyncClient(running.address) as session:
+        await session.infer("digits_mlp", x, slo_ms=2000)
+        for label, options in (("cached", {}), ("uncached", {"cache": False})):
+            took = [(await session.infer("digits_mlp", x, slo_ms=2000, **options)).latency_ms for _ in range(300)]
+            began_s = time.monotonic()
+
+            async def ask(count: int, options: dict[str, Any] = options) -> None:
+                for _ in range(count):
+                    await session.infer("digits_mlp", x, slo_ms=5000, **options)
+
+            await asyncio.gather(*(ask(queries // 64) for _ in range(64)))
+            rate = queries // 64 * 64 / (time.monotonic() - began_s)
+            found[label] = {"per_s": round(rate), "p50_ms": round(float(np.median(took)), 3)}
+        found["cache"] = (await session.call("status"))["cache"]
+    return found
+
+
+async def feedback(folder: Path, queries: int) -> dict[str, Any]:
+    """Feedback taken in per second, durable in SQLite, for decisions of a two-model ensemble."""
+    _, images, _, labels = digits()
+    async with _digits_mesh(folder) as running, AsyncClient(running.address) as session:
+        await session.create_app("digits", ["digits_linear", "digits_mlp"], "exp4", slo_ms=5000)
+        await session.apps()
+        decisions: list[tuple[str, int]] = []
+        for start in range(0, queries, 200):
+            places = [i % len(images) for i in range(start, start + 200)]
+            answers = await asyncio.gather(*(session.submit(app="digits", x=images[i : i + 1]) for i in places))
+            decisions += [
+                (str(answer.decision_id), int(labels[i]))
+                for i, answer in zip(places, answers, strict=True) if isinstance(answer, Prediction)
+            ]  # fmt: skip
+        began_s = time.monotonic()
+        applied = 0
+        for start in range(0, len(decisions), 500):
+            told = await asyncio.gather(
+                *(session.feedback(decision, label=label) for decision, label in decisions[start : start + 500])
+            )
+            applied += sum(bool(each["applied"]) for each in told)
+        took_s = time.monotonic() - began_s
+        weights = (await session.apps())[0]["weights"]
+    return {"decisions": len(decisions), "applied": applied, "per_s": round(applied / took_s), "weights": weights}
+
+
+def _digits_mesh(folder: Path) -> Any:
+    repository = folder / "digits"
+    for name, make in (("digits_linear", linear), ("digits_mlp", mlp)):
+        if not (repository / name).exists():
+            build_digits(repository, name, make, 5)
+    return mesh(repository, folder / "digits-data", device="cpu")
+
+
+def main() -> int:
+    """Runs what is asked for, and prints what came of it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--queries", type=int, default=20_000, help="of learning and contexts; a tenth in a mesh")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-selection-"))
+    few = max(200, arguments.queries // 10)
+    runs: dict[str, Any] = {
+        "learning": lambda: learning(arguments.queries),
+        "contexts": lambda: contexts(arguments.queries),
+        "stragglers": lambda: asyncio.run(stragglers(folder, few // 4)),
+        "cache": lambda: asyncio.run(cache(folder, few)),
+        "feedback": lambda: asyncio.run(feedback(folder, few)),
+    }
+    try:
+        print(json.dumps({"machine": describe(), "seed": SEED}))
+        for name in arguments.only:
+            print(json.dumps({name: runs[name]()}, indent=1), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
