@@ -263,15 +263,17 @@ async def test_a_load_past_its_window_is_refused(driver: str, repository: Reposi
 
 @drivers
 @on_loop
-async def test_inputs_larger_than_their_rows_are_refused(driver: str, repository: Repository) -> None:
+async def test_inputs_that_are_not_those_of_their_rows_are_refused(driver: str, repository: Repository) -> None:
     async with served(driver) as on:
         on.device.prepare(repository.package("linear:1"))
         await on.load("linear:1", (0,))
-        job = infer_job("linear:1", (0,), torch.randn(2, 4))
-        job.tensors[1][0] += b"1234"
-        done = await on.through(job)
-        assert done.code == "bad_input"
-        assert done.message == "input 0 has more bytes than the batch's 2 rows"
+        for wrong in (b"1234" * 5, b"1234" * 3):
+            job = infer_job("linear:1", (0,), torch.randn(2, 4))
+            job.tensors[1][0] = wrong
+            done = await on.through(job)
+            assert done.code == "bad_input"
+            assert done.message == f"input 0 has {len(wrong)} bytes; 1 rows take 16"
+            on.device.release(job)
 
 
 @drivers

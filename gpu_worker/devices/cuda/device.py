@@ -26,7 +26,7 @@ from gpu_worker.devices.base import Finished, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.graphs import Executable, build
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
-from gpu_worker.devices.cuda.memory import Memory, Ring, TooManyBytes, fill, outputs_of
+from gpu_worker.devices.cuda.memory import Memory, Ring, WrongBytes, fill, outputs_of
 from gpu_worker.devices.cuda.plans import MIB, Copies, Lane, Piece, Room, Window, lay_out, padded, pieces
 from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version
 from gpu_worker.devices.executables import read_image
@@ -236,10 +236,9 @@ class CudaDevice:
         return self._fill(job, job.slot, now)
 
     def _fill(self, job: Job, held: Held, begin_s: float) -> Done | None:
-        assert isinstance(job.action, wire.Infer)
         try:
-            fill(held.slot, held.layout, job, job.action.batch)
-        except TooManyBytes as error:
+            fill(held.slot, held.layout, job)
+        except WrongBytes as error:
             return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from broker import wire
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
 from gpu_worker.devices.cuda.plans import MIB, Layout, Room
@@ -85,22 +86,27 @@ class Ring:
             self.free.append(slot)
 
 
-class TooManyBytes(ValueError):
-    """An input has more bytes than its rows."""
+class WrongBytes(ValueError):
+    """An input has not the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: Layout, job: Job, rows: int) -> None:
+def fill(slot: Slot, layout: Layout, job: Job) -> None:
     """The job's inputs are in the slot's pinned part, zeros behind them up to the size that was captured.
 
-    Zeros, because what others left there may be no valid index. Raises: TooManyBytes.
+    Zeros, because what others left there may be no valid index. Raises: WrongBytes.
     """
+    assert isinstance(job.action, wire.Infer)
     target = slot.here.numpy()
     for i, place in enumerate(layout.inputs):
-        at, limit = place.at, place.at + place.row_bytes * rows
-        for tensors in job.tensors:
+        at = place.at
+        for part, tensors in zip(job.action.parts, job.tensors, strict=True):
+            if len(tensors) != len(layout.inputs):
+                raise WrongBytes(f"{len(tensors)} inputs came, the model takes {len(layout.inputs)}")
             piece = np.frombuffer(tensors[i], np.uint8)
-            if at + len(piece) > limit:
-                raise TooManyBytes(f"input {i} has more bytes than the batch's {rows} rows")
+            if len(piece) != place.row_bytes * part.rows:
+                raise WrongBytes(
+                    f"input {i} has {len(piece)} bytes; {part.rows} rows take {place.row_bytes * part.rows}"
+                )
             target[at : at + len(piece)] = piece
             at += len(piece)
         target[at : place.at + place.size] = 0
