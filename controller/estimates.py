@@ -12,6 +12,7 @@ ours, as in Rprop (Riedmiller and Braun, 1993). scripts/bench_estimates.py compa
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from broker import wire
 
@@ -59,7 +60,7 @@ class Curve:
     model: Term = field(default_factory=Term)
     terms: list[Term] = field(default_factory=list)  # of each anchor
     base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max; never falls
-    _nearest: list[int] = field(default_factory=list)  # by rows: the anchor that they teach
+    _nearest: tuple[int, ...] = ()  # by rows: the anchor that they teach
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms that _scale belongs to
@@ -68,7 +69,7 @@ class Curve:
     def __post_init__(self) -> None:
         self.rows_max = self.rows_max or self.batch_max
         self.terms = [Term() for _ in self.sizes]
-        self._nearest = self._find_nearest()
+        self._nearest = _nearest_anchors(tuple(self.sizes), self.batch_max)
         self._build()
 
     @property
@@ -119,13 +120,6 @@ class Curve:
             table[rows] = max(table[rows - 1], self._between(points, at, rows))
         self.base_s = table
 
-    def _find_nearest(self) -> list[int]:
-        """Index of the anchor that a batch of so many rows teaches, by rows."""
-        nearest = [0] * (self.batch_max + 1)
-        for rows in range(1, self.batch_max + 1):
-            nearest[rows] = min(range(len(self.sizes)), key=lambda i: abs(math.log(self.sizes[i] / rows)))
-        return nearest
-
     def _between(self, points: list[float], at: int, rows: int) -> float:
         if not self.any_batch or rows == self.sizes[at] or (at == 0 and rows < self.sizes[0]):
             return points[at]
@@ -133,6 +127,13 @@ class Curve:
             return points[at] * rows / self.sizes[at]  # beyond the profile: in proportion
         low, high = self.sizes[at - 1], self.sizes[at]
         return points[at - 1] + (points[at] - points[at - 1]) * (rows - low) / (high - low)
+
+
+@lru_cache(maxsize=256)
+def _nearest_anchors(sizes: tuple[int, ...], batch_max: int) -> tuple[int, ...]:
+    """Index of the anchor that a batch of so many rows teaches, by rows. The same for every copy of an architecture."""
+    near = [min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / r))) for r in range(1, batch_max + 1)]
+    return (0, *near)
 
 
 def make_curve(profile: wire.Profile, batch_max: int, any_batch: bool, device: Term) -> Curve:

@@ -224,7 +224,7 @@ class Fleet:
                 self.state.add_host(model, device)
             device.room_for_more = True
         self._report(ref, orders)
-        self._tell_serving(orders)
+        self._tell_serving(orders, [ref])
 
     def _black_box(self, device: Device, ref: str, batching: wire.Batching, rows_max: int) -> BlackBoxCurve:
         """The curve of a container, which starts from what it, or another of the same code, has shown already."""
@@ -303,15 +303,22 @@ class Fleet:
             faults = dict.fromkeys(fault for s in stages if s.report is not None for fault in s.report.faults)
             orders.append(ToBroker(wire.PrepareReport(ref=ref, ok=False, faults=tuple(faults))))
 
-    def _tell_serving(self, orders: list[Order]) -> None:
-        served = {ref: None for ref, model in self.state.models.items() if model.ready}
-        if served.keys() == self._serving.keys():
+    def _tell_serving(self, orders: list[Order], changed: Iterable[str] | None = None) -> None:
+        """Frontends hear what has changed; `changed`: only these can have, None: any."""
+        looked = dict.fromkeys([*self.state.models, *self._serving]) if changed is None else changed
+        added = tuple(ref for ref in looked if ref not in self._serving and self._is_served(ref))
+        removed = tuple(ref for ref in looked if ref in self._serving and not self._is_served(ref))
+        if not added and not removed:
             return
-        added = tuple(ref for ref in served if ref not in self._serving)
-        removed = tuple(ref for ref in self._serving if ref not in served)
-        self._serving = served
+        self._serving.update(dict.fromkeys(added))
+        for ref in removed:
+            del self._serving[ref]
         message = wire.Serving(added=added, removed=removed, controller=self.name)
         orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
+
+    def _is_served(self, ref: str) -> bool:
+        model = self.state.models.get(ref)
+        return model is not None and bool(model.ready)
 
     def check(self) -> None:
         """Every invariant holds."""

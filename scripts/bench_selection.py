@@ -153,9 +153,9 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
     file.write_text(json.dumps(profile))
     found = {}
     default = {"y": np.zeros((1, 2), np.float32)}
-    settings = {"device": f"emulated:{file}", "emulated_count": 4, "cache_mb": 0}
+    device = f"emulated:{file}"
     async with (
-        mesh(repository, folder / "emulated-data", **settings) as running,
+        mesh(repository, folder / "emulated-data", device=device, emulated_count=4, cache_mb=0) as running,
         AsyncClient(running.address) as session,
     ):
         for size in (2, 4, 8, 16):
@@ -186,13 +186,13 @@ async def cache(folder: Path, queries: int) -> dict[str, Any]:
     x = digits()[1][:1]
     async with _digits_mesh(folder) as running, AsyncClient(running.address) as session:
         await session.infer("digits_mlp", x, slo_ms=2000)
-        for label, options in (("cached", {}), ("uncached", {"cache": False})):
-            took = [(await session.infer("digits_mlp", x, slo_ms=2000, **options)).latency_ms for _ in range(300)]
+        for label, cached in (("cached", True), ("uncached", False)):
+            took = [(await session.infer("digits_mlp", x, slo_ms=2000, cache=cached)).latency_ms for _ in range(300)]
             began_s = time.monotonic()
 
-            async def ask(count: int, options: dict[str, Any] = options) -> None:
+            async def ask(count: int, cached: bool = cached) -> None:
                 for _ in range(count):
-                    await session.infer("digits_mlp", x, slo_ms=5000, **options)
+                    await session.infer("digits_mlp", x, slo_ms=5000, cache=cached)
 
             await asyncio.gather(*(ask(queries // 64) for _ in range(64)))
             rate = queries // 64 * 64 / (time.monotonic() - began_s)

@@ -4,9 +4,9 @@ A request is refused at arrival when
   * it could not be served in time even alone and first ("deadline"), or
   * its own model's queue alone, in the largest batches and with every host at its service, takes too long ("overload"):
     somebody in that queue must be lost, and the newest loses least by hearing so at once, or
-  * its model is priced out ("overload"): of what was admitted of it lately more than PRICE_LOSS was lost, because
-    others earn more per device-second. Then so much less of it is admitted that about PRICE_LOSS of that is lost, but
-    never less than PRICE_SHARE_MIN of what arrives.
+  * the devices have more to do than fits before its deadline, and its model is priced out ("overload"): of what was
+    admitted of it lately more than PRICE_LOSS was lost, because others earn more per device-second. Then so much less
+    of it is admitted that about PRICE_LOSS of that is lost, but never less than PRICE_SHARE_MIN of what arrives.
 
 scripts/simulate.py shows what this costs and brings: refusals are known at once instead of at the deadline, and
 attainment stays within 0.3 points of what it is without (docs/benchmarks.md).
@@ -85,7 +85,8 @@ class Admission:
         if own_s > request.deadline_s:
             return Verdict(False, own_s - now, "overload", own_s - request.deadline_s)
         price = self._prices.get(model.ref)
-        if price is not None and not price.admits():
+        contended = behind_s > request.deadline_s  # else it is served in time whatever the others earn
+        if contended and price is not None and not price.admits():
             return Verdict(False, predicted_s, "overload", max(request.deadline_s - now, behind_s - request.deadline_s))
         arrivals.add(now, request.rows)
         return Verdict(True, predicted_s)

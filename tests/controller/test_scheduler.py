@@ -5,7 +5,7 @@ import pytest
 from broker import wire
 from controller.actions import EARLY_S, OVERDUE_S_MIN
 from controller.orders import ToFrontend, ToWorker
-from controller.scheduler import Parameters
+from controller.scheduler import DESERTED_S, Parameters
 from controller.state import DISPATCH_S
 from tests.controller.controller_builders import TEN_MS, Shard, hello, line, prepared
 
@@ -313,13 +313,13 @@ def test_wakes_alone_are_enough_to_end_every_request() -> None:
     assert shard.scheduler.open_requests == 0
 
 
-def test_requests_of_a_model_that_nobody_can_serve_any_more_are_refused_at_their_deadline() -> None:
+def test_requests_of_a_model_that_nobody_can_serve_any_more_are_refused_shortly_before_their_deadline() -> None:
     shard = one()
     shard.submit(1, now=100.0, budget_s=0.5)
     shard.lose("w1", now=100.0)
     assert shard.wake(100.4) == []
-    assert shard.wake(100.499) == []
-    assert shard.wake(100.4991) + woken(shard, until=100.52) == ["f: 1 rejected deadline"]
+    assert shard.wake(100.499 - DESERTED_S - 1e-4) == []
+    assert shard.wake(100.499 - DESERTED_S + 1e-4) + woken(shard, until=100.5) == ["f: 1 rejected deadline"]
 
 
 # -- the same request again, and requests given up --------------------------------------------------------------------
