@@ -1,8 +1,9 @@
 """Which model a device loads next, and who makes room. Pure.
 
-A LOAD is ranked by what it saves per second of copying: requests that wait and would be in time after it, and those
-that will come while the model stays, less those that its victims would have served. Models with waiting or running work
-are never victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
+A LOAD is ranked by what it saves per second of copying, discounted by how long it could still wait, as a batch is: it
+saves the requests that wait and would be in time after it, and those that will come while the model stays, less those
+that its victims would have served. Models with waiting or running work are never victims. Free pages are filled ahead
+of demand, the model on fewest devices first; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
@@ -30,8 +31,8 @@ class Placement:
     _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
     _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
 
-    def choose(self, device: Device, now: float) -> LoadPlan | None:
-        """The device's next LOAD."""
+    def choose(self, device: Device, now: float, window: float) -> LoadPlan | None:
+        """The device's next LOAD. `window`: how far ahead urgency looks, in SLOs, as for EXEC."""
         best = self._starving(device, now)
         if best is not None:
             return best
@@ -39,13 +40,13 @@ class Placement:
         for model in self._wanted(device):
             if not device.may_load(model.ref, now):
                 continue
-            waiting = self._saved(device, model, now)
-            if waiting <= 0:
+            saved, slack = self._saved(device, model, now)
+            if saved <= 0:
                 continue
-            load_s = device.loads[model.ref].load_s()
-            value = (waiting + model.popularity.rate(now) * HORIZON_S) / load_s
+            gain = saved + model.popularity.rate(now) * HORIZON_S
+            value = gain / device.loads[model.ref].load_s() * math.exp(max(-700.0, -slack / window))
             if value > best_value:
-                plan = self._make_room(device, model, value * load_s, now)
+                plan = self._make_room(device, model, gain, now)
                 if plan is not None:
                     best, best_value = plan, value
         return best or self._fill(device, now)
@@ -55,7 +56,7 @@ class Placement:
         self.fairness.accrue(now, len(self.state.devices))
         for ref in self.fairness.first(self.state.homeless, now):
             model = self.state.models[ref]
-            if device.may_load(ref, now) and self._saved(device, model, now) > 0:
+            if device.may_load(ref, now) and self._saved(device, model, now)[0] > 0:
                 plan = self._make_room(device, model, math.inf, now)
                 if plan is not None:
                     self.fairness.spend(device.loads[ref].load_s())
@@ -70,21 +71,25 @@ class Placement:
             wanted += [model for model in self.state.active.values() if model.hosts]
         return wanted
 
-    def _saved(self, device: Device, model: Model, now: float) -> float:
-        """Value of the waiting requests that are in time if the model is loaded here now, and are not otherwise."""
+    def _saved(self, device: Device, model: Model, now: float) -> tuple[float, float]:
+        """(value of the waiting requests that are in time if the model is loaded here now, and are not otherwise;
+        how long the first of them could still wait, in SLOs)."""
         queue = model.queue
         curve = device.curves[model.ref]
         start_s = start_of(device, model, now)
-        too_late = queue.before(start_s + curve.exec_s(1))
+        end_s = start_s + curve.exec_s(1)
+        too_late = queue.before(end_s)
         count = len(queue) - too_late
         if count <= 0:
-            return 0.0
+            return 0.0, 0.0
+        first = queue.requests[queue.head + too_late]
+        slack = (first.deadline_s - end_s) / max(1e-6, first.deadline_s - first.arrived_s)
         value = queue.weight_of(count, too_late)
         if model.hosts:
             last_s = queue.deadlines[-1]
             kept = sum(self._served_by(host, model, last_s, now) for host in model.hosts.values())
             value *= max(0.0, 1 - kept / max(1, queue.rows))
-        return value
+        return value, slack
 
     def _served_by(self, host: Device, model: Model, deadline_s: float, now: float) -> float:
         """Rows of the model that a host gets done by the deadline, behind half of what else waits there."""
