@@ -55,6 +55,10 @@ class ModelSpec(Message, frozen=True, kw_only=True):
     batch_sizes: tuple[int, ...] = ()  # sizes that were profiled
     build: str = ""  # of a container's version: changes when its code may have, so older answers do not count
 
+    def edition(self, ref: str) -> str:
+        """Names the version together with its build: answers may be reused while this is equal."""
+        return f"{ref}#{self.build}" if self.build else ref
+
 
 class Batching(Message, frozen=True, kw_only=True):
     """How the batches of a black-box container are sized."""

@@ -1,8 +1,9 @@
 """The prediction cache: what a version of a model said of an input. Pure.
 
-Found by a hash of model, version and the whole input, and believed only if the bytes are equal. Bounded in bytes,
-inputs and outputs and what an entry itself takes. Eviction is CLOCK: an entry that was used since the hand last passed
-gets another round. Queries that are in flight are known too, so that identical ones wait for one evaluation.
+Found by a hash of model, version, build (`ref` names all three) and the whole input, and believed only if the bytes are
+equal. Bounded in bytes: inputs, outputs and what an entry itself takes. Eviction is CLOCK: an entry that was used since
+the hand last passed gets another round. Queries that are in flight are known too, so that identical ones wait for one
+evaluation.
 """
 
 from collections import OrderedDict

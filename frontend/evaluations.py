@@ -28,17 +28,18 @@ class Evaluations:
         cache = self.cache
         if not cached or not cache.on:
             return Entered(parts=self.table.open(call, tensors))
-        key = cache.key(call.ref, tensors)
-        outputs = cache.get(key, call.ref, tensors)
+        edition = call.spec.edition(call.ref)
+        key = cache.key(edition, tensors)
+        outputs = cache.get(key, edition, tensors)
         if outputs is not None:
             call.answered = True
             return Entered(outputs=outputs)
-        flight = cache.flight(key, call.ref, tensors)
+        flight = cache.flight(key, edition, tensors)
         if flight is not None and flight.leader.deadline_s <= call.deadline_s:  # a later one may be planned too late
             cache.follow(flight, call)
             self.table.wait(call)
             return Entered()
-        call.flight = cache.lead(key, call.ref, tensors, call)
+        call.flight = cache.lead(key, edition, tensors, call)
         return Entered(parts=self.table.open(call, tensors))
 
     def succeeded(self, completed: Completed, outputs: Sequence[bytes], remember: bool) -> list[Call]:

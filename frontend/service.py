@@ -238,7 +238,7 @@ class FrontendService:
             for entry in table.models
             if entry.current is not None and entry.spec is not None
         }
-        self._cache.keep_only(target.ref for target in self._targets.values())
+        self._cache.keep_only(target.spec.edition(target.ref) for target in self._targets.values())
         self._applications.table_changed(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
@@ -284,7 +284,7 @@ class FrontendService:
         call = completed.call
         outputs = completed.outputs()
         target = self._targets.get(wire.split_ref(call.ref)[0])
-        current = target is not None and target.ref == call.ref
+        current = target is not None and target.spec.edition(target.ref) == call.spec.edition(call.ref)
         for waited in self._evaluations.succeeded(completed, outputs, current):
             self._answer_call(waited, outputs, now, completed)
         self._answer_call(call, outputs, now, completed)

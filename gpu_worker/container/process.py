@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -158,13 +159,19 @@ class Printed:
     def _read(self) -> None:
         rest = b""
         with self._pipe:
-            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+            while chunk := self._chunk():
                 lines = (rest + chunk).split(b"\n")
                 rest = lines.pop()[-LINE_MAX:]
                 self._take(lines)
         if rest:
             self._take([rest])
         self._tell_left_out()
+
+    def _chunk(self) -> bytes:
+        """What was printed next. What was left out is told after a second without a word, too."""
+        if self._left_out and not _readable(self._pipe.fileno(), 1.0):
+            self._tell_left_out()
+        return os.read(self._pipe.fileno(), 1 << 16)
 
     def _take(self, lines: list[bytes]) -> None:
         second = int(time.monotonic())
@@ -187,3 +194,9 @@ class Printed:
 
 def _text(line: bytes) -> str:
     return line[:LINE_MAX].decode(errors="replace")
+
+
+def _readable(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()  # select() knows no descriptor beyond 1023
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    return bool(poll.poll(timeout_s * 1e3))

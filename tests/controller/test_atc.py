@@ -464,7 +464,7 @@ def test_the_model_whose_load_saves_most_requests_per_second_of_copying_is_loade
 def test_a_load_that_takes_longer_is_worth_less() -> None:
     profiles = {"a:1": line(0.5, 0.5, load_s=1.0), "b:1": line(0.5, 0.5, load_s=4.0), "c:1": SECONDS}
     world = World(profiles, resident=["c:1"], pages=4)
-    world.waits(*[200.0], ref="a:1").waits(*[200.0] * 3, ref="b:1")
+    world.waits(*[200.0], ref="a:1").waits(*[200.0] * 2, ref="b:1")
     assert world.load() == ("a:1", ())
 
 

@@ -151,7 +151,7 @@ def test_code_that_leaks_is_restarted_at_its_limit(running: Mesh) -> None:
         ):
             first = child_pid(started)
             for _ in range(8):
-                await client.submit("leak", order(-11))
+                await client.submit("leak", order(-11), cache=False)
             await started.says("the limit is 150 MiB")
             await started.says("container_restarted")
             await answer_in_time(client, "leak")
@@ -328,11 +328,13 @@ def test_an_idle_container_does_not_wait_busily(running: Mesh) -> None:
         ):
             await client.infer("idle", X)
             pids = [started.process.pid, child_pid(started)]
-            before = [cpu_s(pid) for pid in pids]
-            await asyncio.sleep(1.0)
-            used = [cpu_s(pid) - was for pid, was in zip(pids, before, strict=True)]
-            assert used[1] <= 0.03
-            assert used[0] <= 0.05
+            for _ in range(3):  # threads of a BLAS spin for a while after they were started
+                before = [cpu_s(pid) for pid in pids]
+                await asyncio.sleep(1.0)
+                used = [cpu_s(pid) - was for pid, was in zip(pids, before, strict=True)]
+                if used[1] <= 0.03 and used[0] <= 0.05:
+                    return
+            pytest.fail(f"{used} s of processor time in an idle second")
 
     play(scenario())
 
