@@ -270,7 +270,7 @@ class Atc(Policy):
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
         """See controller.policies.placement."""
-        return self._placement.choose(device, now, self._urgency_window())
+        return self._placement.choose(device, now)
 
 
 def _plan_of(model: Model, count: int, rows: int, skip: int, start_s: float, expected_s: float) -> Plan:

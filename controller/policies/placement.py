@@ -1,9 +1,9 @@
 """Which model a device loads next, and who makes room. Pure.
 
-A LOAD is ranked by what it saves per second of copying, discounted by how long it could still wait, as a batch is: it
-saves the requests that wait and would be in time after it, and those that will come while the model stays, less those
-that its victims would have served. Models with waiting or running work are never victims. Free pages are filled ahead
-of demand, the model on fewest devices first; nobody leaves for that.
+LOADs go in the order of their deadlines while all that are wanted can be done in time. Once they cannot, a LOAD is
+ranked by what it saves per second of copying: the requests that wait and would be in time after it, and those that will
+come while the model stays, less those that its victims would have served. Models with waiting or running work are never
+victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
@@ -22,6 +22,16 @@ HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: w
 VICTIMS_LOOKED_AT = 32  # of the least recently used
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that a device could load next."""
+
+    model: Model
+    gain: float  # value of the requests that are in time if it is loaded now
+    slack_s: float  # how much longer the LOAD could wait for the first of them
+    load_s: float
+
+
 @dataclass(slots=True)
 class Placement:
     """Chooses LOADs for all devices."""
@@ -31,25 +41,35 @@ class Placement:
     _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
     _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
 
-    def choose(self, device: Device, now: float, window: float) -> LoadPlan | None:
-        """The device's next LOAD. `window`: how far ahead urgency looks, in SLOs, as for EXEC."""
-        best = self._starving(device, now)
-        if best is not None:
-            return best
-        best_value = 0.0
+    def choose(self, device: Device, now: float) -> LoadPlan | None:
+        """The device's next LOAD."""
+        plan = self._starving(device, now)
+        if plan is not None:
+            return plan
+        candidates = []
         for model in self._wanted(device):
-            if not device.may_load(model.ref, now):
-                continue
-            saved, slack = self._saved(device, model, now)
-            if saved <= 0:
-                continue
-            gain = saved + model.popularity.rate(now) * HORIZON_S
-            value = gain / device.loads[model.ref].load_s() * math.exp(max(-700.0, -slack / window))
-            if value > best_value:
-                plan = self._make_room(device, model, gain, now)
-                if plan is not None:
-                    best, best_value = plan, value
-        return best or self._fill(device, now)
+            if device.may_load(model.ref, now):
+                saved, slack_s = self._saved(device, model, now)
+                if saved > 0:
+                    gain = saved + model.popularity.rate(now) * HORIZON_S
+                    candidates.append(Candidate(model, gain, slack_s, device.loads[model.ref].load_s()))
+        for candidate in self._ranked(candidates):
+            plan = self._make_room(device, candidate.model, candidate.gain, now)
+            if plan is not None:
+                return plan
+        return self._fill(device, now)
+
+    def _ranked(self, candidates: list["Candidate"]) -> list["Candidate"]:
+        """By deadline while all of them can be loaded in time; by what a second of copying saves once they cannot."""
+        candidates.sort(key=lambda candidate: candidate.slack_s)
+        devices = max(1, len(self.state.devices))
+        before_s = 0.0
+        for candidate in candidates:
+            if before_s / devices > candidate.slack_s:
+                candidates.sort(key=lambda candidate: -candidate.gain / candidate.load_s)
+                break
+            before_s += candidate.load_s
+        return candidates
 
     def _starving(self, device: Device, now: float) -> LoadPlan | None:
         """Of the models that are nowhere, the one whose patience ended first, whoever has to leave for it."""
@@ -73,7 +93,7 @@ class Placement:
 
     def _saved(self, device: Device, model: Model, now: float) -> tuple[float, float]:
         """(value of the waiting requests that are in time if the model is loaded here now, and are not otherwise;
-        how long the first of them could still wait, in SLOs)."""
+        how much longer the LOAD could wait for the first of them, seconds)."""
         queue = model.queue
         curve = device.curves[model.ref]
         start_s = start_of(device, model, now)
@@ -83,13 +103,12 @@ class Placement:
         if count <= 0:
             return 0.0, 0.0
         first = queue.requests[queue.head + too_late]
-        slack = (first.deadline_s - end_s) / max(1e-6, first.deadline_s - first.arrived_s)
         value = queue.weight_of(count, too_late)
         if model.hosts:
             last_s = queue.deadlines[-1]
             kept = sum(self._served_by(host, model, last_s, now) for host in model.hosts.values())
             value *= max(0.0, 1 - kept / max(1, queue.rows))
-        return value, slack
+        return value, first.deadline_s - end_s
 
     def _served_by(self, host: Device, model: Model, deadline_s: float, now: float) -> float:
         """Rows of the model that a host gets done by the deadline, behind half of what else waits there."""
