@@ -457,20 +457,26 @@ def crowded(*refs: str, resident: Sequence[str], pages: int = 4, profile: wire.P
 
 def test_the_model_whose_load_saves_most_requests_per_second_of_copying_is_loaded() -> None:
     world = crowded("a:1", "b:1", "c:1", "d:1", resident=["c:1", "d:1"])
-    world.waits(*[200.0] * 2, ref="a:1").waits(*[200.0] * 3, ref="b:1")
+    world.waits(*[104.0] * 2, ref="a:1").waits(*[104.0] * 3, ref="b:1")  # there is time for one of the two
     assert world.load() == ("b:1", ("c:1",))
+
+
+def test_while_all_loads_are_possible_the_one_with_the_nearest_deadline_is_first() -> None:
+    world = crowded("a:1", "b:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    world.waits(*[110.0] * 2, ref="a:1").waits(*[111.0] * 3, ref="b:1")
+    assert world.load() == ("a:1", ("c:1",))
 
 
 def test_a_load_that_takes_longer_is_worth_less() -> None:
     profiles = {"a:1": line(0.5, 0.5, load_s=1.0), "b:1": line(0.5, 0.5, load_s=4.0), "c:1": SECONDS}
     world = World(profiles, resident=["c:1"], pages=4)
-    world.waits(*[200.0], ref="a:1").waits(*[200.0] * 2, ref="b:1")
+    world.waits(105.5, ref="a:1").waits(*[105.5] * 2, ref="b:1")  # there is time for one of the two
     assert world.load() == ("a:1", ())
 
 
 def test_weights_enter_the_worth_of_a_load() -> None:
     world = crowded("a:1", "b:1", "c:1", resident=["c:1"])
-    world.waits(*[200.0] * 2, ref="a:1").waits(200.0, ref="b:1", weight=5.0)
+    world.waits(*[104.0] * 2, ref="a:1").waits(104.0, ref="b:1", weight=5.0)  # there is time for one of the two
     assert world.load() == ("b:1", ())
 
 
