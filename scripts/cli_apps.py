@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,9 @@ Models = Annotated[list[str], typer.Argument(help="The models, first the one tha
 Policy = Annotated[str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")]
 Args = Annotated[str, typer.Option(help='Its parameters, as JSON: {"eta": 0.1}.')]
 SloMs = Annotated[float | None, typer.Option(help="Budget of a request that names none.")]
+Default = Annotated[
+    str | None, typer.Option(help='One row to answer when there is no answer to trust, as JSON: {"scores": [1, 0, 0]}.')
+]
 Least = Annotated[float, typer.Option(help="Confidence below which the default is answered.")]
 
 
@@ -67,21 +71,23 @@ def listed(
 @applications.command()
 def create(
     name: str, models: Models, policy: Policy = "single", args: Args = "{}", slo_ms: SloMs = None,
-    confidence_min: Least = 0.0,
+    default: Default = None, confidence_min: Least = 0.0,
 ) -> None:  # fmt: skip
     """Makes an application."""
     rest = _rest(args, slo_ms, confidence_min)
-    out.print(_with(lambda session: session.create_app(name, models, policy, **rest))["message"])
+    row = _row_of(default, models[0])
+    out.print(_with(lambda session: session.create_app(name, models, policy, default=row(session), **rest))["message"])
 
 
 @applications.command()
 def update(
     name: str, models: Models, policy: Policy = "single", args: Args = "{}", slo_ms: SloMs = None,
-    confidence_min: Least = 0.0,
+    default: Default = None, confidence_min: Least = 0.0,
 ) -> None:  # fmt: skip
     """Defines an application anew; models that stay keep what was learned of them."""
     rest = _rest(args, slo_ms, confidence_min)
-    out.print(_with(lambda session: session.update_app(name, models, policy, **rest))["message"])
+    row = _row_of(default, models[0])
+    out.print(_with(lambda session: session.update_app(name, models, policy, default=row(session), **rest))["message"])
 
 
 @applications.command()
@@ -93,9 +99,38 @@ def delete(name: str) -> None:
 def _rest(args: str, slo_ms: float | None, confidence_min: float) -> dict[str, Any]:
     parameters = from_json(args)
     if not isinstance(parameters, dict):
-        err.print(f"gearmesh: --args takes a JSON object; got {args!r}", style="red", highlight=False, markup=False)
-        raise typer.Exit(2)
+        _refuse(f"--args takes a JSON object; got {args!r}")
     return {"policy_args": parameters, "slo_ms": slo_ms, "confidence_min": confidence_min}
+
+
+def _row_of(text: str | None, model: str) -> Callable[[Client], dict[str, Any] | None]:
+    """What turns the text into {output: array of one row}, once it knows from the mesh what the model gives."""
+    value = from_json(text)
+
+    def row(session: Client) -> dict[str, Any] | None:
+        if text is None:
+            return None
+        outputs: list[dict[str, Any]] = next(
+            (found["outputs"] for found in session.models() if found["name"] == model), []
+        )
+        given = value if isinstance(value, dict) else {output["name"]: value for output in outputs[:1]}
+        arrays = {}
+        for output in outputs:
+            try:
+                array = np.asarray(given.get(output["name"]), dtype=output["dtype"])
+                arrays[output["name"]] = array.reshape(1, *output["shape"][1:])
+            except (TypeError, ValueError):
+                _refuse(f"--default: {output['name']} takes {output['shape'][1:]} numbers; got {text!r}")
+        if given.keys() - arrays.keys():
+            _refuse(f"--default: {model} gives {', '.join(arrays) or 'nothing that is known'}; got {text!r}")
+        return arrays
+
+    return row
+
+
+def _refuse(text: str) -> NoReturn:
+    err.print(f"gearmesh: {text}", style="red", highlight=False, markup=False)
+    raise typer.Exit(2)
 
 
 def _with(action: Callable[[Client], Any]) -> Any:

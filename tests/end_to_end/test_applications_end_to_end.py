@@ -1,5 +1,8 @@
 """Applications over a real mesh: real digits models, feedback, contexts, restarts, two frontends."""
 
+import asyncio
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 
 from frontend.client import AsyncClient, Invalid
 from scripts.build_models import BUILDERS, digits
-from scripts.meshes import Mesh
+from scripts.meshes import ROOT, Mesh
 from tests.end_to_end.meshes import run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
@@ -34,6 +37,18 @@ async def learn(session: AsyncClient, app: str, images: Any, labels: Any, **opti
         outcome = await session.feedback(answer.decision_id, label=int(label), **context)
         assert outcome["applied"], outcome
     return right
+
+
+async def gearmesh(mesh: Mesh, code: int, *arguments: str) -> str:
+    """What `gearmesh apps` prints; it must end with `code`."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scripts.cli", "apps", *arguments,
+        env={**mesh.environment, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    text, _ = await process.communicate()
+    assert process.returncode == code, text.decode()
+    return text.decode()
 
 
 async def weights(session: AsyncClient, app: str, context: str | None = None) -> dict[str, float]:
@@ -72,6 +87,15 @@ def test_an_application_answers_learns_and_is_there_again_after_a_restart(reposi
             await session.delete_app("digits")
             await session.create_app("digits", MODELS, "exp3")
             assert (await session.apps())[0]["rounds"] == 0
+            sure = ["--policy", "majority", "--confidence-min", "1", "--default"]
+            assert "10] numbers" in await gearmesh(mesh, 2, "update", "digits", *MODELS, *sure, "[1, 2]")
+            assert "y" in await gearmesh(mesh, 2, "update", "digits", *MODELS, *sure, '{"y": 1}')
+            await gearmesh(mesh, 0, "update", "digits", *MODELS, *sure, json.dumps([0] * 9 + [1]))
+            noise = np.random.default_rng(1).uniform(0, 16, (40, 1, 64)).astype(np.float32)
+            answers = [await session.infer(app="digits", x=image) for image in noise]
+            unsure = [answer for answer in answers if answer.default_used]
+            assert 0 < len(unsure) < 40
+            assert all(answer.output.tolist() == [[0] * 9 + [1]] for answer in unsure)
 
     run_with_mesh(first, repository, tmp_path / "data", device="cpu")
     run_with_mesh(second, repository, tmp_path / "data", device="cpu")
