@@ -10,7 +10,7 @@ ours, as in Rprop (Riedmiller and Braun, 1993). scripts/bench_estimates.py compa
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -22,6 +22,7 @@ STEP_MAX = 0.25
 SETTLING = 8  # observations until a new term's steps are down to STEP
 GRACE_UP = 2  # under-estimates in a row before the steps grow: 0.25^3 by chance
 GRACE_DOWN = 14  # over-estimates, which are three of four anyhow: 0.75^15, as rare
+PAD_GAIN = 0.05  # a batch is padded up to a profiled size that takes so much less time: libraries have favourite sizes
 REBUILD_AT = 0.03  # an anchor's term may move so far before the table of sizes is made again
 UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
 
@@ -55,11 +56,12 @@ class Curve:
     sizes: list[int]  # profiled, ascending
     anchors_s: list[float]  # their durations in the profile
     batch_max: int
-    any_batch: bool  # rows are executed as they are; False: padded up to the next profiled size
+    any_batch: bool  # rows may be executed as they are; False: padded up to a profiled size
     device: Term
     model: Term = field(default_factory=Term)
     terms: list[Term] = field(default_factory=list)  # of each anchor
-    base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max; never falls
+    base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max, padding included; never falls
+    _padded: list[int] = field(default_factory=list)  # by rows: the batch that is executed
     _nearest: tuple[int, ...] = ()  # by rows: the anchor that they teach
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
@@ -92,9 +94,7 @@ class Curve:
 
     def padded(self, rows: int) -> int:
         """The batch that is executed for so many rows."""
-        if self.any_batch:
-            return rows
-        return next(size for size in self.sizes if size >= rows)
+        return self._padded[rows]
 
     def learn(self, batch: int, duration_s: float) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
@@ -112,21 +112,31 @@ class Curve:
         """Makes base_s anew from the anchors and their terms."""
         self._built = [term.value for term in self.terms]
         points = [s * math.exp(t) for s, t in zip(self.anchors_s, self._built, strict=True)]
-        table = [0.0] * (self.batch_max + 1)
-        at = 0
+        table, padded = [0.0] * (self.batch_max + 1), [0] * (self.batch_max + 1)
+        at = bisect_left(self.sizes, self.batch_max)
+        best = min(at, len(self.sizes) - 1)  # of the profiled sizes from `rows` on, the quickest
+        for rows in range(self.batch_max, 0, -1):
+            while at > 0 and self.sizes[at - 1] >= rows:
+                at -= 1
+                if points[at] <= points[best] or self.sizes[best] > self.batch_max:
+                    best = at
+            table[rows], padded[rows] = self._between(points, at, rows)
+            if rows < self.sizes[best] <= self.batch_max and points[best] < (1 - PAD_GAIN) * table[rows]:
+                table[rows], padded[rows] = points[best], self.sizes[best]
         for rows in range(1, self.batch_max + 1):
-            while at < len(self.sizes) - 1 and self.sizes[at] < rows:
-                at += 1
-            table[rows] = max(table[rows - 1], self._between(points, at, rows))
-        self.base_s = table
+            table[rows] = max(table[rows], table[rows - 1])
+        self.base_s, self._padded = table, padded
 
-    def _between(self, points: list[float], at: int, rows: int) -> float:
-        if not self.any_batch or rows == self.sizes[at] or (at == 0 and rows < self.sizes[0]):
-            return points[at]
-        if rows > self.sizes[at]:
-            return points[at] * rows / self.sizes[at]  # beyond the profile: in proportion
+    def _between(self, points: list[float], at: int, rows: int) -> tuple[float, int]:
+        """(duration, batch) of so many rows, padded no further than need be; `at`: the first size that holds them."""
+        if at == len(self.sizes):
+            return points[-1] * rows / self.sizes[-1], rows  # beyond the profile: in proportion
+        if not self.any_batch:
+            return points[at], self.sizes[at]
+        if at == 0 or rows == self.sizes[at]:
+            return points[at], rows
         low, high = self.sizes[at - 1], self.sizes[at]
-        return points[at - 1] + (points[at] - points[at - 1]) * (rows - low) / (high - low)
+        return points[at - 1] + (points[at] - points[at - 1]) * (rows - low) / (high - low), rows
 
 
 @lru_cache(maxsize=256)

@@ -53,9 +53,20 @@ def test_no_rows_take_no_time() -> None:
     assert curve().exec_s(0) == 0.0
 
 
-def test_a_profile_that_falls_with_the_batch_is_taken_as_flat() -> None:
-    one = curve(profile=wire.Profile(exec_s={1: 0.010, 2: 0.008, 4: 0.016}, load_s=0.005), batch_max=4)
-    assert [one.exec_s(rows) for rows in (1, 2, 3, 4)] == pytest.approx([0.010, 0.010, 0.012, 0.016])
+def test_a_batch_is_padded_up_to_a_size_that_is_quicker() -> None:
+    profile = wire.Profile(exec_s={1: 0.003, 4: 0.006, 8: 0.010, 12: 0.013, 16: 0.010}, load_s=0.005)
+    one = curve(profile=profile, batch_max=16)
+    assert [one.padded(rows) for rows in (1, 3, 4, 6, 7, 8, 9, 12, 15, 16)] == [1, 3, 4, 6, 7, 8, 16, 16, 16, 16]
+    assert [one.exec_s(rows) for rows in (1, 4, 8, 9, 12, 16)] == pytest.approx([0.003, 0.006] + [0.010] * 4)
+    for _ in range(40):
+        one.learn(16, 0.014)  # it is not that quick after all
+    assert one.padded(9) == 9
+
+
+def test_a_size_that_is_hardly_quicker_is_not_padded_to() -> None:
+    one = curve(profile=wire.Profile(exec_s={1: 0.010, 2: 0.0097, 4: 0.016}, load_s=0.005), batch_max=4)
+    assert [one.padded(rows) for rows in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert [one.exec_s(rows) for rows in (1, 2, 4)] == pytest.approx([0.010, 0.010, 0.016])  # and never falls
 
 
 def test_a_duration_of_zero_in_a_profile_does_no_harm() -> None:
