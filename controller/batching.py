@@ -171,7 +171,6 @@ class BlackBoxCurve(Curve):
     limit: Limit = field(default_factory=lambda: Fixed(1))
     objective_s: float = 0.05
     wait_s: float = 0.0  # a batch that is not full may wait so long
-    learned_s: float = 0.0  # when a batch last showed something
     _line: Line = field(default_factory=Line)
     _seen: int = 0  # batches
     _largest: int = 0  # rows of the largest batch seen
@@ -211,7 +210,7 @@ class BlackBoxCurve(Curve):
         self._build()
         return error
 
-    def doubt(self) -> None:
+    def forget(self) -> None:
         """The estimates are out of date: the next request is let in, and shows how long it takes now."""
         self._line = Line()
         self._largest = 0

@@ -117,7 +117,7 @@ class Containers:
             curve = device.curves[model.ref]
             if isinstance(curve, BlackBoxCurve) and not len(device.exec) and now - curve.learned_s > SILENCE_S:
                 curve.learned_s = now
-                curve.doubt()
+                curve.forget()
                 found = True
         return found
 

@@ -23,6 +23,9 @@ SETTLING = 8  # observations until a new term's steps are down to STEP
 GRACE_UP = 2  # under-estimates in a row before the steps grow: 0.25^3 by chance
 GRACE_DOWN = 14  # over-estimates, which are three of four anyhow: 0.75^15, as rare
 PAD_GAIN = 0.05  # a batch is padded up to a profiled size that takes so much less time: libraries have favourite sizes
+SILENCE_S = 1.0  # an estimate that nothing confirmed for so long may be out of date
+DOUBT_S_MAX = 60.0  # each doubt that was wrong doubles the time until the next, up to this
+DOUBT_SHARE_MIN = 0.5  # less than this share of an estimate is not tried
 REBUILD_AT = 0.03  # an anchor's term may move so far before the table of sizes is made again
 UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
 
@@ -67,6 +70,9 @@ class Curve:
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms that _scale belongs to
     rows_max: int = 0  # rows that one request may have: batch_max, or more where that limits what is put together
+    learned_s: float = 0.0  # when a batch last showed something
+    _doubt: float = 0.0  # log units taken off until the next batch ends
+    _patience_s: float = SILENCE_S  # silence before the next doubt
 
     def __post_init__(self) -> None:
         self.rows_max = self.rows_max or self.batch_max
@@ -77,7 +83,7 @@ class Curve:
     @property
     def scale(self) -> float:
         """Factor on base_s."""
-        total = self.device.value + self.model.value
+        total = self.device.value + self.model.value - self._doubt
         if total != self._scale_of:
             self._scale_of = total
             self._scale = math.exp(total)
@@ -96,9 +102,30 @@ class Curve:
         """The batch that is executed for so many rows."""
         return self._padded[rows]
 
+    def doubt(self, rows: int, wanted_s: float, now: float) -> bool:
+        """Whether a batch of so many rows, expected to take longer than wanted, is tried: nothing ran for long.
+
+        An estimate that is too long would otherwise stand for ever, since nobody is let in to show that it is. The
+        doubt holds until a batch ends; one that was wrong makes the next one rarer.
+        """
+        self.learned_s = self.learned_s or now  # the profile is news, when it is first asked
+        expected_s = self.exec_s(rows)
+        if now - self.learned_s < self._patience_s or not DOUBT_SHARE_MIN * expected_s <= wanted_s < expected_s:
+            return False
+        self.learned_s = now
+        self._doubt = math.log(expected_s / wanted_s) + 1e-3
+        return True
+
     def learn(self, batch: int, duration_s: float) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
+        doubted, self._doubt = self._doubt, 0.0
         error = math.log(max(duration_s, 1e-9) / self.exec_s(batch))
+        if doubted:
+            right = error <= -doubted
+            self._patience_s = SILENCE_S if right else min(DOUBT_S_MAX, 2 * self._patience_s)
+            if right:
+                self.model.value += error
+                return error
         nearest = self._nearest[batch]
         term = self.terms[nearest]
         self.device.learn(error, 0.2)

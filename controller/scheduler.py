@@ -130,7 +130,7 @@ class Scheduler:
         if self.state.waiting >= self.parameters.queue_max:
             return [self._refuse(request, "rejected", "queue_full", "too many requests wait", now, retry_s=0.05)]
         verdict = self.policy.admit(model, request, now)
-        if verdict.code == "deadline" and self._containers.doubt(model, now):
+        if verdict.code == "deadline" and self._doubts(model, request, now):
             verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
@@ -271,8 +271,7 @@ class Scheduler:
         curve = device.curves.get(action.ref)
         if curve is not None:
             error = curve.learn(action.batch, duration_s)
-            if isinstance(curve, BlackBoxCurve):
-                curve.learned_s = now
+            curve.learned_s = now
             device.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             self._learn_dispatch(device, action, result.begin_s - device.offset_s)
@@ -510,6 +509,17 @@ class Scheduler:
         if not self.state.devices:
             return self._refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=RETRY_S)
         return self._refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=RETRY_S)
+
+    def _doubts(self, model: Model, request: Request, now: float) -> bool:
+        """Whether an idle device's estimate, by which the request would be too late, is out of date."""
+        found = self._containers.doubt(model, now)
+        for device in model.hosts.values():
+            curve = device.curves[model.ref]
+            if not isinstance(curve, BlackBoxCurve) and not len(device.exec):
+                left_s = request.deadline_s - device.start_s(model.ref, now)
+                wanted_s = left_s / (1 + device.noise.value_s)
+                found = curve.doubt(min(request.rows, curve.rows_max), wanted_s, now) or found
+        return found
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
         budget_ms = (request.deadline_s - request.arrived_s + self.parameters.slack_s) * 1e3

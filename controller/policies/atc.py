@@ -23,7 +23,7 @@ from controller.queues import Request
 from controller.state import Device, Model, State
 
 ECHO_GAIN = 1.05  # a batch that waits for returns must earn so much more per second
-ECHO_SLACK = 0.1  # and leave this share of the SLO; Source: policy_study section 6, which has 0.3: too shy for 25 ms
+ECHO_SLACK = 0.05  # and leave this share of the SLO; policy_study section 6 has 0.3, which is too shy for 25 ms
 
 
 @dataclass(frozen=True, slots=True)

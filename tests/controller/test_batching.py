@@ -115,12 +115,12 @@ def test_one_outlier_moves_the_expectation_a_little_only() -> None:
     assert curve.exec_s(8) < 0.012
 
 
-def test_doubt_lets_the_next_one_in() -> None:
+def test_what_is_forgotten_lets_the_next_one_in() -> None:
     curve = black_box()
     for _ in range(10):
         curve.learn(1, 2.0)
     assert curve.exec_s(1) > 1.0
-    curve.doubt()
+    curve.forget()
     assert curve.exec_s(1) < 0.001
 
 
