@@ -517,8 +517,7 @@ class Scheduler:
             curve = device.curves[model.ref]
             if not isinstance(curve, BlackBoxCurve) and not len(device.exec):
                 left_s = request.deadline_s - device.start_s(model.ref, now)
-                wanted_s = left_s / (1 + device.noise.value_s)
-                found = curve.doubt(min(request.rows, curve.rows_max), wanted_s, now) or found
+                found = curve.doubt(min(request.rows, curve.rows_max), left_s, now) or found
         return found
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:

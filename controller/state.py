@@ -73,6 +73,11 @@ class Device:
         """INFERs sent and not ended."""
         return len(self.exec)
 
+    @property
+    def margin(self) -> float:
+        """What EXEC may take over its estimate, as a share; 0 if idle: only what is let in then corrects estimates."""
+        return self.noise.value_s if len(self.exec) else 0.0
+
     def load_failed(self, ref: str, now: float) -> None:
         """A LOAD failed: the next one has to wait, longer with each failure."""
         fault = self.load_faults.setdefault(ref, LoadFault())

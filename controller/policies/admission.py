@@ -109,7 +109,7 @@ class Admission:
         begin_s = start_s + full // hosts * curve.exec_s(top)
         filled = min(top, int(rest + request.rows + rate * min(RECENT_S, max(0.0, begin_s - now))))
         filled = max(filled, min(request.rows, curve.rows_max))
-        own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.noise.value_s)
+        own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.margin)
         mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
         behind_s = (
             start_s

@@ -161,7 +161,7 @@ class Atc(Policy):
         queue = model.queue
         curve = device.curves[model.ref]
         scale = curve.scale
-        guard = scale * (1 + device.noise.value_s)
+        guard = scale * (1 + device.margin)
         base = curve.base_s
         skip = queue.before(start_s + base[1] * guard)
         waiting = len(queue) - skip

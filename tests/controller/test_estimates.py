@@ -33,9 +33,9 @@ def settled(seed: int = 1, runs: int = 200, noise: float = 0.01) -> Curve:
 def test_an_estimate_is_doubted_after_a_silence_until_a_batch_ends() -> None:
     one = curve()
     assert not one.doubt(1, 0.008, now=50.0)  # the profile is news
-    assert not one.doubt(1, 0.008, now=50.9)
-    assert not one.doubt(1, 0.004, now=51.1)  # less than half of it is not tried
-    assert one.doubt(1, 0.008, now=51.1)
+    assert not one.doubt(1, 0.008, now=50.2)
+    assert not one.doubt(1, 0.004, now=50.4)  # less than half of it is not tried
+    assert one.doubt(1, 0.008, now=50.4)
     assert one.exec_s(1) == pytest.approx(0.008, rel=2e-3)
     assert one.exec_s(1) < 0.008
     one.learn(1, 0.006)  # it was out of date
@@ -52,7 +52,7 @@ def test_doubts_that_were_wrong_become_rarer_and_leave_nothing() -> None:
             one.learn(1, 0.010)
             assert one.exec_s(1) == pytest.approx(0.010, rel=0.01)
     gaps = [later - earlier for earlier, later in itertools.pairwise(doubted_at)]
-    assert gaps == pytest.approx([2, 4, 8, 16, 32], abs=0.11)
+    assert gaps == pytest.approx([0.6, 1.2, 2.4, 4.8, 9.6, 19.2, 38.4], abs=0.11)
 
 
 # -- the prior --------------------------------------------------------------------------------------------------------
