@@ -144,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in range(asked.seeds):
                 for name, durations in made_up(asked.runs, seed).items():
                     series.setdefault(name, []).append(durations)
-    except LogError as error:
-        parser.error(str(error))
+    except LogError as fault:
+        parser.error(str(fault))
     if not series:
         parser.error(f"{asked.log}: no EXEC ran {3 * SETTLED} times")
     table = Table(
