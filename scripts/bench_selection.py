@@ -8,11 +8,13 @@ three run against a mesh of real processes. Plots go to docs/.
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ Array = npt.NDArray[Any]
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 POLICIES = ("single", "exp3", "exp4", "linear", "majority", "epsilon_greedy", "ucb1", "thompson")
 SEED = 11
+SIZES = (2, 4, 8, 16)  # of ensembles with a slow member
 EXPERIMENTS = ("learning", "contexts", "stragglers", "cache", "feedback")
 
 
@@ -84,6 +87,7 @@ def learning(queries: int) -> dict[str, Any]:
             state = policy.observe(state, Observation(losses, selection.chances))
         errors[name] = wrong
     alone = {name: float((scores.argmax(1) != labels).mean()) for name, scores in said.items()}
+    errors |= in_hindsight(said, broken, labels, order, falls, mended)
     phases = {"before": slice(0, falls), "degraded": slice(falls, mended), "repaired": slice(mended, queries)}
     _plot_learning(errors, falls, mended)
     return {
@@ -91,6 +95,54 @@ def learning(queries: int) -> dict[str, Any]:
         "error": {name: {phase: round(float(wrong[at].mean()), 4) for phase, at in phases.items()}
                   for name, wrong in errors.items()},
     }  # fmt: skip
+
+
+def in_hindsight(
+    said: dict[str, Array], broken: dict[str, Array], labels: Array, order: Array, falls: int, mended: int
+) -> dict[str, Array]:
+    """{baseline: wrong or not, per query} of the one model and the one equal-weight ensemble that err least overall."""
+    now = np.arange(len(order))
+    degrades = (now >= falls) & (now < mended)
+    shares = {
+        at: {name: np.exp(scores - scores.max(1, keepdims=True)) for name, scores in source.items()}
+        for at, source in ((False, said), (True, broken))
+    }
+    for source in shares.values():
+        for name, scores in source.items():
+            source[name] = scores / scores.sum(1, keepdims=True)
+    found = {}
+    for title, sizes in (("best model in hindsight", (1,)), ("best ensemble in hindsight", range(2, len(said) + 1))):
+        candidates = []
+        for members in (names for size in sizes for names in itertools.combinations(said, size)):
+            wrong = {at: sum(source[name] for name in members).argmax(1) != labels for at, source in shares.items()}
+            candidates.append(np.where(degrades, wrong[True][order], wrong[False][order]).astype(float))
+        found[title] = min(candidates, key=lambda wrong: float(wrong.mean()))
+    return found
+
+
+def without_the_slow(sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Accuracy of a majority of so many real classifiers: of all, and when the best of them is too late to count."""
+    _, images, _, labels = digits()
+    torch.set_num_threads(1)
+    said = []
+    for seed in range(max(sizes)):
+        torch.manual_seed(seed)
+        module = (mlp, linear, cnn, linear)[seed % 4]()
+        train(module, 1)
+        with torch.no_grad():
+            said.append(module.eval()(torch.from_numpy(images)).numpy())
+    found = {}
+    for size in sizes:
+        members = sorted(said[:size], key=lambda scores: float((scores.argmax(1) != labels).mean()))
+        names = [f"member_{i}" for i in range(size)]
+        policy, _ = make_policy("majority", {}, names)
+        accuracy = {}
+        for label, there in (("all members", names), ("without the best", names[1:])):
+            came = {name: [scores] for name, scores in zip(names, members, strict=True) if name in there}
+            answer = policy.combine(fresh(names), Answers(tuple(names), came, "scores"))
+            accuracy[label] = round(float((answer.outputs[0].argmax(1) == labels).mean()), 4)
+        found[str(size)] = accuracy
+    return found
 
 
 def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
@@ -158,7 +210,7 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
         mesh(repository, folder / "emulated-data", device=device, emulated_count=4, cache_mb=0) as running,
         AsyncClient(running.address) as session,
     ):
-        for size in (2, 4, 8, 16):
+        for size in SIZES:
             await session.create_app(
                 "all", [f"member_{i}" for i in range(size)], "majority", slo_ms=2000, default=default
             )
@@ -177,7 +229,29 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
                     "defaults": defaults,
                 }
             await session.delete_app("all")
-    return {"queries": queries, "slow_member_ms": 60.0, "ensembles": found}
+    accuracy = without_the_slow(SIZES)
+    _plot_stragglers(found, accuracy)
+    return {"queries": queries, "slow_member_ms": 60.0, "ensembles": found, "accuracy": accuracy}
+
+
+def _plot_stragglers(found: dict[str, dict[str, float]], accuracy: dict[str, dict[str, float]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6))
+    for label in ("waits for all", "answers by 25 ms"):
+        left.plot(SIZES, [found[f"{size} members, {label}"]["p99_ms"] for size in SIZES], marker="o", label=label)
+    for label in ("all members", "without the best"):
+        right.plot(SIZES, [accuracy[str(size)][label] for size in SIZES], marker="o", label=label)
+    left.set(xlabel="members, one of which is slow", ylabel="p99 latency, ms", ylim=(0, None))
+    right.set(xlabel="members", ylabel="accuracy of a majority")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(DOCS / "selection_stragglers.png", dpi=110)
+    pyplot.close(figure)
 
 
 async def cache(folder: Path, queries: int) -> dict[str, Any]:
