@@ -94,3 +94,29 @@ def test_a_dry_run_says_what_would_be_served_and_what_is_wrong(tmp_path: Path) -
         assert "has shape [4] for 3 rows: batch comes first" in output
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path), ready=False)
+
+
+def test_a_container_is_a_member_of_an_application_beside_a_model_on_a_device(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "a")
+    (tmp_path / "ten.py").write_text("def f(x):\n    y = x[:, :2] * 0\n    y[:, 1] = 10\n    return y\n")
+    specs = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,2")
+
+    async def scenario(running: Mesh) -> None:
+        async with (
+            container(running, tmp_path, "ten:f", *specs, model="ten"),
+            AsyncClient(running.address) as client,
+        ):
+            await client.create_app("both", ["a", "ten"], "linear", slo_ms=2000)
+            await client.apps()
+            alone = await client.infer("a", X)
+            answer = await client.infer(app="both", x=X)
+            assert answer.models_used == ("a", "ten")
+            np.testing.assert_allclose(answer.output, (alone.output + [0, 10]) / 2)
+            told = await client.feedback(answer.decision_id, label=1)
+            assert told["applied"], told
+            (app,) = await client.apps()
+            assert app["weights"]["ten"] > app["weights"]["a"]
+            again = await client.infer(app="both", x=X)
+            assert again.cached  # both members' answers were
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
