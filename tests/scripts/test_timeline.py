@@ -3,13 +3,16 @@
 import itertools
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.facts import ActionFact, Fact, RequestFact
+from scripts.draw_trace import draw, rows_of
 from scripts.observer import Recording
 from scripts.timeline import FAILED_COLOUR, timeline
 from tests.facts import ACTION, REQUEST
@@ -178,3 +181,17 @@ def test_whatever_was_recorded_the_format_holds(facts: list[Fact]) -> None:
     shown = sum(isinstance(fact, RequestFact) for fact in facts)
     shown += 3 * sum(isinstance(fact, ActionFact) and fact.type != "unload" for fact in facts)
     assert sum(event["ph"] == "X" for event in events) == shown
+
+
+def test_a_trace_can_be_drawn_and_what_is_empty_cannot(tmp_path: Path) -> None:
+    trace = timeline(recorded(REQUEST, ACTION))
+    events = [event for event in trace["traceEvents"] if event["ph"] in "MX"]
+    rows, titles = rows_of(events)
+    assert len(rows) == len(titles) == 4
+    assert titles[0].endswith("requests")
+    draw(trace, tmp_path / "picture.png", None, 60.0)
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="nothing happened in the 60 ms from 9000 ms on"):
+        draw(trace, tmp_path / "nothing.png", 9000.0, 60.0)
+    with pytest.raises(ValueError, match="no bars"):
+        draw(timeline(recorded()), tmp_path / "nothing.png", None, 60.0)

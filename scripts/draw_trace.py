@@ -1,0 +1,126 @@
+"""Draws some milliseconds of a trace as a picture, for documents and mails: what Perfetto would show of it.
+
+    .venv/bin/python -m scripts.draw_trace TRACE.json PICTURE.png [--from MS] [--length MS]
+
+TRACE.json is what `gearmesh trace` wrote. By default the 60 ms in the middle are drawn: from top to bottom the
+requests, the lanes of every device (window, planned, and what happened), arrows from requests to their EXEC, counters.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Events = list[dict[str, Any]]
+ROW_MAX = 60  # rows that a picture can show
+
+
+def rows_of(events: Events) -> tuple[dict[tuple[int, int], int], list[str]]:
+    """({(process, thread): row from the top}, titles), of the bars that are given; named by the trace's metadata."""
+    processes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    threads = {
+        (event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"
+    }
+    used = sorted({(event["pid"], event["tid"]) for event in events if event["ph"] == "X"})
+    titles = []
+    for place in used:
+        device = processes.get(place[0], "").partition(" of ")[0]
+        titles.append(f"{device}  {threads.get(place, '')}".strip())
+    return {place: row for row, place in enumerate(used)}, titles
+
+
+def visible(events: Events, begin_us: float, end_us: float) -> Events:
+    """Metadata, and whatever touches the span."""
+    return [
+        event for event in events
+        if event["ph"] == "M" or (event["ts"] <= end_us and event["ts"] + event.get("dur", 0) >= begin_us)
+    ]  # fmt: skip
+
+
+def draw(trace: dict[str, Any], file: Path, from_ms: float | None, length_ms: float) -> None:
+    """The picture is in the file. Raises: ValueError: nothing happened then."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    everything: Events = trace["traceEvents"]
+    bars = [event for event in everything if event["ph"] == "X"]
+    if not bars:
+        raise ValueError("the trace holds no bars")
+    ends_us = max(event["ts"] + event["dur"] for event in bars)
+    begin_us = from_ms * 1e3 if from_ms is not None else max(0.0, ends_us / 2 - length_ms * 500)
+    events = visible(everything, begin_us, begin_us + length_ms * 1e3)
+    rows, titles = rows_of(events)
+    if not rows:
+        raise ValueError(f"nothing happened in the {length_ms:g} ms from {begin_us / 1e3:g} ms on")
+    if len(rows) > ROW_MAX:
+        raise ValueError(f"{len(rows)} rows at once; choose a shorter --length")
+    names = sorted({event["name"] for event in events if event["ph"] == "X"})
+    palette = pyplot.get_cmap("tab10")
+    colours = {name: palette(i % 10) for i, name in enumerate(names)}
+    figure, (axes, below) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(13, 2.2 + 0.24 * len(rows)), height_ratios=[0.24 * len(rows) + 0.4, 1.2]
+    )
+    for event in events:
+        if event["ph"] == "X":
+            row = rows[event["pid"], event["tid"]]
+            shade = 0.25 if "window" in titles[row] else 0.55 if "planned" in titles[row] else 1.0
+            at_ms, took_ms = (event["ts"] - begin_us) / 1e3, event["dur"] / 1e3
+            axes.barh(row, took_ms, left=at_ms, height=0.8, color=colours[event["name"]], alpha=shade)
+            batch = event.get("args", {}).get("batch")
+            if shade == 1.0 and batch and took_ms > length_ms / 60:
+                axes.text(at_ms + took_ms / 2, row, f"x{batch}", ha="center", va="center", fontsize=7, color="white")
+    _arrows(axes, events, rows, begin_us)
+    counters: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for event in events:
+        if event["ph"] == "C":
+            value = float(next(iter(event["args"].values())))
+            counters.setdefault((event["pid"], event["name"]), []).append(((event["ts"] - begin_us) / 1e3, value))
+    for (_, name), points in counters.items():
+        below.step(*zip(*sorted(points), strict=True), where="post", label=name, linewidth=1)
+    below.set(xlabel="ms", ylim=(0, None))
+    below.legend(fontsize=7, loc="upper right")
+    axes.set(yticks=range(len(titles)), ylim=(len(titles) - 0.4, -0.6), xlim=(0, length_ms))
+    axes.set_yticklabels(titles, fontsize=7)
+    axes.legend(handles=[Patch(color=colours[name], label=name) for name in names], fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def _arrows(axes: Any, events: Events, rows: dict[tuple[int, int], int], begin_us: float) -> None:
+    """From every request to the EXEC that served it, where both are seen."""
+    begins = {event["id"]: event for event in events if event["ph"] == "s"}
+    for event in events:
+        start = begins.get(event.get("id")) if event["ph"] == "f" else None
+        if start is None:
+            continue
+        places = [(each["pid"], each["tid"]) for each in (start, event)]
+        if all(place in rows for place in places):
+            xs = [(each["ts"] - begin_us) / 1e3 for each in (start, event)]
+            axes.plot(xs, [rows[place] for place in places], color="black", linewidth=0.4, alpha=0.4)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--from", type=float, dest="from_ms", metavar="MS")
+    parser.add_argument("--length", type=float, default=60.0, metavar="MS")
+    asked = parser.parse_args(arguments)
+    if not asked.length > 0:
+        parser.error(f"--length must be above 0; got {asked.length:g}")
+    try:
+        draw(json.loads(asked.trace.read_text()), asked.picture, asked.from_ms, asked.length)
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"{asked.trace}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
