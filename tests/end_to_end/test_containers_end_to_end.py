@@ -111,7 +111,7 @@ def test_a_container_is_a_member_of_an_application_beside_a_model_on_a_device(tm
             alone = await client.infer("a", X)
             answer = await client.infer(app="both", x=X)
             assert answer.models_used == ("a", "ten")
-            np.testing.assert_allclose(answer.output, (alone.output + [0, 10]) / 2)
+            np.testing.assert_allclose(answer.output, np.add(alone.output, [0, 10]) / 2)
             told = await client.feedback(answer.decision_id, label=1)
             assert told["applied"], told
             (app,) = await client.apps()
