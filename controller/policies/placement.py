@@ -19,6 +19,7 @@ from controller.state import Device, Model, State
 
 HORIZON_S = 0.5  # a model is expected to stay for so long at least: its future requests in that time count
 HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: what was just loaded stays
+REPLICATE_BELOW = 0.9  # share of the mean backlog below which a device takes models that others have, too
 VICTIMS_LOOKED_AT = 32  # of the least recently used
 
 
@@ -84,11 +85,13 @@ class Placement:
         return None
 
     def _wanted(self, device: Device) -> list[Model]:
-        """Models with requests that wait for a LOAD, and those whose hosts cannot keep up while this device could."""
-        models = self.state.models
+        """Models with requests that wait for a LOAD, and those whose hosts cannot keep up, if this device has time."""
+        models, devices = self.state.models, self.state.devices
         wanted = [models[ref] for ref in self.state.homeless]
-        if len(self.state.devices) > 1 and not device.waiting and not len(device.exec):
-            wanted += [model for model in self.state.active.values() if model.hosts]
+        if len(devices) > 1:
+            backlog_s = sum(other.backlog_s for other in devices.values())
+            if device.backlog_s * len(devices) <= REPLICATE_BELOW * backlog_s:
+                wanted += [model for model in self.state.active.values() if model.hosts]
         return wanted
 
     def _saved(self, device: Device, model: Model, now: float) -> tuple[float, float]:
