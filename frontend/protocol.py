@@ -103,6 +103,7 @@ class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fi
 
 
 AppRequest = CreateApp | UpdateApp | DeleteApp | Apps | Feedback
+Asking = Infer | Models | AppRequest  # needs to know what is deployed
 Request = Infer | Models | Status | Ping | CreateApp | UpdateApp | DeleteApp | Apps | Feedback
 
 
@@ -219,6 +220,17 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
     if field == "id" and "id" in message:
         text = f"{text}: id is an integer or a string"
     return Invalid("bad_field", f"{field or 'message'}: {text[:200]}", field, known)
+
+
+def duplicate(request_id: Id) -> Invalid:
+    """The id is in use."""
+    return Invalid("duplicate_id", f"id {request_id!r} is in flight on this connection already", "id", request_id)
+
+
+def no_room(count: int, request_id: Id) -> Invalid:
+    """The bound on open requests is reached."""
+    text = f"{count} requests are in flight at this frontend, which is its limit"
+    return Invalid("frontend_full", text, None, request_id, "rejected", 50.0)
 
 
 def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> float:

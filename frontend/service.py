@@ -21,6 +21,7 @@ from frontend.applications.gatherings import Gathering, Member, Trouble
 from frontend.applications.service import Applications
 from frontend.cache import PredictionCache
 from frontend.controllers import Controllers
+from frontend.early import Early, EarlyRequests
 from frontend.evaluations import Evaluations
 from frontend.protocol import Answer, Checked, Error, InputRules, Invalid, TensorOut
 from frontend.reports import describe_members, describe_models
@@ -51,6 +52,7 @@ class FrontendService:
         self._hub = runtime.hub
         self._transport = runtime.transport
         self._requests = RequestTable(settings.in_flight_max)
+        self._early = EarlyRequests(settings.in_flight_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_said)
@@ -96,17 +98,19 @@ class FrontendService:
         log.info("started", member=self._id, address=address, pid=os.getpid())
 
     def drain(self) -> bool:
-        """Takes no new connections; True once every request is answered."""
-        if not self._draining:
-            self._draining = True
-            self._clients.stop_reading()
-        return len(self._requests) == 0 and len(self._applications) == 0
+        """Further requests are rejected; True once every request is answered."""
+        self._draining = True
+        return len(self._requests) == 0 and len(self._applications) == 0 and len(self._early) == 0
 
     def stop(self) -> None:
         """What is still open is answered, and everybody told."""
         self._applications.stop()
+        text = "the frontend is being stopped"
+        for early in self._early.release():
+            asked: Any = early.client
+            self.refuse(asked, Invalid("stopping", text, None, early.request.id, "failed"))
         for call in self._requests.close_all():
-            self._answer_error(call, "failed", "stopping", "the frontend is being stopped", None)
+            self._answer_error(call, "failed", "stopping", text, None)
         self._controllers.stop()
         if self._registrar is not None:
             self._registrar.stop()
@@ -125,29 +129,46 @@ class FrontendService:
         now = time.monotonic()
         try:
             request = protocol.decode(header)
-            if isinstance(request, protocol.Infer):
-                self._infer(client, request, frames, now)
-            elif isinstance(request, protocol.Models):
-                self._send(
-                    client,
-                    {"id": request.id, "status": "ok", "models": describe_models(self._models, self._controllers)},
-                )
+            if isinstance(request, protocol.Ping):
+                self._send(client, {"id": request.id, "status": "ok"})
             elif isinstance(request, protocol.Status):
                 self._send(client, {"id": request.id, "status": "ok", **self._describe()})
-            elif isinstance(request, protocol.Ping):
-                self._send(client, {"id": request.id, "status": "ok"})
+            elif self._knows_nothing() and not self._draining:
+                self._early.hold(Early(client, request, frames, now))
             else:
-                self._applications.handle(client, request, now)
+                self._obey(client, request, frames, now)
         except Invalid as invalid:
             self.refuse(client, invalid)
 
-    def _infer(self, client: ClientId, request: protocol.Infer, frames: list[Buffer], now: float) -> None:
+    def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
+        """What the request asks for is done, or under way. Raises: Invalid."""
+        if isinstance(request, protocol.Infer):
+            self._infer(client, request, frames, received_s)
+        elif isinstance(request, protocol.Models):
+            models = describe_models(self._models, self._controllers)
+            self._send(client, {"id": request.id, "status": "ok", "models": models})
+        else:
+            self._applications.handle(client, request, received_s)
+
+    def _knows_nothing(self) -> bool:
+        """No table has come yet: nobody may be told that something does not exist."""
+        return self._registrar is None or self._registrar.table is None
+
+    def _release(self) -> None:
+        """The first table is there: what waited for it is treated as usual."""
+        for early in self._early.release():
+            client: Any = early.client
+            try:
+                self._obey(client, early.request, early.frames, early.received_s)
+            except Invalid as invalid:
+                self.refuse(client, invalid)
+
+    def _infer(self, client: ClientId, request: protocol.Infer, frames: Sequence[Buffer], received_s: float) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
-            text = f"id {request.id!r} is in flight on this connection already"
-            raise Invalid("duplicate_id", text, "id", request.id)
+            raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            self._applications.infer(client, request, frames, now)
+            self._applications.infer(client, request, frames, received_s)
             return
         target = self._targets.get(request.model or "")
         if target is None or request.version not in (None, target.version) or request.context is not None:
@@ -162,25 +183,24 @@ class FrontendService:
             target.ref,
             target.spec,
             checked.rows,
-            now,
-            now + budget_s,
+            received_s,
+            received_s + budget_s,
             bool(frames),
             weight,
         )
-        self._enter(call, checked, request.cache, now)
+        self._enter(call, checked, request.cache)
 
     def _check_room(self, request: protocol.Infer) -> None:
         if self._requests.full or self._draining:
-            text = f"{len(self._requests)} requests are in flight at this frontend, which is its limit"
-            raise Invalid("frontend_full", text, None, request.id, "rejected", 50.0)
+            raise protocol.no_room(len(self._requests), request.id)
 
-    def _enter(self, call: Call, checked: Checked, use_cache: bool, now: float) -> None:
+    def _enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
         """Answered from the cache, or waiting for a request like it, or on its way to a controller."""
         entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
         if entered.outputs is not None:
             self._answer_call(call, entered.outputs, time.monotonic(), cached=True)
         for part in entered.parts:
-            self._submit(part, now)
+            self._submit(part, time.monotonic())
 
     def _refusal(self, request: protocol.Infer) -> Invalid:
         """Why the request has no target."""
@@ -242,6 +262,7 @@ class FrontendService:
         self._applications.table_changed(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
+        self._release()
 
     def _controller_lost(self, controller: str) -> None:
         parts = self._requests.controller_lost(controller)
@@ -365,7 +386,7 @@ class FrontendService:
             asked, member.model, target.ref, target.spec, asked.rows, asked.received_s, asked.deadline_s,
             False, asked.weight, context=member,
         )  # fmt: skip
-        self._enter(call, Checked(asked.rows, list(asked.tensors)), asked.use_cache, time.monotonic())
+        self._enter(call, Checked(asked.rows, list(asked.tensors)), asked.use_cache)
 
     def answer_app(
         self, gathering: Gathering, answer: Answer, outputs: Sequence[tuple[wire.TensorSpec, Array]]
@@ -414,12 +435,16 @@ class FrontendService:
             waiting = all(part.controller is None for part in call.parts)
             text = "no controller could be reached" if waiting else "no answer came within the budget"
             self._answer_error(call, "timed_out", "deadline", text)
+        for client, refusal in self._early.expire(now):
+            asked: Any = client
+            self.refuse(asked, refusal)
         self._applications.expire(now)
         self._hub.schedule_turn()
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
         self._alarm.by(self._requests.wake_at())
+        self._alarm.by(self._early.wake_at())
         self._alarm.by(self._applications.wake_at())
 
     def _describe(self) -> dict[str, Any]:

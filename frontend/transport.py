@@ -62,9 +62,6 @@ class ClientPort:
                 log.info("answers_dropped", total=self.answers_dropped, why=str(error))
         self._hub.sent(sock)
 
-    def stop_reading(self) -> None:
-        """Takes nothing new; answers still leave."""
-
     def close(self) -> None:
         """The port is closed; answers on their way have a moment to leave."""
         if self._monitor is not None and self._sock is not None:

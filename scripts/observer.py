@@ -4,6 +4,7 @@ Nothing of it costs the mesh anything while nobody looks. It works across machin
 at the addresses that the broker's table names.
 """
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,9 +157,13 @@ class Observer:
                 self._frontends[address] = client
             try:
                 status = client.call("status", timeout_s=REPLY_S_MAX)
-                answers.append((status, client.models() if models else []))
             except RequestError:
                 continue
+            described: list[dict[str, Any]] = []
+            if models:
+                with contextlib.suppress(RequestError):  # it may not know them yet
+                    described = client.models()
+            answers.append((status, described))
             if not self._members:
                 self._members = [_member(found) for found in status["members"]]
                 self._epoch = status["epoch"]

@@ -1,5 +1,6 @@
 """frontend/service.py: a real frontend and a real broker; the controller and the worker do as a test tells them."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -418,6 +419,96 @@ async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_
         at.finish(first[1])  # a worker that had it from the first controller is quicker
         assert [type(await future) for future in futures] == [Prediction] * 2
         assert at.frontend._answers == {"ok": 2}
+
+
+@contextlib.asynccontextmanager
+async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
+    """A frontend whose broker is down, but knew model m in version 1; and a bare client, with how to ask."""
+    package(folder / "repository", "m", "1")
+    async with processes(**QUICK) as made:
+        broker = Broker(made, folder)
+        before = Caller(made.runtime(), broker.addresses, "controller-1")
+        before.register("controller")
+        before.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
+        await before.table(lambda table: table.models[0].current)
+        broker.stop()
+        runtime = made.runtime(frontend_port=0, **settings)
+        frontend = FrontendService(runtime, broker.addresses)
+        frontend.start()
+        (address,) = frontend._registrar.member.endpoints["clients"]  # type: ignore[union-attr]
+        sock = made.bare(zmq.DEALER)
+        sock.connect(address)
+        brokers: list[Broker] = []
+        try:
+            yield frontend, runtime, sock, lambda: brokers.append(Broker(made, folder, broker.number))
+        finally:
+            frontend.stop()
+            for other in brokers:
+                other.stop()
+
+
+async def held(frontend: FrontendService, runtime: Any, number: int) -> None:
+    """Returns once so many requests are held."""
+    turns = Told()
+    runtime.hub.on_turn(turns)
+    await turns.until(lambda _: len(frontend._early) == number)
+
+
+async def hear(sock: Any) -> Any:
+    """The next answer, while the loop goes on."""
+    return msgpack.unpackb(await asyncio.to_thread(sock.recv))
+
+
+@on_loop
+async def test_a_frontend_that_does_not_know_the_models_yet_holds_requests_until_it_does(tmp_path: Path) -> None:
+    async with starting(tmp_path) as (frontend, _, sock, start_broker):
+        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 9000}))
+        sock.send(msgpack.packb({"op": "infer", "id": 2, "model": "nosuch", "inputs": [row], "slo_ms": 9000}))
+        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 9000}))
+        sock.send(msgpack.packb({"op": "infer", "id": 3, "model": "m", "inputs": [row], "slo_ms": -1}))
+        sock.send(msgpack.packb({"op": "models", "id": 4}))
+        sock.send(msgpack.packb({"op": "ping", "id": 5}))
+        again, bad, ping = [await hear(sock) for _ in range(3)]
+        assert (again["id"], again["error"]["code"]) == (1, "duplicate_id")
+        assert (bad["id"], bad["error"]["code"]) == (3, "bad_slo")
+        assert ping == {"id": 5, "status": "ok"}
+        assert len(frontend._early) == 3
+        start_broker()
+        unknown, models = [await hear(sock) for _ in range(2)]
+        assert (unknown["id"], unknown["error"]["code"]) == (2, "unknown_model")
+        assert [model["name"] for model in models["models"]] == ["m"]
+        (part,) = frontend._requests.unsubmitted()  # for a controller to come
+        assert part.call.id == 1
+        assert part.call.deadline_s - part.call.received_s == pytest.approx(9)
+
+
+@on_loop
+async def test_what_is_held_longer_than_its_budget_is_told_when_to_come_back(tmp_path: Path) -> None:
+    async with starting(tmp_path, in_flight_max=1) as (frontend, _, sock, _):
+        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+        for number in (1, 2):
+            sock.send(msgpack.packb({"op": "infer", "id": number, "model": "m", "inputs": [row], "slo_ms": 100}))
+        full, late = await hear(sock), await hear(sock)
+        assert (full["id"], full["status"], full["error"]["code"]) == (2, "rejected", "frontend_full")
+        assert (late["id"], late["status"], late["error"]["code"]) == (1, "rejected", "not_ready")
+        assert late["error"]["retry_after_ms"] > 0
+        assert len(frontend._early) == 0
+
+
+@on_loop
+async def test_a_frontend_stopped_before_it_knew_anything_answers_what_it_held(tmp_path: Path) -> None:
+    async with starting(tmp_path) as (frontend, runtime, sock, _):
+        sock.send(msgpack.packb({"op": "models", "id": 1}))
+        await held(frontend, runtime, 1)
+        assert frontend.drain() is False
+        sock.send(msgpack.packb({"op": "infer", "id": 2, "app": "a", "inputs": []}))
+        refused = await hear(sock)
+        assert (refused["id"], refused["status"]) == (2, "rejected")
+        frontend.stop()
+        stopped = await hear(sock)
+        assert (stopped["id"], stopped["status"], stopped["error"]["code"]) == (1, "failed", "stopping")
+        frontend.stop = lambda: None
 
 
 @on_loop

@@ -171,20 +171,6 @@ async def test_a_client_that_does_not_read_loses_its_own_answers_only() -> None:
 
 
 @on_loop
-async def test_a_port_that_takes_nothing_new_still_answers() -> None:
-    async with processes() as made:
-        listening = Listening(made)
-        sock = client(made, listening)
-        sock.send(b"before")
-        ((who, _, _),) = await listening.said.count(1)
-        listening.port.stop_reading()
-        for number in range(20):
-            listening.port.answer(who, b"answer %d" % number)
-            assert listening.port.answers_dropped == 0
-            assert sock.recv() == b"answer %d" % number
-
-
-@on_loop
 async def test_a_closed_port_is_free_for_another_and_may_be_answered_on_and_closed_again() -> None:
     async with processes() as made:
         listening = Listening(made)
@@ -197,6 +183,5 @@ async def test_a_closed_port_is_free_for_another_and_may_be_answered_on_and_clos
         listening.port.close()
         listening.port.close()
         listening.port.answer(who, b"nobody listens")
-        listening.port.stop_reading()
         listening.hub.close()
         Listening(made, number=number)
