@@ -190,9 +190,9 @@ class Outputs:
         if self.plot is not None:
             draw(plan, runs, found, self.plot)
         show(plan, runs, found, self.console)
-        for sentence in remarks(found):
+        for sentence in remarks(runs, found):
             self.console.print(sentence, style="yellow", highlight=False)
-        return 2 if complaints(found) else 0
+        return 2 if complaints(runs, found) else 0
 
 
 async def carry_out(
