@@ -212,7 +212,9 @@ def summary(before: View | None, after: View) -> Table:
         _predictions(table, f" ({name})" if len(after.snapshots) > 1 else "", snapshot)
     for frontend, status in after.frontends.items():
         answers = ", ".join(f"{count} {kind}" for kind, count in sorted(status["answers"].items())) or "none yet"
-        table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}")
+        dropped = status["answers_dropped"]
+        lost = f"; [red]{dropped} dropped: clients gone, or not reading[/]" if dropped else ""
+        table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}{lost}")
     return table
 
 

@@ -19,7 +19,7 @@ MEMBERS = (
     wire.Member(id="gpu_worker-1", role="gpu_worker", host="h"),
     wire.Member(id="gpu_worker-2", role="gpu_worker", host="h"),
 )
-FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3}
+FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3, "answers_dropped": 4, "answers_waiting": 5}
 
 
 def view(
@@ -77,7 +77,7 @@ def test_the_screen_shows_rates_shares_reasons_and_errors_of_prediction() -> Non
         "2 of 8 1 of 2 1 m:1*",
         "m:1 1 of 1 5 25.0 20.0 80.00%",
         "10 lines in logs, 2 dropped",
-        "answers: 82 ok, 8 rejected; in flight: 3",
+        "answers: 82 ok, 8 rejected; in flight: 3; 4 dropped: clients gone, or not reading",
     ):
         assert expected in said
 
