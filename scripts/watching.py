@@ -125,7 +125,7 @@ def run_trace(settings: Settings, file: Path, seconds: float, out: Console, err:
         return _refuse(err, str(error))
     except OSError as error:
         return _refuse(err, f"{file}: cannot be written: {error.strerror}")
-    out.print(f"{text}; open it at https://ui.perfetto.dev", highlight=False)
+    out.print(f"{text}; open it at https://ui.perfetto.dev", highlight=False, soft_wrap=True)
     if recording.dropped:
         err.print(
             f"gearmesh: {recording.dropped} facts are missing: the mesh did more than could be fetched", style="yellow"
