@@ -251,11 +251,12 @@ async def run_plan(
 ) -> list[PhaseRun]:
     """What came of every phase. `pids`: {name: process of the mesh}, whose CPU is not foreign.
 
-    Raises: LoadError; ScenarioError if a schedule cannot be drawn.
+    Raises: LoadError.
     """
     index = {model: i for i, model in enumerate(plan.models)}
     shares = [
-        (open_arrivals(p, index, targets, plan.seed), closed_clients(p, index, targets, plan.seed)) for p in plan.phases
+        (open_arrivals(p, index, targets, plan.seed, plan.rows), closed_clients(p, index, targets, plan.seed))
+        for p in plan.phases
     ]
     chosen = [targets[model] for model in plan.models]
     async with AsyncExitStack() as stack:
