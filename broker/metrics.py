@@ -34,6 +34,8 @@ METRICS = {  # {name: (type, help)}; docs/telemetry.md is checked against it
     "gearmesh_log_lines_total": ("counter", "Log lines written."),
     "gearmesh_log_lines_dropped_total": ("counter", "Log lines dropped."),
     "gearmesh_answers_total": ("counter", "A frontend's answers, by status."),
+    "gearmesh_answers_dropped_total": ("counter", "A frontend's answers whose client was gone or did not read."),
+    "gearmesh_answers_waiting": ("gauge", "A frontend's answers that their clients have no room for yet."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
 }
 
@@ -49,6 +51,8 @@ def metrics_text(
     for frontend, status in frontends.items():
         labels = {"frontend": frontend}
         samples["gearmesh_in_flight"].append((labels, status["in_flight"]))
+        samples["gearmesh_answers_dropped_total"].append((labels, status["answers_dropped"]))
+        samples["gearmesh_answers_waiting"].append((labels, status["answers_waiting"]))
         _each(samples["gearmesh_answers_total"], status["answers"], labels, "status")
     lines = []
     for name, (kind, text) in METRICS.items():

@@ -461,6 +461,7 @@ class FrontendService:
             "connections": self._clients.connections,
             "disconnections": self._clients.disconnections,
             "answers_dropped": self._clients.answers_dropped,
+            "answers_waiting": self._clients.answers_waiting,
         }
 
 

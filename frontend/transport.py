@@ -1,5 +1,6 @@
 """The clients' socket: a plain ROUTER that anybody may call, however badly."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,8 +9,13 @@ import zmq
 
 from broker.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from broker.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE, Buffer
+from frontend.backlog import Answer, Backlog
 
-ANSWERS_QUEUED_MAX = 2_000  # for one client that does not read; further answers to it are dropped, and counted
+ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, for one client; further ones wait here, for it may only be slow for a moment
+CLIENT_BYTES_MAX = 32 << 20  # that wait here for one client; what finds no room is dropped, and counted
+BYTES_MAX = 256 << 20  # and for all clients
+FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # until it is tried again; as long as nothing leaves, each pause is twice the last
+FLUSHED_MAX = 2_000  # answers at a time; then other work has its turn
 log = structlog.get_logger("clients")
 
 
@@ -30,7 +36,10 @@ class ClientPort:
         self._monitor: zmq.Socket[bytes] | None = None
         self.connections = 0
         self.disconnections = 0
-        self.answers_dropped = 0  # the client was gone, or did not read
+        self.answers_dropped = 0  # the client was gone, or did not read for long
+        self._backlog: Backlog[ClientId] = Backlog(CLIENT_BYTES_MAX, BYTES_MAX)
+        self._flushing: asyncio.TimerHandle | None = None  # set while answers wait
+        self._flush_s = FLUSH_S  # the next pause
 
     def listen(self, host: str, port: int, size_max: int) -> str:
         """Opens the port and returns its address. Raises: AddressInUse."""
@@ -44,10 +53,24 @@ class ClientPort:
         return address
 
     def answer(self, client: ClientId, header: bytes, frames: Sequence[Buffer] = ()) -> None:
-        """The answer leaves now; a client that is gone or does not read loses it, and only it."""
+        """The answer leaves now, or as soon as the client reads those before it.
+
+        A client that is gone, or does not read for long, loses it, and only it.
+        """
         sock = self._sock
         if sock is None:
             return
+        if client in self._backlog or not self._send(sock, client, header, frames):
+            self._keep(client, Answer(header, frames))
+        self._hub.sent(sock)
+
+    @property
+    def answers_waiting(self) -> int:
+        """Answers that their clients have no room for yet."""
+        return self._backlog.count
+
+    def _send(self, sock: "zmq.Socket[bytes]", client: ClientId, header: bytes, frames: Sequence[Buffer]) -> bool:
+        """The answer is off our hands; False: its client has no room for it at the moment."""
         try:
             sock.send(client.identity, NOBLOCK | MORE)
             if client.delimited:
@@ -56,17 +79,50 @@ class ClientPort:
             last = len(frames) - 1
             for i, frame in enumerate(frames):
                 sock.send(frame, MORE if i < last else 0, copy=len(frame) < FRAME_BYTES_ZERO_COPY)
+        except zmq.Again:
+            return False  # only the first frame can be refused
         except zmq.ZMQError as error:
-            self.answers_dropped += 1
-            if self.answers_dropped % 1000 == 1:
-                log.info("answers_dropped", total=self.answers_dropped, why=str(error))
-        self._hub.sent(sock)
+            self._dropped(str(error))
+        return True
+
+    def _keep(self, client: ClientId, answer: Answer) -> None:
+        if not self._backlog.put(client, answer):
+            self._dropped("the client does not read")
+        if self._flushing is None:
+            self._flush_s = FLUSH_S
+            self._flushing = self._hub.loop.call_later(FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        """Sends what waits, as far as there is room now, and comes back if something is left."""
+        self._flushing = None
+        sock = self._sock
+        if sock is None:
+            return
+        sent = self._backlog.flush(lambda client, answer: self._send(sock, client, *answer), FLUSHED_MAX)
+        if sent:
+            self._hub.sent(sock)
+            self._hub.schedule_turn()
+        if self._backlog.count:
+            self._flush_s = FLUSH_S if sent else min(2 * self._flush_s, FLUSH_S_MAX)
+            self._flushing = self._hub.loop.call_later(self._flush_s, self._flush)
+
+    def _dropped(self, why: str) -> None:
+        self.answers_dropped += 1
+        if self.answers_dropped % 1000 == 1:
+            log.warning("answers_dropped", total=self.answers_dropped, why=why)
 
     def close(self) -> None:
         """The port is closed; answers on their way have a moment to leave."""
         if self._monitor is not None and self._sock is not None:
             self._sock.disable_monitor()
             self._hub.drop(self._monitor)
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flush()
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+            log.warning("answers_dropped", waiting=self._backlog.count, why="the frontend stops")
         if self._sock is not None:
             self._hub.drop(self._sock, linger_ms=200)
         self._sock = self._monitor = None

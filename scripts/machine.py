@@ -57,12 +57,16 @@ def _machine_ticks() -> tuple[int, int]:
 class Watch:
     """What happened between construction and `stop`: CPU of ours, of others, and what the host stole."""
 
-    pids: Mapping[str, int]
+    pids: Mapping[str, int]  # {name: process}; a process may have several names: it counts once, under all of them
     _began_s: float = field(default_factory=time.monotonic)
     _before: dict[str, float] = field(default_factory=dict)
     _machine: tuple[int, int] = field(default_factory=_machine_ticks)
 
     def __post_init__(self) -> None:
+        names: dict[int, list[str]] = {}
+        for name, pid in self.pids.items():
+            names.setdefault(pid, []).append(name)
+        self.pids = {" + ".join(shared): pid for pid, shared in names.items()}
         self._before = {name: cpu_s(pid) for name, pid in self.pids.items()}
 
     def stop(self) -> dict[str, Any]:

@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STARTS_WITHIN_S = 120.0
 
 
+class NotReady(RuntimeError):
+    """The mesh could not serve within the time it has for it; `str()` has its log's last lines."""
+
+
 @dataclass(slots=True)
 class Mesh:
     """A running mesh."""
@@ -50,7 +54,7 @@ async def mesh(
     ready: bool = True,
     **settings: object,
 ) -> AsyncIterator[Mesh]:
-    """Runs the Procfile until the block ends. `ready`: entered once every model can be served. Raises: RuntimeError."""
+    """Runs the Procfile until the block ends. `ready`: entered once every model can be served. Raises: NotReady."""
     formation = formation or {}
     frontends = max(1, formation.get("frontend", 1))
     ports = free_ports(2 + frontends)
@@ -90,7 +94,7 @@ async def _wait(running: Mesh) -> None:
         if not waiting.done():
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            raise RuntimeError(f"the mesh did not become ready:\n{running.log()}")
+            raise NotReady(f"the mesh did not become ready:\n{running.log()}")
 
 
 def _run_of_ports(count: int) -> int:

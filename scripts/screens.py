@@ -1,15 +1,18 @@
-"""What `gearmesh status` and `gearmesh top` show: tables made from two looks at a mesh."""
+"""What `gearmesh status` and `gearmesh top` show: tables made from two looks at a mesh, as wide as the terminal is."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from broker.facts import DeviceState, ModelState, Snapshot, Spread
 from scripts.observer import View
 
-PLACES_SHOWN = 6  # models of a device that are named
+PLACES_SHOWN = 6  # models of a device that are named, where there is room for it
+MODELS_SHOWN = 20  # by status
+WIDE = 110  # columns from which lanes have bars, and devices the names of their models
 SILENT_S = 1.0  # a worker not heard for so long is marked
 
 
@@ -68,12 +71,57 @@ def _add(totals: dict[str, int], now: Mapping[str, int], then: Mapping[str, int]
             totals[code] = totals.get(code, 0) + grown
 
 
-def screen(before: View | None, after: View, *, models_max: int = 20) -> RenderableType:
-    """Everything: members, devices, models, and how requests fare."""
-    parts: list[RenderableType] = [members_table(after)]
-    if after.snapshots:
-        parts += [devices_table(before, after), models_table(before, after, models_max), summary(before, after)]
-    return Group(*parts)
+class Screen:
+    """Everything: how requests fare, devices, models, members. Live: as many rows as the terminal has."""
+
+    def __init__(self, before: View | None, after: View, *, live: bool = False) -> None:
+        self._before, self._after, self._live = before, after, live
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        if self._live:
+            yield from self._fitting(width, options.height or console.height)
+            return
+        yield members_table(self._after)
+        if self._after.snapshots:
+            yield devices_table(self._before, self._after, width)
+            yield models_table(self._before, self._after, width, MODELS_SHOWN)
+            yield summary(self._before, self._after, width)
+
+    def _fitting(self, width: int, height: int) -> Iterator[RenderableType]:
+        yield members_line(self._after)
+        if not self._after.snapshots:
+            return
+        told = summary(self._before, self._after, width, cut=True)
+        yield told
+        left = height - told.row_count - 6  # the line above, a title each, and a head for two
+        devices = sum(len(snapshot.devices) for snapshot in self._after.snapshots.values())
+        devices_shown = min(devices, max(1, left // 2))
+        yield devices_table(self._before, self._after, width, devices_shown)
+        yield models_table(self._before, self._after, width, max(1, left - devices_shown))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=True)
+
+
+def _columns(table: Table, width: int, first: str, names: Iterable[str], heads: Mapping[str, int]) -> int:
+    """Columns that fit into `width`: `first`, of names, and those of numbers, {head: width}.
+
+    Names may be as long as the longest, if the numbers leave so much; returns how long.
+    """
+    left = width - sum(columns + 1 for columns in heads.values())
+    longest = max((len(name) for name in names), default=0)
+    name_width = max(6, min(left, max(longest, len(first))))
+    table.add_column(first, width=name_width, no_wrap=True)
+    for head, columns in heads.items():
+        table.add_column(head, width=columns, justify="right", no_wrap=True, overflow="ellipsis")
+    return name_width
+
+
+def _end(name: str, width: int) -> str:
+    """A name cut at its beginning: names of one kind differ at their ends."""
+    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def members_table(view: View) -> Table:
@@ -95,6 +143,15 @@ def members_table(view: View) -> Table:
     return table
 
 
+def members_line(view: View) -> Text:
+    """How many are there, and those that are not well."""
+    told = members_table(view)
+    names, healths = ([Text.from_markup(str(cell)).plain for cell in told.columns[i].cells] for i in (0, 3))
+    ill = [f"{name} {health}" for name, health in zip(names, healths, strict=True) if health != "ok"]
+    line = Text(f"{len(names)} members, ", no_wrap=True, overflow="ellipsis")
+    return line.append("; ".join(ill), style="red") if ill else line.append("all ok", style="green")
+
+
 def _health(answers: bool, advice: str = "") -> str:
     return "[green]ok[/]" if answers else f"[red]silent[/] {advice}".rstrip()
 
@@ -109,95 +166,128 @@ def _worker_health(device: DeviceState | None) -> str:
     return "[green]ok[/]"
 
 
-def devices_table(before: View | None, after: View) -> Table:
-    """Every device: how busy its lanes are, and what it holds."""
-    table = Table(
-        "device", "worker", "EXEC busy", "LOAD busy", "in flight", "batches/s", "loads/s", "pages", "models", "failed",
-        "most recent models", title="devices", title_justify="left",
-    )  # fmt: skip
+def devices_table(before: View | None, after: View, width: int, count_max: int | None = None) -> Table:
+    """Every device, or the busiest: how busy its lanes are, and what it holds."""
     old = {device.worker: device for s in before.snapshots.values() for device in s.devices} if before else {}
+    found = []
     for name, snapshot in after.snapshots.items():
         then = before.snapshots.get(name) if before is not None else None
-        seconds = snapshot.now_s - then.now_s if then is not None else snapshot.uptime_s
-        for device in snapshot.devices:
-            _device_row(table, device, old.get(device.worker), max(seconds, 1e-9))
+        seconds = max(snapshot.now_s - then.now_s if then is not None else snapshot.uptime_s, 1e-9)
+        found += [DeviceChange(device, old.get(device.worker), seconds) for device in snapshot.devices]
+    title = "devices"
+    if count_max is not None and count_max < len(found):
+        title = f"devices ({count_max} busiest of {len(found)})"
+        found = sorted(found, key=lambda one: -one.exec_share)[:count_max]
+    table = _table(title)
+    wide = width >= WIDE
+    bar = 13 if wide else 4
+    heads = {
+        "worker": 8, "EXEC": bar, "LOAD": bar, "flying": 6, "batch/s": 7, "load/s": 6, "pages": 9, "models": 7,
+        "failed": 6,
+    }  # fmt: skip
+    name_width = _columns(table, width, "device", [one.now.name for one in found], heads)
+    if wide:
+        left = width - name_width - sum(columns + 1 for columns in heads.values()) - 1
+        table.add_column("most recent models", width=left, no_wrap=True, overflow="ellipsis")
+    for one in found:
+        table.add_row(_end(one.now.name, name_width), *_device_cells(one, wide))
     return table
 
 
-def _device_row(table: Table, device: DeviceState, then: DeviceState | None, seconds: float) -> None:
-    exec_s = device.exec_busy_s - (then.exec_busy_s if then else 0.0)
-    load_s = device.load_busy_s - (then.load_busy_s if then else 0.0)
-    shown = [f"{place.ref}{_mark(place.state)}" for place in device.places[:PLACES_SHOWN]]
-    if device.resident > len(shown):
-        shown.append("...")
-    table.add_row(
-        device.name,
-        device.worker,
-        _busy(exec_s / seconds),
-        _busy(load_s / seconds),
-        f"{device.exec_pending} + {device.load_pending}",
-        f"{(device.batches - (then.batches if then else 0)) / seconds:.1f}",
-        f"{(device.loads - (then.loads if then else 0)) / seconds:.1f}",
-        f"{device.pages - device.free_pages} of {device.pages}",
-        f"{device.resident} of {device.prepared}",
+@dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """A device, and as it was so many seconds ago; None: since it joined."""
+
+    now: DeviceState
+    then: DeviceState | None
+    seconds: float
+
+    def per_s(self, count: str) -> float:
+        """How fast a count of the device's grew."""
+        grown = getattr(self.now, count) - (getattr(self.then, count) if self.then else 0)
+        return float(grown) / self.seconds
+
+    @property
+    def exec_share(self) -> float:
+        """Share of the time that EXEC was busy."""
+        return self.per_s("exec_busy_s")
+
+
+def _device_cells(one: DeviceChange, wide: bool) -> list[str]:
+    device = one.now
+    cells = [
+        device.worker.rpartition("-")[2],
+        _busy(one.exec_share, wide),
+        _busy(one.per_s("load_busy_s"), wide),
+        f"{device.exec_pending}+{device.load_pending}",
+        f"{one.per_s('batches'):.1f}",
+        f"{one.per_s('loads'):.1f}",
+        f"{device.pages - device.free_pages}/{device.pages}",
+        f"{device.resident}/{device.prepared}",
         str(device.failed),
-        " ".join(shown),
-    )
+    ]
+    if wide:
+        shown = [f"{place.ref}{_mark(place.state)}" for place in device.places[:PLACES_SHOWN]]
+        cells.append(" ".join([*shown, *(["..."] if device.resident > len(shown) else [])]))
+    return cells
 
 
 def _mark(state: str) -> str:
     return {"loading": " (loading)", "running": "*"}.get(state, "")
 
 
-def _busy(share: float) -> str:
+def _busy(share: float, bar: bool) -> str:
     share = min(1.0, max(0.0, share))
     colour = "green" if share < 0.7 else "yellow" if share < 0.95 else "red"
-    return f"[{colour}]{'█' * round(share * 8):<8}[/] {share:4.0%}"
+    drawn = f"{'█' * round(share * 8):<8} " if bar else ""
+    return f"[{colour}]{drawn}{share:4.0%}[/]"
 
 
-def models_table(before: View | None, after: View, count_max: int) -> Table:
+def models_table(before: View | None, after: View, width: int, count_max: int) -> Table:
     """The busiest versions."""
     total = sum(snapshot.models_total for snapshot in after.snapshots.values())
     found = [(model, s, name) for name, s in after.snapshots.items() for model in s.models]
     found.sort(key=lambda entry: (-entry[0].rate, -entry[0].waiting, entry[0].ref))
-    table = Table(
-        "model", "resident", "waiting", "requests/s", "goodput/s", "attainment", "refused", "late", "cold",
-        title=f"models ({min(count_max, len(found))} busiest of {total})", title_justify="left",
-    )  # fmt: skip
-    for model, snapshot, name in found[:count_max]:
+    found = found[:count_max]
+    table = _table(f"models ({len(found)} busiest of {total})" if len(found) < total else f"models ({total})")
+    heads = {
+        "resident": 8, "waiting": 7, "req/s": 8, "good/s": 8, "in time": 7, "refused": 7, "late": 5, "cold": 5,
+    }  # fmt: skip
+    name_width = _columns(table, width, "model", [model.ref for model, _, _ in found], heads)
+    for model, snapshot, name in found:
         then = before.snapshots.get(name) if before is not None else None
         was = next((m for m in then.models if m.ref == model.ref), None) if then is not None else None
         counts_from = then if was is not None else None  # one that was not named before counts from the start
         seconds = snapshot.now_s - counts_from.now_s if counts_from is not None else snapshot.uptime_s
-        _model_row(table, model, was, max(seconds, 1e-9))
+        table.add_row(_end(model.ref, name_width), *_model_cells(model, was, max(seconds, 1e-9)))
     return table
 
 
-def _model_row(table: Table, model: ModelState, was: ModelState | None, seconds: float) -> None:
+def _model_cells(model: ModelState, was: ModelState | None, seconds: float) -> list[str]:
     in_time, late, refused, cold = (
         getattr(model, name) - (getattr(was, name) if was else 0) for name in ("in_time", "late", "refused", "cold")
     )
     ended = in_time + late + refused
-    table.add_row(
-        model.ref,
-        f"{model.devices} of {model.ready}",
+    return [
+        f"{model.devices}/{model.ready}",
         str(model.waiting),
         f"{ended / seconds:.1f}",
         f"{in_time / seconds:.1f}",
-        _share(in_time / ended if ended else None),
+        "-" if not ended else f"{in_time / ended:.1%}",
         str(refused),
         str(late),
         str(cold),
-    )
+    ]
 
 
-def summary(before: View | None, after: View) -> Table:
-    """How requests fare, and how well times are predicted."""
+def summary(before: View | None, after: View, width: int, *, cut: bool = False) -> Table:
+    """How requests fare, and how well times are predicted. `cut`: what is too long for a line ends there."""
     made = change(before, after)
     span = f"last {made.seconds:.1f} s" if before is not None else f"{made.seconds:.0f} s since the start"
-    table = Table(show_header=False, title=f"requests ({span})", title_justify="left")
-    table.add_column(style="bold")
-    table.add_column()
+    table = _table(f"requests ({span})")
+    table.show_header = False
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=cut, overflow="ellipsis")
     table.add_row("goodput", f"{made.per_s(made.in_time):.1f}/s of {made.per_s(made.submitted):.1f}/s offered")
     late = f"; {made.late} late, {made.cancelled} cancelled" if made.late or made.cancelled else ""
     table.add_row("attainment", f"{_share(made.attainment)}{late}")
@@ -212,7 +302,11 @@ def summary(before: View | None, after: View) -> Table:
         _predictions(table, f" ({name})" if len(after.snapshots) > 1 else "", snapshot)
     for frontend, status in after.frontends.items():
         answers = ", ".join(f"{count} {kind}" for kind, count in sorted(status["answers"].items())) or "none yet"
-        table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}")
+        dropped = status["answers_dropped"]
+        lost = f"; [red]{dropped} dropped: clients gone, or not reading[/]" if dropped else ""
+        table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}{lost}")
+    labels_width = max(len(str(label)) for label in table.columns[0].cells)
+    table.columns[0].width, table.columns[1].max_width = labels_width, max(10, width - labels_width - 1)
     return table
 
 
@@ -221,8 +315,8 @@ def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:
     shown = "-" if latency.p50 is None else f"p50 {latency.p50 * 1e3:.2f} ms, p99 {(latency.p99 or 0) * 1e3:.2f} ms"
     table.add_row(f"latency{whose}", f"{shown} (last {latency.count})")
     errors = {"EXEC": snapshot.exec_error, "LOAD": snapshot.load_error, "latency": snapshot.latency_error}
-    text = "; ".join(f"{name} {_error(spread)}" for name, spread in errors.items())
-    table.add_row(f"prediction error{whose}", text)
+    text = ", ".join(f"{name} {_error(spread)}" for name, spread in errors.items())
+    table.add_row(f"error{whose}", f"p50/p99 of predictions: {text}")
     journal = snapshot.journal
     if not journal.on:
         table.add_row(f"logs{whose}", "off (setting telemetry)")
@@ -235,7 +329,7 @@ def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:
 def _error(errors: Spread) -> str:
     if errors.p50 is None or errors.p99 is None:
         return "-"
-    return f"p50 {errors.p50:.1%} p99 {errors.p99:.1%}"
+    return f"{errors.p50:.1%}/{errors.p99:.1%}"
 
 
 def _share(share: float | None) -> str:

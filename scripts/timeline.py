@@ -7,11 +7,11 @@ Source of the format: "Trace Event Format" (Google, 2016): JSON object format; c
 
 import heapq
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.facts import ActionFact, RequestFact
+from broker.facts import ActionFact, Fact, RequestFact
 from scripts.observer import Recording
 
 # names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model too
@@ -31,10 +31,13 @@ COLOURS = (
 )
 FAILED_COLOUR = "terrible"
 LANES = {"load": ("LOAD", 1000), "infer": ("EXEC", 4000)}  # {action: (lane, number of its first row)}
+WORKERLESS = ("lost", "worker_lost")  # codes of actions of which no worker told anything, nor how many pages are free
 ROWS_MAX = 1000  # of one kind
 REQUEST_ROW = 1
+SLACK_US = 20.0  # a lane does one thing at a time: what seems to overlap by less is the translation of clocks
 
 Event = dict[str, Any]
+Place = tuple[int, int, float]  # process, row, microseconds
 
 
 @dataclass(slots=True)
@@ -43,21 +46,25 @@ class Rows:
 
     name: str
     first: int  # number of the first row
+    slack_us: float = 0.0  # a bar that begins so long before the end of another begins there
     _free: list[int] = field(default_factory=list)  # heap of rows that are free
     _busy: list[tuple[float, int]] = field(default_factory=list)  # heap of (end, row)
     count: int = 0
 
-    def place(self, begin_us: float, end_us: float) -> int:
-        """The row of a bar; bars come in order of their beginning."""
-        while self._busy and self._busy[0][0] <= begin_us:
-            heapq.heappush(self._free, heapq.heappop(self._busy)[1])
+    def place(self, begin_us: float, end_us: float) -> tuple[int, float, float]:
+        """(row, begin, end) of a bar; bars come in order of their beginning."""
+        while self._busy and self._busy[0][0] <= begin_us + self.slack_us:
+            over_us, row = heapq.heappop(self._busy)
+            begin_us = max(begin_us, over_us)
+            heapq.heappush(self._free, row)
         if self._free:
             row = heapq.heappop(self._free)
         else:
             row = self.first + self.count
             self.count += 1
+        end_us = max(begin_us, end_us)
         heapq.heappush(self._busy, (end_us, row))
-        return row
+        return row, begin_us, end_us
 
     def names(self) -> Iterator[tuple[int, str]]:
         """(number, name) of every row."""
@@ -77,22 +84,21 @@ class Timeline:
         """Microseconds since the beginning, to the nanosecond."""
         return round((at_s - self.began_s) * 1e6, 3)
 
-    def bar(self, pid: int, rows: Rows, begin_s: float, end_s: float, name: str, **more: Any) -> int:
-        """A bar from begin to end; returns its row."""
-        begin_us, end_us = self.us(begin_s), self.us(max(begin_s, end_s))
-        row = rows.place(begin_us, end_us)
+    def bar(self, pid: int, rows: Rows, begin_s: float, end_s: float, name: str, **more: Any) -> Place:
+        """A bar from begin to end; returns where it begins."""
+        row, begin_us, end_us = rows.place(self.us(begin_s), self.us(max(begin_s, end_s)))
         duration_us = round(end_us - begin_us, 3)
         self.events.append(
             {"ph": "X", "pid": pid, "tid": row, "ts": begin_us, "dur": duration_us, "name": name, **more}
         )
-        return row
+        return pid, row, begin_us
 
-    def arrow(self, source: tuple[int, int, float], target: tuple[int, int, float]) -> None:
-        """From (process, row, instant) to another; each lies in a bar."""
+    def arrow(self, source: Place, target: Place) -> None:
+        """From the beginning of a bar to that of another."""
         self.flows += 1
         flow = {"cat": "request", "name": "served by", "id": self.flows}
-        for phase, (pid, row, at_s), more in (("s", source, {}), ("f", target, {"bp": "e"})):
-            self.events.append({"ph": phase, "pid": pid, "tid": row, "ts": self.us(at_s), **flow, **more})
+        for phase, (pid, row, at_us), more in (("s", source, {}), ("f", target, {"bp": "e"})):
+            self.events.append({"ph": phase, "pid": pid, "tid": row, "ts": at_us, **flow, **more})
 
     def counter(self, pid: int, at_s: float, name: str, value: float) -> None:
         """A counter's value from then on."""
@@ -114,14 +120,17 @@ class Timeline:
 def timeline(recording: Recording) -> dict[str, Any]:
     """The whole trace, ready to be written as JSON."""
     made = Timeline(_origin_s(recording))
-    devices: dict[str, int] = {}  # {worker: process number}
-    for number, (controller, facts) in enumerate(sorted(recording.facts.items()), 1):
+    devices: dict[tuple[str, str], list[Ordered]] = {}  # {(device, worker): its actions, whoever ordered them}
+    for controller, facts in recording.facts.items():
         offset_s = recording.offset_s.get(controller, 0.0)
-        actions = [fact for fact in facts if isinstance(fact, ActionFact)]
-        requests = [fact for fact in facts if isinstance(fact, RequestFact)]
-        for worker in sorted({action.worker for action in actions}):
-            devices.setdefault(worker, 1000 + len(devices))
-        _controller(made, number, controller, offset_s, actions, requests, devices)
+        for fact in facts:
+            if isinstance(fact, ActionFact):
+                devices.setdefault((fact.device, fact.worker), []).append(Ordered(fact, controller, offset_s))
+    executed: dict[tuple[str, int], Place] = {}  # {(controller, INFER): where its bar begins}
+    for pid, name in enumerate(sorted(devices), 1000):
+        executed |= _device(made, pid, devices[name])
+    for pid, (controller, facts) in enumerate(sorted(recording.facts.items()), 1):
+        _controller(made, pid, controller, recording.offset_s.get(controller, 0.0), facts, executed)
     return {
         "traceEvents": made.events,
         "displayTimeUnit": "ms",
@@ -132,6 +141,15 @@ def timeline(recording: Recording) -> dict[str, Any]:
             "silent": recording.silent,
         },
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An action, and the controller that ordered it."""
+
+    fact: ActionFact
+    controller: str
+    offset_s: float  # its clock minus ours
 
 
 def _origin_s(recording: Recording) -> float:
@@ -146,74 +164,75 @@ def _origin_s(recording: Recording) -> float:
 
 def _controller(
     made: Timeline,
-    number: int,
+    pid: int,
     controller: str,
     offset_s: float,
-    actions: Sequence[ActionFact],
-    requests: Sequence[RequestFact],
-    devices: dict[str, int],
+    facts: Sequence[Fact],
+    executed: Mapping[tuple[str, int], Place],
 ) -> None:
-    executed: dict[int, tuple[int, int, float]] = {}  # {INFER: (process, row, begin)}
-    for worker in dict.fromkeys(action.worker for action in actions):
-        mine = [action for action in actions if action.worker == worker]
-        executed.update(_device(made, devices[worker], offset_s, mine))
-    for action in actions:
-        made.counter(number, action.result_s - offset_s, "requests waiting", action.waiting)
+    """Draws the requests of one controller, and what served them."""
     rows = Rows("requests", REQUEST_ROW)
-    for request in sorted(requests, key=lambda fact: fact.arrived_s):
+    for request in sorted((f for f in facts if isinstance(f, RequestFact)), key=lambda fact: fact.arrived_s):
         begin_s = request.arrived_s - offset_s
-        row = made.bar(
-            number, rows, begin_s, begin_s + request.latency_s, request.ref, cat=request.outcome,
+        place = made.bar(
+            pid, rows, begin_s, begin_s + request.latency_s, request.ref, cat=request.outcome,
             cname=_colour(request.ref, request.outcome == "in_time"), args=_arguments(request),
         )  # fmt: skip
-        target = executed.get(request.action)
+        target = executed.get((controller, request.action))
         if target is not None:
-            made.arrow((number, row, begin_s), target)
-    made.describe(number, f"requests of {controller}", [rows])
+            made.arrow(place, target)
+    for fact in facts:
+        if isinstance(fact, ActionFact):
+            made.counter(pid, fact.result_s - offset_s, "requests waiting", fact.waiting)
+    made.describe(pid, f"requests of {controller}", [rows])
 
 
-def _device(
-    made: Timeline, pid: int, offset_s: float, actions: Sequence[ActionFact]
-) -> dict[int, tuple[int, int, float]]:
-    """Draws one device. Returns {INFER: (process, row, begin)} of what was executed."""
-    executed: dict[int, tuple[int, int, float]] = {}
+def _device(made: Timeline, pid: int, actions: Sequence[Ordered]) -> dict[tuple[str, int], Place]:
+    """Draws one device. Returns where the bars begin of what was executed."""
+    executed: dict[tuple[str, int], Place] = {}
     kinds: list[Rows] = []
     for type_, (lane, first) in LANES.items():
-        mine = [action for action in actions if action.type == type_]
+        mine = [one for one in actions if one.fact.type == type_]
         if not mine:
             continue
-        windows, plans, bars = (
-            Rows(f"{lane} {what}".strip(), first + ROWS_MAX * i) for i, what in enumerate(("window", "planned", ""))
-        )
+        windows = Rows(f"{lane} window", first)
+        plans = Rows(f"{lane} planned", first + ROWS_MAX)
+        bars = Rows(lane, first + 2 * ROWS_MAX, SLACK_US)
         kinds += [windows, plans, bars]
-        for action in sorted(mine, key=lambda fact: fact.earliest_s):
-            # a window is drawn as far as it mattered: that of a LOAD stays open for long
-            closes_s = min(action.latest_s, max(action.expected_end_s, action.end_s or action.result_s))
-            _draw(made, pid, windows, action, action.earliest_s, closes_s, offset_s)
-        for action in sorted(mine, key=lambda fact: fact.expected_begin_s):
-            _draw(made, pid, plans, action, action.expected_begin_s, action.expected_end_s, offset_s)
-        for action in sorted(mine, key=_begin_s):
-            begin_s = _begin_s(action)
-            end_s = begin_s if action.end_s is None else action.end_s
-            row = _draw(made, pid, bars, action, begin_s, end_s, offset_s)
-            executed[action.action] = pid, row, begin_s - offset_s
-    for action in actions:
-        made.counter(pid, action.result_s - offset_s, "free pages", action.free_pages)
-    made.describe(pid, f"{actions[0].device} of {actions[0].worker}", kinds)
+        for rows, span in ((windows, _window), (plans, _plan), (bars, _actual)):
+            spans = [(span(one.fact), one) for one in mine]
+            for (begin_s, end_s), one in sorted(spans, key=lambda entry: entry[0][0] - entry[1].offset_s):
+                place = _draw(made, pid, rows, one, begin_s, end_s)
+                if rows is bars:
+                    executed[one.controller, one.fact.action] = place
+    for one in actions:
+        if one.fact.code not in WORKERLESS:
+            made.counter(pid, one.fact.result_s - one.offset_s, "free pages", one.fact.free_pages)
+    fact = actions[0].fact
+    made.describe(pid, f"{fact.device} of {fact.worker}", kinds)
     return executed
 
 
-def _begin_s(action: ActionFact) -> float:
-    """When it began; of what never did, when that was known."""
-    return action.result_s if action.begin_s is None else action.begin_s
+def _window(fact: ActionFact) -> tuple[float, float]:
+    """Drawn as far as it mattered: that of a LOAD stays open for long."""
+    return fact.earliest_s, min(fact.latest_s, max(fact.expected_end_s, fact.end_s or fact.result_s))
 
 
-def _draw(
-    made: Timeline, pid: int, rows: Rows, action: ActionFact, begin_s: float, end_s: float, offset_s: float
-) -> int:
+def _plan(fact: ActionFact) -> tuple[float, float]:
+    return fact.expected_begin_s, fact.expected_end_s
+
+
+def _actual(fact: ActionFact) -> tuple[float, float]:
+    """When it began and ended; of what never did, when that was known."""
+    begin_s = fact.result_s if fact.begin_s is None else fact.begin_s
+    return begin_s, begin_s if fact.end_s is None else fact.end_s
+
+
+def _draw(made: Timeline, pid: int, rows: Rows, one: Ordered, begin_s: float, end_s: float) -> Place:
+    fact = one.fact
     return made.bar(
-        pid, rows, begin_s - offset_s, end_s - offset_s, action.ref, cat=action.code,
-        cname=_colour(action.ref, action.code == "ok"), args=_arguments(action),
+        pid, rows, begin_s - one.offset_s, end_s - one.offset_s, fact.ref, cat=fact.code,
+        cname=_colour(fact.ref, fact.code == "ok"), args=_arguments(fact),
     )  # fmt: skip
 
 

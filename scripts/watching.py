@@ -14,9 +14,10 @@ from rich.live import Live
 from broker.config import Settings
 from broker.metrics import metrics_text
 from scripts.observer import NoMesh, Observer, View
-from scripts.screens import screen
+from scripts.screens import Screen
 from scripts.trace import TraceError, check_seconds, check_target, record, write
 
+DEPLOYED_SHOWN = 12  # models that status describes; of more, those that are not ready
 INTERVAL_S_MIN, INTERVAL_S_MAX = 0.1, 60.0
 
 
@@ -44,9 +45,15 @@ def run_status(
     if as_json:
         print(json.dumps(describe(after)))
         return 0
-    out.print(screen(before, after))
-    if after.models:
-        out.print(models_table(after.models))
+    out.print(Screen(before, after))
+    unready = [model for model in after.models if not model["ready"]]
+    shown = after.models if len(after.models) <= DEPLOYED_SHOWN else unready
+    if shown:
+        out.print(models_table(shown))
+    if len(shown) < len(after.models):
+        out.print(
+            f"{len(after.models) - len(unready)} of {len(after.models)} models are ready; gearmesh models lists them"
+        )
     return 0
 
 
@@ -75,12 +82,14 @@ def run_top(settings: Settings, interval_s: float, count: int, out: Console, err
     try:
         with Observer(settings) as observer:
             before = observer.look()
-            with Live(screen(None, before), console=out, screen=out.is_terminal, auto_refresh=False) as live:
+            with Live(
+                Screen(None, before, live=out.is_terminal), console=out, screen=out.is_terminal, auto_refresh=False
+            ) as live:
                 looks = 1
                 while looks != count:
                     time.sleep(interval_s)
                     after = observer.look()
-                    live.update(screen(before, after), refresh=True)
+                    live.update(Screen(before, after, live=out.is_terminal), refresh=True)
                     before = after
                     looks += 1
     except NoMesh as error:
@@ -116,7 +125,7 @@ def run_trace(settings: Settings, file: Path, seconds: float, out: Console, err:
         return _refuse(err, str(error))
     except OSError as error:
         return _refuse(err, f"{file}: cannot be written: {error.strerror}")
-    out.print(f"{text}; open it at https://ui.perfetto.dev", highlight=False)
+    out.print(f"{text}; open it at https://ui.perfetto.dev", highlight=False, soft_wrap=True)
     if recording.dropped:
         err.print(
             f"gearmesh: {recording.dropped} facts are missing: the mesh did more than could be fetched", style="yellow"

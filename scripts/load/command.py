@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -95,16 +96,12 @@ def load(
     try:
         _refuse_existing(json_file, "--json")
         _refuse_existing(plot, "--plot")
+        if json_file is not None and plot is not None and json_file.absolute() == plot.absolute():
+            raise LoadError(f"--json and --plot: are the same file, {plot}; give two names")
         if not 1 <= processes <= PROCESSES_MAX:
             raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
         outputs = Outputs(json_file, plot, progress)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the mesh and generators stop too
-        if scenario is not None:
-            from scripts.load.stage import run_scenario
-
-            raise typer.Exit(
-                asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, back_off, outputs))
-            )
         options = Options(
             clients=clients, think_ms=think_ms, rate=rate, arrivals=arrivals, cv=cv, burst_s=burst_s, idle_s=idle_s,
             rate_end=rate_end, slo_end_ms=slo_end_ms, steps=steps, functions=functions, minutes=minutes,
@@ -112,6 +109,13 @@ def load(
             slo_factor=numbers(slo_factor, "--slo-factor"), slo_draw=slo_draw, each_slo=each_slo, seconds=seconds,
             warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs, back_off=back_off,
         )  # fmt: skip
+        if scenario is not None:
+            from scripts.load.stage import run_scenario
+
+            _refuse_options(options, model, address)
+            raise typer.Exit(
+                asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, back_off, outputs))
+            )
         if scale is not None or device is not None:
             raise LoadError("--scale and --device belong to the scenarios paper-6.1 ... paper-6.6")
         raise typer.Exit(asyncio.run(_run(options, model or [], address or [], processes, outputs)))
@@ -125,6 +129,21 @@ def usage(message: str) -> NoReturn:
     """Says what is wrong and exits 2."""
     err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def _refuse_options(options: Options, model: list[str] | None, address: list[str] | None) -> None:
+    """A scenario brings its own mesh and load. Raises: LoadError."""
+    default = replace(Options(), seconds=options.seconds, seed=options.seed, back_off=options.back_off)
+    given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(default, field.name)]
+    given += [name for name, value in (("model", model), ("address", address)) if value]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise LoadError(
+            f"{names}: a scenario brings its own load; with it go --seconds, --seed, --back-off, --processes, --scale "
+            "and --device"
+        )
+    if options.seed < 0:
+        raise LoadError(f"--seed: must be 0 or more; got {options.seed}")
 
 
 def _refuse_existing(file: Path | None, option: str) -> None:
@@ -166,7 +185,7 @@ class Outputs:
         processes: int,
         pids: Mapping[str, int] | None,
     ) -> list[PhaseRun]:
-        """The plan is run, with live counts if they are wanted. Raises: LoadError, ScenarioError."""
+        """The plan is run, with live counts if they are wanted. Raises: LoadError."""
         if not self.progress:
             return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
         with Live(console=err, transient=True, refresh_per_second=4) as live:
@@ -177,22 +196,28 @@ class Outputs:
             return await run_plan(plan, targets, where, processes, show, pids)
 
     def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
-        """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate."""
+        """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate.
+
+        Raises: LoadError: a file cannot be written.
+        """
         from scripts.load.plot import draw
         from scripts.load.report import as_map, complaints, remarks, reports, show
         from scripts.machine import describe
 
         found = reports(plan, runs)
-        if self.json_file is not None:
-            text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str)
-            with self.json_file.open("x") as out:
-                out.write(text + "\n")
-        if self.plot is not None:
-            draw(plan, runs, found, self.plot)
         show(plan, runs, found, self.console)
-        for sentence in remarks(found):
+        for sentence in remarks(runs, found):
             self.console.print(sentence, style="yellow", highlight=False)
-        return 2 if complaints(found) else 0
+        try:
+            if self.json_file is not None:
+                text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str, allow_nan=False)
+                with self.json_file.open("x") as out:
+                    out.write(text + "\n")
+            if self.plot is not None:
+                draw(plan, runs, found, self.plot)
+        except OSError as error:
+            raise LoadError(f"{error.filename}: cannot be written: {error.strerror}") from error
+        return 2 if complaints(runs, found) else 0
 
 
 async def carry_out(
@@ -204,7 +229,7 @@ async def carry_out(
     pids: Mapping[str, int] | None = None,
     **more: Any,
 ) -> int:
-    """The plan was run and reported; the exit code. Raises: LoadError, ScenarioError."""
+    """The plan was run and reported; the exit code. Raises: LoadError."""
     if plan.needs_batch1:
         targets = await measure_batch1(where, targets)
         more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}

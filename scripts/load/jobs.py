@@ -29,13 +29,22 @@ class Run(msgspec.Struct, tag="run"):
     arrivals: str  # file, see `write_arrivals`
     clients: list[Clients]
     seconds: float
-    start_s: float  # of the monotonic clock, which processes of one host share
     seed: int
     results: str  # file to write
 
 
+class Go(msgspec.Struct, tag="go"):
+    """Command -> generator, once it has read its share: when the phase begins."""
+
+    start_s: float  # of the monotonic clock, which processes of one host share
+
+
 class Ready(msgspec.Struct, tag="ready"):
-    """Generator -> command: somebody answers."""
+    """Generator -> command: somebody answers at every address."""
+
+
+class Loaded(msgspec.Struct, tag="loaded"):
+    """Generator -> command: it has read its share of the phase, and can begin."""
 
 
 class Progress(msgspec.Struct, tag="progress"):
@@ -53,6 +62,8 @@ class Finished(msgspec.Struct, tag="finished"):
     codes: list[str]
     cpu_s: float  # that this process has used in the phase
     stray: int  # answers that came after the generator had given up on them, or that it cannot read
+    broken: int  # times that a connection to the mesh was lost
+    full: bool  # it could note no more requests, and its clients stopped asking
 
 
 class Broken(msgspec.Struct, tag="broken"):
@@ -61,8 +72,8 @@ class Broken(msgspec.Struct, tag="broken"):
     why: str
 
 
-FromCommand = Start | Run
-FromGenerator = Ready | Progress | Finished | Broken
+FromCommand = Start | Run | Go
+FromGenerator = Ready | Loaded | Progress | Finished | Broken
 
 
 def write_arrivals(arrivals: Arrivals, file: Path) -> None:

@@ -12,6 +12,18 @@ from scripts.simulation.parts import Load
 REQUESTS_MAX = 20_000_000
 LAST_S = 1e-3  # that a replayed log goes on after its last arrival
 SECONDS = 10.0  # of a phase, unless told
+DISTINCT_MAX = 10_000  # inputs of each model: they are made before the first request
+BELONGS = (  # options that only some loads look at: {option: its field}, which loads; "closed": --clients
+    ({"--think-ms": "think_ms", "--back-off": "back_off"}, ("closed",)),
+    ({"--cv": "cv"}, ("gamma", "burst")),
+    ({"--burst-s": "burst_s", "--idle-s": "idle_s"}, ("burst",)),
+    ({"--steps": "steps", "--rate-end": "rate_end", "--slo-end-ms": "slo_end_ms"}, ("ramp",)),
+    ({"--functions": "functions", "--minutes": "minutes", "--mapping": "mapping"}, ("maf",)),
+    ({"--file": "file"}, ("log", "maf")),
+    ({"--zipf": "zipf"}, ("closed", "poisson", "fixed", "gamma", "burst", "ramp")),
+    ({"--rows": "rows", "--slo-draw": "slo_draw", "--each-slo": "each_slo"},
+     ("closed", "poisson", "fixed", "gamma", "burst", "ramp", "maf")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,8 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
         name += f" {source.load.rate_rps:g}/s"
     if options.each_slo:
         name = ""
+    if options.warmup_s >= seconds:
+        raise LoadError(f"--warmup-s: must be less than the {seconds:g} s that are run; got {options.warmup_s:g}")
     phase = Phase(name, seconds, (stream,), options.warmup_s)
     plan = Plan(
         "load", (phase,), seed=options.seed, rows=options.rows, cache=options.cache,
@@ -124,9 +138,11 @@ def _check_numbers(options: Options) -> None:
     ):  # fmt: skip
         if value is not None and not (math.isfinite(value) and value > 0):
             raise LoadError(f"{name}: must be above 0; got {value:g}")
+    if options.distinct_inputs > DISTINCT_MAX:
+        raise LoadError(f"--distinct-inputs: must be at most {DISTINCT_MAX:,}; got {options.distinct_inputs:,}")
     for name, value in (
         ("--cv", options.cv), ("--zipf", options.zipf), ("--think-ms", options.think_ms),
-        ("--warmup-s", options.warmup_s),
+        ("--warmup-s", options.warmup_s), ("--seed", options.seed),
     ):  # fmt: skip
         if not (math.isfinite(value) and value >= 0):
             raise LoadError(f"{name}: must be 0 or more; got {value:g}")
@@ -142,21 +158,29 @@ def _check_together(options: Options, kind: str) -> None:
         (options.clients is not None and (options.rate is not None or options.arrivals is not None),
          "--clients is a closed loop, --rate and --arrivals are an open one: give one of them"),
         (bool(options.slo_ms and options.slo_factor), "--slo-ms and --slo-factor: give one of them"),
-        (bool(options.rate_end or options.slo_end_ms) and kind != "ramp",
-         "--rate-end and --slo-end-ms belong to --arrivals ramp"),
         (bool(options.slo_end_ms and options.slo_factor), "--slo-end-ms goes with --slo-ms, not with --slo-factor"),
         (kind == "log" and options.file is None, "--file: name the recorded log that --arrivals log replays"),
-        (kind not in ("log", "maf") and options.file is not None,
-         "--file: goes with --arrivals log (a recorded log) or maf (an Azure Functions day file)"),
         (options.file is not None and not options.file.exists(), f"--file {options.file}: there is no such file"),
-        (options.warmup_s >= seconds and kind != "log",
-         f"--warmup-s: must be less than --seconds, {seconds:g}; got {options.warmup_s:g}"),
         (most > REQUESTS_MAX,
          f"--rate: {most:,.0f} requests are more than one run can hold, {REQUESTS_MAX:,}; shorten --seconds"),
     )  # fmt: skip
     for is_wrong, sentence in wrong:
         if is_wrong:
             raise LoadError(sentence)
+    load = "closed" if options.clients is not None else kind
+    for fields, loads in BELONGS:
+        for name, field in fields.items():
+            if load not in loads and getattr(options, field) != getattr(DEFAULTS, field):
+                raise LoadError(f"{name}: means nothing here; it belongs to {_loads(loads)}")
+
+
+def _loads(loads: tuple[str, ...]) -> str:
+    arrivals = " or ".join(load for load in loads if load != "closed")
+    parts = ["--clients"] if "closed" in loads else []
+    return " or to ".join([*parts, *([f"--arrivals {arrivals}"] if arrivals else [])])
+
+
+DEFAULTS = Options()
 
 
 def with_models(plan: Plan, models: tuple[str, ...]) -> Plan:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 OUTCOMES = ("ok", "late", "rejected", "timed_out", "failed", "invalid", "no_answer")
 OK, LATE, NO_ANSWER = OUTCOMES.index("ok"), OUTCOMES.index("late"), OUTCOMES.index("no_answer")
+NOT_SENT = "not_sent"  # code: the generator's queue to the mesh was full
 NOT_TOLD = 255  # cold: the answer did not say
 
 RECORD = np.dtype(
@@ -19,6 +20,7 @@ RECORD = np.dtype(
         ("slo_s", "f8"),
         ("predicted_ms", "f8"),  # by admission, of the latency at the frontend; nan: not told
         ("latency_ms", "f8"),  # at the frontend; nan: not told
+        ("unread_ms", "f4"),  # the answer lay so long at most before the generator read it; nan: never answered
         ("model", "i4"),  # index into the plan's models
         ("stream", "i2"),
         ("outcome", "u1"),  # index into OUTCOMES
@@ -28,7 +30,7 @@ RECORD = np.dtype(
     ]
 )
 Records = npt.NDArray[np.void]  # [requests] of RECORD
-_KINDS = {"f8": "d", "i4": "i", "i2": "h", "u1": "B", "u2": "H"}
+_KINDS = {"f8": "d", "f4": "f", "i4": "i", "i2": "h", "u1": "B", "u2": "H"}
 
 
 class Recorder:
@@ -40,7 +42,7 @@ class Recorder:
         self.codes: dict[str, int] = {"": 0}  # {error code: its index}
         (
             self._due_s, self._sent_s, self._done_s, self._slo_s, self._predicted_ms, self._latency_ms,
-            self._model, self._stream, self._outcome, self._code, self._batch, self._cold,
+            self._unread_ms, self._model, self._stream, self._outcome, self._code, self._batch, self._cold,
         ) = self._columns.values()  # fmt: skip
 
     def __len__(self) -> int:
@@ -54,6 +56,7 @@ class Recorder:
         self._slo_s.append(slo_s)
         self._predicted_ms.append(np.nan)
         self._latency_ms.append(np.nan)
+        self._unread_ms.append(np.nan)
         self._model.append(model)
         self._stream.append(stream)
         self._outcome.append(NO_ANSWER)
@@ -69,6 +72,7 @@ class Recorder:
         status: str,
         *,
         code: str = "",
+        unread_ms: float = 0.0,
         predicted_ms: float | None = None,
         latency_ms: float | None = None,
         batch: int | None = None,
@@ -79,9 +83,10 @@ class Recorder:
         if outcome == OK and done_s - self._due_s[row] > self._slo_s[row]:
             outcome = LATE
         self._done_s[row] = done_s
+        self._unread_ms[row] = unread_ms
         self._outcome[row] = outcome
         if code:
-            self._code[row] = self.codes.setdefault(code, min(len(self.codes), 255))
+            self._code[row] = self._code_of(code)
         if predicted_ms is not None:
             self._predicted_ms[row] = predicted_ms
         if latency_ms is not None:
@@ -91,6 +96,13 @@ class Recorder:
         if cold is not None:
             self._cold[row] = cold
         return outcome
+
+    def not_sent(self, row: int) -> None:
+        """The request of the row did not leave after all."""
+        self._code[row] = self._code_of(NOT_SENT)
+
+    def _code_of(self, code: str) -> int:
+        return self.codes.setdefault(code, min(len(self.codes), 255))
 
     def records(self) -> Records:
         """All rows, in the order they were sent."""

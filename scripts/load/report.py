@@ -12,7 +12,7 @@ from scripts.load.records import OUTCOMES
 from scripts.load.runner import PhaseRun
 from scripts.load.statistics import LATE_MS, PhaseReport, Quantiles, report
 
-FORMAT = 1
+FORMAT = 2
 
 
 def reports(plan: Plan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
@@ -35,7 +35,13 @@ def as_map(
         phases.append(
             {
                 **msgspec.to_builtins(one),
-                "generator": {"cpu_s": run.generator_cpu_s, "stray_answers": run.stray, "scheduled": run.scheduled},
+                "generator": {
+                    "cpu_s": run.generator_cpu_s,
+                    "scheduled": run.scheduled,
+                    "stray_answers": run.stray,
+                    "connections_lost": run.broken,
+                    "full": run.full,
+                },
                 "machine": run.watched,
             }
         )
@@ -52,28 +58,37 @@ def show(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], con
         console.print(_outcomes(one))
         _show_facts(one, console)
     console.print(_generator(runs, found))
-    for sentence in complaints(found):
+    for sentence in complaints(runs, found):
         console.print(sentence, style="bold red", highlight=False, markup=False)
 
 
-def complaints(found: Sequence[PhaseReport]) -> list[str]:
+def complaints(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> list[str]:
     """What makes the numbers less than they seem: a generator that could not keep its rate."""
     said = []
-    for one in found:
-        if not one.lateness.kept:
+    for run, one in zip(runs, found, strict=True):
+        late = one.lateness
+        if not late.kept:
             said.append(
-                f"THE GENERATOR COULD NOT KEEP THE RATE in phase {one.name!r}: {one.lateness.late_share:.0%} of the "
-                f"requests left over {LATE_MS:g} ms late; {one.lateness.sent_per_s:,.0f} of {one.offered_per_s:,.0f} a "
-                "second were sent before the phase was over. Latencies count from when they were due. Use more "
-                "--processes, or a lower rate."
+                f"THE GENERATOR COULD NOT KEEP THE RATE in phase {one.name!r}: {late.late_share:.1%} of the requests "
+                f"left over {LATE_MS:g} ms late, and {late.unread_share:.1%} of the answers may have lain unread for "
+                f"longer; {late.sent_per_s:,.0f} of {one.offered_per_s:,.0f} requests a second were sent before the "
+                "phase was over. Latencies count from when they were due until they were read. Use more --processes, "
+                "or a lower rate."
+            )
+        if run.full:
+            said.append(
+                f"THE CLIENTS STOPPED ASKING in phase {one.name!r}: a generator process cannot note more requests than "
+                "that. Use more --processes, or fewer --seconds."
             )
     return said
 
 
-def remarks(found: Sequence[PhaseReport]) -> list[str]:
-    """What a careful reader should know, but that is no fault: lateness that eats a share of the smallest budget."""
+def remarks(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> list[str]:
+    """What a careful reader should know, but that is no fault of the generator's."""
     said = []
-    for one in found:
+    for run, one in zip(runs, found, strict=True):
+        if run.broken:
+            said.append(f"phase {one.name!r}: connections to the mesh were lost, {run.broken} times")
         least_ms = min((slo.slo_ms for slo in one.by_slo), default=None)
         p99_ms = one.lateness.ms.p99_ms
         if least_ms is not None and p99_ms is not None and one.lateness.kept and p99_ms > 0.1 * least_ms:
@@ -90,6 +105,10 @@ def _ms(value: float | None) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
 def _cells(q: Quantiles) -> list[str]:
     return [f"{q.n:,}", _ms(q.mean_ms), _ms(q.p50_ms), _ms(q.p99_ms), _ms(q.p999_ms), _ms(q.max_ms)]
 
@@ -100,7 +119,7 @@ def _overview(found: Sequence[PhaseReport]) -> Table:
     for one in found:
         table.add_row(
             one.name, f"{one.seconds:g}", f"{one.offered_per_s:,.1f}", f"{one.answered_per_s:,.1f}",
-            f"{one.goodput_per_s:,.1f}", f"{one.attainment:.2%}",
+            f"{one.goodput_per_s:,.1f}", _percent(one.attainment),
             "-" if one.mean_batch is None else f"{one.mean_batch:.2f}",
             "not told" if one.cold_starts is None else f"{one.cold_starts:,}",
         )  # fmt: skip
@@ -148,20 +167,22 @@ def _show_facts(one: PhaseReport, console: Console) -> None:
     if parts:
         table = Table("stream" if len(one.by_stream) > 1 else "model", "requests", "in time", "p50 ms", "p99 ms")
         for part in parts:
-            table.add_row(part.name, f"{part.n:,}", f"{part.attainment:.2%}", _ms(part.p50_ms), _ms(part.p99_ms))
+            table.add_row(part.name, f"{part.n:,}", _percent(part.attainment), _ms(part.p50_ms), _ms(part.p99_ms))
         console.print(table)
 
 
 def _generator(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> Table:
-    title = "the generator itself: sent behind due, ms; and the machine meanwhile"
+    title = "the generator itself: sent behind due, and answers unread for at most, ms; and the machine meanwhile"
     table = Table(
-        "phase", "p50", "p99", "max", f"over {LATE_MS:g} ms", "kept", "cpu of each", "foreign", "steal", title=title
-    )
+        "phase", "late p50", "p99", "max", f"over {LATE_MS:g} ms", "unread p99", f"over {LATE_MS:g} ms", "kept",
+        "cpu of each", "foreign", "steal", title=title,
+    )  # fmt: skip
     for run, one in zip(runs, found, strict=True):
         late = one.lateness
         cpu = " ".join(f"{used / run.phase.seconds:.0%}" for used in run.generator_cpu_s)
         table.add_row(
             one.name, _ms(late.ms.p50_ms), _ms(late.ms.p99_ms), _ms(late.ms.max_ms), f"{late.late_share:.2%}",
+            _ms(late.unread.p99_ms), f"{late.unread_share:.2%}",
             "yes" if late.kept else "NO", cpu, f"{run.watched['foreign']}", f"{run.watched['steal']}",
         )  # fmt: skip
     return table

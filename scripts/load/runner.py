@@ -21,6 +21,8 @@ from scripts.load.jobs import (
     Finished,
     FromCommand,
     FromGenerator,
+    Go,
+    Loaded,
     Progress,
     Ready,
     Run,
@@ -35,7 +37,7 @@ from scripts.load.schedule import Clients, closed_clients, deal_clients, open_ar
 from scripts.machine import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAD_S = 0.3  # from handing out the shares to the first request
+LEAD_S = 0.1  # from telling the generators when to begin to the first request
 CONNECT_S = 5.0
 LINE_BYTES_MAX = 1 << 24
 LONE_RUNS, LONE_WARM = 9, 2  # requests that measure the batch-1 time, and those before them that do not count
@@ -61,6 +63,8 @@ class PhaseRun:
     scheduled: int  # requests of open loops
     generator_cpu_s: list[float]  # of each generator process
     stray: int
+    broken: int  # connections to the mesh that were lost
+    full: bool  # a generator could note no more requests, and its clients stopped asking
     watched: dict[str, object]  # machine.Watch.stop()
 
 
@@ -205,6 +209,12 @@ class _Process:
             raise LoadError(f"generator process {self.number}: {message.why}")
         return message
 
+    async def expect(self, kind: type[Ready] | type[Loaded]) -> None:
+        """Its next line is of this kind. Raises: LoadError."""
+        message = await self.read()
+        if not isinstance(message, kind):
+            raise LoadError(f"generator process {self.number} said {message} in place of {kind.__name__}")
+
     async def stop(self) -> None:
         """The process is gone."""
         assert self.process.stdin is not None
@@ -241,11 +251,12 @@ async def run_plan(
 ) -> list[PhaseRun]:
     """What came of every phase. `pids`: {name: process of the mesh}, whose CPU is not foreign.
 
-    Raises: LoadError; ScenarioError if a schedule cannot be drawn.
+    Raises: LoadError.
     """
     index = {model: i for i, model in enumerate(plan.models)}
     shares = [
-        (open_arrivals(p, index, targets, plan.seed), closed_clients(p, index, targets, plan.seed)) for p in plan.phases
+        (open_arrivals(p, index, targets, plan.seed, plan.rows), closed_clients(p, index, targets, plan.seed))
+        for p in plan.phases
     ]
     chosen = [targets[model] for model in plan.models]
     async with AsyncExitStack() as stack:
@@ -258,37 +269,38 @@ async def run_plan(
             )  # fmt: skip
             running.append(await stack.enter_async_context(_process(number, start)))
         for process in running:
-            if not isinstance(await process.read(), Ready):
-                raise LoadError(f"generator process {process.number} said something else than that it is ready")
+            await process.expect(Ready)
         generators = {f"generator {p.number}": p.process.pid for p in running}
         runs = []
         for number, (phase, (arrivals, clients)) in enumerate(zip(plan.phases, shares, strict=True)):
             for process in running:
                 write_arrivals(arrivals.share(process.number, processes), folder / f"{number}-{process.number}.npz")
+            await _hand_out(plan, phase, number, clients, running, folder)
             watch = Watch({**(pids or {}), **generators, "command": os.getpid()})
-            parts = await _run_phase(plan, phase, number, clients, running, folder, progress)
+            parts = await _run_phase(phase, running, progress)
             watched = watch.stop()
             files = [folder / f"{number}-{process.number}.records" for process in running]
             records, codes = merge([(read_records(file), part.codes) for file, part in zip(files, parts, strict=True)])
-            cpu_s = [part.cpu_s for part in parts]
             runs.append(
-                PhaseRun(phase, records, codes, len(arrivals), cpu_s, sum(part.stray for part in parts), watched)
+                PhaseRun(
+                    phase,
+                    records,
+                    codes,
+                    scheduled=len(arrivals),
+                    generator_cpu_s=[part.cpu_s for part in parts],
+                    stray=sum(part.stray for part in parts),
+                    broken=sum(part.broken for part in parts),
+                    full=any(part.full for part in parts),
+                    watched=watched,
+                )
             )
         return runs
 
 
-async def _run_phase(
-    plan: Plan,
-    phase: Phase,
-    number: int,
-    clients: Sequence[Clients],
-    running: Sequence[_Process],
-    folder: Path,
-    progress: OnProgress,
-) -> list[Finished]:
-    """Hands out the shares; returns when all generators are done."""
-    start_s = time.monotonic() + LEAD_S
-    seen = Seen()
+async def _hand_out(
+    plan: Plan, phase: Phase, number: int, clients: Sequence[Clients], running: Sequence[_Process], folder: Path
+) -> None:
+    """Every generator has its share of the phase, and can begin."""
     for process in running:
         dealt = deal_clients(clients, process.number, len(running))
         name = f"{number}-{process.number}"
@@ -297,11 +309,20 @@ async def _run_phase(
                 str(folder / f"{name}.npz"),
                 dealt,
                 phase.seconds,
-                start_s,
                 plan.seed * 1000 + process.number,
                 str(folder / f"{name}.records"),
             )
         )
+    for process in running:
+        await process.expect(Loaded)
+
+
+async def _run_phase(phase: Phase, running: Sequence[_Process], progress: OnProgress) -> list[Finished]:
+    """The phase is over at all generators, which began it together."""
+    start_s = time.monotonic() + LEAD_S
+    seen = Seen()
+    for process in running:
+        await process.send(Go(start_s))
 
     async def follow(process: _Process) -> Finished:
         while True:

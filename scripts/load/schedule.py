@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from scripts.load.errors import LoadError
 from scripts.load.plan import Closed, Growing, Open, Phase, Replay, Stream, Target
 from scripts.simulation import loads
+from scripts.simulation.fields import ScenarioError
 from scripts.simulation.parts import Devices, Load, Scenario, SimModel
 
 Floats = npt.NDArray[np.float64]
@@ -55,24 +57,42 @@ class Clients:
     think_s: float
 
 
-def open_arrivals(phase: Phase, index: Mapping[str, int], targets: Mapping[str, Target], seed: int) -> Arrivals:
-    """The requests of all open streams of a phase. `index`: {model: its number in the plan}.
+def open_arrivals(
+    phase: Phase, index: Mapping[str, int], targets: Mapping[str, Target], seed: int, rows: int = 1
+) -> Arrivals:
+    """The requests of all open streams of a phase, of so many rows each, but for those of a recorded log.
 
-    Raises: ScenarioError if a stream has none or its file cannot be used; LoadError.
+    `index`: {model: its number in the plan}. Raises: LoadError, if a stream has none, or its file cannot be used.
     """
     parts = []
     for number, stream in enumerate(phase.streams):
         if isinstance(stream.source, Closed):
             continue
         models = np.array([index[model] for model in stream.models], np.int32)
-        due_s, model, slo_s, rows = _stream_arrivals(phase, stream, targets, _seed(seed, number))
-        parts.append((due_s, models[model], slo_s, rows, np.full(len(due_s), number, np.int32)))
+        try:
+            due_s, model, slo_s, rows_of = _stream_arrivals(phase, stream, targets, _seed(seed, number), rows)
+        except ScenarioError as error:
+            raise LoadError("; ".join(_as_option(fault) for fault in error.faults)) from error
+        parts.append((due_s, models[model], slo_s, rows_of, np.full(len(due_s), number, np.int32)))
     if not parts:
         none, nothing = np.empty(0), np.empty(0, np.int32)
         return Arrivals(none, nothing, none, nothing, nothing)
-    due_s, model, slo_s, rows, stream_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+    due_s, model, slo_s, rows_of, stream_of = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(due_s, kind="stable")
-    return Arrivals(due_s[order], model[order], slo_s[order], rows[order], stream_of[order])
+    return Arrivals(due_s[order], model[order], slo_s[order], rows_of[order], stream_of[order])
+
+
+def _as_option(fault: str) -> str:
+    """What the simulator says of a scenario's key, said of the option that set it."""
+    options = {
+        "load.rate_rps": "--rate",
+        "load.seconds": "--seconds",
+        "load.minutes": "--minutes",
+        "load.path": "--file",
+    }
+    for key, option in options.items():
+        fault = fault.replace(key, option)
+    return fault.removeprefix("load: ")
 
 
 def _seed(seed: int, number: int) -> int:
@@ -80,7 +100,7 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _stream_arrivals(
-    phase: Phase, stream: Stream, targets: Mapping[str, Target], seed: int
+    phase: Phase, stream: Stream, targets: Mapping[str, Target], seed: int, rows: int
 ) -> tuple[Floats, Ints, Floats, Ints]:
     """(due_s, index into the stream's models, slo_s, rows)."""
     if isinstance(stream.source, Replay):
@@ -89,9 +109,9 @@ def _stream_arrivals(
     if isinstance(stream.source, Growing):
         arriving, due = np.random.default_rng(seed).spawn(2)
         due_s, model = growing(stream.source, len(stream.models), phase.seconds, arriving)
-        return due_s, model, loads.draw_slos(scenario, due_s, model, due), np.ones(len(due_s), np.int32)
+        return due_s, model, loads.draw_slos(scenario, due_s, model, due), np.full(len(due_s), rows, np.int32)
     trace = loads.arrivals(scenario, seed)
-    return trace.time_s, trace.model, trace.slo_s, trace.rows
+    return trace.time_s, trace.model, trace.slo_s, np.full(len(trace), rows, np.int32)
 
 
 def _scenario(phase: Phase, stream: Stream, targets: Mapping[str, Target]) -> Scenario:

@@ -17,7 +17,7 @@ from scripts.load.errors import LoadError
 from scripts.load.paper import RESNET, V100_BATCH1_MS, Stand, default_scale, experiment
 from scripts.load.plan import Phase, Plan
 from scripts.load.runner import PhaseRun, Where, find_targets, measure_batch1, mesh_pids
-from scripts.meshes import mesh
+from scripts.meshes import NotReady, mesh
 
 PROFILE = Path(__file__).resolve().parents[1] / "simulation" / "profiles" / "paper.json"
 DEVICES = ("auto", "cpu", "cuda", "emulated")
@@ -63,20 +63,22 @@ async def run_scenario(
     device = device or chosen.device
     if device not in DEVICES:
         raise LoadError(f"--device: must be one of {', '.join(DEVICES)}; got {device!r}")
+    stands = chosen.stands(scale, seconds or chosen.seconds)
+    most = max(stand.devices for stand in stands)
+    if device == "cpu" and most > 1:
+        raise LoadError(f"--device {device}: this scenario needs {most} devices at this --scale; emulated has so many")
     runs: list[PhaseRun] = []
     phases: list[Phase] = []
     ratios = {}
-    for stand in chosen.stands(scale, seconds or chosen.seconds):
+    for stand in stands:
         with tempfile.TemporaryDirectory(prefix="gearmesh-paper-") as folder:
-            plan, stand_runs, ratio = await _run_stand(
-                stand,
-                profile,
-                device,
-                Path(folder),
-                Plan(chosen.name, (), seed=seed, back_off=back_off),
-                processes,
-                outputs,
-            )
+            plan = Plan(chosen.name, (), seed=seed, back_off=back_off)
+            try:
+                plan, stand_runs, ratio = await _run_stand(
+                    stand, profile, device, Path(folder), plan, processes, outputs
+                )
+            except NotReady as error:
+                raise LoadError(str(error)) from error
         runs += stand_runs
         phases += plan.phases
         ratios[stand.name] = ratio

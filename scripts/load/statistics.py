@@ -5,7 +5,6 @@ what it measures (Tene, "How NOT to measure latency"). A request is in time if i
 counted the same way.
 """
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -18,8 +17,8 @@ from scripts.load.records import LATE, NOT_TOLD, OK, OUTCOMES, Records
 Floats = npt.NDArray[np.float64]
 HDR_MAX_US, HDR_DIGITS = 3_600_000_000, 3
 BEYOND_MIN = 10  # samples that a quantile needs above it; else it is not told
-LATE_MS = 20.0  # a request sent so late was not sent when it was due
-LATE_SHARE_MAX = 0.05  # more of those: the generator could not keep the rate
+LATE_MS = 20.0  # a request sent so late was not sent when it was due; an answer read so late was not read when it came
+LATE_SHARE_MAX = 0.05  # more of either: the generator could not keep the rate
 SLOS_MAX = 16  # distinct budgets that are told one by one; more go into bins, four to a factor of 10
 REJECTED = OUTCOMES.index("rejected")
 
@@ -37,7 +36,7 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SloReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests with one budget (or a bin of them)."""
+    """Requests with one budget, or a bin of them; there is at least one."""
 
     slo_ms: float  # the budget; of a bin, its middle
     n: int
@@ -47,10 +46,12 @@ class SloReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lateness(msgspec.Struct, frozen=True, kw_only=True):
-    """How the generator itself kept its time: sent behind due."""
+    """How the generator itself kept its time."""
 
-    ms: Quantiles
+    ms: Quantiles  # sent behind due
     late_share: float  # sent over 20 ms late
+    unread: Quantiles  # answers lay there so long at most before they were read; their latencies include it
+    unread_share: float  # over 20 ms
     kept: bool  # False: the rate was too much for the generator
     sent_per_s: float  # while the schedule lasted
 
@@ -60,7 +61,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     n: int
-    attainment: float
+    attainment: float | None  # None: there was no request
     p50_ms: float | None
     p99_ms: float | None
 
@@ -74,9 +75,9 @@ class PhaseReport(msgspec.Struct, frozen=True, kw_only=True):
     offered_per_s: float
     answered_per_s: float
     goodput_per_s: float
-    attainment: float
+    attainment: float | None  # None: there was no request
     by_slo: list[SloReport]
-    outcomes: dict[str, Quantiles]  # latencies; those of no_answer: how long it was waited
+    outcomes: dict[str, Quantiles]  # latencies; of no_answer only how many
     rejections: dict[str, int]  # {code: count}, of everything that is not ok
     rejected_within: Quantiles  # from sending to the refusal
     mean_batch: float | None  # requests / batches
@@ -163,8 +164,8 @@ def quantiles(ms: Floats) -> Quantiles:
     )
 
 
-def _share(chosen: npt.NDArray[np.bool_]) -> float:
-    return float(chosen.mean()) if len(chosen) else math.nan
+def _share(chosen: npt.NDArray[np.bool_]) -> float | None:
+    return float(chosen.mean()) if len(chosen) else None
 
 
 def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[SloReport]:
@@ -180,7 +181,7 @@ def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[
                 slo_ms=float(value),
                 n=len(chosen),
                 in_time=in_time,
-                attainment=_share(chosen),
+                attainment=in_time / len(chosen),
                 goodput_per_s=in_time / spent_s,
             )
         )
@@ -201,13 +202,17 @@ def _prediction_errors(rows: Records) -> tuple[Floats, Floats]:
 
 
 def lateness(rows: Records, seconds: float, spent_s: float) -> Lateness:
-    """Whether the generator sent what was due when it was due."""
+    """Whether the generator sent what was due when it was due, and read answers when they came."""
     late_ms = (rows["sent_s"] - rows["due_s"]) * 1e3
-    late_share = _share(late_ms > LATE_MS) if len(rows) else 0.0
+    late_share = _share(late_ms > LATE_MS) or 0.0
+    unread_ms = rows["unread_ms"][np.isfinite(rows["unread_ms"])].astype(np.float64)
+    unread_share = _share(unread_ms > LATE_MS) or 0.0
     return Lateness(
         ms=quantiles(np.maximum(late_ms, 0.001)),
         late_share=late_share,
-        kept=late_share <= LATE_SHARE_MAX,
+        unread=quantiles(np.maximum(unread_ms, 0.001)),
+        unread_share=unread_share,
+        kept=max(late_share, unread_share) <= LATE_SHARE_MAX,
         sent_per_s=int((rows["sent_s"] <= seconds).sum()) / spent_s,
     )
 

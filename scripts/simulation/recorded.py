@@ -6,8 +6,9 @@ A log has one JSON object a line, in any order; other fields are passed over:
 
 `t_s`: arrival, seconds; the earliest becomes 0. `model`: a model of the scenario. `slo_ms`: the answer's budget;
 without it, the first of the model's or the load's. `rows`: default 1. With `load.rate_rps`, gaps are stretched or
-squeezed by one factor so that the mean rate is that. A controller's own request log will do as it is: its lines have
-`arrived_s`, `ref` (model:version) and `slo_s` in place of these; its header and lines of another kind are passed over.
+squeezed by one factor so that the mean rate is that. The request log that controllers keep will do as it is, one file
+or a folder of them; and so will some lines of it, which have `arrived_s`, `ref` (model:version) and `slo_s` in place
+of these.
 """
 
 import csv
@@ -19,6 +20,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from broker import wire
+from scripts.journals import LogError, arrivals
 from scripts.simulation.fields import ScenarioError
 from scripts.simulation.parts import Scenario
 
@@ -33,6 +36,27 @@ class Line(msgspec.Struct, frozen=True):
     model: str
     slo_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+
+
+def controllers_log(source: Path) -> list[Line] | None:
+    """The requests in the logs that controllers keep, by arrival, the first at 0; None if `source` is none of them.
+
+    Raises: LogError, of another version, damaged, or no request log.
+    """
+    if not source.is_dir() and not _has_header(source):
+        return None
+    return [Line(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)]
+
+
+def _has_header(file: Path) -> bool:
+    """True if the first line says that it is a log of something, in some version."""
+    with file.open("rb") as lines:
+        first = lines.readline(1 << 16)
+    try:
+        found = msgspec.json.decode(first)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(found, dict) and "version" in found and "t_s" not in found
 
 
 class OwnLine(msgspec.Struct, frozen=True):
@@ -51,7 +75,6 @@ class OwnLine(msgspec.Struct, frozen=True):
 class Kind(msgspec.Struct, frozen=True):
     """What tells the lines of a controller's log apart."""
 
-    log: str | None = None  # the header's
     kind: str | None = None
 
 
@@ -96,8 +119,23 @@ def read_log(scenario: Scenario) -> Log:
 
 
 def _lines(scenario: Scenario, file: Path) -> list[Line]:
-    lines: list[Line] = []
+    try:
+        own = controllers_log(file)
+    except LogError as error:
+        raise ScenarioError(scenario.name, [f"load.path: {error}"]) from error
+    lines: list[Line] = own or []
     faults: list[str] = []
+    if own is None:
+        _plain_lines(file, lines, faults)
+    if not lines and not faults:
+        faults.append(f'load.path: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
+    if faults:
+        raise ScenarioError(scenario.name, faults)
+    return lines
+
+
+def _plain_lines(file: Path, lines: list[Line], faults: list[str]) -> None:
+    """Adds the requests of a file without a header, and what is wrong with it."""
     for number, text in enumerate(file.read_bytes().splitlines(), 1):
         if not text.strip():
             continue
@@ -110,19 +148,14 @@ def _lines(scenario: Scenario, file: Path) -> list[Line]:
             continue
         if line is not None:
             lines.append(line)
-    if not lines and not faults:
-        faults.append(f'load.path: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
-    if faults:
-        raise ScenarioError(scenario.name, faults)
-    return lines
 
 
 def _line(text: bytes) -> Line | None:
-    """The request in a line of either kind of log; None if the line is about something else."""
+    """The request in a line of either kind; None if the line is about something else."""
     found = msgspec.json.decode(text, type=Kind)
     if found.kind == "request":
         return msgspec.json.decode(text, type=OwnLine).line()
-    if found.kind is not None or found.log is not None:
+    if found.kind is not None:
         return None
     return msgspec.json.decode(text, type=Line)
 
@@ -134,7 +167,7 @@ def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:
     """
     load = scenario.load
     assert load.path is not None
-    with load.path.open(newline="") as lines:
+    with load.path.open(newline="", errors="replace") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
         columns = [header.index(str(minute)) for minute in range(1, DAY_MIN + 1) if str(minute) in header]

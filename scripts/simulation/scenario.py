@@ -226,8 +226,8 @@ def _load_of_kind(table: Table, load: Load, folder: Path) -> Load:
     """The load with the keys that only its kind has."""
     if load.kind == "log" or (load.kind == "maf" and table.has("path")):
         path = folder / table.text("path", None)
-        if table.given.get("path") and not path.is_file():
-            table.fault("path", "must be a file that can be read")
+        if table.given.get("path") and not (path.is_file() or (load.kind == "log" and path.is_dir())):
+            table.fault("path", "must be a file that can be read, or of a log a folder of request logs")
         load = replace(load, path=path)
     if load.kind == "burst":
         burst_s, idle_s = table.number("burst_s", 0.5, POSITIVE), table.number("idle_s", 1.5, POSITIVE)

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker.metrics import METRICS, metrics_text
 from tests.facts import SNAPSHOT
 
-FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3}
+FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3, "answers_dropped": 4, "answers_waiting": 5}
 
 
 def read(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -39,6 +39,8 @@ def test_every_metric_is_there_with_its_value() -> None:
             (controller, ("device", "cpu:0"), ("lane", "load"), ("worker", "gpu_worker-1")): 1.0,
         },
         "gearmesh_log_lines_dropped_total": {(controller,): 2.0},
+        "gearmesh_answers_dropped_total": {(("frontend", "frontend-1"),): 4},
+        "gearmesh_answers_waiting": {(("frontend", "frontend-1"),): 5},
         "gearmesh_answers_total": {
             (("frontend", "frontend-1"), ("status", "ok")): 82, (("frontend", "frontend-1"), ("status", "rejected")): 8,
         },

@@ -1,5 +1,6 @@
 """frontend/transport.py: the clients' socket, which anybody may call, however badly."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -147,6 +148,39 @@ async def test_an_answer_to_a_client_that_is_gone_is_dropped_and_counted() -> No
         listening.port.answer(there, b"answer")
         assert staying.recv_multipart() == [b"answer"]
         assert listening.port.answers_dropped == 2
+
+
+@on_loop
+async def test_a_client_that_is_slow_to_read_gets_every_answer_in_order() -> None:
+    answers = [b"%d" % i + bytes(2_000) for i in range(8_000)]  # 16 MB: more than ZeroMQ and the kernel take
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        for answer in answers:
+            listening.port.answer(who, answer)
+        assert listening.port.answers_waiting > 0
+        read: list[bytes] = []
+        while len(read) < len(answers):
+            read += [await asyncio.to_thread(sock.recv)]
+        assert read == answers
+        assert (listening.port.answers_waiting, listening.port.answers_dropped) == (0, 0)
+
+
+@on_loop
+async def test_what_waits_for_a_client_that_leaves_is_dropped_and_counted() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        while listening.port.answers_waiting < 3:
+            listening.port.answer(who, bytes(2_000))
+        sock.close(0)
+        listening.port.answer(who, bytes(2_000))
+        await listening.until(lambda: listening.port.answers_waiting == 0)
+        assert listening.port.answers_dropped >= 4
 
 
 @on_loop

@@ -9,7 +9,7 @@ from rich.console import Console
 from broker import wire
 from broker.facts import Snapshot
 from scripts.observer import View
-from scripts.screens import change, screen
+from scripts.screens import Screen, change
 from tests.facts import SNAPSHOT
 
 replace = msgspec.structs.replace
@@ -19,7 +19,7 @@ MEMBERS = (
     wire.Member(id="gpu_worker-1", role="gpu_worker", host="h"),
     wire.Member(id="gpu_worker-2", role="gpu_worker", host="h"),
 )
-FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3}
+FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3, "answers_dropped": 4, "answers_waiting": 5}
 
 
 def view(
@@ -30,11 +30,35 @@ def view(
     return View(at_s, broker, 5, MEMBERS, snapshots, {"frontend-1": FRONTEND} if frontend else {})
 
 
+def lines(before: View | None, after: View, width: int = 240, height: int | None = None) -> list[str]:
+    """The screen; with a height, the live one."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=height, color_system=None)
+    console.print(Screen(before, after, live=height is not None))
+    return out.getvalue().splitlines()
+
+
 def text(before: View | None, after: View) -> str:
     """The screen, without its lines."""
-    out = io.StringIO()
-    Console(file=out, width=240, color_system=None).print(screen(before, after))
-    return " ".join(out.getvalue().replace("│", " ").split())
+    return " ".join(" ".join(lines(before, after)).replace("│", " ").split())
+
+
+def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int = 50) -> View:
+    """A mesh with many devices and models, whose names are long."""
+    (device,), (model,) = SNAPSHOT.devices, SNAPSHOT.models
+    snapshot = replace(
+        SNAPSHOT,
+        devices=tuple(
+            replace(device, worker=worker % i, name=f"emulated:test/{i}", exec_busy_s=5.0 * i, pages=1024, free_pages=0)
+            for i in range(devices)
+        ),
+        models=tuple(replace(model, ref=f"resnet50_v2_of_somebody.{i}:12", rate=float(i)) for i in range(models)),
+        models_total=models,
+    )
+    members = [
+        *MEMBERS[:2], *(wire.Member(id=worker % i, role="gpu_worker", host="h", pid=i) for i in range(devices)),
+    ]  # fmt: skip
+    return View(10.0, True, 5, members, {"controller-1": snapshot}, {"frontend-1": FRONTEND})
 
 
 def later(seconds: float = 2.0) -> Snapshot:
@@ -72,12 +96,12 @@ def test_the_screen_shows_rates_shares_reasons_and_errors_of_prediction() -> Non
         "refused 10 deadline",
         "mean batch 3.0 rows",
         "latency p50 20.00 ms, p99 40.00 ms",
-        "EXEC p50 2.0% p99 20.0%; LOAD p50 10.0% p99 30.0%; latency p50 10.0% p99 50.0%",
-        "cpu:0 gpu_worker-1 ██████ 75%",
-        "2 of 8 1 of 2 1 m:1*",
-        "m:1 1 of 1 5 25.0 20.0 80.00%",
+        "p50/p99 of predictions: EXEC 2.0%/20.0%, LOAD 10.0%/30.0%, latency 10.0%/50.0%",
+        "cpu:0 1 ██████ 75%",
+        "2/8 1/2 1 m:1*",
+        "m:1 1/1 5 25.0 20.0 80.0%",
         "10 lines in logs, 2 dropped",
-        "answers: 82 ok, 8 rejected; in flight: 3",
+        "answers: 82 ok, 8 rejected; in flight: 3; 4 dropped: clients gone, or not reading",
     ):
         assert expected in said
 
@@ -104,3 +128,33 @@ def test_who_is_silent_is_shown_as_such() -> None:
 def test_a_worker_s_health_is_what_its_controller_says(changes: dict[str, object], expected: str) -> None:
     (device,) = SNAPSHOT.devices
     assert expected in text(None, view(replace(SNAPSHOT, devices=(replace(device, **changes),))))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_number_is_readable_at_the_usual_widths(width: int) -> None:
+    shown = lines(None, large(), width)
+    assert all(len(line) <= width for line in shown)
+    for i in range(8):
+        (row,) = [line.split() for line in shown if f"test/{i} " in line]
+        numbers = [f"0000000{i}", f"{i * 10}%", "2%", "1+0", "0.8", "0.1", "1024/1024", "1/2", "1"]
+        assert [cell for cell in row if "█" not in cell][1:10] == numbers
+    (row,) = [line.split() for line in shown if "somebody.49:12" in line]
+    assert row[1:] == ["1/1", "5", "1.8", "1.6", "88.9%", "8", "2", "3"]
+    assert not [line for line in shown if line.startswith(("…", "frontend-1")) and line.endswith("…")]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60)])
+def test_top_fits_the_terminal_with_what_matters_most_first(width: int, height: int) -> None:
+    shown = lines(None, large(), width, height)
+    assert len(shown) <= height
+    assert shown[0].startswith("11 members, all ok")
+    assert shown[2].startswith("goodput")
+    assert any(line.startswith("devices") for line in shown)
+    busiest = next(line for line in shown if "test/" in line)
+    assert "test/7" in busiest or height > 24
+    assert any("somebody.49:12" in line for line in shown)
+
+
+def test_top_names_only_members_that_are_not_well() -> None:
+    (first, *_) = lines(None, view(), 80, 24)
+    assert first.startswith("5 members, gpu_worker-2 no controller has it")

@@ -130,6 +130,45 @@ def test_what_came_to_nothing_is_marked_and_has_no_length() -> None:
     assert not [event for event in events if event["ph"] in "sf"]
 
 
+def test_a_device_that_changed_hands_is_drawn_once_with_the_actions_of_both_controllers() -> None:
+    later = replace(
+        ACTION, earliest_s=ACTION.earliest_s + 50.02, latest_s=ACTION.latest_s + 50.02,
+        expected_begin_s=ACTION.expected_begin_s + 50.02, expected_end_s=ACTION.expected_end_s + 50.02,
+        begin_s=(ACTION.begin_s or 0) + 50.02, end_s=(ACTION.end_s or 0) + 50.02, result_s=ACTION.result_s + 50.02,
+    )  # fmt: skip
+    facts: dict[str, list[Fact]] = {
+        "controller-1": [REQUEST, ACTION],
+        "controller-2": [replace(REQUEST, arrived_s=REQUEST.arrived_s + 50.02), later],
+    }
+    recording = Recording(100.0, 101.0, facts, {"controller-1": 0.0, "controller-2": 50.0})
+    events = check_format(timeline(recording))
+    assert [round(begin) for begin, _ in bars_of(events)["EXEC"]] == [10_000, 30_000]
+    targets = [round(event["ts"]) for event in events if event["ph"] == "f"]
+    assert targets == [10_000, 30_000]
+
+
+def test_one_lane_is_one_row_though_clocks_are_some_microseconds_off() -> None:
+    assert ACTION.end_s is not None
+    begin_s = ACTION.end_s - 5e-6
+    after = replace(ACTION, action=8, begin_s=begin_s, end_s=begin_s + 0.01)
+    events = check_format(timeline(recorded(ACTION, after, replace(REQUEST, action=8))))
+    assert bars_of(events)["EXEC"] == [(10_000.0, 10_000.0), (20_000.0, 9_995.0)]
+    (target,) = (event for event in events if event["ph"] == "f")
+    assert target["ts"] == 20_000.0
+
+
+def test_what_was_lost_tells_nothing_of_pages() -> None:
+    lost = replace(ACTION, code="lost", begin_s=None, end_s=None, free_pages=0)
+    events = check_format(timeline(recorded(lost)))
+    assert [e["name"] for e in events if e["ph"] == "C"] == ["requests waiting"]
+
+
+def test_devices_are_in_order_of_their_names() -> None:
+    events = check_format(timeline(recorded(*(replace(ACTION, worker=w, device=d) for w, d in ("b0", "c1", "a2")))))
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name" and e["pid"] >= 1000}
+    assert [names[pid] for pid in sorted(names)] == ["0 of b", "1 of c", "2 of a"]
+
+
 def test_what_was_missed_is_said_in_the_file() -> None:
     recording = recorded(ACTION)
     recording.dropped, recording.silent = 3, ["controller-2"]

@@ -1,5 +1,7 @@
 """What the command makes of its options, and what it says of those that cannot stand."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -37,6 +39,14 @@ def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
         (Options(rate=5.0, warmup_s=10.0), "--warmup-s"),
         (Options(rate=5.0, cv=-1.0), "--cv"),
         (Options(clients=0), "--clients"),
+        (Options(rate=5.0, seed=-1), "--seed"),
+        (Options(rate=5.0, distinct_inputs=1_000_000), "--distinct-inputs: must be at most 10,000"),
+        (Options(rate=5.0, burst_s=2.0), "--burst-s: means nothing here; it belongs to --arrivals burst"),
+        (Options(rate=5.0, think_ms=2.0), "--think-ms: means nothing here; it belongs to --clients"),
+        (Options(rate=5.0, mapping="stripe"), "--mapping: .* --arrivals maf"),
+        (Options(clients=5, cv=2.0), "--cv: .* --arrivals gamma or burst"),
+        (Options(rate=5.0, arrivals="maf", zipf=1.0), "--zipf: .* --clients or to --arrivals poisson"),
+        (Options(rate=5.0, file=Path(__file__)), "--file: .* --arrivals log or maf"),
     ],
 )
 def test_an_option_that_cannot_stand_is_named(options, named):
@@ -90,6 +100,46 @@ def test_an_output_file_that_exists_is_not_overwritten(tmp_path, option):
     assert result.exit_code == 2
     assert "exists already" in result.stderr
     assert file.read_text() == "precious"
+
+
+def test_the_same_file_for_both_outputs_is_refused(tmp_path):
+    file = str(tmp_path / "out")
+    result = CliRunner().invoke(app, ["load", "--rate", "10", "--json", file, "--plot", file])
+    assert result.exit_code == 2
+    assert "give two names" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rate", "5"], "--rate: a scenario brings its own load"),
+        (["-m", "a", "--slo-ms", "5", "--address", "tcp://h:1"], "--slo-ms, --model, --address: a scenario"),
+        (["--seed", "-1"], "--seed: must be 0 or more"),
+        (["--device", "cpu", "--scale", "1"], "--device cpu: this scenario needs 150 devices"),
+    ],
+)
+def test_a_scenario_takes_only_options_that_mean_something_to_it(options, said):
+    result = CliRunner().invoke(app, ["load", "paper-6.6", *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_what_the_simulator_says_of_a_load_is_said_of_the_options(tmp_path):
+    day = tmp_path / "day.csv"
+    day.write_bytes(bytes(range(256)))
+    for options, said in (
+        (Options(rate=0.001, seconds=1.0), "the trace is empty, no request arrives in 1 s: raise --rate or --seconds"),
+        (Options(arrivals="maf", rate=5.0, file=day), "--file: must have a header"),
+    ):
+        plan = with_models(plan_of(options, ("-",)), ("a",))
+        with pytest.raises(LoadError, match=said):
+            open_arrivals(plan.phases[0], {"a": 0}, {"a": Target("a", ())}, 0)
+
+
+def test_requests_have_the_rows_asked_for():
+    plan = with_models(plan_of(Options(rate=50.0, rows=4), ("-",)), ("a",))
+    found = open_arrivals(plan.phases[0], {"a": 0}, {"a": Target("a", ())}, 0, plan.rows)
+    assert set(found.rows.tolist()) == {4}
 
 
 def test_a_target_that_is_not_there_is_said_with_exit_code_2(monkeypatch):

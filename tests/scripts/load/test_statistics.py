@@ -1,12 +1,16 @@
 """What records come to."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 
+from scripts.load.command import Outputs
+from scripts.load.plan import Closed, Phase, Plan, Slo, Stream
 from scripts.load.records import OUTCOMES, RECORD, Recorder, merge
+from scripts.load.runner import PhaseRun
 from scripts.load.statistics import lateness, over_time, quantiles, report
 
 
@@ -106,6 +110,55 @@ def test_a_generator_that_sends_more_than_a_twentieth_late_did_not_keep_the_rate
     assert lateness(rows, 10.0, 10.0).kept is kept
 
 
+@pytest.mark.parametrize(("late", "kept"), [(5, True), (6, False)])
+def test_nor_did_one_that_left_more_than_a_twentieth_of_the_answers_unread_for_so_long(late, kept):
+    recorder = Recorder()
+    for i in range(100):
+        row = recorder.sent(1.0, 1.0, 0.1, 0, 0)
+        recorder.answered(row, 1.03, "ok", unread_ms=20.1 if i < late else 19.9)
+    recorder.sent(1.0, 1.0, 0.1, 0, 0)  # never answered: not unread either
+    found = lateness(recorder.records(), 10.0, 10.0)
+    assert found.kept is kept
+    assert found.unread.n == 100
+
+
+def phase_run(records, codes=("",), **more) -> PhaseRun:
+    phase = Phase("p", 10.0, (Stream("s", ("m",), Closed(1), Slo((100.0,))),))
+    more = {"broken": 0, "full": False, **more}
+    return PhaseRun(phase, records, list(codes), len(records), [0.1], 0, watched={"foreign": 0, "steal": 0}, **more)
+
+
+@pytest.mark.parametrize(
+    ("late_s", "full", "code", "said"),
+    [
+        (0.0, False, 0, ""),
+        (
+            0.1,
+            False,
+            2,
+            "THE GENERATOR COULD NOT KEEP THE RATE in phase 'p': 100.0% of the requests left over 20 ms late",
+        ),
+        (0.0, True, 2, "THE CLIENTS STOPPED ASKING in phase 'p'"),
+    ],
+)
+def test_a_rate_that_was_not_kept_is_said_and_the_exit_code_is_2(late_s, full, code, said, tmp_path, capsys):
+    run = phase_run(recorded([(1.0, 1.0 + late_s, 1.2, 1.0, "ok")] * 20), full=full)
+    outputs = Outputs(tmp_path / "report.json", None, progress=False)
+    assert outputs.write(Plan("load", (run.phase,)), [run]) == code
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "report.json").read_text())["phases"][0]["lateness"]["kept"] is (late_s == 0)
+
+
+def test_connections_that_were_lost_and_requests_that_found_no_room_are_said(capsys):
+    recorder = Recorder()
+    recorder.not_sent(recorder.sent(1.0, 1.0, 1.0, 0, 0))
+    run = phase_run(recorder.records(), recorder.codes, broken=3)
+    assert Outputs(None, None, progress=False).write(Plan("load", (run.phase,)), [run]) == 0
+    said = capsys.readouterr().out
+    assert "not served: 1 not_sent" in said
+    assert "phase 'p': connections to the mesh were lost, 3 times" in said
+
+
 def test_goodput_over_time_is_by_when_requests_were_due():
     rows = recorded([(0.1, 0.1, 0.9, 1.0, "ok"), (0.1, 0.1, 0.9, 0.1, "ok")])
     first = over_time(rows, 0.0, 10.0)[0]
@@ -124,4 +177,4 @@ def test_rows_of_several_generators_get_common_codes_in_order_of_time():
 
 def test_no_request_at_all_is_no_error():
     found = reported(np.empty(0, RECORD))
-    assert (found.n, found.by_slo, found.lateness.kept) == (0, [], True)
+    assert (found.n, found.attainment, found.by_slo, found.lateness.kept) == (0, None, [], True)

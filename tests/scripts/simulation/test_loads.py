@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from scripts.simulation.fields import ScenarioError
 from scripts.simulation.loads import Trace, arrivals
+from tests.facts import REQUEST
 from tests.scripts.simulation.scenarios import scenario
 
 MODELS = {"count": 20}
@@ -97,20 +99,43 @@ def test_a_log_is_played_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_log_of_a_controller_is_played_as_it_is(tmp_path: Path) -> None:
-    lines = [
-        {"log": "requests", "version": 1, "controller": "c", "policy": "atc", "clock_s": 70.0, "unix_s": 1e9},
-        {"kind": "request", "ref": "model.2:1", "rows": 3, "arrived_s": 71.5, "slo_s": 0.05, "outcome": "in_time"},
-        {"kind": "dropped", "count": 4},
-        {"kind": "request", "ref": "model.0:12", "rows": 1, "arrived_s": 71.0, "slo_s": 0.02, "outcome": "late"},
-    ]
-    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    trace = arrivals(
-        scenario(tmp_path, load={"kind": "log", "path": "requests.jsonl", "rate_rps": None, "seconds": None}), 0
-    )
+    controllers_log(tmp_path / "requests-1.jsonl", ("model.2:1", 3, 71.5, 0.05), ("model.0:12", 1, 71.0, 0.02))
+    load = {"kind": "log", "path": "requests-1.jsonl", "rate_rps": None, "seconds": None}
+    trace = arrivals(scenario(tmp_path, load=load), 0)
     assert trace.time_s.tolist() == [0.0, 0.5]
     assert trace.model.tolist() == [0, 2]
     assert trace.slo_s.tolist() == pytest.approx([0.02, 0.05])
     assert trace.rows.tolist() == [1, 3]
+
+
+def test_a_folder_of_logs_is_played_as_one(tmp_path: Path) -> None:
+    (tmp_path / "telemetry").mkdir()
+    for number, arrived_s in ((1, 71.0), (2, 73.0)):
+        controllers_log(tmp_path / "telemetry" / f"requests-{number}.jsonl", ("model.0:1", 1, arrived_s, 0.05))
+    load = {"kind": "log", "path": "telemetry", "rate_rps": None, "seconds": None}
+    assert arrivals(scenario(tmp_path, load=load), 0).time_s.tolist() == [0.0, 2.0]
+
+
+def test_lines_of_a_controllers_log_without_its_header_will_do(tmp_path: Path) -> None:
+    lines = [
+        {"kind": "request", "ref": "model.2:1", "rows": 3, "arrived_s": 71.5, "slo_s": 0.05, "outcome": "in_time"},
+        {"kind": "dropped", "count": 4},
+        {"kind": "request", "ref": "model.0:12", "rows": 1, "arrived_s": 71.0, "slo_s": 0.02, "outcome": "late"},
+    ]
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    load = {"kind": "log", "path": "some.jsonl", "rate_rps": None, "seconds": None}
+    assert arrivals(scenario(tmp_path, load=load), 0).time_s.tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [({"version": 2}, "version 2; this gearmesh reads 1"), ({"log": "actions"}, "a log of 'actions', not of requests")],
+)
+def test_a_log_of_another_version_or_kind_is_refused(tmp_path: Path, header: dict[str, object], words: str) -> None:
+    controllers_log(tmp_path / "requests.jsonl", ("model.2:1", 3, 71.5, 0.05), **header)
+    load = {"kind": "log", "path": "requests.jsonl", "rate_rps": None, "seconds": None}
+    with pytest.raises(ScenarioError, match=words):
+        arrivals(scenario(tmp_path, load=load), 0)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +155,17 @@ def test_a_log_that_cannot_be_played_is_told_of(tmp_path: Path, text: str, words
     with pytest.raises(ScenarioError) as caught:
         arrivals(scenario(tmp_path, load=load), 0)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def controllers_log(file: Path, *requests: tuple[str, int, float, float], **header: object) -> None:
+    """A request log as a controller writes it; requests: (ref, rows, arrived_s, slo_s)."""
+    first = {"log": "requests", "version": 1, "controller": "c", "policy": "atc", "clock_s": 70.0, "unix_s": 1e9}
+    lines = [json.dumps({**first, **header})]
+    for ref, rows, arrived_s, slo_s in requests:
+        fact = msgspec.structs.replace(REQUEST, ref=ref, rows=rows, arrived_s=arrived_s, slo_s=slo_s)
+        lines.append(msgspec.json.encode(fact).decode())
+    lines.append(json.dumps({"kind": "dropped", "count": 4}))
+    file.write_text("\n".join([*lines, ""]))
 
 
 def azure(folder: Path, rows: list[list[int]]) -> None:
