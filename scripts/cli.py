@@ -16,6 +16,7 @@ from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
+from scripts.answers import show
 from scripts.cli_apps import applications, from_json
 from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
@@ -258,22 +259,7 @@ def infer(
         outputs = {name: array.tolist() for name, array in prediction.outputs.items()}
         print(json.dumps({**prediction.answer, "outputs": outputs}))
         return
-    title = prediction.app or f"{prediction.model}:{prediction.version}"
-    table = Table("row", "top", title=f"{title}{' (the default answer)' if prediction.default_used else ''}")
-    labels = spec.get("labels") or []
-    for i, row in enumerate(prediction.output.reshape(len(prediction.output), -1)):
-        best = row.argsort()[::-1][:5]
-        table.add_row(str(i), ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best))
-    out.print(table)
-    if prediction.decision_id is not None:
-        used = ", ".join(prediction.models_used) or "none"
-        out.print(
-            f"{prediction.latency_ms:.2f} ms, confidence {prediction.confidence:.2f}, models that answered: {used}"
-        )
-        out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
-        return
-    predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
-    out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+    show(prediction, spec.get("labels") or [], out)
 
 
 app.add_typer(applications, name="apps")

@@ -51,6 +51,7 @@ def main() -> int:
     sys.path[:] = [os.getcwd(), *(path for path in sys.path if path != here)]  # not what happens to lie beside this
     options = json.loads(sys.argv[3])
     try:
+        check_interpreter()
         function = load(sys.argv[2])
         if isinstance(function, OnnxSession):
             function.narrow(options.get("outputs"), int(options["rows_max"]))
@@ -66,6 +67,14 @@ def main() -> int:
     send(control, ready)
     Server(control, function).serve()
     return 0
+
+
+def check_interpreter() -> None:
+    """What every batch needs is imported now, not while the first one waits for it. Raises: ImportError."""
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{sys.executable} has no numpy, which a container needs: install it there") from error
 
 
 def die_with_parent() -> None:
@@ -150,9 +159,9 @@ def guess_outputs(function: Any) -> list[Spec] | None:
     if owner is None or not hasattr(owner, "n_features_in_"):
         return None
     classes = getattr(owner, "classes_", None)
-    weights = getattr(getattr(owner, "coef_", None), "shape", ())
-    if isinstance(classes, list) or getattr(owner, "n_outputs_", 1) != 1 or (classes is None and len(weights) > 1):
-        return None  # it has several columns, and does not say of which kind
+    columns = getattr(owner, "n_outputs_", 1) != 1 or len(getattr(getattr(owner, "coef_", None), "shape", ())) > 1
+    if isinstance(classes, list) or (classes is None and columns):
+        return None  # several targets, and it does not say of which kind
     if method == "predict":
         dtype = str(classes.dtype) if classes is not None else "float64"
         if dtype not in DTYPES:
@@ -203,6 +212,8 @@ def try_sample(
             array = as_array(name, value)
             if array.ndim == 0 or len(array) != rows:
                 raise WrongOutput(f"output {name!r} has shape {list(array.shape)} for {rows} rows: batch comes first")
+            if array.dtype.name not in DTYPES:
+                raise WrongOutput(f"output {name!r} is {array.dtype}; a tensor is one of {', '.join(DTYPES)}")
             outputs.append({"name": name, "dtype": array.dtype.name, "shape": [-1, *array.shape[1:]]})
     take(result, outputs, rows)
     if report:
