@@ -163,7 +163,7 @@ class ContainerDevice:
         assert isinstance(action, wire.Infer)
         now = time.monotonic()
         child = self._child
-        if child is None or self._why or not child.run(action.action, action.batch, job.slot):
+        if child is None or child.ready is None or self._why or not child.run(action.action, action.batch, job.slot):
             return Done(now, now, 0.0, "container_died", self._why or "its code is being started again")
         self._running = job
         if action.overdue_s:

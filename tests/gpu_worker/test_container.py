@@ -1,5 +1,6 @@
 """Black-box code in a real child process: what it may do to itself, and what becomes of its batches."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -96,6 +97,20 @@ async def test_a_start_that_failed_takes_nothing_of_the_next_one_s_time(folder: 
             (folder / "slow").touch()
             (folder / "dies").unlink(missing_ok=True)
         assert why == ""
+
+
+@on_loop
+async def test_a_batch_that_comes_while_the_code_is_being_started_again_goes_elsewhere(folder: Path) -> None:
+    async with rig(folder, "while os.path.exists('hold'): pass\ndef f(x): return x") as one:
+        (folder / "hold").touch()
+        os.kill(one.pid, signal.SIGKILL)
+        assert "SIGKILL" in await one.news.get()
+        while one.device._child is None:
+            await asyncio.sleep(0)
+        assert await one.run() == "container_died: its code is being started again"
+        (folder / "hold").unlink()
+        assert await one.news.get() == ""
+        np.testing.assert_array_equal(await one.run(), ROW)
 
 
 @pytest.mark.parametrize(
