@@ -105,7 +105,7 @@ async def test_a_batch_that_comes_while_the_code_is_being_started_again_goes_els
         (folder / "hold").touch()
         os.kill(one.pid, signal.SIGKILL)
         assert "SIGKILL" in await one.news.get()
-        while one.device._child is None:
+        while one.device._child is None:  # noqa: ASYNC110  # it is started by a timer
             await asyncio.sleep(0)
         assert await one.run() == "container_died: its code is being started again"
         (folder / "hold").unlink()
