@@ -334,7 +334,7 @@ def container(
     except GearmeshError as error:
         usage(str(error))
     if check:
-        raise typer.Exit(check_container(options, start_s=start_s))
+        raise typer.Exit(2 if check_container(options, start_s=start_s) is None else 0)
     if replicas is not None:
         _keep_container(settings(), options, replicas, start_s)
         return
@@ -344,7 +344,7 @@ def container(
 def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
     """The running `gearmesh up` keeps the container, if its code is good."""
     from gpu_worker.container.main import check_container
-    from scripts.containers import REPLICAS_MAX, Roster
+    from scripts.containers import REPLICAS_MAX, Kept, Roster
 
     roster = Roster(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
@@ -352,12 +352,15 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     if not roster.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
-    if check_container(options, start_s=start_s):
+    code = check_container(options, start_s=start_s)
+    if code is None:
         raise typer.Exit(2)
     given = sys.argv[sys.argv.index("container") + 1 :]
     at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
     del given[at : at + (1 if "=" in given[at] else 2)]
-    roster.put(options.model, given, Path.cwd(), replicas)
+    before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, options.version, code))
+    if before is not None and (before.arguments, before.code) != (given, code):
+        out.print(f"{options.model}: what was kept under this name is being replaced")
     out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
 
 

@@ -53,8 +53,11 @@ def run_container(settings: Settings, options: ContainerOptions, *, start_s: flo
     return CANNOT if refused else OUTDATED if outdated else 0
 
 
-def check_container(options: ContainerOptions, *, start_s: float = START_S) -> int:
-    """Imports the function, runs it on the sample if there is one, and says what would be served. Returns 0, or 2."""
+def check_container(options: ContainerOptions, *, start_s: float = START_S) -> str | None:
+    """Imports the function, runs it on the sample if there is one, and says what would be served.
+
+    Returns the digest of its code; None if it cannot be served: then the reason is on standard error.
+    """
     try:
         options.check()
         child = ChildProcess(options, check=True)
@@ -63,7 +66,8 @@ def check_container(options: ContainerOptions, *, start_s: float = START_S) -> i
         spec = model_spec(options, ready["inputs"], ready["outputs"])
         lay_out(spec)
     except GearmeshError as error:
-        return _cannot(options, error)
+        _cannot(options, error)
+        return None
     if child.tail:
         sys.stdout.write(child.tail + "\n")
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
@@ -71,7 +75,8 @@ def check_container(options: ContainerOptions, *, start_s: float = START_S) -> i
             sys.stdout.write(f"{kind} {tensor.name}: {tensor.dtype} {list(tensor.shape)}\n")
     if options.sample is None:
         sys.stdout.write("the function was not run: give --sample FILE.npy for that\n")
-    return 0
+    code: str = ready["code"]
+    return code
 
 
 def _cannot(options: ContainerOptions, error: GearmeshError) -> int:
