@@ -378,6 +378,7 @@ class Infer(Message, frozen=True, kw_only=True, tag="infer"):
     batch: int  # rows that EXEC computes: the sum over the parts, padded up where the device needs it
     parts: tuple[Part, ...] = ()
     overdue_s: float = 0.0  # of a container: not ended by then, its code hangs; 0: no such limit
+    cold_s: float = 0.0  # ... or so much later, while no batch has ended well in the process of its code
 
 
 class ActionResult(Message, frozen=True, kw_only=True, tag="result"):

@@ -15,7 +15,7 @@ OVERDUE_FACTOR = 5.0  # or this many times its expected duration
 EARLY_S = 0.001  # windows open this much before now: clock offsets are known to less
 LOAD_LATE_S = 1.0  # a LOAD may start this late: it stays useful
 HANGS_AFTER_S = 1.0  # a container's batch that runs so long past its last deadline, and 5 x its expected time, hangs
-COLD_S = 30.0  # likewise of the first batch of a process, which may import, load and compile
+COLD_S = 30.0  # so much more for the first batch of a process, which may import, load and compile
 LAST_WORD_S = 1.0  # and its worker has so long to say so
 
 
@@ -49,8 +49,8 @@ class Actions:
             last_s = max(action.expected_end_s, *(request.deadline_s for request in requests))
             curve = device.curves.get(ref)
             cold = isinstance(curve, BlackBoxCurve) and curve.cold
-            hangs_s = last_s + (COLD_S if cold else HANGS_AFTER_S) + OVERDUE_FACTOR * expected_s
-            action.overdue_s = hangs_s + LAST_WORD_S
+            hangs_s = last_s + HANGS_AFTER_S + OVERDUE_FACTOR * expected_s
+            action.overdue_s = hangs_s + (COLD_S if cold else 0.0) + LAST_WORD_S
             device.overdue_s = min(device.overdue_s, action.overdue_s)
         parts, frames = _parts(requests)
         message = wire.Infer(
@@ -62,6 +62,7 @@ class Actions:
             batch=batch,
             parts=parts,
             overdue_s=hangs_s + device.offset_s if hangs_s else 0.0,
+            cold_s=COLD_S if hangs_s else 0.0,  # whether it is the first there, the worker knows better: results travel
         )
         return ToWorker(device.worker, message, frames)
 

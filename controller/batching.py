@@ -3,7 +3,8 @@
 Nothing is ever run with inputs that nobody sent: all that is known comes from clients' own batches. The first batches
 are small, and the limit of each replica is moved by one of
 
-    aimd       +STEP rows after a full batch within the objective, x BACK_OFF after one that missed it
+    aimd       +STEP rows after a full batch within the objective, x BACK_OFF after one that missed it; smaller steps
+               after a miss, when the edge is near
     quantile   the size whose 99th percentile, fitted as a line over recent batches, meets the objective
     fixed      the size that the operator gave
     none       1
@@ -22,6 +23,9 @@ from broker import wire
 from controller.estimates import Curve, Term
 
 STEP = 4.0  # rows
+STEP_NEAR = 1 / 40  # ... or this part of the limit, if that is less, after a miss
+STEP_MIN = 0.1
+QUIET = 16  # full batches without a miss: the edge is not near any more
 BACK_OFF = 0.9
 QUANTILE = 0.99
 WINDOW = 256  # batches that the quantile is fitted to
@@ -51,14 +55,18 @@ class Aimd:
     rows_max: int
     rows: int = 1
     _exact: float = 1.0  # rows, before rounding down
+    _good: int = QUIET  # full batches within the objective since the last miss
 
     def ran(self, rows: int, duration_s: float) -> None:
         """See Limit. A batch that was not full says nothing about larger ones, and leaves the limit as it is."""
         if duration_s > self.objective_s:
-            if rows * BACK_OFF < self._exact:
+            self._good = 0
+            if rows * BACK_OFF < self._exact:  # else it was sent before the last one lowered the limit
                 self._exact = max(1.0, self._exact * BACK_OFF)
         elif rows >= self.rows:
-            self._exact = min(float(self.rows_max), self._exact + STEP)
+            self._good += 1
+            step = STEP if self._good > QUIET else min(STEP, max(STEP_MIN, self._exact * STEP_NEAR))
+            self._exact = min(float(self.rows_max), self._exact + step)
         self.rows = int(self._exact)
 
 

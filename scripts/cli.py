@@ -16,6 +16,7 @@ from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
+from scripts.answers import show
 from scripts.cli_apps import applications, from_json
 from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
@@ -258,22 +259,7 @@ def infer(
         outputs = {name: array.tolist() for name, array in prediction.outputs.items()}
         print(json.dumps({**prediction.answer, "outputs": outputs}))
         return
-    title = prediction.app or f"{prediction.model}:{prediction.version}"
-    table = Table("row", "top", title=f"{title}{' (the default answer)' if prediction.default_used else ''}")
-    labels = spec.get("labels") or []
-    for i, row in enumerate(prediction.output.reshape(len(prediction.output), -1)):
-        best = row.argsort()[::-1][:5]
-        table.add_row(str(i), ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best))
-    out.print(table)
-    if prediction.decision_id is not None:
-        used = ", ".join(prediction.models_used) or "none"
-        out.print(
-            f"{prediction.latency_ms:.2f} ms, confidence {prediction.confidence:.2f}, models that answered: {used}"
-        )
-        out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
-        return
-    predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
-    out.print(f"{prediction.latency_ms:.2f} ms{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+    show(prediction, spec.get("labels") or [], out)
 
 
 app.add_typer(applications, name="apps")
@@ -348,7 +334,7 @@ def container(
     except GearmeshError as error:
         usage(str(error))
     if check:
-        raise typer.Exit(check_container(options, start_s=start_s))
+        raise typer.Exit(2 if check_container(options, start_s=start_s) is None else 0)
     if replicas is not None:
         _keep_container(settings(), options, replicas, start_s)
         return
@@ -358,7 +344,7 @@ def container(
 def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
     """The running `gearmesh up` keeps the container, if its code is good."""
     from gpu_worker.container.main import check_container
-    from scripts.containers import REPLICAS_MAX, Roster
+    from scripts.containers import REPLICAS_MAX, Kept, Roster
 
     roster = Roster(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
@@ -366,12 +352,15 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     if not roster.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
-    if check_container(options, start_s=start_s):
+    code = check_container(options, start_s=start_s)
+    if code is None:
         raise typer.Exit(2)
     given = sys.argv[sys.argv.index("container") + 1 :]
     at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
     del given[at : at + (1 if "=" in given[at] else 2)]
-    roster.put(options.model, given, Path.cwd(), replicas)
+    before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, options.version, code))
+    if before is not None and (before.arguments, before.code) != (given, code):
+        out.print(f"{options.model}: what was kept under this name is being replaced")
     out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
 
 

@@ -17,10 +17,15 @@ from typing import Any
 
 import msgspec
 
-from scripts.supervisor import Supervisor
+from broker import wire
+from broker.config import Settings
+from scripts.operator import NoBroker, Operator
+from scripts.supervisor import Extra, Supervisor
 
 LOOK_S = 0.3  # between looks at the file
 REPLICAS_MAX = 64
+UP = "welcomed"  # by its controller: from then on it serves
+TAKES_OVER_S = 5.0  # so long is waited for the word that another version is current
 
 
 class Kept(msgspec.Struct):
@@ -29,6 +34,8 @@ class Kept(msgspec.Struct):
     arguments: list[str]  # of `gearmesh container`
     folder: str  # where it was started: modules are found from there
     replicas: int
+    version: str = "1"
+    code: str = ""  # digest of what it ran when it was put here
 
 
 class Roster:
@@ -47,10 +54,12 @@ class Roster:
         except (OSError, msgspec.MsgspecError) as error:
             raise ValueError(f"{self._file}: {error}") from error
 
-    def put(self, model: str, arguments: list[str], folder: Path, replicas: int) -> None:
-        """The container is to be kept, in so many replicas."""
+    def put(self, model: str, container: Kept) -> Kept | None:
+        """The container is to be kept. Returns what was kept under this name before."""
         with self._changing() as kept:
-            kept[model] = Kept(arguments, str(folder), replicas)
+            before = kept.get(model)
+            kept[model] = container
+        return before
 
     def scale(self, model: str, replicas: int) -> bool:
         """So many replicas are to be kept. False if no such container is."""
@@ -93,7 +102,7 @@ class Roster:
         return False
 
 
-async def keep_containers(supervisor: Supervisor, roster: Roster) -> None:
+async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Settings) -> None:
     """Runs until cancelled: as many replicas run as the roster says."""
     said: Any = None
     with roster.watched():
@@ -105,10 +114,30 @@ async def keep_containers(supervisor: Supervisor, roster: Roster) -> None:
                     said = str(error)
                     supervisor.say("up", said)
                 kept = None
-            if kept is not None:
-                for model, container in kept.items():
-                    supervisor.scale(model, _command(container), container.replicas)
+            for model, container in (kept or {}).items():
+                extra = Extra(_command(container), container.version, container.code, UP)
+                if supervisor.scale(model, extra, container.replicas):
+                    await _take_over(supervisor, model, extra, container.replicas, settings)
             await asyncio.sleep(LOOK_S)
+
+
+async def _take_over(supervisor: Supervisor, model: str, extra: Extra, replicas: int, settings: Settings) -> None:
+    """The new version is the one that is asked, and the others' replicas are let go; or else nothing has changed."""
+    why = await asyncio.to_thread(_deploy, model, extra.version, settings) if replicas else ""
+    if why:
+        supervisor.say("up", f"version {extra.version} of {model} does not take over yet: {why}")
+    else:
+        supervisor.retire(model, extra)
+
+
+def _deploy(model: str, version: str, settings: Settings) -> str:
+    """The version is current. Returns why it is not, or nothing."""
+    try:
+        with Operator(settings) as operator:
+            reply = operator.call(wire.Deploy(call=1, name=model, version=version), TAKES_OVER_S)
+    except (NoBroker, TimeoutError) as error:
+        return str(error)
+    return "" if reply.ok else reply.message
 
 
 def _command(container: Kept) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker.config import read_settings
 from frontend.client import AsyncClient
 from scripts.containers import Roster, keep_containers
 from scripts.supervisor import Supervisor, procfile_commands
@@ -76,7 +77,9 @@ async def mesh(
     supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment)
     running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
     supervisor.start()
-    containers = asyncio.create_task(keep_containers(supervisor, Roster(data_dir)))
+    containers = asyncio.create_task(
+        keep_containers(supervisor, Roster(data_dir), read_settings(environment=environment))
+    )
     try:
         if ready:
             await _wait(running)

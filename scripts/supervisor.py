@@ -26,6 +26,16 @@ class CannotStart(Exception):
     """A process said that it cannot run with these settings; `str()` is what it said."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What replicas beside the Procfile run. One that differs in anything is another program."""
+
+    command: str
+    version: str = ""  # programs of different versions may run beside each other
+    code: str = ""  # digest of what the command finds
+    up: str = ""  # a line with this says that it serves
+
+
 @dataclass(slots=True)
 class Child:
     """One line of the Procfile."""
@@ -37,7 +47,8 @@ class Child:
     starts: int = 0
     failures: int = 0  # in a row
     tail: list[str] = field(default_factory=list)  # its last lines
-    extra: bool = False  # no line of the Procfile: the mesh runs without it
+    extra: Extra | None = None  # no line of the Procfile: the mesh runs without it
+    up: bool = False  # an extra one has said that it serves
     unwanted: bool = False  # it is to end, and is not started again
     ended: bool = False  # it cannot start, and is not tried again
 
@@ -89,23 +100,43 @@ class Supervisor:
         """The line appears among those of the processes."""
         self._say(name, line)
 
-    def scale(self, name: str, command: str, count: int) -> None:
-        """So many replicas of the command run beside the Procfile's lines, or are being started or ended."""
-        replicas = [child for child in self._extras.get(name, []) if not child.unwanted and child.command == command]
-        for child in self._extras.get(name, []):
-            if child not in replicas[:count] and not child.unwanted:
-                child.unwanted = True
-                self._signal_one(child, signal.SIGTERM)
-        for child in [child for child in self._extras.get(name, []) if child.unwanted and child.ended]:
-            self._dropped(child)
-        numbers = (i for i in range(1, count + len(self._extras.get(name, [])) + 1))
-        taken = {child.name for child in self._extras.get(name, [])}
-        fresh = [f"{name}.{i}" for i in numbers if f"{name}.{i}" not in taken][: max(0, count - len(replicas))]
+    def scale(self, name: str, extra: Extra, count: int) -> bool:
+        """So many replicas run beside the Procfile's lines, or are on their way. To be called again and again.
+
+        Replicas of another program with the same version end, before the first new one starts. True: those of other
+        versions are there still, and can be let go by `retire`, since all the new ones serve.
+        """
+        children = self._extras.setdefault(name, [])
+        mine = [child for child in children if child.extra == extra and not child.unwanted]
+        others = [child for child in children if child.extra is not None and child.extra != extra]
+        rivals = [child for child in others if child.extra is not None and child.extra.version == extra.version]
+        serving = len(mine) >= count and all(child.up for child in mine)
+        for child in [*mine[count:], *rivals]:
+            self._end(child)
+        if any(child in children for child in rivals):
+            return False
+        numbers = range(1, count + len(children) + 1)
+        taken = {child.name for child in children}
+        fresh = [f"{name}.{i}" for i in numbers if f"{name}.{i}" not in taken][: max(0, count - len(mine))]
         for label in fresh:
-            child = Child(label, command, _environment(self._base, name, 0), extra=True)
-            self._extras.setdefault(name, []).append(child)
+            child = Child(label, extra.command, _environment(self._base, name, 0), extra=extra)
+            children.append(child)
             self._children.append(child)
             self._tasks.append(asyncio.create_task(self._keep(child), name=label))
+        return serving and any(not child.unwanted for child in others)
+
+    def retire(self, name: str, extra: Extra) -> None:
+        """All replicas of other programs under this name are to end."""
+        for child in [child for child in self._extras.get(name, []) if child.extra != extra]:
+            self._end(child)
+
+    def _end(self, child: Child) -> None:
+        """A replica is to end, and not to be started again."""
+        if not child.unwanted:
+            child.unwanted = True
+            self._signal_one(child, signal.SIGTERM)
+        if child.ended:
+            self._dropped(child)
 
     def pids(self) -> dict[str, int]:
         """{process: pid} of those that run."""
@@ -151,7 +182,7 @@ class Supervisor:
             if child.unwanted:
                 self._dropped(child)
                 return
-            if child.extra and code == WRONG_SETTINGS:
+            if child.extra is not None and code == WRONG_SETTINGS:
                 self._say("up", f"{child.name} cannot start, and is not tried again before it is scaled to 0 and up")
                 child.ended = True
                 return
@@ -172,6 +203,7 @@ class Supervisor:
             env=dict(child.environment), start_new_session=True, limit=LINE_BYTES_MAX,
         )  # fmt: skip
         child.starts += 1
+        child.up = False
         assert child.process.stdout is not None
         while True:
             try:
@@ -182,6 +214,8 @@ class Supervisor:
                 break
             text = line.decode(errors="replace").rstrip()
             child.tail = [*child.tail[-40:], text]
+            if child.extra is not None and child.extra.up in text:
+                child.up = True
             self._say(child.name, text)
         return await child.process.wait()
 

@@ -48,7 +48,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     supervisor.start()
     ready = asyncio.create_task(_tell_ready(settings, say))
-    containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir)))
+    containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir), settings))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
     ready.cancel()

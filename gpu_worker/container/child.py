@@ -47,10 +47,14 @@ def main() -> int:
     """Serves until the parent is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent()
-    sys.path.insert(0, os.getcwd())
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [os.getcwd(), *(path for path in sys.path if path != here)]  # not what happens to lie beside this
     options = json.loads(sys.argv[3])
     try:
+        check_interpreter()
         function = load(sys.argv[2])
+        if isinstance(function, OnnxSession):
+            function.narrow(options.get("outputs"), int(options["rows_max"]))
         inputs, outputs = options.get("inputs") or guess_inputs(function), options.get("outputs")
         sample = options.get("sample")
         if sample is not None:
@@ -65,6 +69,14 @@ def main() -> int:
     return 0
 
 
+def check_interpreter() -> None:
+    """What every batch needs is imported now, not while the first one waits for it. Raises: ImportError."""
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{sys.executable} has no numpy, which a container needs: install it there") from error
+
+
 def die_with_parent() -> None:
     """The kernel ends this process when its parent ends, however hung the code in it is."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed socket ends it, once the code returns
@@ -72,8 +84,8 @@ def die_with_parent() -> None:
 
 
 def send(control: socket.socket, message: dict[str, Any]) -> None:
-    """`message` is on its way. Texts have been cut to fit a packet."""
-    control.send(json.dumps(message).encode())
+    """`message` is on its way. Texts have been cut to fit a packet, in whatever script they are."""
+    control.send(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
 
 
 def load(target: str) -> Any:
@@ -99,6 +111,22 @@ class OnnxSession:
         self.inputs = [onnx_spec(tensor) for tensor in session.get_inputs()]
         self.outputs = [onnx_spec(tensor) for tensor in session.get_outputs()]
         self.names = [tensor["name"] for tensor in self.outputs]
+
+    def narrow(self, declared: list[Spec] | None, rows_max: int) -> None:
+        """Only declared outputs are computed, if any are. Raises: ValueError where a batch would not fit."""
+        if declared:
+            unknown = [tensor["name"] for tensor in declared if tensor["name"] not in self.names]
+            if unknown:
+                raise ValueError(f"the session has no output {unknown[0]!r}, but {', '.join(self.names)}")
+            self.names = [tensor["name"] for tensor in declared]
+        for tensor in self.session.get_inputs():
+            fixed = tensor.shape[0] if tensor.shape else None
+            if isinstance(fixed, int) and (fixed, rows_max) != (1, 1):
+                way = "give --batch-max 1, or export" if fixed == 1 else "export"
+                raise ValueError(
+                    f"the session takes {fixed} rows of {tensor.name!r} at a time, no more and no fewer: {way} the "
+                    "model with a first dimension that is free"
+                )
 
     def __call__(self, *only: Any, **named: Any) -> dict[str, Any]:
         feeds = named or {self.inputs[0]["name"]: only[0]}
@@ -131,6 +159,9 @@ def guess_outputs(function: Any) -> list[Spec] | None:
     if owner is None or not hasattr(owner, "n_features_in_"):
         return None
     classes = getattr(owner, "classes_", None)
+    columns = getattr(owner, "n_outputs_", 1) != 1 or len(getattr(getattr(owner, "coef_", None), "shape", ())) > 1
+    if isinstance(classes, list) or (classes is None and columns):
+        return None  # several targets, and it does not say of which kind
     if method == "predict":
         dtype = str(classes.dtype) if classes is not None else "float64"
         if dtype not in DTYPES:
@@ -156,7 +187,7 @@ def try_sample(
     arrays = {name: found[name] for name in found.files} if hasattr(found, "files") else {None: found}
     if inputs is None:
         inputs = [
-            {"name": name or "x", "dtype": str(a.dtype), "shape": [-1, *a.shape[1:]]} for name, a in arrays.items()
+            {"name": name or "x", "dtype": a.dtype.name, "shape": [-1, *a.shape[1:]]} for name, a in arrays.items()
         ]
     if len(arrays) != len(inputs):
         raise ValueError(f"{path} holds {len(arrays)} arrays; the function takes {len(inputs)}")
@@ -178,10 +209,12 @@ def try_sample(
         named = result if isinstance(result, dict) else {"y": result}
         outputs = []
         for name, value in named.items():
-            array = np.asarray(value)
+            array = as_array(name, value)
             if array.ndim == 0 or len(array) != rows:
                 raise WrongOutput(f"output {name!r} has shape {list(array.shape)} for {rows} rows: batch comes first")
-            outputs.append({"name": name, "dtype": str(array.dtype), "shape": [-1, *array.shape[1:]]})
+            if array.dtype.name not in DTYPES:
+                raise WrongOutput(f"output {name!r} is {array.dtype}; a tensor is one of {', '.join(DTYPES)}")
+            outputs.append({"name": name, "dtype": array.dtype.name, "shape": [-1, *array.shape[1:]]})
     take(result, outputs, rows)
     if report:
         sys.stdout.write(f"ran on {path}: {rows} rows in {took * 1e3:.2f} ms\n")
@@ -209,6 +242,8 @@ def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
     import numpy as np
 
     if not isinstance(result, dict):
+        if result is None:
+            raise WrongOutput(f"the function returned None; promised are {', '.join(spec['name'] for spec in specs)}")
         if len(specs) != 1:
             raise WrongOutput(
                 f"the function returned a {type(result).__name__}; with {len(specs)} outputs it must return a dict of "
@@ -224,7 +259,7 @@ def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
         )
     taken = []
     for spec in specs:
-        array = np.asarray(result[spec["name"]])
+        array = as_array(spec["name"], result[spec["name"]])
         shape = (rows, *spec["shape"][1:])
         if array.shape != shape:
             raise WrongOutput(
@@ -237,12 +272,45 @@ def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
     return taken
 
 
+def as_array(name: str, value: Any) -> Any:
+    """The value as an array. Raises: WrongOutput where it is none, or holds what an array cannot."""
+    import numpy as np
+
+    array = np.asarray(value)
+    if array.dtype == object and array.ndim == 0:
+        kind = type(value).__name__
+        raise WrongOutput(f"output {name!r} is a {kind}; it must be an array, or what numpy makes one of")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise WrongOutput(f"output {name!r} has masked values; return .filled(...), so that clients know them as such")
+    return array
+
+
+def fill(target: Any, name: str, array: Any) -> None:
+    """The promised tensor holds the array's values. Raises: WrongOutput where a number does not fit its type."""
+    target[...] = array
+    narrower = target.dtype.kind in "iu" and array.dtype.itemsize > target.dtype.itemsize
+    if narrower and not (target == array).all():
+        raise WrongOutput(
+            f"output {name!r} has numbers that {target.dtype} cannot hold; the function's are {array.dtype}"
+        )
+
+
+def describe(raised: BaseException) -> str:
+    """Type and message, as far as it has one."""
+    try:
+        text = str(raised)
+    except Exception:
+        text = "(its message cannot be made)"
+    return f"{type(raised).__name__}: {text}"[:1000]
+
+
 class Server:
     """Runs batches one after the other, as they are asked for."""
 
     def __init__(self, control: socket.socket, function: Any) -> None:
         self.control = control
         self.function = function
+        self.pid = os.getpid()
         self.memory: mmap.mmap | None = None
         self.inputs: list[Spec] = []
         self.outputs: list[Spec] = []
@@ -268,11 +336,15 @@ class Server:
         begin = time.monotonic()
         try:
             arrays = [self.view(spec, rows, slot, writeable=False) for spec in self.inputs]
-            result = call(self.function, self.inputs, arrays)
+            try:
+                result = call(self.function, self.inputs, arrays)
+            finally:
+                if os.getpid() != self.pid:  # the code forked, and went on in both
+                    os._exit(0)
             for spec, array in zip(self.outputs, take(result, self.outputs, rows)):
-                self.view(spec, rows, slot, writeable=True)[...] = array
+                fill(self.view(spec, rows, slot, writeable=True), spec["name"], array)
         except BaseException as raised:  # SystemExit and KeyboardInterrupt too: user code does not end the service
-            error = f"{type(raised).__name__}: {raised}"[:1000]
+            error = describe(raised)
             trace = traceback.format_exc()[-TEXT_MAX:]
         end = time.monotonic()
         send(

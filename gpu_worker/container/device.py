@@ -25,10 +25,14 @@ WATCH_S = 0.5  # between looks at the child's memory
 ERRORS_LOGGED_PER_S = 2
 log = structlog.get_logger("container")
 Told = Callable[[tuple[str, ...]], None]  # (why it cannot serve; nothing: it can again)
+OTHER_CODE = (
+    "its code has changed since it was started, and is not what was announced any more: "
+    "the container ends, and is to be started again"
+)
 
 
 class ContainerDevice:
-    """See gpu_worker.devices.base.Device. `told` hears when the code has died, and when it serves again."""
+    """See gpu_worker.devices.base.Device. Code that dies is started again; whoever asks for it hears of both."""
 
     def __init__(self, options: ContainerOptions, *, start_s: float) -> None:
         """The code is imported and ready. Raises: ContainerError."""
@@ -70,6 +74,7 @@ class ContainerDevice:
         self._memory_max = (options.memory_mb << 20) or _half_of_memory()
         self._finished: Finished | None = None
         self._told: Told | None = None
+        self._outdated: Callable[[str], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: Alarm | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -83,9 +88,10 @@ class ContainerDevice:
         self._listen()
         self._later("watch", WATCH_S, self._watch_memory)
 
-    def on_change(self, told: Told) -> None:
-        """`told` is called whenever the code has died or serves again."""
+    def on_change(self, told: Told, outdated: Callable[[str], None]) -> None:
+        """`told` hears whenever the code has died or serves again, `outdated` why the container has to end instead."""
         self._told = told
+        self._outdated = outdated
 
     def prepare(self, package: Package) -> wire.Profile | None:
         """Never asked for: the one version was prepared at the start."""
@@ -117,6 +123,8 @@ class ContainerDevice:
 
     def close(self) -> None:
         """See Device."""
+        if self._closed:
+            return
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
@@ -155,12 +163,12 @@ class ContainerDevice:
         assert isinstance(action, wire.Infer)
         now = time.monotonic()
         child = self._child
-        if child is None or self._why or not child.run(action.action, action.batch, job.slot):
+        if child is None or child.ready is None or self._why or not child.run(action.action, action.batch, job.slot):
             return Done(now, now, 0.0, "container_died", self._why or "its code is being started again")
         self._running = job
         if action.overdue_s:
             assert self._alarm is not None
-            self._alarm.set(action.overdue_s)
+            self._alarm.set(action.overdue_s + (0.0 if child.warm else action.cold_s))
         return None
 
     def _output(self, job: Job) -> Done:
@@ -179,10 +187,12 @@ class ContainerDevice:
         assert self._loop is not None
         assert self._child is not None
         self._loop.add_reader(self._child.control.fileno(), self._readable)
+        self._loop.add_reader(self._child.exits, self._exited)
 
     def _unlisten(self) -> None:
         if self._loop is not None and self._child is not None:
             self._loop.remove_reader(self._child.control.fileno())
+            self._loop.remove_reader(self._child.exits)
 
     def _readable(self) -> None:
         child = self._child
@@ -197,6 +207,13 @@ class ContainerDevice:
             else:
                 self._ran(message)
 
+    def _exited(self) -> None:
+        """The process is gone. A fork of it may hold its end of the socket, which then never closes."""
+        child = self._child
+        self._readable()  # its last words
+        if child is not None and child is self._child:
+            self._died()
+
     def _ran(self, message: dict[str, Any]) -> None:
         job, self._running = self._running, None
         assert job is not None
@@ -208,6 +225,8 @@ class ContainerDevice:
         if error is not None:
             self._log_error(error, message["trace"])
         code = "ok" if error is None else "model_error"
+        if error is None and self._child is not None:
+            self._child.warm = True
         self._finished(Phase.EXEC, job, Done(begin_s, end_s, end_s - begin_s, code, error or ""))
 
     def _log_error(self, error: str, trace: str) -> None:
@@ -247,6 +266,9 @@ class ContainerDevice:
         lived_s = time.monotonic() - self._born_s
         log.warning("container_died", ref=self.options.ref, why=why, how=how, printed=self._child.tail)
         self._child, self._why = None, why
+        slow = self._timers.pop("slow", None)
+        if slow is not None:
+            slow.cancel()
         self._lives = 0 if lived_s > HEALTHY_S else self._lives + 1
         self._told((why,))
         job, self._running = self._running, None
@@ -256,7 +278,7 @@ class ContainerDevice:
             assert self._finished is not None
             now = time.monotonic()
             self._finished(Phase.EXEC, job, Done(now, now, 0.0, "container_died", why))
-        if not self._closed:
+        if not self._closed and why != OTHER_CODE:
             self._later("start", BACKOFF_S[min(self._lives, len(BACKOFF_S) - 1)], self._start_again)
 
     def _start_again(self) -> None:
@@ -277,14 +299,27 @@ class ContainerDevice:
         """The child's first words after it was started again."""
         assert self._child is not None
         assert self._told is not None
+        assert self._outdated is not None
         self._timers.pop("slow").cancel()
         if message["op"] == "error":
             self._end(message["text"].strip().rpartition("\n")[2])
+            return
+        if not self._announced(message):
+            self._end(OTHER_CODE)
+            self._outdated(OTHER_CODE)
             return
         self._child.ready = message
         self._child.share(self._memory_fd, self._layout)
         log.info("container_restarted", ref=self.options.ref, pid=self._child.pid)
         self._told(())
+
+    def _announced(self, message: dict[str, Any]) -> bool:
+        """Whether the code is what clients, caches and other replicas know it to be: its file may have changed."""
+        try:
+            spec = model_spec(self.options, message["inputs"], message["outputs"])
+        except ContainerError:
+            return False
+        return spec == self.spec and message["code"] == self.code
 
     def _too_slow(self) -> None:
         if self._child is not None and self._child.ready is None:

@@ -35,6 +35,7 @@ class ChildProcess:
             "outputs": options.outputs,
             "sample": str(options.sample) if options.sample is not None else None,
             "check": check,
+            "rows_max": options.batch_max,
         }
         command = [options.python, "-u", str(SCRIPT), str(theirs.fileno()), options.predict, json.dumps(told)]
         try:
@@ -47,29 +48,22 @@ class ChildProcess:
             raise ContainerError(f"--python {options.python}: cannot be started: {error.strerror}") from error
         finally:
             theirs.close()
+        ours.setblocking(False)
         self.control = ours
         self.pid = self._process.pid
+        self.exits = os.pidfd_open(self.pid)  # readable once the process is gone, whoever else holds its socket
         self.ready: dict[str, Any] | None = None
+        self.warm = False  # a batch has ended well in it
         self._printed = Printed(self._process, options.ref)
 
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
         """What the code says of itself, once it is imported. Raises: ContainerError, with its traceback."""
-        self.control.settimeout(timeout_s)
-        try:
-            packet = self.control.recv(PACKET_BYTES_MAX)
-        except TimeoutError:
+        if not _readable(timeout_s, self.control.fileno(), self.exits):
             self.end()
-            raise ContainerError(f"the code was not ready after {timeout_s:g} s; raise --start-s") from None
-        except OSError:
-            packet = b""
-        self.control.setblocking(False)
-        return self.take_ready(packet)
-
-    def take_ready(self, packet: bytes) -> dict[str, Any]:
-        """Takes the first packet of a child. Raises: ContainerError."""
-        if not packet:
+            raise ContainerError(f"the code was not ready after {timeout_s:g} s; raise --start-s")
+        message = self.read()
+        if not message:
             raise ContainerError(f"the interpreter ended before the code was ready: {self.end()}\n{self.tail}")
-        message: dict[str, Any] = json.loads(packet)
         if message["op"] == "error":
             self.end()
             raise ContainerError(message["text"])
@@ -81,7 +75,8 @@ class ChildProcess:
         message = {
             "op": "memory", "bytes": layout.total_bytes, "inputs": layout.inputs, "outputs": layout.outputs,
         }  # fmt: skip
-        socket.send_fds(self.control, [json.dumps(message).encode()], [memory])
+        with contextlib.suppress(OSError):  # it is gone: that is read next
+            socket.send_fds(self.control, [json.dumps(message).encode()], [memory])
 
     def run(self, number: int, rows: int, at: int) -> bool:
         """The child is asked to run the batch in the slot that begins at `at`. False if it is gone."""
@@ -122,6 +117,7 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self.control.close()
+        os.close(self.exits)
         self._printed.join()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
@@ -169,7 +165,7 @@ class Printed:
 
     def _chunk(self) -> bytes:
         """What was printed next. What was left out is told after a second without a word, too."""
-        if self._left_out and not _readable(self._pipe.fileno(), 1.0):
+        if self._left_out and not _readable(1.0, self._pipe.fileno()):
             self._tell_left_out()
         return os.read(self._pipe.fileno(), 1 << 16)
 
@@ -196,7 +192,8 @@ def _text(line: bytes) -> str:
     return line[:LINE_MAX].decode(errors="replace")
 
 
-def _readable(descriptor: int, timeout_s: float) -> bool:
+def _readable(timeout_s: float, *descriptors: int) -> bool:
     poll = select.poll()  # select() knows no descriptor beyond 1023
-    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN | select.POLLHUP)
     return bool(poll.poll(timeout_s * 1e3))

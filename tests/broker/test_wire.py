@@ -117,7 +117,15 @@ MESSAGES: list[Any] = [  # one of each, every field other than its default
     wire.Load(action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25),
     wire.Unload(action=1, ref="m:1"),
     wire.Infer(
-        action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25, batch=4, parts=(PART, PART), overdue_s=4.5
+        action=1,
+        ref="m:1",
+        earliest_s=1.5,
+        latest_s=2.5,
+        expected_s=0.25,
+        batch=4,
+        parts=(PART, PART),
+        overdue_s=4.5,
+        cold_s=1.5,
     ),
     wire.ActionResult(
         action=1,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from broker import wire
-from controller.batching import Aimd, BlackBoxCurve, QuantileLine, fit_quantile, make_black_box
+from controller.batching import QUIET, STEP, Aimd, BlackBoxCurve, QuantileLine, fit_quantile, make_black_box
 
 
 def run(
@@ -64,6 +64,51 @@ def test_the_limit_follows_when_the_code_becomes_slower(method: str) -> None:
     run(curve, 400, base_s=0.002, row_s=0.0001)
     limits = run(curve, 400, base_s=0.002, row_s=0.001, seed=2)
     assert all(12 <= limit <= 24 for limit in limits[-50:]), limits[-50:]
+
+
+@pytest.mark.parametrize(("method", "batches"), [("aimd", 120), ("quantile", 320)])
+def test_the_limit_follows_when_the_code_becomes_faster(method: str, batches: int) -> None:
+    curve = black_box(method)
+    run(curve, 400, base_s=0.006, row_s=0.0003)  # 46 rows
+    limits = run(curve, batches, base_s=0.002, row_s=0.0001, seed=2)  # 180
+    assert 140 <= limits[-1] <= 200, limits
+
+
+@pytest.mark.parametrize(("base_s", "row_s"), [(0.002, 0.0001), (0.006, 0.0003), (0.001, 0.006)])
+def test_few_batches_miss_the_objective_whatever_the_size_is_that_meets_it(base_s: float, row_s: float) -> None:
+    rng = np.random.default_rng(4)
+    limit = Aimd(0.02, 1024)
+    flying = [limit.rows, limit.rows]  # one runs, the next one is bound with the limit of before
+    missed = []
+    for _ in range(500):
+        rows = flying.pop(0)
+        duration_s = (base_s + row_s * rows) * (1 + 0.05 * rng.exponential())
+        missed.append(duration_s > 0.02)
+        limit.ran(rows, duration_s)
+        flying.append(limit.rows)
+    assert np.mean(missed[100:]) < 0.25
+
+
+def test_a_step_is_small_after_a_miss_until_all_has_gone_well_for_long() -> None:
+    limit = Aimd(0.02, 1024, rows=80, _exact=80.0)
+    limit.ran(80, 0.03)
+    assert limit._exact == 72.0
+    limit.ran(72, 0.01)
+    assert limit._exact == pytest.approx(72.0 * 41 / 40)
+    for _ in range(QUIET - 1):
+        limit.ran(limit.rows, 0.01)
+    before = limit._exact
+    limit.ran(limit.rows, 0.01)
+    assert limit._exact == before + STEP
+
+
+def test_a_batch_sent_before_the_limit_was_lowered_does_not_lower_it_once_more() -> None:
+    limit = Aimd(0.02, 1024, rows=100, _exact=100.0)
+    limit.ran(100, 0.03)
+    limit.ran(100, 0.03)
+    assert limit.rows == 90
+    limit.ran(90, 0.03)
+    assert limit.rows == 81
 
 
 def test_fixed_and_none_do_not_move_and_nothing_exceeds_what_one_request_may_have() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client import AsyncClient
+from frontend.client import AsyncClient, Prediction
 from scripts.meshes import ROOT, Mesh
 from tests.end_to_end.containers import SPECS, X, container, is_ready
 from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
@@ -75,6 +75,40 @@ def test_scale_changes_how_many_replicas_a_running_mesh_keeps(tmp_path: Path) ->
             code, output = await gearmesh(running, tmp_path, "scale", "g", "1")
             assert code == 2
             assert "there are: f" in output
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+
+
+def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_without_a_gap(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "a")
+
+    async def scenario(running: Mesh) -> None:
+        async def keep(factor: int, version: str) -> str:
+            (tmp_path / "toy.py").write_text(f"def f(x):\n    return x * {factor}\n")
+            options = ("--predict", "toy:f", *SPECS, "--version", version, "--replicas", "2")
+            code, output = await gearmesh(running, tmp_path, "container", "--model", "f", *options)
+            assert code == 0, output
+            return output
+
+        async def serves(client: AsyncClient, factor: int, refusals: set[str]) -> None:
+            """Returns once the answers are of the new code; on the way, they are of the old one or such refusals."""
+            while True:
+                outcome = await client.submit("f", X, slo_ms=5000)
+                if not isinstance(outcome, Prediction):
+                    assert outcome.code in refusals, outcome
+                elif np.array_equal(outcome["y"], X * factor):
+                    return
+
+        assert "replaced" not in await keep(2, "1")
+        await is_ready(running, "f")
+        async with AsyncClient(running.address) as client:
+            await serves(client, 2, set())
+            assert "replaced" not in await keep(2, "1")
+            assert "is being replaced" in await keep(3, "1")  # other code under the same version: one after the other
+            await serves(client, 3, {"no_replica"})
+            for factor, version in ((4, "2"), (5, "1")):  # another version, and one that comes back: without a gap
+                assert "is being replaced" in await keep(factor, version)
+                await serves(client, factor, {"not_deployed"})
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts import supervisor as module
-from scripts.supervisor import Supervisor, procfile_commands
+from scripts.supervisor import Extra, Supervisor, procfile_commands
 from tests.loops import Told, on_loop
 
 PROCFILE = "broker: run broker\ncontroller: run controller\ngpu_worker: run gpu_worker --x=1\nfrontend: run frontend\n"
@@ -247,3 +247,76 @@ async def test_processes_get_the_environment_and_no_input() -> None:
         said,
     ):
         await heard(said, ("a", "hello 1"), ("a", "over"))
+
+
+# -- replicas beside the Procfile -------------------------------------------------------------------------------------
+
+
+def replica(name: str, *, before: str = "", at_the_end: str = "") -> str:
+    """A command that says when it serves, and when it ends."""
+    return f"{before}trap '{at_the_end}echo {name} ends; exit 0' TERM; echo {name} up; while :; do sleep 0.01; done"
+
+
+def wait_for(file: Path) -> str:
+    return f"while [ ! -e {file} ]; do sleep 0.01; done; "
+
+
+@on_loop
+async def test_replicas_of_another_version_take_over_once_they_serve(tmp_path: Path) -> None:
+    old = Extra(replica("old"), "1", up="up")
+    new = Extra(replica("new", before=wait_for(tmp_path / "go")), "2", up="up")
+    async with running({}) as (supervisor, said):
+        supervisor.scale("f", old, 2)
+        await heard(said, ("f.1", "old up"), ("f.2", "old up"))
+        for _ in range(3):
+            assert not supervisor.scale("f", new, 1)
+        (tmp_path / "go").touch()
+        await heard(said, ("f.3", "new up"))
+        assert supervisor.scale("f", new, 1)
+        assert not any("ends" in line for _, line in said.items)
+        supervisor.retire("f", new)
+        assert not supervisor.scale("f", new, 1)
+        await heard(said, ("f.1", "old ends"), ("f.2", "old ends"))
+        assert ("f.3", "new ends") not in said.items
+
+
+@on_loop
+async def test_replicas_of_other_code_under_one_version_start_when_the_old_ones_have_ended(tmp_path: Path) -> None:
+    old = Extra(replica("old", at_the_end=wait_for(tmp_path / "go")), "1", code="a", up="up")
+    new = Extra(replica("new"), "1", code="b", up="up")
+    async with running({}) as (supervisor, said):
+        supervisor.scale("f", old, 1)
+        await heard(said, ("f.1", "old up"))
+        for _ in range(3):
+            supervisor.scale("f", new, 1)
+            assert list(supervisor.pids()) == ["f.1"]
+        (tmp_path / "go").touch()
+        await heard(said, ("f.1", "old ends"))
+        while ("f.1", "new up") not in said.items:
+            supervisor.scale("f", new, 1)
+            await asyncio.sleep(0)
+        assert said.items.index(("f.1", "old ends")) < said.items.index(("f.1", "new up"))
+
+
+@on_loop
+async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone() -> None:
+    async with running({}) as (supervisor, said):
+        supervisor.scale("f", Extra(replica("old"), "1", up="up"), 1)
+        await heard(said, ("f.1", "old up"))
+        bad = Extra("exit 2", "2", up="up")
+        supervisor.scale("f", bad, 1)
+        await said.until(lambda items: any("f.2 cannot start" in line for _, line in items))
+        for _ in range(3):
+            assert not supervisor.scale("f", bad, 1)
+        assert list(supervisor.pids()) == ["f.1"]
+        assert ("f.1", "old ends") not in said.items
+
+
+@on_loop
+async def test_replicas_are_as_many_as_was_said_last() -> None:
+    extra = Extra(replica("one"), up="up")
+    async with running({}) as (supervisor, _):
+        for count in (3, 1, 2, 0, 1):
+            assert not supervisor.scale("f", extra, count)
+            while len(supervisor.pids()) != count:  # noqa: ASYNC110  # processes start and end in their own time
+                await asyncio.sleep(0)
