@@ -272,6 +272,7 @@ async def device_figures(driver: Driver, helper: Helper, package: Package, secon
         cold, warm, copy = list[float](), list[float](), list[float]()
         began_s = time.perf_counter()
         while len(cold) < 1000 and time.perf_counter() - began_s < seconds:
+            on.device.unloaded(package.ref)  # else the window has it still, and nothing would be gathered
             asked_s = time.perf_counter()
             copy.append((await on.do(Phase.LOAD, on.job(package.ref, pages, load=True))).duration_s)
             await on.infer(package.ref, pages)
@@ -353,14 +354,14 @@ def open_driver(name: str) -> tuple[Driver, Helper]:
 
 
 def probe(name: str, seconds: float, budget_s: float) -> Figures:
-    """All figures that can be begun within the budget; `left_out` names the others."""
+    """All figures that can be begun within the budget; `left_out` names the others, `failed` what went wrong."""
     began_s = time.monotonic()
     driver, _ = open_driver(name)
     driver.enter()
     bench = Bench(driver, seconds)
     found: Figures = {
         "device": driver.name, "kind": driver.kind, "torch": torch.__version__, "machine": describe(),
-        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(), "left_out": [],
+        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(), "left_out": [], "failed": {},
         "gather_kernel": getattr(getattr(driver, "_gather", index_gather), "__module__", ""),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -379,7 +380,10 @@ def probe(name: str, seconds: float, budget_s: float) -> Figures:
             if time.monotonic() - began_s > budget_s:
                 found["left_out"].append(key)
                 continue
-            found[key] = work()
+            try:
+                found[key] = work()
+            except Exception as error:  # one figure that cannot be had must not take the others with it
+                found["failed"][key] = f"{type(error).__name__}: {error}"[:1000]
             sys.stderr.write(f"{time.monotonic() - began_s:.1f} s: {key}\n")
         driver.close()
     return found
