@@ -654,6 +654,12 @@ def test_auto_claims_the_next_free_one_of_as_many_as_there_are_cores(settings: S
         one.close()
 
 
+def test_an_arena_beyond_the_memory_there_is_is_refused_before_it_is_allocated(settings: Settings) -> None:
+    with pytest.raises(DeviceError, match=r"arena of 100000000 MiB does not fit in the \d+ MiB .*ARENA_MB"):
+        CpuDevice(settings.model_copy(update={"arena_mb": 100_000_000}))
+    CpuDevice(settings).close()  # its lock is free again
+
+
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "tpu:0", "emulated"])
 def test_a_device_that_there_is_not_is_refused_with_those_there_are(settings: Settings, name: str) -> None:
     with pytest.raises(DeviceError, match="allowed are auto, cpu"):
