@@ -3,6 +3,7 @@
 Source of the choices: the CUDA programming guide on graphs and asynchronous copies, and torch's notes on CUDA graphs.
 """
 
+import contextlib
 import mmap
 import weakref
 from collections import Counter
@@ -60,8 +61,11 @@ class NvidiaPinned:
     """See Pinned. Pages of our own, registered: torch's own pinned memory is rounded up to a power of two."""
 
     def __init__(self, size: int, later: Callable[[Work], None]) -> None:
-        mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryFull(f"no {size} bytes of host memory: {error.strerror}") from error
+        with contextlib.suppress(OSError):  # a system without huge pages does without
             mapping.madvise(mmap.MADV_HUGEPAGE)
         self.tensor = torch.frombuffer(mapping, dtype=torch.uint8)[:size]
         self.tensor.zero_()  # touched: registering then need not do it
