@@ -52,7 +52,9 @@ class Settings(BaseModel):
     )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
     cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
-    real_time: bool = Field(False, description="Real-time priority for a worker's own thread, where it is allowed.")
+    real_time: bool = Field(
+        False, description="Real-time priority for what keeps a worker's time, where it is allowed."
+    )
     factory_allow: tuple[str, ...] = Field(
         ("pytorchcv.models.",), description="Prefixes of module:callable names that a package may use as its factory."
     )

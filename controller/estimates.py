@@ -1,6 +1,6 @@
 """How long will this action take on this device? A profile as the prior, corrected by every result. Pure.
 
-    EXEC of b rows = anchor(b) x exp(device term + model term + anchor's term)
+    EXEC of b rows = anchor(b) x exp(device term + model term + anchor's term) x usual clock / clock of the last result
 
 The terms follow a quantile of the logarithm of (actual / estimated) by small steps of fixed size (stochastic gradient
 of the pinball loss), so one outlier, however large, moves an estimate by one step and not for as long as a window
@@ -27,6 +27,9 @@ SILENCE_S = 0.3  # an estimate that nothing confirmed for so long may be out of 
 DOUBT_S_MAX = 60.0  # each doubt that was wrong doubles the time until the next, up to this
 DOUBT_SHARE_MIN = 0.5  # less than this share of an estimate is not tried
 REBUILD_AT = 0.03  # an anchor's term may move so far before the table of sizes is made again
+CLOCK_MAX = 0.15  # log units that a clock explains at most: drift under load is 2 to 15 %; more is a device that rests,
+# whose clock climbs faster than it is sampled, and memory, which keeps a clock of its own
+CLOCK_FOLLOW = 0.01  # share of the way to each result's clock that the usual one goes, while the terms learn the rest
 UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
 
 
@@ -53,6 +56,26 @@ class Term:
 
 
 @dataclass(slots=True)
+class Pace:
+    """How much slower a device runs than usual, by the clock that came with its last result.
+
+    What a change of clock does to a duration is believed at once, for all models, and teaches no term anything.
+    Source: Clockwork's estimator (OSDI'20) multiplies durations by the clock and divides by the present one.
+    """
+
+    usual_mhz: float = 0.0  # 0: none was told yet
+    slower: float = 0.0  # log units
+
+    def seen(self, mhz: float) -> None:
+        """A result came with this clock; 0: it did not say."""
+        if mhz <= 0:
+            return
+        self.usual_mhz = self.usual_mhz or mhz
+        self.slower = max(-CLOCK_MAX, min(CLOCK_MAX, math.log(self.usual_mhz / mhz)))
+        self.usual_mhz *= (mhz / self.usual_mhz) ** CLOCK_FOLLOW
+
+
+@dataclass(slots=True)
 class Curve:
     """EXEC of one model version on one device, by rows."""
 
@@ -61,6 +84,7 @@ class Curve:
     batch_max: int
     any_batch: bool  # rows may be executed as they are; False: padded up to a profiled size
     device: Term
+    pace: Pace = field(default_factory=Pace)  # the device's
     model: Term = field(default_factory=Term)
     terms: list[Term] = field(default_factory=list)  # of each anchor
     base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max, padding included; never falls
@@ -83,7 +107,7 @@ class Curve:
     @property
     def scale(self) -> float:
         """Factor on base_s."""
-        total = self.device.value + self.model.value - self._doubt
+        total = self.device.value + self.model.value + self.pace.slower - self._doubt
         if total != self._scale_of:
             self._scale_of = total
             self._scale = math.exp(total)
@@ -173,12 +197,13 @@ def _nearest_anchors(sizes: tuple[int, ...], batch_max: int) -> tuple[int, ...]:
     return (0, *near)
 
 
-def make_curve(profile: wire.Profile, batch_max: int, any_batch: bool, device: Term) -> Curve:
-    """The curve of a freshly profiled version."""
+def make_curve(profile: wire.Profile, batch_max: int, any_batch: bool, device: Term, pace: Pace | None = None) -> Curve:
+    """The curve of a freshly profiled version; `device` and `pace` are shared by all curves of a device."""
     sizes = sorted(profile.exec_s)
     if not any_batch:
         batch_max = min(batch_max, sizes[-1])
-    return Curve(sizes, [max(profile.exec_s[size], 1e-7) for size in sizes], batch_max, any_batch, device)
+    anchors_s = [max(profile.exec_s[size], 1e-7) for size in sizes]
+    return Curve(sizes, anchors_s, batch_max, any_batch, device, pace if pace is not None else Pace())
 
 
 @dataclass(slots=True)

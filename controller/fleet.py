@@ -214,7 +214,9 @@ class Fleet:
                     device.residency.loading(ref, report.pages, 0, 0.0, 0.0)
                     device.residency.loaded(ref, 0, 0.0)
             else:
-                device.curves[ref] = make_curve(profile, report.spec.batch_max, device.info.any_batch, device.exec_term)
+                device.curves[ref] = make_curve(
+                    profile, report.spec.batch_max, device.info.any_batch, device.exec_term, device.pace
+                )
             device.loads[ref] = LoadEstimate(max(profile.load_s, 1e-6), device.load_term)
             model = self.state.models.get(ref)
             if model is None:

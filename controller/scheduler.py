@@ -270,6 +270,7 @@ class Scheduler:
             return
         curve = device.curves.get(action.ref)
         if curve is not None:
+            device.pace.seen(result.clock_mhz)
             error = curve.learn(action.batch, duration_s)
             curve.learned_s = now
             device.noise.learn(max(0.0, error))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from broker import wire
-from controller.estimates import Curve, LoadEstimate, Margin, Term
+from controller.estimates import Curve, LoadEstimate, Margin, Pace, Term
 from controller.forecast import LaneForecast
 from controller.queues import ModelQueue, Request
 from controller.residency import Popularity, Residency, Resident
@@ -59,6 +59,7 @@ class Device:
     noise: Margin = field(default_factory=lambda: Margin(NOISE, limit_s=0.5, step_s=0.001))  # relative, of EXEC
     exec_term: Term = field(default_factory=Term)
     load_term: Term = field(default_factory=Term)
+    pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     offset_s: float = 0.0  # its clock minus ours
     backlog_s: float = 0.0  # its share of the EXEC time of all that waits for models resident here

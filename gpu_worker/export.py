@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.export.graph_signature import InputKind
 from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -68,8 +69,8 @@ def write_package(
     manifest = manifest_text(inputs, specs, batch_max, slo_ms, labels, cache, description, "graph.pt2")
     weights = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
     with staged(repository, name, version) as folder:
-        _write_graph(module, weights, example, batch_max, folder / "graph.pt2")
-        save_file(weights, folder / "weights.safetensors")
+        constants = _write_graph(module, weights, example, batch_max, folder / "graph.pt2")
+        save_file(constants | weights, folder / "weights.safetensors")
         (folder.parent / "model.toml").write_text(manifest, encoding="utf-8")
     return read_package(repository, wire.ref_of(name, version), ())
 
@@ -127,13 +128,23 @@ def _write_graph(
     example: tuple[torch.Tensor, ...],
     batch_max: int,
     file: Path,
-) -> None:
+) -> dict[str, torch.Tensor]:
+    """The graph is in the file. Returns the tensors that the module makes of constants as it runs: the graph takes them
+    before its weights, and they are stored and paged like weights.
+    """
     batch = torch.export.Dim("batch", min=1, max=max(2, batch_max))
     shapes = (*(None for _ in weights), *({0: batch} for _ in example))
     arguments = (*weights.values(), *example)  # copies: tied weights, too, are tensors of their own in a package
     exported = torch.export.export(_Lifted(module, list(weights)), arguments, dynamic_shapes=(shapes,))
     exported._example_inputs = None  # the weights once more: tens of megabytes that nobody reads
-    torch.export.save(exported, file, extra_files={"gearmesh.json": json.dumps({"weights": list(weights)})})
+    constants = {
+        str(taken.target): exported.constants[str(taken.target)].contiguous()
+        for taken in exported.graph_signature.input_specs
+        if taken.kind is InputKind.CONSTANT_TENSOR
+    }
+    order = {"weights": [*constants, *weights]}
+    torch.export.save(exported, file, extra_files={"gearmesh.json": json.dumps(order)})
+    return constants
 
 
 def manifest_text(

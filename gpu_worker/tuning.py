@@ -4,7 +4,7 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from broker.errors import SettingsError
 
@@ -17,12 +17,14 @@ REAL_TIME_PRIORITY = 10  # of 1 to 99: above all ordinary processes, below the s
 def settle(cores: Sequence[int], real_time: bool) -> dict[str, str]:
     """The calling thread, and those it starts, keep time as well as they can. Returns what came of it, by name.
 
+    Real-time priority is the calling thread's alone; those that keep time beside it take it with `inherit_priority`.
+
     Raises: SettingsError for cores that this process may not use.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return {
         "switch_interval": f"{SWITCH_INTERVAL_S * 1e6:.0f} us",
-        "timer_slack": _set_timer_slack(),
+        "timer_slack": set_timer_slack(),
         "cores": _set_affinity(cores),
         "real_time": _set_priority() if real_time else "off",
     }
@@ -48,7 +50,19 @@ def may_be_real_time() -> bool:
     return True
 
 
-def _set_timer_slack() -> str:
+def inherit_priority() -> Callable[[], None]:
+    """What a new thread has to call to be as real-time as the calling one is: by themselves threads never are."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+
+    def take() -> None:
+        if policy & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO:
+            os.sched_setscheduler(0, policy, parameters)
+
+    return take
+
+
+def set_timer_slack() -> str:
+    """The calling thread, and those it starts, are woken on time; says how exactly."""
     result = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
     return f"{TIMER_SLACK_NS} ns" if result == 0 else f"as it was ({os.strerror(ctypes.get_errno())})"
 

@@ -104,15 +104,26 @@ def build_digits(repository: Path, name: str, make: Callable[[], nn.Module], epo
 
 def build_resnet(repository: Path, name: str) -> str:
     """The package is written, with random weights; returns what to tell of it."""
-    from pytorchcv.models import resnet
-
     torch.manual_seed(SEED)
-    module = getattr(resnet, name)().eval()
+    module = _resnet(name).eval()
     package = write_package(
         repository, name, "1", module, inputs=PHOTO, outputs=["scores"], batch_max=8, slo_ms=5000.0,
         labels=[f"class {i}" for i in range(1000)], description="random weights: real compute, no meaning",
     )  # fmt: skip
     return f"{package.image_bytes / 1e6:.0f} MB of weights (random)"
+
+
+def _resnet(name: str) -> nn.Module:
+    """The network, from whichever of the two libraries of models is here. Raises: ImportError."""
+    try:
+        from pytorchcv.models import resnet
+    except ImportError:
+        from torchvision.models import get_model  # what machines with a GPU mostly have
+
+        made: nn.Module = get_model(name, weights=None)
+        return made
+    module: nn.Module = getattr(resnet, name)()
+    return module
 
 
 class Noop(nn.Module):

@@ -65,6 +65,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     yield "good" if enough else "note", "locked memory", f"{limit} (pinned weights count; ulimit -l)"
     usable = tuning.usable_cores()
     yield "good", "cores of a worker", f"{usable}; GEARMESH_CORES binds it to some of them (now: {_cores(settings)})"
+    yield "good", "timers", f"slack of a worker's: {tuning.set_timer_slack()}"
     if tuning.may_be_real_time():
         yield "good", "real-time priority", f"allowed; GEARMESH_REAL_TIME is {str(settings.real_time).lower()}"
     else:

@@ -70,14 +70,18 @@ class Bench:
         self.streams = {name: driver.stream(name) for name in ("load", "input", "exec", "output")}
         self.events = [driver.event(sleeps=False) for _ in range(64)]
 
-    def timed(self, stream: Stream, work: Callable[[], None], runs_max: int = RUNS_MAX) -> tuple[list[float], float]:
-        """(durations by the device's clock, by the host's from first to last) of works, two outstanding at a time."""
+    def timed(
+        self, stream: Stream, work: Callable[[], None], runs_max: int = RUNS_MAX, share: float = 1.0
+    ) -> tuple[list[float], float]:
+        """(durations by the device's clock, by the host's from first to last) of works, two outstanding at a time, for
+        that share of the time that a figure may take.
+        """
         durations: list[float] = []
         free = deque(self.events)
         waiting: deque[tuple[Event, Event]] = deque()
         began_s = time.perf_counter()
         count = 0
-        while count < runs_max and (count < 3 or time.perf_counter() - began_s < self.seconds):
+        while count < runs_max and (count < 3 or time.perf_counter() - began_s < self.seconds * share):
             begin, end = free.popleft(), free.popleft()
             stream.record(begin)
             stream.run(work)
@@ -181,18 +185,21 @@ class Bench:
             found["sleeps" if sleeps else "spins"] = spread(times, 1e-6)
         return found
 
-    def graphs(self, package: Package) -> Figures:
-        """Replays: time of the device for each size, time of the issuing thread, memory."""
+    def graphs(self, package: Package, *, every: bool) -> Figures:
+        """Replays: time of the device for each size (of the ladder, or every one: kernels may have steps between), time
+        of the issuing thread, memory.
+        """
         image = self.driver.pin(package.image_bytes)
         read_image(package, image.tensor.numpy())
         window = self.driver.allocate(ROOM.window_bytes)
         window[: package.image_bytes].copy_(image.tensor)
         began_s = time.perf_counter()
-        executable = build(self.driver, package, image.tensor, window)
+        chosen = range(1, package.spec.batch_max + 1) if every else ()
+        executable = build(self.driver, package, image.tensor, window, chosen)
         built_s = time.perf_counter() - began_s
         sizes = []
         for size in executable.sizes:
-            durations, _ = self.timed(self.streams["exec"], executable.replays[size])
+            durations, _ = self.timed(self.streams["exec"], executable.replays[size], share=0.25 if every else 1.0)
             sizes.append({"batch": size, "ms": spread(durations, 1e-3)})
         issue: list[float] = []
         began_s = time.perf_counter()
@@ -272,6 +279,7 @@ async def device_figures(driver: Driver, helper: Helper, package: Package, secon
         cold, warm, copy = list[float](), list[float](), list[float]()
         began_s = time.perf_counter()
         while len(cold) < 1000 and time.perf_counter() - began_s < seconds:
+            on.device.unloaded(package.ref)  # else the window has it still, and nothing would be gathered
             asked_s = time.perf_counter()
             copy.append((await on.do(Phase.LOAD, on.job(package.ref, pages, load=True))).duration_s)
             await on.infer(package.ref, pages)
@@ -353,14 +361,14 @@ def open_driver(name: str) -> tuple[Driver, Helper]:
 
 
 def probe(name: str, seconds: float, budget_s: float) -> Figures:
-    """All figures that can be begun within the budget; `left_out` names the others."""
+    """All figures that can be begun within the budget; `left_out` names the others, `failed` what went wrong."""
     began_s = time.monotonic()
     driver, _ = open_driver(name)
     driver.enter()
     bench = Bench(driver, seconds)
     found: Figures = {
         "device": driver.name, "kind": driver.kind, "torch": torch.__version__, "machine": describe(),
-        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(), "left_out": [],
+        "piece_mib": PIECE_BYTES // MIB, "clock_mhz": driver.clock_mhz(), "left_out": [], "failed": {},
         "gather_kernel": getattr(getattr(driver, "_gather", index_gather), "__module__", ""),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -368,10 +376,10 @@ def probe(name: str, seconds: float, budget_s: float) -> Figures:
         for key, work in (
             ("copies", bench.copies),
             ("gathers", bench.gathers),
-            ("graphs_wide", partial(bench.graphs, wide)),
+            ("graphs_wide", partial(bench.graphs, wide, every=False)),
             ("device_warm", partial(_serve, name, wide, seconds, keep_warm=True)),
             ("input_behind_load", bench.input_behind_load),
-            ("graphs_deep", partial(bench.graphs, deep)),
+            ("graphs_deep", partial(bench.graphs, deep, every=True)),
             ("device_resting", partial(_serve, name, wide, seconds, keep_warm=False)),
             ("noticing_us", bench.noticing),
             ("pinning", bench.pinning),
@@ -379,7 +387,10 @@ def probe(name: str, seconds: float, budget_s: float) -> Figures:
             if time.monotonic() - began_s > budget_s:
                 found["left_out"].append(key)
                 continue
-            found[key] = work()
+            try:
+                found[key] = work()
+            except Exception as error:  # one figure that cannot be had must not take the others with it
+                found["failed"][key] = f"{type(error).__name__}: {error}"[:1000]
             sys.stderr.write(f"{time.monotonic() - began_s:.1f} s: {key}\n")
         driver.close()
     return found

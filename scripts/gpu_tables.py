@@ -66,6 +66,8 @@ def _probes(found: Figures) -> list[str]:
     lines = [f"## The device itself: {found['kind']}", ""]
     if found["left_out"]:
         lines += [f"Left out, for want of time: {', '.join(found['left_out'])}.", ""]
+    lines += [f"Failed: {key}: {shown(why)}." for key, why in found["failed"].items()]
+    lines += [""] if found["failed"] else []
     if "copies" in found:
         lines += ["Pinned copies, two outstanding, ms for each:", ""]
         lines += rows(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from broker import wire
-from controller.estimates import Term, make_curve
+from controller.estimates import Pace, Term, make_curve
 from scripts.machine import median, quantile
 from scripts.worker_rig import Rig, good
 
@@ -190,14 +190,14 @@ async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: 
     `batches`: the only sizes in the profile, and the largest one that is run; empty: all of the ladder.
     """
     await rig.resident(*refs)
-    device = Term()
+    device, pace = Term(), Pace()
     curves = {}
     for ref in refs:
         package = rig.packages[ref]
         sizes = [batch for batch in rig.sizes(package) if not batches or batch in batches] or [1]
         exec_s = {batch: await _profiled(rig, ref, batch, limits.seconds * PROFILE_SHARE) for batch in sizes}
         profile = wire.Profile(exec_s=exec_s, load_s=1.0)
-        curves[ref] = make_curve(profile, package.spec.batch_max, rig.device.info.any_batch, device)
+        curves[ref] = make_curve(profile, package.spec.batch_max, rig.device.info.any_batch, device, pace)
     rng = np.random.default_rng(5)
     errors: list[float] = []
     began_s = time.monotonic()
@@ -206,8 +206,10 @@ async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: 
         rows = int(rng.integers(1, curves[ref].sizes[-1] + 1))
         batch = curves[ref].padded(rows)
         expected_s = curves[ref].exec_s(batch)
-        actual_s = (await rig.ran(ref, batch)).duration_s or 0.0
+        result = await rig.ran(ref, batch)
+        actual_s = result.duration_s or 0.0
         errors.append(abs(expected_s - actual_s) / actual_s)
+        pace.seen(result.clock_mhz)
         curves[ref].learn(batch, actual_s)
     return {"n": len(errors), **spread(errors, 1.0)}
 

@@ -1,9 +1,10 @@
-"""What a device can do. A new kind is one file in this folder and one line in `open_device`."""
+"""What a device can do. A new kind is one file here and one line in `open_device`, or a package of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,7 @@ from gpu_worker.packages import Package
 if TYPE_CHECKING:
     from broker.config import Settings  # a device can be driven where what reads settings is not installed
 
+GROUP = "gearmesh.devices"  # entry points of packages that bring devices of their own
 Finished = Callable[[Phase, Job, Done], None]
 
 
@@ -82,7 +84,24 @@ def open_device(settings: Settings) -> Device:
         from gpu_worker.devices.emulated import EmulatedDevice
 
         return EmulatedDevice(settings, Path(name.removeprefix("emulated:")))
-    raise DeviceError(f"GEARMESH_DEVICE={name!r}: allowed are auto, cpu, cuda, cuda:N and emulated:PROFILE.json")
+    return _open_other(settings, name)
+
+
+def _open_other(settings: Settings, name: str) -> Device:
+    """A device that an installed package brings: an entry point of the group, called with the settings."""
+    others = {found.name: found for found in entry_points(group=GROUP)}
+    found = others.get(name.partition(":")[0])
+    if found is None:
+        brought = "".join(f", {other}" for other in sorted(others))
+        raise DeviceError(
+            f"GEARMESH_DEVICE={name!r}: allowed are auto, cpu, cuda, cuda:N and emulated:PROFILE.json{brought}"
+        )
+    try:
+        make = found.load()
+    except Exception as error:  # whatever importing another's package raises
+        raise DeviceError(f"GEARMESH_DEVICE={name!r}: {found.value}: {type(error).__name__}: {error}") from error
+    device: Device = make(settings)
+    return device
 
 
 def _open_cuda(settings: Settings, name: str) -> Device:

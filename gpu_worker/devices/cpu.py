@@ -26,7 +26,7 @@ from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished, Traits
 from gpu_worker.devices.compiled import Compiler
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
-from gpu_worker.devices.images import HOST, Image, Images, host_budget
+from gpu_worker.devices.images import HOST, Image, Images, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import ONNX, Package
@@ -70,11 +70,10 @@ class CpuDevice:
         page_bytes = (settings.page_mb or PAGE_MB) << 20
         count = ((settings.arena_mb or ARENA_MB) << 20) // page_bytes
         try:
-            self._arena = Arena(count, page_bytes)
-        except (OSError, MemoryError) as error:
-            raise DeviceError(
-                f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
-            ) from error
+            self._arena = _make_arena(count, page_bytes)
+        except DeviceError:
+            self._lock.release()
+            raise
         self._windows = Windows(self._arena, WINDOWS_SHARE * count * page_bytes)
         self.info = wire.DeviceInfo(
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
@@ -317,6 +316,22 @@ class _Lane:
             self._ended += 1
             assert self._tell is not None
             self._tell(phase, job, done)
+
+
+def _make_arena(count: int, page_bytes: int) -> Arena:
+    """So many pages. Raises: DeviceError with the figures if there is no memory for them."""
+    available = available_bytes()
+    if count * page_bytes > available:  # found out by allocating it, other processes would be killed for it
+        raise DeviceError(
+            f"an arena of {count * page_bytes >> 20} MiB does not fit in the {available >> 20} MiB of memory that are "
+            "available: lower GEARMESH_ARENA_MB"
+        )
+    try:
+        return Arena(count, page_bytes)
+    except (OSError, MemoryError) as error:
+        raise DeviceError(
+            f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
+        ) from error
 
 
 def _short(image: Image) -> bool:

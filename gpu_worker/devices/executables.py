@@ -127,12 +127,16 @@ def _check_state(package: Package, module: torch.nn.Module) -> None:
 def check_by_running(
     package: Package, forward: Forward, weights: Sequence[torch.Tensor], place: torch.device = CPU
 ) -> None:
-    """One row and two rows go through, and come out as model.toml promises. Raises: PackageError."""
+    """One row and two rows go through, and come out as model.toml promises. Raises: PackageError,
+    torch.OutOfMemoryError where a device has no room for them.
+    """
     for rows in (1, min(2, package.spec.batch_max)):
         inputs = [zeros(spec, rows).to(place) for spec in package.spec.inputs]
         try:
             with torch.inference_mode():
                 outputs = forward(*weights, *inputs)
+        except torch.OutOfMemoryError:
+            raise  # the device's fault, not the graph's
         except Exception as error:  # it is the author's graph
             raise PackageError(package.ref, [f"the model fails on {rows} rows of zeros: {error}"]) from error
         faults = _compare(package.spec.outputs, outputs, rows)

@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import wire
-from controller.estimates import QUANTILE, REBUILD_AT, STEP, STEP_MAX, Curve, LoadEstimate, Margin, Term, make_curve
+from controller.estimates import (
+    CLOCK_MAX,
+    QUANTILE,
+    REBUILD_AT,
+    STEP,
+    STEP_MAX,
+    Curve,
+    LoadEstimate,
+    Margin,
+    Pace,
+    Term,
+    make_curve,
+)
 
 PROFILE = wire.Profile(exec_s={1: 0.010, 2: 0.012, 4: 0.016, 8: 0.024}, load_s=0.005)
 
@@ -318,3 +330,37 @@ def test_a_margin_converges_to_its_quantile(seed: int) -> None:
         covered += i >= 1000 and delay_s <= margin.value_s
         margin.learn(delay_s)
     assert covered / 5000 == pytest.approx(margin.quantile, abs=0.05)
+
+
+# -- clock ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slower_clock_makes_every_estimate_of_the_device_longer_at_once_and_teaches_no_term() -> None:
+    device, pace = Term(), Pace()
+    one, other = (make_curve(PROFILE, 8, True, device, pace) for _ in range(2))
+    for _ in range(50):
+        pace.seen(1980.0)
+        one.learn(1, 0.010)
+    before = (one.exec_s(1), other.exec_s(1), one.model.value, device.value)
+    pace.seen(1800.0)
+    assert one.exec_s(1) == pytest.approx(before[0] * 1.1)
+    assert other.exec_s(1) == pytest.approx(before[1] * 1.1)
+    assert (one.model.value, device.value) == before[2:]
+    assert abs(one.learn(1, before[0] * 1.1)) < 1e-9, "as the clock says: nothing to learn"
+
+
+def test_a_clock_explains_no_more_than_drift_and_none_that_is_not_told() -> None:
+    """A sample of 345 MHz that was taken before the device woke must not shut everybody out."""
+    pace = Pace()
+    pace.seen(0.0)
+    assert (pace.usual_mhz, pace.slower) == (0.0, 0.0)
+    pace.seen(1980.0)
+    pace.seen(345.0)
+    assert pace.slower == CLOCK_MAX
+    pace.seen(0.0)
+    assert pace.slower == CLOCK_MAX, "what was told last holds"
+    for _ in range(500):
+        pace.seen(345.0)
+    assert pace.slower < 0.02, "it has become the usual one: the terms have learned the rest"
+    pace.seen(1980.0)
+    assert pace.slower == -CLOCK_MAX

@@ -654,6 +654,12 @@ def test_auto_claims_the_next_free_one_of_as_many_as_there_are_cores(settings: S
         one.close()
 
 
+def test_an_arena_beyond_the_memory_there_is_is_refused_before_it_is_allocated(settings: Settings) -> None:
+    with pytest.raises(DeviceError, match=r"arena of 100000000 MiB does not fit in the \d+ MiB .*ARENA_MB"):
+        CpuDevice(settings.model_copy(update={"arena_mb": 100_000_000}))
+    CpuDevice(settings).close()  # its lock is free again
+
+
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "tpu:0", "emulated"])
 def test_a_device_that_there_is_not_is_refused_with_those_there_are(settings: Settings, name: str) -> None:
     with pytest.raises(DeviceError, match="allowed are auto, cpu"):
@@ -688,3 +694,21 @@ def test_wire_and_device_agree_on_what_a_row_is(device: CpuDevice, repository: R
 
 def wire_bytes(spec: wire.TensorSpec) -> int:
     return int(np.prod(spec.shape[1:], dtype=int)) * np.dtype(spec.dtype).itemsize
+
+
+def test_a_device_that_an_installed_package_brings_is_opened_by_its_name(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clay.py").write_text("from gpu_worker.devices.cpu import CpuDevice\n")
+    about = tmp_path / "clay-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: clay\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[gearmesh.devices]\nclay = clay:CpuDevice\nbroken = clay:Nothing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    opened = open_device(settings.model_copy(update={"device": "clay:0"}))
+    assert isinstance(opened, CpuDevice)
+    opened.close()
+    with pytest.raises(DeviceError, match="'broken': clay:Nothing: AttributeError"):
+        open_device(settings.model_copy(update={"device": "broken"}))
+    with pytest.raises(DeviceError, match=r"PROFILE\.json, broken, clay"):
+        open_device(settings.model_copy(update={"device": "mud"}))

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from broker.errors import PackageError
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.device import CudaDevice
-from gpu_worker.devices.cuda.host import HostDriver
+from gpu_worker.devices.cuda.driver import Event, Stream, Work
+from gpu_worker.devices.cuda.host import HostDriver, HostStream
+from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.memory import SLOTS, Memory
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.lanes import Phase
 from tests.gpu_worker.conftest import Repository
-from tests.gpu_worker.cuda_builders import DRIVERS, Served, infer_job, served, tensors
+from tests.gpu_worker.cuda_builders import DRIVERS, ROOM, Served, infer_job, served, tensors
 from tests.loops import on_loop
 
 drivers = pytest.mark.parametrize("driver", DRIVERS)
@@ -307,6 +310,88 @@ async def test_what_fails_on_the_device_is_that_action_s_outcome_alone(repositor
         (y, _) = await on.run(infer_job("two:1", (0,), x, i), (1, 3), (1,), dtypes=("<f4", "<i8"))
         assert torch.allclose(y, repository.outputs("two:1", x, i)[0], **CLOSE)
         assert on.device._timed.free == on.device._timed.count
+
+
+class Lost(HostStream):
+    """A stream of a device that can fail for good, as a GPU does whose memory was read where there is none."""
+
+    left = 1_000_000  # works until then
+
+    def run(self, work: Work) -> None:
+        """See Stream."""
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("the device is lost")
+        super().run(work)
+
+
+class LostDriver(HostDriver):
+    """Its streams fail once `lose` was called, and so does reading the time between events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warmed = threading.Event()
+
+    def stream(self, name: str) -> Stream:
+        """See Driver."""
+        stream = Lost(name)
+        self._streams.append(stream)
+        return stream
+
+    def keep_warm(self) -> Work:
+        """See Driver."""
+        return self.warmed.set
+
+    def seconds(self, begin: Event, end: Event) -> float:
+        """See Driver."""
+        if any(isinstance(stream, Lost) and stream.left < 0 for stream in self._streams):
+            raise RuntimeError("the device is lost")
+        return super().seconds(begin, end)
+
+    def lose(self, left: int) -> None:
+        """Each stream does so much more and no more."""
+        for stream in self._streams:
+            assert isinstance(stream, Lost)
+            stream.left = left
+
+
+@on_loop
+async def test_a_device_that_is_lost_says_so_of_everything_from_then_on(repository: Repository) -> None:
+    """Every phase that is begun ends, however many come: a worker that falls silent would be waited for."""
+    helper, driver = Helper("helper"), LostDriver()
+    on = Served(driver, helper, ROOM, 1 << 30)
+    for ref in ("linear:1", "tall:1"):
+        on.device.prepare(repository.package(ref))
+    await on.load("linear:1", (0,))
+    job = infer_job("linear:1", (0,), torch.randn(1, 4))
+    assert (await on.through(job)).code == "ok"
+    on.device.release(job)
+    assert await asyncio.to_thread(driver.warmed.wait, 5.0), "it was kept warm, until then"
+    held = infer_job("linear:1", (0,), torch.randn(1, 4))
+    assert (await on.begin(Phase.INPUT, held)).code == "ok"
+    driver.lose(0)
+    codes = [(await on.begin(Phase.EXEC, held)).code]
+    for _ in range(3):
+        codes += [done.code for done in await asyncio.gather(on.load("tall:1", (1, 2, 3)), on.load("linear:1", (0,)))]
+        job = infer_job("linear:1", (0,), torch.randn(1, 4))
+        codes.append((await on.begin(Phase.INPUT, job)).code)
+        on.device.release(job)
+    assert codes == ["device_error"] * 10
+    on.device.close()
+
+
+@on_loop
+async def test_a_load_whose_later_pieces_cannot_be_started_fails_when_those_on_their_way_have_arrived(
+    repository: Repository,
+) -> None:
+    helper, driver = Helper("helper"), LostDriver()
+    on = Served(driver, helper, ROOM, 1 << 30)
+    on.device.prepare(repository.package("tall:1"))
+    driver.lose(2)
+    done = await on.load("tall:1", (1, 2, 3))
+    assert (done.code, done.message) == ("device_error", "the device is lost")
+    assert on.device._copies.next() is None
+    on.device.close()
 
 
 @on_loop

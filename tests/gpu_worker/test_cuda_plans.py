@@ -157,6 +157,24 @@ def test_every_load_ends_once_and_in_order(sizes: list[int], rng: object) -> Non
     assert ended == list(range(len(sizes)))
 
 
+def test_a_piece_that_cannot_be_started_ends_its_load_and_no_other() -> None:
+    copies: Copies[str] = Copies()
+    copies.add("a", [Piece(source, 0, 1) for source in range(3)])
+    copies.add("b", [Piece(0, 0, 1)])
+    first, second = copies.next(), copies.next()
+    assert first is not None
+    assert second is not None
+    assert copies.failed(second[0]) is None, "the first piece of a is on its way"
+    assert begun(copies) == [("b", 0)]
+    assert copies.ended() == "a"
+    assert copies.ended() == "b"
+    copies.add("c", [Piece(source, 0, 1) for source in range(3)])
+    found = copies.next()
+    assert found is not None
+    assert copies.failed(found[0]) == "c"
+    assert copies.next() is None
+
+
 # -- EXEC -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The threads of a device with graphs: what is issued when, what is let go, events that come back."""
 
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ from gpu_worker.devices.base import DeviceError, open_device
 from gpu_worker.devices.cuda.driver import Work
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Agenda, EventPool, Helper, Issuer, Watcher
+from gpu_worker.tuning import REAL_TIME_PRIORITY, may_be_real_time
 from tests.gpu_worker.cuda_builders import NO_GPU
 
 
@@ -94,6 +96,27 @@ def test_an_issuer_stops_with_works_that_are_not_due() -> None:
     issuer.start()
     issuer.stop()
     assert not issuer._thread.is_alive()
+
+
+def test_an_issuer_has_the_priority_of_the_thread_that_starts_it() -> None:
+    """Threads do not inherit real-time priority, and this is the one that keeps time."""
+    if not may_be_real_time():
+        pytest.skip("this machine allows no real-time priority")
+    found: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def start(policy: int) -> None:
+        if policy == os.SCHED_FIFO:
+            os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(REAL_TIME_PRIORITY))
+        issuer.start()
+
+    for policy in (os.SCHED_OTHER, os.SCHED_FIFO):
+        issuer = Issuer(nothing, nothing, None, time.monotonic)
+        issuer.now(lambda: found.put(os.sched_getscheduler(0)))
+        thread = threading.Thread(target=start, args=(policy,))
+        thread.start()
+        thread.join()
+        assert found.get(timeout=10.0) & ~os.SCHED_RESET_ON_FORK == policy
+        issuer.stop()
 
 
 def test_an_idle_issuer_does_what_it_has_for_that() -> None:

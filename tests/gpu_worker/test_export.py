@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from gpu_worker.devices.executables import load_forward, read_image, views
 from gpu_worker.export import write_package
 from tests.gpu_worker.conftest import ROW, Repository
 
@@ -30,6 +32,31 @@ class Tied(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
         return self.second(self.first(x))
+
+
+class Normalised(nn.Module):
+    """Makes tensors of constants while it runs, as much published code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 4] -> [batch, 3]."""
+        scaled: torch.Tensor = self.linear((x - torch.tensor([1.0, 2.0, 3.0, 4.0])) / torch.tensor(2.0))
+        return scaled + torch.arange(3)
+
+
+def test_tensors_made_of_constants_are_stored_and_taken_like_weights(tmp_path: Path) -> None:
+    module = Normalised()
+    package = write_package(tmp_path, "normalised", "1", module, inputs=ROW, outputs=["y"])
+    assert len(package.layout) == 4
+    image = np.zeros(package.image_bytes, np.uint8)
+    read_image(package, image)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        (y,) = load_forward(package)(*views(image, package), x)
+        assert torch.allclose(y, module(x))
 
 
 def test_the_graph_has_no_weights_in_it(repository: Repository) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from scripts.bench_gpu import Clock, run, run_json
+from scripts.bench_gpu import Clock, _all_or_not, run, run_json
 from scripts.gpu_probes import spread
 from scripts.gpu_tables import rows, table
 
@@ -45,6 +45,15 @@ def test_a_step_that_takes_too_long_is_ended() -> None:
     done = run([sys.executable, "-c", "print('begun', flush=True); import threading; threading.Event().wait()"], 0.5)
     assert done["code"] is None
     assert done["error"].endswith("ended after 0 s")
+
+
+def test_one_figure_that_cannot_be_had_fails_its_step_and_keeps_the_others() -> None:
+    step = {"ok": True, "took_s": 1.0, "figures": {"copies": [], "failed": {"gathers": "RuntimeError: no"}}}
+    judged = _all_or_not(step)
+    assert (judged["ok"], judged["error"]) == (False, "gathers: RuntimeError: no")
+    assert judged["figures"] == step["figures"]
+    assert _all_or_not({"ok": True, "took_s": 1.0, "figures": {"failed": {}}})["ok"]
+    assert _all_or_not({"ok": False, "took_s": 1.0, "error": "why"})["error"] == "why"
 
 
 def test_time_that_is_over_is_a_second_and_not_less() -> None:

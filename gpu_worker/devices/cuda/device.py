@@ -27,7 +27,18 @@ from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Wo
 from gpu_worker.devices.cuda.graphs import Executable, build
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.memory import Memory, Ring, WrongBytes, fill, outputs_of
-from gpu_worker.devices.cuda.plans import MIB, Copies, Lane, Piece, Room, Window, lay_out, padded, pieces
+from gpu_worker.devices.cuda.plans import (
+    MIB,
+    Copies,
+    Lane,
+    Piece,
+    Room,
+    Transfer,
+    Window,
+    lay_out,
+    padded,
+    pieces,
+)
 from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version
 from gpu_worker.devices.executables import read_image
 from gpu_worker.devices.images import Key, file_key
@@ -71,6 +82,7 @@ class CudaDevice:
         self._issuer = Issuer(driver.enter, self._idle, IDLE_S if self._warm is not None else None, time.monotonic)
         self._helper = helper if helper is not None else Helper("helper")
         self._helper.every(CLOCK_EVERY_S, self._tick)
+        self._helper.do(driver.enter)  # before anything else: else what it frees would open the first device
         self._versions: dict[str, Version] = {}
         self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
         self._images: WeakValueDictionary[Key, PinnedImage] = WeakValueDictionary()  # {file: image}, while in use
@@ -328,7 +340,10 @@ class CudaDevice:
             if found is None:
                 return
             transfer, piece = found
-            self._start_piece(transfer.load, piece, last=not transfer.waiting)
+            try:
+                self._start_piece(transfer.load, piece, last=not transfer.waiting)
+            except Exception as error:  # as in `_guarded`: that LOAD's outcome, and the next one is not held up by it
+                self._piece_failed(transfer, error)
 
     def _start_piece(self, loading: Loading, piece: Piece, *, last: bool) -> None:
         stream = self._streams[Phase.LOAD]
@@ -344,6 +359,13 @@ class CudaDevice:
         stream.record(end)
         self._watchers[Phase.LOAD].watch(end, partial(self._piece_reached, loading, end))
 
+    def _piece_failed(self, transfer: Transfer[Loading], error: Exception) -> None:
+        loading, now = transfer.load, time.monotonic()
+        loading.error = loading.error or error
+        if self._copies.failed(transfer) is not None:
+            why = f"{type(error).__name__}: {error}"
+            self._tell(Phase.LOAD, loading.job, Done(now, now, 0.0, "device_error", why))
+
     def _piece_ended(self, loading: Loading, end: Event, end_s: float, error: Exception | None) -> None:
         loading.error = loading.error or error
         ended = self._copies.ended()
@@ -357,7 +379,11 @@ class CudaDevice:
     def _idle(self) -> None:
         now = time.monotonic()
         if self._warm is not None and not self._lane.busy and now - self._executed_s < WARM_FOR_S:
-            self._streams[Phase.EXEC].run(self._warm)
+            try:
+                self._streams[Phase.EXEC].run(self._warm)
+            except RuntimeError:
+                self._warm = None  # the device has failed: whatever is ordered next says so
+                return
             self.figures.kept_warm += 1
 
     # -- on the threads that wait -------------------------------------------------------------------------------------
@@ -409,7 +435,10 @@ class CudaDevice:
     def _done(self, begin: Event, end: Event, end_s: float, error: Exception | None) -> Done:
         if error is not None:
             return Done(end_s, end_s, 0.0, "device_error", str(error))
-        duration_s = self._driver.seconds(begin, end)
+        try:
+            duration_s = self._driver.seconds(begin, end)
+        except RuntimeError as fault:  # something else has failed since, and with it the whole device
+            return Done(end_s, end_s, 0.0, "device_error", str(fault))
         return Done(end_s - duration_s, end_s, duration_s)
 
     def _tell(self, phase: Phase, job: Job, done: Done) -> None:

@@ -39,16 +39,19 @@ def tensor_at(flat: torch.Tensor, place: Place) -> torch.Tensor:
     return flat[place.at : place.at + place.size].view(getattr(torch, place.dtype)).view(place.shape)
 
 
-def build(driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor) -> Executable:
+def build(
+    driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor, sizes: Sequence[int] = ()
+) -> Executable:
     """The architecture of `package`, warmed up with the weights of `image` (pinned), captured against `window`.
 
-    On the thread that prepares. Nothing that serving uses is written to: warming up has weights and outputs of its own.
+    `sizes`: to be captured, ascending up to the largest batch; none: the ladder. On the thread that prepares. Nothing
+    that serving uses is written to: warming up has weights and outputs of its own.
     Raises: PackageError; MemoryFull; RuntimeError, if an operation cannot be captured.
     """
     if package.graph is not None and package.graph.suffix == ONNX:
         raise PackageError(package.ref, [f"{package.graph.name}: ONNX packages run on the cpu device only"])
     forward = load_forward(package, driver.place)
-    sizes = ladder(package.spec.batch_max)
+    sizes = tuple(sizes) or ladder(package.spec.batch_max)
     layouts = {size: lay_out(package.spec, size) for size in sizes}
     static = driver.allocate(max(layout.end for layout in layouts.values()))
     scratch = driver.allocate(package.image_bytes)

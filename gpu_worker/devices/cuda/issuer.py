@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from gpu_worker.devices.cuda.driver import Event, Work
+from gpu_worker.tuning import inherit_priority
 
 SPIN_S = 0.0001  # before its time comes a work is waited for awake; Source: a sleeping thread is 50 us late or more
 DEAF_S = 0.00002  # and in the end nothing else is begun: issuing one thing takes about as long
@@ -44,10 +45,12 @@ class Issuer:
         self._enter, self._idle, self._idle_s, self._clock = enter, idle, idle_s, clock
         self._given: queue.SimpleQueue[tuple[float | None, Work] | None] = queue.SimpleQueue()
         self._agenda = Agenda()
+        self._take_priority: Work | None = None
         self._thread = threading.Thread(target=self._run, name="issue", daemon=True)
 
     def start(self) -> None:
-        """The thread runs."""
+        """The thread runs, with the priority of the calling one."""
+        self._take_priority = inherit_priority()
         self._thread.start()
 
     def now(self, work: Work) -> None:
@@ -65,6 +68,8 @@ class Issuer:
             self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
+        if self._take_priority is not None:
+            self._take_priority()
         self._enter()
         while self._step():
             pass

@@ -3,6 +3,7 @@
 Source of the choices: the CUDA programming guide on graphs and asynchronous copies, and torch's notes on CUDA graphs.
 """
 
+import contextlib
 import mmap
 import weakref
 from collections import Counter
@@ -60,8 +61,11 @@ class NvidiaPinned:
     """See Pinned. Pages of our own, registered: torch's own pinned memory is rounded up to a power of two."""
 
     def __init__(self, size: int, later: Callable[[Work], None]) -> None:
-        mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryFull(f"no {size} bytes of host memory: {error.strerror}") from error
+        with contextlib.suppress(OSError):  # a system without huge pages does without
             mapping.madvise(mmap.MADV_HUGEPAGE)
         self.tensor = torch.frombuffer(mapping, dtype=torch.uint8)[:size]
         self.tensor.zero_()  # touched: registering then need not do it
@@ -77,7 +81,8 @@ class NvidiaPinned:
 
 
 def _unregister(address: int, keep: torch.Tensor) -> None:
-    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
+    """The memory is the system's again; on a device that has failed for good it stays pinned until the process ends."""
+    torch.cuda.cudart().cudaHostUnregister(address)
 
 
 class NvidiaDriver:
@@ -94,14 +99,25 @@ class NvidiaDriver:
             torch.cuda.init()
             self._side, self._capture_side = torch.cuda.Stream(self.place), torch.cuda.Stream(self.place)
             self._pool: Any = torch.cuda.graph_pool_handle()
+            self._anchor = self._keep_pool()
+            self._gather = _gather_of(self.place)
+            properties = torch.cuda.get_device_properties(self.place)
         except RuntimeError as error:
             raise DeviceError(f"{self.name}: cannot be opened: {error}") from error
-        properties = torch.cuda.get_device_properties(self.place)
         self.uuid = str(getattr(properties, "uuid", index))
         self._clock = _Clock(self.uuid)
         self.kind = f"cuda {properties.name}, torch {torch.__version__}, driver {self._clock.driver}"
-        self._gather = _gather_of(self.place)
         torch.backends.cudnn.benchmark = True  # the captured graph keeps what the warm-up chose
+
+    def _keep_pool(self) -> Work:
+        """A graph as long-lived as this: once the last graph of a pool is gone, torch takes no other into that pool."""
+        nothing = self.allocate(1)
+
+        def clear() -> None:
+            nothing.zero_()
+
+        self.warm_up(clear)
+        return self.capture(clear)
 
     def enter(self) -> None:
         """See Driver."""
@@ -123,7 +139,18 @@ class NvidiaDriver:
     def pin(self, size: int) -> Pinned:
         """See Driver."""
         self._asked["pinned"] += 1
-        return NvidiaPinned(size, self._later)
+        try:
+            return NvidiaPinned(size, self._later)
+        except MemoryFull:
+            self._forget_error()
+            raise
+
+    def _forget_error(self) -> None:
+        """The runtime remembers a call that failed, and blames the next kernel of the thread for it: this one."""
+        try:
+            torch.ones(1, device=self.place)
+        except RuntimeError:
+            return
 
     def stream(self, name: str) -> Stream:
         """See Driver."""
@@ -249,10 +276,13 @@ class _Clock:
             return
 
     def read(self) -> float:
-        """MHz."""
+        """MHz; 0 if it is not told, at the moment or ever."""
         if self._nvml is None:
             return 0.0
-        return float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
+        try:
+            return float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
+        except self._nvml.NVMLError:
+            return 0.0
 
     def close(self) -> None:
         """NVML is let go."""

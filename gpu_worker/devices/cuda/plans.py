@@ -169,6 +169,19 @@ class Copies(Generic[T]):
         self._queue.popleft()
         return transfer.load
 
+    def failed(self, transfer: Transfer[T]) -> T | None:
+        """The piece of it that `next` gave last could not be started: it and what is behind it will never arrive.
+
+        Returns the load, if nothing of it is on its way; else `ended` will.
+        """
+        transfer.waiting.clear()
+        transfer.in_flight -= 1
+        self._in_flight -= 1
+        if transfer.in_flight:
+            return None
+        self._queue.remove(transfer)
+        return transfer.load
+
     def _first_waiting(self) -> Transfer[T] | None:
         return next((transfer for transfer in self._queue if transfer.waiting), None)
 
