@@ -11,7 +11,7 @@ from broker.facts import ActionFact, RequestFact
 from scripts.journals import Log, LogError, kind_of, read_actions, read_requests
 from scripts.machine import quantile
 
-DEVICE_SHOWN = 12  # characters of a device's name
+DEVICE_SHOWN = 8  # characters of a device's name
 SHARES = (0.5, 0.99, 0.999)
 
 
