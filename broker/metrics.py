@@ -51,8 +51,8 @@ def metrics_text(
     for frontend, status in frontends.items():
         labels = {"frontend": frontend}
         samples["gearmesh_in_flight"].append((labels, status["in_flight"]))
-        samples["gearmesh_answers_dropped_total"].append((labels, status["answers_dropped"]))
-        samples["gearmesh_answers_waiting"].append((labels, status["answers_waiting"]))
+        samples["gearmesh_answers_dropped_total"].append((labels, status.get("answers_dropped", 0)))
+        samples["gearmesh_answers_waiting"].append((labels, status.get("answers_waiting", 0)))
         _each(samples["gearmesh_answers_total"], status["answers"], labels, "status")
     lines = []
     for name, (kind, text) in METRICS.items():

@@ -9,8 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -27,7 +27,8 @@ log = structlog.get_logger("journal")
 class LogFile:
     """One log, in files of limited size of which so many are kept: the folder's newest of this log, whoever wrote them.
 
-    Not thread-safe. Raises OSError from whatever the disk refuses.
+    Not thread-safe. Raises OSError from whatever the disk refuses; what the disk took of those lines is the end of a
+    file, so that only a last line can be cut short.
     """
 
     def __init__(self, folder: Path, header: Callable[[], Header], *, bytes_max: int, files: int, stamp: str) -> None:
@@ -37,7 +38,7 @@ class LogFile:
         self._files = files
         self._stamp = stamp  # when this controller started, and its id: part of every name
         self._count = 0  # files begun
-        self._file: BinaryIO | None = None
+        self._file: RawIOBase | None = None
         self._size = 0
         self._encoder = msgspec.json.Encoder()
 
@@ -46,7 +47,11 @@ class LogFile:
         if self._file is None:
             self._file = self._begin()
         data = self._encoder.encode_lines(lines)
-        self._file.write(data)
+        try:
+            _write_all(self._file, data)
+        except OSError:
+            self.close()
+            raise
         self._size += len(data)
         if self._size >= self._bytes_max:
             self.close()
@@ -57,7 +62,7 @@ class LogFile:
         if file is not None:
             file.close()
 
-    def _begin(self) -> BinaryIO:
+    def _begin(self) -> RawIOBase:
         self._folder.mkdir(parents=True, exist_ok=True)
         header = self._header()
         self._count += 1
@@ -65,7 +70,12 @@ class LogFile:
         self._remove_old(header.log)
         data = self._encoder.encode_lines([header])
         file = path.open("xb", buffering=0)
-        file.write(data)
+        try:
+            _write_all(file, data)
+        except OSError:
+            file.close()
+            path.unlink()  # without a header nobody could read it
+            raise
         self._size = len(data)
         return file
 
@@ -81,6 +91,13 @@ class LogFile:
             path.unlink(missing_ok=True)
 
 
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    """All of it is in the file; a disk that is nearly full takes a part first. Raises: OSError."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
+
+
 class Journal:
     """Both logs of one controller. `offer` and `state` are the loop's; everything else is the thread's."""
 
@@ -91,8 +108,8 @@ class Journal:
         self._pending: deque[Fact] = deque()  # offered and not taken, oldest first, at most pending_max
         self._pending_max = pending_max
         self._refused = 0  # lines for which there was no room; the loop's
-        self._told = 0  # of those, told in the log; the thread's
-        self._lost = 0  # lines that the disk refused
+        self._lost = 0  # lines that the disk refused; the thread's
+        self._told = 0  # of both, told in the log; the thread's
         self._written = 0
         self._fault = ""
         self._retry_s = 0.0  # the disk is not tried before
@@ -152,13 +169,13 @@ class Journal:
         pending = self._pending
         while pending:
             self._write([pending.popleft() for _ in range(min(CHUNK, len(pending)))])
-        refused = self._refused
-        if refused > self._told:
-            dropped = Dropped(count=refused - self._told)
-            self._told = refused
-            log.warning("telemetry_dropped", lines=dropped.count, total=refused, why="the disk does not keep up")
-            for file in self._files.values():
-                self._attempt(file, [dropped])
+        missing = self._refused + self._lost
+        if missing > self._told and not self._fault:
+            dropped = Dropped(count=missing - self._told)
+            why = "the disk does not keep up" if missing > self._lost else "the disk refused them"
+            log.warning("telemetry_dropped", lines=dropped.count, total=missing, why=why)
+            if any([self._attempt(file, [dropped]) for file in self._files.values()]):
+                self._told = missing
 
     def _write(self, facts: list[Fact]) -> None:
         for kind, file in self._files.items():

@@ -3,8 +3,9 @@
     .venv/bin/python -m scripts.bench_peers [--parts noop,mlp,m5,goodput] [--peers mosec,ray] [--seconds 3] [--rounds 2]
 
 Every round starts each system with each model, checks its answers, measures, and stops it, so that nothing else runs
-meanwhile. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a closed loop of 16 clients and open
-loops (Poisson, latency from when a request was due) at 150, 400 and 1,200 requests/s, inside 10, 25, 50 and 100 ms.
+meanwhile; each round begins with another system. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a
+closed loop of 16 clients and open loops (Poisson, latency from when a request was due) at 150, 400 and 1,200
+requests/s, inside 10, 25, 50 and 100 ms.
 Every system has one worker with one torch thread and the same largest batch. Each peer is installed into
 .venv-peers/NAME. Prints Markdown tables; the last line is JSON.
 """
@@ -12,6 +13,7 @@ Every system has one worker with one torch thread and the same largest batch. Ea
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import struct
@@ -197,7 +199,7 @@ async def run(bench: Bench, say: Any) -> None:
         for model in models:
             if model == "m5" and "goodput" in arguments.parts:
                 bench.capacity.append(measure_capacity(arguments.batch_max))
-            for system in (*arguments.ours, *bench.pythons):
+            for system in rotated((*arguments.ours, *bench.pythons), round_):
                 if system in bench.missing:
                     continue
                 began_s = time.monotonic()
@@ -210,6 +212,12 @@ async def run(bench: Bench, say: Any) -> None:
                     say(f"{system}: {error}")
                     continue
                 say(f"round {round_ + 1} of {arguments.rounds}: {system}, {model}: {time.monotonic() - began_s:.0f} s")
+
+
+def rotated(systems: Sequence[str], by: int) -> list[str]:
+    """Another one comes first each time, lest the same system always has the machine as it was left before."""
+    by %= max(1, len(systems))
+    return [*systems[by:], *systems[:by]]
 
 
 def measure_capacity(batch_max: int) -> dict[int, float]:
@@ -235,6 +243,7 @@ def report(bench: Bench) -> str:
             parts.append(tables.goodput_table(f"Goodput on m5, {kind}, {load}", bench.runs["m5"], load, arguments.slos))
         ahead += tables.behind(bench.runs["m5"], loads, arguments.slos)
         parts.append(_capacity(bench, loads[-1]))
+    parts.append(tables.lateness(bench.runs))
     for system, why in bench.missing.items():
         parts.append(f"**{system} is not compared (or only in part)**: {why}\n")
     if not arguments.ours:
@@ -259,8 +268,9 @@ def _capacity(bench: Bench, load: str) -> str:
         if system in OURS:
             shares = []
             for slo in bench.arguments.slos:
-                per_s = tables.goodput(cells[f"{load}@{slo:g}"], f"{slo:g}")[1]
-                shares.append(f"{per_s / best:.0%} inside {slo:g} ms")
+                found = cells.get(f"{load}@{slo:g}")
+                if found:
+                    shares.append(f"{tables.goodput(found, f'{slo:g}')[1] / best:.0%} inside {slo:g} ms")
             lines.append(f"{system} at {load}, goodput as a share of that: {', '.join(shares)}.")
     return "\n".join([*lines, ""])
 
@@ -300,6 +310,10 @@ def main() -> int:
     arguments = flags.parse_args()
     if arguments.json is not None and arguments.json.exists():
         flags.error(f"--json {arguments.json}: it exists already")
+    for name in ("seconds", "rounds", "in_flight", "clients", "rates", "slos", "batch_max"):
+        given = getattr(arguments, name)
+        if not all(0 < value < math.inf for value in (given if isinstance(given, list) else [given])):
+            flags.error(f"--{name.replace('_', '-')}: must be above 0; got {given}")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

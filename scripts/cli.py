@@ -148,6 +148,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="As the frontend
 
 def _models_table(found: list[dict[str, Any]]) -> Table:
     table = Table("model", "version", "ready", "inputs", "outputs", "largest batch", "slo ms", "note")
+    table.columns[0].no_wrap = True
     for model in found:
         note = model["fault"] or (f"preparing version {model['preparing']}" if model["preparing"] else "")
         table.add_row(

@@ -11,6 +11,7 @@ from broker.facts import ActionFact, RequestFact
 from scripts.journals import Log, LogError, kind_of, read_actions, read_requests
 from scripts.machine import quantile
 
+DEVICE_SHOWN = 8  # characters of a device's name
 SHARES = (0.5, 0.99, 0.999)
 
 
@@ -56,15 +57,20 @@ def requests_table(log: Log[RequestFact]) -> Table:
 def actions_table(log: Log[ActionFact]) -> Table:
     """Actions by device and type, with their durations and how well these were predicted."""
     table = Table(
-        "device", "worker", "action", "count", "failed", "mean batch", "busy s", "p50 ms", "p99 ms", "error p50 %",
-        "error p99 %", title_justify="left",
+        "device", "worker", "action", "count", "failed", "batch", "busy s", "p50 ms", "p99 ms", "err p50", "err p99",
+        title_justify="left", box=None, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
+    for column in table.columns[3:]:
+        column.justify, column.no_wrap = "right", True
     table.title = f"actions of {_whose(log)}"
     groups: dict[tuple[str, str, str], list[ActionFact]] = {}
     for fact in log.facts:
         groups.setdefault((fact.device, fact.worker, fact.type), []).append(fact)
     for (device, worker, type_), facts in sorted(groups.items()):
-        table.add_row(device, worker, type_, *_action_row(facts))
+        short = (
+            device if len(device) <= DEVICE_SHOWN else f"…{device[1 - DEVICE_SHOWN :]}"
+        )  # names differ at their ends
+        table.add_row(short, worker.rpartition("-")[2], type_, *_action_row(facts))
     failed = Counter(fact.code for fact in log.facts if fact.code != "ok")
     reasons = [", ".join(f"{count} {code}" for code, count in failed.most_common())] if failed else []
     table.caption = "; ".join([*reasons, *_missing(log)])
@@ -81,7 +87,7 @@ def _action_row(facts: Sequence[ActionFact]) -> Iterable[str]:
     yield f"{sum(batches) / len(batches):.1f}" if batches else "-"
     yield f"{sum(durations) / 1e3:.2f}"
     yield from _quantiles(durations)[:2]
-    yield from _quantiles(errors)[:2]
+    yield from (error if error == "-" else f"{error}%" for error in _quantiles(errors)[:2])
 
 
 def fact_share(part: int, whole: int) -> str:
@@ -100,4 +106,5 @@ def _whose(log: Log[RequestFact] | Log[ActionFact]) -> str:
 
 
 def _missing(log: Log[RequestFact] | Log[ActionFact]) -> list[str]:
-    return [f"{log.dropped} lines were dropped"] if log.dropped else []
+    dropped = [f"{log.dropped} lines were dropped"] if log.dropped else []
+    return [*dropped, *([f"{log.cut} last lines were cut short"] if log.cut else [])]

@@ -3,12 +3,15 @@
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -25,8 +28,16 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "commit": _commit(),
         "packages": {name: _version(name) for name in packages},
     }
+
+
+def _commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
 
 
 def _version(package: str) -> str:

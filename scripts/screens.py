@@ -302,7 +302,7 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
         _predictions(table, f" ({name})" if len(after.snapshots) > 1 else "", snapshot)
     for frontend, status in after.frontends.items():
         answers = ", ".join(f"{count} {kind}" for kind, count in sorted(status["answers"].items())) or "none yet"
-        dropped = status["answers_dropped"]
+        dropped = status.get("answers_dropped", 0)
         lost = f"; [red]{dropped} dropped: clients gone, or not reading[/]" if dropped else ""
         table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}{lost}")
     labels_width = max(len(str(label)) for label in table.columns[0].cells)

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -210,6 +212,7 @@ class Outputs:
             self.console.print(sentence, style="yellow", highlight=False)
         try:
             if self.json_file is not None:
+                more = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:], **more}
                 text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str, allow_nan=False)
                 with self.json_file.open("x") as out:
                     out.write(text + "\n")
@@ -230,6 +233,7 @@ async def carry_out(
     **more: Any,
 ) -> int:
     """The plan was run and reported; the exit code. Raises: LoadError."""
+    more["addresses"], more["processes"] = list(where.addresses), processes
     if plan.needs_batch1:
         targets = await measure_batch1(where, targets)
         more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}
@@ -238,12 +242,13 @@ async def carry_out(
 
 
 def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
-    table = Table("s", "sent", "per s", "in flight", *OUTCOMES, "sent late ms")
+    came = [(name, count) for name, count in zip(OUTCOMES, seen.outcomes, strict=True) if count or name == "ok"]
+    table = Table("s", "sent", "per s", "in flight", *(name for name, _ in came), "sent late ms", box=None)
     table.title = (
         f"{plan.name}: {phase.name} ({[p.name for p in plan.phases].index(phase.name) + 1} of {len(plan.phases)})"
     )
     table.add_row(
         f"{max(0.0, at_s):.1f} of {phase.seconds:g}", f"{seen.sent:,}", f"{seen.sent / max(at_s, 0.1):,.0f}",
-        f"{seen.in_flight:,}", *(f"{count:,}" for count in seen.outcomes), f"{seen.late_ms:.2f}",
+        f"{seen.in_flight:,}", *(f"{count:,}" for _, count in came), f"{seen.late_ms:.2f}",
     )  # fmt: skip
     return table

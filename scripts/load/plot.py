@@ -15,6 +15,7 @@ COLOURS = {
     "invalid": "#9b5de5", "no_answer": "#222222",
 }  # fmt: skip
 POINTS_MAX = 2000  # of one curve
+LEGEND_MAX = 36  # curves that are named
 
 
 def draw(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], file: Path) -> None:
@@ -34,10 +35,11 @@ def draw(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], fil
 
 
 def _draw_cdf(axes: "object", runs: Sequence[PhaseRun]) -> None:
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
-    for run in runs:
+    for number, run in enumerate(runs):
         rows = run.records[(run.records["outcome"] <= LATE) & (run.records["due_s"] >= run.phase.warmup_s)]
         latency_ms = np.sort((rows["done_s"] - rows["due_s"]) * 1e3)
         if not len(latency_ms):
@@ -47,12 +49,17 @@ def _draw_cdf(axes: "object", runs: Sequence[PhaseRun]) -> None:
             len(latency_ms) - np.geomspace(1, len(latency_ms), POINTS_MAX // 4),
         ]).astype(np.int64))  # fmt: skip
         beyond = 1.0 - (ranks + 1) / (len(latency_ms) + 1)
-        axes.plot(latency_ms[ranks], beyond, label=f"{run.phase.name} ({len(latency_ms):,})")
+        colour = colormaps["turbo"](0.05 + 0.9 * number / max(1, len(runs) - 1))
+        axes.plot(latency_ms[ranks], beyond, color=colour, label=f"{run.phase.name} ({len(latency_ms):,})")
     axes.set(xscale="log", yscale="log", xlabel="latency from due, ms", ylabel="share of served requests above")
-    axes.set_title("latency of served requests (CDF, its tail)")
+    axes.set_title("latency of served requests (1 - CDF: the tail)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    if len(axes.xaxis.get_ticklabels(minor=True)) < 20:
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=6)
     axes.grid(visible=True, alpha=0.3)
-    if len(runs) <= 12 and axes.lines:
-        axes.legend(fontsize=7)
+    if len(runs) <= LEGEND_MAX and axes.lines:
+        axes.legend(fontsize=7 if len(runs) <= 8 else 5, loc="lower left", ncols=1 + len(runs) // 12)
 
 
 def _draw_goodput(axes: "object", runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> None:
@@ -61,9 +68,10 @@ def _draw_goodput(axes: "object", runs: Sequence[PhaseRun], found: Sequence[Phas
     assert isinstance(axes, Axes)
     begins_s = 0.0
     for run, one in zip(runs, found, strict=True):
-        at = [begins_s + end for end, _, _ in one.goodput_over_time]
-        axes.step(at, [offered for _, offered, _ in one.goodput_over_time], color="#999999", lw=0.8, where="pre")
-        axes.step(at, [good for _, _, good in one.goodput_over_time], color=COLOURS["ok"], where="pre")
+        windows = one.goodput_over_time
+        edges = [begins_s + run.phase.warmup_s, *(begins_s + end for end, _, _ in windows)]
+        axes.stairs([offered for _, offered, _ in windows], edges, color="#999999", lw=0.8, baseline=None)
+        axes.stairs([good for _, _, good in windows], edges, color=COLOURS["ok"], lw=1.5, baseline=None)
         begins_s += run.phase.seconds
         if len(runs) > 1:
             axes.axvline(begins_s, color="#cccccc", lw=0.6)
@@ -91,4 +99,4 @@ def _draw_outcomes(axes: "object", found: Sequence[PhaseReport]) -> None:
         ha="right" if len(found) > 3 else "center",
     )
     axes.set(ylabel="share of requests", ylim=(0, 1), title="outcomes")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=len(OUTCOMES), frameon=False)

@@ -7,12 +7,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from scripts.load.plan import Plan
+from scripts.load.plan import Open, Plan, Replay
 from scripts.load.records import OUTCOMES
 from scripts.load.runner import PhaseRun
 from scripts.load.statistics import LATE_MS, PhaseReport, Quantiles, report
 
 FORMAT = 2
+OF_THE_STREAM = ("seconds", "slo_ms", "slo_draw", "clients", "think_s")  # of the simulator's load; here others count
 
 
 def reports(plan: Plan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
@@ -45,7 +46,21 @@ def as_map(
                 "machine": run.watched,
             }
         )
-    return {"format": FORMAT, "plan": msgspec.to_builtins(plan), "machine": machine, **more, "phases": phases}
+    return {"format": FORMAT, "machine": machine, **more, "plan": _plan_map(plan), "phases": phases}
+
+
+def _plan_map(plan: Plan) -> dict[str, Any]:
+    """The plan, and of what kind each source is; of a recorded log only how long it is."""
+    built: dict[str, Any] = msgspec.to_builtins(plan)
+    for phase, own in zip(built["phases"], plan.phases, strict=True):
+        for stream, source in zip(phase["streams"], (stream.source for stream in own.streams), strict=True):
+            found = stream["source"]
+            if isinstance(source, Open):
+                found = {key: value for key, value in found["load"].items() if key not in OF_THE_STREAM}
+            elif isinstance(source, Replay):
+                found = {"requests": len(source.lines), "rate_rps": source.rate_rps}
+            stream["source"] = {"loop": type(source).__name__.lower(), **found}
+    return built
 
 
 def show(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], console: Console) -> None:

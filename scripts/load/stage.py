@@ -86,7 +86,7 @@ async def run_scenario(
     times = ", ".join(f"{stand} x{ratio:.2f}" for stand, ratio in ratios.items() if ratio != 1.0)
     notes = [note, *([f"Budgets stretched, rates shrunk by batch-1 time / the paper's: {times}."] if times else [])]
     whole = Plan(chosen.name, tuple(phases), seed=seed, notes=tuple(notes))
-    return outputs.write(whole, runs, scale=scale, device=device, time_ratios=ratios)
+    return outputs.write(whole, runs, scale=scale, device=device, time_ratios=ratios, processes=processes)
 
 
 async def _run_stand(

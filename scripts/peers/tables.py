@@ -93,6 +93,22 @@ def behind_throughput(title: str, runs: Runs, in_flight: Sequence[int]) -> list[
     return said
 
 
+def lateness(models: Mapping[str, Runs]) -> str:
+    """How late the client itself sent, where it was latest."""
+    found = [
+        (run["late_p99_ms"], f"{system}, {model} {cell}")
+        for model, runs in models.items()
+        for system, cells in runs.items()
+        for cell, each in cells.items()
+        for run in each
+        if run["late_p99_ms"] is not None
+    ]
+    if not found:
+        return ""
+    late_ms, where = max(found)
+    return f"The client sent its requests late by {late_ms:.1f} ms (p99) in the worst cell: {where}.\n"
+
+
 def _machine(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     if not runs:
         return ["-", "-", "-"]

@@ -1,9 +1,13 @@
 """controller/journal.py: lines reach the disk in files of limited size, and what does not is counted."""
 
+import contextlib
+import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from broker.facts import Header
 from controller.journal import Journal, LogFile, check_folder
@@ -87,6 +91,53 @@ def test_a_disk_that_refuses_costs_lines_which_are_counted_and_nothing_else(tmp_
     state = writing.state()
     assert (state.written, state.dropped) == (0, 2)
     assert "File exists" in state.fault or "Not a directory" in state.fault
+
+
+@contextlib.contextmanager
+def disk_for(bytes_max: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_logs_that_can_be_read(tmp_path: Path) -> None:
+    log = log_file(tmp_path)
+    log.write([REQUEST])
+    (file,) = tmp_path.iterdir()
+    with disk_for(file.stat().st_size + 30), pytest.raises(OSError, match="large"):
+        log.write([REQUEST])
+    with disk_for(30), pytest.raises(OSError, match="large"):
+        log.write([REQUEST])
+    log.write([REQUEST])
+    log.close()
+    (read,) = read_requests(tmp_path)
+    assert (len(read.facts), len(read.headers), read.cut) == (2, 2, 1)
+
+
+def test_what_the_disk_refused_is_told_in_the_log_once_it_takes_lines_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.journal.FAULT_S", 0.0)
+    (tmp_path / "logs").write_text("in the way")
+    writing = journal(tmp_path / "logs")
+    writing.offer([REQUEST] * 3)
+    writing._drain()
+    assert writing.state().fault
+    (tmp_path / "logs").unlink()
+    writing.offer([REQUEST])
+    writing._drain()
+    (log,) = read_requests(tmp_path / "logs")
+    assert (len(log.facts), log.dropped) == (1, 3)
+    assert (writing.state().written, writing.state().dropped, writing.state().fault) == (1, 3, "")
+    writing._drain()
+    (log,) = read_requests(tmp_path / "logs")
+    assert log.dropped == 3
+    for kept in writing._files.values():
+        kept.close()
 
 
 def test_a_folder_that_cannot_be_made_is_said_so_with_the_setting(tmp_path: Path) -> None:

@@ -63,17 +63,24 @@ def test_what_the_mesh_did_is_in_its_logs_in_its_trace_and_in_its_status(tmp_pat
 
     run_with_mesh(scenario, repository, tmp_path / "data", compact=compact, device=emulated_device(tmp_path))
     assert set(seen["answers"]) == {"ok"}
-    assert set(seen["hopeless"]) == {"rejected"}
-    check_logs(tmp_path / "data" / "telemetry", seen["answers"]["ok"], seen["hopeless"]["rejected"])
+    assert set(seen["hopeless"]) <= {"rejected", "timed_out"}  # on a busy machine half a millisecond is soon over
+    assert seen["hopeless"]["rejected"] > 0
+    refused, failed = check_logs(tmp_path / "data" / "telemetry", seen["answers"]["ok"], seen["hopeless"])
     check_recording(seen["recording"])
-    check_status(seen["after"], seen["answers"]["ok"], seen["hopeless"]["rejected"])
+    check_status(seen["after"], seen["answers"] + seen["hopeless"], refused, failed)
 
 
-def check_logs(folder: Path, ok: int, rejected: int) -> None:
-    """Every request and every action is in the logs, once, with times that fit each other."""
+def check_logs(folder: Path, ok: int, hopeless: Counter[str]) -> tuple[int, int]:
+    """Every request and every action is in the logs, once, with times that fit; (refused requests, failed actions).
+
+    What timed out at the frontend was refused by the controller at the same time, or withdrawn before.
+    """
     (log,) = read_requests(folder)
     outcomes = Counter(fact.outcome for fact in log.facts)
-    assert (outcomes["in_time"], outcomes["rejected"], log.dropped, log.cut) == (ok, rejected, 0, 0)
+    assert (outcomes.pop("in_time"), log.dropped, log.cut) == (ok, 0, 0)
+    assert outcomes.keys() <= {"rejected", "cancelled"}
+    assert outcomes.total() == hopeless.total()
+    assert outcomes["cancelled"] <= hopeless["timed_out"]
     assert len({(fact.frontend, fact.request) for fact in log.facts}) == len(log.facts)
     (actions,) = read_actions(folder)
     by_id = {fact.action: fact for fact in actions.facts}
@@ -87,11 +94,12 @@ def check_logs(folder: Path, ok: int, rejected: int) -> None:
             assert fact.arrived_s <= action.sent_s <= action.begin_s + 0.001 <= action.end_s
             assert fact.exec_s == pytest.approx(0.0011, rel=0.2)
     replayed = list(arrivals(folder))
-    assert len(replayed) == ok + rejected
+    assert len(replayed) == ok + hopeless.total()
     assert replayed == sorted(replayed)
     assert {(ref, slo_s, rows) for _, ref, slo_s, rows in replayed} == {
         (ref, slo_s, 1) for ref in ("a:1", "b:1") for slo_s in (0.5, 0.0005)
     }
+    return outcomes["rejected"], sum(fact.code != "ok" for fact in actions.facts)
 
 
 def check_recording(recording: Any) -> None:
@@ -104,19 +112,19 @@ def check_recording(recording: Any) -> None:
     assert sum(event["ph"] == "s" for event in events) >= 20
 
 
-def check_status(view: View, ok: int, rejected: int) -> None:
+def check_status(view: View, answers: Counter[str], refused: int, failed: int) -> None:
     """Everybody answers, and the counts are right."""
     assert view.broker
     assert Counter(member.role for member in view.members) == {"controller": 1, "frontend": 1, "gpu_worker": 1}
     (snapshot,) = view.snapshots.values()
-    assert (snapshot.in_time, snapshot.refused) == (ok, {"deadline": rejected})
+    assert (snapshot.in_time, snapshot.refused) == (answers["ok"], {"deadline": refused})
     assert {model.ref for model in snapshot.models} == {"a:1", "b:1"}
     (device,) = snapshot.devices
-    assert (device.resident, device.prepared, device.failed) == (2, 2, 0)
+    assert (device.resident, device.prepared, device.failed) == (2, 2, failed)
     assert device.exec_busy_s == pytest.approx(0.0011 * device.batches, rel=0.3)
     (status,) = view.frontends.values()
-    assert status["answers"] == {"ok": ok, "rejected": rejected}
-    assert json.loads(json.dumps(describe(view)))["controllers"][snapshot.controller]["in_time"] == ok
+    assert status["answers"] == answers
+    assert json.loads(json.dumps(describe(view)))["controllers"][snapshot.controller]["in_time"] == answers["ok"]
 
 
 def test_with_telemetry_off_nothing_is_written_and_traces_work_all_the_same(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_folder_is_summed_up(folder: Path) -> None:
         "rejected deadline 100 0.10 - - 0.10",
         "90.00% in time; 100 cold; latency predicted with an error of 25.00 %",
         "7 lines were dropped",
-        "cpu:0 gpu_worker-1 infer 11 1 4.0 0.10 10.00",
+        "cpu:0 1 infer 11 1 4.0 0.10 10.00",
         "1 late",
     ):
         assert expected in said

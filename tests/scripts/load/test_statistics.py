@@ -8,10 +8,14 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from scripts.load.command import Outputs
-from scripts.load.plan import Closed, Phase, Plan, Slo, Stream
+from scripts.load.errors import LoadError
+from scripts.load.plan import Closed, Open, Phase, Plan, Replay, Slo, Stream
 from scripts.load.records import OUTCOMES, RECORD, Recorder, merge
 from scripts.load.runner import PhaseRun
 from scripts.load.statistics import lateness, over_time, quantiles, report
+from scripts.machine import describe
+from scripts.simulation.parts import Load
+from scripts.simulation.recorded import Line
 
 
 def recorded(rows) -> np.ndarray:
@@ -178,3 +182,30 @@ def test_rows_of_several_generators_get_common_codes_in_order_of_time():
 def test_no_request_at_all_is_no_error():
     found = reported(np.empty(0, RECORD))
     assert (found.n, found.attainment, found.by_slo, found.lateness.kept) == (0, None, [], True)
+
+
+def test_the_file_says_what_was_asked_and_of_whom(tmp_path):
+    lines = tuple(Line(float(i), "m") for i in range(1000))
+    slo = Slo((100.0,))
+    phase = Phase("p", 10.0, (
+        Stream("open", ("m",), Open(Load("gamma", 5.0, cv=2.0)), slo), Stream("closed", ("m",), Closed(3), slo),
+        Stream("replayed", ("m",), Replay(lines), slo),
+    ))  # fmt: skip
+    run = phase_run(recorded([(1.0, 1.0, 1.2, 1.0, "ok")]))
+    run.phase = phase
+    Outputs(tmp_path / "r.json", None, progress=False).write(Plan("load", (phase,), seed=7), [run], processes=2)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {"at", "command", "machine", "plan", "phases"} <= found.keys()
+    assert (found["processes"], found["plan"]["seed"], found["machine"]["commit"]) == (2, 7, describe()["commit"])
+    opened, closed, replayed = (stream["source"] for stream in found["plan"]["phases"][0]["streams"])
+    assert (opened["loop"], opened["kind"], opened["cv"]) == ("open", "gamma", 2.0)
+    assert not {"seconds", "slo_ms"} & opened.keys()  # the phase's and the stream's count
+    assert (closed["loop"], closed["clients"]) == ("closed", 3)
+    assert replayed == {"loop": "replay", "requests": 1000, "rate_rps": None}
+
+
+def test_a_file_that_cannot_be_written_costs_a_file_and_not_the_report(tmp_path, capsys):
+    run = phase_run(recorded([(1.0, 1.0, 1.2, 1.0, "ok")]))
+    with pytest.raises(LoadError, match=r"gone/r\.json: cannot be written: No such file"):
+        Outputs(tmp_path / "gone" / "r.json", None, progress=False).write(Plan("load", (run.phase,)), [run])
+    assert "100.00%" in capsys.readouterr().out

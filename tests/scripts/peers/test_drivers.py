@@ -5,7 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from scripts.bench_peers import parser, poisson
+from scripts.bench_peers import main, parser, poisson, rotated
+from scripts.peers import tables
 from scripts.peers.catalogue import PEERS
 from scripts.peers.drivers import HttpDriver, Samples
 from scripts.peers.tables import behind, goodput_table
@@ -121,3 +122,25 @@ def test_arrivals_are_the_same_for_every_system_and_flags_are_checked():
     assert parser().parse_args(["--peers", ""]).peers == []
     with pytest.raises(SystemExit):
         parser().parse_args(["--parts", "everything"])
+
+
+def test_each_round_begins_with_another_system():
+    assert [rotated(("a", "b", "c"), by)[0] for by in range(4)] == ["a", "b", "c", "a"]
+    assert rotated((), 3) == []
+
+
+def test_the_latest_cell_of_the_client_itself_is_named():
+    runs = {
+        "m5": {"mosec": {"400/s": [{"late_p99_ms": 3.0}, {"late_p99_ms": None}]}, "ray": {"1": [{"late_p99_ms": 9.0}]}}
+    }
+    assert "9.0 ms (p99) in the worst cell: ray, m5 1" in tables.lateness(runs)
+    assert tables.lateness({}) == ""
+
+
+@pytest.mark.parametrize("flag", ["--seconds=0", "--rounds=-1", "--rates=150,0", "--slos=nan", "--in-flight=1,0"])
+def test_numbers_that_cannot_be_are_refused_with_exit_code_2(flag, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench_peers", flag, "--peers", ""])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "must be above 0" in capsys.readouterr().err
