@@ -31,7 +31,6 @@ from selection.base import Array
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
 _encode = msgspec.msgpack.Encoder().encode
-FIRST_TABLE_S = 2.0  # clients wait so long, at most, until a frontend that has just started knows what there is
 log = structlog.get_logger("frontend")
 
 
@@ -96,7 +95,6 @@ class FrontendService:
         self._applications.start()
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
-        self._hub.loop.call_later(FIRST_TABLE_S, self._clients.read)  # a client should hear that there is no broker
         log.info("started", member=self._id, address=address, pid=os.getpid())
 
     def drain(self) -> bool:
@@ -211,9 +209,6 @@ class FrontendService:
             text = "context goes with app: only applications learn"
             return Invalid("bad_target", text, "context", request.id)
         entry = self._models.get(str(request.model))
-        if entry is None and (self._registrar is None or self._registrar.table is None):
-            text = "this frontend has not heard from the broker yet, and does not know what there is"
-            return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
         if entry is None:
             names = ", ".join(sorted(self._models)) or "none"
             text = f"there is no model {request.model!r}; there are: {names}"
@@ -267,7 +262,6 @@ class FrontendService:
         self._applications.table_changed(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
-        self._clients.read()
         self._release()
 
     def _controller_lost(self, controller: str) -> None:

@@ -34,7 +34,6 @@ class ClientPort:
         self._received = received
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
-        self._reading = False
         self.connections = 0
         self.disconnections = 0
         self.answers_dropped = 0  # the client was gone, or did not read for long
@@ -43,20 +42,15 @@ class ClientPort:
         self._flush_s = FLUSH_S  # the next pause
 
     def listen(self, host: str, port: int, size_max: int) -> str:
-        """Opens the port and returns its address; what comes waits until `read`. Raises: AddressInUse."""
+        """Opens the port and returns its address. Raises: AddressInUse."""
         hub = self._hub
         sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._monitor = hub.monitor(sock, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
         self._sock = sock
+        hub.read(sock, self._drain)
         return address
-
-    def read(self) -> None:
-        """What came, and what comes, is handed over; calling again changes nothing."""
-        if self._sock is not None and not self._reading:
-            self._reading = True
-            self._hub.read(self._sock, self._drain)
 
     def answer(self, client: ClientId, header: bytes, frames: Sequence[Buffer] = ()) -> None:
         """The answer leaves now, or as soon as the client reads those before it.

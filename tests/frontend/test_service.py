@@ -1,6 +1,5 @@
 """frontend/service.py: a real frontend and a real broker; the controller and the worker do as a test tells them."""
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +17,6 @@ from broker.transport import Link
 from frontend.client import AsyncClient, Failed, Invalid, Prediction, Rejected, TimedOut
 from frontend.reports import describe_models
 from frontend.service import FrontendService
-from scripts.meshes import free_ports
 from tests.broker.brokers import Broker, Caller, package
 from tests.broker.processes import Listening, Processes, processes
 from tests.loops import Told, on_loop
@@ -670,32 +668,3 @@ async def test_a_stopped_frontend_answers_what_is_open_and_tells_everybody(tmp_p
         table = await at.controller.caller.table(lambda table: len(table.members) == 1)
         assert table.members[0].role == "controller"
         at.frontend.stop = lambda: None  # type: ignore[method-assign]
-
-
-@on_loop
-async def test_a_frontend_that_has_just_started_answers_once_it_knows_what_there_is(tmp_path: Path) -> None:
-    package(tmp_path / "repository", "m", "1")
-    (number,) = free_ports(1)
-    async with processes() as made:
-        frontend = FrontendService(made.runtime(frontend_port=0, **QUICK), (f"tcp://127.0.0.1:{number}",))
-        frontend.start()
-        sock = made.bare(zmq.DEALER)
-        sock.connect(frontend._registrar.member.endpoints["clients"][0])  # type: ignore[union-attr]
-        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": []}))
-        Broker(made, tmp_path, number)
-        answer = msgpack.unpackb(await asyncio.to_thread(sock.recv))
-        assert (answer["status"], answer["error"]["code"]) == ("rejected", "not_ready")
-        assert "model 'm' has no version that can be served" in answer["error"]["message"]
-
-
-@on_loop
-async def test_without_a_broker_a_frontend_says_that_it_does_not_know_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frontend.service.FIRST_TABLE_S", 0.01)
-    async with processes() as made:
-        runtime = made.runtime(frontend_port=0, **QUICK)
-        frontend = FrontendService(runtime, ("tcp://127.0.0.1:9",))
-        frontend.start()
-        async with AsyncClient(frontend._registrar.member.endpoints["clients"][0]) as client:  # type: ignore[union-attr]
-            with pytest.raises(Rejected, match="has not heard from the broker yet") as refused:
-                await client.infer("m", ROW, slo_ms=1000)
-        assert (refused.value.code, refused.value.retry_after_ms) == ("not_ready", 1000.0)

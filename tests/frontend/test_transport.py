@@ -23,7 +23,6 @@ class Listening:
         self.hub.on_turn(self.turns)
         self.port = ClientPort(self.hub, self.said)
         self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
-        self.port.read()
 
     async def messages(self, count: int) -> list[tuple[bytes, list[bytes]]]:
         """(header, frames) of all messages, once there are so many."""
