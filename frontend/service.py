@@ -79,7 +79,9 @@ class FrontendService:
     def start(self) -> None:
         """Listens, and calls the broker."""
         settings = self.settings
-        address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
+        address = self._clients.listen(
+            settings.host, settings.frontend_port, settings.request_bytes_max, settings.in_flight_max
+        )
         self._addresses = self._results.listen(settings.host, 0, "GEARMESH_HOST")
         member = wire.Member(
             id=self._id,

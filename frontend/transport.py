@@ -10,6 +10,7 @@ from broker.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from broker.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE, Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # for one client that does not read; further answers to it are dropped, and counted
+PER_OPEN_REQUEST = 2  # so many may be queued for each request that may be open: all of them may end at one instant
 log = structlog.get_logger("clients")
 
 
@@ -32,10 +33,11 @@ class ClientPort:
         self.disconnections = 0
         self.answers_dropped = 0  # the client was gone, or did not read
 
-    def listen(self, host: str, port: int, size_max: int) -> str:
+    def listen(self, host: str, port: int, size_max: int, in_flight_max: int = 1) -> str:
         """Opens the port and returns its address. Raises: AddressInUse."""
         hub = self._hub
-        sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
+        queued_max = max(ANSWERS_QUEUED_MAX, PER_OPEN_REQUEST * in_flight_max)
+        sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=queued_max)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._monitor = hub.monitor(sock, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
