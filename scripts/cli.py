@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from broker import wire
 from broker.config import Settings, read_settings
@@ -17,6 +16,7 @@ from broker.errors import GearmeshError
 from broker.keys import Keys
 from frontend.client import Client, RequestError
 from scripts.cli_apps import applications, from_json
+from scripts.consoles import console
 from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
@@ -28,8 +28,8 @@ app = typer.Typer(
     help="DNN serving with predictable latency.",
 )
 app.command()(simulate)
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 app.command()(load)
 
 
@@ -146,7 +146,9 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="As the frontend
 
 
 def _models_table(found: list[dict[str, Any]]) -> Table:
-    table = Table("model", "version", "ready", "inputs", "outputs", "largest batch", "slo ms", "note")
+    table = Table(
+        Column("model", no_wrap=True), "version", "ready", "inputs", "outputs", "largest batch", "slo ms", "note"
+    )
     for model in found:
         note = model["fault"] or (f"preparing version {model['preparing']}" if model["preparing"] else "")
         table.add_row(

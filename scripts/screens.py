@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from broker.facts import DeviceState, ModelState, Snapshot, Spread
 from scripts.observer import View
@@ -79,7 +79,15 @@ def screen(before: View | None, after: View, *, models_max: int = 20) -> Rendera
 def members_table(view: View) -> Table:
     """Who is there, and how each is."""
     epoch = "unknown" if view.epoch is None else str(view.epoch)
-    table = Table("member", "role", "pid", "health", "address", title=f"members (table {epoch})", title_justify="left")
+    table = Table(
+        Column("member", no_wrap=True),
+        "role",
+        "pid",
+        "health",
+        "address",
+        title=f"members (table {epoch})",
+        title_justify="left",
+    )
     table.add_row("broker", "broker", "", _health(view.broker, "serving goes on with the last table"), "")
     devices = {device.worker: device for snapshot in view.snapshots.values() for device in snapshot.devices}
     for member in view.members:
@@ -112,7 +120,7 @@ def _worker_health(device: DeviceState | None) -> str:
 def devices_table(before: View | None, after: View) -> Table:
     """Every device: how busy its lanes are, and what it holds."""
     table = Table(
-        "device", "worker", "EXEC busy", "LOAD busy", "in flight", "batches/s", "loads/s", "pages", "models", "failed",
+        Column("device", no_wrap=True), "worker", "EXEC busy", "LOAD busy", "in flight", "batches/s", "loads/s", "pages", "models", "failed",
         "most recent models", title="devices", title_justify="left",
     )  # fmt: skip
     old = {device.worker: device for s in before.snapshots.values() for device in s.devices} if before else {}
@@ -161,7 +169,7 @@ def models_table(before: View | None, after: View, count_max: int) -> Table:
     found = [(model, s, name) for name, s in after.snapshots.items() for model in s.models]
     found.sort(key=lambda entry: (-entry[0].rate, -entry[0].waiting, entry[0].ref))
     table = Table(
-        "model", "resident", "waiting", "requests/s", "goodput/s", "attainment", "refused", "late", "cold",
+        Column("model", no_wrap=True), "resident", "waiting", "requests/s", "goodput/s", "attainment", "refused", "late", "cold",
         title=f"models ({min(count_max, len(found))} busiest of {total})", title_justify="left",
     )  # fmt: skip
     for model, snapshot, name in found[:count_max]:
