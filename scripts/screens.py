@@ -120,8 +120,8 @@ def _worker_health(device: DeviceState | None) -> str:
 def devices_table(before: View | None, after: View) -> Table:
     """Every device: how busy its lanes are, and what it holds."""
     table = Table(
-        Column("device", no_wrap=True), "worker", "EXEC busy", "LOAD busy", "in flight", "batches/s", "loads/s", "pages", "models", "failed",
-        "most recent models", title="devices", title_justify="left",
+        Column("device", no_wrap=True), "worker", "EXEC busy", "LOAD busy", "in flight", "batches/s", "loads/s",
+        "pages", "models", "failed", "most recent models", title="devices", title_justify="left",
     )  # fmt: skip
     old = {device.worker: device for s in before.snapshots.values() for device in s.devices} if before else {}
     for name, snapshot in after.snapshots.items():
@@ -169,7 +169,8 @@ def models_table(before: View | None, after: View, count_max: int) -> Table:
     found = [(model, s, name) for name, s in after.snapshots.items() for model in s.models]
     found.sort(key=lambda entry: (-entry[0].rate, -entry[0].waiting, entry[0].ref))
     table = Table(
-        Column("model", no_wrap=True), "resident", "waiting", "requests/s", "goodput/s", "attainment", "refused", "late", "cold",
+        Column("model", no_wrap=True), "resident", "waiting", "requests/s", "goodput/s", "attainment", "refused",
+        "late", "cold",
         title=f"models ({min(count_max, len(found))} busiest of {total})", title_justify="left",
     )  # fmt: skip
     for model, snapshot, name in found[:count_max]:
