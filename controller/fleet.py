@@ -1,5 +1,6 @@
 """Devices and the versions on them: who is there, what is prepared, what is served, what is let go. Pure."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -25,7 +26,8 @@ class Fleet:
     actions: Actions
     name: str = ""  # member id of this controller
     wanted: list[str] = field(default_factory=list)  # refs that every device is to have ready, in the catalogue's order
-    draining: dict[str, None] = field(default_factory=dict)  # refs wanted before, kept until their last request ended
+    draining: dict[str, float] = field(default_factory=dict)
+    # {ref wanted before: until when it is kept at least}; then, until its last request has ended
     preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     contained: frozenset[str] = frozenset()  # refs that containers serve, and devices do not
@@ -87,29 +89,35 @@ class Fleet:
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
-    def want(self, refs: list[str], still_used: Callable[[str], bool], contained: Iterable[str] = ()) -> list[Order]:
+    def want(
+        self,
+        refs: list[str],
+        still_used: Callable[[str], bool],
+        contained: Iterable[str] = (),
+        keep_until_s: float = -math.inf,
+    ) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
-        `contained`: those of them that containers serve.
+        `contained`: those of them that containers serve. `keep_until_s`: what is let go stays at least so long.
         """
         orders: list[Order] = []
         self.contained = frozenset(contained) | (self.contained & {*self.wanted, *self.draining} - {*refs})
         for ref in self.wanted:
             if ref not in refs:
-                self.draining[ref] = None
+                self.draining[ref] = keep_until_s
         for ref in refs:
             self.draining.pop(ref, None)
             if ref not in self.wanted:
                 self._reported.pop(ref, None)
         self.wanted = list(refs)
         self._rewant(orders)
-        orders.extend(self.drain(still_used))
+        orders.extend(self.drain(still_used, -math.inf))
         return orders
 
-    def drain(self, still_used: Callable[[str], bool]) -> list[Order]:
-        """Versions that are not wanted and have no request left are let go."""
+    def drain(self, still_used: Callable[[str], bool], now: float) -> list[Order]:
+        """Versions that are not wanted, have been kept long enough and have no request left are let go."""
         orders: list[Order] = []
-        ended = [ref for ref in self.draining if not still_used(ref)]
+        ended = [ref for ref, until_s in self.draining.items() if until_s <= now and not still_used(ref)]
         for ref in ended:
             del self.draining[ref]
         if ended:

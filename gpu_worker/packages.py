@@ -28,6 +28,7 @@ from broker import wire
 from broker.catalogue import NAME, VERSION
 from broker.errors import PackageError
 from broker.tensors import DTYPES
+from gpu_worker.manifests import faults_of, sound
 
 ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it
 BATCH_MAX = 1024
@@ -149,14 +150,18 @@ def _few(names: list[str]) -> str:
 
 
 def _read_manifest(file: Path, faults: list[str]) -> _Manifest | None:
+    """What model.toml says; as far as it is sound, so that the rest can be looked at in one go."""
     try:
-        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Manifest)
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        return msgspec.convert(found, _Manifest)
     except OSError as error:
         faults.append(f"model.toml: {error.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         faults.append(f"model.toml: is not TOML: {error}")
-    except msgspec.ValidationError as error:
-        faults.append(f"model.toml: {error}")
+    except msgspec.ValidationError:
+        faults.extend(f"model.toml: {fault}" for fault in faults_of(found, _Manifest))
+        kept = {"inputs": [], "outputs": [], **sound(found, _Manifest)}
+        return _Manifest(**kept) if "architecture" in kept else None
     return None
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from broker import wire
 from broker.config import Settings, read_settings
@@ -18,6 +17,7 @@ from broker.keys import Keys
 from frontend.client import Client, RequestError
 from scripts.answers import show
 from scripts.cli_apps import applications, from_json
+from scripts.consoles import console
 from scripts.load.command import load
 from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
@@ -29,8 +29,8 @@ app = typer.Typer(
     help="DNN serving with predictable latency.",
 )
 app.command()(simulate)
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 app.command()(load)
 
 

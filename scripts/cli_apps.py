@@ -6,14 +6,14 @@ from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from frontend.client import Client, RequestError
+from scripts.consoles import console
 
 applications = typer.Typer(help="Applications: several models behind one name, learning from feedback.")
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 Models = Annotated[list[str], typer.Argument(help="The models, first the one that `single` asks.")]
 Policy = Annotated[str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")]

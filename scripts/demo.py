@@ -25,7 +25,7 @@ from frontend.client import AsyncClient, Prediction, RequestError
 from scripts.build_models import digits
 from scripts.demo_application import show_application
 from scripts.supervisor import Supervisor, procfile_commands
-from scripts.up import client, first_of, wait_ready
+from scripts.up import client, first_of, ports_taken, wait_ready
 
 Array = npt.NDArray[Any]
 READY_S_MAX = 300.0  # the first start measures every model
@@ -36,10 +36,15 @@ console = Console(width=None if sys.stdout.isatty() else 118)
 
 async def demo(settings: Settings, *, once: bool) -> int:
     """Runs the demo. Returns the exit code: 0, 1 if an answer was not as it should be, 2 if the mesh cannot run."""
+    commands = procfile_commands(Path("Procfile"), {})
+    taken = ports_taken(settings, commands)
+    if taken:
+        console.print(taken, style="red", highlight=False, markup=False)
+        return 2
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     log_file = settings.data_dir / "quickstart.log"
     with log_file.open("w") as log:
-        supervisor = Supervisor(procfile_commands(Path("Procfile"), {}), _writer(log), dict(os.environ))
+        supervisor = Supervisor(commands, _writer(log), dict(os.environ))
         asked = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, asked.set)

@@ -1,20 +1,23 @@
 """`gearmesh up`: the Procfile's processes under a supervisor, with a word when the mesh is ready."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from broker.config import Settings
+from broker.errors import AddressInUse
 from frontend.client import AsyncClient, RequestError
 from scripts.containers import Roster, keep_containers
-from scripts.supervisor import Say, Supervisor, procfile_commands
+from scripts.supervisor import FRONT, Say, Supervisor, procfile_commands
 
 POLL_S = 0.2
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
@@ -27,6 +30,10 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         commands = procfile_commands(procfile, formation, compact=compact)
     except (OSError, ValueError) as error:
         Console(stderr=True).print(f"gearmesh: {error}", style="red")
+        return 2
+    taken = ports_taken(settings, commands)
+    if taken:
+        Console(stderr=True).print(taken, style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     width = max(map(len, commands))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate([*commands, "up"])}
@@ -60,6 +67,31 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         Console(stderr=True).print(supervisor.failed.result(), style="red", highlight=False, markup=False)
         return 2
     return 0
+
+
+def ports_taken(settings: Settings, processes: Iterable[str]) -> str:
+    """Which ports of a mesh with these processes somebody else holds, and what to change; empty if none.
+
+    Whoever waited for readiness there would be told of another mesh's.
+    """
+    services = {name.partition(".")[0] for name in processes}
+    faults = []
+    for service in FRONT:
+        port = int(getattr(settings, f"{service}_port"))
+        if port == 0 or not services & {service, "mesh"}:
+            continue
+        try:
+            with socket.create_server((settings.host, port), family=_family(settings.host)):
+                pass
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                address, setting = f"tcp://{settings.host}:{port}", f"GEARMESH_{service.upper()}_PORT"
+                faults.append(str(AddressInUse(address, setting, os.strerror(errno.EADDRINUSE))))
+    return "\n".join(faults)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 async def _tell_ready(settings: Settings, say: Say) -> None:

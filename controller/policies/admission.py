@@ -126,7 +126,7 @@ class Admission:
             + device.dispatch.value_s
             for device in model.ready.values()
         )
-        return end_s - request.deadline_s if idle_s <= request.deadline_s - now else None
+        return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
 
 
 def start_of(device: Device, model: Model, now: float) -> float:

@@ -242,12 +242,13 @@ async def carry_out(
 
 
 def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
-    table = Table("s", "sent", "per s", "in flight", *OUTCOMES, "sent late ms")
+    came = [(name, count) for name, count in zip(OUTCOMES, seen.outcomes, strict=True) if count or name == "ok"]
+    table = Table("s", "sent", "per s", "in flight", *(name for name, _ in came), "sent late ms", box=None)
     table.title = (
         f"{plan.name}: {phase.name} ({[p.name for p in plan.phases].index(phase.name) + 1} of {len(plan.phases)})"
     )
     table.add_row(
         f"{max(0.0, at_s):.1f} of {phase.seconds:g}", f"{seen.sent:,}", f"{seen.sent / max(at_s, 0.1):,.0f}",
-        f"{seen.in_flight:,}", *(f"{count:,}" for count in seen.outcomes), f"{seen.late_ms:.2f}",
+        f"{seen.in_flight:,}", *(f"{count:,}" for _, count in came), f"{seen.late_ms:.2f}",
     )  # fmt: skip
     return table

@@ -213,9 +213,9 @@ class Shard:
         """A worker says goodbye."""
         return self.checked(self.scheduler.worker_leaving(worker))
 
-    def want(self, refs: list[str]) -> list[str]:
+    def want(self, refs: list[str], **keep: float) -> list[str]:
         """The routing table names these versions."""
-        return self.checked(self.scheduler.want(refs))
+        return self.checked(self.scheduler.want(refs, **keep))
 
     def report(self, report: wire.Prepared, worker: str = "w1", *, now: float = 100.0) -> list[str]:
         """A worker says how far a version is."""

@@ -80,8 +80,8 @@ class World:
             self.policy.ended(request(), i >= lost, now)
         return self
 
-    def admit(self, budget_s: float, ref: str = "m:1", rows: int = 1, now: float = NOW) -> Verdict:
-        one = request(1000, ref=ref, rows=rows, arrived_s=now, deadline_s=now + budget_s)
+    def admit(self, budget_s: float, ref: str = "m:1", rows: int = 1, now: float = NOW, age_s: float = 0.0) -> Verdict:
+        one = request(1000, ref=ref, rows=rows, arrived_s=now - age_s, deadline_s=now + budget_s - age_s)
         return self.policy.admit(self.model(ref), one, now)
 
     def load(self, worker: str = "w1", now: float = NOW) -> tuple[str, tuple[str, ...]] | None:
@@ -103,6 +103,11 @@ def test_a_request_with_time_enough_is_let_in_with_the_predicted_latency() -> No
 
 def test_a_request_that_could_not_make_it_even_alone_is_refused_and_told_never_to_come_again() -> None:
     assert World().admit(0.5) == Verdict(False, 1.0, "deadline", None)
+
+
+def test_a_request_that_was_long_on_its_way_here_is_told_to_come_again_if_its_whole_budget_would_suffice() -> None:
+    assert World().admit(1.5, age_s=0.75) == Verdict(False, 1.0, "deadline", pytest.approx(0.25, rel=0.05))
+    assert World().admit(0.9, age_s=0.75) == Verdict(False, 1.0, "deadline", None)
 
 
 def test_a_request_that_comes_too_late_behind_what_runs_is_told_when_its_budget_would_suffice() -> None:

@@ -105,6 +105,29 @@ def test_a_version_let_go_is_kept_until_its_last_request_has_ended() -> None:
     assert shard.wake(100.011) == ["w1: forget a:1", "f: serving -a:1"]
 
 
+def test_a_version_let_go_is_served_to_frontends_that_do_not_know_yet() -> None:
+    shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS})
+    shard.scheduler.frontend_joined("f")
+    shard.wake(100.0)
+    assert shard.want(["b:1"], keep_until_s=102.0) == []
+    assert shard.scheduler.wake_at() == 102.0
+    assert shard.submit(1, "a:1", now=101.995) == []
+    assert shard.wake(101.995) == ["w1: infer #1 a:1 x1 f/1"]
+    assert shard.wake(102.0) == []  # it has a request
+    assert shard.ran(1, begin_s=101.996, duration_s=0.010) == []
+    assert shard.wake(102.006) == ["w1: forget a:1", "f: serving -a:1"]
+    (refusal,) = shard.submit(2, "a:1", now=102.01)
+    assert "not_deployed" in refusal
+
+
+def test_a_version_let_go_that_nobody_asks_for_is_kept_no_longer_than_told() -> None:
+    shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS})
+    shard.wake(100.0)
+    assert shard.want(["b:1"], keep_until_s=102.0) == []
+    assert shard.wake(101.999) == []
+    assert shard.wake(102.0) == ["w1: forget a:1"]
+
+
 def test_a_version_wanted_again_while_it_drains_stays() -> None:
     shard = Shard().serve({"a:1": TEN_MS})
     shard.submit(1, "a:1", now=100.0)

@@ -420,6 +420,28 @@ async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_
         assert at.frontend._answers == {"ok": 2}
 
 
+@on_loop
+async def test_thousands_of_requests_that_end_at_one_instant_are_all_answered(tmp_path: Path) -> None:
+    number = 6000
+    async with mesh(tmp_path, in_flight_max=number) as at:
+        sock = at.made.bare(zmq.DEALER)
+        sock.setsockopt(zmq.RCVHWM, 0)
+        sock.connect(at.address)
+        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+
+        def ask() -> None:
+            for i in range(number):
+                sock.send(msgpack.packb({"op": "infer", "id": i, "model": "m", "inputs": [row], "slo_ms": 600_000}))
+
+        await asyncio.to_thread(ask)
+        await at.controller.wait(wire.Submit, number)
+        at.frontend._ring(time.monotonic() + 600)
+        assert at.frontend._clients.answers_dropped == 0
+        answers = [await hear(sock) for _ in range(number)]
+        assert sorted(answer["id"] for answer in answers) == list(range(number))
+        assert {answer["status"] for answer in answers} == {"timed_out"}
+
+
 @contextlib.asynccontextmanager
 async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
     """A frontend whose broker is down, but knew model m in version 1; and a bare client, with how to ask."""

@@ -220,9 +220,17 @@ def test_weights_of_a_kind_that_cannot_be_laid_out_are_named(copy: Path) -> None
 )
 def test_a_wrong_or_unknown_key_of_the_manifest_is_named(copy: Path, old: str, new: str, fault: str) -> None:
     assert old in MANIFEST
-    (told,) = faults(write(copy, MANIFEST.replace(old, new, 1)))
-    assert told.startswith("model.toml: ")
-    assert fault in told
+    told = faults(write(copy, MANIFEST.replace(old, new, 1)))
+    assert all(sentence.startswith("model.toml: ") for sentence in told)
+    assert fault in told[0]
+
+
+def test_every_fault_of_a_manifest_is_told_at_once(copy: Path) -> None:
+    broken = MANIFEST.replace("batch_max = 8", 'batch_max = 0\nslo_ms = -3\ncolour = "red"')
+    broken = broken.replace("shape = [-1, 4]", "shape = [3, 4]").replace('name = "y"', "name = 5")
+    assert [told.split(":")[1].strip() for told in faults(write(copy, broken))] == [
+        "colour", "outputs[0].name", "batch_max", "slo_ms", "inputs x",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("batch_max", [1, 1024])

@@ -1,0 +1,70 @@
+"""Everything that is wrong with a map that should be a struct; msgspec itself stops at the first fault. Pure."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+import msgspec
+
+
+def faults_of(value: Any, kind: Any, path: str = "") -> list[str]:
+    """One sentence for each fault, beginning with the field; none if `value` is as `kind` says."""
+    return list(_faults(value, kind, path))
+
+
+def sound(value: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The fields that are as they should be, converted; of a list of structs, its sound items."""
+    kept = {}
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name not in value:
+            continue
+        found = value[field.encode_name]
+        item = _item(field.type)
+        if isinstance(found, list) and _is_struct(item):
+            kept[field.encode_name] = [msgspec.convert(entry, item) for entry in found if not faults_of(entry, item)]
+        elif not faults_of(found, field.type):
+            kept[field.encode_name] = msgspec.convert(found, field.type)
+    return kept
+
+
+def _faults(value: Any, kind: Any, path: str) -> Iterator[str]:
+    item = _item(kind)
+    if _is_struct(kind) and isinstance(value, dict):
+        yield from _struct_faults(value, kind, path)
+    elif isinstance(value, list) and _is_struct(item):
+        for i, entry in enumerate(value):
+            yield from _faults(entry, item, f"{path}[{i}]")
+        yield from _own_fault([], kind, path) if not value else ()
+    else:
+        yield from _own_fault(value, kind, path)
+
+
+def _struct_faults(value: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    dot = f"{path}." if path else ""
+    for name in value:
+        if name not in known:
+            yield f"{dot}{name}: there is no such field; the fields are {', '.join(known)}"
+    for name, field in known.items():
+        if name in value:
+            yield from _faults(value[name], field.type, dot + name)
+        elif field.required:
+            yield f"{dot}{name}: is missing"
+
+
+def _own_fault(value: Any, kind: Any, path: str) -> Iterator[str]:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `$")
+        yield f"{path}{place.rstrip('`')}: {text}; got {str(value)[:60]!r}"
+
+
+def _item(kind: Any) -> Any:
+    """What a list type is a list of."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return get_args(kind)[0] if get_origin(kind) is list else None
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
