@@ -141,7 +141,7 @@ class Administration:
 
     def _describe(self, app: Application, context: str, state: State | None, error: str) -> dict[str, Any]:
         known = adapt(state, app.models) if state is not None else fresh(app.models)
-        shares = app.policy.shares(known)
+        shares, raised = shares_of(app, known)
         definition, counts = app.definition, app.counts
         return {
             "name": definition.name,
@@ -171,8 +171,16 @@ class Administration:
                 "disagreed": counts.disagreed,
                 "feedback": counts.feedback,
             },
-            "learning": f"paused: {error}" if error else "on",
+            "learning": f"paused: {error}" if error else raised or "on",
         }
+
+
+def shares_of(app: Application, state: State) -> tuple[dict[str, float], str]:
+    """Each model's part in the answers; none of them, and why, where a policy of the user's own does not say."""
+    try:
+        return {model: float(share) for model, share in app.policy.shares(state).items()}, ""
+    except Exception as error:  # a policy of the user's own may raise anything
+        return {}, f"the policy {app.definition.policy} raised {type(error).__name__} in shares: {error}"
 
 
 def _described(tensor: wire.TensorSpec) -> dict[str, Any]:

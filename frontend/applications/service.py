@@ -1,5 +1,6 @@
 """The applications' shell inside a frontend: between clients, members' requests, the broker and the state's thread."""
 
+import os
 import random
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -26,7 +27,7 @@ from frontend.applications.gatherings import (
     decision_of,
 )
 from frontend.protocol import Answer, Error, InputRules, Invalid
-from selection.base import Array, State, adapt, fresh
+from selection.base import Array, State, adapt, fresh, unusable
 from selection.combining import predictions
 from selection.contexts import Key, StateCache, check_context
 from selection.keeper import Park, Read, StateKeeper
@@ -85,7 +86,8 @@ class Applications:
         self._gatherings = Gatherings()
         self._waiting: dict[Key, Waiting] = {}
         self._rng = random.Random(settings.selection_seed or None)
-        self.decisions = DecisionTable(incarnation, settings.decisions_max, settings.decision_s)
+        secret = os.urandom(32)  # random, not drawn from the seed
+        self.decisions = DecisionTable(incarnation, settings.decisions_max, settings.decision_s, secret)
         self._feedback = FeedbackDesk(
             self.keeper, self.decisions, self.apps, self._learned, host.send, host.refuse, time.monotonic
         )
@@ -221,9 +223,9 @@ class Applications:
         app = gathering.app
         try:
             selection = app.policy.select(self.state_of(app, gathering.context), self._rng, gathering.context)
-            strangers = [model for model in selection.models if model not in app.models]
-            if strangers or not selection.models:
-                raise ValueError(f"it selected {strangers or 'nothing'}")
+            fault = unusable(selection, app.models)
+            if fault is not None:
+                raise ValueError(fault)
         except Exception as error:  # a policy of the user's own may raise anything
             self._policy_raised(gathering, error)
             return
@@ -292,7 +294,7 @@ class Applications:
         gathering.decision_id = decision.id
         now = time.monotonic()
         self.decisions.keep(decision, now)
-        if self._shared:
+        if self._shared and not self.keeper.full:
             decision.parked = True
             self.keeper.submit(Park(decision.id, encoded(decision)))
         used = conclusion.models_used
