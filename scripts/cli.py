@@ -243,7 +243,8 @@ def infer(
             spec = next((entry for entry in known if entry["name"] == model), None)
             if spec is None:
                 kind = "application" if as_app else "model"
-                usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}")
+                hint = "; --app asks an application" if not as_app else ""
+                usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}{hint}")
             x = read_input(source, spec)
             if as_app:
                 prediction = session.infer(app=model, x=x, slo_ms=slo_ms, context=context)
@@ -267,9 +268,10 @@ def infer(
     out.print(table)
     if prediction.decision_id is not None:
         used = ", ".join(prediction.models_used) or "none"
-        out.print(
-            f"{prediction.latency_ms:.2f} ms, confidence {prediction.confidence:.2f}, models that answered: {used}"
-        )
+        told = f"confidence {prediction.confidence:.2f}, disagreement {prediction.disagreement or 0:.2f}"
+        out.print(f"{prediction.latency_ms:.2f} ms, {told}, models that answered: {used}")
+        if prediction.default_used:
+            out.print(f"the default, because: {prediction.answer['error']['message']}", highlight=False)
         out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
         return
     predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"

@@ -91,11 +91,20 @@ def test_an_application_answers_learns_and_is_there_again_after_a_restart(reposi
             assert "10] numbers" in await gearmesh(mesh, 2, "update", "digits", *MODELS, *sure, "[1, 2]")
             assert "y" in await gearmesh(mesh, 2, "update", "digits", *MODELS, *sure, '{"y": 1}')
             await gearmesh(mesh, 0, "update", "digits", *MODELS, *sure, json.dumps([0] * 9 + [1]))
+            await gearmesh(mesh, 0, "update", "digits", "--slo-ms", "1500")  # all else stays
+            (app,) = await session.apps()
+            assert (app["policy"], app["confidence_min"], app["slo_ms"]) == ("majority", 1.0, 1500.0)
+            assert (app["models"], len(app["default"])) == (MODELS, 1)
+            assert "there are: digits" in await gearmesh(mesh, 1, "update", "nobody")
             noise = np.random.default_rng(1).uniform(0, 16, (40, 1, 64)).astype(np.float32)
             answers = [await session.infer(app="digits", x=image) for image in noise]
             unsure = [answer for answer in answers if answer.default_used]
             assert 0 < len(unsure) < 40
             assert all(answer.output.tolist() == [[0] * 9 + [1]] for answer in unsure)
+            assert all(answer.disagreement for answer in unsure)
+            listed = await gearmesh(mesh, 0)
+            assert "majority" in listed
+            assert f"{len(unsure)}" in listed
 
     run_with_mesh(first, repository, tmp_path / "data", device="cpu")
     run_with_mesh(second, repository, tmp_path / "data", device="cpu")
