@@ -56,21 +56,22 @@ def listed(
     table = Table(*columns, "answers", "defaults", "disagreed", "learning")
     for app in apps:
         counts = app["counts"]
-        for i, (model, weight) in enumerate(app["weights"].items()):
-            learned = app["learned"][model]
+        for i, model in enumerate(app["models"]):
+            weight = app["weights"].get(model)
+            learned = app["learned"].get(model, {"feedback": 0, "mean_loss": None})
             loss = learned["mean_loss"]
             table.add_row(
                 app["name"] if i == 0 else "",
                 app["policy"] if i == 0 else "",
                 model,
-                f"{weight:.1%}",
+                "" if weight is None else f"{weight:.1%}",
                 str(learned["feedback"]),
                 "" if loss is None else f"{loss:.3f}",
                 f"{counts['answered']} of {counts['asked']}" if i == 0 else "",
                 str(sum(counts["defaults"].values())) if i == 0 else "",
                 str(counts["disagreed"]) if i == 0 else "",
                 app["learning"] if i == 0 else "",
-                end_section=i == len(app["weights"]) - 1,
+                end_section=i == len(app["models"]) - 1,
             )
     out.print(table)
 

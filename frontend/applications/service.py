@@ -62,6 +62,16 @@ class Host(Protocol):
         """`wake_at` may have changed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """An application that is defined, and cannot be in effect at this frontend."""
+
+    definition: Mapping[str, Any]  # as the table has it
+    revision: int
+    code: str
+    why: str
+
+
 @dataclass(slots=True)
 class Waiting:
     """Questions that wait for their context's state."""
@@ -79,7 +89,7 @@ class Applications:
         self.keeper = StateKeeper(store, loop)
         self.states = StateCache(STATES_MAX)
         self.apps: dict[str, Application] = {}
-        self._definitions: dict[str, tuple[Definition, int]] = {}  # {name: as the table has it}
+        self.unserved: dict[str, Unserved] = {}  # {name: one that the table has, and that cannot be in effect here}
         self._rules: dict[str, InputRules] = {}
         self._specs: dict[str, wire.ModelSpec | None] = {}  # {model: of its current version}
         self._shared = False  # there are other frontends, which may get the feedback
@@ -114,9 +124,9 @@ class Applications:
         self._specs = {entry.name: entry.spec for entry in table.models}
         self._shared = sum(member.role == "frontend" for member in table.members) > 1
         there = {entry.name: entry for entry in table.apps}
-        for name in [name for name in self._definitions if name not in there]:
-            del self._definitions[name]
+        for name in [name for name in (*self.apps, *self.unserved) if name not in there]:
             self.apps.pop(name, None)
+            self.unserved.pop(name, None)
             self._rules.pop(name, None)
             self.states.forget(name)
         for entry in there.values():
@@ -127,14 +137,15 @@ class Applications:
         if known is not None and known.revision == entry.revision and self._specs.get(known.models[0]) == known.spec:
             return
         try:
-            definition = read_definition(entry.definition)
-            self._definitions[entry.name] = (definition, entry.revision)
-            app = self.make(definition, entry.revision, strict=False)
+            app = self.make(read_definition(entry.definition), entry.revision, strict=False)
         except Invalid as invalid:
-            if invalid.code != "not_ready":
+            before = self.unserved.get(entry.name)
+            if invalid.code != "not_ready" and (before is None or before.why != invalid.message):
                 log.error("application_not_served", app=entry.name, why=invalid.message)
             self.apps.pop(entry.name, None)
+            self.unserved[entry.name] = Unserved(entry.definition, entry.revision, invalid.code, invalid.message)
             return
+        self.unserved.pop(entry.name, None)
         if known is not None:
             app.counts = known.counts
         self.apps[entry.name] = app
@@ -189,9 +200,13 @@ class Applications:
         protocol.check_names(request)
         if request.version is not None:
             raise Invalid("bad_target", "version goes with model; an application has none", "version", request.id)
-        if request.app in self._definitions:
+        unserved = self.unserved.get(request.app or "")
+        if unserved is not None and unserved.code == "not_ready":
             text = f"no model of the application {request.app!r} is prepared yet"
             raise Invalid("not_ready", text, "app", request.id, "rejected", 1000.0)
+        if unserved is not None:
+            text = f"the application {request.app!r} is not served: {unserved.why}"
+            raise Invalid("not_served", text, "app", request.id, "failed")
         there = ", ".join(sorted(self.apps)) or "none"
         text = f"there is no application {request.app!r}; there are: {there}"
         raise Invalid("unknown_app", text, "app", request.id)

@@ -348,6 +348,25 @@ async def test_what_a_policy_of_ones_own_does_wrong_is_told_and_spoils_nothing(t
 
 
 @on_loop
+async def test_an_application_that_cannot_be_in_effect_here_says_why_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    own = "tests.selection.own_policy:Second"
+    async with ensemble(tmp_path, own, settings={"selection_allow": ("tests.",)}) as at:
+        await at.client.apps()
+        settings = at.frontend.settings.model_copy(update={"selection_allow": ()})
+        at.frontend._applications._settings = settings  # as at a frontend that was started with other settings
+        at.frontend._applications.apps.clear()
+        await at.client.create_app("another", MODELS)
+        with pytest.raises(Failed, match=r"'app' is not served: policy .* may not be imported"):
+            await at.client.infer(app="app", x=ROW)
+        another, app = await at.client.apps()
+        assert (another["name"], another["learning"]) == ("another", "on")
+        assert (app["name"], app["models"], app["policy"], app["weights"]) == ("app", MODELS, own, {})
+        assert app["learning"].startswith("not served: policy")
+        await at.client.update_app("app", MODELS, "exp4")
+        assert [each["learning"] for each in await at.client.apps()] == ["on", "on"]
+
+
+@on_loop
 async def test_a_store_that_is_down_pauses_learning_and_nothing_else(tmp_path: Path) -> None:
     settings = {"state_url": "redis://127.0.0.1:1/0"}
     async with ensemble(tmp_path, "exp4", settings=settings) as at:
