@@ -117,7 +117,7 @@ class StateKeeper:
         return self._jobs.qsize() >= JOBS_MAX
 
     def submit(self, job: Job) -> None:
-        """The job will be done. Feedback and parked decisions are submitted only while not `full`."""
+        """The job will be done. What queries and feedback cause is submitted only while not `full`."""
         self._jobs.put(job)
 
     def _run(self) -> None:

@@ -182,8 +182,9 @@ class Applications:
         app.counts.asked += 1
         self._gatherings.open(gathering)
         key = (app.name, context)
-        unread = self.states.get(key) is None
-        if self.states.stale(key, now):
+        full = self.keeper.full  # then the context is served as it is known here
+        unread = not full and self.states.get(key) is None
+        if not full and self.states.stale(key, now):
             self.keeper.submit(Read(key, lambda state, error: self._state_came(key, state, error)))
         waiting = self._waiting.get(key)
         if app.learns and not self.keeper.down and (waiting is not None or unread):
