@@ -52,28 +52,32 @@ def listed(
     if not apps:
         out.print("there are no applications; gearmesh apps create NAME MODEL ... makes one", highlight=False)
         return
-    columns = ("application", "policy", "model", "weight", "feedback", "mean loss")
-    table = Table(*columns, "answers", "defaults", "disagreed", "learning")
     for app in apps:
         counts = app["counts"]
-        for i, model in enumerate(app["models"]):
-            weight = app["weights"].get(model)
-            learned = app["learned"].get(model, {"feedback": 0, "mean_loss": None})
-            loss = learned["mean_loss"]
+        told = f"{counts['answered']} of {counts['asked']} answered by models, {counts['disagreed']} disagreed"
+        out.print(f"{app['name']}: {app['policy']}, {told}, {_defaults(counts['defaults'])}", highlight=False)
+        if app["learning"] != "on":
+            out.print(
+                app["learning"].replace("paused", "learning is paused"), style="yellow", highlight=False, markup=False
+            )
+        table = Table("model", "weight", "feedback", "mean loss")
+        for model in app["models"]:
+            weight, learned = app["weights"].get(model), app["learned"].get(model, {})
+            loss = learned.get("mean_loss")
             table.add_row(
-                app["name"] if i == 0 else "",
-                app["policy"] if i == 0 else "",
                 model,
                 "" if weight is None else f"{weight:.1%}",
-                str(learned["feedback"]),
+                str(learned.get("feedback", 0)),
                 "" if loss is None else f"{loss:.3f}",
-                f"{counts['answered']} of {counts['asked']}" if i == 0 else "",
-                str(sum(counts["defaults"].values())) if i == 0 else "",
-                str(counts["disagreed"]) if i == 0 else "",
-                app["learning"] if i == 0 else "",
-                end_section=i == len(app["models"]) - 1,
             )
-    out.print(table)
+        out.print(table)
+
+
+def _defaults(counts: Mapping[str, int]) -> str:
+    """How often the default was answered, and why."""
+    if not counts:
+        return "no defaults"
+    return f"defaults: {', '.join(f'{count} for {reason}' for reason, count in counts.items())}"
 
 
 @applications.command()

@@ -105,7 +105,7 @@ def test_an_application_answers_learns_and_is_there_again_after_a_restart(reposi
             assert all(answer.disagreement for answer in unsure)
             listed = await gearmesh(mesh, 0)
             assert "majority" in listed
-            assert f"{len(unsure)}" in listed
+            assert f"defaults: {len(unsure)} for low_confidence" in listed
 
     run_with_mesh(first, repository, tmp_path / "data", device="cpu")
     run_with_mesh(second, repository, tmp_path / "data", device="cpu")
