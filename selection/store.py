@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from broker.errors import GearmeshError, SettingsError
 
@@ -218,7 +220,11 @@ class RedisStore:
     def __init__(self, url: str, contexts_max: int, decision_s: float) -> None:
         self._url, self._contexts_max, self._decision_s = url, contexts_max, decision_s
         self._client: Any = redis.Redis.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, decode_responses=False
+            url,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),  # the keeper's thread tries again, and holds what is to be learned meanwhile
+            decode_responses=False,
         )
         self._swap = self._client.register_script(_SWAP)
         self._claim = self._client.register_script(_CLAIM)
