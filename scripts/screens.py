@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from broker.facts import DeviceState, ModelState, Snapshot, Spread
@@ -213,7 +215,20 @@ def summary(before: View | None, after: View) -> Table:
     for frontend, status in after.frontends.items():
         answers = ", ".join(f"{count} {kind}" for kind, count in sorted(status["answers"].items())) or "none yet"
         table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}")
+        _frontend(table, status)
     return table
+
+
+def _frontend(table: Table, status: Mapping[str, Any]) -> None:
+    cache, learning = status["cache"], status["applications"]["learning"]
+    looked = cache["hits"] + cache["misses"] + cache["coalesced"]
+    if looked:
+        used = f"{cache['bytes'] / 2**20:.1f} of {cache['bytes_max'] / 2**20:.0f} MiB"
+        shared = f"{cache['coalesced']} shared an evaluation"
+        table.add_row("  cache", f"{cache['hit_ratio']:.1%} hits of {looked}, {shared}; {used}")
+    if learning != "on":
+        held = status["applications"]["feedback_held"]
+        table.add_row("  learning", f"[red]{escape(learning)}[/]; {held} feedback held")
 
 
 def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:

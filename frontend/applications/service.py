@@ -4,7 +4,7 @@ import os
 import random
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -355,6 +355,7 @@ class Applications:
             "decisions": len(self.decisions),
             "learning": f"paused: {self.keeper.down}" if self.keeper.down else "on",
             "feedback_held": self.keeper.held,
+            "apps": {name: asdict(app.counts) for name, app in self.apps.items()},
         }
 
 
