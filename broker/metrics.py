@@ -37,6 +37,17 @@ METRICS = {  # {name: (type, help)}; docs/telemetry.md is checked against it
     "gearmesh_answers_dropped_total": ("counter", "A frontend's answers whose client was gone or did not read."),
     "gearmesh_answers_waiting": ("gauge", "A frontend's answers that their clients have no room for yet."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
+    "gearmesh_cache_lookups_total": (
+        "counter",
+        "Queries that looked into the cache, by outcome: hit, miss, coalesced.",
+    ),
+    "gearmesh_cache_evicted_total": ("counter", "Predictions that made room for others."),
+    "gearmesh_cache_bytes": ("gauge", "Bytes of inputs and outputs in the cache."),
+    "gearmesh_app_answers_total": ("counter", "An application's answers, by outcome: models, default, none."),
+    "gearmesh_app_disagreed_total": ("counter", "Answers on which the models that came did not agree."),
+    "gearmesh_app_partial_total": ("counter", "Answers without some of the models that were asked."),
+    "gearmesh_app_feedback_total": ("counter", "Feedback that was learned."),
+    "gearmesh_feedback_held": ("gauge", "Feedback that waits for a store that is down."),
 }
 
 
@@ -54,6 +65,8 @@ def metrics_text(
         samples["gearmesh_answers_dropped_total"].append((labels, status.get("answers_dropped", 0)))
         samples["gearmesh_answers_waiting"].append((labels, status.get("answers_waiting", 0)))
         _each(samples["gearmesh_answers_total"], status["answers"], labels, "status")
+        _cache(samples, status["cache"], labels)
+        _applications(samples, status["applications"], labels)
     lines = []
     for name, (kind, text) in METRICS.items():
         if samples[name]:
@@ -95,6 +108,23 @@ def _controller(samples: dict[str, list[Sample]], s: Snapshot) -> None:
     for model in s.models:
         counts = {"in_time": model.in_time, "late": model.late, "refused": model.refused}
         _each(samples["gearmesh_model_requests_total"], counts, {**who, "model": model.ref}, "outcome")
+
+
+def _cache(samples: dict[str, list[Sample]], counts: Mapping[str, float], labels: Mapping[str, str]) -> None:
+    lookups = {"hit": counts["hits"], "miss": counts["misses"], "coalesced": counts["coalesced"]}
+    _each(samples["gearmesh_cache_lookups_total"], lookups, labels, "outcome")
+    samples["gearmesh_cache_evicted_total"].append((labels, counts["evicted"]))
+    samples["gearmesh_cache_bytes"].append((labels, counts["bytes"]))
+
+
+def _applications(samples: dict[str, list[Sample]], status: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    samples["gearmesh_feedback_held"].append((labels, status["feedback_held"]))
+    for app, counts in status["apps"].items():
+        mine = {**labels, "app": app}
+        answers = {"models": counts["answered"], "default": sum(counts["defaults"].values()), "none": counts["refused"]}
+        _each(samples["gearmesh_app_answers_total"], answers, mine, "outcome")
+        for what in ("disagreed", "partial", "feedback"):
+            samples[f"gearmesh_app_{what}_total"].append((mine, counts[what]))
 
 
 def _each(found: list[Sample], counts: Mapping[str, float], labels: Mapping[str, str], label: str) -> None:

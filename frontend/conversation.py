@@ -73,6 +73,8 @@ class Prediction:
     confidence: float | None = None
     models_used: tuple[str, ...] = ()
     decision_id: str | None = None  # for `feedback`
+    margin: float | None = None  # between the two likeliest classes, where there are classes
+    disagreement: float | None = None  # 0: all that answered agree; odd inputs make models disagree
 
     def __getitem__(self, name: str) -> Array:
         """One output. Raises: KeyError."""
@@ -196,6 +198,8 @@ class Conversation:
             header.get("confidence"),
             tuple(header.get("models_used") or ()),
             header.get("decision_id"),
+            header.get("margin"),
+            header.get("disagreement"),
         )
 
 

@@ -55,14 +55,18 @@ class Evaluations:
         return followers
 
     def ended(self, call: Call) -> Sequence[Part]:
-        """A call ended without outputs: the first that waited for it takes its place, with these parts to submit."""
+        """A call ended without outputs: the most urgent that waited for it takes its place, with these parts to submit.
+
+        Were it another, the urgent one would wait for an evaluation that may be planned too late for it.
+        """
         flight: Flight[Call] | None = call.flight
         if flight is None:
             return ()
         followers = [other for other in self.cache.landed(flight) if not other.answered]
         if not followers:
             return ()
-        leader, *rest = followers
+        leader = min(followers, key=lambda other: other.deadline_s)
+        rest = [other for other in followers if other is not leader]
         leader.flight = self.cache.lead(flight.key, flight.ref, flight.inputs, leader)
         leader.flight.followers = rest
         return self.table.start(leader, flight.inputs)

@@ -22,7 +22,10 @@ def show(prediction: Prediction, labels: Sequence[str], out: Console) -> None:
     took = f"{prediction.latency_ms:.2f} ms"
     if prediction.decision_id is not None:
         used = ", ".join(prediction.models_used) or "none"
-        out.print(f"{took}, confidence {prediction.confidence:.2f}, models that answered: {used}")
+        told = f"confidence {prediction.confidence:.2f}, disagreement {prediction.disagreement or 0:.2f}"
+        out.print(f"{took}, {told}, models that answered: {used}")
+        if prediction.default_used:
+            out.print(f"the default, because: {prediction.answer['error']['message']}", highlight=False)
         out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
     elif prediction.cached:
         out.print(f"{took}, from the cache")

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m scripts.bench_selection [--only learning contexts stragglers cache feedback] [--queries 20000]
 
-Learning and contexts play the production policies on what eight real classifiers say of the test split; the other
-three run against a mesh of real processes. Plots go to docs/.
+Learning and contexts play the production policies on what real classifiers, five and eight, say of the test split; the
+other three run against a mesh of real processes. Plots go to docs/.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from frontend.client import AsyncClient, Prediction
 from scripts.build_models import build_digits, cnn, digits, linear, mlp, train
 from scripts.machine import describe
-from scripts.meshes import mesh
+from scripts.meshes import Mesh, mesh
 from selection.base import Answers, Observation, fresh
 from selection.registry import make_policy
 
@@ -34,22 +34,40 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 POLICIES = ("single", "exp3", "exp4", "linear", "majority", "epsilon_greedy", "ucb1", "thompson")
 SEED = 11
 SIZES = (2, 4, 8, 16)  # of ensembles with a slow member
+STRAGGLING = {"waits for all": 2000.0, "answers by 25 ms": 25.0}  # {label: budget, ms}
+SURPRISE = """
+import itertools
+import time
+import numpy as np
+
+calls = itertools.count(1)
+
+def one(x):
+    if next(calls) % 10 == 0:
+        time.sleep(0.06)
+    return np.zeros((len(x), 2), np.float32)
+"""
 EXPERIMENTS = ("learning", "contexts", "stragglers", "cache", "feedback")
 
 
-def trained() -> tuple[dict[str, Array], Array]:
-    """({model: scores float32 [images, 10]}, labels) of five classifiers of unequal quality on the test split."""
+MAKERS = (
+    ("linear", linear, 4),
+    ("mlp", mlp, 3),
+    ("cnn", cnn, 4),
+    ("linear_short", linear, 1),
+    ("cnn_short", cnn, 1),
+    ("mlp_long", mlp, 6),
+    ("linear_long", linear, 8),
+    ("cnn_long", cnn, 8),
+)
+
+
+def trained(count: int = 5) -> tuple[dict[str, Array], Array]:
+    """({model: scores float32 [images, 10]}, labels) of so many classifiers of unequal quality on the test split."""
     _, images, _, labels = digits()
     torch.set_num_threads(1)
     said = {}
-    makers = [
-        ("linear", linear, 4),
-        ("mlp", mlp, 3),
-        ("cnn", cnn, 4),
-        ("linear_short", linear, 1),
-        ("cnn_short", cnn, 1),
-    ]
-    for name, make, epochs in makers:
+    for name, make, epochs in MAKERS[:count]:
         torch.manual_seed(SEED)
         module = make()
         train(module, epochs)
@@ -154,11 +172,15 @@ def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 4.5))
     window = 500
     for name, wrong in errors.items():
-        axes.plot(np.convolve(wrong, np.ones(window) / window, "valid"), label=name, linewidth=1)
+        means = np.convolve(wrong, np.ones(window) / window, "valid")
+        ends = np.arange(window - 1, len(wrong))  # each mean stands at the last of its queries
+        axes.plot(ends, means, "--" if "hindsight" in name else "-", label=name, linewidth=1)
     for at, text in ((falls, "best model degrades"), (mended, "repaired")):
         axes.axvline(at, color="grey", linewidth=0.8)
-        axes.annotate(text, (at, axes.get_ylim()[1] * 0.95), fontsize=8)
-    axes.set(xlabel="query", ylabel=f"error, mean of {window}", title="Selection policies on real digits models")
+        axes.annotate(text, (at, axes.get_ylim()[1] * 0.96), (4, 0), textcoords="offset points", fontsize=8)
+    axes.set(
+        xlabel="query", ylabel=f"error, mean of the last {window}", title="Selection policies on real digits models"
+    )
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "selection_learning.png", dpi=110)
@@ -166,8 +188,8 @@ def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
 
 
 def contexts(queries: int) -> dict[str, Any]:
-    """Eight groups, for each of which one other model is right: accuracy of one shared state against one per group."""
-    said, labels = trained()
+    """Eight groups and eight models, of which another serves each group: one shared state against one per group."""
+    said, labels = trained(8)
     names = list(said)
     rng = np.random.default_rng(SEED)
     broken = {name: degraded(said[name], rng) for name in names}
@@ -181,7 +203,7 @@ def contexts(queries: int) -> dict[str, Any]:
             key = 0 if shared else group
             selection = policy.select(states[key], draws, str(key))
             model = selection.models[0]
-            scores = (said if names[group % len(names)] == model else broken)[model]
+            scores = (said if names[group] == model else broken)[model]
             hit = scores[image].argmax() == labels[image]
             right += int(hit)
             states[key] = policy.observe(states[key], Observation({model: float(not hit)}, selection.chances))
@@ -229,9 +251,42 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
                     "defaults": defaults,
                 }
             await session.delete_app("all")
+        surprise = await _surprises(running, session, folder, queries)
     accuracy = without_the_slow(SIZES)
     _plot_stragglers(found, accuracy)
-    return {"queries": queries, "slow_member_ms": 60.0, "ensembles": found, "accuracy": accuracy}
+    return {"queries": queries, "slow_member_ms": 60.0, "ensembles": found, "surprise": surprise, "accuracy": accuracy}
+
+
+async def _surprises(running: Mesh, session: AsyncClient, folder: Path, queries: int) -> dict[str, Any]:
+    """Four emulated members, and a container that takes 60 ms for every tenth query: nobody can know which."""
+    from tests.end_to_end.containers import container
+
+    (folder / "surprise.py").write_text(SURPRISE)
+    found = {}
+    specs = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,2")
+    async with container(running, folder, "surprise:one", *specs, model="surprise"):
+        await session.create_app("all", ["surprise", *(f"member_{i}" for i in range(1, 5))], "majority", slo_ms=2000)
+        await session.apps()
+        for label, slo_ms in STRAGGLING.items():
+            found[label] = await _asked(session, queries, slo_ms)
+        await session.delete_app("all")
+    return found
+
+
+async def _asked(session: AsyncClient, queries: int, slo_ms: float) -> dict[str, float]:
+    """The application `all` is asked so often, one query at a time."""
+    took, sure, defaults = [], [], 0
+    for _ in range(queries):
+        answer = await session.infer(app="all", x=np.zeros((1, 4), np.float32), slo_ms=slo_ms)
+        took.append(answer.latency_ms)
+        sure.append(answer.confidence or 0.0)
+        defaults += answer.default_used
+    return {
+        "p50_ms": round(float(np.percentile(took, 50)), 2),
+        "p99_ms": round(float(np.percentile(took, 99)), 2),
+        "mean_confidence": round(float(np.mean(sure)), 3),
+        "defaults": defaults,
+    }
 
 
 def _plot_stragglers(found: dict[str, dict[str, float]], accuracy: dict[str, dict[str, float]]) -> None:
@@ -241,7 +296,7 @@ def _plot_stragglers(found: dict[str, dict[str, float]], accuracy: dict[str, dic
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for label in ("waits for all", "answers by 25 ms"):
+    for label in STRAGGLING:
         left.plot(SIZES, [found[f"{size} members, {label}"]["p99_ms"] for size in SIZES], marker="o", label=label)
     for label in ("all members", "without the best"):
         right.plot(SIZES, [accuracy[str(size)][label] for size in SIZES], marker="o", label=label)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from broker import wire
 from broker.config import Settings, read_settings
@@ -245,7 +245,8 @@ def infer(
             spec = next((entry for entry in known if entry["name"] == model), None)
             if spec is None:
                 kind = "application" if as_app else "model"
-                usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}")
+                hint = "; --app asks an application" if not as_app else ""
+                usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}{hint}")
             x = read_input(source, spec)
             if as_app:
                 prediction = session.infer(app=model, x=x, slo_ms=slo_ms, context=context)

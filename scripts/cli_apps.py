@@ -1,7 +1,7 @@
 """`gearmesh apps`: applications listed, made, changed and deleted."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
@@ -23,6 +23,7 @@ Default = Annotated[
     str | None, typer.Option(help='One row to answer when there is no answer to trust, as JSON: {"scores": [1, 0, 0]}.')
 ]
 Least = Annotated[float, typer.Option(help="Confidence below which the default is answered.")]
+KEPT = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "default")  # by an update that does not name it
 
 
 def from_json(text: str | None) -> Any:
@@ -48,24 +49,35 @@ def listed(
     if as_json:
         print(json.dumps(apps, default=lambda data: list(data)))
         return
-    table = Table("application", "policy", "model", "weight", "feedback", "mean loss", "answers", "learning")
+    if not apps:
+        out.print("there are no applications; gearmesh apps create NAME MODEL ... makes one", highlight=False)
+        return
     for app in apps:
         counts = app["counts"]
-        for i, (model, weight) in enumerate(app["weights"].items()):
-            learned = app["learned"][model]
-            loss = learned["mean_loss"]
-            table.add_row(
-                app["name"] if i == 0 else "",
-                app["policy"] if i == 0 else "",
-                model,
-                f"{weight:.1%}",
-                str(learned["feedback"]),
-                "" if loss is None else f"{loss:.3f}",
-                f"{counts['answered']} of {counts['asked']}" if i == 0 else "",
-                app["learning"] if i == 0 else "",
-                end_section=i == len(app["weights"]) - 1,
+        told = f"{counts['answered']} of {counts['asked']} answered by models, {counts['disagreed']} disagreed"
+        out.print(f"{app['name']}: {app['policy']}, {told}, {_defaults(counts['defaults'])}", highlight=False)
+        if app["learning"] != "on":
+            out.print(
+                app["learning"].replace("paused", "learning is paused"), style="yellow", highlight=False, markup=False
             )
-    out.print(table)
+        table = Table("model", "weight", "feedback", "mean loss")
+        for model in app["models"]:
+            weight, learned = app["weights"].get(model), app["learned"].get(model, {})
+            loss = learned.get("mean_loss")
+            table.add_row(
+                model,
+                "" if weight is None else f"{weight:.1%}",
+                str(learned.get("feedback", 0)),
+                "" if loss is None else f"{loss:.3f}",
+            )
+        out.print(table)
+
+
+def _defaults(counts: Mapping[str, int]) -> str:
+    """How often the default was answered, and why."""
+    if not counts:
+        return "no defaults"
+    return f"defaults: {', '.join(f'{count} for {reason}' for reason, count in counts.items())}"
 
 
 @applications.command()
@@ -74,20 +86,42 @@ def create(
     default: Default = None, confidence_min: Least = 0.0,
 ) -> None:  # fmt: skip
     """Makes an application."""
-    rest = _rest(args, slo_ms, confidence_min)
+    rest = {"policy_args": _parameters(args), "slo_ms": slo_ms, "confidence_min": confidence_min}
     row = _row_of(default, models[0])
     out.print(_with(lambda session: session.create_app(name, models, policy, default=row(session), **rest))["message"])
 
 
 @applications.command()
 def update(
-    name: str, models: Models, policy: Policy = "single", args: Args = "{}", slo_ms: SloMs = None,
-    default: Default = None, confidence_min: Least = 0.0,
+    name: str,
+    models: Annotated[list[str] | None, typer.Argument(help="The models; those it has if none is named.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Another policy; its parameters then start from theirs.")] = None,
+    args: Annotated[str | None, typer.Option(help="The policy's parameters, as JSON, replacing all of them.")] = None,
+    slo_ms: SloMs = None, default: Default = None,
+    confidence_min: Annotated[float | None, typer.Option(help="Below it the default is answered.")] = None,
 ) -> None:  # fmt: skip
-    """Defines an application anew; models that stay keep what was learned of them."""
-    rest = _rest(args, slo_ms, confidence_min)
-    row = _row_of(default, models[0])
-    out.print(_with(lambda session: session.update_app(name, models, policy, default=row(session), **rest))["message"])
+    """Changes what is given, and leaves the rest; models that stay keep what was learned of them."""
+    given: dict[str, Any] = {"slo_ms": slo_ms, "confidence_min": confidence_min, "policy": policy}
+    given["models"] = models or None
+    if args is not None or policy is not None:
+        given["policy_args"] = _parameters(args or "{}")
+    changes = {key: value for key, value in given.items() if value is not None}
+
+    def change(session: Client) -> Mapping[str, Any]:
+        apps = session.apps()
+        found = next((app for app in apps if app["name"] == name), None)
+        if found is None:
+            there = ", ".join(app["name"] for app in apps) or "none"
+            err.print(
+                f"there is no application {name!r}; there are: {there}", style="red", highlight=False, markup=False
+            )
+            raise typer.Exit(1)
+        definition = {key: found[key] for key in KEPT} | changes
+        if default is not None:
+            definition["default"] = _row_of(default, definition["models"][0])(session)
+        return session.update_app(name, **definition)
+
+    out.print(_with(change)["message"])
 
 
 @applications.command()
@@ -96,11 +130,11 @@ def delete(name: str) -> None:
     out.print(_with(lambda session: session.delete_app(name))["message"])
 
 
-def _rest(args: str, slo_ms: float | None, confidence_min: float) -> dict[str, Any]:
+def _parameters(args: str) -> dict[str, Any]:
     parameters = from_json(args)
     if not isinstance(parameters, dict):
         _refuse(f"--args takes a JSON object; got {args!r}")
-    return {"policy_args": parameters, "slo_ms": slo_ms, "confidence_min": confidence_min}
+    return parameters
 
 
 def _row_of(text: str | None, model: str) -> Callable[[Client], dict[str, Any] | None]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -305,9 +307,22 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
         dropped = status.get("answers_dropped", 0)
         lost = f"; [red]{dropped} dropped: clients gone, or not reading[/]" if dropped else ""
         table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}{lost}")
+        _frontend(table, status)
     labels_width = max(len(str(label)) for label in table.columns[0].cells)
     table.columns[0].width, table.columns[1].max_width = labels_width, max(10, width - labels_width - 1)
     return table
+
+
+def _frontend(table: Table, status: Mapping[str, Any]) -> None:
+    cache, learning = status["cache"], status["applications"]["learning"]
+    looked = cache["hits"] + cache["misses"] + cache["coalesced"]
+    if looked:
+        used = f"{cache['bytes'] / 2**20:.1f} of {cache['bytes_max'] / 2**20:.0f} MiB"
+        shared = f"{cache['coalesced']} shared an evaluation"
+        table.add_row("  cache", f"{cache['hit_ratio']:.1%} hits of {looked}, {shared}; {used}")
+    if learning != "on":
+        held = status["applications"]["feedback_held"]
+        table.add_row("  learning", f"[red]{escape(learning)}[/]; {held} feedback held")
 
 
 def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:

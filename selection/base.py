@@ -115,6 +115,18 @@ def adapt(state: State, models: Sequence[str]) -> State:
     return State(normalised(arms), state.rounds)
 
 
+def checked(state: Any, before: State) -> State:
+    """The state that a policy gave, of the same models and of numbers. Raises: ValueError."""
+    if not isinstance(state, State):
+        raise ValueError(f"observe gave {type(state).__name__}, which is no State")
+    if state.arms.keys() != before.arms.keys():
+        raise ValueError("observe gave a State of other models")
+    for model, arm in state.arms.items():
+        if not math.isfinite(arm.log_weight + arm.pulls + arm.loss + arm.lost):
+            raise ValueError(f"observe gave {model} a weight or a loss that is no number")
+    return state
+
+
 def log_sum(logs: Sequence[float]) -> float:
     """log(sum(exp(logs))), without overflow."""
     top = max(logs)
@@ -175,6 +187,20 @@ def reweighed(state: State, penalties: Mapping[str, float], models: Sequence[str
         mixed = (1 - share) * math.exp(log - total) + even
         arms[model] = msgspec.structs.replace(arms[model], log_weight=math.log(max(mixed, 1e-300)))
     return State(arms, state.rounds)
+
+
+def unusable(selection: Any, models: Sequence[str]) -> str | None:
+    """Why a policy's selection cannot be used; None if it can."""
+    if not isinstance(selection, Selection) or not selection.models:
+        return f"it selected {'nothing' if isinstance(selection, Selection) else type(selection).__name__}"
+    strangers = [model for model in selection.models if model not in models]
+    if strangers:
+        return f"it selected {strangers}, which it does not have"
+    if len(set(selection.models)) < len(selection.models):
+        return f"it selected a model twice: {', '.join(selection.models)}"
+    if not all(isinstance(chance, (int, float)) and chance > 0 for chance in selection.chances.values()):
+        return f"its chances are {dict(selection.chances)}, and must be above 0"
+    return None
 
 
 def finite(outputs: Outputs) -> bool:

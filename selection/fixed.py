@@ -113,5 +113,5 @@ def _check_shares(given: Mapping[str, float], models: Sequence[str]) -> None:
     if unknown:
         text = f"shares names {unknown[0]!r}, which is none of the application's models: {', '.join(models)}"
         raise PolicyError(text, "policy_args.shares")
-    if any(not 0 <= share < float("inf") for share in given.values()) or sum(given.values()) <= 0:
-        raise PolicyError("shares must be numbers from 0 up, not all 0", "policy_args.shares")
+    if any(not share >= 0 for share in given.values()) or not 0 < sum(given.values()) < float("inf"):
+        raise PolicyError("shares must be numbers from 0 up, not all 0, of a finite sum", "policy_args.shares")

@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 import structlog
 
-from selection.base import Observation, Policy, State, adapt, fresh
+from selection.base import Observation, Policy, State, adapt, checked, fresh
 from selection.contexts import Key
 from selection.store import NOTHING, Store, StoreDown
 
 HELD_MAX = 10_000  # feedback waiting for a store that is down; more is refused, and can be given again
 RETRY_S = 0.5
+JOBS_MAX = 20_000  # waiting for the thread
 TRIES_MAX = 100  # of one swap; each failure means that another frontend has learned
 PARKED_TOGETHER = 512
 log = structlog.get_logger("selection")
@@ -59,10 +60,11 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Asks for a parked decision. `done(known, error)`: see Store.claim."""
+    """Asks for a parked decision. `done(known, outcome)`: outcome is "", "held" (then once more), or why it failed."""
 
     decision: str
-    done: Callable[[bytes | None, str], None]
+    done: Callable[[bytes | None, str], None]  # known: see Store.claim
+    hold: bool = False  # while the store is down it is held back, as feedback is
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class StateKeeper:
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
         self._store, self._loop = store, loop
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._held: deque[Learn | Drop] = deque()  # oldest first
+        self._held: deque[Learn | Drop | Claim] = deque()  # oldest first
         self._down = ""  # why the store cannot be reached
         self._retry_s = 0.0
         self._told: list[Callable[[], None]] = []  # for the loop, when this round ends
@@ -95,7 +97,7 @@ class StateKeeper:
     @property
     def held(self) -> int:
         """Feedback waiting for the store."""
-        return sum(isinstance(job, Learn) for job in list(self._held))
+        return sum(not isinstance(job, Drop) for job in list(self._held))
 
     def start(self) -> None:
         """The thread runs."""
@@ -109,8 +111,13 @@ class StateKeeper:
         if self.held:
             log.warning("feedback_lost", count=self.held, why=self._down)
 
+    @property
+    def full(self) -> bool:
+        """So much waits for the thread that feedback is to be refused, for now."""
+        return self._jobs.qsize() >= JOBS_MAX
+
     def submit(self, job: Job) -> None:
-        """The job will be done."""
+        """The job will be done. What queries and feedback cause is submitted only while not `full`."""
         self._jobs.put(job)
 
     def _run(self) -> None:
@@ -135,10 +142,18 @@ class StateKeeper:
     def _round(self, jobs: list[Job]) -> None:
         if self._down and time.monotonic() >= self._retry_s:
             self._try_again()
-        learned: dict[Key, list[Learn]] = {}
         parked = [(job.decision, job.known) for job in jobs if isinstance(job, Park)]
         if parked:
             self._reach(lambda: self._store.park(parked))
+        self._do(jobs)
+        if self._told:
+            told, self._told = self._told, []
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everybody who was to be told
+                self._loop.call_soon_threadsafe(self._tell_all, told)
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        """In order, but for feedback, of which that for one context is learned together, before its end."""
+        learned: dict[Key, list[Learn]] = {}
         for job in jobs:
             if isinstance(job, Learn):
                 learned.setdefault(job.key, []).append(job)
@@ -146,15 +161,20 @@ class StateKeeper:
                 self._read(job)
             elif isinstance(job, Claim):
                 self._claim(job)
-            elif isinstance(job, Drop) and not self._reach(lambda app=job.app: self._store.drop(app)):  # type: ignore[misc]
-                self._held.append(job)
+            elif isinstance(job, Drop):
+                self._learn_or_hold(learned)  # what came before goes with the rest
+                self._drop(job)
+        self._learn_or_hold(learned)
+
+    def _learn_or_hold(self, learned: dict[Key, list[Learn]]) -> None:
         for together in learned.values():
             if not self._learn(together):
                 self._hold(together)
-        if self._told:
-            told, self._told = self._told, []
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everybody who was to be told
-                self._loop.call_soon_threadsafe(lambda: [tell() for tell in told])
+        learned.clear()
+
+    def _drop(self, job: Drop) -> None:
+        if not self._reach(lambda: self._store.drop(job.app)):
+            self._held.append(job)
 
     def _reach(self, action: Callable[[], Any]) -> bool:
         """Does it with the store. False, at once while the store is known to be down, if it cannot be reached."""
@@ -176,15 +196,9 @@ class StateKeeper:
             return
         log.info("store_back", held=len(self._held), was=was)
         held, self._held = list(self._held), deque()
-        for job in held:
-            if isinstance(job, Drop):
-                done = self._reach(lambda app=job.app: self._store.drop(app))  # type: ignore[misc]
-            else:
-                done = self._learn([job])
-            if not done:
-                self._held.append(job)
+        self._do(held)
 
-    def _hold(self, jobs: Sequence[Learn]) -> None:
+    def _hold(self, jobs: Sequence[Learn | Claim]) -> None:
         for job in jobs:
             room = len(self._held) < HELD_MAX
             if room:
@@ -210,11 +224,15 @@ class StateKeeper:
             nonlocal known
             known = self._store.claim(job.decision)
 
-        reached = self._reach(claim)
-        self._tell(job.done, known, "" if reached else self._down)
+        if self._reach(claim):
+            self._tell(job.done, known, "")
+        elif job.hold:
+            self._hold([job])
+        else:
+            self._tell(job.done, None, self._down)
 
     def _learn(self, jobs: Sequence[Learn]) -> bool:
-        """All feedback for one context, in one write. False if the store cannot be reached."""
+        """All feedback for one context, in one write, by the latest policy. False if the store cannot be reached."""
         refused: list[tuple[Learn, str]] = []
         state = State({})
         last = jobs[-1]
@@ -228,7 +246,7 @@ class StateKeeper:
                 state = adapt(known, last.models) if known is not None else fresh(last.models)
                 for job in jobs:
                     try:
-                        state = job.policy.observe(state, job.observation)
+                        state = checked(last.policy.observe(state, job.observation), state)
                     except Exception as error:  # a policy of the user's own may raise anything
                         refused.append((job, f"refused: the policy raised {type(error).__name__}: {error}"))
                 if self._store.swap(*last.key, version, _encode(state)):
@@ -241,6 +259,14 @@ class StateKeeper:
         for job in jobs:
             self._tell(job.done, state, reasons.get(id(job), "applied"))
         return True
+
+    def _tell_all(self, told: Sequence[Callable[[], None]]) -> None:
+        """On the loop. What one of them raises is reported there, and does not keep the others waiting."""
+        for tell in told:
+            try:
+                tell()
+            except Exception as error:
+                self._loop.call_exception_handler({"message": "selection state", "exception": error})
 
     def _tell(self, done: Callable[[Any, str], None], value: Any, text: str) -> None:
         self._told.append(lambda: done(value, text))

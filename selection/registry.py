@@ -72,6 +72,8 @@ def _convert(args: Mapping[str, Any], kind: type[Any], policy: str) -> Any:
             key = text.split("`")[1]
             takes = ", ".join([*kind.__struct_fields__, *CommonArgs.__struct_fields__])
             text = f"policy {policy} has no parameter {key[:64]!r}; it takes: {takes}"
+        elif key in args:
+            text = f"{text}; got {str(args[key])[:40]!r}"
         raise PolicyError(f"{key[:64]}: {text}" if key not in text else text, f"policy_args.{key[:64]}") from None
 
 

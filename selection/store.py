@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from broker.errors import GearmeshError, SettingsError
 
 SCHEMA_VERSION = 1
 TIMEOUT_S = 0.5  # a store that takes longer is down
-SWEEP_EVERY = 256  # writes between two looks at the bounds
+SWEEP_EVERY = 256  # new rows between two looks at the bounds
+PARKED_MAX = 1_000_000  # decisions kept for other frontends in one SQLite file; the oldest leave first
 PREFIX = "gearmesh"
 
 
@@ -86,7 +89,8 @@ class SqliteStore:
     def __init__(self, file: Path, contexts_max: int, decision_s: float) -> None:
         self.file, self._contexts_max, self._decision_s = file, contexts_max, decision_s
         self._db: sqlite3.Connection | None = None
-        self._writes = 0
+        self._entered: dict[str, int] = {}  # {application: new contexts since its last sweep}; the first is swept for
+        self._parked = 0  # decisions since the start
 
     def read(self, app: str, context: str) -> Versioned:
         """See Store."""
@@ -104,15 +108,19 @@ class SqliteStore:
             else:
                 text = "INSERT OR IGNORE INTO states (app, context, version, used_s, state) VALUES (?, ?, ?, ?, ?)"
                 done = db.execute(text, (app, context, new, time.time(), state))
-            self._writes += 1
-            if not version and (self._writes % SWEEP_EVERY == 1 or self._contexts_max < SWEEP_EVERY):
-                self._sweep(db, app)
+            if not version:
+                entered = self._entered.get(app, SWEEP_EVERY) + 1
+                if entered > SWEEP_EVERY or self._contexts_max < SWEEP_EVERY:
+                    self._sweep(db, app)
+                    entered = 0
+                self._entered[app] = entered
         return new if done.rowcount == 1 else 0
 
     def drop(self, app: str) -> None:
         """See Store."""
         with self._open() as db:
             db.execute("DELETE FROM states WHERE app=?", (app,))
+            self._entered.pop(app, None)
 
     def count(self, app: str) -> int:
         """See Store."""
@@ -126,9 +134,10 @@ class SqliteStore:
             db.execute("BEGIN")
             rows = [(decision, now, known) for decision, known in decisions]
             db.executemany("INSERT OR IGNORE INTO decisions (id, made_s, known) VALUES (?, ?, ?)", rows)
-            self._writes += len(rows)
-            if self._writes % SWEEP_EVERY < len(rows):
+            self._parked += len(rows)
+            if self._parked % SWEEP_EVERY < len(rows):
                 db.execute("DELETE FROM decisions WHERE made_s<?", (now - self._decision_s,))
+                db.execute("DELETE FROM decisions WHERE rowid<=(SELECT max(rowid) FROM decisions)-?", (PARKED_MAX,))
             db.execute("COMMIT")
 
     def claim(self, decision: str) -> bytes | None:
@@ -211,7 +220,11 @@ class RedisStore:
     def __init__(self, url: str, contexts_max: int, decision_s: float) -> None:
         self._url, self._contexts_max, self._decision_s = url, contexts_max, decision_s
         self._client: Any = redis.Redis.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, decode_responses=False
+            url,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),  # the keeper's thread tries again, and holds what is to be learned meanwhile
+            decode_responses=False,
         )
         self._swap = self._client.register_script(_SWAP)
         self._claim = self._client.register_script(_CLAIM)

@@ -1,21 +1,21 @@
 """Applications made, changed, deleted and listed: what the broker keeps, and what was learned."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from broker import wire
 from broker.catalogue import NAME
 from broker.config import Settings
 from frontend import protocol
-from frontend.applications.definitions import Application, read_definition
+from frontend.applications.definitions import Application, Counts, read_definition
 from frontend.protocol import Invalid
 from selection.base import State, adapt, fresh
 from selection.contexts import check_context
 from selection.keeper import Drop, Read
 
 if TYPE_CHECKING:
-    from frontend.applications.service import Applications, Host
+    from frontend.applications.service import Applications, Host, Unserved
 
 REPLY_S_MAX = 5.0
 CALLS_MAX = 1000
@@ -123,7 +123,8 @@ class Administration:
 
         def finish() -> None:
             if len(described) == len(apps):
-                listed = [described[app.name] for app in apps]
+                others = {name: describe_unserved(found, context) for name, found in self._all.unserved.items()}
+                listed = [entry for _, entry in sorted({**others, **described}.items())]
                 self._host.send(client, {"id": request.id, "status": "ok", "apps": listed})
 
         def read(app: Application) -> None:
@@ -141,8 +142,8 @@ class Administration:
 
     def _describe(self, app: Application, context: str, state: State | None, error: str) -> dict[str, Any]:
         known = adapt(state, app.models) if state is not None else fresh(app.models)
-        shares = app.policy.shares(known)
-        definition, counts = app.definition, app.counts
+        shares, raised = shares_of(app, known)
+        definition = app.definition
         return {
             "name": definition.name,
             "models": list(definition.models),
@@ -162,17 +163,42 @@ class Administration:
                 for model, arm in known.arms.items()
             },
             "rounds": known.rounds,
-            "counts": {
-                "asked": counts.asked,
-                "answered": counts.answered,
-                "defaults": counts.defaults,
-                "refused": counts.refused,
-                "partial": counts.partial,
-                "disagreed": counts.disagreed,
-                "feedback": counts.feedback,
-            },
-            "learning": f"paused: {error}" if error else "on",
+            "counts": asdict(app.counts),
+            "learning": f"paused: {error}" if error else raised or "on",
         }
+
+
+def describe_unserved(found: "Unserved", context: str) -> dict[str, Any]:
+    """As one that is served, with what its definition has; `learning` says why it is not."""
+    plain: dict[str, Any] = {
+        "models": [],
+        "policy": "",
+        "policy_args": {},
+        "slo_ms": None,
+        "confidence_min": 0.0,
+        "default": None,
+    }
+    return {
+        **plain,
+        **_plain(dict(found.definition)),
+        "revision": found.revision,
+        "inputs": [],
+        "outputs": [],
+        "context": context,
+        "weights": {},
+        "learned": {},
+        "rounds": 0,
+        "counts": asdict(Counts()),
+        "learning": f"not served: {found.why}",
+    }
+
+
+def shares_of(app: Application, state: State) -> tuple[dict[str, float], str]:
+    """Each model's part in the answers; none of them, and why, where a policy of the user's own does not say."""
+    try:
+        return {model: float(share) for model, share in app.policy.shares(state).items()}, ""
+    except Exception as error:  # a policy of the user's own may raise anything
+        return {}, f"the policy {app.definition.policy} raised {type(error).__name__} in shares: {error}"
 
 
 def _described(tensor: wire.TensorSpec) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from hmac import compare_digest
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +15,8 @@ from selection.base import Array
 
 BYTES_MAX = 256 << 20  # of predictions kept by one frontend
 OVERHEAD_BYTES = 600  # of one decision, roughly
-ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{1,16}")
+SEAL_BYTES = 8  # of an id: what nobody can guess who was not answered
+ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{1,16}-[0-9a-f]{16}")
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True):
@@ -62,11 +65,15 @@ class Missing(NamedTuple):
 
 @dataclass(slots=True)
 class DecisionTable:
-    """Decisions of one frontend, oldest first. `incarnation`: 8 hexadecimal digits, other ones after a restart."""
+    """Decisions of one frontend, oldest first. `incarnation`: 8 hexadecimal digits, other ones after a restart.
+
+    An id is the incarnation, a number and a seal under `secret`: whoever was not answered cannot give the feedback.
+    """
 
     incarnation: str
     decisions_max: int
     keep_s: float
+    secret: bytes
     bytes_max: int = BYTES_MAX
     size: int = 0
     _kept: OrderedDict[str, Decision] = field(default_factory=OrderedDict)
@@ -78,7 +85,10 @@ class DecisionTable:
     def next_id(self) -> str:
         """An id that no decision has had."""
         self._made += 1
-        return f"{self.incarnation}-{self._made:x}"
+        return self._sealed(f"{self.incarnation}-{self._made:x}")
+
+    def _sealed(self, name: str) -> str:
+        return f"{name}-{blake2b(name.encode(), digest_size=SEAL_BYTES, key=self.secret).hexdigest()}"
 
     def keep(self, decision: Decision, now: float) -> None:
         """The decision may get feedback from now on; the oldest ones make room."""
@@ -104,8 +114,10 @@ class DecisionTable:
             return decision
         if not ID.fullmatch(decision_id):
             return Missing("unknown", "no answer ever carried this decision_id")
-        incarnation, _, number = decision_id.partition("-")
-        if incarnation == self.incarnation and 1 <= int(number, 16) <= self._made:
+        name, _, _ = decision_id.rpartition("-")
+        if name.startswith(self.incarnation):
+            if not compare_digest(self._sealed(name), decision_id):
+                return Missing("unknown", "no answer ever carried this decision_id")
             text = (
                 f"feedback comes too late: it is taken for {self.keep_s:g} s, and the last {self.decisions_max} answers"
             )

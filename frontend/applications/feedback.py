@@ -1,9 +1,11 @@
 """Feedback: joined with the decision it is about, turned into losses, learned, and told what became of it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import structlog
 
 from frontend import protocol
 from frontend.applications.decisions import Decision, DecisionTable, Missing, chances_of, decoded
@@ -14,7 +16,17 @@ from selection.contexts import Key, check_context
 from selection.keeper import Claim, Learn, StateKeeper
 from selection.losses import FeedbackError, check_label, check_loss, losses_of
 
+log = structlog.get_logger("applications")
 HELD = "the state store is down: the feedback is kept, and will be taken in when it is back"
+
+
+@dataclass(slots=True)
+class Given:
+    """One feedback, until what becomes of it is known; that may be long after it was answered."""
+
+    client: Any
+    request: protocol.Feedback
+    answered: bool = False
 
 
 class FeedbackDesk:
@@ -41,46 +53,58 @@ class FeedbackDesk:
         fault = check_context(request.context) if request.context is not None else None
         if fault is not None:
             raise Invalid("bad_context", fault, "context", request.id)
+        if self._keeper.full:
+            text = "more feedback came than can be learned; this one was not taken in"
+            raise Invalid("busy", text, None, request.id, "rejected", 1000.0)
+        given = Given(client, request)
         decision = self._decisions.find(request.decision_id, now)
         if isinstance(decision, Decision) and not decision.parked:
-            self._take(client, request, decision)
+            self._take(given, decision)
         elif isinstance(decision, Decision):
             if decision.taken or self._observation(request, decision) is None:
-                self._take(client, request, decision)
+                self._take(given, decision)
                 return
             decision.taken = "being taken in"
-            self._claim(client, request, decision)
+            self._claim(given, decision)
         elif decision.code == "unknown" and "no answer ever" not in decision.message:
-            self._claim(client, request, decision)
+            self._claim(given, decision)
         else:
-            self._not_applied(client, request, *decision)
+            self._not_applied(given, *decision)
 
-    def _claim(self, client: Any, request: protocol.Feedback, found: Decision | Missing) -> None:
+    def _claim(self, given: Given, found: Decision | Missing) -> None:
         """Only one frontend may take feedback for a decision that several know of."""
+        mine = found if isinstance(found, Decision) else None
 
-        def done(known: bytes | None, error: str) -> None:
-            mine = found if isinstance(found, Decision) else None
+        def done(known: bytes | None, outcome: str) -> None:
+            if outcome == "held" and mine is not None:
+                mine.taken = "held back"
+                self._not_applied(given, "store_down", HELD)
+                return
             if mine is not None:
-                mine.taken = ""
-            if error:
-                self._not_applied(client, request, "store_down", f"{error}; give the feedback again later")
+                mine.taken = "applied" if known == b"" else ""
+            if outcome:
+                text = f"{outcome.removeprefix('refused: ')}; give the feedback again later"
+                self._not_applied(given, "store_down", text)
             elif known == b"":
-                if mine is not None:
-                    mine.taken = "applied"
-                self._not_applied(client, request, "duplicate", "feedback for this decision was given already")
-            elif known is None and mine is None:
-                assert isinstance(found, Missing)
-                self._not_applied(client, request, *found)
+                self._not_applied(given, "duplicate", "feedback for this decision was given already")
+            elif known is None and isinstance(found, Missing):
+                self._not_applied(given, *found)
             else:
-                try:
-                    self._take(client, request, mine if mine is not None else self._adopted(known or b""))
-                except Invalid as invalid:
-                    invalid.id = request.id
-                    self._refuse(client, invalid)
-                except msgspec.MsgspecError as error_:
-                    self._not_applied(client, request, "unknown", f"the decision cannot be read: {error_}")
+                self._take_claimed(given, mine, known or b"")
 
-        self._keeper.submit(Claim(request.decision_id, done))
+        self._keeper.submit(Claim(given.request.decision_id, done, hold=mine is not None))
+
+    def _take_claimed(self, given: Given, mine: Decision | None, known: bytes) -> None:
+        try:
+            self._take(given, mine if mine is not None else self._adopted(known))
+        except Invalid as invalid:  # only now, if the decision is another frontend's, or the application has changed
+            invalid.id = given.request.id
+            if given.answered:
+                log.warning("held_feedback_refused", decision=given.request.decision_id, why=invalid.message)
+            else:
+                self._refuse(given.client, invalid)
+        except msgspec.MsgspecError as error:
+            self._not_applied(given, "unknown", f"the decision cannot be read: {error}")
 
     def _adopted(self, known: bytes) -> Decision:
         """Another frontend's decision, now ours: feedback that has to be corrected can come again."""
@@ -89,14 +113,15 @@ class FeedbackDesk:
         self._decisions.keep(decision, self._now())
         return decision
 
-    def _take(self, client: Any, request: protocol.Feedback, decision: Decision) -> None:
+    def _take(self, given: Given, decision: Decision) -> None:
         if decision.taken:
             text = f"feedback for this decision was given already, and is {decision.taken}"
-            self._not_applied(client, request, "duplicate", text)
+            self._not_applied(given, "duplicate", text)
             return
-        observation = self._observation(request, decision)
+        observation = self._observation(given.request, decision)
         if observation is None:
-            return self._nothing_to_learn(client, request, decision)
+            self._nothing_to_learn(given, decision)
+            return
         app = self._apps[decision.app]
         decision.taken = "being taken in"
         key = (decision.app, decision.context)
@@ -104,28 +129,24 @@ class FeedbackDesk:
         def done(state: State | None, outcome: str) -> None:
             if outcome == "applied" and state is not None:
                 self._learned(key, state)
-                first = decision.taken != "held back"
                 decision.taken = "applied"
                 app.counts.feedback += 1
-                if first:
-                    self._send(client, {"id": request.id, "status": "ok", "applied": True})
+                self._answer(given, {"applied": True})
             elif outcome == "held":
                 decision.taken = "held back"
-                self._not_applied(client, request, "store_down", HELD)
+                self._not_applied(given, "store_down", HELD)
             else:
-                held = decision.taken == "held back"
                 decision.taken = ""
-                if not held:
-                    self._not_applied(client, request, "not_learned", outcome.removeprefix("refused: "))
+                self._not_applied(given, "not_learned", outcome.removeprefix("refused: "))
 
         self._keeper.submit(Learn(key, app.policy, tuple(app.models), observation, done))
 
-    def _nothing_to_learn(self, client: Any, request: protocol.Feedback, decision: Decision) -> None:
+    def _nothing_to_learn(self, given: Given, decision: Decision) -> None:
         if decision.app not in self._apps:
-            self._not_applied(client, request, "unknown_app", f"the application {decision.app!r} is gone")
+            self._not_applied(given, "unknown_app", f"the application {decision.app!r} is gone")
         else:
             text = "no model answered in time, so that there is nothing to learn"
-            self._not_applied(client, request, "nothing_to_learn", text)
+            self._not_applied(given, "nothing_to_learn", text)
 
     def _observation(self, request: protocol.Feedback, decision: Decision) -> Observation | None:
         """Losses of the models that answered; None if there are none to be learned. Raises: Invalid."""
@@ -156,6 +177,13 @@ class FeedbackDesk:
             losses[model] = losses_of(app.common.loss, app.kind, truth, array, app.common.loss_max)
         return losses
 
-    def _not_applied(self, client: Any, request: protocol.Feedback, reason: str, message: str) -> None:
-        answer = {"id": request.id, "status": "ok", "applied": False, "reason": reason, "message": message}
-        self._send(client, answer)
+    def _not_applied(self, given: Given, reason: str, message: str) -> None:
+        if given.answered and message != HELD:
+            log.warning("held_feedback_lost", decision=given.request.decision_id, reason=reason, why=message)
+        self._answer(given, {"applied": False, "reason": reason, "message": message})
+
+    def _answer(self, given: Given, outcome: Mapping[str, Any]) -> None:
+        """Once; what becomes of feedback that was held back is in the counts, and in the log where it is lost."""
+        if not given.answered:
+            given.answered = True
+            self._send(given.client, {"id": given.request.id, "status": "ok", **outcome})

@@ -179,11 +179,27 @@ def conclude(gathering: Gathering, state: State) -> Conclusion:
         return _without(gathering, [], None, _why_nothing(gathering))
     answers = Answers(tuple(asked), came, app.kind, app.common.confidence, app.common.agree_within)
     combined = app.policy.combine(state, answers)
+    _check_combined(combined, gathering)
     least = app.definition.confidence_min
     if combined.confidence < least:
         text = f"confidence {combined.confidence:.3g} is below the application's confidence_min, {least:g}"
         return _without(gathering, list(came), combined, Trouble("failed", "low_confidence", text))
     return Conclusion(combined.outputs, False, list(came), combined, None)
+
+
+def _check_combined(combined: Combined, gathering: Gathering) -> None:
+    """Raises: ValueError, where a policy of the user's own gave what no model would."""
+    specs = gathering.app.spec.outputs
+    outputs = combined.outputs
+    if len(outputs) != len(specs):
+        raise ValueError(f"combine gave {len(outputs)} outputs; the models give {len(specs)}")
+    for spec, array in zip(specs, outputs, strict=True):
+        shape = (gathering.rows, *spec.shape[1:])
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.dtype(spec.dtype):
+            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"combine gave {found} for {spec.name}, which is {spec.dtype} {list(shape)}")
+    if not 0 <= combined.confidence <= 1:
+        raise ValueError(f"combine gave a confidence of {combined.confidence}, which is not in 0 to 1")
 
 
 def decision_of(gathering: Gathering, decision_id: str) -> Decision:

@@ -1,9 +1,10 @@
 """The applications' shell inside a frontend: between clients, members' requests, the broker and the state's thread."""
 
+import os
 import random
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ from frontend.applications.gatherings import (
     decision_of,
 )
 from frontend.protocol import Answer, Error, InputRules, Invalid
-from selection.base import Array, State, adapt, fresh
+from selection.base import Array, State, adapt, fresh, unusable
 from selection.combining import predictions
 from selection.contexts import Key, StateCache, check_context
 from selection.keeper import Park, Read, StateKeeper
@@ -61,6 +62,16 @@ class Host(Protocol):
         """`wake_at` may have changed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """An application that is defined, and cannot be in effect at this frontend."""
+
+    definition: Mapping[str, Any]  # as the table has it
+    revision: int
+    code: str
+    why: str
+
+
 @dataclass(slots=True)
 class Waiting:
     """Questions that wait for their context's state."""
@@ -78,14 +89,15 @@ class Applications:
         self.keeper = StateKeeper(store, loop)
         self.states = StateCache(STATES_MAX)
         self.apps: dict[str, Application] = {}
-        self._definitions: dict[str, tuple[Definition, int]] = {}  # {name: as the table has it}
+        self.unserved: dict[str, Unserved] = {}  # {name: one that the table has, and that cannot be in effect here}
         self._rules: dict[str, InputRules] = {}
         self._specs: dict[str, wire.ModelSpec | None] = {}  # {model: of its current version}
         self._shared = False  # there are other frontends, which may get the feedback
         self._gatherings = Gatherings()
         self._waiting: dict[Key, Waiting] = {}
         self._rng = random.Random(settings.selection_seed or None)
-        self.decisions = DecisionTable(incarnation, settings.decisions_max, settings.decision_s)
+        secret = os.urandom(32)  # random, not drawn from the seed
+        self.decisions = DecisionTable(incarnation, settings.decisions_max, settings.decision_s, secret)
         self._feedback = FeedbackDesk(
             self.keeper, self.decisions, self.apps, self._learned, host.send, host.refuse, time.monotonic
         )
@@ -112,9 +124,9 @@ class Applications:
         self._specs = {entry.name: entry.spec for entry in table.models}
         self._shared = sum(member.role == "frontend" for member in table.members) > 1
         there = {entry.name: entry for entry in table.apps}
-        for name in [name for name in self._definitions if name not in there]:
-            del self._definitions[name]
+        for name in [name for name in (*self.apps, *self.unserved) if name not in there]:
             self.apps.pop(name, None)
+            self.unserved.pop(name, None)
             self._rules.pop(name, None)
             self.states.forget(name)
         for entry in there.values():
@@ -125,14 +137,15 @@ class Applications:
         if known is not None and known.revision == entry.revision and self._specs.get(known.models[0]) == known.spec:
             return
         try:
-            definition = read_definition(entry.definition)
-            self._definitions[entry.name] = (definition, entry.revision)
-            app = self.make(definition, entry.revision, strict=False)
+            app = self.make(read_definition(entry.definition), entry.revision, strict=False)
         except Invalid as invalid:
-            if invalid.code != "not_ready":
+            before = self.unserved.get(entry.name)
+            if invalid.code != "not_ready" and (before is None or before.why != invalid.message):
                 log.error("application_not_served", app=entry.name, why=invalid.message)
             self.apps.pop(entry.name, None)
+            self.unserved[entry.name] = Unserved(entry.definition, entry.revision, invalid.code, invalid.message)
             return
+        self.unserved.pop(entry.name, None)
         if known is not None:
             app.counts = known.counts
         self.apps[entry.name] = app
@@ -169,8 +182,9 @@ class Applications:
         app.counts.asked += 1
         self._gatherings.open(gathering)
         key = (app.name, context)
-        unread = self.states.get(key) is None
-        if self.states.stale(key, now):
+        full = self.keeper.full  # then the context is served as it is known here
+        unread = not full and self.states.get(key) is None
+        if not full and self.states.stale(key, now):
             self.keeper.submit(Read(key, lambda state, error: self._state_came(key, state, error)))
         waiting = self._waiting.get(key)
         if app.learns and not self.keeper.down and (waiting is not None or unread):
@@ -187,9 +201,13 @@ class Applications:
         protocol.check_names(request)
         if request.version is not None:
             raise Invalid("bad_target", "version goes with model; an application has none", "version", request.id)
-        if request.app in self._definitions:
+        unserved = self.unserved.get(request.app or "")
+        if unserved is not None and unserved.code == "not_ready":
             text = f"no model of the application {request.app!r} is prepared yet"
             raise Invalid("not_ready", text, "app", request.id, "rejected", 1000.0)
+        if unserved is not None:
+            text = f"the application {request.app!r} is not served: {unserved.why}"
+            raise Invalid("not_served", text, "app", request.id, "failed")
         there = ", ".join(sorted(self.apps)) or "none"
         text = f"there is no application {request.app!r}; there are: {there}"
         raise Invalid("unknown_app", text, "app", request.id)
@@ -221,9 +239,9 @@ class Applications:
         app = gathering.app
         try:
             selection = app.policy.select(self.state_of(app, gathering.context), self._rng, gathering.context)
-            strangers = [model for model in selection.models if model not in app.models]
-            if strangers or not selection.models:
-                raise ValueError(f"it selected {strangers or 'nothing'}")
+            fault = unusable(selection, app.models)
+            if fault is not None:
+                raise ValueError(fault)
         except Exception as error:  # a policy of the user's own may raise anything
             self._policy_raised(gathering, error)
             return
@@ -292,7 +310,7 @@ class Applications:
         gathering.decision_id = decision.id
         now = time.monotonic()
         self.decisions.keep(decision, now)
-        if self._shared:
+        if self._shared and not self.keeper.full:
             decision.parked = True
             self.keeper.submit(Park(decision.id, encoded(decision)))
         used = conclusion.models_used
@@ -337,6 +355,7 @@ class Applications:
             "decisions": len(self.decisions),
             "learning": f"paused: {self.keeper.down}" if self.keeper.down else "on",
             "feedback_held": self.keeper.held,
+            "apps": {name: asdict(app.counts) for name, app in self.apps.items()},
         }
 
 

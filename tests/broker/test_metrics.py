@@ -8,7 +8,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker.metrics import METRICS, metrics_text
 from tests.facts import SNAPSHOT
 
-FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3, "answers_dropped": 4, "answers_waiting": 5}
+FRONTEND = {
+    "answers": {"ok": 82, "rejected": 8},
+    "in_flight": 3,
+    "answers_dropped": 4,
+    "answers_waiting": 5,
+    "cache": {
+        "hits": 6, "misses": 3, "coalesced": 1, "evicted": 2, "entries": 3, "bytes": 1 << 20, "bytes_max": 64 << 20,
+        "hit_ratio": 0.6,
+    },
+    "applications": {
+        "learning": "paused: no [store]",
+        "feedback_held": 4,
+        "apps": {
+            "digits": {"answered": 5, "defaults": {"deadline": 1, "low_confidence": 2}, "refused": 7, "disagreed": 3,
+                       "partial": 2, "feedback": 9},
+        },
+    },
+}  # fmt: skip
 
 
 def read(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -44,6 +61,16 @@ def test_every_metric_is_there_with_its_value() -> None:
         "gearmesh_answers_total": {
             (("frontend", "frontend-1"), ("status", "ok")): 82, (("frontend", "frontend-1"), ("status", "rejected")): 8,
         },
+        "gearmesh_cache_lookups_total": {
+            (("frontend", "frontend-1"), ("outcome", outcome)): count
+            for outcome, count in {"hit": 6, "miss": 3, "coalesced": 1}.items()
+        },
+        "gearmesh_app_answers_total": {
+            (("app", "digits"), ("frontend", "frontend-1"), ("outcome", outcome)): count
+            for outcome, count in {"models": 5, "default": 3, "none": 7}.items()
+        },
+        "gearmesh_app_disagreed_total": {(("app", "digits"), ("frontend", "frontend-1")): 3},
+        "gearmesh_feedback_held": {(("frontend", "frontend-1"),): 4},
     }  # fmt: skip
     for name, samples in expected.items():
         assert found[name] == samples, name

@@ -12,7 +12,8 @@ import pytest
 from frontend.client import AsyncClient, Invalid
 from scripts.build_models import BUILDERS, digits
 from scripts.meshes import ROOT, Mesh
-from tests.end_to_end.meshes import run_with_mesh
+from tests.end_to_end.containers import container, is_ready
+from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
 MODELS = ["digits_linear", "digits_mlp"]
@@ -91,11 +92,20 @@ def test_an_application_answers_learns_and_is_there_again_after_a_restart(reposi
             assert "10] numbers" in await gearmesh(mesh, 2, "update", "digits", *MODELS, *sure, "[1, 2]")
             assert "y" in await gearmesh(mesh, 2, "update", "digits", *MODELS, *sure, '{"y": 1}')
             await gearmesh(mesh, 0, "update", "digits", *MODELS, *sure, json.dumps([0] * 9 + [1]))
+            await gearmesh(mesh, 0, "update", "digits", "--slo-ms", "1500")  # all else stays
+            (app,) = await session.apps()
+            assert (app["policy"], app["confidence_min"], app["slo_ms"]) == ("majority", 1.0, 1500.0)
+            assert (app["models"], len(app["default"])) == (MODELS, 1)
+            assert "there are: digits" in await gearmesh(mesh, 1, "update", "nobody")
             noise = np.random.default_rng(1).uniform(0, 16, (40, 1, 64)).astype(np.float32)
             answers = [await session.infer(app="digits", x=image) for image in noise]
             unsure = [answer for answer in answers if answer.default_used]
             assert 0 < len(unsure) < 40
             assert all(answer.output.tolist() == [[0] * 9 + [1]] for answer in unsure)
+            assert all(answer.disagreement for answer in unsure)
+            listed = await gearmesh(mesh, 0)
+            assert "majority" in listed
+            assert f"defaults: {len(unsure)} for low_confidence" in listed
 
     run_with_mesh(first, repository, tmp_path / "data", device="cpu")
     run_with_mesh(second, repository, tmp_path / "data", device="cpu")
@@ -120,3 +130,48 @@ def test_two_frontends_learn_together_and_take_each_others_feedback(repository: 
             assert (await one.apps())[0]["rounds"] == 31
 
     run_with_mesh(scenario, repository, tmp_path / "data", device="cpu", formation={"frontend": 2})
+
+
+SOMETIMES_SLOW = """
+import time
+import numpy as np
+
+def one(x):
+    if x[0, 0] == 99:
+        time.sleep(4)
+    return np.stack([x[:, 0] * 0, x[:, 0] * 0 + 1], axis=1).astype("float32")
+"""
+
+
+def test_a_container_that_is_slow_for_once_or_gone_delays_no_ensemble(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        emulated_model(tmp_path / "repository", name)
+    (tmp_path / "toy.py").write_text(SOMETIMES_SLOW)
+    specs = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,2")
+
+    async def scenario(mesh: Mesh) -> None:
+        x = np.zeros((1, 4), np.float32)
+        async with container(mesh, tmp_path, "toy:one", *specs), AsyncClient(mesh.address) as session:
+            await session.create_app("mixed", ["a", "b", "f"], "majority", slo_ms=2000)
+            await session.apps()
+            whole = await session.infer(app="mixed", x=x)
+            assert whole.models_used == ("a", "b", "f")
+            assert (whole.confidence, whole.disagreement) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+            odd = await session.infer(app="mixed", x=x + 99)
+            assert odd.models_used == ("a", "b")
+            assert (odd.confidence, odd.disagreement) == (pytest.approx(2 / 3), 0)
+            assert odd.latency_ms < 4000
+            (app,) = await session.apps()
+            assert (app["counts"]["partial"], app["counts"]["disagreed"]) == (1, 1)
+        await is_ready(mesh, "f", ready=False)
+        async with AsyncClient(mesh.address) as session:
+            await session.apps()
+            remembered = await session.infer(app="mixed", x=x)
+            assert (remembered.cached, remembered.models_used) == (True, ("a", "b", "f"))
+            alone = await session.infer(app="mixed", x=x + 1)
+            assert alone.models_used == ("a", "b")
+            assert (await session.feedback(alone.decision_id, label=0))["applied"]
+            (app,) = await session.apps()
+            assert {name: each["feedback"] for name, each in app["learned"].items()} == {"a": 1, "b": 1, "f": 0}
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))

@@ -217,6 +217,8 @@ async def test_feedback_is_taken_once_and_late_or_unknown_ones_are_told(tmp_path
         assert await told(first, label=1) == (False, "late")
         assert await told("nonsense", label=1) == (False, "unknown")
         assert await told("01234567-1", label=1) == (False, "unknown")
+        guessed = "".join("1" if digit == "0" else "0" for digit in second.rpartition("-")[2])
+        assert await told(f"{second.rpartition('-')[0]}-{guessed}", label=1) == (False, "unknown")
         for fields, field in [
             ({"label": 4}, "label"), ({"label": "sheep"}, "label"), ({"label": 1.5}, "label"), ({"loss": 1.5}, "loss"),
             ({"loss": -1}, "loss"), ({}, "label"), ({"label": 1, "loss": 0.5}, "label"),
@@ -269,7 +271,7 @@ BAD = [
     ({"policy": "best"}, "app.policy", "there is no policy 'best'"),
     ({"policy": "os:system"}, "app.policy", "may not be imported"),
     ({"policy": "exp3", "policy_args": {"speed": 1}}, "app.policy_args.speed", "no parameter 'speed'"),
-    ({"policy_args": {"loss_max": -1}}, "app.policy_args.loss_max", "> 0.0"),
+    ({"policy_args": {"loss_max": -1}}, "app.policy_args.loss_max", "> 0.0; got '-1'"),
     ({"confidence_min": 1.1}, "app.confidence_min", "0 to 1"),
     ({"confidence_min": float("nan")}, "app.confidence_min", "0 to 1"),
     ({"slo_ms": 0}, "app.slo_ms", "above 0"),
@@ -317,6 +319,51 @@ async def test_a_policy_that_raises_fails_that_request_and_no_other(tmp_path: Pa
         future = at.client.submit(app="app", x=ROW)
         at.say((await at.asked(1))["b"], 1)
         assert (await outcome(future)).models_used == ("b",)
+
+
+@on_loop
+async def test_what_a_policy_of_ones_own_does_wrong_is_told_and_spoils_nothing(tmp_path: Path) -> None:
+    own = "tests.selection.own_policy:"
+    async with ensemble(tmp_path, own + "Twice", settings={"selection_allow": (own,)}) as at:
+        with pytest.raises(Failed, match="selected a model twice: a, a"):
+            await at.client.infer(app="app", x=ROW)
+        await at.client.update_app("app", MODELS, own + "Shapeless")
+        future = at.client.submit(app="app", x=ROW)
+        at.say((await at.asked(1))["a"], 1)
+        failed = await future
+        assert isinstance(failed, Failed)
+        assert "combine gave float32 [1, 2] for y, which is float32 [1, 4]" in str(failed)
+        await at.client.update_app("app", MODELS, own + "Forgetful")
+        future = at.client.submit(app="app", x=ROW)
+        at.say((await at.asked(2))["a"], 1)
+        told = await at.client.feedback(str((await outcome(future)).decision_id), label=1)
+        assert (told["applied"], told["reason"]) == (False, "not_learned")
+        assert "observe gave NoneType, which is no State" in told["message"]
+        (app,) = await at.client.apps()
+        assert "RuntimeError in shares: no shares" in app["learning"]
+        assert app["rounds"] == 0
+        await at.client.update_app("app", MODELS, "exp4")
+        (app,) = await at.client.apps()
+        assert (app["learning"], sum(app["weights"].values())) == ("on", pytest.approx(1.0))
+
+
+@on_loop
+async def test_an_application_that_cannot_be_in_effect_here_says_why_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    own = "tests.selection.own_policy:Second"
+    async with ensemble(tmp_path, own, settings={"selection_allow": ("tests.",)}) as at:
+        await at.client.apps()
+        settings = at.frontend.settings.model_copy(update={"selection_allow": ()})
+        at.frontend._applications._settings = settings  # as at a frontend that was started with other settings
+        at.frontend._applications.apps.clear()
+        await at.client.create_app("another", MODELS)
+        with pytest.raises(Failed, match=r"'app' is not served: policy .* may not be imported"):
+            await at.client.infer(app="app", x=ROW)
+        another, app = await at.client.apps()
+        assert (another["name"], another["learning"]) == ("another", "on")
+        assert (app["name"], app["models"], app["policy"], app["weights"]) == ("app", MODELS, own, {})
+        assert app["learning"].startswith("not served: policy")
+        await at.client.update_app("app", MODELS, "exp4")
+        assert [each["learning"] for each in await at.client.apps()] == ["on", "on"]
 
 
 @on_loop

@@ -1,5 +1,6 @@
 """frontend/service.py: a real frontend and a real broker; the controller and the worker do as a test tells them."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator

@@ -19,7 +19,24 @@ MEMBERS = (
     wire.Member(id="gpu_worker-1", role="gpu_worker", host="h"),
     wire.Member(id="gpu_worker-2", role="gpu_worker", host="h"),
 )
-FRONTEND = {"answers": {"ok": 82, "rejected": 8}, "in_flight": 3, "answers_dropped": 4, "answers_waiting": 5}
+FRONTEND = {
+    "answers": {"ok": 82, "rejected": 8},
+    "in_flight": 3,
+    "answers_dropped": 4,
+    "answers_waiting": 5,
+    "cache": {
+        "hits": 6, "misses": 3, "coalesced": 1, "evicted": 2, "entries": 3, "bytes": 1 << 20, "bytes_max": 64 << 20,
+        "hit_ratio": 0.6,
+    },
+    "applications": {
+        "learning": "paused: no [store]",
+        "feedback_held": 4,
+        "apps": {
+            "digits": {"answered": 5, "defaults": {"deadline": 1, "low_confidence": 2}, "refused": 7, "disagreed": 3,
+                       "partial": 2, "feedback": 9},
+        },
+    },
+}  # fmt: skip
 
 
 def view(
@@ -102,6 +119,8 @@ def test_the_screen_shows_rates_shares_reasons_and_errors_of_prediction() -> Non
         "m:1 1/1 5 25.0 20.0 80.0%",
         "10 lines in logs, 2 dropped",
         "answers: 82 ok, 8 rejected; in flight: 3; 4 dropped: clients gone, or not reading",
+        "60.0% hits of 10, 1 shared an evaluation; 1.0 of 64 MiB",
+        "paused: no [store]; 4 feedback held",
     ):
         assert expected in said
 

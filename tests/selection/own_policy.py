@@ -38,6 +38,35 @@ class Crashes(Second):
         raise RuntimeError("out of ideas")
 
 
+class Twice(Second):
+    """Selects a model twice."""
+
+    def select(self, state: State, rng: random.Random, context: str) -> Selection:
+        """The same one, and again."""
+        return Selection((self.model, self.model), {self.model: 1.0})
+
+
+class Shapeless(Second):
+    """Answers what no model would."""
+
+    def combine(self, state: State, answers: Answers) -> Combined:
+        """Half of a row."""
+        combined = pass_on(answers)
+        return Combined([array[:, :2] for array in combined.outputs], 1.0, None, 0.0)
+
+
+class Forgetful(Second):
+    """Gives no state, and cannot tell its shares."""
+
+    def observe(self, state: State, observation: Observation) -> State:
+        """Nothing."""
+        return None  # type: ignore[return-value]
+
+    def shares(self, state: State) -> dict[str, float]:
+        """Raises."""
+        raise RuntimeError("no shares")
+
+
 class Broken:
     """Has nothing that a policy needs, but `observe` and `shares`."""
 

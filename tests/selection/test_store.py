@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from broker.errors import SettingsError
+from selection import store as store_module
 from selection.base import Observation, State, fresh
 from selection.contexts import FRESH_S, StateCache, check_context
 from selection.keeper import Claim, Drop, Learn, Park, Read, StateKeeper
@@ -66,6 +67,25 @@ def test_contexts_are_bounded_and_the_oldest_leave_first(url: str, tmp_path: Pat
     assert store.count("app") == 3
     assert store.read("app", "u9") != NOTHING
     assert store.read("app", "u0") == NOTHING
+    store.close()
+
+
+def test_a_file_stays_bounded_whatever_is_written_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SWEEP_EVERY", 4)
+    monkeypatch.setattr(store_module, "PARKED_MAX", 5)
+    store = open_store("", tmp_path, 5, 60.0)
+    version = store.swap("app", "kept", 0, b"x")
+    for i in range(40):
+        version = store.swap("app", "kept", version, b"x")
+        assert version
+        store.swap("app", f"u{i}", 0, b"x")
+        store.swap("other", f"u{i}", 0, b"x")
+        store.park([(f"d{i}", b"known")])
+        assert store.count("app") <= 5 + 4
+        assert store.count("other") <= 5 + 4
+    assert store.read("app", "kept") != NOTHING
+    assert store.claim("d39") == b"known"
+    assert [store.claim(f"d{i}") for i in range(30)] == [None] * 30
     store.close()
 
 
@@ -152,6 +172,39 @@ def test_a_redis_that_is_down_pauses_learning_and_nothing_is_lost(tmp_path: Path
             assert kept.keeper.down == ""
             kept.keeper.stop()
         assert not any(thread.name == "selection state" for thread in threading.enumerate())
+
+    asyncio.run(scenario())
+
+
+def test_what_was_learned_before_an_application_is_dropped_goes_with_it(url: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        keeper = StateKeeper(open_store(url, tmp_path, 100, 60.0), asyncio.get_running_loop())
+        observation = Observation({"a": 1.0}, {"a": 1.0})
+        keeper.submit(Learn(("app", "u"), POLICY, MODELS, observation, lambda *_: None))
+        keeper.submit(Drop("app"))
+        keeper.start()  # both are there: one round
+        keeper.stop()
+        later = Kept(url, tmp_path)
+        assert await later.read("u") is None
+        later.keeper.stop()
+
+    asyncio.run(scenario())
+
+
+def test_feedback_from_before_a_change_of_models_counts_for_those_that_stay(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        changed, _ = make_policy("exp4", {}, ["a", "c"])
+        keeper = StateKeeper(open_store("", tmp_path, 100, 60.0), asyncio.get_running_loop())
+        told = Told()
+        for policy, models in ((POLICY, MODELS), (changed, ["a", "c"])):
+            observation = Observation(dict.fromkeys(models, 1.0), dict.fromkeys(models, 1.0))
+            keeper.submit(Learn(("app", ""), policy, models, observation, told))
+        keeper.start()  # both are there: one round
+        outcomes = await told.count(2)
+        assert [outcome for _, outcome in outcomes] == ["applied", "applied"]
+        state = outcomes[-1][0]
+        assert {name: arm.seen for name, arm in state.arms.items()} == {"a": 2, "c": 1}
+        keeper.stop()
 
     asyncio.run(scenario())
 
