@@ -14,6 +14,7 @@ from controller.state import Action, Device, Model, State
 
 CONTAINER_PROFILE = wire.Profile(exec_s={}, load_s=0.0)  # nothing is measured of it, and nothing loaded
 LOAD_GUESS_BYTES_PER_S = 1e9  # of a LOAD never seen
+LET_GO_S = 0.5  # a version not wanted any more is served so long: not all frontends hear of it at once
 BLACK_BOX_NOISE = 0.3  # a container's times scatter more than a device's, until it is learned how much
 
 
@@ -25,7 +26,9 @@ class Fleet:
     actions: Actions
     name: str = ""  # member id of this controller
     wanted: list[str] = field(default_factory=list)  # refs that every device is to have ready, in the catalogue's order
-    draining: dict[str, None] = field(default_factory=dict)  # refs wanted before, kept until their last request ended
+    draining: dict[str, float] = field(
+        default_factory=dict
+    )  # {ref wanted before: kept until then, and its last request}
     preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     contained: frozenset[str] = frozenset()  # refs that containers serve, and devices do not
@@ -87,29 +90,32 @@ class Fleet:
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
-    def want(self, refs: list[str], still_used: Callable[[str], bool], contained: Iterable[str] = ()) -> list[Order]:
+    def want(
+        self, refs: list[str], still_used: Callable[[str], bool], contained: Iterable[str] = (), *, now: float
+    ) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
-        `contained`: those of them that containers serve.
+        Requests for them may still be on their way, from frontends that do not know yet. `contained`: those that
+        containers serve.
         """
         orders: list[Order] = []
         self.contained = frozenset(contained) | (self.contained & {*self.wanted, *self.draining} - {*refs})
         for ref in self.wanted:
             if ref not in refs:
-                self.draining[ref] = None
+                self.draining[ref] = now + LET_GO_S
         for ref in refs:
             self.draining.pop(ref, None)
             if ref not in self.wanted:
                 self._reported.pop(ref, None)
         self.wanted = list(refs)
         self._rewant(orders)
-        orders.extend(self.drain(still_used))
+        orders.extend(self.drain(still_used, now))
         return orders
 
-    def drain(self, still_used: Callable[[str], bool]) -> list[Order]:
+    def drain(self, still_used: Callable[[str], bool], now: float) -> list[Order]:
         """Versions that are not wanted and have no request left are let go."""
         orders: list[Order] = []
-        ended = [ref for ref in self.draining if not still_used(ref)]
+        ended = [ref for ref, until_s in self.draining.items() if now >= until_s and not still_used(ref)]
         for ref in ended:
             del self.draining[ref]
         if ended:

@@ -209,12 +209,12 @@ class Scheduler:
         if device is not None:
             device.offset_s = offset_s
 
-    def want(self, refs: list[str], contained: Sequence[str] = ()) -> list[Order]:
+    def want(self, refs: list[str], contained: Sequence[str] = (), *, now: float) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
         `contained`: those of them that containers serve.
         """
-        return self.fleet.want(refs, self._still_used, contained)
+        return self.fleet.want(refs, self._still_used, contained, now=now)
 
     def _submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
@@ -348,7 +348,7 @@ class Scheduler:
             if not self.fleet.preparations[device.worker].complete:
                 self.fleet.prepare(device, now, orders)
         if self.fleet.draining:
-            orders.extend(self.fleet.drain(self._still_used))
+            orders.extend(self.fleet.drain(self._still_used, now))
         return orders
 
     def wake_at(self) -> float | None:
@@ -372,6 +372,7 @@ class Scheduler:
         if self.state.homeless:
             retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
             times += [retry_s for retry_s in retries if retry_s > self._now]
+        times += [until_s for until_s in self.fleet.draining.values() if until_s > self._now]
         policy_s = self.policy.wake_at(self._now)
         if policy_s is not None:
             times.append(policy_s)

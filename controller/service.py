@@ -171,7 +171,7 @@ class ControllerService:
         contained = [
             ref for ref in wanted if any(model.container and ref.startswith(f"{model.name}:") for model in mine)
         ]
-        self._order(self.scheduler.want(wanted, contained))
+        self._order(self.scheduler.want(wanted, contained, now=time.monotonic()))
         pending = [wire.ref_of(model.name, model.target) for model in mine if model.target is not None]
         self._order(self.scheduler.fleet.report_again(pending))
 

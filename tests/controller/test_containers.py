@@ -26,7 +26,7 @@ def report(ref: str = REF, *, ok: bool = True, rows_max: int = 64, wait_s: float
 
 def shard(*containers: wire.WorkerHello) -> Shard:
     made = Shard()
-    made.checked(made.scheduler.want([REF], [REF]))
+    made.want([REF], contained=[REF])
     for words in containers:
         made.join(words, now=0.0)
     made.wake(0.0)
@@ -35,7 +35,7 @@ def shard(*containers: wire.WorkerHello) -> Shard:
 
 def test_a_container_is_asked_for_its_version_only_and_devices_are_not_asked_for_it() -> None:
     made = Shard()
-    made.checked(made.scheduler.want([REF, "m:1"], [REF]))
+    made.want([REF, "m:1"], contained=[REF])
     made.join(hello("w1"), now=0.0)
     assert made.join(container(), now=0.0) == ["broker: f:1 is ready"]
     assert made.wake(0.0) == ["w1: prepare m:1"]
@@ -44,7 +44,7 @@ def test_a_container_is_asked_for_its_version_only_and_devices_are_not_asked_for
 def test_a_container_that_came_before_its_version_was_wanted_is_asked_then_and_serves() -> None:
     made = Shard()
     assert made.join(container(), now=0.0) == []
-    made.checked(made.scheduler.want([REF], [REF]))
+    made.want([REF], contained=[REF])
     assert made.wake(0.0) == ["c1: prepare f:1"]
     assert made.report(report(), "c1") == ["broker: f:1 is ready"]
     made.submit(1, REF, now=1.0)
