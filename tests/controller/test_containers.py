@@ -167,6 +167,29 @@ def test_expected_requests_are_waited_for_until_the_wait_is_over_or_all_are_ther
     assert gathering.until(16, 32, 2.0, 2.001) is None  # nobody else is known
 
 
+def test_who_is_alone_again_is_waited_with_once() -> None:
+    gathering = Gathering(0.05)
+    now = 0.0
+    for _ in range(100):  # sixteen at a time, all of them answered together
+        for _ in range(16):
+            gathering.arrived(now)
+            now += 0.0001
+        now += 0.003
+        for _ in range(16):
+            gathering.ended(now)
+    waits = 0
+    for _ in range(50):  # and then one, who asks again when it has its answer
+        gathering.arrived(now)
+        until_s = gathering.until(1, 64, now, now)
+        if until_s is not None:
+            waits += 1
+            assert gathering.until(1, 64, now, until_s) is None
+            now = until_s
+        gathering.ended(now + 0.001)
+        now += 0.0012
+    assert waits == 1
+
+
 def test_a_batch_that_waits_goes_out_when_its_wait_is_over() -> None:
     made = shard(container("c1", wait_s=0.002))
     now = 1.0
