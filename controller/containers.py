@@ -30,6 +30,7 @@ class Gathering:
     wait_s: float
     open: int = 0  # admitted and not ended
     _peak: float = 0.0  # most that were open at once, decayed
+    _waits: bool = False  # a batch is being held back
     _others: float = 0.0  # arrivals while others were open, decayed
     _exposed_s: float = 0.0  # time with requests open, decayed likewise
     _at_s: float = 0.0
@@ -51,10 +52,13 @@ class Gathering:
         """Until when a batch of so many rows had better wait; None: not at all."""
         self._pass(now)
         ends_s = first_arrived_s + self.wait_s
+        waited, self._waits = self._waits, False
+        if waited and ends_s <= now:
+            self._peak = float(self.open)  # whoever did not come in all that time is not expected any more
         if rows >= limit or ends_s <= now or self.open >= self._peak - 0.5 or self._exposed_s <= 0:
             return None
-        expected = self._others / self._exposed_s * self.wait_s
-        return ends_s if expected >= 1.0 else None
+        self._waits = self._others / self._exposed_s * self.wait_s >= 1.0  # so many are expected
+        return ends_s if self._waits else None
 
     def _pass(self, now: float) -> None:
         passed_s = max(0.0, now - self._at_s)

@@ -1,6 +1,5 @@
 """Devices and the versions on them: who is there, what is prepared, what is served, what is let go. Pure."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from controller.state import Action, Device, Model, State
 
 CONTAINER_PROFILE = wire.Profile(exec_s={}, load_s=0.0)  # nothing is measured of it, and nothing loaded
 LOAD_GUESS_BYTES_PER_S = 1e9  # of a LOAD never seen
+LET_GO_S = 2.0  # a version not wanted any more is served so long: not all frontends hear of it at once
 BLACK_BOX_NOISE = 0.3  # a container's times scatter more than a device's, until it is learned how much
 
 
@@ -26,8 +26,9 @@ class Fleet:
     actions: Actions
     name: str = ""  # member id of this controller
     wanted: list[str] = field(default_factory=list)  # refs that every device is to have ready, in the catalogue's order
-    draining: dict[str, float] = field(default_factory=dict)
-    # {ref wanted before: until when it is kept at least}; then, until its last request has ended
+    draining: dict[str, float] = field(
+        default_factory=dict
+    )  # {ref wanted before: kept until then, and its last request}
     preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     contained: frozenset[str] = frozenset()  # refs that containers serve, and devices do not
@@ -90,34 +91,31 @@ class Fleet:
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
     def want(
-        self,
-        refs: list[str],
-        still_used: Callable[[str], bool],
-        contained: Iterable[str] = (),
-        keep_until_s: float = -math.inf,
+        self, refs: list[str], still_used: Callable[[str], bool], contained: Iterable[str] = (), *, now: float
     ) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
-        `contained`: those of them that containers serve. `keep_until_s`: what is let go stays at least so long.
+        Requests for them may still be on their way, from frontends that do not know yet. `contained`: those that
+        containers serve.
         """
         orders: list[Order] = []
         self.contained = frozenset(contained) | (self.contained & {*self.wanted, *self.draining} - {*refs})
         for ref in self.wanted:
             if ref not in refs:
-                self.draining[ref] = keep_until_s
+                self.draining[ref] = now + LET_GO_S
         for ref in refs:
             self.draining.pop(ref, None)
             if ref not in self.wanted:
                 self._reported.pop(ref, None)
         self.wanted = list(refs)
         self._rewant(orders)
-        orders.extend(self.drain(still_used, -math.inf))
+        orders.extend(self.drain(still_used, now))
         return orders
 
     def drain(self, still_used: Callable[[str], bool], now: float) -> list[Order]:
-        """Versions that are not wanted, have been kept long enough and have no request left are let go."""
+        """Versions that are not wanted and have no request left are let go."""
         orders: list[Order] = []
-        ended = [ref for ref, until_s in self.draining.items() if until_s <= now and not still_used(ref)]
+        ended = [ref for ref, until_s in self.draining.items() if now >= until_s and not still_used(ref)]
         for ref in ended:
             del self.draining[ref]
         if ended:

@@ -209,12 +209,12 @@ class Scheduler:
         if device is not None:
             device.offset_s = offset_s
 
-    def want(self, refs: list[str], contained: Sequence[str] = (), *, keep_until_s: float = -math.inf) -> list[Order]:
+    def want(self, refs: list[str], contained: Sequence[str] = (), *, now: float) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
-        `contained`: those of them that containers serve. `keep_until_s`: what is let go stays at least so long.
+        `contained`: those of them that containers serve.
         """
-        return self.fleet.want(refs, self._still_used, contained, keep_until_s)
+        return self.fleet.want(refs, self._still_used, contained, now=now)
 
     def _submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""

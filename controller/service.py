@@ -19,7 +19,6 @@ from controller.scheduler import Parameters, Scheduler
 from controller.state import State
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
-KEEP_S = 2.0  # a version that is let go is served so long: frontends that have not read the table yet still ask for it
 log = structlog.get_logger("controller")
 
 
@@ -172,7 +171,7 @@ class ControllerService:
         contained = [
             ref for ref in wanted if any(model.container and ref.startswith(f"{model.name}:") for model in mine)
         ]
-        self._order(self.scheduler.want(wanted, contained, keep_until_s=time.monotonic() + KEEP_S))
+        self._order(self.scheduler.want(wanted, contained, now=time.monotonic()))
         pending = [wire.ref_of(model.name, model.target) for model in mine if model.target is not None]
         self._order(self.scheduler.fleet.report_again(pending))
 

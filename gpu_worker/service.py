@@ -25,6 +25,7 @@ from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement, read_profile, write_profile
 from gpu_worker.sharing import Sharing
 
+ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 log = structlog.get_logger("worker")
@@ -113,6 +114,13 @@ class WorkerService:
         info = self._device.info
         about = {"member": self._member.id, "pid": os.getpid(), **tuned}
         log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
+        if self._fixture is not None:
+            self._hub.loop.call_later(ALONE_S, self._alone)
+
+    def _alone(self) -> None:
+        if self._registrar.table is None and not self._draining:
+            advice = "is the mesh up? (gearmesh up)  it is served as soon as one is there"
+            log.warning("no_broker", address=self.settings.broker_address, advice=advice)
 
     def drain(self) -> bool:
         """The controller plans without us from now on; True once it says so too, and nothing runs here."""

@@ -58,7 +58,7 @@ class ContainerOptions:
             faults.append(f"--version is a number in digits; got {self.version!r}")
         if not re.fullmatch(r"[\w.]+:[\w.]+", self.predict):
             faults.append(f"--predict takes MODULE:FUNCTION, as in my_model:predict; got {self.predict!r}")
-        if method not in METHODS and not (method == "fixed" and size.isdigit() and 1 <= int(size) <= ROWS_MAX):
+        if self.batching not in METHODS and not (method == "fixed" and size.isdigit() and 1 <= int(size) <= ROWS_MAX):
             faults.append(f"--batching is aimd, quantile, none or fixed:N (1 to {ROWS_MAX}); got {self.batching!r}")
         for name, value in (("slo-ms", self.slo_ms), ("objective-ms", self.objective_ms)):
             if value is not None and not 0 < value <= 600_000:
@@ -104,6 +104,10 @@ def model_spec(options: ContainerOptions, inputs: Any, outputs: Any) -> wire.Mod
             )
         for tensor in tensors:
             _check_tensor(kind, tensor)
+        names = [tensor["name"] for tensor in tensors]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ContainerError(f"{kind} {twice} is declared more than once; each has a name of its own")
     return wire.ModelSpec(
         inputs=tuple(_tensor(tensor) for tensor in inputs),
         outputs=tuple(_tensor(tensor) for tensor in outputs),

@@ -124,7 +124,7 @@ class _Run:
 
     def _begin(self) -> None:
         """The controller meets everybody."""
-        self.scheduler.fleet.want(self.refs, lambda ref: False)
+        self.scheduler.fleet.want(self.refs, lambda ref: False, now=self.now)
         self.scheduler.frontend_joined(FRONTEND)
         for device in self.devices:
             if device.alive:

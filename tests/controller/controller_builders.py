@@ -213,9 +213,9 @@ class Shard:
         """A worker says goodbye."""
         return self.checked(self.scheduler.worker_leaving(worker))
 
-    def want(self, refs: list[str], **keep: float) -> list[str]:
-        """The routing table names these versions."""
-        return self.checked(self.scheduler.want(refs, **keep))
+    def want(self, refs: list[str], *, contained: Sequence[str] = (), now: float = 0.0) -> list[str]:
+        """The routing table names these versions; some are served by containers."""
+        return self.checked(self.scheduler.want(refs, contained, now=now))
 
     def report(self, report: wire.Prepared, worker: str = "w1", *, now: float = 100.0) -> list[str]:
         """A worker says how far a version is."""

@@ -106,7 +106,7 @@ class Mesh:
         self._deadlines: dict[tuple[str, int], float] = {}
         for frontend in ("f", "g"):
             self._decide(self.scheduler.frontend_joined(frontend))
-        self._decide(self.scheduler.want(self.refs))
+        self._decide(self.scheduler.want(self.refs, now=self.now))
         for _ in range(workers):
             self._join()
 
@@ -211,7 +211,7 @@ class Mesh:
 
     def want(self, refs: list[str]) -> None:
         """The routing table names these versions."""
-        self._decide(self.scheduler.want(refs))
+        self._decide(self.scheduler.want(refs, now=self.now))
 
     def _decide(self, orders: list[Order]) -> None:
         """One turn of the controller: what was ordered at once, and what it decides then."""

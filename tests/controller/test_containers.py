@@ -26,7 +26,7 @@ def report(ref: str = REF, *, ok: bool = True, rows_max: int = 64, wait_s: float
 
 def shard(*containers: wire.WorkerHello) -> Shard:
     made = Shard()
-    made.checked(made.scheduler.want([REF], [REF]))
+    made.want([REF], contained=[REF])
     for words in containers:
         made.join(words, now=0.0)
     made.wake(0.0)
@@ -35,7 +35,7 @@ def shard(*containers: wire.WorkerHello) -> Shard:
 
 def test_a_container_is_asked_for_its_version_only_and_devices_are_not_asked_for_it() -> None:
     made = Shard()
-    made.checked(made.scheduler.want([REF, "m:1"], [REF]))
+    made.want([REF, "m:1"], contained=[REF])
     made.join(hello("w1"), now=0.0)
     assert made.join(container(), now=0.0) == ["broker: f:1 is ready"]
     assert made.wake(0.0) == ["w1: prepare m:1"]
@@ -44,7 +44,7 @@ def test_a_container_is_asked_for_its_version_only_and_devices_are_not_asked_for
 def test_a_container_that_came_before_its_version_was_wanted_is_asked_then_and_serves() -> None:
     made = Shard()
     assert made.join(container(), now=0.0) == []
-    made.checked(made.scheduler.want([REF], [REF]))
+    made.want([REF], contained=[REF])
     assert made.wake(0.0) == ["c1: prepare f:1"]
     assert made.report(report(), "c1") == ["broker: f:1 is ready"]
     made.submit(1, REF, now=1.0)
@@ -165,6 +165,29 @@ def test_expected_requests_are_waited_for_until_the_wait_is_over_or_all_are_ther
     for _ in range(14):
         gathering.arrived(2.001)
     assert gathering.until(16, 32, 2.0, 2.001) is None  # nobody else is known
+
+
+def test_who_is_alone_again_is_waited_with_once() -> None:
+    gathering = Gathering(0.05)
+    now = 0.0
+    for _ in range(100):  # sixteen at a time, all of them answered together
+        for _ in range(16):
+            gathering.arrived(now)
+            now += 0.0001
+        now += 0.003
+        for _ in range(16):
+            gathering.ended(now)
+    waits = 0
+    for _ in range(50):  # and then one, who asks again when it has its answer
+        gathering.arrived(now)
+        until_s = gathering.until(1, 64, now, now)
+        if until_s is not None:
+            waits += 1
+            assert gathering.until(1, 64, now, until_s) is None
+            now = until_s
+        gathering.ended(now + 0.001)
+        now += 0.0012
+    assert waits == 1
 
 
 def test_a_batch_that_waits_goes_out_when_its_wait_is_over() -> None:

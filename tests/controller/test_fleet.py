@@ -1,6 +1,9 @@
 """Workers that come and go, versions that become ready, and who is told of it."""
 
+import pytest
+
 from broker import wire
+from controller.fleet import LET_GO_S
 from controller.orders import ToBroker
 from tests.controller.controller_builders import TEN_MS, Shard, hello, prepared, spec, told
 
@@ -89,27 +92,19 @@ def test_a_worker_forgets_and_unloads_what_is_not_wanted() -> None:
 def test_a_version_let_go_is_forgotten_everywhere_and_served_no_more() -> None:
     shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS}, workers=("w1", "w2"))
     shard.scheduler.frontend_joined("f")
-    assert shard.want(["b:1"]) == ["w1: forget a:1", "w2: forget a:1", "f: serving -a:1"]
+    assert shard.want(["b:1"], now=100.0) == []
+    assert shard.wake(100.0 + LET_GO_S - 1e-3) == []
+    assert shard.scheduler.wake_at() == pytest.approx(100.0 + LET_GO_S)
+    assert shard.wake(100.0 + LET_GO_S) == ["w1: forget a:1", "w2: forget a:1", "f: serving -a:1"]
     assert shard.state.devices["w1"].residency.free == 6
     assert list(shard.state.models) == ["b:1"]
-
-
-def test_a_version_let_go_is_kept_until_its_last_request_has_ended() -> None:
-    shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS})
-    shard.scheduler.frontend_joined("f")
-    shard.submit(1, "a:1", now=100.0)
-    assert shard.want(["b:1"]) == []
-    assert shard.wake(100.0) == ["w1: infer #1 a:1 x1 f/1"]
-    assert shard.wake(100.001) == []
-    assert shard.ran(1, begin_s=100.001, duration_s=0.010) == []
-    assert shard.wake(100.011) == ["w1: forget a:1", "f: serving -a:1"]
 
 
 def test_a_version_let_go_is_served_to_frontends_that_do_not_know_yet() -> None:
     shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS})
     shard.scheduler.frontend_joined("f")
     shard.wake(100.0)
-    assert shard.want(["b:1"], keep_until_s=102.0) == []
+    assert shard.want(["b:1"], now=102.0 - LET_GO_S) == []
     assert shard.scheduler.wake_at() == 102.0
     assert shard.submit(1, "a:1", now=101.995) == []
     assert shard.wake(101.995) == ["w1: infer #1 a:1 x1 f/1"]
@@ -123,7 +118,7 @@ def test_a_version_let_go_is_served_to_frontends_that_do_not_know_yet() -> None:
 def test_a_version_let_go_that_nobody_asks_for_is_kept_no_longer_than_told() -> None:
     shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS})
     shard.wake(100.0)
-    assert shard.want(["b:1"], keep_until_s=102.0) == []
+    assert shard.want(["b:1"], now=102.0 - LET_GO_S) == []
     assert shard.wake(101.999) == []
     assert shard.wake(102.0) == ["w1: forget a:1"]
 
@@ -252,7 +247,8 @@ def test_a_version_without_room_to_be_measured_waits_without_harm() -> None:
 def test_a_version_let_go_while_it_is_measured_ends_quietly() -> None:
     shard = to_be_measured((1, 2))
     shard.wake(100.0)
-    assert shard.want([]) == ["w1: forget a:1"]
+    assert shard.want([], now=100.0 - LET_GO_S) == []
+    assert shard.wake(100.0) == ["w1: forget a:1"]
     assert shard.loaded(1, now=100.01) == []
     assert shard.ran(2, begin_s=100.01, duration_s=0.01) == []
     assert shard.wake(100.02) == []

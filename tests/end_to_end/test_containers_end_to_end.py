@@ -108,7 +108,7 @@ def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_withou
             await serves(client, 3, {"no_replica"})
             for factor, version in ((4, "2"), (5, "1")):  # another version, and one that comes back: without a gap
                 assert "is being replaced" in await keep(factor, version)
-                await serves(client, factor, {"not_deployed"})
+                await serves(client, factor, set())
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
