@@ -20,6 +20,12 @@ OPS = (
     "infer", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
 
+WORDS = {  # in the decoder's sentences: the protocol's
+    "object": "a map", "array": "a list", "str": "a string", "str | null": "a string", "int": "an integer",
+    "int | str": "an integer or a string", "float": "a number", "float | null": "a number", "bool": "true or false",
+    "bytes": "bin", "bytes | null": "bin", "ext": "an extension", "null": "nil", "None": "nil",
+}  # fmt: skip
+
 Id = int | str
 
 
@@ -197,6 +203,8 @@ def decode(header: bytes | memoryview) -> Request:
 
 def _explain(header: bytes | memoryview, error: str) -> Invalid:
     """What was wrong, in the words of the protocol, and the id if it can be made out."""
+    for word, plain in WORDS.items():
+        error = error.replace(f"`{word}`", plain)
     text, _, path = error.partition(" - at `$")
     field = path.rstrip("`").lstrip(".") or None
     try:
@@ -212,9 +220,11 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
     if "op" not in message:
         return Invalid("bad_op", f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
     if message["op"] not in OPS:
-        return Invalid("bad_op", f"unknown op {str(message['op'])[:64]!r}; it is one of: {', '.join(OPS)}", "op", known)
+        return Invalid("bad_op", f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known)
     if text.startswith("Object ") and "`" in text:
-        field = (field + "." if field else "") + text.split("`")[1]
+        name = text.split("`")[1]
+        field = (field + "." if field else "") + name
+        text = "it is missing" if text.startswith("Object missing") else "there is no such field; is it misspelt?"
     elif field == "op":
         text = f"{message['op']!r} is not served here yet"
     if field == "id" and "id" in message:
@@ -239,7 +249,7 @@ def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> fl
     if not math.isfinite(slo_ms) or slo_ms <= 0 or slo_ms > slo_ms_max:
         raise Invalid(
             "bad_slo",
-            f"slo_ms must be a number above 0 and at most {slo_ms_max:g}; got {slo_ms:g}",
+            f"slo_ms must be a number above 0 and at most {slo_ms_max:g}; got {slo_ms:.12g}",
             "slo_ms",
             request.id,
         )

@@ -200,7 +200,7 @@ def _adopt(config: Settings, folder: Path) -> str:
 
 @app.command()
 def undeploy(model: str) -> None:
-    """Takes no new requests for the model; its memory is freed when those in flight are done."""
+    """Takes no new requests for the model; its memory is freed two seconds later, or when those in flight are done."""
     _operate(settings(), wire.Undeploy(call=1, name=model), 10.0, f"undeploying {model}")
 
 

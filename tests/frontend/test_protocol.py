@@ -315,7 +315,7 @@ def test_any_other_budget_is_refused(slo_ms: float) -> None:
         budget(slo_ms=slo_ms)
     invalid = raised.value
     assert (invalid.code, invalid.field, invalid.id) == ("bad_slo", "slo_ms", 7)
-    assert invalid.message == f"slo_ms must be a number above 0 and at most 1000; got {float(slo_ms):g}"
+    assert invalid.message == f"slo_ms must be a number above 0 and at most 1000; got {float(slo_ms):.12g}"
 
 
 @pytest.mark.parametrize(("weight", "good"), [(0.01, True), (1, True), (100, True), (0.0099, False), (100.1, False)])
