@@ -21,8 +21,6 @@ from controller.state import Action, Device, Model, State
 from controller.telemetry import Telemetry
 
 SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on their way back from our predecessor
-LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
-LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
 EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
 DESERTED_S = 0.02  # before its deadline a request of a model that is ready nowhere is told so
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
@@ -358,7 +356,7 @@ class Scheduler:
             if device.actions:
                 times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
-                    at_s = device.exec.free_at(self._now) - self._lead_s(device)
+                    at_s = device.exec.free_at(self._now) - self.policy.window.lead_of(device)
                     if device.info.container:
                         times.append(max(at_s, self._now + STUCK_LOOK_S))
                     elif at_s > self._now:  # else the policy was asked just now, and had nothing
@@ -404,7 +402,7 @@ class Scheduler:
     def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
         window = self.policy.window
         while len(device.exec) < window.depth:
-            if len(device.exec) and device.exec.free_at(now) - now > self._lead_s(device):
+            if len(device.exec) and device.exec.free_at(now) - now > self.policy.window.lead_of(device):
                 return
             if device.info.container and self._containers.holds_back(device, now):
                 return
@@ -412,11 +410,6 @@ class Scheduler:
             if batch is None:
                 return
             self._send_batch(device, batch, now, orders)
-
-    def _lead_s(self, device: Device) -> float:
-        """How long before the device comes free its next batch goes out: so that it is there, and no earlier."""
-        lead_s = self.policy.window.lead_s
-        return min(LEAD_S_MAX, LEAD_FACTOR * device.dispatch.value_s) if lead_s is None else lead_s
 
     def _send_batch(self, device: Device, batch: Batch, now: float, orders: list[Order]) -> None:
         model = batch.model
