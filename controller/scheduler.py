@@ -27,6 +27,7 @@ PREPARE_S = 0.1  # between looks whether there is slack for measuring
 RETRY_S = 1.0  # what is told where nothing better is known
 RETRY_S_MIN = 1e-3
 STUCK_LOOK_S = 0.001  # between looks at a container that may be past its expected end for long
+RELIEVE_EVERY_S = 0.005  # between looks whether a device should take work off others by another replica
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -341,7 +342,7 @@ class Scheduler:
                 continue
             if device.waiting:
                 self._fill_exec(device, now, orders)
-            if self.state.homeless or device.room_for_more:
+            if self.state.homeless or device.room_for_more or self._may_relieve(device, now):
                 self._fill_load(device, now, orders)
             if not self.fleet.preparations[device.worker].complete:
                 self.fleet.prepare(device, now, orders)
@@ -445,6 +446,13 @@ class Scheduler:
                 device.room_for_more = device.room_for_more and len(device.load) > 0
                 return
             self._send_load(device, plan, now, orders)
+
+    def _may_relieve(self, device: Device, now: float) -> bool:
+        """Whether it is time to look if the device should have a model that others have too, and there may be one."""
+        if now < device.look_s or not self.state.waiting or len(device.residency.models) >= len(device.curves):
+            return False
+        device.look_s = now + RELIEVE_EVERY_S
+        return len(self.state.devices) > 1
 
     def _send_load(self, device: Device, plan: LoadPlan, now: float, orders: list[Order]) -> None:
         for ref in plan.evict:

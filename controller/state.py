@@ -65,6 +65,7 @@ class Device:
     busy_until_s: float = 0.0  # last time that a client's batch was planned here to end
     overdue_s: float = math.inf  # no action is overdue before
     load_faults: dict[str, LoadFault] = field(default_factory=dict)  # {ref: ...}, whose last LOAD here failed
+    look_s: float = 0.0  # before, it is not looked whether another replica here would help
     leaving: bool = False  # it said goodbye: gets nothing new
     room_for_more: bool = True  # a model that is nowhere may fit here; False: looked, and none does
 

@@ -20,6 +20,7 @@ from controller.state import Device, Model, State
 HORIZON_S = 0.5  # a model is expected to stay for so long at least: its future requests in that time count
 HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: what was just loaded stays
 REPLICATE_BELOW = 0.9  # share of the mean backlog below which a device takes models that others have, too
+RELIEVE_AT = 0.25  # share of its SLO that a model's hosts may be behind before it gets another one
 VICTIMS_LOOKED_AT = 32  # of the least recently used
 
 
@@ -58,7 +59,7 @@ class Placement:
             plan = self._make_room(device, candidate.model, candidate.gain, now)
             if plan is not None:
                 return plan
-        return self._fill(device, now)
+        return self._relieve(device, now) or self._fill(device, now)
 
     def _ranked(self, candidates: list["Candidate"]) -> list["Candidate"]:
         """By deadline while all of them can be loaded in time; by what a second of copying saves once they cannot."""
@@ -112,6 +113,28 @@ class Placement:
             kept = sum(self._served_by(host, model, last_s, now) for host in model.hosts.values())
             value *= max(0.0, 1 - kept / max(1, queue.rows))
         return value, first.deadline_s - end_s
+
+    def _relieve(self, device: Device, now: float) -> LoadPlan | None:
+        """A replica of the model whose hosts are furthest behind, if this device has much less to do than any of them.
+
+        It comes before anything is lost: later it would save only what waits by then.
+        """
+        mine_s = device.exec.free_at(now) - now + device.backlog_s
+        behind: list[tuple[float, str]] = []
+        for model in self.state.active.values():
+            if model.hosts and device.may_load(model.ref, now):
+                theirs_s = min(host.exec.free_at(now) - now + host.backlog_s for host in model.hosts.values())
+                first = model.queue.first()
+                patience_s = RELIEVE_AT * (first.deadline_s - first.arrived_s)
+                if theirs_s > patience_s and theirs_s > 2 * mine_s + device.loads[model.ref].load_s():
+                    behind.append((-theirs_s, model.ref))
+        for _, ref in sorted(behind):
+            model = self.state.models[ref]
+            gain = model.popularity.rate(now) / (1 + len(model.hosts)) * HORIZON_S
+            plan = self._make_room(device, model, gain, now)
+            if plan is not None:
+                return plan
+        return None
 
     def _served_by(self, host: Device, model: Model, deadline_s: float, now: float) -> float:
         """Rows of the model that a host gets done by the deadline, behind half of what else waits there."""
