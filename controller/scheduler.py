@@ -27,7 +27,7 @@ PREPARE_S = 0.1  # between looks whether there is slack for measuring
 RETRY_S = 1.0  # what is told where nothing better is known
 RETRY_S_MIN = 1e-3
 STUCK_LOOK_S = 0.001  # between looks at a container that may be past its expected end for long
-RELIEVE_EVERY_S = 0.005  # between looks whether a device should take work off others by another replica
+LOOK_EVERY_S = 0.005  # between looks whether a device should have another model, though no request waits for that
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -342,7 +342,7 @@ class Scheduler:
                 continue
             if device.waiting:
                 self._fill_exec(device, now, orders)
-            if self.state.homeless or device.room_for_more or self._may_relieve(device, now):
+            if self.state.homeless or device.room_for_more or self._looks_for_load(device, now):
                 self._fill_load(device, now, orders)
             if not self.fleet.preparations[device.worker].complete:
                 self.fleet.prepare(device, now, orders)
@@ -447,12 +447,12 @@ class Scheduler:
                 return
             self._send_load(device, plan, now, orders)
 
-    def _may_relieve(self, device: Device, now: float) -> bool:
-        """Whether it is time to look if the device should have a model that others have too, and there may be one."""
-        if now < device.look_s or not self.state.waiting or len(device.residency.models) >= len(device.curves):
+    def _looks_for_load(self, device: Device, now: float) -> bool:
+        """Whether it is time to look if the device should have a model that nobody waits for without a host."""
+        if now < device.look_s or len(device.residency.models) >= len(device.curves):
             return False
-        device.look_s = now + RELIEVE_EVERY_S
-        return len(self.state.devices) > 1
+        device.look_s = now + LOOK_EVERY_S
+        return True
 
     def _send_load(self, device: Device, plan: LoadPlan, now: float, orders: list[Order]) -> None:
         for ref in plan.evict:

@@ -65,7 +65,7 @@ class Device:
     busy_until_s: float = 0.0  # last time that a client's batch was planned here to end
     overdue_s: float = math.inf  # no action is overdue before
     load_faults: dict[str, LoadFault] = field(default_factory=dict)  # {ref: ...}, whose last LOAD here failed
-    look_s: float = 0.0  # before, it is not looked whether another replica here would help
+    look_s: float = 0.0  # before, it is not looked whether it should have a model that nobody waits for without a host
     leaving: bool = False  # it said goodbye: gets nothing new
     room_for_more: bool = True  # a model that is nowhere may fit here; False: looked, and none does
 
@@ -91,6 +91,12 @@ class Device:
             return False
         fault = self.load_faults.get(ref) if self.load_faults else None
         return fault is None or now >= fault.retry_s
+
+    def ready_s(self, ref: str, now: float) -> float:
+        """When the weights of `ref`, which is resident or loading here, are there, or are expected to be."""
+        place = self.residency.models[ref]
+        late = place.loading is not None and place.ready_s <= now
+        return self.load.end_of(place.loading, now) if late else place.ready_s
 
     def start_s(self, ref: str, now: float) -> float:
         """When EXEC of a batch of `ref`, sent now, would start; it is resident or loading here."""
