@@ -95,8 +95,9 @@ class Device:
     def ready_s(self, ref: str, now: float) -> float:
         """When the weights of `ref`, which is resident or loading here, are there, or are expected to be."""
         place = self.residency.models[ref]
-        late = place.loading is not None and place.ready_s <= now
-        return self.load.end_of(place.loading, now) if late else place.ready_s
+        if place.loading is None or place.ready_s > now:
+            return place.ready_s
+        return self.load.end_of(place.loading, now)
 
     def start_s(self, ref: str, now: float) -> float:
         """When EXEC of a batch of `ref`, sent now, would start; it is resident or loading here."""

@@ -5,11 +5,11 @@ A request is refused at arrival when
   * its own model's queue alone, in the largest batches and with every host at its service, takes too long ("overload"):
     somebody in that queue must be lost, and the newest loses least by hearing so at once, or
   * the devices have more to do than fits before its deadline, and its model is priced out ("overload"): of what was
-    admitted of it lately more than PRICE_LOSS was lost, because others earn more per device-second. Then so much less
-    of it is admitted that about PRICE_LOSS of that is lost, but never less than PRICE_SHARE_MIN of what arrives.
+    admitted of it lately more than `loss_max` was lost, because others earn more per device-second. Then so much less
+    of it is admitted that about that share is lost, but never less than PRICE_SHARE_MIN of what arrives.
 
-scripts/simulate.py shows what this costs and brings: refusals are known at once instead of at the deadline, and
-attainment stays within 0.3 points of what it is without (docs/benchmarks.md).
+scripts/simulate.py shows what this brings, refusals that are known at once instead of at the deadline, and
+what it costs in attainment (docs/benchmarks_scheduler.md, "Refusing early").
 """
 
 import math

@@ -3,7 +3,9 @@
 LOADs go in the order of their deadlines while all that are wanted can be done in time. Once they cannot, a LOAD is
 ranked by what it saves per second of copying: the requests that wait and would be in time after it, and those that will
 come while the model stays, less those that its victims would have served. Models with waiting or running work are never
-victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
+victims. After them come models that are nowhere and were asked in vain, because their LOAD takes longer than a request
+may; then a replica of a model whose hosts are far behind this device. Free pages are filled ahead of demand, models on
+fewest devices first, while no request has waited for a LOAD lately; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
@@ -82,7 +84,7 @@ class Placement:
         return min((spare_s for spare_s in self._spare_s.values() if spare_s > now), default=math.inf)
 
     def _missed_most(self, device: Device, now: float) -> LoadPlan | None:
-        """Of the models that are nowhere and were asked in vain, the most popular: nobody waits for it, many will ask."""
+        """Of the models that are nowhere and were asked in vain, the most popular: nobody waits, many will ask."""
         rates = []
         for ref in list(self._missed):
             model = self.state.models.get(ref)
@@ -235,7 +237,7 @@ class Placement:
         return None
 
     def _wish(self, device: Device, now: float) -> list[str]:
-        """Models that are not here and fit: first those that are asked, on fewest devices, of these the most popular."""
+        """Models that are not here and fit: those asked first, on fewest devices, of these the most popular."""
         models, free = self.state.models, device.residency.free
         absent = [ref for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
 
