@@ -21,14 +21,13 @@ from controller.state import Action, Device, Model, State
 from controller.telemetry import Telemetry
 
 SETTLE_S = 3.0  # after the start: requests wait for workers, which may be on their way back from our predecessor
-LEAD_FACTOR = 3.0  # x the way to the worker: there, and the last result back, and some room
-LEAD_S_MAX = 0.002  # Source: policy_study section 5: 2 ms ahead costs 0.2 points, 5 ms 1.6
 EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
 DESERTED_S = 0.02  # before its deadline a request of a model that is ready nowhere is told so
 PREPARE_S = 0.1  # between looks whether there is slack for measuring
 RETRY_S = 1.0  # what is told where nothing better is known
 RETRY_S_MIN = 1e-3
 STUCK_LOOK_S = 0.001  # between looks at a container that may be past its expected end for long
+LOOK_EVERY_S = 0.005  # between looks whether a device should have another model, though no request waits for that
 WAKE_S_MIN = 50e-6  # between decisions that no event causes
 
 
@@ -344,7 +343,7 @@ class Scheduler:
                 continue
             if device.waiting:
                 self._fill_exec(device, now, orders)
-            if self.state.homeless or device.room_for_more:
+            if self.state.homeless or device.room_for_more or self._looks_for_load(device, now):
                 self._fill_load(device, now, orders)
             if not self.fleet.preparations[device.worker].complete:
                 self.fleet.prepare(device, now, orders)
@@ -359,7 +358,7 @@ class Scheduler:
             if device.actions:
                 times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:
-                    at_s = device.exec.free_at(self._now) - self._lead_s(device)
+                    at_s = device.exec.free_at(self._now) - self.policy.window.lead_of(device)
                     if device.info.container:
                         times.append(max(at_s, self._now + STUCK_LOOK_S))
                     elif at_s > self._now:  # else the policy was asked just now, and had nothing
@@ -406,7 +405,7 @@ class Scheduler:
     def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
         window = self.policy.window
         while len(device.exec) < window.depth:
-            if len(device.exec) and device.exec.free_at(now) - now > self._lead_s(device):
+            if len(device.exec) and device.exec.free_at(now) - now > self.policy.window.lead_of(device):
                 return
             if device.info.container and self._containers.holds_back(device, now):
                 return
@@ -414,11 +413,6 @@ class Scheduler:
             if batch is None:
                 return
             self._send_batch(device, batch, now, orders)
-
-    def _lead_s(self, device: Device) -> float:
-        """How long before the device comes free its next batch goes out: so that it is there, and no earlier."""
-        lead_s = self.policy.window.lead_s
-        return min(LEAD_S_MAX, LEAD_FACTOR * device.dispatch.value_s) if lead_s is None else lead_s
 
     def _send_batch(self, device: Device, batch: Batch, now: float, orders: list[Order]) -> None:
         model = batch.model
@@ -454,6 +448,13 @@ class Scheduler:
                 device.room_for_more = device.room_for_more and len(device.load) > 0
                 return
             self._send_load(device, plan, now, orders)
+
+    def _looks_for_load(self, device: Device, now: float) -> bool:
+        """Whether it is time to look if the device should have a model that nobody waits for without a host."""
+        if now < device.look_s or len(device.residency.models) >= len(device.curves):
+            return False
+        device.look_s = now + LOOK_EVERY_S
+        return True
 
     def _send_load(self, device: Device, plan: LoadPlan, now: float, orders: list[Order]) -> None:
         for ref in plan.evict:

@@ -66,6 +66,7 @@ class Device:
     busy_until_s: float = 0.0  # last time that a client's batch was planned here to end
     overdue_s: float = math.inf  # no action is overdue before
     load_faults: dict[str, LoadFault] = field(default_factory=dict)  # {ref: ...}, whose last LOAD here failed
+    look_s: float = 0.0  # before, it is not looked whether it should have a model that nobody waits for without a host
     leaving: bool = False  # it said goodbye: gets nothing new
     room_for_more: bool = True  # a model that is nowhere may fit here; False: looked, and none does
 
@@ -91,6 +92,13 @@ class Device:
             return False
         fault = self.load_faults.get(ref) if self.load_faults else None
         return fault is None or now >= fault.retry_s
+
+    def ready_s(self, ref: str, now: float) -> float:
+        """When the weights of `ref`, which is resident or loading here, are there, or are expected to be."""
+        place = self.residency.models[ref]
+        if place.loading is None or place.ready_s > now:
+            return place.ready_s
+        return self.load.end_of(place.loading, now)
 
     def start_s(self, ref: str, now: float) -> float:
         """When EXEC of a batch of `ref`, sent now, would start; it is resident or loading here."""

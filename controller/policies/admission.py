@@ -5,11 +5,11 @@ A request is refused at arrival when
   * its own model's queue alone, in the largest batches and with every host at its service, takes too long ("overload"):
     somebody in that queue must be lost, and the newest loses least by hearing so at once, or
   * the devices have more to do than fits before its deadline, and its model is priced out ("overload"): of what was
-    admitted of it lately more than PRICE_LOSS was lost, because others earn more per device-second. Then so much less
-    of it is admitted that about PRICE_LOSS of that is lost, but never less than PRICE_SHARE_MIN of what arrives.
+    admitted of it lately more than `loss_max` was lost, because others earn more per device-second. Then so much less
+    of it is admitted that about that share is lost, but never less than PRICE_SHARE_MIN of what arrives.
 
-scripts/simulate.py shows what this costs and brings: refusals are known at once instead of at the deadline, and
-attainment stays within 0.3 points of what it is without (docs/benchmarks.md).
+scripts/simulate.py shows what this brings, refusals that are known at once instead of at the deadline, and
+what it costs in attainment (docs/benchmarks_scheduler.md, "Refusing early").
 """
 
 import math
@@ -22,7 +22,7 @@ from controller.state import Device, Model
 
 RECENT_S = 0.1  # time constant of the rate of admission that fills the last batch of a queue
 PRICE_LOSS = 0.8  # Source: simulation of 11 overloaded scenarios: 0.8 costs 0.2 points of attainment, 0.6 0.5, 0.4 1.5
-PRICE_BAND = 0.2  # below PRICE_LOSS - PRICE_BAND more is admitted again
+PRICE_BAND = 0.25  # this share below it, more is admitted again
 PRICE_STEP = 0.03  # relative, per ended request
 PRICE_SHARE_MIN = 0.05
 LOSS_WEIGHT = 0.05  # of one ended request in its model's loss
@@ -46,12 +46,12 @@ class Price:
         self.credit -= 1.0
         return True
 
-    def ended(self, lost: bool) -> None:
-        """An admitted request has ended."""
+    def ended(self, lost: bool, loss_max: float) -> None:
+        """An admitted request has ended. More than `loss_max` of them are not to be lost."""
         self.loss += LOSS_WEIGHT * (lost - self.loss)
-        if self.loss > PRICE_LOSS:
+        if self.loss > loss_max:
             self.share = max(PRICE_SHARE_MIN, self.share * (1 - PRICE_STEP))
-        elif self.loss < PRICE_LOSS - PRICE_BAND:
+        elif self.loss < loss_max * (1 - PRICE_BAND):
             self.share = min(1.0, self.share * (1 + PRICE_STEP))
 
 
@@ -59,6 +59,7 @@ class Price:
 class Admission:
     """Decides about every request at its arrival, and predicts its latency."""
 
+    loss_max: float = PRICE_LOSS
     _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: admitted lately, in rows}
     _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
 
@@ -96,7 +97,7 @@ class Admission:
         price = self._prices.get(request.ref)
         if price is None:
             price = self._prices[request.ref] = Price()
-        price.ended(not in_time)
+        price.ended(not in_time, self.loss_max)
 
     def _ends(
         self, device: Device, model: Model, request: Request, start_s: float, rate: float, hosts: int, now: float

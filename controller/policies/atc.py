@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.policies.admission import Admission, start_of
+from controller.policies.admission import PRICE_LOSS, Admission, start_of
 from controller.policies.base import Batch, LoadPlan, Policy, Verdict, Window
 from controller.policies.echo import Echo
 from controller.policies.fairness import Fairness
@@ -39,6 +39,7 @@ class AtcParameters:
     lead_ms: float = 0.0  # how long before a device comes free its next batch goes out; 0: learned from its delays
     depth: int = 2  # batches at a device: one running, the next bound as late as can be
     echo: bool = True  # wait for clients that are known to return, where that pays
+    price_loss: float = PRICE_LOSS  # of a model's admitted requests; beyond, fewer are. Less: told sooner, served fewer
 
 
 @dataclass(slots=True)
@@ -69,11 +70,11 @@ class Atc(Policy):
         self.state = state
         self.parameters = p = parameters or AtcParameters()
         self.window = Window(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
-        self._admission = Admission()
+        self._admission = Admission(p.price_loss)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
         self._echoes: dict[str, Echo] = {}  # {ref: its returns}, models that completed a batch
-        self._echo_ends_s = math.inf  # a device waits for returns until then
+        self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
         self._lost = 0.0  # decayed count
         self._counted_s = 0.0
@@ -85,7 +86,10 @@ class Atc(Policy):
         echo = self._echoes.get(model.ref)
         if echo is not None:
             echo.arrived(now)
-        return self._admission.admit(model, request, now)
+        verdict = self._admission.admit(model, request, now)
+        if verdict.code == "deadline" and not model.hosts:
+            self._placement.missed(model)
+        return verdict
 
     def expired(self, model: Model, now: float) -> int:
         """Heads that are too late even if their model ran next, alone, on the best of its devices."""
@@ -129,13 +133,17 @@ class Atc(Policy):
         if plan is None:
             best_score = 0.0
             window = self._urgency_window()
+            horizon_s = max(free_s, now + self.window.lead_of(device))
             for ref in device.waiting:
                 model = self.state.models[ref]
-                start_s = max(free_s, device.residency.models[ref].ready_s)
+                start_s = max(free_s, device.ready_s(ref, now))
+                if start_s > horizon_s and now - device.busy_until_s < start_s - now:  # it is busy: more work may come
+                    self._look_again_s = min(self._look_again_s, now + start_s - horizon_s)
+                    continue
                 candidate = self._plan(device, model, start_s)
                 if candidate is None:
                     continue
-                score = self._score(candidate, device.curves[ref].batch_max, window)
+                score = self._score(candidate, device.curves[ref].batch_max, window, free_s)
                 if score > best_score:
                     plan, best_score = candidate, score
             if plan is not None and self._waits_for_returns(device, plan, now):
@@ -206,7 +214,7 @@ class Atc(Policy):
             return None
         return _plan_of(model, count, rows, skip, start_s, base[rows] * scale)
 
-    def _score(self, plan: Plan, batch_max: int, window: float) -> float:
+    def _score(self, plan: Plan, batch_max: int, window: float, free_s: float) -> float:
         queue = plan.model.queue
         head = queue.requests[queue.head + plan.skip]
         slack_s = head.deadline_s - plan.start_s - plan.expected_s
@@ -216,7 +224,7 @@ class Atc(Policy):
         if plan.rows >= batch_max:
             urgency = max(urgency, self.parameters.full_bonus)
         weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
-        return weight / plan.expected_s * urgency
+        return weight / (plan.start_s + plan.expected_s - free_s) * urgency
 
     def _urgency_window(self) -> float:
         p = self.parameters
@@ -258,12 +266,12 @@ class Atc(Policy):
         if together / (later_s - base_s) <= ECHO_GAIN * max(at_once, in_turns):
             return False
         if not running:
-            self._echo_ends_s = min(self._echo_ends_s, starts_s)
+            self._look_again_s = min(self._look_again_s, starts_s)
         return True
 
     def wake_at(self, now: float) -> float | None:
-        """When a device has waited long enough for returns."""
-        ends_s, self._echo_ends_s = self._echo_ends_s, math.inf
+        """When a device has waited long enough, for EXEC or for a LOAD."""
+        ends_s, self._look_again_s = min(self._look_again_s, self._placement.wake_at(now)), math.inf
         return ends_s if ends_s < math.inf else None
 
     # -- LOAD ---------------------------------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 LOADs go in the order of their deadlines while all that are wanted can be done in time. Once they cannot, a LOAD is
 ranked by what it saves per second of copying: the requests that wait and would be in time after it, and those that will
 come while the model stays, less those that its victims would have served. Models with waiting or running work are never
-victims. Free pages are filled ahead of demand, the model on fewest devices first; nobody leaves for that.
+victims. After them come models that are nowhere and were asked in vain, because their LOAD takes longer than a request
+may; then a replica of a model whose hosts are far behind this device. Free pages are filled ahead of demand, models on
+fewest devices first, while no request has waited for a LOAD lately; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
 
+import heapq
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,6 +23,11 @@ from controller.state import Device, Model, State
 HORIZON_S = 0.5  # a model is expected to stay for so long at least: its future requests in that time count
 HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: what was just loaded stays
 REPLICATE_BELOW = 0.9  # share of the mean backlog below which a device takes models that others have, too
+RELIEVE_AT = 0.25  # share of its SLO that a model's hosts may be behind before it gets another one
+MISSED_MAX = 64  # models asked in vain that are remembered
+ASKED_MIN = 0.5  # decayed count of requests; asked less than that, free pages are for others first
+FILL_AFTER = 1.0  # x its LOAD: so long must nobody have waited for a LOAD before one is done that nobody waits for
+WISHES = 16  # found at once, before popularity is looked at anew
 VICTIMS_LOOKED_AT = 32  # of the least recently used
 
 
@@ -39,6 +47,9 @@ class Placement:
 
     state: State
     fairness: Fairness
+    _waited_s: dict[str, float] = field(default_factory=dict)  # {worker: its last LOAD that requests waited for}
+    _spare_s: dict[str, float] = field(default_factory=dict)  # {worker: when a LOAD that nobody waits for may be done}
+    _missed: dict[str, None] = field(default_factory=dict)  # refs asked in vain, the latest last
     _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
     _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
 
@@ -57,8 +68,35 @@ class Placement:
         for candidate in self._ranked(candidates):
             plan = self._make_room(device, candidate.model, candidate.gain, now)
             if plan is not None:
+                self._waited_s[device.worker] = now
                 return plan
-        return self._fill(device, now)
+        return self._missed_most(device, now) or self._relieve(device, now) or self._fill(device, now)
+
+    def missed(self, model: Model) -> None:
+        """A request was refused because the model is nowhere, and its LOAD takes longer than the request may."""
+        self._missed.pop(model.ref, None)
+        self._missed[model.ref] = None
+        if len(self._missed) > MISSED_MAX:
+            del self._missed[next(iter(self._missed))]
+
+    def wake_at(self, now: float) -> float:
+        """When a LOAD that nobody waits for may be done; infinity if none is put off."""
+        return min((spare_s for spare_s in self._spare_s.values() if spare_s > now), default=math.inf)
+
+    def _missed_most(self, device: Device, now: float) -> LoadPlan | None:
+        """Of the models that are nowhere and were asked in vain, the most popular: nobody waits, many will ask."""
+        rates = []
+        for ref in list(self._missed):
+            model = self.state.models.get(ref)
+            if model is None or model.hosts:
+                del self._missed[ref]
+            elif device.may_load(ref, now):
+                rates.append((-model.popularity.rate(now), ref))
+        for rate, ref in sorted(rates):
+            plan = self._make_room(device, self.state.models[ref], -rate * HORIZON_S, now)
+            if plan is not None:
+                return plan
+        return None
 
     def _ranked(self, candidates: list["Candidate"]) -> list["Candidate"]:
         """By deadline while all of them can be loaded in time; by what a second of copying saves once they cannot."""
@@ -113,6 +151,28 @@ class Placement:
             value *= max(0.0, 1 - kept / max(1, queue.rows))
         return value, first.deadline_s - end_s
 
+    def _relieve(self, device: Device, now: float) -> LoadPlan | None:
+        """A replica of the model whose hosts are furthest behind, if this device has much less to do than any of them.
+
+        It comes before anything is lost: later it would save only what waits by then.
+        """
+        mine_s = device.exec.free_at(now) - now + device.backlog_s
+        behind: list[tuple[float, str]] = []
+        for model in self.state.active.values():
+            if model.hosts and device.may_load(model.ref, now):
+                theirs_s = min(host.exec.free_at(now) - now + host.backlog_s for host in model.hosts.values())
+                first = model.queue.first()
+                patience_s = RELIEVE_AT * (first.deadline_s - first.arrived_s)
+                if theirs_s > patience_s and theirs_s > 2 * mine_s + device.loads[model.ref].load_s():
+                    behind.append((-theirs_s, model.ref))
+        for _, ref in sorted(behind):
+            model = self.state.models[ref]
+            gain = model.popularity.rate(now) / (1 + len(model.hosts)) * HORIZON_S
+            plan = self._make_room(device, model, gain, now)
+            if plan is not None:
+                return plan
+        return None
+
     def _served_by(self, host: Device, model: Model, deadline_s: float, now: float) -> float:
         """Rows of the model that a host gets done by the deadline, behind half of what else waits there."""
         curve = host.curves[model.ref]
@@ -158,19 +218,31 @@ class Placement:
         free, versions = self._vain.get(device.worker, (0, 0))
         if residency.free <= free and len(device.curves) == versions:
             return None
-        wishes = self._wishes.get(device.worker)
-        if not wishes:
-            wishes = self._wishes[device.worker] = self._wish(device, now)
-        while wishes:
-            ref = wishes.popleft()
-            model = self.state.models.get(ref)
-            if model is not None and device.may_load(ref, now) and device.pages[ref] <= residency.free:
-                return LoadPlan(model, ())
+        self._spare_s.pop(device.worker, None)
+        wishes = self._wishes.setdefault(device.worker, deque())
+        for _ in range(2):  # what is left of the last look; then a new one
+            while wishes:
+                ref = wishes.popleft()
+                model = self.state.models.get(ref)
+                if model is not None and device.may_load(ref, now) and device.pages[ref] <= residency.free:
+                    waited_s = self._waited_s.get(device.worker, -math.inf)
+                    spare_s = waited_s + FILL_AFTER * device.loads[ref].load_s()
+                    if now >= spare_s:
+                        return LoadPlan(model, ())
+                    wishes.appendleft(ref)
+                    self._spare_s[device.worker] = spare_s
+                    return None
+            wishes.extend(self._wish(device, now))
         self._vain[device.worker] = (residency.free, len(device.curves))
         return None
 
-    def _wish(self, device: Device, now: float) -> deque[str]:
-        """Models that are not here, on fewest devices first, of these the most popular."""
-        models = self.state.models
-        absent = [ref for ref in device.curves if ref not in device.residency.models]
-        return deque(sorted(absent, key=lambda ref: (len(models[ref].hosts), -models[ref].popularity.value(now), ref)))
+    def _wish(self, device: Device, now: float) -> list[str]:
+        """Models that are not here and fit: those asked first, on fewest devices, of these the most popular."""
+        models, free = self.state.models, device.residency.free
+        absent = [ref for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
+
+        def order(ref: str) -> tuple[bool, int, float, str]:
+            asked = models[ref].popularity.value(now)
+            return (asked < ASKED_MIN, len(models[ref].hosts), -asked, ref)
+
+        return heapq.nsmallest(WISHES, absent, key=order)

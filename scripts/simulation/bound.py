@@ -72,7 +72,7 @@ def packing_bound(scenario: Scenario, trace: Trace, rounds: int = ROUNDS) -> Bou
     if problem is None:
         return Bound(0.0, len(trace), time.perf_counter() - began_s)
     prices, groups = problem.prices()
-    answered = min(problem.at_most(prices), problem.loadable)
+    answered = min(problem.at_most(prices), problem.at_most(problem.flat_prices()), problem.loadable)
     packing = Packing.of(problem.requests, problem.slots.edges, scenario.devices.count)
     answered = min(answered, packing.improve(prices, rounds))
     taken_s = time.perf_counter() - began_s

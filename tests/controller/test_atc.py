@@ -202,6 +202,39 @@ def test_heads_of_a_model_that_is_nowhere_expire_with_the_time_of_its_load() -> 
 # -- one model's batch ------------------------------------------------------------------------------------------------
 
 
+def test_a_model_whose_hosts_are_far_behind_gets_another_one_before_anything_is_lost() -> None:
+    world = World({"m:1": SECONDS}, resident=[], workers=("w1", "w2"))
+    world.shard.wake(NOW)
+    world.state.drop_host(world.model(), world.state.devices["w2"])
+    world.state.devices["w2"].residency.gone("m:1")
+    world.waits(*[NOW + 20.0] * 8)
+    assert _relief(world) is None
+    world.busy(12.0)
+    plan = _relief(world)
+    assert plan is not None
+    assert plan.model.ref == "m:1"
+
+
+def _relief(world: World) -> LoadPlan | None:
+    return world.policy._placement._relieve(world.state.devices["w2"], NOW)
+
+
+def test_a_model_is_loaded_though_every_request_for_it_is_refused_for_the_time_of_its_load() -> None:
+    world = World({"a:1": SECONDS, "b:1": SECONDS}, resident=["a:1"], pages=2)
+    model = world.model("b:1")
+    for number in range(20):
+        model.popularity.add(NOW)
+        verdict = world.policy.admit(model, request(number, ref="b:1", arrived_s=NOW, deadline_s=NOW + 1.5), NOW)
+        assert verdict.code == "deadline"
+    assert world.policy.choose_load(world.device, NOW) == LoadPlan(model, ("a:1",))
+
+
+def test_free_pages_go_first_to_models_that_are_asked() -> None:
+    world = World({"a:1": SECONDS, "b:1": SECONDS, "c:1": SECONDS}, resident=["a:1"], pages=4)
+    world.model("c:1").popularity.add(NOW)
+    assert world.policy.choose_load(world.device, NOW) == LoadPlan(world.model("c:1"), ())
+
+
 def test_nothing_is_chosen_while_nothing_waits() -> None:
     assert World().policy.choose(World().device, NOW) is None
 
@@ -221,6 +254,26 @@ def test_a_batch_starts_when_the_weights_are_there() -> None:
     batch = world.policy.choose(world.device, NOW)
     assert batch is not None
     assert batch.start_s == world.device.residency.models["m:1"].ready_s > NOW
+
+
+def test_a_busy_device_is_not_bound_behind_a_load_before_that_is_nearly_done() -> None:
+    """Other work may come until then, which it could do."""
+    world = World({"m:1": SECONDS}, resident=[])
+    world.device.busy_until_s = NOW
+    world.shard.wake(NOW)
+    world.waits(200.0)
+    ready_s = world.device.residency.models["m:1"].ready_s
+    assert world.choose() is None
+    assert world.policy.wake_at(NOW) == pytest.approx(ready_s)
+    assert world.choose(ready_s) == ("m:1", 1, 0)
+
+
+def test_a_batch_that_must_wait_for_its_load_earns_less_than_one_that_need_not() -> None:
+    world = World({"a:1": SECONDS, "b:1": SECONDS}, resident=["b:1"])
+    world.shard.wake(NOW)
+    assert world.device.residency.models["a:1"].loading is not None
+    world.waits(NOW + 3.0, ref="a:1").waits(NOW + 1.05, ref="b:1")
+    assert world.choose() == ("b:1", 1, 0)
 
 
 def test_all_that_waits_goes_together_up_to_the_largest_batch() -> None:
