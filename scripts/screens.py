@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from broker.facts import DeviceState, ModelState, Snapshot, Spread
-from scripts.observer import View
+from frontend.observer import View
 
 PLACES_SHOWN = 6  # models of a device that are named
 SILENT_S = 1.0  # a worker not heard for so long is marked

@@ -13,9 +13,9 @@ import pytest
 
 from broker import wire
 from broker.config import read_settings
+from broker.operator import Operator
 from frontend.client import AsyncClient, Invalid, Prediction, RequestError
 from scripts.meshes import ROOT, Mesh, free_ports
-from scripts.operator import Operator
 from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end

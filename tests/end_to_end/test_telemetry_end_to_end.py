@@ -12,9 +12,9 @@ import pytest
 from broker.config import read_settings
 from broker.facts import ActionFact, RequestFact
 from frontend.client import AsyncClient, Prediction
+from frontend.observer import Observer, View
 from scripts.journals import arrivals, read_actions, read_requests
 from scripts.meshes import Mesh
-from scripts.observer import Observer, View
 from scripts.timeline import timeline
 from scripts.trace import record
 from scripts.watching import describe
