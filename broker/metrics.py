@@ -35,13 +35,21 @@ METRICS = {  # {name: (type, help)}; docs/telemetry.md is checked against it
     "gearmesh_log_lines_dropped_total": ("counter", "Log lines dropped."),
     "gearmesh_answers_total": ("counter", "A frontend's answers, by status."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
+    "gearmesh_http_answers_total": ("counter", "This gateway's HTTP answers, by HTTP status."),
+    "gearmesh_http_in_flight": ("gauge", "This gateway's requests without an answer."),
 }
 
 
 def metrics_text(
-    up: Mapping[str, bool], snapshots: Iterable[Snapshot], frontends: Mapping[str, Mapping[str, Any]]
+    up: Mapping[str, bool],
+    snapshots: Iterable[Snapshot],
+    frontends: Mapping[str, Mapping[str, Any]],
+    http: tuple[Mapping[int, int], int] | None = None,
 ) -> str:
-    """All metrics. `up`: {member: it answers}; `frontends`: {frontend: its status}, of those that answered."""
+    """All metrics. `up`: {member: it answers}; `frontends`: {frontend: its status}, of those that answered.
+
+    `http`: ({HTTP status: answers}, requests in flight) of the gateway that tells this, if one does.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in METRICS}
     samples["gearmesh_up"] = [({"member": member}, float(answers)) for member, answers in up.items()]
     for snapshot in snapshots:
@@ -50,6 +58,10 @@ def metrics_text(
         labels = {"frontend": frontend}
         samples["gearmesh_in_flight"].append((labels, status["in_flight"]))
         _each(samples["gearmesh_answers_total"], status["answers"], labels, "status")
+    if http is not None:
+        answers, in_flight = http
+        _each(samples["gearmesh_http_answers_total"], {str(code): count for code, count in answers.items()}, {}, "code")
+        samples["gearmesh_http_in_flight"].append(({}, in_flight))
     lines = []
     for name, (kind, text) in METRICS.items():
         if samples[name]:

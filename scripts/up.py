@@ -47,7 +47,8 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     supervisor.start()
-    ready = asyncio.create_task(_tell_ready(settings, say))
+    http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in commands)
+    ready = asyncio.create_task(_tell_ready(settings, say, f", or {settings.http_address}" if http else ""))
     containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir)))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
@@ -62,11 +63,11 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     return 0
 
 
-async def _tell_ready(settings: Settings, say: Say) -> None:
+async def _tell_ready(settings: Settings, say: Say, or_http: str) -> None:
     began_s = time.monotonic()
     async with client(settings) as session:
         await wait_ready(session, lambda ready, total: None)
-    say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {settings.frontend_address}")
+    say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {settings.frontend_address}{or_http}")
 
 
 async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
