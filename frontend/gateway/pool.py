@@ -15,6 +15,8 @@ from frontend.gateway.errors import Refused
 POLL_S = 1.0  # between two questions to a frontend whether it is there, and who else is
 ANSWER_S_MAX = 1.5  # a frontend that needs longer has missed a question
 MISSES_MAX = 2  # in a row; then it gets no requests until it answers again
+CHANGE_S_MAX = 1.0  # so long a client that changed something waits until it is seen
+CHANGE_POLL_S = 0.01
 SETTLED_S = 1.0  # what is deployed is asked again after so long, beside the request that notices
 log = structlog.get_logger("gateway")
 
@@ -95,7 +97,7 @@ class Pool:
 
     # -- what is deployed ---------------------------------------------------------------------------------------------
 
-    async def all(self, kind: str, *, older_s: float = 0.2) -> dict[str, Mapping[str, Any]]:
+    async def all(self, kind: str, *, older_s: float = 0.05) -> dict[str, Mapping[str, Any]]:
         """{name: description} of the "models" or "apps", not older than this. Raises: Refused, RequestError."""
         directory = self._directories[kind]
         if self._loop.time() - directory.asked_s > older_s:
@@ -111,6 +113,15 @@ class Pool:
         if self._loop.time() - directory.asked_s > SETTLED_S:
             self._ask(directory, kind)
         return found
+
+    async def await_change(self, name: str, *, deployed: bool) -> None:
+        """What the broker confirmed has come to a frontend, or a second has passed. Raises: Refused, RequestError."""
+        until_s = self._loop.time() + CHANGE_S_MAX
+        while self._loop.time() < until_s:
+            model = (await self.all("models", older_s=0.0)).get(name)
+            if (model is not None and model["ready"]) if deployed else model is None:
+                return
+            await asyncio.sleep(CHANGE_POLL_S)
 
     def _ask(self, directory: Directory, kind: str) -> "asyncio.Task[None]":
         """One question for all who want to know."""

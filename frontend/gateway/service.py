@@ -87,16 +87,16 @@ class Gateway:
                 check_origin(request.headers)
             response = await handler(request)
         except Refused as refused:
-            response = _error(refusal(refused))
+            response = error_response(refusal(refused))
         except RequestError as error:
-            response = _error(error_answer(error))
+            response = error_response(error_answer(error))
         except web.HTTPException as error:
-            response = _error(plain_error(error.status, _sentence(request, error)))
+            response = error_response(plain_error(error.status, _sentence(request, error)))
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
         except Exception:
             log.exception("gateway_error", method=request.method, path=request.path)
-            response = _error(plain_error(500, "the gateway itself failed; its log says how"))
+            response = error_response(plain_error(500, "the gateway itself failed; its log says how"))
         if self.draining:
             response.force_close()
         response.headers["Server"] = "gearmesh"
@@ -156,7 +156,7 @@ class Gateway:
                 outcome = await client.submit(None, question.inputs, app=name, slo_ms=asked_ms, **options)
         if isinstance(outcome, RequestError):
             self._count_failure(name, version or described.get("version") or "", outcome)
-            return _error(error_answer(outcome), question)
+            return error_response(error_answer(outcome), question)
         rows = next((len(output) for output in outcome.outputs.values()), 0)
         self._statistics.succeeded(name, outcome.answer, rows, int(time.time() * 1e3))
         told = respond(question, outcome, name)
@@ -253,8 +253,10 @@ class Gateway:
         version = parameters.get("version") if isinstance(parameters, dict) and deploy else None
         if version is not None and not isinstance(version, str):
             raise Refused("parameters.version is a string of digits", "bad_field", "parameters.version")
-        reply = await self._watch.operate(request.match_info["name"], version, deploy=deploy)
+        name = request.match_info["name"]
+        reply = await self._watch.operate(name, version, deploy=deploy)
         if reply.ok:
+            await self._pool.await_change(name, deployed=deploy)
             return _json({"message": reply.message})
         missing = reply.field in ("name", "version")
         text = reply.message + "".join(f"; {fault}" for fault in reply.faults)
@@ -323,10 +325,11 @@ def _json(body: Any) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
-def _error(answer: ErrorAnswer, question: Question | None = None) -> web.Response:
+def error_response(answer: ErrorAnswer, question: Question | None = None) -> web.Response:
     body = answer.body if question is None or question.id is None else {**answer.body, "id": question.id}
+    headers = {"Server": "gearmesh", **answer.headers}
     return web.Response(
-        body=msgspec.json.encode(body), status=answer.status, headers=answer.headers, content_type="application/json"
+        body=msgspec.json.encode(body), status=answer.status, headers=headers, content_type="application/json"
     )
 
 
