@@ -97,10 +97,11 @@ class Pool:
 
     # -- what is deployed ---------------------------------------------------------------------------------------------
 
-    async def all(self, kind: str, *, older_s: float = 0.05) -> dict[str, Mapping[str, Any]]:
+    async def all(self, kind: str, *, older_s: float = 0.0) -> dict[str, Mapping[str, Any]]:
         """{name: description} of the "models" or "apps", not older than this. Raises: Refused, RequestError."""
         directory = self._directories[kind]
-        if self._loop.time() - directory.asked_s > older_s:
+        enough_s = self._loop.time() - older_s
+        while directory.asked_s < enough_s:  # an answer on its way may be to a question too old: then twice
             await asyncio.shield(self._ask(directory, kind))
         return directory.entries
 
@@ -118,7 +119,7 @@ class Pool:
         """What the broker confirmed has come to a frontend, or a second has passed. Raises: Refused, RequestError."""
         until_s = self._loop.time() + CHANGE_S_MAX
         while self._loop.time() < until_s:
-            model = (await self.all("models", older_s=0.0)).get(name)
+            model = (await self.all("models")).get(name)
             if (model is not None and model["ready"]) if deployed else model is None:
                 return
             await asyncio.sleep(CHANGE_POLL_S)
@@ -131,9 +132,10 @@ class Pool:
         return directory.asking
 
     async def _learn(self, directory: Directory, kind: str) -> None:
+        asked_s = self._loop.time()
         answer = await self.call(kind)
         directory.entries = {entry["name"]: entry for entry in answer[kind]}
-        directory.asked_s = self._loop.time()
+        directory.asked_s = asked_s
 
     def _learned(self, directory: Directory, task: "asyncio.Task[None]") -> None:
         directory.asking = None
