@@ -14,7 +14,7 @@ from rich.console import Console
 from broker.config import Settings
 from frontend.client import AsyncClient, RequestError
 from scripts.containers import Roster, keep_containers
-from scripts.supervisor import Say, Supervisor, procfile_commands
+from scripts.supervisor import Supervisor, procfile_commands
 
 POLL_S = 0.2
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
@@ -47,8 +47,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     supervisor.start()
-    http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in commands)
-    ready = asyncio.create_task(_tell_ready(settings, say, f", or {settings.http_address}" if http else ""))
+    ready = asyncio.create_task(_tell_ready(settings, supervisor))
     containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir)))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
@@ -63,11 +62,13 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     return 0
 
 
-async def _tell_ready(settings: Settings, say: Say, or_http: str) -> None:
+async def _tell_ready(settings: Settings, supervisor: Supervisor) -> None:
     began_s = time.monotonic()
     async with client(settings) as session:
         await wait_ready(session, lambda ready, total: None)
-    say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {settings.frontend_address}{or_http}")
+    http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in supervisor.pids())
+    where = settings.frontend_address + (f", or {settings.http_address}" if http else "")
+    supervisor.say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {where}")
 
 
 async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:

@@ -18,6 +18,8 @@ MISSES_MAX = 2  # in a row; then it gets no requests until it answers again
 CHANGE_S_MAX = 1.0  # so long a client that changed something waits until it is seen
 CHANGE_POLL_S = 0.01
 SETTLED_S = 1.0  # what is deployed is asked again after so long, beside the request that notices
+SETTLED_S_PER_ENTRY = 0.01  # and so much longer for each model: telling of thousands takes a frontend some 10 ms
+UNKNOWN_S_PER_ENTRY = 1e-4  # names that nobody knows do not make it tell more often than this
 log = structlog.get_logger("gateway")
 
 
@@ -43,6 +45,11 @@ class Directory:
     entries: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {name: its description}
     asked_s: float = float("-inf")
     asking: "asyncio.Task[None] | None" = None
+
+    @property
+    def settled_s(self) -> float:
+        """So long it is good enough for what does not depend on the last change."""
+        return SETTLED_S + SETTLED_S_PER_ENTRY * len(self.entries)
 
 
 class Pool:
@@ -105,13 +112,17 @@ class Pool:
             await asyncio.shield(self._ask(directory, kind))
         return directory.entries
 
+    async def recent(self, kind: str) -> dict[str, Mapping[str, Any]]:
+        """The same, for those who look again and again. Raises: Refused, RequestError."""
+        return await self.all(kind, older_s=self._directories[kind].settled_s)
+
     async def find(self, kind: str, name: str) -> Mapping[str, Any] | None:
         """The description, perhaps a second old; one that is not known is asked for. Raises: Refused, RequestError."""
         directory = self._directories[kind]
         found = directory.entries.get(name)
         if found is None:
-            return (await self.all(kind)).get(name)
-        if self._loop.time() - directory.asked_s > SETTLED_S:
+            return (await self.all(kind, older_s=UNKNOWN_S_PER_ENTRY * len(directory.entries))).get(name)
+        if self._loop.time() - directory.asked_s > directory.settled_s:
             self._ask(directory, kind)
         return found
 

@@ -65,15 +65,15 @@ class Gateway:
             "/v2/repository/index": self._index,
             "/v2/applications": self._applications,
         }.items():
-            add("GET", path, handler)
+            app.router.add_get(path, handler)  # HEAD, too
         add("POST", "/v2/repository/index", self._index)
         add("POST", "/v2/repository/models/{name}/load", self._load)
         add("POST", "/v2/repository/models/{name}/unload", self._unload)
         add("POST", "/v2/feedback", self._feedback)
         for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/applications/{name}"):
-            add("GET", base, self._metadata)
-            add("GET", f"{base}/ready", self._model_ready)
-            add("GET", f"{base}/stats", self._stats)
+            app.router.add_get(base, self._metadata)
+            app.router.add_get(f"{base}/ready", self._model_ready)
+            app.router.add_get(f"{base}/stats", self._stats)
             add("POST", f"{base}/infer", self._infer, expect_handler=self._expected)
         return app
 
@@ -290,7 +290,7 @@ class Gateway:
         return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=headers)
 
     async def _status(self, request: web.Request) -> web.Response:
-        models = await self._pool.all("models", older_s=1.0)
+        models = await self._pool.recent("models")
         try:
             view = await self._watch.look()
         except NoMesh as error:

@@ -121,6 +121,7 @@ def test_health_and_metadata_are_those_of_the_open_inference_protocol(web: Http)
     assert web.get("/v2/health/ready").json == {"ready": True}
     assert web.get("/v2/models/a/ready").json == {"name": "a", "ready": True}
     assert web.get("/v2/models/a/versions/1/ready").status == 200
+    assert web.ask("HEAD", "/v2/health/ready").status == 200
     assert web.get("/v2").json["name"] == "gearmesh"
     told = web.get("/v2/models/a").json
     assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
