@@ -1,6 +1,8 @@
 """What the gateway lets in: so many requests and bytes at once, and no pages from elsewhere; its headers. Pure."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from broker.keys import LOOPBACK
@@ -31,6 +33,16 @@ class Gate:
         self.requests -= 1
         self.held_bytes -= held_bytes
 
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator["Admitted"]:
+        """One request is in the gateway until the block ends, with what it holds. Raises: Refused."""
+        self.enter()
+        request = Admitted(self)
+        try:
+            yield request
+        finally:
+            self.leave(request.body_bytes)
+
     def announced(self, body_bytes: int | None) -> None:
         """A body of so many bytes is about to be read; None: nobody knows. Raises: Refused."""
         if body_bytes is not None and body_bytes > self.body_bytes_max:
@@ -51,6 +63,18 @@ class Gate:
         """The refusal of so many bytes."""
         text = f"a request has at most {self.body_bytes_max} bytes (GEARMESH_REQUEST_BYTES_MAX); this has {size_bytes}"
         return Refused(text, "too_large", None, 413)
+
+
+@dataclass(slots=True)
+class Admitted:
+    """A request that was let in."""
+
+    gate: Gate
+    body_bytes: int = 0  # that have come
+
+    def came(self, more_bytes: int) -> None:
+        """So many bytes more have come of its body. Raises: Refused."""
+        self.body_bytes = self.gate.hold(self.body_bytes, more_bytes)
 
 
 def check_origin(headers: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from broker.config import Settings
 from broker.metrics import CONTENT_TYPE, metrics_text
 from frontend.client import RequestError
 from frontend.gateway import descriptions
-from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
+from frontend.gateway.admission import Admitted, Gate, budget_of, check_origin, json_length
 from frontend.gateway.errors import ErrorAnswer, Refused, error_answer, plain_error, refusal
 from frontend.gateway.inference import Question, read_question, respond
 from frontend.gateway.pool import Pool
@@ -107,22 +107,17 @@ class Gateway:
     # -- inference ----------------------------------------------------------------------------------------------------
 
     async def _infer(self, request: web.Request) -> web.Response:
-        self.gate.enter()
-        held = [0]  # bytes of the body
-        try:
-            body = await self._body(request, held)
-            return await self._ask(request, body)
-        finally:
-            self.gate.leave(held[0])
+        with self.gate.admitted() as admitted:
+            return await self._ask(request, await self._body(request, admitted))
 
-    async def _body(self, request: web.Request, held: list[int]) -> bytearray:
-        """The whole body; `held[0]` is kept at its size, which is the gate's to count. Raises: Refused."""
+    async def _body(self, request: web.Request, admitted: Admitted) -> bytearray:
+        """The whole body, refused as soon as it is too long. Raises: Refused."""
         self.gate.announced(request.content_length)
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_S_MAX):
                 async for chunk in request.content.iter_any():
-                    held[0] = self.gate.hold(held[0], len(chunk))
+                    admitted.came(len(chunk))
                     body += chunk
         except TimeoutError:
             raise Refused(f"the body did not come within {BODY_S_MAX:g} s", "slow_body", None, 408) from None
@@ -270,15 +265,12 @@ class Gateway:
 
     async def _map(self, request: web.Request) -> dict[str, Any]:
         """The JSON map in a small body. Raises: Refused."""
-        self.gate.enter()
-        held = [0]
-        try:
-            body = await self._body(request, held)
-            found = msgspec.json.decode(body) if body else {}
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refused(f"the body is not JSON: {error}", "malformed") from None
-        finally:
-            self.gate.leave(held[0])
+        with self.gate.admitted() as admitted:
+            body = await self._body(request, admitted)
+            try:
+                found = msgspec.json.decode(body) if body else {}
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise Refused(f"the body is not JSON: {error}", "malformed") from None
         if not isinstance(found, dict):
             raise Refused(f"the body is a JSON map; got {type(found).__name__}", "malformed")
         return found
