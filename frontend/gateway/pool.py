@@ -88,7 +88,7 @@ class Pool:
         """The frontend for one request, which is counted until the block ends. Raises: Refused."""
         up = [frontend for frontend in self._frontends.values() if frontend.up]
         if not up:
-            text = f"no frontend of the mesh answers at {', '.join(self._frontends)}; is the mesh up?"
+            text = f"no frontend answers at {', '.join(self._frontends)}, or none that has a table; is the mesh up?"
             raise Refused(text, "no_frontend", None, 503, 1000.0)
         frontend = min(up, key=lambda frontend: frontend.in_flight)
         frontend.in_flight += 1
@@ -173,7 +173,7 @@ class Pool:
         status = None
         try:
             status = await frontend.client.call("status", timeout_s=ANSWER_S_MAX)
-            frontend.misses = 0
+            frontend.misses = 0 if status["epoch"] is not None else MISSES_MAX  # it does not know yet what is deployed
         except RequestError:
             frontend.misses += 1
         if was and not frontend.up:
