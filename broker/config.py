@@ -30,7 +30,9 @@ class Settings(BaseModel):
     # where
     host: str = Field("127.0.0.1", description="Address that every port listens on. Beyond loopback it needs keys.")
     frontend_port: int = Field(5555, ge=0, le=65535, description="Where clients call (ZeroMQ). 0: any free port.")
-    http_port: int = Field(8000, ge=0, le=65535, description="Where HTTP clients call; reserved for the gateway.")
+    http_port: int = Field(
+        8000, ge=0, le=65535, description="Where HTTP clients call, on this machine only (docs/http.md). 0: no HTTP."
+    )
     broker_port: int = Field(5550, ge=0, le=65535, description="The one address that every service knows.")
     broker_host: str = Field("", description="Host of the broker, if it is not `host`.")
     controller_port: int = Field(5560, ge=0, le=65535, description="Where frontends and workers call. 0: any free.")
@@ -138,6 +140,16 @@ class Settings(BaseModel):
     def frontend_address(self) -> str:
         """Where clients call."""
         return f"tcp://{self.host}:{self.frontend_port}"
+
+    @property
+    def http_host(self) -> str:
+        """Where the gateway listens: HTTP has no keys, so it stays on this machine, whatever `host` says."""
+        return self.host if self.host in LOOPBACK else "127.0.0.1"
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP clients call."""
+        return f"http://{f'[{self.http_host}]' if ':' in self.http_host else self.http_host}:{self.http_port}"
 
     def keys(self) -> Keys | None:
         """The mesh's keys, if it has any. Raises: SettingsError, UnsafeBind."""

@@ -48,13 +48,21 @@ METRICS = {  # {name: (type, help)}; docs/telemetry.md is checked against it
     "gearmesh_app_partial_total": ("counter", "Answers without some of the models that were asked."),
     "gearmesh_app_feedback_total": ("counter", "Feedback that was learned."),
     "gearmesh_feedback_held": ("gauge", "Feedback that waits for a store that is down."),
+    "gearmesh_http_answers_total": ("counter", "This gateway's HTTP answers, by HTTP status."),
+    "gearmesh_http_in_flight": ("gauge", "This gateway's requests without an answer."),
 }
 
 
 def metrics_text(
-    up: Mapping[str, bool], snapshots: Iterable[Snapshot], frontends: Mapping[str, Mapping[str, Any]]
+    up: Mapping[str, bool],
+    snapshots: Iterable[Snapshot],
+    frontends: Mapping[str, Mapping[str, Any]],
+    http: tuple[Mapping[int, int], int] | None = None,
 ) -> str:
-    """All metrics. `up`: {member: it answers}; `frontends`: {frontend: its status}, of those that answered."""
+    """All metrics. `up`: {member: it answers}; `frontends`: {frontend: its status}, of those that answered.
+
+    `http`: ({HTTP status: answers}, requests in flight) of the gateway that tells this, if one does.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in METRICS}
     samples["gearmesh_up"] = [({"member": member}, float(answers)) for member, answers in up.items()]
     for snapshot in snapshots:
@@ -67,6 +75,10 @@ def metrics_text(
         _each(samples["gearmesh_answers_total"], status["answers"], labels, "status")
         _cache(samples, status["cache"], labels)
         _applications(samples, status["applications"], labels)
+    if http is not None:
+        answers, in_flight = http
+        _each(samples["gearmesh_http_answers_total"], {str(code): count for code, count in answers.items()}, {}, "code")
+        samples["gearmesh_http_in_flight"].append(({}, in_flight))
     lines = []
     for name, (kind, text) in METRICS.items():
         if samples[name]:

@@ -14,12 +14,12 @@ from broker import wire
 from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
 from broker.keys import Keys
+from broker.operator import NoBroker, Operator
 from frontend.client import Client, RequestError
 from scripts.answers import show
 from scripts.cli_apps import applications, from_json
 from scripts.consoles import console
 from scripts.load.command import load
-from scripts.operator import NoBroker, Operator
 from scripts.simulate import simulate
 
 app = typer.Typer(

@@ -19,7 +19,7 @@ import msgspec
 
 from broker import wire
 from broker.config import Settings
-from scripts.operator import NoBroker, Operator
+from broker.operator import NoBroker, Operator
 from scripts.supervisor import Extra, Supervisor
 
 LOOK_S = 0.3  # between looks at the file

@@ -202,6 +202,11 @@ def _drawn(image: Array) -> str:
 
 
 def _advice(settings: Settings) -> str:
+    http = (
+        f"  and over HTTP: {settings.http_address}, which shows a dashboard to a browser\n"
+        if settings.http_port
+        else ""
+    )
     return (
         "[bold]Try next[/], in another terminal:\n"
         "  .venv/bin/gearmesh status\n"
@@ -209,7 +214,7 @@ def _advice(settings: Settings) -> str:
         "  .venv/bin/gearmesh infer resnet18 some_photo.jpg --slo-ms 500\n"
         "  .venv/bin/gearmesh undeploy digits_linear; .venv/bin/gearmesh deploy digits_linear\n"
         "  .venv/bin/gearmesh apps; .venv/bin/gearmesh infer digits some_digit.npy --app\n"
-        f"  and from Python: frontend.client.Client({settings.frontend_address!r})\n"
+        f"  and from Python: frontend.client.Client({settings.frontend_address!r})\n{http}"
     )
 
 

@@ -38,7 +38,7 @@ def examine(settings: Settings, out: Console) -> int:
 def _software() -> Iterator[Finding]:
     supported = (3, 11) <= sys.version_info < (3, 14)
     yield "good" if supported else "bad", "python", f"{platform.python_version()} (3.11 to 3.13 are supported)"
-    for package in ("torch", "pyzmq", "msgspec", "uvloop", "numpy"):
+    for package in ("torch", "pyzmq", "msgspec", "uvloop", "numpy", "aiohttp"):
         try:
             yield "good", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -109,8 +109,10 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             return
         except RequestError:
             yield "note", "mesh", f"nobody answers at {settings.frontend_address}: gearmesh up"
-    for name in ("frontend_port", "broker_port", "controller_port"):
+    for name in ("frontend_port", "broker_port", "controller_port", "http_port"):
         port = getattr(settings, name)
+        if not port:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

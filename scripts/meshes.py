@@ -55,8 +55,11 @@ async def mesh(
     ready: bool = True,
     **settings: object,
 ) -> AsyncIterator[Mesh]:
-    """Runs the Procfile until the block ends. `ready`: entered once every model can be served. Raises: NotReady."""
-    formation = formation or {}
+    """Runs the Procfile until the block ends. `ready`: entered once every model can be served. Raises: NotReady.
+
+    Without a setting http_port there is no gateway.
+    """
+    formation = {**({} if settings.get("http_port") else {"gateway": 0}), **(formation or {})}
     frontends = max(1, formation.get("frontend", 1))
     ports = free_ports(2 + frontends)
     first = _run_of_ports(frontends) if frontends > 1 else ports[2]
@@ -65,6 +68,7 @@ async def mesh(
         "GEARMESH_BROKER_PORT": str(ports[0]),
         "GEARMESH_CONTROLLER_PORT": str(ports[1]),
         "GEARMESH_FRONTEND_PORT": str(first),
+        "GEARMESH_HTTP_PORT": "0",
         "GEARMESH_MODEL_REPOSITORY": str(repository),
         "GEARMESH_DATA_DIR": str(data_dir),
         **{f"GEARMESH_{name.upper()}": str(value) for name, value in settings.items()},

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.facts import DeviceState, ModelState, Snapshot, Spread
-from scripts.observer import View
+from frontend.observer import View
 
 PLACES_SHOWN = 6  # models of a device that are named, where there is room for it
 MODELS_SHOWN = 20  # by status

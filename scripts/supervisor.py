@@ -18,6 +18,7 @@ WRONG_SETTINGS = 2  # exit code of a service that will never start like this
 KILL_AFTER_S = 8.0  # what has not ended by then, after SIGTERM, is killed
 LINE_BYTES_MAX = 1 << 20
 FRONT = ("broker", "controller", "frontend")  # what --compact puts into one process
+OPTIONAL = ("gateway",)  # the mesh serves without it
 
 Say = Callable[[str, str], None]  # (process, line)
 
@@ -186,6 +187,9 @@ class Supervisor:
                 self._say("up", f"{child.name} cannot start, and is not tried again before it is scaled to 0 and up")
                 child.ended = True
                 return
+            if code == WRONG_SETTINGS and child.name.partition(".")[0] in OPTIONAL:
+                self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
+                return
             if code == WRONG_SETTINGS:
                 if not self.failed.done():
                     self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))
@@ -226,6 +230,7 @@ def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str,
     key, first = {
         "frontend": ("GEARMESH_FRONTEND_PORT", 5555),
         "controller": ("GEARMESH_CONTROLLER_PORT", 5560),
+        "gateway": ("GEARMESH_HTTP_PORT", 8000),
     }.get(name.partition(".")[0], ("", 0))
     if key and instance and int(environment.get(key, first)):
         environment[key] = str(int(environment.get(key, first)) + instance)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.facts import ActionFact, Fact, RequestFact
-from scripts.observer import Recording
+from frontend.observer import Recording
 
 # names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model too
 COLOURS = (

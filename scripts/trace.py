@@ -8,7 +8,7 @@ import msgspec
 
 from broker.config import Settings
 from broker.facts import ActionFact, RequestFact
-from scripts.observer import Observer, Recording
+from frontend.observer import Observer, Recording
 from scripts.timeline import timeline
 
 SECONDS_MAX = 300.0

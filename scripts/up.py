@@ -17,7 +17,7 @@ from broker.config import Settings
 from broker.errors import AddressInUse
 from frontend.client import AsyncClient, RequestError
 from scripts.containers import Roster, keep_containers
-from scripts.supervisor import FRONT, Say, Supervisor, procfile_commands
+from scripts.supervisor import FRONT, Supervisor, procfile_commands
 
 POLL_S = 0.2
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
@@ -54,7 +54,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     supervisor.start()
-    ready = asyncio.create_task(_tell_ready(settings, say))
+    ready = asyncio.create_task(_tell_ready(settings, supervisor))
     containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir), settings))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
@@ -94,11 +94,13 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-async def _tell_ready(settings: Settings, say: Say) -> None:
+async def _tell_ready(settings: Settings, supervisor: Supervisor) -> None:
     began_s = time.monotonic()
     async with client(settings) as session:
         await wait_ready(session, lambda ready, total: None)
-    say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {settings.frontend_address}")
+    http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in supervisor.pids())
+    where = settings.frontend_address + (f", or {settings.http_address}" if http else "")
+    supervisor.say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {where}")
 
 
 async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from broker.config import Settings
 from broker.metrics import metrics_text
-from scripts.observer import NoMesh, Observer, View
+from frontend.observer import NoMesh, Observer, View, answering, describe
 from scripts.screens import Screen
 from scripts.trace import TraceError, check_seconds, check_target, record, write
 
@@ -57,22 +56,6 @@ def run_status(
     return 0
 
 
-def describe(view: View) -> dict[str, Any]:
-    """Everything that is known, for programs."""
-    built = msgspec.to_builtins
-    return {
-        "broker": view.broker,
-        "epoch": view.epoch,
-        "members": [
-            {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
-            for m in view.members
-        ],
-        "controllers": {name: built(snapshot) for name, snapshot in view.snapshots.items()},
-        "frontends": dict(view.frontends),
-        "models": view.models,
-    }
-
-
 def run_top(settings: Settings, interval_s: float, count: int, out: Console, err: Console) -> int:
     """Looks again and again, until Ctrl-C or `count` looks. 0; 2 if nobody answers the first one."""
     if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
@@ -106,10 +89,7 @@ def run_metrics(settings: Settings, err: Console) -> int:
             view = observer.look()
     except NoMesh as error:
         return _refuse(err, str(error))
-    workers = {device.worker for snapshot in view.snapshots.values() for device in snapshot.devices}
-    answering = {*view.snapshots, *view.frontends, *workers}
-    up = {"broker": view.broker, **{member.id: member.id in answering for member in view.members}}
-    sys.stdout.write(metrics_text(up, view.snapshots.values(), view.frontends))
+    sys.stdout.write(metrics_text(answering(view), view.snapshots.values(), view.frontends))
     return 0
 
 

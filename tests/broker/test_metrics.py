@@ -39,7 +39,7 @@ def read(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 def test_every_metric_is_there_with_its_value() -> None:
     up = {"broker": True, "gpu_worker-9": False}
-    found = read(metrics_text(up, [SNAPSHOT], {"frontend-1": FRONTEND}))
+    found = read(metrics_text(up, [SNAPSHOT], {"frontend-1": FRONTEND}, ({200: 7, 429: 1}, 2)))
     assert found.keys() == METRICS.keys()
     controller = ("controller", "controller-1")
     expected: dict[str, Any] = {
@@ -58,6 +58,8 @@ def test_every_metric_is_there_with_its_value() -> None:
         "gearmesh_log_lines_dropped_total": {(controller,): 2.0},
         "gearmesh_answers_dropped_total": {(("frontend", "frontend-1"),): 4},
         "gearmesh_answers_waiting": {(("frontend", "frontend-1"),): 5},
+        "gearmesh_http_answers_total": {(("code", "200"),): 7, (("code", "429"),): 1},
+        "gearmesh_http_in_flight": {(): 2},
         "gearmesh_answers_total": {
             (("frontend", "frontend-1"), ("status", "ok")): 82, (("frontend", "frontend-1"), ("status", "rejected")): 8,
         },

@@ -13,9 +13,9 @@ import pytest
 
 from broker import wire
 from broker.config import read_settings
+from broker.operator import Operator
 from frontend.client import AsyncClient, Invalid, Prediction, RequestError
 from scripts.meshes import ROOT, Mesh, free_ports
-from scripts.operator import Operator
 from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
@@ -28,14 +28,12 @@ def operate(running: Mesh, message: wire.Deploy | wire.Undeploy | wire.Rollback)
         return operator.call(message, 30.0)
 
 
-async def versions_seen(client: AsyncClient, until: asyncio.Event) -> Counter[str]:
-    """Asks model a until the event; how often each version answered. Any other outcome fails the test."""
-    seen: Counter[str] = Counter()
+async def count_versions(client: AsyncClient, until: asyncio.Event, seen: Counter[str]) -> None:
+    """Asks model a until the event, and counts how often each version answered. Any other outcome fails the test."""
     while not until.is_set():
         outcome = await client.submit("a", X, slo_ms=2000)
         assert isinstance(outcome, Prediction), outcome
         seen[outcome.version] += 1
-    return seen
 
 
 def test_deploy_and_rollback_under_traffic_lose_nothing(tmp_path: Path) -> None:
@@ -46,29 +44,29 @@ def test_deploy_and_rollback_under_traffic_lose_nothing(tmp_path: Path) -> None:
         async with AsyncClient(running.address) as client:
             await client.models()
             until = asyncio.Event()
-            traffic = [asyncio.create_task(versions_seen(client, until)) for _ in range(8)]
+            seen: Counter[str] = Counter()
+            traffic = [asyncio.create_task(count_versions(client, until, seen)) for _ in range(8)]
+            await answered_by(client, "1", seen)
             emulated_model(repository, "a", version="2")
             reply = await asyncio.to_thread(operate, running, wire.Deploy(call=1, name="a", version=None))
             assert (reply.ok, reply.message) == (True, "a:2 is current")
-            await answered_by(client, "2")
+            await answered_by(client, "2", seen)
             reply = await asyncio.to_thread(operate, running, wire.Rollback(call=1, name="a"))
             assert (reply.ok, reply.message) == (True, "a:1 is current")
-            await answered_by(client, "1")
+            again: Counter[str] = Counter()
+            traffic.append(asyncio.create_task(count_versions(client, until, again)))
+            await answered_by(client, "1", again)
             until.set()
-            seen = sum(await asyncio.gather(*traffic), Counter[str]())
-            assert seen["1"] > 0
-            assert seen["2"] > 0
+            await asyncio.gather(*traffic)
 
     run_with_mesh(scenario, repository, tmp_path / "data", device=emulated_device(tmp_path))
 
 
-async def answered_by(client: AsyncClient, version: str) -> None:
-    """Returns once that version answers."""
-    while True:
+async def answered_by(client: AsyncClient, version: str, seen: Counter[str]) -> None:
+    """Returns once the traffic has been answered by that version."""
+    while not seen[version]:
         outcome = await client.submit("a", X, slo_ms=2000)
         assert isinstance(outcome, Prediction), outcome
-        if outcome.version == version:
-            return
 
 
 def test_undeploy_refuses_new_requests_and_deploy_brings_the_model_back(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from broker import wire
 from broker.facts import Snapshot
-from scripts.observer import View
+from frontend.observer import View
 from scripts.screens import Screen, change
 from tests.facts import SNAPSHOT
 

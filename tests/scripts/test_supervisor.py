@@ -35,12 +35,19 @@ def test_every_line_is_one_process(procfile: Path) -> None:
     }
 
 
-def test_the_projects_own_procfile_starts_the_four_services() -> None:
+def test_the_projects_own_procfile_starts_the_four_services_and_the_gateway() -> None:
     commands = procfile_commands(Path(__file__).parents[2] / "Procfile", {})
-    assert list(commands) == ["broker", "controller", "gpu_worker", "frontend"]
+    assert list(commands) == ["broker", "controller", "gpu_worker", "frontend", "gateway"]
+    modules = {name: name for name in commands} | {"gateway": "frontend.gateway"}
     assert all(
-        command.startswith("exec ") and command.endswith(f"-m {name}") for name, (command, _) in commands.items()
+        command.startswith("exec ") and command.endswith(f"-m {modules[name]}")
+        for name, (command, _) in commands.items()
     )
+
+
+def test_compact_leaves_the_gateway_a_process_of_its_own() -> None:
+    commands = procfile_commands(Path(__file__).parents[2] / "Procfile", {}, compact=True)
+    assert list(commands) == ["mesh", "gpu_worker", "gateway"]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +244,25 @@ async def test_further_controllers_have_the_ports_that_follow() -> None:
     command = "echo port=$GEARMESH_CONTROLLER_PORT $GEARMESH_BROKER_PORT; exec sleep 60"
     async with running({"controller.2": (command, 1)}, {"GEARMESH_BROKER_PORT": "7000"}) as (_, said):
         await heard(said, ("controller.2", "port=5561 7000"))
+
+
+@on_loop
+async def test_further_gateways_have_the_ports_that_follow() -> None:
+    command = "echo port=$GEARMESH_HTTP_PORT; exec sleep 60"
+    async with running({"gateway.2": (command, 1)}) as (_, said):
+        await heard(said, ("gateway.2", "port=8001"))
+
+
+@on_loop
+async def test_a_gateway_that_cannot_start_leaves_the_mesh_running() -> None:
+    async with running({"gateway": "exit 2", "broker": "echo up; exec sleep 60"}) as (supervisor, said):
+        await heard(
+            said,
+            ("broker", "up"),
+            ("up", "gateway cannot start, and is not tried again; the mesh runs without it"),
+        )
+        assert not supervisor.failed.done()
+        assert list(supervisor.pids()) == ["broker"]
 
 
 @on_loop

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.facts import ActionFact, Fact, RequestFact
+from frontend.observer import Recording
 from scripts.draw_trace import draw, rows_of
-from scripts.observer import Recording
 from scripts.timeline import FAILED_COLOUR, timeline
 from tests.facts import ACTION, REQUEST
 

@@ -17,9 +17,9 @@ import zmq
 from broker import wire
 from broker.config import Settings
 from broker.facts import Fact, Snapshot
+from broker.operator import NoBroker, Operator
 from broker.transport import MEMORY
 from frontend.client import Client, RequestError
-from scripts.operator import NoBroker, Operator
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToOperator])
 REPLY_S_MAX = 1.0  # who has not answered by then is shown as silent
@@ -250,3 +250,29 @@ def _member(found: Mapping[str, Any]) -> wire.Member:
     """As a frontend describes it."""
     endpoints = {name: tuple(addresses) for name, addresses in found["endpoints"].items()}
     return wire.Member(id=found["id"], role=found["role"], host="", endpoints=endpoints, pid=found["pid"])
+
+
+# -- for programs -----------------------------------------------------------------------------------------------------
+
+
+def describe(view: View) -> dict[str, Any]:
+    """Everything that is known, for programs."""
+    built = msgspec.to_builtins
+    return {
+        "broker": view.broker,
+        "epoch": view.epoch,
+        "members": [
+            {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
+            for m in view.members
+        ],
+        "controllers": {name: built(snapshot) for name, snapshot in view.snapshots.items()},
+        "frontends": dict(view.frontends),
+        "models": view.models,
+    }
+
+
+def answering(view: View) -> dict[str, bool]:
+    """{member: it answers}, the broker among them; a worker answers where a controller has it."""
+    workers = {device.worker for snapshot in view.snapshots.values() for device in snapshot.devices}
+    there = {*view.snapshots, *view.frontends, *workers}
+    return {"broker": view.broker, **{member.id: member.id in there for member in view.members}}

@@ -1,4 +1,4 @@
-"""scripts/operator.py: an operator's blocking calls, against a real broker."""
+"""broker/operator.py: an operator's blocking calls, against a real broker."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import pytest
 
 from broker import wire
 from broker.config import Settings
-from scripts.operator import Operator
+from broker.operator import Operator
 from tests.broker.brokers import SPEC, Broker, Caller, package
 from tests.broker.processes import processes
 from tests.loops import on_loop

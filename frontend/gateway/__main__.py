@@ -1,0 +1,3 @@
+from frontend.gateway.main import main
+
+main()

@@ -1,0 +1,112 @@
+"""What the gateway lets in: so many requests and bytes at once, and no pages from elsewhere; its headers. Pure."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from broker.keys import LOOPBACK
+from frontend.gateway.errors import Refused
+
+RETRY_AFTER_MS = 50.0
+
+
+class Gate:
+    """Requests in the gateway, and the bytes that they hold. What does not fit is refused at once, never queued."""
+
+    def __init__(self, requests_max: int, body_bytes_max: int, held_bytes_max: int) -> None:
+        self.requests_max = requests_max
+        self.body_bytes_max = body_bytes_max
+        self.held_bytes_max = held_bytes_max
+        self.requests = 0
+        self.held_bytes = 0
+
+    def enter(self) -> None:
+        """One request more. Raises: Refused."""
+        if self.requests >= self.requests_max:
+            text = f"{self.requests} requests are in this gateway, which is its limit (GEARMESH_IN_FLIGHT_MAX)"
+            raise Refused(text, "gateway_full", None, 429, RETRY_AFTER_MS)
+        self.requests += 1
+
+    def leave(self, held_bytes: int) -> None:
+        """It is answered; what it held is free."""
+        self.requests -= 1
+        self.held_bytes -= held_bytes
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator["Admitted"]:
+        """One request is in the gateway until the block ends, with what it holds. Raises: Refused."""
+        self.enter()
+        request = Admitted(self)
+        try:
+            yield request
+        finally:
+            self.leave(request.body_bytes)
+
+    def announced(self, body_bytes: int | None) -> None:
+        """A body of so many bytes is about to be read; None: nobody knows. Raises: Refused."""
+        if body_bytes is not None and body_bytes > self.body_bytes_max:
+            raise self.too_large(body_bytes)
+
+    def hold(self, had_bytes: int, more_bytes: int) -> int:
+        """So many bytes more have come of a body; returns how many it has now. Raises: Refused."""
+        body_bytes = had_bytes + more_bytes
+        if body_bytes > self.body_bytes_max:
+            raise self.too_large(body_bytes)
+        if self.held_bytes + more_bytes > self.held_bytes_max:
+            text = f"{self.held_bytes} bytes of bodies are in this gateway, as many as it holds at once"
+            raise Refused(text, "gateway_full", None, 429, RETRY_AFTER_MS)
+        self.held_bytes += more_bytes
+        return body_bytes
+
+    def too_large(self, size_bytes: int) -> Refused:
+        """The refusal of so many bytes."""
+        text = f"a request has at most {self.body_bytes_max} bytes (GEARMESH_REQUEST_BYTES_MAX); this has {size_bytes}"
+        return Refused(text, "too_large", None, 413)
+
+
+@dataclass(slots=True)
+class Admitted:
+    """A request that was let in."""
+
+    gate: Gate
+    body_bytes: int = 0  # that have come
+
+    def came(self, more_bytes: int) -> None:
+        """So many bytes more have come of its body. Raises: Refused."""
+        self.body_bytes = self.gate.hold(self.body_bytes, more_bytes)
+
+
+def check_origin(headers: Mapping[str, str]) -> None:
+    """A browser's page from elsewhere must not make its visitor's mesh do anything. Raises: Refused."""
+    origin = headers.get("Origin")
+    if origin is None:
+        return
+    try:
+        host = urlsplit(origin).hostname
+    except ValueError:
+        host = None
+    if host not in LOOPBACK:
+        text = f"a page of {origin[:80]!r} may not ask this mesh; only pages of this machine may"
+        raise Refused(text, "foreign_origin", "Origin", 403)
+
+
+def budget_of(header: str | None) -> float | None:
+    """The budget that X-Gearmesh-Slo-Ms names. Raises: Refused."""
+    if header is None:
+        return None
+    try:
+        return float(header)
+    except ValueError:
+        text = f"X-Gearmesh-Slo-Ms is a number of milliseconds; got {header[:32]!r}"
+        raise Refused(text, "bad_slo", "X-Gearmesh-Slo-Ms") from None
+
+
+def json_length(header: str | None) -> int | None:
+    """What Inference-Header-Content-Length says. Raises: Refused."""
+    if header is None:
+        return None
+    if not (header.isascii() and header.isdigit() and len(header) < 20):
+        text = f"Inference-Header-Content-Length is a number of bytes; got {header[:32]!r}"
+        raise Refused(text, "malformed", "Inference-Header-Content-Length")
+    return int(header)

@@ -1,0 +1,180 @@
+"""What the gateway tells of the server, its models and applications, in the protocol's words. Pure.
+
+Source: Open Inference Protocol v2; Triton's model repository and statistics extensions.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from frontend.gateway.tensors import NAMES
+
+EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics", "gearmesh_slo", "gearmesh_applications")
+MODELS_SHOWN = 200  # on the dashboard; those that are not ready come first
+
+Described = Mapping[str, Any]  # a model or an application, as a frontend describes it
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """GET /v2."""
+    return {"name": "gearmesh", "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(model: Described) -> dict[str, Any]:
+    """GET /v2/models/NAME."""
+    told = ("slo_ms", "batch_max", "ready", "preparing", "fault", "labels")
+    return {
+        "name": model["name"],
+        "versions": list(model["versions"]),
+        "platform": "gearmesh",
+        "inputs": [_tensor(tensor) for tensor in model["inputs"]],
+        "outputs": [_tensor(tensor) for tensor in model["outputs"]],
+        "parameters": {key: model[key] for key in told if model.get(key) not in (None, [])},
+    }
+
+
+def application_metadata(app: Described) -> dict[str, Any]:
+    """GET /v2/applications/NAME: as a model's, with what the application is and has learned beside it."""
+    told = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "context", "weights", "learned", "counts")
+    return {
+        "name": app["name"],
+        "versions": [],
+        "platform": "gearmesh_application",
+        "inputs": [_tensor(tensor) for tensor in app["inputs"]],
+        "outputs": [_tensor(tensor) for tensor in app["outputs"]],
+        "parameters": {key: app[key] for key in told if key in app},
+    }
+
+
+def _tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": tensor["name"], "datatype": NAMES[tensor["dtype"]], "shape": list(tensor["shape"])}
+
+
+def server_ready(models: Iterable[Described]) -> bool:
+    """Every model that has a version would be served, and there is one. A first version on its way does not count."""
+    current = [model for model in models if model["version"] is not None]
+    return bool(current) and all(model["ready"] for model in current)
+
+
+def model_ready(model: Described, version: str | None) -> bool:
+    """A request for it, or for this version of it, would be served."""
+    return bool(model["ready"]) and version in (None, model["version"])
+
+
+def repository_index(models: Iterable[Described], *, ready_only: bool) -> list[dict[str, Any]]:
+    """POST /v2/repository/index."""
+    index = []
+    for model in models:
+        for version in model["versions"]:
+            state, reason = _state(model, version)
+            if state == "READY" or not ready_only:
+                index.append({"name": model["name"], "version": version, "state": state, "reason": reason})
+    return index
+
+
+def _state(model: Described, version: str) -> tuple[str, str]:
+    if version == model["version"]:
+        return ("READY", "") if model["ready"] else ("UNAVAILABLE", "no worker can serve it at the moment")
+    if version == model["preparing"]:
+        return "LOADING", "it is being prepared"
+    return "UNAVAILABLE", model["fault"] or "it is not the current version"
+
+
+def dashboard_models(models: Iterable[Described]) -> list[dict[str, Any]]:
+    """What the dashboard shows of each model."""
+    told = ("name", "version", "ready", "preparing", "fault", "slo_ms", "batch_max")
+    ordered = sorted(models, key=lambda model: (bool(model["ready"]), model["name"]))
+    return [{key: model.get(key) for key in told} for model in ordered[:MODELS_SHOWN]]
+
+
+@dataclass(slots=True)
+class Timed:
+    """How many, and their time together."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, latency_ms: float) -> None:
+        """One more."""
+        self.count += 1
+        self.ns += int(latency_ms * 1e6)
+
+    def told(self) -> dict[str, int]:
+        """As the protocol has it."""
+        return {"count": self.count, "ns": self.ns}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of one target's requests."""
+
+    success: Timed = field(default_factory=Timed)
+    fail: Timed = field(default_factory=Timed)
+    cache_hit: Timed = field(default_factory=Timed)  # part of success
+    outcomes: dict[str, int] = field(default_factory=dict)  # {status: requests}
+    batches: dict[int, Timed] = field(default_factory=dict)  # {batch size: requests served in one}
+    rows: int = 0
+    last_ms: int = 0  # time of day
+
+
+class Statistics:
+    """What went through this gateway since it started, by model and version (an application has version "")."""
+
+    def __init__(self, targets_max: int = 10_000) -> None:
+        self._targets_max = targets_max
+        self._tallies: dict[tuple[str, str], Tally] = {}
+
+    def succeeded(self, name: str, answer: Mapping[str, Any], rows: int, unix_ms: int) -> None:
+        """An ok answer left. `answer`: as the mesh gave it."""
+        tally = self._tally(name, answer.get("version") or "")
+        latency_ms = answer.get("latency_ms") or 0.0
+        tally.success.add(latency_ms)
+        tally.outcomes["ok"] = tally.outcomes.get("ok", 0) + 1
+        tally.rows += rows
+        tally.last_ms = unix_ms
+        if answer.get("cached"):
+            tally.cache_hit.add(latency_ms)
+        if answer.get("batch_size"):
+            tally.batches.setdefault(answer["batch_size"], Timed()).add(latency_ms)
+
+    def failed(self, name: str, version: str, status: str, latency_ms: float, unix_ms: int) -> None:
+        """An answer other than ok left."""
+        tally = self._tally(name, version)
+        tally.fail.add(latency_ms)
+        tally.outcomes[status] = tally.outcomes.get(status, 0) + 1
+        tally.last_ms = unix_ms
+
+    def told(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+        """GET /v2/models[/NAME[/versions/VERSION]]/stats."""
+        chosen = [
+            _statistics(key, tally)
+            for key, tally in sorted(self._tallies.items())
+            if name in (None, key[0]) and version in (None, key[1])
+        ]
+        return {"model_stats": chosen}
+
+    def _tally(self, name: str, version: str) -> Tally:
+        tally = self._tallies.get((name, version))
+        if tally is None:
+            if len(self._tallies) >= self._targets_max:
+                del self._tallies[next(iter(self._tallies))]
+            tally = self._tallies[name, version] = Tally()
+        return tally
+
+
+def _statistics(key: tuple[str, str], tally: Tally) -> dict[str, Any]:
+    return {
+        "name": key[0],
+        "version": key[1],
+        "last_inference": tally.last_ms,
+        "inference_count": tally.rows,
+        "inference_stats": {
+            "success": tally.success.told(),
+            "fail": tally.fail.told(),
+            "cache_hit": tally.cache_hit.told(),
+        },
+        "batch_stats": [
+            {"batch_size": size, "requests": timed.told()} for size, timed in sorted(tally.batches.items())
+        ],
+        "outcomes": dict(tally.outcomes),
+    }

@@ -1,0 +1,53 @@
+"""`python -m frontend.gateway`: HTTP for the mesh on GEARMESH_HTTP_PORT."""
+
+import asyncio
+import signal
+import sys
+
+import structlog
+import uvloop
+
+from broker import logs
+from broker.config import Settings, settings_or_exit
+from broker.errors import GearmeshError, SettingsError
+
+log = structlog.get_logger("gateway")
+
+
+def main() -> None:
+    """Serves HTTP until a signal; exits 0, or 2 with the reason if it cannot start. With http_port 0 it only waits."""
+    settings = settings_or_exit()
+    logs.set_up(settings, "gateway")
+    try:
+        _check(settings)
+        uvloop.run(_run(settings))
+    except GearmeshError as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        raise SystemExit(2) from error
+
+
+def _check(settings: Settings) -> None:
+    """It can find the mesh, and may. Raises: GearmeshError."""
+    settings.keys()
+    if settings.http_port and not settings.frontend_port:
+        raise SettingsError(["frontend_port=0: the gateway finds the mesh at this port; name one, or set http_port=0"])
+
+
+async def _run(settings: Settings) -> None:
+    signals: asyncio.Queue[int] = asyncio.Queue(8)  # one to drain, a second one to stop at once
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _note, signals, number)
+    if settings.http_port:
+        from frontend.gateway.server import serve  # aiohttp is in memory only where HTTP is wanted
+
+        await serve(settings, signals)
+    else:
+        # nobody wants HTTP; a runner that keeps its processes alive, or ends with one of them, is not to be bothered
+        log.info("off", why="http_port is 0")
+        await signals.get()
+    log.info("stopped")
+
+
+def _note(signals: "asyncio.Queue[int]", number: int) -> None:
+    if not signals.full():
+        signals.put_nowait(number)

@@ -1,0 +1,197 @@
+"""The gateway's clients: one for each frontend of the mesh, and what they say is deployed."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from broker.config import Settings
+from frontend.client import AsyncClient, RequestError
+from frontend.gateway.errors import Refused
+
+POLL_S = 1.0  # between two questions to a frontend whether it is there, and who else is
+ANSWER_S_MAX = 1.5  # a frontend that needs longer has missed a question
+MISSES_MAX = 2  # in a row; then it gets no requests until it answers again
+CHANGE_S_MAX = 1.0  # so long a client that changed something waits until it is seen
+CHANGE_POLL_S = 0.01
+SETTLED_S = 1.0  # what is deployed is asked again after so long, beside the request that notices
+SETTLED_S_PER_ENTRY = 0.01  # and so much longer for each model: telling of thousands takes a frontend some 10 ms
+UNKNOWN_S_PER_ENTRY = 1e-4  # names that nobody knows do not make it tell more often than this
+log = structlog.get_logger("gateway")
+
+
+@dataclass(slots=True)
+class Frontend:
+    """One frontend."""
+
+    address: str
+    client: AsyncClient
+    misses: int = MISSES_MAX  # questions in a row that it did not answer; a new one has to prove itself
+    in_flight: int = 0  # of this gateway's requests
+
+    @property
+    def up(self) -> bool:
+        """It gets requests."""
+        return self.misses < MISSES_MAX
+
+
+@dataclass(slots=True)
+class Directory:
+    """What is deployed, as a frontend said last."""
+
+    entries: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {name: its description}
+    asked_s: float = float("-inf")
+    asking: "asyncio.Task[None] | None" = None
+
+    @property
+    def settled_s(self) -> float:
+        """So long it is good enough for what does not depend on the last change."""
+        return SETTLED_S + SETTLED_S_PER_ENTRY * len(self.entries)
+
+
+class Pool:
+    """Frontends that answer; requests go to the one with the fewest of ours."""
+
+    def __init__(self, settings: Settings) -> None:
+        keys = settings.keys()
+        self._keys = (keys.public, keys.public, keys.secret) if keys is not None else None
+        self._first = settings.frontend_address
+        self._frontends: dict[str, Frontend] = {}  # {address: frontend}
+        self._directories = {"models": Directory(), "apps": Directory()}
+        self._watching: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def __aenter__(self) -> "Pool":
+        self._open(self._first)
+        self._watching = asyncio.create_task(self._watch(), name="frontends")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [self._watching, *(directory.asking for directory in self._directories.values())]
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+        for frontend in self._frontends.values():
+            frontend.client.close()
+
+    @property
+    def addresses(self) -> dict[str, bool]:
+        """{frontend's address: it gets requests}."""
+        return {frontend.address: frontend.up for frontend in self._frontends.values()}
+
+    @contextlib.contextmanager
+    def picked(self) -> Iterator[AsyncClient]:
+        """The frontend for one request, which is counted until the block ends. Raises: Refused."""
+        up = [frontend for frontend in self._frontends.values() if frontend.up]
+        if not up:
+            text = f"no frontend answers at {', '.join(self._frontends)}, or none that has a table; is the mesh up?"
+            raise Refused(text, "no_frontend", None, 503, 1000.0)
+        frontend = min(up, key=lambda frontend: frontend.in_flight)
+        frontend.in_flight += 1
+        try:
+            yield frontend.client
+        finally:
+            frontend.in_flight -= 1
+
+    async def call(self, op: str, **fields: Any) -> Mapping[str, Any]:
+        """The answer to any message but infer. Raises: Refused, RequestError."""
+        with self.picked() as client:
+            return await client.call(op, **fields)
+
+    # -- what is deployed ---------------------------------------------------------------------------------------------
+
+    async def all(self, kind: str, *, older_s: float = 0.0) -> dict[str, Mapping[str, Any]]:
+        """{name: description} of the "models" or "apps", not older than this. Raises: Refused, RequestError."""
+        directory = self._directories[kind]
+        enough_s = self._loop.time() - older_s
+        while directory.asked_s < enough_s:  # an answer on its way may be to a question too old: then twice
+            await asyncio.shield(self._ask(directory, kind))
+        return directory.entries
+
+    async def recent(self, kind: str) -> dict[str, Mapping[str, Any]]:
+        """The same, for those who look again and again. Raises: Refused, RequestError."""
+        return await self.all(kind, older_s=self._directories[kind].settled_s)
+
+    async def find(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """The description, perhaps a second old; one that is not known is asked for. Raises: Refused, RequestError."""
+        directory = self._directories[kind]
+        found = directory.entries.get(name)
+        if found is None:
+            return (await self.all(kind, older_s=UNKNOWN_S_PER_ENTRY * len(directory.entries))).get(name)
+        if self._loop.time() - directory.asked_s > directory.settled_s:
+            self._ask(directory, kind)
+        return found
+
+    async def await_change(self, name: str, *, deployed: bool) -> None:
+        """What the broker confirmed has come to a frontend, or a second has passed. Raises: Refused, RequestError."""
+        until_s = self._loop.time() + CHANGE_S_MAX
+        while self._loop.time() < until_s:
+            model = (await self.all("models")).get(name)
+            if (model is not None and model["ready"]) if deployed else model is None:
+                return
+            await asyncio.sleep(CHANGE_POLL_S)
+
+    def _ask(self, directory: Directory, kind: str) -> "asyncio.Task[None]":
+        """One question for all who want to know."""
+        if directory.asking is None:
+            directory.asking = asyncio.create_task(self._learn(directory, kind), name=kind)
+            directory.asking.add_done_callback(lambda task: self._learned(directory, task))
+        return directory.asking
+
+    async def _learn(self, directory: Directory, kind: str) -> None:
+        asked_s = self._loop.time()
+        answer = await self.call(kind)
+        directory.entries = {entry["name"]: entry for entry in answer[kind]}
+        directory.asked_s = asked_s
+
+    def _learned(self, directory: Directory, task: "asyncio.Task[None]") -> None:
+        directory.asking = None
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("not_learned", why=str(task.exception()))
+
+    # -- who is there -------------------------------------------------------------------------------------------------
+
+    def _open(self, address: str) -> None:
+        self._frontends[address] = Frontend(address, AsyncClient(address, keys=self._keys))
+
+    async def _watch(self) -> None:
+        while True:
+            asked = list(self._frontends.values())
+            answers = await asyncio.gather(*(self._is_there(frontend) for frontend in asked))
+            tables = [answer for answer in answers if answer is not None]
+            if tables:
+                self._keep(max(tables, key=lambda answer: answer["epoch"] or 0))
+            await asyncio.sleep(POLL_S if tables else POLL_S / 5)
+
+    async def _is_there(self, frontend: Frontend) -> Mapping[str, Any] | None:
+        """Its status, if it answers."""
+        was = frontend.up
+        status = None
+        try:
+            status = await frontend.client.call("status", timeout_s=ANSWER_S_MAX)
+            frontend.misses = 0 if status["epoch"] is not None else MISSES_MAX  # it does not know yet what is deployed
+        except RequestError:
+            frontend.misses += 1
+        if was and not frontend.up:
+            log.warning("frontend_silent", address=frontend.address)
+        elif frontend.up and not was:
+            log.info("frontend_found", address=frontend.address)
+        return status
+
+    def _keep(self, status: Mapping[str, Any]) -> None:
+        """Frontends of the table are called; one that is neither there nor silent by chance is not any more."""
+        members = {
+            member["endpoints"]["clients"][0]
+            for member in status["members"]
+            if member["role"] == "frontend" and member["endpoints"].get("clients")
+        }
+        for address in members - self._frontends.keys():
+            self._open(address)
+        for address, frontend in list(self._frontends.items()):
+            if address not in members and address != self._first and not frontend.up and not frontend.in_flight:
+                frontend.client.close()
+                del self._frontends[address]

@@ -1,0 +1,90 @@
+"""The gateway's life: its port, its links, and how it ends."""
+
+import asyncio
+import os
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from broker.config import Settings
+from broker.errors import AddressInUse
+from frontend.gateway.errors import plain_error
+from frontend.gateway.pool import Pool
+from frontend.gateway.service import Gateway, error_response
+from frontend.gateway.watch import Watch
+
+KEEP_ALIVE_S = 75.0  # an idle connection is closed after so long
+log = structlog.get_logger("gateway")
+
+
+class Connection(web.RequestHandler):
+    """One connection; what is no HTTP is answered like everything else, and logged in one line."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what aiohttp could not read; the connection ends with it."""
+        if status >= 500:
+            log.error("gateway_error", why=repr(exc))
+        else:
+            log.debug("no_http", why=str(exc)[:200])
+        text = f"this is no HTTP request: {(message or str(exc)).splitlines()[0][:200]}"
+        response = error_response(plain_error(status, text if status < 500 else "the gateway itself failed"))
+        response.force_close()
+        return response
+
+
+async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
+    """Serves until a signal, then answers what it has, for up to drain_s or another signal. Raises: AddressInUse."""
+    watch = Watch(settings)
+    try:
+        async with Pool(settings) as pool:
+            gateway = Gateway(settings, pool, watch)
+            runner = web.AppRunner(gateway.application(), shutdown_timeout=settings.drain_s)
+            await runner.setup()
+            try:
+                listener = await _listen(runner, settings)
+            except AddressInUse:
+                await runner.cleanup()
+                raise
+            await signals.get()
+            gateway.draining = True
+            log.info("draining", requests=gateway.gate.requests)
+            listener.close()
+            await _until(runner.cleanup(), signals)
+    finally:
+        await watch.close()
+
+
+async def _until(cleanup: Any, signals: "asyncio.Queue[int]") -> None:
+    """The clean-up is done, or given up for a second signal: then the pool's end answers what is left."""
+    tasks = [asyncio.create_task(cleanup, name="cleanup"), asyncio.create_task(signals.get(), name="again")]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    manager = runner.server
+    assert manager is not None  # setup made it
+    options: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_S, "access_log": None}
+    try:
+        listener = await loop.create_server(
+            lambda: Connection(manager, loop=loop, **options), settings.http_host, settings.http_port, backlog=1024
+        )
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise AddressInUse(settings.http_address, "GEARMESH_HTTP_PORT", why) from error
+    log.info("started", address=settings.http_address, pid=os.getpid())
+    if settings.http_host != settings.host:
+        log.info("stays_on_loopback", host=settings.host, advice="a proxy with TLS and log-in may stand in front of it")
+    return listener

@@ -1,0 +1,349 @@
+"""The gateway's shell: aiohttp on one side, the public ZeroMQ protocol on the other."""
+
+import asyncio
+import importlib.metadata
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import ClientError, web
+
+from broker.config import Settings
+from broker.metrics import CONTENT_TYPE, metrics_text
+from frontend.client import RequestError
+from frontend.gateway import descriptions
+from frontend.gateway.admission import Admitted, Gate, budget_of, check_origin, json_length
+from frontend.gateway.errors import ErrorAnswer, Refused, error_answer, plain_error, refusal
+from frontend.gateway.inference import Question, read_question, respond
+from frontend.gateway.pool import Pool
+from frontend.gateway.watch import Watch
+from frontend.observer import NoMesh, answering, describe
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+SLO_HEADER = "X-Gearmesh-Slo-Ms"
+HELD_BODIES = 4  # of the largest size, all requests together
+BODY_S_MAX = 60.0  # a body has to have come by then; its budget begins after that
+NAMES_SHOWN = 20
+PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+log = structlog.get_logger("gateway")
+
+
+class Gateway:
+    """One HTTP port. `application` is what aiohttp serves."""
+
+    def __init__(self, settings: Settings, pool: Pool, watch: Watch) -> None:
+        self._pool = pool
+        self._watch = watch
+        size_max = settings.request_bytes_max
+        self.gate = Gate(settings.in_flight_max, size_max, HELD_BODIES * size_max)
+        self._statistics = descriptions.Statistics()
+        self._responses: dict[int, int] = {}  # {HTTP status: answers}
+        self._version = importlib.metadata.version("gearmesh")
+        self._page = (Path(__file__).parent / "dashboard.html").read_bytes()
+        self._started_s = time.monotonic()
+        self.draining = False
+
+    def application(self) -> web.Application:
+        """All paths."""
+        app = web.Application(middlewares=[self._middleware])
+        add = app.router.add_route
+        for path, handler in {
+            "/": self._dashboard,
+            "/status.json": self._status,
+            "/metrics": self._metrics,
+            "/v2": self._server,
+            "/v2/": self._server,
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+            "/v2/models": self._models,
+            "/v2/models/stats": self._stats,
+            "/v2/repository/index": self._index,
+            "/v2/applications": self._applications,
+        }.items():
+            app.router.add_get(path, handler)  # HEAD, too
+        add("POST", "/v2/repository/index", self._index)
+        add("POST", "/v2/repository/models/{name}/load", self._load)
+        add("POST", "/v2/repository/models/{name}/unload", self._unload)
+        add("POST", "/v2/feedback", self._feedback)
+        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/applications/{name}"):
+            app.router.add_get(base, self._metadata)
+            app.router.add_get(f"{base}/ready", self._model_ready)
+            app.router.add_get(f"{base}/stats", self._stats)
+            add("POST", f"{base}/infer", self._infer, expect_handler=self._expected)
+        return app
+
+    # -- every answer -------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Whatever happens becomes one answer, with a body that says it."""
+        try:
+            if request.method == "POST":
+                check_origin(request.headers)
+            response = await handler(request)
+        except Refused as refused:
+            response = error_response(refusal(refused))
+        except RequestError as error:
+            response = error_response(error_answer(error))
+        except web.HTTPException as error:
+            response = error_response(plain_error(error.status, _sentence(request, error)))
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except Exception:
+            log.exception("gateway_error", method=request.method, path=request.path)
+            response = error_response(plain_error(500, "the gateway itself failed; its log says how"))
+        if self.draining:
+            response.force_close()
+        response.headers["Server"] = "gearmesh"
+        self._responses[response.status] = self._responses.get(response.status, 0) + 1
+        log.debug("answered", method=request.method, path=request.path, status=response.status)
+        return response
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        with self.gate.admitted() as admitted:
+            return await self._ask(request, await self._body(request, admitted))
+
+    async def _body(self, request: web.Request, admitted: Admitted) -> bytearray:
+        """The whole body, refused as soon as it is too long. Raises: Refused."""
+        self.gate.announced(request.content_length)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_S_MAX):
+                async for chunk in request.content.iter_any():
+                    admitted.came(len(chunk))
+                    body += chunk
+        except TimeoutError:
+            raise Refused(f"the body did not come within {BODY_S_MAX:g} s", "slow_body", None, 408) from None
+        except (ClientError, ConnectionError, web.RequestPayloadError) as error:
+            raise Refused(f"the body broke off, or is not encoded as it says: {error}", "malformed") from None
+        return body
+
+    async def _expected(self, request: web.Request) -> None:
+        """A client that asks before it sends hears at once of a body that is too large."""
+        try:
+            self.gate.announced(request.content_length)
+        except Refused:
+            return  # the handler says so, instead of "100 Continue"
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _ask(self, request: web.Request, body: bytearray) -> web.Response:
+        length = json_length(request.headers.get(JSON_LENGTH))
+        slo_ms = budget_of(request.headers.get(SLO_HEADER))
+        kind, described = await self._target(request)
+        name, version = described["name"], request.match_info.get("version")
+        question = read_question(body, length, described, slo_ms)
+        if question.tensor_bytes > self.gate.body_bytes_max:
+            raise self.gate.too_large(question.tensor_bytes)
+        options = question.options if version is None else {**question.options, "version": version}
+        asked_ms = question.slo_ms if question.slo_ms is not None else described.get("slo_ms")
+        with self._pool.picked() as client:
+            if kind == "models":
+                outcome = await client.submit(name, question.inputs, slo_ms=asked_ms, **options)
+            else:
+                outcome = await client.submit(None, question.inputs, app=name, slo_ms=asked_ms, **options)
+        if isinstance(outcome, RequestError):
+            self._count_failure(name, version or described.get("version") or "", outcome)
+            return error_response(error_answer(outcome), question)
+        rows = next((len(output) for output in outcome.outputs.values()), 0)
+        self._statistics.succeeded(name, outcome.answer, rows, int(time.time() * 1e3))
+        told = respond(question, outcome, name)
+        if told.json_bytes is None:
+            return web.Response(body=told.parts[0], content_type="application/json")
+        headers = {JSON_LENGTH: str(told.json_bytes)}
+        return web.Response(body=b"".join(told.parts), headers=headers, content_type="application/octet-stream")
+
+    def _count_failure(self, name: str, version: str, error: RequestError) -> None:
+        self._statistics.failed(name, version, error.status, error.latency_ms or 0.0, int(time.time() * 1e3))
+
+    async def _target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
+        """("models" or "apps", description) of what the path names. Raises: Refused, RequestError."""
+        name = request.match_info["name"]
+        only_apps = request.path.startswith("/v2/applications/")
+        for kind in ("apps",) if only_apps else ("models", "apps"):
+            found = await self._pool.find(kind, name)
+            if found is not None:
+                return kind, found
+        there = sorted(await self._pool.all("apps" if only_apps else "models"))
+        shown = ", ".join(there[:NAMES_SHOWN]) + (", ..." if len(there) > NAMES_SHOWN else "") or "none"
+        what = "application" if only_apps else "model or application"
+        code = "unknown_app" if only_apps else "unknown_model"
+        raise Refused(f"there is no {what} {name[:64]!r}; there are: {shown}", code, "model", 404)
+
+    # -- health and descriptions --------------------------------------------------------------------------------------
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return _json({"live": True})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        if self.draining:
+            raise Refused("the gateway is being stopped", "stopping", None, 503)
+        if not descriptions.server_ready((await self._pool.all("models")).values()):
+            raise Refused("not every deployed model can be served yet (see /v2/models)", "not_ready", None, 503, 1000.0)
+        return _json({"ready": True})
+
+    async def _server(self, request: web.Request) -> web.Response:
+        return _json(descriptions.server_metadata(self._version))
+
+    async def _models(self, request: web.Request) -> web.Response:
+        models = await self._pool.all("models")
+        return _json({"models": [descriptions.model_metadata(model) for model in models.values()]})
+
+    async def _applications(self, request: web.Request) -> web.Response:
+        answer = await self._pool.call("apps", **_context(request))
+        return _json({"applications": [descriptions.application_metadata(app) for app in answer["apps"]]})
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        kind, described = await self._fresh_target(request)
+        if kind == "models":
+            return _json(descriptions.model_metadata(described))
+        return _json(descriptions.application_metadata(described))
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        kind, described = await self._fresh_target(request)
+        if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
+            raise Refused(f"{described['name']} would not be served at the moment", "not_ready", None, 503, 1000.0)
+        return _json({"name": described["name"], "ready": True})
+
+    async def _fresh_target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
+        """The target as it is now; a version that there is not is refused. Raises: Refused, RequestError."""
+        kind, described = await self._target(request)
+        described = (await self._pool.all(kind)).get(described["name"], described)
+        version = request.match_info.get("version")
+        if version is not None and version not in described.get("versions", ()):
+            there = ", ".join(described.get("versions", ())) or "none"
+            text = f"{described['name']} has no version {version[:32]!r}; it has: {there}"
+            raise Refused(text, "unknown_version", "version", 404)
+        return kind, described
+
+    async def _stats(self, request: web.Request) -> web.Response:
+        if "name" not in request.match_info:
+            return _json(self._statistics.told())
+        _, described = await self._fresh_target(request)
+        return _json(self._statistics.told(described["name"], request.match_info.get("version")))
+
+    # -- what an operator does ----------------------------------------------------------------------------------------
+
+    async def _index(self, request: web.Request) -> web.Response:
+        asked = await self._map(request) if request.can_read_body else {}
+        models = await self._pool.all("models")
+        return _json(descriptions.repository_index(models.values(), ready_only=asked.get("ready") is True))
+
+    async def _load(self, request: web.Request) -> web.Response:
+        return await self._operate(request, deploy=True)
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        return await self._operate(request, deploy=False)
+
+    async def _operate(self, request: web.Request, *, deploy: bool) -> web.Response:
+        asked = await self._map(request) if request.can_read_body else {}
+        parameters = asked.get("parameters") or {}
+        version = parameters.get("version") if isinstance(parameters, dict) and deploy else None
+        if version is not None and not isinstance(version, str):
+            raise Refused("parameters.version is a string of digits", "bad_field", "parameters.version")
+        name = request.match_info["name"]
+        reply = await self._watch.operate(name, version, deploy=deploy)
+        if reply.ok:
+            await self._pool.await_change(name, deployed=deploy)
+            return _json({"message": reply.message})
+        missing = reply.field in ("name", "version")
+        text = reply.message + "".join(f"; {fault}" for fault in reply.faults)
+        raise Refused(text, "unknown_model" if missing else "not_loaded", reply.field or None, 404 if missing else 400)
+
+    async def _feedback(self, request: web.Request) -> web.Response:
+        answer = dict(await self._pool.call("feedback", **_feedback_fields(await self._map(request))))
+        answer.pop("id", None)
+        answer.pop("status", None)
+        return _json(answer)
+
+    async def _map(self, request: web.Request) -> dict[str, Any]:
+        """The JSON map in a small body. Raises: Refused."""
+        with self.gate.admitted() as admitted:
+            body = await self._body(request, admitted)
+            try:
+                found = msgspec.json.decode(body) if body else {}
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise Refused(f"the body is not JSON: {error}", "malformed") from None
+        if not isinstance(found, dict):
+            raise Refused(f"the body is a JSON map; got {type(found).__name__}", "malformed")
+        return found
+
+    # -- for people and Prometheus ------------------------------------------------------------------------------------
+
+    async def _dashboard(self, request: web.Request) -> web.Response:
+        headers = {"Content-Security-Policy": PAGE_RULES, "Cache-Control": "no-cache"}
+        return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=headers)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        models = await self._pool.recent("models")
+        try:
+            view = await self._watch.look()
+        except NoMesh as error:
+            raise Refused(str(error), "no_frontend", None, 503, 1000.0) from error
+        told = {
+            **describe(view),
+            "at_s": view.at_s,
+            "models": descriptions.dashboard_models(models.values()),
+            "models_total": len(models),
+            "gateway": {
+                "version": self._version,
+                "uptime_s": time.monotonic() - self._started_s,
+                "in_flight": self.gate.requests,
+                "responses": {str(status): count for status, count in sorted(self._responses.items())},
+                "frontends": self._pool.addresses,
+            },
+        }
+        return _json(told)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        http = (self._responses, self.gate.requests)
+        try:
+            view = await self._watch.look()
+        except NoMesh:
+            text = metrics_text({"broker": False}, [], {}, http)
+        else:
+            text = metrics_text(answering(view), view.snapshots.values(), view.frontends, http)
+        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _json(body: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+
+def error_response(answer: ErrorAnswer, question: Question | None = None) -> web.Response:
+    body = answer.body if question is None or question.id is None else {**answer.body, "id": question.id}
+    headers = {"Server": "gearmesh", **answer.headers}
+    return web.Response(
+        body=msgspec.json.encode(body), status=answer.status, headers=headers, content_type="application/json"
+    )
+
+
+def _sentence(request: web.Request, error: web.HTTPException) -> str:
+    if error.status == HTTPStatus.NOT_FOUND:
+        return f"there is no path {request.path[:128]!r}; docs/http.md lists those there are"
+    if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"{request.path[:128]!r} is not asked with {request.method[:16]}, but {error.headers.get('Allow', '')}"
+    return error.reason
+
+
+def _context(request: web.Request) -> dict[str, str]:
+    context = request.query.get("context")
+    return {} if context is None else {"context": context}
+
+
+def _feedback_fields(asked: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("decision_id", "label", "loss", "context")
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        text = f"{unknown[0][:64]}: there is no such field; there are: {', '.join(known)}"
+        raise Refused(text, "bad_field", unknown[0][:64])
+    if not isinstance(asked.get("decision_id"), str):
+        raise Refused("decision_id is the string that an application's answer had", "bad_field", "decision_id")
+    return {name: value for name, value in asked.items() if value is not None}

@@ -1,0 +1,96 @@
+"""What the gateway does on threads: looks at the mesh as `gearmesh status` does; an operator's calls to the broker."""
+
+import asyncio
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from broker import wire
+from broker.config import Settings
+from broker.operator import NoBroker, Operator
+from frontend.gateway.errors import Refused
+from frontend.observer import NoMesh, Observer, View
+
+LOOK_S = 0.5  # a look so old is still shown, to however many watch
+OPERATIONS_MAX = 4  # at once
+OPERATION_S_MAX = 300.0
+
+
+class Stopped(Exception):
+    """The gateway ends; nobody waits for the outcome any more."""
+
+
+class Watch:
+    """Looks, one at a time, each for all who want one; and operations, a few at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._looking = ThreadPoolExecutor(1, "observer")  # an Observer belongs to one thread
+        self._operating = ThreadPoolExecutor(OPERATIONS_MAX, "operator")
+        self._observer: Observer | None = None
+        self._look: asyncio.Future[View] | None = None
+        self._last: View | None = None
+        self._operations = 0
+        self._calls = itertools.count(1)
+        self._stopping = False
+
+    async def close(self) -> None:
+        """Both threads have ended, what they did given up."""
+        self._stopping = True
+        await asyncio.get_running_loop().run_in_executor(self._looking, self._close_observer)
+        self._looking.shutdown()
+        self._operating.shutdown()
+
+    async def look(self) -> View:
+        """The mesh, half a second ago at most. Raises: NoMesh."""
+        if self._last is not None and time.monotonic() - self._last.at_s < LOOK_S:
+            return self._last
+        if self._look is None:
+            self._look = asyncio.get_running_loop().run_in_executor(self._looking, self._look_now)
+            self._look.add_done_callback(self._looked)
+        return await asyncio.shield(self._look)
+
+    async def operate(self, name: str, version: str | None, *, deploy: bool) -> wire.CallReply:
+        """The outcome of a deployment or its end. Raises: Refused."""
+        if self._operations >= OPERATIONS_MAX:
+            text = f"{OPERATIONS_MAX} models are being loaded or unloaded already"
+            raise Refused(text, "gateway_full", None, 429, 1000.0)
+        call = next(self._calls)
+        message = wire.Deploy(call=call, name=name, version=version) if deploy else wire.Undeploy(call=call, name=name)
+        self._operations += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._operating, self._operate_now, message)
+        except NoBroker as error:
+            raise Refused(str(error), "no_broker", None, 503, 1000.0) from error
+        except TimeoutError as error:
+            raise Refused(str(error), "deadline", None, 504) from error
+        except Stopped:
+            raise Refused("the gateway is being stopped; the broker goes on with it", "stopping", None, 503) from None
+        finally:
+            self._operations -= 1
+
+    def _looked(self, look: "asyncio.Future[View]") -> None:
+        self._look = None
+        if not look.cancelled() and look.exception() is None:
+            self._last = look.result()
+
+    # -- on the threads -----------------------------------------------------------------------------------------------
+
+    def _look_now(self) -> View:
+        if self._stopping:
+            raise NoMesh("the gateway is being stopped")
+        if self._observer is None:
+            self._observer = Observer(self._settings)
+        return self._observer.look()
+
+    def _close_observer(self) -> None:
+        if self._observer is not None:
+            self._observer.__exit__()
+
+    def _operate_now(self, message: wire.Deploy | wire.Undeploy) -> wire.CallReply:
+        with Operator(self._settings) as operator:
+            return operator.call(message, OPERATION_S_MAX, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._stopping:
+            raise Stopped

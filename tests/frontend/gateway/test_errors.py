@@ -1,0 +1,128 @@
+"""frontend/gateway/errors.py and admission.py: which HTTP status says what, and what is let in."""
+
+from typing import Any
+
+import pytest
+
+from frontend.conversation import ERRORS
+from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
+from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
+
+
+def answer(status: str, code: str, **error: Any) -> Any:
+    """The mesh's answer, as the client raises it."""
+    return ERRORS[status]({"status": status, "error": {"code": code, "message": "why", **error}, "latency_ms": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "http"),
+    [
+        ("rejected", "deadline", 429),
+        ("rejected", "overload", 429),
+        ("rejected", "queue_full", 429),
+        ("rejected", "frontend_full", 429),
+        ("rejected", "not_ready", 503),
+        ("rejected", "no_worker", 503),
+        ("rejected", "no_replica", 503),
+        ("rejected", "not_deployed", 404),
+        ("timed_out", "deadline", 504),
+        ("timed_out", "no_answer", 504),
+        ("failed", "device_error", 500),
+        ("failed", "worker_lost", 500),
+        ("failed", "low_confidence", 500),
+        ("failed", "stopping", 503),
+        ("invalid", "unknown_model", 404),
+        ("invalid", "unknown_version", 404),
+        ("invalid", "unknown_app", 404),
+        ("invalid", "bad_shape", 400),
+        ("invalid", "bad_slo", 400),
+    ],
+)
+def test_every_outcome_has_its_status_and_a_body_that_says_why(status: str, code: str, http: int) -> None:
+    told = error_answer(answer(status, code))
+    assert told.status == http
+    assert told.body == {"error": "why", "code": code, "status": status, "latency_ms": 1.5}
+    assert ("Retry-After" in told.headers) == (http in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("retry_after_ms", "seconds"), [(None, "1"), (0.5, "1"), (1000.0, "1"), (1000.1, "2"), (61_000.0, "61")]
+)
+def test_retry_after_is_in_whole_seconds_and_never_too_early(retry_after_ms: float | None, seconds: str) -> None:
+    told = error_answer(answer("rejected", "overload", retry_after_ms=retry_after_ms))
+    assert told.headers["Retry-After"] == seconds
+    assert told.body.get("retry_after_ms") == retry_after_ms
+
+
+def test_a_field_is_named_as_http_has_it() -> None:
+    assert error_answer(answer("invalid", "bad_dtype", field="inputs[0].dtype")).body["field"] == "inputs[0].datatype"
+
+
+def test_the_gateways_own_refusals_look_the_same() -> None:
+    told = refusal(Refused("too many", "gateway_full", None, 429, 50.0))
+    assert (told.status, told.headers) == (429, {"Retry-After": "1"})
+    assert told.body == {"error": "too many", "code": "gateway_full", "status": "rejected", "retry_after_ms": 50.0}
+    assert plain_error(404, "no path").body == {"error": "no path", "code": "no_such_path"}
+
+
+def test_so_many_requests_at_once_and_no_more() -> None:
+    gate = Gate(2, 100, 100)
+    gate.enter()
+    gate.enter()
+    with pytest.raises(Refused, match="2 requests are in this gateway, which is its limit") as caught:
+        gate.enter()
+    assert caught.value.status == 429
+    gate.leave(0)
+    gate.enter()
+    assert gate.requests == 2
+
+
+def test_a_body_is_refused_as_soon_as_it_is_known_to_be_too_large() -> None:
+    gate = Gate(9, 100, 1000)
+    gate.announced(100)
+    gate.announced(None)
+    with pytest.raises(Refused, match=r"at most 100 bytes \(GEARMESH_REQUEST_BYTES_MAX\); this has 101") as caught:
+        gate.announced(101)
+    assert caught.value.status == 413
+    assert gate.hold(0, 100) == 100
+    with pytest.raises(Refused, match="this has 101"):
+        gate.hold(100, 1)
+    assert gate.held_bytes == 100
+
+
+def test_all_bodies_together_are_bounded_and_freed_when_they_are_answered() -> None:
+    gate = Gate(9, 100, 150)
+    gate.enter()
+    gate.enter()
+    gate.hold(0, 100)
+    gate.hold(0, 50)
+    with pytest.raises(Refused, match="150 bytes of bodies") as caught:
+        gate.hold(50, 1)
+    assert caught.value.status == 429
+    gate.leave(100)
+    assert gate.hold(50, 50) == 100
+    gate.leave(100)
+    assert (gate.requests, gate.held_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://127.0.0.1.evil.example:8000", "null", "http://[", ""]
+)
+def test_pages_from_elsewhere_may_not_ask(origin: str) -> None:
+    with pytest.raises(Refused, match="may not ask this mesh") as caught:
+        check_origin({"Origin": origin})
+    assert caught.value.status == 403
+
+
+@pytest.mark.parametrize("headers", [{}, {"Origin": "http://localhost:8000"}, {"Origin": "http://[::1]:3000"}])
+def test_programs_and_pages_of_this_machine_may(headers: dict[str, str]) -> None:
+    check_origin(headers)
+
+
+def test_headers_that_are_no_numbers_are_refused_by_name() -> None:
+    assert (budget_of(None), budget_of("12.5"), json_length(None), json_length("0")) == (None, 12.5, None, 0)
+    with pytest.raises(Refused, match="X-Gearmesh-Slo-Ms is a number of milliseconds; got 'soon'"):
+        budget_of("soon")
+    for wrong in ("-1", "1.5", "", "²", "9" * 20):
+        with pytest.raises(Refused, match="Inference-Header-Content-Length is a number of bytes"):
+            json_length(wrong)

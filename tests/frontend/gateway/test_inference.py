@@ -1,0 +1,218 @@
+"""frontend/gateway/inference.py: OIP requests in, OIP responses out."""
+
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontend.conversation import Prediction
+from frontend.gateway.errors import Refused
+from frontend.gateway.inference import Question, read_question, respond
+from frontend.gateway.tensors import from_bytes, from_json
+from scripts.bench_http import request_body
+from tests.frontend.gateway.test_tensors import tensors
+
+Array = npt.NDArray[Any]
+SPEC = {
+    "name": "m",
+    "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 2]}, {"name": "z", "dtype": "int64", "shape": [-1]}],
+}
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+NAMES = st.text("abcxyz_", min_size=1, max_size=6)
+
+
+def prediction(**outputs: Array) -> Prediction:
+    """An ok answer with these outputs."""
+    answer = {
+        "status": "ok", "id": 4, "model": "m", "version": "1", "latency_ms": 2.5, "predicted_ms": 2.0,
+        "batch_size": 4, "device": "cpu:0", "cached": False, "decision_id": None,
+    }  # fmt: skip
+    return Prediction(outputs, "m", "1", 2.5, 2.0, 4, "cpu:0", answer)
+
+
+def request(**changes: Any) -> bytes:
+    """A good request's JSON, changed."""
+    tensor = {"name": "x", "shape": [2, 4], "datatype": "FP32", "data": list(range(8))}
+    return msgspec.json.encode({"inputs": [tensor], **changes})
+
+
+@given(st.dictionaries(NAMES, tensors(), min_size=1, max_size=3), st.booleans(), st.none() | st.text(max_size=8))
+def test_a_request_means_the_same_as_json_and_with_raw_bytes(
+    inputs: dict[str, Array], binary: bool, request_id: str | None
+) -> None:
+    parameters = {"slo_ms": 12.5, "cache": False, "weight": 2, "context": "user-17"}
+    body, length = request_body(inputs, binary=binary, parameters=parameters, request_id=request_id)
+    question = read_question(bytearray(body), length, {})
+    assert question.id == request_id
+    assert (question.slo_ms, question.options) == (12.5, {"cache": False, "weight": 2.0, "context": "user-17"})
+    assert list(question.inputs) == list(inputs)
+    for name, tensor in inputs.items():
+        found = question.inputs[name]
+        assert (found.dtype.name, found.shape) == (tensor.dtype.name, tensor.shape)
+        np.testing.assert_array_equal(found, tensor)
+    assert question.tensor_bytes == sum(tensor.nbytes for tensor in inputs.values())
+
+
+@given(st.dictionaries(NAMES, tensors(), min_size=1, max_size=3), st.data())
+def test_a_response_carries_each_output_in_the_form_that_was_asked_for(
+    outputs: dict[str, Array], data: st.DataObject
+) -> None:
+    wanted = data.draw(st.lists(st.sampled_from(sorted(outputs)), unique=True, min_size=1))
+    binary = {name: data.draw(st.booleans()) for name in wanted}
+    told = respond(Question("q", {}, None, {}, tuple(wanted), binary), prediction(**outputs), "m")
+    body = memoryview(b"".join(told.parts))
+    header = msgspec.json.decode(body[: told.json_bytes])
+    behind = body[told.json_bytes :] if told.json_bytes is not None else memoryview(b"")
+    assert (told.json_bytes is None) == (not any(binary.values()))
+    assert [output["name"] for output in header["outputs"]] == wanted
+    for output in header["outputs"]:
+        expected = outputs[output["name"]]
+        if binary[output["name"]]:
+            size = output["parameters"]["binary_data_size"]
+            found = from_bytes(behind[:size], expected.dtype.name, output["shape"], "y")
+            behind = behind[size:]
+        else:
+            found = from_json(output["data"], expected.dtype.name, output["shape"], "y")
+        assert found.shape == expected.shape
+        np.testing.assert_array_equal(found, expected)
+    assert len(behind) == 0
+
+
+def test_a_response_says_who_answered_and_how() -> None:
+    told = respond(Question("q", {}, None, {}, None), prediction(y=X), "m")
+    header = msgspec.json.decode(told.parts[0])
+    assert (header["model_name"], header["model_version"], header["id"]) == ("m", "1", "q")
+    assert header["parameters"] == {
+        "latency_ms": 2.5, "predicted_ms": 2.0, "batch_size": 4, "device": "cpu:0", "cached": False,
+    }  # fmt: skip
+
+
+def test_the_requests_parameter_sets_the_form_and_an_outputs_own_wins() -> None:
+    wishes = [{"name": "y"}, {"name": "z", "parameters": {"binary_data": False}}]
+    question = read_question(request(parameters={"binary_data_output": True}, outputs=wishes), None, SPEC)
+    told = respond(question, prediction(y=X, z=np.array([1, 2])), "m")
+    header = msgspec.json.decode(told.parts[0])
+    assert [output.get("data") for output in header["outputs"]] == [None, [1, 2]]
+    assert told.parts[1] == X.tobytes()
+
+
+def test_a_body_without_json_is_the_rows_of_the_only_input() -> None:
+    question = read_question(X.tobytes(), 0, SPEC)
+    np.testing.assert_array_equal(question.inputs["x"], X)
+    assert question.binary_default
+    with pytest.raises(Refused, match="one row of x is 16 bytes; the body's 17 are no multiple"):
+        read_question(bytes(17), 0, SPEC)
+    with pytest.raises(Refused, match="goes with models of one input; this one has 2"):
+        read_question(bytes(16), 0, {"inputs": SPEC["inputs"] * 2})  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "header_ms", "expected_ms"),
+    [
+        ({}, None, None),
+        ({}, 20.0, 20.0),
+        ({"slo_ms": 50}, None, 50.0),
+        ({"slo_ms": 50}, 20.0, 50.0),  # what is nearer to the request wins
+        ({"timeout": 30_000}, None, 30.0),  # microseconds, as Triton's clients have it
+        ({"timeout": 30_000, "slo_ms": 50}, None, 50.0),
+    ],
+)
+def test_the_budget_is_the_parameters_or_else_the_headers(
+    parameters: dict[str, Any], header_ms: float | None, expected_ms: float | None
+) -> None:
+    assert read_question(request(parameters=parameters), None, SPEC, header_ms).slo_ms == expected_ms
+
+
+DEEP = b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": '
+BINARY = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "why"),
+    [
+        (b"", None, "not JSON"),
+        (b"{", None, "not JSON"),
+        (b"\xff\xfe", None, "not JSON"),
+        (b"[]", None, "Expected `object`, got `array`"),
+        (b"{}", None, "missing required field `inputs`"),
+        (DEEP + b"[" * 100_000, None, "not JSON|nested too deeply"),
+        (DEEP + b"[" * 100 + b"]" * 100 + b"}]}", "inputs[0].data", "nested unevenly"),
+        (request(inputs=[{"name": "x"}]), "inputs[0]", "missing required field `shape`"),
+        (request(model="m"), None, "unknown field `model`"),
+        (request(id=7), "id", "Expected `str"),
+        (request(parameters={"slo": 5}), "parameters.slo", "there is no such parameter; there are: slo_ms"),
+        (request(parameters={"slo_ms": "5"}), "parameters.slo_ms", "is a number"),
+        (request(parameters={"slo_ms": True}), "parameters.slo_ms", "is a number"),
+        (request(parameters={"cache": 1}), "parameters.cache", "is true or false"),
+        (request(parameters={"context": "x" * 257}), "parameters.context", "at most 256 bytes"),
+        (request(outputs=[{"name": "q"}]), "outputs[0].name", "there is no output 'q'; there are: y, z"),
+        (
+            request(outputs=[{"name": "y", "parameters": {"classification": 3}}]),
+            "outputs[0].parameters.classification",
+            "is not served",
+        ),
+        (
+            request(outputs=[{"name": "y", "parameters": {"binary_data": 1}}]),
+            "outputs[0].parameters.binary_data",
+            "is true or false",
+        ),
+        (request(inputs=[BINARY]), "inputs[0].parameters.binary_data_size", "only 0 bytes are left"),
+        (request(inputs=[{**BINARY, "data": [1]}]), "inputs[0].data", "data and binary_data_size as well"),
+        (
+            request(inputs=[{**BINARY, "parameters": {"binary_data_size": -1}}]),
+            "inputs[0].parameters.binary_data_size",
+            "is a number of bytes",
+        ),
+        (request(inputs=[{**BINARY, "parameters": {}}]), "inputs[0].data", "data is missing"),
+        (
+            request(inputs=[{**BINARY, "parameters": {"shared_memory_region": "a"}}]),
+            "inputs[0].parameters.shared_memory_region",
+            "is not served",
+        ),
+        (request(inputs=[{**BINARY, "datatype": "INT32"}]), "inputs[0].datatype", "x must be FP32; got INT32"),
+        (request(inputs=[{**BINARY, "shape": [-1]}]), "inputs[0].shape", "numbers from 0 on"),
+        (
+            request(inputs=[{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}] * 2),
+            "inputs[1].name",
+            "is there twice",
+        ),
+        (request(inputs=[BINARY] * 257), "inputs", "at most 256"),
+    ],
+)
+def test_a_request_that_is_not_as_it_should_be_is_refused_with_the_field(
+    body: bytes, field: str | None, why: str
+) -> None:
+    with pytest.raises(Refused, match=re.compile(why)) as caught:
+        read_question(body, None, SPEC)
+    assert (caught.value.status, caught.value.field) == (400, field)
+
+
+def test_bytes_that_nobody_named_are_refused() -> None:
+    body = request() + bytes(5)
+    with pytest.raises(Refused, match="5 bytes follow the JSON; the inputs' binary_data_size name 0"):
+        read_question(body, len(body) - 5, SPEC)
+
+
+def test_a_length_of_the_json_beyond_the_body_is_refused() -> None:
+    with pytest.raises(Refused, match="is 999; the body has"):
+        read_question(request(), 999, SPEC)
+
+
+@given(st.binary(max_size=64), st.none() | st.integers(0, 80))
+def test_whatever_comes_is_a_question_or_refused(body: bytes, length: int | None) -> None:
+    try:
+        question = read_question(body, length, SPEC)
+    except Refused:
+        return
+    assert question.inputs["x"].shape[1:] == (4,)
+
+
+def test_an_output_that_the_answer_lacks_is_refused() -> None:
+    with pytest.raises(Refused, match="there is no output 'q'; there are: y"):
+        respond(Question(None, {}, None, {}, ("q",)), prediction(y=X), "m")
