@@ -117,6 +117,11 @@ class Curve:
         """Expected duration of a batch of so many rows."""
         return self.base_s[rows] * self.scale
 
+    def total_s(self, rows: int) -> float:
+        """Expected duration of so many rows, in the largest batches and one of what is left."""
+        full, rest = divmod(rows, self.batch_max)
+        return (full * self.base_s[self.batch_max] + (self.base_s[rest] if rest else 0.0)) * self.scale
+
     def largest(self, budget_s: float, rows_max: int) -> int:
         """Most rows, up to rows_max, whose EXEC is expected to fit the budget; 0 if not even one does."""
         limit = bisect_right(self.base_s, budget_s / self.scale, 1, min(rows_max, self.batch_max) + 1)

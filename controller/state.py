@@ -194,9 +194,7 @@ class State:
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
         if device is None:
             return 0.0
-        curve = device.curves[model.ref]
-        full, rest = divmod(rows, curve.batch_max)
-        return full * curve.exec_s(curve.batch_max) + (curve.exec_s(rest) if rest else 0.0)
+        return device.curves[model.ref].total_s(rows)
 
     def _share(self, model: Model, cost_s: float) -> None:
         if model.hosts and cost_s:

@@ -22,7 +22,7 @@ from controller.policies.placement import Placement
 from controller.queues import Request
 from controller.state import Device, Model, State
 
-ECHO_GAIN = 1.05  # a batch that waits for returns must earn so much more per second
+ECHO_GAIN = 1.05  # going apart must take so much more of the device's time than waiting and going together
 ECHO_SLACK = 0.05  # and leave this share of the SLO; policy_study section 6 has 0.3, which is too shy for 25 ms
 
 
@@ -250,20 +250,18 @@ class Atc(Policy):
             coming += count
             starts_s = device.exec.free_at(now) + return_s
         curve = device.curves[model.ref]
-        together = min(curve.batch_max, plan.rows + int(coming + 0.5))
+        count = int(coming + 0.5)
+        together = min(curve.batch_max, plan.rows + count)
         if together <= plan.rows:
             return False
         head_s = model.queue.first().deadline_s
         slo_s = head_s - model.queue.first().arrived_s
-        delay_s = device.dispatch.value_s
-        later_s = starts_s + delay_s + curve.exec_s(together)
-        if later_s > head_s - ECHO_SLACK * slo_s:
+        starts_s += device.dispatch.value_s
+        if starts_s + curve.exec_s(together) > head_s - ECHO_SLACK * slo_s:
             return False
-        base_s = max(now, device.exec.free_at(now))
-        at_once = plan.rows / (plan.start_s + plan.expected_s - base_s)
-        half = together // 2
-        in_turns = half / curve.exec_s(half)  # two groups, one coming back while the other is executed
-        if together / (later_s - base_s) <= ECHO_GAIN * max(at_once, in_turns):
+        idle_s = starts_s - max(now, device.exec.free_at(now))
+        apart_s = curve.total_s(plan.rows) + curve.total_s(count)
+        if apart_s <= ECHO_GAIN * (idle_s + curve.total_s(plan.rows + count)):
             return False
         if not running:
             self._look_again_s = min(self._look_again_s, starts_s)

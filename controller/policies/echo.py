@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 WINDOW_S = 0.006  # after a completion: arrivals in it count as returns
 WEIGHT = 0.3  # of the last window in what is learned; Source: policy_study section 6
-TOGETHER = 0.9  # share of the returns that is waited for
+LATER, SOONER = 0.5, 0.05  # weights of a last return that was later or sooner than learned: nearly all of them count
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class Echo:
     """One model's returns."""
 
     share: float = 0.0  # returns per answered request, learned
-    return_s: float = 0.0  # when TOGETHER of the returns are there, learned
+    return_s: float = 0.0  # when the last of the returns is there, nearly always; learned
     _answered: int = 0  # requests of the completion that opened the window
     _opened_s: float = -1.0
     _arrivals: list[float] | None = None  # instants of arrivals in the open window; None: no window
@@ -54,6 +54,7 @@ class Echo:
         seen = min(1.0, len(counted) / self._answered)
         self.share += WEIGHT * (seen - self.share)
         if counted:
-            last_s = counted[min(len(counted) - 1, int(TOGETHER * len(counted)))]
-            self.return_s += WEIGHT * (last_s - self.return_s) if self.return_s else last_s
+            last_s = counted[-1]
+            weight = 1.0 if not self.return_s else LATER if last_s > self.return_s else SOONER
+            self.return_s += weight * (last_s - self.return_s)
         self._arrivals = None
