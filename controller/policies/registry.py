@@ -30,8 +30,10 @@ def make_policy(name: str, state: State, given: Mapping[str, Any] | None = None)
     for key, value in (given or {}).items():
         if key not in known:
             faults.append(f"policy.{name}.{key}: there is no such parameter; there are: {', '.join(known)}")
-        elif isinstance(value, bool) != isinstance(known[key], bool) or not isinstance(value, (int, float)):
-            faults.append(f"policy.{name}.{key}: must be like {known[key]!r}; got {value!r}")
+        elif isinstance(known[key], bool) and value not in (0, 1):
+            faults.append(f"policy.{name}.{key}: must be true (1) or false (0); got {value!r}")
+        elif not isinstance(value, (int, float)) or (isinstance(value, bool) and not isinstance(known[key], bool)):
+            faults.append(f"policy.{name}.{key}: must be a number like {known[key]!r}; got {value!r}")
         elif value < 0:
             faults.append(f"policy.{name}.{key}: must not be negative; got {value!r}")
         else:
