@@ -44,6 +44,7 @@ class AppRecord(msgspec.Struct):
     name: str
     definition: dict[str, Any]
     revision: int = 1
+    created: int = 0  # its first revision: another application that takes its name later has another one
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class Catalogue:
     apps: dict[str, AppRecord] = field(default_factory=dict)
     changed_models: set[str] = field(default_factory=set)
     changed_apps: set[str] = field(default_factory=set)
-    _dropped: dict[str, int] = field(default_factory=dict)
+    revisions: int = 0  # of all applications ever, so that none is given twice
     _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: who waits for it}
     _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: what it brought}}
 
@@ -269,16 +270,14 @@ class Catalogue:
         if unknown:
             there = _names(self.deployed())
             return _no(f"unknown models: {', '.join(map(str, unknown))}; deployed are: {there}", "app.models", call)
-        revision = app.revision + 1 if app is not None else self._dropped.pop(name, 0) + 1
-        self.apps[name] = AppRecord(name, definition, revision)
+        revision = self.revisions = self.revisions + 1
+        self.apps[name] = AppRecord(name, definition, revision, app.created if app is not None else revision)
         self.changed_apps.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is in effect", revision=revision)
 
     def drop_app(self, call: int, name: str) -> wire.CallReply:
         """The application is gone."""
         app = self.apps.pop(name, None)
-        if app is not None:
-            self._dropped[name] = app.revision
         if app is None:
             return _no(f"there is no application {name!r}; there are: {_names(self.apps)}", "app", call)
         self.changed_apps.add(name)
@@ -287,7 +286,7 @@ class Catalogue:
     def app_entries(self) -> tuple[wire.AppEntry, ...]:
         """The applications' part of the routing table."""
         return tuple(
-            wire.AppEntry(name=app.name, definition=app.definition, revision=app.revision)
+            wire.AppEntry(name=app.name, definition=app.definition, revision=app.revision, created=app.created)
             for _, app in sorted(self.apps.items())
         )
 

@@ -43,6 +43,7 @@ class CatalogueStore:
             decode = msgspec.msgpack.decode
             models = [decode(row[0], type=ModelRecord) for row in db.execute("SELECT record FROM models")]
             apps = [decode(row[0], type=AppRecord) for row in db.execute("SELECT record FROM apps")]
+            counted = db.execute("SELECT value FROM counters WHERE name = 'revisions'").fetchone()
         except BaseException as error:
             if db is not None:
                 db.close()
@@ -51,7 +52,11 @@ class CatalogueStore:
             hint = "another broker uses it; set GEARMESH_DATA_DIR" if "locked" in str(error) else str(error)
             raise StoreError(f"the catalogue {self.file} cannot be opened: {hint}") from error
         self._db = db
-        return Catalogue({model.name: model for model in models}, {app.name: app for app in apps})
+        return Catalogue(
+            {model.name: model for model in models},
+            {app.name: app for app in apps},
+            revisions=max(counted[0] if counted else 0, *(app.revision for app in apps), 0),
+        )
 
     def starts(self) -> int:
         """How often the catalogue was opened, this time included; epochs are counted from it."""
@@ -74,6 +79,8 @@ class CatalogueStore:
                 self._db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (name, record))
             else:
                 self._db.execute("DELETE FROM apps WHERE name = ?", (name,))
+        if catalogue.changed_apps:
+            self._db.execute("INSERT OR REPLACE INTO counters VALUES ('revisions', ?)", (catalogue.revisions,))
         self._db.execute("COMMIT")
         catalogue.changed_models.clear()
         catalogue.changed_apps.clear()

@@ -112,11 +112,15 @@ class ModelEntry(Message, frozen=True, kw_only=True):
 
 
 class AppEntry(Message, frozen=True, kw_only=True):
-    """One application: its definition, as the client sent it, and a revision that changes with it."""
+    """One application: its definition, as the client sent it, and a revision that changes with it.
+
+    `created`: its first revision; an application that was deleted and made again has another one.
+    """
 
     name: str
     definition: dict[str, object]
     revision: int
+    created: int = 0
 
 
 class Table(Message, frozen=True, kw_only=True, tag="table"):

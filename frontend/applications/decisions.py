@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from selection.base import Array
+from selection.base import Array, Kind
 
 BYTES_MAX = 256 << 20  # of predictions kept by one frontend
 OVERHEAD_BYTES = 600  # of one decision, roughly
@@ -42,7 +42,8 @@ class Decision(msgspec.Struct):
     id: str
     app: str
     context: str
-    revision: int  # of the application, when it answered
+    created: int  # of the application: another one may have its name by now
+    kind: Kind  # of what was said
     predictions: dict[str, Predicted]  # {model that answered: what it said}, shadows included
     shadows: list[str]
     chances: dict[str, float]  # {model: probability with which it was selected}

@@ -56,6 +56,7 @@ class Application:
     kind: Kind
     slo_ms: float
     default: list[Array]  # one row each; empty: none
+    created: int = 0  # as in wire.AppEntry
     counts: Counts = field(default_factory=Counts)
 
     @property

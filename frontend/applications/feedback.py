@@ -128,7 +128,8 @@ class FeedbackDesk:
 
         def done(state: State | None, outcome: str) -> None:
             if outcome == "applied" and state is not None:
-                self._learned(key, state)
+                if self._app(decision) is not None:
+                    self._learned(key, state)
                 decision.taken = "applied"
                 app.counts.feedback += 1
                 self._answer(given, {"applied": True})
@@ -141,20 +142,35 @@ class FeedbackDesk:
 
         self._keeper.submit(Learn(key, app.policy, tuple(app.models), observation, done))
 
+    def _app(self, decision: Decision) -> Application | None:
+        """The application that decided; None if it is gone, though another one may have its name."""
+        app = self._apps.get(decision.app)
+        return app if app is not None and app.created == decision.created else None
+
     def _nothing_to_learn(self, given: Given, decision: Decision) -> None:
-        if decision.app not in self._apps:
-            self._not_applied(given, "unknown_app", f"the application {decision.app!r} is gone")
-        else:
+        app = self._app(decision)
+        if app is None:
+            other = "; another one has its name now" if decision.app in self._apps else ""
+            text = f"the application {decision.app!r} that gave this answer is gone{other}"
+            self._not_applied(given, "unknown_app", text)
+            return
+        if not decision.predictions:
             text = "no model answered in time, so that there is nothing to learn"
-            self._not_applied(given, "nothing_to_learn", text)
+        elif app.kind != decision.kind:
+            text = f"the application's models gave {decision.kind} then, and give {app.kind} now"
+        elif not any(model in app.models for model in decision.predictions):
+            text = f"those that answered are no models of the application any more: {', '.join(decision.predictions)}"
+        else:
+            text = "only shadows answered: they learn from a label, not from the loss of an answer"
+        self._not_applied(given, "nothing_to_learn", text)
 
     def _observation(self, request: protocol.Feedback, decision: Decision) -> Observation | None:
         """Losses of the models that answered; None if there are none to be learned. Raises: Invalid."""
         if request.context is not None and request.context != decision.context:
             text = f"the decision was made in the context {decision.context!r}; got {request.context[:40]!r}"
             raise Invalid("bad_context", text, "context", request.id)
-        app = self._apps.get(decision.app)
-        if app is None:
+        app = self._app(decision)
+        if app is None or app.kind != decision.kind:
             return None
         said = {model: predicted for model, predicted in decision.predictions.items() if model in app.models}
         try:

@@ -134,10 +134,14 @@ class Applications:
 
     def _take(self, entry: wire.AppEntry) -> None:
         known = self.apps.get(entry.name)
+        if known is not None and known.created != entry.created:
+            self.states.forget(entry.name)
+            known = None
         if known is not None and known.revision == entry.revision and self._specs.get(known.models[0]) == known.spec:
             return
         try:
             app = self.make(read_definition(entry.definition), entry.revision, strict=False)
+            app.created = entry.created
         except Invalid as invalid:
             before = self.unserved.get(entry.name)
             if invalid.code != "not_ready" and (before is None or before.why != invalid.message):

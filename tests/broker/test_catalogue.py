@@ -331,7 +331,7 @@ def test_an_application_is_made_changed_and_deleted(serving: Any) -> None:
     assert reply == wire.CallReply(call=5, ok=True, message="application digits is in effect", revision=1)
     reply = serving.put_app(6, app(slo_ms=20), create=False)
     assert reply == wire.CallReply(call=6, ok=True, message="application digits is in effect", revision=2)
-    assert serving.app_entries() == (wire.AppEntry(name="digits", definition=app(slo_ms=20), revision=2),)
+    assert serving.app_entries() == (wire.AppEntry(name="digits", definition=app(slo_ms=20), revision=2, created=1),)
     assert serving.changed_apps == {"digits"}
     reply = serving.drop_app(7, "digits")
     assert reply == wire.CallReply(call=7, ok=True, message="application digits is deleted")
@@ -393,6 +393,19 @@ def test_an_application_made_anew_under_an_old_name_has_another_revision(serving
     first = serving.put_app(1, app(), create=True).revision
     serving.drop_app(2, "digits")
     assert serving.put_app(3, app(slo_ms=20), create=True).revision != first
+
+
+def test_an_application_is_created_once_and_another_of_its_name_again(serving: Any) -> None:
+    def created() -> list[int]:
+        return [entry.created for entry in serving.app_entries()]
+
+    serving.put_app(1, app(), create=True)
+    first = created()
+    serving.put_app(2, app(slo_ms=20), create=False)
+    assert created() == first
+    serving.drop_app(3, "digits")
+    serving.put_app(4, app(), create=True)
+    assert created() != first
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

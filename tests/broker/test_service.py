@@ -287,7 +287,7 @@ async def test_an_application_reaches_every_member_before_its_maker_is_told(tmp_
         definition = {"name": "a", "models": ["m"], "slo_ms": 20}
         answer = await frontend.ask(wire.PutApp(call=5, definition=definition, create=True))
         assert answer == wire.CallReply(call=5, ok=True, message="application a is in effect", revision=1)
-        assert frontend.said()[-2].apps == (wire.AppEntry(name="a", definition=definition, revision=1),)
+        assert frontend.said()[-2].apps == (wire.AppEntry(name="a", definition=definition, revision=1, created=1),)
         assert (await at.controller.table(lambda table: table.apps)).apps == frontend.said()[-2].apps
         assert (await frontend.ask(wire.DropApp(call=6, name="a"))).ok
         assert frontend.said()[-2].apps == ()

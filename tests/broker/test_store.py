@@ -92,6 +92,31 @@ def test_a_deleted_application_stays_deleted(opened: Callable[[], Opened]) -> No
     assert list(again.apps) == ["b"]
 
 
+def test_no_revision_is_given_twice_over_all_lives_of_the_file(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    revisions = []
+    for _ in range(3):
+        revisions.append(catalogue.put_app(1, {"name": "a", "models": ["m"]}, create=True).revision)
+        catalogue.drop_app(2, "a")
+        store.save(catalogue)
+        store, catalogue = opened()
+    assert revisions == [1, 2, 3]
+
+
+def test_revisions_go_on_from_those_of_a_file_that_did_not_count_them(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    for create in (True, False):
+        catalogue.put_app(1, {"name": "a", "models": ["m"]}, create=create)
+    store.save(catalogue)
+    store.close()
+    with contextlib.closing(sqlite3.connect(store.file, isolation_level=None)) as db:
+        db.execute("DELETE FROM counters")
+    _, again = opened()
+    assert again.put_app(1, {"name": "b", "models": ["m"]}, create=True).revision == 3
+
+
 @pytest.mark.parametrize(
     "definition",
     [

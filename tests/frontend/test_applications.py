@@ -261,6 +261,35 @@ async def test_a_changed_application_keeps_what_was_learned_of_the_models_that_s
         assert (await at.client.apps())[0]["weights"] == {"m": pytest.approx(0.5), "a": pytest.approx(0.5)}
 
 
+@on_loop
+async def test_feedback_credits_the_application_that_decided_and_of_its_models_those_that_it_still_has(
+    tmp_path: Path,
+) -> None:
+    async with ensemble(tmp_path, "exp4", models=["m", "a"]) as at:
+        decisions = []
+        for asked in (2, 4, 6):
+            future = at.client.submit(app="app", x=ROW, cache=False)
+            for submit in (await at.asked(asked)).values():
+                at.say(submit, 1)
+            decisions.append(str((await outcome(future)).decision_id))
+        await at.client.update_app("app", ["b", "a"], "exp4")
+        assert (await at.client.feedback(decisions[0], label=1))["applied"]
+        learned = (await at.client.apps())[0]["learned"]
+        assert {model: each["feedback"] for model, each in learned.items()} == {"b": 0, "a": 1}
+        await at.client.update_app("app", ["b"], "exp4")
+        told = await at.client.feedback(decisions[1], label=1)
+        assert (told["applied"], told["reason"]) == (False, "nothing_to_learn")
+        assert "no models of the application any more: m, a" in told["message"]
+        await at.client.delete_app("app")
+        told = await at.client.feedback(decisions[2], label=1)
+        assert (told["applied"], told["reason"]) == (False, "unknown_app")
+        await at.client.create_app("app", ["m", "a"], "exp4")
+        told = await at.client.feedback(decisions[2], label=1)
+        assert (told["applied"], told["reason"]) == (False, "unknown_app")
+        assert "another one has its name now" in told["message"]
+        assert (await at.client.apps())[0]["rounds"] == 0
+
+
 BAD = [
     ({"name": "no spaces"}, "app.name", "matches"),
     ({"name": ""}, "app.name", "matches"),

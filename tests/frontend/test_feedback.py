@@ -32,7 +32,8 @@ MODELS = ["a", "b"]
 def decision(name: str, *, parked: bool = False) -> Decision:
     """Both models have said 1."""
     said = Predicted.of(np.array([1]))
-    return Decision(name, "app", "", 1, dict.fromkeys(MODELS, said), [], dict.fromkeys(MODELS, 1.0), parked=parked)
+    chances = dict.fromkeys(MODELS, 1.0)
+    return Decision(name, "app", "", 0, "scores", dict.fromkeys(MODELS, said), [], chances, parked=parked)
 
 
 class Desk:
@@ -95,6 +96,32 @@ async def test_feedback_that_several_frontends_could_take_is_held_too_while_the_
         at.keeper.stop()
     assert len(at.told.items) == 2
     assert at.refused.items == []
+
+
+@on_loop
+async def test_feedback_of_another_kind_than_the_models_give_now_teaches_nothing(tmp_path: Path) -> None:
+    at = Desk("", tmp_path)
+    name = at.table.next_id()
+    known = decision(name)
+    known.kind = "numeric"
+    at.table.keep(known, 0.0)
+    at.give(name, label=1)
+    ((_, answer),) = at.told.items
+    assert answer["reason"] == "nothing_to_learn"
+    assert answer["message"] == "the application's models gave numeric then, and give scores now"
+
+
+@on_loop
+async def test_a_loss_teaches_nothing_where_only_shadows_answered(tmp_path: Path) -> None:
+    at = Desk("", tmp_path)
+    name = at.table.next_id()
+    known = decision(name)
+    known.shadows = MODELS
+    at.table.keep(known, 0.0)
+    at.give(name, loss=0.5)
+    ((_, answer),) = at.told.items
+    assert answer["reason"] == "nothing_to_learn"
+    assert "only shadows answered" in answer["message"]
 
 
 @on_loop
