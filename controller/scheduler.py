@@ -524,9 +524,11 @@ class Scheduler:
         return found
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
-        budget_ms = (request.deadline_s - request.arrived_s + self.parameters.slack_s) * 1e3
-        why = "even alone" if verdict.code == "deadline" else "behind what waits"
-        text = f"it would take {request.predicted_s * 1e3:.1f} ms {why}; the budget is {budget_ms:.1f} ms"
+        slack_ms = self.parameters.slack_s * 1e3
+        budget_ms = (request.deadline_s - request.arrived_s) * 1e3 + slack_ms
+        took = f"{request.predicted_s * 1e3:.1f} ms"
+        text = f"{took} even alone" if verdict.code == "deadline" else f"up to {took} behind what runs and waits"
+        text = f"it would take {text}, and {slack_ms:.1f} ms for the way back; the budget is {budget_ms:.1f} ms"
         return self._refuse(
             request, "rejected", verdict.code, text, now, predicted_s=request.predicted_s, retry_s=verdict.retry_after_s
         )

@@ -257,9 +257,18 @@ def test_a_budget_that_cannot_be_met_even_alone_is_refused_with_the_prediction()
     assert isinstance(order.message, wire.Refused)
     assert (order.message.code, order.message.retry_after_s) == ("deadline", None)
     assert order.message.predicted_s == pytest.approx(DISPATCH_S + 0.010)
-    assert order.message.message == "it would take 10.3 ms even alone; the budget is 8.0 ms"
+    assert order.message.message.startswith("it would take 10.3 ms even alone, and 1.0 ms for the way back; ")
+    assert order.message.message.endswith("; the budget is 8.0 ms")
     shard.scheduler.check()
     assert shard.wake(100.0) == []
+
+
+def test_a_refusal_adds_up_where_only_the_way_back_exceeds_the_budget() -> None:
+    message = wire.Submit(request=1, attempt=0, ref="m:1", rows=1, budget_s=0.0107)
+    (order,) = one().scheduler.submit(message, "f", (), age_s=0.0, now=100.0)
+    assert isinstance(order.message, wire.Refused)
+    assert order.message.message.startswith("it would take 10.3 ms even alone, and 1.0 ms for the way back; ")
+    assert order.message.message.endswith("; the budget is 10.7 ms")
 
 
 def test_an_estimate_that_nothing_confirms_is_tried_once_a_while() -> None:
@@ -281,6 +290,9 @@ def test_a_budget_that_what_waits_uses_up_is_refused_for_overload_and_told_when_
     (order,) = shard.scheduler.submit(message, "f", (), age_s=0.0, now=100.0)
     assert isinstance(order.message, wire.Refused)
     assert (order.message.status, order.message.code) == ("rejected", "overload")
+    took, _, rest = order.message.message.removeprefix("it would take up to ").partition(" ms ")
+    assert float(took) == pytest.approx(order.message.predicted_s * 1e3, abs=0.05)
+    assert rest == "behind what runs and waits, and 1.0 ms for the way back; the budget is 20.0 ms"
     late_s = DISPATCH_S + 0.024 + 0.010 - 0.019
     assert late_s <= order.message.retry_after_s <= late_s + 0.003
     assert shard.scheduler.counters.refused == {"overload": 1}
