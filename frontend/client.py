@@ -5,8 +5,9 @@
         print(prediction["scores"].argmax(), prediction.latency_ms)
 
 An answer other than ok is raised: `Rejected` (refused before any work, with `retry_after_ms`), `TimedOut`, `Failed` or
-`Invalid`. A connection that breaks is made again, and what was not answered is asked again with what is left of its
-budget.
+`Invalid`; a client that was closed raises `Disconnected`. A connection that breaks is made again, and what was not
+answered is asked again, through whichever frontend is there, with what is left of its budget. Requests wait in the
+client while no frontend is there; beyond 100,000 they are `Rejected` at once, as `client_full`.
 """
 
 import asyncio
@@ -19,14 +20,14 @@ import zmq
 from frontend.connection import (
     CALL_TIMEOUT_S,
     DEFAULT_ADDRESS,
-    GRACE_S,
     Connection,
     Flight,
+    budget_of,
+    closed,
     definition_of,
     feedback_fields,
     no_answer,
     options_of,
-    wait_s,
 )
 from frontend.conversation import (
     Disconnected,
@@ -104,8 +105,11 @@ class Client:
                 self.apps() if target.app else self.models()
             call = connection.talk.next_id()
             message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
-            flight = connection.flight(message, frames, slo_ms, wait_s(connection, target, slo_ms))
-            connection.ask(flight)
+            flight = connection.request(message, frames, budget_of(connection, target, slo_ms))
+            try:
+                connection.ask(flight)
+            except RequestError as error:
+                flight.result = error
             flights.append(flight)
         self._wait(flights)
         return [flight.result for flight in flights]
@@ -148,7 +152,7 @@ class Client:
         """The answer to any other message of the protocol. Raises: RequestError."""
         connection = self._connection
         message = {"op": op, "id": connection.talk.next_id(), **fields}
-        flight = connection.flight(message, [], None, timeout_s - GRACE_S)
+        flight = connection.call(message, timeout_s)
         connection.ask(flight)
         self._wait([flight])
         if isinstance(flight.result, RequestError):
@@ -167,12 +171,13 @@ class Client:
             if not left:
                 return
             first_s = min(flight.deadline_s for flight in connection.flights.values())
+            self._poller.register(connection.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits else zmq.POLLIN)
             self._poller.poll(max(1, int((first_s - now) * 1e3) + 1))
-            if connection.broke():
-                connection.ask_all_again()
+            connection.watch()
             for flight, outcome in connection.read():
                 flight.result = outcome
                 left.discard(id(flight))
+            connection.ask_waiting()
 
 
 class AsyncClient:
@@ -209,9 +214,8 @@ class AsyncClient:
         if self._timer is not None:
             self._timer.cancel()
         self._connection.close()
-        error = {"code": "closed", "message": "the client was closed"}
         for flight in self._connection.flights.values():
-            self._settle(flight, Disconnected({"status": "failed", "error": error}))
+            self._settle(flight, closed())
         self._connection.flights.clear()
 
     async def infer(
@@ -251,7 +255,7 @@ class AsyncClient:
         connection = self._connection
         call = connection.talk.next_id()
         message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
-        return self._ask(connection.flight(message, frames, slo_ms, wait_s(connection, target, slo_ms)))
+        return self._ask(connection.request(message, frames, budget_of(connection, target, slo_ms)))
 
     async def feedback(
         self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
@@ -294,7 +298,7 @@ class AsyncClient:
     async def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
         """The answer to any other message of the protocol. Raises: RequestError."""
         message = {"op": op, "id": self._connection.talk.next_id(), **fields}
-        outcome: Any = await self._ask(self._connection.flight(message, [], None, timeout_s - GRACE_S))
+        outcome: Any = await self._ask(self._connection.call(message, timeout_s))
         if isinstance(outcome, RequestError):
             raise outcome
         answer: Mapping[str, Any] = outcome
@@ -310,7 +314,11 @@ class AsyncClient:
     def _ask(self, flight: Flight) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = self._loop.create_future()
         flight.future = future
-        self._connection.ask(flight)
+        try:
+            self._connection.ask(flight)
+        except RequestError as error:
+            future.set_result(error)
+            return future
         self._check_soon()
         self._arm()
         return future
@@ -325,11 +333,11 @@ class AsyncClient:
         self._check_scheduled = False
         if self._closed:
             return
-        if self._connection.broke():
-            self._connection.ask_all_again()
-            self._check_soon()
+        self._connection.watch()
         for flight, outcome in self._connection.read():
             self._settle(flight, outcome)
+        if self._connection.ask_waiting():
+            self._check_soon()
 
     def _settle(self, flight: Flight, outcome: Any) -> None:
         if flight.future is not None and not flight.future.done():

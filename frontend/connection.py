@@ -1,6 +1,7 @@
 """A Python client's socket and the requests in flight on it; the blocking and the asyncio client wait differently."""
 
 import asyncio
+import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,19 @@ from typing import Any
 import msgpack
 import zmq
 
-from frontend.conversation import Conversation, Failed, Invalid, Target, TimedOut, tensor
+from frontend.conversation import Conversation, Disconnected, Failed, Invalid, Rejected, Target, TimedOut, tensor
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 GRACE_S = 1.0  # after its deadline a request without an answer is given up here; the frontend promises 20 ms
 CALL_TIMEOUT_S = 10.0
+BUDGET_S_MAX = 1e6  # that is waited for
+UNSENT_MAX = 100_000  # requests that wait here
+SENDING_MAX = 1_000  # in ZeroMQ, for each connection: their budgets do not shrink any more
+FULL_RETRY_MS = 100.0
+
+
+EVENT = struct.Struct("=H")  # of a monitor's message: what happened
+EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 @dataclass(slots=True)
@@ -21,10 +30,12 @@ class Flight:
     """One request in flight."""
 
     message: dict[str, Any]
+    body: bytes  # the same, packed
     frames: list[Any]
     deadline_s: float  # given up here at
-    budget_s: float | None  # as asked for; None: the model's
+    budget_s: float | None  # as asked for, or the target's own; None: not known
     asked_s: float
+    late: bool = False  # it leaves later than it was asked, and with what is left of its budget
     again: bool = False  # asked more than once
     future: "asyncio.Future[Any] | None" = None
     result: Any = None
@@ -36,10 +47,14 @@ class Connection:
     def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
         self.talk = Conversation()
         self.flights: dict[int, Flight] = {}  # {id: request}, not answered
+        self._unsent: dict[int, Flight] = {}  # {id: request} of those that wait for a connection, oldest first
+        self._broken = False  # a connection was lost, and ZeroMQ may not have noticed yet
+        self._addresses = [addresses] if isinstance(addresses, str) else list(addresses)
         self.context = zmq.Context()
         self.sock: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
         self.sock.setsockopt(zmq.LINGER, 0)
-        self.sock.setsockopt(zmq.SNDHWM, 100_000)
+        self.sock.setsockopt(zmq.IMMEDIATE, 1)  # what waits for a connection waits here, and its budget shrinks
+        self.sock.setsockopt(zmq.SNDHWM, SENDING_MAX)
         self.sock.setsockopt(zmq.RCVHWM, 100_000)
         self.sock.setsockopt(zmq.RECONNECT_IVL, 20)
         self.sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
@@ -47,27 +62,62 @@ class Connection:
             self.sock.setsockopt(zmq.CURVE_SERVERKEY, keys[0])
             self.sock.setsockopt(zmq.CURVE_PUBLICKEY, keys[1])
             self.sock.setsockopt(zmq.CURVE_SECRETKEY, keys[2])
-        self.monitor: zmq.Socket[bytes] = self.sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        for address in [addresses] if isinstance(addresses, str) else addresses:
+        self.monitor: zmq.Socket[bytes] = self.sock.get_monitor_socket(EVENTS)
+        for address in self._addresses:
             self.sock.connect(address)
 
     def ask(self, flight: Flight) -> None:
-        """The request leaves, or waits for the connection."""
-        body = msgpack.packb(flight.message)
-        parts = [body, *flight.frames]
-        self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
+        """The request leaves, or waits for a connection. Raises: Rejected, if too many do; Disconnected."""
+        call = flight.message["id"]
+        if self.sock.closed:
+            raise closed()
+        if self._unsent or not self._send(flight):
+            if len(self._unsent) >= UNSENT_MAX:
+                raise self._full()
+            flight.late = True
+            self._unsent[call] = flight
+        self.flights[call] = flight
 
-    def ask_all_again(self) -> None:
-        """The connection broke: what was not answered is asked again, with what is left of its budget."""
-        now = time.monotonic()
-        for flight in list(self.flights.values()):
-            flight.again = True
-            if flight.budget_s is not None:
-                left_s = flight.budget_s - (now - flight.asked_s)
-                if left_s <= 0:
-                    continue
-                flight.message["slo_ms"] = left_s * 1e3
-            self.ask(flight)
+    def _full(self) -> Rejected:
+        text = (
+            f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at "
+            f"{', '.join(self._addresses)}, or it reads more slowly than it is asked"
+        )
+        error = {"code": "client_full", "message": text, "retry_after_ms": FULL_RETRY_MS}
+        return Rejected({"status": "rejected", "error": error})
+
+    def ask_waiting(self) -> bool:
+        """What waits leaves as far as there is room, with what is left of its budget. True if anything did."""
+        if not self._unsent or not int(self.sock.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            return False
+        sent = []
+        for call, flight in self._unsent.items():
+            if call in self.flights and not self._send(flight):
+                break
+            sent.append(call)
+        for call in sent:
+            del self._unsent[call]
+        return bool(sent)
+
+    @property
+    def waits(self) -> bool:
+        """Some requests wait for a connection, or for room on it."""
+        return bool(self._unsent)
+
+    def _send(self, flight: Flight) -> bool:
+        """The request is off our hands, or its budget is used up; False: no connection has room for it now."""
+        if flight.late and flight.budget_s is not None:
+            left_s = flight.budget_s - (time.monotonic() - flight.asked_s)
+            if left_s <= 0:
+                return True
+            flight.message["slo_ms"] = left_s * 1e3
+            flight.body = msgpack.packb(flight.message)
+        parts = [flight.body, *flight.frames]
+        try:
+            self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
+        except zmq.Again:
+            return False
+        return True
 
     def read(self) -> Iterable[tuple[Flight, Any]]:
         """(request, outcome) of every answer that has arrived."""
@@ -92,27 +142,38 @@ class Connection:
             del self.flights[header["id"]]
             yield flight, outcome
 
-    def broke(self) -> bool:
-        """The connection was lost since the last call."""
-        lost = False
+    def watch(self) -> None:
+        """What was not answered when a connection broke waits to be asked again, with what is left of its budget."""
         while True:
             try:
-                self.monitor.recv_multipart(zmq.NOBLOCK)
-                lost = True
+                event = self.monitor.recv_multipart(zmq.NOBLOCK)[0]
             except zmq.Again:
-                return lost
+                return
+            (kind,) = EVENT.unpack_from(event)
+            if kind == zmq.EVENT_DISCONNECTED:
+                self._broken = True
+            elif kind == zmq.EVENT_CONNECT_RETRIED and self._broken:  # now nothing is sent to the lost one any more
+                self._broken = False
+                for call, flight in self.flights.items():
+                    flight.late = flight.again = True
+                    self._unsent.setdefault(call, flight)
 
-    def flight(self, message: dict[str, Any], frames: list[Any], slo_ms: float | None, wait_s: float) -> Flight:
-        """A request about to be asked."""
+    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> Flight:
+        """A request for an answer of a model or an application, about to be asked."""
         now = time.monotonic()
-        budget_s = None if slo_ms is None else slo_ms / 1e3
-        flight = Flight(message, frames, now + wait_s + GRACE_S, budget_s, now)
-        self.flights[message["id"]] = flight
-        return flight
+        wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
+        return Flight(message, msgpack.packb(message), frames, now + wait_s + GRACE_S, budget_s, now)
+
+    def call(self, message: dict[str, Any], timeout_s: float) -> Flight:
+        """Any other message, about to be asked."""
+        now = time.monotonic()
+        return Flight(message, msgpack.packb(message), [], now + timeout_s, None, now)
 
     def expired(self, now: float) -> list[Flight]:
         """Requests given up: no answer came, nor will."""
         late = [call for call, flight in self.flights.items() if flight.deadline_s <= now]
+        for call in late:
+            self._unsent.pop(call, None)
         return [self.flights.pop(call) for call in late]
 
     def close(self) -> None:
@@ -125,16 +186,19 @@ class Connection:
         self.context.term()
 
 
+def closed() -> Disconnected:
+    return Disconnected({"status": "failed", "error": {"code": "closed", "message": "the client was closed"}})
+
+
 def no_answer() -> TimedOut:
     error = {"code": "no_answer", "message": "no answer came; is a frontend running at this address?"}
     return TimedOut({"status": "timed_out", "error": error})
 
 
-def wait_s(connection: Connection, target: Target, slo_ms: float | None) -> float:
-    """How long the answer may take."""
-    known = connection.talk.spec(target).get("slo_ms")
-    chosen = slo_ms if slo_ms is not None else known
-    return min(float(chosen) / 1e3, 1e6) if isinstance(chosen, (int, float)) and chosen > 0 else CALL_TIMEOUT_S
+def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
+    """Seconds that the answer may take: as asked for, or the target's own; None where that is not known."""
+    chosen = slo_ms if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
+    return min(float(chosen) / 1e3, BUDGET_S_MAX) if isinstance(chosen, (int, float)) and chosen > 0 else None
 
 
 def options_of(slo_ms: float | None, options: Mapping[str, Any]) -> dict[str, Any]:

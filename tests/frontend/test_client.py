@@ -403,12 +403,52 @@ def test_frames_are_sent_again_too(serving: Serving) -> None:
     assert first.frames == second.frames == [x.tobytes()]
 
 
-def test_a_request_without_a_budget_is_asked_again_without_one(serving: Serving) -> None:
+def test_a_request_without_a_budget_is_asked_again_with_what_is_left_of_the_model_s(serving: Serving) -> None:
     frontend, client = serving(then(drop, answer))
     client.infer("m", ROW)
     first, second = frontend.infers()
+    assert "slo_ms" not in first.message
+    assert 0 < second.message.pop("slo_ms") < 200.0
     assert first.message == second.message
-    assert "slo_ms" not in second.message
+
+
+@on_loop
+async def test_what_a_frontend_that_died_did_not_answer_is_asked_of_the_other_with_what_is_left() -> None:
+    with FakeFrontend() as other:
+        with FakeFrontend(infers(silent)) as dies:
+            client = AsyncClient([dies.address, other.address])
+            while not (dies.asked and other.asked):  # both connections are there
+                await client.call("ping")
+            futures = [client.submit("m", ROW * i, slo_ms=5000) for i in range(20)]
+            await asyncio.to_thread(dies.wait, 10)
+        outcomes: list[Any] = await asyncio.gather(*futures)
+        assert [outcome["y"][0, 0] for outcome in outcomes] == [2.0 * i for i in range(20)]
+        lost = {asked.id for asked in dies.infers()}
+        assert len(lost) == 10
+        again = [asked.message["slo_ms"] for asked in other.infers() if asked.id in lost]
+        assert len(again) == 10
+        assert all(0 < slo_ms < 5000 for slo_ms in again)
+        later: list[Any] = await asyncio.gather(*(client.submit("m", ROW, slo_ms=5000) for _ in range(20)))
+        assert all(outcome["y"][0, 0] == 2.0 for outcome in later)
+        client.close()
+
+
+@on_loop
+async def test_requests_that_waited_for_a_frontend_leave_with_what_is_left_of_their_budgets() -> None:
+    with FakeFrontend() as frontend:
+        address = frontend.address
+    async with AsyncClient(address) as client:
+        futures = [client.submit("m", ROW * i, slo_ms=slo_ms) for i, slo_ms in enumerate((5000, 1e-6, 5000, None))]
+        later = FakeFrontend()
+        later.address = address
+        with later:
+            for i in (0, 2, 3):
+                outcome: Any = await futures[i]
+                assert outcome["y"][0, 0] == 2.0 * i
+            first, third, last = [asked.message for asked in later.infers()]
+        assert 0 < first["slo_ms"] < 5000
+        assert 0 < third["slo_ms"] < 5000
+        assert "slo_ms" not in last
 
 
 def test_other_messages_are_asked_again_as_well(serving: Serving) -> None:
@@ -538,6 +578,45 @@ def test_a_client_may_be_made_before_its_frontend_is_there(make: Any) -> None:
         assert client.call("ping")["pong"] is True
 
 
+def test_more_than_may_wait_for_a_frontend_are_refused_at_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeFrontend() as frontend:
+        address = frontend.address
+    monkeypatch.setattr(module, "UNSENT_MAX", 0)
+    with make(address) as client:
+        for ask in (lambda: client.infer("m", ROW), client.models, lambda: client.call("ping")):
+            with pytest.raises(Rejected, match="wait to be sent: no frontend is reached at tcp://") as raised:
+                ask()
+            assert (raised.value.code, raised.value.retry_after_ms) == ("client_full", 100.0)
+
+
+@on_loop
+async def test_of_many_requests_those_that_may_not_wait_get_it_as_their_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FakeFrontend() as frontend:
+        address = frontend.address
+    monkeypatch.setattr(module, "UNSENT_MAX", 3)
+    async with AsyncClient(address) as client:
+        futures = [client.submit("m", ROW, slo_ms=5000) for _ in range(5)]
+        assert [future.done() for future in futures] == [False, False, False, True, True]
+        assert all(isinstance(future.result(), Rejected) for future in futures[3:])
+        later = FakeFrontend()
+        later.address = address
+        with later:
+            assert all(isinstance(outcome, Prediction) for outcome in await asyncio.gather(*futures[:3]))
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_what_is_asked_faster_than_it_is_read_waits_and_is_answered(
+    make: Any, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(module, "SENDING_MAX", 2)
+    with FakeFrontend() as frontend, make(frontend.address) as client:
+        client.models()
+        outcomes = client.infer_many([("m", np.repeat(ROW * i, rows, axis=0)) for i in range(40)], slo_ms=60_000)
+        assert [outcome["y"][0, 0] for outcome in outcomes] == [2.0 * i for i in range(40)]
+
+
 # -- closing ----------------------------------------------------------------------------------------------------------
 
 
@@ -546,6 +625,15 @@ def test_a_client_that_was_closed_can_be_closed_again(make: Any) -> None:
         client.call("ping")
         client.close()
         client.close()
+
+
+def test_a_client_that_was_closed_says_so(make: Any) -> None:
+    with FakeFrontend() as frontend, make(frontend.address) as client:
+        client.models()
+        client.close()
+        for ask in (lambda: client.infer("m", ROW), lambda: client.call("ping")):
+            with pytest.raises(Disconnected, match="the client was closed"):
+                ask()
 
 
 @on_loop
