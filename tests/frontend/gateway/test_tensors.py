@@ -44,6 +44,12 @@ def test_json_brings_every_number_back_flat_or_nested(tensor: Array) -> None:
         np.testing.assert_array_equal(found, tensor)
 
 
+def test_whole_numbers_on_both_sides_of_2_to_63_are_not_rounded() -> None:
+    for data in ([0, 2**63 + 1, 2**64 - 1], [[0], [2**63 + 1], [2**64 - 1]]):
+        found = from_json(data, "uint64", (3, 1), "inputs[0].data")
+        assert found.tolist() == [[0], [2**63 + 1], [2**64 - 1]]
+
+
 @given(tensors())
 def test_raw_bytes_bring_every_number_back_uncopied(tensor: Array) -> None:
     data = bytearray(raw(tensor))
@@ -63,6 +69,7 @@ def test_raw_bytes_bring_every_number_back_uncopied(tensor: Array) -> None:
         ([-1], "uint16", (1,), "UINT16 lies in 0 to 65535"),
         ([2**64], "uint64", (1,), "no UINT64"),
         ([2**63], "int64", (1,), "INT64 lies in"),
+        ([-1, 2**63], "uint64", (2,), "UINT64 takes whole numbers in its range; data holds -1.0"),
         ([2], "bool", (1,), "BOOL lies in 0 to 1"),
         ([True], "float32", (1,), "no FP32"),
         ([True], "int32", (1,), "no INT32"),
