@@ -72,6 +72,9 @@ class Settings(BaseModel):
 
     # frontend
     in_flight_max: int = Field(10_000, ge=1, description="Requests in one frontend; more are rejected at once.")
+    in_flight_mb: int = Field(
+        1024, ge=1, description="Inputs of the requests in one frontend, MiB; more are rejected at once."
+    )
     message_bytes_max: int = Field(256 << 20, ge=1024, description="Largest message; a larger one closes the link.")
     request_bytes_max: int = Field(64 << 20, ge=1024, description="Largest frame of a client's request.")
     slo_ms_max: float = Field(600_000.0, gt=0, description="Largest budget that a client may ask for.")

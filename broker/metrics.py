@@ -34,9 +34,11 @@ METRICS = {  # {name: (type, help)}; docs/telemetry.md is checked against it
     "gearmesh_log_lines_total": ("counter", "Log lines written."),
     "gearmesh_log_lines_dropped_total": ("counter", "Log lines dropped."),
     "gearmesh_answers_total": ("counter", "A frontend's answers, by status."),
+    "gearmesh_frontend_refusals_total": ("counter", "Requests that a frontend refused itself, by code."),
     "gearmesh_answers_dropped_total": ("counter", "A frontend's answers whose client was gone or did not read."),
     "gearmesh_answers_waiting": ("gauge", "A frontend's answers that their clients have no room for yet."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
+    "gearmesh_in_flight_bytes": ("gauge", "Bytes of their inputs."),
     "gearmesh_cache_lookups_total": (
         "counter",
         "Queries that looked into the cache, by outcome: hit, miss, coalesced.",
@@ -70,9 +72,11 @@ def metrics_text(
     for frontend, status in frontends.items():
         labels = {"frontend": frontend}
         samples["gearmesh_in_flight"].append((labels, status["in_flight"]))
+        samples["gearmesh_in_flight_bytes"].append((labels, status.get("in_flight_bytes", 0)))
         samples["gearmesh_answers_dropped_total"].append((labels, status.get("answers_dropped", 0)))
         samples["gearmesh_answers_waiting"].append((labels, status.get("answers_waiting", 0)))
         _each(samples["gearmesh_answers_total"], status["answers"], labels, "status")
+        _each(samples["gearmesh_frontend_refusals_total"], status.get("refused", {}), labels, "code")
         _cache(samples, status["cache"], labels)
         _applications(samples, status["applications"], labels)
     if http is not None:

@@ -243,6 +243,15 @@ def no_room(count: int, request_id: Id) -> Invalid:
     return Invalid("frontend_full", text, None, request_id, "rejected", 50.0)
 
 
+def no_memory(count: int, size: int, request_id: Id) -> Invalid:
+    """The bound on bytes of open requests is reached."""
+    text = (
+        f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
+        "limit (GEARMESH_IN_FLIGHT_MB)"
+    )
+    return Invalid("memory_full", text, None, request_id, "rejected", 50.0)
+
+
 def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> float:
     """Seconds that the request may take. Raises: Invalid."""
     slo_ms = slo_ms_default if request.slo_ms is None else request.slo_ms

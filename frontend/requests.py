@@ -29,6 +29,7 @@ class Call:
     framed: bool  # the answer's tensors travel as frames
     weight: float = 1.0
     parts: list["Part"] = field(default_factory=list)
+    size: int = 0  # of its inputs, bytes, once it has parts
     missing: int = 0  # parts without outputs
     answered: bool = False
     context: Any = None  # of whoever opened it, where that is not a client
@@ -73,6 +74,8 @@ class RequestTable:
     """All calls in flight of one frontend."""
 
     in_flight_max: int
+    bytes_max: int
+    bytes_held: int = 0  # of inputs, by open calls that have parts
     _calls: dict[tuple[Hashable, int | str], Call] = field(default_factory=dict)  # open ones
     _parts: dict[int, Part] = field(default_factory=dict)  # {number: part} of open calls, without outputs
     _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; answered calls leave it late
@@ -87,6 +90,11 @@ class RequestTable:
     def full(self) -> bool:
         """No further call can be opened."""
         return len(self._calls) >= self.in_flight_max
+
+    @property
+    def heavy(self) -> bool:
+        """The inputs of the open calls take so much memory that no further one can be opened."""
+        return self.bytes_held >= self.bytes_max
 
     def holds(self, client: Hashable, call_id: int | str) -> bool:
         """A call with this id is open on this connection."""
@@ -118,6 +126,8 @@ class RequestTable:
                 rows = min(batch_max, call.rows - start)
                 self._add(call, rows, [v[start * w : (start + rows) * w] for v, w in zip(views, widths, strict=True)])
         call.missing = len(call.parts)
+        call.size = sum(map(len, tensors))
+        self.bytes_held += call.size
         return call.parts
 
     def settle(self, call: Call) -> None:
@@ -221,6 +231,7 @@ class RequestTable:
 
     def _end(self, call: Call) -> None:
         call.answered = True
+        self.bytes_held -= call.size
         del self._calls[(call.client, call.id)]
         for part in call.parts:
             self._parts.pop(part.number, None)
@@ -239,5 +250,6 @@ class RequestTable:
             assert call.missing > 0 or not call.parts
         open_parts = {p.number for call in self._calls.values() for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
+        assert self.bytes_held == sum(call.size for call in self._calls.values() if call.parts)
         assert self._stale == sum(entry[2].answered for entry in self._deadlines)
         assert len(self._deadlines) - self._stale == len(self._calls)

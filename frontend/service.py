@@ -51,8 +51,9 @@ class FrontendService:
         settings = self.settings = runtime.settings
         self._hub = runtime.hub
         self._transport = runtime.transport
-        self._requests = RequestTable(settings.in_flight_max)
-        self._early = EarlyRequests(settings.in_flight_max, settings.slo_ms_max)
+        bytes_max = settings.in_flight_mb << 20
+        self._requests = RequestTable(settings.in_flight_max, bytes_max)
+        self._early = EarlyRequests(settings.in_flight_max, bytes_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_said)
@@ -71,6 +72,7 @@ class FrontendService:
         self._targets: dict[str, Target] = {}  # {model: what its requests are bound to}, models that can be asked
         self._alarm: Alarm | None = None
         self._answers: dict[str, int] = {}  # {status: answers so far}
+        self._refusals: dict[str, int] = {}  # {code: those of them that the frontend refused itself}
         self._started_s = time.monotonic()
         self._draining = False
 
@@ -193,6 +195,8 @@ class FrontendService:
     def _check_room(self, request: protocol.Infer) -> None:
         if self._requests.full or self._draining:
             raise protocol.no_room(len(self._requests), request.id)
+        if self._requests.heavy:
+            raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
 
     def _enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
         """Answered from the cache, or waiting for a request like it, or on its way to a controller."""
@@ -405,6 +409,7 @@ class FrontendService:
     def refuse(self, client: ClientId, invalid: Invalid) -> None:
         """A request that cannot be obeyed is answered so."""
         self._count(invalid.status)
+        self._refusals[invalid.code] = self._refusals.get(invalid.code, 0) + 1
         self._clients.answer(client, _encode(invalid.answer()))
 
     def to_broker(self, message: wire.ToBroker) -> bool:
@@ -455,7 +460,9 @@ class FrontendService:
             "epoch": table.epoch if table is not None else None,
             "members": describe_members(table),
             "in_flight": len(self._requests),
+            "in_flight_bytes": self._requests.bytes_held,
             "answers": self._answers,
+            "refused": self._refusals,
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
             "connections": self._clients.connections,

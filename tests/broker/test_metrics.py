@@ -11,6 +11,8 @@ from tests.facts import SNAPSHOT
 FRONTEND = {
     "answers": {"ok": 82, "rejected": 8},
     "in_flight": 3,
+    "in_flight_bytes": 4096,
+    "refused": {"memory_full": 2, "bad_shape": 1},
     "answers_dropped": 4,
     "answers_waiting": 5,
     "cache": {
@@ -57,6 +59,11 @@ def test_every_metric_is_there_with_its_value() -> None:
         },
         "gearmesh_log_lines_dropped_total": {(controller,): 2.0},
         "gearmesh_answers_dropped_total": {(("frontend", "frontend-1"),): 4},
+        "gearmesh_in_flight_bytes": {(("frontend", "frontend-1"),): 4096},
+        "gearmesh_frontend_refusals_total": {
+            (("code", "memory_full"), ("frontend", "frontend-1")): 2,
+            (("code", "bad_shape"), ("frontend", "frontend-1")): 1,
+        },
         "gearmesh_answers_waiting": {(("frontend", "frontend-1"),): 5},
         "gearmesh_http_answers_total": {(("code", "200"),): 7, (("code", "429"),): 1},
         "gearmesh_http_in_flight": {(): 2},

@@ -16,8 +16,8 @@ def infer(number: int, **fields: Any) -> protocol.Infer:
 
 @pytest.fixture
 def early() -> EarlyRequests:
-    """Room for three, budgets up to a second."""
-    return EarlyRequests(3, 1000.0)
+    """Room for three and 100 bytes, budgets up to a second."""
+    return EarlyRequests(3, 100, 1000.0)
 
 
 def hold(early: EarlyRequests, request: Any, now: float = 5.0, client: str = "c") -> None:
@@ -85,6 +85,22 @@ def test_no_more_than_the_limit_are_held(early: EarlyRequests) -> None:
     assert refused.value.retry_after_ms is not None
     early.check()
     assert len(early) == 3
+
+
+def test_no_more_bytes_than_the_limit_are_held(early: EarlyRequests) -> None:
+    inside = protocol.Tensor("x", "uint8", [60], memoryview(bytes(60)))
+    hold(early, infer(1, inputs=[inside], slo_ms=10.0))
+    early.hold(Early("c", infer(2), (bytes(40),), 5.0))
+    early.check()
+    with pytest.raises(Invalid) as refused:
+        hold(early, infer(3))
+    assert (refused.value.status, refused.value.code) == ("rejected", "memory_full")
+    assert refused.value.retry_after_ms is not None
+    early.expire(5.02)
+    hold(early, infer(3), 5.02)
+    early.release()
+    early.check()
+    assert early.bytes_held == 0
 
 
 def test_two_connections_may_use_the_same_id(early: EarlyRequests) -> None:

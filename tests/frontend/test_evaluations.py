@@ -14,7 +14,7 @@ class Twins:
     """Calls with one input, entered in turn at one instant with these budgets."""
 
     def __init__(self, *budgets_s: float) -> None:
-        self.table = RequestTable(100)
+        self.table = RequestTable(100, bytes_max=1 << 20)
         self.cache: PredictionCache[Call] = PredictionCache(1 << 20)
         self.both = Evaluations(self.table, self.cache)
         self.calls = [call_of(number, budget_s=budget_s) for number, budget_s in enumerate(budgets_s)]

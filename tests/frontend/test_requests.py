@@ -24,7 +24,7 @@ def call_of(
 @pytest.fixture
 def table() -> Any:
     """Room for three calls."""
-    return Checked(RequestTable(in_flight_max=3))
+    return Checked(RequestTable(in_flight_max=3, bytes_max=1 << 20))
 
 
 def opened(table: Any, call: Call, controller: str | None = "controller-1") -> list[Part]:
@@ -90,6 +90,20 @@ def test_the_table_is_full_at_its_limit_and_not_before(table: Any) -> None:
     assert (table.full, len(table)) == (True, 3)
     outputs(table, part)
     assert (table.full, len(table)) == (False, 2)
+
+
+def test_the_table_is_heavy_once_the_inputs_of_its_open_calls_reach_the_limit() -> None:
+    table: Any = Checked(RequestTable(in_flight_max=10, bytes_max=10))
+    assert not table.heavy
+    (first,) = opened(table, call_of(1, rows=4))
+    table.wait(call_of(2, rows=4))  # for another's outputs: its own inputs are not kept
+    assert (table.heavy, table.bytes_held) == (False, 8)
+    opened(table, call_of(3, rows=5))
+    assert (table.heavy, table.bytes_held) == (True, 18)
+    outputs(table, first)
+    assert (table.heavy, table.bytes_held) == (True, 10)
+    table.close_all()
+    assert (table.heavy, table.bytes_held) == (False, 0)
 
 
 def test_an_id_is_in_use_on_its_own_connection_until_it_is_answered(table: Any) -> None:
@@ -270,7 +284,7 @@ def test_an_id_can_be_used_again_before_its_old_deadline(table: Any) -> None:
 
 @pytest.mark.parametrize("answered", [60, 80, 100])
 def test_many_answered_calls_are_forgotten_also_while_others_expire(answered: int) -> None:
-    table: Any = Checked(RequestTable(in_flight_max=1000))
+    table: Any = Checked(RequestTable(in_flight_max=1000, bytes_max=1 << 20))
     late = [call_of(i, budget_s=1.0) for i in range(40)]
     early = [call_of(i, budget_s=50.0) for i in range(40, 40 + answered)]
     parts = [part for call in (*late, *early) for part in opened(table, call)]
@@ -282,7 +296,7 @@ def test_many_answered_calls_are_forgotten_also_while_others_expire(answered: in
 
 
 def test_the_memory_of_answered_calls_is_bounded() -> None:
-    table: Any = Checked(RequestTable(in_flight_max=1000))
+    table: Any = Checked(RequestTable(in_flight_max=1000, bytes_max=1 << 20))
     for i in range(500):
         (part,) = opened(table, call_of(i, budget_s=1000.0))
         outputs(table, part)
@@ -300,7 +314,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.table = RequestTable(in_flight_max=150)
+        self.table = RequestTable(in_flight_max=150, bytes_max=1 << 20)
         self.now = 100.0
         self.calls: list[Call] = []
         self.parts: list[Part] = []

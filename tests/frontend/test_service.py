@@ -389,6 +389,25 @@ async def test_an_id_in_flight_on_the_same_connection_is_refused_and_the_first_g
 
 
 @on_loop
+async def test_more_bytes_than_the_limit_are_rejected_with_when_to_come_back_and_counted(tmp_path: Path) -> None:
+    async with mesh(tmp_path, in_flight_mb=1, cache_mb=0, rows_max=1 << 16) as at:
+        mebibyte = np.zeros((1 << 16, 4), np.float32)
+        large = at.client.submit("m", mebibyte)
+        outcome: Any = await at.client.submit("m", ROW)
+        assert isinstance(outcome, Rejected)
+        assert (outcome.code, outcome.retry_after_ms) == ("memory_full", 50.0)
+        assert "the inputs of the 1 requests in flight at this frontend take 1 MiB" in outcome.message
+        status = await at.client.call("status")
+        assert (status["in_flight_bytes"], status["refused"]) == (1 << 20, {"memory_full": 1})
+        large.cancel()
+        at.finish(*await at.controller.wait(wire.Submit, (1 << 16) // 8))
+        await at.until(lambda: len(at.frontend._requests) == 0)
+        small = at.client.submit("m", ROW)
+        at.finish((await at.controller.wait(wire.Submit, (1 << 16) // 8 + 1))[-1])
+        assert isinstance(await small, Prediction)
+
+
+@on_loop
 async def test_more_requests_than_the_limit_are_rejected_with_when_to_come_back(tmp_path: Path) -> None:
     async with mesh(tmp_path, in_flight_max=2) as at:
         futures = [at.client.submit("m", ROW) for _ in range(3)]
