@@ -5,7 +5,7 @@ current until the new one is prepared, so a deployment never leaves a gap, and a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from broker import wire
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,18}")
+NAMES_SHOWN = 20  # in one sentence
 HISTORY_MAX = 16  # versions that rollback can go back over
 
 Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
@@ -81,7 +82,7 @@ class Catalogue:
         if not versions and name in self.models and self.models[name].container:
             return [(key, _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name"))]
         if not versions:
-            return [(key, _no(f"no package {name!r} in the model repository; there are: {_names(found)}", "name"))]
+            return [(key, _no(f"no package {name!r} in the model repository; there are: {listed(found)}", "name"))]
         if version is not None and version not in versions:
             return [(key, _no(f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}", "version"))]
         model = self.models.setdefault(name, ModelRecord(name))
@@ -105,7 +106,7 @@ class Catalogue:
         """New requests for the model are refused from now on."""
         model = self.models.get(name)
         if model is None or not model.deployed:
-            return [(key, _no(f"model {name!r} is not deployed; deployed are: {_names(self.deployed())}", "name"))]
+            return [(key, _no(f"model {name!r} is not deployed; deployed are: {listed(self.deployed())}", "name"))]
         users = sorted(app.name for app in self.apps.values() if name in app.definition.get("models", ()))
         if users:
             return [(key, _no(f"model {name!r} is used by the applications {', '.join(users)}", "name"))]
@@ -262,13 +263,13 @@ class Catalogue:
         if create and app is not None:
             return _no(f"application {name!r} exists already; change it with update_app", "app.name", call)
         if not create and app is None:
-            return _no(f"there is no application {name!r}; there are: {_names(self.apps)}", "app.name", call)
+            return _no(f"there is no application {name!r}; there are: {listed(self.apps)}", "app.name", call)
         models = definition.get("models")
         if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
             return _no(f"models is a list of names; got {models!r}", "app.models", call)
         unknown = [model for model in definition.get("models", ()) if model not in self.deployed()]
         if unknown:
-            there = _names(self.deployed())
+            there = listed(self.deployed())
             return _no(f"unknown models: {', '.join(map(str, unknown))}; deployed are: {there}", "app.models", call)
         revision = self.revisions = self.revisions + 1
         self.apps[name] = AppRecord(name, definition, revision, app.created if app is not None else revision)
@@ -279,7 +280,7 @@ class Catalogue:
         """The application is gone."""
         app = self.apps.pop(name, None)
         if app is None:
-            return _no(f"there is no application {name!r}; there are: {_names(self.apps)}", "app", call)
+            return _no(f"there is no application {name!r}; there are: {listed(self.apps)}", "app", call)
         self.changed_apps.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")
 
@@ -306,5 +307,8 @@ def _no(message: str, field_name: str, call: int = 0) -> wire.CallReply:
     return wire.CallReply(call=call, ok=False, message=message, field=field_name)
 
 
-def _names(things: Mapping[str, object]) -> str:
-    return ", ".join(sorted(things)) or "none"
+def listed(names: Iterable[str]) -> str:
+    """The names, for a sentence: in order, and of very many only the first."""
+    there = sorted(names)
+    more = f" and {len(there) - NAMES_SHOWN} more" if len(there) > NAMES_SHOWN else ""
+    return (", ".join(there[:NAMES_SHOWN]) or "none") + more

@@ -16,14 +16,16 @@ from broker.catalogue import NAME, VERSION
 from broker.tensors import DTYPES, byte_count
 
 ID_LENGTH_MAX = 256
+NAME_SHOWN = 64  # characters of a field that nobody knows
 OPS = (
     "infer", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
 
 WORDS = {  # in the decoder's sentences: the protocol's
-    "object": "a map", "array": "a list", "str": "a string", "str | null": "a string", "int": "an integer",
-    "int | str": "an integer or a string", "float": "a number", "float | null": "a number", "bool": "true or false",
-    "bytes": "bin", "bytes | null": "bin", "ext": "an extension", "null": "nil", "None": "nil",
+    "object": "a map", "array": "a list", "array | null": "a list", "str": "a string", "str | null": "a string",
+    "int": "an integer", "int | str": "an integer or a string", "float": "a number", "float | null": "a number",
+    "bool": "true or false", "bytes": "bin", "bytes | null": "bin", "ext": "an extension", "null": "nil",
+    "None": "nil", "datetime": "a timestamp",
 }  # fmt: skip
 
 Id = int | str
@@ -203,14 +205,11 @@ def decode(header: bytes | memoryview) -> Request:
 
 def _explain(header: bytes | memoryview, error: str) -> Invalid:
     """What was wrong, in the words of the protocol, and the id if it can be made out."""
-    for word, plain in WORDS.items():
-        error = error.replace(f"`{word}`", plain)
-    text, _, path = error.partition(" - at `$")
-    field = path.rstrip("`").lstrip(".") or None
+    field, text = worded(error)
     try:
         message = msgspec.msgpack.decode(header)
     except Exception:  # it did decode once, as far as the fault; anything can be behind that
-        return Invalid("malformed", f"the message is not as it should be: {error}", field)
+        return Invalid("malformed", f"{field or 'the message'} is not as it should be: {text}", field)
     if not isinstance(message, dict):
         return Invalid("malformed", f"the message must be a map; got {type(message).__name__}")
     found = message.get("id")
@@ -221,15 +220,22 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
         return Invalid("bad_op", f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
     if message["op"] not in OPS:
         return Invalid("bad_op", f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known)
+    return Invalid("bad_field", f"{field or 'message'}: {text}", field, known)
+
+
+def worded(error: str) -> tuple[str | None, str]:
+    """(the field, the sentence) of the decoder's error, in the words of the protocol."""
+    text, _, path = error.partition(" - at `")
+    place = path.partition("$")[2].rstrip("`").lstrip(".")
     if text.startswith("Object ") and "`" in text:
-        name = text.split("`")[1]
-        field = (field + "." if field else "") + name
+        name = text.split("`")[1][:NAME_SHOWN]
+        place = f"{place}.{name}" if place else name
         text = "it is missing" if text.startswith("Object missing") else "there is no such field; is it misspelt?"
-    elif field == "op":
-        text = f"{message['op']!r} is not served here yet"
-    if field == "id" and "id" in message:
-        text = f"{text}: id is an integer or a string"
-    return Invalid("bad_field", f"{field or 'message'}: {text[:200]}", field, known)
+    elif path.startswith("key` in"):
+        text = "the name of a field must be a string"
+    for word, plain in WORDS.items():
+        text = text.replace(f"`{word}`", plain)
+    return place or None, text[:200]
 
 
 def duplicate(request_id: Id) -> Invalid:

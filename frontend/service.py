@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from broker import wire
+from broker.catalogue import listed
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
@@ -214,8 +215,7 @@ class FrontendService:
             return Invalid("bad_target", text, "context", request.id)
         entry = self._models.get(str(request.model))
         if entry is None:
-            names = ", ".join(sorted(self._models)) or "none"
-            text = f"there is no model {request.model!r}; there are: {names}"
+            text = f"there is no model {request.model!r}; there are: {listed(self._models)}"
             return Invalid("unknown_model", text, "model", request.id)
         if entry.current is None or entry.spec is None:
             why = f": {entry.fault}" if entry.fault else ", it is still being prepared"

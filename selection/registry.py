@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -48,7 +48,7 @@ def make_policy(
     common = _convert({key: value for key, value in args.items() if key in common_keys}, CommonArgs, name)
     strangers = [model for model in common.shadow if model not in models]
     if strangers:
-        raise PolicyError(f"shadow names {strangers[0]!r}, which is not in models", "policy_args.shadow")
+        raise PolicyError(f"shadow names {strangers[0][:64]!r}, which is not in models", "policy_args.shadow")
     candidates = [model for model in models if model not in common.shadow]
     if not candidates:
         raise PolicyError("every model is a shadow: none would answer", "policy_args.shadow")
@@ -73,7 +73,9 @@ def _convert(args: Mapping[str, Any], kind: type[Any], policy: str) -> Any:
             takes = ", ".join([*kind.__struct_fields__, *CommonArgs.__struct_fields__])
             text = f"policy {policy} has no parameter {key[:64]!r}; it takes: {takes}"
         elif key in args:
-            text = f"{text}; got {str(args[key])[:40]!r}"
+            allowed = get_args(get_type_hints(kind)[key])
+            what = f"it is one of: {', '.join(allowed)}" if text.startswith("Invalid enum value") else text
+            text = f"{what}; got {str(args[key])[:40]!r}"
         raise PolicyError(f"{key[:64]}: {text}" if key not in text else text, f"policy_args.{key[:64]}") from None
 
 

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 
 from broker import wire
-from broker.catalogue import NAME
+from broker.catalogue import NAME, listed
 from broker.tensors import byte_count
-from frontend.protocol import Invalid, Tensor
+from frontend.protocol import Invalid, Tensor, worded
 from selection.base import Array, Kind, Policy, PolicyError
 from selection.combining import kind_of
 from selection.registry import CommonArgs, make_policy
@@ -83,13 +83,11 @@ class Application:
 def read_definition(raw: Mapping[str, Any]) -> Definition:
     """The definition in a message or in the catalogue. Raises: Invalid, naming the field."""
     try:
-        definition = msgspec.convert(dict(raw), Definition)
+        definition = msgspec.convert(dict(raw), Definition, builtin_types=(bytes, memoryview))
     except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$")
-        key = path.rstrip("`").lstrip(".")
-        if "`" in text and text.startswith("Object "):
-            key = ".".join(part for part in (key, text.split("`")[1]) if part)
-        raise Invalid("bad_app", f"app.{key}: {text}", f"app.{key}" if key else "app") from None
+        key, text = worded(str(error))
+        field = f"app.{key}" if key is not None else "app"
+        raise Invalid("bad_app", f"{field}: {text}", field) from None
     if not NAME.fullmatch(definition.name):
         text = f"an application's name matches {NAME.pattern}; got {definition.name[:80]!r}"
         raise Invalid("bad_app", text, "app.name")
@@ -120,8 +118,8 @@ def make_application(
     known = {model: specs[model] for model in definition.models if specs.get(model) is not None}
     unknown = [model for model in definition.models if model not in specs]
     if strict and unknown:
-        there = ", ".join(sorted(specs)) or "none"
-        raise Invalid("unknown_model", f"there is no model {unknown[0][:80]!r}; there are: {there}", "app.models")
+        text = f"there is no model {unknown[0][:80]!r}; there are: {listed(specs)}"
+        raise Invalid("unknown_model", text, "app.models")
     if not known or (strict and len(known) < len(definition.models)):
         late = next(model for model in definition.models if model not in known)
         text = f"model {late!r} is not prepared yet, so that nothing can be said of its inputs and outputs"

@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 
 from broker import wire
+from broker.catalogue import listed
 from broker.config import Settings
 from frontend import protocol
 from frontend.applications.administration import Administration
@@ -212,8 +213,7 @@ class Applications:
         if unserved is not None:
             text = f"the application {request.app!r} is not served: {unserved.why}"
             raise Invalid("not_served", text, "app", request.id, "failed")
-        there = ", ".join(sorted(self.apps)) or "none"
-        text = f"there is no application {request.app!r}; there are: {there}"
+        text = f"there is no application {request.app!r}; there are: {listed(self.apps)}"
         raise Invalid("unknown_app", text, "app", request.id)
 
     def _state(self, key: Key) -> State | None:

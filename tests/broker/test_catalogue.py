@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from broker import wire
-from broker.catalogue import HISTORY_MAX, NAME, VERSION, Catalogue, ModelRecord, Replies
+from broker.catalogue import HISTORY_MAX, NAME, VERSION, Catalogue, ModelRecord, Replies, listed
 from tests.cores import Checked
 
 SPEC = wire.ModelSpec(
@@ -393,6 +393,14 @@ def test_an_application_made_anew_under_an_old_name_has_another_revision(serving
     first = serving.put_app(1, app(), create=True).revision
     serving.drop_app(2, "digits")
     assert serving.put_app(3, app(slo_ms=20), create=True).revision != first
+
+
+def test_of_very_many_names_a_sentence_has_the_first() -> None:
+    assert listed([]) == "none"
+    assert listed({"b": 1, "a": 2}) == "a, b"
+    names = [f"m{number:02}" for number in range(25)]
+    assert listed(names[:20]) == ", ".join(names[:20])
+    assert listed(reversed(names)) == ", ".join(names[:20]) + " and 5 more"
 
 
 def test_an_application_is_created_once_and_another_of_its_name_again(serving: Any) -> None:

@@ -304,12 +304,14 @@ BAD = [
     ({"confidence_min": 1.1}, "app.confidence_min", "0 to 1"),
     ({"confidence_min": float("nan")}, "app.confidence_min", "0 to 1"),
     ({"slo_ms": 0}, "app.slo_ms", "above 0"),
-    ({"slo_ms": "fast"}, "app.slo_ms", "float"),
-    ({"slow_ms": 1}, "app.slow_ms", "unknown field"),
+    ({"slo_ms": "fast"}, "app.slo_ms", "a number, got a string"),
+    ({"slow_ms": 1}, "app.slow_ms", "misspelt"),
     ({"default": {"z": np.zeros((1, 4), np.float32)}}, "app.default", "every output"),
     ({"default": {"y": np.zeros((2, 4), np.float32)}}, "app.default", "shape [1, 4]"),
     ({"default": {"y": np.zeros((1, 4), np.float64)}}, "app.default", "float32"),
     ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": b"123"}]}, "app.default", "16 bytes"),
+    ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": "A" * 22}]}, "app.default[0].data", "bin"),
+    ({"policy_args": {7: 1}}, "app.policy_args", "the name of a field must be a string"),
 ]
 
 

@@ -193,7 +193,7 @@ def test_a_wrong_field_is_named_and_the_id_kept(request_: Any, code: str, field:
     invalid = refused(request_)
     assert (invalid.code, invalid.field, invalid.id, invalid.status) == (code, field, 7, "invalid")
     assert field in invalid.message
-    assert "id is an integer or a string" not in invalid.message
+    assert "an integer or a string" not in invalid.message
     assert len(invalid.message) < 400
 
 
@@ -214,7 +214,18 @@ def test_a_field_of_a_tensor_that_is_missing_or_unknown_is_named_with_its_tensor
 def test_a_key_that_is_no_string_is_not_taken_for_a_field_name() -> None:
     invalid = refused({"op": "ping", "id": 7, 3: 4})
     assert (invalid.code, invalid.id) == ("bad_field", 7)
-    assert invalid.field in (None, "key")
+    assert invalid.field is None
+    assert "the name of a field must be a string" in invalid.message
+    invalid = refused(infer(inputs=[{**tensor(), 3: 4}]))
+    assert (invalid.code, invalid.id, invalid.field) == ("bad_field", 7, "inputs[0]")
+    assert "the name of a field must be a string" in invalid.message
+
+
+def test_a_field_of_a_very_long_name_is_named_by_its_beginning() -> None:
+    for message in (infer(**{"k" * 100_000: 1}), infer(inputs=[tensor(**{"k" * 100_000: 1})])):
+        invalid = refused(message)
+        assert "there is no such field" in invalid.message
+        assert len(invalid.message) + len(invalid.field or "") < 300
 
 
 @pytest.mark.parametrize(
@@ -235,7 +246,7 @@ def test_an_unknown_op_is_answered_with_those_that_there_are() -> None:
 def test_an_id_of_another_type_is_refused_and_not_given_back(known: Any) -> None:
     invalid = refused({"op": "ping", "id": known})
     assert (invalid.code, invalid.field, invalid.id) == ("bad_field", "id", None)
-    assert "id is an integer or a string" in invalid.message
+    assert "Expected an integer or a string" in invalid.message
 
 
 def test_a_missing_id_is_named() -> None:

@@ -228,7 +228,7 @@ def test_a_shadow_is_no_candidate_of_the_policy() -> None:
         ("split", {"shares": {"a": float("nan")}}, "policy_args.shares", "from 0 up"),
         ("majority", {"shadow": ["z"]}, "policy_args.shadow", "not in models"),
         ("majority", {"shadow": MODELS}, "policy_args.shadow", "none would answer"),
-        ("majority", {"loss": "log"}, "policy_args.loss", "Invalid enum"),
+        ("majority", {"loss": "log"}, "policy_args.loss", "one of: auto, zero_one, absolute, squared; got 'log'"),
         ("os:system", {}, "policy", "may not be imported"),
     ],
 )
