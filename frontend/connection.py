@@ -67,10 +67,13 @@ class Connection:
             self.sock.connect(address)
 
     def ask(self, flight: Flight) -> None:
-        """The request leaves, or waits for a connection. Raises: Rejected, if too many do; Disconnected."""
+        """The request leaves, or waits for a connection. Raises: Rejected, if too many do; Invalid; Disconnected."""
         call = flight.message["id"]
         if self.sock.closed:
             raise closed()
+        refusal = self.talk.too_large(flight.frames) if flight.frames else None
+        if refusal is not None:
+            raise refusal
         if self._unsent or not self._send(flight):
             if len(self._unsent) >= UNSENT_MAX:
                 raise self._full()
@@ -111,7 +114,7 @@ class Connection:
             if left_s <= 0:
                 return True
             flight.message["slo_ms"] = left_s * 1e3
-            flight.body = msgpack.packb(flight.message)
+            flight.body = packed(flight.message)
         parts = [flight.body, *flight.frames]
         try:
             self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
@@ -162,12 +165,12 @@ class Connection:
         """A request for an answer of a model or an application, about to be asked."""
         now = time.monotonic()
         wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
-        return Flight(message, msgpack.packb(message), frames, now + wait_s + GRACE_S, budget_s, now)
+        return Flight(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
 
     def call(self, message: dict[str, Any], timeout_s: float) -> Flight:
         """Any other message, about to be asked."""
         now = time.monotonic()
-        return Flight(message, msgpack.packb(message), [], now + timeout_s, None, now)
+        return Flight(message, packed(message), [], now + timeout_s, None, now)
 
     def expired(self, now: float) -> list[Flight]:
         """Requests given up: no answer came, nor will."""
@@ -197,7 +200,7 @@ def no_answer() -> TimedOut:
 
 def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
     """Seconds that the answer may take: as asked for, or the target's own; None where that is not known."""
-    chosen = slo_ms if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
+    chosen = _plain(slo_ms) if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
     return min(float(chosen) / 1e3, BUDGET_S_MAX) if isinstance(chosen, (int, float)) and chosen > 0 else None
 
 
@@ -211,6 +214,18 @@ def feedback_fields(decision_id: str, label: Any, loss: float | None, context: s
     return {"decision_id": decision_id, **{key: value for key, value in named.items() if value is not None}}
 
 
+def packed(message: Mapping[str, Any]) -> bytes:
+    """The message, with numbers and lists in place of numpy's. Raises: TypeError, for what has no place in it."""
+    body: bytes = msgpack.packb(message, default=_known)
+    return body
+
+
+def _known(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a request holds numbers, strings, lists and arrays, no {type(value).__name__}")
+    return value.tolist()
+
+
 def _plain(value: Any) -> Any:
     """Numbers and lists, of numpy's."""
     return value.tolist() if hasattr(value, "tolist") else value
@@ -221,4 +236,4 @@ def definition_of(name: str, models: Sequence[str], policy: str, rest: Mapping[s
     default = rest.get("default")
     if isinstance(default, Mapping):
         rest = {**rest, "default": [tensor(name, array) for name, array in default.items()]}
-    return {"name": name, "models": list(models), "policy": policy, **rest}
+    return {"name": name, "models": [models] if isinstance(models, str) else list(models), "policy": policy, **rest}

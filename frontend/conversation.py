@@ -113,6 +113,7 @@ class Conversation:
     def __init__(self) -> None:
         self.specs: dict[str, dict[str, Any]] = {}  # {model: its entry in the answer to "models"}
         self.apps: dict[str, dict[str, Any]] = {}  # {application: its entry in the answer to "apps"}
+        self.frame_bytes_max: int | None = None  # of the frontends; None: not told
         self._ids = itertools.count(1)
 
     def next_id(self) -> int:
@@ -122,10 +123,12 @@ class Conversation:
     def learn(self, answer: Mapping[str, Any]) -> None:
         """Takes in what is deployed."""
         self.specs = {model["name"]: model for model in answer["models"]}
+        self.frame_bytes_max = answer.get("frame_bytes_max")
 
     def learn_apps(self, answer: Mapping[str, Any]) -> None:
         """Takes in which applications there are."""
         self.apps = {app["name"]: app for app in answer["apps"]}
+        self.frame_bytes_max = answer.get("frame_bytes_max")
 
     def spec(self, target: "Target") -> Mapping[str, Any]:
         """What is known of a model or an application."""
@@ -161,14 +164,21 @@ class Conversation:
             array = np.asarray(value)
             spec = by_name.get(name)
             if spec is not None:
-                wanted = np.dtype(spec["dtype"])
-                whole = array.dtype.kind in "iu" and wanted.kind == "f"
-                if array.dtype != wanted and (whole or np.can_cast(array.dtype, wanted, "same_kind")):
-                    array = array.astype(wanted)
+                array = converted(array, np.dtype(spec["dtype"]))
                 if array.ndim == len(spec["shape"]) - 1:
                     array = array[np.newaxis]
             tensors.append((name, np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
         return tensors
+
+    def too_large(self, frames: Sequence[Any]) -> Invalid | None:
+        """The refusal of a request whose frames would make a frontend close the connection; None if it takes them."""
+        most = self.frame_bytes_max
+        if most is None or all(len(frame) <= most for frame in frames):
+            return None
+        largest = max(map(len, frames))
+        text = f"an input of {largest} bytes is more than a frontend takes, {most} (GEARMESH_REQUEST_BYTES_MAX)"
+        error = {"code": "too_large", "message": text, "field": "inputs"}
+        return Invalid({"status": "invalid", "error": error})
 
     def understand(self, header: Any, frames: Sequence[Any]) -> Prediction | RequestError | Mapping[str, Any]:
         """A prediction, an error to be raised, or the answer to anything but infer as it is."""
@@ -201,6 +211,20 @@ class Conversation:
             header.get("margin"),
             header.get("disagreement"),
         )
+
+
+def converted(array: Array, wanted: np.dtype[Any]) -> Array:
+    """The array in this dtype, if its numbers stay what they are but for the rounding of floats; else as it is."""
+    kind, fits = array.dtype.kind, False
+    if array.dtype == wanted or kind not in "biuf":
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(wanted)
+    if wanted.kind == "f":
+        fits = bool((np.isfinite(cast) == np.isfinite(array)).all())
+    elif wanted.kind in "iu" and kind in "biu":
+        fits = np.can_cast(array.dtype, wanted) or bool((cast == array).all())
+    return cast if fits else array
 
 
 def tensor(name: str, array: Any) -> dict[str, Any]:

@@ -58,15 +58,13 @@ class Completed:
     predicted_s: float
     device: str
     cold: bool = False  # the model of the last part to come was on no device when that arrived
+    pieces: Sequence[Sequence[Any]] = field(default=(), compare=False)  # each part's outputs
 
     def outputs(self) -> list[Any]:
         """One buffer per output, all rows; not copied unless the call was split."""
-        parts = self.call.parts
-        if len(parts) == 1:
-            assert parts[0].outputs is not None
-            return list(parts[0].outputs)
-        pieces = [part.outputs for part in parts if part.outputs is not None]
-        return [b"".join(column) for column in zip(*pieces, strict=True)]
+        if len(self.pieces) == 1:
+            return list(self.pieces[0])
+        return [b"".join(column) for column in zip(*self.pieces, strict=True)]
 
 
 @dataclass(slots=True)
@@ -163,8 +161,9 @@ class RequestTable:
         part.call.missing -= 1
         if part.call.missing:
             return None
+        pieces = [each.outputs for each in part.call.parts if each.outputs is not None]
         self._end(part.call)
-        return Completed(part.call, batch_size, predicted_s, device, cold)
+        return Completed(part.call, batch_size, predicted_s, device, cold, pieces)
 
     def misfit(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
         """Outputs came for a part: its call, which has ended, if they are not of the model's number and sizes."""
@@ -235,6 +234,9 @@ class RequestTable:
         del self._calls[(call.client, call.id)]
         for part in call.parts:
             self._parts.pop(part.number, None)
+            part.tensors = ()  # the call itself stays in the heap for a while, its memory does not
+            if part.outputs is not None:
+                part.outputs = ()
         self._stale += 1
         if self._stale > 64 and self._stale > 2 * len(self._calls):
             self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
@@ -251,5 +253,7 @@ class RequestTable:
         open_parts = {p.number for call in self._calls.values() for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
         assert self.bytes_held == sum(call.size for call in self._calls.values() if call.parts)
+        ended = [part for entry in self._deadlines if entry[2].answered for part in entry[2].parts]
+        assert not any(part.tensors or part.outputs for part in ended)
         assert self._stale == sum(entry[2].answered for entry in self._deadlines)
         assert len(self._deadlines) - self._stale == len(self._calls)

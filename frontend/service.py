@@ -149,7 +149,8 @@ class FrontendService:
             self._infer(client, request, frames, received_s)
         elif isinstance(request, protocol.Models):
             models = describe_models(self._models, self._controllers)
-            self._send(client, {"id": request.id, "status": "ok", "models": models})
+            most = self.settings.request_bytes_max
+            self._send(client, {"id": request.id, "status": "ok", "models": models, "frame_bytes_max": most})
         else:
             self._applications.handle(client, request, received_s)
 

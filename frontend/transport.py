@@ -12,6 +12,7 @@ from broker.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE, Buff
 from frontend.backlog import Answer, Backlog
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, for one client; further ones wait here, for it may only be slow for a moment
+REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, for one client: they count nowhere else, and each may be large
 CLIENT_BYTES_MAX = 32 << 20  # that wait here for one client; what finds no room is dropped, and counted
 BYTES_MAX = 256 << 20  # and for all clients
 FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # until it is tried again; as long as nothing leaves, each pause is twice the last
@@ -45,6 +46,7 @@ class ClientPort:
         """Opens the port and returns its address. Raises: AddressInUse."""
         hub = self._hub
         sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
+        sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._monitor = hub.monitor(sock, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")

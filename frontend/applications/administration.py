@@ -125,7 +125,8 @@ class Administration:
             if len(described) == len(apps):
                 others = {name: describe_unserved(found, context) for name, found in self._all.unserved.items()}
                 listed = [entry for _, entry in sorted({**others, **described}.items())]
-                self._host.send(client, {"id": request.id, "status": "ok", "apps": listed})
+                most = self._settings.request_bytes_max
+                self._host.send(client, {"id": request.id, "status": "ok", "apps": listed, "frame_bytes_max": most})
 
         def read(app: Application) -> None:
             def done(state: State | None, error: str) -> None:

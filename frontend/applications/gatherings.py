@@ -133,6 +133,7 @@ class Gatherings:
     def close(self, gathering: Gathering) -> None:
         """It is being answered."""
         gathering.answered = True
+        gathering.tensors = ()  # it stays in the heap for a while
         del self._open[(gathering.client, gathering.id)]
         if len(self._deadlines) > 64 + 4 * len(self._open):
             self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
@@ -166,6 +167,7 @@ class Gatherings:
             assert not gathering.answered
             assert not gathering.waiting & gathering.came.keys()
             assert not gathering.waiting & gathering.troubles.keys()
+        assert not any(entry[2].tensors for entry in self._deadlines if entry[2].answered)
         assert sum(not entry[2].answered for entry in self._deadlines) == len(self._open)
 
 

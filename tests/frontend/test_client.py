@@ -22,7 +22,7 @@ from frontend.client import (
     RequestError,
     TimedOut,
 )
-from frontend.conversation import FRAMED_BYTES
+from frontend.conversation import FRAMED_BYTES, converted
 from tests.frontend.fakes import DROP, Asked, FakeFrontend, error, infers, models, ok, usual
 from tests.loops import on_loop
 
@@ -169,6 +169,65 @@ def test_what_cannot_be_converted_safely_is_left_to_the_frontend_to_refuse(servi
         client.infer("two", {"a": np.array([1.5]), "b": np.ones((1, 2, 2), np.float32), "c": np.zeros(1, np.int8)})
     (asked,) = frontend.infers()
     assert [tensor["dtype"] for tensor in asked.message["inputs"]] == ["float64", "float32", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("x", "wanted", "sent"),
+    [
+        ([1, 127, -128], "int8", "int8"),
+        ([1, 128], "int8", "int64"),
+        ([0, 255], "uint8", "uint8"),
+        ([0, -1], "uint8", "int64"),
+        ([-1], "uint64", "int64"),
+        (np.array([2**63], np.uint64), "int64", "uint64"),
+        (np.array([2**63 - 1], np.uint64), "int64", "int64"),
+        ([True, False], "int8", "int8"),
+        ([0, 1], "bool", "int64"),
+        ([1.0, 2.0], "int32", "float64"),
+        ([1.5, float("inf"), float("nan")], "float16", "float16"),
+        ([70_000.0], "float16", "float64"),
+        ([70_000], "float16", "int64"),
+        ([1e39], "float32", "float64"),
+        ([1j], "float32", "complex128"),
+        (["a"], "float32", "str32"),
+        (np.zeros(0, np.int64), "uint8", "uint8"),
+    ],
+)
+def test_numbers_are_converted_only_where_they_stay_what_they_are(x: Any, wanted: str, sent: str) -> None:
+    array = np.asarray(x)
+    found = converted(array, np.dtype(wanted))
+    assert found.dtype.name == sent
+    if sent == wanted and array.dtype.kind in "biu":
+        assert found.tolist() == array.tolist()
+
+
+def test_numbers_of_numpy_s_may_be_given_wherever_a_number_may(serving: Serving) -> None:
+    frontend, client = serving()
+    client.infer("m", ROW, slo_ms=np.float32(250), weight=np.float64(0.5), cache=np.bool_(False))
+    (asked,) = frontend.infers()
+    assert {key: asked.message[key] for key in ("slo_ms", "weight", "cache")} == {
+        "slo_ms": 250.0, "weight": 0.5, "cache": False,
+    }  # fmt: skip
+    client.create_app("a", "m", "exp4", policy_args={"eta": np.float32(0.5)}, confidence_min=np.float32(0.25))
+    (created,) = frontend.wait(1, "create_app")
+    assert created.message["app"] == {
+        "name": "a", "models": ["m"], "policy": "exp4", "policy_args": {"eta": 0.5}, "confidence_min": 0.25,
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="holds numbers, strings, lists and arrays, no object"):
+        client.infer("m", ROW, context=object())
+
+
+def test_an_input_too_large_for_a_frontend_is_refused_and_the_connection_stays(make: Any) -> None:
+    def told(asked: Asked) -> Any:
+        answer, _ = models(asked)
+        return [({**answer, "frame_bytes_max": 1_600_000}, [])] if asked.message["op"] == "models" else usual(asked)
+
+    with FakeFrontend(told) as frontend, make(frontend.address) as client:
+        with pytest.raises(Invalid, match="1600016 bytes is more than a frontend takes, 1600000") as raised:
+            client.infer("m", np.zeros((100_001, 4), np.float32))
+        assert (raised.value.code, raised.value.field) == ("too_large", "inputs")
+        assert client.infer("m", np.zeros((100_000, 4), np.float32))["y"].shape == (100_000, 4)
+        assert len(frontend.infers()) == 1
 
 
 @pytest.mark.parametrize("rows", [1, FRAMED_BYTES // 16, FRAMED_BYTES // 16 + 1])

@@ -408,6 +408,16 @@ async def test_more_bytes_than_the_limit_are_rejected_with_when_to_come_back_and
 
 
 @on_loop
+async def test_a_client_that_knows_the_models_does_not_lose_its_connection_over_a_large_input(tmp_path: Path) -> None:
+    async with mesh(tmp_path, request_bytes_max=1 << 20) as at:
+        assert (await at.client.call("apps"))["frame_bytes_max"] == 1 << 20
+        with pytest.raises(Invalid, match="more than a frontend takes, 1048576") as refused:
+            await at.client.infer("m", np.zeros(((1 << 16) + 1, 4), np.float32))
+        assert (refused.value.code, refused.value.field) == ("too_large", "inputs")
+        assert (await at.client.call("status"))["disconnections"] == 0
+
+
+@on_loop
 async def test_more_requests_than_the_limit_are_rejected_with_when_to_come_back(tmp_path: Path) -> None:
     async with mesh(tmp_path, in_flight_max=2) as at:
         futures = [at.client.submit("m", ROW) for _ in range(3)]
