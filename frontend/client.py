@@ -11,6 +11,7 @@ client while no frontend is there; beyond 100,000 they are `Rejected` at once, a
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -56,8 +57,8 @@ class Client:
         """`addresses`: one frontend or several; `keys`: (server's public, own public, own secret) CURVE keys."""
         self._connection = Connection(addresses, keys)
         self._poller = zmq.Poller()
-        self._poller.register(self._connection.sock, zmq.POLLIN)
-        self._poller.register(self._connection.monitor, zmq.POLLIN)
+        for way in self._connection.ways:
+            self._poller.register(way.monitor, zmq.POLLIN)
 
     def __enter__(self) -> "Client":
         return self
@@ -171,10 +172,11 @@ class Client:
             if not left:
                 return
             first_s = min(flight.deadline_s for flight in connection.flights.values())
-            self._poller.register(connection.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits else zmq.POLLIN)
-            self._poller.poll(max(1, int((first_s - now) * 1e3) + 1))
-            connection.watch()
-            for flight, outcome in connection.read():
+            for way in connection.ways:
+                self._poller.register(way.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and way.up else zmq.POLLIN)
+            ready = dict(self._poller.poll(max(1, int((first_s - now) * 1e3) + 1)))
+            watched = connection.watch() if any(way.monitor in ready for way in connection.ways) else ()
+            for flight, outcome in itertools.chain(watched, connection.read()):
                 flight.result = outcome
                 left.discard(id(flight))
             connection.ask_waiting()
@@ -189,9 +191,12 @@ class AsyncClient:
         """See `Client`. Made inside a running loop."""
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(addresses, keys)
-        self._fds = [int(sock.getsockopt(zmq.FD)) for sock in (self._connection.sock, self._connection.monitor)]
-        for fd in self._fds:
-            self._loop.add_reader(fd, self._readable)
+        self._fds: list[int] = []
+        for way in self._connection.ways:
+            for sock, readable in ((way.sock, self._readable), (way.monitor, self._watched)):
+                self._fds.append(int(sock.getsockopt(zmq.FD)))
+                self._loop.add_reader(self._fds[-1], readable)
+                self._loop.call_soon(readable)  # a socket that was never read does not tell of its first message
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  # when it rings
         self._check_scheduled = False
@@ -333,11 +338,17 @@ class AsyncClient:
         self._check_scheduled = False
         if self._closed:
             return
-        self._connection.watch()
         for flight, outcome in self._connection.read():
             self._settle(flight, outcome)
         if self._connection.ask_waiting():
             self._check_soon()
+
+    def _watched(self) -> None:
+        if self._closed:
+            return
+        for flight, outcome in self._connection.watch():
+            self._settle(flight, outcome)
+        self._check_soon()
 
     def _settle(self, flight: Flight, outcome: Any) -> None:
         if flight.future is not None and not flight.future.done():

@@ -1,4 +1,7 @@
-"""A Python client's socket and the requests in flight on it; the blocking and the asyncio client wait differently."""
+"""A Python client's sockets and the requests in flight on them; the blocking and the asyncio client wait differently.
+
+What waits for a frontend waits here, not in ZeroMQ: its budget shrinks, and it leaves through whichever is there first.
+"""
 
 import asyncio
 import struct
@@ -19,8 +22,6 @@ BUDGET_S_MAX = 1e6  # that is waited for
 UNSENT_MAX = 100_000  # requests that wait here
 SENDING_MAX = 1_000  # in ZeroMQ, for each connection: their budgets do not shrink any more
 FULL_RETRY_MS = 100.0
-
-
 EVENT = struct.Struct("=H")  # of a monitor's message: what happened
 EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
@@ -35,25 +36,22 @@ class Flight:
     deadline_s: float  # given up here at
     budget_s: float | None  # as asked for, or the target's own; None: not known
     asked_s: float
+    way: "Way | None" = None  # that it was sent on
     late: bool = False  # it leaves later than it was asked, and with what is left of its budget
     again: bool = False  # asked more than once
     future: "asyncio.Future[Any] | None" = None
     result: Any = None
 
 
-class Connection:
-    """The socket and the requests in flight on it; shared by both clients, which differ in how they wait."""
+class Way:
+    """The socket to one frontend. What is sent while it is not `up` would wait for a frontend that may be gone."""
 
-    def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
-        self.talk = Conversation()
-        self.flights: dict[int, Flight] = {}  # {id: request}, not answered
-        self._unsent: dict[int, Flight] = {}  # {id: request} of those that wait for a connection, oldest first
-        self._broken = False  # a connection was lost, and ZeroMQ may not have noticed yet
-        self._addresses = [addresses] if isinstance(addresses, str) else list(addresses)
-        self.context = zmq.Context()
-        self.sock: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
+    def __init__(self, context: "zmq.Context[Any]", address: str, keys: tuple[bytes, bytes, bytes] | None) -> None:
+        self.address = address
+        self.up = False
+        self._known = False  # it was up, and whoever asked has not been told of its loss
+        self.sock: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.sock.setsockopt(zmq.LINGER, 0)
-        self.sock.setsockopt(zmq.IMMEDIATE, 1)  # what waits for a connection waits here, and its budget shrinks
         self.sock.setsockopt(zmq.SNDHWM, SENDING_MAX)
         self.sock.setsockopt(zmq.RCVHWM, 100_000)
         self.sock.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -63,13 +61,63 @@ class Connection:
             self.sock.setsockopt(zmq.CURVE_PUBLICKEY, keys[1])
             self.sock.setsockopt(zmq.CURVE_SECRETKEY, keys[2])
         self.monitor: zmq.Socket[bytes] = self.sock.get_monitor_socket(EVENTS)
-        for address in self._addresses:
-            self.sock.connect(address)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.sock.connect(self.address)
+        self._endpoint = self.sock.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def lost(self) -> bool:
+        """The connection was lost since the last call; all that came on it can be read now."""
+        lost = False
+        while True:
+            try:
+                event = self.monitor.recv_multipart(zmq.NOBLOCK)[0]
+            except zmq.Again:
+                return lost
+            (kind,) = EVENT.unpack_from(event)
+            self.up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and not lost
+            if kind == zmq.EVENT_CONNECT_RETRIED:  # comes after the last message; EVENT_DISCONNECTED may not
+                lost, self._known = lost or self._known, False
+            self._known = self._known or self.up
+
+    def forget(self) -> None:
+        """What was not sent on the lost connection will not be sent on the next."""
+        self.sock.disconnect(self._endpoint)
+        self._connect()
+
+    def send(self, parts: Sequence[Any]) -> bool:
+        """False: there is no room."""
+        try:
+            self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self) -> None:
+        """The socket is closed."""
+        self.sock.disable_monitor()
+        self.monitor.close(0)
+        self.sock.close(0)
+
+
+class Connection:
+    """Ways to all frontends and the requests in flight; shared by both clients, which differ in how they wait."""
+
+    def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
+        self.talk = Conversation()
+        self.flights: dict[int, Flight] = {}  # {id: request}, not answered
+        self._unsent: dict[int, Flight] = {}  # {id: request} of those that wait for a connection, oldest first
+        self._context = zmq.Context()
+        each = [addresses] if isinstance(addresses, str) else addresses
+        self.ways = [Way(self._context, address, keys) for address in each]
+        self._turn = 0  # the way of the next request
+        self.closed = False
 
     def ask(self, flight: Flight) -> None:
         """The request leaves, or waits for a connection. Raises: Rejected, if too many do; Invalid; Disconnected."""
         call = flight.message["id"]
-        if self.sock.closed:
+        if self.closed:
             raise closed()
         refusal = self.talk.too_large(flight.frames) if flight.frames else None
         if refusal is not None:
@@ -84,15 +132,13 @@ class Connection:
     def _full(self) -> Rejected:
         text = (
             f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at "
-            f"{', '.join(self._addresses)}, or it reads more slowly than it is asked"
+            f"{', '.join(way.address for way in self.ways)}, or it reads more slowly than it is asked"
         )
         error = {"code": "client_full", "message": text, "retry_after_ms": FULL_RETRY_MS}
         return Rejected({"status": "rejected", "error": error})
 
     def ask_waiting(self) -> bool:
         """What waits leaves as far as there is room, with what is left of its budget. True if anything did."""
-        if not self._unsent or not int(self.sock.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
-            return False
         sent = []
         for call, flight in self._unsent.items():
             if call in self.flights and not self._send(flight):
@@ -116,17 +162,35 @@ class Connection:
             flight.message["slo_ms"] = left_s * 1e3
             flight.body = packed(flight.message)
         parts = [flight.body, *flight.frames]
-        try:
-            self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
-        except zmq.Again:
-            return False
-        return True
+        for _ in self.ways:
+            way = self.ways[self._turn]
+            self._turn = (self._turn + 1) % len(self.ways)
+            if way.up and way.send(parts):
+                flight.way = way
+                return True
+        return False
 
     def read(self) -> Iterable[tuple[Flight, Any]]:
         """(request, outcome) of every answer that has arrived."""
+        for way in self.ways:
+            yield from self._read(way.sock)
+
+    def watch(self) -> Iterable[tuple[Flight, Any]]:
+        """As `read`, when a monitor has something: what a lost connection leaves open waits anew."""
+        for way in self.ways:
+            if way.lost():
+                yield from self._read(way.sock)
+                way.forget()
+                open_ = {call: flight for call, flight in self.flights.items() if flight.way is way}
+                for flight in open_.values():
+                    flight.way = None
+                    flight.late = flight.again = True
+                self._unsent = {**open_, **self._unsent}
+
+    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[Flight, Any]]:
         while True:
             try:
-                parts = self.sock.recv_multipart(zmq.NOBLOCK)
+                parts = sock.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
@@ -144,22 +208,6 @@ class Connection:
                 continue  # the connection only seemed broken; the first asking goes on
             del self.flights[header["id"]]
             yield flight, outcome
-
-    def watch(self) -> None:
-        """What was not answered when a connection broke waits to be asked again, with what is left of its budget."""
-        while True:
-            try:
-                event = self.monitor.recv_multipart(zmq.NOBLOCK)[0]
-            except zmq.Again:
-                return
-            (kind,) = EVENT.unpack_from(event)
-            if kind == zmq.EVENT_DISCONNECTED:
-                self._broken = True
-            elif kind == zmq.EVENT_CONNECT_RETRIED and self._broken:  # now nothing is sent to the lost one any more
-                self._broken = False
-                for call, flight in self.flights.items():
-                    flight.late = flight.again = True
-                    self._unsent.setdefault(call, flight)
 
     def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> Flight:
         """A request for an answer of a model or an application, about to be asked."""
@@ -181,12 +229,12 @@ class Connection:
 
     def close(self) -> None:
         """Nothing is asked or read any more."""
-        if self.sock.closed:
+        if self.closed:
             return
-        self.sock.disable_monitor()
-        self.monitor.close(0)
-        self.sock.close(0)
-        self.context.term()
+        self.closed = True
+        for way in self.ways:
+            way.close()
+        self._context.term()
 
 
 def closed() -> Disconnected:

@@ -723,7 +723,7 @@ def test_the_blocking_context_manager_closes_also_after_an_error() -> None:
     with FakeFrontend() as frontend:
         with pytest.raises(ZeroDivisionError), Client(frontend.address) as client:
             raise ZeroDivisionError
-        assert client._connection.sock.closed
+        assert client._connection.ways[0].sock.closed
 
 
 # -- only on a loop ---------------------------------------------------------------------------------------------------
