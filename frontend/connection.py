@@ -263,12 +263,27 @@ def feedback_fields(decision_id: str, label: Any, loss: float | None, context: s
 
 
 def packed(message: Mapping[str, Any]) -> bytes:
-    """The message, with numbers and lists in place of numpy's. Raises: TypeError, for what has no place in it."""
-    body: bytes = msgpack.packb(message, default=_known)
+    """The message, with numbers and lists in place of numpy's. Raises: Invalid; TypeError."""
+    try:
+        body: bytes = msgpack.packb(message, default=_known)
+    except (OverflowError, UnicodeEncodeError) as error:
+        field = next(name for name, value in message.items() if not _writable(value))
+        text = f"{field}: a message cannot hold it: {error}"
+        raise Invalid({"status": "invalid", "error": {"code": "bad_field", "message": text, "field": field}}) from None
     return body
 
 
+def _writable(value: Any) -> bool:
+    try:
+        msgpack.packb(value, default=_known)
+    except (OverflowError, UnicodeEncodeError):
+        return False
+    return True
+
+
 def _known(value: Any) -> Any:
+    if isinstance(value, int):
+        raise OverflowError("a whole number beyond 64 bits")
     if not hasattr(value, "tolist"):
         raise TypeError(f"a request holds numbers, strings, lists and arrays, no {type(value).__name__}")
     return value.tolist()

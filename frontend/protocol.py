@@ -5,7 +5,7 @@ tensor, in order. The answer comes in the form of the request.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,7 +223,7 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
     return Invalid("bad_field", f"{field or 'message'}: {text}", field, known)
 
 
-def worded(error: str) -> tuple[str | None, str]:
+def worded(error: str, words: Mapping[str, str] = WORDS) -> tuple[str | None, str]:
     """(the field, the sentence) of the decoder's error, in the words of the protocol."""
     text, _, path = error.partition(" - at `")
     place = path.partition("$")[2].rstrip("`").lstrip(".")
@@ -233,7 +233,7 @@ def worded(error: str) -> tuple[str | None, str]:
         text = "it is missing" if text.startswith("Object missing") else "there is no such field; is it misspelt?"
     elif path.startswith("key` in"):
         text = "the name of a field must be a string"
-    for word, plain in WORDS.items():
+    for word, plain in words.items():
         text = text.replace(f"`{word}`", plain)
     return place or None, text[:200]
 

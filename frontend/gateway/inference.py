@@ -10,10 +10,12 @@ from broker.tensors import byte_count, raw
 from frontend.conversation import Prediction
 from frontend.gateway.errors import Refused
 from frontend.gateway.tensors import NAMES, Array, check_shape, dtype_of, from_bytes, from_json, to_json
+from frontend.protocol import WORDS, worded
 
 INPUTS_MAX = 256
 CONTEXT_BYTES_MAX = 256
 PARAMETERS = ("slo_ms", "timeout", "cache", "weight", "context", "binary_data_output")
+JSON_WORDS = {**WORDS, "null": "null", "None": "null"}
 NOT_SERVED = ("shared_memory_region", "classification")
 TOLD = (  # of an answer, in the response's `parameters`
     "latency_ms", "predicted_ms", "batch_size", "device", "cached", "cold", "app", "decision_id", "models_used",
@@ -108,9 +110,8 @@ def _decode(header: memoryview) -> InferenceRequest:
     try:
         return _decoder.decode(header)
     except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$")
-        at = path.rstrip("`").lstrip(".") or None
-        raise Refused(f"{at or 'request'}: {text[:200]}", "bad_field", at) from None
+        at, text = worded(str(error), JSON_WORDS)
+        raise Refused(f"{at or 'request'}: {text}", "bad_field", at) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = f"the body is not JSON: {error} (raw bytes behind JSON need Inference-Header-Content-Length)"
         raise Refused(text, "malformed") from None

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from aiohttp import ClientError, web
 
+from broker.catalogue import VERSION
 from broker.config import Settings
 from broker.metrics import CONTENT_TYPE, metrics_text
 from frontend.client import RequestError
@@ -97,7 +98,7 @@ class Gateway:
         except Exception:
             log.exception("gateway_error", method=request.method, path=request.path)
             response = error_response(plain_error(500, "the gateway itself failed; its log says how"))
-        if self.draining:
+        if self.draining or "broken" in request:
             response.force_close()
         response.headers["Server"] = "gearmesh"
         self._responses[response.status] = self._responses.get(response.status, 0) + 1
@@ -122,7 +123,10 @@ class Gateway:
         except TimeoutError:
             raise Refused(f"the body did not come within {BODY_S_MAX:g} s", "slow_body", None, 408) from None
         except (ClientError, ConnectionError, web.RequestPayloadError) as error:
-            raise Refused(f"the body broke off, or is not encoded as it says: {error}", "malformed") from None
+            request.content.feed_eof()  # nothing more of it can be read
+            request["broken"] = True
+            text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())}"
+            raise Refused(text, "malformed") from None
         return body
 
     async def _expected(self, request: web.Request) -> None:
@@ -246,7 +250,7 @@ class Gateway:
         asked = await self._map(request) if request.can_read_body else {}
         parameters = asked.get("parameters") or {}
         version = parameters.get("version") if isinstance(parameters, dict) and deploy else None
-        if version is not None and not isinstance(version, str):
+        if version is not None and not (isinstance(version, str) and VERSION.fullmatch(version)):
             raise Refused("parameters.version is a string of digits", "bad_field", "parameters.version")
         name = request.match_info["name"]
         reply = await self._watch.operate(name, version, deploy=deploy)

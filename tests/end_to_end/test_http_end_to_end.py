@@ -169,6 +169,8 @@ def test_a_budget_that_cannot_be_met_is_429_with_retry_after(web: Http) -> None:
         ("POST", "/v2/models/a/infer", bytes((1 << 20) + 1), 413, "too_large"),
         ("POST", "/v2/feedback", {"label": 7}, 400, "bad_field"),
         ("POST", "/v2/feedback", {"decision_id": "x", "lable": 7}, 400, "bad_field"),
+        ("POST", "/v2/feedback", {"decision_id": "x", "label": 2**64}, 400, "bad_field"),
+        ("POST", "/v2/repository/models/a/load", {"parameters": {"version": "x"}}, 400, "bad_field"),
         ("POST", "/v2/repository/models/nothing/load", None, 404, "unknown_model"),
     ],
 )
@@ -238,6 +240,12 @@ def test_clients_that_leave_cost_nobody_anything(web: Http) -> None:
             sock.sendall(head + body[:-1])  # not even the whole request
     assert web.infer(slo_ms=5000).status == 200
     until(lambda: web.in_flight() == 0)
+
+
+def test_a_body_not_encoded_as_it_says_ends_its_connection_and_tells_so(web: Http) -> None:
+    told = web.ask("POST", "/v2/models/a/infer", b"no gzip", Content_Encoding="gzip")
+    assert (told.status, told.json["code"], told.headers["Connection"]) == (400, "malformed", "close")
+    assert "not encoded as it says" in told.json["error"]
 
 
 def test_a_page_from_elsewhere_cannot_make_its_visitor_unload_a_model(web: Http) -> None:

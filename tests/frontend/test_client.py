@@ -217,6 +217,18 @@ def test_numbers_of_numpy_s_may_be_given_wherever_a_number_may(serving: Serving)
         client.infer("m", ROW, context=object())
 
 
+def test_what_a_message_cannot_hold_is_refused_by_its_name(serving: Serving) -> None:
+    _, client = serving()
+    for ask, field in [
+        (lambda: client.infer("m", ROW, weight=2**64), "weight"),
+        (lambda: client.feedback("a", label=-(2**63) - 1), "label"),
+        (lambda: client.feedback("a", label=1, context="\ud800"), "context"),
+    ]:
+        with pytest.raises(Invalid, match=f"{field}: a message cannot hold it") as raised:
+            ask()
+        assert (raised.value.code, raised.value.field) == ("bad_field", field)
+
+
 def test_an_input_too_large_for_a_frontend_is_refused_and_the_connection_stays(make: Any) -> None:
     def told(asked: Asked) -> Any:
         answer, _ = models(asked)
