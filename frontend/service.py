@@ -214,7 +214,8 @@ class FrontendService:
             text = f"there is no model {request.model!r}; there are: {names}"
             return Invalid("unknown_model", text, "model", request.id)
         if entry.current is None or entry.spec is None:
-            why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
+            prepared = ", it is still being prepared" if entry.target is not None else ""
+            why = f": {entry.fault}" if entry.fault else prepared
             text = f"model {entry.name!r} has no version that can be served{why}"
             return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
         text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
