@@ -5,7 +5,8 @@ import pytest
 from broker import wire
 from controller.actions import EARLY_S, OVERDUE_S_MIN
 from controller.orders import ToFrontend, ToWorker
-from controller.scheduler import DESERTED_S, Parameters
+from controller.requests import DESERTED_S
+from controller.scheduler import Parameters
 from controller.state import DISPATCH_S
 from tests.controller.controller_builders import TEN_MS, Shard, hello, line, prepared
 
