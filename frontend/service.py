@@ -12,10 +12,11 @@ import numpy as np
 import structlog
 
 from broker import wire
+from broker.links import Port
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
-from broker.transport import Buffer, Mail, Port
+from broker.transport import Buffer, Mail
 from frontend import protocol
 from frontend.applications.gatherings import Gathering, Member, Trouble
 from frontend.applications.service import Applications

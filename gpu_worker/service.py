@@ -13,10 +13,11 @@ import structlog
 
 from broker import wire
 from broker.errors import PackageError
+from broker.links import Link
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
-from broker.transport import Buffer, Link, Mail
+from broker.transport import Buffer, Mail
 from gpu_worker import tuning
 from gpu_worker.devices.base import Device, Traits
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report

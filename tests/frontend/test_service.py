@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from broker import wire
-from broker.transport import Link
+from broker.links import Link
 from frontend.client import AsyncClient, Failed, Invalid, Prediction, Rejected, TimedOut
 from frontend.reports import describe_models
 from frontend.service import FrontendService
