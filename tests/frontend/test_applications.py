@@ -42,11 +42,11 @@ class Ensemble(Mesh):
             self.controller.report(f"{name}:1")
         spec = wire.ModelSpec(inputs=SPEC.inputs, outputs=(odd,), batch_max=8, slo_ms=5000.0)
         self.controller.caller.link.send(wire.PrepareReport(ref="odd:1", ok=True, spec=spec))
-        await self.until(lambda: len(self.frontend._targets) == 4)
+        await self.until(lambda: len(self.frontend._targets.bound) == 4)
 
     def ready(self) -> bool:
         """The first model can be asked."""
-        return "m" in self.frontend._targets
+        return "m" in self.frontend._targets.bound
 
     async def asked(self, number: int) -> dict[str, wire.Submit]:
         """{model: what it was last asked}, once so many were asked in all."""

@@ -102,12 +102,12 @@ class Mesh:
         self._link.call(hello.results)
         self.controller.report("m:1")
         self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))
-        await self.until(lambda: self.frontend._targets and self.ready())
+        await self.until(lambda: self.frontend._targets.bound and self.ready())
         await self.client.models()
 
     def ready(self) -> bool:
         """What `models` says of the first model."""
-        return bool(describe_models(self.frontend._models, self.frontend._controllers)[0]["ready"])
+        return bool(describe_models(self.frontend._targets.models, self.frontend._controllers)[0]["ready"])
 
     async def until(self, holds: Any) -> None:
         """Returns after the frontend's turn in which it came to hold."""
@@ -192,7 +192,7 @@ async def test_tensors_of_more_than_32_kib_travel_as_frames_between_services(row
         at.client.submit("m", np.zeros((8, 4), np.float32))
         spec = msgspec.structs.replace(SPEC, batch_max=4096)
         at.controller.caller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=spec))
-        await at.until(lambda: at.frontend._targets["m"].spec.batch_max == 4096)
+        await at.until(lambda: at.frontend._targets.bound["m"].spec.batch_max == 4096)
         at.client.submit("m", np.ones((rows, 4), np.float32))
         _, submit = await at.controller.wait(wire.Submit, 2)
         large = rows * 16 > wire.INLINE_BYTES_MAX
@@ -346,7 +346,7 @@ async def test_a_model_that_could_not_be_prepared_says_why(tmp_path: Path) -> No
     package(tmp_path / "repository", "n", "1")
     async with mesh(tmp_path) as at:
         at.controller.caller.link.send(wire.PrepareReport(ref="n:1", ok=False, faults=("no graph",)))
-        await at.until(lambda: at.frontend._models["n"].fault)
+        await at.until(lambda: at.frontend._targets.models["n"].fault)
         with pytest.raises(Rejected, match="no graph"):
             await at.client.infer("n", ROW)
 
@@ -582,7 +582,7 @@ async def test_a_request_stays_bound_to_the_version_that_was_current_when_it_cam
         operator.link.send(wire.Deploy(call=1, name="m", version="2"))
         await at.controller.caller.table(lambda table: table.models[0].target == "2")
         at.controller.report("m:2")
-        await at.until(lambda: at.frontend._targets["m"].ref == "m:2")
+        await at.until(lambda: at.frontend._targets.bound["m"].ref == "m:2")
         new = at.client.submit("m", ROW)
         await at.controller.wait(wire.Submit, 2)
         at.controller.leave()
