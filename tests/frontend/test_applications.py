@@ -15,7 +15,8 @@ from broker import wire
 from frontend.client import Failed, Invalid, Prediction, Rejected, RequestError, TimedOut
 from tests.broker.brokers import package
 from tests.broker.processes import processes
-from tests.frontend.test_service import QUICK, ROW, SPEC, Mesh
+from tests.frontend.fakes import ROW
+from tests.frontend.service_mesh import QUICK, SPEC, Mesh
 from tests.loops import on_loop
 
 MODELS = ["m", "a", "b"]
