@@ -144,10 +144,7 @@ class Port(Generic[In, Out]):
             self._lines[peer] = line
             if self._watch:
                 self.transport.watch(line)
-        self.transport.heard(line, now)
-        line.clock.heard(envelope.sent_s, envelope.delta_s, now)
-        age_s = line.clock.age_s(envelope.sent_s, now)
-        self._received(Mail(peer, envelope.messages, frames, age_s, envelope.epoch, now, line.clock))
+        self._received(self.transport.arrived(line, envelope, frames, now))
 
 
 class Link(Generic[In, Out]):
@@ -264,10 +261,7 @@ class Link(Generic[In, Out]):
         line = self._line
         if self.heard_s is None:
             self.heard_s = now
-        self.transport.heard(line, now)
-        line.clock.heard(envelope.sent_s, envelope.delta_s, now)
-        age_s = line.clock.age_s(envelope.sent_s, now)
-        self._received(Mail(line.peer, envelope.messages, frames, age_s, envelope.epoch, now, line.clock))
+        self._received(self.transport.arrived(line, envelope, frames, now))
 
 
 def _frames(sock: "zmq.Socket[bytes]") -> list[Buffer]:

@@ -165,9 +165,12 @@ class Transport:
         self._liveness.forget(line.key)
         self._dirty.pop(id(line), None)
 
-    def heard(self, line: Line, now: float) -> None:
-        """Something arrived on the line."""
+    def arrived(self, line: Line, envelope: "wire.Envelope[In]", frames: list[Buffer], now: float) -> Mail[In]:
+        """Something arrived on the line: its peer is alive, and its clock is known the better."""
         self._liveness.heard(line.key, now)
+        line.clock.heard(envelope.sent_s, envelope.delta_s, now)
+        age_s = line.clock.age_s(envelope.sent_s, now)
+        return Mail(line.peer, envelope.messages, frames, age_s, envelope.epoch, now, line.clock)
 
     def _tick(self) -> None:
         now = time.monotonic()
