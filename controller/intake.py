@@ -50,7 +50,7 @@ class Intake:
     ) -> list[Order]:
         """A request arrived, `age_s` after it was sent. Refused at once if it cannot be served in time."""
         requests = self.requests
-        known = requests.get(frontend, message.request)
+        known = requests.open.get((frontend, message.request))
         if known is not None:
             known.attempt = max(known.attempt, message.attempt)
             return []

@@ -32,26 +32,19 @@ class OpenRequests:
     counters: Counters
     telemetry: Telemetry
     slack_s: float  # taken off every deadline
-    _open: dict[tuple[str, int], Request] = field(default_factory=dict)  # {(frontend, number): request}
+    open: dict[tuple[str, int], Request] = field(default_factory=dict)  # {(frontend, number): it}; others only read
     _first_hopeless_s: float = float("inf")  # no head becomes hopeless before, on devices that are free
     _expire_after_s: float = 0.0  # heads are not looked through again before
 
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def get(self, frontend: str, number: int) -> Request | None:
-        """The request, if it has not ended."""
-        return self._open.get((frontend, number))
-
     def uses(self, ref: str) -> bool:
         """Whether a request for this version has not ended."""
-        return any(request.ref == ref for request in self._open.values())
+        return any(request.ref == ref for request in self.open.values())
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def admit(self, model: Model, request: Request, now: float) -> None:
         """The request is open, and waits for a batch."""
-        self._open[request.frontend, request.number] = request
+        self.open[request.frontend, request.number] = request
         self._wait(model, request, now)
 
     def again(self, request: Request, code: str, message: str, orders: list[Order], now: float) -> None:
@@ -94,13 +87,13 @@ class OpenRequests:
 
     def cancel(self, frontend: str, number: int, now: float) -> None:
         """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
-        request = self.get(frontend, number)
+        request = self.open.get((frontend, number))
         if request is not None:
             self._abandon(request, "cancelled", now)
 
     def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""
-        for request in [request for request in self._open.values() if request.frontend == frontend]:
+        for request in [request for request in self.open.values() if request.frontend == frontend]:
             self._abandon(request, "frontend_lost", now)
 
     def _abandon(self, request: Request, outcome: str, now: float) -> None:
@@ -147,7 +140,7 @@ class OpenRequests:
     def _close(self, request: Request, *, in_time: bool, now: float) -> None:
         if not request.closed:
             request.closed = True
-            self._open.pop((request.frontend, request.number), None)
+            self.open.pop((request.frontend, request.number), None)
             self.policy.ended(request, in_time, now)
             if request.admitted:
                 self.containers.ended(request.ref, now)
@@ -194,7 +187,7 @@ class OpenRequests:
         """Every invariant holds."""
         waiting = {id(r) for model in self.state.models.values() for r in model.queue.requests[model.queue.head :]}
         bound = {id(r) for d in self.state.devices.values() for a in d.actions.values() for r in a.requests}
-        opened = {id(request) for request in self._open.values()}
+        opened = {id(request) for request in self.open.values()}
         assert not waiting & bound, "a request is both waiting and bound"
         assert waiting <= opened, "a request waits that has ended"
         assert opened <= waiting | bound, "a request is neither waiting nor bound"

@@ -71,7 +71,7 @@ class Scheduler:
     @property
     def open_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._requests) + len(self._intake)
+        return len(self._requests.open) + len(self._intake)
 
     # -- events: requests ---------------------------------------------------------------------------------------------
 
