@@ -66,16 +66,16 @@ def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
         got = f"{found.size} in one list" if found.ndim == 1 else f"nested as {list(found.shape)}"
         text = f"{field}: shape {list(shape)} is {count} numbers in one list, or nested so; got {got}"
         raise Refused(text, "bad_data", field)
-    if dtype == "uint64" and found.dtype.kind == "f":
+    if found.dtype.kind == "f" and DTYPES[dtype].kind == "u":
         found = _whole(data, found)
     return _cast(found, dtype, field).reshape(tuple(shape))
 
 
 def _whole(data: list[Any], found: Array) -> Array:
-    """The whole numbers of `data`, where it holds no others: numpy makes floats of those on both sides of 2**63."""
-    exact = np.asarray(data, object).reshape(-1)
-    if all(type(item) is int and 0 <= item < 2**64 for item in exact):
-        return exact.astype(np.uint64).reshape(found.shape)
+    """Whole numbers as such: numpy takes them for floats where some are beyond int64 and others are not."""
+    exact = np.asarray(data, dtype=object)
+    if all(type(number) is int and 0 <= number < 2**64 for number in exact.flat):
+        return exact.astype(np.uint64)
     return found
 
 
