@@ -209,7 +209,7 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
     try:
         message = msgspec.msgpack.decode(header)
     except Exception:  # it did decode once, as far as the fault; anything can be behind that
-        return Invalid("malformed", f"{field or 'the message'} is not as it should be: {text}", field)
+        return Invalid("malformed", f"the message is not msgpack throughout; {field or 'as far as it is'}: {text}")
     if not isinstance(message, dict):
         return Invalid("malformed", f"the message must be a map; got {type(message).__name__}")
     found = message.get("id")
