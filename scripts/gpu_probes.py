@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from broker import wire
-from gpu_worker.devices.cuda.device import PIECE_BYTES, CudaDevice
+from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver, Event, Stream
 from gpu_worker.devices.cuda.graphs import build
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Helper
+from gpu_worker.devices.cuda.loads import PIECE_BYTES
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver, index_gather
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.executables import read_image
@@ -229,10 +230,13 @@ class Serving:
         self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=1 << 30, keep_warm=keep_warm)
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
         self._actions = 0
-        self.device.attach(self._finished)
+        self.device.attach(self._finished, self._lost)
 
     def _finished(self, phase: Phase, job: Job, done: Done) -> None:
         self._waiting.pop((phase, job.action.action)).set_result(done)
+
+    def _lost(self, why: str) -> None:
+        """Every phase that was begun says so itself."""
 
     async def do(self, phase: Phase, job: Job) -> Done:
         """One phase. Raises: RuntimeError, if it does not end well."""

@@ -42,7 +42,7 @@ def tensor_at(flat: torch.Tensor, place: Place) -> torch.Tensor:
 def build(
     driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor, sizes: Sequence[int] = ()
 ) -> Executable:
-    """The architecture of `package`, warmed up with the weights of `image` (pinned), captured against `window`.
+    """The architecture of `package`, warmed up with the weights of `image` (on the host), captured against `window`.
 
     `sizes`: to be captured, ascending up to the largest batch; none: the ladder. On the thread that prepares. Nothing
     that serving uses is written to: warming up has weights and outputs of its own.

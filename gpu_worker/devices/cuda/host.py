@@ -169,6 +169,10 @@ class HostDriver:
         """See Driver."""
         return dict(self._asked)
 
+    def lost(self) -> str:
+        """See Driver."""
+        return ""
+
     def close(self) -> None:
         """See Driver."""
         for stream in self._streams:

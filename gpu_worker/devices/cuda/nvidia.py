@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Work
+from gpu_worker.devices.cuda.driver import Event, Pinned, Stream, Work
 
 WARM_SIDE = 1024  # of the matrices that keep the clock up: some 10 us of work
 WARM_PRODUCTS = 2
@@ -64,7 +64,7 @@ class NvidiaPinned:
         try:
             mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MemoryFull(f"no {size} bytes of host memory: {error.strerror}") from error
+            raise MemoryError(f"no {size} bytes of host memory: {error.strerror}") from error
         with contextlib.suppress(OSError):  # a system without huge pages does without
             mapping.madvise(mmap.MADV_HUGEPAGE)
         self.tensor = torch.frombuffer(mapping, dtype=torch.uint8)[:size]
@@ -75,7 +75,7 @@ class NvidiaPinned:
         try:
             torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(address, size, 0)))
         except RuntimeError as error:
-            raise MemoryFull(f"cannot pin {size} bytes of host memory: {error} (see ulimit -l)") from error
+            raise MemoryError(f"cannot pin {size} bytes of host memory: {error} (see ulimit -l)") from error
         tensor = self.tensor  # the mapping lives until it is unregistered
         weakref.finalize(self, later, lambda: _unregister(address, tensor)).atexit = False
 
@@ -141,7 +141,7 @@ class NvidiaDriver:
         self._asked["pinned"] += 1
         try:
             return NvidiaPinned(size, self._later)
-        except MemoryFull:
+        except MemoryError:
             self._forget_error()
             raise
 
@@ -224,9 +224,18 @@ class NvidiaDriver:
                     counts[f"{place}_{key}"] = int(count)
         return counts
 
+    def lost(self) -> str:
+        """See Driver. Asks a stream: what has ended the context is the answer to every call."""
+        try:
+            self._side.query()
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return ""
+
     def close(self) -> None:
         """See Driver."""
-        torch.cuda.synchronize(self.place)
+        with contextlib.suppress(RuntimeError):  # a device that is lost has nothing more to say
+            torch.cuda.synchronize(self.place)
         self._clock.close()
 
 
