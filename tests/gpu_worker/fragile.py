@@ -1,13 +1,18 @@
 """A device that fails for good, as a GPU does: what one work does wrong ends all use of it by the process."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from broker.config import Settings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostEvent, HostStream
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.locks import DeviceLock
+
+if TYPE_CHECKING:
+    from broker.config import Settings  # not there where only the device's tests are run
 
 WHY = "CUDA error: device-side assert triggered"
 

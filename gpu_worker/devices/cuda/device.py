@@ -28,7 +28,7 @@ from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.loads import Loader
 from gpu_worker.devices.cuda.memory import Memory, Ring, WrongBytes, fill, outputs_of
 from gpu_worker.devices.cuda.plans import MIB, Lane, Room, Window, lay_out, padded
-from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version, done_of
+from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version, done_of, said
 from gpu_worker.devices.executables import read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.devices.locks import DeviceLock
@@ -127,7 +127,8 @@ class CudaDevice:
         except MemoryError as error:
             raise PackageError(package.ref, [f"{error}; lower GEARMESH_HOST_MEMORY_MB"]) from error
         except RuntimeError as error:
-            raise PackageError(package.ref, [f"{self.info.name}: cannot be captured as a graph: {error}"]) from error
+            why = f"{self.info.name}: cannot be captured as a graph: {said(error)}"
+            raise PackageError(package.ref, [why]) from error
         return None
 
     def _prepare(self, package: Package) -> None:
@@ -274,7 +275,7 @@ class CudaDevice:
             self._window.spoil()
             now = time.monotonic()
             self._suspect()
-            self._tell(phase, job, Done(now, now, 0.0, "device_error", f"{type(error).__name__}: {error}"))
+            self._tell(phase, job, Done(now, now, 0.0, "device_error", said(error)))
 
     def _issue_input(self, job: Job, held: Held) -> None:
         begin, end = self._timed.take(), self._timed.take()

@@ -72,6 +72,7 @@ class Driver(Protocol):
     def capture(self, work: Work) -> Work:
         """The operations of `work`, not run yet; what is returned issues them, inside `Stream.run`.
 
+        It keeps what `work` refers to: tensors that are captured stay where they are as long as it is kept.
         What all captured works leave behind them in memory of their own may be shared: they never run side by side.
         Only while a version is prepared. Raises: RuntimeError, if it cannot be captured.
         """

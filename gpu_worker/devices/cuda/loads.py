@@ -19,7 +19,7 @@ from gpu_worker.devices.cuda.driver import Driver, Event
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB, Copies, Piece, Transfer, pieces
-from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of
+from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
 from gpu_worker.devices.images import DISK, DiskImage
 from gpu_worker.lanes import Done, Job
 
@@ -140,7 +140,7 @@ class Loader:
         """Nothing of it is on its way any more; `end`: behind its last piece, if all went well."""
         begin = loading.begin
         if loading.error is not None:
-            done = Done(end_s, end_s, 0.0, "device_error", str(loading.error))
+            done = Done(end_s, end_s, 0.0, "device_error", said(loading.error))
         else:
             assert begin is not None
             assert end is not None

@@ -79,4 +79,9 @@ def done_of(
             error = fault
         else:
             return Done(end_s - duration_s, end_s, duration_s), None
-    return Done(end_s, end_s, 0.0, "device_error", str(error)), error
+    return Done(end_s, end_s, 0.0, "device_error", said(error)), error
+
+
+def said(error: Exception) -> str:
+    """What failed; without the advice for debugging that torch puts below what CUDA says."""
+    return str(error).partition("\n")[0] or type(error).__name__
