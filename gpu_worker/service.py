@@ -378,6 +378,7 @@ class WorkerService:
             "device_lost",
             device=self._device.info.name,
             why=why,
+            preparing=sorted(self._preparing),
             exit_code=DEVICE_LOST,
             advice="the process ends, and has to be started again (gearmesh up does); nvidia-smi -q, dmesg (Xid)",
         )
