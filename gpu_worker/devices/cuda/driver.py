@@ -77,6 +77,12 @@ class Driver(Protocol):
         Only while a version is prepared. Raises: RuntimeError, if it cannot be captured.
         """
 
+    def trim(self) -> None:
+        """Memory that nothing uses is free for captures, which cannot take it back themselves.
+
+        May wait for all that runs, and holds up what is issued meanwhile. Only while a version is prepared.
+        """
+
     def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
         """Copies, inside `Stream.run`: window[i] = arena[pages[i]].
 

@@ -66,6 +66,8 @@ def build(
         driver.warm_up(lambda: _clear(warm))  # outputs of another size are no indices
         for _ in range(WARM_UPS):
             driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
+        if size == sizes[-1]:
+            driver.trim()  # of what choosing kernels took; the other sizes are captured into what this one leaves
         before, _ = driver.memory()
         replays[size] = driver.capture(
             lambda layout=layout: _operate(forward, captured, static, layout)  # type: ignore[misc]

@@ -127,6 +127,8 @@ class NvidiaDriver:
         self.kind = f"cuda {properties.name}, torch {torch.__version__}, driver {self._clock.driver}"
         self.kind += "" if tf32 == CONVOLUTIONS else f", tf32 {tf32}"
         torch.backends.cudnn.benchmark = True  # the captured graph keeps what the warm-up chose
+        # by itself torch trims after each choice, of each convolution and size, and all streams wait for that
+        torch._C._cudnn_set_conv_benchmark_empty_cache(False)
 
     def _open_pool(self) -> None:
         """There is a pool, and a graph that stays in it: torch takes none into a pool whose last graph has gone."""
@@ -229,6 +231,10 @@ class NvidiaDriver:
             with contextlib.suppress(RuntimeError):  # the hold was let go of after all
                 torch._C._cuda_endAllocateToPool(self.place.index, self._pool)
             self._pool = None
+
+    def trim(self) -> None:
+        """See Driver."""
+        torch.cuda.empty_cache()
 
     def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
         """See Driver."""
