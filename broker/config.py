@@ -54,7 +54,7 @@ class Settings(BaseModel):
     )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
     tf32: Literal["convolutions", "all", "none"] = Field(
-        "convolutions", description="What of float32 is multiplied in TF32 on cuda; convolutions: as torch by itself."
+        "convolutions", description="What of float32 is in TF32 on cuda: convolutions (as torch by itself), all, none."
     )
     cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
     real_time: bool = Field(

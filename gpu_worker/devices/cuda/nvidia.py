@@ -338,5 +338,6 @@ class _Clock:
     def close(self) -> None:
         """NVML is let go."""
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            with contextlib.suppress(self._nvml.NVMLError):  # of a GPU that is lost, this fails too
+                self._nvml.nvmlShutdown()
             self._nvml = None
