@@ -226,6 +226,8 @@ class Link(Generic[In, Out]):
 
     def take(self, mail: Mail[In]) -> None:
         """Mail from a peer in this process."""
+        if self.heard_s is None:
+            self.heard_s = mail.now
         self._received(mail)
 
     def line_lost(self, line: Line, why: str) -> None:

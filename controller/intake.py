@@ -121,9 +121,9 @@ class Intake:
         return refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=RETRY_S)
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
-        budget_ms = (request.deadline_s - request.arrived_s + self.slack_s) * 1e3
+        left_ms = max(0.0, request.deadline_s - request.arrived_s + self.slack_s) * 1e3
         why = "even alone" if verdict.code == "deadline" else "behind what waits"
-        text = f"it would take {request.predicted_s * 1e3:.1f} ms {why}; the budget is {budget_ms:.1f} ms"
+        text = f"it would take {request.predicted_s * 1e3:.1f} ms {why}; {left_ms:.1f} ms of the budget are left"
         return self.requests.refuse(
             request, "rejected", verdict.code, text, now, predicted_s=request.predicted_s, retry_s=verdict.retry_after_s
         )

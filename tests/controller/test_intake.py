@@ -59,7 +59,7 @@ def test_a_budget_that_cannot_be_met_even_alone_is_refused_with_the_prediction()
     assert isinstance(order.message, wire.Refused)
     assert (order.message.code, order.message.retry_after_s) == ("deadline", None)
     assert order.message.predicted_s == pytest.approx(DISPATCH_S + 0.010)
-    assert order.message.message == "it would take 10.3 ms even alone; the budget is 8.0 ms"
+    assert order.message.message == "it would take 10.3 ms even alone; 8.0 ms of the budget are left"
     shard.scheduler.check()
     assert shard.wake(100.0) == []
 
