@@ -5,10 +5,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+import structlog.testing
+
+from frontend.applications import keeper as keeper_module
 from frontend.applications.keeper import Claim, Drop, Learn, Park, Read, StateKeeper
 from selection.base import Observation, State
 from selection.registry import make_policy
-from selection.store import open_store
+from selection.store import SqliteStore, StoreDown, open_store
 from tests.loops import Told
 from tests.selection.redis_server import redis_server
 
@@ -131,3 +135,37 @@ def test_a_policy_that_raises_refuses_that_feedback_and_no_other(tmp_path: Path)
         kept.keeper.stop()
 
     asyncio.run(scenario())
+
+
+def test_a_store_that_stays_down_is_logged_once_however_often_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DownForAWhile(SqliteStore):
+        tries = 0
+
+        def count(self, app: str) -> int:
+            self.tries += 1
+            if self.tries < 5:
+                raise StoreDown("no disk")
+            return super().count(app)
+
+        def drop(self, app: str) -> None:
+            if self.tries < 5:
+                raise StoreDown("no disk")
+            super().drop(app)
+
+    async def scenario() -> None:
+        keeper = StateKeeper(DownForAWhile(tmp_path / "s.sqlite", 100, 60.0), asyncio.get_running_loop())
+        keeper.submit(Drop("app"))
+        keeper.submit(Drop("other"))
+        keeper.start()
+        told = Told()
+        while keeper.down or not told.items:  # each round of the thread tries once more
+            keeper.submit(Read(("app", ""), lambda value, text: told((value, text))))
+            await told.count(len(told.items) + 1)
+        keeper.stop()
+
+    monkeypatch.setattr(keeper_module, "RETRY_S", 0.0)
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(scenario())
+    assert [line["event"] for line in lines] == ["store_down", "store_back"]
