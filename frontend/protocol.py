@@ -16,6 +16,7 @@ from broker.catalogue import NAME, VERSION
 from broker.tensors import DTYPES, byte_count
 
 ID_LENGTH_MAX = 256
+MISSING = "it is missing"
 NAME_SHOWN = 64  # characters of a field that nobody knows
 OPS = (
     "infer", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
@@ -209,7 +210,8 @@ def _explain(header: bytes | memoryview, error: str) -> Invalid:
     try:
         message = msgspec.msgpack.decode(header)
     except Exception:  # it did decode once, as far as the fault; anything can be behind that
-        return Invalid("malformed", f"the message is not msgpack throughout; {field or 'as far as it is'}: {text}")
+        seen = None if text == MISSING else field  # it may be behind the fault
+        return Invalid("malformed", f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen)
     if not isinstance(message, dict):
         return Invalid("malformed", f"the message must be a map; got {type(message).__name__}")
     found = message.get("id")
@@ -230,7 +232,7 @@ def worded(error: str, words: Mapping[str, str] = WORDS) -> tuple[str | None, st
     if text.startswith("Object ") and "`" in text:
         name = text.split("`")[1][:NAME_SHOWN]
         place = f"{place}.{name}" if place else name
-        text = "it is missing" if text.startswith("Object missing") else "there is no such field; is it misspelt?"
+        text = MISSING if text.startswith("Object missing") else "there is no such field; is it misspelt?"
     elif path.startswith("key` in"):
         text = "the name of a field must be a string"
     for word, plain in words.items():
