@@ -107,8 +107,9 @@ class Admission:
         top = curve.batch_max
         full, rest = divmod(model.queue.rows, top)
         ahead_s = full * curve.exec_s(top) / hosts
-        begin_s = start_s + full // hosts * curve.exec_s(top)
-        filled = min(top, int(rest + request.rows + rate * min(RECENT_S, max(0.0, begin_s - now))))
+        mine, behind = divmod(model.queue.rows // hosts, top)  # each host takes its share
+        begin_s = start_s + mine * curve.exec_s(top)
+        filled = min(top, int(behind + request.rows + rate / hosts * min(RECENT_S, max(0.0, begin_s - now))))
         filled = max(filled, min(request.rows, curve.rows_max))
         own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.margin)
         mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0

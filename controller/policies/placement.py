@@ -1,11 +1,12 @@
 """Which model a device loads next, and who makes room. Pure.
 
-LOADs go in the order of their deadlines while all that are wanted can be done in time. Once they cannot, a LOAD is
-ranked by what it saves per second of copying: the requests that wait and would be in time after it, and those that will
-come while the model stays, less those that its victims would have served. Models with waiting or running work are never
-victims. After them come models that are nowhere and were asked in vain, because their LOAD takes longer than a request
-may; then a replica of a model whose hosts are far behind this device. Free pages are filled ahead of demand, models on
-fewest devices first, while no request has waited for a LOAD lately; nobody leaves for that.
+LOADs go in the order of their deadlines while all that are wanted can be done in time; whoever makes room then is
+loaded again when it is asked. Once they cannot, a LOAD is ranked by what it saves per second of copying: the requests
+that wait and would be in time after it, and those that will come while the model stays, less those that its victims
+would have served. Models with waiting or running work are never victims. After them come models that are nowhere and
+were asked in vain, because their LOAD takes longer than a request may; then a replica of a model whose hosts are far
+behind this device. Free pages are filled ahead of demand, in proportion to it, while no request has waited for a LOAD
+lately; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
@@ -25,6 +26,7 @@ HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: w
 REPLICATE_BELOW = 0.9  # share of the mean backlog below which a device takes models that others have, too
 RELIEVE_AT = 0.25  # share of its SLO that a model's hosts may be behind before it gets another one
 MISSED_MAX = 64  # models asked in vain that are remembered
+KNOWN_ASKED = 16  # requests per host that show how much a model is asked, before its LOADs are done
 ASKED_MIN = 0.5  # decayed count of requests; asked less than that, free pages are for others first
 FILL_AFTER = 1.0  # x its LOAD: so long must nobody have waited for a LOAD before one is done that nobody waits for
 WISHES = 16  # found at once, before popularity is looked at anew
@@ -48,9 +50,10 @@ class Placement:
     state: State
     fairness: Fairness
     _waited_s: dict[str, float] = field(default_factory=dict)  # {worker: its last LOAD that requests waited for}
+    _pressed_s: float = -math.inf  # the last LOAD, on any device, that could not have waited for another one
     _spare_s: dict[str, float] = field(default_factory=dict)  # {worker: when a LOAD that nobody waits for may be done}
     _missed: dict[str, None] = field(default_factory=dict)  # refs asked in vain, the latest last
-    _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
+    _wishes: dict[str, deque[tuple[str, int]]] = field(default_factory=dict)  # {worker: (ref, hosts then), best first}
     _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
 
     def choose(self, device: Device, now: float) -> LoadPlan | None:
@@ -65,10 +68,13 @@ class Placement:
                 if saved > 0:
                     gain = saved + model.popularity.rate(now) * HORIZON_S
                     candidates.append(Candidate(model, gain, slack_s, device.loads[model.ref].load_s()))
-        for candidate in self._ranked(candidates):
-            plan = self._make_room(device, candidate.model, candidate.gain, now)
+        relaxed = self._rank(candidates)
+        for candidate in candidates:
+            plan = self._make_room(device, candidate.model, candidate.gain, now, relaxed=relaxed)
             if plan is not None:
                 self._waited_s[device.worker] = now
+                if candidate.slack_s < candidate.load_s:
+                    self._pressed_s = now
                 return plan
         return self._missed_most(device, now) or self._relieve(device, now) or self._fill(device, now)
 
@@ -95,20 +101,21 @@ class Placement:
         for rate, ref in sorted(rates):
             plan = self._make_room(device, self.state.models[ref], -rate * HORIZON_S, now)
             if plan is not None:
+                self._pressed_s = now
                 return plan
         return None
 
-    def _ranked(self, candidates: list["Candidate"]) -> list["Candidate"]:
-        """By deadline while all of them can be loaded in time; by what a second of copying saves once they cannot."""
+    def _rank(self, candidates: list["Candidate"]) -> bool:
+        """They are sorted by deadline if all can be in time, else by what a second of copying saves. Whether all can."""
         candidates.sort(key=lambda candidate: candidate.slack_s)
         devices = max(1, len(self.state.devices))
         before_s = 0.0
         for candidate in candidates:
             if before_s / devices > candidate.slack_s:
                 candidates.sort(key=lambda candidate: -candidate.gain / candidate.load_s)
-                break
+                return False
             before_s += candidate.load_s
-        return candidates
+        return True
 
     def _starving(self, device: Device, now: float) -> LoadPlan | None:
         """Of the models that are nowhere, the one whose patience ended first, whoever has to leave for it."""
@@ -183,8 +190,14 @@ class Placement:
         top_s = curve.exec_s(curve.batch_max)
         return left_s // top_s * curve.batch_max + curve.largest(left_s % top_s, curve.batch_max)
 
-    def _make_room(self, device: Device, model: Model, gain: float, now: float) -> LoadPlan | None:
-        """The plan with its victims, if what they would have served is worth less than the gain."""
+    def _make_room(
+        self, device: Device, model: Model, gain: float, now: float, *, relaxed: bool = False
+    ) -> LoadPlan | None:
+        """The plan with its victims, if what they would have served is worth less than the gain.
+
+        `relaxed`: there is time for more LOADs, and a victim that is asked less than once in a LOAD's time loses
+        nothing by it: it is loaded again when it is asked.
+        """
         residency = device.residency
         missing = device.pages[model.ref] - residency.free
         if missing <= 0:
@@ -205,7 +218,8 @@ class Placement:
                 break
             chosen.append(ref)
             missing -= pages
-            lost += rate * HORIZON_S * HYSTERESIS
+            if not relaxed or rate * device.loads[model.ref].load_s() >= 1:
+                lost += rate * HORIZON_S * HYSTERESIS
         if missing > 0 or lost > gain:
             return None
         return LoadPlan(model, tuple(chosen))
@@ -222,27 +236,37 @@ class Placement:
         wishes = self._wishes.setdefault(device.worker, deque())
         for _ in range(2):  # what is left of the last look; then a new one
             while wishes:
-                ref = wishes.popleft()
+                ref, hosts = wishes.popleft()
                 model = self.state.models.get(ref)
-                if model is not None and device.may_load(ref, now) and device.pages[ref] <= residency.free:
-                    waited_s = self._waited_s.get(device.worker, -math.inf)
+                if model is None or len(model.hosts) > hosts or not device.may_load(ref, now):
+                    continue
+                if device.pages[ref] <= residency.free:
+                    waited_s = max(self._pressed_s, self._waited_s.get(device.worker, -math.inf))
                     spare_s = waited_s + FILL_AFTER * device.loads[ref].load_s()
-                    if now >= spare_s:
+                    if now >= spare_s or all(self.state.models[other].hosts for other in device.curves):
                         return LoadPlan(model, ())
-                    wishes.appendleft(ref)
+                    wishes.appendleft((ref, hosts))
                     self._spare_s[device.worker] = spare_s
                     return None
             wishes.extend(self._wish(device, now))
+        if any(pages <= residency.free and device.may_load(ref, now) for ref, pages in device.pages.items()):
+            return None  # later, perhaps
         self._vain[device.worker] = (residency.free, len(device.curves))
         return None
 
-    def _wish(self, device: Device, now: float) -> list[str]:
-        """Models that are not here and fit: those asked first, on fewest devices, of these the most popular."""
+    def _wish(self, device: Device, now: float) -> list[tuple[str, int]]:
+        """Models that are not here and fit, with how many hosts they have: those asked first, most asked per host."""
         models, free = self.state.models, device.residency.free
-        absent = [ref for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
+        absent = [models[ref] for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
 
-        def order(ref: str) -> tuple[bool, int, float, str]:
-            asked = models[ref].popularity.value(now)
-            return (asked < ASKED_MIN, len(models[ref].hosts), -asked, ref)
+        def order(model: Model) -> tuple[bool, float, int, str]:
+            asked, hosts = model.popularity.value(now), len(model.hosts)
+            return (asked < ASKED_MIN, -asked / (1 + hosts) ** 2, hosts, model.ref)
 
-        return heapq.nsmallest(WISHES, absent, key=order)
+        known = [model for model in absent if not model.hosts or self._is_known(model, now)]
+        return [(model.ref, len(model.hosts)) for model in heapq.nsmallest(WISHES, known, key=order)]
+
+    def _is_known(self, model: Model, now: float) -> bool:
+        """How much the model is asked is known well enough to say if it should have one more host."""
+        loaded = all(host.residency.models[model.ref].loading is None for host in model.hosts.values())
+        return loaded or model.popularity.value(now) >= KNOWN_ASKED * len(model.hosts)

@@ -89,6 +89,12 @@ class World:
         plan: LoadPlan | None = self.policy.choose_load(self.state.devices[worker], now)
         return None if plan is None else (plan.model.ref, plan.evict)
 
+    def loads(self, ref: str, worker: str) -> None:
+        """The LOAD is sent."""
+        device = self.state.devices[worker]
+        device.residency.loading(ref, device.pages[ref], 1, NOW + device.loads[ref].load_s(), NOW)
+        self.state.add_host(self.model(ref), device)
+
 
 def heads(model: Model) -> list[Request]:
     return model.queue.requests[model.queue.head :]
@@ -119,6 +125,14 @@ def test_a_request_that_is_too_late_only_behind_its_own_models_queue_is_refused_
     verdict = World().waits(*[200.0] * 8).admit(3.0)
     assert (verdict.admitted, verdict.code) == (False, "overload")
     assert verdict.retry_after_s == pytest.approx(4.5 + 1.0 - 3.0, rel=0.05)
+
+
+def test_the_queue_of_a_model_is_shared_by_its_hosts() -> None:
+    one, two = World(), World(workers=("w1", "w2"))
+    for world in (one, two):
+        world.waits(*[200.0] * 6)
+    assert not one.admit(3.0).admitted  # the seventh of one batch: 4 s
+    assert two.admit(3.0).admitted  # the fourth of two: 2.5 s
 
 
 def test_what_waits_for_other_models_refuses_nobody_since_the_order_is_by_value() -> None:
@@ -568,6 +582,24 @@ def test_the_least_popular_model_is_evicted() -> None:
     assert world.load() == ("a:1", ("b:1",))
 
 
+def test_a_victim_that_is_asked_less_than_once_in_a_loads_time_goes_while_all_loads_are_possible() -> None:
+    world = crowded("a:1", "b:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    for ref, asked in (("c:1", 7), ("d:1", 1000)):  # in 15 s; a LOAD takes 2 s
+        world.model(ref).popularity.add(NOW, asked)
+    world.waits(104.0, ref="a:1", weight=0.01)
+    assert world.load() == ("a:1", ("c:1",))
+    world.waits(104.0, ref="b:1", weight=0.01)  # there is time for one of the two: now it is worth that counts
+    assert world.load() is None
+
+
+def test_a_victim_that_is_asked_more_than_once_in_a_loads_time_stays() -> None:
+    world = crowded("a:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    for ref in ("c:1", "d:1"):
+        world.model(ref).popularity.add(NOW, 8)  # in 15 s; a LOAD takes 2 s
+    world.waits(104.0, ref="a:1", weight=0.01)
+    assert world.load() is None
+
+
 def test_a_model_that_is_on_some_device_is_not_loaded_on_demand() -> None:
     world = crowded("a:1", "b:1", resident=["a:1", "b:1"])
     world.waits(*[200.0] * 5, ref="a:1")
@@ -579,6 +611,41 @@ def test_free_pages_are_filled_with_what_is_most_popular_and_nowhere_yet() -> No
     world.model("b:1").popularity.add(NOW, 1)
     world.model("c:1").popularity.add(NOW, 2)
     assert world.load() == ("c:1", ())
+
+
+def test_the_first_request_does_not_take_all_devices_for_its_model() -> None:
+    workers = ("w1", "w2", "w3")
+    world = World(dict.fromkeys(("a:1", "b:1"), SECONDS), resident=[], workers=workers, pages=2)
+    world.waits(200.0, ref="a:1")
+    assert world.load("w1") == ("a:1", ())
+    world.loads("a:1", "w1")
+    assert world.load("w2") == ("b:1", ())
+    world.loads("b:1", "w2")
+    assert world.load("w3") is None  # both are on their way, and who is asked more is not known yet
+    world.model("b:1").popularity.add(NOW, 20)
+    assert world.load("w3") == ("b:1", ())
+
+
+def test_free_pages_are_shared_out_by_demand() -> None:
+    workers = [f"w{i}" for i in range(6)]
+    world = World(dict.fromkeys(("a:1", "b:1"), SECONDS), resident=[], workers=workers, pages=2)
+    world.model("a:1").popularity.add(NOW, 400)
+    world.model("b:1").popularity.add(NOW, 200)
+    for worker in workers:
+        plan = world.load(worker)
+        assert plan is not None
+        world.loads(plan[0], worker)
+    assert (len(world.model("a:1").hosts), len(world.model("b:1").hosts)) == (4, 2)
+
+
+def test_no_device_loads_ahead_of_demand_right_after_a_load_that_could_not_have_waited() -> None:
+    profile = dict.fromkeys(("a:1", "b:1", "c:1"), SECONDS)
+    world = World(profile, resident=[], workers=("w1", "w2"), pages=4)
+    world.waits(103.0, ref="a:1")
+    assert world.load("w1") == ("a:1", ())
+    world.loads("a:1", "w1")
+    assert world.load("w2", NOW + 1.9) is None
+    assert world.load("w2", NOW + 2.1) == ("b:1", ())
 
 
 def test_nobody_is_evicted_for_a_model_that_nobody_asks_for() -> None:
