@@ -106,7 +106,7 @@ class Placement:
         return None
 
     def _rank(self, candidates: list["Candidate"]) -> bool:
-        """They are sorted by deadline if all can be in time, else by what a second of copying saves. Whether all can."""
+        """Sorts them by deadline if all can be in time, else by what a second of copying saves. Whether all can."""
         candidates.sort(key=lambda candidate: candidate.slack_s)
         devices = max(1, len(self.state.devices))
         before_s = 0.0
