@@ -13,6 +13,7 @@ what it costs in attainment (docs/benchmarks_scheduler.md, "Refusing early").
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from controller.policies.base import Verdict
@@ -25,6 +26,7 @@ PRICE_LOSS = 0.8  # Source: simulation of 11 overloaded scenarios: 0.8 costs 0.2
 PRICE_BAND = 0.25  # this share below it, more is admitted again
 PRICE_STEP = 0.03  # relative, per ended request
 PRICE_SHARE_MIN = 0.05
+ENOUGH = 2  # devices looked at, if one of them serves the request in time
 LOSS_WEIGHT = 0.05  # of one ended request in its model's loss
 
 
@@ -71,7 +73,9 @@ class Admission:
         rate = arrivals.rate(now)
         alone_s = own_s = behind_s = math.inf
         hosts = len(model.hosts) or 1
-        for device in model.ready.values():
+        for looked_at, device in enumerate(_nearest(model)):
+            if looked_at >= ENOUGH and max(own_s, behind_s) <= request.deadline_s:
+                break
             if device.leaving:
                 continue
             curve = device.curves[model.ref]
@@ -129,6 +133,12 @@ class Admission:
             for device in model.ready.values()
         )
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
+
+
+def _nearest(model: Model) -> Iterator[Device]:
+    """Devices that can serve the model: those where it is, then the others."""
+    yield from model.hosts.values()
+    yield from (device for worker, device in model.ready.items() if worker not in model.hosts)
 
 
 def start_of(device: Device, model: Model, now: float) -> float:

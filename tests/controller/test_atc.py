@@ -573,6 +573,7 @@ def test_a_model_with_waiting_or_running_work_is_never_evicted() -> None:
 
 def test_the_least_popular_model_is_evicted() -> None:
     world = crowded("a:1", "b:1", "c:1", resident=["b:1", "c:1"])
+    assert world.load(now=NOW - 60) is None  # counts of requests are a minute old
     world.waits(200.0, ref="a:1")
     world.model("b:1").popularity.add(NOW, 100)
     world.model("c:1").popularity.add(NOW, 10)
@@ -584,6 +585,7 @@ def test_the_least_popular_model_is_evicted() -> None:
 
 def test_a_victim_that_is_asked_less_than_once_in_a_loads_time_goes_while_all_loads_are_possible() -> None:
     world = crowded("a:1", "b:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    assert world.load(now=NOW - 60) is None  # counts of requests are a minute old
     for ref, asked in (("c:1", 7), ("d:1", 1000)):  # in 15 s; a LOAD takes 2 s
         world.model(ref).popularity.add(NOW, asked)
     world.waits(104.0, ref="a:1", weight=0.01)
@@ -594,10 +596,31 @@ def test_a_victim_that_is_asked_less_than_once_in_a_loads_time_goes_while_all_lo
 
 def test_a_victim_that_is_asked_more_than_once_in_a_loads_time_stays() -> None:
     world = crowded("a:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    assert world.load(now=NOW - 60) is None  # counts of requests are a minute old
     for ref in ("c:1", "d:1"):
         world.model(ref).popularity.add(NOW, 8)  # in 15 s; a LOAD takes 2 s
     world.waits(104.0, ref="a:1", weight=0.01)
     assert world.load() is None
+
+
+def test_of_a_models_future_counts_a_share_of_the_time_in_which_loads_fill_the_device() -> None:
+    """So that models take turns, each LOAD for a queue. Memory for two, LOADs of 0.02 s: 0.01 s of the future."""
+    world = crowded("a:1", "b:1", "c:1", resident=["b:1", "c:1"], profile=line(0.25, 0.25, load_s=0.02))
+    assert world.load(now=NOW - 60) is None
+    for ref in ("b:1", "c:1"):
+        world.model(ref).popularity.add(NOW, 15 * 100)  # 100 a second
+    world.waits(100.6, ref="a:1")
+    assert world.load() is None
+    world.waits(100.6, ref="a:1")
+    assert world.load() == ("a:1", ("b:1",))
+
+
+def test_a_model_asked_in_vain_is_loaded_before_one_that_saves_less() -> None:
+    world = crowded("a:1", "b:1", resident=[])
+    world.waits(103.0, ref="a:1")
+    assert not world.admit(1.5, ref="b:1").admitted  # its LOAD takes 2 s
+    world.model("b:1").popularity.add(NOW, 10)
+    assert world.load() == ("b:1", ())
 
 
 def test_a_model_that_is_on_some_device_is_not_loaded_on_demand() -> None:
