@@ -79,6 +79,8 @@ class Catalogue:
         versions = self._versions(name, found)
         if not versions and name in self.models and self.models[name].container:
             return [(key, _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name"))]
+        if not versions and name in found:
+            return [(key, _no(f"package {name!r} has no version: a folder named by a number, such as 1", "name"))]
         if not versions:
             return [(key, _no(f"no package {name!r} in the model repository; there are: {_names(found)}", "name"))]
         if version is not None and version not in versions:

@@ -254,7 +254,11 @@ def _split(name: str, value: str) -> object:
 
 def _unknown(name: str, source: str) -> str:
     near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; the settings are: {', '.join(Settings.model_fields)}"
+    hint = (
+        f"; did you mean {_spell(near[0], source)}?"
+        if near
+        else f"; the settings are: {', '.join(Settings.model_fields)}"
+    )
     return f"{_spell(name, source)}: there is no such setting{hint}"
 
 

@@ -20,9 +20,13 @@ def set_up(settings: "Settings", service: str) -> None:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), pad_event_to=28)
     else:
         renderer = structlog.processors.JSONRenderer(serializer=lambda event, **_: msgspec.json.encode(event).decode())
+
+    def named(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, "service": service}
+
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            named,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -32,4 +36,3 @@ def set_up(settings: "Settings", service: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)

@@ -10,10 +10,11 @@ import structlog
 
 from broker import wire
 from broker.catalogue import NAME, VERSION, Catalogue, Replies
+from broker.links import Port
 from broker.routing import Routing
 from broker.runtime import Runtime
-from broker.store import CatalogueStore
-from broker.transport import Mail, Port
+from broker.store import CatalogueStore, StoreError
+from broker.transport import Mail
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 EPOCHS_PER_START = 1 << 32
@@ -31,6 +32,14 @@ def scan_repository(folder: Path) -> dict[str, list[str]]:
         versions = [entry.name for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
         found[package.name] = sorted(versions, key=int)
     return found
+
+
+def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
+    """The reply, which says so if what it tells of is not on disk."""
+    if not fault or not reply.ok:
+        return reply
+    message = f"{reply.message}, but a broker that is started again will not know it: {fault}"
+    return msgspec.structs.replace(reply, ok=False, message=message)
 
 
 class BrokerService:
@@ -64,7 +73,7 @@ class BrokerService:
 
     def stop(self) -> None:
         """The catalogue is on disk and the port closed."""
-        self._store.save(self._catalogue)
+        self._save()
         self._store.close()
         self._port.close()
         log.info("stopped")
@@ -102,7 +111,7 @@ class BrokerService:
             log.warning("container_refused", member=member, ref=offer.ref, why=why)
             self._port.send(peer, wire.CallReply(call=0, ok=False, message=why))
             return False
-        self._store.save(self._catalogue)
+        self._save()
         self._changed = True
         return True
 
@@ -122,15 +131,25 @@ class BrokerService:
 
     def _answer_app(self, peer: str, reply: wire.CallReply) -> None:
         """Written first, then told; the table with it leaves in the same envelope, ahead of the reply."""
-        self._store.save(self._catalogue)
+        fault = self._save()
         if reply.ok:
             self._push()
-        self._port.send(peer, reply)
+        self._port.send(peer, _unsaved(reply, fault))
+
+    def _save(self) -> str:
+        """What changed is on disk. If not: why; it holds all the same, and the next save tries again."""
+        try:
+            self._store.save(self._catalogue)
+        except StoreError as error:
+            log.error("not_saved", error=str(error))
+            return str(error)
+        return ""
 
     def _reply(self, replies: Replies, asked: tuple[str, int] | None = None) -> None:
-        self._store.save(self._catalogue)
+        fault = self._save()
         self._changed = True
-        for (peer, call), reply in replies:
+        for (peer, call), told in replies:
+            reply = _unsaved(told, fault)
             self._port.send(peer, msgspec.structs.replace(reply, call=call))
             log.info("answered", peer=peer, ok=reply.ok, message=reply.message, faults=list(reply.faults))
         if asked is not None:

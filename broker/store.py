@@ -48,8 +48,7 @@ class CatalogueStore:
                 db.close()
             if not isinstance(error, (OSError, sqlite3.Error, msgspec.MsgspecError)):
                 raise
-            hint = "another broker uses it; set GEARMESH_DATA_DIR" if "locked" in str(error) else str(error)
-            raise StoreError(f"the catalogue {self.file} cannot be opened: {hint}") from error
+            raise StoreError(f"the catalogue {self.file} cannot be opened: {_hint(error)}") from error
         self._db = db
         return Catalogue({model.name: model for model in models}, {app.name: app for app in apps})
 
@@ -60,26 +59,44 @@ class CatalogueStore:
         return int(self._db.execute("SELECT value FROM counters WHERE name = 'starts'").fetchone()[0])
 
     def save(self, catalogue: Catalogue) -> None:
-        """What changed since the last save is on disk."""
+        """What changed since the last save is on disk. Raises: StoreError; the next save tries it again."""
         assert self._db is not None
         if not catalogue.changed_models and not catalogue.changed_apps:
             return
-        self._db.execute("BEGIN")
+        try:
+            self._write(self._db, catalogue)
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StoreError(f"the catalogue {self.file} cannot be written: {error}") from error
+        catalogue.changed_models.clear()
+        catalogue.changed_apps.clear()
+
+    @staticmethod
+    def _write(db: sqlite3.Connection, catalogue: Catalogue) -> None:
+        db.execute("BEGIN")
         for name in catalogue.changed_models:
             record = msgspec.msgpack.encode(catalogue.models[name])
-            self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, record))
+            db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, record))
         for name in catalogue.changed_apps:
             if name in catalogue.apps:
                 record = msgspec.msgpack.encode(catalogue.apps[name])
-                self._db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (name, record))
+                db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (name, record))
             else:
-                self._db.execute("DELETE FROM apps WHERE name = ?", (name,))
-        self._db.execute("COMMIT")
-        catalogue.changed_models.clear()
-        catalogue.changed_apps.clear()
+                db.execute("DELETE FROM apps WHERE name = ?", (name,))
+        db.execute("COMMIT")
 
     def close(self) -> None:
         """The file is closed."""
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def _hint(error: BaseException) -> str:
+    """What is wrong with the file, and what would help."""
+    if "locked" in str(error):
+        return "another broker uses it; set GEARMESH_DATA_DIR"
+    if isinstance(error, OSError):
+        return str(error)
+    return f"{error}; if it is damaged, put a copy back, or move it away: what was deployed is then forgotten"

@@ -7,7 +7,8 @@ import msgspec
 import structlog
 
 from broker import wire
-from broker.transport import Buffer, Link, Mail, Transport
+from broker.links import Link
+from broker.transport import Buffer, Mail, Transport
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S = 0.05
@@ -45,16 +46,28 @@ class Controllers:
 
     def table_changed(self, table: wire.Table) -> None:
         """Links to all controllers of the table are open, or being opened."""
-        self._members = {member.id: member for member in table.members if member.role == "controller"}
+        living = {member.endpoints["control"]: member for member in table.members if member.role == "controller"}
+        self._members = {member.id: member for member in living.values()}  # of two at one address the later one lives
         for model in table.models:
             if model.owner is not None:
                 self._owners[model.name] = model.owner
             elif self._owners.get(model.name) not in self._known:
                 self._owners.pop(model.name, None)
+        self._let_go()
         for member in self._members.values():
             if member.id not in self._known:
                 self._open(member)
         self._ready()
+
+    def _let_go(self) -> None:
+        """No link waits for a controller that is gone.
+
+        It would connect to the successor at its address, and take our name there away from the link that is meant.
+        """
+        for peer, known in list(self._known.items()):
+            if peer not in self._members and known.link.heard_s is None:
+                known.link.close()
+                self._link_lost(peer, "is gone")
 
     def submit(self, model: str, message: wire.Submit, frames: Sequence[Buffer]) -> None:
         """`message` goes to the controller that `owner` names."""

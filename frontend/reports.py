@@ -13,6 +13,7 @@ def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controll
     for entry in models.values():
         spec = entry.spec
         ready = entry.current is not None and controllers.serves(entry.name, wire.ref_of(entry.name, entry.current))
+        idle = entry.container and not ready and entry.target is None
         described.append(
             {
                 "name": entry.name,
@@ -26,7 +27,7 @@ def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controll
                 "labels": list(spec.labels) if spec else [],
                 "ready": ready,
                 "preparing": entry.target,
-                "fault": entry.fault or None,
+                "fault": entry.fault or ("no container serves it at the moment" if idle else None),
             }
         )
     return described

@@ -1,13 +1,16 @@
-"""`gearmesh`: what an operator or a client does from a shell. Exit codes: 0 done, 1 answered otherwise, 2 usage."""
+"""`gearmesh`: what an operator or a client does from a shell. Exit codes: docs/operations.md."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from broker import wire
@@ -29,6 +32,7 @@ app = typer.Typer(
     help="DNN serving with predictable latency.",
 )
 app.command()(simulate)
+ANSWERS_WITHIN_S = 3.0  # a frontend that is there, if only just, answers a ping at once
 out = console()
 err = console(stderr=True)
 app.command()(load)
@@ -40,11 +44,13 @@ def main() -> None:
 
 
 def settings() -> Settings:
-    """The settings of this shell, or exit 2."""
+    """The settings of this shell, with keys that can be used; or exit 2."""
     try:
-        return read_settings()
+        found = read_settings()
+        found.keys()
     except GearmeshError as error:
         usage(str(error))
+    return found
 
 
 def usage(message: str) -> NoReturn:
@@ -53,10 +59,17 @@ def usage(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def client(config: Settings) -> Client:
-    """A client of the frontend in the settings."""
+@contextlib.contextmanager
+def client(config: Settings) -> Iterator[Client]:
+    """A client of the frontend in the settings, which answers; or exit 2."""
     keys = config.keys()
-    return Client(config.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None)
+    address = config.frontend_address
+    with Client(address, keys=(keys.public, keys.public, keys.secret) if keys else None) as session:
+        try:
+            session.call("ping", timeout_s=ANSWERS_WITHIN_S)
+        except RequestError:
+            usage(f"nobody answers at {address}; is the mesh up? (gearmesh up)")
+        yield session
 
 
 @app.command()
@@ -138,7 +151,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="As the frontend
         try:
             found = session.models()
         except RequestError as error:
-            err.print(str(error), style="red")
+            err.print(str(error), style="red", highlight=False, markup=False)
             raise typer.Exit(1) from error
     if as_json:
         print(json.dumps(found, indent=1))
@@ -153,13 +166,13 @@ def _models_table(found: list[dict[str, Any]]) -> Table:
         note = model["fault"] or (f"preparing version {model['preparing']}" if model["preparing"] else "")
         table.add_row(
             model["name"],
-            f"{model['version'] or '-'} of {', '.join(model['versions'])}",
+            f"{model['version'] or '-'} of {', '.join(model['versions']) or 'none'}",
             "[green]yes[/]" if model["ready"] else "[red]no[/]",
             ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["inputs"]),
             ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["outputs"]),
             str(model["batch_max"] or ""),
             f"{model['slo_ms']:g}" if model["slo_ms"] else "",
-            note,
+            escape(note),
         )
     return table
 
@@ -214,7 +227,9 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> No
     with Operator(config) as operator, err.status(f"{doing} ..."):
         try:
             reply = operator.call(message, timeout_s)
-        except (NoBroker, TimeoutError) as error:
+        except NoBroker as error:
+            usage(str(error))
+        except TimeoutError as error:
             err.print(str(error), style="red", highlight=False)
             raise typer.Exit(1) from error
     if reply.ok:
@@ -238,6 +253,8 @@ def infer(
     """Asks a model or an application once, and prints what it says."""
     from scripts.inputs import InputError, read_input
 
+    if context is not None and not as_app:
+        usage("--context goes with --app: a model has no state to select")
     config = settings()
     with client(config) as session:
         try:
@@ -360,10 +377,21 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     given = sys.argv[sys.argv.index("container") + 1 :]
     at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
     del given[at : at + (1 if "=" in given[at] else 2)]
-    before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, options.version, code))
+    with _roster_is_sound():
+        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, options.version, code))
     if before is not None and (before.arguments, before.code) != (given, code):
         out.print(f"{options.model}: what was kept under this name is being replaced")
     out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
+
+
+@contextlib.contextmanager
+def _roster_is_sound() -> Iterator[None]:
+    """The file of containers can be read and written; or exit 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        err.print(f"{error}; mend that file, or remove it", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -381,9 +409,10 @@ def scale(
     if not roster.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
-    if not roster.scale(model, replicas):
-        known = ", ".join(sorted(roster.read())) or "none"
-        usage(f"no container {model!r} was started with --replicas; there are: {known}")
+    with _roster_is_sound():
+        if not roster.scale(model, replicas):
+            known = ", ".join(sorted(roster.read())) or "none"
+            usage(f"no container {model!r} was started with --replicas; there are: {known}")
     out.print(f"{model}: {replicas} replicas are being kept")
 
 

@@ -70,6 +70,7 @@ async def _run(settings: Settings, supervisor: Supervisor, asked: asyncio.Event,
         if interrupted.done() or once:
             interrupted.cancel()
             return show.result() if show.done() and not show.cancelled() else 0
+        console.print(_advice(settings))
         console.print("[bold]The mesh stays up; Ctrl-C stops it.[/]")
         await first_of(interrupted, supervisor.failed)
         return show.result()
@@ -87,7 +88,6 @@ async def _show(session: AsyncClient, settings: Settings, log_file: Path) -> int
     right = await show_application(session, [name for name in ready if name.startswith("digits")], console) and right
     right = await _show_photos(session, [name for name in ready if name.startswith("resnet")]) and right
     await _show_refusal(session, ready)
-    console.print(_advice(settings))
     return 0 if right and ready else 1
 
 
@@ -212,7 +212,7 @@ def _advice(settings: Settings) -> str:
         "  .venv/bin/gearmesh status\n"
         "  .venv/bin/gearmesh infer digits_cnn '[[0,0,5,13,9,1,0,0, ... 64 pixel values from 0 to 16]]'\n"
         "  .venv/bin/gearmesh infer resnet18 some_photo.jpg --slo-ms 500\n"
-        "  .venv/bin/gearmesh undeploy digits_linear; .venv/bin/gearmesh deploy digits_linear\n"
+        "  .venv/bin/gearmesh undeploy resnet18; .venv/bin/gearmesh deploy resnet18\n"
         "  .venv/bin/gearmesh apps; .venv/bin/gearmesh infer digits some_digit.npy --app\n"
         f"  and from Python: frontend.client.Client({settings.frontend_address!r})\n{http}"
     )

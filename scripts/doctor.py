@@ -7,10 +7,12 @@ import resource
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from broker import wire
@@ -30,7 +32,7 @@ def examine(settings: Settings, out: Console) -> int:
     table = Table("", "what", "how it is")
     marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[red]mend[/]"}
     for grade, what, how in findings:
-        table.add_row(marks[grade], what, how)
+        table.add_row(marks[grade], escape(what), escape(how))
     out.print(table)
     return 1 if any(grade == "bad" for grade, _, _ in findings) else 0
 
@@ -76,8 +78,18 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     enough = budget <= available_bytes()
     yield "good" if enough else "bad", "host memory for weights", f"{budget >> 20} MiB (GEARMESH_HOST_MEMORY_MB)"
     yield _steal()
-    free = shutil.disk_usage(settings.data_dir if settings.data_dir.exists() else Path()).free
-    yield "good" if free > 1 << 30 else "bad", "disk for data_dir", f"{free >> 20} MiB free"
+    yield _disk(settings.data_dir)
+
+
+def _disk(data_dir: Path) -> Finding:
+    """Whether the folder, or one in which it can be made, takes files, and how much fits in."""
+    there = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        return "bad", "disk for data_dir", f"{there} takes no files ({error.strerror}): set GEARMESH_DATA_DIR"
+    return "good" if free > 1 << 30 else "bad", "disk for data_dir", f"{free >> 20} MiB free"
 
 
 def _cores(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ HEALTHY_S = 5.0  # a process that lived so long starts its waits anew
 WRONG_SETTINGS = 2  # exit code of a service that will never start like this
 KILL_AFTER_S = 8.0  # what has not ended by then, after SIGTERM, is killed
 LINE_BYTES_MAX = 1 << 20
+LIBC = ctypes.CDLL(None)
 FRONT = ("broker", "controller", "frontend")  # what --compact puts into one process
 OPTIONAL = ("gateway",)  # the mesh serves without it
 
@@ -204,7 +206,7 @@ class Supervisor:
         child.process = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", child.command,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
-            env=dict(child.environment), start_new_session=True, limit=LINE_BYTES_MAX,
+            env=dict(child.environment), start_new_session=True, limit=LINE_BYTES_MAX, preexec_fn=_end_with_us,
         )  # fmt: skip
         child.starts += 1
         child.up = False
@@ -222,6 +224,12 @@ class Supervisor:
                 child.up = True
             self._say(child.name, text)
         return await child.process.wait()
+
+
+def _end_with_us() -> None:
+    """In the child: the kernel asks it to end when the supervisor ends, however that happens (PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(AttributeError):  # not Linux
+        LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:

@@ -28,12 +28,16 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     console = Console()
     try:
         commands = procfile_commands(procfile, formation, compact=compact)
-    except (OSError, ValueError) as error:
-        Console(stderr=True).print(f"gearmesh: {error}", style="red")
+    except OSError as error:
+        advice = "run it from gearmesh's folder, or name one with --procfile"
+        _refuse(f"gearmesh: {procfile}: {error.strerror}: {advice}")
+        return 2
+    except ValueError as error:
+        _refuse(f"gearmesh: {error}")
         return 2
     taken = ports_taken(settings, commands)
     if taken:
-        Console(stderr=True).print(taken, style="red", highlight=False, markup=False, soft_wrap=True)
+        _refuse(taken)
         return 2
     width = max(map(len, commands))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate([*commands, "up"])}
@@ -46,7 +50,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    environment = dict(os.environ)
+    environment = with_ports(settings, os.environ)
     if console.is_terminal:
         environment.setdefault("GEARMESH_LOG_FORMAT", "console")
     supervisor = Supervisor(commands, say, environment)
@@ -64,9 +68,19 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     waiting.cancel()
     await supervisor.stop()
     if supervisor.failed.done():
-        Console(stderr=True).print(supervisor.failed.result(), style="red", highlight=False, markup=False)
+        _refuse(supervisor.failed.result())
         return 2
     return 0
+
+
+def _refuse(text: str) -> None:
+    Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def with_ports(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the ports in it that further instances of a service follow on from: a file may set them."""
+    ports = ("frontend_port", "controller_port", "http_port")
+    return {**environment, **{f"GEARMESH_{port.upper()}": str(getattr(settings, port)) for port in ports}}
 
 
 def ports_taken(settings: Settings, processes: Iterable[str]) -> str:
@@ -97,10 +111,11 @@ def _family(host: str) -> socket.AddressFamily:
 async def _tell_ready(settings: Settings, supervisor: Supervisor) -> None:
     began_s = time.monotonic()
     async with client(settings) as session:
-        await wait_ready(session, lambda ready, total: None)
+        ready = await wait_ready(session, lambda ready, total: None)
     http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in supervisor.pids())
     where = settings.frontend_address + (f", or {settings.http_address}" if http else "")
-    supervisor.say("up", f"ready after {time.monotonic() - began_s:.1f} s: clients call {where}")
+    empty = "" if ready else ", without a model that can be served"
+    supervisor.say("up", f"ready after {time.monotonic() - began_s:.1f} s{empty}: clients call {where}")
 
 
 async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
@@ -115,15 +130,18 @@ def client(settings: Settings) -> AsyncClient:
 
 
 async def wait_ready(session: AsyncClient, progress: Callable[[list[str], list[str]], None]) -> list[str]:
-    """Returns, with the models' names, once every model can be served or has failed. `progress(ready, all)` is told."""
+    """Returns, with their names, the models that can be served, once nothing is on its way that may come to be.
+
+    `progress(ready, all)` is told.
+    """
     while True:
         try:
             models = await session.models()
         except RequestError:
             continue
-        settled = [m["name"] for m in models if m["ready"] or (m["fault"] and not m["preparing"])]
+        settled = [m for m in models if m["ready"] or (not m["preparing"] and (m["fault"] or not m["version"]))]
         ready = [m["name"] for m in models if m["ready"]]
         progress(ready, [m["name"] for m in models])
-        if models and len(settled) == len(models):
+        if len(settled) == len(models):
             return ready
         await asyncio.sleep(POLL_S)

@@ -66,7 +66,17 @@ def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
         got = f"{found.size} in one list" if found.ndim == 1 else f"nested as {list(found.shape)}"
         text = f"{field}: shape {list(shape)} is {count} numbers in one list, or nested so; got {got}"
         raise Refused(text, "bad_data", field)
+    if found.dtype.kind == "f" and DTYPES[dtype].kind == "u":
+        found = _whole(data, found)
     return _cast(found, dtype, field).reshape(tuple(shape))
+
+
+def _whole(data: list[Any], found: Array) -> Array:
+    """Whole numbers as such: numpy takes them for floats where some are beyond int64 and others are not."""
+    exact = np.asarray(data, dtype=object)
+    if all(type(number) is int and 0 <= number < 2**64 for number in exact.flat):
+        return exact.astype(np.uint64)
+    return found
 
 
 def _cast(found: Array, dtype: str, field: str) -> Array:

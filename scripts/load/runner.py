@@ -236,6 +236,10 @@ async def _process(number: int, start: Start) -> AsyncIterator[_Process]:
     try:
         await held.send(start)
         yield held
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # what it measured is of no use: it need not end by itself
+        raise
     finally:
         with contextlib.suppress(ConnectionError):
             await held.stop()

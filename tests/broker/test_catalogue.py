@@ -74,6 +74,11 @@ def test_a_package_without_versions_waits_for_one(catalogue: Any) -> None:
     assert state(catalogue) == (None, "1", [])
 
 
+def test_a_package_without_versions_cannot_be_deployed_and_is_not_said_to_be_missing(catalogue: Any) -> None:
+    ((_, reply),) = catalogue.deploy(("ann", 1), "m", None, {"m": []})
+    assert (reply.ok, reply.message) == (False, "package 'm' has no version: a folder named by a number, such as 1")
+
+
 def test_a_new_version_of_a_known_model_is_only_taken_note_of(serving: Any) -> None:
     assert state(serving) == ("1", None, [])
     assert serving.models["m"].versions == ["1", "2", "3"]

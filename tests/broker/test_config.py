@@ -119,8 +119,8 @@ def test_all_faults_are_told_at_once_each_spelled_as_it_was_set(elsewhere: Path)
         "unexpected argument 'extra': flags look like --broker-port 5550",
         "--host needs a value",
         "frontend_prot: there is no such setting; did you mean frontend_port?",
-        "GEARMESH_BROKR_PORT: there is no such setting; did you mean broker_port?",
-        "--devise: there is no such setting; did you mean device?",
+        "GEARMESH_BROKR_PORT: there is no such setting; did you mean GEARMESH_BROKER_PORT?",
+        "--devise: there is no such setting; did you mean --device?",
         "--page-mb='1025': Input should be less than or equal to 1024",
         "GEARMESH_THREADS='0': Input should be greater than or equal to 1",
         "queue_max='many': Input should be a valid integer, unable to parse string as an integer",
@@ -262,7 +262,7 @@ def test_a_service_with_wrong_settings_exits_2_and_says_all_of_it(
     assert exited.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
         "wrong settings:",
-        "  - --brokr-port: there is no such setting; did you mean broker_port?",
+        "  - --brokr-port: there is no such setting; did you mean --broker-port?",
         "  - GEARMESH_THREADS='0': Input should be greater than or equal to 1",
     ]
 

@@ -96,6 +96,24 @@ async def test_a_deployment_is_answered_once_it_is_in_effect(make: str, tmp_path
         assert (table.models[0].target, table.models[0].spec, table.models[0].owner) == (None, SPEC, "controller-1")
 
 
+@on_loop
+async def test_what_cannot_be_written_takes_effect_all_the_same_and_the_operator_is_told(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        database = at.broker.service._store._db
+        assert database is not None
+        database.execute("PRAGMA query_only=1")
+        at.operator.link.send(wire.Undeploy(call=5, name="m"))
+        await at.operator.mail.until(lambda _: at.operator.replies())
+        (told,) = at.operator.replies()
+        assert not told.ok
+        assert "m is undeployed, but a broker that is started again will not know it: the catalogue" in told.message
+        await at.controller.table(lambda table: not table.models)
+        database.execute("PRAGMA query_only=0")
+        at.operator.link.send(wire.Deploy(call=6, name="m", version="1"))
+        await at.controller.table(lambda table: table.models and table.models[0].target == "1")
+        assert len(at.operator.replies()) == 1
+
+
 @both_makes
 @on_loop
 async def test_a_deployment_that_fails_says_why_and_the_old_version_stays(make: str, tmp_path: Path) -> None:

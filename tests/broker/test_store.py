@@ -184,3 +184,29 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot be opened: .*(Not a directory|File exists)"):
         CatalogueStore(tmp_path / "file" / "catalogue.sqlite").open()
+
+
+def fill(store: CatalogueStore) -> None:
+    """The disk takes not a page more."""
+    assert store._db is not None
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+
+
+def make_room(store: CatalogueStore) -> None:
+    """The disk takes some more."""
+    assert store._db is not None
+    store._db.execute("PRAGMA max_page_count=100000")
+
+
+def test_a_change_that_finds_the_disk_full_is_written_when_there_is_room(opened: Callable[[], Opened]) -> None:
+    store, catalogue = opened()
+    many = {f"m{number}": ["1"] for number in range(500)}
+    catalogue.scan(many)
+    fill(store)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"catalogue\.sqlite cannot be written: database or disk is full"):
+            store.save(catalogue)
+    make_room(store)
+    store.save(catalogue)
+    assert opened()[1].models.keys() == many.keys()

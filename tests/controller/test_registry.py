@@ -1,10 +1,13 @@
 """controller/policies/registry.py: what a person may set of a policy, and what is said of anything else."""
 
+from typing import get_args
+
 import pytest
 
+from broker.config import Settings
 from broker.errors import SettingsError
 from controller.policies.atc import Atc
-from controller.policies.registry import make_policy
+from controller.policies.registry import POLICIES, make_policy
 from controller.state import State
 
 
@@ -35,3 +38,7 @@ def test_an_unknown_policy_is_told_the_known_ones() -> None:
     with pytest.raises(SettingsError) as error:
         make_policy("edf", State())
     assert "atc, clockwork, fifo" in str(error.value)
+
+
+def test_every_policy_can_be_chosen_by_the_settings() -> None:
+    assert sorted(get_args(Settings.model_fields["policy"].annotation)) == sorted(POLICIES)

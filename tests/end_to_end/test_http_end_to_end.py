@@ -151,7 +151,7 @@ def test_a_budget_that_cannot_be_met_is_429_with_retry_after(web: Http) -> None:
     body, _ = request_body({"x": X}, parameters={"cache": False})
     told = web.ask("POST", "/v2/models/a/infer", body, X_Gearmesh_Slo_Ms="0.2")
     assert (told.status, told.headers["Retry-After"], told.json["code"]) == (429, "1", "deadline")
-    assert "the budget is 0.2 ms" in told.json["error"]
+    assert "0.2 ms of the budget are left" in told.json["error"]
     assert told.json["predicted_ms"] > 1.0
 
 

@@ -194,7 +194,7 @@ def test_a_mistake_in_the_settings_stops_a_service_at_start_with_the_key_and_wha
     assert "GEARMESH_POLICY='magic'" in ended.stderr
     assert "atc" in ended.stderr
     assert "--heartbeat-ms='soon'" in ended.stderr
-    assert "did you mean frontend_port" in ended.stderr
+    assert "did you mean GEARMESH_FRONTEND_PORT?" in ended.stderr
 
 
 @pytest.mark.parametrize(

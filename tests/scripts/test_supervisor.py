@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -263,6 +266,29 @@ async def test_a_gateway_that_cannot_start_leaves_the_mesh_running() -> None:
         )
         assert not supervisor.failed.done()
         assert list(supervisor.pids()) == ["broker"]
+
+
+SUPERVISED = """
+import asyncio, os
+from scripts.supervisor import Supervisor
+
+async def main():
+    Supervisor({"a": ("echo $$; exec sleep 60", 0)}, lambda name, line: print(line, flush=True), os.environ).start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_is_left_behind_by_a_supervisor_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", SUPERVISED], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        child = os.pidfd_open(int(supervisor.stdout.readline()))
+        supervisor.kill()
+    try:
+        assert select.select([child], [], [], 10.0)[0] == [child]  # readable: it has ended
+    finally:
+        os.close(child)
 
 
 @on_loop

@@ -1,4 +1,4 @@
-"""gearmesh status, top, metrics, trace: mistakes and meshes that are not there end with a sentence and exit code 2."""
+"""The command line: mistakes, and meshes that are not there, end with a sentence and exit code 2."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scripts.cli import app
+from scripts.containers import Roster
 from scripts.meshes import free_ports
 
 
@@ -47,6 +48,49 @@ def test_a_trace_needs_a_place(gearmesh: CliRunner, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [("status",), ("top", "-n", "1"), ("metrics",), ("trace", "t.json")])
 def test_without_a_mesh_each_says_where_it_looked(gearmesh: CliRunner, command: tuple[str, ...]) -> None:
     assert "is the mesh up? (gearmesh up)" in refused(gearmesh, *command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("models",),
+        ("infer", "m", "[1]"),
+        ("apps",),
+        ("apps", "delete", "a"),
+        ("feedback", "d", "--loss", "1"),
+        ("deploy", "m"),
+    ],
+)
+def test_without_a_mesh_a_question_ends_soon(
+    gearmesh: CliRunner, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.cli.ANSWERS_WITHIN_S", 0.1)
+    assert "is the mesh up? (gearmesh up)" in refused(gearmesh, *command)
+
+
+@pytest.mark.parametrize("command", [("status",), ("models",), ("deploy", "m"), ("doctor",)])
+def test_keys_that_cannot_be_used_are_a_wrong_setting(
+    gearmesh: CliRunner, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEARMESH_KEYS_DIR", "nowhere")
+    assert "keys_dir=nowhere: no usable keys there" in refused(gearmesh, *command)
+
+
+def test_a_context_belongs_to_an_application(gearmesh: CliRunner) -> None:
+    assert "--context goes with --app" in refused(gearmesh, "infer", "m", "[1]", "--context", "ann")
+
+
+def test_without_a_procfile_it_is_said_where_to_go(gearmesh: CliRunner) -> None:
+    assert "run it from gearmesh's folder, or name one with --procfile" in refused(gearmesh, "up")
+
+
+def test_a_damaged_list_of_containers_is_named(gearmesh: CliRunner, tmp_path: Path) -> None:
+    roster = Roster(tmp_path / ".gearmesh")
+    with roster.watched():
+        (tmp_path / ".gearmesh" / "containers.json").write_text("junk")
+        result = gearmesh.invoke(app, ("scale", "m", "1"))
+    assert result.exit_code == 1
+    assert "containers.json: JSON is malformed" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_raw_bytes_bring_every_number_back_uncopied(tensor: Array) -> None:
         ([128], "int8", (1,), "INT8 lies in -128 to 127"),
         ([-1], "uint16", (1,), "UINT16 lies in 0 to 65535"),
         ([2**64], "uint64", (1,), "no UINT64"),
+        ([-1, 2**63], "uint64", (2,), "whole numbers in its range; data holds -1"),
         ([2**63], "int64", (1,), "INT64 lies in"),
         ([2], "bool", (1,), "BOOL lies in 0 to 1"),
         ([True], "float32", (1,), "no FP32"),
@@ -86,7 +87,9 @@ def test_data_that_is_not_the_tensor_is_refused_with_what_would_be_right(
     assert caught.value.message.startswith("inputs[2].data: ")
 
 
-@pytest.mark.parametrize(("data", "dtype"), [([0, 1], "bool"), ([255], "uint8"), ([2**64 - 1], "uint64")])
+@pytest.mark.parametrize(
+    ("data", "dtype"), [([0, 1], "bool"), ([255], "uint8"), ([2**64 - 1], "uint64"), ([0, 2**63, 2**64 - 1], "uint64")]
+)
 def test_the_ends_of_a_range_are_in_it(data: list[int], dtype: str) -> None:
     assert from_json(data, dtype, (len(data),), "x").tolist() == data
 

@@ -85,6 +85,7 @@ class StateKeeper:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._held: deque[Learn | Drop | Claim] = deque()  # oldest first
         self._down = ""  # why the store cannot be reached
+        self._said = ""  # the last of these that was logged
         self._retry_s = 0.0
         self._told: list[Callable[[], None]] = []  # for the loop, when this round ends
         self._thread = threading.Thread(target=self._run, name="selection state", daemon=True)
@@ -183,8 +184,9 @@ class StateKeeper:
         try:
             action()
         except StoreDown as error:
-            log.warning("store_down", why=str(error), advice="serving goes on, learning pauses until it is back")
-            self._down = str(error)
+            if str(error) != self._said:  # once, not with every try
+                log.warning("store_down", why=str(error), advice="serving goes on, learning pauses until it is back")
+            self._down = self._said = str(error)
             self._retry_s = time.monotonic() + RETRY_S
             return False
         return True
@@ -195,6 +197,7 @@ class StateKeeper:
         if not self._reach(lambda: self._store.count("")):
             return
         log.info("store_back", held=len(self._held), was=was)
+        self._said = ""
         held, self._held = list(self._held), deque()
         self._do(held)
 

@@ -1,0 +1,67 @@
+"""frontend/controllers.py: whom a frontend has links to, while controllers come and go at one address."""
+
+from broker import wire
+from frontend.controllers import Controllers
+from tests.broker.processes import Processes, processes
+from tests.loops import Told, on_loop
+
+NOBODY = ("tcp://127.0.0.1:1",)  # nobody listens there
+HELLO = wire.FrontendHello(member="frontend-1", host="here", results=())
+
+
+def table(owner: str, *controllers: tuple[str, tuple[str, ...]]) -> wire.Table:
+    """One model `m`, of the owner; the controllers there are, in order of registration, with their addresses."""
+    members = tuple(
+        wire.Member(id=name, role="controller", host="here", endpoints={"control": at}) for name, at in controllers
+    )
+    entry = wire.ModelEntry(name="m", current="1", target=None, versions=("1",), owner=owner)
+    shards = {name: 1 for name, _ in controllers}
+    return wire.Table(epoch=1, members=members, models=(entry,), shards=shards, workers={})
+
+
+def links(made: Processes) -> tuple[Controllers, Told]:
+    """A frontend's links, and whom they lost."""
+    lost = Told()
+    return Controllers(made.runtime().transport, lambda: HELLO, Told(), lost, lambda: None), lost
+
+
+@on_loop
+async def test_a_link_that_waits_for_a_dead_controller_is_closed_when_the_table_forgets_it() -> None:
+    """It would connect to the successor, which listens at the same address, and take the frontend's name there away."""
+    async with processes() as made:
+        controllers, lost = links(made)
+        controllers.table_changed(table("controller-1", ("controller-1", NOBODY)))
+        assert controllers.owner("m") == "controller-1"
+        controllers.table_changed(table("controller-1"))
+        assert lost.items == ["controller-1"]
+        assert controllers.owner("m") is None
+
+
+@on_loop
+async def test_a_controller_that_answers_is_kept_though_the_table_forgets_it() -> None:
+    async with processes() as made:
+        controllers, lost = links(made)
+        listening = made.port(made.runtime())
+        controllers.table_changed(table("controller-1", ("controller-1", listening.addresses)))
+        await listening.messages(1)
+        listening.port.send("frontend-1", wire.Serving(added=("m:1",), removed=(), controller="controller-1"))
+        listening.port.transport.hub.schedule_turn()
+        while not controllers.serves("m", "m:1"):
+            await listening.mail.count(len(listening.mail.items) + 1)  # its next heartbeat
+        controllers.table_changed(table("controller-1"))
+        assert lost.items == []
+        assert controllers.owner("m") == "controller-1"
+
+
+@on_loop
+async def test_of_two_controllers_at_one_address_only_the_later_one_is_called() -> None:
+    async with processes() as made:
+        controllers, lost = links(made)
+        listening = made.port(made.runtime())
+        both = (("controller-1", listening.addresses), ("controller-2", listening.addresses))
+        controllers.table_changed(table("controller-2", *both))
+        assert await listening.messages(1) == [HELLO]
+        assert controllers.owner("m") == "controller-2"
+        controllers.table_changed(table("controller-1", *both))
+        assert controllers.owner("m") is None
+        assert lost.items == []

@@ -1,0 +1,27 @@
+"""frontend/reports.py: what `models` tells."""
+
+import pytest
+
+from broker import wire
+from frontend.reports import describe_models
+from tests.broker.processes import processes
+from tests.frontend.test_controllers import links
+from tests.loops import on_loop
+
+
+@pytest.mark.parametrize(
+    ("container", "target", "fault"),
+    [(True, None, "no container serves it at the moment"), (True, "2", None), (False, None, None)],
+)
+def test_a_model_whose_containers_are_gone_says_so(container: bool, target: str | None, fault: str | None) -> None:
+    @on_loop
+    async def check() -> None:
+        async with processes() as made:
+            controllers, _ = links(made)
+            entry = wire.ModelEntry(
+                name="m", current="1", target=target, versions=("1",), owner=None, container=container
+            )
+            (told,) = describe_models({"m": entry}, controllers)
+            assert (told["ready"], told["fault"]) == (False, fault)
+
+    check()
