@@ -53,6 +53,9 @@ class Settings(BaseModel):
         0.0, ge=0, le=3600, description="Seconds that PREPARE may compile one architecture on cpu. 0: run eagerly."
     )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
+    tf32: Literal["convolutions", "all", "none"] = Field(
+        "convolutions", description="What of float32 is in TF32 on cuda: convolutions (as torch by itself), all, none."
+    )
     cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
     real_time: bool = Field(
         False, description="Real-time priority for what keeps a worker's time, where it is allowed."

@@ -48,11 +48,18 @@ class Runtime:
             silence_s_max=settings.silence_ms_max / 1e3,
             message_bytes_max=settings.message_bytes_max,
         )
+        self._asked = asyncio.Event()
+        self._exit_code = 0
 
-    async def run(self, services: list[Service]) -> None:
-        """Serves until SIGTERM or SIGINT, then drains; a second signal stops at once."""
+    def end(self, exit_code: int) -> None:
+        """The services drain, as after a signal, and `run` returns this code."""
+        self._exit_code = exit_code
+        self._asked.set()
+
+    async def run(self, services: list[Service]) -> int:
+        """Serves until SIGTERM, SIGINT or `end`, then drains; a second signal stops at once. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
+        asked = self._asked
         again = asyncio.Event()
 
         def signalled() -> None:
@@ -66,12 +73,15 @@ class Runtime:
         gc.freeze()
         await asked.wait()
         await self._drain(services, again)
+        self.hub.schedule_turn()
+        await asyncio.sleep(0)  # the turn of what was said last: of the result that the wait was for
         for service in reversed(services):
             service.stop()
         self.hub.schedule_turn()
         await asyncio.sleep(0)  # the goodbyes' turn
         self.transport.close()
         self.hub.close()
+        return self._exit_code
 
     async def _drain(self, services: list[Service], again: asyncio.Event) -> None:
         ends_at = time.monotonic() + self.settings.drain_s
@@ -94,19 +104,22 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     settings = settings_or_exit()
     logs.set_up(settings, role)
 
-    async def main() -> None:
+    async def main() -> int:
         runtime = Runtime(settings)
         try:
-            await runtime.run(make(runtime))
+            return await runtime.run(make(runtime))
         except GearmeshError:
             runtime.hub.close()
             raise
 
     try:
-        uvloop.run(main())
+        code = uvloop.run(main())
     except GearmeshError as error:
         sys.stderr.write(f"{role}: {error}\n")
         raise SystemExit(2) from error
+    if code:
+        sys.stdout.flush()
+        os._exit(code)  # what failed must not hold the process up, or change its code: threads, destructors that abort
 
 
 def member_id(role: str) -> str:

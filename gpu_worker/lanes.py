@@ -123,6 +123,7 @@ class Lanes:
     _busy: dict[Phase, int] = field(default_factory=lambda: dict.fromkeys(Phase, 0))  # phases begun, not ended
     _orders: int = 0
     _advanced_s: float = -1.0  # `now` of the last advance: what was due by then was done
+    _halted: bool = False  # nothing more is begun
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -135,6 +136,16 @@ class Lanes:
         self._loads = [job for job in self._loads if job.phase is not None]
         self._infers = [job for job in self._infers if job.phase is not None]
         return dropped
+
+    def halt(self) -> None:
+        """The device is lost: nothing more is begun, or taken.
+
+        What waits, or comes, is not answered: whoever ordered it will hear that the worker is gone, and plan it
+        elsewhere. What was begun ends in a report as ever.
+        """
+        self._halted = True
+        self._loads = [job for job in self._loads if job.phase is not None]
+        self._infers = [job for job in self._infers if job.phase is not None]
 
     def prepared(self, ref: str, model: Prepared) -> None:
         """`ref` can be executed here from now on."""
@@ -151,6 +162,8 @@ class Lanes:
 
     def load(self, action: wire.Load, epoch: int, *, now: float) -> list[Effect]:
         """A LOAD was ordered."""
+        if self._halted:
+            return []
         job = self._job(action, now)
         code = self._refuse(job, epoch)
         if code is None and (self.table.holds(action.ref) or any(j.action.ref == action.ref for j in self._loads)):
@@ -184,6 +197,8 @@ class Lanes:
         self, action: wire.Infer, epoch: int, *, now: float, tensors: Sequence[Sequence[bytes | memoryview]] = ()
     ) -> list[Effect]:
         """An INFER was ordered; `tensors`: of each part, its inputs."""
+        if self._halted:
+            return []
         job = self._job(action, now)
         job.tensors = tensors
         code = self._refuse(job, epoch) or self._refuse_batch(action)
@@ -223,7 +238,12 @@ class Lanes:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing runs."""
-        return not (self._loads or self._infers or any(self._busy.values()))
+        return not (self._loads or self._infers or self.running)
+
+    @property
+    def running(self) -> bool:
+        """The device has not ended all that was begun."""
+        return any(self._busy.values())
 
     def wake(self, *, now: float) -> list[Effect]:
         """What has become due by `now`. Calling early is harmless."""
@@ -247,6 +267,8 @@ class Lanes:
     def _advance(self, now: float) -> list[Effect]:
         self._advanced_s = now
         effects: list[Effect] = []
+        if self._halted:
+            return effects
         if self._loads:
             self._advance_loads(now, effects)
         if self._infers:

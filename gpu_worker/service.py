@@ -27,6 +27,7 @@ from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement, read_profile, write_profile
 from gpu_worker.sharing import Sharing
 
+DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
 ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
@@ -64,6 +65,7 @@ class WorkerService:
     ) -> None:
         """`fixture`: it serves this and nothing else; `refused` hears why the broker does not want it, if so."""
         self.settings = runtime.settings
+        self._end = runtime.end
         self._transport = runtime.transport
         self._hub = runtime.hub
         self._device = device
@@ -94,6 +96,7 @@ class WorkerService:
         self._alarm: Alarm | None = None
         self._draining = False
         self._released = False  # the controller sends nothing more
+        self._lost = False  # the device is
         if fixture is not None:
             self._install(fixture)
 
@@ -109,7 +112,7 @@ class WorkerService:
     def start(self) -> None:
         """Registered, and waiting for a controller."""
         tuned = tuning.settle(self.settings.cores, self.settings.real_time)
-        self._device.attach(self._device_finished)
+        self._device.attach(self._device_finished, self._device_lost)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
         self._registrar.start()
@@ -131,6 +134,8 @@ class WorkerService:
             if self._controller is not None:
                 self._controller.send(wire.Goodbye())
                 self._hub.schedule_turn()
+        if self._lost:  # what was being prepared is answered too: it may be what did it
+            return not (self._lanes.running or self._preparing)
         return self._lanes.idle and (self._released or self._controller is None)
 
     def stop(self) -> None:
@@ -243,7 +248,7 @@ class WorkerService:
     def _prepare(self, ref: str) -> None:
         if ref in self._reports and (self._reports[ref].ok or self._fixture is not None):
             self._tell(self._reports[ref])
-        elif ref not in self._preparing:
+        elif ref not in self._preparing and not self._lost:
             self._preparing[ref] = self._thread.submit(self._prepare_there, ref)
 
     def _prepare_there(self, ref: str) -> None:
@@ -366,6 +371,23 @@ class WorkerService:
     def _device_finished(self, phase: Phase, job: Job, done: Done) -> None:
         self._apply(self._lanes.finished(phase, job, done, now=time.monotonic()))
         self._hub.schedule_turn()
+
+    def _device_lost(self, why: str) -> None:
+        """What runs there is answered, what waits is left to others, and the process ends, for another to begin."""
+        self._lost = True
+        self._lanes.halt()
+        for ref, preparation in list(self._preparing.items()):
+            if preparation.cancel():  # not begun: the next process prepares it
+                del self._preparing[ref]
+        log.error(
+            "device_lost",
+            device=self._device.info.name,
+            why=why,
+            preparing=sorted(self._preparing),
+            exit_code=DEVICE_LOST,
+            advice="the process ends, and has to be started again (gearmesh up does); nvidia-smi -q, dmesg (Xid)",
+        )
+        self._end(DEVICE_LOST)
 
     def _ring(self, now: float) -> None:
         self._apply(self._lanes.wake(now=now))

@@ -31,8 +31,12 @@ from scripts.gpu_tables import table
 from scripts.machine import describe
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/gpu_worker/test_cuda_device.py", "tests/gpu_worker/test_cuda_plans.py")
-WITH_SETTINGS = ("tests/gpu_worker/test_cuda_threads.py",)  # needs what reads settings
+TESTS = (
+    "tests/gpu_worker/test_cuda_device.py", "tests/gpu_worker/test_cuda_disk.py", "tests/gpu_worker/test_cuda_lost.py",
+    "tests/gpu_worker/test_cuda_plans.py",
+)  # fmt: skip
+WITH_SETTINGS = ("tests/gpu_worker/test_cuda_threads.py",)
+READS_SETTINGS = ("pydantic", "zmq")  # what these need beside the others
 MINUTES = 7.5
 SPARE_S = 5.0  # for writing the results
 BUILD_S_MAX = 120.0
@@ -80,7 +84,7 @@ def run_tests(limit_s: float) -> Figures:
     """{passed, failed, skipped, reasons, failures} of the tests of the device with graphs."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        names = TESTS + (WITH_SETTINGS if importlib.util.find_spec("pydantic_settings") is not None else ())
+        names = TESTS + (WITH_SETTINGS if all(map(importlib.util.find_spec, READS_SETTINGS)) else ())
         files = [name for name in names if (ROOT / name).exists()]
         done = run([sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", f"--junitxml={report}"], limit_s)
         if not report.exists():

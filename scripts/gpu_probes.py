@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from broker import wire
-from gpu_worker.devices.cuda.device import PIECE_BYTES, CudaDevice
+from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver, Event, Stream
 from gpu_worker.devices.cuda.graphs import build
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Helper
+from gpu_worker.devices.cuda.loads import PIECE_BYTES
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver, index_gather
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.executables import read_image
@@ -225,14 +226,17 @@ class Bench:
 class Serving:
     """The device on a loop, and jobs through it."""
 
-    def __init__(self, driver: Driver, helper: Helper, *, keep_warm: bool) -> None:
-        self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=1 << 30, keep_warm=keep_warm)
+    def __init__(self, driver: Driver, helper: Helper, *, keep_warm: bool, host_bytes_max: int = 1 << 30) -> None:
+        self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=host_bytes_max, keep_warm=keep_warm)
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
         self._actions = 0
-        self.device.attach(self._finished)
+        self.device.attach(self._finished, self._lost)
 
     def _finished(self, phase: Phase, job: Job, done: Done) -> None:
         self._waiting.pop((phase, job.action.action)).set_result(done)
+
+    def _lost(self, why: str) -> None:
+        """Every phase that was begun says so itself."""
 
     async def do(self, phase: Phase, job: Job) -> Done:
         """One phase. Raises: RuntimeError, if it does not end well."""
@@ -292,6 +296,22 @@ async def device_figures(driver: Driver, helper: Helper, package: Package, secon
         found["exec_after_idle_ms"] = await _after_idle(on, package.ref, pages, seconds)
         found["issue_late_us"] = await _lateness(on, package.ref, pages, seconds)
         return found
+    finally:
+        on.device.close()
+
+
+async def disk_figures(driver: Driver, helper: Helper, package: Package, seconds: float) -> Figures:
+    """LOADs of weights that are on disk, through the pinned buffers."""
+    on = Serving(driver, helper, keep_warm=False, host_bytes_max=0)
+    try:
+        on.device.prepare(package)
+        pages = tuple(range(package.pages(PAGE)))
+        durations: list[float] = []
+        began_s = time.perf_counter()
+        while len(durations) < 1000 and (not durations or time.perf_counter() - began_s < seconds):
+            durations.append((await on.do(Phase.LOAD, on.job(package.ref, pages, load=True))).duration_s)
+        median = sorted(durations)[len(durations) // 2]
+        return {"gb_per_s": round(package.image_bytes / median / 1e9, 3), "ms": spread(durations, 1e-3)}
     finally:
         on.device.close()
 
@@ -381,6 +401,7 @@ def probe(name: str, seconds: float, budget_s: float) -> Figures:
             ("input_behind_load", bench.input_behind_load),
             ("graphs_deep", partial(bench.graphs, deep, every=True)),
             ("device_resting", partial(_serve, name, wide, seconds, keep_warm=False)),
+            ("load_from_disk", partial(_load_from_disk, name, wide, seconds)),
             ("noticing_us", bench.noticing),
             ("pinning", bench.pinning),
         ):
@@ -399,6 +420,11 @@ def probe(name: str, seconds: float, budget_s: float) -> Figures:
 def _serve(name: str, package: Package, seconds: float, *, keep_warm: bool) -> Figures:
     driver, helper = open_driver(name)
     return asyncio.run(device_figures(driver, helper, package, seconds, keep_warm))
+
+
+def _load_from_disk(name: str, package: Package, seconds: float) -> Figures:
+    driver, helper = open_driver(name)
+    return asyncio.run(disk_figures(driver, helper, package, seconds))
 
 
 def main() -> int:

@@ -87,6 +87,9 @@ def _probes(found: Figures) -> list[str]:
         lines += rows(("event", *SPREAD), ((name, *_spread(each)) for name, each in found["noticing_us"].items()))
     if "pinning" in found:
         lines += [f"Pinning: {found['pinning']['gib_per_s']} GiB/s.", ""]
+    if "load_from_disk" in found:
+        lines += [f"LOAD from disk: {found['load_from_disk']['gb_per_s']} GB/s, ms:", ""]
+        lines += rows(SPREAD, [_spread(found["load_from_disk"]["ms"])])
     for key in ("graphs_wide", "graphs_deep"):
         lines += _graphs(found[key]) if key in found else []
     for key in ("device_warm", "device_resting"):

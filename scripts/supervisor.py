@@ -16,6 +16,7 @@ from honcho.environ import parse_procfile
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # waits before the next start, by starts that failed in a row
 HEALTHY_S = 5.0  # a process that lived so long starts its waits anew
 WRONG_SETTINGS = 2  # exit code of a service that will never start like this
+DEVICE_LOST = 3  # of one whose device failed: until that is mended, it cannot start again either
 KILL_AFTER_S = 8.0  # what has not ended by then, after SIGTERM, is killed
 LINE_BYTES_MAX = 1 << 20
 LIBC = ctypes.CDLL(None)
@@ -49,6 +50,7 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     failures: int = 0  # in a row
+    device_lost: bool = False  # that it cannot start says nothing of the settings, which were good
     tail: list[str] = field(default_factory=list)  # its last lines
     extra: Extra | None = None  # no line of the Procfile: the mesh runs without it
     up: bool = False  # an extra one has said that it serves
@@ -192,7 +194,8 @@ class Supervisor:
             if code == WRONG_SETTINGS and child.name.partition(".")[0] in OPTIONAL:
                 self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
                 return
-            if code == WRONG_SETTINGS:
+            child.device_lost = child.device_lost or code == DEVICE_LOST
+            if code == WRONG_SETTINGS and not child.device_lost:
                 if not self.failed.done():
                     self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))
                 return

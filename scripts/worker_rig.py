@@ -46,7 +46,7 @@ class Rig:
 
     def start(self) -> None:
         """The device tells this loop what it has done."""
-        self.device.attach(self._finished)
+        self.device.attach(self._finished, self._lost)
         self._alarm = Alarm(self._loop, self._ring)
 
     def close(self) -> None:
@@ -144,6 +144,9 @@ class Rig:
                 self.issue_s.append(time.perf_counter() - began_s)
         assert self._alarm is not None
         self._alarm.by(self.lanes.wake_at())
+
+    def _lost(self, why: str) -> None:
+        """Every action that was begun says so itself."""
 
     def _report(self, report: Report) -> None:
         result, job = report.result, report.job

@@ -15,7 +15,7 @@ from broker.tensors import byte_count
 from broker.timers import Alarm
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, lay_out, model_spec
-from gpu_worker.devices.base import Finished, Traits
+from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
@@ -80,7 +80,7 @@ class ContainerDevice:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
-    def attach(self, finished: Finished) -> None:
+    def attach(self, finished: Finished, lost: Lost) -> None:
         """See Device."""
         self._finished = finished
         self._loop = asyncio.get_running_loop()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GROUP = "gearmesh.devices"  # entry points of packages that bring devices of their own
 Finished = Callable[[Phase, Job, Done], None]
+Lost = Callable[[str], None]
 
 
 class DeviceError(GearmeshError):
@@ -44,8 +45,12 @@ class Device(Protocol):
     ahead_s: float  # EXECs can be given so long before their time: the device keeps it itself
     measured: bool  # profiles are measured by running; False: `prepare` knows them
 
-    def attach(self, finished: Finished) -> None:
-        """`finished` will be called on the loop's thread for every phase that `begin` did not end itself."""
+    def attach(self, finished: Finished, lost: Lost) -> None:
+        """`finished` will be called on the loop's thread for every phase that `begin` did not end itself.
+
+        `lost` is called there once, with the reason, if the device can do nothing more for this process; phases that
+        were begun are told by `finished` all the same.
+        """
 
     def prepare(self, package: Package) -> wire.Profile | None:
         """The version can be loaded and executed. Returns its profile where it is known. Raises: PackageError."""

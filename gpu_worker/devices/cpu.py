@@ -23,7 +23,7 @@ from broker.errors import PackageError
 from broker.tensors import DTYPES, byte_count, raw
 from broker.transport import Buffer
 from gpu_worker.devices.arena import Arena, Bytes, Windows
-from gpu_worker.devices.base import DeviceError, Finished, Traits
+from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.devices.compiled import Compiler
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
 from gpu_worker.devices.images import HOST, Image, Images, available_bytes, host_budget
@@ -102,7 +102,7 @@ class CpuDevice:
         name, lock = claim_first(settings.data_dir / "locks", [f"cpu:{i}" for i in range(count)])
         return cls(settings, name, lock)
 
-    def attach(self, finished: Finished) -> None:
+    def attach(self, finished: Finished, lost: Lost) -> None:
         """See Device."""
         self._finished = finished
         self._loop = asyncio.get_running_loop()

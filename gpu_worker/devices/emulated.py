@@ -10,7 +10,7 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import byte_count
 from broker.timers import Alarm
-from gpu_worker.devices.base import DeviceError, Finished, Traits
+from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.emulation import Emulator, ProfileError, exec_s, parse_profile
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
@@ -42,7 +42,7 @@ class EmulatedDevice:
         self._finished: Finished | None = None
         self._alarm: Alarm | None = None
 
-    def attach(self, finished: Finished) -> None:
+    def attach(self, finished: Finished, lost: Lost) -> None:
         """See Device."""
         self._finished = finished
         self._alarm = Alarm(asyncio.get_running_loop(), self._ring)

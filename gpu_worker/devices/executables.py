@@ -60,7 +60,9 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
     _check_placeholders(package, exported)
     if place != CPU:
         exported = move_to_device_pass(exported, place)
-        exported.graph_module.recompile()
+        for module in exported.graph_module.modules():  # parts under no_grad or autocast are modules of their own
+            if isinstance(module, torch.fx.GraphModule):
+                module.recompile()
     forward: Forward = exported.graph_module.forward
     return forward
 

@@ -7,7 +7,8 @@ even in the system's page cache, so that its LOAD takes what the disk takes, eve
 import json
 import os
 import threading
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -41,13 +42,21 @@ class HostImage:
         self.data = data
         self.size = len(data)
 
+    @classmethod
+    def allocate(cls, size: int) -> "HostImage":
+        """Zeros. Raises: MemoryError."""
+        return cls(np.zeros(size, np.uint8))
+
     def copy_into(self, window: Bytes) -> None:
         """See Image."""
         window[: self.size] = self.data
 
 
 class DiskImage:
-    """An image that is read from `weights.safetensors` at every LOAD."""
+    """An image that is read from `weights.safetensors` at every LOAD.
+
+    Read, not mapped: a mapped file that is cut short ends the process that looks at it.
+    """
 
     place = DISK
 
@@ -55,20 +64,41 @@ class DiskImage:
         self.size = package.image_bytes
         self._file = package.weights_file
         self._key = file_key(package)
-        self._pieces = _pieces(package)  # (offset in the image, offset in the file, bytes), in the file's order
+        self._tensors = _tensors(package)  # (offset in the image, offset in the file, bytes), in the image's order
+        self._offsets = [offset for offset, _, _ in self._tensors]
 
     def copy_into(self, window: Bytes) -> None:
         """See Image."""
+        self.read(window[: self.size], 0)
+
+    def read(self, target: Bytes, at: int) -> None:
+        """What the image has from `at` on is in `target`; what is between tensors there is left as it was.
+
+        Releases the GIL while it reads. Raises: OSError.
+        """
+        end = at + len(target)
         fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _identity(os.fstat(fd)) != self._key[:4]:
                 raise OSError(f"{self._file} is not the file that was prepared: deploy what is new as another version")
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            for offset, start, size in self._pieces:
-                _read(fd, window[offset : offset + size], start)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if at == 0:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            for start, offset, size in sorted(self._between(at, end)):
+                _read(fd, target[offset - at : offset - at + size], start)
+            if end == self.size:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
+
+    def _between(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(offset in the file, offset in the image, bytes) of what tensors have there."""
+        for i in range(max(0, bisect_right(self._offsets, at) - 1), len(self._tensors)):
+            offset, start, size = self._tensors[i]
+            if offset >= end:
+                return
+            first, last = max(offset, at), min(offset + size, end)
+            if first < last:
+                yield start + first - offset, first, last - first
 
 
 @dataclass(slots=True)
@@ -77,6 +107,7 @@ class Images:
 
     budget_bytes: int  # of host memory
     read: Callable[[Package, Bytes], None]  # fills an image from the package; raises PackageError
+    allocate: Callable[[int], HostImage] = HostImage.allocate  # raises MemoryError
     used_bytes: int = 0
     _kept: dict[Key, Image] = field(default_factory=dict)
     _users: dict[Key, set[str]] = field(default_factory=dict)  # {key: refs}, never empty
@@ -112,14 +143,15 @@ class Images:
         if self.used_bytes + package.image_bytes > self.budget_bytes:
             return DiskImage(package)
         try:
-            data = np.zeros(package.image_bytes, np.uint8)
+            image = self.allocate(package.image_bytes)
         except MemoryError as error:
+            why = f": {error}" if str(error) else ""
             raise PackageError(
                 package.ref,
-                [f"no memory for its weights ({package.image_bytes >> 20} MiB): lower GEARMESH_HOST_MEMORY_MB"],
+                [f"no memory for its weights ({package.image_bytes >> 20} MiB{why}): lower GEARMESH_HOST_MEMORY_MB"],
             ) from error
-        self.read(package, data)
-        return HostImage(data)
+        self.read(package, image.data)
+        return image
 
     def check(self) -> None:
         """Every invariant holds."""
@@ -153,13 +185,13 @@ def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _pieces(package: Package) -> list[tuple[int, int, int]]:
+def _tensors(package: Package) -> list[tuple[int, int, int]]:
     """Where each tensor is in the file. Source: the safetensors format, an 8-byte length, a JSON header, the data."""
     with package.weights_file.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     starts = {weight.name: 8 + length + header[weight.name]["data_offsets"][0] for weight in package.layout}
-    return sorted(((w.offset, starts[w.name], w.size) for w in package.layout), key=lambda piece: piece[1])
+    return sorted((weight.offset, starts[weight.name], weight.size) for weight in package.layout if weight.size)
 
 
 def _read(fd: int, target: Bytes, start: int) -> None:

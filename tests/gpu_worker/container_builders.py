@@ -14,6 +14,7 @@ from broker import wire
 from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.specs import ContainerOptions
 from gpu_worker.lanes import Done, Job, Phase
+from tests.gpu_worker.worker_builders import never
 
 X = {"name": "x", "dtype": "float32", "shape": [-1, 4]}
 Y = {"name": "y", "dtype": "float32", "shape": [-1, 4]}
@@ -29,7 +30,7 @@ class Rig:
         self.outdated: list[str] = []
         self._ended: asyncio.Queue[Done] = asyncio.Queue()
         self._actions = 0
-        device.attach(lambda phase, job, done: self._ended.put_nowait(done))
+        device.attach(lambda phase, job, done: self._ended.put_nowait(done), never)
         device.on_change(lambda faults: self.news.put_nowait("; ".join(faults)), self.outdated.append)
 
     @property

@@ -36,11 +36,17 @@ class Served:
     def __init__(self, driver: Driver, helper: Helper, room: Room, host_bytes_max: int) -> None:
         self.driver = driver
         self.device = CudaDevice(driver, room, helper, host_bytes_max=host_bytes_max)
+        self.lost: list[str] = []
+        self.told_lost = asyncio.Event()
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}
-        self.device.attach(self._finished)
+        self.device.attach(self._finished, self._lost)
 
     def _finished(self, phase: Phase, job: Job, done: Done) -> None:
         self._waiting.pop((phase, job.action.action)).set_result(done)
+
+    def _lost(self, why: str) -> None:
+        self.lost.append(why)
+        self.told_lost.set()
 
     def begin(self, phase: Phase, job: Job) -> "asyncio.Future[Done]":
         """The phase was begun; how it went, in time."""

@@ -18,7 +18,7 @@ from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDev
 from gpu_worker.lanes import Done, Job, Phase
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.cpu_builders import FLOAT, SHORT_S, at_once, infer_job, linear, load_job, outputs_of, put, run
-from tests.gpu_worker.worker_builders import infer
+from tests.gpu_worker.worker_builders import infer, never
 from tests.loops import Told, on_loop
 
 LONG_S = INLINE_S_MAX * 2
@@ -188,7 +188,7 @@ def attached(settings: Settings) -> tuple[CpuDevice, Told]:
     """A device on this loop, and what it tells."""
     told = Told()
     device = CpuDevice(settings)
-    device.attach(told)
+    device.attach(told, never)
     return device, told
 
 
@@ -230,7 +230,7 @@ async def test_executions_end_in_the_order_they_began_and_are_told_on_the_loop(
         threads.append(threading.current_thread())
         told(job)
 
-    device.attach(finished)
+    device.attach(finished, never)
     device.prepare(repository.package("tall:1"))
     put(device, "tall:1", (0, 1, 2))
     jobs = [infer_job("tall:1", (0, 1, 2), torch.randn(8, 4), expected_s=LONG_S)]

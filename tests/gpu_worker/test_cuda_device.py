@@ -4,9 +4,12 @@ import asyncio
 import random
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from broker.errors import PackageError
 from gpu_worker.devices.base import DeviceError
@@ -15,14 +18,16 @@ from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.memory import SLOTS, Memory
+from gpu_worker.devices.cuda.nvidia import set_tf32
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.export import write_package
 from gpu_worker.lanes import Phase
-from tests.gpu_worker.conftest import Repository
+from tests.gpu_worker.conftest import ROW, Repository
 from tests.gpu_worker.cuda_builders import DRIVERS, ROOM, Served, infer_job, served, tensors
 from tests.loops import on_loop
 
 drivers = pytest.mark.parametrize("driver", DRIVERS)
-CLOSE = {"atol": 1e-3, "rtol": 1e-3}  # a GPU adds in another order, and may multiply in TF32
+CLOSE = {"atol": 1e-3, "rtol": 1e-3}  # a GPU adds in another order, and multiplies in TF32 where it convolves
 
 
 async def linear(on: Served, ref: str, pages: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
@@ -158,12 +163,18 @@ async def test_a_version_prepared_again_is_not_taken_for_what_the_window_holds(
 
 
 @drivers
+@pytest.mark.parametrize("host_bytes_max", [1 << 30, 3 * MIB, 0])
 @on_loop
-async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(driver: str, repository: Repository) -> None:
-    """Models of three architectures, pages that change hands, up to two LOADs and four INFERs at a time, at random."""
+async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(
+    driver: str, repository: Repository, host_bytes_max: int
+) -> None:
+    """Models of three architectures, pages that change hands, up to two LOADs and four INFERs at a time, at random.
+
+    With weights in host memory, on disk, or one of the tall ones here and the other there.
+    """
     rng = random.Random(5)
     torch.manual_seed(5)
-    async with served(driver) as on:
+    async with served(driver, host_bytes_max=host_bytes_max) as on:
         refs = ("linear:1", "linear:2", "twin:1", "other:1", "tall:1", "tall:2")
         for ref in refs:
             on.device.prepare(repository.package(ref))
@@ -189,13 +200,17 @@ async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(drive
             for pages in held.values():
                 free |= set(pages)
         assert on.device._timed.free == on.device._timed.count
-        assert on.device._quiet.free == on.device._quiet.count
+        assert on.device._loader.events.free == on.device._loader.events.count
+        on.device._loader.copies.check()
 
 
 @drivers
+@pytest.mark.parametrize("host_bytes_max", [1 << 30, 0])
 @on_loop
-async def test_serving_allocates_pins_and_captures_nothing(driver: str, repository: Repository) -> None:
-    async with served(driver) as on:
+async def test_serving_allocates_pins_and_captures_nothing(
+    driver: str, repository: Repository, host_bytes_max: int
+) -> None:
+    async with served(driver, host_bytes_max=host_bytes_max) as on:
         refs = ("linear:1", "two:1", "tall:1")
         for ref in refs:
             on.device.prepare(repository.package(ref))
@@ -344,9 +359,14 @@ class LostDriver(HostDriver):
 
     def seconds(self, begin: Event, end: Event) -> float:
         """See Driver."""
-        if any(isinstance(stream, Lost) and stream.left < 0 for stream in self._streams):
-            raise RuntimeError("the device is lost")
+        if self.lost():
+            raise RuntimeError(self.lost())
         return super().seconds(begin, end)
+
+    def lost(self) -> str:
+        """See Driver."""
+        gone = any(isinstance(stream, Lost) and stream.left < 0 for stream in self._streams)
+        return "the device is lost" if gone else ""
 
     def lose(self, left: int) -> None:
         """Each stream does so much more and no more."""
@@ -390,7 +410,8 @@ async def test_a_load_whose_later_pieces_cannot_be_started_fails_when_those_on_t
     driver.lose(2)
     done = await on.load("tall:1", (1, 2, 3))
     assert (done.code, done.message) == ("device_error", "the device is lost")
-    assert on.device._copies.next() is None
+    assert on.device._loader.copies.next() is None
+    assert on.lost == ["the device is lost"]
     on.device.close()
 
 
@@ -430,19 +451,6 @@ async def test_a_device_that_is_full_refuses_what_is_deployed_and_serves_on(repo
         assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
 
 
-@on_loop
-async def test_weights_beyond_the_host_s_budget_are_refused_and_the_same_file_counts_once(
-    repository: Repository,
-) -> None:
-    async with served("host", host_bytes_max=3 * MIB) as on:
-        for _ in range(2):
-            on.device.prepare(repository.package("tall:1"))
-        with pytest.raises(PackageError, match=r"2.7 MiB of pinned .* of 3 MiB \(GEARMESH_HOST_MEMORY_MB\) 2 MiB are"):
-            on.device.prepare(repository.package("tall:2"))
-        on.device.forget("tall:1")
-        on.device.prepare(repository.package("tall:2"))
-
-
 @drivers
 @on_loop
 async def test_what_was_unloaded_is_gathered_again(driver: str, repository: Repository) -> None:
@@ -465,3 +473,83 @@ def test_rows_of_the_page_table_are_aligned_whatever_the_window_s_size() -> None
     rows = [memory.row((first, (first + 3) % 8))[0] for first in range(8)]
     assert all((row.data_ptr() - rows[0].data_ptr()) % 256 == 0 for row in rows)
     assert memory.host_tables[5, :2].tolist() == [5, 0]
+
+
+# -- captures, and what is computed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "matmul", "convolutions"), [("convolutions", False, True), ("all", True, True), ("none", False, False)]
+)
+def test_what_is_multiplied_in_tf32_is_as_it_was_set(what: str, matmul: bool, convolutions: bool) -> None:
+    try:
+        set_tf32(what)
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == matmul
+        assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == convolutions
+        assert (torch.backends.cudnn.rnn.fp32_precision == "tf32") == convolutions
+    finally:
+        set_tf32("convolutions")
+
+
+class Waits(nn.Module):
+    """Waits for the device in the middle: no graph can do that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 4] -> [batch, 3]."""
+        return self.linear(x) * x.abs().max().item()
+
+
+@drivers
+@on_loop
+async def test_a_model_that_no_graph_can_hold_is_refused_and_others_are_captured_after_it(
+    driver: str, repository: Repository, tmp_path: Path
+) -> None:
+    """On the host everything can be captured."""
+    waits = write_package(tmp_path, "waits", "1", Waits(), inputs=ROW, outputs=["y"], batch_max=2)
+    async with served(driver) as on:
+        on.device.prepare(repository.package("linear:1"))
+        await on.load("linear:1", (0,))
+        for _ in range(2):
+            if driver == "cuda":
+                with pytest.raises(PackageError, match="cannot be captured as a graph"):
+                    on.device.prepare(waits)
+            else:
+                on.device.prepare(waits)
+        on.device.prepare(repository.package("two:1"))
+        await on.load("two:1", (1,))
+        x, i = torch.randn(3, 4), torch.tensor([6, 0, 1])
+        y = await linear(on, "linear:1", (0,), x)
+        assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
+        (y, _) = await on.run(infer_job("two:1", (1,), x, i), (3, 3), (3,), dtypes=("<f4", "<i8"))
+        assert torch.allclose(y, repository.outputs("two:1", x, i)[0], **CLOSE)
+        assert on.lost == []
+
+
+def _fill(buffer: torch.Tensor) -> None:
+    buffer.fill_(7)
+
+
+@drivers
+@on_loop
+async def test_what_was_captured_keeps_the_tensors_that_it_reads_and_writes(driver: str) -> None:
+    """Else their memory would be another's, and replaying would write into that."""
+    async with served(driver) as on:
+        held, (stream, event) = on.driver, (on.driver.stream("replays"), on.driver.event(sleeps=False))
+
+        def captured() -> Work:
+            buffer = held.allocate(4096)
+            addresses.append(buffer.data_ptr())
+            return held.capture(partial(_fill, buffer))
+
+        addresses: list[int] = []
+        replay = captured()
+        others = [held.allocate(4096) for _ in range(64)]
+        stream.run(replay)
+        stream.record(event)
+        await asyncio.to_thread(event.synchronize)
+        assert addresses[0] not in {other.data_ptr() for other in others}
+        assert not any(bool(other.any()) for other in others)

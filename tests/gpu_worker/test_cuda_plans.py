@@ -2,6 +2,7 @@
 
 import itertools
 from collections import deque
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -11,11 +12,13 @@ from broker import wire
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.plans import (
     ALIGNMENT,
+    BUFFERS,
     MIB,
     RESERVE_BYTES,
     Copies,
     Lane,
     Piece,
+    Transfer,
     Window,
     ladder,
     lay_out,
@@ -173,6 +176,127 @@ def test_a_piece_that_cannot_be_started_ends_its_load_and_no_other() -> None:
     assert found is not None
     assert copies.failed(found[0]) == "c"
     assert copies.next() is None
+
+
+def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order() -> None:
+    copies: Copies[str] = Copies()
+    copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
+    copies.add("b", [Piece(0, 0, 1)])
+    assert copies.due() == "a"
+    assert to_be_read(copies) == [("a", 0, 0), ("a", 1, 1), ("a", 2, 2)]
+    assert copies.due() is None, "it has begun"
+    assert begun(copies) == [], "nothing of it was read yet, and b is behind it"
+    (a, _) = copies._queue
+    assert [copies.read(a), begun(copies)] == [None, [("a", 0)]]
+    assert [copies.read(a), copies.read(a), begun(copies)] == [None, None, [("a", 1)]]
+    assert to_be_read(copies) == [], "two are on their way, and one has to wait for that"
+    assert copies.ended() is None
+    assert [to_be_read(copies), begun(copies)] == [[("a", 3, 0)], [("a", 2)]]
+    assert [copies.ended(), copies.ended(), to_be_read(copies)] == [None, None, [("a", 4, 1)]]
+    assert [copies.read(a), copies.read(a), begun(copies)] == [None, None, [("a", 3), ("a", 4)]]
+    assert copies.ended() is None
+    assert begun(copies) == [("b", 0)], "all of a is on its way"
+    assert [copies.ended(), copies.ended()] == ["a", "b"]
+    copies.check()
+
+
+def to_be_read(copies: Copies[str]) -> list[tuple[str, int, int | None]]:
+    """(load, source, buffer) of all pieces that may be read now."""
+    found = []
+    while (wanted := copies.to_read()) is not None:
+        found.append((wanted[0].load, wanted[1].source, wanted[1].buffer))
+    return found
+
+
+def test_a_load_from_disk_has_its_turn_when_those_before_it_are_on_their_way() -> None:
+    copies: Copies[str] = Copies()
+    copies.add("a", [Piece(source, 0, 1) for source in range(3)])
+    copies.add("b", [Piece(0, 0, 1)], from_disk=True)
+    assert begun(copies) == [("a", 0), ("a", 1)]
+    assert [copies.due(), to_be_read(copies)] == [None, []]
+    assert [copies.ended(), begun(copies)] == [None, [("a", 2)]]
+    assert copies.due() == "b", "though two copies are on their way: it is read first"
+    assert copies.drop() == "b"
+    assert [copies.ended(), copies.ended()] == [None, "a"]
+    copies.check()
+
+
+def test_a_load_that_cannot_be_read_is_over_when_nothing_of_it_is_on_its_way() -> None:
+    copies: Copies[str] = Copies()
+    copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
+    copies.add("b", [Piece(0, 0, 1)], from_disk=True)
+    assert len(to_be_read(copies)) == 3
+    (a, _) = copies._queue
+    copies.read(a)
+    assert begun(copies) == [("a", 0)]
+    assert copies.unreadable(a) is None, "one piece is copied, and another is read"
+    assert to_be_read(copies) == [], "the thread that reads is not done with it"
+    assert copies.read(a) is None
+    copies.check()
+    assert to_be_read(copies) == [("b", 0, 1)]
+    assert copies.ended() == "a"
+    copies.check()
+    copies.read(copies._queue[0])
+    assert [begun(copies), copies.ended()] == [[("b", 0)], "b"]
+
+
+def test_a_piece_from_disk_that_cannot_be_started_ends_its_load_when_its_reads_have_ended() -> None:
+    copies: Copies[str] = Copies()
+    copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
+    assert len(to_be_read(copies)) == 3
+    (a,) = copies._queue
+    copies.read(a)
+    copies.read(a)
+    assert copies.next() is not None
+    assert copies.failed(a) is None
+    copies.check()
+    assert copies.read(a) == "a"
+    copies.check()
+
+
+@given(
+    loads=st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.sampled_from(["ok", "read", "start"])), max_size=8),
+    rng=st.randoms(use_true_random=False),
+)
+def test_whatever_comes_first_every_load_ends_once_and_every_buffer_is_free_again(
+    loads: list[tuple[int, bool, str]], rng: Random
+) -> None:
+    copies: Copies[int] = Copies()
+    left, ended = deque(enumerate(loads)), []
+    reading: deque[Transfer[int]] = deque()
+    flying = 0
+
+    def add() -> int | None:
+        number, (count, from_disk, _) = left.popleft()
+        copies.add(number, [Piece(i, 0, 1) for i in range(count)], from_disk=from_disk)
+        return None
+
+    def finish_read() -> int | None:
+        transfer = reading.popleft()
+        fails = loads[transfer.load][2] == "read" and rng.random() < 0.4
+        return copies.unreadable(transfer) if fails else copies.read(transfer)
+
+    def finish_copy() -> int | None:
+        nonlocal flying
+        flying -= 1
+        return copies.ended()
+
+    while left or reading or flying:
+        choices = [add] * bool(left) + [finish_read] * bool(reading) + [finish_copy] * bool(flying)
+        over = [rng.choice(choices)()]
+        while (wanted := copies.to_read()) is not None:
+            reading.append(wanted[0])
+        while (found := copies.next()) is not None:
+            if loads[found[0].load][2] == "start" and rng.random() < 0.4:
+                over.append(copies.failed(found[0]))
+            else:
+                flying += 1
+            while (wanted := copies.to_read()) is not None:
+                reading.append(wanted[0])
+        copies.check()
+        ended += [load for load in over if load is not None]
+    assert sorted(ended) == list(range(len(loads)))
+    assert len(copies._buffers) == BUFFERS
 
 
 # -- EXEC -------------------------------------------------------------------------------------------------------------

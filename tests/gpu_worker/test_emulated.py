@@ -13,7 +13,7 @@ from gpu_worker.devices.base import DeviceError, open_device
 from gpu_worker.devices.emulated import EmulatedDevice
 from gpu_worker.lanes import Done, Job, Phase
 from tests.gpu_worker.conftest import Repository
-from tests.gpu_worker.worker_builders import infer, load
+from tests.gpu_worker.worker_builders import infer, load, never
 from tests.loops import Told, on_loop
 
 PROFILE: dict[str, Any] = {
@@ -39,7 +39,7 @@ def opened(file: Path) -> EmulatedDevice:
 def attached(file: Path) -> tuple[EmulatedDevice, Told]:
     device = opened(file)
     told = Told()
-    device.attach(told)
+    device.attach(told, never)
     return device, told
 
 

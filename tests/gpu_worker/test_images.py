@@ -9,7 +9,7 @@ import pytest
 
 from broker.errors import PackageError
 from gpu_worker.devices.executables import read_image
-from gpu_worker.devices.images import DISK, HOST, Images, available_bytes, host_budget
+from gpu_worker.devices.images import DISK, HOST, DiskImage, Images, available_bytes, host_budget
 from gpu_worker.packages import Package, read_package
 from tests.gpu_worker.conftest import Repository
 
@@ -39,6 +39,22 @@ def test_an_image_is_the_same_from_memory_and_from_disk(
         assert (target[piece] == expected[piece]).all()
     assert (target[package.image_bytes :] == 7).all()
     assert image.place == (place if package.image_bytes else HOST)
+
+
+@pytest.mark.parametrize("ref", ["two:1", "folded:1", "tall:1"])
+@pytest.mark.parametrize("piece", [1, 100, 256, 300, 1 << 20])
+def test_an_image_on_disk_can_be_read_in_pieces_of_any_size(repository: Repository, ref: str, piece: int) -> None:
+    package = repository.package(ref)
+    image = Images(0, read_image).take(package)
+    assert isinstance(image, DiskImage)
+    target, expected = window(package), by_torch(package)
+    step = max(piece, package.image_bytes // 500)
+    for at in range(0, package.image_bytes, step):
+        image.read(target[at : min(at + step, package.image_bytes)], at)
+    for weight in package.layout:
+        span = slice(weight.offset, weight.offset + weight.size)
+        assert (target[span] == expected[span]).all(), weight.name
+    assert (target[package.image_bytes :] == 7).all()
 
 
 def test_what_goes_beyond_the_budget_stays_on_disk_and_room_is_used_again(repository: Repository) -> None:

@@ -518,3 +518,27 @@ def test_a_device_that_keeps_the_time_itself_is_given_an_exec_so_long_before_it(
     assert device.lanes.wake_at() == pytest.approx(0.998)
     assert device.wake(0.9979) == []
     assert device.wake(0.998) == ["start exec #1"]
+
+
+def test_lanes_of_a_lost_device_end_what_was_begun_and_leave_the_rest_to_others() -> None:
+    device = Device("m:1", "m:2").loaded("m:1").executing(1, now=10.0)
+    device.order(infer(2), now=10.0)
+    device.order(infer(3), now=10.0)
+    device.order(load(4, "m:2"), now=10.0)
+    assert set(device.running) == {(Phase.EXEC, 1), (Phase.INPUT, 2), (Phase.LOAD, 4)}
+    device.lanes.halt()
+    assert device.order(infer(5), now=10.1) == []
+    assert device.order(load(6, "m:2"), now=10.1) == []
+    assert device.end(Phase.INPUT, 2, now=10.2) == [], "no EXEC is begun"
+    assert device.end(Phase.EXEC, 1, now=10.3, code="device_error") == ["infer #1 device_error, 0 free"]
+    assert device.lanes.running
+    assert device.end(Phase.LOAD, 4, now=10.4, code="device_error") == ["load #4 device_error, 2 free"]
+    assert not device.lanes.running
+    assert device.wake(99.0) == []
+
+
+def test_what_a_lost_device_had_executed_before_is_brought_out_if_that_can_be() -> None:
+    device = Device().loaded().executing(1, now=10.0)
+    device.lanes.halt()
+    assert device.end(Phase.EXEC, 1, now=10.1) == ["start output #1"]
+    assert device.end(Phase.OUTPUT, 1, now=10.2) == ["infer #1 ok, 2 free"]

@@ -10,6 +10,11 @@ ONE_AT_A_TIME = dict.fromkeys(Phase, 1)
 EPOCH = 3
 
 
+def never(why: str) -> None:
+    """A device that is not lost."""
+    raise AssertionError(why)
+
+
 def load(action: int, ref: str = "m:1", *, earliest_s: float = 0.0, latest_s: float = 1e9) -> wire.Load:
     """A LOAD."""
     return wire.Load(action=action, ref=ref, earliest_s=earliest_s, latest_s=latest_s, expected_s=0.01)

@@ -180,6 +180,17 @@ async def test_wrong_settings_end_the_mesh_with_what_the_process_said() -> None:
 
 
 @on_loop
+async def test_a_process_whose_device_was_lost_is_tried_until_it_can_start_again(tmp_path: Path) -> None:
+    """A GPU that is gone must not end the mesh of those that are there."""
+    script = f"cd '{tmp_path}'; echo x >> starts; case $(wc -l < starts) in 1) exit 3;; 2|3) exit 2;; esac; echo up"
+    async with running({"a": f"{script}; exec sleep 60", "b": "exec sleep 60"}) as (supervisor, said):
+        await heard(said, ("a", "up"))
+        codes = [line.split(";")[0] for name, line in said.items if name == "up"]
+        assert codes == ["a ended with code 3", "a ended with code 2", "a ended with code 2"]
+        assert not supervisor.failed.done()
+
+
+@on_loop
 async def test_stopping_asks_every_process_and_lets_it_finish() -> None:
     script = "trap 'echo bye; exit 0' TERM; echo here; while :; do sleep 0.01; done"
     async with running({"a": script, "b": script}) as (_, said):

@@ -6,6 +6,7 @@
     nvidia.py   the same of a GPU, through torch; gather_kernel.py is its Triton kernel
     issuer.py   the one thread that issues, and those that wait in C for what was issued
     memory.py   arena, window, page table and the ring of buffers for inputs and outputs
+    loads.py    LOADs, from pinned memory and from disk
     graphs.py   executables: an architecture captured at each size of the ladder
     device.py   gpu_worker.devices.base.Device, made of these; records.py what it remembers
     opening.py  a GPU claimed and set up as the settings say

@@ -2,7 +2,7 @@
 
 One thread issues. The loop's thread hands phases over and is told of their ends by those that wait for events:
 
-    LOAD    pieces from the pinned image, two on their way at most, then the list of its pages    stream load
+    LOAD    loads.py                                                                              stream load
     INPUT   bytes into a pinned slot (large ones by a helper), from there to the device           stream input
     EXEC    slot to static input, gather unless the window holds the model, replay, back          stream exec
     OUTPUT  issued with EXEC, behind it; the phase waits for it and copies it out of the slot     stream output
@@ -16,44 +16,32 @@ import asyncio
 import time
 from collections.abc import Sequence
 from functools import partial
-from weakref import WeakValueDictionary
 
 import torch
 
 from broker import wire
 from broker.errors import PackageError
-from gpu_worker.devices.base import Finished, Traits
+from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.graphs import Executable, build
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
+from gpu_worker.devices.cuda.loads import Loader
 from gpu_worker.devices.cuda.memory import Memory, Ring, WrongBytes, fill, outputs_of
-from gpu_worker.devices.cuda.plans import (
-    MIB,
-    Copies,
-    Lane,
-    Piece,
-    Room,
-    Transfer,
-    Window,
-    lay_out,
-    padded,
-    pieces,
-)
-from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version
+from gpu_worker.devices.cuda.plans import MIB, Lane, Room, Window, lay_out, padded
+from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version, done_of, said
 from gpu_worker.devices.executables import read_image
-from gpu_worker.devices.images import Key, file_key
+from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
-PIECE_BYTES = 8 * MIB  # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures others
 FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
 SLOT_BYTES_MAX = 256 * MIB
 AHEAD_S = 0.002  # EXECs are taken over so long before their time: the issuing thread keeps it better than a loop does
 IDLE_S = 0.0015  # of nothing to issue, after which the clock is kept up; Source: the clock falls within milliseconds
 WARM_FOR_S = 30.0  # after the last EXEC; then the device may rest
 CLOCK_EVERY_S = 0.05
-TIMED, QUIET = 64, 96  # events: for EXEC, INPUT and OUTPUT; for LOAD, which may be noticed later
+EVENTS = 64  # for EXEC, INPUT and OUTPUT
 DEPTH = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
 
 
@@ -74,26 +62,27 @@ class CudaDevice:
         driver.enter()
         self._memory = Memory(driver, room)
         self._ring = Ring(0)
-        self._timed = EventPool(partial(driver.event, sleeps=False), TIMED)
-        self._quiet = EventPool(partial(driver.event, sleeps=True), QUIET)
-        self._streams: dict[Phase, Stream] = {phase: driver.stream(phase.value) for phase in Phase}
-        self._watchers = {phase: Watcher(phase.value, driver.enter) for phase in Phase}
+        self._timed = EventPool(partial(driver.event, sleeps=False), EVENTS)
+        lanes = (Phase.INPUT, Phase.EXEC, Phase.OUTPUT)
+        self._streams: dict[Phase, Stream] = {phase: driver.stream(phase.value) for phase in lanes}
+        self._watchers = {phase: Watcher(phase.value, driver.enter) for phase in lanes}
         self._warm = driver.keep_warm() if keep_warm else None
         self._issuer = Issuer(driver.enter, self._idle, IDLE_S if self._warm is not None else None, time.monotonic)
+        self._loader = Loader(driver, self._memory, self._issuer, partial(self._tell, Phase.LOAD), self._suspect)
         self._helper = helper if helper is not None else Helper("helper")
         self._helper.every(CLOCK_EVERY_S, self._tick)
         self._helper.do(driver.enter)  # before anything else: else what it frees would open the first device
         self._versions: dict[str, Version] = {}
         self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
-        self._images: WeakValueDictionary[Key, PinnedImage] = WeakValueDictionary()  # {file: image}, while in use
-        self._host_bytes_max = host_bytes_max
+        self._images = Images(host_bytes_max, read_image, self._pinned_image)
         self._preparations = 0
-        self._copies: Copies[Loading] = Copies()
         self._window = Window()
         self._lane = Lane()
         self._executed_s = 0.0
         self._clock_mhz = driver.clock_mhz()
         self._finished: Finished | None = None
+        self._lost: Lost | None = None
+        self._is_lost = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.figures = Figures()
         self.info = wire.DeviceInfo(
@@ -104,18 +93,20 @@ class CudaDevice:
         self.ahead_s = AHEAD_S
         self.measured = True
 
-    def attach(self, finished: Finished) -> None:
+    def attach(self, finished: Finished, lost: Lost) -> None:
         """See Device."""
-        self._finished = finished
+        self._finished, self._lost = finished, lost
         self._loop = asyncio.get_running_loop()
         self._issuer.start()
         self._helper.start()
+        self._loader.start()
         for watcher in self._watchers.values():
             watcher.start()
 
     def close(self) -> None:
         """See Device."""
         self._issuer.stop()
+        self._loader.stop()
         for watcher in self._watchers.values():
             watcher.stop()
         self._helper.stop()
@@ -130,24 +121,49 @@ class CudaDevice:
         self._check_size(package)
         self._driver.enter()
         try:
-            image = self._image_of(package)
-            key = (package.architecture, package.spec.batch_max)
-            executable = self._executables.get(key)
-            if executable is None:
-                executable = build(self._driver, package, image.pinned.tensor, self._memory.window)
-                self.figures.graphs += len(executable.sizes)
-                self.figures.graph_bytes += executable.graph_bytes
+            self._prepare(package)
+        except MemoryFull as error:
+            raise PackageError(package.ref, [f"{self.info.name} is full: {error}; lower GEARMESH_ARENA_MB"]) from error
+        except MemoryError as error:
+            raise PackageError(package.ref, [f"{error}; lower GEARMESH_HOST_MEMORY_MB"]) from error
+        except RuntimeError as error:
+            why = f"{self.info.name}: cannot be captured as a graph: {said(error)}"
+            raise PackageError(package.ref, [why]) from error
+        return None
+
+    def _prepare(self, package: Package) -> None:
+        image = self._images.take(package)
+        key = (package.architecture, package.spec.batch_max)
+        try:
+            if image.place == DISK:
+                self._loader.prepare_disk()
+            executable = self._executables.get(key) or self._build(package, image)
             needed = executable.layouts[package.spec.batch_max].end
             if needed > self._ring.slot_bytes:
                 self._ring = Ring.allocate(self._driver, needed)
-        except MemoryFull as error:
-            raise PackageError(package.ref, [f"{self.info.name} is full: {error}; lower GEARMESH_ARENA_MB"]) from error
-        except RuntimeError as error:
-            raise PackageError(package.ref, [f"{self.info.name}: cannot be captured as a graph: {error}"]) from error
+        except Exception:
+            self._images.drop(package.ref)
+            self._suspect()
+            raise
         self._executables[key] = executable
         self._preparations += 1
         self._versions[package.ref] = Version(package, self._preparations, image, executable)
-        return None
+
+    def _build(self, package: Package, image: Image) -> Executable:
+        """What executes the architecture, tried out with the weights of the image."""
+        if isinstance(image, PinnedImage):
+            weights = image.pinned.tensor
+        else:
+            data = HostImage.allocate(package.image_bytes).data
+            read_image(package, data)
+            weights = torch.from_numpy(data)
+        executable = build(self._driver, package, weights, self._memory.window)
+        self.figures.graphs += len(executable.sizes)
+        self.figures.graph_bytes += executable.graph_bytes
+        return executable
+
+    def _pinned_image(self, size: int) -> PinnedImage:
+        return PinnedImage(self._driver.pin(size))
 
     def _check_size(self, package: Package) -> None:
         faults = []
@@ -168,27 +184,9 @@ class CudaDevice:
         if faults:
             raise PackageError(package.ref, faults)
 
-    def _image_of(self, package: Package) -> PinnedImage:
-        key = file_key(package)
-        image = self._images.get(key)
-        if image is not None:
-            return image
-        used = sum(len(other.pinned.tensor) for other in self._images.values())
-        if used + package.image_bytes > self._host_bytes_max:
-            raise PackageError(
-                package.ref,
-                [
-                    f"its weights take {package.image_bytes / MIB:.1f} MiB of pinned host memory; of "
-                    f"{self._host_bytes_max // MIB} MiB (GEARMESH_HOST_MEMORY_MB) {used // MIB} MiB are used"
-                ],
-            )
-        image = PinnedImage(self._driver.pin(package.image_bytes))
-        read_image(package, image.pinned.tensor.numpy())
-        self._images[key] = image
-        return image
-
     def forget(self, ref: str) -> None:
         """See Device."""
+        self._images.drop(ref)
         gone = self._versions.pop(ref, None)
         if gone is None or any(other.executable is gone.executable for other in list(self._versions.values())):
             return
@@ -197,7 +195,7 @@ class CudaDevice:
 
     def traits(self, ref: str) -> Traits:
         """See Device."""
-        return Traits(engine="graph")
+        return Traits(engine="graph", load_from=self._versions[ref].image.place)
 
     def unloaded(self, ref: str) -> None:
         """See Device. What the window holds is a copy, and would do; but then no figure would show a gather's cost."""
@@ -221,7 +219,7 @@ class CudaDevice:
         if phase is Phase.INPUT:
             return self._begin_input(job, version, now)
         if phase is Phase.LOAD:
-            self._issue(Phase.LOAD, job, partial(self._add_load, Loading(job, version)))
+            self._issue(Phase.LOAD, job, partial(self._loader.order, Loading(job, version)))
         else:
             work = partial(self._guarded, phase, job, partial(self._issue_exec, job, version, now))
             self._issuer.at(job.action.earliest_s, work)
@@ -276,7 +274,8 @@ class CudaDevice:
         except Exception as error:  # whatever the device says is that action's outcome, not the thread's end
             self._window.spoil()
             now = time.monotonic()
-            self._tell(phase, job, Done(now, now, 0.0, "device_error", f"{type(error).__name__}: {error}"))
+            self._suspect()
+            self._tell(phase, job, Done(now, now, 0.0, "device_error", said(error)))
 
     def _issue_input(self, job: Job, held: Held) -> None:
         begin, end = self._timed.take(), self._timed.take()
@@ -322,74 +321,21 @@ class CudaDevice:
         executable.replays[held.size]()
         _copy(there[layout.outputs_at : layout.end], executable.static[layout.outputs_at : layout.end])
 
-    def _add_load(self, loading: Loading) -> None:
-        package, pages = loading.version.package, loading.job.pages
-        loading.row = self._memory.row(pages)
-        self._copies.add(loading, pieces(package.image_bytes, pages, self.info.page_bytes, PIECE_BYTES))
-        self._start_pieces()
-
-    def _start_pieces(self) -> None:
-        now = time.monotonic()
-        while True:
-            due = self._copies.due()
-            if due is not None and now > due.job.action.latest_s:
-                self._copies.drop()
-                self._tell(Phase.LOAD, due.job, Done(now, now, 0.0, "late"))
-                continue
-            found = self._copies.next()
-            if found is None:
-                return
-            transfer, piece = found
-            try:
-                self._start_piece(transfer.load, piece, last=not transfer.waiting)
-            except Exception as error:  # as in `_guarded`: that LOAD's outcome, and the next one is not held up by it
-                self._piece_failed(transfer, error)
-
-    def _start_piece(self, loading: Loading, piece: Piece, *, last: bool) -> None:
-        stream = self._streams[Phase.LOAD]
-        if loading.begin is None:
-            loading.begin = self._quiet.take()
-            stream.record(loading.begin)
-        source = loading.version.image.pinned.tensor[piece.source : piece.source + piece.size]
-        stream.run(partial(_copy, self._memory.arena[piece.target : piece.target + piece.size], source))
-        if last:
-            assert loading.row is not None
-            stream.run(partial(_copy, *loading.row))
-        end = self._quiet.take()
-        stream.record(end)
-        self._watchers[Phase.LOAD].watch(end, partial(self._piece_reached, loading, end))
-
-    def _piece_failed(self, transfer: Transfer[Loading], error: Exception) -> None:
-        loading, now = transfer.load, time.monotonic()
-        loading.error = loading.error or error
-        if self._copies.failed(transfer) is not None:
-            why = f"{type(error).__name__}: {error}"
-            self._tell(Phase.LOAD, loading.job, Done(now, now, 0.0, "device_error", why))
-
-    def _piece_ended(self, loading: Loading, end: Event, end_s: float, error: Exception | None) -> None:
-        loading.error = loading.error or error
-        ended = self._copies.ended()
-        self._start_pieces()
-        if ended is not None:
-            assert loading.begin is not None
-            self._tell(Phase.LOAD, loading.job, self._done(loading.begin, end, end_s, loading.error))
-            self._quiet.give(loading.begin)
-        self._quiet.give(end)
-
     def _idle(self) -> None:
         now = time.monotonic()
         if self._warm is not None and not self._lane.busy and now - self._executed_s < WARM_FOR_S:
             try:
                 self._streams[Phase.EXEC].run(self._warm)
             except RuntimeError:
-                self._warm = None  # the device has failed: whatever is ordered next says so
+                self._warm = None
+                self._suspect()
                 return
             self.figures.kept_warm += 1
 
     # -- on the threads that wait -------------------------------------------------------------------------------------
 
     def _input_reached(self, job: Job, begin: Event, end: Event, error: Exception | None) -> None:
-        done = self._done(begin, end, time.monotonic(), error)
+        done = self._done(begin, end, error)
         self._timed.give(begin, end)
         self._tell(Phase.INPUT, job, done)
 
@@ -403,7 +349,7 @@ class CudaDevice:
         end: Event,
         error: Exception | None,
     ) -> None:
-        done = self._done(begin, end, time.monotonic(), error)
+        done = self._done(begin, end, error)
         done.gathered, done.clock_mhz = gathered, self._clock_mhz
         if issued_s is not None:
             done.begin_s = issued_s
@@ -424,22 +370,32 @@ class CudaDevice:
     def _output_reached(self, job: Job, held: Held, error: Exception | None) -> None:
         assert held.output is not None
         assert isinstance(job.action, wire.Infer)
-        done = self._done(*held.output, time.monotonic(), error)
+        done = self._done(*held.output, error)
         self._timed.give(*held.output)
         job.outputs = outputs_of(held.slot, held.layout, job.action.batch)
         self._tell(Phase.OUTPUT, job, done)
 
-    def _piece_reached(self, loading: Loading, end: Event, error: Exception | None) -> None:
-        self._issuer.now(partial(self._piece_ended, loading, end, time.monotonic(), error))
-
-    def _done(self, begin: Event, end: Event, end_s: float, error: Exception | None) -> Done:
+    def _done(self, begin: Event, end: Event, error: Exception | None) -> Done:
+        done, error = done_of(self._driver, begin, end, time.monotonic(), error)
         if error is not None:
-            return Done(end_s, end_s, 0.0, "device_error", str(error))
-        try:
-            duration_s = self._driver.seconds(begin, end)
-        except RuntimeError as fault:  # something else has failed since, and with it the whole device
-            return Done(end_s, end_s, 0.0, "device_error", str(fault))
-        return Done(end_s - duration_s, end_s, duration_s)
+            self._suspect()
+        return done
+
+    # -- on any thread ------------------------------------------------------------------------------------------------
+
+    def _suspect(self) -> None:
+        """Something failed. That is one action's fault, or the device's, and then it is the end of this process."""
+        if self._is_lost or self._loop is None or self._loop.is_closed():
+            return
+        why = self._driver.lost()
+        if why:
+            self._loop.call_soon_threadsafe(self._tell_lost, why)
+
+    def _tell_lost(self, why: str) -> None:
+        assert self._lost is not None
+        if not self._is_lost:
+            self._is_lost = True
+            self._lost(why)
 
     def _tell(self, phase: Phase, job: Job, done: Done) -> None:
         assert self._loop is not None

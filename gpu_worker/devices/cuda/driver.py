@@ -55,7 +55,7 @@ class Driver(Protocol):
         """Zeros (uint8) on the device, with the alignment of ALIGNMENT at least. Raises: MemoryFull."""
 
     def pin(self, size: int) -> Pinned:
-        """Host memory. Raises: MemoryFull."""
+        """Host memory. Raises: MemoryError."""
 
     def stream(self, name: str) -> Stream:
         """A stream of its own."""
@@ -72,8 +72,15 @@ class Driver(Protocol):
     def capture(self, work: Work) -> Work:
         """The operations of `work`, not run yet; what is returned issues them, inside `Stream.run`.
 
+        It keeps what `work` refers to: tensors that are captured stay where they are as long as it is kept.
         What all captured works leave behind them in memory of their own may be shared: they never run side by side.
         Only while a version is prepared. Raises: RuntimeError, if it cannot be captured.
+        """
+
+    def trim(self) -> None:
+        """Memory that nothing uses is free for captures, which cannot take it back themselves.
+
+        May wait for all that runs, and holds up what is issued meanwhile. Only while a version is prepared.
         """
 
     def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
@@ -91,5 +98,12 @@ class Driver(Protocol):
     def allocations(self) -> dict[str, int]:
         """How often memory was asked for so far, by kind: equal before and after serving."""
 
+    def lost(self) -> str:
+        """Why this process can run nothing on it any more, if so; else "". On any thread; does not wait.
+
+        What one call could not do (too much memory, a tensor that does not fit) leaves a device as it was. What a
+        kernel did wrong, or the hardware, ends all use of it by the process, and every call from then on says so.
+        """
+
     def close(self) -> None:
-        """Nothing runs any more."""
+        """Nothing runs any more; whatever is the matter with the device."""

@@ -42,7 +42,7 @@ def tensor_at(flat: torch.Tensor, place: Place) -> torch.Tensor:
 def build(
     driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor, sizes: Sequence[int] = ()
 ) -> Executable:
-    """The architecture of `package`, warmed up with the weights of `image` (pinned), captured against `window`.
+    """The architecture of `package`, warmed up with the weights of `image` (on the host), captured against `window`.
 
     `sizes`: to be captured, ascending up to the largest batch; none: the ladder. On the thread that prepares. Nothing
     that serving uses is written to: warming up has weights and outputs of its own.
@@ -59,19 +59,21 @@ def build(
     weights = weights_of(scratch, package)
     driver.warm_up(lambda: check_by_running(package, forward, weights, driver.place))
     captured = weights_of(window, package)
-    before, _ = driver.memory()
-    replays = {}
+    replays, graph_bytes = {}, 0
     warm = driver.allocate(len(static))
     for size in reversed(sizes):  # the largest first: what it leaves in the pool is enough for the others
         layout = layouts[size]
         driver.warm_up(lambda: _clear(warm))  # outputs of another size are no indices
         for _ in range(WARM_UPS):
             driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
+        if size == sizes[-1]:
+            driver.trim()  # of what choosing kernels took; the other sizes are captured into what this one leaves
+        before, _ = driver.memory()
         replays[size] = driver.capture(
             lambda layout=layout: _operate(forward, captured, static, layout)  # type: ignore[misc]
         )
-    after, _ = driver.memory()
-    return Executable(sizes, layouts, static, replays, max(0, before - after))
+        graph_bytes += max(0, before - driver.memory()[0])
+    return Executable(sizes, layouts, static, replays, graph_bytes)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

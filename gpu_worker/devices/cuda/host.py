@@ -153,6 +153,9 @@ class HostDriver:
         self._asked["capture"] += 1
         return work
 
+    def trim(self) -> None:
+        """See Driver. Nothing is kept here."""
+
     def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
         """See Driver."""
         torch.index_select(arena, 0, pages, out=window[: len(pages)])
@@ -168,6 +171,10 @@ class HostDriver:
     def allocations(self) -> dict[str, int]:
         """See Driver."""
         return dict(self._asked)
+
+    def lost(self) -> str:
+        """See Driver."""
+        return ""
 
     def close(self) -> None:
         """See Driver."""

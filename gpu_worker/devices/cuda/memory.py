@@ -9,7 +9,7 @@ import torch
 from broker import wire
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
-from gpu_worker.devices.cuda.plans import MIB, Layout, Room
+from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room
 from gpu_worker.lanes import Job
 
 SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
@@ -29,7 +29,7 @@ class Memory:
             self.window = driver.allocate(room.window_bytes)
             tables = driver.allocate(table_bytes)
             self._host_tables = driver.pin(table_bytes)
-        except MemoryFull as error:
+        except (MemoryFull, MemoryError) as error:
             raise DeviceError(
                 f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and a window of "
                 f"{room.window_bytes // MIB} MiB cannot be allocated: {error}; lower GEARMESH_ARENA_MB"
@@ -48,6 +48,15 @@ class Memory:
         there, here = self.tables[pages[0], : len(pages)], self.host_tables[pages[0], : len(pages)]
         here.copy_(torch.tensor(pages, dtype=WORD))
         return there, here
+
+
+class Staging:
+    """Pinned buffers of one size that pieces from disk pass through. Raises: MemoryError."""
+
+    def __init__(self, driver: Driver, size: int, count: int = BUFFERS) -> None:
+        self._pinned = driver.pin(count * size)
+        self.buffers = [self._pinned.tensor[i * size : (i + 1) * size] for i in range(count)]
+        self.bytes = [buffer.numpy() for buffer in self.buffers]  # the same, as what reads files takes it
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +78,7 @@ class Ring:
 
     @classmethod
     def allocate(cls, driver: Driver, slot_bytes: int, count: int = SLOTS) -> "Ring":
-        """A ring whose slots are all free. Raises: MemoryFull."""
+        """A ring whose slots are all free. Raises: MemoryFull, MemoryError."""
         ring = cls(slot_bytes)
         for _ in range(count):
             pinned = driver.pin(slot_bytes)

@@ -5,18 +5,21 @@ Source of the choices: the CUDA programming guide on graphs and asynchronous cop
 
 import contextlib
 import mmap
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Work
+from gpu_worker.devices.cuda.driver import Event, Pinned, Stream, Work
 
 WARM_SIDE = 1024  # of the matrices that keep the clock up: some 10 us of work
 WARM_PRODUCTS = 2
+CONVOLUTIONS, ALL, NONE = "convolutions", "all", "none"
 
 
 def device_count() -> int:
@@ -33,6 +36,17 @@ def check_index(name: str, index: int) -> None:
     if not 0 <= index < count:
         there = ", ".join(f"cuda:{i}" for i in range(count))
         raise DeviceError(f"GEARMESH_DEVICE={name!r}: there is no such GPU; there is {there}")
+
+
+def set_tf32(what: str) -> None:
+    """What of float32 is multiplied in TF32 (10 bits of mantissa instead of 23) in this process, from now on.
+
+    CONVOLUTIONS is what torch does by itself; said all the same, so that no variable of the environment changes it.
+    """
+    with warnings.catch_warnings():  # deprecated in some releases, but nothing else sets both the old and the new flags
+        warnings.simplefilter("ignore")
+        torch.set_float32_matmul_precision("high" if what == ALL else "highest")
+        torch.backends.cudnn.allow_tf32 = what != NONE
 
 
 class NvidiaStream:
@@ -64,7 +78,8 @@ class NvidiaPinned:
         try:
             mapping = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MemoryFull(f"no {size} bytes of host memory: {error.strerror}") from error
+            raise MemoryError(f"no {size} bytes of host memory: {error.strerror}") from error
+        mapping.madvise(mmap.MADV_DONTFORK)  # else writing to it after a fork would move it away from under the device
         with contextlib.suppress(OSError):  # a system without huge pages does without
             mapping.madvise(mmap.MADV_HUGEPAGE)
         self.tensor = torch.frombuffer(mapping, dtype=torch.uint8)[:size]
@@ -75,7 +90,7 @@ class NvidiaPinned:
         try:
             torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(address, size, 0)))
         except RuntimeError as error:
-            raise MemoryFull(f"cannot pin {size} bytes of host memory: {error} (see ulimit -l)") from error
+            raise MemoryError(f"cannot pin {size} bytes of host memory: {error} (see ulimit -l)") from error
         tensor = self.tensor  # the mapping lives until it is unregistered
         weakref.finalize(self, later, lambda: _unregister(address, tensor)).atexit = False
 
@@ -88,18 +103,21 @@ def _unregister(address: int, keep: torch.Tensor) -> None:
 class NvidiaDriver:
     """See Driver. Raises: DeviceError."""
 
-    def __init__(self, index: int, later: Callable[[Work], None]) -> None:
+    def __init__(self, index: int, later: Callable[[Work], None], tf32: str = CONVOLUTIONS) -> None:
+        """`later`: runs work that may block, soon, on a thread where that hurts nobody; `tf32`: see `set_tf32`."""
         check_index(f"cuda:{index}", index)
         self.name = f"cuda:{index}"
         self.place = torch.device("cuda", index)
-        self._later = later  # runs work that may block, soon, on a thread where that hurts nobody
+        self._later = later
         self._asked: Counter[str] = Counter()
+        self._spoilt: list[torch.cuda.CUDAGraph] = []  # captures that failed: see `_abandon`
+        set_tf32(tf32)
         try:
             torch.cuda.set_device(self.place)
             torch.cuda.init()
             self._side, self._capture_side = torch.cuda.Stream(self.place), torch.cuda.Stream(self.place)
-            self._pool: Any = torch.cuda.graph_pool_handle()
-            self._anchor = self._keep_pool()
+            self._pool: Any = None  # of all captures, once there is one
+            self._open_pool()
             self._gather = _gather_of(self.place)
             properties = torch.cuda.get_device_properties(self.place)
         except RuntimeError as error:
@@ -107,17 +125,21 @@ class NvidiaDriver:
         self.uuid = str(getattr(properties, "uuid", index))
         self._clock = _Clock(self.uuid)
         self.kind = f"cuda {properties.name}, torch {torch.__version__}, driver {self._clock.driver}"
+        self.kind += "" if tf32 == CONVOLUTIONS else f", tf32 {tf32}"
         torch.backends.cudnn.benchmark = True  # the captured graph keeps what the warm-up chose
+        # by itself torch trims after each choice, of each convolution and size, and all streams wait for that
+        torch._C._cudnn_set_conv_benchmark_empty_cache(False)
 
-    def _keep_pool(self) -> Work:
-        """A graph as long-lived as this: once the last graph of a pool is gone, torch takes no other into that pool."""
+    def _open_pool(self) -> None:
+        """There is a pool, and a graph that stays in it: torch takes none into a pool whose last graph has gone."""
         nothing = self.allocate(1)
 
         def clear() -> None:
             nothing.zero_()
 
         self.warm_up(clear)
-        return self.capture(clear)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._anchor = self.capture(clear)
 
     def enter(self) -> None:
         """See Driver."""
@@ -141,7 +163,7 @@ class NvidiaDriver:
         self._asked["pinned"] += 1
         try:
             return NvidiaPinned(size, self._later)
-        except MemoryFull:
+        except MemoryError:
             self._forget_error()
             raise
 
@@ -180,17 +202,39 @@ class NvidiaDriver:
 
         `torch.cuda.graph` is not used: it waits for the whole device and gives all cached memory back, while serving.
         """
+        if self._pool is None:
+            self._open_pool()
         self._asked["capture"] += 1
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._capture_side):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
+                graph.capture_end()
             except BaseException:
-                _abandon(graph)
+                self._abandon(graph)
                 raise
+        return partial(_replay, graph, work)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """The stream captures no more, and what is captured next is not hindered by what failed.
+
+        Where the failure was the device's (a synchronisation inside a capture), torch ends the capture, but not its
+        hold on the pool: any other capture into it would be refused. So the pool is given up for another one; and the
+        graph is kept, as the allocator goes on asking it whether a stream is its own.
+        Source: CUDAGraph::capture_end and beginAllocateToPool of torch 2.11.
+        """
+        try:
             graph.capture_end()
-        return graph.replay
+        except RuntimeError:  # it says less than what came before
+            self._spoilt.append(graph)
+            with contextlib.suppress(RuntimeError):  # the hold was let go of after all
+                torch._C._cuda_endAllocateToPool(self.place.index, self._pool)
+            self._pool = None
+
+    def trim(self) -> None:
+        """See Driver."""
+        torch.cuda.empty_cache()
 
     def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
         """See Driver."""
@@ -224,18 +268,24 @@ class NvidiaDriver:
                     counts[f"{place}_{key}"] = int(count)
         return counts
 
+    def lost(self) -> str:
+        """See Driver. Asks a stream: what has ended the context is the answer to every call."""
+        try:
+            self._side.query()
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return ""
+
     def close(self) -> None:
         """See Driver."""
-        torch.cuda.synchronize(self.place)
+        with contextlib.suppress(RuntimeError):  # a device that is lost has nothing more to say
+            torch.cuda.synchronize(self.place)
         self._clock.close()
 
 
-def _abandon(graph: torch.cuda.CUDAGraph) -> None:
-    """The stream captures no more. What that raises says less than what came before."""
-    try:
-        graph.capture_end()
-    except RuntimeError:
-        return
+def _replay(graph: torch.cuda.CUDAGraph, captured: Work) -> None:
+    """The graph runs; what was captured is kept with it, as it holds the tensors whose addresses the graph has."""
+    graph.replay()
 
 
 def _gather_of(place: torch.device) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
@@ -250,6 +300,7 @@ def _gather_of(place: torch.device) -> Callable[[torch.Tensor, torch.Tensor, tor
             return gather
     except Exception:  # no Triton, no compiler for it, a device it does not know: the other way works
         torch.cuda.synchronize(place)
+    index_gather(arena, window, pages)  # loads its kernel: while serving that would take its time
     return index_gather
 
 
@@ -287,5 +338,6 @@ class _Clock:
     def close(self) -> None:
         """NVML is let go."""
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            with contextlib.suppress(self._nvml.NVMLError):  # of a GPU that is lost, this fails too
+                self._nvml.nvmlShutdown()
             self._nvml = None

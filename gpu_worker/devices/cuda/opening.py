@@ -38,7 +38,7 @@ def open_cuda(settings: Settings, indices: Sequence[int]) -> CudaDevice:
 
 def _open(settings: Settings, index: int, lock: DeviceLock) -> CudaDevice:
     helper = Helper("helper")
-    driver = nvidia.NvidiaDriver(index, helper.do)
+    driver = nvidia.NvidiaDriver(index, helper.do, settings.tf32)
     free, total = driver.memory()
     host_bytes_max = host_budget(settings.host_memory_mb)
     room = make_room(

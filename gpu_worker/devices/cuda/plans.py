@@ -6,7 +6,7 @@ Sizes are bytes and instants are seconds of one clock, unless a name says otherw
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from broker import wire
@@ -16,6 +16,7 @@ from gpu_worker.profiling import LADDER
 
 ALIGNMENT = 256  # bytes; Source: what CUDA guarantees of its own allocations
 IN_FLIGHT_MAX = 2  # pieces of LOADs on their way: the next is always queued, and an INPUT waits behind two at most
+BUFFERS = IN_FLIGHT_MAX + 1  # for pieces from disk: one is read into while the others are copied
 MIB = 1 << 20
 T = TypeVar("T")
 
@@ -93,6 +94,7 @@ class Piece:
     source: int
     target: int
     size: int
+    buffer: int | None = None  # that it passes through, if it comes from disk
 
 
 def pieces(image_bytes: int, pages: Sequence[int], page_bytes: int, piece_bytes: int) -> list[Piece]:
@@ -112,78 +114,140 @@ def pieces(image_bytes: int, pages: Sequence[int], page_bytes: int, piece_bytes:
 
 @dataclass(slots=True, eq=False)
 class Transfer(Generic[T]):
-    """One LOAD on its way."""
+    """One LOAD on its way. Its pieces go through these queues, oldest first; the first two are for those from disk."""
 
     load: T
-    waiting: deque[Piece]
+    unread: deque[Piece] = field(default_factory=deque)
+    reading: deque[Piece] = field(default_factory=deque)
+    waiting: deque[Piece] = field(default_factory=deque)  # can be copied
+    in_flight: deque[Piece] = field(default_factory=deque)
     begun: bool = False
-    in_flight: int = 0
+    broken: bool = False  # one piece has failed: no other is begun
+
+    @property
+    def started(self) -> bool:
+        """All of it is on its way."""
+        return not (self.unread or self.reading or self.waiting)
 
 
 @dataclass(slots=True)
 class Copies(Generic[T]):
-    """LOADs, one after the other, in pieces: start what `next` gives, and say when the oldest piece has `ended`."""
+    """LOADs, one after the other, in pieces: start what `next` gives, and say when the oldest piece has `ended`.
+
+    Those from disk are read first, into one of a few buffers: read what `to_read` gives, and say when it is `read`. A
+    LOAD is over when nothing of it is read or copied any more, whether it went well or not.
+    """
 
     in_flight_max: int = IN_FLIGHT_MAX
-    _queue: deque[Transfer[T]] = field(default_factory=deque)  # not ended, oldest first
+    _buffers: deque[int] = field(default_factory=lambda: deque(range(BUFFERS)))  # free ones
+    _queue: deque[Transfer[T]] = field(default_factory=deque)  # not over, oldest first
     _in_flight: int = 0  # pieces started, not ended, of all
 
-    def add(self, load: T, wanted: Sequence[Piece]) -> None:
+    def add(self, load: T, wanted: Sequence[Piece], *, from_disk: bool = False) -> None:
         """A LOAD of at least one piece was ordered."""
         assert wanted
-        self._queue.append(Transfer(load, deque(wanted)))
+        transfer = Transfer(load)
+        (transfer.unread if from_disk else transfer.waiting).extend(wanted)
+        self._queue.append(transfer)
 
-    def next(self) -> tuple[Transfer[T], Piece] | None:
-        """A piece to be started now, of that transfer; None: enough are on their way, or none is left."""
-        transfer = self._first_waiting()
-        if transfer is None or self._in_flight == self.in_flight_max:
+    def to_read(self) -> tuple[Transfer[T], Piece] | None:
+        """A piece to be read into its buffer now, behind those given before; None: no buffer is free, or none is left.
+
+        Of a LOAD whose turn it is: else it would be measured by what goes before it.
+        """
+        transfer = self._first()
+        if transfer is None or not transfer.unread or not self._buffers:
             return None
         transfer.begun = True
-        transfer.in_flight += 1
+        piece = replace(transfer.unread.popleft(), buffer=self._buffers.popleft())
+        transfer.reading.append(piece)
+        return transfer, piece
+
+    def read(self, transfer: Transfer[T]) -> T | None:
+        """Its oldest piece given to be read is in its buffer. Returns the load, if it is over, having failed."""
+        piece = transfer.reading.popleft()
+        if transfer.broken:
+            self._free(piece)
+        else:
+            transfer.waiting.append(piece)
+        return self._over(transfer)
+
+    def unreadable(self, transfer: Transfer[T]) -> T | None:
+        """That piece could not be read. Returns the load, if it is over now."""
+        self._free(transfer.reading.popleft())
+        return self._broken(transfer)
+
+    def next(self) -> tuple[Transfer[T], Piece] | None:
+        """A piece to be started now, of that transfer; None: enough are on their way, or none is there."""
+        transfer = self._first()
+        if transfer is None or not transfer.waiting or self._in_flight == self.in_flight_max:
+            return None
+        transfer.begun = True
+        piece = transfer.waiting.popleft()
+        transfer.in_flight.append(piece)
         self._in_flight += 1
-        return transfer, transfer.waiting.popleft()
+        return transfer, piece
 
     def due(self) -> T | None:
-        """The load that `next` would begin with its first piece now; it may still be dropped."""
-        transfer = self._first_waiting()
-        if transfer is None or transfer.begun or self._in_flight == self.in_flight_max:
+        """The load that `next` or `to_read` would begin with its first piece now; it may still be dropped."""
+        transfer = self._first()
+        if transfer is None or transfer.begun:
             return None
-        return transfer.load
+        ready = self._buffers if transfer.unread else self._in_flight < self.in_flight_max
+        return transfer.load if ready else None
 
     def drop(self) -> T:
         """What is `due` is not wanted any more."""
-        transfer = self._first_waiting()
+        transfer = self._first()
         assert transfer is not None
         assert not transfer.begun
         self._queue.remove(transfer)
         return transfer.load
 
     def ended(self) -> T | None:
-        """The oldest piece on its way has arrived. Returns its load, if that was its last."""
+        """The oldest piece on its way has arrived. Returns its load, if it is over now."""
         transfer = self._queue[0]
-        assert transfer.in_flight > 0
-        transfer.in_flight -= 1
+        self._free(transfer.in_flight.popleft())
         self._in_flight -= 1
-        if transfer.in_flight or transfer.waiting:
-            return None
-        self._queue.popleft()
-        return transfer.load
+        return self._over(transfer)
 
     def failed(self, transfer: Transfer[T]) -> T | None:
-        """The piece of it that `next` gave last could not be started: it and what is behind it will never arrive.
-
-        Returns the load, if nothing of it is on its way; else `ended` will.
-        """
-        transfer.waiting.clear()
-        transfer.in_flight -= 1
+        """The piece of it that `next` gave last could not be started. Returns the load, if it is over now."""
+        self._free(transfer.in_flight.pop())
         self._in_flight -= 1
-        if transfer.in_flight:
+        return self._broken(transfer)
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        assert self._in_flight == sum(len(transfer.in_flight) for transfer in self._queue) <= self.in_flight_max
+        held = [
+            piece.buffer
+            for transfer in self._queue
+            for piece in (*transfer.reading, *transfer.waiting, *transfer.in_flight)
+            if piece.buffer is not None
+        ]
+        assert sorted([*held, *self._buffers]) == list(range(BUFFERS))
+        assert not any(transfer.broken and (transfer.unread or transfer.waiting) for transfer in self._queue)
+
+    def _broken(self, transfer: Transfer[T]) -> T | None:
+        transfer.broken = True
+        transfer.unread.clear()
+        while transfer.waiting:
+            self._free(transfer.waiting.popleft())
+        return self._over(transfer)
+
+    def _over(self, transfer: Transfer[T]) -> T | None:
+        if not transfer.started or transfer.in_flight:
             return None
         self._queue.remove(transfer)
         return transfer.load
 
-    def _first_waiting(self) -> Transfer[T] | None:
-        return next((transfer for transfer in self._queue if transfer.waiting), None)
+    def _free(self, piece: Piece) -> None:
+        if piece.buffer is not None:
+            self._buffers.append(piece.buffer)
+
+    def _first(self) -> Transfer[T] | None:
+        return next((transfer for transfer in self._queue if not transfer.started), None)
 
 
 # -- EXEC -------------------------------------------------------------------------------------------------------------
