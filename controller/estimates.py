@@ -218,10 +218,16 @@ class LoadEstimate:
     profile_s: float
     device: Term
     own: Term = field(default_factory=Term)
+    _load_s: float = 0.0
+    _load_s_of: float = math.nan  # the sum of terms that _load_s belongs to
 
     def load_s(self) -> float:
         """Expected duration."""
-        return self.profile_s * math.exp(self.device.value + self.own.value)
+        total = self.device.value + self.own.value
+        if total != self._load_s_of:
+            self._load_s_of = total
+            self._load_s = self.profile_s * math.exp(total)
+        return self._load_s
 
     def learn(self, duration_s: float) -> float:
         """A LOAD took so long. Returns the error that it showed."""

@@ -13,6 +13,7 @@ what it costs in attainment (docs/benchmarks_scheduler.md, "Refusing early").
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from controller.policies.base import Verdict
@@ -25,6 +26,7 @@ PRICE_LOSS = 0.8  # Source: simulation of 11 overloaded scenarios: 0.8 costs 0.2
 PRICE_BAND = 0.25  # this share below it, more is admitted again
 PRICE_STEP = 0.03  # relative, per ended request
 PRICE_SHARE_MIN = 0.05
+ENOUGH = 2  # devices looked at, if one of them serves the request in time
 LOSS_WEIGHT = 0.05  # of one ended request in its model's loss
 
 
@@ -71,7 +73,9 @@ class Admission:
         rate = arrivals.rate(now)
         alone_s = own_s = behind_s = math.inf
         hosts = len(model.hosts) or 1
-        for device in model.ready.values():
+        for looked_at, device in enumerate(_nearest(model)):
+            if looked_at >= ENOUGH and max(own_s, behind_s) <= request.deadline_s:
+                break
             if device.leaving:
                 continue
             curve = device.curves[model.ref]
@@ -107,8 +111,9 @@ class Admission:
         top = curve.batch_max
         full, rest = divmod(model.queue.rows, top)
         ahead_s = full * curve.exec_s(top) / hosts
-        begin_s = start_s + full // hosts * curve.exec_s(top)
-        filled = min(top, int(rest + request.rows + rate * min(RECENT_S, max(0.0, begin_s - now))))
+        mine, behind = divmod(model.queue.rows // hosts, top)  # each host takes its share
+        begin_s = start_s + mine * curve.exec_s(top)
+        filled = min(top, int(behind + request.rows + rate / hosts * min(RECENT_S, max(0.0, begin_s - now))))
         filled = max(filled, min(request.rows, curve.rows_max))
         own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.margin)
         mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
@@ -128,6 +133,12 @@ class Admission:
             for device in model.ready.values()
         )
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
+
+
+def _nearest(model: Model) -> Iterator[Device]:
+    """Devices that can serve the model: those where it is, then the others."""
+    yield from model.hosts.values()
+    yield from (device for worker, device in model.ready.items() if worker not in model.hosts)
 
 
 def start_of(device: Device, model: Model, now: float) -> float:

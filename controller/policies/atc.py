@@ -93,13 +93,14 @@ class Atc(Policy):
 
     def expired(self, model: Model, now: float) -> int:
         """Heads that are too late even if their model ran next, alone, on the best of its devices."""
-        devices = model.hosts or model.ready
-        if not devices:
-            return 0
-        first_end_s = min(
-            start_of(device, model, now) + device.curves[model.ref].exec_s(1) for device in devices.values()
-        )
-        return model.queue.before(first_end_s)
+        queue = model.queue
+        head_s = queue.deadlines[queue.head]
+        first_end_s = math.inf
+        for device in (model.hosts or model.ready).values():
+            first_end_s = min(first_end_s, start_of(device, model, now) + device.curves[model.ref].exec_s(1))
+            if first_end_s <= head_s:
+                return 0
+        return queue.before(first_end_s) if first_end_s < math.inf else 0
 
     def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
         """See Policy."""

@@ -1,11 +1,12 @@
 """Which model a device loads next, and who makes room. Pure.
 
-LOADs go in the order of their deadlines while all that are wanted can be done in time. Once they cannot, a LOAD is
-ranked by what it saves per second of copying: the requests that wait and would be in time after it, and those that will
-come while the model stays, less those that its victims would have served. Models with waiting or running work are never
-victims. After them come models that are nowhere and were asked in vain, because their LOAD takes longer than a request
-may; then a replica of a model whose hosts are far behind this device. Free pages are filled ahead of demand, models on
-fewest devices first, while no request has waited for a LOAD lately; nobody leaves for that.
+LOADs go in the order of their deadlines while all that are wanted can be done in time; whoever makes room then is
+loaded again when it is asked. Once they cannot, a LOAD is ranked by what it saves per second of copying and a LOAD
+later would not: the requests that wait, and those that come meanwhile. It is done if that, and what comes while the
+model stays, is more than its victims would have served. Models with waiting or running work are never victims. Models
+that are nowhere and were asked in vain, because their LOAD takes longer than a request may, are ranked with the others.
+Then comes a replica of a model whose hosts are far behind this device. Free pages are filled ahead of demand, in
+proportion to it, while no request has waited for a LOAD lately; nobody leaves for that.
 Source: gpu_and_literature section 2.4, with the figures of 2.6 (ranking by requests saved per second of copying beats
 ranking by deadline where copying is the bottleneck; eviction by decayed frequency).
 """
@@ -18,13 +19,17 @@ from dataclasses import dataclass, field
 from controller.policies.admission import start_of
 from controller.policies.base import LoadPlan
 from controller.policies.fairness import Fairness
+from controller.residency import DECAY_S
 from controller.state import Device, Model, State
 
-HORIZON_S = 0.5  # a model is expected to stay for so long at least: its future requests in that time count
+HORIZON_S = 0.5  # of a model's future requests, those in this time count at most
+STAY = 0.25  # x the time in which LOADs fill a device; simulation of 15 loads that swap: 0.12 alike, 1 costs 1-8 points
+AGE_S_MIN = 0.05  # of the counts of requests: rates are not told from less
 HYSTERESIS = 1.5  # a victim's future counts so much more than the newcomer's: what was just loaded stays
 REPLICATE_BELOW = 0.9  # share of the mean backlog below which a device takes models that others have, too
 RELIEVE_AT = 0.25  # share of its SLO that a model's hosts may be behind before it gets another one
 MISSED_MAX = 64  # models asked in vain that are remembered
+KNOWN_ASKED = 16  # requests per host that show how much a model is asked, before its LOADs are done
 ASKED_MIN = 0.5  # decayed count of requests; asked less than that, free pages are for others first
 FILL_AFTER = 1.0  # x its LOAD: so long must nobody have waited for a LOAD before one is done that nobody waits for
 WISHES = 16  # found at once, before popularity is looked at anew
@@ -36,7 +41,8 @@ class Candidate:
     """A model that a device could load next."""
 
     model: Model
-    gain: float  # value of the requests that are in time if it is loaded now
+    urgent: float  # value of the requests that are in time if it is loaded now, and not a LOAD later
+    gain: float  # value of the requests that are in time if it is loaded, and stays
     slack_s: float  # how much longer the LOAD could wait for the first of them
     load_s: float
 
@@ -48,13 +54,16 @@ class Placement:
     state: State
     fairness: Fairness
     _waited_s: dict[str, float] = field(default_factory=dict)  # {worker: its last LOAD that requests waited for}
+    _pressed_s: float = -math.inf  # the last LOAD, on any device, that could not have waited for another one
+    _began_s: float = math.inf  # the first look: nothing was counted before
     _spare_s: dict[str, float] = field(default_factory=dict)  # {worker: when a LOAD that nobody waits for may be done}
     _missed: dict[str, None] = field(default_factory=dict)  # refs asked in vain, the latest last
-    _wishes: dict[str, deque[str]] = field(default_factory=dict)  # {worker: refs to fill free pages with, best first}
+    _wishes: dict[str, deque[tuple[str, int]]] = field(default_factory=dict)  # {worker: (ref, hosts then), best first}
     _vain: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) of a vain look}
 
     def choose(self, device: Device, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
+        self._began_s = min(self._began_s, now)
         plan = self._starving(device, now)
         if plan is not None:
             return plan
@@ -63,14 +72,29 @@ class Placement:
             if device.may_load(model.ref, now):
                 saved, slack_s = self._saved(device, model, now)
                 if saved > 0:
-                    gain = saved + model.popularity.rate(now) * HORIZON_S
-                    candidates.append(Candidate(model, gain, slack_s, device.loads[model.ref].load_s()))
-        for candidate in self._ranked(candidates):
-            plan = self._make_room(device, candidate.model, candidate.gain, now)
+                    candidates.append(self._candidate(device, model, saved, slack_s, now))
+        for model in self._in_vain():
+            if device.may_load(model.ref, now):
+                candidates.append(self._candidate(device, model, 0.0, -math.inf, now))
+        relaxed = self._rank(candidates)
+        for candidate in candidates:
+            plan = self._make_room(device, candidate.model, candidate.gain, now, relaxed=relaxed)
             if plan is not None:
                 self._waited_s[device.worker] = now
+                if candidate.slack_s < candidate.load_s:
+                    self._pressed_s = now
                 return plan
-        return self._missed_most(device, now) or self._relieve(device, now) or self._fill(device, now)
+        return self._relieve(device, now) or self._fill(device, now)
+
+    def _rate(self, model: Model, now: float) -> float:
+        """Requests per second: the decayed count, by the time that it is made of. At first that is the time so far."""
+        age_s = max(AGE_S_MIN, now - self._began_s)
+        return model.popularity.value(now) / (DECAY_S * -math.expm1(-age_s / DECAY_S))
+
+    def _stay_s(self, device: Device, model: Model) -> float:
+        """So much of a model's future counts: a share of the time in which LOADs like this one fill the device anew."""
+        room = device.residency.total // device.pages[model.ref]
+        return min(HORIZON_S, STAY * room * device.loads[model.ref].load_s())
 
     def missed(self, model: Model) -> None:
         """A request was refused because the model is nowhere, and its LOAD takes longer than the request may."""
@@ -83,32 +107,32 @@ class Placement:
         """When a LOAD that nobody waits for may be done; infinity if none is put off."""
         return min((spare_s for spare_s in self._spare_s.values() if spare_s > now), default=math.inf)
 
-    def _missed_most(self, device: Device, now: float) -> LoadPlan | None:
-        """Of the models that are nowhere and were asked in vain, the most popular: nobody waits, many will ask."""
-        rates = []
+    def _in_vain(self) -> list[Model]:
+        """Models that are nowhere, and nobody waits for though they were asked."""
+        found = []
         for ref in list(self._missed):
             model = self.state.models.get(ref)
             if model is None or model.hosts:
                 del self._missed[ref]
-            elif device.may_load(ref, now):
-                rates.append((-model.popularity.rate(now), ref))
-        for rate, ref in sorted(rates):
-            plan = self._make_room(device, self.state.models[ref], -rate * HORIZON_S, now)
-            if plan is not None:
-                return plan
-        return None
+            elif not len(model.queue):
+                found.append(model)
+        return found
 
-    def _ranked(self, candidates: list["Candidate"]) -> list["Candidate"]:
-        """By deadline while all of them can be loaded in time; by what a second of copying saves once they cannot."""
+    def _candidate(self, device: Device, model: Model, saved: float, slack_s: float, now: float) -> Candidate:
+        rate, load_s = self._rate(model, now) / (1 + len(model.hosts)), device.loads[model.ref].load_s()
+        return Candidate(model, saved + rate * load_s, saved + rate * self._stay_s(device, model), slack_s, load_s)
+
+    def _rank(self, candidates: list["Candidate"]) -> bool:
+        """Sorts them by deadline if all can be in time, else by what a second of copying saves. Whether all can."""
         candidates.sort(key=lambda candidate: candidate.slack_s)
         devices = max(1, len(self.state.devices))
         before_s = 0.0
         for candidate in candidates:
             if before_s / devices > candidate.slack_s:
-                candidates.sort(key=lambda candidate: -candidate.gain / candidate.load_s)
-                break
+                candidates.sort(key=lambda candidate: -candidate.urgent / candidate.load_s)
+                return False
             before_s += candidate.load_s
-        return candidates
+        return True
 
     def _starving(self, device: Device, now: float) -> LoadPlan | None:
         """Of the models that are nowhere, the one whose patience ended first, whoever has to leave for it."""
@@ -146,9 +170,12 @@ class Placement:
         first = queue.requests[queue.head + too_late]
         value = queue.weight_of(count, too_late)
         if model.hosts:
-            last_s = queue.deadlines[-1]
-            kept = sum(self._served_by(host, model, last_s, now) for host in model.hosts.values())
-            value *= max(0.0, 1 - kept / max(1, queue.rows))
+            last_s, kept = queue.deadlines[-1], 0.0
+            for host in model.hosts.values():
+                kept += self._served_by(host, model, last_s, now)
+                if kept >= queue.rows:
+                    return 0.0, 0.0
+            value *= 1 - kept / queue.rows
         return value, first.deadline_s - end_s
 
     def _relieve(self, device: Device, now: float) -> LoadPlan | None:
@@ -156,18 +183,23 @@ class Placement:
 
         It comes before anything is lost: later it would save only what waits by then.
         """
-        mine_s = device.exec.free_at(now) - now + device.backlog_s
+        ahead_s = {
+            other.worker: other.exec.free_at(now) - now + other.backlog_s for other in self.state.devices.values()
+        }
+        least_s = 2 * ahead_s[device.worker]
+        if least_s >= max(ahead_s.values()):
+            return None
         behind: list[tuple[float, str]] = []
         for model in self.state.active.values():
             if model.hosts and device.may_load(model.ref, now):
-                theirs_s = min(host.exec.free_at(now) - now + host.backlog_s for host in model.hosts.values())
-                first = model.queue.first()
-                patience_s = RELIEVE_AT * (first.deadline_s - first.arrived_s)
-                if theirs_s > patience_s and theirs_s > 2 * mine_s + device.loads[model.ref].load_s():
-                    behind.append((-theirs_s, model.ref))
+                theirs_s = min(ahead_s[worker] for worker in model.hosts)
+                if theirs_s > least_s + device.loads[model.ref].load_s():
+                    first = model.queue.first()
+                    if theirs_s > RELIEVE_AT * (first.deadline_s - first.arrived_s):
+                        behind.append((-theirs_s, model.ref))
         for _, ref in sorted(behind):
             model = self.state.models[ref]
-            gain = model.popularity.rate(now) / (1 + len(model.hosts)) * HORIZON_S
+            gain = self._rate(model, now) / (1 + len(model.hosts)) * self._stay_s(device, model)
             plan = self._make_room(device, model, gain, now)
             if plan is not None:
                 return plan
@@ -183,8 +215,14 @@ class Placement:
         top_s = curve.exec_s(curve.batch_max)
         return left_s // top_s * curve.batch_max + curve.largest(left_s % top_s, curve.batch_max)
 
-    def _make_room(self, device: Device, model: Model, gain: float, now: float) -> LoadPlan | None:
-        """The plan with its victims, if what they would have served is worth less than the gain."""
+    def _make_room(
+        self, device: Device, model: Model, gain: float, now: float, *, relaxed: bool = False
+    ) -> LoadPlan | None:
+        """The plan with its victims, if what they would have served is worth less than the gain.
+
+        `relaxed`: there is time for more LOADs, and a victim that is asked less than once in a LOAD's time loses
+        nothing by it: it is loaded again when it is asked.
+        """
         residency = device.residency
         missing = device.pages[model.ref] - residency.free
         if missing <= 0:
@@ -193,7 +231,7 @@ class Placement:
         for ref, place in residency.models.items():  # least recently used first
             if place.loading is None and not place.bound and ref not in self.state.active:
                 known = self.state.models.get(ref)
-                rate = known.popularity.rate(now) if known is not None and ref in device.curves else 0.0
+                rate = self._rate(known, now) if known is not None and ref in device.curves else 0.0
                 others = max(0, len(known.hosts) - 1) if known is not None else 0
                 candidates.append((rate / (1 + others) / place.pages, ref, place.pages, rate / (1 + others)))
                 if len(candidates) >= VICTIMS_LOOKED_AT + missing:
@@ -205,7 +243,8 @@ class Placement:
                 break
             chosen.append(ref)
             missing -= pages
-            lost += rate * HORIZON_S * HYSTERESIS
+            if not relaxed or rate * device.loads[model.ref].load_s() >= 1:
+                lost += rate * self._stay_s(device, model) * HYSTERESIS
         if missing > 0 or lost > gain:
             return None
         return LoadPlan(model, tuple(chosen))
@@ -222,27 +261,38 @@ class Placement:
         wishes = self._wishes.setdefault(device.worker, deque())
         for _ in range(2):  # what is left of the last look; then a new one
             while wishes:
-                ref = wishes.popleft()
+                ref, hosts = wishes.popleft()
                 model = self.state.models.get(ref)
-                if model is not None and device.may_load(ref, now) and device.pages[ref] <= residency.free:
-                    waited_s = self._waited_s.get(device.worker, -math.inf)
+                if model is None or len(model.hosts) > hosts or not device.may_load(ref, now):
+                    continue
+                if device.pages[ref] <= residency.free:
+                    waited_s = max(self._pressed_s, self._waited_s.get(device.worker, -math.inf))
                     spare_s = waited_s + FILL_AFTER * device.loads[ref].load_s()
-                    if now >= spare_s:
+                    if now >= spare_s or all(self.state.models[other].hosts for other in device.curves):
                         return LoadPlan(model, ())
-                    wishes.appendleft(ref)
+                    wishes.appendleft((ref, hosts))
                     self._spare_s[device.worker] = spare_s
                     return None
             wishes.extend(self._wish(device, now))
+        if any(pages <= residency.free and device.may_load(ref, now) for ref, pages in device.pages.items()):
+            return None  # later, perhaps
         self._vain[device.worker] = (residency.free, len(device.curves))
         return None
 
-    def _wish(self, device: Device, now: float) -> list[str]:
-        """Models that are not here and fit: those asked first, on fewest devices, of these the most popular."""
+    def _wish(self, device: Device, now: float) -> list[tuple[str, int]]:
+        """Models that are not here and fit, with how many hosts they have: those asked first, most asked per host."""
         models, free = self.state.models, device.residency.free
-        absent = [ref for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
+        absent = [models[ref] for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
 
-        def order(ref: str) -> tuple[bool, int, float, str]:
-            asked = models[ref].popularity.value(now)
-            return (asked < ASKED_MIN, len(models[ref].hosts), -asked, ref)
+        def order(model: Model) -> tuple[bool, float, int, str]:
+            asked, hosts = model.popularity.value(now), len(model.hosts)
+            return (asked < ASKED_MIN, -asked / (1 + hosts) ** 2, hosts, model.ref)
 
-        return heapq.nsmallest(WISHES, absent, key=order)
+        known = [model for model in absent if not model.hosts or self._is_known(model, now)]
+        return [(model.ref, len(model.hosts)) for model in heapq.nsmallest(WISHES, known, key=order)]
+
+    def _is_known(self, model: Model, now: float) -> bool:
+        """How much the model is asked is known well enough to say if it should have one more host."""
+        if model.popularity.value(now) >= KNOWN_ASKED * len(model.hosts):
+            return True
+        return all(host.residency.models[model.ref].loading is None for host in model.hosts.values())

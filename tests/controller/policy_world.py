@@ -83,6 +83,12 @@ class World:
         plan: LoadPlan | None = self.policy.choose_load(self.state.devices[worker], now)
         return None if plan is None else (plan.model.ref, plan.evict)
 
+    def loads(self, ref: str, worker: str) -> None:
+        """The LOAD is sent."""
+        device = self.state.devices[worker]
+        device.residency.loading(ref, device.pages[ref], 1, NOW + device.loads[ref].load_s(), NOW)
+        self.state.add_host(self.model(ref), device)
+
 
 def heads(model: Model) -> list[Request]:
     return model.queue.requests[model.queue.head :]

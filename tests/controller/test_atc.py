@@ -40,6 +40,14 @@ def test_a_request_that_is_too_late_only_behind_its_own_models_queue_is_refused_
     assert verdict.retry_after_s == pytest.approx(4.5 + 1.0 - 3.0, rel=0.05)
 
 
+def test_the_queue_of_a_model_is_shared_by_its_hosts() -> None:
+    one, two = World(), World(workers=("w1", "w2"))
+    for world in (one, two):
+        world.waits(*[200.0] * 6)
+    assert not one.admit(3.0).admitted  # the seventh of one batch: 4 s
+    assert two.admit(3.0).admitted  # the fourth of two: 2.5 s
+
+
 def test_what_waits_for_other_models_refuses_nobody_since_the_order_is_by_value() -> None:
     world = World({"m:1": SECONDS, "n:1": SECONDS}).waits(*[200.0] * 8, ref="n:1")
     assert world.admit(3.0) == Verdict(True, 4.5 + 1.0)
@@ -210,6 +218,7 @@ def test_a_model_with_waiting_or_running_work_is_never_evicted() -> None:
 
 def test_the_least_popular_model_is_evicted() -> None:
     world = crowded("a:1", "b:1", "c:1", resident=["b:1", "c:1"])
+    assert world.load(now=NOW - 60) is None  # counts of requests are a minute old
     world.waits(200.0, ref="a:1")
     world.model("b:1").popularity.add(NOW, 100)
     world.model("c:1").popularity.add(NOW, 10)
@@ -217,6 +226,46 @@ def test_the_least_popular_model_is_evicted() -> None:
     world.model("a:1").popularity.add(NOW, 200)
     world.model("c:1").popularity.add(NOW, 200)
     assert world.load() == ("a:1", ("b:1",))
+
+
+def test_a_victim_that_is_asked_less_than_once_in_a_loads_time_goes_while_all_loads_are_possible() -> None:
+    world = crowded("a:1", "b:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    assert world.load(now=NOW - 60) is None  # counts of requests are a minute old
+    for ref, asked in (("c:1", 7), ("d:1", 1000)):  # in 15 s; a LOAD takes 2 s
+        world.model(ref).popularity.add(NOW, asked)
+    world.waits(104.0, ref="a:1", weight=0.01)
+    assert world.load() == ("a:1", ("c:1",))
+    world.waits(104.0, ref="b:1", weight=0.01)  # there is time for one of the two: now it is worth that counts
+    assert world.load() is None
+
+
+def test_a_victim_that_is_asked_more_than_once_in_a_loads_time_stays() -> None:
+    world = crowded("a:1", "c:1", "d:1", resident=["c:1", "d:1"])
+    assert world.load(now=NOW - 60) is None  # counts of requests are a minute old
+    for ref in ("c:1", "d:1"):
+        world.model(ref).popularity.add(NOW, 8)  # in 15 s; a LOAD takes 2 s
+    world.waits(104.0, ref="a:1", weight=0.01)
+    assert world.load() is None
+
+
+def test_of_a_models_future_counts_a_share_of_the_time_in_which_loads_fill_the_device() -> None:
+    """So that models take turns, each LOAD for a queue. Memory for two, LOADs of 0.02 s: 0.01 s of the future."""
+    world = crowded("a:1", "b:1", "c:1", resident=["b:1", "c:1"], profile=line(0.25, 0.25, load_s=0.02))
+    assert world.load(now=NOW - 60) is None
+    for ref in ("b:1", "c:1"):
+        world.model(ref).popularity.add(NOW, 15 * 100)  # 100 a second
+    world.waits(100.6, ref="a:1")
+    assert world.load() is None
+    world.waits(100.6, ref="a:1")
+    assert world.load() == ("a:1", ("b:1",))
+
+
+def test_a_model_asked_in_vain_is_loaded_before_one_that_saves_less() -> None:
+    world = crowded("a:1", "b:1", resident=[])
+    world.waits(103.0, ref="a:1")
+    assert not world.admit(1.5, ref="b:1").admitted  # its LOAD takes 2 s
+    world.model("b:1").popularity.add(NOW, 10)
+    assert world.load() == ("b:1", ())
 
 
 def test_a_model_that_is_on_some_device_is_not_loaded_on_demand() -> None:
@@ -230,6 +279,41 @@ def test_free_pages_are_filled_with_what_is_most_popular_and_nowhere_yet() -> No
     world.model("b:1").popularity.add(NOW, 1)
     world.model("c:1").popularity.add(NOW, 2)
     assert world.load() == ("c:1", ())
+
+
+def test_the_first_request_does_not_take_all_devices_for_its_model() -> None:
+    workers = ("w1", "w2", "w3")
+    world = World(dict.fromkeys(("a:1", "b:1"), SECONDS), resident=[], workers=workers, pages=2)
+    world.waits(200.0, ref="a:1")
+    assert world.load("w1") == ("a:1", ())
+    world.loads("a:1", "w1")
+    assert world.load("w2") == ("b:1", ())
+    world.loads("b:1", "w2")
+    assert world.load("w3") is None  # both are on their way, and who is asked more is not known yet
+    world.model("b:1").popularity.add(NOW, 20)
+    assert world.load("w3") == ("b:1", ())
+
+
+def test_free_pages_are_shared_out_by_demand() -> None:
+    workers = [f"w{i}" for i in range(6)]
+    world = World(dict.fromkeys(("a:1", "b:1"), SECONDS), resident=[], workers=workers, pages=2)
+    world.model("a:1").popularity.add(NOW, 400)
+    world.model("b:1").popularity.add(NOW, 200)
+    for worker in workers:
+        plan = world.load(worker)
+        assert plan is not None
+        world.loads(plan[0], worker)
+    assert (len(world.model("a:1").hosts), len(world.model("b:1").hosts)) == (4, 2)
+
+
+def test_no_device_loads_ahead_of_demand_right_after_a_load_that_could_not_have_waited() -> None:
+    profile = dict.fromkeys(("a:1", "b:1", "c:1"), SECONDS)
+    world = World(profile, resident=[], workers=("w1", "w2"), pages=4)
+    world.waits(103.0, ref="a:1")
+    assert world.load("w1") == ("a:1", ())
+    world.loads("a:1", "w1")
+    assert world.load("w2", NOW + 1.9) is None
+    assert world.load("w2", NOW + 2.1) == ("b:1", ())
 
 
 def test_nobody_is_evicted_for_a_model_that_nobody_asks_for() -> None:
