@@ -11,6 +11,7 @@ import pytest
 from gpu_worker.container.specs import ContainerError
 from tests.gpu_worker.container_builders import ROW, rig, write
 from tests.loops import on_loop
+from tests.memory import resident_kib
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,22 @@ async def test_a_fork_that_returns_from_the_function_does_not_serve_beside_it(fo
     async with rig(folder, "def f(x):\n    os.fork()\n    return x * 0 + os.getpid()") as one:
         for _ in range(5):
             np.testing.assert_array_equal(await one.run(), np.full_like(ROW, one.pid))
+
+
+@on_loop
+async def test_memory_stays_flat_over_a_hundred_thousand_queries(folder: Path) -> None:
+    x = np.repeat(ROW, 50, axis=0)
+    async with rig(folder, "def f(x): return x * 2") as one:
+
+        async def ask(queries: int) -> None:
+            for _ in range(queries // len(x)):
+                np.testing.assert_array_equal(await one.run(x, parts=len(x)), x * 2)
+
+        await ask(5_000)
+        before = [resident_kib(pid) for pid in (os.getpid(), one.pid)]
+        await ask(100_000)
+        grown = [resident_kib(pid) - was for pid, was in zip((os.getpid(), one.pid), before, strict=True)]
+        assert max(grown) < 1024, grown  # ten bytes for each query
 
 
 @on_loop
