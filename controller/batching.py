@@ -233,9 +233,7 @@ class BlackBoxCurve(Curve):
         self._largest = max(self._largest, batch)
         self.limit.ran(batch, duration_s)
         self.batch_max = self.limit.rows
-        base_s, row_s = self._line.fit()
-        if any(abs(base_s + row_s * n - self.base_s[n]) > REBUILD_AT * self.base_s[n] for n in (1, self._largest)):
-            self._build(base_s, row_s)
+        self._build()
         return error
 
     def forget(self) -> None:
@@ -258,7 +256,11 @@ class BlackBoxCurve(Curve):
         row_s = self.objective_s / CAUTION
         self.base_s = [0.0, *(FIRST_S + row_s * i for i in range(self.rows_max))]
 
-    def _build(self, base_s: float, row_s: float) -> None:
+    def _build(self) -> None:
+        """Makes base_s anew, if the line has moved."""
+        base_s, row_s = self._line.fit()
+        if all(abs(base_s + row_s * n - self.base_s[n]) <= REBUILD_AT * self.base_s[n] for n in (1, self._largest)):
+            return
         sizes = np.arange(self.rows_max + 1, dtype=float)
         table = base_s + row_s * sizes
         edge = min(self._largest, self.rows_max)
