@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,15 @@ async def test_the_first_batch_of_a_process_may_take_longer_than_the_next(folder
         assert "its code hung" in await one.news.get()
         assert await one.news.get() == ""
         np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=30.0), ROW * 2)  # the first of a new one
+
+
+@on_loop
+async def test_a_batch_hangs_when_its_own_time_is_over_not_that_of_one_before(folder: Path) -> None:
+    async with rig(folder, "import time\ndef f(x):\n    time.sleep(3600 if x[0, 0] < 0 else 0)\n    return x") as one:
+        np.testing.assert_array_equal(await one.run(overdue_s=0.1), ROW)
+        began_s = time.monotonic()
+        assert "its code hung" in await one.run(-1 - ROW, overdue_s=0.3)
+        assert time.monotonic() - began_s > 0.3
 
 
 @on_loop
