@@ -7,7 +7,8 @@ import msgspec
 import structlog
 
 from broker import wire
-from broker.transport import Link, Mail, Transport
+from broker.links import Link
+from broker.transport import Mail, Transport
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
 log = structlog.get_logger("registrar")

@@ -10,10 +10,11 @@ import structlog
 
 from broker import wire
 from broker.catalogue import NAME, VERSION, Catalogue, Replies
+from broker.links import Port
 from broker.routing import Routing
 from broker.runtime import Runtime
 from broker.store import CatalogueStore
-from broker.transport import Mail, Port
+from broker.transport import Mail
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 EPOCHS_PER_START = 1 << 32

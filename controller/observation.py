@@ -4,7 +4,8 @@ from broker import wire
 from broker.config import Settings
 from broker.errors import SettingsError
 from broker.facts import JournalState
-from broker.transport import Mail, Port
+from broker.links import Port
+from broker.transport import Mail
 from controller.journal import Journal, check_folder
 from controller.scheduler import Scheduler
 from controller.snapshot import snapshot

@@ -8,10 +8,11 @@ import msgspec
 import structlog
 
 from broker import wire
+from broker.links import Port
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
-from broker.transport import Buffer, Mail, Port
+from broker.transport import Buffer, Mail
 from controller.observation import OPERATOR, ControllerPort, Observation
 from controller.orders import Order, ToBroker, ToFrontend
 from controller.policies.registry import make_policy

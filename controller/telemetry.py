@@ -21,6 +21,21 @@ def _ring() -> deque[float]:
 
 
 @dataclass(slots=True)
+class Counters:
+    """Totals since the start, for status."""
+
+    submitted: int = 0
+    in_time: int = 0
+    late: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # {code: count}
+    batches: int = 0
+    batched_rows: int = 0
+    loads: int = 0
+    unloads: int = 0
+    failed_actions: dict[str, int] = field(default_factory=dict)  # {code: count}
+
+
+@dataclass(slots=True)
 class ModelTotals:
     """One version's requests, since the start."""
 

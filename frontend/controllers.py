@@ -7,7 +7,8 @@ import msgspec
 import structlog
 
 from broker import wire
-from broker.transport import Buffer, Link, Mail, Transport
+from broker.links import Link
+from broker.transport import Buffer, Mail, Transport
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S = 0.05

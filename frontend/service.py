@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,36 +11,29 @@ import numpy as np
 import structlog
 
 from broker import wire
+from broker.links import Port
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
-from broker.transport import Buffer, Mail, Port
+from broker.transport import Buffer, Mail
 from frontend import protocol
+from frontend.answers import error_answer, ok_answer
 from frontend.applications.gatherings import Gathering, Member, Trouble
 from frontend.applications.service import Applications
 from frontend.cache import PredictionCache
 from frontend.controllers import Controllers
 from frontend.early import Early, EarlyRequests
 from frontend.evaluations import Evaluations
-from frontend.protocol import Answer, Checked, Error, InputRules, Invalid, TensorOut
+from frontend.protocol import Answer, Checked, Invalid, TensorOut
 from frontend.reports import describe_members, describe_models
 from frontend.requests import Call, Completed, Part, RequestTable
+from frontend.targets import Targets
 from frontend.transport import ClientId, ClientPort
 from selection.base import Array
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
 _encode = msgspec.msgpack.Encoder().encode
 log = structlog.get_logger("frontend")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The version that a model's requests are bound to."""
-
-    version: str
-    ref: str
-    spec: wire.ModelSpec
-    rules: InputRules
 
 
 class FrontendService:
@@ -67,8 +59,7 @@ class FrontendService:
             runtime.transport, self._hello, self._refused, self._controller_lost, self._submit_waiting
         )
         self._addresses: tuple[str, ...] = ()
-        self._models: dict[str, wire.ModelEntry] = {}  # {name: entry}, of the last table
-        self._targets: dict[str, Target] = {}  # {model: what its requests are bound to}, models that can be asked
+        self._targets = Targets(settings.rows_max)
         self._alarm: Alarm | None = None
         self._answers: dict[str, int] = {}  # {status: answers so far}
         self._started_s = time.monotonic()
@@ -145,7 +136,7 @@ class FrontendService:
         if isinstance(request, protocol.Infer):
             self._infer(client, request, frames, received_s)
         elif isinstance(request, protocol.Models):
-            models = describe_models(self._models, self._controllers)
+            models = describe_models(self._targets.models, self._controllers)
             self._send(client, {"id": request.id, "status": "ok", "models": models})
         else:
             self._applications.handle(client, request, received_s)
@@ -170,9 +161,7 @@ class FrontendService:
             self._check_room(request)
             self._applications.infer(client, request, frames, received_s)
             return
-        target = self._targets.get(request.model or "")
-        if target is None or request.version not in (None, target.version) or request.context is not None:
-            raise self._refusal(request)
+        target = self._targets.of(request)
         budget_s = protocol.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
         weight = protocol.check_weight(request)
         checked = target.rules.check(request, frames)
@@ -201,24 +190,6 @@ class FrontendService:
             self._answer_call(call, entered.outputs, time.monotonic(), cached=True)
         for part in entered.parts:
             self._submit(part, time.monotonic())
-
-    def _refusal(self, request: protocol.Infer) -> Invalid:
-        """Why the request has no target."""
-        protocol.check_names(request)
-        if request.context is not None:
-            text = "context goes with app: only applications learn"
-            return Invalid("bad_target", text, "context", request.id)
-        entry = self._models.get(str(request.model))
-        if entry is None:
-            names = ", ".join(sorted(self._models)) or "none"
-            text = f"there is no model {request.model!r}; there are: {names}"
-            return Invalid("unknown_model", text, "model", request.id)
-        if entry.current is None or entry.spec is None:
-            why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
-            text = f"model {entry.name!r} has no version that can be served{why}"
-            return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
-        text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
-        return Invalid("unknown_version", text, "version", request.id)
 
     def _submit(self, part: Part, now: float) -> None:
         """The part goes to its model's controller; without one it waits for one, as long as its budget lasts."""
@@ -249,16 +220,8 @@ class FrontendService:
     # -- from controllers and workers ---------------------------------------------------------------------------------
 
     def _table_changed(self, table: wire.Table) -> None:
-        self._models = {entry.name: entry for entry in table.models}
-        rows_max = self.settings.rows_max
-        self._targets = {
-            entry.name: Target(
-                entry.current, wire.ref_of(entry.name, entry.current), entry.spec, InputRules(entry.spec, rows_max)
-            )
-            for entry in table.models
-            if entry.current is not None and entry.spec is not None
-        }
-        self._cache.keep_only(target.spec.edition(target.ref) for target in self._targets.values())
+        self._targets.table_changed(table.models)
+        self._cache.keep_only(self._targets.editions())
         self._applications.table_changed(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
@@ -304,8 +267,7 @@ class FrontendService:
     def _answer_ok(self, completed: Completed, now: float) -> None:
         call = completed.call
         outputs = completed.outputs()
-        target = self._targets.get(wire.split_ref(call.ref)[0])
-        current = target is not None and target.spec.edition(target.ref) == call.spec.edition(call.ref)
+        current = self._targets.current(call.ref, call.spec)
         for waited in self._evaluations.succeeded(completed, outputs, current):
             self._answer_call(waited, outputs, now, completed)
         self._answer_call(call, outputs, now, completed)
@@ -322,24 +284,8 @@ class FrontendService:
         if isinstance(call.context, Member):
             self._applications.came(call.context, outputs, cached=cached)
             return
-        name, version = wire.split_ref(call.ref)
         self._count("ok")
-        answer = Answer(
-            id=call.id,
-            status="ok",
-            outputs=[
-                TensorOut(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
-                for spec, data in zip(call.spec.outputs, outputs, strict=True)
-            ],
-            model=name,
-            version=version,
-            latency_ms=(now - call.received_s) * 1e3,
-            predicted_ms=completed.predicted_s * 1e3 if completed is not None else None,
-            batch_size=completed.batch_size if completed is not None else None,
-            device=completed.device if completed is not None else None,
-            cached=cached,
-            cold=completed.cold if completed is not None else None,
-        )
+        answer = ok_answer(call, outputs, now, completed, cached=cached)
         client: Any = call.client
         self._clients.answer(client, _encode(answer), outputs if call.framed else ())
 
@@ -358,17 +304,8 @@ class FrontendService:
         if isinstance(call.context, Member):
             self._applications.failed(call.context, Trouble(status, code, message, predicted_ms, retry_after_ms))
             return
-        name, version = wire.split_ref(call.ref)
         self._count(status)
-        answer = Answer(
-            id=call.id,
-            status=status,
-            model=name,
-            version=version,
-            latency_ms=(now - call.received_s) * 1e3,
-            predicted_ms=predicted_ms,
-            error=Error(code, message, None, retry_after_ms),
-        )
+        answer = error_answer(call, status, code, message, now, predicted_ms, retry_after_ms)
         client: Any = call.client
         self._clients.answer(client, _encode(answer))
 
@@ -377,7 +314,7 @@ class FrontendService:
     def ask_member(self, member: Member) -> None:
         """One model of an application is asked."""
         asked = member.gathering
-        target = self._targets.get(member.model)
+        target = self._targets.bound.get(member.model)
         if target is None:
             text = f"model {member.model} has no version that can be served"
             self._applications.failed(member, Trouble("rejected", "not_ready", text, None, 1000.0))

@@ -13,13 +13,15 @@ import structlog
 
 from broker import wire
 from broker.errors import PackageError
+from broker.links import Link
 from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
-from broker.transport import Buffer, Link, Mail
+from broker.transport import Buffer, Mail
 from gpu_worker import tuning
 from gpu_worker.devices.base import Device, Traits
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
+from gpu_worker.outputs import outputs_by_frontend
 from gpu_worker.packages import Package, read_package
 from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement, read_profile, write_profile
@@ -400,42 +402,13 @@ class WorkerService:
         action = job.action
         assert isinstance(action, wire.Infer)
         assert job.exec is not None
-        by_frontend: dict[str, tuple[list[wire.Answer], list[Buffer]]] = {}
-        widths = [len(output) // action.batch for output in job.outputs]
-        row = 0
-        for part in action.parts:
-            pieces = tuple(
-                output[row * width : (row + part.rows) * width]
-                for output, width in zip(job.outputs, widths, strict=True)
-            )
-            row += part.rows
-            answers, frames = by_frontend.setdefault(part.frontend, ([], []))
-            inline = sum(map(len, pieces)) <= wire.INLINE_BYTES_MAX
-            answers.append(
-                wire.Answer(
-                    request=part.request,
-                    attempt=part.attempt,
-                    rows=part.rows,
-                    predicted_s=part.predicted_s,
-                    cold=part.cold,
-                    inline=pieces if inline else (),
-                    frames=0 if inline else len(pieces),
-                )
-            )
-            if not inline:
-                frames.extend(pieces)
-        for frontend, (answers, frames) in by_frontend.items():
+        shares = outputs_by_frontend(action, job.outputs, self._device.info.name, job.exec.duration_s)
+        for frontend, (message, frames) in shares.items():
             link = self._link(frontend)
             if link is None:
-                log.warning("outputs_dropped", frontend=frontend, why="it is gone", requests=len(answers))
+                requests = len(message.answers)
+                log.warning("outputs_dropped", frontend=frontend, why="it is gone", requests=requests)
                 continue
-            message = wire.Outputs(
-                ref=action.ref,
-                device=self._device.info.name,
-                batch=action.batch,
-                exec_s=job.exec.duration_s,
-                answers=tuple(answers),
-            )
             link.send(message, frames)
 
     def _link(self, frontend: str) -> Link[wire.FromResults, wire.ToResults] | None:

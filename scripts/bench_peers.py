@@ -1,6 +1,7 @@
 """gearmesh beside mosec, LitServe, BentoML, Ray Serve and FastAPI: the same torch models, interleaved in one run.
 
     .venv/bin/python -m scripts.bench_peers [--parts noop,mlp,m5,goodput] [--peers mosec,ray] [--seconds 3] [--rounds 2]
+        [--json FILE] [--plot FILE.png]
 
 Every round starts each system with each model, checks its answers, measures, and stops it, so that nothing else runs
 meanwhile; each round begins with another system. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a
@@ -33,11 +34,12 @@ import torch
 import uvloop
 
 from gpu_worker.export import write_package
+from scripts.flags import picture
 from scripts.load.messages import Template
 from scripts.load.plan import Target, Tensor
 from scripts.machine import Watch, describe
 from scripts.meshes import ROOT, mesh
-from scripts.peers import tables
+from scripts.peers import plots, tables
 from scripts.peers.catalogue import PEERS, Peer
 from scripts.peers.drivers import Driver, HttpDriver, MeshDriver
 from scripts.peers.environments import STARTS_WITHIN_S, PeerError, family, install, last_words, serving, version
@@ -163,7 +165,7 @@ async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: d
     if model in arguments.parts:
         cells += [(str(n), n, LOOSE_SLO_MS) for n in arguments.in_flight]
     if model == "m5" and "goodput" in arguments.parts:
-        for load in (f"{arguments.clients} clients", *(f"{rate:g}/s" for rate in arguments.rates)):
+        for load in loads_of(arguments):
             shape = arguments.clients if "clients" in load else float(load.removesuffix("/s"))
             cells += [(f"{load}@{s:g}", shape, s) for s in arguments.slos] if is_ours else [(load, shape, LOOSE_SLO_MS)]
     await driver.closed(16, WARM_S, LOOSE_SLO_MS)
@@ -214,6 +216,11 @@ async def run(bench: Bench, say: Any) -> None:
                 say(f"round {round_ + 1} of {arguments.rounds}: {system}, {model}: {time.monotonic() - began_s:.0f} s")
 
 
+def loads_of(arguments: argparse.Namespace) -> list[str]:
+    """Names of the loads under which goodput is measured."""
+    return [f"{arguments.clients} clients", *(f"{rate:g}/s" for rate in arguments.rates)]
+
+
 def rotated(systems: Sequence[str], by: int) -> list[str]:
     """Another one comes first each time, lest the same system always has the machine as it was left before."""
     by %= max(1, len(systems))
@@ -237,7 +244,7 @@ def report(bench: Bench) -> str:
             parts.append(tables.throughput_table(f"{title}, closed loop", bench.runs[model], arguments.in_flight))
             ahead += tables.behind_throughput(title, bench.runs[model], arguments.in_flight)
     if "goodput" in arguments.parts and "m5" in bench.runs:
-        loads = [f"{arguments.clients} clients", *(f"{rate:g}/s" for rate in arguments.rates)]
+        loads = loads_of(arguments)
         for load in loads:
             kind = "closed loop" if "clients" in load else "open loop, Poisson"
             parts.append(tables.goodput_table(f"Goodput on m5, {kind}, {load}", bench.runs["m5"], load, arguments.slos))
@@ -301,6 +308,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-max", type=int, default=16, help="largest batch of every system")
     made.add_argument("--back-off", action="store_true", help="a client that gearmesh refuses waits as it is told to")
     made.add_argument("--json", type=Path, help="write the result here, too; must not exist")
+    made.add_argument("--plot", type=picture, help="draw the goodput there: .png, .svg or .pdf")
     return made
 
 
@@ -329,6 +337,8 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # whatever runs is stopped first
         uvloop.run(run(bench, say))
     print(report(bench))
+    if arguments.plot is not None and "m5" in bench.runs and "goodput" in arguments.parts:
+        plots.draw(bench.runs["m5"], loads_of(arguments), arguments.slos, arguments.plot)
     result = {
         "machine": describe(),
         "peers": {

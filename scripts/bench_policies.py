@@ -2,6 +2,7 @@
 docs/benchmarks_scheduler.md.
 
 python scripts/bench_policies.py [--suite NAME]... [--seeds N] [--seconds FACTOR] [--jobs N] [--tight] [--json FILE]
+    [--plot FILE.png]
 
 Load 1.0 is what the devices do if every batch is the largest that takes at most half of its SLO. Figures are means over
 the seeds; ± is the standard deviation over them. Source of that capacity: gpu_and_literature 2.6.
@@ -22,9 +23,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from controller.policies.registry import POLICIES
+from scripts.flags import picture
 from scripts.machine import describe
 from scripts.simulation.scenario import Scenario, parse_scenario
 from scripts.simulation.study import BOUND, CLAIRVOYANT, TIGHT, Task, run_all
+from scripts.simulation.suite_plots import LIMIT, Panel, draw
 
 FOLDER = Path(__file__).parent / "simulation" / "scenarios"
 LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
@@ -193,6 +196,16 @@ def table(suite: Suite, policies: Sequence[str], found: dict[tuple[int, str], li
     return [*lines, ""]
 
 
+def panel(
+    suite: Suite, policies: Sequence[str], found: dict[tuple[int, str], list[dict[str, Any]]], bound: str
+) -> Panel:
+    """The suite as a picture."""
+    shown = {name: name for name in policies} | {bound: LIMIT}
+    points = range(len(suite.points))
+    attainments = {label: [[r["attainment"] for r in found[i, what]] for i in points] for what, label in shown.items()}
+    return Panel(suite.title, suite.column, tuple(point.label for point in suite.points), attainments)
+
+
 def _good_line(suite: Suite, shown: Sequence[str], found: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
     """The greatest load of the sweep up to which every point has 99 % in time, for each policy."""
     told = []
@@ -248,13 +261,16 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="processes; by default one for each core")
     parser.add_argument("--tight", action="store_true", help="a tighter bound, which takes most of the time")
     parser.add_argument("--json", type=Path, help="write all records there, too")
+    parser.add_argument("--plot", type=picture, help="draw the attainments there: .png, .svg or .pdf")
     arguments = parser.parse_args()
     named = arguments.policy or [name for name in POLICIES if name != "atc"]
     policies = list(dict.fromkeys([*named, "atc"]))
     machine = describe()
     command = "python scripts/bench_policies.py " + " ".join(sys.argv[1:])
     print(f"`{command.strip()}` on {machine}, {arguments.seeds} seeds\n")
-    everything, odd = [], []
+    everything: list[dict[str, Any]] = []
+    odd: list[str] = []
+    panels: list[Panel] = []
     for name in arguments.suite or list(makers):
         suite = suites(arguments.seconds)[name]()
         began_s = time.perf_counter()
@@ -264,6 +280,7 @@ def main() -> int:
         print("\n".join(table(suite, wanted, found)), flush=True)
         err.print(f"{name}: {time.perf_counter() - began_s:.0f} s")
         odd += unexpected(suite, found, bound)
+        panels.append(panel(suite, policies, found, bound))
         everything += [
             {"suite": name, "point": suite.points[index].label, "what": what, "records": records}
             for (index, what), records in sorted(found.items())
@@ -271,6 +288,8 @@ def main() -> int:
     print("\n".join(odd))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"machine": machine, "runs": everything}, indent=1) + "\n")
+    if arguments.plot is not None:
+        draw(panels, arguments.plot)
     return int(bool(odd))
 
 

@@ -238,18 +238,7 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
             )
             await session.apps()
             for label, slo_ms in (("waits for all", 2000.0), ("answers by 25 ms", 25.0)):
-                took, sure, defaults = [], [], 0
-                for _ in range(queries):
-                    answer = await session.infer(app="all", x=np.zeros((1, 4), np.float32), slo_ms=slo_ms)
-                    took.append(answer.latency_ms)
-                    sure.append(answer.confidence or 0.0)
-                    defaults += answer.default_used
-                found[f"{size} members, {label}"] = {
-                    "p50_ms": round(float(np.percentile(took, 50)), 2),
-                    "p99_ms": round(float(np.percentile(took, 99)), 2),
-                    "mean_confidence": round(float(np.mean(sure)), 3),
-                    "defaults": defaults,
-                }
+                found[f"{size} members, {label}"] = await _asked(session, queries, slo_ms)
             await session.delete_app("all")
         surprise = await _surprises(running, session, folder, queries)
     accuracy = without_the_slow(SIZES)

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from selection.base import Answers, Arm, Combined, Observation, Selection, State, counted, draw
+from selection.base import Answers, Arm, Combined, Observation, Selection, State, counted, one_of
 from selection.combining import pass_on
 
 Discount = Annotated[float, msgspec.Meta(ge=0.5, le=1)]
@@ -56,9 +56,7 @@ class _OneOf:
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
         """One model."""
-        shares = self.shares(state)
-        model = draw(shares, rng.random())
-        return Selection((model,), {model: shares[model]})
+        return one_of(self.shares(state), rng.random())
 
     def combine(self, state: State, answers: Answers) -> Combined:
         """That model's answer."""

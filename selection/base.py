@@ -146,8 +146,8 @@ def weights(state: State, models: Sequence[str]) -> dict[str, float]:
     return {model: math.exp(log - total) for model, log in zip(models, logs, strict=True)}
 
 
-def draw(shares: Mapping[str, float], at: float) -> str:
-    """The model in whose share `at`, 0 to 1, falls."""
+def one_of(shares: Mapping[str, float], at: float) -> Selection:
+    """The one model in whose share `at`, 0 to 1, falls."""
     chosen = ""
     for model, share in shares.items():
         if share > 0:
@@ -155,7 +155,7 @@ def draw(shares: Mapping[str, float], at: float) -> str:
             at -= share
             if at < 0:
                 break
-    return chosen
+    return Selection((chosen,), {chosen: shares[chosen]})
 
 
 def counted(state: State, observation: Observation, discount: float = 1.0) -> State:

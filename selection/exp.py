@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from selection.base import Answers, Combined, Observation, Selection, State, counted, draw, reweighed, weights
+from selection.base import Answers, Combined, Observation, Selection, State, counted, one_of, reweighed, weights
 from selection.combining import average, pass_on, vote
 
 Rate = Annotated[float, msgspec.Meta(gt=0, le=10)]
@@ -32,9 +32,7 @@ class Exp3:
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
         """One model, drawn by `shares`."""
-        shares = self.shares(state)
-        model = draw(shares, rng.random())
-        return Selection((model,), {model: shares[model]})
+        return one_of(self.shares(state), rng.random())
 
     def combine(self, state: State, answers: Answers) -> Combined:
         """That model's answer."""

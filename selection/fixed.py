@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from selection.base import Answers, Combined, Observation, PolicyError, Selection, State, counted, draw
+from selection.base import Answers, Combined, Observation, PolicyError, Selection, State, counted, one_of
 from selection.combining import median, pass_on
 
 
@@ -96,8 +96,7 @@ class Split(_Counting):
             at = int.from_bytes(digest, "big") / 2**64
         else:
             at = rng.random()
-        model = draw(self._shares, at)
-        return Selection((model,), {model: self._shares[model]})
+        return one_of(self._shares, at)
 
     def combine(self, state: State, answers: Answers) -> Combined:
         """That model's answer."""

@@ -111,3 +111,21 @@ SNAPSHOT = Snapshot(
     models_total=1,
     journal=JournalState(on=True, folder="logs", written=10, dropped=2, waiting=0, fault=""),
 )
+FRONTEND = {  # of what a frontend answers to `status`
+    "answers": {"ok": 82, "rejected": 8},
+    "in_flight": 3,
+    "answers_dropped": 4,
+    "answers_waiting": 5,
+    "cache": {
+        "hits": 6, "misses": 3, "coalesced": 1, "evicted": 2, "entries": 3, "bytes": 1 << 20, "bytes_max": 64 << 20,
+        "hit_ratio": 0.6,
+    },
+    "applications": {
+        "learning": "paused: no [store]",
+        "feedback_held": 4,
+        "apps": {
+            "digits": {"answered": 5, "defaults": {"deadline": 1, "low_confidence": 2}, "refused": 7, "disagreed": 3,
+                       "partial": 2, "feedback": 9},
+        },
+    },
+}  # fmt: skip

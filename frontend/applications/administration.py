@@ -9,10 +9,10 @@ from broker.catalogue import NAME
 from broker.config import Settings
 from frontend import protocol
 from frontend.applications.definitions import Application, Counts, read_definition
+from frontend.applications.keeper import Drop, Read
 from frontend.protocol import Invalid
 from selection.base import State, adapt, fresh
 from selection.contexts import check_context
-from selection.keeper import Drop, Read
 
 if TYPE_CHECKING:
     from frontend.applications.service import Applications, Host, Unserved

@@ -10,10 +10,10 @@ import structlog
 from frontend import protocol
 from frontend.applications.decisions import Decision, DecisionTable, Missing, chances_of, decoded
 from frontend.applications.definitions import Application
+from frontend.applications.keeper import Claim, Learn, StateKeeper
 from frontend.protocol import Invalid
 from selection.base import Observation, State
 from selection.contexts import Key, check_context
-from selection.keeper import Claim, Learn, StateKeeper
 from selection.losses import FeedbackError, check_label, check_loss, losses_of
 
 log = structlog.get_logger("applications")

@@ -26,11 +26,11 @@ from frontend.applications.gatherings import (
     conclude,
     decision_of,
 )
+from frontend.applications.keeper import Park, Read, StateKeeper
 from frontend.protocol import Answer, Error, InputRules, Invalid
 from selection.base import Array, State, adapt, fresh, unusable
 from selection.combining import predictions
 from selection.contexts import Key, StateCache, check_context
-from selection.keeper import Park, Read, StateKeeper
 from selection.store import open_store
 
 STATES_MAX = 10_000  # contexts in a frontend's memory

@@ -18,7 +18,7 @@ from rich.table import Table
 from broker.config import read_settings
 from broker.errors import GearmeshError
 from scripts.load.errors import LoadError
-from scripts.load.options import Options, numbers, plan_of, with_models
+from scripts.load.options import Options, plan_of, takes_options, with_models
 from scripts.load.plan import Phase, Plan, Replay, Target
 from scripts.load.records import OUTCOMES
 from scripts.load.runner import PhaseRun, Seen, Where, find_targets, measure_batch1, mesh_pids, run_plan
@@ -27,6 +27,7 @@ PROCESSES_MAX = 64
 err = Console(stderr=True)
 
 
+@takes_options
 def load(
     scenario: Annotated[
         str | None,
@@ -38,48 +39,6 @@ def load(
         list[str] | None,
         typer.Option("--model", "-m", help="Model to ask; repeat for several. Default: all that are ready."),
     ] = None,
-    clients: Annotated[int | None, typer.Option(help="Closed loop: so many requests in flight.")] = None,
-    think_ms: Annotated[float, typer.Option(help="Closed loop: mean pause after an answer.")] = 0.0,
-    back_off: Annotated[
-        bool,
-        typer.Option(help="Closed loop: a refused client waits for the retry_after_ms it was told."),
-    ] = False,
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second over all models.")] = None,
-    arrivals: Annotated[
-        str | None, typer.Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf or log.")
-    ] = None,
-    cv: Annotated[float, typer.Option(help="gamma: coefficient of variation of the gaps.")] = 1.0,
-    burst_s: Annotated[float, typer.Option(help="burst: mean length of a model's bursts, s.")] = 0.5,
-    idle_s: Annotated[float, typer.Option(help="burst: mean length of the pauses between them, s.")] = 1.5,
-    rate_end: Annotated[float | None, typer.Option(help="ramp: rate of the last step.")] = None,
-    slo_end_ms: Annotated[float | None, typer.Option(help="ramp: budget of the last step.")] = None,
-    steps: Annotated[int, typer.Option(help="ramp: steps of equal length.")] = 5,
-    functions: Annotated[int, typer.Option(help="maf: functions of the trace.")] = 46_000,
-    minutes: Annotated[int, typer.Option(help="maf: minutes of the trace, squeezed into --seconds.")] = 60,
-    mapping: Annotated[str, typer.Option(help="maf: functions to models: block, stripe or random.")] = "block",
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="log: a request log of gearmesh, or JSON lines with t_s, model, slo_ms, rows; maf: an Azure day file."
-        ),
-    ] = None,
-    zipf: Annotated[float, typer.Option(help="The k-th most popular model is asked like k^-zipf.")] = 0.0,
-    slo_ms: Annotated[
-        str | None, typer.Option(help="Budget, or several that are drawn: 10,25,50. Default 100.")
-    ] = None,
-    slo_factor: Annotated[
-        str | None, typer.Option(help="Budgets as factors of the time of a lone request: 1.5,2,4.")
-    ] = None,
-    slo_draw: Annotated[
-        str, typer.Option(help="choice, or log_uniform between the least and the greatest.")
-    ] = "choice",
-    each_slo: Annotated[bool, typer.Option(help="One phase for each budget, on the same arrivals.")] = False,
-    seconds: Annotated[float | None, typer.Option(help="Of each phase. Default 10; a log: all of it.")] = None,
-    warmup_s: Annotated[float, typer.Option(help="Start of each phase that is left out of the report.")] = 0.0,
-    rows: Annotated[int, typer.Option(help="Rows of a request.")] = 1,
-    cache: Annotated[bool, typer.Option(help="The mesh may answer from its prediction cache.")] = False,
-    distinct_inputs: Annotated[int, typer.Option(help="Different inputs for each model.")] = 1,
-    seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     processes: Annotated[int, typer.Option(help="Generator processes.")] = 1,
     address: Annotated[
         list[str] | None, typer.Option(help="Frontend; repeat for several. Default: the settings'.")
@@ -93,6 +52,7 @@ def load(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here; must not exist.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the report here, a PNG; must not exist.")] = None,
     progress: Annotated[bool, typer.Option(help="Live counts while it runs.")] = True,
+    **options: Any,
 ) -> None:
     """Asks the models of a mesh at a given rate or with a given number of clients, and reports what came of it."""
     try:
@@ -104,23 +64,19 @@ def load(
             raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
         outputs = Outputs(json_file, plot, progress)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the mesh and generators stop too
-        options = Options(
-            clients=clients, think_ms=think_ms, rate=rate, arrivals=arrivals, cv=cv, burst_s=burst_s, idle_s=idle_s,
-            rate_end=rate_end, slo_end_ms=slo_end_ms, steps=steps, functions=functions, minutes=minutes,
-            mapping=mapping, file=file, zipf=zipf, slo_ms=numbers(slo_ms, "--slo-ms"),
-            slo_factor=numbers(slo_factor, "--slo-factor"), slo_draw=slo_draw, each_slo=each_slo, seconds=seconds,
-            warmup_s=warmup_s, seed=seed, rows=rows, cache=cache, distinct_inputs=distinct_inputs, back_off=back_off,
-        )  # fmt: skip
+        asked = Options(**options)
         if scenario is not None:
             from scripts.load.stage import run_scenario
 
-            _refuse_options(options, model, address)
+            _refuse_options(asked, model, address)
             raise typer.Exit(
-                asyncio.run(run_scenario(scenario, scale, device, seconds, seed, processes, back_off, outputs))
+                asyncio.run(
+                    run_scenario(scenario, scale, device, asked.seconds, asked.seed, processes, asked.back_off, outputs)
+                )
             )
         if scale is not None or device is not None:
             raise LoadError("--scale and --device belong to the scenarios paper-6.1 ... paper-6.6")
-        raise typer.Exit(asyncio.run(_run(options, model or [], address or [], processes, outputs)))
+        raise typer.Exit(asyncio.run(_run(asked, model or [], address or [], processes, outputs)))
     except GearmeshError as error:
         usage(str(error))
     except KeyboardInterrupt:

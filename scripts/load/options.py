@@ -1,8 +1,12 @@
 """From the command's options to a plan. Pure but for asking whether files are there."""
 
+import inspect
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
 
 from scripts.load.errors import LoadError
 from scripts.load.plan import OPEN_KINDS, Closed, Open, Phase, Plan, Replay, Slo, Stream, each_slo
@@ -28,34 +32,53 @@ BELONGS = (  # options that only some loads look at: {option: its field}, which 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked on the command line; None: not given. The command says what each means."""
+    """What was asked on the command line, each with the flag that asks it; None: not given."""
 
-    clients: int | None = None
-    think_ms: float = 0.0
-    rate: float | None = None
-    arrivals: str | None = None
-    cv: float = 1.0
-    burst_s: float = 0.5
-    idle_s: float = 1.5
-    rate_end: float | None = None
-    slo_end_ms: float | None = None
-    steps: int = 5
-    functions: int = 46_000
-    minutes: int = 60
-    mapping: str = "block"
-    file: Path | None = None
-    zipf: float = 0.0
-    slo_ms: tuple[float, ...] = ()
-    slo_factor: tuple[float, ...] = ()
-    slo_draw: str = "choice"
-    each_slo: bool = False
-    seconds: float | None = None
-    warmup_s: float = 0.0
-    seed: int = 0
-    rows: int = 1
-    cache: bool = False
-    distinct_inputs: int = 1
-    back_off: bool = False
+    clients: Annotated[int | None, Option(help="Closed loop: so many requests in flight.")] = None
+    think_ms: Annotated[float, Option(help="Closed loop: mean pause after an answer.")] = 0.0
+    back_off: Annotated[
+        bool, Option(help="Closed loop: a refused client waits for the retry_after_ms it was told.")
+    ] = False
+    rate: Annotated[float | None, Option(help="Open loop: requests per second over all models.")] = None
+    arrivals: Annotated[str | None, Option(help="Open loop: poisson, fixed, gamma, burst, ramp, maf or log.")] = None
+    cv: Annotated[float, Option(help="gamma: coefficient of variation of the gaps.")] = 1.0
+    burst_s: Annotated[float, Option(help="burst: mean length of a model's bursts, s.")] = 0.5
+    idle_s: Annotated[float, Option(help="burst: mean length of the pauses between them, s.")] = 1.5
+    rate_end: Annotated[float | None, Option(help="ramp: rate of the last step.")] = None
+    slo_end_ms: Annotated[float | None, Option(help="ramp: budget of the last step.")] = None
+    steps: Annotated[int, Option(help="ramp: steps of equal length.")] = 5
+    functions: Annotated[int, Option(help="maf: functions of the trace.")] = 46_000
+    minutes: Annotated[int, Option(help="maf: minutes of the trace, squeezed into --seconds.")] = 60
+    mapping: Annotated[str, Option(help="maf: functions to models: block, stripe or random.")] = "block"
+    file: Annotated[
+        Path | None,
+        Option(
+            help="log: a request log of gearmesh, or JSON lines with t_s, model, slo_ms, rows; maf: an Azure day file."
+        ),
+    ] = None
+    zipf: Annotated[float, Option(help="The k-th most popular model is asked like k^-zipf.")] = 0.0
+    slo_ms: Annotated[str | None, Option(help="Budget, or several that are drawn: 10,25,50. Default 100.")] = None
+    slo_factor: Annotated[str | None, Option(help="Budgets as factors of the time of a lone request: 1.5,2,4.")] = None
+    slo_draw: Annotated[str, Option(help="choice, or log_uniform between the least and the greatest.")] = "choice"
+    each_slo: Annotated[bool, Option(help="One phase for each budget, on the same arrivals.")] = False
+    seconds: Annotated[float | None, Option(help="Of each phase. Default 10; a log: all of it.")] = None
+    warmup_s: Annotated[float, Option(help="Start of each phase that is left out of the report.")] = 0.0
+    rows: Annotated[int, Option(help="Rows of a request.")] = 1
+    cache: Annotated[bool, Option(help="The mesh may answer from its prediction cache.")] = False
+    distinct_inputs: Annotated[int, Option(help="Different inputs for each model.")] = 1
+    seed: Annotated[int, Option(help="Same seed, same requests.")] = 0
+
+
+def takes_options(command: Any) -> Any:
+    """The command's `**options` become flags, one for each field of Options, behind its parameter `model`."""
+    flags: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            flags.append(parameter)
+        if parameter.name == "model":
+            flags.extend(inspect.signature(Options).parameters.values())
+    command.__signature__ = inspect.Signature(flags)
+    return command
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...]:
@@ -77,9 +100,9 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
     """The plan. Raises: LoadError, naming the option that cannot stand."""
     _check(options)
     source, seconds = _source(options)
-    slo = Slo(options.slo_ms or (100.0,), "ms", options.slo_draw)
-    if options.slo_factor:
-        slo = Slo(options.slo_factor, "batch1", options.slo_draw)
+    slo = Slo(numbers(options.slo_ms, "--slo-ms") or (100.0,), "ms", options.slo_draw)
+    if options.slo_factor is not None:
+        slo = Slo(numbers(options.slo_factor, "--slo-factor"), "batch1", options.slo_draw)
     stream = Stream("all", models, source, slo)
     name = f"{options.clients} clients" if isinstance(source, Closed) else options.arrivals or "poisson"
     if isinstance(source, Open) and source.load.rate_rps:
@@ -157,8 +180,9 @@ def _check_together(options: Options, kind: str) -> None:
          "give either --clients N (closed loop) or --rate R (open loop), or a scenario such as paper-6.1"),
         (options.clients is not None and (options.rate is not None or options.arrivals is not None),
          "--clients is a closed loop, --rate and --arrivals are an open one: give one of them"),
-        (bool(options.slo_ms and options.slo_factor), "--slo-ms and --slo-factor: give one of them"),
-        (bool(options.slo_end_ms and options.slo_factor), "--slo-end-ms goes with --slo-ms, not with --slo-factor"),
+        (options.slo_ms is not None and options.slo_factor is not None, "--slo-ms and --slo-factor: give one of them"),
+        (options.slo_end_ms is not None and options.slo_factor is not None,
+         "--slo-end-ms goes with --slo-ms, not with --slo-factor"),
         (kind == "log" and options.file is None, "--file: name the recorded log that --arrivals log replays"),
         (options.file is not None and not options.file.exists(), f"--file {options.file}: there is no such file"),
         (most > REQUESTS_MAX,

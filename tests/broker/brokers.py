@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from broker import wire
+from broker.links import Link
 from broker.registrar import DECODER as FROM_BROKER
 from broker.registrar import Registrar
 from broker.runtime import Runtime
 from broker.service import BrokerService
-from broker.transport import Link
 from tests.broker.processes import Processes, messages_of
 from tests.loops import Told
 

@@ -9,8 +9,9 @@ import zmq
 
 from broker import wire
 from broker.config import Settings
+from broker.links import Link, Port
 from broker.runtime import Runtime
-from broker.transport import Link, Mail, Port
+from broker.transport import Mail
 from tests.loops import Told
 
 TO_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])

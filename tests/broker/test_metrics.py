@@ -6,26 +6,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.metrics import METRICS, metrics_text
-from tests.facts import SNAPSHOT
-
-FRONTEND = {
-    "answers": {"ok": 82, "rejected": 8},
-    "in_flight": 3,
-    "answers_dropped": 4,
-    "answers_waiting": 5,
-    "cache": {
-        "hits": 6, "misses": 3, "coalesced": 1, "evicted": 2, "entries": 3, "bytes": 1 << 20, "bytes_max": 64 << 20,
-        "hit_ratio": 0.6,
-    },
-    "applications": {
-        "learning": "paused: no [store]",
-        "feedback_held": 4,
-        "apps": {
-            "digits": {"answered": 5, "defaults": {"deadline": 1, "low_confidence": 2}, "refused": 7, "disagreed": 3,
-                       "partial": 2, "feedback": 9},
-        },
-    },
-}  # fmt: skip
+from tests.facts import FRONTEND, SNAPSHOT
 
 
 def read(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

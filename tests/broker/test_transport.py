@@ -1,4 +1,4 @@
-"""broker/transport.py: ports and links, over ZeroMQ and in memory, with the same meaning."""
+"""broker/links.py and broker/transport.py: ports and links, over ZeroMQ and in memory, with the same meaning."""
 
 import gc
 from typing import Any

@@ -235,3 +235,26 @@ class Shard:
         """What was ordered, in words; all invariants hold."""
         self.scheduler.check()
         return told(orders)
+
+
+def one() -> Shard:
+    """One worker with "m:1" in its memory: 10, 12, 16, 24 ms for 1, 2, 4, 8 rows."""
+    return Shard().serve({"m:1": TEN_MS})
+
+
+def wake_at(shard: Shard) -> float:
+    """When the shard is to be woken, which it is."""
+    at = shard.scheduler.wake_at()
+    assert at is not None
+    return at
+
+
+def woken(shard: Shard, until: float) -> list[str]:
+    """What is ordered if nothing happens but wakes, each when it was asked for."""
+    orders = []
+    for _ in range(10_000):
+        at = shard.scheduler.wake_at()
+        if at is None or at > until:
+            return orders
+        orders += shard.wake(at)
+    raise AssertionError("it wakes without end")

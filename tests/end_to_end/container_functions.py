@@ -1,6 +1,7 @@
 """Functions that containers serve in tests: one that is good, and the bad habits of real ones. Needs numpy alone."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,12 @@ import numpy as np
 
 FLAG = Path(os.environ.get("FUNCTIONS_FLAG", "flag"))  # tells this process, among replicas, to behave badly
 hoard = []
+
+
+def hang():
+    """Never returns."""
+    while True:
+        signal.pause()
 
 
 def double(x):
@@ -42,7 +49,7 @@ def fragile(x):
     if order == -9:
         os._exit(9)
     if order == -10:
-        time.sleep(3600)
+        hang()
     if order == -11:
         hoard.append(np.ones(25 << 20, np.uint8))
     return x * 2
@@ -59,7 +66,9 @@ def stuck_if_flagged(x):
         FLAG.unlink()
     except FileNotFoundError:
         return x * 2
-    time.sleep(3600)
+    sys.stdout.write("it hangs\n")
+    sys.stdout.flush()
+    hang()
 
 
 def dies_if_flagged(x):

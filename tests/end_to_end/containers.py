@@ -91,6 +91,7 @@ async def container(
     started = await start_container(running, folder, predict, *(options or SPECS), model=model)
     try:
         if ready:
+            await started.says("welcomed")
             await is_ready(running, model)
         yield started
     except BaseException as error:
@@ -103,11 +104,8 @@ async def container(
 async def is_ready(running: Mesh, model: str, ready: bool = True) -> None:
     """Returns once the model can be asked (or cannot any more)."""
     async with AsyncClient(running.address) as client:
-        while True:
-            found = {entry["name"]: entry["ready"] for entry in await client.models()}
-            if found.get(model, False) == ready:
-                return
-            await asyncio.sleep(0.01)
+        while ready != any(entry["ready"] for entry in await client.models() if entry["name"] == model):
+            pass
 
 
 def child_pid(started: Container) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,20 +134,27 @@ def test_two_frontends_learn_together_and_take_each_others_feedback(repository: 
 
 
 SOMETIMES_SLOW = """
-import time
 import numpy as np
 
 def one(x):
     if x[0, 0] == 99:
-        time.sleep(4)
+        open({gate!r}, "rb").read(1)
     return np.stack([x[:, 0] * 0, x[:, 0] * 0 + 1], axis=1).astype("float32")
 """
+
+
+def let_go(gate: str) -> None:
+    """Whoever waits at the gate goes on; nobody need wait there."""
+    with open(gate, "r+b", buffering=0) as file:
+        file.write(b".")
 
 
 def test_a_container_that_is_slow_for_once_or_gone_delays_no_ensemble(tmp_path: Path) -> None:
     for name in ("a", "b"):
         emulated_model(tmp_path / "repository", name)
-    (tmp_path / "toy.py").write_text(SOMETIMES_SLOW)
+    gate = str(tmp_path / "gate")  # whoever is slow waits for a byte from here
+    os.mkfifo(gate)
+    (tmp_path / "toy.py").write_text(SOMETIMES_SLOW.format(gate=gate))
     specs = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,2")
 
     async def scenario(mesh: Mesh) -> None:
@@ -161,6 +169,7 @@ def test_a_container_that_is_slow_for_once_or_gone_delays_no_ensemble(tmp_path: 
             assert odd.models_used == ("a", "b")
             assert (odd.confidence, odd.disagreement) == (pytest.approx(2 / 3), 0)
             assert odd.latency_ms < 4000
+            let_go(gate)
             (app,) = await session.apps()
             assert (app["counts"]["partial"], app["counts"]["disagreed"]) == (1, 1)
         await is_ready(mesh, "f", ready=False)

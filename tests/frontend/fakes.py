@@ -11,6 +11,7 @@ import zmq
 
 DROP = object()  # in place of answers: every connection breaks, and the frontend listens again at the same address
 LIMIT_S = 5.0
+ROW = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
 
 MODELS = [
     {
@@ -192,3 +193,6 @@ class FakeFrontend:
         for answer, tensors in answers:
             sock.send_multipart([peer, msgpack.packb(answer), *tensors])
         return True
+
+
+Serving = Callable[..., tuple[FakeFrontend, Any]]  # opens a frontend that behaves so, and a client of it

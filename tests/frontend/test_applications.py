@@ -15,7 +15,8 @@ from broker import wire
 from frontend.client import Failed, Invalid, Prediction, Rejected, RequestError, TimedOut
 from tests.broker.brokers import package
 from tests.broker.processes import processes
-from tests.frontend.test_service import QUICK, ROW, SPEC, Mesh
+from tests.frontend.fakes import ROW
+from tests.frontend.service_mesh import QUICK, SPEC, Mesh
 from tests.loops import on_loop
 
 MODELS = ["m", "a", "b"]
@@ -42,11 +43,11 @@ class Ensemble(Mesh):
             self.controller.report(f"{name}:1")
         spec = wire.ModelSpec(inputs=SPEC.inputs, outputs=(odd,), batch_max=8, slo_ms=5000.0)
         self.controller.caller.link.send(wire.PrepareReport(ref="odd:1", ok=True, spec=spec))
-        await self.until(lambda: len(self.frontend._targets) == 4)
+        await self.until(lambda: len(self.frontend._targets.bound) == 4)
 
     def ready(self) -> bool:
         """The first model can be asked."""
-        return "m" in self.frontend._targets
+        return "m" in self.frontend._targets.bound
 
     async def asked(self, number: int) -> dict[str, wire.Submit]:
         """{model: what it was last asked}, once so many were asked in all."""

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from broker import wire
+from frontend.applications import keeper
 from frontend.applications.decisions import Decision, DecisionTable, Missing, Predicted
 from frontend.applications.definitions import Definition, make_application
 from frontend.applications.feedback import FeedbackDesk
+from frontend.applications.keeper import StateKeeper
 from frontend.protocol import Feedback, Invalid
-from selection import keeper
 from selection.base import State
 from selection.contexts import Key
-from selection.keeper import StateKeeper
 from selection.store import open_store
 from tests.loops import Told, on_loop
 from tests.selection.redis_server import redis_server

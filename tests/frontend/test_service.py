@@ -1,9 +1,7 @@
 """frontend/service.py: a real frontend and a real broker; the controller and the worker do as a test tells them."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,147 +12,11 @@ import pytest
 import zmq
 
 from broker import wire
-from broker.transport import Link
-from frontend.client import AsyncClient, Failed, Invalid, Prediction, Rejected, TimedOut
-from frontend.reports import describe_models
-from frontend.service import FrontendService
-from tests.broker.brokers import Broker, Caller, package
-from tests.broker.processes import Listening, Processes, processes
-from tests.loops import Told, on_loop
-
-QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 500.0, "cache_mb": 0}
-FROM_RESULTS: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
-SPEC = wire.ModelSpec(
-    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
-    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 4)),),
-    batch_max=8,
-    slo_ms=5000.0,
-    labels=("cat", "dog"),
-    batch_sizes=(1, 8),
-)
-ROW = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
-
-
-class Controller:
-    """A controller that only keeps what it is sent."""
-
-    def __init__(self, made: Processes, broker: Broker, name: str) -> None:
-        self.name = name
-        runtime = made.runtime()
-        self.listening = Listening(runtime, "control")
-        self.caller = Caller(runtime, broker.addresses, name)
-        endpoints = {"control": self.listening.addresses}
-        member = wire.Member(id=name, role="controller", host="here", endpoints=endpoints)
-        self.caller.link.send(wire.Register(member=member))
-
-    @property
-    def frontend(self) -> str:
-        """The frontend that called first."""
-        return str(self.listening.mail.items[0].peer)
-
-    def send(self, *messages: Any) -> None:
-        for message in messages:
-            assert self.listening.port.send(self.frontend, message)
-
-    def report(self, ref: str) -> None:
-        """The version is prepared, and served here."""
-        self.caller.link.send(wire.PrepareReport(ref=ref, ok=True, spec=SPEC))
-
-    async def hello(self) -> wire.FrontendHello:
-        hello: wire.FrontendHello = (await self.listening.messages(1))[0]
-        return hello
-
-    def of(self, kind: Any) -> list[Any]:
-        """All messages of this kind that came."""
-        return [message for mail in self.listening.mail.items for message in mail.messages if isinstance(message, kind)]
-
-    async def wait(self, kind: Any, number: int) -> list[Any]:
-        """All messages of this kind, once there are so many."""
-        await self.listening.mail.until(lambda _: len(self.of(kind)) >= number)
-        return self.of(kind)
-
-    def leave(self) -> None:
-        """Nothing is left of it, without a word."""
-        self.listening.port.close()
-        self.caller.link.close()
-
-
-class Mesh:
-    """A frontend with model m in version 1, which controller-1 serves; a client; and a worker."""
-
-    def __init__(self, made: Processes, folder: Path, **settings: Any) -> None:
-        package(folder / "repository", "m", "1")
-        self.made = made
-        self.broker = Broker(made, folder)
-        self.controller = Controller(made, self.broker, "controller-1")
-        self.runtime = made.runtime(frontend_port=0, **settings)
-        self.frontend = FrontendService(self.runtime, self.broker.addresses)
-        self.frontend.start()
-        self.address = self.frontend._registrar.member.endpoints["clients"][0]  # type: ignore[union-attr]
-        self.client = AsyncClient(self.address)
-        self._link: Link[Any, Any] | None = None
-
-    async def begin(self) -> None:
-        hello = await self.controller.hello()
-        self._link = Link(
-            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told(), watch=False
-        )
-        self._link.call(hello.results)
-        self.controller.report("m:1")
-        self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))
-        await self.until(lambda: self.frontend._targets and self.ready())
-        await self.client.models()
-
-    def ready(self) -> bool:
-        """What `models` says of the first model."""
-        return bool(describe_models(self.frontend._models, self.frontend._controllers)[0]["ready"])
-
-    async def until(self, holds: Any) -> None:
-        """Returns after the frontend's turn in which it came to hold."""
-        turns = Told()
-        self.runtime.hub.on_turn(turns)
-        self.runtime.hub.schedule_turn()
-        await turns.until(lambda _: holds())
-
-    def finish(self, *submits: wire.Submit, framed: bool = False, **fields: Any) -> None:
-        """The worker sends what these ask for: twice the input."""
-        answers, tensors = [], []
-        for submit in submits:
-            x = np.frombuffer(submit.inline[0], np.float32) if submit.inline else np.zeros(4 * submit.rows, np.float32)
-            y = (x * 2).tobytes()
-            tensors += [y] if framed else []
-            answer = wire.Answer(
-                request=submit.request,
-                attempt=submit.attempt,
-                rows=submit.rows,
-                predicted_s=0.25,
-                inline=() if framed else (memoryview(y),),
-                frames=int(framed),
-            )
-            answers.append(msgspec.structs.replace(answer, **fields))
-        self.outputs(*answers, frames=tensors)
-
-    def outputs(self, *answers: wire.Answer, frames: Any = ()) -> None:
-        assert self._link is not None
-        outputs = wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.001, answers=answers)
-        self._link.send(outputs, frames)
-
-    def close(self) -> None:
-        self.client.close()
-        self.frontend.stop()
-        self.broker.stop()
-
-
-@contextlib.asynccontextmanager
-async def mesh(folder: Path, **settings: Any) -> AsyncIterator[Mesh]:
-    async with processes(**QUICK) as made:
-        begun = Mesh(made, folder, **settings)
-        try:
-            await begun.begin()
-            yield begun
-        finally:
-            begun.close()
-
+from frontend.client import Failed, Invalid, Prediction, Rejected, TimedOut
+from tests.broker.brokers import package
+from tests.frontend.fakes import ROW
+from tests.frontend.service_mesh import SPEC, hear, mesh
+from tests.loops import on_loop
 
 # -- one request ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +54,7 @@ async def test_tensors_of_more_than_32_kib_travel_as_frames_between_services(row
         at.client.submit("m", np.zeros((8, 4), np.float32))
         spec = msgspec.structs.replace(SPEC, batch_max=4096)
         at.controller.caller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=spec))
-        await at.until(lambda: at.frontend._targets["m"].spec.batch_max == 4096)
+        await at.until(lambda: at.frontend._targets.bound["m"].spec.batch_max == 4096)
         at.client.submit("m", np.ones((rows, 4), np.float32))
         _, submit = await at.controller.wait(wire.Submit, 2)
         large = rows * 16 > wire.INLINE_BYTES_MAX
@@ -310,6 +172,28 @@ async def test_what_comes_after_the_answer_changes_nothing(tmp_path: Path) -> No
         assert at.frontend._answers == {"ok": 2}
 
 
+@on_loop
+async def test_thousands_of_requests_that_end_at_one_instant_are_all_answered(tmp_path: Path) -> None:
+    number = 6000
+    async with mesh(tmp_path, in_flight_max=number) as at:
+        sock = at.made.bare(zmq.DEALER)
+        sock.setsockopt(zmq.RCVHWM, 0)
+        sock.connect(at.address)
+        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+
+        def ask() -> None:
+            for i in range(number):
+                sock.send(msgpack.packb({"op": "infer", "id": i, "model": "m", "inputs": [row], "slo_ms": 600_000}))
+
+        await asyncio.to_thread(ask)
+        await at.controller.wait(wire.Submit, number)
+        at.frontend._ring(time.monotonic() + 600)
+        assert at.frontend._clients.answers_dropped == 0
+        answers = [await hear(sock) for _ in range(number)]
+        assert sorted(answer["id"] for answer in answers) == list(range(number))
+        assert {answer["status"] for answer in answers} == {"timed_out"}
+
+
 # -- bad requests -----------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +230,7 @@ async def test_a_model_that_could_not_be_prepared_says_why(tmp_path: Path) -> No
     package(tmp_path / "repository", "n", "1")
     async with mesh(tmp_path) as at:
         at.controller.caller.link.send(wire.PrepareReport(ref="n:1", ok=False, faults=("no graph",)))
-        await at.until(lambda: at.frontend._models["n"].fault)
+        await at.until(lambda: at.frontend._targets.models["n"].fault)
         with pytest.raises(Rejected, match="no graph"):
             await at.client.infer("n", ROW)
 
@@ -399,224 +283,6 @@ async def test_more_requests_than_the_limit_are_rejected_with_when_to_come_back(
         at.finish(*await at.controller.wait(wire.Submit, 2))
         assert [type(await future) for future in futures[:2]] == [Prediction] * 2
         assert len(at.controller.of(wire.Submit)) == 2
-
-
-# -- controllers and workers that fail --------------------------------------------------------------------------------
-
-
-@on_loop
-async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_that_is_left(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
-        futures = [at.client.submit("m", ROW * i, slo_ms=5000) for i in range(2)]
-        first = await at.controller.wait(wire.Submit, 2)
-        at.controller.leave()
-        successor = Controller(at.made, at.broker, "controller-2")
-        again = await successor.wait(wire.Submit, 2)
-        assert [submit.request for submit in again] == [submit.request for submit in first]
-        assert [submit.attempt for submit in again] == [1, 1]
-        assert all(0 < late.budget_s < early.budget_s for late, early in zip(again, first, strict=True))
-        at.finish(again[0])
-        at.finish(first[1])  # a worker that had it from the first controller is quicker
-        assert [type(await future) for future in futures] == [Prediction] * 2
-        assert at.frontend._answers == {"ok": 2}
-
-
-@on_loop
-async def test_thousands_of_requests_that_end_at_one_instant_are_all_answered(tmp_path: Path) -> None:
-    number = 6000
-    async with mesh(tmp_path, in_flight_max=number) as at:
-        sock = at.made.bare(zmq.DEALER)
-        sock.setsockopt(zmq.RCVHWM, 0)
-        sock.connect(at.address)
-        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
-
-        def ask() -> None:
-            for i in range(number):
-                sock.send(msgpack.packb({"op": "infer", "id": i, "model": "m", "inputs": [row], "slo_ms": 600_000}))
-
-        await asyncio.to_thread(ask)
-        await at.controller.wait(wire.Submit, number)
-        at.frontend._ring(time.monotonic() + 600)
-        assert at.frontend._clients.answers_dropped == 0
-        answers = [await hear(sock) for _ in range(number)]
-        assert sorted(answer["id"] for answer in answers) == list(range(number))
-        assert {answer["status"] for answer in answers} == {"timed_out"}
-
-
-@contextlib.asynccontextmanager
-async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
-    """A frontend whose broker is down, but knew model m in version 1; and a bare client, with how to ask."""
-    package(folder / "repository", "m", "1")
-    async with processes(**QUICK) as made:
-        broker = Broker(made, folder)
-        before = Caller(made.runtime(), broker.addresses, "controller-1")
-        before.register("controller")
-        before.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
-        await before.table(lambda table: table.models[0].current)
-        broker.stop()
-        runtime = made.runtime(frontend_port=0, **settings)
-        frontend = FrontendService(runtime, broker.addresses)
-        frontend.start()
-        (address,) = frontend._registrar.member.endpoints["clients"]  # type: ignore[union-attr]
-        sock = made.bare(zmq.DEALER)
-        sock.connect(address)
-        brokers: list[Broker] = []
-        try:
-            yield frontend, runtime, sock, lambda: brokers.append(Broker(made, folder, broker.number))
-        finally:
-            frontend.stop()
-            for other in brokers:
-                other.stop()
-
-
-async def held(frontend: FrontendService, runtime: Any, number: int) -> None:
-    """Returns once so many requests are held."""
-    turns = Told()
-    runtime.hub.on_turn(turns)
-    await turns.until(lambda _: len(frontend._early) == number)
-
-
-async def hear(sock: Any) -> Any:
-    """The next answer, while the loop goes on."""
-    return msgpack.unpackb(await asyncio.to_thread(sock.recv))
-
-
-@on_loop
-async def test_a_frontend_that_does_not_know_the_models_yet_holds_requests_until_it_does(tmp_path: Path) -> None:
-    async with starting(tmp_path) as (frontend, _, sock, start_broker):
-        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
-        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 9000}))
-        sock.send(msgpack.packb({"op": "infer", "id": 2, "model": "nosuch", "inputs": [row], "slo_ms": 9000}))
-        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 9000}))
-        sock.send(msgpack.packb({"op": "infer", "id": 3, "model": "m", "inputs": [row], "slo_ms": -1}))
-        sock.send(msgpack.packb({"op": "models", "id": 4}))
-        sock.send(msgpack.packb({"op": "ping", "id": 5}))
-        again, bad, ping = [await hear(sock) for _ in range(3)]
-        assert (again["id"], again["error"]["code"]) == (1, "duplicate_id")
-        assert (bad["id"], bad["error"]["code"]) == (3, "bad_slo")
-        assert ping == {"id": 5, "status": "ok"}
-        assert len(frontend._early) == 3
-        start_broker()
-        unknown, models = [await hear(sock) for _ in range(2)]
-        assert (unknown["id"], unknown["error"]["code"]) == (2, "unknown_model")
-        assert [model["name"] for model in models["models"]] == ["m"]
-        (part,) = frontend._requests.unsubmitted()  # for a controller to come
-        assert part.call.id == 1
-        assert part.call.deadline_s - part.call.received_s == pytest.approx(9)
-
-
-@on_loop
-async def test_what_is_held_longer_than_its_budget_is_told_when_to_come_back(tmp_path: Path) -> None:
-    async with starting(tmp_path, in_flight_max=1) as (frontend, _, sock, _):
-        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
-        for number in (1, 2):
-            sock.send(msgpack.packb({"op": "infer", "id": number, "model": "m", "inputs": [row], "slo_ms": 100}))
-        full, late = await hear(sock), await hear(sock)
-        assert (full["id"], full["status"], full["error"]["code"]) == (2, "rejected", "frontend_full")
-        assert (late["id"], late["status"], late["error"]["code"]) == (1, "rejected", "not_ready")
-        assert late["error"]["retry_after_ms"] > 0
-        assert len(frontend._early) == 0
-
-
-@on_loop
-async def test_a_frontend_stopped_before_it_knew_anything_answers_what_it_held(tmp_path: Path) -> None:
-    async with starting(tmp_path) as (frontend, runtime, sock, _):
-        sock.send(msgpack.packb({"op": "models", "id": 1}))
-        await held(frontend, runtime, 1)
-        assert frontend.drain() is False
-        sock.send(msgpack.packb({"op": "infer", "id": 2, "app": "a", "inputs": []}))
-        refused = await hear(sock)
-        assert (refused["id"], refused["status"]) == (2, "rejected")
-        frontend.stop()
-        stopped = await hear(sock)
-        assert (stopped["id"], stopped["status"], stopped["error"]["code"]) == (1, "failed", "stopping")
-        frontend.stop = lambda: None
-
-
-@on_loop
-async def test_without_a_controller_requests_wait_as_long_as_their_budget_lasts(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
-        at.controller.leave()
-        registrar = at.frontend._registrar
-        assert registrar is not None
-        await at.until(  # gone from the table as well, or the frontend would call it once more
-            lambda: (
-                registrar.table is not None
-                and all(member.role != "controller" for member in registrar.table.members)
-                and at.frontend._controllers.owner("m") is None
-            )
-        )
-        short, long = at.client.submit("m", ROW, slo_ms=30), at.client.submit("m", ROW, slo_ms=5000)
-        outcome: Any = await short
-        assert isinstance(outcome, TimedOut)
-        assert outcome.message == "no controller could be reached"
-        successor = Controller(at.made, at.broker, "controller-2")
-        (submit,) = await successor.wait(wire.Submit, 1)
-        assert submit.attempt == 0
-        at.finish(submit)
-        assert isinstance(await long, Prediction)
-
-
-@on_loop
-async def test_a_controller_that_was_replaced_at_its_address_is_left(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
-        at.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-9"))
-        await at.until(lambda: at.frontend._controllers.owner("m") is None)
-
-
-@on_loop
-async def test_a_controller_that_forgot_the_frontend_is_told_again_who_it_is(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
-        at.controller.send(wire.Introduce())
-        first, second = await at.controller.wait(wire.FrontendHello, 2)
-        assert first == second
-
-
-@on_loop
-async def test_a_request_stays_bound_to_the_version_that_was_current_when_it_came(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
-        old = at.client.submit("m", ROW)
-        await at.controller.wait(wire.Submit, 1)
-        package(tmp_path / "repository", "m", "2")
-        operator = Caller(at.made.runtime(), at.broker.addresses, "operator-1")
-        operator.link.send(wire.Deploy(call=1, name="m", version="2"))
-        await at.controller.caller.table(lambda table: table.models[0].target == "2")
-        at.controller.report("m:2")
-        await at.until(lambda: at.frontend._targets["m"].ref == "m:2")
-        new = at.client.submit("m", ROW)
-        await at.controller.wait(wire.Submit, 2)
-        at.controller.leave()
-        successor = Controller(at.made, at.broker, "controller-2")
-        submits = await successor.wait(wire.Submit, 2)
-        assert [submit.ref for submit in submits] == ["m:1", "m:2"]
-        at.finish(*submits)
-        outcomes: list[Any] = [await old, await new]
-        assert [outcome.version for outcome in outcomes] == ["1", "2"]
-
-
-BAD_OUTPUTS = {
-    "too many": {"inline": (memoryview(bytes(16)), memoryview(bytes(16)))},
-    "none": {"inline": (), "frames": 0},
-    "frames that did not come": {"inline": (), "frames": 1},
-    "too short": {"inline": (memoryview(bytes(12)),)},
-}
-
-
-@pytest.mark.parametrize("fields", BAD_OUTPUTS.values(), ids=BAD_OUTPUTS)
-@on_loop
-async def test_a_worker_that_sends_bad_outputs_fails_that_request_and_no_other(
-    fields: dict[str, Any], tmp_path: Path
-) -> None:
-    async with mesh(tmp_path) as at:
-        at.runtime.hub.loop.set_exception_handler(lambda _, fault: None)  # what the client is told is looked at here
-        bad, good = (at.client.submit("m", ROW, slo_ms=1000) for _ in range(2))
-        first, second = await at.controller.wait(wire.Submit, 2)
-        at.finish(first, **fields)
-        at.finish(second)
-        later = at.client.submit("m", ROW, slo_ms=1000)
-        at.finish((await at.controller.wait(wire.Submit, 3))[2])
-        assert [type(await future) for future in (good, later)] == [Prediction] * 2
-        assert isinstance(await bad, Failed)
 
 
 # -- what there is ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A repository of small real packages, exported once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from broker import wire
+from broker.config import Settings
+from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.export import write_package
 from gpu_worker.packages import Package, read_package
 
@@ -92,3 +95,26 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         write_package(made.folder, name, version, module, inputs=inputs, outputs=outputs, batch_max=8)
         made.modules[ref] = module
     return made
+
+
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    """A device changes settings of torch that hold for the whole process."""
+    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
+    yield
+    torch.set_grad_enabled(grad)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, torch_as_it_was: None) -> Settings:
+    """Eight pages of 1 MiB."""
+    return Settings(data_dir=tmp_path / "data", device="cpu", page_mb=1, arena_mb=8, window_mb=4)
+
+
+@pytest.fixture
+def device(settings: Settings) -> Iterator[CpuDevice]:
+    """A device without a loop: what it does at once can be seen."""
+    made = CpuDevice(settings)
+    yield made
+    made.close()

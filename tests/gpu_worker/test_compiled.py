@@ -98,7 +98,7 @@ def test_a_damaged_executable_is_passed_over(repository: Repository, tmp_path: P
 
 @pytest.mark.parametrize(
     ("program", "told"),
-    [("pass", ""), ("raise SystemExit(3)", "exit code 3"), ("import time; time.sleep(60)", "took longer than 0.5 s")],
+    [("pass", ""), ("raise SystemExit(3)", "exit code 3"), ("import signal; signal.pause()", "took longer than 0.5 s")],
 )
 def test_a_process_is_bounded_and_its_end_is_told(program: str, told: str) -> None:
     why = run_bounded([sys.executable, "-S", "-c", program], 0.5 if told.startswith("took") else 30.0)

@@ -1,119 +1,27 @@
 """The processor as a device: weights in pages, and results that are those of the module itself."""
 
 import asyncio
-import itertools
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 
 from broker import wire
 from broker.config import Settings
-from broker.errors import PackageError
 from gpu_worker.devices.base import DeviceError, open_device
 from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDevice
 from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import read_package
 from tests.gpu_worker.conftest import Repository
-from tests.gpu_worker.worker_builders import infer, load
+from tests.gpu_worker.cpu_builders import FLOAT, SHORT_S, at_once, infer_job, linear, load_job, outputs_of, put, run
+from tests.gpu_worker.worker_builders import infer
 from tests.loops import Told, on_loop
 
-FLOAT = np.dtype("<f4")
-SHORT_S = INLINE_S_MAX / 2
 LONG_S = INLINE_S_MAX * 2
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A device changes settings of torch that hold for the whole process."""
-    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    yield
-    torch.set_grad_enabled(grad)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Eight pages of 1 MiB."""
-    return Settings(data_dir=tmp_path / "data", device="cpu", page_mb=1, arena_mb=8, window_mb=4)
-
-
-@pytest.fixture
-def device(settings: Settings) -> Iterator[CpuDevice]:
-    """A device without a loop: what it does at once can be seen."""
-    made = CpuDevice(settings)
-    yield made
-    made.close()
-
-
-numbers = itertools.count(1)
-
-
-def load_job(ref: str, pages: Sequence[int]) -> Job:
-    job = Job(load(next(numbers), ref), 0.0, 0)
-    job.pages = tuple(pages)
-    return job
-
-
-def infer_job(
-    ref: str,
-    pages: Sequence[int],
-    *tensors: torch.Tensor,
-    parts: Sequence[int] | None = None,
-    expected_s: float = SHORT_S,
-    latest_s: float = 1e12,
-) -> Job:
-    """An INFER of these inputs, cut into parts of so many rows."""
-    rows = len(tensors[0])
-    cut = [rows] if parts is None else list(parts)
-    job = Job(infer(next(numbers), ref, batch=rows, rows=cut, expected_s=expected_s, latest_s=latest_s), 0.0, 0)
-    job.pages = tuple(pages)
-    ends = list(itertools.accumulate(cut))
-    job.tensors = [
-        [tensor[end - count : end].numpy().tobytes() for tensor in tensors]
-        for end, count in zip(ends, cut, strict=True)
-    ]
-    return job
-
-
-def at_once(device: CpuDevice, phase: Phase, job: Job) -> Done:
-    done = device.begin(phase, job)
-    assert done is not None
-    return done
-
-
-def put(device: CpuDevice, ref: str, pages: Sequence[int]) -> None:
-    """The weights are in these pages, copied on this thread."""
-    assert device._run_load(load_job(ref, pages)).code == "ok"
-
-
-def outputs_of(job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:
-    kinds = dtypes or [FLOAT] * len(shapes)
-    return [
-        torch.from_numpy(np.frombuffer(raw, kind).reshape(shape).copy())
-        for raw, shape, kind in zip(job.outputs, shapes, kinds, strict=True)
-    ]
-
-
-def run(device: CpuDevice, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:
-    """INPUT, EXEC and OUTPUT of the job, all at once; its outputs."""
-    for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
-        done = at_once(device, phase, job)
-        assert done.code == "ok", done
-    outputs = outputs_of(job, *shapes, dtypes=dtypes)
-    device.release(job)
-    return outputs
-
-
-def linear(device: CpuDevice, ref: str, pages: Sequence[int], x: torch.Tensor) -> torch.Tensor:
-    return run(device, infer_job(ref, pages, x), (len(x), 3))[0]
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -458,174 +366,6 @@ def test_buffers_grow_with_the_largest_model_though_old_ones_are_still_in_use(
         x = torch.randn(8, 1, 8, 8)
         (y,) = run(device, infer_job("folded:1", (0,), x), (8, 3))
         assert torch.allclose(y, repository.outputs("folded:1", x)[0], atol=1e-5)
-
-
-# -- PREPARE and FORGET -----------------------------------------------------------------------------------------------
-
-
-def test_a_prepared_version_has_no_profile_yet(device: CpuDevice, repository: Repository) -> None:
-    assert device.measured
-    assert device.prepare(repository.package("linear:1")) is None
-
-
-def test_a_forgotten_version_is_unknown_and_others_of_its_architecture_go_on(
-    device: CpuDevice, repository: Repository
-) -> None:
-    for ref in ("linear:1", "linear:2"):
-        device.prepare(repository.package(ref))
-    put(device, "linear:2", (0,))
-    device.forget("linear:1")
-    device.forget("linear:1")
-    x = torch.randn(1, 4)
-    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), x)).code == "unknown_model"
-    assert at_once(device, Phase.EXEC, infer_job("linear:1", (0,), x)).code == "unknown_model"
-    assert torch.allclose(linear(device, "linear:2", (0,), x), repository.outputs("linear:2", x)[0])
-
-
-def test_a_version_may_be_prepared_again_after_it_was_forgotten(device: CpuDevice, repository: Repository) -> None:
-    for _ in range(2):
-        device.prepare(repository.package("linear:1"))
-        put(device, "linear:1", (0,))
-        x = torch.randn(1, 4)
-        assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
-        device.forget("linear:1")
-
-
-def test_a_model_larger_than_the_window_or_the_arena_is_refused_with_both_reasons(
-    tmp_path: Path, repository: Repository
-) -> None:
-    package = repository.package("tall:1")
-    assert (1 << 20) * 2 < package.image_bytes < (1 << 20) * 3
-    for window_mb, arena_mb, reasons in (
-        (3, 3, []),
-        (2, 3, ["WINDOW"]),
-        (3, 2, ["ARENA"]),
-        (2, 2, ["WINDOW", "ARENA"]),
-    ):
-        device = CpuDevice(Settings(data_dir=tmp_path, page_mb=1, arena_mb=arena_mb, window_mb=window_mb))
-        if reasons:
-            with pytest.raises(PackageError) as caught:
-                device.prepare(package)
-            assert ["WINDOW" if "GEARMESH_WINDOW_MB" in f else "ARENA" for f in caught.value.faults] == reasons
-        else:
-            device.prepare(package)
-        device.close()
-
-
-@pytest.fixture
-def broken(repository: Repository, tmp_path: Path) -> Path:
-    """The package "linear", to be broken in ways that only its graph can tell."""
-    shutil.copytree(repository.folder / "linear", tmp_path / "broken" / "linear")
-    return tmp_path / "broken"
-
-
-def not_prepared(device: CpuDevice, folder: Path, allow: tuple[str, ...] = ()) -> list[str]:
-    with pytest.raises(PackageError) as caught:
-        device.prepare(read_package(folder, "linear:1", allow))
-    return caught.value.faults
-
-
-def replace(file: Path, *changes: tuple[str, str]) -> None:
-    text = file.read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new, 1)
-    file.write_text(text)
-
-
-def test_weights_and_inputs_that_the_graph_does_not_take_are_told_all_at_once(device: CpuDevice, broken: Path) -> None:
-    weights = broken / "linear" / "1" / "weights.safetensors"
-    save_file({"weight": np.zeros((3, 5), np.float32), "bias": np.zeros(3, np.float16)}, weights)
-    replace(
-        broken / "linear" / "model.toml", ('dtype = "float32"\nshape = [-1, 4]', 'dtype = "int32"\nshape = [-1, 7]')
-    )
-    assert not_prepared(device, broken) == [
-        "weight: the graph takes torch.float32 [3, 4], weights.safetensors has torch.float32 [3, 5]",
-        "bias: the graph takes torch.float32 [3], weights.safetensors has torch.float16 [3]",
-        "input x: the graph takes torch.float32 [batch, 4], model.toml says int32 [-1, 7]",
-    ]
-
-
-def test_an_input_too_many_is_told(device: CpuDevice, broken: Path) -> None:
-    manifest = broken / "linear" / "model.toml"
-    manifest.write_text(manifest.read_text() + '\n[[inputs]]\nname = "z"\ndtype = "float32"\nshape = [-1, 4]\n')
-    assert not_prepared(device, broken) == [
-        "the graph takes 3 tensors; weights.safetensors and model.toml together have 4"
-    ]
-
-
-SECOND_OUTPUT = '[[outputs]]\nname = "z"\ndtype = "float32"\nshape = [-1]'
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "fault"),
-    [
-        ("[-1, 3]", "[-1, 4]", "output y: the model gives torch.float32 [1, 3] for 1 rows, model.toml says float32"),
-        ("[-1, 3]", "[-1, 3, 1]", "output y: the model gives"),
-        ("[-1, 3]", f"[-1, 3]\n{SECOND_OUTPUT}", "the model gives 1 outputs, model.toml says 2"),
-    ],
-)  # fmt: skip
-def test_outputs_that_are_not_as_promised_are_told(
-    device: CpuDevice, broken: Path, old: str, new: str, fault: str
-) -> None:
-    replace(broken / "linear" / "model.toml", (old, new))
-    (told,) = not_prepared(device, broken)
-    assert told.startswith(fault)
-
-
-def test_a_version_that_was_refused_leaves_nothing_on_the_device(
-    device: CpuDevice, broken: Path, repository: Repository
-) -> None:
-    replace(broken / "linear" / "model.toml", ("[-1, 3]", "[-1, 4]"))
-    not_prepared(device, broken)
-    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "unknown_model"
-    device.prepare(repository.package("linear:1"))
-    put(device, "linear:1", (0,))
-    x = torch.randn(1, 4)
-    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
-
-
-def test_weights_that_change_on_disk_afterwards_do_not_matter(
-    device: CpuDevice, broken: Path, repository: Repository
-) -> None:
-    device.prepare(read_package(broken, "linear:1", ()))
-    file = broken / "linear" / "1" / "weights.safetensors"
-    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file)
-    put(device, "linear:1", (0,))
-    x = torch.randn(1, 4)
-    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
-
-
-FACTORY = 'factory = "torch.nn:Linear"\nfactory_args = {in_features = 4, out_features = 3}'
-
-
-def test_an_architecture_may_come_from_a_factory_instead_of_a_graph(
-    device: CpuDevice, broken: Path, repository: Repository
-) -> None:
-    replace(broken / "linear" / "model.toml", ('graph = "graph.pt2"', FACTORY))
-    device.prepare(read_package(broken, "linear:1", ("torch.nn",)))
-    put(device, "linear:1", (0,))
-    x = torch.randn(5, 4)
-    assert torch.allclose(linear(device, "linear:1", (0,), x), repository.outputs("linear:1", x)[0])
-
-
-@pytest.mark.parametrize(
-    ("factory", "fault"),
-    [
-        ('factory = "torch.nn:Nonsense"', "factory torch.nn:Nonsense: AttributeError"),
-        ('factory = "torch.nn.nonsense:Linear"', "factory torch.nn.nonsense:Linear: ModuleNotFoundError"),
-        ('factory = "torch.nn:Linear"', "factory torch.nn:Linear: TypeError"),
-        (FACTORY.replace("= 3", "= 2"), "bias: the module takes [2], weights.safetensors has [3]"),
-        (FACTORY.replace("}", ", bias = false}"), "weights.safetensors has bias, which the factory's module does not"),
-        ('factory = "torch.nn:PReLU"', "weights.safetensors has bias"),
-    ],
-)  # fmt: skip
-def test_a_factory_that_fails_or_does_not_fit_the_weights_is_told(
-    device: CpuDevice, broken: Path, factory: str, fault: str
-) -> None:
-    replace(broken / "linear" / "model.toml", ('graph = "graph.pt2"', factory))
-    told = not_prepared(device, broken, ("torch.nn",))
-    assert any(one.startswith(fault) for one in told), told
 
 
 # -- the device itself ------------------------------------------------------------------------------------------------

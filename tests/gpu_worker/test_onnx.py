@@ -15,7 +15,7 @@ from broker.errors import PackageError
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.onnx_import import write_onnx_package
 from gpu_worker.packages import read_package
-from tests.gpu_worker.test_cpu import infer_job, put, run
+from tests.gpu_worker.cpu_builders import infer_job, put, run
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -54,13 +54,10 @@ def expected(weights: dict[str, np.ndarray], x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Iterator[CpuDevice]:
-    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
+def device(tmp_path: Path, torch_as_it_was: None) -> Iterator[CpuDevice]:
     made = CpuDevice(Settings(data_dir=tmp_path / "data", device="cpu", page_mb=1, arena_mb=8))
     yield made
     made.close()
-    torch.set_grad_enabled(grad)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("ir_version", [3, 10])

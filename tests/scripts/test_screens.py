@@ -10,7 +10,7 @@ from broker import wire
 from broker.facts import Snapshot
 from frontend.observer import View
 from scripts.screens import Screen, change
-from tests.facts import SNAPSHOT
+from tests.facts import FRONTEND, SNAPSHOT
 
 replace = msgspec.structs.replace
 MEMBERS = (
@@ -19,24 +19,6 @@ MEMBERS = (
     wire.Member(id="gpu_worker-1", role="gpu_worker", host="h"),
     wire.Member(id="gpu_worker-2", role="gpu_worker", host="h"),
 )
-FRONTEND = {
-    "answers": {"ok": 82, "rejected": 8},
-    "in_flight": 3,
-    "answers_dropped": 4,
-    "answers_waiting": 5,
-    "cache": {
-        "hits": 6, "misses": 3, "coalesced": 1, "evicted": 2, "entries": 3, "bytes": 1 << 20, "bytes_max": 64 << 20,
-        "hit_ratio": 0.6,
-    },
-    "applications": {
-        "learning": "paused: no [store]",
-        "feedback_held": 4,
-        "apps": {
-            "digits": {"answered": 5, "defaults": {"deadline": 1, "low_confidence": 2}, "refused": 7, "disagreed": 3,
-                       "partial": 2, "feedback": 9},
-        },
-    },
-}  # fmt: skip
 
 
 def view(

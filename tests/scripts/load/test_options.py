@@ -15,10 +15,10 @@ from scripts.load.schedule import open_arrivals
 
 
 def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
-    closed = plan_of(Options(clients=16, think_ms=5.0, slo_ms=(25.0,)), ("a",)).phases[0].streams[0]
+    closed = plan_of(Options(clients=16, think_ms=5.0, slo_ms="25"), ("a",)).phases[0].streams[0]
     assert closed.source == Closed(16, think_s=0.005)
     assert closed.slo.values == (25.0,)
-    opened = plan_of(Options(rate=400.0, arrivals="gamma", cv=2.0, slo_factor=(2.0, 4.0)), ("a",)).phases[0].streams[0]
+    opened = plan_of(Options(rate=400.0, arrivals="gamma", cv=2.0, slo_factor="2,4"), ("a",)).phases[0].streams[0]
     assert isinstance(opened.source, Open)
     assert (opened.source.load.kind, opened.source.load.rate_rps, opened.source.load.cv) == ("gamma", 400.0, 2.0)
     assert (opened.slo.unit, opened.slo.values) == ("batch1", (2.0, 4.0))
@@ -33,7 +33,7 @@ def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
         (Options(rate=float("nan")), "--rate"),
         (Options(rate=1e9), "--rate"),
         (Options(rate=5.0, arrivals="lumpy"), "--arrivals.*poisson"),
-        (Options(rate=5.0, slo_ms=(1.0,), slo_factor=(1.0,)), "--slo-factor"),
+        (Options(rate=5.0, slo_ms="1", slo_factor="1"), "--slo-factor"),
         (Options(rate=5.0, rate_end=9.0), "--arrivals ramp"),
         (Options(arrivals="log"), "--file"),
         (Options(rate=5.0, warmup_s=10.0), "--warmup-s"),

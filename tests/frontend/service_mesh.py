@@ -1,0 +1,157 @@
+"""A real frontend and a real broker; the controller and the worker do as a test tells them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgspec
+import numpy as np
+
+from broker import wire
+from broker.links import Link
+from frontend.client import AsyncClient
+from frontend.reports import describe_models
+from frontend.service import FrontendService
+from tests.broker.brokers import Broker, Caller, package
+from tests.broker.processes import Listening, Processes, processes
+from tests.loops import Told
+
+QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 500.0, "cache_mb": 0}
+FROM_RESULTS: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
+SPEC = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
+    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 4)),),
+    batch_max=8,
+    slo_ms=5000.0,
+    labels=("cat", "dog"),
+    batch_sizes=(1, 8),
+)
+
+
+class Controller:
+    """A controller that only keeps what it is sent."""
+
+    def __init__(self, made: Processes, broker: Broker, name: str) -> None:
+        self.name = name
+        runtime = made.runtime()
+        self.listening = Listening(runtime, "control")
+        self.caller = Caller(runtime, broker.addresses, name)
+        endpoints = {"control": self.listening.addresses}
+        member = wire.Member(id=name, role="controller", host="here", endpoints=endpoints)
+        self.caller.link.send(wire.Register(member=member))
+
+    @property
+    def frontend(self) -> str:
+        """The frontend that called first."""
+        return str(self.listening.mail.items[0].peer)
+
+    def send(self, *messages: Any) -> None:
+        for message in messages:
+            assert self.listening.port.send(self.frontend, message)
+
+    def report(self, ref: str) -> None:
+        """The version is prepared, and served here."""
+        self.caller.link.send(wire.PrepareReport(ref=ref, ok=True, spec=SPEC))
+
+    async def hello(self) -> wire.FrontendHello:
+        hello: wire.FrontendHello = (await self.listening.messages(1))[0]
+        return hello
+
+    def of(self, kind: Any) -> list[Any]:
+        """All messages of this kind that came."""
+        return [message for mail in self.listening.mail.items for message in mail.messages if isinstance(message, kind)]
+
+    async def wait(self, kind: Any, number: int) -> list[Any]:
+        """All messages of this kind, once there are so many."""
+        await self.listening.mail.until(lambda _: len(self.of(kind)) >= number)
+        return self.of(kind)
+
+    def leave(self) -> None:
+        """Nothing is left of it, without a word."""
+        self.listening.port.close()
+        self.caller.link.close()
+
+
+class Mesh:
+    """A frontend with model m in version 1, which controller-1 serves; a client; and a worker."""
+
+    def __init__(self, made: Processes, folder: Path, **settings: Any) -> None:
+        package(folder / "repository", "m", "1")
+        self.made = made
+        self.broker = Broker(made, folder)
+        self.controller = Controller(made, self.broker, "controller-1")
+        self.runtime = made.runtime(frontend_port=0, **settings)
+        self.frontend = FrontendService(self.runtime, self.broker.addresses)
+        self.frontend.start()
+        self.address = self.frontend._registrar.member.endpoints["clients"][0]  # type: ignore[union-attr]
+        self.client = AsyncClient(self.address)
+        self._link: Link[Any, Any] | None = None
+
+    async def begin(self) -> None:
+        hello = await self.controller.hello()
+        self._link = Link(
+            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told(), watch=False
+        )
+        self._link.call(hello.results)
+        self.controller.report("m:1")
+        self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))
+        await self.until(lambda: self.frontend._targets.bound and self.ready())
+        await self.client.models()
+
+    def ready(self) -> bool:
+        """What `models` says of the first model."""
+        return bool(describe_models(self.frontend._targets.models, self.frontend._controllers)[0]["ready"])
+
+    async def until(self, holds: Any) -> None:
+        """Returns after the frontend's turn in which it came to hold."""
+        turns = Told()
+        self.runtime.hub.on_turn(turns)
+        self.runtime.hub.schedule_turn()
+        await turns.until(lambda _: holds())
+
+    def finish(self, *submits: wire.Submit, framed: bool = False, **fields: Any) -> None:
+        """The worker sends what these ask for: twice the input."""
+        answers, tensors = [], []
+        for submit in submits:
+            x = np.frombuffer(submit.inline[0], np.float32) if submit.inline else np.zeros(4 * submit.rows, np.float32)
+            y = (x * 2).tobytes()
+            tensors += [y] if framed else []
+            answer = wire.Answer(
+                request=submit.request,
+                attempt=submit.attempt,
+                rows=submit.rows,
+                predicted_s=0.25,
+                inline=() if framed else (memoryview(y),),
+                frames=int(framed),
+            )
+            answers.append(msgspec.structs.replace(answer, **fields))
+        self.outputs(*answers, frames=tensors)
+
+    def outputs(self, *answers: wire.Answer, frames: Any = ()) -> None:
+        assert self._link is not None
+        outputs = wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.001, answers=answers)
+        self._link.send(outputs, frames)
+
+    def close(self) -> None:
+        self.client.close()
+        self.frontend.stop()
+        self.broker.stop()
+
+
+@contextlib.asynccontextmanager
+async def mesh(folder: Path, **settings: Any) -> AsyncIterator[Mesh]:
+    async with processes(**QUICK) as made:
+        begun = Mesh(made, folder, **settings)
+        try:
+            await begun.begin()
+            yield begun
+        finally:
+            begun.close()
+
+
+async def hear(sock: Any) -> Any:
+    """The next answer, while the loop goes on."""
+    return msgpack.unpackb(await asyncio.to_thread(sock.recv))

@@ -1,0 +1,207 @@
+"""frontend/service.py: controllers, workers and brokers that fail, are late, or are replaced."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from broker import wire
+from frontend.client import Failed, Prediction, TimedOut
+from frontend.service import FrontendService
+from tests.broker.brokers import Broker, Caller, package
+from tests.broker.processes import processes
+from tests.frontend.fakes import ROW
+from tests.frontend.service_mesh import QUICK, SPEC, Controller, hear, mesh
+from tests.loops import Told, on_loop
+
+
+@on_loop
+async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_that_is_left(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        futures = [at.client.submit("m", ROW * i, slo_ms=5000) for i in range(2)]
+        first = await at.controller.wait(wire.Submit, 2)
+        at.controller.leave()
+        successor = Controller(at.made, at.broker, "controller-2")
+        again = await successor.wait(wire.Submit, 2)
+        assert [submit.request for submit in again] == [submit.request for submit in first]
+        assert [submit.attempt for submit in again] == [1, 1]
+        assert all(0 < late.budget_s < early.budget_s for late, early in zip(again, first, strict=True))
+        at.finish(again[0])
+        at.finish(first[1])  # a worker that had it from the first controller is quicker
+        assert [type(await future) for future in futures] == [Prediction] * 2
+        assert at.frontend._answers == {"ok": 2}
+
+
+@contextlib.asynccontextmanager
+async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
+    """A frontend whose broker is down, but knew model m in version 1; and a bare client, with how to ask."""
+    package(folder / "repository", "m", "1")
+    async with processes(**QUICK) as made:
+        broker = Broker(made, folder)
+        before = Caller(made.runtime(), broker.addresses, "controller-1")
+        before.register("controller")
+        before.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
+        await before.table(lambda table: table.models[0].current)
+        broker.stop()
+        runtime = made.runtime(frontend_port=0, **settings)
+        frontend = FrontendService(runtime, broker.addresses)
+        frontend.start()
+        (address,) = frontend._registrar.member.endpoints["clients"]  # type: ignore[union-attr]
+        sock = made.bare(zmq.DEALER)
+        sock.connect(address)
+        brokers: list[Broker] = []
+        try:
+            yield frontend, runtime, sock, lambda: brokers.append(Broker(made, folder, broker.number))
+        finally:
+            frontend.stop()
+            for other in brokers:
+                other.stop()
+
+
+async def held(frontend: FrontendService, runtime: Any, number: int) -> None:
+    """Returns once so many requests are held."""
+    turns = Told()
+    runtime.hub.on_turn(turns)
+    await turns.until(lambda _: len(frontend._early) == number)
+
+
+@on_loop
+async def test_a_frontend_that_does_not_know_the_models_yet_holds_requests_until_it_does(tmp_path: Path) -> None:
+    async with starting(tmp_path) as (frontend, _, sock, start_broker):
+        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 9000}))
+        sock.send(msgpack.packb({"op": "infer", "id": 2, "model": "nosuch", "inputs": [row], "slo_ms": 9000}))
+        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 9000}))
+        sock.send(msgpack.packb({"op": "infer", "id": 3, "model": "m", "inputs": [row], "slo_ms": -1}))
+        sock.send(msgpack.packb({"op": "models", "id": 4}))
+        sock.send(msgpack.packb({"op": "ping", "id": 5}))
+        again, bad, ping = [await hear(sock) for _ in range(3)]
+        assert (again["id"], again["error"]["code"]) == (1, "duplicate_id")
+        assert (bad["id"], bad["error"]["code"]) == (3, "bad_slo")
+        assert ping == {"id": 5, "status": "ok"}
+        assert len(frontend._early) == 3
+        start_broker()
+        unknown, models = [await hear(sock) for _ in range(2)]
+        assert (unknown["id"], unknown["error"]["code"]) == (2, "unknown_model")
+        assert [model["name"] for model in models["models"]] == ["m"]
+        (part,) = frontend._requests.unsubmitted()  # for a controller to come
+        assert part.call.id == 1
+        assert part.call.deadline_s - part.call.received_s == pytest.approx(9)
+
+
+@on_loop
+async def test_what_is_held_longer_than_its_budget_is_told_when_to_come_back(tmp_path: Path) -> None:
+    async with starting(tmp_path, in_flight_max=1) as (frontend, _, sock, _):
+        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+        for number in (1, 2):
+            sock.send(msgpack.packb({"op": "infer", "id": number, "model": "m", "inputs": [row], "slo_ms": 100}))
+        full, late = await hear(sock), await hear(sock)
+        assert (full["id"], full["status"], full["error"]["code"]) == (2, "rejected", "frontend_full")
+        assert (late["id"], late["status"], late["error"]["code"]) == (1, "rejected", "not_ready")
+        assert late["error"]["retry_after_ms"] > 0
+        assert len(frontend._early) == 0
+
+
+@on_loop
+async def test_a_frontend_stopped_before_it_knew_anything_answers_what_it_held(tmp_path: Path) -> None:
+    async with starting(tmp_path) as (frontend, runtime, sock, _):
+        sock.send(msgpack.packb({"op": "models", "id": 1}))
+        await held(frontend, runtime, 1)
+        assert frontend.drain() is False
+        sock.send(msgpack.packb({"op": "infer", "id": 2, "app": "a", "inputs": []}))
+        refused = await hear(sock)
+        assert (refused["id"], refused["status"]) == (2, "rejected")
+        frontend.stop()
+        stopped = await hear(sock)
+        assert (stopped["id"], stopped["status"], stopped["error"]["code"]) == (1, "failed", "stopping")
+        frontend.stop = lambda: None
+
+
+@on_loop
+async def test_without_a_controller_requests_wait_as_long_as_their_budget_lasts(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.controller.leave()
+        registrar = at.frontend._registrar
+        assert registrar is not None
+        await at.until(  # gone from the table as well, or the frontend would call it once more
+            lambda: (
+                registrar.table is not None
+                and all(member.role != "controller" for member in registrar.table.members)
+                and at.frontend._controllers.owner("m") is None
+            )
+        )
+        short, long = at.client.submit("m", ROW, slo_ms=30), at.client.submit("m", ROW, slo_ms=5000)
+        outcome: Any = await short
+        assert isinstance(outcome, TimedOut)
+        assert outcome.message == "no controller could be reached"
+        successor = Controller(at.made, at.broker, "controller-2")
+        (submit,) = await successor.wait(wire.Submit, 1)
+        assert submit.attempt == 0
+        at.finish(submit)
+        assert isinstance(await long, Prediction)
+
+
+@on_loop
+async def test_a_controller_that_was_replaced_at_its_address_is_left(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-9"))
+        await at.until(lambda: at.frontend._controllers.owner("m") is None)
+
+
+@on_loop
+async def test_a_controller_that_forgot_the_frontend_is_told_again_who_it_is(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        at.controller.send(wire.Introduce())
+        first, second = await at.controller.wait(wire.FrontendHello, 2)
+        assert first == second
+
+
+@on_loop
+async def test_a_request_stays_bound_to_the_version_that_was_current_when_it_came(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        old = at.client.submit("m", ROW)
+        await at.controller.wait(wire.Submit, 1)
+        package(tmp_path / "repository", "m", "2")
+        operator = Caller(at.made.runtime(), at.broker.addresses, "operator-1")
+        operator.link.send(wire.Deploy(call=1, name="m", version="2"))
+        await at.controller.caller.table(lambda table: table.models[0].target == "2")
+        at.controller.report("m:2")
+        await at.until(lambda: at.frontend._targets.bound["m"].ref == "m:2")
+        new = at.client.submit("m", ROW)
+        await at.controller.wait(wire.Submit, 2)
+        at.controller.leave()
+        successor = Controller(at.made, at.broker, "controller-2")
+        submits = await successor.wait(wire.Submit, 2)
+        assert [submit.ref for submit in submits] == ["m:1", "m:2"]
+        at.finish(*submits)
+        outcomes: list[Any] = [await old, await new]
+        assert [outcome.version for outcome in outcomes] == ["1", "2"]
+
+
+BAD_OUTPUTS = {
+    "too many": {"inline": (memoryview(bytes(16)), memoryview(bytes(16)))},
+    "none": {"inline": (), "frames": 0},
+    "frames that did not come": {"inline": (), "frames": 1},
+    "too short": {"inline": (memoryview(bytes(12)),)},
+}
+
+
+@pytest.mark.parametrize("fields", BAD_OUTPUTS.values(), ids=BAD_OUTPUTS)
+@on_loop
+async def test_a_worker_that_sends_bad_outputs_fails_that_request_and_no_other(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    async with mesh(tmp_path) as at:
+        at.runtime.hub.loop.set_exception_handler(lambda _, fault: None)  # what the client is told is looked at here
+        bad, good = (at.client.submit("m", ROW, slo_ms=1000) for _ in range(2))
+        first, second = await at.controller.wait(wire.Submit, 2)
+        at.finish(first, **fields)
+        at.finish(second)
+        later = at.client.submit("m", ROW, slo_ms=1000)
+        at.finish((await at.controller.wait(wire.Submit, 3))[2])
+        assert [type(await future) for future in (good, later)] == [Prediction] * 2
+        assert isinstance(await bad, Failed)
