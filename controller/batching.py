@@ -148,7 +148,8 @@ def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) 
     weights = np.ones_like(y)
     base = row = 0.0
     for _ in range(30):
-        total, mean_x, mean_y = weights.sum(), np.average(sizes, weights=weights), np.average(y, weights=weights)
+        total = float(weights.sum())
+        mean_x, mean_y = float(weights @ sizes) / total, float(weights @ y) / total
         spread = float(weights @ (sizes - mean_x) ** 2) / total
         slope = 0.0 if spread < 1e-12 else float(weights @ ((sizes - mean_x) * (y - mean_y))) / total / spread
         if spread < (MIXED * mean_x) ** 2 / 4:
