@@ -3,18 +3,21 @@
 Nothing is ever run with inputs that nobody sent: all that is known comes from clients' own batches. The first batches
 are small, and the limit of each replica is moved by one of
 
-    aimd       +STEP rows after a full batch within the objective, x BACK_OFF after one that missed it; smaller steps
-               after a miss, when the edge is near
+    aimd       +STEP rows after a full batch within the objective, x BACK_OFF after one that missed it for its size;
+               smaller steps after a miss, when the edge is near
     quantile   the size whose 99th percentile, fitted as a line over recent batches, meets the objective
     fixed      the size that the operator gave
     none       1
 
 Source of aimd (additive step, back-off by 10 %) and quantile regression: Clipper (NSDI'17) section 4.3.1; that only
-full batches raise the limit, and the step of 4 rows, are ours (scripts/bench_batching.py shows its convergence).
+full batches raise the limit, which misses count, and the step of 4 rows, are ours (scripts/bench_batching.py shows its
+convergence).
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +30,8 @@ STEP_NEAR = 1 / 40  # ... or this part of the limit, if that is less, after a mi
 STEP_MIN = 0.1
 QUIET = 16  # full batches without a miss: the edge is not near any more
 BACK_OFF = 0.9
+RECENT = 15  # batches that a miss is compared with, ...
+ALIKE_MIN = 5  # ... if so many of them were about as large
 QUANTILE = 0.99
 WINDOW = 256  # batches that the quantile is fitted to
 REFIT_EVERY = 8
@@ -35,6 +40,7 @@ FORGET = 0.97  # weight of a batch in the line, when the next has come
 FIRST_S = 1e-4  # of a row never seen: whoever is first is let in, and shows how long it takes
 CAUTION = 16  # ... and each further row is taken to need this part of the objective
 OUTLIER = 4.0  # a batch this many times as long as expected counts as so much longer, and no more
+REBUILD_AT = 0.01  # the line may move by this part before the table of sizes is made again
 MIXED = 0.1  # relative spread of sizes below which their slope says little
 
 
@@ -56,10 +62,14 @@ class Aimd:
     rows: int = 1
     _exact: float = 1.0  # rows, before rounding down
     _good: int = QUIET  # full batches within the objective since the last miss
+    _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))  # (rows, duration)
 
     def ran(self, rows: int, duration_s: float) -> None:
         """See Limit. A batch that was not full says nothing about larger ones, and leaves the limit as it is."""
+        self._recent.append((rows, duration_s))
         if duration_s > self.objective_s:
+            if self._stalled(rows):
+                return
             self._good = 0
             if rows * BACK_OFF < self._exact:  # else it was sent before the last one lowered the limit
                 self._exact = max(1.0, self._exact * BACK_OFF)
@@ -68,6 +78,14 @@ class Aimd:
             step = STEP if self._good > QUIET else min(STEP, max(STEP_MIN, self._exact * STEP_NEAR))
             self._exact = min(float(self.rows_max), self._exact + step)
         self.rows = int(self._exact)
+
+    def _stalled(self, rows: int) -> bool:
+        """Whether such batches usually take less than half of the objective: this one missed it, but not for its size.
+
+        The limit would fall to 1 otherwise, where something takes the processor away now and again, and stay there.
+        """
+        alike = [duration_s for size, duration_s in self._recent if 2 * size >= rows]
+        return len(alike) >= ALIKE_MIN and median(alike) < self.objective_s / 2
 
 
 @dataclass(slots=True)
@@ -130,7 +148,8 @@ def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) 
     weights = np.ones_like(y)
     base = row = 0.0
     for _ in range(30):
-        total, mean_x, mean_y = weights.sum(), np.average(sizes, weights=weights), np.average(y, weights=weights)
+        total = float(weights.sum())
+        mean_x, mean_y = float(weights @ sizes) / total, float(weights @ y) / total
         spread = float(weights @ (sizes - mean_x) ** 2) / total
         slope = 0.0 if spread < 1e-12 else float(weights @ ((sizes - mean_x) * (y - mean_y))) / total / spread
         if spread < (MIXED * mean_x) ** 2 / 4:
@@ -209,7 +228,7 @@ class BlackBoxCurve(Curve):
         if self._seen == 1:
             return 0.0
         expected_s = self.exec_s(batch)
-        error = float(np.log(max(duration_s, 1e-9) / expected_s)) if self._line.weight else 0.0
+        error = math.log(max(duration_s, 1e-9) / expected_s) if self._line.weight else 0.0
         known = self._line.weight >= 4
         self._line.add(batch, min(duration_s, OUTLIER * expected_s) if known else duration_s)
         self._largest = max(self._largest, batch)
@@ -239,7 +258,10 @@ class BlackBoxCurve(Curve):
         self.base_s = [0.0, *(FIRST_S + row_s * i for i in range(self.rows_max))]
 
     def _build(self) -> None:
+        """Makes base_s anew, if the line has moved."""
         base_s, row_s = self._line.fit()
+        if all(abs(base_s + row_s * n - self.base_s[n]) <= REBUILD_AT * self.base_s[n] for n in (1, self._largest)):
+            return
         sizes = np.arange(self.rows_max + 1, dtype=float)
         table = base_s + row_s * sizes
         edge = min(self._largest, self.rows_max)

@@ -108,7 +108,8 @@ async def containers(
     try:
         await _served(running, model, replicas)
         name = method if replicas == 1 else f"{method}, {replicas} replicas"
-        pids = {f"container {i}": pid for i, p in enumerate(processes) for pid in family(p.pid).values()}
+        pids = {f"container {i}": p.pid for i, p in enumerate(processes)}
+        pids |= {f"code {i}": pid for i, p in enumerate(processes) for pid in family(p.pid).values() if pid != p.pid}
         yield System(function, name, driver.drive, {**running.supervisor.pids(), **pids}, sizes)
     finally:
         driver.close()
@@ -362,7 +363,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         onnx = folder / "mlp.onnx"
         batching_functions.export_onnx(onnx)
         os.environ["BENCH_ONNX"] = str(onnx)
-        async with mesh(folder / "models", folder / "data", ready=False) as running:
+        formation = {"gpu_worker": 0}  # nobody asks it
+        async with mesh(folder / "models", folder / "data", formation=formation, ready=False) as running:
             curves = {}
             for function in arguments.functions:
                 results["functions"][function] = await compare(running, folder, function, arguments)

@@ -414,6 +414,9 @@ def scale(
             known = ", ".join(sorted(roster.read())) or "none"
             usage(f"no container {model!r} was started with --replicas; there are: {known}")
     out.print(f"{model}: {replicas} replicas are being kept")
+    for name, why in roster.down().items():
+        if name.rpartition(".")[0] == model and replicas:
+            out.print(f"{name} was down, and is tried again: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

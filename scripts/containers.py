@@ -36,13 +36,18 @@ class Kept(msgspec.Struct):
     replicas: int
     version: str = "1"
     code: str = ""  # digest of what it ran when it was put here
+    asked: int = 0  # how often somebody has said how many: replicas that could not start are tried again each time
 
 
 class Roster:
-    """The file. A change is whole or not at all, and two at a time are made one after the other."""
+    """The file. A change is whole or not at all, and two at a time are made one after the other.
+
+    Beside it lies another, in which whoever keeps the containers says which replicas are down, and why.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / "containers.json"
+        self._down = data_dir / "containers_down.json"
         self._runner = data_dir / "supervisor.lock"
 
     def read(self) -> dict[str, Kept]:
@@ -58,6 +63,7 @@ class Roster:
         """The container is to be kept. Returns what was kept under this name before."""
         with self._changing() as kept:
             before = kept.get(model)
+            container.asked = before.asked + 1 if before is not None else 0
             kept[model] = container
         return before
 
@@ -67,7 +73,21 @@ class Roster:
             if model not in kept:
                 return False
             kept[model].replicas = replicas
+            kept[model].asked += 1
             return True
+
+    def tell_down(self, down: dict[str, str]) -> None:
+        """These replicas are down, {replica: why}, and no others."""
+        _write(self._down, down)
+
+    def down(self) -> dict[str, str]:
+        """{replica: why} of those that are down, if a `gearmesh up` runs."""
+        if not self.is_watched:
+            return {}
+        try:
+            return msgspec.json.decode(self._down.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.MsgspecError):  # it is about to be written
+            return {}
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Kept]]:
@@ -76,10 +96,7 @@ class Roster:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = self.read()
             yield kept
-            handle, temporary = tempfile.mkstemp(dir=self._file.parent, suffix=".tmp")
-            with os.fdopen(handle, "w") as out:
-                json.dump(msgspec.to_builtins(kept), out, indent=1)
-            os.replace(temporary, self._file)
+            _write(self._file, kept)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -103,18 +120,26 @@ class Roster:
 
 
 async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Settings) -> None:
-    """Runs until cancelled: as many replicas run as the roster says."""
+    """Runs until cancelled: as many replicas run as the roster says, and those that are down are told there."""
     said: Any = None
+    asked: dict[str, int] = {}
+    told: dict[str, str] | None = None
     with roster.watched():
         while True:
+            kept = None
             try:
                 kept = roster.read()
-            except ValueError as error:
+                if supervisor.down() != told:
+                    roster.tell_down(supervisor.down())
+                    told = supervisor.down()
+            except (OSError, ValueError) as error:
                 if str(error) != said:
                     said = str(error)
                     supervisor.say("up", said)
-                kept = None
             for model, container in (kept or {}).items():
+                if asked.get(model) != container.asked:
+                    asked[model] = container.asked
+                    supervisor.retry(model)
                 extra = Extra(_command(container), container.version, container.code, UP)
                 if supervisor.scale(model, extra, container.replicas):
                     await _take_over(supervisor, model, extra, container.replicas, settings)
@@ -138,6 +163,14 @@ def _deploy(model: str, version: str, settings: Settings) -> str:
     except (NoBroker, TimeoutError) as error:
         return str(error)
     return "" if reply.ok else reply.message
+
+
+def _write(file: Path, found: Any) -> None:
+    """The file holds this, as JSON; nobody sees it half written."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    with os.fdopen(handle, "w") as out:
+        json.dump(msgspec.to_builtins(found), out, indent=1)
+    os.replace(temporary, file)
 
 
 def _command(container: Kept) -> str:

@@ -56,6 +56,7 @@ class Child:
     up: bool = False  # an extra one has said that it serves
     unwanted: bool = False  # it is to end, and is not started again
     ended: bool = False  # it cannot start, and is not tried again
+    why: str = ""  # how an extra one ended last, until it serves
 
 
 def procfile_commands(
@@ -135,6 +136,16 @@ class Supervisor:
         for child in [child for child in self._extras.get(name, []) if child.extra != extra]:
             self._end(child)
 
+    def retry(self, name: str) -> None:
+        """Replicas that could not start are forgotten: `scale` starts others in their place."""
+        for child in [child for child in self._extras.get(name, []) if child.ended]:
+            self._dropped(child)
+
+    def down(self) -> dict[str, str]:
+        """{replica: why} of those wanted beside the Procfile that have ended, and have not served since."""
+        children = [child for replicas in self._extras.values() for child in replicas]
+        return {child.name: child.why for child in children if child.why and not child.unwanted}
+
     def _end(self, child: Child) -> None:
         """A replica is to end, and not to be started again."""
         if not child.unwanted:
@@ -176,7 +187,7 @@ class Supervisor:
         self._children.remove(child)
         extras = self._extras[child.name.rpartition(".")[0]]
         extras.remove(child)
-        self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        self._tasks = [task for task in self._tasks if task is not asyncio.current_task() and not task.done()]
 
     async def _keep(self, child: Child) -> None:
         while not self._stopping:
@@ -188,8 +199,10 @@ class Supervisor:
                 self._dropped(child)
                 return
             if child.extra is not None and code == WRONG_SETTINGS:
-                self._say("up", f"{child.name} cannot start, and is not tried again before it is scaled to 0 and up")
-                child.ended = True
+                name = child.name.rpartition(".")[0]
+                said = next((line for line in reversed(child.tail) if line), _describe(code))
+                child.ended, child.why = True, f"it cannot start: {said}"
+                self._say("up", f"{child.name} cannot start, and is not tried again before gearmesh scale {name} N")
                 return
             if code == WRONG_SETTINGS and child.name.partition(".")[0] in OPTIONAL:
                 self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
@@ -201,6 +214,7 @@ class Supervisor:
                 return
             child.failures = 0 if time.monotonic() - began_s > HEALTHY_S else child.failures + 1
             wait_s = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
+            child.why = f"it ended with {_describe(code)}, and is being started again"
             self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), wait_s)
@@ -224,7 +238,7 @@ class Supervisor:
             text = line.decode(errors="replace").rstrip()
             child.tail = [*child.tail[-40:], text]
             if child.extra is not None and child.extra.up in text:
-                child.up = True
+                child.up, child.why = True, ""
             self._say(child.name, text)
         return await child.process.wait()
 

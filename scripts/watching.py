@@ -13,6 +13,7 @@ from rich.live import Live
 from broker.config import Settings
 from broker.metrics import metrics_text
 from frontend.observer import NoMesh, Observer, View, answering, describe
+from scripts.containers import Roster
 from scripts.screens import Screen
 from scripts.trace import TraceError, check_seconds, check_target, record, write
 
@@ -41,8 +42,9 @@ def run_status(
             after = observer.look(models=True)
     except NoMesh as error:
         return _refuse(err, str(error))
+    down = Roster(settings.data_dir).down()
     if as_json:
-        print(json.dumps(describe(after)))
+        print(json.dumps({**describe(after), "containers_down": down}))
         return 0
     out.print(Screen(before, after))
     unready = [model for model in after.models if not model["ready"]]
@@ -53,6 +55,8 @@ def run_status(
         out.print(
             f"{len(after.models) - len(unready)} of {len(after.models)} models are ready; gearmesh models lists them"
         )
+    for name, why in down.items():
+        out.print(f"container {name} is down: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -32,6 +32,7 @@ from typing import Any, Dict
 
 PACKET_BYTES_MAX = 1 << 16
 TEXT_MAX = 8000
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 Spec = Dict[str, Any]  # {"name", "dtype", "shape"} and, in shared memory, "at"
 DTYPES = (
     "float32", "float64", "float16", "bool",
@@ -85,7 +86,7 @@ def die_with_parent() -> None:
 
 def send(control: socket.socket, message: dict[str, Any]) -> None:
     """`message` is on its way. Texts have been cut to fit a packet, in whatever script they are."""
-    control.send(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
+    control.send(ENCODER.encode(message).encode(errors="replace"))
 
 
 def load(target: str) -> Any:
@@ -317,17 +318,18 @@ class Server:
 
     def serve(self) -> None:
         """Returns when the parent has closed its end."""
+        packet, descriptors, _, _ = socket.recv_fds(self.control, PACKET_BYTES_MAX, 1)
+        if not packet:
+            return
+        message = json.loads(packet)
+        self.memory = mmap.mmap(descriptors[0], message["bytes"])
+        os.close(descriptors[0])
+        self.inputs, self.outputs = message["inputs"], message["outputs"]
         while True:
-            packet, descriptors, _, _ = socket.recv_fds(self.control, PACKET_BYTES_MAX, 1)
+            packet = self.control.recv(PACKET_BYTES_MAX)
             if not packet:
                 return
-            message = json.loads(packet)
-            if message["op"] == "memory":
-                self.memory = mmap.mmap(descriptors[0], message["bytes"])
-                os.close(descriptors[0])
-                self.inputs, self.outputs = message["inputs"], message["outputs"]
-            else:
-                self.run(message)
+            self.run(json.loads(packet))
 
     def run(self, message: dict[str, Any]) -> None:
         """One batch: its outputs are in its slot, or the answer says why not. Whatever the code raises is an answer."""

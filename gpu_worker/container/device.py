@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import structlog
 
 from broker import wire
@@ -51,7 +50,7 @@ class ContainerDevice:
         os.ftruncate(self._memory_fd, self._layout.total_bytes)
         self._memory = mmap.mmap(self._memory_fd, self._layout.total_bytes)
         self._child.share(self._memory_fd, self._layout)
-        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._bytes = memoryview(self._memory)
         self._free = [i * self._layout.slot_bytes for i in range(SLOTS)]
         self.info = wire.DeviceInfo(
             name=f"container:{options.ref}/{os.getpid()}",
@@ -67,6 +66,7 @@ class ContainerDevice:
         self._in_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.inputs]
         self._out_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.outputs]
         self._running: Job | None = None  # in the child
+        self._overdue_s: float | None = None  # from then on it hangs
         self._why = ""  # the child is being ended for this
         self._lives = 0  # short ones in a row
         self._born_s = time.monotonic()
@@ -148,11 +148,11 @@ class ContainerDevice:
             at = slot + placed["at"]
             end = at + size * action.batch
             for tensors in job.tensors:
-                piece = np.frombuffer(tensors[i], np.uint8)
-                if at + len(piece) > end:
+                piece = tensors[i]
+                begin, at = at, at + len(piece)
+                if at > end:
                     return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has more bytes than the batch's rows")
-                self._bytes[at : at + len(piece)] = piece
-                at += len(piece)
+                self._bytes[begin:at] = piece
             if at != end:
                 return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has fewer bytes than the batch's rows")
         end_s = time.monotonic()
@@ -166,9 +166,9 @@ class ContainerDevice:
         if child is None or child.ready is None or self._why or not child.run(action.action, action.batch, job.slot):
             return Done(now, now, 0.0, "container_died", self._why or "its code is being started again")
         self._running = job
-        if action.overdue_s:
-            assert self._alarm is not None
-            self._alarm.set(action.overdue_s + (0.0 if child.warm else action.cold_s))
+        assert self._alarm is not None
+        self._overdue_s = action.overdue_s + (0.0 if child.warm else action.cold_s) if action.overdue_s else None
+        self._alarm.by(self._overdue_s)
         return None
 
     def _output(self, job: Job) -> Done:
@@ -177,7 +177,7 @@ class ContainerDevice:
         assert isinstance(action, wire.Infer)
         for placed, size in zip(self._layout.outputs, self._out_bytes, strict=True):
             at = job.slot + placed["at"]
-            job.outputs.append(memoryview(self._bytes[at : at + size * action.batch].tobytes()))
+            job.outputs.append(memoryview(bytes(self._bytes[at : at + size * action.batch])))
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -217,9 +217,7 @@ class ContainerDevice:
     def _ran(self, message: dict[str, Any]) -> None:
         job, self._running = self._running, None
         assert job is not None
-        assert self._alarm is not None
         assert self._finished is not None
-        self._alarm.set(None)
         error = message["error"]
         begin_s, end_s = message["begin"], message["end"]
         if error is not None:
@@ -237,10 +235,15 @@ class ContainerDevice:
             log.warning("model_error", ref=self.options.ref, error=error, trace=trace)
 
     def _overdue(self, now: float) -> None:
-        """A batch has run long past every deadline in it."""
-        if self._running is not None:
-            action = self._running.action
-            self._end(f"its code hung: a batch of {getattr(action, 'batch', 0)} rows did not return")
+        """A batch has run long past every deadline in it; or the alarm was set for one that has ended since."""
+        if self._running is None or self._overdue_s is None:
+            return
+        if now < self._overdue_s:
+            assert self._alarm is not None
+            self._alarm.by(self._overdue_s)
+            return
+        action = self._running.action
+        self._end(f"its code hung: a batch of {getattr(action, 'batch', 0)} rows did not return")
 
     def _watch_memory(self) -> None:
         self._later("watch", WATCH_S, self._watch_memory)

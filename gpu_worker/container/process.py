@@ -1,7 +1,6 @@
 """The child process of a container: started, spoken to, read, and ended. Shell."""
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -13,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from gpu_worker.container.specs import ContainerError, ContainerOptions, Layout
@@ -22,6 +22,7 @@ PACKET_BYTES_MAX = 1 << 16
 LINES_PER_S_MAX = 20  # of what the code prints; the rest is counted
 LINE_MAX = 500  # characters of a line that are kept
 TAIL = 20  # last lines, for whoever has to find out why it died
+DECODER = msgspec.json.Decoder(dict[str, Any])
 log = structlog.get_logger("container")
 
 
@@ -37,7 +38,8 @@ class ChildProcess:
             "check": check,
             "rows_max": options.batch_max,
         }
-        command = [options.python, "-u", str(SCRIPT), str(theirs.fileno()), options.predict, json.dumps(told)]
+        about = msgspec.json.encode(told).decode()
+        command = [options.python, "-u", str(SCRIPT), str(theirs.fileno()), options.predict, about]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -76,12 +78,12 @@ class ChildProcess:
             "op": "memory", "bytes": layout.total_bytes, "inputs": layout.inputs, "outputs": layout.outputs,
         }  # fmt: skip
         with contextlib.suppress(OSError):  # it is gone: that is read next
-            socket.send_fds(self.control, [json.dumps(message).encode()], [memory])
+            socket.send_fds(self.control, [msgspec.json.encode(message)], [memory])
 
     def run(self, number: int, rows: int, at: int) -> bool:
         """The child is asked to run the batch in the slot that begins at `at`. False if it is gone."""
         try:
-            self.control.send(json.dumps({"op": "run", "id": number, "rows": rows, "at": at}).encode())
+            self.control.send(msgspec.json.encode({"op": "run", "id": number, "rows": rows, "at": at}))
         except OSError:
             return False
         return True
@@ -94,7 +96,7 @@ class ChildProcess:
             return None
         except OSError:
             packet = b""
-        return json.loads(packet) if packet else {}
+        return DECODER.decode(packet) if packet else {}
 
     @property
     def tail(self) -> str:

@@ -1,4 +1,4 @@
-"""BentoML: its adaptive batcher, one worker. JSON."""
+"""BentoML: its adaptive batcher, one worker. JSON, since it refuses arrays in any other form from outside."""
 
 import os
 import sys

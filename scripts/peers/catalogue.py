@@ -48,9 +48,7 @@ PEERS = {
         ),
         Peer(
             "litserve", ("litserve",), "litserve_server.py",
-            "1 worker, batches, wait 1 ms, fast_queue (no-op: neither), JSON",
-            "/predict", JSON, lambda row: json.dumps({"x": list(row)}).encode(),
-            lambda body: tuple(json.loads(body)["y"]),
+            "1 worker, batches, wait 1 ms, fast_queue (no-op: neither), raw bytes", "/predict", BINARY, _raw, _floats,
         ),
         Peer(
             "bentoml", ("bentoml",), "bentoml_server.py", "1 worker, batchable API, JSON",

@@ -1,10 +1,14 @@
 """Batch sizes of black-box containers: how they grow, back off, and what is expected of a batch."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from broker import wire
 from controller.batching import QUIET, STEP, Aimd, BlackBoxCurve, QuantileLine, fit_quantile, make_black_box
+
+Foreign = Callable[[np.random.Generator, float], float]  # how long what takes so long alone takes beside others
 
 
 def run(
@@ -87,6 +91,71 @@ def test_few_batches_miss_the_objective_whatever_the_size_is_that_meets_it(base_
         limit.ran(rows, duration_s)
         flying.append(limit.rows)
     assert np.mean(missed[100:]) < 0.25
+
+
+def under_load(limit: Aimd, batches: int, foreign: Foreign, seed: int, row_s: float = 0.0001) -> "np.ndarray":
+    """Full batches of 2 ms + row_s each, two in flight, while others use the processor. [batch, (rows, duration)]."""
+    rng = np.random.default_rng(seed)
+    flying = [limit.rows, limit.rows]
+    ran = []
+    for _ in range(batches):
+        rows = flying.pop(0)
+        duration_s = foreign(rng, 0.002 + row_s * rows)
+        limit.ran(rows, duration_s)
+        ran.append((rows, duration_s))
+        flying.append(limit.rows)
+    return np.array(ran)
+
+
+def hogs(slower: float, share: float, stall_s: float) -> Foreign:
+    """Processes that never rest: everything takes up to `slower` times as long, and some of it a time slice more."""
+    return lambda rng, s: s * rng.uniform(1, slower) + (rng.exponential(stall_s) if rng.random() < share else 0.0)
+
+
+def throttled(share: float) -> Foreign:
+    """A quota of the processor: now and again all of it is taken away for longer than the objective."""
+    return lambda rng, s: s * (1 + 0.05 * rng.exponential()) + (rng.uniform(0.02, 0.05) if rng.random() < share else 0)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("foreign", "best"), [(hogs(1.6, 0.2, 0.004), 87), (hogs(2.2, 0.35, 0.006), 64)])
+def test_beside_other_processes_the_limit_stays_around_the_size_of_most_goodput(
+    foreign: Foreign, best: int, seed: int
+) -> None:
+    limit = Aimd(0.02, 1024)
+    rows, durations = under_load(limit, 600, foreign, seed)[100:].T
+    assert 0.7 * best <= np.median(rows) <= 1.3 * best
+    assert rows.min() >= best / 3
+    assert rows.max() <= 2 * best
+    assert np.mean(durations > 0.02) < 0.2
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_misses_that_smaller_batches_would_not_have_been_spared_do_not_bring_the_limit_down_to_one(
+    share: float, seed: int
+) -> None:
+    rows = under_load(Aimd(0.02, 1024), 600, throttled(share), seed)[100:, 0]
+    assert np.median(rows) >= 40
+    assert rows.min() >= 10
+
+
+def test_code_that_really_became_slower_is_believed_though_it_usually_took_little() -> None:
+    limit = Aimd(0.02, 64)
+    under_load(limit, 100, throttled(0.0), 1)
+    assert limit.rows == 64  # 8 ms: the operator allows no more
+    rows = under_load(limit, 60, throttled(0.0), 2, row_s=0.002)[:, 0]  # 9 rows
+    assert 6 <= rows[-1] <= 10
+
+
+def test_one_row_that_stalled_says_nothing_about_full_batches() -> None:
+    limit = Aimd(0.02, 1024, rows=100, _exact=100.0)
+    for _ in range(10):
+        limit.ran(1, 0.001)
+    limit.ran(1, 0.5)
+    assert limit.rows == 100
+    limit.ran(100, 0.021)  # nothing as large was seen: it is believed
+    assert limit.rows == 90
 
 
 def test_a_step_is_small_after_a_miss_until_all_has_gone_well_for_long() -> None:

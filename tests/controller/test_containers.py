@@ -1,5 +1,6 @@
 """Containers in the scheduler: who serves them, whom a batch waits for, what happens when their code dies."""
 
+import numpy as np
 import pytest
 
 from broker import wire
@@ -148,6 +149,18 @@ def test_a_lone_client_is_never_waited_with() -> None:
         assert gathering.until(1, 8, now, now) is None
         gathering.ended(now + 0.0005)
         now += 0.0007
+
+
+def test_requests_that_come_now_and_then_are_not_waited_with() -> None:
+    rng = np.random.default_rng(1)
+    gathering = Gathering(0.005)
+    now = 0.0
+    for _ in range(500):  # of many clients, who know nothing of each other
+        now += rng.exponential(0.1)
+        gathering.arrived(now)
+        assert gathering.until(1, 64, now, now) is None
+        now += 0.004
+        gathering.ended(now)
 
 
 def test_expected_requests_are_waited_for_until_the_wait_is_over_or_all_are_there() -> None:

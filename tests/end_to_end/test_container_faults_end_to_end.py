@@ -14,6 +14,7 @@ from frontend.client import AsyncClient, Failed, Prediction, Rejected, RequestEr
 from scripts.meshes import Mesh
 from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, kill_everybody, start_container
 from tests.end_to_end.meshes import background_mesh, emulated_device, emulated_model
+from tests.memory import resident_kib
 
 pytestmark = pytest.mark.end_to_end
 HERE = Path(__file__).parent
@@ -353,13 +354,7 @@ def test_the_first_request_after_the_controller_came_back_is_served(running: Mes
     play(scenario())
 
 
-def resident_kib(pid: int) -> int:
-    """Memory that a process holds."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
-
-
-def test_memory_stays_flat_over_a_hundred_thousand_queries(running: Mesh) -> None:
+def test_the_memory_of_the_mesh_stays_flat_over_thousands_of_queries_of_one_row_and_of_many(running: Mesh) -> None:
     async def scenario() -> None:
         many = np.repeat(X, 100, axis=0)
 

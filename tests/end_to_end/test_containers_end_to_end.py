@@ -79,6 +79,31 @@ def test_scale_changes_how_many_replicas_a_running_mesh_keeps(tmp_path: Path) ->
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
 
+def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is_scaled(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "a")
+    module, good = tmp_path / "toy.py", "def double(x):\n    return x * 2\n"
+
+    async def scenario(running: Mesh) -> None:
+        async def does(*arguments: str) -> str:
+            code, output = await gearmesh(running, tmp_path, *arguments)
+            assert code == 0, output
+            return output
+
+        module.write_text(good)
+        await does("container", "--model", "f", "--predict", "toy:double", *SPECS, "--replicas", "0")
+        module.write_text("import nowhere\n" + good)
+        await does("scale", "f", "1")
+        why = "it cannot start: ModuleNotFoundError: No module named 'nowhere'"
+        while f"container f.1 is down: {why}" not in await does("status", "--over", "0"):
+            pass
+        module.write_text(good)
+        assert f"f.1 was down, and is tried again: {why}" in await does("scale", "f", "1")
+        await is_ready(running, "f")
+        assert "is down" not in await does("status", "--over", "0")
+
+    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+
+
 def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_without_a_gap(tmp_path: Path) -> None:
     emulated_model(tmp_path / "repository", "a")
 

@@ -39,14 +39,14 @@ class Rig:
         assert self.device._child is not None
         return self.device._child.pid
 
-    async def run(self, x: Any = ROW, *, overdue_s: float = 0.0, cold_s: float = 0.0) -> Any:
-        """The output of one batch, or how its EXEC failed; `overdue_s`: from now on, 0: never."""
+    async def run(self, x: Any = ROW, *, parts: int = 1, overdue_s: float = 0.0, cold_s: float = 0.0) -> Any:
+        """The output of one batch, of so many requests, or how its EXEC failed; `overdue_s`: from now on, 0: never."""
         self._actions += 1
         action = wire.Infer(
             action=self._actions, ref="f:1", earliest_s=0.0, latest_s=1e9, expected_s=0.01, batch=len(x),
             overdue_s=time.monotonic() + overdue_s if overdue_s else 0.0, cold_s=cold_s,
         )  # fmt: skip
-        job = Job(action, 0.0, self._actions, [[x.tobytes()]])
+        job = Job(action, 0.0, self._actions, [[part.tobytes()] for part in np.split(x, parts)])
         filled = self.device.begin(Phase.INPUT, job)
         assert filled is not None
         assert filled.code == "ok", filled

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from gpu_worker.container.specs import ContainerError
 from tests.gpu_worker.container_builders import ROW, rig, write
 from tests.loops import on_loop
+from tests.memory import resident_kib
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,15 @@ async def test_the_first_batch_of_a_process_may_take_longer_than_the_next(folder
         assert "its code hung" in await one.news.get()
         assert await one.news.get() == ""
         np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=30.0), ROW * 2)  # the first of a new one
+
+
+@on_loop
+async def test_a_batch_hangs_when_its_own_time_is_over_not_that_of_one_before(folder: Path) -> None:
+    async with rig(folder, "import time\ndef f(x):\n    time.sleep(3600 if x[0, 0] < 0 else 0)\n    return x") as one:
+        np.testing.assert_array_equal(await one.run(overdue_s=0.1), ROW)
+        began_s = time.monotonic()
+        assert "its code hung" in await one.run(-1 - ROW, overdue_s=0.3)
+        assert time.monotonic() - began_s > 0.3
 
 
 @on_loop
@@ -58,6 +69,22 @@ async def test_a_fork_that_returns_from_the_function_does_not_serve_beside_it(fo
     async with rig(folder, "def f(x):\n    os.fork()\n    return x * 0 + os.getpid()") as one:
         for _ in range(5):
             np.testing.assert_array_equal(await one.run(), np.full_like(ROW, one.pid))
+
+
+@on_loop
+async def test_memory_stays_flat_over_a_hundred_thousand_queries(folder: Path) -> None:
+    x = np.repeat(ROW, 50, axis=0)
+    async with rig(folder, "def f(x): return x * 2") as one:
+
+        async def ask(queries: int) -> None:
+            for _ in range(queries // len(x)):
+                np.testing.assert_array_equal(await one.run(x, parts=len(x)), x * 2)
+
+        await ask(5_000)
+        before = [resident_kib(pid) for pid in (os.getpid(), one.pid)]
+        await ask(100_000)
+        grown = [resident_kib(pid) - was for pid, was in zip((os.getpid(), one.pid), before, strict=True)]
+        assert max(grown) < 1024, grown  # ten bytes for each query
 
 
 @on_loop

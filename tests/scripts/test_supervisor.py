@@ -376,6 +376,38 @@ async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone
 
 
 @on_loop
+async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tmp_path: Path) -> None:
+    script = f"[ -e {tmp_path / 'mended'} ] || {{ echo loading; echo no module; echo; exit 2; }}; {replica('one')}"
+    extra = Extra(script, up="up")
+    async with running({}) as (supervisor, said):
+        supervisor.scale("f", extra, 1)
+        await heard(said, ("up", "f.1 cannot start, and is not tried again before gearmesh scale f N"))
+        assert supervisor.down() == {"f.1": "it cannot start: no module"}
+        (tmp_path / "mended").touch()
+        supervisor.scale("f", extra, 1)
+        assert supervisor.pids() == {}
+        supervisor.retry("f")
+        assert supervisor.down() == {}
+        supervisor.scale("f", extra, 1)
+        await heard(said, ("f.1", "one up"))
+        supervisor.retry("f")  # leaves alone what serves
+        supervisor.scale("f", extra, 1)
+        assert list(supervisor.pids()) == ["f.1"]
+
+
+@on_loop
+async def test_a_replica_that_dies_is_down_until_it_serves_again(tmp_path: Path) -> None:
+    script = replica("one", before=f"[ -e {tmp_path / 'mended'} ] || exit 3; ")
+    async with running({}) as (supervisor, said):
+        supervisor.scale("f", Extra(script, up="up"), 1)
+        await said.count(1)
+        assert supervisor.down() == {"f.1": "it ended with code 3, and is being started again"}
+        (tmp_path / "mended").touch()
+        await heard(said, ("f.1", "one up"))
+        assert supervisor.down() == {}
+
+
+@on_loop
 async def test_replicas_are_as_many_as_was_said_last() -> None:
     extra = Extra(replica("one"), up="up")
     async with running({}) as (supervisor, _):
