@@ -57,7 +57,8 @@ class ZmqDriver:
         self._request, self._check = request, check
         self._context = zmq.Context()
         self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        self._sock.setsockopt(zmq.LINGER, 0)
+        for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):  # no limits: what is in flight is one
+            self._sock.setsockopt(option, 0)
         self._sock.connect(address)
         self._sent: dict[int, float] = {}
         self._number = 0
