@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLUMNS = 3
+TITLE_CHARS = 50  # in a line
 LIMIT = "bound"  # the line that no policy can cross
 
 
@@ -51,5 +53,5 @@ def _lines(axis: Axes, panel: Panel) -> None:
     axis.set_xticks(places, panel.labels, rotation=60 if max(map(len, panel.labels)) > 5 else 0, fontsize="x-small")
     axis.set_xlabel(panel.column, fontsize="small")
     axis.set_ylim(0, 1.05)
-    axis.set_title(panel.title, fontsize="small", wrap=True)
+    axis.set_title(textwrap.fill(panel.title, TITLE_CHARS), fontsize="small")
     axis.grid(alpha=0.3)
