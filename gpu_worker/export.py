@@ -1,13 +1,9 @@
 """Writes a torch module as a model package: the graph without its weights, and the weights beside it."""
 
-import contextlib
 import copy
 import itertools
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +14,8 @@ from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from broker import wire
-from broker.tensors import DTYPES
-from gpu_worker.packages import Package, read_package
+from gpu_worker.importing.writing import manifest_text, staged
+from gpu_worker.packages import MANIFEST, Package, read_package
 
 
 class _Lifted(nn.Module):
@@ -71,35 +67,8 @@ def write_package(
     with staged(repository, name, version) as folder:
         constants = _write_graph(module, weights, example, batch_max, folder / "graph.pt2")
         save_file(constants | weights, folder / "weights.safetensors")
-        (folder.parent / "model.toml").write_text(manifest, encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
     return read_package(repository, wire.ref_of(name, version), ())
-
-
-@contextlib.contextmanager
-def staged(repository: Path, name: str, version: str) -> Iterator[Path]:
-    """A folder for the version's files, with `model.toml` above it. What is written there becomes the package if the
-    block ends well and it can be read; otherwise nothing of it remains. Figures of what it replaces go.
-    """
-    repository.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=repository))
-    try:
-        folder = stage / name / version
-        folder.mkdir(parents=True)
-        yield folder
-        read_package(stage, wire.ref_of(name, version), ())
-        _move(stage / name, repository / name, version)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _move(written: Path, model: Path, version: str) -> None:
-    """The files come one by one, the manifest last: who looks meanwhile sees a whole file each time."""
-    folder = model / version
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "profiles", ignore_errors=True)
-    for file in sorted((written / version).iterdir()):
-        os.replace(file, folder / file.name)
-    os.replace(written / "model.toml", model / "model.toml")
 
 
 def _folded(module: nn.Module) -> nn.Module:
@@ -145,37 +114,3 @@ def _write_graph(
     order = {"weights": [*constants, *weights]}
     torch.export.save(exported, file, extra_files={"gearmesh.json": json.dumps(order)})
     return constants
-
-
-def manifest_text(
-    inputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    outputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    batch_max: int,
-    slo_ms: float,
-    labels: Sequence[str],
-    cache: bool,
-    description: str,
-    graph: str,
-) -> str:
-    """model.toml. `inputs`, `outputs`: {name: (dtype, shape of one row)}."""
-    lines = [
-        f"description = {_quoted(description)}",
-        f"batch_max = {batch_max}",
-        f"slo_ms = {slo_ms}",
-        f"cache = {json.dumps(cache)}",
-        f"labels = [{', '.join(map(_quoted, labels))}]",
-        "",
-        "[architecture]",
-        f"graph = {_quoted(graph)}",
-    ]
-    specs = [("inputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in inputs.items()]
-    specs += [("outputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in outputs.items()]
-    for table, tensor, dtype, shape in specs:
-        assert dtype in DTYPES, f"{tensor}: dtype {dtype} cannot travel"
-        lines += ["", f"[[{table}]]", f"name = {_quoted(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A TOML string: JSON's, but for a character that TOML wants escaped and JSON does not."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -15,8 +15,8 @@ from broker import wire
 from broker.errors import PackageError
 from broker.tensors import DTYPES
 from gpu_worker.devices.onnx import ORT_DTYPES, open_session, require
-from gpu_worker.export import manifest_text, staged
-from gpu_worker.packages import BATCH_MAX, Package, read_package
+from gpu_worker.importing.writing import manifest_text, staged
+from gpu_worker.packages import BATCH_MAX, MANIFEST, Package, read_package
 
 CONSTANT_SIZE_MAX = 16  # elements of a tensor that stays in the graph
 FLOATS = {"float32", "float64", "float16"}
@@ -57,7 +57,7 @@ def write_onnx_package(
     with staged(repository, name, version) as folder:
         (folder / "graph.onnx").write_bytes(content)
         save_file(weights, folder / "weights.safetensors")
-        (folder.parent / "model.toml").write_text(manifest, encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
     return read_package(repository, wire.ref_of(name, version), ())
 
 
