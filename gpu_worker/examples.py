@@ -182,9 +182,14 @@ def not_run(why: str) -> str:
 
 
 def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> Kept:
-    """The author's own rows: {input: array or tensor [rows, ...]}. Raises: PackageError, code bad_example."""
+    """The author's own rows: {input: array or tensor [rows, ...]}, or {"": array} where there is one input.
+
+    Raises: PackageError, code bad_example.
+    """
     faults = []
     names = [spec.name for spec in specs]
+    if list(example) == [""] and len(names) == 1:
+        example = {names[0]: example[""]}
     if sorted(example) != sorted(names):
         faults.append(f"example must have rows for {', '.join(names)}; it has {', '.join(example) or 'none'}")
     rows = []

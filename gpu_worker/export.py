@@ -56,9 +56,9 @@ def write_package(
     """
     place = f"{name}:{version}"
     specs = arguments.check(place, name, version, inputs, batch_max, slo_ms, labels)
-    plain = plain_copy(place, module)
-    binding = bind(place, plain.forward, list(inputs))
     with quiet():
+        plain = plain_copy(place, module)
+        binding = bind(place, plain.forward, list(inputs))
         made = _Making(place, plain, binding, specs, batch_max)
         made.look(example, outputs)
         program = made.program()

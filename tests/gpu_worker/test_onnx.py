@@ -162,17 +162,3 @@ def test_without_onnxruntime_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert prepared(device, package.parents[1]) == ["onnxruntime is not installed here: pip install 'gearmesh[onnx]'"]
-
-
-def test_the_script_tells_what_it_made_or_why_it_could_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from scripts.import_onnx import main
-
-    write_file(tmp_path / "m.onnx")
-    for file, code in (("m.onnx", 0), ("gone.onnx", 1)):
-        monkeypatch.setattr("sys.argv", ["x", str(tmp_path / file), "m", "--repository", str(tmp_path / "r")])
-        assert main() == code
-    told = capsys.readouterr()
-    assert "input   x: float32 [-1, 8]" in told.out
-    assert "is not a readable ONNX file" in told.err
