@@ -26,6 +26,7 @@ class Case:
     draw: Mapping[str, Span] = field(default_factory=dict)  # valid values, where not any will do
     options: Mapping[str, Any] = field(default_factory=dict)  # of write_package
     exact: torch.dtype = torch.float32  # of the least exact step
+    file: bool = False  # of ONNX
     by_name: bool = False  # the reference is called with the inputs by name
     where: tuple[str, ...] = ()  # of each output in what the module returns, where the names are others
     norms: int | None = None  # batch normalisations that are left in the graph; None: nobody looks

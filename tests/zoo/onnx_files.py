@@ -1,5 +1,6 @@
 """Graphs as ONNX files have them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ SCALES = {"s": np.float32(0.05).reshape(()), "t": np.float32(0.01).reshape(()), 
 DYNAMIC = """q, s, z = DynamicQuantizeLinear(x) i = MatMulInteger(q, V, z) f = Cast <to=1> (i) y = Mul(f, s)"""
 CODES = np.random.default_rng(1).integers(-100, 100, (8, 8)).astype(np.int8)
 
-CASES = [
+MADE = [
     taken("onnx_mlp", written(to("float[N,3] y", "a = Gemm(x, W, B) r = Relu(a) y = Gemm(r, V, C)"), W=floats(8, 16),
           B=floats(16), V=floats(16, 3), C=floats(3)), ROW, out(3)),
     taken("onnx_conv_bn", written(to("float[N,4,4,4] y", "c = Conv(x, W) y = BatchNormalization(c, s, b, m, v)", P),
@@ -188,3 +189,4 @@ CASES = [
             four=np.array(4, np.int64)), ROW, "bad_outputs"),
     refused("onnx_without_its_weights", without_its_weights, ROW, "not_onnx"),
 ]  # fmt: skip
+CASES = [replace(case, file=True) for case in MADE]
