@@ -100,7 +100,7 @@ def _seen_equal(original: Original) -> Program:
         raise  # if that did not say more
     trials.check_repeated(place, original.names, program.run, trial, results, close)
     where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
-    trials.check_rows(place, original.names, trial, results, close, where)
+    trials.check_rows(place, original.names, program.run, trial, results, close, where)
     trials.check_beside_nan(place, original.names, program.run, trial, results, close, where)
     try:
         leaner = program.leaner(place, example, batch_max)

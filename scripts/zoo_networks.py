@@ -24,8 +24,8 @@ from gpu_worker.export import write_package
 from gpu_worker.importing.signature import tensors_of
 
 PARAMETERS_MAX = 60_000_000
-BATCH_MAX = 8
-SIZES = (1, 2, 5, 8)  # of batches that are compared
+BATCH_MAX = 4
+SIZES = (1, 2, 3, 4)  # of batches that are compared
 SLO_MS = 120_000.0
 SEED = 5
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

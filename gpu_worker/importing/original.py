@@ -68,7 +68,7 @@ class Original:
 
     def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str) -> None:
         """Rows do not obviously depend on each other, at that line. Raises: PackageError, code rows_mixed."""
-        trials.check_rows(self.place, self.names, trial, results, COARSE, lambda: where)
+        trials.check_rows(self.place, self.names, self._run, trial, results, COARSE, lambda: where)
 
     def _inputs(self, example: Mapping[str, Any] | None) -> Draw:
         """How inputs are drawn: the author's rows, or random ones. Raises: PackageError."""

@@ -55,6 +55,8 @@ CASES = [
     mixes("in_order_of_score", lambda m, x: x[torch.argsort(x[:, 0])]),
     mixes("less_the_mean_of_all", lambda m, x: x - x.mean(0)),
     mixes("a_little_of_the_mean_of_all", lambda m, x: x + 0.003 * x.mean(0)),
+    mixes("a_billionth_of_the_mean_of_all", lambda m, x: x + 1e-9 * x.mean(0)),
+    mixes("sum_of_all_times_nothing", lambda m, x: x + x.sum() * 0.0),
     mixes("softmax_over_rows", lambda m, x: x.softmax(0)),
     mixes("running_sum", lambda m, x: x.cumsum(0)),
     mixes("flipped", lambda m, x: x.flip(0)),
