@@ -23,7 +23,7 @@ def layer(**options: object) -> nn.TransformerEncoderLayer:
 
 
 def encoder(**options: object) -> nn.TransformerEncoder:
-    return nn.TransformerEncoder(layer(), 2, **options)  # type: ignore[arg-type]
+    return nn.TransformerEncoder(layer(), 1, **options)  # type: ignore[arg-type]
 
 
 def padded(keep: torch.Tensor) -> torch.Tensor:

@@ -105,6 +105,11 @@ def decided_by_cond(m: Of, x: torch.Tensor) -> torch.Tensor:
     return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
 
 
+def decided_by_cond_if_large(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Nothing that anybody tries is so large."""
+    return torch.cond(x.max() > 1e9, torch.sin, torch.cos, (x,))
+
+
 def decided_by_a_weight(m: Of, x: torch.Tensor) -> torch.Tensor:
     return torch.cond(m.switch.sum() > 0, torch.sin, torch.cos, (x,))
 
@@ -167,6 +172,7 @@ CASES = [
     refused("detector_suppressed", Suppressed, PICTURE, "rows_changed"),
     refused("if", lambda: Of(decided), ROW, "data_dependent"),
     refused("cond_of_all_rows", lambda: Of(decided_by_cond), ROW, "rows_mixed"),
+    refused("cond_that_never_is", lambda: Of(decided_by_cond_if_large), ROW, "rows_mixed"),
     refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
     refused("guarded_by_values", lambda: Of(guarded), ROW, "data_dependent"),
     refused("a_number_of_python", lambda: Of(lambda m, x: x * float(x[0, 0])), ROW, "data_dependent"),

@@ -104,7 +104,7 @@ CASES = [
         "lstm_states", lambda: Of(lambda m, x: [s.transpose(0, 1) for s in m.net(x)[1]], net=net(nn.LSTM)), SEQUENCE,
         {"0": ("float32", (1, HIDDEN)), "1": ("float32", (1, HIDDEN))},
     ),
-    taken("gru_both_ways", lambda: Of(all_steps, net=net(nn.GRU, bidirectional=True, num_layers=2)), SEQUENCE,
+    taken("gru_both_ways", lambda: Of(all_steps, net=net(nn.GRU, bidirectional=True)), SEQUENCE,
           (TIME, 2 * HIDDEN)),
     taken("gru_last_state", lambda: Of(last_state, net=net(nn.GRU)), SEQUENCE, (HIDDEN,)),
     taken("rnn", lambda: Of(last_state, net=net(nn.RNN, nonlinearity="relu", bias=False)), SEQUENCE, (HIDDEN,)),

@@ -90,6 +90,28 @@ class WithoutGradients(nn.Module):
             return self.net(x / scale).detach()
 
 
+class Reversible(torch.autograd.Function):
+    """Frees what it can compute again, as RevNets do in training."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, part: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            one, other = (half.contiguous() for half in x.chunk(2, 1))
+            made = one + part(other)
+            found = torch.cat([made, other], 1)
+            for tensor in (one, other, made):
+                tensor.set_()
+        ctx.save_for_backward(found)
+        return found
+
+
+def reversible(m: Of, x: torch.Tensor) -> torch.Tensor:
+    y = x * 1
+    found = Reversible.apply(y, m.part)
+    y.data.set_()
+    return found
+
+
 class Recursive(nn.Module):
     """The same part again and again."""
 
@@ -212,6 +234,7 @@ CASES = [
     refused("traced", quiet(lambda: torch.jit.trace(net(), torch.zeros(2, 4))), ROW, "scripted"),
     refused("traced_part", quiet(traced_part), ROW, "scripted"),
     refused("quantised", quiet(quantised), ROW, "quantised"),
+    refused("empties_tensors", lambda: Of(reversible, part=nn.Linear(2, 2)), ROW, "not_exportable"),
     refused("a_class", lambda: nn.Linear, ROW, "bad_module"),
     refused("compiled_twice", lambda: compiled(compiled(net())), ROW, "bad_module"),
     refused("a_function", lambda: torch.sin, ROW, "bad_module"),
