@@ -277,7 +277,7 @@ class Rounding:
         noise = [torch.zeros(len(self._alone), dtype=torch.float64) for _ in self._alone[0]]
         for _ in range(CHANGES):
             changed = [
-                self._run([_changed(tensor, generator) for tensor in batch.inputs]) for batch in self._trial.alone
+                self._run([last_bits(tensor, generator) for tensor in batch.inputs]) for batch in self._trial.alone
             ]
             for i, worst in enumerate(noise):
                 found = torch.cat([outputs[i] for outputs in changed])
@@ -287,7 +287,7 @@ class Rounding:
         self._noise = noise
 
 
-def _changed(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def last_bits(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Its floats a last bit larger or smaller."""
     if not tensor.is_floating_point():
         return tensor.clone()

@@ -22,6 +22,7 @@ from torch import nn
 from broker.errors import PackageError
 from gpu_worker.export import write_package
 from gpu_worker.importing.signature import tensors_of
+from gpu_worker.trials import difference, last_bits
 
 PARAMETERS_MAX = 60_000_000
 BATCH_MAX = 4
@@ -51,6 +52,7 @@ class Imported:
     told: str  # the refusal's sentence
     seconds: float
     megabytes: float  # the most that the process held, all of torch and the network itself included
+    noise: float  # what a change of its inputs' last bits makes of its answers, relative to a row's largest value
     norms: int  # of the network; those that were folded are not in the graph
     norms_left: int
 
@@ -130,7 +132,7 @@ def import_one(name: str, folder: Path) -> Imported:
     norms = sum(isinstance(part, NORMS) for part in module.modules())
     size = tuple(module.in_size)  # type: ignore[arg-type]
     began_s = time.monotonic()
-    code, told, left = "imported", "", 0
+    code, told, noise, left = "imported", "", 0.0, 0
     try:
         package = write_package(
             folder / "repository", name, "1", module, inputs={"x": ("float32", (3, *size))}, batch_max=BATCH_MAX,
@@ -148,8 +150,16 @@ def import_one(name: str, folder: Path) -> Imported:
             names = [spec.name for spec in package.spec.outputs]
             tensors = {n: output.contiguous() for n, output in zip(names, outputs, strict=True)}
             save_file(tensors, folder / EXPECTED.format(batch))
+        noise = _noise(module, rows(module, BATCH_MAX))
         save_file({"x": rows(module, BATCH_MAX)}, folder / ROWS)
-    return Imported(name, code, told, seconds, megabytes, norms, left)
+    return Imported(name, code, told, seconds, megabytes, noise, norms, left)
+
+
+def _noise(module: nn.Module, x: torch.Tensor) -> float:
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        pairs = zip(tensors_of(module(x), len(x)), tensors_of(module(last_bits(x, generator)), len(x)), strict=True)
+        return max(difference(one, other) for one, other in pairs)
 
 
 def _peak_megabytes() -> float:

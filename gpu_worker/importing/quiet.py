@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 NOT_THE_AUTHORS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), str(Path(logging.__file__).parent))
-LOGGERS = ("torch.fx", "torch._export", "torch._dynamo", "torch.export")
+LOGGERS = ("torch.fx", "torch._export", "torch._dynamo", "torch._guards", "torch.export")
 GUARDS = "torch.fx.experimental.symbolic_shapes"  # where torch.export tells what it takes for granted of a shape
 GUARD, EQUAL = "[guard added]", "Eq("  # in what it tells: that it does, and that an extent is a certain number
 

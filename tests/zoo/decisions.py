@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -166,6 +167,7 @@ CASES = [
     taken("beam", lambda: Of(beam), ROW,
           {"0": ("float32", (2,)), "1": ("int64", (2,)), "2": ("int64", (2,))}),
     taken("cond_of_a_weight", lambda: Of(decided_by_a_weight, switch=torch.ones(1)), ROW, (4,)),
+    taken("by_numpy", lambda: Of(lambda m, x: torch.from_numpy(np.tanh(x.numpy()) * 2)), ROW, (4,)),
     taken("median_and_quantile", lambda: Of(lambda m, x: (x.median(1).values, x.quantile(0.5, 1))), ROW,
           {"0": ("float32", ()), "1": ("float32", ())}),
     refused("detector_above_a_threshold", AboveAThreshold, PICTURE, "rows_changed"),
@@ -176,5 +178,5 @@ CASES = [
     refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
     refused("guarded_by_values", lambda: Of(guarded), ROW, "data_dependent"),
     refused("a_number_of_python", lambda: Of(lambda m, x: x * float(x[0, 0])), ROW, "data_dependent"),
-    refused("by_numpy", lambda: Of(lambda m, x: torch.from_numpy(x.numpy() * 2)), ROW, "not_exportable"),
+    refused("by_text", lambda: Of(lambda m, x: x * float(str(x.sum().item())[:3])), ROW, "rows_mixed"),
 ]  # fmt: skip

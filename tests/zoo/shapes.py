@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.zoo.cases import Case, Of, refused, taken, x
@@ -11,6 +12,12 @@ ROW = x(4)
 
 def changes(name: str, function: Any, code: str = "rows_changed", inputs: Any = ROW, **options: Any) -> Case:
     return refused(name, lambda: Of(function), inputs, code, **options)
+
+
+def halved(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Draws for half of the rows what nobody reads in evaluation."""
+    chosen = np.random.randint(0, 3, size=(int(x.shape[0] * 0.5),))
+    return x * 3 if len(chosen) >= 0 else x
 
 
 def same_in_chunks(m: Of, x: torch.Tensor) -> torch.Tensor:
@@ -52,13 +59,14 @@ CASES = [
     changes("unsqueezed", lambda m, x: x[None]),
     changes("as_long_as_the_largest", lambda m, x: x[:, : int(x.max()) + 1], "data_dependent", x(4, dtype="int32")),
     changes("two_rows_alone", lambda m, x: x + torch.ones(2, 4), "forward_failed"),
-    changes("made_for_a_number", lambda m, x: x.view(int(x.shape[0]), 2, 2), "batch_fixed"),
     changes("another_way_when_large", lambda m, x: x * 2 if x.shape[0] > 4 else x, "rows_mixed"),
     changes("in_chunks_when_large", same_in_chunks, "batch_fixed"),
     changes("in_chunks", in_chunks, "batch_fixed"),
     changes("row_by_row", lambda m, x: torch.stack([row * 2 for row in x]), "batch_fixed"),
     changes("a_dimension_is_the_batch", lambda m, x: x.unsqueeze(1).expand(-1, x.shape[0], -1), "rows_mixed"),
     changes("columns_that_score", lambda m, x: x[:, x[0] > 0], "rows_mixed"),
+    taken("made_for_a_number", lambda: Of(lambda m, x: x.view(int(x.shape[0]), 2, 2)), ROW, (2, 2)),
+    taken("a_number_for_training_alone", lambda: Of(halved), ROW, (4,)),
     taken("squeezed_where_it_is_one", lambda: Of(lambda m, x: x.sum(1, keepdim=True).squeeze(1)), ROW, ()),
     taken("folded_away_and_back", lambda: Of(lambda m, x: x.view(x.size(0) * 2, 2).relu().view(-1, 4)), ROW, (4,)),
     taken("flat_and_back", lambda: Of(lambda m, x: x.flatten().sin().view_as(x)), ROW, (4,)),
