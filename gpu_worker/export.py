@@ -21,7 +21,7 @@ from gpu_worker.importing.behaviour import REMEMBERED
 from gpu_worker.importing.culprits import where_mixed
 from gpu_worker.importing.original import Original
 from gpu_worker.importing.plain import plain_copy
-from gpu_worker.importing.programs import NotExported, Program, export
+from gpu_worker.importing.programs import NotExported, Program, export, read
 from gpu_worker.importing.quiet import quiet
 from gpu_worker.importing.signature import bindings
 from gpu_worker.importing.writing import manifest_text, staged
@@ -89,15 +89,15 @@ def _seen_equal(original: Original) -> Program:
             _name_the_draw(original, example)
         raise
     try:
-        program = export(place, original.module, original.binding, example, batch_max)
+        program = _exported(original, example, trial, expected)
         graph = program.exported.graph_module
         graphs.check(place, graph, original.names, len(example), batch_max)
         close = trials.tolerance(program.dtypes, CPU)
         results = _equal_results(original, trial, expected, program, close)
     except PackageError as error:
-        if error.code in ("batch_fixed", "not_exportable", "not_equal"):
-            original.check_rows(trial, expected, error.where if isinstance(error, NotExported) else "")
-        raise  # if that did not say more
+        if error.code in ("not_equal", "batch_fixed") and not isinstance(error, NotExported):
+            original.check_rows(trial, expected)  # which says more, where it is that
+        raise
     trials.check_repeated(place, original.names, program.run, trial, results, close)
     where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
     trials.check_rows(place, original.names, program.run, trial, results, close, where)
@@ -109,6 +109,23 @@ def _seen_equal(original: Original) -> Program:
     except PackageError:  # it was not the same after all, or torch cannot export it: nothing is lost
         leaner = None
     return leaner or program
+
+
+def _exported(
+    original: Original, example: Sequence[torch.Tensor], trial: Trial, expected: list[list[torch.Tensor]]
+) -> Program:
+    """By running forward; where that is not possible, by reading it. Raises: PackageError."""
+    place, module, binding, batch_max = original.place, original.module, original.binding, original.batch_max
+    try:
+        return export(place, module, binding, example, batch_max)
+    except NotExported as error:
+        if error.code != "data_dependent":
+            original.check_rows(trial, expected, error.where)  # which says more, where it is that
+            readable = read(module, binding, example, batch_max)
+            with contextlib.suppress(NotExported):
+                if readable is not None:
+                    return export(place, readable, binding, example, batch_max)
+        raise
 
 
 def _name_the_draw(original: Original, example: Sequence[torch.Tensor]) -> None:

@@ -66,7 +66,7 @@ class Original:
         self._state.check()
         return results
 
-    def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str) -> None:
+    def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str = "") -> None:
         """Rows do not obviously depend on each other, at that line. Raises: PackageError, code rows_mixed."""
         trials.check_rows(self.place, self.names, self._run, trial, results, COARSE, lambda: where)
 

@@ -1,6 +1,5 @@
 """Modules as programs: exported with the batch left open, as functions of their weights."""
 
-import contextlib
 import copy
 import inspect
 import json
@@ -115,44 +114,6 @@ def export(place: str, module: nn.Module, binding: Binding, example: Sequence[to
     Tensors that it makes of constants as it runs are weights of the program, too.
     Raises: NotExported, code batch_fixed, data_dependent or not_exportable.
     """
-    try:
-        return _program(place, module, binding, example, batch_max)
-    except NotExported as error:
-        read = _read(module, binding, example, batch_max) if error.code != "data_dependent" else None
-        with contextlib.suppress(NotExported):
-            if read is not None:
-                return _program(place, read, binding, example, batch_max)
-        raise
-
-
-def _read(module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], batch_max: int) -> nn.Module | None:
-    """What forward's Python does, read rather than run, where torch can: int(x.shape[0]) is no constant then, and numpy
-    is followed. Takes longer, and more modules fail.
-    """
-    args, kwargs = binding.arguments([tensor.clone() for tensor in example])
-    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in (*args, *kwargs.values()) if batch_max > 1 else ():
-        shapes[tensor] = {0: torch.export.Dim("batch", min=1, max=batch_max)}
-    try:
-        with torch.no_grad():
-            read = unlifted(torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=True))
-    except Exception:  # torch raises its own; what is told is why the module could not be run
-        return None
-    without_dead_code(read)
-    return read
-
-
-def unlifted(exported: torch.export.ExportedProgram) -> torch.fx.GraphModule:
-    """The program as a module that checks nothing of its inputs."""
-    guarded = "check_guards" in inspect.signature(exported.module).parameters
-    made: Any = exported.module(check_guards=False) if guarded else exported.module()
-    assert isinstance(made, torch.fx.GraphModule)
-    return made
-
-
-def _program(
-    place: str, module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], batch_max: int
-) -> Program:
     weights = {name: tensor.detach().contiguous().clone() for name, tensor in tensors_in(module).items()}
     exported = _export(place, _Lifted(module, list(weights), binding), weights, example, batch_max)
     constants = {
@@ -161,6 +122,32 @@ def _program(
         if taken.kind is InputKind.CONSTANT_TENSOR
     }
     return Program(exported, constants | weights)
+
+
+def read(module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], batch_max: int) -> nn.Module | None:
+    """A module that can be exported where this one cannot: what forward's Python does is read, and not run.
+
+    int(x.shape[0]) is no constant then, and numpy is followed. It takes longer, and fails for more modules: None.
+    """
+    args, kwargs = binding.arguments([tensor.clone() for tensor in example])
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in (*args, *kwargs.values()) if batch_max > 1 else ():
+        shapes[tensor] = {0: torch.export.Dim("batch", min=1, max=batch_max)}
+    try:
+        with torch.no_grad():
+            made = unlifted(torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=True))
+    except Exception:  # torch raises its own; what is told is why the module could not be run
+        return None
+    without_dead_code(made)
+    return made
+
+
+def unlifted(exported: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The program as a module that checks nothing of its inputs."""
+    guarded = "check_guards" in inspect.signature(exported.module).parameters
+    made: Any = exported.module(check_guards=False) if guarded else exported.module()
+    assert isinstance(made, torch.fx.GraphModule)
+    return made
 
 
 def _export(
