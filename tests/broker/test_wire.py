@@ -48,6 +48,10 @@ ENTRY = wire.ModelEntry(
     spec=SPEC,
     fault="no graph",
     container=True,
+    contents={"1": "0f3c", "2": "9a"},
+    tries=3,
+    unserved=True,
+    fault_code="content_changed",
 )
 PREPARED = wire.Prepared(
     ref="m:1",
@@ -59,6 +63,8 @@ PREPARED = wire.Prepared(
     profile=PROFILE,
     measure=((1, 5), (8, 3)),
     batching=wire.Batching(method="fixed", objective_s=0.01, size=8, wait_s=0.002),
+    content="0f3c",
+    code="content_changed",
 )
 PART = wire.Part(
     frontend="frontend-1", request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b"abc"),), frames=0
@@ -83,9 +89,16 @@ MESSAGES: list[Any] = [  # one of each, every field other than its default
     wire.Rollback(call=1, name="m"),
     wire.PutApp(call=1, definition={"name": "a", "default": None, "n": [1, 2.5, "x", b"raw"]}, create=True),
     wire.DropApp(call=1, name="a"),
+    wire.ClaimVersion(call=1, name="f", content="0f3c", version="2"),
     wire.GetTable(call=1),
-    wire.CallReply(call=1, ok=False, message="no", faults=("a", "b"), revision=3, field="app.name"),
-    wire.PrepareReport(ref="m:1", ok=False, spec=SPEC, faults=("no graph",)),
+    wire.CallReply(
+        call=1, ok=False, message="no", faults=("a", "b"), revision=3, field="app.name", code="version_exists",
+        version="2",
+    ),
+    wire.PrepareReport(
+        ref="m:1", ok=False, spec=SPEC, faults=("no graph",), content="0f3c", code="content_changed", ready=False,
+        tries=3,
+    ),
     wire.AskSnapshot(call=1),
     wire.SnapshotReply(call=1, snapshot=SNAPSHOT),
     wire.AskFacts(call=1, stop=True),
@@ -112,7 +125,7 @@ MESSAGES: list[Any] = [  # one of each, every field other than its default
     ),
     wire.Welcome(controller="controller-1"),
     wire.Frontends(results={"frontend-1": ("tcp://a:1",)}),
-    wire.Prepare(ref="m:1"),
+    wire.Prepare(ref="m:1", content="0f3c"),
     wire.Forget(ref="m:1"),
     wire.Load(action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25),
     wire.Unload(action=1, ref="m:1"),

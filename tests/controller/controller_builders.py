@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from broker import wire
 from controller.orders import Order, ToBroker, ToFrontend
 from controller.policies.registry import make_policy
+from controller.preparation import Terms
 from controller.queues import Request
 from controller.scheduler import Parameters, Scheduler
 from controller.state import State
@@ -213,9 +214,16 @@ class Shard:
         """A worker says goodbye."""
         return self.checked(self.scheduler.worker_leaving(worker))
 
-    def want(self, refs: list[str], *, contained: Sequence[str] = (), now: float = 0.0) -> list[str]:
+    def want(
+        self,
+        refs: list[str],
+        *,
+        contained: Sequence[str] = (),
+        terms: Mapping[str, Terms] | None = None,
+        now: float = 0.0,
+    ) -> list[str]:
         """The routing table names these versions; some are served by containers."""
-        return self.checked(self.scheduler.want(refs, contained, now=now))
+        return self.checked(self.scheduler.want(refs, contained, terms, now=now))
 
     def report(self, report: wire.Prepared, worker: str = "w1", *, now: float = 100.0) -> list[str]:
         """A worker says how far a version is."""
