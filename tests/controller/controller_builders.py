@@ -48,6 +48,7 @@ def prepared(
     pages: int = 2,
     batch_max: int = 8,
     measure: Sequence[tuple[int, int]] = (),
+    content: str = "",
 ) -> wire.Prepared:
     """A worker's good news of one version; without a profile it is to be measured."""
     return wire.Prepared(
@@ -58,6 +59,7 @@ def prepared(
         weights_bytes=pages * PAGE_BYTES,
         profile=profile,
         measure=tuple(measure),
+        content=content,
     )
 
 
@@ -86,6 +88,8 @@ def _say(order: Order) -> str:
     message = order.message
     if isinstance(order, ToBroker):
         assert isinstance(message, wire.PrepareReport)
+        if message.ok and not message.ready:
+            return f"broker: {message.ref} would be {message.content}"
         return f"broker: {message.ref} " + ("is ready" if message.ok else f"failed: {'; '.join(message.faults)}")
     if isinstance(order, ToFrontend):
         if isinstance(message, wire.Serving):
@@ -99,7 +103,8 @@ def _say(order: Order) -> str:
     if isinstance(message, wire.Load | wire.Unload):
         return f"{order.worker}: {type(message).__name__.lower()} #{message.action} {message.ref}"
     assert isinstance(message, wire.Prepare | wire.Forget)
-    return f"{order.worker}: {type(message).__name__.lower()} {message.ref}"
+    content = f" as {message.content}" if isinstance(message, wire.Prepare) and message.content else ""
+    return f"{order.worker}: {type(message).__name__.lower()} {message.ref}{content}"
 
 
 class Shard:
