@@ -146,8 +146,9 @@ def check_repeated(
     place: str, names: Sequence[str], run: Run, trial: Trial, results: Sequence[Sequence[torch.Tensor]], close: float
 ) -> None:
     """Equal inputs give equal outputs. Raises: PackageError, code random."""
-    again = run([tensor.clone() for tensor in trial.alone[0].inputs])
-    for name, one, other in zip(names, results[0], again, strict=True):
+    i = min(len(trial.batches) - 1, ROWS + 1)  # some rows: of few values, two draws may be the same
+    again = run([tensor.clone() for tensor in trial.batches[i].inputs])
+    for name, one, other in zip(names, results[i], again, strict=True):
         if not same(one, other, close):
             raise PackageError(
                 place,
