@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors.torch import save_file
 from torch import nn
 
@@ -32,7 +33,7 @@ Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of on
 
 
 def write_package(
-    repository: Path,
+    repository: str | Path,
     name: str,
     version: str,
     module: nn.Module,
@@ -54,7 +55,7 @@ def write_package(
     where random ones will not do. Rows must be independent of each other, and of what was asked before.
     Raises: PackageError, with a code (docs/models.md lists them) and a sentence.
     """
-    place = f"{name}:{version}"
+    repository, place = Path(repository), f"{name}:{version}"
     specs = arguments.check(place, name, version, inputs, batch_max, slo_ms, labels)
     with quiet():
         plain = plain_copy(place, module)
@@ -198,23 +199,21 @@ class _State:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = {
-            name: (tensor, tensor._version, tensor.detach().clone()) for name, tensor in tensors_in(module).items()
-        }
+        self._before = {name: (tensor, *_mark(tensor)) for name, tensor in tensors_in(module).items()}
 
     def changed(self) -> list[str]:
         """Names of those that are others now, or were written to."""
         now = tensors_in(self._module)
         changed = [
             name
-            for name, (tensor, version, copy) in self._before.items()
-            if now.get(name) is not tensor or tensor._version != version or not _equal(tensor, copy)
+            for name, (tensor, *mark) in self._before.items()
+            if now.get(name) is not tensor or mark != list(_mark(tensor))
         ]
         return changed + [name for name in now if name not in self._before]
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Bit for bit."""
-    return torch.equal(
-        one.detach().contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8)
-    )
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """(how often it was written to, digest of its bytes)."""
+    return tensor._version, xxhash.xxh3_64(
+        tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    ).intdigest()
