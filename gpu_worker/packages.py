@@ -41,7 +41,10 @@ _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_WIDTH = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
+    "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,9 +144,9 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
     manifest = _read_manifest(manifest_file, faults)
     spec = _spec(manifest, faults) if manifest is not None else None
     graph = _check_architecture(manifest.architecture, folder, factory_allow, faults) if manifest is not None else None
-    stored = _read_layout(folder / WEIGHTS, faults)
-    if spec is not None:
+    if spec is not None and not faults:
         _check_example(folder / EXAMPLE, spec, faults)
+    stored = _read_layout(folder / WEIGHTS, faults)
     order = _weight_order(graph, faults) if graph is not None and graph.suffix != ONNX else None
     if stored is not None and order is not None:
         _check_names(stored.keys(), order, faults)

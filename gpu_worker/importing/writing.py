@@ -36,9 +36,12 @@ def staged(repository: Path, name: str, version: str, factory_allow: tuple[str, 
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def adopt(package: Package, repository: Path, factory_allow: tuple[str, ...] = ()) -> None:
-    """A package from elsewhere is a version in the repository, as by `staged`."""
+def adopt(
+    package: Package, repository: Path, factory_allow: tuple[str, ...] = (), *, number: str | None = None
+) -> None:
+    """A package from elsewhere is a version in the repository, as by `staged`; if a number is given, under that one."""
     name, version = wire.split_ref(package.ref)
+    version = number or version
     if package.folder == (repository / name / version).resolve():
         return
     with staged(repository, name, version, factory_allow) as folder:

@@ -30,8 +30,9 @@ shape = [-1, 3]
 
 @pytest.fixture
 def copy(repository: Repository, tmp_path: Path) -> Path:
-    """A repository of one package, "linear", to be broken."""
+    """A repository of one package, "linear", without an example, to be broken."""
     shutil.copytree(repository.folder / "linear", tmp_path / "linear")
+    (tmp_path / "linear" / "1" / "example.safetensors").unlink()
     return tmp_path
 
 
@@ -194,9 +195,10 @@ def test_a_file_of_no_weights_at_all_is_refused_if_the_graph_takes_some(copy: Pa
 
 def test_weights_of_a_kind_that_cannot_be_laid_out_are_named(copy: Path) -> None:
     file = copy / "linear" / "1" / "weights.safetensors"
-    save_file(load_file(file) | {"bias": np.zeros(3, np.uint64)}, file)
+    save_file(load_file(file) | {"bias": np.zeros(3, np.complex64)}, file)
     (fault,) = faults(copy)
-    assert fault.startswith("weights.safetensors: bias has dtype U64; allowed are")
+    assert "bias" in fault
+    assert "C64" in fault
 
 
 @pytest.mark.parametrize(

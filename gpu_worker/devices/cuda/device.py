@@ -32,6 +32,7 @@ from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage,
 from gpu_worker.devices.executables import read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.devices.locks import DeviceLock
+from gpu_worker.devices.rows import padding_rows
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
@@ -132,6 +133,7 @@ class CudaDevice:
         return None
 
     def _prepare(self, package: Package) -> None:
+        padding = padding_rows(package)
         image = self._images.take(package)
         key = (package.architecture, package.spec.batch_max)
         try:
@@ -147,7 +149,7 @@ class CudaDevice:
             raise
         self._executables[key] = executable
         self._preparations += 1
-        self._versions[package.ref] = Version(package, self._preparations, image, executable)
+        self._versions[package.ref] = Version(package, self._preparations, image, executable, padding)
 
     def _build(self, package: Package, image: Image) -> Executable:
         """What executes the architecture, tried out with the weights of the image."""
@@ -247,7 +249,7 @@ class CudaDevice:
 
     def _fill(self, job: Job, held: Held, begin_s: float) -> Done | None:
         try:
-            fill(held.slot, held.layout, job)
+            fill(held.slot, held.layout, job, held.version.padding)
         except WrongBytes as error:
             return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
