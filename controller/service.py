@@ -173,6 +173,9 @@ class ControllerService:
                     terms[ref] = terms_of(model, version)
                     contained += [ref] if model.container else []
         self._order(self.scheduler.want(list(terms), contained, terms, now=time.monotonic()))
+        early, self._early = self._early, []  # only now: what is wanted, and they have, they keep
+        for peer, hello in early:
+            self._worker_joined(peer, hello, time.monotonic())
 
     def _new_shard(self, epoch: int) -> None:
         assert self._registrar is not None
@@ -180,9 +183,6 @@ class ControllerService:
         log.info("shard", epoch=epoch)
         for worker in self._workers:
             self._port.send(worker, wire.Welcome(controller=self._id))
-        early, self._early = self._early, []
-        for peer, hello in early:
-            self._worker_joined(peer, hello, time.monotonic())
 
     # -- orders -------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,10 @@ from rich.table import Table
 
 from broker import wire
 from broker.config import Settings, read_settings
-from broker.errors import GearmeshError
+from broker.errors import GearmeshError, PackageError
 from broker.keys import Keys
 from broker.operator import NoBroker, Operator
+from broker.versions import CHANGED, EXISTS
 from frontend.client import Client, RequestError
 from scripts.answers import show
 from scripts.cli_apps import applications, from_json
@@ -186,31 +186,21 @@ def deploy(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.")] = 300.0,
 ) -> None:
     """Prepares a version, and makes it current once it is prepared; traffic goes on meanwhile."""
+    from scripts.adoption import adopt_package, check_current
+
     config = settings()
     name = model
-    if "/" in model or Path(model, "model.toml").is_file():
-        name = _adopt(config, Path(model))
+    try:
+        if "/" in model or Path(model, "model.toml").is_file():
+            name = adopt_package(Path(model), config.model_repository, config.factory_allow)
+        with _operator(config) as operator:
+            entry = next((entry for entry in operator.table().models if entry.name == name), None)
+        if entry is not None:
+            check_current(entry, version, config.model_repository, config.factory_allow)
+    except PackageError as error:
+        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1 if error.code in (EXISTS, CHANGED) else 2) from error
     _operate(config, wire.Deploy(call=1, name=name, version=version), timeout, f"preparing {name}")
-
-
-def _adopt(config: Settings, folder: Path) -> str:
-    """The package in `folder` is in the repository; returns its name. Exits 2, with its faults, if it is not good."""
-    from gpu_worker.packages import read_package
-
-    folder = folder.resolve()
-    versions = (
-        [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()] if folder.is_dir() else []
-    )
-    if not versions:
-        usage(f"{folder} is no package: it needs model.toml and a folder named by a number for each version")
-    for version in versions:
-        try:
-            read_package(folder.parent, wire.ref_of(folder.name, version), config.factory_allow)
-        except GearmeshError as error:
-            usage(str(error))
-    if folder.parent != config.model_repository.resolve():
-        shutil.copytree(folder, config.model_repository / folder.name, dirs_exist_ok=True)
-    return folder.name
 
 
 @app.command()
@@ -225,21 +215,34 @@ def rollback(model: str, timeout: float = 300.0) -> None:
     _operate(settings(), wire.Rollback(call=1, name=model), timeout, f"rolling back {model}")
 
 
-def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> None:
-    with Operator(config) as operator, err.status(f"{doing} ..."):
+@contextlib.contextmanager
+def _operator(config: Settings) -> Iterator[Operator]:
+    """A link to the broker of the settings; or exit 2 if nobody answers there, 1 if it takes too long."""
+    with Operator(config) as operator:
         try:
-            reply = operator.call(message, timeout_s)
+            yield operator
         except NoBroker as error:
             usage(str(error))
         except TimeoutError as error:
             err.print(str(error), style="red", highlight=False)
             raise typer.Exit(1) from error
+
+
+def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> None:
+    with _operator(config) as operator, err.status(f"{doing} ..."):
+        reply = operator.call(message, timeout_s)
     if reply.ok:
         out.print(reply.message)
         return
-    err.print(reply.message, style="red", highlight=False, markup=False)
+    _refused(reply)
+
+
+def _refused(reply: wire.CallReply) -> NoReturn:
+    """Says why, and exits 1."""
+    code = f" ({reply.code})" if reply.code else ""
+    err.print(f"{reply.message}{code}", style="red", highlight=False, markup=False, soft_wrap=True)
     for fault in reply.faults:
-        err.print(f"  - {fault}", highlight=False, markup=False)
+        err.print(f"  - {fault}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
