@@ -1,7 +1,6 @@
 """The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
 
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,6 @@ from gpu_worker.profiling import Measurement, write_profile
 from gpu_worker.sharing import Sharing
 
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
-ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 log = structlog.get_logger("worker")
@@ -62,9 +60,9 @@ class WorkerService:
         runtime: Runtime,
         device: Device,
         fixture: Fixture | None = None,
-        refused: Callable[[str], None] | None = None,
+        refused: Callable[[wire.CallReply], None] | None = None,
     ) -> None:
-        """`fixture`: it serves this and nothing else; `refused` hears why the broker does not want it, if so."""
+        """`fixture`: it serves this and nothing else; `refused` hears if the broker does not want it."""
         self.settings = runtime.settings
         self._end = runtime.end
         self._transport = runtime.transport
@@ -122,13 +120,6 @@ class WorkerService:
         info = self._device.info
         about = {"member": self._member.id, "pid": os.getpid(), **tuned}
         log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
-        if self._fixture is not None:
-            self._hub.loop.call_later(ALONE_S, self._alone)
-
-    def _alone(self) -> None:
-        if self._registrar.table is None and not self._draining:
-            advice = "is the mesh up? (gearmesh up)  it is served as soon as one is there"
-            log.warning("no_broker", address=self.settings.broker_address, advice=advice)
 
     def drain(self) -> bool:
         """The controller plans without us from now on; True once it says so too, and nothing runs here."""
@@ -157,10 +148,9 @@ class WorkerService:
     # -- broker -------------------------------------------------------------------------------------------------------
 
     def _replied(self, reply: wire.CallReply) -> None:
-        """The broker does not want what this container brings: the process ends."""
+        """The broker does not want what this container brings."""
         if not reply.ok and self._refused is not None:
-            self._refused(reply.message)
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._refused(reply)
 
     def changed(self, faults: tuple[str, ...]) -> None:
         """The container's code died, or (no faults) serves again."""

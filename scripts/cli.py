@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 ANSWERS_WITHIN_S = 3.0  # a frontend that is there, if only just, answers a ping at once
+CLAIMED_WITHIN_S = 10.0  # the broker writes it down, on whatever disk
 out = console()
 err = console(stderr=True)
 app.command()(load)
@@ -317,7 +318,9 @@ def container(
     model: Annotated[str, typer.Option(help="Name that clients ask for.")],
     predict: Annotated[str, typer.Option(help="MODULE:FUNCTION from this folder; MODULE:MODEL.predict will do.")],
     python: Annotated[str, typer.Option(help="Interpreter for it; it needs numpy, nothing of gearmesh.")] = "",
-    version: Annotated[str, typer.Option(help="Replicas of the same code share it.")] = "1",
+    version: Annotated[
+        str | None, typer.Option(help="If none: the code's own, or the next one for code that was not seen before.")
+    ] = None,
     labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
     input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
     output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
@@ -376,17 +379,25 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     if not roster.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
-    code = check_container(options, start_s=start_s)
-    if code is None:
+    content = check_container(options, start_s=start_s)
+    if content is None:
         raise typer.Exit(2)
+    claim = wire.ClaimVersion(call=1, name=options.model, content=content, version=options.version)
+    with _operator(config) as operator:
+        reply = operator.call(claim, CLAIMED_WITHIN_S)
+    if not reply.ok:
+        _refused(reply)
     given = sys.argv[sys.argv.index("container") + 1 :]
     at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
     del given[at : at + (1 if "=" in given[at] else 2)]
     with _roster_is_sound():
-        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, options.version, code))
-    if before is not None and (before.arguments, before.code) != (given, code):
+        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, reply.version, content))
+    if before is not None and (before.arguments, before.code) != (given, content):
         out.print(f"{options.model}: what was kept under this name is being replaced")
-    out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
+    out.print(
+        f"{options.model}: {replicas} replicas of version {reply.version} are being kept; "
+        f"`gearmesh scale {options.model} N` changes that", soft_wrap=True,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
