@@ -16,6 +16,8 @@ from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.trials import Trials
 from gpu_worker.lanes import Done, Job, Phase
 from tests.gpu_worker.worker_builders import load
 
@@ -33,9 +35,17 @@ def make_driver(name: str, helper: Helper) -> Driver:
 class Served:
     """A device, and jobs that are waited for."""
 
-    def __init__(self, driver: Driver, helper: Helper, room: Room, host_bytes_max: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        helper: Helper,
+        room: Room,
+        host_bytes_max: int,
+        trials: Trials | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self.driver = driver
-        self.device = CudaDevice(driver, room, helper, host_bytes_max=host_bytes_max)
+        self.device = CudaDevice(driver, room, helper, host_bytes_max=host_bytes_max, trials=trials, patience=patience)
         self.lost: list[str] = []
         self.told_lost = asyncio.Event()
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}

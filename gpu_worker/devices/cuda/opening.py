@@ -12,6 +12,7 @@ from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.plans import MIB, make_room
 from gpu_worker.devices.images import host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
+from gpu_worker.devices.trials import Trials
 
 if TYPE_CHECKING:
     from broker.config import Settings
@@ -49,7 +50,9 @@ def _open(settings: Settings, index: int, lock: DeviceLock) -> CudaDevice:
         arena_bytes=settings.arena_mb * MIB,
         window_bytes=settings.window_mb * MIB,
     )
+    trials = Trials(settings.data_dir / "trials", driver.name)
+    trials.open()
     try:
-        return CudaDevice(driver, room, helper, lock, host_bytes_max=host_bytes_max)
+        return CudaDevice(driver, room, helper, lock, host_bytes_max=host_bytes_max, trials=trials)
     except RuntimeError as error:
         raise DeviceError(f"{driver.name}: cannot be set up ({free // MIB} MiB were free): {error}") from error
