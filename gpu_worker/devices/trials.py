@@ -72,7 +72,8 @@ class Trials:
         self._folder = folder / device.replace(":", "-")
         self._device, self._clock = device, clock
         self._running: dict[str, Trial] = {}  # {ref: its record, as it was written}
-        self._lock = threading.Lock()
+        self._closed = False
+        self._lock = threading.Lock()  # a record is written, or taken back, and remembered at once
 
     def open(self) -> None:
         """What a worker before this one was preparing when it ended counts against it."""
@@ -97,24 +98,26 @@ class Trials:
             assert found is not None
             raise PackageError(package.ref, [_refusal(found, self._device, file)])
         with self._lock:
-            self._running[package.ref] = trial
-        self._write(trial)
+            if not self._closed:
+                self._running[package.ref] = trial
+                self._write(trial)
 
     def end(self, ref: str, *, well: bool) -> None:
         """The preparation has come to an end, with a version or a refusal."""
         with self._lock:
             trial = self._running.pop(ref, None)
-        if trial is None:
-            return
-        left = ended(trial, well=well)
-        if left is not None:
-            self._write(left)
-            return
-        with contextlib.suppress(OSError):
-            self._file(ref).unlink()
+            if trial is None:
+                return
+            left = ended(trial, well=well)
+            if left is not None:
+                self._write(left)
+                return
+            with contextlib.suppress(OSError):
+                self._file(ref).unlink()
 
     def close(self) -> None:
-        """The worker ends as it should: what is still being prepared has done nothing wrong."""
+        """The worker ends as it should: what is being prepared, or still will be, has done nothing wrong."""
+        self._closed = True
         for ref in list(self._running):
             self.end(ref, well=False)
 
