@@ -27,10 +27,13 @@ def scan_repository(folder: Path) -> dict[str, list[str]]:
     if not folder.is_dir():
         return found
     for package in sorted(folder.iterdir()):
-        if not NAME.fullmatch(package.name) or not (package / "model.toml").is_file():
+        if not NAME.fullmatch(package.name) or not package.is_dir():
             continue
-        versions = [entry.name for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
-        found[package.name] = sorted(versions, key=int)
+        versions = [entry for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
+        if (package / "model.toml").is_file():  # holds for versions that have none of their own
+            found[package.name] = sorted((version.name for version in versions), key=int)
+        elif own := [version.name for version in versions if (version / "model.toml").is_file()]:
+            found[package.name] = sorted(own, key=int)
     return found
 
 

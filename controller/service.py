@@ -20,6 +20,7 @@ from controller.scheduler import Parameters, Scheduler
 from controller.state import State
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
+MENDED_BY_PEOPLE = ("device_error", "rows_changed", "bad_outputs")  # codes of actions that failed
 log = structlog.get_logger("controller")
 
 
@@ -206,7 +207,7 @@ class ControllerService:
 
     def _log_result(self, peer: str, result: wire.ActionResult) -> None:
         if result.code != "ok":
-            (log.warning if result.code == "device_error" else log.debug)(
+            (log.warning if result.code in MENDED_BY_PEOPLE else log.debug)(
                 "action_failed",
                 worker=peer,
                 action=result.action,

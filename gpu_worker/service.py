@@ -21,7 +21,7 @@ from broker.transport import Buffer, Mail
 from gpu_worker import tuning
 from gpu_worker.devices.base import Device, Traits
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
-from gpu_worker.outputs import outputs_by_frontend
+from gpu_worker.outputs import outputs_by_frontend, row_bytes
 from gpu_worker.packages import Package, read_package
 from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement, read_profile, write_profile
@@ -103,7 +103,8 @@ class WorkerService:
 
     def _install(self, fixture: Fixture) -> None:
         ref = fixture.offer.ref
-        self._lanes.prepared(ref, Prepared(1, fixture.offer.spec.batch_max, None))
+        spec = fixture.offer.spec
+        self._lanes.prepared(ref, Prepared(1, spec.batch_max, None, row_bytes(spec.outputs)))
         self._lanes.table.take(ref, 1)
         self._lanes.table.loaded(ref)
         self._reports[ref] = fixture.report()
@@ -283,7 +284,8 @@ class WorkerService:
             tuning.freeze()  # an executable has very many objects
         self._packages[ref] = package
         pages = package.pages(self._device.info.page_bytes)
-        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, self._batch_sizes(package)))
+        spec = package.spec
+        self._lanes.prepared(ref, Prepared(pages, spec.batch_max, self._batch_sizes(package), row_bytes(spec.outputs)))
         sizes = Measurement(package.spec.batch_max).sizes
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, package.spec.batch_max)

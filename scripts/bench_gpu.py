@@ -82,13 +82,17 @@ def _text(raw: str | bytes | None) -> str:
     return raw.decode(errors="replace") if isinstance(raw, bytes) else raw or ""
 
 
+def files_of_tests() -> list[str]:
+    """All that have tests of the device with graphs."""
+    return sorted(map(str, (ROOT / TESTS).glob("test_cuda_*.py")))
+
+
 def run_tests(limit_s: float) -> Figures:
     """{passed, failed, skipped, reasons, failures} of the tests of the device with graphs."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        files = map(str, sorted((ROOT / TESTS).glob("test_cuda_*.py")))
         quiet = ["-p", "no:cacheprovider", "-W", "default"]  # another release of torch may warn of something else
-        done = run([sys.executable, "-m", "pytest", *files, *quiet, f"--junitxml={report}"], limit_s)
+        done = run([sys.executable, "-m", "pytest", *files_of_tests(), *quiet, f"--junitxml={report}"], limit_s)
         if not report.exists():
             return {"ok": False, "took_s": done["took_s"], "error": (done["out"] + done["error"])[-2000:]}
         counts = {"passed": 0, "failed": 0, "skipped": 0}

@@ -21,6 +21,7 @@ from broker.operator import NoBroker, Operator
 from frontend.client import Client, RequestError
 from scripts.answers import show
 from scripts.cli_apps import applications, from_json
+from scripts.cli_import import import_
 from scripts.consoles import console
 from scripts.load.command import load
 from scripts.simulate import simulate
@@ -36,6 +37,7 @@ ANSWERS_WITHIN_S = 3.0  # a frontend that is there, if only just, answers a ping
 out = console()
 err = console(stderr=True)
 app.command()(load)
+app.command("import")(import_)
 
 
 def main() -> None:

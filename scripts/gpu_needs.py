@@ -25,7 +25,7 @@ NEEDS = (
     # the tests, and what they read settings and packages with
     Need("pytest", "pytest"), Need("iniconfig", "iniconfig"), Need("packaging", "packaging"), Need("pluggy", "pluggy"),
     Need("pygments", "pygments"), Need("hypothesis", "hypothesis"), Need("sortedcontainers", "sortedcontainers"),
-    Need("msgspec", "msgspec"), Need("safetensors", "safetensors"), Need("uvloop", "uvloop"),
+    Need("msgspec", "msgspec"), Need("safetensors", "safetensors"), Need("uvloop", "uvloop"), Need("xxhash", "xxhash"),
     Need("pydantic", "pydantic"), Need("pydantic-core", "pydantic_core"), Need("annotated-types", "annotated_types"),
     Need("typing-inspection", "typing_inspection"), Need("typing-extensions", "typing_extensions"),
     # the worker and its bench

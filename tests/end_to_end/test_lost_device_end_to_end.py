@@ -31,7 +31,7 @@ X = np.ones((1, 4), np.float32)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`two` fails on the device where its index is none of the table's; `linear` never does."""
     folder = tmp_path / "repository"
-    write_package(folder, "two", "1", TwoInputs(), inputs=TWO, outputs=["y", "z"], batch_max=2)
+    write_package(folder, "two", "1", TwoInputs(), inputs=TWO, outputs=["y", "z"], batch_max=4)
     write_package(folder, "linear", "1", nn.Linear(4, 3), inputs=ROW, outputs=["y"], batch_max=2)
     install(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
@@ -40,8 +40,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_bad(repository: Path, name: str) -> None:
     """A package that says what it does not keep, which only the device finds out."""
-    write_package(repository, name, "1", nn.Linear(4, 3), inputs=ROW, outputs=["y"], batch_max=2)
-    manifest = repository / name / "model.toml"
+    manifest = write_package(repository, name, "1", nn.Linear(4, 3), inputs=ROW, outputs=["y"], batch_max=2).manifest
     manifest.write_text(manifest.read_text().replace("shape = [-1, 3]", "shape = [-1, 5]"))
 
 
@@ -101,7 +100,7 @@ def test_versions_whose_preparation_ends_workers_are_refused_in_the_end_and_the_
             await wait_ready(client, lambda done, names: None)
             await served_again(client)
         refused = {event["ref"]: event["faults"] for event in events(running, "not_prepared")}
-        record = data / "trials" / "hanging-0" / f"{DEADLY}@1.json"
+        record = data / "attempts" / "hanging-0" / f"{DEADLY}@1.json"
         assert "ended the worker 2 times" in refused[f"{DEADLY}:1"][0]
         assert f"remove {record} and deploy it" in refused[f"{DEADLY}:1"][0]
         assert "the device was lost while it was being prepared: PREPARE of stuck:1" in refused[f"{STUCK}:1"][0]
@@ -119,7 +118,7 @@ def test_a_worker_that_is_asked_to_end_does_not_wait_for_a_preparation_that_is_s
 
     def deaths() -> int | None:
         try:
-            found = json.loads((data / "trials" / "hanging-0" / f"{STUCK}@1.json").read_text())
+            found = json.loads((data / "attempts" / "hanging-0" / f"{STUCK}@1.json").read_text())
         except FileNotFoundError:
             return None
         return int(found["deaths"])

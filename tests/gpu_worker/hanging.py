@@ -7,13 +7,13 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.cuda.watchdog import Patience
 from gpu_worker.devices.locks import DeviceLock
-from gpu_worker.devices.trials import Trials
 
 if TYPE_CHECKING:
     from broker.config import Settings
@@ -65,8 +65,8 @@ def open_hanging(settings: Settings) -> CudaDevice:
     """For `GEARMESH_DEVICE=hanging`."""
     name = "hanging:0"
     lock = DeviceLock(settings.data_dir / "locks", name)
-    trials = Trials(settings.data_dir / "trials", name)
-    trials.open()
+    attempts = Attempts(settings.data_dir / "attempts", name)
+    attempts.open()
     room = Room(page_bytes=MIB, pages=8, window_pages=4)
     driver = HangingDriver(name)
-    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, trials=trials, patience=PATIENCE)
+    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, patience=PATIENCE)

@@ -520,7 +520,7 @@ class Waits(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 3]."""
-        return self.linear(x) * x.abs().max().item()
+        return self.linear(x) * self.linear.bias.abs().max().item()
 
 
 @drivers

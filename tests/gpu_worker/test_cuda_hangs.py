@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from broker.errors import PackageError
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.device import CLOSE_S
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.issuer import DeviceThread, Helper
 from gpu_worker.devices.cuda.watchdog import Patience
-from gpu_worker.devices.trials import Trials
 from gpu_worker.lanes import Phase
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.cuda_builders import ROOM, Served, infer_job
@@ -86,7 +86,7 @@ class HangingStream(HostStream):
 
 @asynccontextmanager
 async def hanging(
-    repository: Repository, trials: Trials | None = None, patience: Patience | None = None
+    repository: Repository, attempts: Attempts | None = None, patience: Patience | None = None
 ) -> AsyncIterator[tuple[Served, HangingDriver]]:
     """A device that has linear:1 in page 0; behind the test it goes on, and all its threads have ended.
 
@@ -94,7 +94,7 @@ async def hanging(
     """
     grad, before = torch.is_grad_enabled(), set(threading.enumerate())
     driver = HangingDriver()
-    on = Served(driver, Helper("helper"), ROOM, 1 << 30, trials, patience)
+    on = Served(driver, Helper("helper"), ROOM, 1 << 30, attempts, patience)
     if patience is None:
         on.device._watching.stop()
     on.device.prepare(repository.package("linear:1"))
@@ -225,8 +225,8 @@ async def test_a_device_that_hangs_is_closed_without_waiting_for_it(repository: 
 async def test_a_preparation_has_its_own_time_and_others_are_given_more_meanwhile(
     repository: Repository, tmp_path: Path
 ) -> None:
-    trials = Trials(tmp_path, "host:0")
-    async with hanging(repository, trials) as (on, driver):
+    attempts = Attempts(tmp_path, "host:0")
+    async with hanging(repository, attempts) as (on, driver):
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
         assert (await on.begin(Phase.INPUT, job)).code == "ok"
         driver.hang("preparing")
@@ -246,8 +246,8 @@ async def test_a_preparation_has_its_own_time_and_others_are_given_more_meanwhil
 async def test_a_worker_that_ends_while_it_prepares_waits_for_no_device_and_leaves_no_record(
     repository: Repository, tmp_path: Path
 ) -> None:
-    trials = Trials(tmp_path, "host:0")
-    async with hanging(repository, trials) as (on, driver):
+    attempts = Attempts(tmp_path, "host:0")
+    async with hanging(repository, attempts) as (on, driver):
         driver.hang("preparing")
         preparing = asyncio.ensure_future(asyncio.to_thread(on.device.prepare, repository.package("other:1")))
         await hangs(driver)
@@ -264,7 +264,7 @@ async def test_a_preparation_that_breaks_the_device_stays_on_record_and_a_refuse
     repository: Repository, tmp_path: Path
 ) -> None:
     driver = FragileDriver()
-    on = Served(driver, Helper("helper"), ROOM, 1 << 30, Trials(tmp_path, "fragile:0"))
+    on = Served(driver, Helper("helper"), ROOM, 1 << 30, Attempts(tmp_path, "fragile:0"))
     on.device.prepare(repository.package("linear:1"))
     driver._memory_bytes = driver._used
     with pytest.raises(PackageError, match="is full"):

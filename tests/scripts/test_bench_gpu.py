@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.bench_gpu import ROOT, Clock, _all_or_not, environment, run, run_json
+from scripts.bench_gpu import ROOT, Clock, _all_or_not, environment, files_of_tests, run, run_json
 from scripts.gpu_needs import NEEDS, Need, complaint, download, missing
 from scripts.gpu_probes import spread
 from scripts.gpu_tables import rows, table
@@ -97,16 +97,22 @@ BARE = """
 import sys
 
 class Bare:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None if name.partition(".")[0] in ABSENT else self.finder.find_spec(name, path, target)
 
 ABSENT = set(sys.argv[1].split(","))
-sys.meta_path.insert(0, Bare())
+sys.meta_path[:] = map(Bare, sys.meta_path)
 import pytest
 import pytorchcv.models.resnet
-import scripts.bench_gpu, scripts.gpu_probes, scripts.bench_worker, scripts.build_models
-sys.exit(pytest.main(["tests/gpu_worker", "--collect-only", "-m", "cuda", "-p", "no:cacheprovider"]))
+import scripts.gpu_probes, scripts.bench_worker, scripts.build_models
+from scripts.bench_gpu import files_of_tests
+sys.exit(pytest.main([*files_of_tests(), "--collect-only", "-m", "cuda", "-p", "no:cacheprovider"]))
 """
 
 
@@ -136,6 +142,12 @@ def test_the_list_of_needs_is_whole() -> None:
     done = subprocess.run(run_bare, cwd=ROOT, env=environment(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_cuda_device.py" in done.stdout
+
+
+def test_all_tests_of_a_gpu_are_in_the_files_that_are_run() -> None:
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if file != Path(__file__)]
+    marked = {str(file) for file in files if "mark.cuda" in (text := file.read_text()) or "DRIVERS" in text}
+    assert marked <= set(files_of_tests())
 
 
 def test_each_need_brings_its_own_needs() -> None:

@@ -21,6 +21,7 @@ import torch
 
 from broker import wire
 from broker.errors import PackageError
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.issuer import DeviceThread, EventPool, Helper, Issuer, Watcher
@@ -32,7 +33,6 @@ from gpu_worker.devices.cuda.versions import Versions
 from gpu_worker.devices.cuda.watchdog import Patience
 from gpu_worker.devices.cuda.watching import Watching
 from gpu_worker.devices.locks import DeviceLock
-from gpu_worker.devices.trials import Trials
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
@@ -58,10 +58,10 @@ class CudaDevice:
         *,
         host_bytes_max: int,
         keep_warm: bool = True,
-        trials: Trials | None = None,
+        attempts: Attempts | None = None,
         patience: Patience | None = None,
     ) -> None:
-        self._driver, self._lock, self._trials = driver, lock, trials
+        self._driver, self._lock, self._attempts = driver, lock, attempts
         driver.enter()
         self._memory = Memory(driver, room)
         self._timed = EventPool(partial(driver.event, sleeps=False), EVENTS)
@@ -77,7 +77,7 @@ class CudaDevice:
         self.figures = Figures()
         self._versions = Versions(
             driver, self._memory, self._helper, self.figures, host_bytes_max=host_bytes_max,
-            prepare_disk=self._loader.prepare_disk, trials=trials,
+            prepare_disk=self._loader.prepare_disk, attempts=attempts,
         )  # fmt: skip
         self._window = Window()
         self._lane = Lane()
@@ -115,8 +115,8 @@ class CudaDevice:
     def close(self) -> None:
         """See Device. What is stuck in the driver is not waited for: it, and the lock, go with the process."""
         self._watching.stop()
-        if self._trials is not None and not self._is_lost:
-            self._trials.close()
+        if self._attempts is not None and not self._is_lost:
+            self._attempts.close()
         ends_s = time.monotonic() + (0.0 if self._hangs else CLOSE_S)
         stopped = [thread.stop(max(0.0, ends_s - time.monotonic())) for thread in self._threads]
         if all(stopped) and not self._watching.prepares:
@@ -221,7 +221,7 @@ class CudaDevice:
 
     def _fill(self, job: Job, held: Held, begin_s: float) -> Done | None:
         try:
-            fill(held.slot, held.layout, job)
+            fill(held.slot, held.layout, job, held.version.padding)
         except WrongBytes as error:
             return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))

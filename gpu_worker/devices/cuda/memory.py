@@ -1,15 +1,18 @@
 """What a device allocates at start, and the ring of buffers for inputs and outputs."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from broker import wire
+from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
 from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room, lay_out
+from gpu_worker.devices.rows import pad
 from gpu_worker.lanes import Job
 from gpu_worker.packages import Package
 
@@ -121,10 +124,9 @@ class WrongBytes(ValueError):
     """An input has not the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: Layout, job: Job) -> None:
-    """The job's inputs are in the slot's pinned part, zeros behind them up to the size that was captured.
-
-    Zeros, because what others left there may be no valid index. Raises: WrongBytes.
+def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None:
+    """The job's inputs are in the slot's pinned part, and behind them `padding`, one row of each input, again and again
+    up to the size that was captured. Raises: WrongBytes.
     """
     assert isinstance(job.action, wire.Infer)
     target = slot.here.numpy()
@@ -140,7 +142,7 @@ def fill(slot: Slot, layout: Layout, job: Job) -> None:
                 )
             target[at : at + len(piece)] = piece
             at += len(piece)
-        target[at : place.at + place.size] = 0
+        pad(target[at : place.at + place.size], padding[i])
 
 
 def outputs_of(slot: Slot, layout: Layout, rows: int) -> list[memoryview]:

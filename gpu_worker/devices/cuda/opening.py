@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda import nvidia
 from gpu_worker.devices.cuda.device import CudaDevice
@@ -12,7 +13,6 @@ from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.plans import MIB, make_room
 from gpu_worker.devices.images import host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
-from gpu_worker.devices.trials import Trials
 
 if TYPE_CHECKING:
     from broker.config import Settings
@@ -50,9 +50,9 @@ def _open(settings: Settings, index: int, lock: DeviceLock) -> CudaDevice:
         arena_bytes=settings.arena_mb * MIB,
         window_bytes=settings.window_mb * MIB,
     )
-    trials = Trials(settings.data_dir / "trials", driver.name)
-    trials.open()
+    attempts = Attempts(settings.data_dir / "attempts", driver.name)
+    attempts.open()
     try:
-        return CudaDevice(driver, room, helper, lock, host_bytes_max=host_bytes_max, trials=trials)
+        return CudaDevice(driver, room, helper, lock, host_bytes_max=host_bytes_max, attempts=attempts)
     except RuntimeError as error:
         raise DeviceError(f"{driver.name}: cannot be set up ({free // MIB} MiB were free): {error}") from error

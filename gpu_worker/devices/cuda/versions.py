@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.graphs import Executable, build
 from gpu_worker.devices.cuda.issuer import Helper
@@ -12,7 +13,7 @@ from gpu_worker.devices.cuda.memory import Memory, Ring
 from gpu_worker.devices.cuda.records import Figures, PinnedImage, Version
 from gpu_worker.devices.executables import read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
-from gpu_worker.devices.trials import Trials
+from gpu_worker.devices.rows import padding_rows
 from gpu_worker.packages import Package
 
 
@@ -28,11 +29,11 @@ class Versions:
         *,
         host_bytes_max: int,
         prepare_disk: Callable[[], None],
-        trials: Trials | None,
+        attempts: Attempts | None,
     ) -> None:
         """`prepare_disk`: called when weights stay on disk, before the first of them are loaded."""
         self._driver, self._memory, self._helper, self._figures = driver, memory, helper, figures
-        self._prepare_disk, self._trials = prepare_disk, trials
+        self._prepare_disk, self._attempts = prepare_disk, attempts
         self.images = Images(host_bytes_max, read_image, self._pinned_image)
         self.ring = Ring(0)
         self._prepared: dict[str, Version] = {}  # {ref: version}
@@ -45,7 +46,7 @@ class Versions:
 
     def prepare(self, package: Package, kind: str) -> None:
         """The version is there; `kind`: of the device. Raises: PackageError, MemoryFull, MemoryError, RuntimeError."""
-        with self._trial(package, kind):
+        with self._attempt(package, kind):
             image = self.images.take(package)
             try:
                 self._add(package, image)
@@ -63,21 +64,22 @@ class Versions:
         self._helper.drop(self._executables.pop(key, None))  # destroying graphs takes its time
 
     @contextmanager
-    def _trial(self, package: Package, kind: str) -> Iterator[None]:
+    def _attempt(self, package: Package, kind: str) -> Iterator[None]:
         """It is on record as long as it lasts; and beyond, if the device, or the process, does not outlive it."""
-        if self._trials is None:
+        if self._attempts is None:
             yield
             return
-        self._trials.begin(package, kind)
+        self._attempts.begin(package, kind)
         well = False
         try:
             yield
             well = True
         finally:
             if well or not self._driver.lost():
-                self._trials.end(package.ref, well=well)
+                self._attempts.end(package.ref, well=well)
 
     def _add(self, package: Package, image: Image) -> None:
+        padding = padding_rows(package)
         key = (package.architecture, package.spec.batch_max)
         if image.place == DISK:
             self._prepare_disk()
@@ -87,7 +89,7 @@ class Versions:
             self.ring = Ring.allocate(self._driver, needed)
         self._executables[key] = executable
         self._preparations += 1
-        self._prepared[package.ref] = Version(package, self._preparations, image, executable)
+        self._prepared[package.ref] = Version(package, self._preparations, image, executable, padding)
 
     def _build(self, package: Package, image: Image) -> Executable:
         """What executes the architecture, tried out with the weights of the image."""

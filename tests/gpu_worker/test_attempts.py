@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.errors import PackageError
-from gpu_worker.devices import trials
-from gpu_worker.devices.trials import DEATHS_MAX, RECORDS_MAX, Trial, Trials, begun, died, ended
+from gpu_worker.devices import attempts
+from gpu_worker.devices.attempts import DEATHS_MAX, RECORDS_MAX, Attempt, Attempts, begun, died, ended
 from gpu_worker.packages import Package, read_package
 from tests.gpu_worker.conftest import Repository
 
@@ -18,9 +18,9 @@ NOW_S = 1_790_000_000.0
 KIND = "cuda NVIDIA X, torch 2, driver 5"
 
 
-def record(deaths: int = 0, began_s: float | None = None, last_s: float | None = None, **other: object) -> Trial:
+def record(deaths: int = 0, began_s: float | None = None, last_s: float | None = None, **other: object) -> Attempt:
     fields = {"ref": "m:1", "kind": KIND, "files": FILES, **other}
-    return Trial(**fields, deaths=deaths, began_s=began_s, last_s=last_s)
+    return Attempt(**fields, deaths=deaths, began_s=began_s, last_s=last_s)
 
 
 # -- what follows from what -------------------------------------------------------------------------------------------
@@ -36,9 +36,9 @@ def test_a_version_is_on_record_while_it_is_prepared_and_not_afterwards() -> Non
 def test_a_worker_that_ended_meanwhile_counts_and_the_second_one_is_the_last() -> None:
     found = None
     for deaths in range(1, DEATHS_MAX + 1):
-        trial = begun(found, record(), now=NOW_S + deaths)
-        assert trial is not None
-        found = died(trial)
+        attempt = begun(found, record(), now=NOW_S + deaths)
+        assert attempt is not None
+        found = died(attempt)
         assert found == record(deaths=deaths, last_s=NOW_S + deaths)
     assert DEATHS_MAX == 2
     assert begun(found, record(), now=NOW_S + 9) is None
@@ -83,16 +83,16 @@ class Life:
     """One worker's life: what it finds, and a version that it prepares."""
 
     def __init__(self, folder: Path) -> None:
-        self.trials = Trials(folder, "cuda:0", clock=lambda: NOW_S)
-        self.trials.open()
+        self.attempts = Attempts(folder, "cuda:0", clock=lambda: NOW_S)
+        self.attempts.open()
 
 
 def test_the_worker_that_comes_back_twice_refuses_the_version_and_names_the_file(
     tmp_path: Path, package: Package
 ) -> None:
     for _ in range(DEATHS_MAX):
-        Life(tmp_path).trials.begin(package, KIND)  # and there it ends
-    third = Life(tmp_path).trials
+        Life(tmp_path).attempts.begin(package, KIND)  # and there it ends
+    third = Life(tmp_path).attempts
     with pytest.raises(PackageError) as raised:
         third.begin(package, KIND)
     file = tmp_path / "cuda-0" / "linear@1.json"
@@ -108,12 +108,12 @@ def test_the_worker_that_comes_back_twice_refuses_the_version_and_names_the_file
     assert list(file.parent.iterdir()) == []
 
 
-def test_a_refusal_is_no_trial(tmp_path: Path, package: Package) -> None:
+def test_a_refusal_is_no_attempt(tmp_path: Path, package: Package) -> None:
     """Else the next worker would count it."""
     for _ in range(DEATHS_MAX):
-        Life(tmp_path).trials.begin(package, KIND)
+        Life(tmp_path).attempts.begin(package, KIND)
     for _ in range(3):
-        life = Life(tmp_path).trials
+        life = Life(tmp_path).attempts
         with pytest.raises(PackageError, match="ended the worker 2 times"):
             life.begin(package, KIND)
         life.close()
@@ -124,9 +124,9 @@ def test_a_worker_that_ends_as_it_should_leaves_nothing_against_what_it_was_prep
 ) -> None:
     for _ in range(5):
         life = Life(tmp_path)
-        life.trials.begin(package, KIND)
-        life.trials.close()
-        life.trials.begin(package, KIND)  # its thread had not got so far
+        life.attempts.begin(package, KIND)
+        life.attempts.close()
+        life.attempts.begin(package, KIND)  # its thread had not got so far
     assert list(tmp_path.glob("*/*")) == []
 
 
@@ -135,17 +135,17 @@ def test_a_file_that_was_changed_is_tried_again(tmp_path: Path, repository: Repo
     shutil.copytree(repository.folder / "linear", tmp_path / "linear")
     package = read_package(tmp_path, "linear:1", ())
     for _ in range(DEATHS_MAX):
-        Life(tmp_path).trials.begin(package, KIND)
-    file = tmp_path / "linear" / ("" if name == "model.toml" else "1") / name
+        Life(tmp_path).attempts.begin(package, KIND)
+    (file,) = (path for path in (package.manifest, package.graph, package.weights_file) if path and path.name == name)
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-    Life(tmp_path).trials.begin(package, KIND)
+    Life(tmp_path).attempts.begin(package, KIND)
 
 
 def test_devices_have_records_of_their_own(tmp_path: Path, package: Package) -> None:
     for _ in range(DEATHS_MAX):
-        Life(tmp_path).trials.begin(package, KIND)
+        Life(tmp_path).attempts.begin(package, KIND)
     Life(tmp_path)
-    other = Trials(tmp_path, "cuda:1")
+    other = Attempts(tmp_path, "cuda:1")
     other.open()
     other.begin(package, KIND)
 
@@ -155,7 +155,7 @@ def test_a_record_that_cannot_be_read_says_nothing(tmp_path: Path, package: Pack
     file = tmp_path / "cuda-0" / "linear@1.json"
     file.parent.mkdir()
     file.write_bytes(content)
-    life = Life(tmp_path).trials
+    life = Life(tmp_path).attempts
     life.begin(package, KIND)
     assert json.loads(file.read_bytes())["began_s"] == NOW_S
 
@@ -164,14 +164,14 @@ def test_a_folder_that_cannot_be_written_keeps_no_version_from_being_prepared(
     tmp_path: Path, package: Package, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cuda-0").write_text("no folder")
-    life = Life(tmp_path).trials
+    life = Life(tmp_path).attempts
     life.begin(package, KIND)
     life.end(package.ref, well=True)
     assert "preparation_not_recorded" in capsys.readouterr().out
 
 
 def test_records_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "RECORDS_MAX", 3)
+    monkeypatch.setattr(attempts, "RECORDS_MAX", 3)
     folder = tmp_path / "cuda-0"
     folder.mkdir()
     for number in range(5):

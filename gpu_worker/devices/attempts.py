@@ -25,7 +25,7 @@ RECORDS_MAX = 200  # of one device; the oldest go
 log = structlog.get_logger("worker")
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """What a record says."""
 
     ref: str
@@ -35,7 +35,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     deaths: int = 0  # of workers that prepared it
     last_s: float | None = None  # when the last of them had begun
 
-    def same(self, other: "Trial") -> bool:
+    def same(self, other: "Attempt") -> bool:
         """The same files on the same kind of device."""
         return (self.ref, self.kind, self.files) == (other.ref, other.kind, other.files)
 
@@ -43,19 +43,19 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 # -- what follows from what. Pure -------------------------------------------------------------------------------------
 
 
-def begun(found: Trial | None, wanted: Trial, *, now: float) -> Trial | None:
+def begun(found: Attempt | None, wanted: Attempt, *, now: float) -> Attempt | None:
     """The record to write before `wanted` is prepared; None: it has ended too many workers. `found`: what there is."""
     if found is None or not found.same(wanted):
         return msgspec.structs.replace(wanted, began_s=now)
     return None if found.deaths >= DEATHS_MAX else msgspec.structs.replace(found, began_s=now)
 
 
-def ended(trial: Trial, *, well: bool) -> Trial | None:
+def ended(attempt: Attempt, *, well: bool) -> Attempt | None:
     """The record after the preparation has come to an end, with a version or a refusal; None: it is to be removed."""
-    return None if well or not trial.deaths else msgspec.structs.replace(trial, began_s=None)
+    return None if well or not attempt.deaths else msgspec.structs.replace(attempt, began_s=None)
 
 
-def died(found: Trial) -> Trial | None:
+def died(found: Attempt) -> Attempt | None:
     """The record once the worker that wrote it is gone; None: it had not been preparing this."""
     if found.began_s is None:
         return None
@@ -65,13 +65,13 @@ def died(found: Trial) -> Trial | None:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-class Trials:
+class Attempts:
     """The records of one device. Its lock is held: no other process has them. Any thread may use it."""
 
     def __init__(self, folder: Path, device: str, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder / device.replace(":", "-")
         self._device, self._clock = device, clock
-        self._running: dict[str, Trial] = {}  # {ref: its record, as it was written}
+        self._running: dict[str, Attempt] = {}  # {ref: its record, as it was written}
         self._closed = False
         self._lock = threading.Lock()  # a record is written, or taken back, and remembered at once
 
@@ -90,25 +90,25 @@ class Trials:
 
     def begin(self, package: Package, kind: str) -> None:
         """It is on record that the version is being prepared. Raises: PackageError, if it is not to be."""
-        wanted = Trial(ref=package.ref, kind=kind, files=_files(package))
+        wanted = Attempt(ref=package.ref, kind=kind, files=_files(package))
         file = self._file(package.ref)
         found = _read(file)
-        trial = begun(found, wanted, now=self._clock())
-        if trial is None:
+        attempt = begun(found, wanted, now=self._clock())
+        if attempt is None:
             assert found is not None
-            raise PackageError(package.ref, [_refusal(found, self._device, file)])
+            raise PackageError(package.ref, [_refusal(found, self._device, file)], "ended_worker")
         with self._lock:
             if not self._closed:
-                self._running[package.ref] = trial
-                self._write(trial)
+                self._running[package.ref] = attempt
+                self._write(attempt)
 
     def end(self, ref: str, *, well: bool) -> None:
         """The preparation has come to an end, with a version or a refusal."""
         with self._lock:
-            trial = self._running.pop(ref, None)
-            if trial is None:
+            attempt = self._running.pop(ref, None)
+            if attempt is None:
                 return
-            left = ended(trial, well=well)
+            left = ended(attempt, well=well)
             if left is not None:
                 self._write(left)
                 return
@@ -124,33 +124,33 @@ class Trials:
     def _file(self, ref: str) -> Path:
         return self._folder / f"{ref.replace(':', '@')}.json"
 
-    def _write(self, trial: Trial) -> None:
+    def _write(self, attempt: Attempt) -> None:
         """On the disk, whole: the machine may be next."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
             with os.fdopen(handle, "wb") as out:
-                out.write(msgspec.json.format(msgspec.json.encode(trial)))
+                out.write(msgspec.json.format(msgspec.json.encode(attempt)))
                 out.flush()
                 os.fsync(out.fileno())
-            os.replace(temporary, self._file(trial.ref))
+            os.replace(temporary, self._file(attempt.ref))
         except OSError as error:
             advice = "if its preparation ends this process, the next one will not know"
-            log.warning("preparation_not_recorded", ref=trial.ref, error=str(error), advice=advice)
+            log.warning("preparation_not_recorded", ref=attempt.ref, error=str(error), advice=advice)
 
 
-def _read(file: Path) -> Trial | None:
+def _read(file: Path) -> Attempt | None:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Trial)
+        return msgspec.json.decode(file.read_bytes(), type=Attempt)
     except (OSError, msgspec.MsgspecError):
         return None  # what cannot be read says nothing against a version
 
 
 def _files(package: Package) -> dict[str, tuple[int, int]]:
     """What decides what its preparation does."""
-    paths = [package.weights_file, package.folder.parent / "model.toml"]
-    paths += [package.graph] if package.graph is not None else []
-    return {path.name: (stat.st_size, stat.st_mtime_ns) for path in paths if (stat := _stat(path)) is not None}
+    paths = (package.manifest, package.graph, package.weights_file, package.example_file)
+    found = {path.name: _stat(path) for path in paths if path is not None}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items() if stat is not None}
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -160,7 +160,7 @@ def _stat(path: Path) -> os.stat_result | None:
         return None  # who reads it will say so
 
 
-def _refusal(found: Trial, device: str, file: Path) -> str:
+def _refusal(found: Attempt, device: str, file: Path) -> str:
     last = datetime.fromtimestamp(found.last_s or 0.0, UTC).isoformat(" ", "seconds")
     return (
         f"preparing it on {device} ended the worker {found.deaths} times, the last of them begun at {last}: the device "
