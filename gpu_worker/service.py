@@ -28,6 +28,7 @@ from gpu_worker.profiling import Measurement, read_profile, write_profile
 from gpu_worker.sharing import Sharing
 
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
+PREPARATION_ENDS_S = 2.0  # after the device is lost: then whoever prepares is stuck in it
 ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
@@ -389,7 +390,14 @@ class WorkerService:
             exit_code=DEVICE_LOST,
             advice="the process ends, and has to be started again (gearmesh up does); nvidia-smi -q, dmesg (Xid)",
         )
+        self._hub.loop.call_later(PREPARATION_ENDS_S, self._give_up_preparing, why)
         self._end(DEVICE_LOST)
+
+    def _give_up_preparing(self, why: str) -> None:
+        """What is still being prepared will not come to an end, and is not waited for."""
+        for ref in list(self._preparing):
+            self._not_prepared(ref, (f"the device was lost while it was being prepared: {why}",))
+        self._hub.schedule_turn()
 
     def _ring(self, now: float) -> None:
         self._apply(self._lanes.wake(now=now))
