@@ -28,6 +28,7 @@ from gpu_worker.profiling import Measurement, write_profile
 from gpu_worker.sharing import Sharing
 
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
+PREPARATION_ENDS_S = 2.0  # after the device is lost: then whoever prepares is stuck in it
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 log = structlog.get_logger("worker")
@@ -270,7 +271,7 @@ class WorkerService:
     def _not_prepared(self, ref: str, future: "Future[None]", faults: tuple[str, ...], code: str) -> None:
         if not self._ended(ref, future):
             return
-        self._device.forget(ref)
+        self._free(ref)
         log.warning("not_prepared", ref=ref, faults=list(faults), code=code)
         self._tell(wire.Prepared(ref=ref, ok=False, faults=faults, code=code))
 
@@ -280,8 +281,13 @@ class WorkerService:
             del self._preparing[ref]
             return True
         if ref not in self._preparing:  # the next one, if there is, takes its place on the device
-            self._device.forget(ref)
+            self._free(ref)
         return False
+
+    def _free(self, ref: str) -> None:
+        """Nothing of the version stays on the device; of a device that is lost nothing can be freed."""
+        if not self._lost:
+            self._device.forget(ref)
 
     def _is_prepared(self, made: Made, future: "Future[None]", took_s: float) -> None:
         package, profile, ref = made.package, made.profile, made.package.ref
@@ -386,7 +392,15 @@ class WorkerService:
             exit_code=DEVICE_LOST,
             advice="the process ends, and has to be started again (gearmesh up does); nvidia-smi -q, dmesg (Xid)",
         )
+        self._hub.loop.call_later(PREPARATION_ENDS_S, self._give_up_preparing, why)
         self._end(DEVICE_LOST)
+
+    def _give_up_preparing(self, why: str) -> None:
+        """What is still being prepared will not come to an end, and is not waited for."""
+        for ref, future in list(self._preparing.items()):
+            faults = (f"the device was lost while it was being prepared: {why}",)
+            self._not_prepared(ref, future, faults, "device_lost")
+        self._hub.schedule_turn()
 
     def _ring(self, now: float) -> None:
         self._apply(self._lanes.wake(now=now))

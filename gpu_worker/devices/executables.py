@@ -13,6 +13,7 @@ from torch.func import functional_call
 from broker.errors import PackageError
 from gpu_worker import trials
 from gpu_worker.devices.arena import Bytes
+from gpu_worker.devices.moving import reshape_views
 from gpu_worker.devices.onnx import load_onnx
 from gpu_worker.devices.rows import inputs_for, padding_rows
 from gpu_worker.examples import said
@@ -64,9 +65,7 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
     _check_placeholders(package, exported)
     if place != CPU:
         exported = move_to_device_pass(exported, place)
-        for module in exported.graph_module.modules():  # parts under no_grad or autocast are modules of their own
-            if isinstance(module, torch.fx.GraphModule):
-                module.recompile()
+        reshape_views(exported.graph_module)
     forward: Forward = exported.graph_module.forward
     return forward
 
