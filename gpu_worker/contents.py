@@ -14,6 +14,7 @@ import msgspec
 import xxhash
 
 from broker.errors import PackageError
+from broker.versions import CHANGED
 from gpu_worker.packages import Package
 
 CHUNK_BYTES = 1 << 22
@@ -65,16 +66,29 @@ class Contents:
                 digest = xxhash.xxh3_128()
                 while chunk := opened.read(CHUNK_BYTES):
                     digest.update(chunk)
-                if _identity(os.fstat(opened.fileno())) != _identity(before):
-                    raise PackageError(package.ref, [f"{file.name} changes while it is read"], "content_changed")
+                after = os.fstat(opened.fileno())
+                if _bytes_of(after) != _bytes_of(before):
+                    raise PackageError(package.ref, [f"{file.name} changes while it is read"], CHANGED)
         except OSError as error:
             raise PackageError(package.ref, [f"{file.name}: {error.strerror}"]) from error
         found = str(digest.hexdigest())
-        if time.time() - max(before.st_mtime, before.st_ctime) > SETTLED_S:
+        if time.time() - max(before.st_mtime, after.st_ctime) > SETTLED_S:
             if len(self._known) >= KNOWN_MAX:
                 del self._known[next(iter(self._known))]
-            self._known[_identity(before)] = found
+            self._known[_identity(after)] = found
         return found
+
+
+def identities(package: Package) -> list[tuple[int, int, int, int]]:
+    """Which files, as they are now, the content is read from; equal as long as nobody has written to them.
+
+    Raises: PackageError. Not the time of any change: a link to a file, from a copy of the model, changes that.
+    """
+    files = [package.weights_file, *([package.graph] if package.graph is not None else [])]
+    try:
+        return [_bytes_of(file.stat()) for file in files]
+    except OSError as error:
+        raise PackageError(package.ref, [f"{Path(str(error.filename)).name}: {error.strerror}"]) from error
 
 
 def _options(package: Package) -> dict[str, object]:
@@ -88,4 +102,8 @@ def _digest(content: bytes) -> str:
 
 
 def _identity(stat: os.stat_result) -> Identity:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return (*_bytes_of(stat), stat.st_ctime_ns)
+
+
+def _bytes_of(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -34,7 +34,7 @@ Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of on
 
 
 def write_package(
-    repository: Path,
+    repository: str | Path,
     name: str,
     version: str,
     module: nn.Module,
@@ -56,7 +56,7 @@ def write_package(
     where random ones will not do. Rows must be independent of each other, and of what was asked before.
     Raises: PackageError, with a code (docs/models.md lists them) and a sentence.
     """
-    place = f"{name}:{version}"
+    repository, place = Path(repository), f"{name}:{version}"
     specs = arguments.check(place, name, version, inputs, batch_max, slo_ms, labels)
     with quiet():
         plain = plain_copy(place, module)

@@ -41,10 +41,10 @@ Array = np.ndarray[Any, Any]
 
 
 def write_onnx_package(
-    repository: Path,
+    repository: str | Path,
     name: str,
     version: str,
-    file: Path,
+    file: str | Path,
     *,
     example: Mapping[str, Any] | None = None,
     batch_max: int = 32,
@@ -59,6 +59,7 @@ def write_onnx_package(
     `example`: {input: array [rows, ...]}, two rows or more to try it with, where random ones will not do.
     Raises: PackageError, with a code (docs/models.md lists them).
     """
+    repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
     faults = options(name, version, batch_max, slo_ms, labels)
     if faults:

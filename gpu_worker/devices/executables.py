@@ -13,6 +13,7 @@ from torch.func import functional_call
 from broker.errors import PackageError
 from gpu_worker import trials
 from gpu_worker.devices.arena import Bytes
+from gpu_worker.devices.moving import reshape_views
 from gpu_worker.devices.onnx import load_onnx
 from gpu_worker.devices.rows import inputs_for, padding_rows
 from gpu_worker.examples import said
@@ -64,9 +65,7 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
     _check_placeholders(package, exported)
     if place != CPU:
         exported = move_to_device_pass(exported, place)
-        for module in exported.graph_module.modules():  # parts under no_grad or autocast are modules of their own
-            if isinstance(module, torch.fx.GraphModule):
-                module.recompile()
+        reshape_views(exported.graph_module)
     forward: Forward = exported.graph_module.forward
     return forward
 
@@ -143,23 +142,33 @@ def check_by_running(
             outputs = forward(*weights, *(tensor.to(place) for tensor in inputs))
             return [output.to(CPU) for output in outputs]
 
-    written = [tensor._version for tensor in weights]
-    before = _digest(weights)
+    written, before = [tensor._version for tensor in weights], _digest(weights)
+    fault: PackageError | None = None
     try:
-        draw = inputs_for(package, run, place)
-        pads = zip(padding_rows(package), package.spec.inputs, strict=True)
-        padding = [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
-        trial = trials.Trial(draw, package.spec.batch_max, padding)
-        close = trials.tolerance({*dtypes_of(forward), *(weight.dtype for weight in weights)}, place)
-        trials.check(package.ref, package.spec.outputs, run, trial, close)
-    except (torch.OutOfMemoryError, PackageError):
-        raise  # the first is the device's fault, not the graph's
+        _check(package, forward, weights, run, place)
+    except torch.OutOfMemoryError:
+        raise  # the device's fault, not the graph's
+    except PackageError as error:
+        fault = error
     except Exception as error:  # it is the author's graph
         why = f"the model fails on inputs of its kind: {said(error)}"
         raise PackageError(package.ref, [why], "forward_failed") from error
     if written != [tensor._version for tensor in weights] or before != _digest(weights):
         why = "running the model changes its weights or buffers: an answer would depend on what was asked before"
         raise PackageError(package.ref, [why], "state_changed")
+    if fault is not None:
+        raise fault
+
+
+def _check(
+    package: Package, forward: Forward, weights: Sequence[torch.Tensor], run: trials.Run, place: torch.device
+) -> None:
+    draw = inputs_for(package, run, place)
+    pads = zip(padding_rows(package), package.spec.inputs, strict=True)
+    padding = [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
+    trial = trials.Trial(draw, package.spec.batch_max, padding)
+    close = trials.tolerance({*dtypes_of(forward), *(weight.dtype for weight in weights)}, place)
+    trials.check(package.ref, package.spec.outputs, run, trial, close)
 
 
 def _digest(weights: Sequence[torch.Tensor]) -> str:

@@ -57,13 +57,21 @@ def _settle(written: Package, repository: Path, factory_allow: tuple[str, ...]) 
         with contextlib.suppress(OSError):  # somebody else wrote it at the same time
             os.rename(written.folder, target)
             return
+    check_free(written, repository, factory_allow)
+
+
+def check_free(package: Package, repository: Path, factory_allow: tuple[str, ...] = ()) -> None:
+    """The repository has no such version, or this one. Raises: PackageError, version_exists."""
+    name, version = wire.split_ref(package.ref)
+    if not (repository / name / version).exists():
+        return
     try:
-        there = read_package(repository, written.ref, factory_allow)
-        differing = Contents().differing(written, there)
+        there = read_package(repository, package.ref, factory_allow)
+        differing = Contents().differing(package, there)
     except PackageError as error:
         differing = error.faults[:1]
     if differing:
-        raise version_exists(written.ref, repository, ", ".join(differing))
+        raise version_exists(package.ref, repository, ", ".join(differing))
 
 
 def version_exists(ref: str, repository: Path, differing: str) -> PackageError:

@@ -104,36 +104,39 @@ def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
 
-def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_without_a_gap(tmp_path: Path) -> None:
+def test_what_is_kept_is_replaced_when_it_is_put_anew_and_other_code_without_a_gap(tmp_path: Path) -> None:
     emulated_model(tmp_path / "repository", "a")
 
     async def scenario(running: Mesh) -> None:
-        async def keep(factor: int, version: str) -> str:
+        async def keep(factor: int, *more: str, code: int = 0) -> str:
             (tmp_path / "toy.py").write_text(f"def f(x):\n    return x * {factor}\n")
-            options = ("--predict", "toy:f", *SPECS, "--version", version, "--replicas", "2")
-            code, output = await gearmesh(running, tmp_path, "container", "--model", "f", *options)
-            assert code == 0, output
+            options = ("--predict", "toy:f", *SPECS, "--replicas", "2", *more)
+            ended, output = await gearmesh(running, tmp_path, "container", "--model", "f", *options)
+            assert ended == code, output
             return output
 
-        async def serves(client: AsyncClient, factor: int, refusals: set[str]) -> None:
+        async def serves(client: AsyncClient, factor: int, version: str, refusals: set[str]) -> None:
             """Returns once the answers are of the new code; on the way, they are of the old one or such refusals."""
             while True:
                 outcome = await client.submit("f", X, slo_ms=5000)
                 if not isinstance(outcome, Prediction):
                     assert outcome.code in refusals, outcome
                 elif np.array_equal(outcome["y"], X * factor):
+                    assert outcome.version == version
                     return
 
-        assert "replaced" not in await keep(2, "1")
+        assert "replaced" not in await keep(2)
         await is_ready(running, "f")
         async with AsyncClient(running.address) as client:
-            await serves(client, 2, set())
-            assert "replaced" not in await keep(2, "1")
-            assert "is being replaced" in await keep(3, "1")  # other code under the same version: one after the other
-            await serves(client, 3, {"no_replica"})
-            for factor, version in ((4, "2"), (5, "1")):  # another version, and one that comes back: without a gap
-                assert "is being replaced" in await keep(factor, version)
-                await serves(client, factor, set())
+            await serves(client, 2, "1", set())
+            assert "replaced" not in await keep(2)
+            for factor, version in ((3, "2"), (2, "1"), (4, "3")):  # other code, code that comes back, other code
+                assert "is being replaced" in await keep(factor)
+                await serves(client, factor, version, set())
+            assert "is being replaced" in await keep(4, "--slo-ms", "500")  # the same version: one after the other
+            await serves(client, 4, "3", {"no_replica"})
+            assert "version_exists" in await keep(5, "--version", "3", code=1)
+            await serves(client, 4, "3", {"no_replica"})
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 

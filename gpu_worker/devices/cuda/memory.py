@@ -11,13 +11,35 @@ from broker import wire
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
-from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room
+from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room, lay_out
 from gpu_worker.devices.rows import pad
 from gpu_worker.lanes import Job
+from gpu_worker.packages import Package
 
 SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
+SLOT_BYTES_MAX = 256 * MIB
 WORD = torch.int64
 ROW_WORDS = 32  # rows of the page table are aligned: Triton compiles anew for an address that is not
+
+
+def misfits(package: Package, room: Room) -> list[str]:
+    """What of the package is too large for a device with this room, each with the figure and the limit."""
+    faults = []
+    if package.image_bytes > room.window_bytes:
+        faults.append(
+            f"its weights take {package.image_bytes / MIB:.1f} MiB; the window is {room.window_bytes // MIB} MiB "
+            "(GEARMESH_WINDOW_MB)"
+        )
+    batch_bytes = lay_out(package.spec, package.spec.batch_max).end
+    if batch_bytes > SLOT_BYTES_MAX:
+        faults.append(
+            f"inputs and outputs of {package.spec.batch_max} rows take {batch_bytes / MIB:.1f} MiB; a buffer holds "
+            f"{SLOT_BYTES_MAX // MIB} MiB: lower batch_max in model.toml"
+        )
+    pages = package.pages(room.page_bytes)
+    if pages > room.pages:
+        faults.append(f"its weights take {pages} pages; the arena has {room.pages} (GEARMESH_ARENA_MB)")
+    return faults
 
 
 class Memory:
