@@ -209,21 +209,18 @@ CASES = [
             a=nn.MultiheadAttention(WIDTH, HEADS),
         ), SEQUENCE, (TIME, WIDTH),
     ),
-    taken("encoder_layer", layer, {"src": ("float32", (TIME, WIDTH))}, (TIME, WIDTH)),
-    taken("encoder_layer_norm_first", lambda: layer(norm_first=True, activation="gelu"), SEQUENCE, (TIME, WIDTH)),
+    taken(
+        "encoder_layer", lambda: layer(norm_first=True, activation="gelu"), {"src": ("float32", (TIME, WIDTH))},
+        (TIME, WIDTH),
+    ),
     taken("encoder_nested", lambda: encoder(norm=nn.LayerNorm(WIDTH)), SEQUENCE, (TIME, WIDTH)),
     taken(
         "encoder_with_padding", lambda: Of(masked_encoder, encoder=encoder()), SEQUENCE | KEEP, (WIDTH,), draw=FLAGS
     ),
     taken(
-        "decoder_layer", lambda: nn.TransformerDecoderLayer(WIDTH, HEADS, 16, batch_first=True),
-        {"tgt": ("float32", (3, WIDTH)), "memory": ("float32", (TIME, WIDTH))}, (3, WIDTH),
-    ),
-    taken(
         "transformer", lambda: nn.Transformer(WIDTH, HEADS, 1, 1, 16, batch_first=True),
         {"src": ("float32", (TIME, WIDTH)), "tgt": ("float32", (3, WIDTH))}, (3, WIDTH),
     ),
-    taken("fused_attention", Fused, SEQUENCE, (TIME, WIDTH)),
     taken("fused_causal_attention", lambda: Fused(is_causal=True, scale=0.3), SEQUENCE, (TIME, WIDTH)),
     taken("grouped_query_attention", Shared, SEQUENCE, (TIME, WIDTH)),
     taken("causal_attention", Causal, SEQUENCE, (TIME, WIDTH)),
