@@ -124,7 +124,7 @@ def until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def each_until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
-    for _ in range(8):
+    for _ in range(3):
         x = torch.where(x.abs().amax(1, keepdim=True) < 1, x, x * 0.5)
     return x
 

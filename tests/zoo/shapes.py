@@ -75,7 +75,5 @@ CASES = [
     taken("nonzero_put_back", lambda: Of(lambda m, x: torch.zeros_like(x).masked_scatter(x > 0, x[x > 0] * 2)), ROW,
           (4,)),
     taken("rows_of_zeros", lambda: Of(lambda m, x: torch.zeros(x.shape[0], 3) + x[:, :1]), ROW, (3,)),
-    taken("squeezed_one_at_a_time", lambda: Of(lambda m, x: x.sum(1, keepdim=True).squeeze(1)), ROW, (), batch_max=1),
     taken("two_at_most", lambda: Of(lambda m, x: x * 3), ROW, (4,), batch_max=2),
-    taken("three_at_most", lambda: Of(lambda m, x: x * 3), ROW, (4,), batch_max=3),
 ]  # fmt: skip

@@ -43,6 +43,17 @@ class First(nn.Module):
         return others["a"] - b
 
 
+class PassesOn(nn.Module):
+    """Whatever comes goes to another module, as wrappers do it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
 class OfADict(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return batch["a"]
@@ -114,8 +125,10 @@ CASES = [
     taken("any_name", AnyName, PAIR, (4,), by_name=True),
     taken("a_name_and_any", First, PAIR, (4,), by_name=True),
     taken("any_number", AnyNumber, {**PAIR, "c": OUT}, (4,)),
+    taken("passed_on_by_name", lambda: PassesOn(Keyword()), PAIR, (4,), by_name=True),
+    taken("passed_on_by_place", lambda: PassesOn(nn.Bilinear(4, 4, 3)), PAIR, (3,)),
     taken("names_of_its_own", lambda: nn.Bilinear(4, 4, 3), PAIR, (3,)),
-    taken("forty_inputs", AnyNumber, {f"x{i}": OUT for i in range(40)}, (4,)),
+    taken("a_dozen_inputs", AnyNumber, {f"x{i}": OUT for i in range(12)}, (4,)),
     refused("an_input_is_missing", Keyword, {"a": OUT}, "bad_inputs"),
     refused("an_input_too_many", lambda: nn.Linear(4, 3), PAIR, "bad_inputs"),
     refused("some_names_in_other_places", lambda: nn.Bilinear(4, 4, 3), {"first": OUT, "input1": OUT}, "bad_inputs"),
