@@ -59,6 +59,12 @@ class Batch:
         """How many."""
         return len(self.origins)
 
+    @property
+    def tried(self) -> tuple[list[int], list[int]]:
+        """(which of the rows that are tried alone are in it, and where)."""
+        there = [(origin, at) for at, origin in enumerate(self.origins) if origin is not None]
+        return [origin for origin, _ in there], [at for _, at in there]
+
 
 class Trial:
     """Batches to run a model on: each of some rows alone, then these among each other and others, in several sizes.
@@ -211,11 +217,10 @@ def check_rows(
     alone, mixed = results[: len(trial.alone)], results[len(trial.alone) :]
     rounding = Rounding(run, trial, alone)
     for batch, outputs in zip(trial.mixed, mixed, strict=True):
-        origins = [origin for origin in batch.origins if origin is not None]
-        kept = [n for n, origin in enumerate(batch.origins) if origin is not None]
+        origins, kept = batch.tried
         for i, name in enumerate(names):
             expected, found = torch.cat([output[i] for output in alone])[origins], outputs[i][kept]
-            if not same(expected, found, close) and not rounding.explains(i, origins, found):
+            if not same(expected, found, close) and not rounding.explains(i, batch, outputs[i]):
                 off = amount(difference(expected, found), close)
                 told = f"{named(name)} of a row depends on the other rows of its batch{where()}"
                 why = f"{told}: alone it is another one than in a batch of {batch.rows}, {off}. {INDEPENDENT}"
@@ -243,7 +248,7 @@ def check_beside_nan(
         return
     rounding = Rounding(run, trial, results[: len(trial.alone)])
     for i, (name, alone, found) in enumerate(zip(names, results[0], outputs, strict=True)):
-        if len(found) != 2 or not (same(alone, found[1:], close) or rounding.explains(i, [0], found[1:])):
+        if len(found) != 2 or not (same(alone, found[1:], close) or rounding.explains(i, trial.beside_nan, found)):
             told = f"{named(name)} of a row depends on the other rows of its batch{where()}"
             why = f"{told}: beside a row of NaN it is another one. {INDEPENDENT}"
             raise PackageError(place, [why], "rows_mixed")
@@ -259,15 +264,16 @@ class Rounding:
         self._run, self._trial, self._alone = run, trial, alone
         self._noise: list[torch.Tensor] = []  # of each output, by row; measured once it is asked for
 
-    def explains(self, output: int, origins: Sequence[int], found: torch.Tensor) -> bool:
-        """Whether these rows may be the same. `origins`: which of those that are tried alone they are."""
+    def explains(self, output: int, batch: Batch, found: torch.Tensor) -> bool:
+        """Whether what was found for the batch may be the same, as far as its rows are those that are tried alone."""
         expected = self._expected(output)
-        if expected[origins].shape != found.shape or expected.dtype != found.dtype:
+        if len(found) != batch.rows or expected.shape[1:] != found.shape[1:] or expected.dtype != found.dtype:
             return False
+        origins, kept = batch.tried
         if not self._noise:
             self._measure()
         allowed = (ROUNDING * self._noise[output]).clamp(max=1.0)[origins]
-        return bool((differences(expected[origins], found) <= allowed).all())
+        return bool((differences(expected[origins], found[kept]) <= allowed).all())
 
     def _expected(self, output: int) -> torch.Tensor:
         return torch.cat([outputs[output] for outputs in self._alone])
