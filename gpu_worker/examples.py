@@ -91,8 +91,11 @@ class Kept:
         return [tensor[torch.tensor(order[:rows])] for tensor in self.rows]
 
 
-def find(specs: Sequence[wire.TensorSpec], run: Run, batch_max: int) -> tuple[Drawn | None, str]:
-    """(random inputs that `run` takes, "") or (None, why it does not take the simplest)."""
+def find(specs: Sequence[wire.TensorSpec], run: Run, batch_max: int) -> tuple[Drawn | None, Exception | None]:
+    """(random inputs that `run` takes, None) or (None, why it does not take the simplest).
+
+    Raises: PackageError that `run` raises: inputs are not at fault then.
+    """
     search = _Search(tuple(specs), run, min(batch_max, TRIED_ROWS))
     return search.find(), search.why
 
@@ -112,7 +115,7 @@ class _Search:
         self._kinds = [kinds(spec, extents) for spec in specs]
         self._floats = [kind[0].name == "normal" for kind in self._kinds]
         self._shares: dict[tuple[Kind, ...], float | None] = {}
-        self.why = ""
+        self.why: Exception | None = None
 
     def find(self) -> Drawn | None:
         """Kinds that work together: integers as wide as can be, floats such that the outputs are finite."""
@@ -124,7 +127,7 @@ class _Search:
                 chosen = self._widest(chosen, i)
         for i in range(len(chosen)):
             chosen = self._most_finite(chosen, i)
-        self.why = ""
+        self.why = None
         return Drawn(self._specs, chosen)
 
     def _together(self) -> Iterator[tuple[Kind, ...]]:
@@ -165,20 +168,25 @@ class _Search:
         generator = torch.Generator().manual_seed(SEED)
         try:
             return finite_share(self._run(Drawn(self._specs, chosen).draw(self._rows, generator)))
+        except PackageError:
+            raise
         except Exception as error:  # it is the author's code
-            self.why = said(error)
+            self.why = error
             return None
 
 
 def said(error: BaseException) -> str:
     """Type and first sentence of an error that is not ours: the rest is for those who wrote what raised it."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+    return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__
 
 
 def not_run(why: str) -> str:
     """The sentence for a model that random inputs will not do for."""
-    return f"the model fails on random inputs ({why}). Give rows that are valid: example={{input: array}}, two or more"
+    return (
+        f"the model fails on random inputs: {why}. Are names, dtypes and shapes right? If only some values "
+        "are valid, give such rows: example={input: array}, two rows or more"
+    )
 
 
 def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> Kept:

@@ -31,9 +31,8 @@ def _faults(value: Any, kind: Any, path: str) -> Iterator[str]:
     if _is_struct(kind) and isinstance(value, dict):
         yield from _struct_faults(value, kind, path)
     elif isinstance(value, list) and _is_struct(item):
-        for i, entry in enumerate(value):
-            yield from _faults(entry, item, f"{path}[{i}]")
-        yield from _own_fault([], kind, path) if not value else ()
+        faults = [fault for i, entry in enumerate(value) for fault in _faults(entry, item, f"{path}[{i}]")]
+        yield from faults or _own_fault(value, kind, path)  # too few of them, or too many
     else:
         yield from _own_fault(value, kind, path)
 

@@ -5,12 +5,17 @@ What onnxruntime could precompute from constant weights it cannot; small tensors
 Nothing is written that was not seen to answer as the file does, alone and in batches.
 """
 
+import contextlib
+import math
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
@@ -19,17 +24,20 @@ from broker.errors import PackageError
 from broker.tensors import DTYPES
 from gpu_worker import examples, trials
 from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require
+from gpu_worker.importing import onnx_graphs
 from gpu_worker.importing.arguments import options
 from gpu_worker.importing.shapes import counts, output_spec
 from gpu_worker.importing.signature import check_names
 from gpu_worker.importing.writing import manifest_text, staged
-from gpu_worker.packages import EXAMPLE, MANIFEST, WEIGHTS, Package, read_package
+from gpu_worker.packages import EXAMPLE, MANIFEST, TENSORS_MAX, WEIGHTS, Package, read_package
+from gpu_worker.trials import counted
 
 CONSTANT_SIZE_MAX = 16  # elements of a tensor that stays in the graph
 FLOATS = {"float32", "float64", "float16"}
 GRAPH = "graph.onnx"
 CPU = torch.device("cpu")
-Array = "np.ndarray[Any, Any]"
+EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # {onnx.TensorProto.DataType}
+Array = np.ndarray[Any, Any]
 
 
 def write_onnx_package(
@@ -57,23 +65,23 @@ def write_onnx_package(
     if faults:
         raise PackageError(place, faults, "bad_argument")
     model = _read(place, file)
+    constants = _constants(model)
     weights = _lift_weights(model)
     content = model.SerializeToString()
     stripped, original = open_session(content, place), open_session(str(file), place)
     specs = _inputs(place, original, batch_max)
     inputs = [spec.name for spec in specs]
-    whole, lean = OnnxForward(original, inputs), OnnxForward(stripped, [*weights, *inputs])
-    tensors = [torch.from_numpy(weight) for weight in weights.values()]
-
-    def run(given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return lean(*tensors, *given)
-
-    def run_original(given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return whole(*given)
-
-    draw = _drawn(place, specs, run_original, example, batch_max)
+    onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), constants.get)
+    _check_kinds(place, original)
+    whole = OnnxForward(original, inputs)
+    draw = _drawn(place, specs, whole, example, batch_max)
     outputs = _outputs(place, whole, draw, batch_max)
-    _check(place, outputs, run, run_original, draw, batch_max, {tensor.dtype for tensor in tensors})
+    lean = OnnxForward(stripped, [*weights, *inputs])
+    before = _digests(weights)
+    _check(place, outputs, partial(_run, lean, weights), partial(_run, whole, {}), draw, batch_max, _dtypes(model))
+    if _digests(weights) != before:
+        why = "running the graph changes its weights: an answer would depend on what was asked before"
+        raise PackageError(place, [why], "state_changed")
     kept = examples.to_keep(draw, specs)
     ins, outs = ({spec.name: (spec.dtype, spec.shape[1:]) for spec in group} for group in (specs, outputs))
     manifest = manifest_text(ins, outs, batch_max, slo_ms, labels, cache, description or model.doc_string, GRAPH)
@@ -94,7 +102,7 @@ def _read(place: str, file: Path) -> Any:
         raise PackageError(place, [f"is not a readable ONNX file: {examples.said(error)}"], "not_onnx") from None
 
 
-def _lift_weights(model: Any) -> dict[str, "np.ndarray[Any, Any]"]:
+def _lift_weights(model: Any) -> dict[str, Array]:
     """Takes the larger float constants out of the graph; they are inputs of it afterwards."""
     onnx = require("onnx", "")
     graph = model.graph
@@ -128,8 +136,8 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
             )
         elif dtype not in DTYPES or not all(isinstance(n, int) and n > 0 for n in rest):
             faults.append(
-                f"input {value.name} is {value.type} {value.shape}: all dimensions but the first must be fixed, and "
-                "the type one that can travel"
+                f"input {value.name} is {dtype or value.type} {value.shape}: all dimensions but the first must be "
+                f"numbers, and the type one of {', '.join(DTYPES)}"
             )
         else:
             found.append(wire.TensorSpec(name=value.name, dtype=str(dtype), shape=(-1, *rest)))
@@ -139,19 +147,89 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
     return tuple(found)
 
 
+def _constants(model: Any) -> dict[str, Array]:
+    """What is known of the graph's values without running it."""
+    onnx = require("onnx", "")
+    found = [(tensor.name, tensor) for tensor in model.graph.initializer if tensor.data_location != tensor.EXTERNAL]
+    found += [
+        (node.output[0], attribute.t)
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    ]
+    return {
+        name: onnx.numpy_helper.to_array(tensor) for name, tensor in found if _elements(tensor) <= CONSTANT_SIZE_MAX
+    }
+
+
+def _digests(weights: Mapping[str, Array]) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(weight.data) for weight in weights.values()]
+
+
+def _elements(tensor: Any) -> int:
+    return math.prod(tensor.dims)
+
+
+def _sure(session: Any, inputs: Sequence[str]) -> set[str]:
+    """Outputs whose first dimension is that of the inputs, as onnxruntime sees it."""
+    batch = {value.shape[0] for value in session.get_inputs() if value.name in inputs and value.shape}
+    return {value.name for value in session.get_outputs() if value.shape and value.shape[0] in batch}
+
+
+def _check_kinds(place: str, session: Any) -> None:
+    """All outputs are tensors that can travel. Raises: PackageError, code bad_outputs."""
+    faults = [
+        f"output {value.name} is {value.type}, which cannot travel: end the graph in tensors of {', '.join(DTYPES)}"
+        for value in session.get_outputs()
+        if value.type not in ORT_DTYPES
+    ]
+    if len(session.get_outputs()) > TENSORS_MAX:
+        faults = [f"the graph has {len(session.get_outputs())} outputs; a model may have {TENSORS_MAX}"]
+    if faults:
+        raise PackageError(place, faults, "bad_outputs")
+
+
+def _dtypes(model: Any) -> set[torch.dtype]:
+    """Of what is computed, where that can be seen; float32 among them."""
+    onnx = require("onnx", "")
+    with contextlib.suppress(Exception):  # it raises its own for what it does not know: what the file says is left
+        model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    kinds = {value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    kinds |= {tensor.data_type for tensor in graph.initializer}
+    return {torch.float32} | {EXACTNESS[kind] for kind in kinds if kind in EXACTNESS}
+
+
+def _run(forward: OnnxForward, weights: Mapping[str, Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs. Raises: RuntimeError, in words for people."""
+    try:
+        return forward(*(torch.from_numpy(weight) for weight in weights.values()), *given)
+    except Exception as error:  # onnxruntime raises its own
+        raise RuntimeError(_said(error)) from None
+
+
+def _said(error: Exception) -> str:
+    """What onnxruntime says, without its own source."""
+    text = str(error).partition(".h:")[2].partition(" was false. ")[2] or str(error).rpartition("Status Message: ")[2]
+    operation = re.search(r"running (\w+) node. Name:'([^']*)'", str(error))
+    told = f" (in {' '.join(filter(None, operation.groups()))})" if operation else ""
+    return f"{text.strip() or type(error).__name__}{told}"
+
+
 def _drawn(
     place: str,
     specs: Sequence[wire.TensorSpec],
-    run: trials.Run,
+    forward: OnnxForward,
     example: Mapping[str, Any] | None,
     batch_max: int,
 ) -> trials.Draw:
     """How inputs are drawn: given rows, or random ones. Raises: PackageError."""
     if example is not None:
         return examples.given(place, specs, example, batch_max).draw
-    drawn, why = examples.find(specs, run, batch_max)
+    drawn, why = examples.find(specs, partial(_run, forward, {}), batch_max)
     if drawn is None:
-        raise PackageError(place, [examples.not_run(why)], "forward_failed")
+        assert why is not None
+        raise PackageError(place, [examples.not_run(examples.said(why))], "forward_failed")
     return drawn.draw
 
 
@@ -160,9 +238,10 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
     rows = counts(batch_max)
     generator = torch.Generator().manual_seed(trials.SEED)
     try:
-        few, more = (forward(*draw(count, generator)) for count in rows)
-    except Exception as error:  # onnxruntime raises its own
-        raise PackageError(place, [f"fails on {rows} rows: {examples.said(error)}"], "forward_failed") from None
+        few, more = (_run(forward, {}, draw(count, generator)) for count in rows)
+    except RuntimeError as error:
+        why = f"the graph fails on {rows[0]} or {counted(rows[1])}: {examples.said(error)}. It must take any number"
+        raise PackageError(place, [why], "forward_failed") from None
     check_names(place, "outputs", forward.outputs)
     pairs = zip(forward.outputs, few, more, strict=True)
     return tuple(output_spec(place, name, one, other, rows) for name, one, other in pairs)
@@ -180,16 +259,19 @@ def _check(
     """The stripped graph is sound, and gives what the file gives. Raises: PackageError."""
     padding = draw(1, torch.Generator().manual_seed(trials.SEED + 1))
     trial = trials.Trial(draw, batch_max, padding)
-    close = trials.tolerance({*dtypes, torch.float32}, CPU)
+    close = trials.tolerance(dtypes, CPU)
+    names = [spec.name for spec in outputs]
     try:
-        results = trials.check(place, outputs, run, trial, close)
         expected = trial.run(run_original)
+        results = trials.check(place, outputs, run, trial, close)
+        trials.check_beside_nan(place, names, run, trial, results, close)
     except PackageError:
         raise
-    except Exception as error:  # onnxruntime raises its own
-        raise PackageError(place, [f"fails on a batch: {examples.said(error)}"], "batch_fixed") from None
+    except RuntimeError as error:
+        why = f"the graph fails on some numbers of rows: {examples.said(error)}. It must take any up to batch_max"
+        raise PackageError(place, [why], "batch_fixed") from None
     for wanted, found in zip(expected, results, strict=True):
-        for spec, one, other in zip(outputs, wanted, found, strict=True):
+        for name, one, other in zip(names, wanted, found, strict=True):
             if not trials.same(one, other, close):
-                why = f"output {spec.name} differs from the file's once its weights are inputs; serve it as a container"
+                why = f"{trials.named(name)} is another one once the file's weights are inputs. Serve it as a container"
                 raise PackageError(place, [why], "not_equal")

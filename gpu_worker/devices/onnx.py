@@ -15,7 +15,7 @@ ORT_DTYPES = {
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
 }  # fmt: skip
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16"}  # dtypes of weights, as safetensors spells them
-WARNINGS_AND_WORSE = 3  # onnxruntime's own log: errors only; what matters is raised
+NOTHING = 4  # of onnxruntime's own log: all that matters is raised, too
 
 
 def require(module: str, place: str) -> Any:
@@ -37,7 +37,7 @@ def open_session(model: bytes | str, place: str) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = WARNINGS_AND_WORSE
+    options.log_severity_level = NOTHING
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own

@@ -37,12 +37,19 @@ def lean(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> dict[str, t
         fold = _fold_of(norm, values)
         if fold is not None:
             _fold(graph, fold, values)
+    without_dead_code(graph)
     for node in [node for node in held if not node.users]:
         graph.graph.erase_node(node)
     graph.graph.lint()
     graph.recompile()
     there = {node for node in graph.graph.nodes if node.op == "placeholder"}
     return {name: values[node] for node, (name, _) in held.items() if node in there}
+
+
+def without_dead_code(graph: GraphModule) -> None:
+    """Nothing is left in the graph that no output needs, random numbers that nobody reads included."""
+    graph.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
+    graph.recompile()
 
 
 @dataclass(frozen=True, slots=True)

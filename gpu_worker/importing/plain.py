@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from broker.errors import PackageError
 from gpu_worker.devices.executables import TORCH_DTYPES
 from gpu_worker.examples import said
 
+SPREAD = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse", "torch.nn.quantized")
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
 
@@ -28,15 +30,15 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
     _refuse(place, module)
     original = _original(module)
     try:
-        copied = copy.deepcopy(original)
+        copied = copy.deepcopy(original, {id(tensor): tensor.detach().clone() for tensor in _grown(original)})
     except Exception as error:  # whatever the author's objects do when they are copied
         why = f"the module cannot be copied: {said(error)}. Keep what cannot be copied out of the module"
         raise PackageError(place, [why], "bad_module") from None
     for parent in list(copied.modules()):
         parent._compiled_call_impl = None  # of Module.compile()
-        for name, child in list(parent.named_children()):
-            if _original(child) is not child:
-                setattr(parent, name, _original(child))
+        for name, child in list(parent._modules.items()):
+            if child is not None:
+                parent._modules[name] = _original(child)
     with contextlib.suppress(NotImplementedError):  # an exported program, whose mode is fixed
         copied.eval()
     return copied.cpu().requires_grad_(False)
@@ -50,9 +52,41 @@ def tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def plain_tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
+    """{name: tensor} of those that are attributes and nothing more."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 def _original(module: nn.Module) -> nn.Module:
-    """What torch.compile was called with, if this came out of it."""
-    return module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module
+    """What torch.compile, or a wrapper that spreads a model over devices, was called with."""
+    while isinstance(module, (torch._dynamo.OptimizedModule, *SPREAD)):
+        module = module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module.module
+    return module
+
+
+def _grown(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that a module keeps and that were computed of others: torch copies none whose gradient it could take."""
+    seen: set[int] = set()
+    waiting: list[Any] = [module]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if not value.is_leaf:
+                yield value
+        elif isinstance(value, nn.Module):
+            waiting.append(vars(value))
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
 
 
 def _refuse(place: str, module: nn.Module) -> None:
@@ -79,11 +113,12 @@ def _tensor_faults(place: str, module: nn.Module) -> Iterator[PackageError]:
         elif tensor.is_quantized or type(tensor) not in PLAIN_TENSORS:
             yield PackageError(place, [_quantised(f"{name} ({type(tensor).__name__})")], "quantised")
         elif tensor.dtype not in TORCH_DTYPES.values() or tensor.layout is not torch.strided:
-            kind = f"{str(tensor.dtype).removeprefix('torch.')}, {tensor.layout}"
+            dense = tensor.layout is torch.strided
+            kind = str(tensor.dtype).removeprefix("torch.") if dense else f"a tensor of layout {tensor.layout}"
             mend = (
-                "keep it as real numbers (torch.view_as_real), as_complex in forward"
+                "keep it as real numbers (torch.view_as_real), and make it complex in forward (torch.view_as_complex)"
                 if tensor.is_complex()
-                else ("keep it as a dense tensor of floats, integers or booleans")
+                else "keep it as a dense tensor of floats, integers or booleans"
             )
             yield PackageError(place, [f"{name} is {kind}, which cannot be stored: {mend}"], "bad_module")
 

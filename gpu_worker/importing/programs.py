@@ -1,5 +1,7 @@
 """Modules as programs: exported with the batch left open, as functions of their weights."""
 
+import copy
+import inspect
 import json
 import traceback
 from collections.abc import Mapping, Sequence
@@ -13,16 +15,26 @@ from torch._dynamo.exc import UserError, UserErrorType
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
 
 from broker.errors import PackageError
 from gpu_worker.devices.executables import dtypes_of
 from gpu_worker.examples import said
+from gpu_worker.importing.folding import lean, without_dead_code
 from gpu_worker.importing.plain import tensors_in
-from gpu_worker.importing.shapes import rows_changed
+from gpu_worker.importing.quiet import authors_line, guards
 from gpu_worker.importing.signature import Binding, tensors_of
 
-TORCH, HERE = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+LEFT_BEHIND = "fake tensor in the exported program constant"  # how torch.export says that it did not see something
 KEPT_META = ("val", "tensor_meta")  # of nodes: the author's source, and where it lies, is nobody's business
+
+
+class NotExported(PackageError):
+    """torch.export cannot follow forward. `where`: at which line of the author's, as in " (file.py:12)", or ""."""
+
+    def __init__(self, place: str, why: str, code: str, where: str) -> None:
+        super().__init__(place, [why], code)
+        self.where = where
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +49,26 @@ class Program:
         with torch.no_grad():
             return list(self.exported.graph_module.forward(*self.weights.values(), *inputs))
 
+    def leaner(self, place: str, example: Sequence[torch.Tensor], batch_max: int) -> "Program | None":
+        """The same with less to do and to load; None if there is nothing to leave out. Raises: PackageError."""
+        graph = copy.deepcopy(self.exported.graph_module)
+        before = len(graph.graph.nodes)
+        weights = lean(graph, self.weights)
+        if len(graph.graph.nodes) == before and not self.exported.constants:  # which are weights, and in it once more
+            return None
+        return Program(_export(place, _Graph(graph), weights, example, batch_max), weights)
+
     @property
     def dtypes(self) -> set[torch.dtype]:
         """Of everything that is computed."""
         return dtypes_of(self.exported.graph_module.forward)
 
     def save(self, file: Path) -> None:
-        """The graph is in the file, without the weights."""
+        """The graph is in the file, without the weights, and without a word of where it came from."""
         self.exported._example_inputs = None  # the weights once more: tens of megabytes that nobody reads
+        for module in self.exported.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                node.meta = {key: value for key, value in node.meta.items() if key in KEPT_META}
         order = {"weights": list(self.weights)}
         torch.export.save(self.exported, file, extra_files={"gearmesh.json": json.dumps(order)})
 
@@ -60,7 +84,16 @@ class _Lifted(nn.Module):
         module, names, binding = self.__dict__["_held"]
         weights, inputs = dict(zip(names, flat, strict=False)), flat[len(names) :]
         args, kwargs = binding.arguments(inputs)
-        return tuple(tensors_of(functional_call(module, weights, args, kwargs, tie_weights=False), inputs[0].shape[0]))
+        with _WithoutGradients():
+            found = functional_call(module, weights, args, kwargs, tie_weights=False)
+        return tuple(tensors_of(found, inputs[0].shape[0]))
+
+
+class _WithoutGradients(TorchFunctionMode):
+    """Gradients stay as they are: parts that switch them would be graphs in the graph, which torch may not load."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is torch._C._set_grad_enabled else func(*args, **(kwargs or {}))
 
 
 class _Graph(nn.Module):
@@ -79,7 +112,7 @@ def export(place: str, module: nn.Module, binding: Binding, example: Sequence[to
     one where it takes no more.
 
     Tensors that it makes of constants as it runs are weights of the program, too.
-    Raises: PackageError, code batch_fixed, data_dependent, rows_changed or not_exportable.
+    Raises: NotExported, code batch_fixed, data_dependent or not_exportable.
     """
     weights = {name: tensor.detach().contiguous().clone() for name, tensor in tensors_in(module).items()}
     exported = _export(place, _Lifted(module, list(weights), binding), weights, example, batch_max)
@@ -88,23 +121,33 @@ def export(place: str, module: nn.Module, binding: Binding, example: Sequence[to
         for taken in exported.graph_signature.input_specs
         if taken.kind is InputKind.CONSTANT_TENSOR
     }
-    _check_rows(place, exported)
     return Program(exported, constants | weights)
 
 
-def export_graph(
-    place: str,
-    graph: torch.fx.GraphModule,
-    weights: Mapping[str, torch.Tensor],
-    example: Sequence[torch.Tensor],
-    batch_max: int,
-) -> Program:
-    """A graph that takes weights and inputs, likewise."""
-    exported = _export(place, _Graph(graph), weights, example, batch_max)
-    for module in exported.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta = {key: value for key, value in node.meta.items() if key in KEPT_META}
-    return Program(exported, dict(weights))
+def read(module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], batch_max: int) -> nn.Module | None:
+    """A module that can be exported where this one cannot: what forward's Python does is read, and not run.
+
+    int(x.shape[0]) is no constant then, and numpy is followed. It takes longer, and fails for more modules: None.
+    """
+    args, kwargs = binding.arguments([tensor.clone() for tensor in example])
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in (*args, *kwargs.values()) if batch_max > 1 else ():
+        shapes[tensor] = {0: torch.export.Dim("batch", min=1, max=batch_max)}
+    try:
+        with torch.no_grad():
+            made = unlifted(torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=True))
+    except Exception:  # torch raises its own; what is told is why the module could not be run
+        return None
+    without_dead_code(made)
+    return made
+
+
+def unlifted(exported: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The program as a module that checks nothing of its inputs."""
+    guarded = "check_guards" in inspect.signature(exported.module).parameters
+    made: Any = exported.module(check_guards=False) if guarded else exported.module()
+    assert isinstance(made, torch.fx.GraphModule)
+    return made
 
 
 def _export(
@@ -113,58 +156,38 @@ def _export(
     open_batch = {0: torch.export.Dim("batch", min=1, max=batch_max)} if batch_max > 1 else None
     shapes = (*(None for _ in weights), *(open_batch for _ in example))
     arguments = (*weights.values(), *(tensor.clone() for tensor in example))
-    try:
-        with torch.no_grad():
+    with torch.no_grad(), guards() as seen:
+        try:
             return torch.export.export(module, arguments, dynamic_shapes=(shapes,))
-    except Exception as error:  # torch.export raises its own, and whatever the author's code does
-        raise _told(place, error) from None  # torch's own words, and its stack, help nobody here
+        except Exception as error:  # torch.export raises its own, and whatever the author's code does
+            raise _told(place, error, seen.line) from None  # torch's own words, and its stack, help nobody here
 
 
-def _told(place: str, error: Exception) -> PackageError:
-    """The error in our words."""
-    where = _where(error)
+def _told(place: str, error: Exception, guarded: str) -> NotExported:
+    """The error in our words. `guarded`: where something was taken for granted of the batch."""
+    where = authors_line(traceback.extract_tb(error.__traceback__))
     if isinstance(error, ConstraintViolationError) or _is_user_error(error, UserErrorType.CONSTRAINT_VIOLATION):
-        code = "batch_fixed"
+        code, where = "batch_fixed", where or guarded
         why = (
-            f"forward works for some numbers of rows only{where}: it makes a constant of the batch dimension, or "
-            "decides by it. Compute shapes with x.shape[0] as it is (no int(), no fixed numbers), or give batch_max=1"
+            f"forward works for some numbers of rows only{where}: it makes a constant of the batch "
+            "dimension there, or decides by it. Use x.shape[0] as it is, or -1, where shapes are computed, no int(), "
+            "number or loop over rows, or give batch_max=1"
         )
     elif isinstance(error, GuardOnDataDependentSymNode) or _is_user_error(error, UserErrorType.DYNAMIC_CONTROL_FLOW):
         code = "data_dependent"
         why = (
-            f"forward decides by the values of a tensor{where}, which a graph cannot do: use torch.where or "
-            "torch.cond in place of if and float(), or serve the function as a container"
+            f"forward decides by the values of a tensor{where}, which a graph cannot do: use torch.where in place of "
+            "if, while, int() and float(), or serve the function as a container"
         )
     else:
         code = "not_exportable"
+        told = "it changes tensors behind torch's back (set_(), .data)" if LEFT_BEHIND in str(error) else said(error)
         why = (
-            f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone "
+            f"torch.export cannot follow forward{where}: {told}. Use operations of torch on tensors alone "
             "there, or serve the function as a container"
         )
-    return PackageError(place, [why], code)
+    return NotExported(place, why, code, where)
 
 
 def _is_user_error(error: Exception, kind: UserErrorType) -> bool:
     return isinstance(error, UserError) and error.error_type is kind
-
-
-def _where(error: BaseException) -> str:
-    """The last line of the author's code that ran."""
-    frames = traceback.extract_tb(error.__traceback__)
-    others = [frame for frame in frames if not frame.filename.startswith((TORCH, HERE, "<"))]
-    return f" ({Path(others[-1].filename).name}:{others[-1].lineno})" if others else ""
-
-
-def _check_rows(place: str, exported: torch.export.ExportedProgram) -> None:
-    """Every output has the batch as its first dimension, whatever the values are. Raises: PackageError."""
-    graph = exported.graph
-    batch: Any = graph.find_nodes(op="placeholder")[-1].meta["val"].shape[0]
-    (output,) = graph.find_nodes(op="output")
-    for i, node in enumerate(output.args[0]):
-        rows: Any = node.meta["val"].shape[0]
-        if _expression(rows) != _expression(batch):
-            raise PackageError(place, [rows_changed(f"output {i}", f"{rows} for {batch}")], "rows_changed")
-
-
-def _expression(rows: Any) -> Any:
-    return rows.node.expr if isinstance(rows, torch.SymInt) else rows

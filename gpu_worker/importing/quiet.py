@@ -1,21 +1,27 @@
-"""Silence, and one way of computing, while a module is looked at."""
+"""Silence, and one way of computing, while a module is looked at; and where in the author's code things happened."""
 
 import contextlib
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-LOGGERS = ("torch.fx", "torch._export", "torch._dynamo", "torch.export")
+NOT_THE_AUTHORS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), str(Path(logging.__file__).parent))
+LOGGERS = ("torch.fx", "torch._export", "torch._dynamo", "torch._guards", "torch.export")
+GUARDS = "torch.fx.experimental.symbolic_shapes"  # where torch.export tells what it takes for granted of a shape
+GUARD, EQUAL = "[guard added]", "Eq("  # in what it tells: that it does, and that an extent is a certain number
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What torch, and the module, print and warn is not shown: what matters of it is said by us, as an error.
 
-    Attention takes the way that a graph can hold; its fused kernels answer otherwise where padding is masked.
+    Attention takes the way that a graph can hold; its fused kernels answer otherwise where padding is masked. Functions
+    that are compiled run as they were written: nothing is compiled for a few rows.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -25,10 +31,56 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            torch.compiler.set_stance("force_eager"),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class Guards(logging.Handler):
+    """Where forward made torch.export take something for granted of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._seen: list[tuple[bool, str]] = []  # (whether an extent is a certain number by it, the author's line)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler; called while the author's code runs."""
+        told = record.getMessage()
+        if GUARD in told:
+            self._seen.append((EQUAL in told, authors_line(traceback.extract_stack())))
+
+    @property
+    def line(self) -> str:
+        """The likeliest one, as in ' (file.py:12)', or nothing."""
+        equal = [line for is_equal, line in self._seen if is_equal and line]
+        return next(iter(equal), next((line for _, line in reversed(self._seen) if line), ""))
+
+
+@contextlib.contextmanager
+def guards() -> Iterator[Guards]:
+    """They are listened for."""
+    logger = logging.getLogger(GUARDS)
+    handler = Guards()
+    handlers, level, propagates = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler
+    finally:
+        logger.handlers, logger.propagate = handlers, propagates
+        logger.setLevel(level)
+
+
+def authors_line(frames: traceback.StackSummary) -> str:
+    """The innermost line that is neither torch's nor ours, as in ' (file.py:12)', or nothing."""
+    others = [frame for frame in frames if not frame.filename.startswith((*NOT_THE_AUTHORS, "<"))]
+    return f" ({Path(others[-1].filename).name}:{others[-1].lineno})" if others else ""

@@ -11,8 +11,9 @@ from torch import nn
 
 from broker.errors import PackageError
 from broker.tensors import DTYPES
+from gpu_worker.packages import TENSORS_MAX
+from gpu_worker.trials import LONE, named
 
-LONE = "output"  # name of the output of a module that has one
 NAME_MAX = 64  # characters; as in model.toml
 WIDENED = {torch.bfloat16: torch.float32}  # dtypes that do not travel, and those that hold their values exactly
 Named = tuple[str, Any]
@@ -29,6 +30,13 @@ class Binding:
         """(args, kwargs)."""
         rest = inputs[self.by_position :]
         return tuple(inputs[: self.by_position]), dict(zip(self.by_name, rest, strict=True))
+
+
+def bindings(place: str, forward: Callable[..., Any], names: Sequence[str]) -> list[Binding]:
+    """How inputs can be given, likeliest first. Raises: PackageError, as `bind`."""
+    kinds = [parameter.kind for parameter in inspect.signature(forward).parameters.values()]
+    passes_on = kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]  # whatever it takes
+    return [bind(place, forward, names), *([Binding(len(names), ())] if passes_on else [])]
 
 
 def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Binding:
@@ -49,13 +57,14 @@ def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Bindi
     if binding.by_position:
         places = [p.name for p in positional]
         elsewhere = [name for i, name in enumerate(names) if name in known and places[i : i + 1] != [name]]
-        if elsewhere:
+        too_many = len(names) > len(positional) and all(p.kind is not p.VAR_POSITIONAL for p in parameters)
+        if elsewhere and not too_many:
             faults.append(
                 f"inputs {', '.join(elsewhere)} are named as parameters of forward, in other places, and "
                 f"{', '.join(name for name in names if name not in nameable)} are not: name all as forward does "
                 f"({', '.join(nameable)}), or give them in its order"
             )
-        if len(names) > len(positional) and all(p.kind is not p.VAR_POSITIONAL for p in parameters):
+        if too_many:
             faults.append(
                 f"forward takes {', '.join(nameable) or 'nothing'}; inputs has {', '.join(names)}: name the inputs as "
                 "forward does"
@@ -93,29 +102,35 @@ def leaves(value: Any, path: str = "") -> Iterator[Named]:
         yield path or LONE, value
 
 
+def flat(value: Any) -> list[torch.Tensor]:
+    """The outputs, one after the other; bfloat16 as float32."""
+    tensors = [leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for _, leaf in leaves(value)]
+    return [tensor.to(WIDENED[tensor.dtype]) if tensor.dtype in WIDENED else tensor for tensor in tensors]
+
+
 def tensors_of(value: Any, rows: int) -> list[torch.Tensor]:
-    """The outputs as they are served: numbers that hold for the batch repeated for each row, bfloat16 as float32."""
-    found = []
-    for _, leaf in leaves(value):
-        tensor = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf)
-        if tensor.dtype in WIDENED:
-            tensor = tensor.to(WIDENED[tensor.dtype])
-        found.append(tensor.expand(rows) if tensor.ndim == 0 else tensor)
-    return found
+    """The outputs as they are served: `flat`, and numbers that hold for the batch repeated for each row."""
+    return [tensor.expand(rows) if tensor.ndim == 0 else tensor for tensor in flat(value)]
+
+
+def check_outputs(place: str, value: Any) -> None:
+    """All of it can be served. Raises: PackageError, code bad_outputs."""
+    found = list(leaves(value))
+    faults = [fault for name, leaf in found if (fault := _leaf_fault(name, leaf))]
+    if not found:
+        faults.append("forward returns nothing: it must return at least one tensor, rows first")
+    if len(found) > TENSORS_MAX:
+        faults = [f"forward returns {len(found)} tensors; a model may have {TENSORS_MAX}: put some together"]
+    if faults:
+        raise PackageError(place, faults, "bad_outputs")
 
 
 def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[str]:
     """A name for each output, in their order: the author's, or those of `leaves`.
 
-    Raises: PackageError, code bad_outputs for what cannot be served, bad_names for names that do not fit.
+    Raises: PackageError, code bad_names for names that do not fit.
     """
-    found = list(leaves(value))
-    faults = [fault for name, leaf in found if (fault := _leaf_fault(name, leaf))]
-    if not found:
-        faults.append("forward returns nothing: it must return at least one tensor, rows first")
-    if faults:
-        raise PackageError(place, faults, "bad_outputs")
-    own = [name for name, _ in found]
+    own = [name for name, _ in leaves(value)]
     if wanted is None:
         names = own
     else:
@@ -124,7 +139,7 @@ def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[s
             raise PackageError(
                 place,
                 [
-                    f"outputs names {len(names)} ({', '.join(names) or 'none'}); forward returns {len(own)} "
+                    f"outputs has {', '.join(names) or 'no names'}, and forward returns {len(own)} tensors "
                     f"({', '.join(own)}): name all of them in this order, or leave outputs out"
                 ],
                 "bad_names",
@@ -159,14 +174,17 @@ def _leaf_fault(name: str, leaf: Any) -> str:
     if isinstance(leaf, (bool, int, float)):
         return ""
     if not isinstance(leaf, torch.Tensor):
-        return f"output {name} is a {type(leaf).__name__}; only tensors and numbers can be served: return those alone"
+        return (
+            f"{named(name)} is of type {type(leaf).__name__}: only tensors and numbers can be served, so return those"
+        )
     if leaf.is_sparse or leaf.is_quantized or leaf.layout is not torch.strided:
-        return f"output {name} is no plain tensor ({leaf.layout}): return to_dense() or dequantize() of it"
+        mend = "dequantize()" if leaf.is_quantized else "to_dense()"
+        return f"{named(name)} is no plain tensor ({leaf.layout}, {leaf.dtype}): return {mend} of it"
     dtype = WIDENED.get(leaf.dtype, leaf.dtype)
     told = str(dtype).removeprefix("torch.")
     if told not in DTYPES:
-        mend = "torch.view_as_real(...)" if dtype.is_complex else f".to() one of {', '.join(DTYPES)}"
-        return f"output {name} is {told}, which cannot travel: return {mend}"
+        mend = "torch.view_as_real() of it" if dtype.is_complex else f"{', '.join(DTYPES)}"
+        return f"{named(name)} is {told}, which cannot travel: return {mend}"
     return ""
 
 

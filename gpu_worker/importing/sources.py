@@ -1,7 +1,6 @@
 """What a model can be imported from: FILE.onnx, FILE.pt2 (of torch.export.save), or MODULE:FACTORY."""
 
 import importlib
-import inspect
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from broker.errors import PackageError
 from gpu_worker.contents import Contents
 from gpu_worker.examples import said
 from gpu_worker.export import Inputs, write_package
+from gpu_worker.importing.programs import unlifted
 from gpu_worker.importing.quiet import quiet
 from gpu_worker.importing.writing import adopt
 from gpu_worker.onnx_import import write_onnx_package
@@ -180,8 +180,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
     try:
         with quiet():
             exported = torch.export.load(file)
-            guarded = "check_guards" in inspect.signature(exported.module).parameters
-            program = exported.module(check_guards=False) if guarded else exported.module()
+            program = unlifted(exported)
     except Exception as error:  # torch.export raises whatever it meets
         why = f"is no program that torch.export.save wrote: {said(error)}"
         raise PackageError(place, [why], "bad_source") from None

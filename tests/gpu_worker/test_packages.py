@@ -235,6 +235,12 @@ def test_every_fault_of_a_manifest_is_told_at_once(copy: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_manifest_of_more_tensors_than_a_model_may_have_is_refused(copy: Path) -> None:
+    many = "".join(f'\n[[outputs]]\nname = "y{i}"\ndtype = "float32"\nshape = [-1, 3]\n' for i in range(64))
+    (fault,) = faults(write(copy, MANIFEST + many))
+    assert fault.startswith("model.toml: outputs")
+
+
 @pytest.mark.parametrize("batch_max", [1, 1024])
 def test_the_largest_batch_may_be_small_or_large(copy: Path, batch_max: int) -> None:
     manifest = MANIFEST.replace("batch_max = 8", f"batch_max = {batch_max}")

@@ -1,0 +1,182 @@
+"""What depends on values: within a graph, or not at all. And heads of detectors, where it does most."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.zoo.cases import Of, refused, taken, x
+
+ROW, PICTURE = x(4), x(3, 8, 8)
+ANCHORS, CLASSES = 48, 3
+
+
+class Detector(nn.Module):
+    """Boxes and scores of anchors over two levels of a pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Conv2d(4, 4, 3, padding=1, stride=2)
+        self.head = nn.Conv2d(4, 7, 1)
+
+    def levels(self, x: torch.Tensor) -> list[torch.Tensor]:
+        high = self.stem(x).relu()
+        return [self.head(high), self.head(self.down(high))]
+
+    def flat(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = torch.cat([level.flatten(2) for level in self.levels(x)], 2).transpose(1, 2)
+        return found[..., :4], found[..., 4:]
+
+    def centres(self) -> torch.Tensor:
+        made = []
+        for side in (4, 2):
+            ys, xs = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+            made.append((torch.stack([xs, ys], -1).view(-1, 2) + 0.5) * (8 / side))
+        return torch.cat(made)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        offsets, scores = self.flat(x)
+        size = offsets[..., 2:].tanh().exp()
+        centre = self.centres() + offsets[..., :2].tanh()
+        return {"boxes": torch.cat([centre - size, centre + size], -1), "scores": scores.sigmoid()}
+
+
+class Best(Detector):
+    """The best ones of each picture: always as many."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        offsets, scores = self.flat(x)
+        best, which = scores.sigmoid().amax(-1).topk(5, dim=1)
+        return {
+            "boxes": offsets.gather(1, which.unsqueeze(-1).expand(-1, -1, 4)),
+            "scores": best,
+            "classes": scores.argmax(-1).gather(1, which),
+        }
+
+
+class Pyramid(Detector):
+    """All levels as they are."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"levels": self.levels(x), "grid": {"boxes": self.flat(x)[0]}}
+
+
+class AboveAThreshold(Detector):
+    """As many as there are."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        offsets, scores = self.flat(x)
+        return offsets[scores.amax(-1) > 0.1]
+
+
+class Suppressed(Detector):
+    """Non-maximum suppression, written out: goes on until nothing is left."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        offsets, scores = self.flat(x)
+        boxes, left = offsets[0], scores[0].amax(-1)
+        kept = []
+        while bool((left > 0).any()):
+            best = left.argmax()
+            kept.append(boxes[best])
+            left = torch.where((boxes - boxes[best]).abs().sum(-1) < 1, -1.0, left)
+        return torch.stack(kept)
+
+
+def peaks(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Where a heat map is largest among its neighbours."""
+    found = m.conv(x).sigmoid()
+    return found * (F.max_pool2d(found, 3, 1, 1) == found)
+
+
+def soft_argmax(m: Of, x: torch.Tensor) -> torch.Tensor:
+    chance = m.conv(x).flatten(2).softmax(-1).view(-1, 2, 8, 8)
+    steps = torch.linspace(-1, 1, 8)
+    return torch.stack([(chance.sum(2) * steps).sum(-1), (chance.sum(3) * steps).sum(-1)], -1)
+
+
+def decided(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return x if x.sum() > 0 else -x
+
+
+def decided_by_cond(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """For the whole batch: rows are mixed."""
+    return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+
+def decided_by_cond_if_large(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Nothing that anybody tries is so large."""
+    return torch.cond(x.max() > 1e9, torch.sin, torch.cos, (x,))
+
+
+def decided_by_a_weight(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return torch.cond(m.switch.sum() > 0, torch.sin, torch.cos, (x,))
+
+
+def until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
+    for _ in range(20):
+        if bool((x.abs() < 1).all()):
+            break
+        x = x * 0.5
+    return x
+
+
+def each_until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
+    for _ in range(3):
+        x = torch.where(x.abs().amax(1, keepdim=True) < 1, x, x * 0.5)
+    return x
+
+
+def exits_early(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Rows that are sure take the first head's word."""
+    first = m.first(x)
+    sure = first.softmax(-1).amax(-1, keepdim=True) > 0.6
+    return torch.where(sure, first, m.second(x))
+
+
+def beam(m: Of, x: torch.Tensor) -> Any:
+    """Two beams, kept apart by row."""
+    scores = x.log_softmax(-1)
+    best, token = scores.topk(2, -1)
+    both = (best.unsqueeze(-1) + scores.unsqueeze(1)).flatten(1)
+    value, which = both.topk(2, -1)
+    return value, token.gather(1, which // 4), which % 4
+
+
+def guarded(m: Of, x: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(x).all():
+        raise ValueError("no number")
+    return x * 2
+
+
+CASES = [
+    taken("detector", Detector, PICTURE, {"boxes": ("float32", (20, 4)), "scores": ("float32", (20, CLASSES))}),
+    taken("detector_best", Best, PICTURE,
+          {"boxes": ("float32", (5, 4)), "scores": ("float32", (5,)), "classes": ("int64", (5,))}),
+    taken("detector_pyramid", Pyramid, PICTURE, {"levels.0": ("float32", (7, 4, 4)), "levels.1": ("float32", (7, 2, 2)),
+          "grid.boxes": ("float32", (20, 4))}),
+    taken("peaks", lambda: Of(peaks, conv=nn.Conv2d(3, 2, 1)), PICTURE, (2, 8, 8)),
+    taken("soft_argmax", lambda: Of(soft_argmax, conv=nn.Conv2d(3, 2, 1)), PICTURE, (2, 2)),
+    taken("topk", lambda: Of(lambda m, x: x.topk(2, largest=False)), ROW,
+          {"0": ("float32", (2,)), "1": ("int64", (2,))}),
+    taken("where", lambda: Of(lambda m, x: torch.where(x > 0, x, x.exp() - 1)), ROW, (4,)),
+    taken("each_until_it_settles", lambda: Of(each_until_it_settles), ROW, (4,)),
+    taken("exits_early", lambda: Of(exits_early, first=nn.Linear(4, 3), second=nn.Linear(4, 3)), ROW, (3,)),
+    taken("beam", lambda: Of(beam), ROW,
+          {"0": ("float32", (2,)), "1": ("int64", (2,)), "2": ("int64", (2,))}),
+    taken("cond_of_a_weight", lambda: Of(decided_by_a_weight, switch=torch.ones(1)), ROW, (4,)),
+    taken("by_numpy", lambda: Of(lambda m, x: torch.from_numpy(np.tanh(x.numpy()) * 2)), ROW, (4,)),
+    taken("median_and_quantile", lambda: Of(lambda m, x: (x.median(1).values, x.quantile(0.5, 1))), ROW,
+          {"0": ("float32", ()), "1": ("float32", ())}),
+    refused("detector_above_a_threshold", AboveAThreshold, PICTURE, "rows_changed"),
+    refused("detector_suppressed", Suppressed, PICTURE, "rows_changed"),
+    refused("if", lambda: Of(decided), ROW, "data_dependent"),
+    refused("cond_of_all_rows", lambda: Of(decided_by_cond), ROW, "rows_mixed"),
+    refused("cond_that_never_is", lambda: Of(decided_by_cond_if_large), ROW, "rows_mixed"),
+    refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
+    refused("guarded_by_values", lambda: Of(guarded), ROW, "data_dependent"),
+    refused("a_number_of_python", lambda: Of(lambda m, x: x * float(x[0, 0])), ROW, "data_dependent"),
+    refused("by_text", lambda: Of(lambda m, x: x * float(str(x.sum().item())[:3])), ROW, "rows_mixed"),
+]  # fmt: skip

@@ -1,0 +1,25 @@
+"""All of the zoo."""
+
+from tests.zoo import (
+    attention,
+    convolutional,
+    decisions,
+    dtypes,
+    lookups,
+    memory,
+    norms,
+    onnx_files,
+    recurrent,
+    rows,
+    shapes,
+    signatures,
+    structure,
+)
+
+FAMILIES = {
+    module.__name__.rpartition(".")[2]: module.CASES
+    for module in (
+        attention, recurrent, convolutional, norms, lookups, decisions, rows, shapes, memory, dtypes, signatures,
+        structure, onnx_files,
+    )
+}  # fmt: skip

@@ -1,0 +1,148 @@
+"""What is remembered from call to call, and what is drawn at random: refused. What only looks like it: taken."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.zoo.cases import Of, ids, refused, taken, x
+
+ROW = x(4)
+
+
+class Counter(nn.Module):
+    """Adds how often it was called."""
+
+    def __init__(self, how: str, used: bool = True) -> None:
+        super().__init__()
+        self.how, self.used = how, used
+        if how in ("buffer", "rebound", "behind"):
+            self.register_buffer("n", torch.zeros(1))
+        elif how == "parameter":
+            self.n: Any = nn.Parameter(torch.zeros(1))
+        else:
+            self.n = torch.zeros(1) if how in ("tensor", "tensor rebound") else 0
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how in ("buffer", "tensor", "parameter"):
+            self.n += 1
+        elif self.how == "behind":
+            self.n.data.add_(1)
+        elif self.how == "list":
+            self.seen.append(1)
+            return x * len(self.seen)
+        else:
+            self.n = self.n + 1
+        return x + self.n if self.used else x * 2
+
+
+class Average(nn.Module):
+    """Goes with what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return x - self.mean
+
+
+class Cache(nn.Module):
+    """Keeps what it computed from its weights alone, which changes no answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.randn(4, 4)), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = self.weight.softmax(0)
+        return x @ self.kept
+
+
+class Looks(nn.Module):
+    """Keeps what it saw for those who debug it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.last = nn.Linear(4, 4), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.linear(x)
+        return self.last.relu()
+
+
+def add_to_input(m: Of, x: torch.Tensor) -> torch.Tensor:
+    x += 1
+    x[:, 0] = 0
+    return F.relu(x, inplace=True)
+
+
+def input_and_later(m: Of, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first output is the input, and so is changed after it was made."""
+    y = x * 2
+    x.mul_(3)
+    return x, y
+
+
+def embedding_with_limit() -> nn.Module:
+    """Rows of the table that are too long are made shorter where they lie."""
+    table = nn.Embedding(5, 4, max_norm=0.1)
+    return nn.Sequential(table)
+
+
+def seeded(m: Of, x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)
+    return x + torch.rand_like(x)
+
+
+def drop(x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, 0.2, training=True)
+
+
+def drawn(name: str, function: Any, inputs: Any = ROW) -> Any:
+    return refused(name, lambda: Of(lambda m, x: function(x)), inputs, "random")
+
+
+CASES = [
+    *(refused(f"counter_in_a_{how.replace(' ', '_')}", lambda how=how: Counter(how), ROW, "state_changed")
+      for how in ("buffer", "rebound", "behind", "parameter", "tensor", "tensor rebound", "number", "list")),
+    refused("counter_that_nobody_reads", lambda: Counter("buffer", used=False), ROW, "state_changed"),
+    refused("counter_in_a_tensor_that_nobody_reads", lambda: Counter("tensor", used=False), ROW, "state_changed"),
+    taken("counter_in_a_number_that_nobody_reads", lambda: Counter("number", used=False), ROW, (4,)),
+    refused("running_mean", Average, ROW, "state_changed"),
+    refused("embedding_with_limit", embedding_with_limit, ids(3), "state_changed"),
+    taken("keeps_what_it_makes_of_weights", Cache, ROW, (4,)),
+    taken("keeps_what_it_saw", Looks, ROW, (4,)),
+    taken("changes_its_input", lambda: Of(add_to_input), ROW, (4,)),
+    taken("gives_its_input_and_changes_it", lambda: Of(input_and_later), ROW,
+          {"0": ("float32", (4,)), "1": ("float32", (4,))}),
+    taken("writes_into_what_it_made", lambda: Of(lambda m, x: x.clone().index_fill_(1, torch.tensor([1]), 7.0)), ROW,
+          (4,)),
+    taken("copies_into_zeros", lambda: Of(lambda m, x: x.new_zeros(x.shape[0], 6).index_add_(1, torch.arange(4), x)),
+          ROW, (6,)),
+    drawn("dropout_in_evaluation", drop),
+    drawn("dropout_of_channels", lambda x: F.dropout2d(x, 0.1, training=True), x(2, 3, 3)),
+    drawn("dropout_of_features", lambda x: F.feature_alpha_dropout(x, 0.1, training=True), x(2, 3)),
+    drawn("dropout_of_almost_nothing", lambda x: F.dropout(x, 1e-6, training=True)),
+    drawn("noise", lambda x: x + 0.1 * torch.rand_like(x)),
+    drawn("noise_of_its_own", lambda x: x + torch.empty_like(x).normal_()),
+    drawn("noise_of_integers", lambda x: x + torch.randint(0, 5, (x.shape[0], 1))),
+    drawn("random_slopes", lambda x: F.rrelu(-x.abs(), training=True)),
+    drawn("sampled_classes", lambda x: torch.multinomial(x.softmax(-1), 1)),
+    drawn("shuffled", lambda x: x[:, torch.randperm(4)]),
+    drawn("sampled_by_gumbel", lambda x: F.gumbel_softmax(x)),
+    drawn("stochastic_depth", lambda x: x * torch.bernoulli(torch.full((x.shape[0], 1), 0.99))),
+    drawn("noise_from_numpy", lambda x: x * float(np.random.rand())),
+    drawn("noise_from_python", lambda x: x * random.random()),
+    refused("noise_that_is_seeded", lambda: Of(seeded), ROW, "random"),
+    taken("dropout_that_is_off", lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.AlphaDropout(), nn.RReLU()),
+          ROW, (4,)),
+    taken("dropout_of_nothing", lambda: Of(lambda m, x: F.dropout(x, 0.0, training=True) + 1), ROW, (4,)),
+    taken("noise_as_an_input", lambda: Of(lambda m, x, noise: x + noise), ROW | {"noise": ("float32", (4,))}, (4,)),
+]  # fmt: skip
