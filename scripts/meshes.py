@@ -15,7 +15,7 @@ from scripts.supervisor import Supervisor, procfile_commands
 from scripts.up import first_of, wait_ready
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTS_WITHIN_S = 120.0
+STARTS_WITHIN_S = 600.0
 
 
 class NotReady(RuntimeError):

@@ -5,6 +5,8 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ import pytest
 from frontend.client import AsyncClient, Prediction, RequestError, TimedOut
 from scripts.meshes import Mesh
 from scripts.up import wait_ready
-from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
+from tests.end_to_end.canary import Canaries, canaries
+from tests.end_to_end.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
 X = np.zeros((1, 4), np.float32)
-SLO_MS = 4000.0
-BACK_WITHIN_S = 3.0  # no torch is involved
+UNDISTURBED_S = 0.5  # an answer of those who have nothing to do with what died
+LATE_S = 0.02  # after its deadline an answer may come so much later
+PATIENT = {"silence_ms_max": 60_000}  # nobody is missed because he is silent: what dies is noticed at once, or too late
 
 
 @pytest.fixture
@@ -29,76 +33,102 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
-async def load(
-    client: AsyncClient, outcomes: list[Prediction | RequestError], until: asyncio.Event, *, slo_ms: float = SLO_MS
-) -> None:
-    """Closed loop of eight over both models until the event; adds the outcomes of all requests."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request that was answered, at these instants."""
+
+    outcome: Prediction | RequestError
+    asked_s: float
+    answered_s: float
+
+
+async def ask(client: AsyncClient, model: str, slo_ms: float) -> Asked:
+    """One request that no cache answers."""
+    asked_s = time.monotonic()
+    outcome = await client.submit(model, X, slo_ms=slo_ms, cache=False)
+    return Asked(outcome, asked_s, time.monotonic())
+
+
+async def load(client: AsyncClient, answered: list[Asked], until: asyncio.Event, *, slo_ms: float = LONG_MS) -> None:
+    """Closed loop of eight over both models until the event; adds all requests."""
 
     async def one(model: str) -> None:
         while not until.is_set():
-            outcomes.append(await client.submit(model, X, slo_ms=slo_ms))
+            answered.append(await ask(client, model, slo_ms))
 
     await asyncio.gather(*(one("ab"[i % 2]) for i in range(8)))
 
 
-async def served(client: AsyncClient, within_s: float) -> float:
-    """Seconds until a request is served, asking again and again."""
-    began_s = time.monotonic()
-    while time.monotonic() - began_s < within_s:
-        outcome = await client.submit("a", X, slo_ms=200)
-        if isinstance(outcome, Prediction):
-            return time.monotonic() - began_s
-    raise AssertionError(f"not served again within {within_s} s")
+def statuses(answered: list[Asked]) -> Mapping[str, int]:
+    """How many were answered so."""
+    outcomes = [each.outcome for each in answered]
+    return Counter("ok" if isinstance(o, Prediction) else f"{o.status} {o.code}" for o in outcomes)
 
 
-async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = SLO_MS) -> Counter[str]:
+def too_late(answered: list[Asked], within_s: float, seen: Canaries) -> list[tuple[float, float]]:
+    """(seconds it took, of which the machine may have cost) of answers that took longer than that and this."""
+    times = [(each.answered_s - each.asked_s, seen.waited_s(each.asked_s, each.answered_s)) for each in answered]
+    return [(took_s, waited_s) for took_s, waited_s in times if took_s > within_s + waited_s]
+
+
+def watched(running: Mesh) -> list[int]:
+    """The mesh, and whoever asks."""
+    return [os.getpid(), *running.supervisor.pids().values()]
+
+
+async def served(client: AsyncClient) -> None:
+    """Returns once a request is served, asking again and again."""
+    while not isinstance(await client.submit("a", X, slo_ms=LONG_MS, cache=False), Prediction):
+        pass
+
+
+async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = LONG_MS) -> Mapping[str, int]:
     """Kills a process while load runs, and waits until it is back and serves; the outcomes, counted by status."""
-    outcomes: list[Prediction | RequestError] = []
+    answered: list[Asked] = []
     async with AsyncClient(running.address) as client, AsyncClient(running.address) as probe:
         await client.models()
         await probe.models()
         until = asyncio.Event()
-        loading = asyncio.create_task(load(client, outcomes, until, slo_ms=slo_ms))
-        while len(outcomes) < 50:
-            await served(probe, 5.0)
+        loading = asyncio.create_task(load(client, answered, until, slo_ms=slo_ms))
+        while len(answered) < 50:
+            await served(probe)
         members = len((await probe.call("status"))["members"])
         pid = running.supervisor.pids()[victim]
         os.kill(pid, signal.SIGKILL)
         while running.supervisor.pids().get(victim, pid) == pid:  # noqa: ASYNC110  # it tells nobody
             await asyncio.sleep(0)
-        took_s = await served(probe, 10.0)
-        assert took_s < BACK_WITHIN_S, f"served again only after {took_s:.1f} s"
-        began_s = time.monotonic()
+        await served(probe)
         while len((await probe.call("status"))["members"]) != members:
-            assert time.monotonic() - began_s < 10, "it did not come back"
-        after = len(outcomes)
-        while len(outcomes) < after + 50:
-            await served(probe, 5.0)
+            pass
+        after = len(answered)
+        while len(answered) < after + 50:
+            await served(probe)
         until.set()
         await loading
-    return Counter("ok" if isinstance(o, Prediction) else f"{o.status} {o.code}" for o in outcomes)
+    return statuses(answered)
 
 
 def test_a_killed_worker_fails_nothing_that_another_can_serve(repository: Path, tmp_path: Path) -> None:
     async def scenario(running: Mesh) -> None:
         outcomes = await kill_under_load(running, "gpu_worker.1")
-        assert outcomes["ok"] > 100
+        assert outcomes["ok"] >= 100
         assert set(outcomes) == {"ok"}, outcomes
 
     device = emulated_device(tmp_path, exec_ms=5)
-    run_with_mesh(scenario, repository, tmp_path / "data", formation={"gpu_worker": 2}, device=device)
+    settings = {"formation": {"gpu_worker": 2}, "device": device, **PATIENT}
+    run_with_mesh(scenario, repository, tmp_path / "data", **settings)
 
 
 def test_the_only_worker_killed_every_request_is_answered_and_it_is_used_again(
     repository: Path, tmp_path: Path
 ) -> None:
     async def scenario(running: Mesh) -> None:
-        outcomes = await kill_under_load(running, "gpu_worker", slo_ms=300)
+        outcomes = await kill_under_load(running, "gpu_worker", slo_ms=3000)
         assert outcomes["ok"] > 10
         assert {outcome.split()[0] for outcome in outcomes} <= {"ok", "failed", "rejected", "timed_out"}, outcomes
 
     device = emulated_device(tmp_path, exec_ms=5)
-    run_with_mesh(scenario, repository, tmp_path / "data", device=device)
+    run_with_mesh(scenario, repository, tmp_path / "data", device=device, **PATIENT)
 
 
 def test_a_killed_controller_loses_no_request_whose_budget_outlasts_its_return(
@@ -106,11 +136,11 @@ def test_a_killed_controller_loses_no_request_whose_budget_outlasts_its_return(
 ) -> None:
     async def scenario(running: Mesh) -> None:
         outcomes = await kill_under_load(running, "controller")
-        assert outcomes["ok"] > 100
+        assert outcomes["ok"] >= 100
         assert set(outcomes) == {"ok"}, outcomes
 
     device = emulated_device(tmp_path, exec_ms=2)
-    run_with_mesh(scenario, repository, tmp_path / "data", device=device)
+    run_with_mesh(scenario, repository, tmp_path / "data", device=device, **PATIENT)
 
 
 def test_a_killed_frontend_is_called_again_by_its_clients_and_the_rest_never_notice(
@@ -119,31 +149,33 @@ def test_a_killed_frontend_is_called_again_by_its_clients_and_the_rest_never_not
     async def scenario(running: Mesh) -> None:
         port = int(running.address.rpartition(":")[2])
         other = f"tcp://127.0.0.1:{port + 1}"
-        async with AsyncClient(other) as bystander:
+        async with AsyncClient(other) as bystander, canaries(tmp_path, lambda: watched(running)) as seen:
             await wait_ready(bystander, lambda ready, names: None)
             until = asyncio.Event()
-            rest: list[Prediction | RequestError] = []
-            undisturbed = asyncio.create_task(load(bystander, rest, until, slo_ms=500))
+            rest: list[Asked] = []
+            undisturbed = asyncio.create_task(load(bystander, rest, until))
             outcomes = await kill_under_load(running, "frontend.1")
             until.set()
             await undisturbed
-        assert set(outcomes) == {"ok"}, outcomes
-        assert all(isinstance(outcome, Prediction) for outcome in rest), Counter(map(str, rest)).most_common(3)
+            assert set(outcomes) == {"ok"}, outcomes
+            assert set(statuses(rest)) == {"ok"}, statuses(rest)
+            assert not too_late(rest, UNDISTURBED_S, seen)
 
     device = emulated_device(tmp_path, exec_ms=2)
-    run_with_mesh(scenario, repository, tmp_path / "data", formation={"frontend": 2}, device=device)
+    settings = {"formation": {"frontend": 2}, "device": device, **PATIENT}
+    run_with_mesh(scenario, repository, tmp_path / "data", **settings)
 
 
 def test_a_killed_broker_stops_no_traffic_and_comes_back_with_everything_it_knew(
     repository: Path, tmp_path: Path
 ) -> None:
     async def scenario(running: Mesh) -> None:
-        async with AsyncClient(running.address) as client:
+        async with AsyncClient(running.address) as client, canaries(tmp_path, lambda: watched(running)) as seen:
             before = await client.models()
             epoch = (await client.call("status"))["epoch"]
             until = asyncio.Event()
-            outcomes: list[Prediction | RequestError] = []
-            loading = asyncio.create_task(load(client, outcomes, until, slo_ms=500))
+            answered: list[Asked] = []
+            loading = asyncio.create_task(load(client, answered, until))
             pid = running.supervisor.pids()["broker"]
             os.kill(pid, signal.SIGKILL)
             while True:
@@ -152,35 +184,33 @@ def test_a_killed_broker_stops_no_traffic_and_comes_back_with_everything_it_knew
                     break
             until.set()
             await loading
-            assert len(outcomes) > 100
-            assert all(isinstance(outcome, Prediction) for outcome in outcomes)
+            assert set(statuses(answered)) == {"ok"}, statuses(answered)
+            assert not too_late(answered, UNDISTURBED_S, seen)
             assert await client.models() == before
 
     device = emulated_device(tmp_path, exec_ms=2)
-    run_with_mesh(scenario, repository, tmp_path / "data", device=device)
+    run_with_mesh(scenario, repository, tmp_path / "data", device=device, **PATIENT)
 
 
 def test_no_answer_comes_later_than_its_deadline_and_20_ms_while_the_controller_is_gone(
     repository: Path, tmp_path: Path
 ) -> None:
     async def scenario(running: Mesh) -> None:
-        async with AsyncClient(running.address) as client:
+        asking = (os.getpid(), running.supervisor.pids()["frontend"])
+        async with AsyncClient(running.address) as client, canaries(tmp_path, lambda: asking) as seen:
             await client.models()
             os.kill(running.supervisor.pids()["controller"], signal.SIGKILL)
-            began_s = time.monotonic()
-            outcomes = []
-            for _ in range(20):
-                asked_s = time.monotonic()
-                outcome = await client.submit("a", X, slo_ms=30)
-                outcomes.append((outcome, time.monotonic() - asked_s))
-            assert time.monotonic() - began_s < 5
-            late = [took_s for outcome, took_s in outcomes if took_s > 0.050 + 0.030]  # 30 ms for this test's own loop
-            assert not late
-            answered = [outcome for outcome, _ in outcomes if isinstance(outcome, TimedOut)]
-            assert all(outcome.code == "deadline" for outcome in answered)
+            back = client.submit("b", X, slo_ms=LONG_MS)
+            answered = [await ask(client, "a", 30.0)]
+            while not back.done() or len(answered) < 20:
+                answered.append(await ask(client, "a", 30.0))
+            assert isinstance(await back, Prediction)
+            assert not too_late(answered, 0.030 + LATE_S, seen)
+            timed_out = [each.outcome for each in answered if isinstance(each.outcome, TimedOut)]
+            assert {outcome.code for outcome in timed_out} == {"deadline"}
 
     device = emulated_device(tmp_path)
-    run_with_mesh(scenario, repository, tmp_path / "data", device=device)
+    run_with_mesh(scenario, repository, tmp_path / "data", device=device, **PATIENT)
 
 
 def test_compact_serves_and_survives_its_own_death(repository: Path, tmp_path: Path) -> None:
@@ -190,4 +220,4 @@ def test_compact_serves_and_survives_its_own_death(repository: Path, tmp_path: P
         assert set(outcomes) == {"ok"}, outcomes
 
     device = emulated_device(tmp_path, exec_ms=2)
-    run_with_mesh(scenario, repository, tmp_path / "data", compact=True, device=device)
+    run_with_mesh(scenario, repository, tmp_path / "data", compact=True, device=device, **PATIENT)
