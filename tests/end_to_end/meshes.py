@@ -3,18 +3,21 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
+from scripts.cli import app
 from scripts.meshes import Mesh, mesh
 
 LONG_MS = 40_000.0  # a budget for what is to be answered, however slow the machine is
 LIMIT_S = 600.0  # nothing takes so long but what will never end
+PAUSE_S = 0.01  # between two looks
 
 MANIFEST = """
 batch_max = {batch_max}
@@ -43,9 +46,15 @@ def emulated_model(
 
 
 def emulated_device(
-    folder: Path, *, exec_ms: float = 1.0, slope_ms: float = 0.1, memory_mb: int = 1024, load_gb_per_s: float = 10.0
+    folder: Path,
+    *,
+    exec_ms: float = 1.0,
+    slope_ms: float = 0.1,
+    memory_mb: int = 1024,
+    load_gb_per_s: float = 10.0,
+    never: str = "",
 ) -> str:
-    """The GEARMESH_DEVICE of a device on which every model takes exec_ms + slope_ms x batch."""
+    """The GEARMESH_DEVICE of a device on which a model takes exec_ms + slope_ms x batch, and `never` takes hours."""
     file = folder / f"device-{exec_ms}-{memory_mb}.json"
     profile = {
         "name": "test",
@@ -53,6 +62,7 @@ def emulated_device(
         "page_mb": 1,
         "load_gb_per_s": load_gb_per_s,
         "default": {"exec_ms": {"intercept": exec_ms, "slope": slope_ms}},
+        "models": {never: {"exec_ms": {"intercept": 1e7, "slope": 0.0}}} if never else {},
     }
     file.write_text(json.dumps(profile))
     return f"emulated:{file}"
@@ -70,6 +80,19 @@ def run_with_mesh(scenario: Callable[[Mesh], Any], repository: Path, data_dir: P
                 raise
 
     asyncio.run(run())
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Returns once it holds. Asks again and again, and pauses between: what is waited for needs the processor too."""
+    while not await holds():  # noqa: ASYNC110  # nobody tells
+        await asyncio.sleep(PAUSE_S)
+
+
+async def gearmesh(running: Mesh, *arguments: str) -> tuple[int, str]:
+    """(exit code, output) of a command for that mesh, in this process."""
+    environment = {**running.environment, "COLUMNS": "200"}
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments, env=environment)
+    return result.exit_code, result.output
 
 
 @contextmanager

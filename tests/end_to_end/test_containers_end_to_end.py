@@ -1,6 +1,8 @@
 """Black-box containers: real processes, numpy-only functions."""
 
 import asyncio
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from frontend.client import AsyncClient, Prediction
 from scripts.meshes import ROOT, Mesh
 from tests.end_to_end.containers import SPECS, X, container, is_ready
-from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
+from tests.end_to_end.meshes import LONG_MS, emulated_device, emulated_model, gearmesh, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -21,24 +23,23 @@ def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(tmp_path
 
     async def scenario(running: Mesh) -> None:
         async with container(running, tmp_path, "toy:double"), AsyncClient(running.address) as client:
-            answer = await client.infer("f", X)
+            answer = await client.infer("f", X, slo_ms=LONG_MS)
             np.testing.assert_array_equal(answer["y"], X * 2)
             assert answer.device is not None
             assert answer.device.startswith("container:f:1/")
             assert (await client.infer("a", X)).model == "a"
             biggest = 1
-            for _ in range(20):
-                answers = await asyncio.gather(*(client.infer("f", X + i, cache=False) for i in range(32)))
-                for i, one in enumerate(answers):
+            while biggest < 4:
+                asked = (client.infer("f", X + i, slo_ms=LONG_MS, cache=False) for i in range(32))
+                for i, one in enumerate(await asyncio.gather(*asked)):
                     np.testing.assert_array_equal(one["y"], (X + i) * 2)
-                biggest = max([biggest, *(one.batch_size or 0 for one in answers)])
-            assert biggest >= 4
+                    biggest = max(biggest, one.batch_size or 0)
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
 
-async def gearmesh(running: Mesh, folder: Path, *arguments: str) -> tuple[int, str]:
-    """(exit code, output) of a command."""
+async def in_folder(running: Mesh, folder: Path, *arguments: str) -> tuple[int, str]:
+    """(exit code, output) of a command that is given there: what a container serves is looked for from there."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "scripts.cli", *arguments,
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)},
@@ -53,28 +54,29 @@ def test_scale_changes_how_many_replicas_a_running_mesh_keeps(tmp_path: Path) ->
     (tmp_path / "toy.py").write_text("import os\n\ndef who(x):\n    return x * 0 + os.getpid() % 10000\n")
 
     async def seen(client: AsyncClient) -> set[float]:
-        answers = await asyncio.gather(*(client.infer("f", X + i, cache=False) for i in range(32)))
+        asked = (client.infer("f", X + i, slo_ms=LONG_MS, cache=False) for i in range(32))
+        answers = await asyncio.gather(*asked)
         return {float(answer["y"][0, 0]) for answer in answers}
 
     async def scenario(running: Mesh) -> None:
         command = ("container", "--model", "f", "--predict", "toy:who", *SPECS)
-        code, output = await gearmesh(running, tmp_path, *command, "--replicas", "1")
+        code, output = await in_folder(running, tmp_path, *command, "--replicas", "1")
         assert code == 0, output
         await is_ready(running, "f")
         async with AsyncClient(running.address) as client:
             assert len(await seen(client)) == 1
-            code, output = await gearmesh(running, tmp_path, "scale", "f", "2")
+            code, output = await gearmesh(running, "scale", "f", "2")
             assert code == 0, output
             while len(await seen(client)) < 2:
                 pass
-            code, output = await gearmesh(running, tmp_path, "scale", "f", "0")
+            code, output = await gearmesh(running, "scale", "f", "0")
             assert code == 0, output
             await is_ready(running, "f", ready=False)
             outcome = await client.submit("f", X)
             assert getattr(outcome, "code", None) == "no_replica", outcome
-            code, output = await gearmesh(running, tmp_path, "scale", "g", "1")
+            code, output = await gearmesh(running, "scale", "g", "1")
             assert code == 2
-            assert "there are: f" in output
+            assert "f" in output.split()
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
@@ -85,21 +87,33 @@ def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is
 
     async def scenario(running: Mesh) -> None:
         async def does(*arguments: str) -> str:
-            code, output = await gearmesh(running, tmp_path, *arguments)
+            code, output = await gearmesh(running, *arguments)
             assert code == 0, output
             return output
 
+        async def down() -> dict[str, str]:
+            found: dict[str, str] = json.loads(await does("status", "--json"))["containers_down"]
+            return found
+
+        async def it_is_said() -> bool:
+            return "ModuleNotFoundError" in (await down()).get("f.1", "")
+
+        async def it_is_forgotten() -> bool:
+            return not await down()
+
         module.write_text(good)
-        await does("container", "--model", "f", "--predict", "toy:double", *SPECS, "--replicas", "0")
+        options = ("--model", "f", "--predict", "toy:double", *SPECS, "--replicas", "0")
+        code, output = await in_folder(running, tmp_path, "container", *options)
+        assert code == 0, output
         module.write_text("import nowhere\n" + good)
         await does("scale", "f", "1")
-        why = "it cannot start: ModuleNotFoundError: No module named 'nowhere'"
-        while f"container f.1 is down: {why}" not in await does("status", "--over", "0"):
-            pass
+        await until(it_is_said)
+        why = (await down())["f.1"]
+        assert why in " ".join((await does("status", "--over", "0")).split())
         module.write_text(good)
-        assert f"f.1 was down, and is tried again: {why}" in await does("scale", "f", "1")
+        assert why in " ".join((await does("scale", "f", "1")).split())
         await is_ready(running, "f")
-        assert "is down" not in await does("status", "--over", "0")
+        await until(it_is_forgotten)
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
@@ -111,14 +125,14 @@ def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_withou
         async def keep(factor: int, version: str) -> str:
             (tmp_path / "toy.py").write_text(f"def f(x):\n    return x * {factor}\n")
             options = ("--predict", "toy:f", *SPECS, "--version", version, "--replicas", "2")
-            code, output = await gearmesh(running, tmp_path, "container", "--model", "f", *options)
+            code, output = await in_folder(running, tmp_path, "container", "--model", "f", *options)
             assert code == 0, output
             return output
 
         async def serves(client: AsyncClient, factor: int, refusals: set[str]) -> None:
             """Returns once the answers are of the new code; on the way, they are of the old one or such refusals."""
             while True:
-                outcome = await client.submit("f", X, slo_ms=5000)
+                outcome = await client.submit("f", X, slo_ms=LONG_MS)
                 if not isinstance(outcome, Prediction):
                     assert outcome.code in refusals, outcome
                 elif np.array_equal(outcome["y"], X * factor):
@@ -129,10 +143,10 @@ def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_withou
         async with AsyncClient(running.address) as client:
             await serves(client, 2, set())
             assert "replaced" not in await keep(2, "1")
-            assert "is being replaced" in await keep(3, "1")  # other code under the same version: one after the other
+            assert "replaced" in await keep(3, "1")  # other code under the same version: one after the other
             await serves(client, 3, {"no_replica"})
             for factor, version in ((4, "2"), (5, "1")):  # another version, and one that comes back: without a gap
-                assert "is being replaced" in await keep(factor, version)
+                assert "replaced" in await keep(factor, version)
                 await serves(client, factor, set())
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
@@ -144,13 +158,13 @@ def test_a_dry_run_says_what_would_be_served_and_what_is_wrong(tmp_path: Path) -
 
     async def scenario(running: Mesh) -> None:
         command = ("container", "--model", "f", "--sample", "sample.npy", "--check", "--predict")
-        code, output = await gearmesh(running, tmp_path, *command, "toy:good")
+        code, output = await in_folder(running, tmp_path, *command, "toy:good")
         assert code == 0, output
-        assert "input x: float32 [-1, 4]" in output
-        assert "output y: float32 [-1]" in output
-        code, output = await gearmesh(running, tmp_path, *command, "toy:bad")
+        assert re.search(r"\bx\b.*float32.*\[-1, 4\]", output)
+        assert re.search(r"\by\b.*float32.*\[-1\]", output)
+        code, output = await in_folder(running, tmp_path, *command, "toy:bad")
         assert code == 2
-        assert "has shape [4] for 3 rows: batch comes first" in output
+        assert re.search(r"\[4\].*\b3\b", output)
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path), ready=False)
 
@@ -165,7 +179,7 @@ def test_a_container_is_a_member_of_an_application_beside_a_model_on_a_device(tm
             container(running, tmp_path, "ten:f", *specs, model="ten"),
             AsyncClient(running.address) as client,
         ):
-            await client.create_app("both", ["a", "ten"], "linear", slo_ms=2000)
+            await client.create_app("both", ["a", "ten"], "linear", slo_ms=LONG_MS)
             await client.apps()
             alone = await client.infer("a", X)
             answer = await client.infer(app="both", x=X)
