@@ -12,6 +12,7 @@ from tests.broker.brokers import SPEC, Broker, Registered, members, package
 from tests.broker.processes import Processes, processes
 from tests.loops import on_loop
 
+PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # nobody is missed because he is silent
 QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 150.0}
 
 both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])

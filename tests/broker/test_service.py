@@ -15,7 +15,8 @@ from tests.broker.brokers import SPEC, Broker, Caller, members, package
 from tests.broker.processes import Processes, envelope, processes
 from tests.loops import on_loop
 
-QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 150.0}
+PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # nobody is missed because he is silent
+QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 500.0}
 
 both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])
 
@@ -45,8 +46,8 @@ class Mesh:
 
 
 @contextlib.asynccontextmanager
-async def mesh(folder: Path, make: str = "zeromq") -> AsyncIterator[Mesh]:
-    async with processes(**QUICK) as made:
+async def mesh(folder: Path, make: str = "zeromq", **settings: float) -> AsyncIterator[Mesh]:
+    async with processes(**{**PATIENT, **settings}) as made:
         begun = Mesh(made, folder, make)
         try:
             await begun.begin()
@@ -203,7 +204,7 @@ async def test_an_operator_who_asks_for_the_table_gets_it_and_then_the_reply(tmp
 
 @on_loop
 async def test_an_operator_who_left_is_not_answered_and_the_deployment_goes_on(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
+    async with mesh(tmp_path, **QUICK) as at:
         sock = at.made.bare(zmq.DEALER, "operator-2")
         sock.connect(at.broker.addresses[-1])
         sock.send(envelope(wire.Deploy(call=5, name="m", version="2")))
@@ -226,7 +227,7 @@ async def _until(holds: Any, witness: Caller) -> None:
 
 @on_loop
 async def test_a_silent_service_leaves_the_table(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as at:
+    async with mesh(tmp_path, **QUICK) as at:
         sock = at.made.bare(zmq.DEALER, "frontend-1")
         sock.connect(at.broker.addresses[-1])
         member = wire.Member(id="frontend-1", role="frontend", host="here")
@@ -355,7 +356,7 @@ async def test_a_package_that_came_while_the_broker_was_down_is_deployed(tmp_pat
 
 @on_loop
 async def test_a_second_broker_on_the_same_port_says_which_setting_to_change(tmp_path: Path) -> None:
-    async with processes(**QUICK) as made:
+    async with processes(**PATIENT) as made:
         broker = Broker(made, tmp_path / "one")
         with pytest.raises(AddressInUse, match="GEARMESH_BROKER_PORT"):
             Broker(made, tmp_path / "two", broker.number)
@@ -364,7 +365,7 @@ async def test_a_second_broker_on_the_same_port_says_which_setting_to_change(tmp
 
 @on_loop
 async def test_a_stopped_broker_drains_at_once_and_leaves_its_port(tmp_path: Path) -> None:
-    async with processes(**QUICK) as made:
+    async with processes(**PATIENT) as made:
         broker = Broker(made, tmp_path)
         assert broker.service.drain() is True
         broker.stop()

@@ -206,7 +206,7 @@ def test_answers_may_have_several_outputs_in_the_header_or_in_frames(serving: Se
 
 def test_models_are_told_as_they_came(serving: Serving) -> None:
     _, client = serving()
-    assert [model["name"] for model in client.models()] == ["m", "two"]
+    assert [model["name"] for model in client.models()] == ["m", "hasty", "two"]
 
 
 def test_any_other_message_is_answered_as_it_came(serving: Serving) -> None:
