@@ -136,7 +136,7 @@ def test_numbers_of_numpy_s_may_be_given_wherever_a_number_may(serving: Serving)
     assert created.message["app"] == {
         "name": "a", "models": ["m"], "policy": "exp4", "policy_args": {"eta": 0.5}, "confidence_min": 0.25,
     }  # fmt: skip
-    with pytest.raises(TypeError, match="holds numbers, strings, lists and arrays, no object"):
+    with pytest.raises(TypeError, match="object"):
         client.infer("m", ROW, context=object())
 
 
@@ -147,7 +147,7 @@ def test_what_a_message_cannot_hold_is_refused_by_its_name(serving: Serving) -> 
         (lambda: client.feedback("a", label=-(2**63) - 1), "label"),
         (lambda: client.feedback("a", label=1, context="\ud800"), "context"),
     ]:
-        with pytest.raises(Invalid, match=f"{field}: a message cannot hold it") as raised:
+        with pytest.raises(Invalid, match=field) as raised:
             ask()
         assert (raised.value.code, raised.value.field) == ("bad_field", field)
 
@@ -158,7 +158,7 @@ def test_an_input_too_large_for_a_frontend_is_refused_and_the_connection_stays(m
         return [({**answer, "frame_bytes_max": 1_600_000}, [])] if asked.message["op"] == "models" else usual(asked)
 
     with FakeFrontend(told) as frontend, make(frontend.address) as client:
-        with pytest.raises(Invalid, match="1600016 bytes is more than a frontend takes, 1600000") as raised:
+        with pytest.raises(Invalid, match=r"1600016.*1600000") as raised:
             client.infer("m", np.zeros((100_001, 4), np.float32))
         assert (raised.value.code, raised.value.field) == ("too_large", "inputs")
         assert client.infer("m", np.zeros((100_000, 4), np.float32))["y"].shape == (100_000, 4)
