@@ -1,8 +1,8 @@
 """What records come to."""
 
 import json
-import re
 import math
+import re
 
 import numpy as np
 import pytest
