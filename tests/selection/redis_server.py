@@ -12,6 +12,10 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from tests.loops import LIMIT_S
+
+PAUSE_S = 0.02  # between two calls to one that starts
+
 
 @contextmanager
 def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
@@ -26,11 +30,13 @@ def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir", str(folder)]
     with (folder / "redis.log").open("w") as log:
         process = subprocess.Popen([program, *options], stdout=log, stderr=log)
-    client = redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 100), retry_on_error=[redis.RedisError])
+    client = redis.Redis(
+        port=port, retry=Retry(ConstantBackoff(PAUSE_S), int(LIMIT_S / PAUSE_S)), retry_on_error=[redis.RedisError]
+    )
     try:
         client.ping()
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         client.close()
         process.terminate()
-        process.wait(10)
+        process.wait(LIMIT_S)
