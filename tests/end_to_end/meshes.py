@@ -82,9 +82,12 @@ def run_with_mesh(scenario: Callable[[Mesh], Any], repository: Path, data_dir: P
     asyncio.run(run())
 
 
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
     """Returns once it holds. Asks again and again, and pauses between: what is waited for needs the processor too."""
-    while not await holds():  # noqa: ASYNC110  # nobody tells
+    while True:
+        found = holds()
+        if found if isinstance(found, bool) else await found:
+            return
         await asyncio.sleep(PAUSE_S)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,22 @@ import numpy as np
 import pytest
 
 from frontend.client import AsyncClient, Invalid
-from scripts.build_models import BUILDERS, digits
+from scripts.build_models import digits
 from scripts.meshes import Mesh
+from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import container, is_ready
-from tests.end_to_end.meshes import LONG_MS, emulated_device, emulated_model, gearmesh, run_with_mesh
+from tests.end_to_end.meshes import LONG_MS, gearmesh, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
 MODELS = ["digits_linear", "digits_mlp"]
 SHORT_MS = 2000.0  # emulated models answer long before, and are asked for as soon as the request is there
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def repository(digits_repository: Path, tmp_path: Path) -> Path:
     """Two digits models."""
-    folder: Path = tmp_path_factory.mktemp("repository")
-    for name in MODELS:
-        BUILDERS[name](folder, name)
-    return folder
+    shutil.copytree(digits_repository, tmp_path / "repository")
+    return tmp_path / "repository"
 
 
 async def learn(session: AsyncClient, app: str, images: Any, labels: Any, **options: Any) -> int:
@@ -140,38 +140,39 @@ def let_go(gate: str) -> None:
         file.write(b".")
 
 
-def test_a_container_that_is_slow_for_once_or_gone_delays_no_ensemble(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        emulated_model(tmp_path / "repository", name)
+def test_a_container_that_is_slow_for_once_or_gone_delays_no_ensemble(shared: Shared, tmp_path: Path) -> None:
     gate = str(tmp_path / "gate")  # whoever is slow waits for a byte from here
     os.mkfifo(gate)
     (tmp_path / "toy.py").write_text(SOMETIMES_SLOW.format(gate=gate))
     specs = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,2")
 
+    async def counted(session: AsyncClient) -> dict[str, Any]:
+        return next(app for app in await session.apps() if app["name"] == "three")
+
     async def scenario(mesh: Mesh) -> None:
         x = np.zeros((1, 4), np.float32)
-        async with container(mesh, tmp_path, "toy:one", *specs), AsyncClient(mesh.address) as session:
-            await session.create_app("mixed", ["a", "b", "f"], "majority", slo_ms=LONG_MS)
+        async with container(mesh, tmp_path, "toy:one", *specs, model="f"), AsyncClient(mesh.address) as session:
+            await session.create_app("three", ["a", "b", "f"], "majority", slo_ms=LONG_MS)
             await session.apps()
-            whole = await session.infer(app="mixed", x=x)
+            whole = await session.infer(app="three", x=x)
             assert whole.models_used == ("a", "b", "f")
             assert (whole.confidence, whole.disagreement) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-            odd = await session.infer(app="mixed", x=x + 99, slo_ms=SHORT_MS)
+            odd = await session.infer(app="three", x=x + 99, slo_ms=SHORT_MS)
             assert odd.models_used == ("a", "b")
             assert (odd.confidence, odd.disagreement) == (pytest.approx(2 / 3), 0)
             let_go(gate)
-            (app,) = await session.apps()
+            app = await counted(session)
             assert (app["counts"]["partial"], app["counts"]["disagreed"]) == (1, 1)
         await is_ready(mesh, "f", ready=False)
         async with AsyncClient(mesh.address) as session:
             await session.apps()
-            remembered = await session.infer(app="mixed", x=x)
+            remembered = await session.infer(app="three", x=x)
             assert (remembered.cached, remembered.models_used) == (True, ("a", "b", "f"))
-            alone = await session.infer(app="mixed", x=x + 1)
+            alone = await session.infer(app="three", x=x + 1)
             assert alone.models_used == ("a", "b")
             assert alone.latency_ms < LONG_MS / 2  # nobody waits for who is not there
             assert (await session.feedback(alone.decision_id, label=0))["applied"]
-            (app,) = await session.apps()
+            app = await counted(session)
             assert {name: each["feedback"] for name, each in app["learned"].items()} == {"a": 1, "b": 1, "f": 0}
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+    shared.play(scenario)

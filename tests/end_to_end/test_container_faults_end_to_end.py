@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import pytest
 
 from frontend.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
 from scripts.meshes import Mesh
-from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, kill_everybody, start_container
-from tests.end_to_end.meshes import LIMIT_S, LONG_MS, background_mesh, emulated_device, emulated_model
+from tests.end_to_end.conftest import Shared
+from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
+from tests.end_to_end.meshes import LONG_MS
 from tests.memory import resident_kib
 
 pytestmark = pytest.mark.end_to_end
@@ -22,26 +22,11 @@ HERE = Path(__file__).parent
 FUNCTIONS = "container_functions"
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    folder = tmp_path_factory.mktemp("containers")
-    emulated_model(folder / "repository", "a")
-    with background_mesh(folder / "repository", folder / "data", {"device": emulated_device(folder)}) as mesh:
-        yield mesh
-
-
-def play(scenario: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.run(asyncio.wait_for(scenario, LIMIT_S))
-    finally:
-        kill_everybody()
-
-
 def order(number: float) -> "np.ndarray[Any, np.dtype[np.float32]]":
     return np.full((1, 4), number, np.float32)
 
 
-def test_whatever_the_code_does_is_answered_failed_with_its_type_and_the_next_request_is_served(running: Mesh) -> None:
+def test_whatever_the_code_does_is_answered_failed_with_its_type_and_the_next_request_is_served(shared: Shared) -> None:
     expected = {  # the type, and what it says by name
         -1: ("ValueError", "minus one is not for me"),
         -2: ("WrongOutput", "'y'", "[0, 4]", "[1, 4]"),
@@ -52,7 +37,7 @@ def test_whatever_the_code_does_is_answered_failed_with_its_type_and_the_next_re
         -8: ("WrongOutput", "'y'", "<U1", "float32"),
     }
 
-    async def scenario() -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="fragile") as started,
             AsyncClient(running.address) as client,
@@ -69,11 +54,11 @@ def test_whatever_the_code_does_is_answered_failed_with_its_type_and_the_next_re
             assert "minus one" in await started.says("model_error")
             assert (await client.infer("a", X)).model == "a"
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_a_million_lines_are_served_past_and_counted_instead_of_logged(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_a_million_lines_are_served_past_and_counted_instead_of_logged(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="chatty") as started,
             AsyncClient(running.address) as client,
@@ -83,11 +68,11 @@ def test_a_million_lines_are_served_past_and_counted_instead_of_logged(running: 
             await started.says("printed_more")
             assert len(started.lines) < 1000  # of a million
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_a_process_that_dies_is_started_again_and_says_so(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_a_process_that_dies_is_started_again_and_says_so(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="mortal") as started,
             AsyncClient(running.address) as client,
@@ -100,7 +85,7 @@ def test_a_process_that_dies_is_started_again_and_says_so(running: Mesh) -> None
             assert await answer_in_time(client, "mortal") is not None
             assert started.process.returncode is None
 
-    play(scenario())
+    shared.play(scenario)
 
 
 async def answer_in_time(client: AsyncClient, model: str) -> Prediction:
@@ -113,8 +98,8 @@ async def answer_in_time(client: AsyncClient, model: str) -> Prediction:
         assert (outcome.status, outcome.code) == ("rejected", "no_replica"), outcome
 
 
-def test_hung_code_is_fenced_and_restarted_and_its_request_answered_by_its_deadline(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_hung_code_is_fenced_and_restarted_and_its_request_answered_by_its_deadline(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:fragile", *SPECS, model="hung") as started,
             AsyncClient(running.address) as client,
@@ -127,11 +112,11 @@ def test_hung_code_is_fenced_and_restarted_and_its_request_answered_by_its_deadl
             await started.says("container_restarted")
             assert await answer_in_time(client, "hung") is not None
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_a_long_batch_is_not_taken_for_death(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_a_long_batch_is_not_taken_for_death(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:slow", *SPECS, model="slow") as started,
             AsyncClient(running.address) as client,
@@ -140,11 +125,11 @@ def test_a_long_batch_is_not_taken_for_death(running: Mesh) -> None:
             np.testing.assert_array_equal(answer["y"], X * 2)
             assert not any("died" in line for line in started.lines)
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_code_that_leaks_is_restarted_at_its_limit(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_code_that_leaks_is_restarted_at_its_limit(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         options = (*SPECS, "--memory-mb", "150")
         async with (
             container(running, HERE, f"{FUNCTIONS}:fragile", *options, model="leak") as started,
@@ -158,14 +143,14 @@ def test_code_that_leaks_is_restarted_at_its_limit(running: Mesh) -> None:
             await answer_in_time(client, "leak")
             assert child_pid(started) != first
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_a_replica_that_dies_in_the_middle_of_a_batch_costs_nobody_an_answer(running: Mesh, tmp_path: Path) -> None:
+def test_a_replica_that_dies_in_the_middle_of_a_batch_costs_nobody_an_answer(shared: Shared, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
-    running.environment["FUNCTIONS_FLAG"] = str(flag)
+    shared.mesh.environment["FUNCTIONS_FLAG"] = str(flag)
 
-    async def scenario() -> None:
+    async def scenario(running: Mesh) -> None:
         target = f"{FUNCTIONS}:dies_if_flagged"
         async with (
             container(running, HERE, target, *SPECS, model="pair"),
@@ -180,14 +165,14 @@ def test_a_replica_that_dies_in_the_middle_of_a_batch_costs_nobody_an_answer(run
             for i, answer in enumerate(answers):
                 np.testing.assert_array_equal(answer["y"], (X + i) * 2)
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_one_stuck_replica_blocks_nobody_else(running: Mesh, tmp_path: Path) -> None:
+def test_one_stuck_replica_blocks_nobody_else(shared: Shared, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
-    running.environment["FUNCTIONS_FLAG"] = str(flag)
+    shared.mesh.environment["FUNCTIONS_FLAG"] = str(flag)
 
-    async def scenario() -> None:
+    async def scenario(running: Mesh) -> None:
         target = f"{FUNCTIONS}:stuck_if_flagged"
         async with (
             container(running, HERE, target, *SPECS, model="stuck") as first,
@@ -207,11 +192,11 @@ def test_one_stuck_replica_blocks_nobody_else(running: Mesh, tmp_path: Path) -> 
                 assert outcome.latency_ms < LONG_MS / 4  # those bound behind it come back after half of their time
             assert isinstance(await victim, TimedOut)
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_scaling_from_four_to_two_to_one_to_none_to_two_answers_everything(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_scaling_from_four_to_two_to_one_to_none_to_two_answers_everything(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         target = f"{FUNCTIONS}:double"
         outcomes: list[Prediction | RequestError] = []
         async with AsyncClient(running.address) as client:
@@ -244,11 +229,11 @@ def test_scaling_from_four_to_two_to_one_to_none_to_two_answers_everything(runni
             assert isinstance(await client.submit("scaled", X, slo_ms=LONG_MS), Prediction)
             await asyncio.gather(*(replica.stop() for replica in replicas))
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_a_redeploy_never_serves_the_old_output(running: Mesh, tmp_path: Path) -> None:
-    async def scenario() -> None:
+def test_a_redeploy_never_serves_the_old_output(shared: Shared, tmp_path: Path) -> None:
+    async def scenario(running: Mesh) -> None:
         module = tmp_path / "mine.py"
         async with AsyncClient(running.address) as client:
             for factor in (2, 3, 5):
@@ -259,11 +244,11 @@ def test_a_redeploy_never_serves_the_old_output(running: Mesh, tmp_path: Path) -
                         np.testing.assert_array_equal(answer["y"], X * factor)
                 await is_ready(running, "again", ready=False)
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_replicas_of_different_code_under_one_version_are_refused(running: Mesh, tmp_path: Path) -> None:
-    async def scenario() -> None:
+def test_replicas_of_different_code_under_one_version_are_refused(shared: Shared, tmp_path: Path) -> None:
+    async def scenario(running: Mesh) -> None:
         module = tmp_path / "mixed.py"
         module.write_text("def f(x):\n    return x\n")
         async with container(running, tmp_path, "mixed:f", *SPECS, model="mixed"):
@@ -279,7 +264,7 @@ def test_replicas_of_different_code_under_one_version_are_refused(running: Mesh,
                     pass
                 np.testing.assert_array_equal(answer["y"], -X)
 
-    play(scenario())
+    shared.play(scenario)
 
 
 @pytest.mark.parametrize(
@@ -291,18 +276,18 @@ def test_replicas_of_different_code_under_one_version_are_refused(running: Mesh,
         ("container_functions:double", "--input"),
     ],
 )
-def test_what_cannot_be_served_is_said_at_once_with_the_traceback(running: Mesh, predict: str, text: str) -> None:
-    async def scenario() -> None:
+def test_what_cannot_be_served_is_said_at_once_with_the_traceback(shared: Shared, predict: str, text: str) -> None:
+    async def scenario(running: Mesh) -> None:
         options = () if text.startswith("--input") else SPECS
         failed = await start_container(running, HERE, predict, *options, model="bad")
         assert await failed.ended() == 2
         assert any(text in line for line in failed.lines), failed.lines
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_several_inputs_come_by_name_and_specs_are_read_off_a_model(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_several_inputs_come_by_name_and_specs_are_read_off_a_model(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         specs = ("--input", "a:float32:-1", "--input", "b:float32:-1")
         outputs = ("--output", "sum:float32:-1", "--output", "difference:float32:-1")
         async with (
@@ -317,11 +302,11 @@ def test_several_inputs_come_by_name_and_specs_are_read_off_a_model(running: Mes
             answer = await client.infer("estimator", np.array([[1, 1, 1], [-1, -1, -1]]), slo_ms=LONG_MS)
             np.testing.assert_array_equal(answer["y"], [1, 0])
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_an_idle_container_does_not_wait_busily(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_an_idle_container_does_not_wait_busily(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:double", *SPECS, model="idle") as started,
             AsyncClient(running.address) as client,
@@ -341,11 +326,11 @@ def test_an_idle_container_does_not_wait_busily(running: Mesh) -> None:
                 waits_busily.kill()
                 await waits_busily.wait()
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_the_first_request_after_the_controller_came_back_is_served(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_the_first_request_after_the_controller_came_back_is_served(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         async with (
             container(running, HERE, f"{FUNCTIONS}:double", *SPECS, model="back") as started,
             AsyncClient(running.address) as client,
@@ -356,11 +341,11 @@ def test_the_first_request_after_the_controller_came_back_is_served(running: Mes
             answer = await client.infer("back", X + 1, slo_ms=LONG_MS)
             np.testing.assert_array_equal(answer["y"], (X + 1) * 2)
 
-    play(scenario())
+    shared.play(scenario)
 
 
-def test_the_memory_of_the_mesh_stays_flat_over_thousands_of_queries_of_one_row_and_of_many(running: Mesh) -> None:
-    async def scenario() -> None:
+def test_the_memory_of_the_mesh_stays_flat_over_thousands_of_queries_of_one_row_and_of_many(shared: Shared) -> None:
+    async def scenario(running: Mesh) -> None:
         many = np.repeat(X, 100, axis=0)
 
         async def ask(client: AsyncClient, requests: int, x: "np.ndarray[Any, np.dtype[np.float32]]") -> None:
@@ -384,4 +369,4 @@ def test_the_memory_of_the_mesh_stays_flat_over_thousands_of_queries_of_one_row_
             grown = [resident_kib(pid) - was for pid, was in zip(pids, before, strict=True)]
             assert max(grown) < 4096, grown
 
-    play(scenario())
+    shared.play(scenario)

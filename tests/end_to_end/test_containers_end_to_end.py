@@ -11,78 +11,80 @@ import pytest
 
 from frontend.client import AsyncClient, Prediction
 from scripts.meshes import ROOT, Mesh
+from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import SPECS, X, container, is_ready
-from tests.end_to_end.meshes import LONG_MS, emulated_device, emulated_model, gearmesh, run_with_mesh, until
+from tests.end_to_end.meshes import LONG_MS, gearmesh, until
 
 pytestmark = pytest.mark.end_to_end
 
 
-def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(tmp_path: Path) -> None:
-    emulated_model(tmp_path / "repository", "a")
+def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(shared: Shared, tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text("def double(x):\n    return x * 2\n")
 
     async def scenario(running: Mesh) -> None:
-        async with container(running, tmp_path, "toy:double"), AsyncClient(running.address) as client:
-            answer = await client.infer("f", X, slo_ms=LONG_MS)
+        async with (
+            container(running, tmp_path, "toy:double", *SPECS, model="grows"),
+            AsyncClient(running.address) as client,
+        ):
+            answer = await client.infer("grows", X, slo_ms=LONG_MS)
             np.testing.assert_array_equal(answer["y"], X * 2)
             assert answer.device is not None
-            assert answer.device.startswith("container:f:1/")
+            assert answer.device.startswith("container:grows:1/")
             assert (await client.infer("a", X)).model == "a"
             biggest = 1
             while biggest < 4:
-                asked = (client.infer("f", X + i, slo_ms=LONG_MS, cache=False) for i in range(32))
+                asked = (client.infer("grows", X + i, slo_ms=LONG_MS, cache=False) for i in range(32))
                 for i, one in enumerate(await asyncio.gather(*asked)):
                     np.testing.assert_array_equal(one["y"], (X + i) * 2)
                     biggest = max(biggest, one.batch_size or 0)
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+    shared.play(scenario)
 
 
-async def in_folder(running: Mesh, folder: Path, *arguments: str) -> tuple[int, str]:
-    """(exit code, output) of a command that is given there: what a container serves is looked for from there."""
+async def keep(running: Mesh, folder: Path, *arguments: str) -> str:
+    """What `gearmesh container` says; a process of its own, since the mesh goes by its folder and command line."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scripts.cli", *arguments,
+        sys.executable, "-m", "scripts.cli", "container", *arguments,
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()
-    return process.returncode or 0, output.decode()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
 
 
-def test_scale_changes_how_many_replicas_a_running_mesh_keeps(tmp_path: Path) -> None:
-    emulated_model(tmp_path / "repository", "a")
+def test_scale_changes_how_many_replicas_a_running_mesh_keeps(shared: Shared, tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text("import os\n\ndef who(x):\n    return x * 0 + os.getpid() % 10000\n")
 
     async def seen(client: AsyncClient) -> set[float]:
-        asked = (client.infer("f", X + i, slo_ms=LONG_MS, cache=False) for i in range(32))
+        asked = (client.infer("scaled_by_hand", X + i, slo_ms=LONG_MS, cache=False) for i in range(32))
         answers = await asyncio.gather(*asked)
         return {float(answer["y"][0, 0]) for answer in answers}
 
     async def scenario(running: Mesh) -> None:
-        command = ("container", "--model", "f", "--predict", "toy:who", *SPECS)
-        code, output = await in_folder(running, tmp_path, *command, "--replicas", "1")
-        assert code == 0, output
-        await is_ready(running, "f")
+        await keep(running, tmp_path, "--model", "scaled_by_hand", "--predict", "toy:who", *SPECS, "--replicas", "1")
+        await is_ready(running, "scaled_by_hand")
         async with AsyncClient(running.address) as client:
             assert len(await seen(client)) == 1
-            code, output = await gearmesh(running, "scale", "f", "2")
+            code, output = await gearmesh(running, "scale", "scaled_by_hand", "2")
             assert code == 0, output
             while len(await seen(client)) < 2:
                 pass
-            code, output = await gearmesh(running, "scale", "f", "0")
+            code, output = await gearmesh(running, "scale", "scaled_by_hand", "0")
             assert code == 0, output
-            await is_ready(running, "f", ready=False)
-            outcome = await client.submit("f", X)
+            await is_ready(running, "scaled_by_hand", ready=False)
+            outcome = await client.submit("scaled_by_hand", X)
             assert getattr(outcome, "code", None) == "no_replica", outcome
-            code, output = await gearmesh(running, "scale", "g", "1")
+            code, output = await gearmesh(running, "scale", "nobody", "1")
             assert code == 2
-            assert "f" in output.split()
+            assert "scaled_by_hand" in output
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+    shared.play(scenario)
 
 
-def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is_scaled(tmp_path: Path) -> None:
-    emulated_model(tmp_path / "repository", "a")
+def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is_scaled(
+    shared: Shared, tmp_path: Path
+) -> None:
     module, good = tmp_path / "toy.py", "def double(x):\n    return x * 2\n"
 
     async def scenario(running: Mesh) -> None:
@@ -96,81 +98,83 @@ def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is
             return found
 
         async def it_is_said() -> bool:
-            return "ModuleNotFoundError" in (await down()).get("f.1", "")
+            return "ModuleNotFoundError" in (await down()).get("mended.1", "")
 
         async def it_is_forgotten() -> bool:
-            return not await down()
+            return "mended.1" not in await down()
 
         module.write_text(good)
-        options = ("--model", "f", "--predict", "toy:double", *SPECS, "--replicas", "0")
-        code, output = await in_folder(running, tmp_path, "container", *options)
-        assert code == 0, output
+        options = ("--model", "mended", "--predict", "toy:double", *SPECS, "--replicas", "0")
+        await keep(running, tmp_path, *options)
         module.write_text("import nowhere\n" + good)
-        await does("scale", "f", "1")
+        await does("scale", "mended", "1")
         await until(it_is_said)
-        why = (await down())["f.1"]
+        why = (await down())["mended.1"]
         assert why in " ".join((await does("status", "--over", "0")).split())
         module.write_text(good)
-        assert why in " ".join((await does("scale", "f", "1")).split())
-        await is_ready(running, "f")
+        assert why in " ".join((await does("scale", "mended", "1")).split())
+        await is_ready(running, "mended")
         await until(it_is_forgotten)
+        await does("scale", "mended", "0")
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+    shared.play(scenario)
 
 
-def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_without_a_gap(tmp_path: Path) -> None:
-    emulated_model(tmp_path / "repository", "a")
+def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_without_a_gap(
+    shared: Shared, tmp_path: Path
+) -> None:
 
     async def scenario(running: Mesh) -> None:
-        async def keep(factor: int, version: str) -> str:
+        async def kept(factor: int, version: str) -> str:
             (tmp_path / "toy.py").write_text(f"def f(x):\n    return x * {factor}\n")
             options = ("--predict", "toy:f", *SPECS, "--version", version, "--replicas", "2")
-            code, output = await in_folder(running, tmp_path, "container", "--model", "f", *options)
-            assert code == 0, output
-            return output
+            return await keep(running, tmp_path, "--model", "anew", *options)
 
         async def serves(client: AsyncClient, factor: int, refusals: set[str]) -> None:
             """Returns once the answers are of the new code; on the way, they are of the old one or such refusals."""
             while True:
-                outcome = await client.submit("f", X, slo_ms=LONG_MS)
+                outcome = await client.submit("anew", X, slo_ms=LONG_MS)
                 if not isinstance(outcome, Prediction):
                     assert outcome.code in refusals, outcome
                 elif np.array_equal(outcome["y"], X * factor):
                     return
 
-        assert "replaced" not in await keep(2, "1")
-        await is_ready(running, "f")
+        assert "replaced" not in await kept(2, "1")
+        await is_ready(running, "anew")
         async with AsyncClient(running.address) as client:
             await serves(client, 2, set())
-            assert "replaced" not in await keep(2, "1")
-            assert "replaced" in await keep(3, "1")  # other code under the same version: one after the other
+            assert "replaced" not in await kept(2, "1")
+            assert "replaced" in await kept(3, "1")  # other code under the same version: one after the other
             await serves(client, 3, {"no_replica"})
             for factor, version in ((4, "2"), (5, "1")):  # another version, and one that comes back: without a gap
-                assert "replaced" in await keep(factor, version)
+                assert "replaced" in await kept(factor, version)
                 await serves(client, factor, set())
+        await gearmesh(running, "scale", "anew", "0")
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+    shared.play(scenario)
 
 
-def test_a_dry_run_says_what_would_be_served_and_what_is_wrong(tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_be_served_and_what_is_wrong(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.save(tmp_path / "sample.npy", np.ones((3, 4), np.float32))
     (tmp_path / "toy.py").write_text("def good(x):\n    return x.sum(axis=1)\n\ndef bad(x):\n    return x[0]\n")
 
     async def scenario(running: Mesh) -> None:
-        command = ("container", "--model", "f", "--sample", "sample.npy", "--check", "--predict")
-        code, output = await in_folder(running, tmp_path, *command, "toy:good")
+        command = ("container", "--model", "dry", "--sample", str(tmp_path / "sample.npy"), "--check", "--predict")
+        monkeypatch.chdir(tmp_path)
+        code, output = await gearmesh(running, *command, "toy:good")
         assert code == 0, output
         assert re.search(r"\bx\b.*float32.*\[-1, 4\]", output)
         assert re.search(r"\by\b.*float32.*\[-1\]", output)
-        code, output = await in_folder(running, tmp_path, *command, "toy:bad")
+        code, output = await gearmesh(running, *command, "toy:bad")
         assert code == 2
         assert re.search(r"\[4\].*\b3\b", output)
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path), ready=False)
+    shared.play(scenario)
 
 
-def test_a_container_is_a_member_of_an_application_beside_a_model_on_a_device(tmp_path: Path) -> None:
-    emulated_model(tmp_path / "repository", "a")
+def test_a_container_is_a_member_of_an_application_beside_a_model_on_a_device(shared: Shared, tmp_path: Path) -> None:
     (tmp_path / "ten.py").write_text("def f(x):\n    y = x[:, :2] * 0\n    y[:, 1] = 10\n    return y\n")
     specs = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,2")
 
@@ -187,9 +191,10 @@ def test_a_container_is_a_member_of_an_application_beside_a_model_on_a_device(tm
             np.testing.assert_allclose(answer.output, np.add(alone.output, [0, 10]) / 2)
             told = await client.feedback(answer.decision_id, label=1)
             assert told["applied"], told
-            (app,) = await client.apps()
+            app = next(app for app in await client.apps() if app["name"] == "both")
             assert app["weights"]["ten"] > app["weights"]["a"]
             again = await client.infer(app="both", x=X)
             assert again.cached  # both members' answers were
+            await client.delete_app("both")
 
-    run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
+    shared.play(scenario)

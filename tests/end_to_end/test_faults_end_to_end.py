@@ -16,7 +16,7 @@ from frontend.client import AsyncClient, Prediction, RequestError, TimedOut
 from scripts.meshes import Mesh
 from scripts.up import wait_ready
 from tests.end_to_end.canary import Canaries, canaries
-from tests.end_to_end.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
+from tests.end_to_end.meshes import LONG_MS, PAUSE_S, emulated_device, emulated_model, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end
 X = np.zeros((1, 4), np.float32)
@@ -49,11 +49,11 @@ async def ask(client: AsyncClient, model: str, slo_ms: float) -> Asked:
     return Asked(outcome, asked_s, time.monotonic())
 
 
-async def load(client: AsyncClient, answered: list[Asked], until: asyncio.Event, *, slo_ms: float = LONG_MS) -> None:
+async def load(client: AsyncClient, answered: list[Asked], enough: asyncio.Event, *, slo_ms: float = LONG_MS) -> None:
     """Closed loop of eight over both models until the event; adds all requests."""
 
     async def one(model: str) -> None:
-        while not until.is_set():
+        while not enough.is_set():
             answered.append(await ask(client, model, slo_ms))
 
     await asyncio.gather(*(one("ab"[i % 2]) for i in range(8)))
@@ -88,22 +88,19 @@ async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = LONG_MS
     async with AsyncClient(running.address) as client, AsyncClient(running.address) as probe:
         await client.models()
         await probe.models()
-        until = asyncio.Event()
-        loading = asyncio.create_task(load(client, answered, until, slo_ms=slo_ms))
-        while len(answered) < 50:
-            await served(probe)
+        enough = asyncio.Event()
+        loading = asyncio.create_task(load(client, answered, enough, slo_ms=slo_ms))
+        await until(lambda: len(answered) >= 50)
         members = len((await probe.call("status"))["members"])
         pid = running.supervisor.pids()[victim]
         os.kill(pid, signal.SIGKILL)
-        while running.supervisor.pids().get(victim, pid) == pid:  # noqa: ASYNC110  # it tells nobody
-            await asyncio.sleep(0)
+        await until(lambda: running.supervisor.pids().get(victim, pid) != pid)
         await served(probe)
         while len((await probe.call("status"))["members"]) != members:
-            pass
+            await asyncio.sleep(PAUSE_S)
         after = len(answered)
-        while len(answered) < after + 50:
-            await served(probe)
-        until.set()
+        await until(lambda: len(answered) >= after + 50)
+        enough.set()
         await loading
     return statuses(answered)
 
@@ -151,11 +148,11 @@ def test_a_killed_frontend_is_called_again_by_its_clients_and_the_rest_never_not
         other = f"tcp://127.0.0.1:{port + 1}"
         async with AsyncClient(other) as bystander, canaries(tmp_path, lambda: watched(running)) as seen:
             await wait_ready(bystander, lambda ready, names: None)
-            until = asyncio.Event()
+            enough = asyncio.Event()
             rest: list[Asked] = []
-            undisturbed = asyncio.create_task(load(bystander, rest, until))
+            undisturbed = asyncio.create_task(load(bystander, rest, enough))
             outcomes = await kill_under_load(running, "frontend.1")
-            until.set()
+            enough.set()
             await undisturbed
             assert set(outcomes) == {"ok"}, outcomes
             assert set(statuses(rest)) == {"ok"}, statuses(rest)
@@ -172,17 +169,17 @@ def test_a_killed_broker_stops_no_traffic_and_comes_back_with_everything_it_knew
     async def scenario(running: Mesh) -> None:
         async with AsyncClient(running.address) as client, canaries(tmp_path, lambda: watched(running)) as seen:
             before = await client.models()
-            epoch = (await client.call("status"))["epoch"]
-            until = asyncio.Event()
+            status = await client.call("status")
+            epoch = status["epoch"]
+            enough = asyncio.Event()
             answered: list[Asked] = []
-            loading = asyncio.create_task(load(client, answered, until))
+            loading = asyncio.create_task(load(client, answered, enough))
             pid = running.supervisor.pids()["broker"]
             os.kill(pid, signal.SIGKILL)
-            while True:
+            while status["epoch"] <= epoch + (1 << 20) or len(status["members"]) < 3:
+                await asyncio.sleep(PAUSE_S)
                 status = await client.call("status")
-                if status["epoch"] > epoch + (1 << 20) and len(status["members"]) == 3:
-                    break
-            until.set()
+            enough.set()
             await loading
             assert set(statuses(answered)) == {"ok"}, statuses(answered)
             assert not too_late(answered, UNDISTURBED_S, seen)

@@ -1,5 +1,6 @@
 """Real torch models through the public protocol: right answers, and a clear word for every wrong question."""
 
+import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import zmq
 
 from frontend.client import Client, Invalid, Rejected, RequestError, TimedOut
 from gpu_worker.export import write_package
-from scripts.build_models import PIXELS, digits, linear, mlp, train
+from scripts.build_models import digits
 from scripts.meshes import Mesh
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, background_mesh
 
@@ -32,22 +33,11 @@ class Pair(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def digit_models() -> dict[str, torch.nn.Module]:
-    """Trained here, so that answers can be checked against them."""
-    models: dict[str, torch.nn.Module] = {"digits_linear": linear(), "digits_mlp": mlp()}
-    for model in models.values():
-        torch.manual_seed(0)
-        train(model, 20)
-    return models
-
-
-@pytest.fixture(scope="module")
-def running(digit_models: dict[str, torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def running(digits_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """One mesh for all tests of this file."""
     folder = tmp_path_factory.mktemp("models")
     repository = folder / "repository"
-    for name, model in digit_models.items():
-        write_package(repository, name, "1", model, inputs=PIXELS, outputs=["scores"], batch_max=16, slo_ms=LONG_MS)
+    shutil.copytree(digits_repository, repository)
     pair = {"left": ("float32", (3,)), "right": ("float32", (3,))}
     write_package(repository, "pair", "1", Pair(), inputs=pair, outputs=["sum", "dot"], batch_max=8, slo_ms=LONG_MS)
     settings = {"request_bytes_max": REQUEST_BYTES_MAX, "arena_mb": 64}

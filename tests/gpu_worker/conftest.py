@@ -69,6 +69,12 @@ class Repository:
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Torch computes on the thread that asks it: threads wait for each other awake, on busy cores for ages."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """linear:1 and linear:2 share an architecture; other:1 has another; tall:1 takes three pages of 1 MiB."""
