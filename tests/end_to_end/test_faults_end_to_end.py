@@ -82,6 +82,12 @@ async def served(client: AsyncClient) -> None:
         pass
 
 
+async def members(client: AsyncClient) -> set[str]:
+    """Who is there, after a pause."""
+    await asyncio.sleep(PAUSE_S)
+    return {member["id"] for member in (await client.call("status"))["members"]}
+
+
 async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = LONG_MS) -> Mapping[str, int]:
     """Kills a process while load runs, and waits until it is back and serves; the outcomes, counted by status."""
     answered: list[Asked] = []
@@ -91,15 +97,16 @@ async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = LONG_MS
         enough = asyncio.Event()
         loading = asyncio.create_task(load(client, answered, enough, slo_ms=slo_ms))
         await until(lambda: len(answered) >= 50)
-        members = len((await probe.call("status"))["members"])
+        before = await members(probe)
         pid = running.supervisor.pids()[victim]
         os.kill(pid, signal.SIGKILL)
         await until(lambda: running.supervisor.pids().get(victim, pid) != pid)
         await served(probe)
-        while len((await probe.call("status"))["members"]) != members:
-            await asyncio.sleep(PAUSE_S)
-        after = len(answered)
-        await until(lambda: len(answered) >= after + 50)
+        after = await members(probe)
+        while after == before or len(after) != len(before):
+            after = await members(probe)
+        then = len(answered)
+        await until(lambda: len(answered) >= then + 50)
         enough.set()
         await loading
     return statuses(answered)
