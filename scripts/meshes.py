@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,8 @@ from scripts.up import first_of, wait_ready
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS_WITHIN_S = 600.0
+PORTS = range(20_000, 32_000, 500)  # where blocks begin; below the ports of whoever asks for any, or connects
+_ours: list[int] = []  # ports of this process's block that were not given away
 
 
 class NotReady(RuntimeError):
@@ -37,12 +41,39 @@ class Mesh:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+    """Ports in a row that nobody listens on. Nobody else gets them from here before this process ends."""
+    while True:
+        if len(_ours) < count:
+            _ours[:] = _block()
+        ports = _ours[:count]
+        del _ours[:count]
+        if all(map(_is_free, ports)):
+            return ports
+
+
+def _block() -> range:
+    """A block of ports is this process's, by a lock that goes with it."""
+    folder = Path(tempfile.gettempdir()) / f"gearmesh-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for start in PORTS:
+        lock = os.open(folder / str(start), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return range(start, start + PORTS.step)
+    raise RuntimeError("all blocks of ports are taken")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.asynccontextmanager
@@ -61,12 +92,11 @@ async def mesh(
     """
     formation = {**({} if settings.get("http_port") else {"gateway": 0}), **(formation or {})}
     frontends = max(1, formation.get("frontend", 1))
-    ports = free_ports(2 + frontends)
-    first = _run_of_ports(frontends) if frontends > 1 else ports[2]
+    broker, controller, first, *_ = free_ports(2 + frontends)
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")},
-        "GEARMESH_BROKER_PORT": str(ports[0]),
-        "GEARMESH_CONTROLLER_PORT": str(ports[1]),
+        "GEARMESH_BROKER_PORT": str(broker),
+        "GEARMESH_CONTROLLER_PORT": str(controller),
         "GEARMESH_FRONTEND_PORT": str(first),
         "GEARMESH_HTTP_PORT": "0",
         "GEARMESH_MODEL_REPOSITORY": str(repository),
@@ -102,16 +132,3 @@ async def _wait(running: Mesh) -> None:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             raise NotReady(f"the mesh did not become ready:\n{running.log()}")
-
-
-def _run_of_ports(count: int) -> int:
-    """The first of so many free ports in a row: instances of a service count up from the first one's."""
-    for start in range(20_000, 60_000, 97):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(start, start + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return start
-    raise RuntimeError("no ports are free")

@@ -9,6 +9,7 @@ import msgpack
 import numpy as np
 import zmq
 
+from scripts.meshes import free_ports
 from tests.loops import LIMIT_S
 
 DROP = object()  # in place of answers: every connection breaks, and the frontend listens again at the same address
@@ -169,7 +170,7 @@ class FakeFrontend:
         if self._secret is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self._secret)
-        sock.bind(self.address or "tcp://127.0.0.1:*")
+        sock.bind(self.address or f"tcp://127.0.0.1:{free_ports(1)[0]}")  # nobody else gets it while it is not bound
         self.address = sock.getsockopt_string(zmq.LAST_ENDPOINT)
         self._listening.set()
         poller = zmq.Poller()
