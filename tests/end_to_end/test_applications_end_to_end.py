@@ -96,7 +96,7 @@ def test_an_application_answers_learns_and_is_there_again_after_a_restart(reposi
             assert all(answer.disagreement for answer in unsure)
             listed = await apps(mesh, 0)
             assert "majority" in listed
-            assert re.search(rf"\b{len(unsure)}\b.*low_confidence", listed)
+            assert re.search(rf"\b{len(unsure)}\b.*low_confidence", listed, re.DOTALL)
 
     run_with_mesh(first, repository, tmp_path / "data", device="cpu")
     run_with_mesh(second, repository, tmp_path / "data", device="cpu")

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from frontend.client import Client
 from scripts.bench_http import request_body
-from scripts.meshes import ROOT, Mesh, free_ports
+from scripts.meshes import ROOT, Mesh
+from scripts.ports import free_ports
 from tests.end_to_end.meshes import (
     LIMIT_S,
     LONG_MS,

@@ -15,7 +15,8 @@ from broker import wire
 from broker.config import read_settings
 from broker.operator import Operator
 from frontend.client import AsyncClient, Invalid, Prediction, RequestError
-from scripts.meshes import ROOT, Mesh, free_ports
+from scripts.meshes import ROOT, Mesh
+from scripts.ports import free_ports
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import zmq
 
-from scripts.meshes import free_ports
+from scripts.ports import free_ports
 from tests.loops import LIMIT_S
 
 DROP = object()  # in place of answers: every connection breaks, and the frontend listens again at the same address

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from scripts.cli import app
 from scripts.containers import Roster
-from scripts.meshes import free_ports
+from scripts.ports import free_ports
 from tests.messages import names
 
 

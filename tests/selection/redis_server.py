@@ -11,7 +11,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from scripts.meshes import free_ports
+from scripts.ports import free_ports
 from tests.loops import LIMIT_S
 
 PAUSE_S = 0.02  # between two calls to one that starts
