@@ -1,4 +1,4 @@
-"""Ports for meshes on this machine that nobody else takes meanwhile: benchmarks and suites may run beside each other."""
+"""Ports for meshes on this machine that nobody else takes meanwhile: suites and benchmarks may run side by side."""
 
 import fcntl
 import os
