@@ -149,7 +149,7 @@ async def test_a_request_that_nobody_answers_times_out_at_its_deadline_and_is_ca
         assert outcome.code == "deadline"
         assert outcome.latency_ms is not None
         assert outcome.latency_ms >= 60
-        (submit,), (cancel,) = at.controller.of(wire.Submit), await at.controller.wait(wire.Cancel, 1)
+        (cancel,), (submit,) = await at.controller.wait(wire.Cancel, 1), at.controller.of(wire.Submit)
         assert cancel.request == submit.request
         at.finish(submit)  # too late: nobody hears of it
         assert (await at.client.call("ping"))["status"] == "ok"
