@@ -27,7 +27,9 @@ def test_copies_answer_with_their_own_weights_though_they_do_not_fit_at_once(tmp
     names = ["m", *make_copies(package, repository, COPIES, alias=False, seed=4)]
     x = np.arange(16, dtype=np.float32).reshape(2, 8)
     with (
-        background_mesh(repository, tmp_path / "data", {"arena_mb": PAGES_OF_ALL, "page_mb": 1}) as mesh,
+        background_mesh(
+            repository, tmp_path / "data", {"arena_mb": PAGES_OF_ALL, "page_mb": 1, "compact": True}
+        ) as mesh,
         Client(mesh.address) as client,
     ):
         for name in [*names, *names[:10]]:

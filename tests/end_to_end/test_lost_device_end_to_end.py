@@ -42,4 +42,4 @@ def test_a_lost_device_ends_its_worker_with_a_code_of_its_own_and_the_next_one_s
         assert (lost["level"], lost["device"], lost["why"], lost["exit_code"]) == ("error", "fragile:0", WHY, 3)
         assert any(line.startswith("up | gpu_worker") and "code 3" in line for line in running.lines)
 
-    run_with_mesh(scenario, repository, tmp_path / "data", device="fragile", log_format="json")
+    run_with_mesh(scenario, repository, tmp_path / "data", device="fragile", log_format="json", compact=True)

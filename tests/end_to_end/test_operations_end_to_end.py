@@ -145,7 +145,7 @@ def test_models_larger_than_memory_together_are_paged_in_and_out_by_demand(tmp_p
             assert all(isinstance(outcome, Prediction) for outcome in outcomes)
 
     device = emulated_device(tmp_path, memory_mb=24, load_gb_per_s=1.0)
-    run_with_mesh(scenario, repository, tmp_path / "data", device=device)
+    run_with_mesh(scenario, repository, tmp_path / "data", device=device, compact=True)
 
 
 def test_the_catalogue_outlives_the_mesh(tmp_path: Path) -> None:
