@@ -2,6 +2,9 @@
 
 A version goes through: known (in the repository) -> target (being prepared) -> current -> history. The old one stays
 current until the new one is prepared, so a deployment never leaves a gap, and a failed one changes nothing.
+
+A version is its content. The first that is served under a number is taken down, and nothing else is served under it: a
+controller serves a version of files only in the content that the table names, so what is not taken down is not served.
 """
 
 import re
@@ -12,6 +15,8 @@ from typing import Any
 import msgspec
 
 from broker import wire
+from broker.records import AppRecord, ModelRecord
+from broker.versions import CHANGED, EXISTS, next_free, number_of, why_changed, why_exists
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,18}")
@@ -21,31 +26,6 @@ HISTORY_MAX = 16  # versions that rollback can go back over
 Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
 CallKey = tuple[str, int]  # (peer, its call number)
 Replies = list[tuple[CallKey, wire.CallReply]]
-
-
-class ModelRecord(msgspec.Struct):
-    """One model, as the store keeps it."""
-
-    name: str
-    deployed: bool = True
-    current: str | None = None
-    target: str | None = None
-    history: list[str] = []  # versions that were current before, newest last
-    versions: list[str] = []  # known, oldest first
-    specs: dict[str, wire.ModelSpec] = {}  # of versions that were prepared once
-    fault: str = ""  # why the last deployment failed; empty after one that did not
-    rolling_back: bool = False  # the target is the last of the history, to be taken off it
-    container: bool = False  # its versions are what containers brought, not packages
-    builds: dict[str, int] = {}  # {version: how often its first replica came}
-
-
-class AppRecord(msgspec.Struct):
-    """One application, as the store keeps it."""
-
-    name: str
-    definition: dict[str, Any]
-    revision: int = 1
-    created: int = 0  # its first revision: another application that takes its name later has another one
 
 
 @dataclass(slots=True)
@@ -59,6 +39,9 @@ class Catalogue:
     revisions: int = 0  # of all applications ever, so that none is given twice
     _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: who waits for it}
     _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: what it brought}}
+    _proposed: dict[str, str] = field(
+        default_factory=dict
+    )  # {ref being prepared: digest, to be served if all goes well}
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -113,9 +96,11 @@ class Catalogue:
         if users:
             return [(key, _no(f"model {name!r} is used by the applications {', '.join(users)}", "name"))]
         replies = self._settle(model, ok=False, message=f"{name} was undeployed")
+        replies += self._current_leaves(model, f"{name} was undeployed")
         if model.current is not None:
             self._remember(model)
-        model.deployed, model.current, model.target, model.fault = False, None, None, ""
+        model.deployed, model.current, model.target = False, None, None
+        model.fault = model.fault_code = ""
         self.changed_models.add(name)
         return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{name} is undeployed"))]
 
@@ -125,36 +110,109 @@ class Catalogue:
         model = self.models.get(name)
         if model is None or not model.deployed or version not in (model.target, model.current):
             return []
-        if model.container:
-            pass  # its spec came with the offer
-        elif report.ok and report.spec is not None and model.specs.get(version) != report.spec:
-            model.specs[version] = report.spec
-            self.changed_models.add(name)
-        if version != model.target:
-            return []
-        self.changed_models.add(name)
+        if not report.ok and report.tries and report.tries != model.tries:
+            return []  # it has been asked for again since
+        if report.ok and not model.container:
+            if self.differs(report):
+                why = why_changed(report.ref)
+                report = wire.PrepareReport(ref=report.ref, ok=False, faults=(why,), code=CHANGED)
+            elif report.spec is not None and model.specs.get(version) != report.spec:
+                model.specs[version] = report.spec
+                self.changed_models.add(name)
+            self._take_down(model, version, report.content)
+        if version == model.target:
+            return self._target_reported(model, version, report)
+        return self._current_reported(model, report)
+
+    def differs(self, report: wire.PrepareReport) -> bool:
+        """What was prepared is not what is served under this version."""
+        name, version = wire.split_ref(report.ref)
+        model = self.models.get(name)
+        known = model.contents.get(version) or self._proposed.get(report.ref) if model is not None else None
+        return bool(report.ok and report.content and known) and known != report.content
+
+    def _take_down(self, model: ModelRecord, version: str, content: str) -> None:
+        """This is what the version is from now on; of a target, once it is current."""
+        if not content or version in model.contents:
+            return
+        self.changed_models.add(model.name)  # the table has it
+        if version == model.target:
+            self._proposed.setdefault(wire.ref_of(model.name, version), content)
+        else:
+            model.contents[version] = content
+
+    def _target_reported(self, model: ModelRecord, version: str, report: wire.PrepareReport) -> Replies:
         if not report.ok:
-            model.fault = "; ".join(report.faults)
-            return self._settle(model, ok=False, message=f"{report.ref} could not be prepared", faults=report.faults)
+            self.changed_models.add(model.name)
+            model.fault, model.fault_code = "; ".join(report.faults), report.code
+            text = f"{report.ref} could not be prepared"
+            return self._settle(model, ok=False, message=text, faults=report.faults, code=report.code)
+        if not report.ready:
+            return []  # the controller hears of the content first
+        self.changed_models.add(model.name)
+        content = self._proposed.get(report.ref)
+        if content is not None:
+            model.contents[version] = content
         replies = self._settle(model, ok=True, message=f"{report.ref} is current")
+        replies += self._current_leaves(model, f"another version is current now: {report.ref}")
         if model.current is None or model.rolling_back:
             if model.history and model.history[-1] == version:
                 model.history.pop()
         else:
             self._remember(model)
-        model.current, model.fault = version, ""
+        model.current, model.fault, model.fault_code = version, "", ""
         return replies
+
+    def _current_reported(self, model: ModelRecord, report: wire.PrepareReport) -> Replies:
+        """The current version can be served (again), or no device can prepare it any more."""
+        if model.container or not report.ready:
+            return []  # whether its replicas serve is seen from who is there
+        unserved, code = ("; ".join(report.faults) or "no reason was given", report.code) if not report.ok else ("", "")
+        if (model.unserved, model.unserved_code) != (unserved, code):
+            model.unserved, model.unserved_code = unserved, code
+            self.changed_models.add(model.name)
+        if report.ok:
+            return self._answer(report.ref, ok=True, message=f"{report.ref} is current, and served again")
+        text = f"{report.ref} could not be prepared"
+        return self._answer(report.ref, ok=False, message=text, faults=report.faults, code=report.code)
+
+    def _current_leaves(self, model: ModelRecord, message: str) -> Replies:
+        """The current version is about to be another one, or none."""
+        model.unserved = model.unserved_code = ""
+        if model.current is None:
+            return []
+        return self._answer(wire.ref_of(model.name, model.current), ok=False, message=message)
 
     # -- containers ---------------------------------------------------------------------------------------------------
 
-    def offered(self, member: str, offer: wire.Offer) -> str:
+    def claim(self, call: int, name: str, content: str, version: str | None) -> wire.CallReply:
+        """The version that this code is, from now on: its own, else the next one, unless it is to be a certain one."""
+        model = self.models.get(name)
+        numbers = {*model.versions, *model.contents} if model is not None else set()
+        chosen = version
+        if chosen is None and model is not None:
+            chosen = number_of(content, model.contents, model.current)
+        if chosen is None:
+            chosen = next_free(numbers)
+        why = self._cannot_be(model, wire.ref_of(name, chosen), content)
+        if why is not None:
+            return msgspec.structs.replace(why, call=call)
+        if model is None:
+            model = self.models[name] = ModelRecord(name, container=True, deployed=False)
+        if chosen not in model.contents:
+            model.contents = {**model.contents, chosen: content}
+            self.changed_models.add(name)
+        message = f"this is version {chosen} of {name}"
+        return wire.CallReply(call=call, ok=True, message=message, version=chosen)
+
+    def offered(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
         """A container is there. Its version is prepared if nobody serves the model, or if it is a new one.
 
         Returns why it cannot be taken, or nothing.
         """
         name, version = wire.split_ref(offer.ref)
         model = self.models.get(name)
-        why = self._cannot_take(model, member, offer)
+        why = self._cannot_be(model, offer.ref, offer.code) or self._differs(member, offer)
         if why:
             return why
         if model is None:
@@ -164,15 +222,17 @@ class Catalogue:
             model.builds = {**model.builds, version: model.builds.get(version, 0) + 1}
         known = version in model.versions
         replicas[member] = offer
+        model.contents = {**model.contents, version: offer.code}
         build = f"{offer.code}.{model.builds[version]}"
         model.specs[version] = msgspec.structs.replace(offer.spec, build=build)
         model.versions = sorted({*model.versions, version}, key=int)
         unserved = model.current is None or not self._replicas.get(wire.ref_of(name, model.current))
         if not model.deployed or (model.current != version and model.target is None and (unserved or not known)):
             self._settle(model, ok=False, message=f"another deployment took over: {offer.ref}")
-            model.deployed, model.target, model.fault, model.rolling_back = True, version, "", False
+            model.deployed, model.target, model.rolling_back = True, version, False
+            model.fault = model.fault_code = ""
         self.changed_models.add(name)
-        return ""
+        return None
 
     def withdrawn(self, member: str) -> None:
         """A member that may have been a container is gone."""
@@ -181,20 +241,32 @@ class Catalogue:
             if not replicas:
                 del self._replicas[ref]
 
-    def _cannot_take(self, model: ModelRecord | None, member: str, offer: wire.Offer) -> str:
-        name, version = wire.split_ref(offer.ref)
+    def _cannot_be(self, model: ModelRecord | None, ref: str, content: str) -> wire.CallReply | None:
+        """Why a container with this content is not this version."""
+        name, version = wire.split_ref(ref)
         if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
-            return f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {offer.ref!r}"
-        if model is not None and not model.container:
-            return f"model {name!r} is a package in the model repository: give the container another --model"
-        others = [other for key, other in self._replicas.get(offer.ref, {}).items() if key != member]
-        if any((other.code, other.spec) != (offer.code, offer.spec) for other in others):
-            free = max(int(known) for known in model.versions) + 1 if model is not None else 1
-            return (
-                f"version {version} of {name!r} is being served by other code ({len(others)} replicas): "
-                f"give this one --version {free}, or stop those first"
+            return _no(f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref!r}", "name")
+        if model is None:
+            return None
+        if not model.container:
+            return _no(
+                f"model {name!r} is a package in the model repository: give the container another --model", "name"
             )
-        return ""
+        if model.contents.get(version, content) == content:
+            return None
+        text = why_exists(ref, next_free({*model.versions, *model.contents}))
+        return msgspec.structs.replace(_no(text, "version"), code=EXISTS)
+
+    def _differs(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
+        """Why a container with the content of others is not a replica of them."""
+        others = [other for key, other in self._replicas.get(offer.ref, {}).items() if key != member]
+        if all(other.spec == offer.spec for other in others):
+            return None
+        return _no(
+            f"{len(others)} replicas of {offer.ref} are there with another --batch-max, --slo-ms or --cache: give this "
+            "one what they have, or stop those first",
+            "version",
+        )
 
     def _versions(self, name: str, found: Found) -> list[str]:
         """Versions that can be deployed: packages, or those that some container serves."""
@@ -217,11 +289,21 @@ class Catalogue:
                 versions=tuple(model.versions),
                 owner=owner_of.get(name),
                 spec=model.specs.get(model.current) if model.current is not None else None,
-                fault=model.fault,
+                fault=model.unserved or model.fault,
                 container=model.container,
+                contents=self._contents_of(model),
+                tries=model.tries,
+                unserved=bool(model.unserved),
+                fault_code=model.unserved_code if model.unserved else model.fault_code,
             )
             for name, model in sorted(self.deployed().items())
         )
+
+    def _contents_of(self, model: ModelRecord) -> dict[str, str]:
+        """What controllers may serve: of files alone, as containers are asked when they come."""
+        asked = () if model.container else (model.current, model.target)
+        found = {v: model.contents.get(v) or self._proposed.get(wire.ref_of(model.name, v)) for v in asked if v}
+        return {version: content for version, content in found.items() if content}
 
     def drop_calls(self, peer: str) -> None:
         """`peer` is gone; its calls go on, but nobody waits for them."""
@@ -230,25 +312,38 @@ class Catalogue:
 
     def _aim(self, key: CallKey, model: ModelRecord, version: str, *, rolling_back: bool = False) -> Replies:
         ref = wire.ref_of(model.name, version)
+        self.changed_models.add(model.name)
         if model.deployed and model.current == version:
             replies = self._settle(model, ok=False, message=f"{ref} stays current: it was deployed again")
-            model.target, model.fault = None, ""
-            self.changed_models.add(model.name)
-            return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{ref} is current already"))]
-        replies = []
-        if model.target != version:
-            replies = self._settle(model, ok=False, message=f"another deployment took over: {ref}")
-        model.deployed, model.target, model.fault, model.rolling_back = True, version, "", rolling_back
+            model.fault = model.fault_code = ""
+            if not model.unserved:
+                return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{ref} is current already"))]
+        else:
+            replies = []
+            if model.target != version:
+                replies = self._settle(model, ok=False, message=f"another deployment took over: {ref}")
+            model.deployed, model.target, model.rolling_back = True, version, rolling_back
+            model.fault = model.fault_code = ""
+        model.tries += 1
         self._waiting.setdefault(ref, []).append(key)
-        self.changed_models.add(model.name)
         return replies
 
-    def _settle(self, model: ModelRecord, *, ok: bool, message: str, faults: tuple[str, ...] = ()) -> Replies:
+    def _settle(
+        self, model: ModelRecord, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = ""
+    ) -> Replies:
+        """There is no target any more."""
         if model.target is None:
             return []
-        keys = self._waiting.pop(wire.ref_of(model.name, model.target), [])
+        ref = wire.ref_of(model.name, model.target)
+        self._proposed.pop(ref, None)
         model.target = None
-        return [(key, wire.CallReply(call=key[1], ok=ok, message=message, faults=faults)) for key in keys]
+        return self._answer(ref, ok=ok, message=message, faults=faults, code=code)
+
+    def _answer(self, ref: str, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = "") -> Replies:
+        """All who wait for this version hear this."""
+        keys = self._waiting.pop(ref, [])
+        reply = wire.CallReply(call=0, ok=ok, message=message, faults=faults, code=code)
+        return [(key, msgspec.structs.replace(reply, call=key[1])) for key in keys]
 
     def _remember(self, model: ModelRecord) -> None:
         assert model.current is not None
@@ -300,9 +395,15 @@ class Catalogue:
             assert model.deployed or (model.current is None and model.target is None)
             assert model.target is None or model.target != model.current
             assert len(model.history) <= HISTORY_MAX
+            assert not model.unserved or model.current is not None
         for ref, keys in self._waiting.items():
             name, version = wire.split_ref(ref)
-            assert not keys or self.models[name].target == version, (ref, keys)
+            model = self.models[name]
+            assert not keys or model.target == version or (model.current == version and model.unserved), (ref, keys)
+        for ref in self._proposed:
+            name, version = wire.split_ref(ref)
+            assert self.models[name].target == version
+            assert version not in self.models[name].contents, ref
 
 
 def _no(message: str, field_name: str, call: int = 0) -> wire.CallReply:

@@ -53,11 +53,14 @@ class UnsafeBind(GearmeshError):
 
 
 class PackageError(GearmeshError):
-    """`faults`: everything that is wrong with the package at `place`."""
+    """`faults`: everything that is wrong with the package at `place`; `code`: of which kind, see docs/models.md."""
 
-    def __init__(self, place: str, faults: list[str]) -> None:
-        super().__init__(place, faults)
-        self.place, self.faults = place, faults
+    def __init__(self, place: str, faults: list[str], code: str = "bad_package") -> None:
+        super().__init__(place, faults, code)
+        self.place, self.faults, self.code = place, faults, code
 
     def __str__(self) -> str:
-        return f"{self.place} cannot be served:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
+        if len(self.faults) == 1:
+            return f"{self.place} cannot be served ({self.code}): {self.faults[0]}"
+        listed = "\n".join(f"  - {fault}" for fault in self.faults)
+        return f"{self.place} cannot be served ({self.code}):\n{listed}"

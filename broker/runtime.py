@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from broker.errors import GearmeshError
 from broker.sockets import Hub
 from broker.transport import Transport
 
+STOP_S = 15.0  # for stopping what was drained; then a process that failed ends all the same
 log = structlog.get_logger("runtime")
 
 
@@ -39,8 +41,10 @@ class Service(Protocol):
 class Runtime:
     """One process: a hub, its links, and the services in it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, failing: Callable[[int, float], None] | None = None) -> None:
+        """`failing`: hears of an exit code that is not 0, and within how many seconds the process should have ended."""
         self.settings = settings
+        self._failing = failing
         self.hub = Hub(asyncio.get_running_loop(), settings.keys())
         self.transport = Transport(
             self.hub,
@@ -54,6 +58,8 @@ class Runtime:
     def end(self, exit_code: int) -> None:
         """The services drain, as after a signal, and `run` returns this code."""
         self._exit_code = exit_code
+        if exit_code and self._failing is not None:
+            self._failing(exit_code, self.settings.drain_s + STOP_S)
         self._asked.set()
 
     async def run(self, services: list[Service]) -> int:
@@ -105,7 +111,7 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     logs.set_up(settings, role)
 
     async def main() -> int:
-        runtime = Runtime(settings)
+        runtime = Runtime(settings, _end_within)
         try:
             return await runtime.run(make(runtime))
         except GearmeshError:
@@ -120,6 +126,13 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     if code:
         sys.stdout.flush()
         os._exit(code)  # what failed must not hold the process up, or change its code: threads, destructors that abort
+
+
+def _end_within(code: int, seconds: float) -> None:
+    """The process ends then, if it has not by itself: what made it fail may hold up its end, too."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def member_id(role: str) -> str:

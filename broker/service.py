@@ -15,6 +15,7 @@ from broker.routing import Routing
 from broker.runtime import Runtime
 from broker.store import CatalogueStore, StoreError
 from broker.transport import Mail
+from broker.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 EPOCHS_PER_START = 1 << 32
@@ -27,10 +28,13 @@ def scan_repository(folder: Path) -> dict[str, list[str]]:
     if not folder.is_dir():
         return found
     for package in sorted(folder.iterdir()):
-        if not NAME.fullmatch(package.name) or not (package / "model.toml").is_file():
+        if not NAME.fullmatch(package.name) or not package.is_dir():
             continue
-        versions = [entry.name for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
-        found[package.name] = sorted(versions, key=int)
+        versions = [entry for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
+        if (package / "model.toml").is_file():  # holds for versions that have none of their own
+            found[package.name] = sorted((version.name for version in versions), key=int)
+        elif own := [version.name for version in versions if (version / "model.toml").is_file()]:
+            found[package.name] = sorted(own, key=int)
     return found
 
 
@@ -107,9 +111,9 @@ class BrokerService:
     def _take_offer(self, peer: str, member: str, offer: wire.Offer) -> bool:
         """A container's model is in the catalogue; or the container is told why not."""
         why = self._catalogue.offered(member, offer)
-        if why:
-            log.warning("container_refused", member=member, ref=offer.ref, why=why)
-            self._port.send(peer, wire.CallReply(call=0, ok=False, message=why))
+        if why is not None:
+            log.warning("container_refused", member=member, ref=offer.ref, why=why.message, code=why.code)
+            self._port.send(peer, why)
             return False
         self._save()
         self._changed = True
@@ -128,6 +132,8 @@ class BrokerService:
             self._answer_app(peer, self._catalogue.put_app(message.call, message.definition, create=message.create))
         elif isinstance(message, wire.DropApp):
             self._answer_app(peer, self._catalogue.drop_app(message.call, message.name))
+        elif isinstance(message, wire.ClaimVersion):
+            self._answer_claim(peer, message)
 
     def _answer_app(self, peer: str, reply: wire.CallReply) -> None:
         """Written first, then told; the table with it leaves in the same envelope, ahead of the reply."""
@@ -135,6 +141,13 @@ class BrokerService:
         if reply.ok:
             self._push()
         self._port.send(peer, _unsaved(reply, fault))
+
+    def _answer_claim(self, peer: str, claim: wire.ClaimVersion) -> None:
+        """Written first: a number that was given is not given again. A full disk keeps no container from serving."""
+        reply = self._catalogue.claim(claim.call, claim.name, claim.content, claim.version)
+        self._save()
+        self._port.send(peer, reply)
+        log.info("claimed", peer=peer, model=claim.name, ok=reply.ok, message=reply.message, code=reply.code)
 
     def _save(self) -> str:
         """What changed is on disk. If not: why; it holds all the same, and the next save tries again."""
@@ -146,20 +159,25 @@ class BrokerService:
         return ""
 
     def _reply(self, replies: Replies, asked: tuple[str, int] | None = None) -> None:
+        changed = bool(self._catalogue.changed_models)
+        self._changed = self._changed or changed or asked is not None
         fault = self._save()
-        self._changed = True
         for (peer, call), told in replies:
             reply = _unsaved(told, fault)
             self._port.send(peer, msgspec.structs.replace(reply, call=call))
-            log.info("answered", peer=peer, ok=reply.ok, message=reply.message, faults=list(reply.faults))
+            log.info(
+                "answered", peer=peer, ok=reply.ok, message=reply.message, faults=list(reply.faults), code=reply.code
+            )
         if asked is not None:
             log.info("call", peer=asked[0], call=asked[1])
 
     def _log_report(self, report: wire.PrepareReport) -> None:
-        if report.ok:
-            log.debug("prepared", ref=report.ref)
+        if self._catalogue.differs(report):
+            log.warning("content_differs", ref=report.ref, content=report.content, advice=why_changed(report.ref))
+        elif report.ok:
+            log.debug("prepared", ref=report.ref, content=report.content)
         else:
-            log.warning("not_prepared", ref=report.ref, faults=list(report.faults))
+            log.warning("not_prepared", ref=report.ref, faults=list(report.faults), code=report.code)
 
     def _lost(self, peer: str, why: str) -> None:
         self._leave(peer, why)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from broker.catalogue import AppRecord, Catalogue, ModelRecord
+from broker.catalogue import Catalogue
 from broker.errors import GearmeshError
+from broker.records import AppRecord, ModelRecord
 
 SCHEMA_VERSION = 1
 

@@ -84,7 +84,7 @@ class Offer(Message, frozen=True, kw_only=True):
 
     ref: str
     spec: ModelSpec
-    code: str  # equal for replicas of the same code
+    code: str  # the version's content: digest of its code, inputs, outputs and labels; equal for replicas
 
 
 class Member(Message, frozen=True, kw_only=True):
@@ -107,8 +107,12 @@ class ModelEntry(Message, frozen=True, kw_only=True):
     versions: tuple[str, ...]  # known to the catalogue, oldest first
     owner: str | None  # member id of the controller that schedules it
     spec: ModelSpec | None = None  # of the current version
-    fault: str = ""  # why the last deployment failed, if it did
+    fault: str = ""  # why the current version cannot be served, or else why the last deployment failed, if it did
     container: bool = False  # served by black-box containers, not from the repository
+    contents: dict[str, str] = {}  # {version: digest}, of current and target, where the catalogue has one
+    tries: int = 0  # how often operators have asked for a version: with each, what failed is tried again
+    unserved: bool = False  # no device can prepare the current version
+    fault_code: str = ""  # of which kind the fault is: PackageError's codes
 
 
 class AppEntry(Message, frozen=True, kw_only=True):
@@ -198,6 +202,15 @@ class DropApp(Message, frozen=True, kw_only=True, tag="drop_app"):
     name: str
 
 
+class ClaimVersion(Message, frozen=True, kw_only=True, tag="claim_version"):
+    """Container or operator -> broker: which version is this code? Its own, the next that is free, or none: refused."""
+
+    call: int
+    name: str
+    content: str  # digest of the code and of what is declared
+    version: str | None = None  # it is to be this one
+
+
 class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
     """Operator -> broker: the table, once."""
 
@@ -205,7 +218,7 @@ class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
 
 
 class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
-    """Broker -> operator or frontend: the outcome of a call, once it is in effect."""
+    """Broker -> operator, frontend or container: the outcome of a call, once it is in effect."""
 
     call: int
     ok: bool
@@ -213,6 +226,8 @@ class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
     faults: tuple[str, ...] = ()
     revision: int = 0
     field: str = ""
+    code: str = ""  # why not, for programs: version_exists, content_changed, ...; empty: no code of its own
+    version: str = ""  # that was claimed
 
 
 class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
@@ -222,6 +237,10 @@ class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
     ok: bool
     spec: ModelSpec | None = None
     faults: tuple[str, ...] = ()
+    content: str = ""  # digest of what was prepared; empty: of devices that read no weights, or of a container
+    code: str = ""  # of which kind the faults are
+    ready: bool = True  # False: it can be served once the catalogue has this content
+    tries: int = 0  # of the table that this answers; 0: not known
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,6 +323,8 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
     profile: Profile | None = None  # None: not measured here yet
     measure: tuple[tuple[int, int], ...] = ()  # (batch, runs) to be measured; empty once the profile is there
     batching: Batching | None = None  # of a container: its times are learned from real requests, not measured
+    content: str = ""  # digest of what was read; empty where no weights are read
+    code: str = ""  # of which kind the faults are
 
 
 class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
@@ -333,6 +354,7 @@ class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
     """Controller -> worker: read and validate this version, pin its weights, make it executable."""
 
     ref: str
+    content: str = ""  # digest that it has to have; empty: nobody has served it yet
 
 
 class Forget(Message, frozen=True, kw_only=True, tag="forget"):
@@ -469,7 +491,19 @@ class FactsReply(Message, frozen=True, kw_only=True, tag="facts"):
 # ---------------------------------------------------------------------------------------------------------------------
 # one union per socket and direction
 
-ToBroker = Register | Heartbeat | Goodbye | Deploy | Undeploy | Rollback | PutApp | DropApp | GetTable | PrepareReport
+ToBroker = (
+    Register
+    | Heartbeat
+    | Goodbye
+    | Deploy
+    | Undeploy
+    | Rollback
+    | PutApp
+    | DropApp
+    | ClaimVersion
+    | GetTable
+    | PrepareReport
+)
 FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply
 
 ToController = (

@@ -1,14 +1,21 @@
-"""Devices and the versions on them: who is there, what is prepared, what is served, what is let go. Pure."""
+"""Devices and the versions on them: who is there, what is prepared, what is served, what is let go. Pure.
 
-from collections.abc import Callable, Iterable
+A version of files is served only in the content that the catalogue names (`contents.py`). What is prepared before the
+catalogue has one is proposed to it, and waits; a device that read other files forgets them, and reads them again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from broker import wire
+from broker.versions import CHANGED, why_changed
 from controller.actions import Actions
 from controller.batching import BlackBoxCurve, make_black_box
+from controller.contents import NO_TERMS, Contents, Verdict
 from controller.estimates import LoadEstimate, make_curve
-from controller.orders import Order, ToBroker, ToFrontend, ToWorker
-from controller.preparation import Preparation
+from controller.orders import Order, ToWorker
+from controller.preparation import Preparation, Terms
+from controller.reporting import Reporting
 from controller.residency import Residency
 from controller.state import Action, Device, Model, State
 
@@ -30,19 +37,16 @@ class Fleet:
         default_factory=dict
     )  # {ref wanted before: kept until then, and its last request}
     preparations: dict[str, Preparation] = field(default_factory=dict)  # {worker: its versions}, one for each device
-    frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     contained: frozenset[str] = frozenset()  # refs that containers serve, and devices do not
     known: dict[str, tuple[str, BlackBoxCurve]] = field(default_factory=dict)  # {worker: (ref, what it had learned)}
-    _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
-    _reported: dict[str, bool] = field(default_factory=dict)  # {ref: what the broker was told of it}
+    contents: Contents = field(init=False)
+    reporting: Reporting = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.contents = Contents(self.preparations)
+        self.reporting = Reporting(self.state, self.contents, self.name)
 
     # -- who is there -------------------------------------------------------------------------------------------------
-
-    def frontend_joined(self, frontend: str) -> list[Order]:
-        """A frontend is there; it is told what is served."""
-        self.frontends[frontend] = None
-        message = wire.Serving(added=tuple(self._serving), removed=(), reset=True, controller=self.name)
-        return [ToFrontend(frontend, message)]
 
     def join(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
         """A worker is there, with what it has prepared and loaded. It was not, or `leave` was called."""
@@ -73,7 +77,7 @@ class Fleet:
         if device is not None:
             device.leaving = True
             self._nothing_ready(device)
-            self._tell_serving(orders)
+            self.reporting.tell_serving(orders)
         return orders
 
     def leave(self, worker: str) -> tuple[list[Action], list[Order]]:
@@ -84,19 +88,28 @@ class Fleet:
             return [], orders
         self._nothing_ready(device)
         self.known.pop(worker, None)
-        del self.preparations[worker]
-        self._tell_serving(orders)
+        for ref, stage in self.preparations.pop(worker).stages.items():
+            if stage.content:
+                self.contents.free(ref)
+            self.reporting.report(ref, orders)
+        self.reporting.tell_serving(orders)
         return list(device.actions.values()), orders
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
     def want(
-        self, refs: list[str], still_used: Callable[[str], bool], contained: Iterable[str] = (), *, now: float
+        self,
+        refs: list[str],
+        still_used: Callable[[str], bool],
+        contained: Iterable[str] = (),
+        terms: Mapping[str, Terms] | None = None,
+        *,
+        now: float,
     ) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
         Requests for them may still be on their way, from frontends that do not know yet. `contained`: those that
-        containers serve.
+        containers serve. `terms`: what the catalogue says of these versions.
         """
         orders: list[Order] = []
         self.contained = frozenset(contained) | (self.contained & {*self.wanted, *self.draining} - {*refs})
@@ -106,18 +119,32 @@ class Fleet:
         for ref in refs:
             self.draining.pop(ref, None)
             if ref not in self.wanted:
-                self._reported.pop(ref, None)
+                self.reporting.forget(ref)
         self.wanted = list(refs)
+        known = self.contents.terms
+        named = {ref: (terms or {}).get(ref, NO_TERMS) for ref in refs}
+        self._agree({**{ref: known[ref] for ref in self.draining}, **named}, orders)
         self._rewant(orders)
         orders.extend(self.drain(still_used, now))
         return orders
+
+    def _agree(self, terms: dict[str, Terms], orders: list[Order]) -> None:
+        """The catalogue's word holds: for what is served, for what is tried again, for what it is to be told again."""
+        before, self.contents.terms = self.contents.terms, terms
+        for ref, new in terms.items():
+            old = before.get(ref, new)
+            if new.tries != old.tries:
+                self._try_again(ref)
+            if new.content != old.content:
+                self._judge_all(ref, orders)
+            self.reporting.compare(ref, new)
 
     def drain(self, still_used: Callable[[str], bool], now: float) -> list[Order]:
         """Versions that are not wanted and have no request left are let go."""
         orders: list[Order] = []
         ended = [ref for ref, until_s in self.draining.items() if now >= until_s and not still_used(ref)]
         for ref in ended:
-            del self.draining[ref]
+            del self.draining[ref], self.contents.terms[ref]
         if ended:
             self._rewant(orders)
         return orders
@@ -126,14 +153,18 @@ class Fleet:
         for worker, preparation in self.preparations.items():
             device = self.state.devices[worker]
             for ref in preparation.want(self._wanted_of(device)):
-                self._not_ready(device, ref)
-                device.residency.gone(ref)
-                device.pages.pop(ref, None)
-                orders.append(ToWorker(worker, wire.Forget(ref=ref)))
+                self._forget(device, ref, orders)
         self._drop_idle_models()
         for ref in self.wanted:
-            self._report(ref, orders)
-        self._tell_serving(orders)
+            self.reporting.report(ref, orders)
+        self.reporting.tell_serving(orders)
+
+    def _forget(self, device: Device, ref: str, orders: list[Order]) -> None:
+        """The version is not on the device any more."""
+        self._not_ready(device, ref)
+        device.residency.gone(ref)
+        device.pages.pop(ref, None)
+        orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
 
     def _wanted_of(self, device: Device) -> list[str]:
         """What this device is to have ready: its one version, or all that no container serves."""
@@ -160,7 +191,8 @@ class Fleet:
         """PREPAREs that fit the worker's queue go out, and the next measuring run if the device has slack for it."""
         preparation = self.preparations[device.worker]
         for ref in preparation.to_prepare():
-            orders.append(ToWorker(device.worker, wire.Prepare(ref=ref)))
+            preparation.stages[ref].asked = content = self.contents.of(ref)
+            orders.append(ToWorker(device.worker, wire.Prepare(ref=ref, content=content)))
         if len(device.exec) or device.waiting:
             return
         run = preparation.to_measure(now, device.busy_until_s)
@@ -210,29 +242,66 @@ class Fleet:
         self.preparations[device.worker].reported(report)
         if report.ok:
             device.pages[ref] = report.pages
+            self._judge(device, report, orders)
         elif device.info.container:
             self._container_stopped(device, ref)
-        profile = report.profile or CONTAINER_PROFILE if report.batching is not None else report.profile
-        if report.ok and profile is not None and report.spec is not None and not device.leaving:
-            if report.batching is not None:
-                device.curves[ref] = self._black_box(device, ref, report.batching, report.spec.batch_max)
-                if ref not in device.residency.models:
-                    device.residency.loading(ref, report.pages, 0, 0.0, 0.0)
-                    device.residency.loaded(ref, 0, 0.0)
+        self.reporting.report(ref, orders)
+        self.reporting.tell_serving(orders, [ref])
+
+    def _judge(self, device: Device, report: wire.Prepared, orders: list[Order]) -> None:
+        """What the device has prepared is served, or waits for the catalogue, or is not what the version is."""
+        ref = report.ref
+        verdict = self.contents.judge(device.worker, report)
+        if verdict in (Verdict.REFUSED, Verdict.PREPARED_AGAIN):
+            self._forget(device, ref, orders)
+            preparation = self.preparations[device.worker]
+            preparation.again(ref)
+            if verdict is Verdict.REFUSED:
+                preparation.reported(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=CHANGED))
+        elif _is_whole(report) and not device.leaving:
+            if verdict is Verdict.SERVED:
+                self._make_ready(device, report)
             else:
-                device.curves[ref] = make_curve(
-                    profile, report.spec.batch_max, device.info.any_batch, device.exec_term, device.pace
-                )
-            device.loads[ref] = LoadEstimate(max(profile.load_s, 1e-6), device.load_term)
-            model = self.state.models.get(ref)
-            if model is None:
-                model = self.state.models[ref] = Model(ref, report.spec)
-            model.ready[device.worker] = device
-            if ref in device.residency.models:
-                self.state.add_host(model, device)
-            device.room_for_more = True
-        self._report(ref, orders)
-        self._tell_serving(orders, [ref])
+                self.contents.hold(device.worker, ref)
+
+    def _judge_all(self, ref: str, orders: list[Order]) -> None:
+        """The catalogue says what the version is, and did not before, or said otherwise."""
+        for worker, preparation in self.preparations.items():
+            stage = preparation.stages.get(ref)
+            if stage is not None and stage.report is not None and stage.content:
+                self._not_ready(self.state.devices[worker], ref)
+                self._judge(self.state.devices[worker], stage.report, orders)
+            elif stage is not None and stage.failed and stage.code == CHANGED:
+                preparation.again(ref)
+
+    def _try_again(self, ref: str) -> None:
+        """Whatever kept devices from preparing the version may have been mended."""
+        self.reporting.forget(ref)
+        for preparation, stage in self.contents.stages(ref):
+            if stage.failed and ref not in self.contained:
+                preparation.again(ref)
+
+    def _make_ready(self, device: Device, report: wire.Prepared) -> None:
+        ref, spec = report.ref, report.spec
+        assert spec is not None
+        profile = report.profile or CONTAINER_PROFILE
+        if report.batching is not None:
+            device.curves[ref] = self._black_box(device, ref, report.batching, spec.batch_max)
+            if ref not in device.residency.models:
+                device.residency.loading(ref, report.pages, 0, 0.0, 0.0)
+                device.residency.loaded(ref, 0, 0.0)
+        else:
+            device.curves[ref] = make_curve(
+                profile, spec.batch_max, device.info.any_batch, device.exec_term, device.pace
+            )
+        device.loads[ref] = LoadEstimate(max(profile.load_s, 1e-6), device.load_term)
+        model = self.state.models.get(ref)
+        if model is None:
+            model = self.state.models[ref] = Model(ref, spec)
+        model.ready[device.worker] = device
+        if ref in device.residency.models:
+            self.state.add_host(model, device)
+        device.room_for_more = True
 
     def _black_box(self, device: Device, ref: str, batching: wire.Batching, rows_max: int) -> BlackBoxCurve:
         """The curve of a container, which starts from what it, or another of the same code, has shown already."""
@@ -268,7 +337,7 @@ class Fleet:
             self.state.add_host(model, device)
 
     def _nothing_ready(self, device: Device) -> None:
-        for ref in list(device.curves):
+        for ref in [*device.curves, *self.contents.held_by(device.worker)]:
             self._not_ready(device, ref)
 
     def _not_ready(self, device: Device, ref: str) -> None:
@@ -276,57 +345,9 @@ class Fleet:
         if model is not None:
             self.state.drop_host(model, device)
             model.ready.pop(device.worker, None)
+        self.contents.drop(device.worker, ref)
         device.curves.pop(ref, None)
         device.loads.pop(ref, None)
-
-    # -- what others are told -----------------------------------------------------------------------------------------
-
-    def why_no_replica(self, ref: str) -> str:
-        """A sentence for whoever asks a container's model that nobody serves."""
-        stages = [p.stages[ref] for p in self.preparations.values() if ref in p.stages]
-        faults = [fault for stage in stages if stage.report is not None for fault in stage.report.faults]
-        if faults:
-            return f"no replica of {ref} can serve now: {faults[0]}"
-        return f"no container of {ref} is running (any more); start one with `gearmesh container` or `gearmesh scale`"
-
-    def report_again(self, refs: list[str]) -> list[Order]:
-        """The broker does not know how far these versions are: it is told (again)."""
-        orders: list[Order] = []
-        for ref in refs:
-            self._reported.pop(ref, None)
-            self._report(ref, orders)
-        return orders
-
-    def _report(self, ref: str, orders: list[Order]) -> None:
-        """The broker hears of a version that is ready somewhere, or that no device can prepare; of each change once."""
-        model = self.state.models.get(ref)
-        if model is not None and model.ready:
-            if self._reported.get(ref) is not True:
-                self._reported[ref] = True
-                orders.append(ToBroker(wire.PrepareReport(ref=ref, ok=True, spec=model.spec)))
-            return
-        stages = [preparation.stages[ref] for preparation in self.preparations.values() if ref in preparation.stages]
-        if stages and all(stage.failed for stage in stages) and self._reported.get(ref) is not False:
-            self._reported[ref] = False
-            faults = dict.fromkeys(fault for s in stages if s.report is not None for fault in s.report.faults)
-            orders.append(ToBroker(wire.PrepareReport(ref=ref, ok=False, faults=tuple(faults))))
-
-    def _tell_serving(self, orders: list[Order], changed: Iterable[str] | None = None) -> None:
-        """Frontends hear what has changed; `changed`: only these can have, None: any."""
-        looked = dict.fromkeys([*self.state.models, *self._serving]) if changed is None else changed
-        added = tuple(ref for ref in looked if ref not in self._serving and self._is_served(ref))
-        removed = tuple(ref for ref in looked if ref in self._serving and not self._is_served(ref))
-        if not added and not removed:
-            return
-        self._serving.update(dict.fromkeys(added))
-        for ref in removed:
-            del self._serving[ref]
-        message = wire.Serving(added=added, removed=removed, controller=self.name)
-        orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
-
-    def _is_served(self, ref: str) -> bool:
-        model = self.state.models.get(ref)
-        return model is not None and bool(model.ready)
 
     def check(self) -> None:
         """Every invariant holds."""
@@ -334,3 +355,15 @@ class Fleet:
         for preparation in self.preparations.values():
             preparation.check()
         assert not set(self.wanted) & self.draining.keys()
+        assert self.contents.terms.keys() == {*self.wanted, *self.draining}
+        self.contents.check()
+        for worker, device in self.state.devices.items():
+            for ref in device.curves:
+                content = self.preparations[worker].stages[ref].content
+                assert content in ("", self.contents.terms[ref].content), (worker, ref)
+                assert worker not in self.contents.held.get(ref, ())
+
+
+def _is_whole(report: wire.Prepared) -> bool:
+    """All is known that is needed to plan with it."""
+    return report.ok and report.spec is not None and (report.profile is not None or report.batching is not None)

@@ -115,9 +115,14 @@ class Intake:
         if ref not in self.fleet.wanted and ref not in self.fleet.draining:
             return refuse(request, "rejected", "not_deployed", f"{ref} is not deployed (any more)", now)
         if ref in self.fleet.contained:
-            return refuse(request, "rejected", "no_replica", self.fleet.why_no_replica(ref), now, retry_s=RETRY_S)
+            return refuse(
+                request, "rejected", "no_replica", self.fleet.reporting.why_no_replica(ref), now, retry_s=RETRY_S
+            )
         if not self.state.devices:
             return refuse(request, "rejected", "no_worker", "no worker is there", now, retry_s=RETRY_S)
+        fault = self.fleet.reporting.why_unserved(ref)
+        if fault:
+            return refuse(request, "rejected", "not_ready", f"{ref} cannot be served: {fault}", now)
         return refuse(request, "rejected", "not_ready", f"{ref} is still being prepared", now, retry_s=RETRY_S)
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:

@@ -1,7 +1,7 @@
 """Gets every wanted version prepared and measured on one device, in slack time. Pure.
 
 A version is: wanted -> being prepared -> to be measured (loaded, then run in every size) -> ready; or failed, with its
-faults, until it is wanted anew.
+faults, until it is wanted anew, or asked for again.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +15,31 @@ RETRY_S = 0.1  # after a run that failed
 IDLE_S = 1.0  # a device without a client's batch for so long has no other work
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the catalogue says of one version that is wanted."""
+
+    content: str = ""  # digest of what is served under it; empty: nothing was, or of devices that read no weights
+    tries: int = 0  # how often operators have asked for it: with each, what failed is tried again
+    pending: bool = False  # it is to become current, and the catalogue waits for word of it
+    unserved: bool | None = None  # the catalogue was told that no device can prepare it; None: it does not say
+
+
+def terms_of(model: wire.ModelEntry, version: str) -> Terms:
+    """What the table says of one of the model's versions. Of a container's, who is there says whether it is served."""
+    return Terms(
+        content=model.contents.get(version, ""),
+        tries=model.tries,
+        pending=version == model.target,
+        unserved=model.unserved if version == model.current and not model.container else None,
+    )
+
+
 @dataclass(slots=True)
 class Stage:
     """One version on one device."""
 
+    asked: str = ""  # content that the worker was told to look for
     report: wire.Prepared | None = None  # what the worker said last
     left: list[tuple[int, int]] = field(default_factory=list)  # (batch, runs) still to be sent
     running: bool = False  # a measuring run is at the device
@@ -29,6 +50,16 @@ class Stage:
     def failed(self) -> bool:
         """The version cannot be served from this device."""
         return self.report is not None and not self.report.ok
+
+    @property
+    def code(self) -> str:
+        """Of which kind the faults are, if there are."""
+        return self.report.code if self.report is not None else ""
+
+    @property
+    def content(self) -> str:
+        """Digest of what the worker has prepared; empty if nothing, or where no weights are read."""
+        return self.report.content if self.report is not None and self.report.ok else ""
 
 
 @dataclass(slots=True)
@@ -55,6 +86,13 @@ class Preparation:
                 self.stages[ref] = Stage()
                 self._unsent[ref] = None
         return dropped
+
+    def again(self, ref: str) -> None:
+        """The version is to be prepared as if it was wanted only now."""
+        self.stages[ref] = Stage()
+        for group in (self._at_worker, self._unmeasured):
+            group.pop(ref, None)
+        self._unsent[ref] = None
 
     def to_prepare(self) -> list[str]:
         """Versions whose PREPARE is to be sent now; they are taken as sent."""

@@ -161,7 +161,7 @@ class OpenRequests:
             for request in self.state.take_first(model, count) if count else ():
                 code, text = "deadline", "it can no longer be served in time"
                 if not model.ready and model.ref in self.fleet.contained:
-                    code, text = "no_replica", self.fleet.why_no_replica(model.ref)
+                    code, text = "no_replica", self.fleet.reporting.why_no_replica(model.ref)
                 retry_s = self._retry_s(model, now)
                 orders.append(self.refuse(request, "rejected", code, text, now, retry_s=retry_s))
             if len(model.queue):

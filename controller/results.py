@@ -11,7 +11,14 @@ from controller.requests import OpenRequests
 from controller.state import Action, Device, State
 from controller.telemetry import Counters, Telemetry
 
-FINAL = ("device_error", "model_error", "bad_input", "bad_batch")  # codes of an INFER that would fail again
+FINAL = (
+    "device_error",
+    "model_error",
+    "bad_input",
+    "bad_batch",
+    "rows_changed",
+    "bad_outputs",
+)  # codes of an INFER that would fail again
 NOT_THERE = ("weights_missing", "unknown_model", "wrong_version")  # codes of an INFER whose model was not in place
 
 

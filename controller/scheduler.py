@@ -5,7 +5,7 @@ which device. What becomes of requests is decided in `intake.py` and `requests.p
 who is there in `fleet.py`; the scheduler joins them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from controller.fleet import Fleet
 from controller.intake import Intake
 from controller.orders import Order
 from controller.policies.base import Batch, LoadPlan, Policy
+from controller.preparation import Terms
 from controller.requests import OpenRequests
 from controller.results import Results
 from controller.state import Action, Device, State
@@ -89,11 +90,11 @@ class Scheduler:
 
     def frontend_joined(self, frontend: str) -> list[Order]:
         """A frontend is there."""
-        return self.fleet.frontend_joined(frontend)
+        return self.fleet.reporting.frontend_joined(frontend)
 
     def frontend_lost(self, frontend: str, *, now: float) -> None:
         """A frontend is gone, and so is everybody who waited there."""
-        self.fleet.frontends.pop(frontend, None)
+        self.fleet.reporting.frontends.pop(frontend, None)
         self._intake.frontend_lost(frontend)
         self._requests.frontend_lost(frontend, now)
 
@@ -132,12 +133,19 @@ class Scheduler:
         if device is not None:
             device.offset_s = offset_s
 
-    def want(self, refs: list[str], contained: Sequence[str] = (), *, now: float) -> list[Order]:
+    def want(
+        self,
+        refs: list[str],
+        contained: Sequence[str] = (),
+        terms: Mapping[str, Terms] | None = None,
+        *,
+        now: float,
+    ) -> list[Order]:
         """These versions are to be ready; others are let go when their last request has ended.
 
-        `contained`: those of them that containers serve.
+        `contained`: those of them that containers serve; `terms`: what the catalogue says of them.
         """
-        return self.fleet.want(refs, self._requests.uses, contained, now=now)
+        return self.fleet.want(refs, self._requests.uses, contained, terms, now=now)
 
     # -- events: results ----------------------------------------------------------------------------------------------
 

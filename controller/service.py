@@ -16,10 +16,12 @@ from broker.transport import Buffer, Mail
 from controller.observation import OPERATOR, ControllerPort, Observation
 from controller.orders import Order, ToBroker, ToFrontend
 from controller.policies.registry import make_policy
+from controller.preparation import terms_of
 from controller.scheduler import Parameters, Scheduler
 from controller.state import State
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
+MENDED_BY_PEOPLE = ("device_error", "rows_changed", "bad_outputs")  # codes of actions that failed
 log = structlog.get_logger("controller")
 
 
@@ -163,18 +165,17 @@ class ControllerService:
         if epoch != self._port.epoch:
             self._new_shard(epoch)
         mine = [model for model in table.models if model.owner == self._id]
-        wanted = [
-            wire.ref_of(model.name, version)
-            for model in mine
-            for version in (model.current, model.target)
-            if version is not None
-        ]
-        contained = [
-            ref for ref in wanted if any(model.container and ref.startswith(f"{model.name}:") for model in mine)
-        ]
-        self._order(self.scheduler.want(wanted, contained, now=time.monotonic()))
-        pending = [wire.ref_of(model.name, model.target) for model in mine if model.target is not None]
-        self._order(self.scheduler.fleet.report_again(pending))
+        terms, contained = {}, []
+        for model in mine:
+            for version in (model.current, model.target):
+                if version is not None:
+                    ref = wire.ref_of(model.name, version)
+                    terms[ref] = terms_of(model, version)
+                    contained += [ref] if model.container else []
+        self._order(self.scheduler.want(list(terms), contained, terms, now=time.monotonic()))
+        early, self._early = self._early, []  # only now: what is wanted, and they have, they keep
+        for peer, hello in early:
+            self._worker_joined(peer, hello, time.monotonic())
 
     def _new_shard(self, epoch: int) -> None:
         assert self._registrar is not None
@@ -182,9 +183,6 @@ class ControllerService:
         log.info("shard", epoch=epoch)
         for worker in self._workers:
             self._port.send(worker, wire.Welcome(controller=self._id))
-        early, self._early = self._early, []
-        for peer, hello in early:
-            self._worker_joined(peer, hello, time.monotonic())
 
     # -- orders -------------------------------------------------------------------------------------------------------
 
@@ -206,7 +204,7 @@ class ControllerService:
 
     def _log_result(self, peer: str, result: wire.ActionResult) -> None:
         if result.code != "ok":
-            (log.warning if result.code == "device_error" else log.debug)(
+            (log.warning if result.code in MENDED_BY_PEOPLE else log.debug)(
                 "action_failed",
                 worker=peer,
                 action=result.action,

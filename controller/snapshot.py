@@ -32,7 +32,7 @@ def snapshot(
         policy=policy,
         now_s=now,
         uptime_s=now - started_s,
-        frontends=len(scheduler.fleet.frontends),
+        frontends=len(scheduler.fleet.reporting.frontends),
         waiting=state.waiting,
         open=scheduler.open_requests,
         submitted=counters.submitted,

@@ -28,6 +28,7 @@ def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controll
                 "ready": ready,
                 "preparing": entry.target,
                 "fault": entry.fault or ("no container serves it at the moment" if idle else None),
+                "fault_code": entry.fault_code or None,
             }
         )
     return described

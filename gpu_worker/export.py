@@ -1,181 +1,219 @@
-"""Writes a torch module as a model package: the graph without its weights, and the weights beside it."""
+"""Writes a torch module as a model package: the graph without its weights, and the weights beside it.
 
-import contextlib
+Nothing is written that was not seen to answer as the module does, alone and in batches.
+"""
+
 import copy
-import itertools
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import xxhash
 from safetensors.torch import save_file
 from torch import nn
-from torch.export.graph_signature import InputKind
-from torch.func import functional_call
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from broker import wire
-from broker.tensors import DTYPES
-from gpu_worker.packages import Package, read_package
+from broker.errors import PackageError
+from gpu_worker import examples, trials
+from gpu_worker.importing import arguments
+from gpu_worker.importing.folding import lean
+from gpu_worker.importing.plain import plain_copy, tensors_in
+from gpu_worker.importing.programs import Program, export, export_graph
+from gpu_worker.importing.quiet import quiet
+from gpu_worker.importing.shapes import counts, output_spec
+from gpu_worker.importing.signature import Binding, bind, example_call, output_names, tensors_of
+from gpu_worker.importing.writing import manifest_text, staged
+from gpu_worker.packages import EXAMPLE, MANIFEST, WEIGHTS, Package, read_package
+from gpu_worker.trials import Run, Trial
 
-
-class _Lifted(nn.Module):
-    """The module as a function of its weights: (weights..., inputs...) -> outputs, all flat."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.__dict__["_module_and_names"] = (module, tuple(names))  # out of nn.Module's sight: nothing to lift twice
-
-    def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        module, names = self.__dict__["_module_and_names"]
-        weights = dict(zip(names, flat, strict=False))
-        outputs = functional_call(module, weights, tuple(flat[len(names) :]), tie_weights=False)
-        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+GRAPH = "graph.pt2"
+CPU = torch.device("cpu")
+Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
 
 
 def write_package(
-    repository: Path,
+    repository: str | Path,
     name: str,
     version: str,
     module: nn.Module,
     *,
-    inputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    outputs: Sequence[str],
+    inputs: Inputs,
+    outputs: Sequence[str] | None = None,
+    example: Mapping[str, Any] | None = None,
     batch_max: int = 32,
     slo_ms: float = 1000.0,
     labels: Sequence[str] = (),
     cache: bool = True,
     description: str = "",
 ) -> Package:
-    """The package is on disk, whole or not at all, and has been read back.
+    """The package is on disk, whole or not at all, and has been read back; the module is as it was.
 
-    `inputs`: {name: (dtype, shape of one row)}, in the order that the module takes them. Batch normalisation right
-    behind a convolution is folded into it; the outputs' dtypes and shapes are found by running the module.
-    Raises: PackageError, ValueError for outputs that are not all named, or what torch.export raises for a module that
-    it cannot export.
+    `inputs`: {name: (dtype, shape of one row)}; named as the parameters of `forward`, or in its order.
+    `outputs`: names, in the order that `forward` returns them; without, those of their keys, fields or positions
+    ("output" for one). `example`: {input: array or tensor [rows, ...]}, two rows or more that the module can run on,
+    where random ones will not do. Rows must be independent of each other, and of what was asked before.
+    Raises: PackageError, with a code (docs/models.md lists them) and a sentence.
     """
-    module = _folded(copy.deepcopy(module).eval())
-    example = tuple(_example(dtype, (2, *shape)) for dtype, shape in inputs.values())
-    with torch.no_grad():
-        result = module(*example)
-    results = result if isinstance(result, (tuple, list)) else (result,)
-    specs = {
-        output: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
-        for output, tensor in zip(outputs, results, strict=True)
-    }
-    manifest = manifest_text(inputs, specs, batch_max, slo_ms, labels, cache, description, "graph.pt2")
-    weights = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
+    repository, place = Path(repository), f"{name}:{version}"
+    specs = arguments.check(place, name, version, inputs, batch_max, slo_ms, labels)
+    with quiet():
+        plain = plain_copy(place, module)
+        binding = bind(place, plain.forward, list(inputs))
+        made = _Making(place, plain, binding, specs, batch_max)
+        made.look(example, outputs)
+        program = made.program()
+    specs_out = {spec.name: (spec.dtype, spec.shape[1:]) for spec in made.outputs}
+    manifest = manifest_text(inputs, specs_out, batch_max, slo_ms, labels, cache, description, GRAPH)
+    kept = examples.to_keep(made.draw, specs)
     with staged(repository, name, version) as folder:
-        constants = _write_graph(module, weights, example, batch_max, folder / "graph.pt2")
-        save_file(constants | weights, folder / "weights.safetensors")
-        (folder.parent / "model.toml").write_text(manifest, encoding="utf-8")
+        program.save(folder / GRAPH)
+        save_file(program.weights, folder / WEIGHTS)
+        save_file({spec.name: rows for spec, rows in zip(specs, kept, strict=True)}, folder / EXAMPLE)
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
     return read_package(repository, wire.ref_of(name, version), ())
 
 
-@contextlib.contextmanager
-def staged(repository: Path, name: str, version: str) -> Iterator[Path]:
-    """A folder for the version's files, with `model.toml` above it. What is written there becomes the package if the
-    block ends well and it can be read; otherwise nothing of it remains. Figures of what it replaces go.
-    """
-    repository.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=repository))
-    try:
-        folder = stage / name / version
-        folder.mkdir(parents=True)
-        yield folder
-        read_package(stage, wire.ref_of(name, version), ())
-        _move(stage / name, repository / name, version)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+class _Making:
+    """A module on its way to a program that is seen to be equal."""
+
+    def __init__(
+        self, place: str, module: nn.Module, binding: Binding, specs: Sequence[wire.TensorSpec], batch_max: int
+    ) -> None:
+        self._place, self._module, self._binding, self._specs = place, module, binding, specs
+        self._batch_max = batch_max
+        self.outputs: tuple[wire.TensorSpec, ...] = ()
+        self.draw: trials.Draw
+
+    def look(self, example: Mapping[str, Any] | None, names: Sequence[str] | None) -> None:
+        """Inputs that the module runs on, and its outputs, are known; it changes nothing of itself.
+
+        Raises: PackageError.
+        """
+        self.draw = self._inputs(example)
+        state = _State(self._module)
+        generator = torch.Generator().manual_seed(trials.SEED)
+        rows = counts(self._batch_max)
+        found = [self._called(self.draw(count, generator)) for count in rows]
+        named = output_names(self._place, found[0], names)
+        changed = state.changed()
+        if changed:
+            raise PackageError(
+                self._place,
+                [
+                    f"forward changes {', '.join(changed[:3])}: an answer would depend on what was asked before, and "
+                    "by whom. Give what is remembered as an input, and return what it becomes"
+                ],
+                "state_changed",
+            )
+        few, more = (tensors_of(value, count) for value, count in zip(found, rows, strict=True))
+        self.outputs = tuple(
+            output_spec(self._place, name, one, other, rows) for name, one, other in zip(named, few, more, strict=True)
+        )
+
+    def program(self) -> Program:
+        """What is written: seen to give what the module gives. Raises: PackageError."""
+        example = self.draw(min(2, self._batch_max), torch.Generator().manual_seed(trials.SEED))
+        padding = self.draw(1, torch.Generator().manual_seed(trials.SEED + 1))
+        trial = Trial(self.draw, self._batch_max, padding)
+        expected = self._expected(trial)
+        program = export(self._place, self._module, self._binding, example, self._batch_max)
+        close = trials.tolerance(program.dtypes, CPU)
+        self._check_equal(trial, expected, program.run, close)
+        trials.check(self._place, self.outputs, program.run, trial, close)
+        return self._leaner(program, example, trial, expected, close)
+
+    def _leaner(
+        self,
+        program: Program,
+        example: Sequence[torch.Tensor],
+        trial: Trial,
+        expected: list[list[torch.Tensor]],
+        close: float,
+    ) -> Program:
+        """The program with less to do and to load, where that is seen to be equal; else as it is."""
+        graph = copy.deepcopy(program.exported.graph_module)
+        try:
+            weights = lean(graph, program.weights)
+            leaner = export_graph(self._place, graph, weights, example, self._batch_max)
+            self._check_equal(trial, expected, leaner.run, close)
+        except PackageError:
+            return program
+        return leaner
+
+    def _inputs(self, example: Mapping[str, Any] | None) -> trials.Draw:
+        """How inputs are drawn: the author's rows, or random ones. Raises: PackageError."""
+        if example is not None:
+            return examples.given(self._place, self._specs, example, self._batch_max).draw
+        drawn, why = examples.find(self._specs, self._run, self._batch_max)
+        if drawn is None:
+            raise PackageError(self._place, [examples.not_run(why)], "forward_failed")
+        return drawn.draw
+
+    def _called(self, inputs: Sequence[torch.Tensor]) -> Any:
+        """What the module returns. Raises: PackageError."""
+        try:
+            return example_call(self._module, self._binding, inputs)
+        except Exception as error:  # it is the author's code
+            rows = len(inputs[0])
+            why = f"forward fails on {rows} rows: {examples.said(error)}. It must take any number up to batch_max"
+            raise PackageError(self._place, [why], "forward_failed") from None
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return tensors_of(example_call(self._module, self._binding, inputs), inputs[0].shape[0])
+
+    def _expected(self, trial: Trial) -> list[list[torch.Tensor]]:
+        """What the module gives for each batch. Raises: PackageError."""
+        results = []
+        for batch in trial.batches:
+            outputs = tensors_of(self._called(batch.inputs), batch.rows)
+            faults = trials.misfits(self.outputs, outputs, batch.rows)
+            if faults:
+                raise PackageError(self._place, [*faults[:1]], "batch_fixed")
+            results.append(outputs)
+        return results
+
+    def _check_equal(self, trial: Trial, expected: list[list[torch.Tensor]], run: Run, close: float) -> None:
+        """`run` gives what the module gives, for each batch. Raises: PackageError, code not_equal."""
+        for batch, wanted in zip(trial.batches, expected, strict=True):
+            try:
+                found = run([tensor.clone() for tensor in batch.inputs])
+            except Exception as error:  # whatever the graph does for a number of rows
+                why = f"the exported graph fails on {batch.rows} rows: {examples.said(error)}"
+                raise PackageError(self._place, [f"{why}. {MEND}"], "batch_fixed") from None
+            for spec, one, other in zip(self.outputs, wanted, found, strict=True):
+                if not trials.same(one, other, close):
+                    off = trials.difference(one, other) if one.shape == other.shape else float("inf")
+                    why = (
+                        f"output {spec.name} of the exported graph differs from the module's, by {off:.2g} of its "
+                        f"largest value, for {batch.rows} rows"
+                    )
+                    raise PackageError(self._place, [f"{why}. {MEND}"], "not_equal")
 
 
-def _move(written: Path, model: Path, version: str) -> None:
-    """The files come one by one, the manifest last: who looks meanwhile sees a whole file each time."""
-    folder = model / version
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "profiles", ignore_errors=True)
-    for file in sorted((written / version).iterdir()):
-        os.replace(file, folder / file.name)
-    os.replace(written / "model.toml", model / "model.toml")
+MEND = "Forward must do the same whatever the number of rows and whatever was asked before; or serve it as a container"
 
 
-def _folded(module: nn.Module) -> nn.Module:
-    """Conv2d followed by BatchNorm2d, where one child directly follows the other in a container, become one Conv2d."""
-    for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (first, conv), (second, norm) in itertools.pairwise(children):
-            if (
-                isinstance(conv, nn.Conv2d)
-                and isinstance(norm, nn.BatchNorm2d)
-                and conv.out_channels == norm.num_features
-            ):
-                setattr(parent, first, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, second, nn.Identity())
-    return module
+class _State:
+    """Parameters and buffers of a module as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = {name: (tensor, *_mark(tensor)) for name, tensor in tensors_in(module).items()}
+
+    def changed(self) -> list[str]:
+        """Names of those that are others now, or were written to."""
+        now = tensors_in(self._module)
+        changed = [
+            name
+            for name, (tensor, *mark) in self._before.items()
+            if now.get(name) is not tensor or mark != list(_mark(tensor))
+        ]
+        return changed + [name for name in now if name not in self._before]
 
 
-def _example(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    kind = getattr(torch, dtype)
-    return torch.randn(shape).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
-
-
-def _write_graph(
-    module: nn.Module,
-    weights: Mapping[str, torch.Tensor],
-    example: tuple[torch.Tensor, ...],
-    batch_max: int,
-    file: Path,
-) -> dict[str, torch.Tensor]:
-    """The graph is in the file. Returns the tensors that the module makes of constants as it runs: the graph takes them
-    before its weights, and they are stored and paged like weights.
-    """
-    batch = torch.export.Dim("batch", min=1, max=max(2, batch_max))
-    shapes = (*(None for _ in weights), *({0: batch} for _ in example))
-    arguments = (*weights.values(), *example)  # copies: tied weights, too, are tensors of their own in a package
-    exported = torch.export.export(_Lifted(module, list(weights)), arguments, dynamic_shapes=(shapes,))
-    exported._example_inputs = None  # the weights once more: tens of megabytes that nobody reads
-    constants = {
-        str(taken.target): exported.constants[str(taken.target)].contiguous()
-        for taken in exported.graph_signature.input_specs
-        if taken.kind is InputKind.CONSTANT_TENSOR
-    }
-    order = {"weights": [*constants, *weights]}
-    torch.export.save(exported, file, extra_files={"gearmesh.json": json.dumps(order)})
-    return constants
-
-
-def manifest_text(
-    inputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    outputs: Mapping[str, tuple[str, tuple[int, ...]]],
-    batch_max: int,
-    slo_ms: float,
-    labels: Sequence[str],
-    cache: bool,
-    description: str,
-    graph: str,
-) -> str:
-    """model.toml. `inputs`, `outputs`: {name: (dtype, shape of one row)}."""
-    lines = [
-        f"description = {_quoted(description)}",
-        f"batch_max = {batch_max}",
-        f"slo_ms = {slo_ms}",
-        f"cache = {json.dumps(cache)}",
-        f"labels = [{', '.join(map(_quoted, labels))}]",
-        "",
-        "[architecture]",
-        f"graph = {_quoted(graph)}",
-    ]
-    specs = [("inputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in inputs.items()]
-    specs += [("outputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in outputs.items()]
-    for table, tensor, dtype, shape in specs:
-        assert dtype in DTYPES, f"{tensor}: dtype {dtype} cannot travel"
-        lines += ["", f"[[{table}]]", f"name = {_quoted(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A TOML string: JSON's, but for a character that TOML wants escaped and JSON does not."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """(how often it was written to, digest of its bytes)."""
+    return tensor._version, xxhash.xxh3_64(
+        tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    ).intdigest()

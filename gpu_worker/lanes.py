@@ -34,6 +34,8 @@ CODES = {
     "no_slots": "no free buffer for inputs",
     "stale_epoch": "ordered by a controller that has been replaced",
     "overfull": "too many actions wait at this device",
+    "rows_changed": "the model gave another number of rows than it got",
+    "bad_outputs": "the model gave outputs that are not those it promised",
     "device_error": "the device failed",
     "model_error": "a container's code raised an exception, or returned what it must not",
     "container_died": "a container's code died or hung; it is being started again",
@@ -78,6 +80,7 @@ class Job:
     pages: tuple[int, ...] = ()  # where the weights are
     holding: Holding | None = None  # while EXEC reads them
     slot: Any = None  # the device's: where the inputs lie
+    output_row_bytes: tuple[int, ...] = ()  # promised, of each output
     outputs: list[memoryview] = field(default_factory=list)  # the device's: one tensor per output, all rows
 
 
@@ -107,6 +110,7 @@ class Prepared:
     pages: int
     batch_max: int
     batch_sizes: frozenset[int] | None  # None: any up to the maximum
+    output_row_bytes: tuple[int, ...]  # of each output
 
 
 @dataclass(slots=True)
@@ -206,6 +210,7 @@ class Lanes:
             code = "weights_missing"
         if code is not None:
             return [self._failed(job, code)]
+        job.output_row_bytes = self.models[action.ref].output_row_bytes
         _insert(self._infers, job)
         return self._advance(now)
 
@@ -231,7 +236,8 @@ class Lanes:
             job.exec = done
             effects.append(self._start(Phase.OUTPUT, job))
         else:
-            effects.append(self._inferred(job, done))
+            fault = _misfit(job)
+            effects.append(self._failed(job, "bad_outputs", fault) if fault else self._inferred(job, done))
         effects.extend(self._advance(now))
         return effects
 
@@ -437,6 +443,18 @@ class Lanes:
 def _past(latest_s: float) -> float:
     """The first instant at which what had to start by `latest_s` is late."""
     return math.nextafter(latest_s, math.inf)
+
+
+def _misfit(job: Job) -> str:
+    """Why nobody may get a row of the job's outputs, whatever the device says of them; or nothing.
+
+    Rows are told apart by their bytes: with one too many, each would be its neighbour's.
+    """
+    action = job.action
+    assert isinstance(action, wire.Infer)
+    found = [len(output) for output in job.outputs]
+    wanted = [size * action.batch for size in job.output_row_bytes]
+    return "" if found == wanted else f"outputs of {found} bytes; {action.batch} rows take {wanted}"
 
 
 def _insert(jobs: list[Job], job: Job) -> None:

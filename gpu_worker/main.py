@@ -1,5 +1,8 @@
 """`python -m gpu_worker`: one device (or, emulated, several)."""
 
+import os
+import sys
+
 from broker.runtime import Runtime, Service, serve
 from gpu_worker.devices.base import open_device
 from gpu_worker.service import WorkerService
@@ -15,3 +18,5 @@ def workers(runtime: Runtime) -> list[Service]:
 def main() -> None:
     """Runs a worker until a signal; exits 0, or 2 with the reason if it cannot start."""
     serve("gpu_worker", workers)
+    sys.stdout.flush()
+    os._exit(0)  # a version that is still being prepared is not waited for

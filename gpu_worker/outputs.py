@@ -3,12 +3,21 @@
 from collections.abc import Sequence
 
 from broker import wire
+from broker.tensors import byte_count
+
+
+def row_bytes(specs: Sequence[wire.TensorSpec]) -> tuple[int, ...]:
+    """Bytes of one row of each tensor."""
+    return tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in specs)
 
 
 def outputs_by_frontend(
     action: wire.Infer, outputs: Sequence[memoryview], device: str, exec_s: float
 ) -> dict[str, tuple[wire.Outputs, list[memoryview]]]:
-    """{frontend: (its message, the frames that go with it)}; `outputs` have the rows of all parts, in their order."""
+    """{frontend: (its message, the frames that go with it)}; `outputs` have the rows of all parts, in their order.
+
+    Each has as many bytes as the rows of the batch take: lanes have seen to it.
+    """
     shares: dict[str, tuple[list[wire.Answer], list[memoryview]]] = {}
     widths = [len(output) // action.batch for output in outputs]
     row = 0

@@ -1,10 +1,12 @@
 """A model package on disk: what it promises, and whether it keeps to it.
 
-    NAME/model.toml              inputs, outputs, batch_max, slo_ms, architecture
-    NAME/VERSION/graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic; or
+    NAME/VERSION/model.toml      inputs, outputs, batch_max, slo_ms, architecture; NAME/model.toml holds for versions
+                                 that have none of their own
+                 graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic; or
                  graph.onnx      the same for onnxruntime, weights and inputs by name
-    NAME/VERSION/weights.safetensors
-    NAME/VERSION/profiles/KIND.json   measured here, by the worker
+                 weights.safetensors
+                 example.safetensors   rows of inputs that the model can run on; where there are none, zeros will do
+                 profiles/KIND.json    measured here, by the worker
 
 A model is a flat image: its tensors at 256-byte-aligned offsets, in the order the architecture takes them. Models whose
 architecture (graph and layout) is the same share everything but the image.
@@ -32,8 +34,17 @@ from gpu_worker.manifests import faults_of, sound
 
 ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it
 BATCH_MAX = 1024
+TENSORS_MAX = 64  # inputs of a model, and outputs
+MANIFEST, WEIGHTS, EXAMPLE = "model.toml", "weights.safetensors", "example.safetensors"
 ONNX = ".onnx"  # suffix of graphs that take their weights by name
-_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+_WIDTH = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
+    "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,8 +62,8 @@ class _Architecture(msgspec.Struct, forbid_unknown_fields=True):
 class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     """model.toml."""
 
-    inputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=16)]
-    outputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=16)]
+    inputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
+    outputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     architecture: _Architecture
     batch_max: Annotated[int, msgspec.Meta(ge=1, le=BATCH_MAX)] = 32
     slo_ms: Annotated[float, msgspec.Meta(gt=0, le=600_000)] = 1000.0
@@ -90,11 +101,18 @@ class Package:
     factory_args: dict[str, Any]
     layout: tuple[Weight, ...]  # in the order the architecture takes them
     image_bytes: int
+    manifest: Path  # model.toml, the version's own or the model's
+
+    @property
+    def example_file(self) -> Path | None:
+        """Rows of inputs that the model can run on: {input: [rows, ...]}; None: any will do, zeros too."""
+        file = self.folder / EXAMPLE
+        return file if file.is_file() else None
 
     @property
     def weights_file(self) -> Path:
         """Where the weights are."""
-        return self.folder / "weights.safetensors"
+        return self.folder / WEIGHTS
 
     @cached_property
     def architecture(self) -> str:
@@ -122,10 +140,13 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
         raise PackageError(ref, [f"name must match {NAME.pattern}, version {VERSION.pattern}"])
     if not folder.is_dir():
         raise PackageError(str(folder), ["there is no such folder"])
-    manifest = _read_manifest(repository / name / "model.toml", faults)
+    manifest_file = manifest_of(folder)
+    manifest = _read_manifest(manifest_file, faults)
     spec = _spec(manifest, faults) if manifest is not None else None
     graph = _check_architecture(manifest.architecture, folder, factory_allow, faults) if manifest is not None else None
-    stored = _read_layout(folder / "weights.safetensors", faults)
+    if spec is not None and not faults:
+        _check_example(folder / EXAMPLE, spec, faults)
+    stored = _read_layout(folder / WEIGHTS, faults)
     order = _weight_order(graph, faults) if graph is not None and graph.suffix != ONNX else None
     if stored is not None and order is not None:
         _check_names(stored.keys(), order, faults)
@@ -133,7 +154,15 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
         raise PackageError(f"{name}/{version}", faults)
     layout, size = _lay_out([(tensor, *stored[tensor]) for tensor in (sorted(stored) if order is None else order)])
     architecture = manifest.architecture
-    return Package(ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size)
+    return Package(
+        ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size, manifest_file
+    )
+
+
+def manifest_of(folder: Path) -> Path:
+    """The model.toml that holds for a version's folder; it need not be there."""
+    own = folder / MANIFEST
+    return own if own.is_file() else folder.parent / MANIFEST
 
 
 def _check_names(stored: Set[str], order: list[str], faults: list[str]) -> None:
@@ -232,6 +261,26 @@ def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[in
         if dtype not in _WIDTH:
             faults.append(f"weights.safetensors: {name} has dtype {dtype}; allowed are {', '.join(_WIDTH)}")
     return found
+
+
+def _check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
+    """Its tensors are rows of the model's inputs, of each as many, two or more. It need not be there."""
+    try:
+        with safe_open(file, framework="np") as stored:
+            found = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+            shapes = {name: (_NAMES.get(t.get_dtype(), ""), list(t.get_shape())) for name, t in found.items()}
+    except FileNotFoundError:
+        return
+    except (OSError, SafetensorError) as error:
+        faults.append(f"{EXAMPLE}: cannot be read (cut short, or not safetensors): {error}")
+        return
+    wanted = {tensor.name: (tensor.dtype, list(tensor.shape[1:])) for tensor in spec.inputs}
+    rows = {shape[0] if shape else 0 for _, shape in shapes.values()}
+    fits = {name: (dtype, shape[1:]) for name, (dtype, shape) in shapes.items()} == wanted
+    if not fits or len(rows) != 1 or min(rows) < 1:
+        faults.append(
+            f"{EXAMPLE}: must hold one row or more, as many of each, of the inputs that model.toml lists; has {shapes}"
+        )
 
 
 def _weight_order(graph: Path, faults: list[str]) -> list[str] | None:

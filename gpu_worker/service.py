@@ -1,7 +1,6 @@
 """The worker's shell: obeys one controller, drives one device, sends outputs straight to the frontends."""
 
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +18,17 @@ from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Mail
 from gpu_worker import tuning
-from gpu_worker.devices.base import Device, Traits
+from gpu_worker.devices.base import Device
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
-from gpu_worker.outputs import outputs_by_frontend
-from gpu_worker.packages import Package, read_package
+from gpu_worker.outputs import outputs_by_frontend, row_bytes
+from gpu_worker.packages import Package
 from gpu_worker.pages import PageTable
-from gpu_worker.profiling import Measurement, read_profile, write_profile
+from gpu_worker.preparing import Made, Preparer
+from gpu_worker.profiling import Measurement, write_profile
 from gpu_worker.sharing import Sharing
 
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
-ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
+PREPARATION_ENDS_S = 2.0  # after the device is lost: then whoever prepares is stuck in it
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 log = structlog.get_logger("worker")
@@ -61,9 +61,9 @@ class WorkerService:
         runtime: Runtime,
         device: Device,
         fixture: Fixture | None = None,
-        refused: Callable[[str], None] | None = None,
+        refused: Callable[[wire.CallReply], None] | None = None,
     ) -> None:
-        """`fixture`: it serves this and nothing else; `refused` hears why the broker does not want it, if so."""
+        """`fixture`: it serves this and nothing else; `refused` hears if the broker does not want it."""
         self.settings = runtime.settings
         self._end = runtime.end
         self._transport = runtime.transport
@@ -91,7 +91,8 @@ class WorkerService:
         self._packages: dict[str, Package] = {}  # {ref: package}, prepared here
         self._reports: dict[str, wire.Prepared] = {}  # {ref: what the controller was told of it}
         self._sharing = Sharing()  # of figures, among versions of one architecture
-        self._preparing: dict[str, Future[None]] = {}  # {ref: its preparation}
+        self._preparer = Preparer(runtime.settings.model_repository, runtime.settings.factory_allow, device)
+        self._preparing: dict[str, Future[None]] = {}  # {ref: its preparation}; of one forgotten meanwhile, the next
         self._thread = ThreadPoolExecutor(1, "prepare")
         self._alarm: Alarm | None = None
         self._draining = False
@@ -102,7 +103,8 @@ class WorkerService:
 
     def _install(self, fixture: Fixture) -> None:
         ref = fixture.offer.ref
-        self._lanes.prepared(ref, Prepared(1, fixture.offer.spec.batch_max, None))
+        spec = fixture.offer.spec
+        self._lanes.prepared(ref, Prepared(1, spec.batch_max, None, row_bytes(spec.outputs)))
         self._lanes.table.take(ref, 1)
         self._lanes.table.loaded(ref)
         self._reports[ref] = fixture.report()
@@ -119,13 +121,6 @@ class WorkerService:
         info = self._device.info
         about = {"member": self._member.id, "pid": os.getpid(), **tuned}
         log.info("started", device=info.name, kind=info.kind, pages=info.pages, **about)
-        if self._fixture is not None:
-            self._hub.loop.call_later(ALONE_S, self._alone)
-
-    def _alone(self) -> None:
-        if self._registrar.table is None and not self._draining:
-            advice = "is the mesh up? (gearmesh up)  it is served as soon as one is there"
-            log.warning("no_broker", address=self.settings.broker_address, advice=advice)
 
     def drain(self) -> bool:
         """The controller plans without us from now on; True once it says so too, and nothing runs here."""
@@ -154,10 +149,9 @@ class WorkerService:
     # -- broker -------------------------------------------------------------------------------------------------------
 
     def _replied(self, reply: wire.CallReply) -> None:
-        """The broker does not want what this container brings: the process ends."""
+        """The broker does not want what this container brings."""
         if not reply.ok and self._refused is not None:
-            self._refused(reply.message)
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._refused(reply)
 
     def changed(self, faults: tuple[str, ...]) -> None:
         """The container's code died, or (no faults) serves again."""
@@ -235,7 +229,7 @@ class WorkerService:
             for gone in self._links.keys() - self._frontends.keys():
                 self._links.pop(gone).close()
         elif isinstance(message, wire.Prepare):
-            self._prepare(message.ref)
+            self._prepare(message.ref, message.content)
         elif isinstance(message, wire.Forget):
             self._forget(message.ref)
         elif isinstance(message, wire.Introduce):
@@ -245,44 +239,66 @@ class WorkerService:
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
-    def _prepare(self, ref: str) -> None:
-        if ref in self._reports and (self._reports[ref].ok or self._fixture is not None):
-            self._tell(self._reports[ref])
+    def _prepare(self, ref: str, content: str) -> None:
+        """The version is prepared, with this content if one is named, or the controller hears why not."""
+        told = self._reports.get(ref)
+        if told is not None and told.ok and told.content and content not in ("", told.content):
+            self._forget(ref)  # it has another one, from before
+            told = None
+        if told is not None and (told.ok or self._fixture is not None):
+            self._tell(told)
         elif ref not in self._preparing and not self._lost:
-            self._preparing[ref] = self._thread.submit(self._prepare_there, ref)
+            future: Future[None] = Future()
+            self._preparing[ref] = future
+            self._thread.submit(self._prepare_there, ref, content, future)
 
-    def _prepare_there(self, ref: str) -> None:
+    def _prepare_there(self, ref: str, content: str, future: "Future[None]") -> None:
         """On the thread for preparations."""
+        if not future.set_running_or_notify_cancel():
+            return
         loop = self._hub.loop
         began_s = time.monotonic()
         try:
-            package = read_package(self.settings.model_repository, ref, self.settings.factory_allow)
-            profile = self._device.prepare(package)
-            if profile is None and self._device.measured:
-                profile = read_profile(package.folder, self._profile_kind(ref), package.spec.batch_max)
+            made = self._preparer.prepare(ref, content)
         except PackageError as error:
-            loop.call_soon_threadsafe(self._not_prepared, ref, tuple(error.faults))
+            loop.call_soon_threadsafe(self._not_prepared, ref, future, tuple(error.faults), error.code)
         except Exception as error:  # a package must not end the worker, whatever is in it
-            loop.call_soon_threadsafe(self._not_prepared, ref, (f"{type(error).__name__}: {error}",))
+            faults = (f"{type(error).__name__}: {error}",)
+            loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, "bad_package")
         else:
-            loop.call_soon_threadsafe(self._is_prepared, package, profile, time.monotonic() - began_s)
+            loop.call_soon_threadsafe(self._is_prepared, made, future, time.monotonic() - began_s)
 
-    def _not_prepared(self, ref: str, faults: tuple[str, ...]) -> None:
-        if self._preparing.pop(ref, None) is None:
-            return  # forgotten meanwhile
-        log.warning("not_prepared", ref=ref, faults=list(faults))
-        self._tell(wire.Prepared(ref=ref, ok=False, faults=faults))
+    def _not_prepared(self, ref: str, future: "Future[None]", faults: tuple[str, ...], code: str) -> None:
+        if not self._ended(ref, future):
+            return
+        self._free(ref)
+        log.warning("not_prepared", ref=ref, faults=list(faults), code=code)
+        self._tell(wire.Prepared(ref=ref, ok=False, faults=faults, code=code))
 
-    def _is_prepared(self, package: Package, profile: wire.Profile | None, took_s: float) -> None:
-        ref = package.ref
-        if self._preparing.pop(ref, None) is None:
+    def _ended(self, ref: str, future: "Future[None]") -> bool:
+        """This preparation is over. False if nobody wants what it made: the version was forgotten meanwhile."""
+        if self._preparing.get(ref) is future:
+            del self._preparing[ref]
+            return True
+        if ref not in self._preparing:  # the next one, if there is, takes its place on the device
+            self._free(ref)
+        return False
+
+    def _free(self, ref: str) -> None:
+        """Nothing of the version stays on the device; of a device that is lost nothing can be freed."""
+        if not self._lost:
             self._device.forget(ref)
+
+    def _is_prepared(self, made: Made, future: "Future[None]", took_s: float) -> None:
+        package, profile, ref = made.package, made.profile, made.package.ref
+        if not self._ended(ref, future):
             return
         if all(other.architecture != package.architecture for other in self._packages.values()):
             tuning.freeze()  # an executable has very many objects
         self._packages[ref] = package
         pages = package.pages(self._device.info.page_bytes)
-        self._lanes.prepared(ref, Prepared(pages, package.spec.batch_max, self._batch_sizes(package)))
+        spec = package.spec
+        self._lanes.prepared(ref, Prepared(pages, spec.batch_max, self._batch_sizes(package), row_bytes(spec.outputs)))
         sizes = Measurement(package.spec.batch_max).sizes
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, package.spec.batch_max)
@@ -299,6 +315,7 @@ class WorkerService:
             weights_bytes=package.image_bytes,
             profile=profile,
             measure=measurement.next_plan() if measurement is not None else (),
+            content=made.content,
         )
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profile is not None)
         self._tell(self._reports[ref])
@@ -334,21 +351,9 @@ class WorkerService:
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:
-            write_profile(self._packages[ref].folder, self._profile_kind(ref), profile)
+            write_profile(self._packages[ref].folder, self._preparer.kind(ref), profile)
         except OSError as error:
             log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
-
-    def _profile_kind(self, ref: str) -> str:
-        """What the figures of this version hold for."""
-        traits = self._device.traits(ref)
-        usual = Traits()
-        return ", ".join(
-            (
-                self._device.info.kind,
-                *([traits.engine] if traits.engine != usual.engine else []),
-                *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
-            )
-        )
 
     def _batch_sizes(self, package: Package) -> frozenset[int] | None:
         """Sizes that the device can execute; None: any."""
@@ -387,7 +392,15 @@ class WorkerService:
             exit_code=DEVICE_LOST,
             advice="the process ends, and has to be started again (gearmesh up does); nvidia-smi -q, dmesg (Xid)",
         )
+        self._hub.loop.call_later(PREPARATION_ENDS_S, self._give_up_preparing, why)
         self._end(DEVICE_LOST)
+
+    def _give_up_preparing(self, why: str) -> None:
+        """What is still being prepared will not come to an end, and is not waited for."""
+        for ref, future in list(self._preparing.items()):
+            faults = (f"the device was lost while it was being prepared: {why}",)
+            self._not_prepared(ref, future, faults, "device_lost")
+        self._hub.schedule_turn()
 
     def _ring(self, now: float) -> None:
         self._apply(self._lanes.wake(now=now))

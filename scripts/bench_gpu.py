@@ -1,18 +1,18 @@
 """All that has to be shown on a GPU, in one command of less than 8 minutes, without network.
 
     python3 -m scripts.bench_gpu [--device cuda|cpu] [--repository FOLDER] [--results FOLDER] [--minutes M] [--quick]
+    python3 -m scripts.bench_gpu wheels FOLDER [--python 3.12]
 
 Runs the tests marked `cuda`, the probes of the device itself and scripts/bench_worker.py, and writes
 docs/results/DEVICE-DATE.json and a table beside it. Without a GPU the same steps run on the processor (the tests and
 probes on the host driver): only the device differs, and nothing that is found there says anything of a GPU.
 
-It needs torch, numpy, msgspec, safetensors, uvloop, pytest and hypothesis; bench_worker needs all that a worker does.
-A step whose needs are not there is reported as failed, with what it lacks; the others are run.
+What it needs beside torch and numpy is listed in scripts/gpu_needs.py, and looked for before anything is begun.
+`wheels` fetches all of it where a registry can be reached, for a machine where none can.
 """
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import re
@@ -21,22 +21,18 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scripts.gpu_needs import PYTHON, complaint, fetch, missing
 from scripts.gpu_tables import table
 from scripts.machine import describe
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = (
-    "tests/gpu_worker/test_cuda_device.py", "tests/gpu_worker/test_cuda_disk.py", "tests/gpu_worker/test_cuda_lost.py",
-    "tests/gpu_worker/test_cuda_plans.py",
-)  # fmt: skip
-WITH_SETTINGS = ("tests/gpu_worker/test_cuda_threads.py",)
-READS_SETTINGS = ("pydantic", "zmq")  # what these need beside the others
+TESTS = "tests/gpu_worker"  # those named test_cuda_*
 MINUTES = 7.5
 SPARE_S = 5.0  # for writing the results
 BUILD_S_MAX = 120.0
@@ -65,10 +61,10 @@ class Clock:
 def run(arguments: list[str], limit_s: float) -> Figures:
     """The command in a process of its own: {code, took_s, out, error}; ended at the limit."""
     began_s = time.monotonic()
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    ours = environment(os.environ)
     try:
         done = subprocess.run(
-            arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
+            arguments, cwd=ROOT, env=ours, capture_output=True, text=True, timeout=limit_s, check=False
         )
         code, out, error = done.returncode, done.stdout, done.stderr
     except subprocess.TimeoutExpired as late:
@@ -76,17 +72,27 @@ def run(arguments: list[str], limit_s: float) -> Figures:
     return {"code": code, "took_s": round(time.monotonic() - began_s, 1), "out": out, "error": error}
 
 
+def environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """A child's: our packages are its own, the project is found, and pytest's plugins that nobody needs stay out."""
+    paths = [*filter(None, ours.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]
+    return {**ours, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
 def _text(raw: str | bytes | None) -> str:
     return raw.decode(errors="replace") if isinstance(raw, bytes) else raw or ""
+
+
+def files_of_tests() -> list[str]:
+    """All that have tests of the device with graphs."""
+    return sorted(map(str, (ROOT / TESTS).glob("test_cuda_*.py")))
 
 
 def run_tests(limit_s: float) -> Figures:
     """{passed, failed, skipped, reasons, failures} of the tests of the device with graphs."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        names = TESTS + (WITH_SETTINGS if all(map(importlib.util.find_spec, READS_SETTINGS)) else ())
-        files = [name for name in names if (ROOT / name).exists()]
-        done = run([sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", f"--junitxml={report}"], limit_s)
+        quiet = ["-p", "no:cacheprovider", "-W", "default"]  # another release of torch may warn of something else
+        done = run([sys.executable, "-m", "pytest", *files_of_tests(), *quiet, f"--junitxml={report}"], limit_s)
         if not report.exists():
             return {"ok": False, "took_s": done["took_s"], "error": (done["out"] + done["error"])[-2000:]}
         counts = {"passed": 0, "failed": 0, "skipped": 0}
@@ -168,8 +174,19 @@ def name_of(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def fetch_wheels(words: list[str]) -> int:
+    """`wheels FOLDER`: exit code of what fetches them."""
+    parser = argparse.ArgumentParser(prog="bench_gpu wheels", description="Fetches what the steps need as wheels.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", default=PYTHON, help=f"version of the machine with the GPU [{PYTHON}]")
+    arguments = parser.parse_args(words)
+    return fetch(arguments.folder, arguments.python)
+
+
 def main() -> int:
-    """Runs everything; exit code 0, 1 if a step failed, 2 for a device that is not there."""
+    """Runs everything; exit code 0, 1 if a step failed, 2 for a device or packages that are not there."""
+    if sys.argv[1:2] == ["wheels"]:
+        return fetch_wheels(sys.argv[2:])
     there = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default=there)
@@ -181,11 +198,16 @@ def main() -> int:
     if arguments.device == "cuda" and there != "cuda":
         sys.stderr.write(f"bench_gpu: torch {torch.__version__} finds no GPU here; --device cpu runs the same steps\n")
         return 2
+    lacking = missing()
+    sys.stderr.write(complaint(lacking))
+    if any(not need.gives for need in lacking):
+        return 2
     clock = Clock(arguments.minutes)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found: Figures = {
         "device": arguments.device, "name": name_of(arguments.device), "date": today, "quick": arguments.quick,
-        "torch": torch.__version__, "cuda": torch.version.cuda, "machine": describe(), "steps": {},
+        "torch": torch.__version__, "cuda": torch.version.cuda, "machine": describe(),
+        "missing": [need.name for need in lacking], "steps": {},
     }  # fmt: skip
     arguments.results.mkdir(parents=True, exist_ok=True)
     file = arguments.results / f"{found['name']}-{today}.json"

@@ -2,6 +2,9 @@
 
 .venv/bin/python scripts/build_models.py [--repository FOLDER] [--only NAME ...] [--force] [--copies N [--alias]]
 
+A version that is there is never written over: with --force, a model that turns out otherwise than its newest version is
+its next one.
+
 With --copies, each of the models gets N copies of the same architecture, NAME-0001 and so on, which share executables
 and figures: with weights of their own, or, where memory or disk forbid that or with --alias, as links to one file. Each
 is a model in its own right and takes pages of its own on a device.
@@ -13,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +24,10 @@ import torch
 from torch import nn
 
 from broker.config import read_settings
+from broker.errors import PackageError
+from broker.versions import EXISTS
 from gpu_worker.export import write_package
-from gpu_worker.packages import read_package
+from gpu_worker.packages import Package, read_package
 from scripts.model_copies import make_copies, why_alias
 
 Floats = npt.NDArray[np.float32]
@@ -95,22 +101,34 @@ def build_digits(repository: Path, name: str, make: Callable[[], nn.Module], epo
     torch.manual_seed(SEED)
     module = make()
     accuracy = train(module, epochs)
-    write_package(
-        repository, name, "1", module, inputs=PIXELS, outputs=["scores"], batch_max=64, slo_ms=100.0,
+    package = put(
+        repository, name, module, inputs=PIXELS, outputs=["scores"], batch_max=64, slo_ms=100.0,
         labels=[str(digit) for digit in range(10)], description=f"digits, accuracy {accuracy:.3f} on the test split",
     )  # fmt: skip
-    return f"accuracy {accuracy:.1%} on the test split"
+    return f"version {package.folder.name}, accuracy {accuracy:.1%} on the test split"
+
+
+def put(repository: Path, name: str, module: nn.Module, **options: Any) -> Package:
+    """The module is the model's newest version; the next one, where that is there and is another."""
+    there = [int(entry.name) for entry in (repository / name).glob("[0-9]*") if entry.name.isdigit()]
+    newest = max(there, default=1)
+    try:
+        return write_package(repository, name, str(newest), module, **options)
+    except PackageError as error:
+        if error.code != EXISTS:
+            raise
+    return write_package(repository, name, str(newest + 1), module, **options)
 
 
 def build_resnet(repository: Path, name: str) -> str:
     """The package is written, with random weights; returns what to tell of it."""
     torch.manual_seed(SEED)
     module = _resnet(name).eval()
-    package = write_package(
-        repository, name, "1", module, inputs=PHOTO, outputs=["scores"], batch_max=8, slo_ms=5000.0,
+    package = put(
+        repository, name, module, inputs=PHOTO, outputs=["scores"], batch_max=8, slo_ms=5000.0,
         labels=[f"class {i}" for i in range(1000)], description="random weights: real compute, no meaning",
     )  # fmt: skip
-    return f"{package.image_bytes / 1e6:.0f} MB of weights (random)"
+    return f"version {package.folder.name}, {package.image_bytes / 1e6:.0f} MB of weights (random)"
 
 
 def _resnet(name: str) -> nn.Module:
@@ -136,11 +154,11 @@ class Noop(nn.Module):
 
 def build_noop(repository: Path, name: str) -> str:
     """The package is written; returns what to tell of it."""
-    write_package(
-        repository, name, "1", Noop(), inputs={"x": ("float32", (16,))}, outputs=["y"], batch_max=64, slo_ms=1000.0,
+    package = put(
+        repository, name, Noop(), inputs={"x": ("float32", (16,))}, outputs=["y"], batch_max=64, slo_ms=1000.0,
         cache=False, description="gives back what it gets",
     )  # fmt: skip
-    return "16 floats in, 16 floats out"
+    return f"version {package.folder.name}, 16 floats in, 16 floats out"
 
 
 BUILDERS: dict[str, Callable[[Path, str], str]] = {
@@ -169,7 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=read_settings().model_repository)
     parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=DEMO)
-    parser.add_argument("--force", action="store_true", help="build what is there already, too")
+    parser.add_argument("--force", action="store_true", help="build what is there already, too, as its next version")
     parser.add_argument("--copies", type=int, default=0, metavar="N", help="models of the same architecture to add")
     parser.add_argument("--alias", action="store_true", help="copies are links to one file of weights")
     arguments = parser.parse_args()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,14 @@ from rich.table import Table
 
 from broker import wire
 from broker.config import Settings, read_settings
-from broker.errors import GearmeshError
+from broker.errors import GearmeshError, PackageError
 from broker.keys import Keys
 from broker.operator import NoBroker, Operator
+from broker.versions import CHANGED, EXISTS
 from frontend.client import Client, RequestError
 from scripts.answers import show
 from scripts.cli_apps import applications, from_json
+from scripts.cli_import import import_
 from scripts.consoles import console
 from scripts.load.command import load
 from scripts.simulate import simulate
@@ -33,9 +34,11 @@ app = typer.Typer(
 )
 app.command()(simulate)
 ANSWERS_WITHIN_S = 3.0  # a frontend that is there, if only just, answers a ping at once
+CLAIMED_WITHIN_S = 10.0  # the broker writes it down, on whatever disk
 out = console()
 err = console(stderr=True)
 app.command()(load)
+app.command("import")(import_)
 
 
 def main() -> None:
@@ -184,31 +187,21 @@ def deploy(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.")] = 300.0,
 ) -> None:
     """Prepares a version, and makes it current once it is prepared; traffic goes on meanwhile."""
+    from scripts.adoption import adopt_package, check_current
+
     config = settings()
     name = model
-    if "/" in model or Path(model, "model.toml").is_file():
-        name = _adopt(config, Path(model))
+    try:
+        if "/" in model or Path(model, "model.toml").is_file():
+            name = adopt_package(Path(model), config.model_repository, config.factory_allow)
+        with _operator(config) as operator:
+            entry = next((entry for entry in operator.table().models if entry.name == name), None)
+        if entry is not None:
+            check_current(entry, version, config.model_repository, config.factory_allow)
+    except PackageError as error:
+        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1 if error.code in (EXISTS, CHANGED) else 2) from error
     _operate(config, wire.Deploy(call=1, name=name, version=version), timeout, f"preparing {name}")
-
-
-def _adopt(config: Settings, folder: Path) -> str:
-    """The package in `folder` is in the repository; returns its name. Exits 2, with its faults, if it is not good."""
-    from gpu_worker.packages import read_package
-
-    folder = folder.resolve()
-    versions = (
-        [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()] if folder.is_dir() else []
-    )
-    if not versions:
-        usage(f"{folder} is no package: it needs model.toml and a folder named by a number for each version")
-    for version in versions:
-        try:
-            read_package(folder.parent, wire.ref_of(folder.name, version), config.factory_allow)
-        except GearmeshError as error:
-            usage(str(error))
-    if folder.parent != config.model_repository.resolve():
-        shutil.copytree(folder, config.model_repository / folder.name, dirs_exist_ok=True)
-    return folder.name
 
 
 @app.command()
@@ -223,21 +216,34 @@ def rollback(model: str, timeout: float = 300.0) -> None:
     _operate(settings(), wire.Rollback(call=1, name=model), timeout, f"rolling back {model}")
 
 
-def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> None:
-    with Operator(config) as operator, err.status(f"{doing} ..."):
+@contextlib.contextmanager
+def _operator(config: Settings) -> Iterator[Operator]:
+    """A link to the broker of the settings; or exit 2 if nobody answers there, 1 if it takes too long."""
+    with Operator(config) as operator:
         try:
-            reply = operator.call(message, timeout_s)
+            yield operator
         except NoBroker as error:
             usage(str(error))
         except TimeoutError as error:
             err.print(str(error), style="red", highlight=False)
             raise typer.Exit(1) from error
+
+
+def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> None:
+    with _operator(config) as operator, err.status(f"{doing} ..."):
+        reply = operator.call(message, timeout_s)
     if reply.ok:
         out.print(reply.message)
         return
-    err.print(reply.message, style="red", highlight=False, markup=False)
+    _refused(reply)
+
+
+def _refused(reply: wire.CallReply) -> NoReturn:
+    """Says why, and exits 1."""
+    code = f" ({reply.code})" if reply.code else ""
+    err.print(f"{reply.message}{code}", style="red", highlight=False, markup=False, soft_wrap=True)
     for fault in reply.faults:
-        err.print(f"  - {fault}", highlight=False, markup=False)
+        err.print(f"  - {fault}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -312,7 +318,9 @@ def container(
     model: Annotated[str, typer.Option(help="Name that clients ask for.")],
     predict: Annotated[str, typer.Option(help="MODULE:FUNCTION from this folder; MODULE:MODEL.predict will do.")],
     python: Annotated[str, typer.Option(help="Interpreter for it; it needs numpy, nothing of gearmesh.")] = "",
-    version: Annotated[str, typer.Option(help="Replicas of the same code share it.")] = "1",
+    version: Annotated[
+        str | None, typer.Option(help="If none: the code's own, or the next one for code that was not seen before.")
+    ] = None,
     labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
     input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
     output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
@@ -371,17 +379,25 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     if not roster.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
-    code = check_container(options, start_s=start_s)
-    if code is None:
+    content = check_container(options, start_s=start_s)
+    if content is None:
         raise typer.Exit(2)
+    claim = wire.ClaimVersion(call=1, name=options.model, content=content, version=options.version)
+    with _operator(config) as operator:
+        reply = operator.call(claim, CLAIMED_WITHIN_S)
+    if not reply.ok:
+        _refused(reply)
     given = sys.argv[sys.argv.index("container") + 1 :]
     at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
     del given[at : at + (1 if "=" in given[at] else 2)]
     with _roster_is_sound():
-        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, options.version, code))
-    if before is not None and (before.arguments, before.code) != (given, code):
+        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, reply.version, content))
+    if before is not None and (before.arguments, before.code) != (given, content):
         out.print(f"{options.model}: what was kept under this name is being replaced")
-    out.print(f"{options.model}: {replicas} replicas are being kept; `gearmesh scale {options.model} N` changes that")
+    out.print(
+        f"{options.model}: {replicas} replicas of version {reply.version} are being kept; "
+        f"`gearmesh scale {options.model} N` changes that", soft_wrap=True,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

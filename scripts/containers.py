@@ -34,8 +34,8 @@ class Kept(msgspec.Struct):
     arguments: list[str]  # of `gearmesh container`
     folder: str  # where it was started: modules are found from there
     replicas: int
-    version: str = "1"
-    code: str = ""  # digest of what it ran when it was put here
+    version: str = "1"  # that this was when it was put here
+    code: str = ""  # digest of its content then
     asked: int = 0  # how often somebody has said how many: replicas that could not start are tried again each time
 
 

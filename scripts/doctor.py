@@ -18,17 +18,20 @@ from rich.table import Table
 from broker import wire
 from broker.config import Settings
 from broker.errors import GearmeshError
+from broker.operator import NoBroker, Operator
 from broker.service import scan_repository
+from broker.versions import why_changed
 from frontend.client import Client, RequestError
 from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
 
+ANSWERS_WITHIN_S = 1.5
 Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
 
 
 def examine(settings: Settings, out: Console) -> int:
     """Prints the findings. Returns the exit code: 1 if something must be mended, else 0."""
-    findings = [*_software(), *_machine(settings), *_ports(settings), *_repository(settings)]
+    findings = [*_software(), *_machine(settings), *_ports(settings), *examine_repository(settings)]
     table = Table("", "what", "how it is")
     marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[red]mend[/]"}
     for grade, what, how in findings:
@@ -116,7 +119,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     keys = settings.keys()
     with Client(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None) as client:
         try:
-            client.call("ping", timeout_s=1.5)
+            client.call("ping", timeout_s=ANSWERS_WITHIN_S)
             yield "good", "mesh", f"a frontend answers at {settings.frontend_address}"
             return
         except RequestError:
@@ -134,18 +137,38 @@ def _ports(settings: Settings) -> Iterator[Finding]:
                 yield "bad", f"port {port}", f"{error.strerror}: set GEARMESH_{name.upper()}"
 
 
-def _repository(settings: Settings) -> Iterator[Finding]:
+def examine_repository(settings: Settings) -> Iterator[Finding]:
+    """Of every version in the model repository: that it can be served, and is what is served under its number."""
+    from gpu_worker.contents import Contents
     from gpu_worker.packages import read_package
 
     found = scan_repository(settings.model_repository)
+    contents, served = Contents(), _served(settings) if found else {}
     if not found:
         yield "note", "models", f"none in {settings.model_repository}: scripts/build_models.py makes the demo models"
     for name, versions in found.items():
         for version in versions:
+            ref = wire.ref_of(name, version)
             try:
-                package = read_package(settings.model_repository, wire.ref_of(name, version), settings.factory_allow)
+                package = read_package(settings.model_repository, ref, settings.factory_allow)
+                changed = ref in served and contents.of(package) != served[ref]
             except GearmeshError as error:
-                yield "bad", f"{name}:{version}", str(error)
+                yield "bad", ref, str(error)
+                continue
+            if changed:
+                yield "bad", ref, why_changed(ref)
             else:
                 profiles = len(list((package.folder / "profiles").glob("*.json")))
-                yield "good", f"{name}:{version}", f"{package.image_bytes / 1e6:.1f} MB, {profiles} profiles"
+                yield "good", ref, f"{package.image_bytes / 1e6:.1f} MB, {profiles} profiles"
+
+
+def _served(settings: Settings) -> dict[str, str]:
+    """{ref: digest of what is served under it}, of current versions; nothing, if there is no mesh to ask."""
+    try:
+        with Operator(settings) as operator:
+            models = operator.table(ANSWERS_WITHIN_S).models
+    except (NoBroker, TimeoutError):
+        return {}
+    return {
+        wire.ref_of(model.name, version): content for model in models for version, content in model.contents.items()
+    }

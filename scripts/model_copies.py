@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from gpu_worker.devices.images import available_bytes
-from gpu_worker.export import staged
+from gpu_worker.importing.writing import staged
 from gpu_worker.packages import Package
 
 NOISE = 0.01  # of a tensor's spread: other outputs, of the same kind
@@ -27,7 +27,7 @@ def make_copies(package: Package, repository: Path, count: int, *, alias: bool, 
     name = package.folder.parent.name
     for number in range(1, count + 1):
         copy = copy_name(name, number)
-        if not (repository / copy / "model.toml").exists():
+        if not (repository / copy / package.folder.name).exists():
             _make_copy(package, repository, copy, None if alias else np.random.default_rng((seed, number)))
         yield copy
 
@@ -47,7 +47,9 @@ def why_alias(package: Package, repository: Path, count: int) -> str:
 def _make_copy(package: Package, repository: Path, copy: str, rng: np.random.Generator | None) -> None:
     version = package.folder.name
     with staged(repository, copy, version) as folder:
-        shutil.copy(package.folder.parent / "model.toml", folder.parent)
+        shutil.copy(package.manifest, folder)
+        if package.example_file is not None:
+            _link(package.example_file, folder)
         if package.graph is not None:
             _link(package.graph, folder)
         if rng is None:

@@ -15,6 +15,7 @@ from broker.tensors import DTYPES, byte_count
 from broker.timers import Alarm
 from gpu_worker.devices.base import Device
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
+from gpu_worker.outputs import row_bytes
 from gpu_worker.packages import Package, read_package
 from gpu_worker.pages import PageTable
 from gpu_worker.profiling import Measurement
@@ -63,7 +64,7 @@ class Rig:
         await self._loop.run_in_executor(self._thread, self.device.prepare, package)
         sizes = None if self.device.info.any_batch else frozenset(self.sizes(package))
         pages = package.pages(self.device.info.page_bytes)
-        self.lanes.prepared(ref, Prepared(pages, package.spec.batch_max, sizes))
+        self.lanes.prepared(ref, Prepared(pages, package.spec.batch_max, sizes, row_bytes(package.spec.outputs)))
         self.packages[ref] = package
         return time.monotonic() - began_s
 

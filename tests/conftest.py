@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.selection.redis_server import redis_server
-
 settings.register_profile("seeded", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("seeded")
 
@@ -15,6 +13,8 @@ settings.load_profile("seeded")
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Redis."""
+    from tests.selection.redis_server import redis_server  # where redis is not installed, the other tests run
+
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 

@@ -10,6 +10,7 @@ from typing import Any
 from frontend.gateway.tensors import NAMES
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics", "gearmesh_slo", "gearmesh_applications")
+NOBODY = "no worker can serve it at the moment"
 MODELS_SHOWN = 200  # on the dashboard; those that are not ready come first
 
 Described = Mapping[str, Any]  # a model or an application, as a frontend describes it
@@ -22,7 +23,7 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 def model_metadata(model: Described) -> dict[str, Any]:
     """GET /v2/models/NAME."""
-    told = ("slo_ms", "batch_max", "ready", "preparing", "fault", "labels")
+    told = ("slo_ms", "batch_max", "ready", "preparing", "fault", "fault_code", "labels")
     return {
         "name": model["name"],
         "versions": list(model["versions"]),
@@ -74,10 +75,11 @@ def repository_index(models: Iterable[Described], *, ready_only: bool) -> list[d
 
 def _state(model: Described, version: str) -> tuple[str, str]:
     if version == model["version"]:
-        return ("READY", "") if model["ready"] else ("UNAVAILABLE", "no worker can serve it at the moment")
+        return ("READY", "") if model["ready"] else ("UNAVAILABLE", model["fault"] or NOBODY)
     if version == model["preparing"]:
         return "LOADING", "it is being prepared"
-    return "UNAVAILABLE", model["fault"] or "it is not the current version"
+    deployed = model["ready"] or model["version"] is None  # else the fault is the current version's
+    return "UNAVAILABLE", (model["fault"] if deployed else "") or "it is not the current version"
 
 
 def dashboard_models(models: Iterable[Described]) -> list[dict[str, Any]]:

@@ -213,7 +213,8 @@ class Gateway:
     async def _model_ready(self, request: web.Request) -> web.Response:
         kind, described = await self._fresh_target(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
-            raise Refused(f"{described['name']} would not be served at the moment", "not_ready", None, 503, 1000.0)
+            why = described["fault"] or descriptions.NOBODY
+            raise Refused(f"{described['name']} would not be served: {why}", "not_ready", None, 503, 1000.0)
         return _json({"name": described["name"], "ready": True})
 
     async def _fresh_target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
@@ -259,7 +260,8 @@ class Gateway:
             return _json({"message": reply.message})
         missing = reply.field in ("name", "version")
         text = reply.message + "".join(f"; {fault}" for fault in reply.faults)
-        raise Refused(text, "unknown_model" if missing else "not_loaded", reply.field or None, 404 if missing else 400)
+        code = reply.code or ("unknown_model" if missing else "not_loaded")
+        raise Refused(text, code, reply.field or None, 404 if missing else 400)
 
     async def _feedback(self, request: web.Request) -> web.Response:
         answer = dict(await self._pool.call("feedback", **_feedback_fields(await self._map(request))))

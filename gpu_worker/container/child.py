@@ -19,7 +19,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib
-import inspect
+import importlib.util
 import json
 import mmap
 import os
@@ -32,6 +32,8 @@ from typing import Any, Dict
 
 PACKET_BYTES_MAX = 1 << 16
 TEXT_MAX = 8000
+ROW_TOLERANCE = 1e-4  # of the row's largest: a row alone may be added up in another order than among others
+HALF_TOLERANCE = 1e-2  # of float16
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 Spec = Dict[str, Any]  # {"name", "dtype", "shape"} and, in shared memory, "at"
 DTYPES = (
@@ -44,6 +46,10 @@ class WrongOutput(Exception):
     """What the function returned is not what was promised; `str()` says what would be."""
 
 
+class SourceChanged(Exception):
+    """The code that was imported may be another one than its source tells now."""
+
+
 def main() -> int:
     """Serves until the parent is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -53,15 +59,16 @@ def main() -> int:
     options = json.loads(sys.argv[3])
     try:
         check_interpreter()
-        function = load(sys.argv[2])
+        function, code = load_as_it_is(sys.argv[2])
         if isinstance(function, OnnxSession):
             function.narrow(options.get("outputs"), int(options["rows_max"]))
         inputs, outputs = options.get("inputs") or guess_inputs(function), options.get("outputs")
         sample = options.get("sample")
         if sample is not None:
-            inputs, outputs = try_sample(function, sample, inputs, outputs, bool(options.get("check")))
+            alone = bool(options.get("cache")) and int(options["rows_max"]) > 1
+            inputs, outputs = try_sample(function, sample, inputs, outputs, bool(options.get("check")), alone)
         outputs = outputs or guess_outputs(function)
-        ready = {"op": "ready", "inputs": inputs, "outputs": outputs, "code": digest(sys.argv[2])}
+        ready = {"op": "ready", "inputs": inputs, "outputs": outputs, "code": code}
     except BaseException:
         send(control, {"op": "error", "text": traceback.format_exc()[-TEXT_MAX:]})
         return 1
@@ -87,6 +94,33 @@ def die_with_parent() -> None:
 def send(control: socket.socket, message: dict[str, Any]) -> None:
     """`message` is on its way. Texts have been cut to fit a packet, in whatever script they are."""
     control.send(ENCODER.encode(message).encode(errors="replace"))
+
+
+def load_as_it_is(target: str) -> tuple[Any, str]:
+    """The callable, and the digest of its code. Raises: SourceChanged, where the module was written to meanwhile."""
+    file = source_file(target)
+    source = read(file)
+    function = load(target)
+    if read(file) != source:
+        raise SourceChanged(f"{file} changed while it was imported: start it again")
+    return function, hashlib.sha256(target.encode() + b"\0" + source).hexdigest()[:32]
+
+
+def source_file(target: str) -> str | None:
+    """Where the source of the target's module is; None for one that has none, as extension modules."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError):  # which importing it says, too
+        found = importlib.util.find_spec(target.partition(":")[0])
+        if found is not None and found.origin is not None and found.origin.endswith(".py"):
+            return found.origin
+    return None
+
+
+def read(file: str | None) -> bytes:
+    """What is in the file now."""
+    if file is None:
+        return b""
+    with open(file, "rb") as opened:
+        return opened.read()
 
 
 def load(target: str) -> Any:
@@ -176,11 +210,12 @@ def guess_outputs(function: Any) -> list[Spec] | None:
 
 
 def try_sample(
-    function: Any, path: str, inputs: list[Spec] | None, outputs: list[Spec] | None, report: bool
+    function: Any, path: str, inputs: list[Spec] | None, outputs: list[Spec] | None, report: bool, alone: bool
 ) -> tuple[list[Spec], list[Spec]]:
     """Runs the function once on the operator's own sample, and returns the specs that it shows.
 
-    A .npy file for one input, a .npz with an array for each of several; the first dimension is the batch.
+    A .npy file for one input, a .npz with an array for each of several; the first dimension is the batch. `alone`: each
+    row must give the same by itself.
     """
     import numpy as np
 
@@ -216,19 +251,30 @@ def try_sample(
             if array.dtype.name not in DTYPES:
                 raise WrongOutput(f"output {name!r} is {array.dtype}; a tensor is one of {', '.join(DTYPES)}")
             outputs.append({"name": name, "dtype": array.dtype.name, "shape": [-1, *array.shape[1:]]})
-    take(result, outputs, rows)
+    together = [array.copy() for array in take(result, outputs, rows)]
+    for row in range(rows if alone and rows > 1 else 0):
+        check_row(function, path, row, inputs, given, outputs, together)
     if report:
         sys.stdout.write(f"ran on {path}: {rows} rows in {took * 1e3:.2f} ms\n")
     return inputs, outputs
 
 
-def digest(target: str) -> str:
-    """Equal for replicas of the same code: hash of the target and of the module that it is in."""
-    hashed = hashlib.sha256(target.encode())
-    module = sys.modules[target.partition(":")[0]]
-    with contextlib.suppress(OSError, TypeError):  # an extension module has no source
-        hashed.update(inspect.getsource(module).encode())
-    return hashed.hexdigest()[:12]
+def check_row(
+    function: Any, path: str, row: int, inputs: list[Spec], given: list[Any], outputs: list[Spec], together: list[Any]
+) -> None:
+    """A row of the sample gives by itself what it gives among the others. Raises: WrongOutput."""
+    try:
+        alone = take(call(function, inputs, [array[row : row + 1] for array in given]), outputs, 1)
+    except Exception as raised:
+        raise WrongOutput(f"{path}: row {row} by itself: {describe(raised)}") from raised
+    for spec, among, by_itself in zip(outputs, together, alone):
+        if not same_row(among[row], by_itself[0]):
+            raise WrongOutput(
+                f"{path}: row {row} gives another {spec['name']!r} by itself than among the others. Rows must be "
+                "independent of each other: requests of many clients are computed together, and answers are reused. "
+                "Compute each row by itself, or give --batch-max 1; --no-cache where equal inputs need not have equal "
+                "outputs"
+            )
 
 
 def call(function: Any, specs: list[Spec], arrays: list[Any]) -> Any:
@@ -271,6 +317,22 @@ def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
             raise WrongOutput(f"output {spec['name']!r} is {array.dtype}; promised is {spec['dtype']}")
         taken.append(array)
     return taken
+
+
+def same_row(one: Any, other: Any) -> bool:
+    """Equal; floats up to what the order of additions changes, relative to the row's largest."""
+    import numpy as np
+
+    one, other = np.atleast_1d(one), np.atleast_1d(other)
+    if one.dtype.kind != "f":
+        return bool((one == other).all())
+    tolerance = ROW_TOLERANCE if one.dtype.itemsize > 2 else HALF_TOLERANCE
+    one, other = one.astype("float64"), other.astype("float64")
+    finite = np.isfinite(one) & np.isfinite(other)
+    if not (finite | (one == other) | (np.isnan(one) & np.isnan(other))).all():
+        return False
+    largest = max(np.abs(one[finite]).max(initial=0.0), np.abs(other[finite]).max(initial=0.0))
+    return bool((np.abs(one[finite] - other[finite]) <= tolerance * largest).all())
 
 
 def as_array(name: str, value: Any) -> Any:

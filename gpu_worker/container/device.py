@@ -5,6 +5,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -13,7 +14,7 @@ from broker import wire
 from broker.tensors import byte_count
 from broker.timers import Alarm
 from gpu_worker.container.process import ChildProcess
-from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, lay_out, model_spec
+from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
@@ -46,20 +47,14 @@ class ContainerDevice:
             self._child.end()
             raise
         self.code: str = ready["code"]
+        self.content = content_of(self.code, self.spec)
         self._memory_fd = os.memfd_create("gearmesh-container", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, self._layout.total_bytes)
         self._memory = mmap.mmap(self._memory_fd, self._layout.total_bytes)
         self._child.share(self._memory_fd, self._layout)
         self._bytes = memoryview(self._memory)
         self._free = [i * self._layout.slot_bytes for i in range(SLOTS)]
-        self.info = wire.DeviceInfo(
-            name=f"container:{options.ref}/{os.getpid()}",
-            kind="container",
-            pages=1,
-            page_bytes=1,
-            any_batch=True,
-            container=options.ref,
-        )
+        self.info = _info(options.ref)
         self.depth = {Phase.LOAD: 1, Phase.INPUT: SLOTS, Phase.EXEC: 1, Phase.OUTPUT: SLOTS}
         self.measured = False
         self.ahead_s = 0.0
@@ -79,6 +74,11 @@ class ContainerDevice:
         self._alarm: Alarm | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
+
+    def claimed(self, version: str) -> None:
+        """The code is this version of the model. To be called before it is attached."""
+        self.options = replace(self.options, version=version)
+        self.info = _info(self.options.ref)
 
     def attach(self, finished: Finished, lost: Lost) -> None:
         """See Device."""
@@ -331,6 +331,11 @@ class ContainerDevice:
     def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
         assert self._loop is not None
         self._timers[name] = self._loop.call_later(delay_s, call)
+
+
+def _info(ref: str) -> wire.DeviceInfo:
+    name = f"container:{ref}/{os.getpid()}"
+    return wire.DeviceInfo(name=name, kind="container", pages=1, page_bytes=1, any_batch=True, container=ref)
 
 
 def _half_of_memory() -> int:

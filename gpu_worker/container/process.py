@@ -37,6 +37,7 @@ class ChildProcess:
             "sample": str(options.sample) if options.sample is not None else None,
             "check": check,
             "rows_max": options.batch_max,
+            "cache": options.cache,
         }
         about = msgspec.json.encode(told).decode()
         command = [options.python, "-u", str(SCRIPT), str(theirs.fileno()), options.predict, about]

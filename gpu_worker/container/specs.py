@@ -1,9 +1,12 @@
 """What a container is told to serve: its options, checked, and where tensors lie in the memory it shares. Pure."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from broker import wire
 from broker.catalogue import NAME, VERSION
@@ -30,7 +33,7 @@ class ContainerOptions:
     model: str
     predict: str  # module:function
     python: str  # interpreter of the child
-    version: str = "1"
+    version: str | None = None  # None: the code's own, or the next one
     labels: tuple[str, ...] = ()
     inputs: tuple[Tensor, ...] | None = None
     outputs: tuple[Tensor, ...] | None = None
@@ -45,8 +48,8 @@ class ContainerOptions:
 
     @property
     def ref(self) -> str:
-        """The ref that it serves."""
-        return wire.ref_of(self.model, self.version)
+        """The ref that it serves; the model's name, as long as the version is not known."""
+        return wire.ref_of(self.model, self.version) if self.version is not None else self.model
 
     def check(self) -> None:
         """Raises: ContainerError, with everything that is wrong."""
@@ -54,7 +57,7 @@ class ContainerOptions:
         faults = []
         if not NAME.fullmatch(self.model):
             faults.append(f"--model must match {NAME.pattern}; got {self.model!r}")
-        if not VERSION.fullmatch(self.version):
+        if self.version is not None and not VERSION.fullmatch(self.version):
             faults.append(f"--version is a number in digits; got {self.version!r}")
         if not re.fullmatch(r"[\w.]+:[\w.]+", self.predict):
             faults.append(f"--predict takes MODULE:FUNCTION, as in my_model:predict; got {self.predict!r}")
@@ -116,6 +119,12 @@ def model_spec(options: ContainerOptions, inputs: Any, outputs: Any) -> wire.Mod
         cacheable=options.cache,
         labels=options.labels,
     )
+
+
+def content_of(code: str, spec: wire.ModelSpec) -> str:
+    """Digest of what makes a container's version: its code, inputs, outputs and labels; not how it is served."""
+    made_of = msgspec.json.encode([code, spec.inputs, spec.outputs, spec.labels])
+    return hashlib.sha256(made_of).hexdigest()[:32]
 
 
 def _check_tensor(kind: str, tensor: Tensor) -> None:

@@ -43,7 +43,7 @@ class Device(Protocol):
     info: wire.DeviceInfo
     depth: dict[Phase, int]  # phases it can be given ahead, per lane
     ahead_s: float  # EXECs can be given so long before their time: the device keeps it itself
-    measured: bool  # profiles are measured by running; False: `prepare` knows them
+    measured: bool  # profiles are measured by running; False: `prepare` knows them, and reads no weights to compare
 
     def attach(self, finished: Finished, lost: Lost) -> None:
         """`finished` will be called on the loop's thread for every phase that `begin` did not end itself.

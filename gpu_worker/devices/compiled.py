@@ -21,8 +21,10 @@ from typing import Any
 import structlog
 import torch
 
-from broker import wire
+from gpu_worker.devices.executables import CPU, dtypes_of
+from gpu_worker.devices.rows import inputs_for
 from gpu_worker.packages import ONNX, Package
+from gpu_worker.trials import same, tolerance
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 COMPILERS = ("c++", "g++", "clang++")
@@ -56,7 +58,7 @@ class Compiler:
             if not file.exists() and not self._compile(graph, file):
                 return None
             compiled = _open(file)
-            gain, steady = compare(package.spec, weights, eager, compiled)
+            gain, steady = compare(package, weights, eager, compiled)
         except Exception as error:  # whatever the compiler's output does: the eager one is there
             log.warning("not_compiled", architecture=package.architecture, error=f"{type(error).__name__}: {error}")
             return None
@@ -110,7 +112,7 @@ def run_bounded(command: Sequence[str], seconds_max: float) -> str:
 
 
 def compare(
-    spec: wire.ModelSpec,
+    package: Package,
     weights: Sequence[torch.Tensor],
     eager: Forward,
     compiled: Forward,
@@ -120,12 +122,17 @@ def compare(
 
     Raises: ValueError if their results differ.
     """
+
+    def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return eager(*weights, *inputs)
+
+    draw = inputs_for(package, run, CPU)
+    close = tolerance({*dtypes_of(eager), *(weight.dtype for weight in weights), torch.float32}, CPU)
     times: dict[str, list[float]] = {"eager": [], "compiled": []}
     spreads: dict[str, list[float]] = {"eager": [], "compiled": []}
-    for rows in sorted({1, max(1, spec.batch_max // 2), spec.batch_max}):
-        generator = torch.Generator().manual_seed(rows)
-        inputs = [_example(tensor, rows, generator) for tensor in spec.inputs]
-        _check_same(eager(*weights, *inputs), compiled(*weights, *inputs))
+    for rows in sorted({1, max(1, package.spec.batch_max // 2), package.spec.batch_max}):
+        inputs = draw(rows, torch.Generator().manual_seed(rows))
+        _check_same(run(inputs), compiled(*weights, *inputs), close)
         runs: dict[str, list[float]] = {"eager": [], "compiled": []}
         began_s = clock()
         for n in range(TRIAL_RUNS[1]):
@@ -144,18 +151,10 @@ def compare(
     return gain, steady
 
 
-def _check_same(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> None:
+def _check_same(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], close: float) -> None:
     for index, (one, other) in enumerate(zip(expected, found, strict=True)):
-        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True):
+        if not same(one, other, close):
             raise ValueError(f"output {index} of the compiled executable differs from the eager one's")
-
-
-def _example(spec: wire.TensorSpec, rows: int, generator: torch.Generator) -> torch.Tensor:
-    kind: torch.dtype = getattr(torch, spec.dtype)
-    shape = (rows, *spec.shape[1:])
-    return (
-        torch.randn(shape, generator=generator).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
-    )
 
 
 def _open(file: Path) -> Forward:

@@ -20,7 +20,7 @@ import torch
 from broker import wire
 from broker.config import Settings
 from broker.errors import PackageError
-from broker.tensors import DTYPES, byte_count, raw
+from broker.tensors import DTYPES, raw
 from broker.transport import Buffer
 from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
@@ -28,8 +28,11 @@ from gpu_worker.devices.compiled import Compiler
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
 from gpu_worker.devices.images import HOST, Image, Images, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
+from gpu_worker.devices.rows import pad, padding_rows
 from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.outputs import row_bytes
 from gpu_worker.packages import ONNX, Package
+from gpu_worker.trials import Promise, code_of, keeps, misfits, promise
 
 ARENA_MB = 1024
 PAGE_MB = 2
@@ -56,6 +59,8 @@ class Version:
     executable: Executable
     image: Image  # the weights, outside the arena
     row_bytes: tuple[int, ...]  # of each input
+    padding: tuple[Bytes, ...]  # one row of each input
+    promise: Promise  # of its outputs
     weights: list[torch.Tensor] | None = None  # views of its pages; None while not loaded
 
 
@@ -128,9 +133,11 @@ class CpuDevice:
         executable = self._executables.get(package.architecture) or self._executable(package)
         image = self._images.take(package)
         self._executables[package.architecture] = executable
-        row_bytes = tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in package.spec.inputs)
-        self._grow_slots(sum(row_bytes) * package.spec.batch_max)
-        self._versions[package.ref] = Version(package, executable, image, row_bytes)
+        sizes = row_bytes(package.spec.inputs)
+        self._grow_slots(sum(sizes) * package.spec.batch_max)
+        self._versions[package.ref] = Version(
+            package, executable, image, sizes, padding_rows(package), promise(package.spec.outputs)
+        )
         return None
 
     def _executable(self, package: Package) -> Executable:
@@ -207,7 +214,7 @@ class CpuDevice:
         if version is None or not self._slots:
             return Done(begin_s, begin_s, 0.0, "unknown_model" if version is None else "no_slots")
         job.slot = slot = self._slots.popleft()
-        fault = fill(slot, action, job.tensors, version.row_bytes)
+        fault = fill(slot, action, job.tensors, version.row_bytes, version.padding)
         if fault:
             return Done(begin_s, begin_s, 0.0, "bad_input", fault)
         end_s = time.monotonic()
@@ -228,6 +235,8 @@ class CpuDevice:
                 version.weights = views(self._windows.get(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
             outputs = version.executable.forward(*version.weights, *inputs)
+            if not keeps(version.promise, outputs, action.batch):
+                return _broken(version.package, outputs, action.batch, begin_s)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
         except Exception as error:  # whatever the model raises is that action's outcome, not this process's end
@@ -338,9 +347,15 @@ def _short(image: Image) -> bool:
     return image.size <= INLINE_BYTES_MAX and image.place == HOST
 
 
-def fill(slot: Bytes, action: wire.Infer, parts: Sequence[Sequence[Buffer]], row_bytes: Sequence[int]) -> str:
+def fill(
+    slot: Bytes,
+    action: wire.Infer,
+    parts: Sequence[Sequence[Buffer]],
+    row_bytes: Sequence[int],
+    padding: Sequence[Bytes],
+) -> str:
     """The inputs of all parts lie in the slot, one input after the other, each with room for the whole batch; rows that
-    no part has are zeros, as whatever others left there may be slow to compute with. Returns the fault, or "".
+    no part has are `padding`, one row of each input. Returns the fault, or "".
     """
     base = 0
     for i, size in enumerate(row_bytes):
@@ -354,8 +369,15 @@ def fill(slot: Bytes, action: wire.Infer, parts: Sequence[Sequence[Buffer]], row
             slot[at : at + len(piece)] = piece
             at += len(piece)
         base += size * action.batch
-        slot[at:base] = 0
+        pad(slot[at:base], padding[i])
     return ""
+
+
+def _broken(package: Package, outputs: Sequence[torch.Tensor], rows: int, begin_s: float) -> Done:
+    """A batch whose outputs are not what was promised: nobody gets a row of it."""
+    end_s = time.monotonic()
+    faults = misfits(package.spec.outputs, outputs, rows)
+    return Done(begin_s, end_s, end_s - begin_s, code_of(outputs, rows), f"{package.ref}: {'; '.join(faults)}")
 
 
 def owned(output: torch.Tensor, lent: Set[int]) -> torch.Tensor:

@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import safe_open
 from torch.export.passes import move_to_device_pass
 from torch.func import functional_call
 
-from broker import wire
 from broker.errors import PackageError
+from gpu_worker import trials
 from gpu_worker.devices.arena import Bytes
+from gpu_worker.devices.moving import reshape_views
 from gpu_worker.devices.onnx import load_onnx
+from gpu_worker.devices.rows import inputs_for, padding_rows
+from gpu_worker.examples import said
 from gpu_worker.packages import ONNX, Package, Weight
 
 Forward = Callable[..., Sequence[torch.Tensor]]
@@ -20,7 +24,8 @@ CPU = torch.device("cpu")
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
 
 
@@ -60,9 +65,7 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
     _check_placeholders(package, exported)
     if place != CPU:
         exported = move_to_device_pass(exported, place)
-        for module in exported.graph_module.modules():  # parts under no_grad or autocast are modules of their own
-            if isinstance(module, torch.fx.GraphModule):
-                module.recompile()
+        reshape_views(exported.graph_module)
     forward: Forward = exported.graph_module.forward
     return forward
 
@@ -129,34 +132,59 @@ def _check_state(package: Package, module: torch.nn.Module) -> None:
 def check_by_running(
     package: Package, forward: Forward, weights: Sequence[torch.Tensor], place: torch.device = CPU
 ) -> None:
-    """One row and two rows go through, and come out as model.toml promises. Raises: PackageError,
-    torch.OutOfMemoryError where a device has no room for them.
+    """The model keeps what model.toml promises, row by row (gpu_worker.trials), and leaves its weights as they are.
+
+    Raises: PackageError; torch.OutOfMemoryError where a device has no room for it.
     """
-    for rows in (1, min(2, package.spec.batch_max)):
-        inputs = [zeros(spec, rows).to(place) for spec in package.spec.inputs]
-        try:
-            with torch.inference_mode():
-                outputs = forward(*weights, *inputs)
-        except torch.OutOfMemoryError:
-            raise  # the device's fault, not the graph's
-        except Exception as error:  # it is the author's graph
-            raise PackageError(package.ref, [f"the model fails on {rows} rows of zeros: {error}"]) from error
-        faults = _compare(package.spec.outputs, outputs, rows)
-        if faults:
-            raise PackageError(package.ref, faults)
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            outputs = forward(*weights, *(tensor.to(place) for tensor in inputs))
+            return [output.to(CPU) for output in outputs]
+
+    written, before = [tensor._version for tensor in weights], _digest(weights)
+    fault: PackageError | None = None
+    try:
+        _check(package, forward, weights, run, place)
+    except torch.OutOfMemoryError:
+        raise  # the device's fault, not the graph's
+    except PackageError as error:
+        fault = error
+    except Exception as error:  # it is the author's graph
+        why = f"the model fails on inputs of its kind: {said(error)}"
+        raise PackageError(package.ref, [why], "forward_failed") from error
+    if written != [tensor._version for tensor in weights] or before != _digest(weights):
+        why = "running the model changes its weights or buffers: an answer would depend on what was asked before"
+        raise PackageError(package.ref, [why], "state_changed")
+    if fault is not None:
+        raise fault
 
 
-def zeros(spec: wire.TensorSpec, rows: int) -> torch.Tensor:
-    """An input of that many rows."""
-    return torch.zeros((rows, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
+def _check(
+    package: Package, forward: Forward, weights: Sequence[torch.Tensor], run: trials.Run, place: torch.device
+) -> None:
+    draw = inputs_for(package, run, place)
+    pads = zip(padding_rows(package), package.spec.inputs, strict=True)
+    padding = [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
+    trial = trials.Trial(draw, package.spec.batch_max, padding)
+    close = trials.tolerance({*dtypes_of(forward), *(weight.dtype for weight in weights)}, place)
+    trials.check(package.ref, package.spec.outputs, run, trial, close)
 
 
-def _compare(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], rows: int) -> list[str]:
-    if len(outputs) != len(specs):
-        return [f"the model gives {len(outputs)} outputs, model.toml says {len(specs)}"]
-    return [
-        f"output {spec.name}: the model gives {output.dtype} {list(output.shape)} for {rows} rows, model.toml says "
-        f"{spec.dtype} {list(spec.shape)}"
-        for spec, output in zip(specs, outputs, strict=True)
-        if tuple(output.shape) != (rows, *spec.shape[1:]) or str(output.dtype) != f"torch.{spec.dtype}"
-    ]
+def _digest(weights: Sequence[torch.Tensor]) -> str:
+    """Of the bytes of the weights, where this process can read them."""
+    digest = xxhash.xxh3_64()
+    for tensor in weights:
+        if tensor.device == CPU:
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return str(digest.hexdigest())
+
+
+def dtypes_of(forward: Forward) -> set[torch.dtype]:
+    """Of everything that an executable computes, where that can be seen."""
+    graph = getattr(forward, "__self__", None)
+    if not isinstance(graph, torch.fx.GraphModule):
+        return set()
+    parts = [module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
+    values = [node.meta.get("val") for part in parts for node in part.graph.nodes]
+    return {value.dtype for value in values if isinstance(value, torch.Tensor)}

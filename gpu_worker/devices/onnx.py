@@ -26,8 +26,11 @@ def require(module: str, place: str) -> Any:
         raise PackageError(place, [f"{module} is not installed here: pip install 'gearmesh[onnx]'"]) from error
 
 
-def open_session(model: bytes, place: str) -> Any:
-    """A session that runs the serialised model on as many threads as torch may use. Raises: PackageError."""
+def open_session(model: bytes | str, place: str) -> Any:
+    """A session that runs the model (serialised, or a file's name) on as many threads as torch may use.
+
+    Raises: PackageError.
+    """
     ort = require("onnxruntime", place)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -47,12 +50,21 @@ class OnnxForward:
     def __init__(self, session: Any, names: Sequence[str]) -> None:
         self._session = session
         self._names = names
-        self._outputs = [value.name for value in session.get_outputs()]
+        self.outputs = [value.name for value in session.get_outputs()]
 
     def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
         """See gpu_worker.devices.executables.Forward."""
         feed = {name: tensor.numpy() for name, tensor in zip(self._names, flat, strict=True)}
-        return [torch.from_numpy(output) for output in self._session.run(self._outputs, feed)]
+        return [_tensor(output) for output in self._session.run(self.outputs, feed)]
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    """Raises: TypeError for what is no tensor of numbers: a sequence, a map, strings."""
+    try:
+        return torch.from_numpy(output)
+    except TypeError:
+        kind = f"{type(output).__name__} of {getattr(output, 'dtype', 'what is no tensor')}"
+        raise TypeError(f"an output is a {kind}; only tensors of numbers can be served") from None
 
 
 def load_onnx(package: Package) -> OnnxForward:

@@ -186,5 +186,4 @@ def write_mlps(repository: Path, models: Sequence[tuple[str, str]]) -> int:
         folder.mkdir(parents=True)
         for file in (repository / first / "1").iterdir():
             os.link(file, folder / file.name)
-        os.link(repository / first / "model.toml", repository / name / "model.toml")
     return package.image_bytes

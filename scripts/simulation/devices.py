@@ -37,7 +37,7 @@ class SimDevice:
         self.emulator = Emulator(self._duration_s)
         for report in self._prepared:
             assert report.spec is not None
-            self.lanes.prepared(report.ref, Prepared(report.pages, report.spec.batch_max, None))
+            self.lanes.prepared(report.ref, Prepared(report.pages, report.spec.batch_max, None, ()))
 
     def welcome(self, epoch: int) -> None:
         """Another controller took over; what its predecessor ordered and has not begun is dropped."""

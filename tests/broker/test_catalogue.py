@@ -2,58 +2,16 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from broker import wire
-from broker.catalogue import HISTORY_MAX, NAME, VERSION, Catalogue, ModelRecord, Replies, listed
-from tests.cores import Checked
-
-SPEC = wire.ModelSpec(
-    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
-    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 2)),),
-    batch_max=8,
-    slo_ms=50.0,
-)
-ANN, BEN = ("operator-ann", 1), ("operator-ben", 2)
-FOUND = {"m": ["1", "2", "3"]}
-
-
-def prepared(ref: str) -> wire.PrepareReport:
-    return wire.PrepareReport(ref=ref, ok=True, spec=SPEC)
-
-
-def broken(ref: str, *faults: str) -> wire.PrepareReport:
-    return wire.PrepareReport(ref=ref, ok=False, faults=faults)
-
-
-def told(key: tuple[str, int], ok: bool, message: str, faults: tuple[str, ...] = (), field: str = "") -> Replies:
-    return [
-        (key, wire.CallReply(call=key[1] if ok or not field else 0, ok=ok, message=message, faults=faults, field=field))
-    ]
-
-
-@pytest.fixture
-def catalogue() -> Any:
-    """Empty."""
-    return Checked(Catalogue())
-
-
-@pytest.fixture
-def serving(catalogue: Any) -> Any:
-    """Version 1 of model m is current; 2 and 3 are in the repository."""
-    catalogue.scan({"m": ["1"]})
-    catalogue.reported(prepared("m:1"))
-    catalogue.scan(FOUND)
-    return catalogue
-
-
-def state(catalogue: Any, name: str = "m") -> tuple[str | None, str | None, list[str]]:
-    model = catalogue.models[name]
-    return model.current, model.target, model.history
-
+from broker.catalogue import HISTORY_MAX, NAME, VERSION, Catalogue, Replies, listed
+from broker.records import ModelRecord
+from tests.broker.catalogues import ANN, BEN, FOUND, SPEC, broken, offer, prepared, reopened, served, state, told
 
 # -- the repository ---------------------------------------------------------------------------------------------------
 
@@ -201,7 +159,7 @@ def test_a_refused_deployment_does_not_start_another(catalogue: Any) -> None:
 
 def test_a_report_of_a_model_or_version_that_nobody_asked_for_changes_nothing(serving: Any) -> None:
     before = list(state(serving))
-    for report in (prepared("m:2"), broken("m:3", "?"), prepared("n:1"), broken("m:1", "late"), prepared("m")):
+    for report in (prepared("m:2"), broken("m:3", "?"), prepared("n:1"), broken("n:1", "late"), prepared("m")):
         assert serving.reported(report) == []
     assert list(state(serving)) == before
     assert serving.models["m"].fault == ""
@@ -320,7 +278,9 @@ def test_the_table_holds_every_deployed_model_in_order_of_name(serving: Any) -> 
     assert serving.entries({"m": "controller-1", "a": "controller-2"}) == (
         wire.ModelEntry(name="a", current=None, target="7", versions=("7",), owner="controller-2"),
         wire.ModelEntry(name="b", current=None, target=None, versions=("1",), owner=None, fault="no graph"),
-        wire.ModelEntry(name="m", current="1", target="3", versions=("1", "2", "3"), owner="controller-1", spec=SPEC),
+        wire.ModelEntry(
+            name="m", current="1", target="3", versions=("1", "2", "3"), owner="controller-1", spec=SPEC, tries=1
+        ),
     )
 
 
@@ -446,6 +406,7 @@ def test_a_version_is_a_string_of_digits(version: str, good: bool) -> None:
 MODELS = st.sampled_from(["m", "n"])
 VERSIONS = st.sampled_from(["1", "2", "3"])
 PEERS = st.sampled_from(["ann", "ben"])
+CONTENTS = st.sampled_from(["", "A", "B"])
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -457,6 +418,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.found = {"m": ["1", "2"], "n": ["1"]}
         self.calls = 0
         self.open: set[tuple[str, int]] = set()
+        self.contents: dict[tuple[str, str], str] = {}  # {(model, version): what was ever served under it}
 
     def _call(self, peer: str) -> tuple[str, int]:
         self.calls += 1
@@ -487,12 +449,20 @@ class AnyOrder(RuleBasedStateMachine):
     def undeploy(self, peer: str, name: str) -> None:
         self._answered(self.catalogue.undeploy(self._call(peer), name))
 
-    @rule(name=MODELS, version=VERSIONS, ok=st.booleans())
-    def report(self, name: str, version: str, ok: bool) -> None:
+    @rule(name=MODELS, version=VERSIONS, ok=st.booleans(), ready=st.booleans(), content=CONTENTS)
+    def report(self, name: str, version: str, ok: bool, ready: bool, content: str) -> None:
         current = self.catalogue.models[name].current if name in self.catalogue.models else None
-        self._answered(self.catalogue.reported(wire.PrepareReport(ref=f"{name}:{version}", ok=ok, spec=SPEC)))
-        if not ok and name in self.catalogue.models:
+        ref = f"{name}:{version}"
+        report = wire.PrepareReport(ref=ref, ok=ok, spec=SPEC, content=content if ok else "", ready=ready)
+        differs = self.catalogue.differs(report)
+        self._answered(self.catalogue.reported(report))
+        if (not ok or differs or not ready) and name in self.catalogue.models:
             assert self.catalogue.models[name].current == current  # a failed deployment leaves what serves
+
+    @rule(name=MODELS)
+    def reopen(self, name: str) -> None:
+        if name in self.catalogue.models:
+            assert reopened(self.catalogue.models[name]) == self.catalogue.models[name]
 
     @rule(peer=PEERS)
     def leave(self, peer: str) -> None:
@@ -506,8 +476,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.catalogue.check()
         waiting = [key for keys in self.catalogue._waiting.values() for key in keys]
         assert sorted(waiting) == sorted(self.open)
-        for model in self.catalogue.models.values():
+        for name, model in self.catalogue.models.items():
             assert not model.history or model.history[-1] != model.current
+            for version, content in model.contents.items():  # which never changes
+                assert self.contents.setdefault((name, version), content) == content
 
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
@@ -515,23 +487,6 @@ TestAnyOrder = AnyOrder.TestCase
 
 
 # -- containers -------------------------------------------------------------------------------------------------------
-
-
-def offer(ref: str = "f:1", code: str = "abc") -> wire.Offer:
-    tensor = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 1))
-    return wire.Offer(
-        ref=ref, spec=wire.ModelSpec(inputs=(tensor,), outputs=(tensor,), batch_max=8, slo_ms=9), code=code
-    )
-
-
-def served(catalogue: Catalogue, member: str = "c1", ref: str = "f:1", code: str = "abc") -> wire.ModelSpec:
-    """A container came and its version is prepared; the spec that clients see."""
-    assert catalogue.offered(member, offer(ref, code)) == ""
-    catalogue.reported(wire.PrepareReport(ref=ref, ok=True, spec=offer().spec))
-    catalogue.check()
-    name, version = wire.split_ref(ref)
-    assert catalogue.models[name].current == version
-    return catalogue.models[name].specs[version]
 
 
 def test_a_container_s_model_becomes_known_and_may_be_in_an_application() -> None:
@@ -545,19 +500,38 @@ def test_a_container_s_model_becomes_known_and_may_be_in_an_application() -> Non
 def test_a_restart_of_all_replicas_is_a_new_build_and_one_more_replica_is_not() -> None:
     catalogue = Catalogue()
     first = served(catalogue).build
-    assert catalogue.offered("c2", offer()) == ""
+    assert catalogue.offered("c2", offer()) is None
     assert catalogue.models["f"].specs["1"].build == first
     catalogue.withdrawn("c1")
     catalogue.withdrawn("c2")
     assert served(catalogue, "c3").build != first
 
 
-def test_other_code_under_a_version_that_is_being_served_is_refused() -> None:
+def test_other_code_under_a_version_that_is_known_is_refused_though_nobody_serves_it_any_more() -> None:
     catalogue = Catalogue()
     served(catalogue)
-    assert "--version 2" in catalogue.offered("c2", offer(code="def"))
+    served(catalogue, "c2", "f:4", "old")
+    for _ in range(2):
+        refused = catalogue.offered("c9", offer(code="def"))
+        assert refused is not None
+        assert (refused.ok, refused.code) == (False, "version_exists")
+        assert "5" in refused.message  # the next free number
+        catalogue.withdrawn("c1")
+        catalogue.withdrawn("c2")
+    again = Catalogue({"f": reopened(catalogue.models["f"])})
+    refused = again.offered("c9", offer(code="def"))
+    assert refused is not None
+    assert refused.code == "version_exists"
+    assert again.offered("c3", offer()) is None  # and its own code comes back
+
+
+def test_a_replica_of_the_same_code_with_other_options_is_refused_while_others_serve() -> None:
+    catalogue = Catalogue()
+    served(catalogue)
+    other = msgspec.structs.replace(offer(), spec=msgspec.structs.replace(offer().spec, batch_max=4))
+    assert catalogue.offered("c2", other) is not None
     catalogue.withdrawn("c1")
-    assert catalogue.offered("c2", offer(code="def")) == ""
+    assert catalogue.offered("c2", other) is None
 
 
 def test_a_new_version_takes_over_and_a_known_one_that_comes_back_does_not() -> None:
@@ -565,7 +539,7 @@ def test_a_new_version_takes_over_and_a_known_one_that_comes_back_does_not() -> 
     served(catalogue)
     served(catalogue, "c2", "f:2")
     catalogue.withdrawn("c1")
-    assert catalogue.offered("c3", offer("f:1")) == ""
+    assert catalogue.offered("c3", offer("f:1")) is None
     assert catalogue.models["f"].target is None
     assert catalogue.rollback(("o", 1), "f") == []  # it waits for the controller
     assert catalogue.models["f"].target == "1"
@@ -586,7 +560,9 @@ def test_rollback_and_deploy_need_a_container_that_runs() -> None:
 def test_a_package_and_a_container_cannot_share_a_name() -> None:
     catalogue = Catalogue()
     catalogue.scan({"m": ["1"]})
-    assert "model repository" in catalogue.offered("c1", offer("m:1"))
+    refused = catalogue.offered("c1", offer("m:1"))
+    assert refused is not None
+    assert (refused.ok, refused.field, refused.code) == (False, "name", "")
     served(catalogue)
     catalogue.scan({"f": ["7"]})
     assert catalogue.models["f"].versions == ["1"]

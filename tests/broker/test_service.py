@@ -358,3 +358,51 @@ async def test_a_stopped_broker_drains_at_once_and_leaves_its_port(tmp_path: Pat
         assert broker.service.drain() is True
         broker.stop()
         Broker(made, tmp_path, broker.number).stop()
+
+
+# -- versions and their contents --------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_content_travels_from_the_first_report_into_the_table_and_a_second_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    async with mesh(tmp_path) as at:
+        at.operator.link.send(wire.Deploy(call=5, name="m", version="2"))
+        table = await at.controller.table(lambda table: table.models[0].target == "2")
+        tries = table.models[0].tries
+        proposal = wire.PrepareReport(ref="m:2", ok=True, spec=SPEC, content="A", ready=False, tries=tries)
+        at.controller.link.send(proposal)
+        table = await at.controller.table(lambda table: table.models[0].contents == {"2": "A"})
+        assert (table.models[0].current, table.models[0].target) == ("1", "2")
+        at.controller.link.send(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC, content="B", tries=tries))
+        await at.operator.mail.until(lambda _: at.operator.replies())
+        (answer,) = at.operator.replies()
+        assert (answer.ok, answer.code) == (False, "content_changed")
+        table = await at.controller.table(lambda table: table.models[0].target is None)
+        assert (table.models[0].current, table.models[0].fault_code) == ("1", "content_changed")
+
+
+@on_loop
+async def test_a_report_that_says_nothing_new_makes_no_new_table(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        epoch = (await at.controller.table()).epoch
+        for _ in range(3):
+            at.report("m:1")
+        at.controller.link.send(wire.GetTable(call=7))
+        await at.controller.mail.until(lambda _: at.controller.replies())
+        assert at.controller.tables()[-1].epoch == epoch
+
+
+@on_loop
+async def test_a_claimed_number_is_known_to_a_broker_that_is_started_again(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        first = await at.operator.ask(wire.ClaimVersion(call=5, name="f", content="A"))
+        assert (first.ok, first.version) == (True, "1")
+        at.broker.stop()
+        at.broker = Broker(at.made, tmp_path, at.broker.number)
+        asker = at.caller("claim-1")
+        second = await asker.ask(wire.ClaimVersion(call=6, name="f", content="B"))
+        assert (second.ok, second.version) == (True, "2")
+        refused = await asker.ask(wire.ClaimVersion(call=7, name="f", content="B", version="1"))
+        assert (refused.ok, refused.code, refused.version) == (False, "version_exists", "")

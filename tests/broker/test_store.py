@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker import wire
@@ -50,8 +51,9 @@ def test_a_new_file_holds_an_empty_catalogue_and_its_folder_is_made(
 def test_everything_is_there_again_when_the_file_is_opened_again(opened: Callable[[], Opened]) -> None:
     store, catalogue = opened()
     catalogue.scan({"m": ["1", "2"], "n": ["7"]})
-    catalogue.reported(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC))
+    catalogue.reported(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC, content="A"))
     catalogue.reported(wire.PrepareReport(ref="n:7", ok=False, faults=("no graph",)))
+    catalogue.claim(1, "f", "B", None)
     catalogue.deploy(("ann", 1), "m", "1", {"m": ["1", "2"]})
     catalogue.put_app(1, {"name": "a", "models": ["m"], "slo_ms": 2.5}, create=True)
     store.save(catalogue)
@@ -60,6 +62,17 @@ def test_everything_is_there_again_when_the_file_is_opened_again(opened: Callabl
     assert again.apps == catalogue.apps
     assert (again.changed_models, again.changed_apps) == (set(), set())
     again.check()
+
+
+def test_a_catalogue_of_a_release_that_kept_no_contents_opens(opened: Callable[[], Opened]) -> None:
+    store, _ = opened()
+    old = {"name": "m", "current": "1", "versions": ["1", "2"], "history": ["2"], "fault": "no graph"}
+    assert store._db is not None
+    store._db.execute("INSERT INTO models VALUES (?, ?)", ("m", msgspec.msgpack.encode(old)))
+    _, again = opened()
+    again.check()
+    model = again.models["m"]
+    assert (model.current, model.contents, model.tries, model.unserved) == ("1", {}, 0, "")
 
 
 def test_a_saved_catalogue_has_nothing_left_to_save(opened: Callable[[], Opened]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from broker import wire
 from controller.orders import Order, ToBroker, ToFrontend
 from controller.policies.registry import make_policy
+from controller.preparation import Terms
 from controller.queues import Request
 from controller.scheduler import Parameters, Scheduler
 from controller.state import State
@@ -47,6 +48,7 @@ def prepared(
     pages: int = 2,
     batch_max: int = 8,
     measure: Sequence[tuple[int, int]] = (),
+    content: str = "",
 ) -> wire.Prepared:
     """A worker's good news of one version; without a profile it is to be measured."""
     return wire.Prepared(
@@ -57,6 +59,7 @@ def prepared(
         weights_bytes=pages * PAGE_BYTES,
         profile=profile,
         measure=tuple(measure),
+        content=content,
     )
 
 
@@ -85,6 +88,8 @@ def _say(order: Order) -> str:
     message = order.message
     if isinstance(order, ToBroker):
         assert isinstance(message, wire.PrepareReport)
+        if message.ok and not message.ready:
+            return f"broker: {message.ref} would be {message.content}"
         return f"broker: {message.ref} " + ("is ready" if message.ok else f"failed: {'; '.join(message.faults)}")
     if isinstance(order, ToFrontend):
         if isinstance(message, wire.Serving):
@@ -98,7 +103,8 @@ def _say(order: Order) -> str:
     if isinstance(message, wire.Load | wire.Unload):
         return f"{order.worker}: {type(message).__name__.lower()} #{message.action} {message.ref}"
     assert isinstance(message, wire.Prepare | wire.Forget)
-    return f"{order.worker}: {type(message).__name__.lower()} {message.ref}"
+    content = f" as {message.content}" if isinstance(message, wire.Prepare) and message.content else ""
+    return f"{order.worker}: {type(message).__name__.lower()} {message.ref}{content}"
 
 
 class Shard:
@@ -213,9 +219,16 @@ class Shard:
         """A worker says goodbye."""
         return self.checked(self.scheduler.worker_leaving(worker))
 
-    def want(self, refs: list[str], *, contained: Sequence[str] = (), now: float = 0.0) -> list[str]:
+    def want(
+        self,
+        refs: list[str],
+        *,
+        contained: Sequence[str] = (),
+        terms: Mapping[str, Terms] | None = None,
+        now: float = 0.0,
+    ) -> list[str]:
         """The routing table names these versions; some are served by containers."""
-        return self.checked(self.scheduler.want(refs, contained, now=now))
+        return self.checked(self.scheduler.want(refs, contained, terms, now=now))
 
     def report(self, report: wire.Prepared, worker: str = "w1", *, now: float = 100.0) -> list[str]:
         """A worker says how far a version is."""

@@ -318,7 +318,7 @@ class Mesh:
 
     def _prepared(self, worker: Worker, ref: str) -> None:
         profile = self.profiles[ref]
-        worker.lanes.prepared(ref, Prepared(self.sizes[ref], BATCH_MAX, None))
+        worker.lanes.prepared(ref, Prepared(self.sizes[ref], BATCH_MAX, None, ()))
         if not self.chances.measured:
             worker.left[ref] = [(1, 2), (8, 1)]
         self._report(worker, ref, profile if self.chances.measured else None)

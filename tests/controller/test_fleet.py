@@ -5,7 +5,8 @@ import pytest
 from broker import wire
 from controller.fleet import LET_GO_S
 from controller.orders import ToBroker
-from tests.controller.controller_builders import TEN_MS, Shard, hello, prepared, spec, told
+from controller.preparation import Terms
+from tests.controller.controller_builders import TEN_MS, Shard, hello, prepared, spec
 
 
 def failed(ref: str, *faults: str) -> wire.Prepared:
@@ -65,11 +66,12 @@ def test_a_version_that_one_device_cannot_prepare_is_served_from_the_other() -> 
     assert shard.wake(0.0) == ["w2: load #1 a:1"]
 
 
-def test_the_broker_is_told_again_when_it_asks() -> None:
+def test_the_broker_is_told_again_when_it_waits_for_word_of_a_version() -> None:
     shard = Shard().serve({"a:1": TEN_MS})
-    fleet = shard.scheduler.fleet
-    assert told(fleet.report_again(["a:1"])) == ["broker: a:1 is ready"]
-    assert told(fleet.report_again(["unknown:1"])) == []
+    assert shard.want(["a:1"], terms={"a:1": Terms()}) == []
+    assert shard.want(["a:1", "b:1"], terms={"a:1": Terms(pending=True), "b:1": Terms(pending=True)}) == [
+        "broker: a:1 is ready"
+    ]
 
 
 def test_a_worker_that_comes_with_models_in_its_memory_need_not_load_them() -> None:

@@ -165,7 +165,7 @@ def test_a_load_that_was_under_way_when_the_link_broke_does_not_keep_its_pages_f
     lanes = Lanes(PageTable(3), DEPTH)
     lanes.welcome(1)
     for ref in ("m:1", "n:1"):
-        lanes.prepared(ref, Prepared(2, 8, None))
+        lanes.prepared(ref, Prepared(2, 8, None, ()))
     shard.submit(1, "m:1", now=100.0)
     (order,) = shard.orders(100.0)
     (start,) = lanes.load(order.message, 1, now=100.0)

@@ -41,15 +41,15 @@ def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(shared: 
     shared.play(scenario)
 
 
-async def keep(running: Mesh, folder: Path, *arguments: str) -> str:
-    """What `gearmesh container` says; a process of its own, since the mesh goes by its folder and command line."""
+async def keep(running: Mesh, folder: Path, *arguments: str, code: int = 0) -> str:
+    """What `gearmesh container` says, which ends so; as a process, since the mesh goes by its folder and arguments."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "scripts.cli", "container", *arguments,
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
+    assert process.returncode == code, output.decode()
     return output.decode()
 
 
@@ -120,35 +120,39 @@ def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is
     shared.play(scenario)
 
 
-def test_what_is_kept_is_replaced_when_it_is_put_anew_and_another_version_without_a_gap(
+def test_what_is_kept_is_replaced_when_it_is_put_anew_and_other_code_without_a_gap(
     shared: Shared, tmp_path: Path
 ) -> None:
-
     async def scenario(running: Mesh) -> None:
-        async def kept(factor: int, version: str) -> str:
-            (tmp_path / "toy.py").write_text(f"def f(x):\n    return x * {factor}\n")
-            options = ("--predict", "toy:f", *SPECS, "--version", version, "--replicas", "2")
-            return await keep(running, tmp_path, "--model", "anew", *options)
+        async def kept(factor: int, *more: str, folder: Path = tmp_path, code: int = 0) -> str:
+            (folder / "toy.py").write_text(f"def f(x):\n    return x * {factor}\n")
+            options = ("--predict", "toy:f", *SPECS, "--replicas", "2", *more)
+            return await keep(running, folder, "--model", "anew", *options, code=code)
 
-        async def serves(client: AsyncClient, factor: int, refusals: set[str]) -> None:
+        async def serves(client: AsyncClient, factor: int, version: str, refusals: set[str]) -> None:
             """Returns once the answers are of the new code; on the way, they are of the old one or such refusals."""
             while True:
                 outcome = await client.submit("anew", X, slo_ms=LONG_MS)
                 if not isinstance(outcome, Prediction):
                     assert outcome.code in refusals, outcome
                 elif np.array_equal(outcome["y"], X * factor):
+                    assert outcome.version == version
                     return
 
-        assert "replaced" not in await kept(2, "1")
+        assert "replaced" not in await kept(2)
         await is_ready(running, "anew")
         async with AsyncClient(running.address) as client:
-            await serves(client, 2, set())
-            assert "replaced" not in await kept(2, "1")
-            assert "replaced" in await kept(3, "1")  # other code under the same version: one after the other
-            await serves(client, 3, {"no_replica"})
-            for factor, version in ((4, "2"), (5, "1")):  # another version, and one that comes back: without a gap
-                assert "replaced" in await kept(factor, version)
-                await serves(client, factor, set())
+            await serves(client, 2, "1", set())
+            assert "replaced" not in await kept(2)
+            for factor, version in ((3, "2"), (2, "1"), (4, "3")):  # other code, code that comes back, other code
+                assert "replaced" in await kept(factor)
+                await serves(client, factor, version, set())
+            assert "replaced" in await kept(4, "--slo-ms", "500")  # the same version: one after the other
+            await serves(client, 4, "3", {"no_replica"})
+            elsewhere = tmp_path / "elsewhere"  # replicas of the other code may still be starting
+            elsewhere.mkdir()
+            assert "version_exists" in await kept(5, "--version", "3", folder=elsewhere, code=1)
+            await serves(client, 4, "3", {"no_replica"})
         await gearmesh(running, "scale", "anew", "0")
 
     shared.play(scenario)

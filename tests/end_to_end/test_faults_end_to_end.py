@@ -1,11 +1,12 @@
 """What dies: kill -9 of each service under load, with real processes. Every request gets one answer, in time."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +50,22 @@ async def ask(client: AsyncClient, model: str, slo_ms: float) -> Asked:
     return Asked(outcome, asked_s, time.monotonic())
 
 
-async def load(client: AsyncClient, answered: list[Asked], enough: asyncio.Event, *, slo_ms: float = LONG_MS) -> None:
-    """Closed loop of eight over both models until the event; adds all requests."""
+@contextlib.asynccontextmanager
+async def load(client: AsyncClient, *, slo_ms: float = LONG_MS) -> AsyncIterator[list[Asked]]:
+    """Closed loop of eight over both models until the block ends, and the last request; all that were answered."""
+    answered: list[Asked] = []
+    enough = asyncio.Event()
 
     async def one(model: str) -> None:
         while not enough.is_set():
             answered.append(await ask(client, model, slo_ms))
 
-    await asyncio.gather(*(one("ab"[i % 2]) for i in range(8)))
+    loops = [asyncio.create_task(one("ab"[i % 2])) for i in range(8)]
+    try:
+        yield answered
+    finally:
+        enough.set()
+        await asyncio.gather(*loops)
 
 
 def statuses(answered: list[Asked]) -> Mapping[str, int]:
@@ -90,25 +99,21 @@ async def members(client: AsyncClient) -> set[str]:
 
 async def kill_under_load(running: Mesh, victim: str, *, slo_ms: float = LONG_MS) -> Mapping[str, int]:
     """Kills a process while load runs, and waits until it is back and serves; the outcomes, counted by status."""
-    answered: list[Asked] = []
     async with AsyncClient(running.address) as client, AsyncClient(running.address) as probe:
         await client.models()
         await probe.models()
-        enough = asyncio.Event()
-        loading = asyncio.create_task(load(client, answered, enough, slo_ms=slo_ms))
-        await until(lambda: len(answered) >= 50)
-        before = await members(probe)
-        pid = running.supervisor.pids()[victim]
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: running.supervisor.pids().get(victim, pid) != pid)
-        await served(probe)
-        after = await members(probe)
-        while after == before or len(after) != len(before):
+        async with load(client, slo_ms=slo_ms) as answered:
+            await until(lambda: len(answered) >= 50)
+            before = await members(probe)
+            pid = running.supervisor.pids()[victim]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: running.supervisor.pids().get(victim, pid) != pid)
+            await served(probe)
             after = await members(probe)
-        then = len(answered)
-        await until(lambda: len(answered) >= then + 50)
-        enough.set()
-        await loading
+            while after == before or len(after) != len(before):
+                after = await members(probe)
+            then = len(answered)
+            await until(lambda: len(answered) >= then + 50)
     return statuses(answered)
 
 
@@ -155,12 +160,8 @@ def test_a_killed_frontend_is_called_again_by_its_clients_and_the_rest_never_not
         other = f"tcp://127.0.0.1:{port + 1}"
         async with AsyncClient(other) as bystander, canaries(tmp_path, lambda: watched(running)) as seen:
             await wait_ready(bystander, lambda ready, names: None)
-            enough = asyncio.Event()
-            rest: list[Asked] = []
-            undisturbed = asyncio.create_task(load(bystander, rest, enough))
-            outcomes = await kill_under_load(running, "frontend.1")
-            enough.set()
-            await undisturbed
+            async with load(bystander) as rest:
+                outcomes = await kill_under_load(running, "frontend.1")
             assert set(outcomes) == {"ok"}, outcomes
             assert set(statuses(rest)) == {"ok"}, statuses(rest)
             assert not too_late(rest, UNDISTURBED_S, seen)
@@ -178,16 +179,11 @@ def test_a_killed_broker_stops_no_traffic_and_comes_back_with_everything_it_knew
             before = await client.models()
             status = await client.call("status")
             epoch = status["epoch"]
-            enough = asyncio.Event()
-            answered: list[Asked] = []
-            loading = asyncio.create_task(load(client, answered, enough))
-            pid = running.supervisor.pids()["broker"]
-            os.kill(pid, signal.SIGKILL)
-            while status["epoch"] <= epoch + (1 << 20) or len(status["members"]) < 3:
-                await asyncio.sleep(PAUSE_S)
-                status = await client.call("status")
-            enough.set()
-            await loading
+            async with load(client) as answered:
+                os.kill(running.supervisor.pids()["broker"], signal.SIGKILL)
+                while status["epoch"] <= epoch + (1 << 20) or len(status["members"]) < 3:
+                    await asyncio.sleep(PAUSE_S)
+                    status = await client.call("status")
             assert set(statuses(answered)) == {"ok"}, statuses(answered)
             assert not too_late(answered, UNDISTURBED_S, seen)
             assert await client.models() == before

@@ -25,3 +25,19 @@ def test_a_model_whose_containers_are_gone_says_so(container: bool, target: str 
             assert (told["ready"], told["fault"]) == (False, fault)
 
     check()
+
+
+def test_a_current_version_that_no_device_can_prepare_says_why_with_a_code() -> None:
+    @on_loop
+    async def check() -> None:
+        async with processes() as made:
+            controllers, _ = links(made)
+            entry = wire.ModelEntry(
+                name="m", current="1", target=None, versions=("1",), owner=None, unserved=True, fault="other files",
+                fault_code="content_changed",
+            )  # fmt: skip
+            (told,) = describe_models({"m": entry}, controllers)
+            assert (told["version"], told["ready"]) == ("1", False)
+            assert (told["fault"], told["fault_code"]) == ("other files", "content_changed")
+
+    check()

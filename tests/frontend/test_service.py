@@ -333,6 +333,7 @@ async def test_models_are_described_with_all_that_a_client_needs(tmp_path: Path)
             "ready": True,
             "preparing": None,
             "fault": None,
+            "fault_code": None,
         }
         assert (n["version"], n["ready"], n["preparing"], n["inputs"], n["slo_ms"]) == (None, False, "1", [], None)
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from broker import wire
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.watchdog import Patience
 from gpu_worker.lanes import Done, Job, Phase
 from tests.gpu_worker.worker_builders import load
 
@@ -33,9 +35,19 @@ def make_driver(name: str, helper: Helper) -> Driver:
 class Served:
     """A device, and jobs that are waited for."""
 
-    def __init__(self, driver: Driver, helper: Helper, room: Room, host_bytes_max: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        helper: Helper,
+        room: Room,
+        host_bytes_max: int,
+        attempts: Attempts | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self.driver = driver
-        self.device = CudaDevice(driver, room, helper, host_bytes_max=host_bytes_max)
+        self.device = CudaDevice(
+            driver, room, helper, host_bytes_max=host_bytes_max, attempts=attempts, patience=patience
+        )
         self.lost: list[str] = []
         self.told_lost = asyncio.Event()
         self._waiting: dict[tuple[Phase, int], asyncio.Future[Done]] = {}

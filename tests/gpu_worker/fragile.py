@@ -102,8 +102,9 @@ def open_fragile(settings: Settings) -> CudaDevice:
 
 
 def install(folder: Path) -> None:
-    """What pip would write for a package that brings the device; `folder` has to be on the path."""
+    """What pip would write for a package with this device and the hanging one; `folder` has to be on the path."""
     about = folder / "fragile-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
-    (about / "entry_points.txt").write_text("[gearmesh.devices]\nfragile = tests.gpu_worker.fragile:open_fragile\n")
+    devices = [f"{name} = tests.gpu_worker.{name}:open_{name}\n" for name in ("fragile", "hanging")]
+    (about / "entry_points.txt").write_text("".join(["[gearmesh.devices]\n", *devices]))

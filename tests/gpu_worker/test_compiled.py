@@ -55,14 +55,14 @@ def test_gain_is_the_share_of_time_saved_and_steadiness_is_measured_against_the_
     repository: Repository, eager: list[float], compiled: list[float], gain: float, steady: bool
 ) -> None:
     clock = Clock()
-    spec = repository.package("linear:1").spec
-    found = compare(spec, WEIGHTS, clock.runs(*eager), clock.runs(*compiled), clock)
+    package = repository.package("linear:1")
+    found = compare(package, WEIGHTS, clock.runs(*eager), clock.runs(*compiled), clock)
     assert found == (pytest.approx(gain), steady)
 
 
 def test_one_with_other_results_is_never_chosen(repository: Repository) -> None:
     with pytest.raises(ValueError, match=r"\S"):
-        compare(repository.package("linear:1").spec, WEIGHTS, linear, lambda *flat: [linear(*flat)[0] + 1.0])
+        compare(repository.package("linear:1"), WEIGHTS, linear, lambda *flat: [linear(*flat)[0] + 1.0])
 
 
 @pytest.mark.parametrize("seconds_max", [0.0, 60.0])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from broker import wire
 from broker.config import Settings
 from gpu_worker.devices.base import DeviceError, open_device
 from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDevice
 from gpu_worker.lanes import Done, Job, Phase
+from gpu_worker.packages import read_package
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.cpu_builders import FLOAT, SHORT_S, at_once, infer_job, linear, load_job, outputs_of, put, run
 from tests.gpu_worker.worker_builders import infer, never
@@ -329,15 +332,27 @@ def test_what_a_request_brought_is_not_seen_by_the_next(device: CpuDevice, repos
         assert torch.equal(run(device, infer_job("echo:1", (0,), x), (2, 4), (2, 4))[1], x * 2)
 
 
-def test_a_measuring_run_has_rows_of_zeros(device: CpuDevice, repository: Repository) -> None:
-    device.prepare(repository.package("echo:1"))
+@pytest.mark.parametrize("example", [True, False])
+def test_a_batch_is_filled_up_with_a_row_of_the_example_or_with_zeros(
+    device: CpuDevice, repository: Repository, tmp_path: Path, example: bool
+) -> None:
+    shutil.copytree(repository.folder / "echo", tmp_path / "echo")
+    row = load_file(tmp_path / "echo" / "1" / "example.safetensors")["x"][0]
+    assert row.any()
+    if not example:
+        (tmp_path / "echo" / "1" / "example.safetensors").unlink()
+    device.prepare(read_package(tmp_path, "echo:1", ()))
     put(device, "echo:1", (0,))
     for _ in range(SLOTS):
         run(device, infer_job("echo:1", (0,), torch.ones(8, 4)), (8, 4), (8, 4))
-    job = Job(infer(1, "echo:1", batch=8, rows=[], expected_s=SHORT_S), 0.0, 0)
-    job.pages = (0,)
-    _, twice = run(device, job, (8, 4), (8, 4))
-    assert not twice.any()
+    measuring = Job(infer(1, "echo:1", batch=8, rows=[], expected_s=SHORT_S), 0.0, 0)
+    padded = infer_job("echo:1", (0,), torch.ones(3, 4))
+    padded.action = infer(2, "echo:1", batch=8, rows=[3], expected_s=SHORT_S, latest_s=1e12)
+    for job, rows in ((measuring, 0), (padded, 3)):
+        job.pages = (0,)
+        same, _ = run(device, job, (8, 4), (8, 4))
+        assert (same[:rows] == 1).all()
+        assert (same[rows:] == (torch.from_numpy(row) if example else 0)).all()
 
 
 def test_there_are_so_many_buffers_for_inputs_and_each_can_be_used_again(

@@ -69,8 +69,9 @@ def test_a_model_larger_than_the_window_or_the_arena_is_refused_with_both_reason
 
 @pytest.fixture
 def broken(repository: Repository, tmp_path: Path) -> Path:
-    """The package "linear", to be broken in ways that only its graph can tell."""
+    """The package "linear", without an example, to be broken in ways that only its graph can tell."""
     shutil.copytree(repository.folder / "linear", tmp_path / "broken" / "linear")
+    (tmp_path / "broken" / "linear" / "1" / "example.safetensors").unlink()
     return tmp_path / "broken"
 
 
@@ -92,7 +93,8 @@ def test_weights_and_inputs_that_the_graph_does_not_take_are_told_all_at_once(de
     weights = broken / "linear" / "1" / "weights.safetensors"
     save_file({"weight": np.zeros((3, 5), np.float32), "bias": np.zeros(3, np.float16)}, weights)
     replace(
-        broken / "linear" / "model.toml", ('dtype = "float32"\nshape = [-1, 4]', 'dtype = "int32"\nshape = [-1, 7]')
+        broken / "linear" / "1" / "model.toml",
+        ('dtype = "float32"\nshape = [-1, 4]', 'dtype = "int32"\nshape = [-1, 7]'),
     )
     weight, bias, x = not_prepared(device, broken)
     assert names(weight, "weight", "float32", "[3, 4]", "[3, 5]")
@@ -101,7 +103,7 @@ def test_weights_and_inputs_that_the_graph_does_not_take_are_told_all_at_once(de
 
 
 def test_an_input_too_many_is_told(device: CpuDevice, broken: Path) -> None:
-    manifest = broken / "linear" / "model.toml"
+    manifest = broken / "linear" / "1" / "model.toml"
     manifest.write_text(manifest.read_text() + '\n[[inputs]]\nname = "z"\ndtype = "float32"\nshape = [-1, 4]\n')
     (fault,) = not_prepared(device, broken)
     assert names(fault, 3, 4, "weights.safetensors", "model.toml")
@@ -113,15 +115,15 @@ SECOND_OUTPUT = '[[outputs]]\nname = "z"\ndtype = "float32"\nshape = [-1]'
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("[-1, 3]", "[-1, 4]", ("output y", "[1, 3]", "model.toml", "[-1, 4]")),
-        ("[-1, 3]", "[-1, 3, 1]", ("output y", "[-1, 3, 1]")),
-        ("[-1, 3]", f"[-1, 3]\n{SECOND_OUTPUT}", (1, "model.toml", 2)),
+        ("[-1, 3]", "[-1, 4]", ("output y", "[1, 3]", "[-1, 4]")),
+        ("[-1, 3]", "[-1, 3, 1]", ("output y",)),
+        ("[-1, 3]", f"[-1, 3]\n{SECOND_OUTPUT}", (1, 2)),
     ],
 )  # fmt: skip
 def test_outputs_that_are_not_as_promised_are_told(
     device: CpuDevice, broken: Path, old: str, new: str, named: tuple[object, ...]
 ) -> None:
-    replace(broken / "linear" / "model.toml", (old, new))
+    replace(broken / "linear" / "1" / "model.toml", (old, new))
     (told,) = not_prepared(device, broken)
     assert names(told, *named)
 
@@ -129,7 +131,7 @@ def test_outputs_that_are_not_as_promised_are_told(
 def test_a_version_that_was_refused_leaves_nothing_on_the_device(
     device: CpuDevice, broken: Path, repository: Repository
 ) -> None:
-    replace(broken / "linear" / "model.toml", ("[-1, 3]", "[-1, 4]"))
+    replace(broken / "linear" / "1" / "model.toml", ("[-1, 3]", "[-1, 4]"))
     not_prepared(device, broken)
     assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "unknown_model"
     device.prepare(repository.package("linear:1"))
@@ -155,7 +157,7 @@ FACTORY = 'factory = "torch.nn:Linear"\nfactory_args = {in_features = 4, out_fea
 def test_an_architecture_may_come_from_a_factory_instead_of_a_graph(
     device: CpuDevice, broken: Path, repository: Repository
 ) -> None:
-    replace(broken / "linear" / "model.toml", ('graph = "graph.pt2"', FACTORY))
+    replace(broken / "linear" / "1" / "model.toml", ('graph = "graph.pt2"', FACTORY))
     device.prepare(read_package(broken, "linear:1", ("torch.nn",)))
     put(device, "linear:1", (0,))
     x = torch.randn(5, 4)
@@ -176,6 +178,6 @@ def test_an_architecture_may_come_from_a_factory_instead_of_a_graph(
 def test_a_factory_that_fails_or_does_not_fit_the_weights_is_told(
     device: CpuDevice, broken: Path, factory: str, named: tuple[str, ...]
 ) -> None:
-    replace(broken / "linear" / "model.toml", ('graph = "graph.pt2"', factory))
+    replace(broken / "linear" / "1" / "model.toml", ('graph = "graph.pt2"', factory))
     told = not_prepared(device, broken, ("torch.nn",))
     assert any(names(one, *named) for one in told), told

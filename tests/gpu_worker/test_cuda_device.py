@@ -119,6 +119,26 @@ async def test_a_model_without_weights_has_a_page_and_nothing_to_gather(driver: 
         assert on.device.figures.gathers == 0
 
 
+@drivers
+@on_loop
+async def test_attention_that_was_exported_on_the_processor_gives_what_the_module_gives(
+    driver: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    tokens = {"x": ("float32", (5, 16))}
+    package = write_package(tmp_path, "encoder", "1", encoder, inputs=tokens, outputs=["y"], batch_max=4)
+    async with served(driver) as on:
+        on.device.prepare(package)
+        await on.load("encoder:1", (2,))
+        for rows in (1, 2, 3, 4):
+            x = torch.randn(rows, 5, 16)
+            (y,) = await on.run(infer_job("encoder:1", (2,), x), (rows, 5, 16))
+            with torch.no_grad():
+                assert torch.allclose(y, encoder(x), **CLOSE)
+
+
 # -- the window -------------------------------------------------------------------------------------------------------
 
 
@@ -500,7 +520,7 @@ class Waits(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 3]."""
-        return self.linear(x) * x.abs().max().item()
+        return self.linear(x) * self.linear.bias.abs().max().item()
 
 
 @drivers

@@ -103,7 +103,7 @@ async def test_one_file_is_one_image_and_what_is_forgotten_makes_room_for_others
         on.device.forget("tall:1")
         on.device.prepare(repository.package("tall:2"))
         assert on.device.traits("tall:2").load_from == HOST
-        on.device._images.check()
+        on.device._versions.images.check()
 
 
 @on_loop
@@ -113,7 +113,7 @@ async def test_a_version_that_could_not_be_prepared_leaves_its_share_of_the_budg
         on.driver._memory_bytes = on.driver._used
         with pytest.raises(Exception, match="host:0"):
             on.device.prepare(tall)
-        assert on.device._images.used_bytes == 0
+        assert on.device._versions.images.used_bytes == 0
 
 
 # -- files that are not what they were --------------------------------------------------------------------------------
@@ -250,7 +250,9 @@ async def test_a_disk_that_does_not_answer_holds_up_no_exec_and_no_loop(reposito
         for ref in ("tall:1", "linear:1"):
             on.device.prepare(repository.package(ref))
         await on.load("linear:1", (31,))
-        slow = on.device._versions["tall:1"].image = SlowImage(repository.package("tall:1"))
+        version = on.device._versions.get("tall:1")
+        assert version is not None
+        slow = version.image = SlowImage(repository.package("tall:1"))
         loading = asyncio.ensure_future(on.load("tall:1", range(11)))
         await asyncio.sleep(0)
         assert await asyncio.to_thread(slow.asked.wait, LIMIT_S)

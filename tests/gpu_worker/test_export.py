@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from broker.errors import PackageError
 from gpu_worker.devices.executables import load_forward, read_image, views
 from gpu_worker.export import write_package
 from tests.gpu_worker.conftest import ROW, Repository
@@ -101,19 +102,19 @@ def test_text_in_the_manifest_is_kept_as_it_is(tmp_path: Path) -> None:
     assert (package.spec.cacheable, package.spec.slo_ms) == (False, 0.5)
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
-def test_a_module_that_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="data-dependent"):
-        write_package(tmp_path, "m", "1", Branches(), inputs=ROW, outputs=["y"])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_outputs_that_are_not_all_named_are_refused_and_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="zip"):
-        write_package(tmp_path, "m", "1", nn.Linear(4, 3), inputs=ROW, outputs=["y", "z"])
+@pytest.mark.parametrize(
+    ("module", "outputs", "code"),
+    [(Branches(), ["y"], "data_dependent"), (nn.Linear(4, 3), ["y", "z"], "bad_names")],
+)
+def test_a_module_that_is_refused_leaves_nothing_behind(
+    tmp_path: Path, module: nn.Module, outputs: list[str], code: str
+) -> None:
+    with pytest.raises(PackageError) as caught:
+        write_package(tmp_path, "m", "1", module, inputs=ROW, outputs=outputs)
+    assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_half_written_files_are_left_behind(repository: Repository) -> None:
     names = {path.name for path in repository.folder.rglob("*") if path.is_file()}
-    assert names == {"model.toml", "graph.pt2", "weights.safetensors"}
+    assert names == {"model.toml", "graph.pt2", "weights.safetensors", "example.safetensors"}

@@ -240,6 +240,31 @@ def test_what_the_device_fails_is_reported_with_its_words(phase: Phase) -> None:
     assert device.order(unload(2), now=10.3) == ["unload #2 ok, 4 free"]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "code"),
+    [
+        ([12, 3], "ok"),
+        ([16, 3], "bad_outputs"),
+        ([13, 3], "bad_outputs"),
+        ([12, 2], "bad_outputs"),
+        ([12], "bad_outputs"),
+        ([12, 3, 3], "bad_outputs"),
+        ([], "bad_outputs"),
+    ],
+)
+def test_outputs_that_have_not_one_row_for_each_of_the_batch_are_nobody_s(outputs: list[int], code: str) -> None:
+    device = Device().loaded()
+    device.lanes.prepared("m:1", Prepared(2, 8, None, (4, 1)))
+    device.order(infer(1, batch=3, rows=[1, 1]), now=1.0)
+    device.end(Phase.INPUT, 1, now=1.0)
+    device.end(Phase.EXEC, 1, now=1.1)
+    device.running[Phase.OUTPUT, 1].outputs = [memoryview(bytes(size)) for size in outputs]
+    device.end(Phase.OUTPUT, 1, now=1.2)
+    result = device.results[1]
+    assert result.code == code
+    assert code == "ok" or (str(outputs) in result.message and "[12, 3]" in result.message)
+
+
 def test_the_end_of_a_phase_that_had_not_begun_is_a_mistake() -> None:
     device = Device().loaded()
     device.order(infer(1), now=10.0)
@@ -496,7 +521,7 @@ def test_another_version_of_a_forgotten_model_goes_on() -> None:
 def test_a_version_may_be_prepared_again_with_other_needs() -> None:
     device = Device().loaded()
     device.forget("m:1", now=10.0)
-    device.lanes.prepared("m:1", Prepared(3, 2, None))
+    device.lanes.prepared("m:1", Prepared(3, 2, None, ()))
     device.order(load(1), now=10.0)
     assert device.lanes.table.free == 1
     assert device.order(infer(2, batch=3), now=10.0) == ["infer #2 bad_batch, 1 free"]

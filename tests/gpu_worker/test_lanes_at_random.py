@@ -34,7 +34,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule(ref=st.sampled_from(REFS))
     def prepare(self, ref: str) -> None:
-        self.lanes.prepared(ref, Prepared(PAGES[ref], 4, None))
+        self.lanes.prepared(ref, Prepared(PAGES[ref], 4, None, ()))
 
     @rule(ref=st.sampled_from(REFS), earliest=SOON, latest=SOON)
     def load(self, ref: str, earliest: int, latest: int) -> None:

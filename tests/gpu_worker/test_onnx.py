@@ -87,26 +87,35 @@ def test_models_of_one_architecture_share_a_session_and_answer_with_the_weights_
         assert torch.allclose(y, expected(weights, x), atol=1e-5)
 
 
-def refused(tmp_path: Path, **fields: Any) -> list[str]:
-    write_file(tmp_path / "m.onnx", **fields)
+def refused(tmp_path: Path, **options: Any) -> PackageError:
+    """How the file m.onnx is refused; nothing is written."""
     with pytest.raises(PackageError) as caught:
-        write_onnx_package(tmp_path / "r", "m", "1", tmp_path / "m.onnx")
+        write_onnx_package(tmp_path / "r", "m", "1", tmp_path / "m.onnx", **options)
     assert not (tmp_path / "r").exists() or list((tmp_path / "r").iterdir()) == []
-    return caught.value.faults
+    return caught.value
 
 
-@pytest.mark.parametrize("fields", [{"batch": 1}, {"features": "any"}])
-def test_a_fixed_batch_or_an_open_feature_is_refused_with_the_mend(tmp_path: Path, fields: dict[str, Any]) -> None:
-    (fault,) = refused(tmp_path, **fields)
-    assert "the batch must be a dynamic first dimension" in fault
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"batch": 1}, "batch_fixed"), ({"batch": 4}, "batch_fixed"), ({"features": "any"}, "bad_inputs")],
+)
+def test_a_fixed_batch_or_an_open_feature_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], code: str) -> None:
+    write_file(tmp_path / "m.onnx", **fields)
+    error = refused(tmp_path)
+    assert error.code == code
+    assert "input x" in error.faults[0]
+
+
+def test_a_batch_of_one_row_is_taken_where_no_more_is_asked_for(tmp_path: Path) -> None:
+    write_file(tmp_path / "m.onnx", batch=1)
+    assert write_onnx_package(tmp_path / "r", "m", "1", tmp_path / "m.onnx", batch_max=1).spec.batch_max == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "m.onnx").write_bytes(content)
-    with pytest.raises(PackageError, match="is not a readable ONNX file"):
-        write_onnx_package(tmp_path / "r", "m", "1", tmp_path / "m.onnx")
+    assert refused(tmp_path).code == "not_onnx"
 
 
 def prepared(device: CpuDevice, folder: Path) -> list[str]:
@@ -153,17 +162,3 @@ def test_without_onnxruntime_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert prepared(device, package.parents[1]) == ["onnxruntime is not installed here: pip install 'gearmesh[onnx]'"]
-
-
-def test_the_script_tells_what_it_made_or_why_it_could_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from scripts.import_onnx import main
-
-    write_file(tmp_path / "m.onnx")
-    for file, code in (("m.onnx", 0), ("gone.onnx", 1)):
-        monkeypatch.setattr("sys.argv", ["x", str(tmp_path / file), "m", "--repository", str(tmp_path / "r")])
-        assert main() == code
-    told = capsys.readouterr()
-    assert "input   x: float32 [-1, 8]" in told.out
-    assert "is not a readable ONNX file" in told.err

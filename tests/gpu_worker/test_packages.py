@@ -30,8 +30,9 @@ shape = [-1, 3]
 
 @pytest.fixture
 def copy(repository: Repository, tmp_path: Path) -> Path:
-    """A repository of one package, "linear", to be broken."""
+    """A repository of one package, "linear", without an example, to be broken."""
     shutil.copytree(repository.folder / "linear", tmp_path / "linear")
+    (tmp_path / "linear" / "1" / "example.safetensors").unlink()
     return tmp_path
 
 
@@ -43,7 +44,7 @@ def faults(folder: Path, ref: str = "linear:1", allow: tuple[str, ...] = ()) -> 
 
 
 def write(folder: Path, manifest: str) -> Path:
-    (folder / "linear" / "model.toml").write_text(manifest)
+    (folder / "linear" / "1" / "model.toml").write_text(manifest)
     return folder
 
 
@@ -156,7 +157,7 @@ def test_a_package_that_is_not_there_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "fault"),
     [
-        ("model.toml", "model.toml: No such file or directory"),
+        ("1/model.toml", "model.toml: No such file or directory"),
         ("1/graph.pt2", "graph.pt2: there is no such file in 1/"),
         ("1/weights.safetensors", "weights.safetensors: there is no such file"),
     ],
@@ -194,9 +195,10 @@ def test_a_file_of_no_weights_at_all_is_refused_if_the_graph_takes_some(copy: Pa
 
 def test_weights_of_a_kind_that_cannot_be_laid_out_are_named(copy: Path) -> None:
     file = copy / "linear" / "1" / "weights.safetensors"
-    save_file(load_file(file) | {"bias": np.zeros(3, np.uint64)}, file)
+    save_file(load_file(file) | {"bias": np.zeros(3, np.complex64)}, file)
     (fault,) = faults(copy)
-    assert fault.startswith("weights.safetensors: bias has dtype U64; allowed are")
+    assert "bias" in fault
+    assert "C64" in fault
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_the_largest_batch_may_be_small_or_large(copy: Path, batch_max: int) -> 
 
 
 def test_a_manifest_that_is_no_text_is_refused(copy: Path) -> None:
-    (copy / "linear" / "model.toml").write_bytes(b"\xff\xfe\x00")
+    (copy / "linear" / "1" / "model.toml").write_bytes(b"\xff\xfe\x00")
     (fault,) = faults(copy)
     assert fault.startswith("model.toml: is not TOML")
 
@@ -329,16 +331,27 @@ def test_all_faults_are_told_at_once(copy: Path) -> None:
 
 
 def test_a_broken_manifest_does_not_hide_what_else_is_wrong(copy: Path) -> None:
-    (copy / "linear" / "model.toml").unlink()
+    (copy / "linear" / "1" / "model.toml").unlink()
     (copy / "linear" / "1" / "weights.safetensors").unlink()
     assert {fault.split(":")[0] for fault in faults(copy)} == {"model.toml", "weights.safetensors"}
 
 
-def test_the_error_reads_as_a_list_for_a_person(copy: Path) -> None:
-    (copy / "linear" / "1" / "weights.safetensors").unlink()
-    with pytest.raises(PackageError) as caught:
-        read_package(copy, "linear:1", ())
-    assert str(caught.value) == "linear/1 cannot be served:\n  - weights.safetensors: there is no such file"
+def test_the_error_reads_as_one_sentence_or_as_a_list_for_a_person(copy: Path) -> None:
+    for file in ("weights.safetensors", "graph.pt2"):
+        (copy / "linear" / "1" / file).unlink()
+        with pytest.raises(PackageError) as caught:
+            read_package(copy, "linear:1", ())
+        lines = str(caught.value).splitlines()
+        assert len(lines) == (1 if len(caught.value.faults) == 1 else 1 + len(caught.value.faults))
+        assert all(fault in str(caught.value) for fault in [caught.value.code, *caught.value.faults])
+
+
+def test_a_version_s_own_manifest_goes_before_the_one_of_all_versions(copy: Path) -> None:
+    own, shared = copy / "linear" / "1" / "model.toml", copy / "linear" / "model.toml"
+    shared.write_text(MANIFEST.replace("batch_max = 8", "batch_max = 5"))
+    assert read_package(copy, "linear:1", ()).spec.batch_max == 8
+    own.unlink()
+    assert read_package(copy, "linear:1", ()).spec.batch_max == 5
 
 
 def test_a_package_can_be_read_again_and_is_equal(repository: Repository) -> None:

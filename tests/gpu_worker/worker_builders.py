@@ -74,7 +74,7 @@ class Device:
         self.lanes.welcome(EPOCH)
         sizes = None if batch_sizes is None else frozenset(batch_sizes)
         for ref in prepared or ("m:1",):
-            self.lanes.prepared(ref, Prepared(pages_each, batch_max, sizes))
+            self.lanes.prepared(ref, Prepared(pages_each, batch_max, sizes, ()))
         self.running: dict[tuple[Phase, int], Job] = {}  # {(phase, action): job}
         self.results: dict[int, wire.ActionResult] = {}  # {action: its result}
 

@@ -8,6 +8,8 @@
     memory.py   arena, window, page table and the ring of buffers for inputs and outputs
     loads.py    LOADs, from pinned memory and from disk
     graphs.py   executables: an architecture captured at each size of the ladder
+    versions.py what is prepared, and what versions share
+    watchdog.py when a device is given up because it hangs. Pure; watching.py looks at the threads for it
     device.py   gpu_worker.devices.base.Device, made of these; records.py what it remembers
     opening.py  a GPU claimed and set up as the settings say
 

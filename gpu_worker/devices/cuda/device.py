@@ -21,26 +21,27 @@ import torch
 
 from broker import wire
 from broker.errors import PackageError
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
-from gpu_worker.devices.cuda.graphs import Executable, build
-from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
+from gpu_worker.devices.cuda.issuer import DeviceThread, EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.loads import Loader
-from gpu_worker.devices.cuda.memory import Memory, Ring, WrongBytes, fill, outputs_of
-from gpu_worker.devices.cuda.plans import MIB, Lane, Room, Window, lay_out, padded
-from gpu_worker.devices.cuda.records import Figures, Held, Loading, PinnedImage, Version, done_of, said
-from gpu_worker.devices.executables import read_image
-from gpu_worker.devices.images import DISK, HostImage, Image, Images
+from gpu_worker.devices.cuda.memory import Memory, WrongBytes, fill, misfits, outputs_of
+from gpu_worker.devices.cuda.plans import MIB, Lane, Room, Window, padded
+from gpu_worker.devices.cuda.records import Figures, Held, Loading, Version, done_of, said
+from gpu_worker.devices.cuda.versions import Versions
+from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.cuda.watching import Watching
 from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.lanes import Done, Job, Phase
 from gpu_worker.packages import Package
 
 FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
-SLOT_BYTES_MAX = 256 * MIB
 AHEAD_S = 0.002  # EXECs are taken over so long before their time: the issuing thread keeps it better than a loop does
 IDLE_S = 0.0015  # of nothing to issue, after which the clock is kept up; Source: the clock falls within milliseconds
 WARM_FOR_S = 30.0  # after the last EXEC; then the device may rest
 CLOCK_EVERY_S = 0.05
+CLOSE_S = 5.0  # for all threads to end, when the device is closed
 EVENTS = 64  # for EXEC, INPUT and OUTPUT
 DEPTH = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
 
@@ -57,11 +58,12 @@ class CudaDevice:
         *,
         host_bytes_max: int,
         keep_warm: bool = True,
+        attempts: Attempts | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        self._driver, self._lock = driver, lock
+        self._driver, self._lock, self._attempts = driver, lock, attempts
         driver.enter()
         self._memory = Memory(driver, room)
-        self._ring = Ring(0)
         self._timed = EventPool(partial(driver.event, sleeps=False), EVENTS)
         lanes = (Phase.INPUT, Phase.EXEC, Phase.OUTPUT)
         self._streams: dict[Phase, Stream] = {phase: driver.stream(phase.value) for phase in lanes}
@@ -72,10 +74,11 @@ class CudaDevice:
         self._helper = helper if helper is not None else Helper("helper")
         self._helper.every(CLOCK_EVERY_S, self._tick)
         self._helper.do(driver.enter)  # before anything else: else what it frees would open the first device
-        self._versions: dict[str, Version] = {}
-        self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
-        self._images = Images(host_bytes_max, read_image, self._pinned_image)
-        self._preparations = 0
+        self.figures = Figures()
+        self._versions = Versions(
+            driver, self._memory, self._helper, self.figures, host_bytes_max=host_bytes_max,
+            prepare_disk=self._loader.prepare_disk, attempts=attempts,
+        )  # fmt: skip
         self._window = Window()
         self._lane = Lane()
         self._executed_s = 0.0
@@ -83,8 +86,13 @@ class CudaDevice:
         self._finished: Finished | None = None
         self._lost: Lost | None = None
         self._is_lost = False
+        self._hangs = False
+        self._begun: dict[Job, Phase] = {}  # phases that have not ended, oldest first
+        self._threads: tuple[DeviceThread, ...] = (
+            self._issuer, *self._loader.threads, *self._watchers.values(), self._helper
+        )  # fmt: skip
+        self._watching = Watching(self._threads, patience or Patience(), self._give_up)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.figures = Figures()
         self.info = wire.DeviceInfo(
             name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
             memory_note=f"arena {room.arena_bytes // MIB} MiB, window {room.window_bytes // MIB} MiB",
@@ -102,26 +110,31 @@ class CudaDevice:
         self._loader.start()
         for watcher in self._watchers.values():
             watcher.start()
+        self._watching.start()
 
     def close(self) -> None:
-        """See Device."""
-        self._issuer.stop()
-        self._loader.stop()
-        for watcher in self._watchers.values():
-            watcher.stop()
-        self._helper.stop()
-        self._driver.close()
-        if self._lock is not None:
-            self._lock.release()
+        """See Device. What is stuck in the driver is not waited for: it, and the lock, go with the process."""
+        self._watching.stop()
+        if self._attempts is not None and not self._is_lost:
+            self._attempts.close()
+        ends_s = time.monotonic() + (0.0 if self._hangs else CLOSE_S)
+        stopped = [thread.stop(max(0.0, ends_s - time.monotonic())) for thread in self._threads]
+        if all(stopped) and not self._watching.prepares:
+            self._driver.close()
+            if self._lock is not None:
+                self._lock.release()
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
     def prepare(self, package: Package) -> wire.Profile | None:
         """See Device."""
-        self._check_size(package)
+        faults = misfits(package, self._memory.room)
+        if faults:
+            raise PackageError(package.ref, faults)
         self._driver.enter()
         try:
-            self._prepare(package)
+            with self._watching.preparing(package.ref, package.image_bytes):
+                self._prepare(package)
         except MemoryFull as error:
             raise PackageError(package.ref, [f"{self.info.name} is full: {error}; lower GEARMESH_ARENA_MB"]) from error
         except MemoryError as error:
@@ -132,70 +145,21 @@ class CudaDevice:
         return None
 
     def _prepare(self, package: Package) -> None:
-        image = self._images.take(package)
-        key = (package.architecture, package.spec.batch_max)
         try:
-            if image.place == DISK:
-                self._loader.prepare_disk()
-            executable = self._executables.get(key) or self._build(package, image)
-            needed = executable.layouts[package.spec.batch_max].end
-            if needed > self._ring.slot_bytes:
-                self._ring = Ring.allocate(self._driver, needed)
+            self._versions.prepare(package, self.info.kind)
         except Exception:
-            self._images.drop(package.ref)
             self._suspect()
             raise
-        self._executables[key] = executable
-        self._preparations += 1
-        self._versions[package.ref] = Version(package, self._preparations, image, executable)
-
-    def _build(self, package: Package, image: Image) -> Executable:
-        """What executes the architecture, tried out with the weights of the image."""
-        if isinstance(image, PinnedImage):
-            weights = image.pinned.tensor
-        else:
-            data = HostImage.allocate(package.image_bytes).data
-            read_image(package, data)
-            weights = torch.from_numpy(data)
-        executable = build(self._driver, package, weights, self._memory.window)
-        self.figures.graphs += len(executable.sizes)
-        self.figures.graph_bytes += executable.graph_bytes
-        return executable
-
-    def _pinned_image(self, size: int) -> PinnedImage:
-        return PinnedImage(self._driver.pin(size))
-
-    def _check_size(self, package: Package) -> None:
-        faults = []
-        if package.image_bytes > self._memory.room.window_bytes:
-            faults.append(
-                f"its weights take {package.image_bytes / MIB:.1f} MiB; the window is "
-                f"{self._memory.room.window_bytes // MIB} MiB (GEARMESH_WINDOW_MB)"
-            )
-        batch_bytes = lay_out(package.spec, package.spec.batch_max).end
-        if batch_bytes > SLOT_BYTES_MAX:
-            faults.append(
-                f"inputs and outputs of {package.spec.batch_max} rows take {batch_bytes / MIB:.1f} MiB; a buffer holds "
-                f"{SLOT_BYTES_MAX // MIB} MiB: lower batch_max in model.toml"
-            )
-        pages = package.pages(self.info.page_bytes)
-        if pages > self.info.pages:
-            faults.append(f"its weights take {pages} pages; the arena has {self.info.pages} (GEARMESH_ARENA_MB)")
-        if faults:
-            raise PackageError(package.ref, faults)
 
     def forget(self, ref: str) -> None:
         """See Device."""
-        self._images.drop(ref)
-        gone = self._versions.pop(ref, None)
-        if gone is None or any(other.executable is gone.executable for other in list(self._versions.values())):
-            return
-        key = (gone.package.architecture, gone.package.spec.batch_max)
-        self._helper.drop(self._executables.pop(key, None))  # destroying graphs takes its time
+        self._versions.forget(ref)
 
     def traits(self, ref: str) -> Traits:
         """See Device."""
-        return Traits(engine="graph", load_from=self._versions[ref].image.place)
+        version = self._versions.get(ref)
+        assert version is not None
+        return Traits(engine="graph", load_from=version.image.place)
 
     def unloaded(self, ref: str) -> None:
         """See Device. What the window holds is a copy, and would do; but then no figure would show a gather's cost."""
@@ -208,12 +172,22 @@ class CudaDevice:
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """See Device."""
         now = time.monotonic()
+        if self._hangs:
+            return Done(now, now, 0.0, "device_error", "the device hangs")
+        self._begun[job] = phase
+        done = self._begin(phase, job, now)
+        if done is not None:
+            del self._begun[job]
+        return done
+
+    def _begin(self, phase: Phase, job: Job, now: float) -> Done | None:
+        ref = job.action.ref
         if phase is Phase.OUTPUT:
             held: Held = job.slot
             assert held.output is not None
-            self._watchers[Phase.OUTPUT].watch(held.output[1], partial(self._output_reached, job, held))
+            self._watchers[Phase.OUTPUT].watch(held.output[1], partial(self._output_reached, job, held), ref)
             return None
-        version = self._versions.get(job.action.ref)
+        version = self._versions.get(ref)
         if version is None:
             return Done(now, now, 0.0, "unknown_model")
         if phase is Phase.INPUT:
@@ -229,13 +203,13 @@ class CudaDevice:
         """See Device."""
         held, job.slot = job.slot, None
         if held is not None:
-            self._ring.give(held.slot)
+            self._versions.ring.give(held.slot)
 
     def _begin_input(self, job: Job, version: Version, now: float) -> Done | None:
         action = job.action
         assert isinstance(action, wire.Infer)
         size = padded(action.batch, version.executable.sizes)
-        slot = self._ring.take()
+        slot = self._versions.ring.take()
         if slot is None:
             return Done(now, now, 0.0, "no_slots")
         layout = version.executable.layouts[size]
@@ -247,7 +221,7 @@ class CudaDevice:
 
     def _fill(self, job: Job, held: Held, begin_s: float) -> Done | None:
         try:
-            fill(held.slot, held.layout, job)
+            fill(held.slot, held.layout, job, held.version.padding)
         except WrongBytes as error:
             return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
@@ -278,12 +252,13 @@ class CudaDevice:
             self._tell(phase, job, Done(now, now, 0.0, "device_error", said(error)))
 
     def _issue_input(self, job: Job, held: Held) -> None:
-        begin, end = self._timed.take(), self._timed.take()
         stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end
-        stream.record(begin)
-        stream.run(partial(_copy, slot.there[:size], slot.here[:size]))
-        stream.record(end)
-        self._watchers[Phase.INPUT].watch(end, partial(self._input_reached, job, begin, end))
+        with self._timed.lend(2) as (begin, end):
+            stream.record(begin)
+            stream.run(partial(_copy, slot.there[:size], slot.here[:size]))
+            stream.record(end)
+            reached = partial(self._input_reached, job, begin, end)
+            self._watchers[Phase.INPUT].watch(end, reached, job.action.ref)
 
     def _issue_exec(self, job: Job, version: Version, given_s: float) -> None:
         action, held, now = job.action, job.slot, time.monotonic()
@@ -296,21 +271,22 @@ class CudaDevice:
             return
         self.figures.late_s.append(now - max(action.earliest_s, given_s))
         gather = version.package.image_bytes > 0 and self._window.bring(version.number)
-        begin, end, output_begin, output_end = (self._timed.take() for _ in range(4))
         execute, output = self._streams[Phase.EXEC], self._streams[Phase.OUTPUT]
-        execute.record(begin)
-        execute.run(partial(self._execute, held, job.pages if gather else ()))
-        execute.record(end)
-        output.wait(end)
-        output.record(output_begin)
-        output.run(partial(_copy_outputs, held))
-        output.record(output_end)
-        held.output = (output_begin, output_end)
-        issued_s = None if self._lane.busy else now  # into an idle stream: it starts now
-        self._lane.issued(now, action.expected_s)
-        self._executed_s = now
-        self.figures.gathers += gather
-        self._watchers[Phase.EXEC].watch(end, partial(self._exec_reached, job, held, issued_s, gather, begin, end))
+        with self._timed.lend(4) as (begin, end, output_begin, output_end):
+            execute.record(begin)
+            execute.run(partial(self._execute, held, job.pages if gather else ()))
+            execute.record(end)
+            output.wait(end)
+            output.record(output_begin)
+            output.run(partial(_copy_outputs, held))
+            output.record(output_end)
+            held.output = (output_begin, output_end)
+            issued_s = None if self._lane.busy else now  # into an idle stream: it starts now
+            self._lane.issued(now, action.expected_s)
+            self._executed_s = now
+            self.figures.gathers += gather
+            reached = partial(self._exec_reached, job, held, issued_s, gather, begin, end)
+            self._watchers[Phase.EXEC].watch(end, reached, action.ref, action.expected_s)
 
     def _execute(self, held: Held, pages: Sequence[int]) -> None:
         executable, layout, there = held.version.executable, held.layout, held.slot.there
@@ -355,12 +331,13 @@ class CudaDevice:
             done.begin_s = issued_s
         self._timed.give(begin, end)
         self._issuer.now(partial(self._lane.ended, done.end_s))
-        if error is None:
+        if done.code == "ok":
             self._tell(Phase.EXEC, job, done)
             return
         self._issuer.now(self._window.spoil)
         assert held.output is not None  # its copy still writes to the slot: the job must not end before
-        self._watchers[Phase.OUTPUT].watch(held.output[1], partial(self._failed_reached, job, held, done))
+        reached = partial(self._failed_reached, job, held, done)
+        self._watchers[Phase.OUTPUT].watch(held.output[1], reached, job.action.ref)
 
     def _failed_reached(self, job: Job, held: Held, done: Done, error: Exception | None) -> None:
         assert held.output is not None
@@ -391,6 +368,14 @@ class CudaDevice:
         if why:
             self._loop.call_soon_threadsafe(self._tell_lost, why)
 
+    def _give_up(self, why: str) -> None:
+        """On the loop's thread: the device hangs. What was begun ends here, as it will end nowhere else."""
+        self._hangs = True
+        self._tell_lost(why)
+        now = time.monotonic()
+        for job, phase in list(self._begun.items()):
+            self._end(phase, job, Done(now, now, 0.0, "device_error", why))
+
     def _tell_lost(self, why: str) -> None:
         assert self._lost is not None
         if not self._is_lost:
@@ -399,9 +384,14 @@ class CudaDevice:
 
     def _tell(self, phase: Phase, job: Job, done: Done) -> None:
         assert self._loop is not None
-        assert self._finished is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._finished, phase, job, done)
+            self._loop.call_soon_threadsafe(self._end, phase, job, done)
+
+    def _end(self, phase: Phase, job: Job, done: Done) -> None:
+        """On the loop's thread. Not of what was given up: the lanes know how that went."""
+        assert self._finished is not None
+        if self._begun.pop(job, None) is not None:
+            self._finished(phase, job, done)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

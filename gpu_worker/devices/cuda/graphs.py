@@ -13,7 +13,9 @@ from broker.errors import PackageError
 from gpu_worker.devices.cuda.driver import Driver, Work
 from gpu_worker.devices.cuda.plans import Layout, Place, ladder, lay_out
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
+from gpu_worker.devices.rows import padding_rows
 from gpu_worker.packages import ONNX, Package
+from gpu_worker.trials import Promise, keeps, promise
 
 WARM_UPS = 3  # runs of each size before its capture: libraries choose and load their kernels
 
@@ -59,18 +61,20 @@ def build(
     weights = weights_of(scratch, package)
     driver.warm_up(lambda: check_by_running(package, forward, weights, driver.place))
     captured = weights_of(window, package)
+    promised = promise(package.spec.outputs)
+    padding = [torch.from_numpy(row) for row in padding_rows(package)]
     replays, graph_bytes = {}, 0
     warm = driver.allocate(len(static))
     for size in reversed(sizes):  # the largest first: what it leaves in the pool is enough for the others
         layout = layouts[size]
-        driver.warm_up(lambda: _clear(warm))  # outputs of another size are no indices
+        driver.warm_up(lambda layout=layout: _pad(warm, layout, padding))  # type: ignore[misc]
         for _ in range(WARM_UPS):
-            driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
+            driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout, promised))  # type: ignore[misc]
         if size == sizes[-1]:
             driver.trim()  # of what choosing kernels took; the other sizes are captured into what this one leaves
         before, _ = driver.memory()
         replays[size] = driver.capture(
-            lambda layout=layout: _operate(forward, captured, static, layout)  # type: ignore[misc]
+            lambda layout=layout: _operate(forward, captured, static, layout, promised)  # type: ignore[misc]
         )
         graph_bytes += max(0, before - driver.memory()[0])
     return Executable(sizes, layouts, static, replays, graph_bytes)
@@ -80,12 +84,20 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
 
-def _clear(buffer: torch.Tensor) -> None:
+def _pad(buffer: torch.Tensor, layout: Layout, padding: Sequence[torch.Tensor]) -> None:
+    """All inputs are rows that the model can run on: what another size left there may be no valid index."""
     buffer.zero_()
+    for place, row in zip(layout.inputs, padding, strict=True):
+        buffer[place.at : place.at + place.size].view(place.rows, -1).copy_(row)
 
 
-def _operate(forward: Forward, weights: Sequence[torch.Tensor], flat: torch.Tensor, layout: Layout) -> None:
+def _operate(
+    forward: Forward, weights: Sequence[torch.Tensor], flat: torch.Tensor, layout: Layout, promised: Promise
+) -> None:
     inputs = [tensor_at(flat, place) for place in layout.inputs]
     outputs = forward(*weights, *inputs)
+    rows = layout.inputs[0].rows
+    if not keeps(promised, outputs, rows):  # copying would stretch what is too small, and say nothing
+        raise RuntimeError(f"outputs of {rows} rows are {[list(output.shape) for output in outputs]}")
     for place, output in zip(layout.outputs, outputs, strict=True):
         tensor_at(flat, place).copy_(output)

@@ -7,13 +7,33 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
+from typing import Any, Protocol
 
 from gpu_worker.devices.cuda.driver import Event, Work
+from gpu_worker.devices.cuda.watchdog import Wait
 from gpu_worker.tuning import inherit_priority
 
 SPIN_S = 0.0001  # before its time comes a work is waited for awake; Source: a sleeping thread is 50 us late or more
 DEAF_S = 0.00002  # and in the end nothing else is begun: issuing one thing takes about as long
 FOREVER_S = 3600.0
+STOP_S = 5.0  # a thread that has not ended by then is stuck in the driver
+
+
+class DeviceThread(Protocol):
+    """What all threads of a device have."""
+
+    name: str
+
+    def wait(self) -> Wait | None:
+        """What it is at, if that is something that a device can hold up."""
+
+    @property
+    def broken(self) -> bool:
+        """It has ended by itself."""
+
+    def stop(self, within_s: float = STOP_S) -> bool:
+        """It has ended, after what it was given. False: it has not, in that time."""
 
 
 @dataclass(slots=True)
@@ -46,7 +66,10 @@ class Issuer:
         self._given: queue.SimpleQueue[tuple[float | None, Work] | None] = queue.SimpleQueue()
         self._agenda = Agenda()
         self._take_priority: Work | None = None
-        self._thread = threading.Thread(target=self._run, name="issue", daemon=True)
+        self._turn = 0  # counts what is issued
+        self._at_work = False
+        self.name = "issue"
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
         """The thread runs, with the priority of the calling one."""
@@ -61,11 +84,18 @@ class Issuer:
         """`work` runs then, or at once if that is past."""
         self._given.put((due_s, work))
 
-    def stop(self) -> None:
-        """The thread has ended; what has not come due by then is not done."""
-        if self._thread.is_alive():
-            self._given.put(None)
-            self._thread.join(timeout=5.0)
+    def wait(self) -> Wait | None:
+        """What the thread is issuing, if it is."""
+        return Wait(self.name, self._turn, "issuing what was ordered") if self._at_work else None
+
+    @property
+    def broken(self) -> bool:
+        """The thread has ended by itself."""
+        return _has_ended(self._thread)
+
+    def stop(self, within_s: float = STOP_S) -> bool:
+        """The thread has ended; what has not come due by then is not done. False: it has not, in that time."""
+        return _stop(self._thread, self._given, within_s)
 
     def _run(self) -> None:
         if self._take_priority is not None:
@@ -86,7 +116,7 @@ class Issuer:
             given = self._given.get(timeout=self._idle_s if idle else waits_s)
         except queue.Empty:
             if idle:
-                self._idle()
+                self._do(self._idle)
             return True
         if given is not None:
             self._take(given)
@@ -104,15 +134,21 @@ class Issuer:
                     self._take(given)
         work = self._agenda.pop(max(self._clock(), due_s))
         if work is not None:
-            work()
+            self._do(work)
         return True
 
     def _take(self, given: tuple[float | None, Work]) -> None:
         due_s, work = given
         if due_s is None:
-            work()
+            self._do(work)
         else:
             self._agenda.add(due_s, work)
+
+    def _do(self, work: Work) -> None:
+        self._turn += 1
+        self._at_work = True
+        work()
+        self._at_work = False
 
 
 Reached = Callable[[Exception | None], None]
@@ -123,22 +159,40 @@ class Watcher:
 
     def __init__(self, name: str, enter: Work) -> None:
         self._enter = enter
-        self._given: queue.SimpleQueue[tuple[Event, Reached] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"watch {name}", daemon=True)
+        self.name = f"watch {name}"
+        self._what = name.upper()
+        self._given: queue.SimpleQueue[tuple[Event, Reached, str, float] | None] = queue.SimpleQueue()
+        self._waiting: tuple[int, str, float] | None = None  # (turn, ref, seconds expected)
+        self._turn = 0  # counts events
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
         """The thread runs."""
         self._thread.start()
 
-    def watch(self, event: Event, reached: Reached) -> None:
-        """`reached` is called on this thread, with what failed, if something did. It must not raise."""
-        self._given.put((event, reached))
+    def watch(self, event: Event, reached: Reached, ref: str = "", expected_s: float = 0.0) -> None:
+        """`reached` is called on this thread, with what failed, if something did. It must not raise.
 
-    def stop(self) -> None:
-        """The thread has ended, after what it watches."""
-        if self._thread.is_alive():
-            self._given.put(None)
-            self._thread.join(timeout=5.0)
+        `ref`: whose event it is; `expected_s`: how long what is before it was expected to take.
+        """
+        self._given.put((event, reached, ref, expected_s))
+
+    def wait(self) -> Wait | None:
+        """What the thread waits for, if it does: the oldest event that it watches."""
+        waiting = self._waiting
+        if waiting is None:
+            return None
+        turn, ref, expected_s = waiting
+        return Wait(self.name, turn, f"{self._what} of {ref}", expected_s)
+
+    @property
+    def broken(self) -> bool:
+        """The thread has ended by itself."""
+        return _has_ended(self._thread)
+
+    def stop(self, within_s: float = STOP_S) -> bool:
+        """The thread has ended, after what it watches. False: it has not, in that time."""
+        return _stop(self._thread, self._given, within_s)
 
     def _run(self) -> None:
         self._enter()
@@ -150,12 +204,15 @@ class Watcher:
         given = self._given.get()
         if given is None:
             return False
-        event, reached = given
+        event, reached, ref, expected_s = given
+        self._turn += 1
+        self._waiting = self._turn, ref, expected_s
         error = None
         try:
             event.synchronize()
         except RuntimeError as fault:
             error = fault
+        self._waiting = None
         reached(error)
         return True
 
@@ -168,6 +225,7 @@ class Helper:
         self._tick_s = FOREVER_S
         self._next_s = 0.0
         self._given: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self.name = name
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def every(self, tick_s: float, tick: Work) -> None:
@@ -186,11 +244,17 @@ class Helper:
         """The caller's reference to it is let go on the thread."""
         self._given.put(partial(_let_go, thing))
 
-    def stop(self) -> None:
-        """The thread has ended, after what it was given."""
-        if self._thread.is_alive():
-            self._given.put(None)
-            self._thread.join(timeout=5.0)
+    def wait(self) -> Wait | None:
+        """Nothing, ever: it may be a disk that holds it up, and whatever it frees takes its time."""
+
+    @property
+    def broken(self) -> bool:
+        """The thread has ended by itself."""
+        return _has_ended(self._thread)
+
+    def stop(self, within_s: float = STOP_S) -> bool:
+        """The thread has ended, after what it was given. False: it has not, in that time."""
+        return _stop(self._thread, self._given, within_s)
 
     def _run(self) -> None:
         while self._step():
@@ -215,6 +279,19 @@ def _let_go(thing: object) -> None:
     """Nothing: whoever calls this held the thing until now."""
 
 
+def _has_ended(thread: threading.Thread) -> bool:
+    """The thread was started, and runs no more."""
+    return thread.ident is not None and not thread.is_alive()
+
+
+def _stop(thread: threading.Thread, given: queue.SimpleQueue[Any], within_s: float) -> bool:
+    """The thread was told to end. Returns whether it has, or was never started, in that time."""
+    if thread.is_alive():
+        given.put(None)
+        thread.join(within_s)
+    return not thread.is_alive()
+
+
 class EventPool:
     """Events that are recorded again and again; all are made at start. Any thread may take and give."""
 
@@ -231,9 +308,45 @@ class EventPool:
 
     def take(self) -> Event:
         """An event. Raises: queue.Empty, if more are in use than lanes are deep."""
-        return self._free.get_nowait()
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            raise queue.Empty(f"all {self.count} events are in use") from None
+
+    def lend(self, count: int) -> "Lent":
+        """So many events for a block, at whose end somebody has them who gives them back; if it raises, nobody has.
+
+        One that was recorded may be recorded again at once: a stream that waits for it waits for what it was then.
+        Raises: queue.Empty.
+        """
+        events: list[Event] = []
+        try:
+            for _ in range(count):
+                events.append(self.take())
+        except queue.Empty:
+            self.give(*events)
+            raise
+        return Lent(self, events)
 
     def give(self, *events: Event) -> None:
         """Nobody looks at them any more."""
         for event in events:
             self._free.put(event)
+
+
+class Lent:
+    """See EventPool.lend."""
+
+    __slots__ = ("_events", "_pool")
+
+    def __init__(self, pool: EventPool, events: list[Event]) -> None:
+        self._pool, self._events = pool, events
+
+    def __enter__(self) -> list[Event]:
+        return self._events
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._pool.give(*self._events)

@@ -53,10 +53,10 @@ class Loader:
         self._watcher.start()
         self._disk.start()
 
-    def stop(self) -> None:
-        """The threads have ended, after what they were given. On the loop's thread, once nothing is issued any more."""
-        self._disk.stop()
-        self._watcher.stop()
+    @property
+    def threads(self) -> tuple[Helper, Watcher]:
+        """In the order in which they are to be stopped, once nothing is issued any more."""
+        return self._disk, self._watcher
 
     def prepare_disk(self) -> None:
         """Images can be loaded from disk. On the thread that prepares, before the first. Raises: MemoryError."""
@@ -103,9 +103,9 @@ class Loader:
         if last:
             assert loading.row is not None
             self._stream.run(partial(_copy, *loading.row))
-        end = self.events.take()
-        self._stream.record(end)
-        self._watcher.watch(end, partial(self._reached, loading, end))
+        with self.events.lend(1) as (end,):
+            self._stream.record(end)
+            self._watcher.watch(end, partial(self._reached, loading, end), loading.job.action.ref)
 
     def _source(self, loading: Loading, piece: Piece) -> torch.Tensor:
         image = loading.version.image
@@ -132,12 +132,13 @@ class Loader:
         loading.error = loading.error or error
         over = self.copies.ended()
         self._advance()
-        if over is not None:
+        if over is None:
+            self.events.give(end)
+        else:
             self._over(over, end, end_s)
-        self.events.give(end)
 
     def _over(self, loading: Loading, end: Event | None, end_s: float) -> None:
-        """Nothing of it is on its way any more; `end`: behind its last piece, if all went well."""
+        """Nothing of it is on its way any more; `end`: behind the piece that arrived last, if one did just now."""
         begin = loading.begin
         if loading.error is not None:
             done = Done(end_s, end_s, 0.0, "device_error", said(loading.error))
@@ -147,8 +148,7 @@ class Loader:
             done, loading.error = done_of(self._driver, begin, end, end_s, None)
             if done.code == "ok" and loading.read_s is not None:
                 done = Done(loading.read_s, end_s, end_s - loading.read_s)
-        if begin is not None:
-            self.events.give(begin)
+        self.events.give(*(event for event in (begin, end) if event is not None))
         if loading.error is not None:
             self._suspect()
         self._tell(loading.job, done)

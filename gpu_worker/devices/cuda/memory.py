@@ -1,20 +1,45 @@
 """What a device allocates at start, and the ring of buffers for inputs and outputs."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from broker import wire
+from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
-from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room
+from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room, lay_out
+from gpu_worker.devices.rows import pad
 from gpu_worker.lanes import Job
+from gpu_worker.packages import Package
 
 SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
+SLOT_BYTES_MAX = 256 * MIB
 WORD = torch.int64
 ROW_WORDS = 32  # rows of the page table are aligned: Triton compiles anew for an address that is not
+
+
+def misfits(package: Package, room: Room) -> list[str]:
+    """What of the package is too large for a device with this room, each with the figure and the limit."""
+    faults = []
+    if package.image_bytes > room.window_bytes:
+        faults.append(
+            f"its weights take {package.image_bytes / MIB:.1f} MiB; the window is {room.window_bytes // MIB} MiB "
+            "(GEARMESH_WINDOW_MB)"
+        )
+    batch_bytes = lay_out(package.spec, package.spec.batch_max).end
+    if batch_bytes > SLOT_BYTES_MAX:
+        faults.append(
+            f"inputs and outputs of {package.spec.batch_max} rows take {batch_bytes / MIB:.1f} MiB; a buffer holds "
+            f"{SLOT_BYTES_MAX // MIB} MiB: lower batch_max in model.toml"
+        )
+    pages = package.pages(room.page_bytes)
+    if pages > room.pages:
+        faults.append(f"its weights take {pages} pages; the arena has {room.pages} (GEARMESH_ARENA_MB)")
+    return faults
 
 
 class Memory:
@@ -99,10 +124,9 @@ class WrongBytes(ValueError):
     """An input has not the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: Layout, job: Job) -> None:
-    """The job's inputs are in the slot's pinned part, zeros behind them up to the size that was captured.
-
-    Zeros, because what others left there may be no valid index. Raises: WrongBytes.
+def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None:
+    """The job's inputs are in the slot's pinned part, and behind them `padding`, one row of each input, again and again
+    up to the size that was captured. Raises: WrongBytes.
     """
     assert isinstance(job.action, wire.Infer)
     target = slot.here.numpy()
@@ -118,7 +142,7 @@ def fill(slot: Slot, layout: Layout, job: Job) -> None:
                 )
             target[at : at + len(piece)] = piece
             at += len(piece)
-        target[at : place.at + place.size] = 0
+        pad(target[at : place.at + place.size], padding[i])
 
 
 def outputs_of(slot: Slot, layout: Layout, rows: int) -> list[memoryview]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda import nvidia
 from gpu_worker.devices.cuda.device import CudaDevice
@@ -49,7 +50,9 @@ def _open(settings: Settings, index: int, lock: DeviceLock) -> CudaDevice:
         arena_bytes=settings.arena_mb * MIB,
         window_bytes=settings.window_mb * MIB,
     )
+    attempts = Attempts(settings.data_dir / "attempts", driver.name)
+    attempts.open()
     try:
-        return CudaDevice(driver, room, helper, lock, host_bytes_max=host_bytes_max)
+        return CudaDevice(driver, room, helper, lock, host_bytes_max=host_bytes_max, attempts=attempts)
     except RuntimeError as error:
         raise DeviceError(f"{driver.name}: cannot be set up ({free // MIB} MiB were free): {error}") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
 from gpu_worker.devices.cuda.graphs import Executable
 from gpu_worker.devices.cuda.memory import Slot
@@ -32,6 +33,7 @@ class Version:
     number: int  # of its preparation
     image: Image  # shared by versions whose weights are the same file
     executable: Executable
+    padding: tuple[Bytes, ...]  # one row of each input
 
 
 @dataclass(slots=True, eq=False)

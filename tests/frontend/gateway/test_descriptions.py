@@ -53,11 +53,13 @@ def test_a_model_is_ready_in_its_current_version_only() -> None:
 
 
 def test_metadata_is_in_the_protocols_words() -> None:
-    told = model_metadata(model(fault="version 3 is damaged"))
+    told = model_metadata(model(fault="version 3 is damaged", fault_code="bad_package"))
     assert (told["name"], told["versions"], told["platform"]) == ("m", ["1", "2", "3"], "gearmesh")
     assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
     assert told["outputs"] == [{"name": "y", "datatype": "INT64", "shape": [-1]}]
-    assert told["parameters"] == {"slo_ms": 50.0, "batch_max": 2, "ready": True, "fault": "version 3 is damaged"}
+    assert told["parameters"] == {
+        "slo_ms": 50.0, "batch_max": 2, "ready": True, "fault": "version 3 is damaged", "fault_code": "bad_package",
+    }  # fmt: skip
     assert server_metadata("0.1.0")["name"] == "gearmesh"
     assert "binary_tensor_data" in server_metadata("0.1.0")["extensions"]
 
@@ -80,6 +82,15 @@ def test_the_index_says_of_every_version_how_it_is() -> None:
         ("n", "1", "UNAVAILABLE"),
     ]
     assert [entry["version"] for entry in repository_index(models, ready_only=True)] == ["2"]
+
+
+def test_the_index_says_why_the_current_version_cannot_be_served_and_blames_no_other_for_it() -> None:
+    index = repository_index([model(ready=False, fault="other files")], ready_only=False)
+    reasons = {entry["version"]: entry["reason"] for entry in index}
+    assert reasons["2"] == "other files"
+    assert reasons["1"] == reasons["3"] != "other files"
+    index = repository_index([model(version=None, ready=False, fault="damaged", versions=["1"])], ready_only=False)
+    assert [entry["reason"] for entry in index] == ["damaged"]
 
 
 def test_the_dashboard_shows_what_is_not_ready_first_and_not_everything() -> None:

@@ -1,0 +1,116 @@
+"""A container's shell: asks the broker which version its code is, then serves it as a worker.
+
+The number comes first: two containers with other code, started at the same time, register under different ones, and
+code that came before comes back under its own.
+"""
+
+import structlog
+
+from broker import wire
+from broker.links import Link
+from broker.registrar import DECODER
+from broker.runtime import Runtime, member_id
+from broker.transport import Mail
+from gpu_worker.container.device import ContainerDevice
+from gpu_worker.service import Fixture, WorkerService
+
+ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
+CALL_AGAIN_S = 0.1
+CANNOT = 2  # exit code: it will never serve like this
+OUTDATED = 1  # exit code: started again, it will
+log = structlog.get_logger("container")
+
+
+class ContainerService:
+    """`why`: what ended it, if the broker does not want it or its code is another one now."""
+
+    def __init__(self, runtime: Runtime, device: ContainerDevice) -> None:
+        self.why = ""
+        self._runtime = runtime
+        self._device = device
+        self._id = member_id("claim")
+        self._broker: Link[wire.FromBroker, wire.ToBroker] | None = None  # while it is asked
+        self._worker: WorkerService | None = None  # from its answer on
+        self._draining = False
+
+    def start(self) -> None:
+        """The broker is being asked."""
+        self._runtime.hub.loop.call_later(ALONE_S, self._alone)
+        self._call()
+
+    def drain(self) -> bool:
+        """See WorkerService."""
+        self._draining = True
+        return self._worker is None or self._worker.drain()
+
+    def stop(self) -> None:
+        """The code's process has ended."""
+        self._draining = True
+        if self._worker is not None:
+            self._worker.stop()
+            return
+        if self._broker is not None:
+            self._broker.close()
+        self._device.close()
+
+    def _call(self) -> None:
+        if self._draining:
+            return
+        link: Link[wire.FromBroker, wire.ToBroker] = Link(
+            self._runtime.transport, self._id, "broker", DECODER, self._received, self._lost
+        )
+        self._broker = link.call((self._runtime.settings.broker_address,))
+        self._claim()
+
+    def _claim(self) -> None:
+        assert self._broker is not None
+        options = self._device.options
+        self._broker.send(
+            wire.ClaimVersion(call=1, name=options.model, content=self._device.content, version=options.version)
+        )
+        self._runtime.hub.schedule_turn()
+
+    def _lost(self, peer: str, why: str) -> None:
+        self._broker = None
+        self._runtime.hub.loop.call_later(CALL_AGAIN_S, self._call)
+
+    def _received(self, mail: Mail[wire.FromBroker]) -> None:
+        for message in mail.messages:
+            if self._worker is not None or self._draining:
+                return
+            if isinstance(message, wire.CallReply):
+                self._answered(message)
+            elif isinstance(message, wire.Introduce):
+                self._claim()
+
+    def _answered(self, reply: wire.CallReply) -> None:
+        """The version is ours; or it is another's."""
+        assert self._broker is not None
+        self._broker.send(wire.Goodbye())
+        self._runtime.hub.loop.call_soon(self._broker.close, 200)
+        if not reply.ok:
+            self._refused(reply)
+            return
+        self._device.claimed(reply.version)
+        log.info("claimed", ref=self._device.options.ref)
+        offer = wire.Offer(ref=self._device.options.ref, spec=self._device.spec, code=self._device.content)
+        fixture = Fixture(offer, self._device.options.wording())
+        self._worker = WorkerService(self._runtime, self._device, fixture, self._refused)
+        self._device.on_change(self._worker.changed, self._outdated)
+        self._worker.start()
+        self._runtime.hub.schedule_turn()
+
+    def _refused(self, reply: wire.CallReply) -> None:
+        """The broker does not want what this container brings: the process ends."""
+        self.why = f"{reply.message} ({reply.code})" if reply.code else reply.message
+        self._runtime.end(CANNOT)
+
+    def _outdated(self, why: str) -> None:
+        """The code is another one than that which was claimed: it is for the next process."""
+        self.why = why
+        self._runtime.end(OUTDATED)
+
+    def _alone(self) -> None:
+        if self._worker is None and not self._draining:
+            advice = "is the mesh up? (gearmesh up)  it is served as soon as one is there"
+            log.warning("no_broker", address=self._runtime.settings.broker_address, advice=advice)

@@ -1,0 +1,109 @@
+"""What a version is: its content, by a digest. A version never changes; what is otherwise is another version.
+
+Content is all that an answer depends on: the graph, the weights, the inputs, outputs and labels. How it is served
+(batch_max, slo_ms, cache, description) and what was measured of it is not.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from broker.errors import PackageError
+from broker.versions import CHANGED
+from gpu_worker.packages import Package
+
+CHUNK_BYTES = 1 << 22
+SETTLED_S = 2.0  # a file changed more recently may change again without its times telling; Source: times tick at 4 ms
+KNOWN_MAX = 100_000
+Identity = tuple[int, int, int, int, int]  # device, inode, size, times of change: of its bytes, of anything of it
+
+
+@dataclass(slots=True)
+class Contents:
+    """Digests of packages. Files are read whole, once for as long as they stay as they are; links to one count as one.
+
+    All methods raise PackageError where a file cannot be read.
+    """
+
+    _known: dict[Identity, str] = field(default_factory=dict)  # {file as it was: its digest}, oldest first
+
+    def of(self, package: Package) -> str:
+        """The digest of the version's content, from its files as they are now."""
+        return _digest(json.dumps(sorted(self._parts(package).items())).encode())
+
+    def differing(self, one: Package, other: Package) -> list[str]:
+        """The parts of their content, and the options, in which two packages differ."""
+        mine, yours = self._parts(one) | _options(one), self._parts(other) | _options(other)
+        return [name for name in {**mine, **yours} if mine.get(name) != yours.get(name)]
+
+    def _parts(self, package: Package) -> dict[str, object]:
+        """{part of the content: its digest}."""
+        spec = package.spec
+        made_by = [package.factory, package.factory_args]
+        parts: dict[str, object] = {
+            "inputs": _digest(msgspec.json.encode(spec.inputs)),
+            "outputs": _digest(msgspec.json.encode(spec.outputs)),
+            "labels": _digest(msgspec.json.encode(spec.labels)),
+            "architecture": _digest(json.dumps(made_by, sort_keys=True).encode()),
+            package.weights_file.name: self._file(package, package.weights_file),
+        }
+        if package.graph is not None:
+            parts[package.graph.name] = self._file(package, package.graph)
+        return parts
+
+    def _file(self, package: Package, file: Path) -> str:
+        try:
+            with file.open("rb", buffering=0) as opened:
+                before = os.fstat(opened.fileno())
+                found = self._known.get(_identity(before))
+                if found is not None:
+                    return found
+                digest = xxhash.xxh3_128()
+                while chunk := opened.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                after = os.fstat(opened.fileno())
+                if _bytes_of(after) != _bytes_of(before):
+                    raise PackageError(package.ref, [f"{file.name} changes while it is read"], CHANGED)
+        except OSError as error:
+            raise PackageError(package.ref, [f"{file.name}: {error.strerror}"]) from error
+        found = str(digest.hexdigest())
+        if time.time() - max(before.st_mtime, after.st_ctime) > SETTLED_S:
+            if len(self._known) >= KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[_identity(after)] = found
+        return found
+
+
+def identities(package: Package) -> list[tuple[int, int, int, int]]:
+    """Which files, as they are now, the content is read from; equal as long as nobody has written to them.
+
+    Raises: PackageError. Not the time of any change: a link to a file, from a copy of the model, changes that.
+    """
+    files = [package.weights_file, *([package.graph] if package.graph is not None else [])]
+    try:
+        return [_bytes_of(file.stat()) for file in files]
+    except OSError as error:
+        raise PackageError(package.ref, [f"{Path(str(error.filename)).name}: {error.strerror}"]) from error
+
+
+def _options(package: Package) -> dict[str, object]:
+    """{option: value}: how the version is served, which is not its content."""
+    spec = package.spec
+    return {"batch_max": spec.batch_max, "slo_ms": spec.slo_ms, "cache": spec.cacheable}
+
+
+def _digest(content: bytes) -> str:
+    return str(xxhash.xxh3_128(content).hexdigest())
+
+
+def _identity(stat: os.stat_result) -> Identity:
+    return (*_bytes_of(stat), stat.st_ctime_ns)
+
+
+def _bytes_of(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,108 @@
+"""Versions that are prepared on one device, and what they share: images, executables, and the ring of slots."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gpu_worker.devices.attempts import Attempts
+from gpu_worker.devices.cuda.driver import Driver
+from gpu_worker.devices.cuda.graphs import Executable, build
+from gpu_worker.devices.cuda.issuer import Helper
+from gpu_worker.devices.cuda.memory import Memory, Ring
+from gpu_worker.devices.cuda.records import Figures, PinnedImage, Version
+from gpu_worker.devices.executables import read_image
+from gpu_worker.devices.images import DISK, HostImage, Image, Images
+from gpu_worker.devices.rows import padding_rows
+from gpu_worker.packages import Package
+
+
+class Versions:
+    """`prepare` runs on the thread that prepares; all else on any."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        memory: Memory,
+        helper: Helper,
+        figures: Figures,
+        *,
+        host_bytes_max: int,
+        prepare_disk: Callable[[], None],
+        attempts: Attempts | None,
+    ) -> None:
+        """`prepare_disk`: called when weights stay on disk, before the first of them are loaded."""
+        self._driver, self._memory, self._helper, self._figures = driver, memory, helper, figures
+        self._prepare_disk, self._attempts = prepare_disk, attempts
+        self.images = Images(host_bytes_max, read_image, self._pinned_image)
+        self.ring = Ring(0)
+        self._prepared: dict[str, Version] = {}  # {ref: version}
+        self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
+        self._preparations = 0
+
+    def get(self, ref: str) -> Version | None:
+        """The version, if it is prepared."""
+        return self._prepared.get(ref)
+
+    def prepare(self, package: Package, kind: str) -> None:
+        """The version is there; `kind`: of the device. Raises: PackageError, MemoryFull, MemoryError, RuntimeError."""
+        with self._attempt(package, kind):
+            image = self.images.take(package)
+            try:
+                self._add(package, image)
+            except Exception:
+                self.images.drop(package.ref)
+                raise
+
+    def forget(self, ref: str) -> None:
+        """The version, and what it alone used, is gone."""
+        self.images.drop(ref)
+        gone = self._prepared.pop(ref, None)
+        if gone is None or any(other.executable is gone.executable for other in list(self._prepared.values())):
+            return
+        key = (gone.package.architecture, gone.package.spec.batch_max)
+        self._helper.drop(self._executables.pop(key, None))  # destroying graphs takes its time
+
+    @contextmanager
+    def _attempt(self, package: Package, kind: str) -> Iterator[None]:
+        """It is on record as long as it lasts; and beyond, if the device, or the process, does not outlive it."""
+        if self._attempts is None:
+            yield
+            return
+        self._attempts.begin(package, kind)
+        well = False
+        try:
+            yield
+            well = True
+        finally:
+            if well or not self._driver.lost():
+                self._attempts.end(package.ref, well=well)
+
+    def _add(self, package: Package, image: Image) -> None:
+        padding = padding_rows(package)
+        key = (package.architecture, package.spec.batch_max)
+        if image.place == DISK:
+            self._prepare_disk()
+        executable = self._executables.get(key) or self._build(package, image)
+        needed = executable.layouts[package.spec.batch_max].end
+        if needed > self.ring.slot_bytes:
+            self.ring = Ring.allocate(self._driver, needed)
+        self._executables[key] = executable
+        self._preparations += 1
+        self._prepared[package.ref] = Version(package, self._preparations, image, executable, padding)
+
+    def _build(self, package: Package, image: Image) -> Executable:
+        """What executes the architecture, tried out with the weights of the image."""
+        if isinstance(image, PinnedImage):
+            weights = image.pinned.tensor
+        else:
+            data = HostImage.allocate(package.image_bytes).data
+            read_image(package, data)
+            weights = torch.from_numpy(data)
+        executable = build(self._driver, package, weights, self._memory.window)
+        self._figures.graphs += len(executable.sizes)
+        self._figures.graph_bytes += executable.graph_bytes
+        return executable
+
+    def _pinned_image(self, size: int) -> PinnedImage:
+        return PinnedImage(self._driver.pin(size))

@@ -1,0 +1,54 @@
+"""Rows of inputs that a model is known to run on: it is tried with them, and batches are filled up with them."""
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from broker.errors import PackageError
+from broker.tensors import byte_count
+from gpu_worker import examples
+from gpu_worker.devices.arena import Bytes
+from gpu_worker.packages import Package
+from gpu_worker.trials import Draw, Run
+
+
+def padding_rows(package: Package) -> tuple[Bytes, ...]:
+    """The bytes of one row of each input: the package's example, or zeros. Raises: PackageError."""
+    rows = example_rows(package)
+    if rows is None:
+        return tuple(np.zeros(byte_count(spec.dtype, spec.shape[1:]), np.uint8) for spec in package.spec.inputs)
+    return tuple(tensor[:1].contiguous().view(-1).view(torch.uint8).numpy().copy() for tensor in rows)
+
+
+def pad(target: Bytes, row: Bytes) -> None:
+    """The rows that `target` has room for are all this one: what others left there may be no valid index."""
+    if len(target):
+        target.reshape(-1, len(row))[:] = row
+
+
+def example_rows(package: Package) -> list[torch.Tensor] | None:
+    """Rows of each input [rows, ...] that came with the package. Raises: PackageError."""
+    file = package.example_file
+    if file is None:
+        return None
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise PackageError(package.ref, [f"{file.name}: {error}"]) from error
+    return [stored[spec.name] for spec in package.spec.inputs]
+
+
+def inputs_for(package: Package, run: Run, place: torch.device) -> Draw:
+    """How inputs to try the model with are drawn. Raises: PackageError.
+
+    Without an example, random ones are looked for; but not on a GPU, where an index out of range ends all use of it.
+    """
+    rows = example_rows(package)
+    if rows is not None:
+        return examples.Kept(tuple(rows)).draw
+    if place.type == "cpu":
+        drawn, _ = examples.find(package.spec.inputs, run, package.spec.batch_max)
+        if drawn is not None:
+            return drawn.draw
+    return examples.harmless(package.spec.inputs).draw

@@ -1,0 +1,177 @@
+"""What goes into a module and what comes out of it: inputs bound to parameters, outputs flattened and named."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from broker.errors import PackageError
+from broker.tensors import DTYPES
+
+LONE = "output"  # name of the output of a module that has one
+NAME_MAX = 64  # characters; as in model.toml
+WIDENED = {torch.bfloat16: torch.float32}  # dtypes that do not travel, and those that hold their values exactly
+Named = tuple[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How inputs, in their order, are given to a module."""
+
+    by_position: int  # so many of them, the first ones
+    by_name: tuple[str, ...]  # the others, as parameters of these names
+
+    def arguments(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """(args, kwargs)."""
+        rest = inputs[self.by_position :]
+        return tuple(inputs[: self.by_position]), dict(zip(self.by_name, rest, strict=True))
+
+
+def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Binding:
+    """By name if every input is named as a parameter of `forward`; else by position, in their order.
+
+    Raises: PackageError, code bad_inputs, where that is not clear, or a parameter is left without a value.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    nameable = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = [name for name in names if name in nameable]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters) and (known or not positional)
+    if any_name or len(known) == len(names):
+        binding, given = Binding(0, tuple(names)), set(names)
+    else:
+        binding, given = Binding(len(names), ()), {p.name for p in positional[: len(names)]}
+    faults = []
+    if binding.by_position:
+        places = [p.name for p in positional]
+        elsewhere = [name for i, name in enumerate(names) if name in known and places[i : i + 1] != [name]]
+        if elsewhere:
+            faults.append(
+                f"inputs {', '.join(elsewhere)} are named as parameters of forward, in other places, and "
+                f"{', '.join(name for name in names if name not in nameable)} are not: name all as forward does "
+                f"({', '.join(nameable)}), or give them in its order"
+            )
+        if len(names) > len(positional) and all(p.kind is not p.VAR_POSITIONAL for p in parameters):
+            faults.append(
+                f"forward takes {', '.join(nameable) or 'nothing'}; inputs has {', '.join(names)}: name the inputs as "
+                "forward does"
+            )
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given
+    ]
+    if missing and not faults:
+        faults.append(f"forward takes {', '.join(missing)}, too: add it to inputs, or give it a default")
+    if faults:
+        raise PackageError(place, faults, "bad_inputs")
+    return binding
+
+
+def leaves(value: Any, path: str = "") -> Iterator[Named]:
+    """(name, tensor or number) of everything in an output: a dict's entries by key, a data class's by field, others by
+    position, nested ones joined by a dot; None is left out. What is neither is given, too, for others to refuse.
+    """
+    inner = f"{path}." if path else ""
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from leaves(entry, f"{inner}{key}")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), inner + field.name)
+    elif isinstance(value, (tuple, list)):
+        keys = getattr(value, "_fields", None) or range(len(value))
+        for key, entry in zip(keys, value, strict=True):
+            yield from leaves(entry, f"{inner}{key}")
+    else:
+        yield path or LONE, value
+
+
+def tensors_of(value: Any, rows: int) -> list[torch.Tensor]:
+    """The outputs as they are served: numbers that hold for the batch repeated for each row, bfloat16 as float32."""
+    found = []
+    for _, leaf in leaves(value):
+        tensor = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf)
+        if tensor.dtype in WIDENED:
+            tensor = tensor.to(WIDENED[tensor.dtype])
+        found.append(tensor.expand(rows) if tensor.ndim == 0 else tensor)
+    return found
+
+
+def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[str]:
+    """A name for each output, in their order: the author's, or those of `leaves`.
+
+    Raises: PackageError, code bad_outputs for what cannot be served, bad_names for names that do not fit.
+    """
+    found = list(leaves(value))
+    faults = [fault for name, leaf in found if (fault := _leaf_fault(name, leaf))]
+    if not found:
+        faults.append("forward returns nothing: it must return at least one tensor, rows first")
+    if faults:
+        raise PackageError(place, faults, "bad_outputs")
+    own = [name for name, _ in found]
+    if wanted is None:
+        names = own
+    else:
+        names = list(wanted)
+        if len(names) != len(own):
+            raise PackageError(
+                place,
+                [
+                    f"outputs names {len(names)} ({', '.join(names) or 'none'}); forward returns {len(own)} "
+                    f"({', '.join(own)}): name all of them in this order, or leave outputs out"
+                ],
+                "bad_names",
+            )
+        moved = [name for name, mine in zip(names, own, strict=True) if name != mine and name in own]
+        if moved:
+            raise PackageError(
+                place,
+                [
+                    f"outputs gives the name {moved[0]} to another tensor than forward does: they come in the order "
+                    f"{', '.join(own)}"
+                ],
+                "bad_names",
+            )
+    check_names(place, "outputs", names)
+    return names
+
+
+def check_names(place: str, what: str, names: Sequence[str]) -> None:
+    """All differ, and fit into model.toml. Raises: PackageError, code bad_names."""
+    faults = [f"{what} has the name {name!r} twice: each needs its own" for name in names if names.count(name) > 1]
+    faults += [
+        f"{what}: a name has 1 to {NAME_MAX} characters; got {name!r}"
+        for name in names
+        if not 1 <= len(name) <= NAME_MAX
+    ]
+    if faults:
+        raise PackageError(place, list(dict.fromkeys(faults)), "bad_names")
+
+
+def _leaf_fault(name: str, leaf: Any) -> str:
+    if isinstance(leaf, (bool, int, float)):
+        return ""
+    if not isinstance(leaf, torch.Tensor):
+        return f"output {name} is a {type(leaf).__name__}; only tensors and numbers can be served: return those alone"
+    if leaf.is_sparse or leaf.is_quantized or leaf.layout is not torch.strided:
+        return f"output {name} is no plain tensor ({leaf.layout}): return to_dense() or dequantize() of it"
+    dtype = WIDENED.get(leaf.dtype, leaf.dtype)
+    told = str(dtype).removeprefix("torch.")
+    if told not in DTYPES:
+        mend = "torch.view_as_real(...)" if dtype.is_complex else f".to() one of {', '.join(DTYPES)}"
+        return f"output {name} is {told}, which cannot travel: return {mend}"
+    return ""
+
+
+def example_call(module: nn.Module, binding: Binding, inputs: Sequence[torch.Tensor]) -> Any:
+    """What the module returns, as it returns it. It may change its inputs: they are copies."""
+    args, kwargs = binding.arguments([tensor.clone() for tensor in inputs])
+    with torch.no_grad():
+        return module(*args, **kwargs)

@@ -1,0 +1,88 @@
+"""One version made ready on a device, from files that are the same from first to last."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker import wire
+from broker.errors import PackageError
+from broker.versions import CHANGED, why_changed
+from gpu_worker.contents import Contents, identities
+from gpu_worker.devices.base import Device, Traits
+from gpu_worker.devices.images import DISK
+from gpu_worker.packages import Package, read_package
+from gpu_worker.profiling import read_profile
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A version that the device can load and execute."""
+
+    package: Package
+    profile: wire.Profile | None
+    content: str  # digest; empty: the device reads no weights
+
+
+@dataclass(slots=True)
+class Preparer:
+    """Reads packages for one device. On the thread for preparations, but for `kind`."""
+
+    repository: Path
+    factory_allow: tuple[str, ...]
+    device: Device
+    contents: Contents = field(default_factory=Contents)
+
+    def prepare(self, ref: str, asked: str) -> Made:
+        """The version is ready on the device. `asked`: the content that it has to have; empty: any.
+
+        Raises: PackageError, or whatever the package makes others raise; then the device is to forget the version.
+        """
+        package = self._read(ref)
+        before, content = identities(package), ""
+        if self.device.measured:  # an emulated one reads no weights: digests of gigabytes of hollow files say nothing
+            content = self.contents.of(package)
+            if asked not in ("", content):
+                raise PackageError(ref, [why_changed(ref)], CHANGED)
+        profile = self.device.prepare(package)
+        if content:
+            self._check_unchanged(package, before, content)
+            if self.device.traits(ref).load_from == DISK:
+                _leave_to_the_disk(package.weights_file)
+        if profile is None and self.device.measured:
+            profile = read_profile(package.folder, self.kind(ref), package.spec.batch_max)
+        return Made(package, profile, content)
+
+    def kind(self, ref: str) -> str:
+        """What the figures of this version hold for."""
+        traits = self.device.traits(ref)
+        usual = Traits()
+        return ", ".join(
+            (
+                self.device.info.kind,
+                *([traits.engine] if traits.engine != usual.engine else []),
+                *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
+            )
+        )
+
+    def _read(self, ref: str) -> Package:
+        return read_package(self.repository, ref, self.factory_allow)
+
+    def _check_unchanged(self, package: Package, before: object, content: str) -> None:
+        """What the device has read is what the digest is of."""
+        fault = "its files changed while they were read: deploy it again once they stay as they are"
+        try:
+            again = self._read(package.ref)
+            same = (identities(again), again.layout, self.contents.of(again)) == (before, package.layout, content)
+        except PackageError as error:
+            raise PackageError(package.ref, [fault, *error.faults], CHANGED) from error
+        if not same:
+            raise PackageError(package.ref, [fault], CHANGED)
+
+
+def _leave_to_the_disk(file: Path) -> None:
+    """The system keeps nothing of the file in memory: a LOAD takes what the disk takes, and is estimated by that."""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)

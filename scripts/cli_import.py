@@ -1,0 +1,112 @@
+"""`gearmesh import`: a file or a factory becomes a package in the model repository."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from broker.config import read_settings
+from broker.errors import GearmeshError
+from broker.tensors import DTYPES
+from scripts.consoles import console
+
+out = console()
+err = console(stderr=True)
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="FILE.onnx, FILE.pt2 (of torch.export.save) or MODULE:FACTORY.")],
+    name: Annotated[str | None, typer.Argument(help="Name of the model; the file's, or the module's, if none.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="If none: the newest one's if that is the same model, else the next number.")
+    ] = None,
+    input_: Annotated[
+        list[str] | None, typer.Option("--input", help="Of a factory's module, NAME:DTYPE:-1,...: x:float32:-1,64.")
+    ] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Names of the outputs, in their order.")] = None,
+    args: Annotated[str | None, typer.Option(help="Arguments of the factory, a JSON object.")] = None,
+    example: Annotated[
+        Path | None, typer.Option(help="A .npz of valid inputs by name (or .npy of the one), two rows or more.")
+    ] = None,
+    batch_max: Annotated[int, typer.Option(help="Most rows in a batch.")] = 32,
+    slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
+    labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
+    cache: Annotated[bool, typer.Option(help="Answers may be reused for equal inputs.")] = True,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    repository: Annotated[Path | None, typer.Option(help="The settings' model repository, if none.")] = None,
+) -> None:
+    """Makes a package of an ONNX file, an exported program or a torch module, after seeing that it answers alike."""
+    from gpu_worker.importing.sources import Source, default_name, import_model
+
+    try:
+        folder = repository or read_settings().model_repository
+        inputs = dict(_tensor(text) for text in input_ or ())
+        if len(inputs) < len(input_ or ()):
+            _usage("--input: a name occurs twice; each input has its own")
+        made = Source(
+            source,
+            name or default_name(source),
+            inputs=inputs,
+            outputs=output,
+            arguments=_object(args),
+            example=_arrays(example),
+            batch_max=batch_max,
+            slo_ms=slo_ms,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            cache=cache,
+            description=description,
+        )
+        package = import_model(made, folder, version)
+    except GearmeshError as error:
+        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    for kind, specs in (("input", package.spec.inputs), ("output", package.spec.outputs)):
+        for spec in specs:
+            out.print(f"{kind:<7} {spec.name}: {spec.dtype} {list(spec.shape)}", highlight=False, markup=False)
+    model, number = package.folder.parent.name, package.folder.name
+    out.print(
+        f"{model} version {number} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
+        f"`gearmesh deploy {model}` serves it.", highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
+    """(name, (dtype, shape of one row)) from NAME:DTYPE:-1,... ; exits 2 where it is not that."""
+    name, _, rest = text.partition(":")
+    dtype, _, shape = rest.partition(":")
+    extents = shape.split(",")
+    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdigit() and int(e) for e in extents[1:]):
+        _usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
+    return name, (dtype, tuple(int(extent) for extent in extents[1:]))
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """The factory's arguments; exits 2 where they are no JSON object."""
+    try:
+        found = json.loads(text) if text is not None else {}
+    except ValueError as error:
+        _usage(f"--args is no JSON: {error}")
+    if not isinstance(found, dict):
+        _usage(f'--args takes a JSON object, as {{"classes": 10}}; got {text}')
+    return found
+
+
+def _arrays(file: Path | None) -> dict[str, Any] | None:
+    """{input: array} of a file; a lone array has no name. Exits 2 where it is no such file."""
+    import numpy as np
+
+    if file is None:
+        return None
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        _usage(f"--example {file}: {error}")
+    if isinstance(found, np.ndarray):
+        return {"": found}
+    return {name: found[name] for name in found.files}
+
+
+def _usage(message: str) -> NoReturn:
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2)

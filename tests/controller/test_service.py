@@ -1,0 +1,52 @@
+"""controller/service.py: a real controller beside a real broker; the worker is the test."""
+
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from broker import wire
+from broker.links import Link
+from controller.service import ControllerService
+from gpu_worker.service import CONTROLLER
+from tests.broker.brokers import Broker, Caller, package
+from tests.broker.processes import messages_of, processes
+from tests.controller.controller_builders import TEN_MS, hello, prepared, spec
+from tests.loops import Told, on_loop
+
+
+@on_loop
+async def test_a_worker_that_comes_before_the_broker_keeps_what_it_has_of_what_is_wanted(tmp_path: Path) -> None:
+    async with processes() as made:
+        package(tmp_path / "repository", "m", "1")
+        broker = Broker(made, tmp_path)
+        first = Caller(made.runtime(), broker.addresses, "controller-0")
+        first.register("controller")
+        first.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=spec(), content="A"))
+        await first.table(lambda table: table.models and table.models[0].current == "1")
+        broker.stop()
+        runtime = made.runtime(data_dir=tmp_path / "data", controller_port=0, broker_port=broker.number)
+        service = ControllerService(runtime)
+        service.start()
+        mail = Told()
+        address = service._port.sock.getsockopt_string(zmq.LAST_ENDPOINT)  # type: ignore[union-attr]
+        worker: Link[wire.FromControllerToWorker, wire.ToController] = Link(
+            made.runtime().transport, "w1", "controller-1", CONTROLLER, mail, Told()
+        )
+        worker.call((address,))
+        has = msgspec.structs.replace(prepared("m:1", TEN_MS), content="A")
+        worker.send(hello("w1", has, prepared("old:1", TEN_MS), resident=["m:1"]))
+        worker.transport.hub.schedule_turn()
+        await mail.until(lambda mails: mails)  # a heartbeat: it was heard
+        again = Broker(made, tmp_path, broker.number)
+        told = messages_of(await mail.until(lambda mails: _has(mails, wire.Forget)))
+        assert [message.ref for message in told if isinstance(message, wire.Forget)] == ["old:1"]
+        assert not any(isinstance(message, wire.Prepare) for message in told)
+        assert list(service.scheduler.state.models["m:1"].ready) == ["w1"]
+        worker.close()
+        service.stop()
+        again.stop()
+
+
+def _has(mails: list[object], kind: type) -> bool:
+    return any(isinstance(message, kind) for message in messages_of(mails))  # type: ignore[arg-type]

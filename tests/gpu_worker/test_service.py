@@ -1,0 +1,161 @@
+"""gpu_worker/service.py: a real worker between a real broker and a controller's port."""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from broker import wire
+from gpu_worker.contents import Contents
+from gpu_worker.devices.cpu import CpuDevice
+from gpu_worker.packages import Package, read_package
+from gpu_worker.service import WorkerService
+from tests.broker.brokers import Broker, Caller
+from tests.broker.processes import Processes, messages_of, processes
+from tests.gpu_worker.conftest import Repository
+from tests.gpu_worker.test_preparing import other_weights
+from tests.loops import on_loop
+
+REF = "linear:1"
+
+
+class Gated:
+    """A device whose preparations wait, while the gate is shut."""
+
+    def __init__(self, device: CpuDevice) -> None:
+        self._device = device
+        self.gate, self.begun = threading.Event(), threading.Semaphore(0)
+        self.gate.set()
+
+    def prepare(self, package: Package) -> wire.Profile | None:
+        """See Device."""
+        self.begun.release()
+        self.gate.wait()
+        return self._device.prepare(package)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+
+class World:
+    """One worker, and what it says to its controller."""
+
+    def __init__(self, made: Processes, repository: Repository, folder: Path) -> None:
+        self.folder = folder / "models"
+        shutil.copytree(repository.folder / "linear", self.folder / "linear")
+        self.broker = Broker(made, folder / "broker")
+        self.control = made.port(made.runtime())
+        self.control.port.epoch = 1
+        self.controller = Caller(made.runtime(), self.broker.addresses, "controller-1")
+        member = wire.Member(
+            id="controller-1", role="controller", host="here", endpoints={"control": self.control.addresses}
+        )
+        self.controller.link.send(wire.Register(member=member, epoch=1))
+        runtime = made.runtime(
+            broker_port=self.broker.number, model_repository=self.folder, data_dir=folder / "data", device="cpu",
+            arena_mb=8, page_mb=1,
+        )  # fmt: skip
+        self.device = Gated(CpuDevice(runtime.settings))
+        self.worker = WorkerService(runtime, self.device)  # type: ignore[arg-type]
+        self.peer = ""
+        self._seen = 0
+
+    async def begin(self) -> wire.WorkerHello:
+        self.worker.start()
+        hello: wire.WorkerHello = await self.said(wire.WorkerHello)
+        self.peer = hello.member
+        self.tell(wire.Welcome(controller="controller-1"))
+        return hello
+
+    def tell(self, message: Any) -> None:
+        self.control.port.send(self.peer, message)
+        self.control.port.transport.hub.schedule_turn()
+
+    async def said(self, kind: type) -> Any:
+        """The next message of the kind that the worker has sent."""
+
+        def found(mails: Any) -> list[Any]:
+            return [message for message in messages_of(mails)[self._seen :] if isinstance(message, kind)]
+
+        mails = await self.control.mail.until(found)
+        first = found(mails)[0]
+        self._seen = next(i for i, message in enumerate(messages_of(mails)) if message is first) + 1
+        return first
+
+    def content(self) -> str:
+        return Contents().of(read_package(self.folder, REF, ()))
+
+
+@contextlib.asynccontextmanager
+async def world(repository: Repository, folder: Path) -> AsyncIterator[World]:
+    async with processes() as made:
+        begun = World(made, repository, folder)
+        try:
+            await begun.begin()
+            yield begun
+        finally:
+            begun.device.gate.set()
+            begun.worker.stop()
+            begun.broker.stop()
+
+
+@on_loop
+async def test_what_is_prepared_is_told_with_its_content_and_again_in_the_next_hello(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    async with world(repository, tmp_path) as at:
+        at.tell(wire.Prepare(ref=REF))
+        report = await at.said(wire.Prepared)
+        assert (report.ok, report.content) == (True, at.content())
+        at.tell(wire.Introduce())
+        hello = await at.said(wire.WorkerHello)
+        assert [told.content for told in hello.prepared] == [at.content()]
+
+
+@on_loop
+async def test_files_that_are_not_those_that_were_asked_for_are_refused_with_a_code(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    async with world(repository, tmp_path) as at:
+        at.tell(wire.Prepare(ref=REF, content="another"))
+        report = await at.said(wire.Prepared)
+        assert (report.ok, report.code, report.content) == (False, "content_changed", "")
+        assert report.faults
+        at.tell(wire.Prepare(ref=REF, content=at.content()))
+        assert (await at.said(wire.Prepared)).ok
+
+
+@on_loop
+async def test_what_is_prepared_with_another_content_than_is_asked_for_is_read_anew(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    async with world(repository, tmp_path) as at:
+        at.tell(wire.Prepare(ref=REF))
+        first = await at.said(wire.Prepared)
+        other_weights(at.folder)
+        at.tell(wire.Prepare(ref=REF, content=first.content))
+        assert (await at.said(wire.Prepared)).content == first.content  # from memory
+        at.tell(wire.Prepare(ref=REF, content=at.content()))
+        assert (await at.said(wire.Prepared)).content == at.content() != first.content
+        at.tell(wire.Prepare(ref=REF, content=first.content))
+        assert (await at.said(wire.Prepared)).code == "content_changed"
+
+
+@on_loop
+async def test_a_preparation_that_was_forgotten_does_not_answer_for_the_next_one(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    async with world(repository, tmp_path) as at:
+        at.device.gate.clear()
+        at.tell(wire.Prepare(ref=REF))
+        await at.worker._hub.loop.run_in_executor(None, at.device.begun.acquire)
+        at.tell(wire.Forget(ref=REF))
+        at.tell(wire.Prepare(ref=REF, content="another"))
+        at.tell(wire.Prepare(ref="linear:2"))
+        at.tell(wire.Introduce())
+        await at.said(wire.WorkerHello)  # it has heard all of it
+        at.device.gate.set()
+        reports = [await at.said(wire.Prepared) for _ in range(2)]
+        assert [(report.ref, report.ok) for report in reports] == [(REF, False), ("linear:2", True)]

@@ -1,0 +1,110 @@
+"""Versions are put into a repository whole, or not at all, and never over another."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from broker.errors import PackageError
+from gpu_worker.contents import Contents
+from gpu_worker.export import write_package
+from gpu_worker.importing.writing import adopt
+from gpu_worker.packages import Package, read_package
+from tests.gpu_worker.conftest import ROW, Repository
+
+
+def written(repository: Path, *, seed: int = 0, version: str = "1", **options: object) -> Package:
+    torch.manual_seed(seed)
+    return write_package(repository, "m", version, nn.Linear(4, 3), inputs=ROW, outputs=["y"], **options)  # type: ignore[arg-type]
+
+
+def files(repository: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(file.relative_to(repository)): (file.stat().st_ino, file.read_bytes())
+        for file in repository.rglob("*")
+        if file.is_file()
+    }
+
+
+def refused(code: str, act: object) -> PackageError:
+    with pytest.raises(PackageError) as caught:
+        act()  # type: ignore[operator]
+    assert caught.value.code == code
+    return caught.value
+
+
+def test_the_same_module_written_again_is_the_version_that_is_there(tmp_path: Path) -> None:
+    first = written(tmp_path)
+    before = files(tmp_path)
+    assert written(tmp_path) == first
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 1}, "weights.safetensors"), ({"batch_max": 7}, "batch_max"), ({"labels": ["a", "b", "c"]}, "labels")],
+)
+def test_another_module_or_option_under_a_version_that_is_there_is_refused_and_changes_nothing(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    written(tmp_path)
+    before = files(tmp_path)
+    error = refused("version_exists", lambda: written(tmp_path, **change))  # type: ignore[arg-type]
+    assert named in str(error)
+    assert "2" in str(error)
+    assert files(tmp_path) == before
+
+
+def test_a_new_version_leaves_what_others_promise_as_it_was(tmp_path: Path) -> None:
+    first = written(tmp_path, batch_max=5)
+    written(tmp_path, version="2", seed=1, batch_max=9)
+    assert read_package(tmp_path, "m:1", ()) == first
+
+
+def test_a_package_from_elsewhere_is_adopted_whole_and_once(repository: Repository, tmp_path: Path) -> None:
+    package = repository.package("two:1")
+    adopt(package, tmp_path)
+    before = files(tmp_path)
+    adopt(package, tmp_path)
+    assert files(tmp_path) == before
+    copy = read_package(tmp_path, "two:1", ())
+    assert Contents().of(copy) == Contents().of(package)
+    assert (copy.example_file is None) == (package.example_file is None)
+
+
+def test_other_bytes_from_elsewhere_are_not_adopted(repository: Repository, tmp_path: Path) -> None:
+    adopt(repository.package("linear:1"), tmp_path / "r")
+    shutil.copytree(repository.folder / "linear", tmp_path / "other" / "linear")
+    file = tmp_path / "other" / "linear" / "1" / "weights.safetensors"
+    save_file({name: np.ones_like(array) for name, array in load_file(file).items()}, file)
+    before = files(tmp_path / "r")
+    error = refused("version_exists", lambda: adopt(read_package(tmp_path / "other", "linear:1", ()), tmp_path / "r"))
+    assert "weights.safetensors" in str(error)
+    assert files(tmp_path / "r") == before
+
+
+def test_the_content_is_that_of_the_bytes_whatever_the_file_s_times(tmp_path: Path) -> None:
+    contents = Contents()
+    package = written(tmp_path)
+    stat = package.weights_file.stat()
+    first = contents.of(package)
+    assert contents.of(package) == first
+    changed = {name: array + 1 for name, array in load_file(package.weights_file).items()}
+    save_file(changed, package.weights_file)
+    os.utime(package.weights_file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert contents.of(package) != first
+
+
+def test_how_a_version_is_served_is_not_its_content(tmp_path: Path) -> None:
+    package = written(tmp_path)
+    manifest = package.manifest
+    manifest.write_text(manifest.read_text().replace("slo_ms = 1000.0", "slo_ms = 77.0"))
+    other = read_package(tmp_path, "m:1", ())
+    assert other.spec.slo_ms == 77.0
+    assert Contents().of(other) == Contents().of(package)
+    assert Contents().differing(other, package) == ["slo_ms"]

@@ -1,0 +1,52 @@
+"""scripts/doctor.py: what it finds in the model repository."""
+
+import asyncio
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from broker import wire
+from broker.config import Settings
+from gpu_worker.contents import Contents
+from gpu_worker.export import write_package
+from scripts.doctor import examine_repository
+from tests.broker.brokers import SPEC, Broker, Caller
+from tests.broker.processes import processes
+from tests.loops import on_loop
+
+
+@on_loop
+async def test_files_that_are_not_those_that_are_served_are_to_be_mended(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    torch.manual_seed(1)
+    package = write_package(repository, "m", "1", nn.Linear(4, 3), inputs={"x": ("float32", (4,))}, outputs=["y"])
+    async with processes() as made:
+        broker = Broker(made, tmp_path)
+        controller = Caller(made.runtime(), broker.addresses, "controller-1")
+        controller.register("controller")
+        content = Contents().of(package)
+        controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC, content=content))
+        await controller.table(lambda table: table.models and table.models[0].current == "1")
+        settings = Settings(model_repository=repository, broker_port=broker.number, data_dir=tmp_path / "data")
+
+        async def findings() -> list[tuple[str, str]]:
+            found = await asyncio.to_thread(lambda: list(examine_repository(settings)))
+            return [(grade, what) for grade, what, _ in found]
+
+        assert await findings() == [("good", "m:1")]
+        torch.manual_seed(2)
+        other = write_package(
+            tmp_path / "other", "m", "1", nn.Linear(4, 3), inputs={"x": ("float32", (4,))}, outputs=["y"]
+        )
+        other.weights_file.rename(package.weights_file)
+        assert await findings() == [("bad", "m:1")]
+        package.weights_file.write_bytes(b"junk")
+        assert await findings() == [("bad", "m:1")]
+        broker.stop()
+    assert await findings() == [("bad", "m:1")]
+
+
+def test_an_empty_repository_is_no_fault(tmp_path: Path) -> None:
+    (found,) = examine_repository(Settings(model_repository=tmp_path))
+    assert found[0] == "note"
