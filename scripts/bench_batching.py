@@ -34,7 +34,8 @@ from broker.config import read_settings
 from scripts import batching_functions
 from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver, family, peer_environment, start
 from scripts.machine import Watch, describe, median, quantile
-from scripts.meshes import ROOT, Mesh, free_ports, mesh
+from scripts.meshes import ROOT, Mesh, mesh
+from scripts.ports import free_ports
 from scripts.up import client
 
 IN_FLIGHT = (8, 32, 128, 512)

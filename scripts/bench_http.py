@@ -28,7 +28,8 @@ from broker.tensors import raw
 from frontend.gateway.tensors import NAMES, to_json
 from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver
 from scripts.machine import describe, quantile
-from scripts.meshes import free_ports, mesh
+from scripts.meshes import mesh
+from scripts.ports import free_ports
 
 WIDTHS = {"digit, 256 bytes": 64, "photograph, 602 kB": 3 * 224 * 224}  # {what: floats of one row}
 IN_FLIGHT = (1, 16)

@@ -29,7 +29,8 @@ from rich.table import Table
 
 from scripts.build_models import build_noop
 from scripts.machine import Watch, describe, median, quantile
-from scripts.meshes import ROOT, free_ports, mesh
+from scripts.meshes import ROOT, mesh
+from scripts.ports import free_ports
 
 IN_FLIGHT = (1, 16, 64, 256)
 FLOATS = struct.pack("<16f", *range(16))

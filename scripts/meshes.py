@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,12 @@ from pathlib import Path
 from broker.config import read_settings
 from frontend.client import AsyncClient
 from scripts.containers import Roster, keep_containers
+from scripts.ports import free_ports
 from scripts.supervisor import Supervisor, procfile_commands
 from scripts.up import first_of, wait_ready
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTS_WITHIN_S = 120.0
+STARTS_WITHIN_S = 600.0
 
 
 class NotReady(RuntimeError):
@@ -36,15 +36,6 @@ class Mesh:
         return "\n".join(self.lines[-last:])
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-
-
 @contextlib.asynccontextmanager
 async def mesh(
     repository: Path,
@@ -61,12 +52,11 @@ async def mesh(
     """
     formation = {**({} if settings.get("http_port") else {"gateway": 0}), **(formation or {})}
     frontends = max(1, formation.get("frontend", 1))
-    ports = free_ports(2 + frontends)
-    first = _run_of_ports(frontends) if frontends > 1 else ports[2]
+    broker, controller, first, *_ = free_ports(2 + frontends)
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")},
-        "GEARMESH_BROKER_PORT": str(ports[0]),
-        "GEARMESH_CONTROLLER_PORT": str(ports[1]),
+        "GEARMESH_BROKER_PORT": str(broker),
+        "GEARMESH_CONTROLLER_PORT": str(controller),
         "GEARMESH_FRONTEND_PORT": str(first),
         "GEARMESH_HTTP_PORT": "0",
         "GEARMESH_MODEL_REPOSITORY": str(repository),
@@ -102,16 +92,3 @@ async def _wait(running: Mesh) -> None:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             raise NotReady(f"the mesh did not become ready:\n{running.log()}")
-
-
-def _run_of_ports(count: int) -> int:
-    """The first of so many free ports in a row: instances of a service count up from the first one's."""
-    for start in range(20_000, 60_000, 97):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(start, start + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return start
-    raise RuntimeError("no ports are free")

@@ -12,8 +12,9 @@ from broker.config import Settings
 from broker.links import Link, Port
 from broker.runtime import Runtime
 from broker.transport import Mail
-from tests.loops import Told
+from tests.loops import LIMIT_S, Told
 
+LIMIT_MS = int(LIMIT_S * 1e3)
 TO_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 FROM_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 
@@ -41,8 +42,8 @@ class Processes:
             self._stack.callback(self._context.destroy, linger=0)
         sock = self._context.socket(kind)
         self._bare.append(sock)
-        sock.setsockopt(zmq.RCVTIMEO, 5000)
-        sock.setsockopt(zmq.SNDTIMEO, 5000)
+        sock.setsockopt(zmq.RCVTIMEO, LIMIT_MS)
+        sock.setsockopt(zmq.SNDTIMEO, LIMIT_MS)
         if identity:
             sock.setsockopt(zmq.ROUTING_ID, identity if isinstance(identity, bytes) else identity.encode())
         return sock

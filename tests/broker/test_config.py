@@ -8,6 +8,7 @@ import pytest
 from broker.config import Settings, documentation, read_settings, settings_or_exit
 from broker.errors import SettingsError, UnsafeBind
 from broker.keys import Keys
+from tests.messages import names
 
 
 @pytest.fixture(autouse=True)
@@ -115,43 +116,46 @@ def test_all_faults_are_told_at_once_each_spelled_as_it_was_set(elsewhere: Path)
         "extra",
         "--host",
     )
-    assert found == [
-        "unexpected argument 'extra': flags look like --broker-port 5550",
-        "--host needs a value",
-        "frontend_prot: there is no such setting; did you mean frontend_port?",
-        "GEARMESH_BROKR_PORT: there is no such setting; did you mean GEARMESH_BROKER_PORT?",
-        "--devise: there is no such setting; did you mean --device?",
-        "--page-mb='1025': Input should be less than or equal to 1024",
-        "GEARMESH_THREADS='0': Input should be greater than or equal to 1",
-        "queue_max='many': Input should be a valid integer, unable to parse string as an integer",
+    named = [
+        ("'extra'",),
+        ("--host",),
+        ("frontend_prot", "frontend_port"),
+        ("GEARMESH_BROKR_PORT", "GEARMESH_BROKER_PORT"),
+        ("--devise", "--device"),
+        ("--page-mb='1025'", 1024),
+        ("GEARMESH_THREADS='0'", 1),
+        ("queue_max='many'",),
     ]
+    assert len(found) == len(named), found
+    for fault, what in zip(found, named, strict=True):
+        assert names(fault, *what)
 
 
 def test_the_error_lists_every_fault_on_a_line_of_its_own() -> None:
-    assert str(SettingsError(["one", "two"])) == "wrong settings:\n  - one\n  - two"
+    assert [line.strip(" -") for line in str(SettingsError(["one", "two"])).splitlines()[1:]] == ["one", "two"]
 
 
 def test_an_unknown_setting_that_is_like_no_other_is_answered_with_the_list() -> None:
     (fault,) = faults(None, None, "--zzzzzzzz", "1")
-    assert fault.startswith("--zzzzzzzz: there is no such setting; the settings are: host, frontend_port, ")
+    assert names(fault, "--zzzzzzzz", *Settings.model_fields)
 
 
 def test_a_choice_that_does_not_exist_is_answered_with_those_that_do() -> None:
     (fault,) = faults(None, {"GEARMESH_LOG_LEVEL": "loud"})
-    assert fault == "GEARMESH_LOG_LEVEL='loud': Input should be 'debug', 'info', 'warning' or 'error'"
+    assert names(fault, "GEARMESH_LOG_LEVEL='loud'", "debug", "info", "warning", "error")
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
 def test_a_file_that_cannot_be_read_is_a_fault(elsewhere: Path, name: str) -> None:
     (fault,) = faults(None, {"GEARMESH_CONFIG": str(elsewhere / name)})
-    assert fault.startswith(f"{elsewhere / name}: cannot be read: ")
+    assert str(elsewhere / name) in fault
 
 
 @pytest.mark.parametrize("content", [b"broker_port 1001", b"\xff\xfe", b"a = 1\na = 2\n"])
 def test_a_file_that_is_not_toml_is_a_fault(elsewhere: Path, content: bytes) -> None:
     (elsewhere / "gearmesh.toml").write_bytes(content)
     (fault,) = faults()
-    assert fault.startswith("gearmesh.toml: is not TOML: ")
+    assert names(fault, "gearmesh.toml", "TOML")
 
 
 BOUNDS = [
@@ -178,10 +182,10 @@ BOUNDS = [
 def test_a_number_is_taken_at_its_bounds_and_refused_beyond(name: str, least: Any, most: Any, step: Any) -> None:
     variable = "GEARMESH_" + name.upper()
     assert getattr(read(None, {variable: str(least)}), name) == least
-    assert faults(None, {variable: str(least - step)})[0].startswith(f"{variable}='{least - step}': Input should be")
+    assert faults(None, {variable: str(least - step)})[0].startswith(f"{variable}='{least - step}'")
     if most is not None:
         assert getattr(read(None, {variable: str(most)}), name) == most
-        assert faults(None, {variable: str(most + step)})[0].startswith(f"{variable}='{most + step}': Input should be")
+        assert faults(None, {variable: str(most + step)})[0].startswith(f"{variable}='{most + step}'")
 
 
 def test_the_bounds_of_the_heartbeat_and_of_the_longest_silence() -> None:
@@ -208,7 +212,8 @@ def test_a_duration_is_a_finite_number(name: str, value: str) -> None:
 
 def test_the_largest_budget_is_above_zero() -> None:
     assert read(None, {"GEARMESH_SLO_MS_MAX": "0.001"}).slo_ms_max == 0.001
-    assert faults(None, {"GEARMESH_SLO_MS_MAX": "0"}) == ["GEARMESH_SLO_MS_MAX='0': Input should be greater than 0"]
+    (fault,) = faults(None, {"GEARMESH_SLO_MS_MAX": "0"})
+    assert fault.startswith("GEARMESH_SLO_MS_MAX='0'")
 
 
 # -- what follows from them -------------------------------------------------------------------------------------------
@@ -235,8 +240,7 @@ def test_loopback_needs_no_keys(host: str) -> None:
 def test_listening_beyond_loopback_without_keys_is_refused(host: str) -> None:
     with pytest.raises(UnsafeBind) as raised:
         Settings(host=host).keys()
-    assert f"GEARMESH_HOST={host} is reachable" in str(raised.value)
-    assert "GEARMESH_KEYS_DIR" in str(raised.value)
+    assert names(str(raised.value), f"GEARMESH_HOST={host}", "GEARMESH_KEYS_DIR")
 
 
 def test_listening_beyond_loopback_with_keys_is_allowed(elsewhere: Path) -> None:
@@ -246,7 +250,7 @@ def test_listening_beyond_loopback_with_keys_is_allowed(elsewhere: Path) -> None
 
 
 def test_a_keys_folder_without_keys_is_a_wrong_setting_on_any_host(elsewhere: Path) -> None:
-    with pytest.raises(SettingsError, match="keys_dir=nowhere: no usable keys there"):
+    with pytest.raises(SettingsError, match="keys_dir=nowhere"):
         Settings(keys_dir="nowhere").keys()
 
 
@@ -260,11 +264,9 @@ def test_a_service_with_wrong_settings_exits_2_and_says_all_of_it(
     with pytest.raises(SystemExit) as exited:
         settings_or_exit(["--brokr-port", "1"])
     assert exited.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "wrong settings:",
-        "  - --brokr-port: there is no such setting; did you mean --broker-port?",
-        "  - GEARMESH_THREADS='0': Input should be greater than or equal to 1",
-    ]
+    _, first, second = capsys.readouterr().err.splitlines()
+    assert names(first, "--brokr-port", "--broker-port")
+    assert names(second, "GEARMESH_THREADS='0'", 1)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -13,7 +13,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from broker import wire
 from broker.keys import Keys
-from tests.broker.processes import envelope, processes
+from tests.broker.processes import LIMIT_MS, envelope, processes
 from tests.loops import on_loop
 
 HELLO = wire.FrontendHello(member="frontend-1", host="here", results=())
@@ -78,7 +78,7 @@ def test_a_folder_without_keys_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_file_without_a_secret_key_is_refused(folder: Path) -> None:
     shutil.copy(folder / "mesh.key", folder / "mesh.key_secret")
-    with pytest.raises(ValueError, match="holds no secret key"):
+    with pytest.raises(ValueError, match=r"mesh\.key_secret"):
         Keys.read(folder)
 
 
@@ -125,7 +125,7 @@ async def test_a_stranger_is_refused_and_the_holder_of_a_key_is_not_disturbed(fo
         monitor = listening_for.get_monitor_socket(REFUSED | zmq.EVENT_DISCONNECTED)
         sock.connect(listening.tcp)
         sock.send(envelope(HELLO))
-        assert monitor.poll(5000), "nobody refused the stranger"
+        assert monitor.poll(LIMIT_MS), "nobody refused the stranger"
         event = parse_monitor_message(monitor.recv_multipart())["event"]
         if stranger == "own key":
             assert event == zmq.EVENT_HANDSHAKE_FAILED_AUTH

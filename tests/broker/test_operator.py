@@ -12,14 +12,14 @@ from broker.config import Settings
 from broker.operator import Operator
 from tests.broker.brokers import SPEC, Broker, Caller, package
 from tests.broker.processes import processes
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 
 @contextlib.asynccontextmanager
 async def mesh(folder: Path) -> AsyncIterator[tuple[Settings, Caller]]:
     """The settings of a mesh whose repository holds model m, and its controller."""
     package(folder / "repository", "m", "1")
-    async with processes(heartbeat_ms=20.0, silence_ms_max=500.0) as made:
+    async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
         broker = Broker(made, folder)
         try:
             controller = Caller(made.runtime(), broker.addresses, "controller-1")
@@ -50,7 +50,7 @@ async def test_an_operator_waits_for_the_outcome_and_is_told_that_it_still_waits
     def deploy(settings: Settings) -> wire.CallReply:
         with Operator(settings) as operator:
             message = wire.Deploy(call=7, name="m", version="1")
-            return operator.call(message, 8.0, lambda: loop.call_soon_threadsafe(waits.set) and None)
+            return operator.call(message, LIMIT_S, lambda: loop.call_soon_threadsafe(waits.set) and None)
 
     async with mesh(tmp_path) as (settings, controller):
         call = asyncio.ensure_future(asyncio.to_thread(deploy, settings))
@@ -66,7 +66,7 @@ async def test_an_operator_waits_for_the_outcome_and_is_told_that_it_still_waits
 @on_loop
 async def test_an_outcome_that_does_not_come_in_time_is_said_so(tmp_path: Path) -> None:
     def deploy(settings: Settings) -> None:
-        with Operator(settings) as operator, pytest.raises(TimeoutError, match="the broker is still at it"):
+        with Operator(settings) as operator, pytest.raises(TimeoutError):
             operator.call(wire.Deploy(call=1, name="m", version="1"), 0.05)
 
     async with mesh(tmp_path) as (settings, _):
@@ -77,8 +77,9 @@ async def test_an_outcome_that_does_not_come_in_time_is_said_so(tmp_path: Path) 
 async def test_a_call_that_cannot_be_obeyed_is_answered_with_the_reason(tmp_path: Path) -> None:
     def undeploy(settings: Settings) -> wire.CallReply:
         with Operator(settings) as operator:
-            return operator.call(wire.Undeploy(call=1, name="x"), 5.0)
+            return operator.call(wire.Undeploy(call=1, name="x"), LIMIT_S)
 
     async with mesh(tmp_path) as (settings, _):
         reply = await asyncio.to_thread(undeploy, settings)
-        assert (reply.ok, reply.message) == (False, "model 'x' is not deployed; deployed are: m")
+        assert (reply.ok, reply.field) == (False, "name")
+        assert all(name in reply.message for name in ("'x'", "m"))

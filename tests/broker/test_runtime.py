@@ -10,7 +10,7 @@ import pytest
 from broker import runtime
 from broker.config import Settings
 from broker.runtime import Runtime
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 ROOT = Path(__file__).parent.parent.parent
 STUCK = """
@@ -37,7 +37,7 @@ runtime.serve("stuck", lambda mine: [Stuck(mine)])
 
 def test_a_service_that_failed_and_cannot_be_stopped_ends_with_its_code_all_the_same(tmp_path: Path) -> None:
     environment = {**os.environ, "GEARMESH_DATA_DIR": str(tmp_path), "GEARMESH_DRAIN_S": "0.1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", STUCK], cwd=tmp_path, env=environment, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", STUCK], cwd=tmp_path, env=environment, timeout=LIMIT_S, check=False)
     assert done.returncode == 3
 
 

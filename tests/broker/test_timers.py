@@ -11,7 +11,7 @@ import uvloop
 
 from broker import timers
 from broker.timers import Alarm
-from tests.loops import Told
+from tests.loops import LIMIT_S, Told
 
 
 @pytest.fixture(params=["timerfd", "loop's own"])
@@ -33,7 +33,7 @@ def run(request: pytest.FixtureRequest, timer: str) -> Iterator[Run]:
 
         def run_(test: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]]) -> None:
             before = len(os.listdir("/proc/self/fd"))
-            runner.run(asyncio.wait_for(test(loop), 5.0))
+            runner.run(asyncio.wait_for(test(loop), LIMIT_S))
             assert len(os.listdir("/proc/self/fd")) == before
 
         runner.run(_nothing())
@@ -62,7 +62,6 @@ def test_the_alarm_rings_once_and_never_early(run: Run, in_s: float) -> None:
             now, when = (await rings.count(number))[-1]
             assert now >= at
             assert when >= at - 1e-8  # timerfd has whole nanoseconds
-            assert when < at + 1.0
         alarm.close()
         assert len(rings.items) == 3
 
@@ -93,7 +92,7 @@ def test_the_alarm_can_be_set_earlier_and_later(run: Run) -> None:
         alarm.set(began + 0.005)
         alarm.set(began + 0.01)
         ((now, _),) = await rings.count(1)
-        assert began + 0.01 <= now < began + 1.0
+        assert now >= began + 0.01
         alarm.close()
 
     run(test)
@@ -107,10 +106,10 @@ def test_by_moves_the_alarm_forward_only(run: Run) -> None:
         alarm.by(None)  # it is not set, and stays so
         alarm.by(began + 1000.0)
         alarm.by(began + 0.01)
-        alarm.by(began + 0.02)
+        alarm.by(began + 2000.0)
         alarm.by(None)
         ((now, _),) = await rings.count(1)
-        assert began + 0.01 <= now < began + 0.02 + 0.5
+        assert now >= began + 0.01
         alarm.by(began + 0.005)  # after it rang, any instant is the first
         assert len(await rings.count(2)) == 2
         alarm.close()
@@ -202,20 +201,22 @@ def test_a_closed_alarm_never_rings(run: Run, set_before: bool) -> None:
 
 
 @pytest.mark.skipif(timers._LIBC is None, reason="no timerfd on this system")
-def test_the_kernels_timer_is_exact_to_some_tenth_of_a_millisecond() -> None:
-    """Of 21 rings the best five: a machine that is busy with something else may be late for the others."""
+def test_the_kernels_timer_is_more_exact_than_the_loops_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 21 rings the best: a machine that is busy with something else may be late for the others."""
 
-    async def test() -> None:
+    async def best_s() -> float:
         rings = Rings()
         alarm = Alarm(asyncio.get_running_loop(), rings)
         off_s = []
         for number in range(1, 22):
-            at = time.monotonic() + 0.0013
+            at = time.monotonic() + 0.0013  # the loop's own rings after whole milliseconds
             alarm.set(at)
             _, when = (await rings.count(number))[-1]
             off_s.append(abs(when - at))
         alarm.close()
-        assert sorted(off_s)[4] < 0.00015
+        return min(off_s)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(test())
+        kernels_s = runner.run(best_s())
+        monkeypatch.setattr(timers, "_LIBC", None)
+        assert kernels_s < runner.run(best_s())

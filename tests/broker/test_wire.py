@@ -211,20 +211,20 @@ def test_an_envelope_keeps_the_order_of_its_messages(union: str) -> None:
 def test_a_message_that_does_not_belong_on_a_socket_is_refused_there(union: str) -> None:
     for message in MESSAGES:
         if type(message) not in typing.get_args(UNIONS[union]):
-            with pytest.raises(msgspec.ValidationError, match=r"Invalid value .* - at `\$\[3\]\[0\]\[0\]`"):
+            with pytest.raises(msgspec.ValidationError, match=r"\$\[3\]\[0\]\[0\]"):
                 DECODERS[union].decode(sent(message))
 
 
 @pytest.mark.parametrize("union", UNIONS)
 def test_an_unknown_tag_is_refused_with_its_place(union: str) -> None:
     body = msgspec.msgpack.encode([12.5, None, 0, [["beat"], ["frobnicate", 1]]])
-    with pytest.raises(msgspec.ValidationError, match=r"Invalid value 'frobnicate' - at `\$\[3\]\[1\]\[0\]`"):
+    with pytest.raises(msgspec.ValidationError, match=r"'frobnicate'.*\$\[3\]\[1\]\[0\]"):
         DECODERS[union].decode(body)
 
 
 def test_a_field_of_the_wrong_type_is_refused_with_its_place() -> None:
     body = msgspec.msgpack.encode([12.5, None, 0, [["cancel", "one"]]])
-    with pytest.raises(msgspec.ValidationError, match=r"Expected `int`, got `str` - at `\$\[3\]\[0\]\[1\]`"):
+    with pytest.raises(msgspec.ValidationError, match=r"\$\[3\]\[0\]\[1\]"):
         DECODERS["ToController"].decode(body)
 
 

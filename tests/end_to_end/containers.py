@@ -12,7 +12,7 @@ import numpy as np
 
 from frontend.client import AsyncClient
 from scripts.meshes import ROOT, Mesh
-from tests.end_to_end.meshes import run_with_mesh  # noqa: F401 - for the tests' convenience
+from tests.end_to_end.meshes import until
 
 SPECS = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,4")
 X = np.arange(4, dtype=np.float32)[np.newaxis]
@@ -104,8 +104,11 @@ async def container(
 async def is_ready(running: Mesh, model: str, ready: bool = True) -> None:
     """Returns once the model can be asked (or cannot any more)."""
     async with AsyncClient(running.address) as client:
-        while ready != any(entry["ready"] for entry in await client.models() if entry["name"] == model):
-            pass
+
+        async def is_so() -> bool:
+            return ready == any(entry["ready"] for entry in await client.models() if entry["name"] == model)
+
+        await until(is_so)
 
 
 def child_pid(started: Container) -> int:

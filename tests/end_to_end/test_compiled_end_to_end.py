@@ -24,7 +24,7 @@ def test_a_compiled_graph_takes_any_batch_and_any_weights_and_is_kept(tmp_path: 
     weights = [tensor.detach() for tensor in module.state_dict().values()]
     eager = load_forward(package)
     with torch.no_grad():
-        Compiler(tmp_path / "executables", "cpu x", 240.0, 1).better(package, eager, weights)
+        Compiler(tmp_path / "executables", "cpu x", 3600.0, 1).better(package, eager, weights)
         (file,) = (tmp_path / "executables").iterdir()
         assert file.suffix == ".pt2"
         compiled = _open(file)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from broker.config import read_settings
 from broker.operator import Operator
 from frontend.client import AsyncClient, Prediction, RequestError
 from gpu_worker.export import write_package
-from scripts.meshes import ROOT, Mesh
-from tests.end_to_end.meshes import run_with_mesh
+from scripts.meshes import Mesh
+from tests.end_to_end.meshes import LIMIT_S, LONG_MS, PAUSE_S, gearmesh, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end
 X = np.ones((1, 4), np.float32)
@@ -34,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in ("1", "2"):
         torch.manual_seed(int(version))
         inputs = {"x": ("float32", (4,))}
-        write_package(folder, "m", version, nn.Linear(4, 3), inputs=inputs, outputs=["y"], slo_ms=20_000, cache=False)
+        write_package(folder, "m", version, nn.Linear(4, 3), inputs=inputs, outputs=["y"], slo_ms=LONG_MS, cache=False)
     return folder
 
 
@@ -57,20 +56,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
-async def gearmesh(running: Mesh, *arguments: str) -> tuple[int, str]:
-    """(exit code, output) of a command."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scripts.cli", *arguments, cwd=ROOT, env=running.environment,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    return process.returncode or 0, output.decode()
-
-
 async def answer(client: AsyncClient) -> Prediction:
     """The next answer, whatever is refused or lost on the way: what is asked here is which content it comes from."""
     while True:
-        outcome = await client.submit("m", X, slo_ms=20_000)
+        outcome = await client.submit("m", X, slo_ms=LONG_MS)
         if isinstance(outcome, Prediction):
             return outcome
         assert outcome.status != "invalid", outcome
@@ -82,11 +71,14 @@ async def unserved(client: AsyncClient) -> dict[str, Any]:
         (model,) = await client.models()
         if model["fault_code"] == "content_changed" and not model["ready"]:
             return model
+        await asyncio.sleep(PAUSE_S)
 
 
 async def is_ready(client: AsyncClient) -> None:
-    while not (await client.models())[0]["ready"]:
-        pass
+    async def it_is() -> bool:
+        return bool((await client.models())[0]["ready"])
+
+    await until(it_is)
 
 
 def kill(running: Mesh, name: str) -> int:
@@ -96,10 +88,9 @@ def kill(running: Mesh, name: str) -> int:
     return pid
 
 
-async def said(running: Mesh, client: AsyncClient, *words: str, times: int = 1) -> None:
+async def said(running: Mesh, *words: str, times: int = 1) -> None:
     """Returns once so many lines of the mesh's log have all of these words."""
-    while sum(all(word in line for word in words) for line in running.lines) < times:
-        await client.models()  # which takes its time
+    await until(lambda: sum(all(word in line for word in words) for line in running.lines) >= times)
 
 
 def test_a_folder_with_other_files_of_a_deployed_version_changes_nothing(made: Path, tmp_path: Path) -> None:
@@ -170,7 +161,7 @@ def test_files_that_changed_while_the_mesh_was_down_are_not_served_until_they_ar
 def operate(running: Mesh, message: wire.Deploy | wire.Rollback) -> wire.CallReply:
     """The outcome of an operator's call."""
     with Operator(read_settings(environment=running.environment)) as operator:
-        return operator.call(message, 60.0)
+        return operator.call(message, LIMIT_S)
 
 
 def test_a_version_whose_files_have_changed_does_not_come_back_and_the_current_one_serves_on(
@@ -185,7 +176,7 @@ def test_a_version_whose_files_have_changed_does_not_come_back_and_the_current_o
             shutil.copytree(made / "m" / "2", repository / "m" / "2")
             reply = await asyncio.to_thread(operate, running, wire.Deploy(call=1, name="m", version="2"))
             assert reply.ok, reply
-            await said(running, client, "forgotten", "m:1")
+            await said(running, "forgotten", "m:1")
             other_weights(repository / "m" / "1")
             for message in (wire.Rollback(call=1, name="m"), wire.Deploy(call=1, name="m", version="1")):
                 reply = await asyncio.to_thread(operate, running, message)
@@ -206,7 +197,7 @@ def test_two_workers_that_read_different_files_serve_one_content_whoever_dies(ma
     repository = tmp_path / "repository"
     shutil.copytree(made / "m" / "1", repository / "m" / "1")
     right = expected(repository, "1")
-    settings = {**SETTINGS, "device": "auto", "silence_ms_max": 5000}
+    settings = {**SETTINGS, "device": "auto", "silence_ms_max": 60_000}
 
     async def scenario(running: Mesh) -> None:
         async with AsyncClient(running.address) as client:
@@ -216,17 +207,17 @@ def test_two_workers_that_read_different_files_serve_one_content_whoever_dies(ma
                     np.testing.assert_allclose((await answer(client))["y"], right, rtol=1e-4)
 
             await all_right()
-            await said(running, client, '"prepared"', times=2)
+            await said(running, '"prepared"', times=2)
             other_weights(repository / "m" / "1")
             kill(running, "gpu_worker.2")
-            await said(running, client, "gpu_worker.2", "not_prepared", "content_changed")
+            await said(running, "gpu_worker.2", "not_prepared", "content_changed")
             await all_right()
             running.lines.clear()
             kill(running, "controller")
-            await said(running, client, "gpu_worker.2", "not_prepared", "content_changed")
+            await said(running, "gpu_worker.2", "not_prepared", "content_changed")
             await all_right()
             kill(running, "broker")
-            await said(running, client, "broker |", "started")
+            await said(running, "broker |", "started")
             await all_right()
             kill(running, "gpu_worker.1")  # the last that had the right files in memory
             model = await unserved(client)

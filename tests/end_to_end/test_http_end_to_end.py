@@ -20,12 +20,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from frontend.client import Client
 from scripts.bench_http import request_body
-from scripts.meshes import ROOT, Mesh, free_ports
-from tests.end_to_end.meshes import background_mesh, emulated_device, emulated_model, run_with_mesh
+from scripts.meshes import ROOT, Mesh
+from scripts.ports import free_ports
+from tests.end_to_end.meshes import (
+    LIMIT_S,
+    LONG_MS,
+    PAUSE_S,
+    background_mesh,
+    emulated_device,
+    emulated_model,
+    run_with_mesh,
+)
 
 pytestmark = pytest.mark.end_to_end
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
-WAIT_S = 60.0
+HOPELESS_MS = 5000.0  # for what takes hours: it is refused, and long before its deadline
 
 
 @dataclass(slots=True)
@@ -50,7 +59,7 @@ class Http:
 
     def ask(self, method: str, path: str, body: bytes | dict[str, Any] | None = None, **headers: str) -> Answer:
         """The answer. Header names have underscores for dashes."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
         try:
             data = json.dumps(body).encode() if isinstance(body, dict) else body
             connection.request(method, path, data, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -78,11 +87,12 @@ class Http:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Http, Mesh]]:
     """A mesh with models a and b, and its gateway, which has found it."""
     folder = tmp_path_factory.mktemp("http")
-    for name in ("a", "b", "gone"):
+    for name in ("a", "b", "gone", "never"):
         emulated_model(folder / "repository", name)
     port = free_ports(1)[0]
     settings = {
-        "compact": True, "http_port": port, "device": emulated_device(folder), "request_bytes_max": 1 << 20,
+        "compact": True, "http_port": port, "device": emulated_device(folder, never="never"),
+        "request_bytes_max": 1 << 20,
     }  # fmt: skip
     with background_mesh(folder / "repository", folder / "data", settings) as running:
         until_ready(port)
@@ -90,11 +100,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Http, Mes
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Asks until it is so; every question takes its own time. Raises: TimeoutError."""
-    ends_s = time.monotonic() + WAIT_S
+    """Asks until it is so. Raises: TimeoutError."""
+    ends_s = time.monotonic() + LIMIT_S
     while not done():
         if time.monotonic() > ends_s:
-            raise TimeoutError(f"not within {WAIT_S} s")
+            raise TimeoutError(f"not within {LIMIT_S} s")
+        time.sleep(PAUSE_S)
 
 
 def until_ready(port: int, path: str = "/v2/health/ready") -> None:
@@ -131,7 +142,7 @@ def test_health_and_metadata_are_those_of_the_open_inference_protocol(web: Http)
 
 
 def test_json_and_raw_bytes_get_the_same_answer_with_its_prediction(web: Http) -> None:
-    told = web.infer(slo_ms=5000, cache=False)
+    told = web.infer(slo_ms=LONG_MS, cache=False)
     assert told.status == 200, told
     assert told.json["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [2, 2], "data": [0.0] * 4}]
     assert (told.json["model_name"], told.json["model_version"]) == ("a", "1")
@@ -149,10 +160,11 @@ def test_json_and_raw_bytes_get_the_same_answer_with_its_prediction(web: Http) -
 
 def test_a_budget_that_cannot_be_met_is_429_with_retry_after(web: Http) -> None:
     body, _ = request_body({"x": X}, parameters={"cache": False})
-    told = web.ask("POST", "/v2/models/a/infer", body, X_Gearmesh_Slo_Ms="0.2")
-    assert (told.status, told.headers["Retry-After"], told.json["code"]) == (429, "1", "deadline")
-    assert "0.2 ms of the budget are left" in told.json["error"]
-    assert told.json["predicted_ms"] > 1.0
+    told = web.ask("POST", "/v2/models/never/infer", body, X_Gearmesh_Slo_Ms=str(HOPELESS_MS))
+    assert (told.status, told.json["code"]) == (429, "deadline"), told
+    assert int(told.headers["Retry-After"]) >= 1
+    assert told.json["error"]
+    assert told.json["predicted_ms"] > HOPELESS_MS
 
 
 @pytest.mark.parametrize(
@@ -194,7 +206,7 @@ def test_a_field_that_the_mesh_refuses_is_named(web: Http) -> None:
 
 
 def test_a_body_in_chunks_is_stopped_at_the_limit(web: Http) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=WAIT_S)
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=LIMIT_S)
     chunks = iter([bytes(1 << 16)] * 17)
     connection.request("POST", "/v2/models/a/infer", chunks, encode_chunked=True)
     response = connection.getresponse()
@@ -213,7 +225,7 @@ def test_many_requests_on_one_connection_are_answered_in_order_each_once(web: Ht
             f"POST /v2/models/a/infer HTTP/1.1\r\nHost: x\r\nConnection: {last}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         requests.append(head.encode() + body)
-    with socket.create_connection(("127.0.0.1", web.port), WAIT_S) as sock, sock.makefile("rb") as stream:
+    with socket.create_connection(("127.0.0.1", web.port), LIMIT_S) as sock, sock.makefile("rb") as stream:
         sock.sendall(b"".join(requests))
         assert [_one_response(stream)["id"] for _ in range(count)] == [str(i) for i in range(count)]
         assert stream.read() == b""
@@ -234,18 +246,17 @@ def test_clients_that_leave_cost_nobody_anything(web: Http) -> None:
     body, _ = request_body({"x": X}, parameters={"cache": False})
     head = b"POST /v2/models/a/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     for _ in range(10):
-        with socket.create_connection(("127.0.0.1", web.port), WAIT_S) as sock:
+        with socket.create_connection(("127.0.0.1", web.port), LIMIT_S) as sock:
             sock.sendall(head + body)  # and does not wait
-        with socket.create_connection(("127.0.0.1", web.port), WAIT_S) as sock:
+        with socket.create_connection(("127.0.0.1", web.port), LIMIT_S) as sock:
             sock.sendall(head + body[:-1])  # not even the whole request
-    assert web.infer(slo_ms=5000).status == 200
+    assert web.infer(slo_ms=LONG_MS).status == 200
     until(lambda: web.in_flight() == 0)
 
 
 def test_a_body_not_encoded_as_it_says_ends_its_connection_and_tells_so(web: Http) -> None:
     told = web.ask("POST", "/v2/models/a/infer", b"no gzip", Content_Encoding="gzip")
     assert (told.status, told.json["code"], told.headers["Connection"]) == (400, "malformed", "close")
-    assert "not encoded as it says" in told.json["error"]
 
 
 def test_a_page_from_elsewhere_cannot_make_its_visitor_unload_a_model(web: Http) -> None:
@@ -255,12 +266,15 @@ def test_a_page_from_elsewhere_cannot_make_its_visitor_unload_a_model(web: Http)
 
 
 def test_a_model_is_unloaded_and_loaded_again(web: Http) -> None:
-    assert web.ask("POST", "/v2/repository/models/gone/unload").json == {"message": "gone is undeployed"}
+    told = web.ask("POST", "/v2/repository/models/gone/unload")
+    assert (told.status, list(told.json)) == (200, ["message"])
+    assert "gone" in told.json["message"]
     assert web.get("/v2/models/gone").status == 404
     assert web.infer("gone").status == 404
     told = web.ask("POST", "/v2/repository/models/gone/load", {"parameters": {"version": "1"}})
-    assert told.json == {"message": "gone:1 is current"}
-    assert web.infer("gone", slo_ms=5000).status == 200
+    assert (told.status, list(told.json)) == (200, ["message"])
+    assert "gone:1" in told.json["message"]
+    assert web.infer("gone", slo_ms=LONG_MS).status == 200
 
 
 def test_applications_answer_as_models_do_and_take_feedback(served: tuple[Http, Mesh]) -> None:
@@ -271,7 +285,7 @@ def test_applications_answer_as_models_do_and_take_feedback(served: tuple[Http, 
         told = web.get(path)
         assert told.json["parameters"]["models"] == ["a", "b"], told
         assert web.get(f"{path}/ready").status == 200
-        body, _ = request_body({"x": X}, parameters={"slo_ms": 5000, "context": "user-17"})
+        body, _ = request_body({"x": X}, parameters={"slo_ms": LONG_MS, "context": "user-17"})
         told = web.ask("POST", f"{path}/infer", body)
         assert told.status == 200, told
         parameters = told.json["parameters"]
@@ -300,7 +314,7 @@ def test_metrics_are_prometheus_text_with_the_meshs_and_the_gateways_own(web: Ht
 
 
 def test_statistics_tell_what_went_through(web: Http) -> None:
-    assert web.infer("b", slo_ms=5000).status == 200
+    assert web.infer("b", slo_ms=LONG_MS).status == 200
     (told,) = web.get("/v2/models/b/stats").json["model_stats"]
     assert told["inference_stats"]["success"]["count"] >= 1
     assert told["inference_count"] >= 2
@@ -320,7 +334,7 @@ def test_the_dashboard_is_one_page_that_asks_nobody_else(web: Http) -> None:
 
 
 def test_a_late_answer_is_504_and_a_gateway_that_ends_answers_what_it_has(tmp_path: Path) -> None:
-    emulated_model(tmp_path / "repository", "slow", batch_max=1, slo_ms=30_000)
+    emulated_model(tmp_path / "repository", "slow", batch_max=1)
     port = free_ports(1)[0]
     web = Http(port)
 
@@ -328,20 +342,20 @@ def test_a_late_answer_is_504_and_a_gateway_that_ends_answers_what_it_has(tmp_pa
         await asyncio.to_thread(until_ready, port)
         worker, gateway = running.supervisor.pids()["gpu_worker"], running.supervisor.pids()["gateway"]
         os.kill(worker, signal.SIGSTOP)
-        late = asyncio.create_task(asyncio.to_thread(web.infer, "slow", X[:1], slo_ms=3000, cache=False))
-        told = await late
-        os.kill(worker, signal.SIGCONT)
+        told = await asyncio.to_thread(web.infer, "slow", X[:1], slo_ms=1000, cache=False)
         assert (told.status, told.json["code"]) == (504, "deadline"), told
-        asked = asyncio.create_task(asyncio.to_thread(web.infer, "slow", X[:1], slo_ms=30_000, cache=False))
-        while not await asyncio.to_thread(web.in_flight):
-            assert not asked.done()
+        asked = asyncio.create_task(asyncio.to_thread(web.infer, "slow", X[:1], slo_ms=LONG_MS, cache=False))
+        await asyncio.to_thread(until, lambda: web.in_flight() == 1)
         os.kill(gateway, signal.SIGTERM)
+        await asyncio.to_thread(until, lambda: status_of(port, "/v2/health/live") == 0)
+        assert not asked.done()
+        os.kill(worker, signal.SIGCONT)
         told = await asked
         assert told.status == 200, told
         assert told.headers["Connection"] == "close"
 
-    device = emulated_device(tmp_path, exec_ms=1500.0)
-    settings = {"silence_ms_max": 60_000, "drain_s": 20, "http_port": port, "device": device}
+    device = emulated_device(tmp_path)
+    settings = {"silence_ms_max": 60_000, "drain_s": LIMIT_S, "http_port": port, "device": device}
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", **settings)
 
 
@@ -358,7 +372,7 @@ def gateway(folder: Path, **settings: object) -> "subprocess.Popen[str]":
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """(exit code, what it said), once it has ended."""
-    said, _ = process.communicate(timeout=WAIT_S)
+    said, _ = process.communicate(timeout=LIMIT_S)
     return process.returncode, said
 
 
@@ -391,7 +405,7 @@ def test_a_port_in_use_names_the_setting(tmp_path: Path) -> None:
 def test_port_0_means_no_http_and_the_process_waits_to_be_ended(tmp_path: Path) -> None:
     process = gateway(tmp_path, http_port=0)
     assert process.stdout is not None
-    assert "http_port is 0" in process.stdout.readline()
+    assert "http_port" in process.stdout.readline()
     process.terminate()
     code, _ = ended(process)
     assert code == 0

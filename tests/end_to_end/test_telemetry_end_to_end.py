@@ -11,6 +11,7 @@ import pytest
 
 from broker.config import read_settings
 from broker.facts import ActionFact, RequestFact
+from frontend import observer
 from frontend.client import AsyncClient, Prediction
 from frontend.observer import Observer, View
 from scripts.journals import arrivals, read_actions, read_requests
@@ -18,12 +19,20 @@ from scripts.meshes import Mesh
 from scripts.timeline import timeline
 from scripts.trace import record
 from scripts.watching import describe
-from tests.end_to_end.meshes import emulated_device, emulated_model, run_with_mesh
+from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 from tests.scripts.test_timeline import check_format
 
 pytestmark = pytest.mark.end_to_end
 X = np.zeros((1, 4), np.float32)
-REQUESTS = 60
+REQUESTS = 20
+EXEC_MS, SLACK_S = 20.0, 0.01  # clocks of processes are known to each other well within this slack
+HOPELESS_MS = 5000.0  # of a model that takes hours: it is refused, and long before its deadline
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is taken for silent because the machine is slow."""
+    monkeypatch.setattr(observer, "REPLY_S_MAX", LIMIT_S)
 
 
 def look(running: Mesh) -> View:
@@ -32,11 +41,11 @@ def look(running: Mesh) -> View:
         return observer.look(models=True)
 
 
-async def ask(client: AsyncClient, slo_ms: float) -> Counter[str]:
-    """So many requests, in turn, to models a and b; how they were answered."""
+async def ask(client: AsyncClient, models: tuple[str, ...], slo_ms: float) -> Counter[str]:
+    """So many requests, in turn, to these models; how they were answered."""
     seen: Counter[str] = Counter()
     for i in range(REQUESTS):
-        outcome = await client.submit("ab"[i % 2], X, slo_ms=slo_ms, cache=False)
+        outcome = await client.submit(models[i % len(models)], X, slo_ms=slo_ms, cache=False)
         seen["ok" if isinstance(outcome, Prediction) else outcome.status] += 1
     return seen
 
@@ -44,8 +53,8 @@ async def ask(client: AsyncClient, slo_ms: float) -> Counter[str]:
 @pytest.mark.parametrize("compact", [False, True])
 def test_what_the_mesh_did_is_in_its_logs_in_its_trace_and_in_its_status(tmp_path: Path, compact: bool) -> None:
     repository = tmp_path / "repository"
-    emulated_model(repository, "a")
-    emulated_model(repository, "b")
+    for name in ("a", "b", "never"):
+        emulated_model(repository, name)
     seen: dict[str, Any] = {}
 
     async def scenario(running: Mesh) -> None:
@@ -56,31 +65,25 @@ def test_what_the_mesh_did_is_in_its_logs_in_its_trace_and_in_its_status(tmp_pat
                 asyncio.to_thread(record, read_settings(environment=running.environment), 1.0, lambda left_s: None)
             )
             while not recorder.done():
-                seen["answers"] = seen.get("answers", Counter[str]()) + await ask(client, 500.0)
-                seen["hopeless"] = seen.get("hopeless", Counter[str]()) + await ask(client, 0.5)
+                seen["answers"] = seen.get("answers", Counter[str]()) + await ask(client, ("a", "b"), LONG_MS)
+                seen["hopeless"] = seen.get("hopeless", Counter[str]()) + await ask(client, ("never",), HOPELESS_MS)
             seen["recording"] = await recorder
             seen["after"] = await asyncio.to_thread(look, running)
 
-    run_with_mesh(scenario, repository, tmp_path / "data", compact=compact, device=emulated_device(tmp_path))
+    device = emulated_device(tmp_path, exec_ms=EXEC_MS, never="never")
+    run_with_mesh(scenario, repository, tmp_path / "data", compact=compact, device=device)
     assert set(seen["answers"]) == {"ok"}
-    assert set(seen["hopeless"]) <= {"rejected", "timed_out"}  # on a busy machine half a millisecond is soon over
-    assert seen["hopeless"]["rejected"] > 0
-    refused, failed = check_logs(tmp_path / "data" / "telemetry", seen["answers"]["ok"], seen["hopeless"])
+    assert set(seen["hopeless"]) == {"rejected"}
+    failed = check_logs(tmp_path / "data" / "telemetry", seen["answers"]["ok"], seen["hopeless"]["rejected"])
     check_recording(seen["recording"])
-    check_status(seen["after"], seen["answers"] + seen["hopeless"], refused, failed)
+    check_status(seen["after"], seen["answers"] + seen["hopeless"], failed)
 
 
-def check_logs(folder: Path, ok: int, hopeless: Counter[str]) -> tuple[int, int]:
-    """Every request and every action is in the logs, once, with times that fit; (refused requests, failed actions).
-
-    What timed out at the frontend was refused by the controller at the same time, or withdrawn before.
-    """
+def check_logs(folder: Path, ok: int, rejected: int) -> int:
+    """Every request and every action is in the logs, once, with times that fit; how many actions failed."""
     (log,) = read_requests(folder)
     outcomes = Counter(fact.outcome for fact in log.facts)
-    assert (outcomes.pop("in_time"), log.dropped, log.cut) == (ok, 0, 0)
-    assert outcomes.keys() <= {"rejected", "cancelled"}
-    assert outcomes.total() == hopeless.total()
-    assert outcomes["cancelled"] <= hopeless["timed_out"]
+    assert (outcomes, log.dropped, log.cut) == ({"in_time": ok, "rejected": rejected}, 0, 0)
     assert len({(fact.frontend, fact.request) for fact in log.facts}) == len(log.facts)
     (actions,) = read_actions(folder)
     by_id = {fact.action: fact for fact in actions.facts}
@@ -91,15 +94,15 @@ def check_logs(folder: Path, ok: int, hopeless: Counter[str]) -> tuple[int, int]
             assert (action.ref, action.code, action.device) == (fact.ref, "ok", fact.device)
             assert action.begin_s is not None
             assert action.end_s is not None
-            assert fact.arrived_s <= action.sent_s <= action.begin_s + 0.001 <= action.end_s
-            assert fact.exec_s == pytest.approx(0.0011, rel=0.2)
+            assert fact.arrived_s <= action.sent_s <= action.begin_s + SLACK_S <= action.end_s
+            assert fact.exec_s == pytest.approx(EXEC_MS / 1e3, rel=0.2)
     replayed = list(arrivals(folder))
-    assert len(replayed) == ok + hopeless.total()
+    assert len(replayed) == ok + rejected
     assert replayed == sorted(replayed)
-    asked = {(ref, 0.5 if slo_s > 0.0005 else 0.0005, rows) for _, ref, slo_s, rows in replayed}
-    assert asked == {(ref, slo_s, 1) for ref in ("a:1", "b:1") for slo_s in (0.5, 0.0005)}
-    assert all(slo_s <= 0.5 for _, _, slo_s, _ in replayed)  # what was left when the frontend sent it on
-    return outcomes["rejected"], sum(fact.code != "ok" for fact in actions.facts)
+    assert {(ref, rows) for _, ref, _, rows in replayed} == {("a:1", 1), ("b:1", 1), ("never:1", 1)}
+    for _, ref, slo_s, _ in replayed:
+        assert 0 < slo_s <= (HOPELESS_MS if ref == "never:1" else LONG_MS) / 1e3  # left when the frontend sent it on
+    return sum(fact.code != "ok" for fact in actions.facts)
 
 
 def check_recording(recording: Any) -> None:
@@ -109,19 +112,20 @@ def check_recording(recording: Any) -> None:
     assert any(isinstance(fact, ActionFact) for fact in facts)
     assert (recording.dropped, recording.silent) == (0, [])
     events = check_format(timeline(recording))
-    assert sum(event["ph"] == "s" for event in events) >= 20
+    assert any(event["ph"] == "s" for event in events)
 
 
-def check_status(view: View, answers: Counter[str], refused: int, failed: int) -> None:
+def check_status(view: View, answers: Counter[str], failed: int) -> None:
     """Everybody answers, and the counts are right."""
     assert view.broker
     assert Counter(member.role for member in view.members) == {"controller": 1, "frontend": 1, "gpu_worker": 1}
     (snapshot,) = view.snapshots.values()
-    assert (snapshot.in_time, snapshot.refused) == (answers["ok"], {"deadline": refused})
-    assert {model.ref for model in snapshot.models} == {"a:1", "b:1"}
+    assert (snapshot.in_time, snapshot.refused) == (answers["ok"], {"deadline": answers["rejected"]})
+    assert {model.ref for model in snapshot.models} == {"a:1", "b:1", "never:1"}
     (device,) = snapshot.devices
-    assert (device.resident, device.prepared, device.failed) == (2, 2, failed)
-    assert device.exec_busy_s == pytest.approx(0.0011 * device.batches, rel=0.3)
+    assert (device.prepared, device.failed) == (3, failed)
+    assert device.resident >= 2  # what nobody can be served is in memory or not
+    assert device.exec_busy_s == pytest.approx(EXEC_MS / 1e3 * device.batches, rel=0.3)
     (status,) = view.frontends.values()
     assert status["answers"] == answers
     assert json.loads(json.dumps(describe(view)))["controllers"][snapshot.controller]["in_time"] == answers["ok"]
@@ -138,10 +142,10 @@ def test_with_telemetry_off_nothing_is_written_and_traces_work_all_the_same(tmp_
             settings = read_settings(environment=running.environment)
             recorder = asyncio.create_task(asyncio.to_thread(record, settings, 0.5, lambda left_s: None))
             while not recorder.done():
-                await ask(client, 500.0)
+                await ask(client, ("a", "b"), LONG_MS)
             check_recording(await recorder)
             assert not (await asyncio.to_thread(look, running)).snapshots.popitem()[1].journal.on
 
-    device = emulated_device(tmp_path)
+    device = emulated_device(tmp_path, exec_ms=EXEC_MS)
     run_with_mesh(scenario, repository, tmp_path / "data", telemetry="off", device=device)
     assert not (tmp_path / "data" / "telemetry").exists()

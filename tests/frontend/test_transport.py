@@ -7,6 +7,7 @@ import pytest
 import zmq
 
 from broker.errors import AddressInUse
+from frontend import transport as module
 from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
 from tests.broker.processes import Processes, processes
 from tests.loops import Told, on_loop
@@ -169,18 +170,18 @@ async def test_a_client_that_is_slow_to_read_gets_every_answer_in_order() -> Non
 
 
 @on_loop
-async def test_what_waits_for_a_client_that_leaves_is_dropped_and_counted() -> None:
+async def test_what_waits_for_a_client_that_leaves_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWERS_QUEUED_MAX", 2)
     async with processes() as made:
         listening = Listening(made)
         sock = client(made, listening)
         sock.send(b"header")
         ((who, _, _),) = await listening.said.count(1)
-        while listening.port.answers_waiting < 3:
-            listening.port.answer(who, bytes(2_000))
+        while listening.port.answers_waiting < 25:  # MB: more than ZeroMQ and the kernel still find room for
+            listening.port.answer(who, bytes(1 << 20))
         sock.close(0)
-        listening.port.answer(who, bytes(2_000))
         await listening.until(lambda: listening.port.answers_waiting == 0)
-        assert listening.port.answers_dropped >= 4
+        assert listening.port.answers_dropped > 0
 
 
 @on_loop

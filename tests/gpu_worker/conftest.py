@@ -1,5 +1,6 @@
 """A repository of small real packages, exported once."""
 
+import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,23 @@ class Repository:
         with torch.no_grad():
             outputs = self.modules[ref](*inputs)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Torch computes on the thread that asks it: threads wait for each other awake, on busy cores for ages."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time_on_a_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """However many of pytest's workers there are: each of these tests takes what is free there."""
+    if request.node.get_closest_marker("cuda") is None:
+        yield
+        return
+    with (tmp_path_factory.getbasetemp().parent / "gpu.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.specs import ContainerOptions
 from gpu_worker.lanes import Done, Job, Phase
 from tests.gpu_worker.worker_builders import never
+from tests.loops import LIMIT_S
 
 X = {"name": "x", "dtype": "float32", "shape": [-1, 4]}
 Y = {"name": "y", "dtype": "float32", "shape": [-1, 4]}
@@ -61,7 +62,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: float = 30.0) -> AsyncIterator[Rig]:
+async def rig(folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: float = LIMIT_S) -> AsyncIterator[Rig]:
     """A container of `f` in `code`, which may use np, os and sys; `folder` is the working folder."""
     write(folder, code)
     options = ContainerOptions(model="f", predict="mine:f", python=sys.executable, inputs=(X,), outputs=(output,))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_worker.devices.attempts import Attempts
@@ -18,7 +20,7 @@ from gpu_worker.devices.locks import DeviceLock
 if TYPE_CHECKING:
     from broker.config import Settings
 
-PATIENCE = Patience(least_s=3.0, preparing_s=3.0, prepare_s=6.0, look_s=0.05)
+LEAST_S = 3.0  # and at least as long as this machine took to start this process: what is slow here does not hang
 DEADLY, STUCK = "deadly", "stuck"  # models that fail when prepared, and so end the process, or do not end
 
 
@@ -69,4 +71,12 @@ def open_hanging(settings: Settings) -> CudaDevice:
     attempts.open()
     room = Room(page_bytes=MIB, pages=8, window_pages=4)
     driver = HangingDriver(name)
-    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, patience=PATIENCE)
+    least_s = max(LEAST_S, age_s())
+    patience = Patience(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
+    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, patience=patience)
+
+
+def age_s() -> float:
+    """Of this process, as Linux knows it."""
+    began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scripts.model_copies import make_copies
 from scripts.worker_measurements import Limits, spread
 from scripts.worker_rig import ActionFailed, Rig
 from tests.gpu_worker.conftest import Repository
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_the_report_has_every_figure_and_null_where_the_runs_do_not_support_it(
     chosen = settings(tmp_path, repository)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(
-            bench(chosen, ["linear:1", "tall:1"], [1, 8], Limits(25, 5.0), Console(file=io.StringIO()))
+            bench(chosen, ["linear:1", "tall:1"], [1, 8], Limits(25, LIMIT_S), Console(file=io.StringIO()))
         )
     figures = json.loads(json.dumps(figures))
     assert (figures["device"], figures["torch"]) == ("cpu", torch.__version__)
@@ -66,8 +67,8 @@ def test_models_whose_loads_end_at_once_are_measured_too(tmp_path: Path, reposit
     chosen = settings(tmp_path, repository)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         out = Console(file=io.StringIO())
-        measured = bench(chosen, ["linear:1", "two:1"], [1], Limits(20, 2.0), out)
-        figures = runner.run(asyncio.wait_for(measured, 30.0))
+        measured = bench(chosen, ["linear:1", "two:1"], [1], Limits(20, LIMIT_S), out)
+        figures = runner.run(measured)
     assert figures["disturbance"]["load_under_exec_gb_per_s"] > 0
 
 
@@ -79,19 +80,19 @@ def test_a_percentile_needs_ten_values_beyond_it() -> None:
 
 def test_models_that_are_not_there_are_named(repository: Repository, tmp_path: Path) -> None:
     assert find_models(repository.folder, ["linear"]) == ["linear:2"]
-    with pytest.raises(GearmeshError, match="has no nonsense"):
+    with pytest.raises(GearmeshError, match="nonsense"):
         find_models(repository.folder, ["linear", "nonsense"])
-    with pytest.raises(GearmeshError, match="has no demo models"):
+    with pytest.raises(GearmeshError, match=re.escape(str(tmp_path))):
         find_models(tmp_path, [])
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--device", "tpu"], 1, "allowed are auto, cpu"),
-        (["--runs", "0"], 2, "must be positive"),
-        (["--seconds", "-1"], 2, "must be positive"),
-        (["--batches", "0"], 2, "one row at least"),
+        (["--device", "tpu"], 1, "auto, cpu"),
+        (["--runs", "0"], 2, "--runs"),
+        (["--seconds", "-1"], 2, "--seconds"),
+        (["--batches", "0"], 2, "--batches"),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_is_right(

@@ -16,7 +16,7 @@ from gpu_worker.container.specs import ContainerOptions
 from tests.broker.brokers import Broker, Caller
 from tests.broker.processes import Processes, processes
 from tests.gpu_worker.container_builders import X, Y
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 
 class Container:
@@ -27,7 +27,7 @@ class Container:
             model="f", predict=f"{module}:f", python=sys.executable, inputs=(X,), outputs=(Y,), **options
         )
         self.runtime = made.runtime(data_dir=folder / "data", broker_port=number)
-        self.device = ContainerDevice(told, start_s=30.0)
+        self.device = ContainerDevice(told, start_s=LIMIT_S)
         self.service = ContainerService(self.runtime, self.device)
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.runtime.end = self.ended.set_result  # type: ignore[method-assign]
@@ -73,7 +73,7 @@ def _offers(table: wire.Table) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[World]:
-    async with processes(heartbeat_ms=20.0) as made:
+    async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
         begun = World(made, folder)
         try:
             yield begun

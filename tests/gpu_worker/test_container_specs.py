@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gpu_worker.container.specs import ContainerError, ContainerOptions, lay_out, model_spec, parse_tensor
+from tests.messages import names
 
 X = {"name": "x", "dtype": "float32", "shape": [-1, 4]}
 Y = {"name": "y", "dtype": "int64", "shape": [-1]}
@@ -22,12 +23,10 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     )  # fmt: skip
     with pytest.raises(ContainerError) as raised:
         wrong.check()
-    for text in (
-        "--model must match", "--version is a number", "--predict takes MODULE:FUNCTION", "got 'fixed:0'",
-        "--slo-ms must be", "--objective-ms must be", "--batch-wait-ms must be", "--batch-max must be",
-        "--memory-mb must not be negative", "--sample /nowhere.npy: there is no such file",
-    ):  # fmt: skip
-        assert text in str(raised.value)
+    assert names(
+        str(raised.value), "--model", "--version", "--predict", "'fixed:0'", "--slo-ms", "--objective-ms",
+        "--batch-wait-ms", "--batch-max", "--memory-mb", "--sample", "/nowhere.npy",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("batching", ["aimd", "quantile", "none", "fixed:1", "fixed:4096"])
@@ -37,7 +36,7 @@ def test_good_options_pass(batching: str) -> None:
 
 @pytest.mark.parametrize("batching", ["", "AIMD", "fixed", "fixed:", "fixed:x", "fixed:4097", "aimd:3"])
 def test_a_batching_that_there_is_not_is_refused(batching: str) -> None:
-    with pytest.raises(ContainerError, match="--batching is aimd, quantile, none or fixed:N"):
+    with pytest.raises(ContainerError, match=r"--batching.*aimd.*quantile.*none.*fixed:N"):
         options(batching=batching).check()
 
 
@@ -54,21 +53,21 @@ def test_a_tensor_is_read_from_its_text() -> None:
 
 @pytest.mark.parametrize("text", ["x", "x:float32", "x:float32:4", "x:float32:-1,-1", ":float32:-1", "x:float32:-1,"])
 def test_a_tensor_that_cannot_be_read_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ContainerError, match="as in x:float32:-1,64"):
+    with pytest.raises(ContainerError, match="x:float32:-1,64"):
         parse_tensor(text, "--input")
 
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "text"),
     [
-        (None, [Y], "does not say what its inputs are"),
-        ([X], [], "does not say what its outputs are"),
-        ([X, X], [Y], "input x is declared more than once"),
-        ([X], [Y, Y], "output y is declared more than once"),
-        ([X | {"dtype": "str"}], [Y], "input x: dtype 'str' is none of float32"),
-        ([X | {"shape": [-1, "n"]}], [Y], "declare it with --input x:float32:-1,..."),
-        ([X | {"shape": []}], [Y], "shape must be -1 for the batch"),
-        ([X], [Y | {"shape": [-1, 0]}], "shape must be -1 for the batch"),
+        (None, [Y], "--input"),
+        ([X], [], "--output"),
+        ([X, X], [Y], "input x"),
+        ([X], [Y, Y], "output y"),
+        ([X | {"dtype": "str"}], [Y], "'str'"),
+        ([X | {"shape": [-1, "n"]}], [Y], "--input x:float32:-1"),
+        ([X | {"shape": []}], [Y], "input x"),
+        ([X], [Y | {"shape": [-1, 0]}], "output y"),
     ],
 )
 def test_specs_that_cannot_be_served_are_refused(inputs: Any, outputs: Any, text: str) -> None:
@@ -83,6 +82,6 @@ def test_tensors_lie_apart_and_what_is_too_large_says_what_would_fit() -> None:
     assert layout.slot_bytes == 4096
     assert layout.total_bytes == 3 * 4096
     wide = X | {"shape": [-1, 1 << 20]}
-    with pytest.raises(ContainerError, match="give --batch-max 255"):
+    with pytest.raises(ContainerError, match="--batch-max 255"):
         lay_out(model_spec(options(batch_max=1024), [wide], [Y]))
     lay_out(model_spec(options(batch_max=255), [wide], [Y]))

@@ -22,7 +22,7 @@ from gpu_worker.packages import read_package
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.cpu_builders import FLOAT, SHORT_S, at_once, infer_job, linear, load_job, outputs_of, put, run
 from tests.gpu_worker.worker_builders import infer, never
-from tests.loops import Told, on_loop
+from tests.loops import LIMIT_S, Told, on_loop
 
 LONG_S = INLINE_S_MAX * 2
 
@@ -257,7 +257,7 @@ async def test_closing_waits_for_what_runs(settings: Settings, repository: Repos
     assert [thread.name for thread in threading.enumerate() if thread.name in ("exec", "load")] == []
 
 
-@pytest.mark.parametrize(("margin_s", "code"), [(-1.0, "late"), (1.0, "ok")])
+@pytest.mark.parametrize(("margin_s", "code"), [(-1.0, "late"), (LIMIT_S, "ok")])
 def test_an_exec_that_comes_to_its_turn_after_its_window_is_not_run(
     device: CpuDevice, repository: Repository, margin_s: float, code: str
 ) -> None:
@@ -403,21 +403,21 @@ def test_auto_claims_the_next_free_one_of_as_many_as_there_are_cores(settings: S
     count = os.cpu_count() or 1
     held = [open_device(automatic) for _ in range(count)]
     assert [one.info.name for one in held] == [f"cpu:{i}" for i in range(count)]
-    with pytest.raises(DeviceError, match="every device here is driven already"):
+    with pytest.raises(DeviceError, match="cpu:0"):
         open_device(automatic)
     for one in held:
         one.close()
 
 
 def test_an_arena_beyond_the_memory_there_is_is_refused_before_it_is_allocated(settings: Settings) -> None:
-    with pytest.raises(DeviceError, match=r"arena of 100000000 MiB does not fit in the \d+ MiB .*ARENA_MB"):
+    with pytest.raises(DeviceError, match=r"100000000.*\d+ MiB.*ARENA_MB"):
         CpuDevice(settings.model_copy(update={"arena_mb": 100_000_000}))
     CpuDevice(settings).close()  # its lock is free again
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "tpu:0", "emulated"])
 def test_a_device_that_there_is_not_is_refused_with_those_there_are(settings: Settings, name: str) -> None:
-    with pytest.raises(DeviceError, match="allowed are auto, cpu"):
+    with pytest.raises(DeviceError, match="auto, cpu"):
         open_device(settings.model_copy(update={"device": name}))
 
 
@@ -433,7 +433,7 @@ async def test_a_device_leaves_no_thread_behind(settings: Settings) -> None:
     assert len(threading.enumerate()) == len(before) + 2
     device.close()
     assert set(threading.enumerate()) == before
-    await asyncio.wait_for(asyncio.get_running_loop().create_task(nothing()), 1.0)
+    await asyncio.get_running_loop().create_task(nothing())
 
 
 async def nothing() -> None:
@@ -463,7 +463,7 @@ def test_a_device_that_an_installed_package_brings_is_opened_by_its_name(
     opened = open_device(settings.model_copy(update={"device": "clay:0"}))
     assert isinstance(opened, CpuDevice)
     opened.close()
-    with pytest.raises(DeviceError, match="'broken': clay:Nothing: AttributeError"):
+    with pytest.raises(DeviceError, match=r"'broken'.*clay:Nothing.*AttributeError"):
         open_device(settings.model_copy(update={"device": "broken"}))
     with pytest.raises(DeviceError, match=r"PROFILE\.json, broken, clay"):
         open_device(settings.model_copy(update={"device": "mud"}))

@@ -25,6 +25,7 @@ from gpu_worker.lanes import Phase
 from tests.gpu_worker.conftest import ROW, Repository
 from tests.gpu_worker.cuda_builders import DRIVERS, ROOM, Served, infer_job, served, tensors
 from tests.loops import on_loop
+from tests.messages import names
 
 drivers = pytest.mark.parametrize("driver", DRIVERS)
 CLOSE = {"atol": 1e-3, "rtol": 1e-3}  # a GPU adds in another order, and multiplies in TF32 where it convolves
@@ -310,7 +311,7 @@ async def test_inputs_that_are_not_those_of_their_rows_are_refused(driver: str, 
             job.tensors[1][0] = wrong
             done = await on.through(job)
             assert done.code == "bad_input"
-            assert done.message == f"input 0 has {len(wrong)} bytes; 1 rows take 16"
+            assert names(done.message, "input 0", len(wrong), 1, 16)
             on.device.release(job)
 
 
@@ -447,14 +448,13 @@ async def test_a_model_larger_than_window_or_arena_is_refused_with_all_figures(r
     async with served("host", Room(page_bytes=MIB, pages=2, window_pages=1)) as on:
         with pytest.raises(PackageError) as raised:
             on.device.prepare(repository.package("tall:1"))
-        assert raised.value.faults == [
-            "its weights take 2.7 MiB; the window is 1 MiB (GEARMESH_WINDOW_MB)",
-            "its weights take 3 pages; the arena has 2 (GEARMESH_ARENA_MB)",
-        ]
+        window, arena = raised.value.faults
+        assert names(window, "2.7", 1, "GEARMESH_WINDOW_MB")
+        assert names(arena, 3, 2, "GEARMESH_ARENA_MB")
 
 
 def test_memory_that_is_not_there_is_refused_at_start() -> None:
-    with pytest.raises(DeviceError, match=r"host:0: an arena of 8 MiB and a window of 4 MiB cannot .* GEARMESH_ARENA"):
+    with pytest.raises(DeviceError, match=r"host:0.*\b8\b.*\b4\b.*GEARMESH_ARENA"):
         CudaDevice(HostDriver(memory_bytes=4 * MIB), Room(page_bytes=MIB, pages=8, window_pages=4), host_bytes_max=0)
 
 
@@ -464,7 +464,7 @@ async def test_a_device_that_is_full_refuses_what_is_deployed_and_serves_on(repo
         on.device.prepare(repository.package("linear:1"))
         await on.load("linear:1", (0,))
         on.driver._memory_bytes = on.driver._used
-        with pytest.raises(PackageError, match=r"host:0 is full: .*lower GEARMESH_ARENA_MB"):
+        with pytest.raises(PackageError, match=r"host:0.*GEARMESH_ARENA_MB"):
             on.device.prepare(repository.package("tall:1"))
         x = torch.randn(2, 4)
         y = await linear(on, "linear:1", (0,), x)
@@ -535,7 +535,7 @@ async def test_a_model_that_no_graph_can_hold_is_refused_and_others_are_captured
         await on.load("linear:1", (0,))
         for _ in range(2):
             if driver == "cuda":
-                with pytest.raises(PackageError, match="cannot be captured as a graph"):
+                with pytest.raises(PackageError, match="waits"):
                     on.device.prepare(waits)
             else:
                 on.device.prepare(waits)

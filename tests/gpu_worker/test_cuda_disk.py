@@ -24,7 +24,7 @@ from gpu_worker.packages import Package, read_package
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.cuda_builders import DRIVERS, Served, infer_job, numbers, served
 from tests.gpu_worker.worker_builders import load
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 drivers = pytest.mark.parametrize("driver", DRIVERS)
 SMALL_PAGES = Room(page_bytes=MIB // 4, pages=32, window_pages=16)  # so that a model of 2.7 MiB takes eleven pieces
@@ -111,7 +111,7 @@ async def test_a_version_that_could_not_be_prepared_leaves_its_share_of_the_budg
     tall = repository.package("tall:1")
     async with served("host", host_bytes_max=tall.image_bytes) as on:
         on.driver._memory_bytes = on.driver._used
-        with pytest.raises(Exception, match="host:0 is full"):
+        with pytest.raises(Exception, match="host:0"):
             on.device.prepare(tall)
         assert on.device._versions.images.used_bytes == 0
 
@@ -200,12 +200,13 @@ async def test_a_file_that_is_cut_while_it_is_read_fails_that_load_once_its_copi
     on.device.prepare(read_package(folder, "tall:1", ()))
     loading = asyncio.ensure_future(on.load("tall:1", range(11)))
     await asyncio.sleep(0)
-    assert await asyncio.to_thread(driver.loads[0].came.wait, 10.0), "a first piece was read, and is on its way"
+    assert await asyncio.to_thread(driver.loads[0].came.wait, LIMIT_S), "a first piece was read, and is on its way"
     cut(folder / "tall" / "1" / "weights.safetensors")
     assert not loading.done()
     driver.gate.set()
     done = await loading
-    assert (done.code, "not the file that was prepared" in done.message) == ("device_error", True)
+    assert done.code == "device_error"
+    assert "weights.safetensors" in done.message
     assert not on.device._loader.copies._in_flight
     on.device._loader.copies.check()
     assert on.device._loader.events.free == on.device._loader.events.count
@@ -222,7 +223,7 @@ async def test_a_load_whose_window_is_past_when_its_turn_comes_is_not_read(folde
     first = asyncio.ensure_future(on.load("tall:1", range(11)))
     second = asyncio.ensure_future(on.load("tall:2", range(11, 22), latest_s=time.monotonic() + 0.001))
     await asyncio.sleep(0)
-    assert await asyncio.to_thread(driver.loads[0].came.wait, 10.0)
+    assert await asyncio.to_thread(driver.loads[0].came.wait, LIMIT_S)
     assert not second.done(), "it waits for its turn"
     asyncio.get_running_loop().call_later(0.01, driver.gate.set)
     assert [(await first).code, (await second).code] == ["ok", "late"]
@@ -254,7 +255,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_exec_and_no_loop(reposito
         slow = version.image = SlowImage(repository.package("tall:1"))
         loading = asyncio.ensure_future(on.load("tall:1", range(11)))
         await asyncio.sleep(0)
-        assert await asyncio.to_thread(slow.asked.wait, 10.0)
+        assert await asyncio.to_thread(slow.asked.wait, LIMIT_S)
         for _ in range(3):
             x = torch.randn(8, 4)
             (y,) = await on.run(infer_job("linear:1", (31,), x), (8, 3))

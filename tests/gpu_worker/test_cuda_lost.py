@@ -52,7 +52,7 @@ async def test_an_idle_device_that_is_lost_says_so_before_anything_is_ordered(re
     await on.load("linear:1", (0,))
     await on.run(infer_job("linear:1", (0,), torch.randn(1, 4)), (1, 3))
     driver.why = "CUDA error: uncorrectable ECC error encountered"
-    await asyncio.wait_for(on.told_lost.wait(), 10.0)
+    await on.told_lost.wait()
     assert on.lost == [driver.why]
     on.device.close()
 
@@ -65,7 +65,7 @@ async def test_a_package_whose_warming_up_ends_the_device_is_refused_and_the_dev
     driver.why = WHY
     with pytest.raises(PackageError, match=WHY):
         await asyncio.to_thread(on.device.prepare, repository.package("two:1"))
-    await asyncio.wait_for(on.told_lost.wait(), 10.0)
+    await on.told_lost.wait()
     assert on.lost == [WHY]
     on.device.close()
 
@@ -77,7 +77,7 @@ async def test_a_device_that_one_action_or_package_was_too_much_for_is_not_lost(
         await on.load("two:1", (0,))
         assert (await on.through(infer_job("two:1", (0,), torch.randn(1, 4), BAD))).code == "device_error"
         on.driver._memory_bytes = on.driver._used
-        with pytest.raises(PackageError, match="is full"):
+        with pytest.raises(PackageError, match="host:0"):
             on.device.prepare(repository.package("tall:1"))
         await asyncio.sleep(0)
         assert on.lost == []

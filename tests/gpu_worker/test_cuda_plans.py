@@ -26,6 +26,7 @@ from gpu_worker.devices.cuda.plans import (
     padded,
     pieces,
 )
+from tests.messages import names
 
 GIB = 1 << 30
 
@@ -46,7 +47,7 @@ def test_a_batch_is_padded_to_the_next_size() -> None:
 
 @pytest.mark.parametrize("batch", [0, -1, 8])
 def test_a_batch_that_no_size_holds_is_refused(batch: int) -> None:
-    with pytest.raises(ValueError, match=f"a batch of {batch} has no graph: sizes are 1, 2, 4, 7"):
+    with pytest.raises(ValueError, match=rf" {batch} .*1, 2, 4, 7"):
         padded(batch, (1, 2, 4, 7))
 
 
@@ -348,18 +349,15 @@ def test_a_window_is_a_whole_number_of_pages() -> None:
 def test_an_arena_larger_than_what_is_free_is_refused_with_the_figures() -> None:
     with pytest.raises(DeviceError) as raised:
         make_room("cuda:1", free=GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=2 * GIB, window_bytes=512 * MIB)
-    assert str(raised.value) == (
-        "cuda:1: 1024 of 81920 MiB are free; arena and window take 2560 MiB: lower GEARMESH_ARENA_MB or "
-        "GEARMESH_WINDOW_MB, or end what else uses the device"
-    )
+    assert names(str(raised.value), "cuda:1", 1024, 81920, 2560, "GEARMESH_ARENA_MB", "GEARMESH_WINDOW_MB")
 
 
 def test_a_device_that_another_process_fills_is_refused_with_what_is_kept() -> None:
-    with pytest.raises(DeviceError, match=r"cuda:0: 2048 of 8192 MiB are free; .* 3584 MiB are kept for the rest"):
+    with pytest.raises(DeviceError, match=r"cuda:0.*2048.*8192.*3584"):
         make_room("cuda:0", free=2 * GIB, total=8 * GIB, page_bytes=16 * MIB, arena_bytes=0, window_bytes=512 * MIB)
     assert RESERVE_BYTES == 3 * GIB
 
 
 def test_an_arena_smaller_than_a_page_is_refused() -> None:
-    with pytest.raises(DeviceError, match="an arena of 8 MiB holds no page of 16 MiB: raise GEARMESH_ARENA_MB"):
+    with pytest.raises(DeviceError, match=r"\b8\b.*\b16\b.*GEARMESH_ARENA_MB"):
         make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=8 * MIB, window_bytes=16 * MIB)

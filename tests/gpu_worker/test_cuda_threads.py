@@ -16,6 +16,7 @@ from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Agenda, EventPool, Helper, Issuer, Watcher
 from gpu_worker.tuning import REAL_TIME_PRIORITY, may_be_real_time
 from tests.gpu_worker.cuda_builders import NO_GPU
+from tests.loops import LIMIT_S
 
 
 def nothing() -> None:
@@ -25,9 +26,13 @@ def nothing() -> None:
 class Said:
     """Works that say their name, and a wait for all of them."""
 
-    def __init__(self, count: int) -> None:
-        self.names: list[str] = []
+    def __init__(self, count: int, names: list[str] | None = None) -> None:
+        self.names = [] if names is None else names
         self._left, self._all = count, threading.Event()
+
+    def more(self, count: int) -> "Said":
+        """Others, whose names follow in the same list."""
+        return Said(count, self.names)
 
     def work(self, name: str) -> Work:
         """A work."""
@@ -42,7 +47,7 @@ class Said:
 
     def all(self) -> list[str]:
         """Their names, in order, once all were said."""
-        assert self._all.wait(10.0)
+        assert self._all.wait(LIMIT_S)
         return self.names
 
 
@@ -61,32 +66,53 @@ def test_an_agenda_gives_what_is_due_earliest_first_and_equals_in_order() -> Non
     assert agenda.pop(9.0) is None
 
 
+class Clock:
+    """Time that stands still until it is set on."""
+
+    def __init__(self) -> None:
+        self.now = 10.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_works_are_issued_in_order_and_those_with_a_time_not_before_it() -> None:
-    issuer, said = Issuer(nothing, nothing, None, time.monotonic), Said(5)
-    issued: list[float] = []
-    due_s = time.monotonic() + 0.02
-    issuer.at(due_s + 0.01, said.work("later"))
-
-    def then() -> None:
-        issued.append(time.monotonic())
-        said.work("then")()
-
-    issuer.at(due_s, then)
-    issuer.at(0.0, said.work("overdue"))
-    issuer.now(said.work("first"))
-    issuer.now(said.work("second"))
+    clock, soon = Clock(), Said(3)
+    issuer = Issuer(nothing, nothing, None, clock)
+    then, later = soon.more(1), soon.more(1)
+    issuer.at(10.03, later.work("later"))
+    issuer.at(10.02, then.work("then"))
+    issuer.at(0.0, soon.work("overdue"))
+    issuer.now(soon.work("first"))
+    issuer.now(soon.work("second"))
     issuer.start()
-    assert said.all() == ["overdue", "first", "second", "then", "later"]
-    assert issued[0] >= due_s
+    assert soon.all() == ["overdue", "first", "second"]
+    clock.now = 10.02
+    assert then.all() == ["overdue", "first", "second", "then"]
+    clock.now = 10.03
+    assert later.all() == ["overdue", "first", "second", "then", "later"]
+    issuer.stop()
+
+
+def test_the_clock_of_an_issuer_is_the_machine_s_and_nothing_is_issued_early() -> None:
+    issuer = Issuer(nothing, nothing, None, time.monotonic)
+    issued: queue.SimpleQueue[float] = queue.SimpleQueue()
+    due_s = time.monotonic() + 0.02
+    issuer.at(due_s, lambda: issued.put(time.monotonic()))
+    issuer.start()
+    assert issued.get(timeout=LIMIT_S) >= due_s
     issuer.stop()
 
 
 def test_a_work_that_comes_while_another_is_awaited_is_not_held_up() -> None:
-    issuer, said = Issuer(nothing, nothing, None, time.monotonic), Said(2)
+    clock, between = Clock(), Said(1)
+    issuer, awaited = Issuer(nothing, nothing, None, clock), between.more(1)
     issuer.start()
-    issuer.at(time.monotonic() + 0.05, said.work("awaited"))
-    issuer.now(said.work("between"))
-    assert said.all() == ["between", "awaited"]
+    issuer.at(10.05, awaited.work("awaited"))
+    issuer.now(between.work("between"))
+    assert between.all() == ["between"]
+    clock.now = 10.05
+    assert awaited.all() == ["between", "awaited"]
     issuer.stop()
 
 
@@ -115,7 +141,7 @@ def test_an_issuer_has_the_priority_of_the_thread_that_starts_it() -> None:
         thread = threading.Thread(target=start, args=(policy,))
         thread.start()
         thread.join()
-        assert found.get(timeout=10.0) & ~os.SCHED_RESET_ON_FORK == policy
+        assert found.get(timeout=LIMIT_S) & ~os.SCHED_RESET_ON_FORK == policy
         issuer.stop()
 
 
@@ -140,7 +166,7 @@ def test_threads_keep_nothing_of_what_they_have_done() -> None:
         give(lambda thing=thing: None)
         del thing
         thread.start()
-        assert gone.wait(10.0)
+        assert gone.wait(LIMIT_S)
         thread.stop()
 
 
@@ -158,7 +184,7 @@ def test_a_watcher_tells_in_the_order_given_and_what_failed() -> None:
         stream.record(event)
         watcher.watch(event, lambda error: told.put(str(error)))
     watcher.start()
-    assert [told.get(timeout=10.0) for _ in range(3)] == ["None", "IndexError: no such row", "None"]
+    assert [told.get(timeout=LIMIT_S) for _ in range(3)] == ["None", "IndexError: no such row", "None"]
     watcher.stop()
     driver.close()
 
@@ -219,18 +245,18 @@ def test_a_stream_waits_for_another_s_event_and_nothing_has_happened_before() ->
 @pytest.mark.skipif(not NO_GPU, reason="there is a GPU here")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
 def test_a_gpu_that_is_not_there_is_refused_with_what_torch_sees(name: str, tmp_path: object) -> None:
-    with pytest.raises(DeviceError, match=f"GEARMESH_DEVICE='{name}': torch .* finds no GPU here; use cpu"):
+    with pytest.raises(DeviceError, match=f"GEARMESH_DEVICE='{name}'.*cpu"):
         open_device(Settings(device=name, data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cuda:", "cuda:x", "cuda:-1"])
 def test_a_gpu_without_a_number_is_refused(name: str, tmp_path: object) -> None:
-    with pytest.raises(DeviceError, match="cuda:N needs the number of a GPU"):
+    with pytest.raises(DeviceError, match="cuda:N"):
         open_device(Settings(device=name, data_dir=tmp_path))
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)
 def test_an_unknown_gpu_is_refused_with_those_there_are(tmp_path: object) -> None:
-    with pytest.raises(DeviceError, match="there is no such GPU; there is cuda:0"):
+    with pytest.raises(DeviceError, match="cuda:0"):
         open_device(Settings(device="cuda:99", data_dir=tmp_path))

@@ -9,6 +9,7 @@ import pytest
 
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.locks import DeviceLock, claim_first
+from tests.loops import LIMIT_S
 
 HOLD = """
 import sys
@@ -22,7 +23,7 @@ sys.stdin.read()
 
 def test_a_second_worker_for_a_device_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     first = DeviceLock(tmp_path / "locks", "cpu:0")
-    with pytest.raises(DeviceError, match=rf"device cpu:0 is driven by another worker already \(pid {os.getpid()}\)"):
+    with pytest.raises(DeviceError, match=rf"cpu:0.*pid {os.getpid()}"):
         DeviceLock(tmp_path / "locks", "cpu:0")
     first.release()
 
@@ -64,7 +65,7 @@ def test_a_lock_goes_with_its_process_however_that_ends(tmp_path: Path) -> None:
         with pytest.raises(DeviceError, match=f"pid {process.pid}"):
             DeviceLock(tmp_path, "cpu:0")
         process.kill()
-        process.wait(10)
+        process.wait(LIMIT_S)
     DeviceLock(tmp_path, "cpu:0").release()
 
 
@@ -72,7 +73,7 @@ def test_the_first_device_that_nobody_drives_is_claimed(tmp_path: Path) -> None:
     devices = ["cpu:0", "cpu:1", "cpu:2"]
     held = [claim_first(tmp_path, devices) for _ in devices]
     assert [name for name, _ in held] == devices
-    with pytest.raises(DeviceError, match="every device here is driven already: cpu:0, cpu:1, cpu:2; start fewer"):
+    with pytest.raises(DeviceError, match="cpu:0, cpu:1, cpu:2"):
         claim_first(tmp_path, devices)
     held[1][1].release()
     name, lock = claim_first(tmp_path, devices)

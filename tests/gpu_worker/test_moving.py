@@ -159,7 +159,7 @@ def test_a_graph_gives_the_same_whatever_the_strides_of_its_results(tmp_path: Pa
             if before is graph:
                 assert all(map(torch.equal, moved(*given), graph(*given))), "where views can be had nothing changes"
             if rows > 1 and before is not graph:
-                with pytest.raises(RuntimeError, match="view size is not compatible"):
+                with pytest.raises(RuntimeError, match="view"):
                     Elsewhere(before).run(*given)
 
 
@@ -174,7 +174,7 @@ def test_a_view_that_is_written_to_is_refused_and_not_copied(tmp_path: Path, how
     given = inputs(package, module, torch.randn(2, 5, 16))
     constants = [torch.zeros(()) for _ in range(len(package.layout) + 1 - len(given))]  # of `view[...] = 0`
     assert torch.allclose(graph(*constants, *given)[0], module(given[-1]), **CLOSE)
-    with pytest.raises(RuntimeError, match="view size is not compatible"):
+    with pytest.raises(RuntimeError, match="view"):
         Elsewhere(graph).run(*constants, *given)
 
 
@@ -193,7 +193,7 @@ def test_views_that_a_decomposition_leaves_are_changed_too() -> None:
     graph.output(graph.call_function(torch.ops.aten._unsafe_view.default, (x, [-1, 80])))
     module = GraphModule(nn.Module(), graph)
     strided = torch.randn(2, 16, 5).transpose(1, 2)
-    with pytest.raises(RuntimeError, match="view size is not compatible"):
+    with pytest.raises(RuntimeError, match="view"):
         module(strided)
     assert reshape_views(module) == 1
     assert torch.equal(module(strided), strided.reshape(-1, 80))

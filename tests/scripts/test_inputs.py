@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts.inputs import MEAN, SPREAD, InputError, read_input
+from tests.messages import names
 
 
 def model(*inputs: tuple[str, str, list[int]]) -> dict[str, Any]:
@@ -73,8 +74,7 @@ def test_what_is_no_input_is_refused_with_what_would_do(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as raised:
         read_input(source, VECTOR)
-    assert "is neither a .npy file, a JSON array nor an image" in str(raised.value)
-    assert str(raised.value).startswith(repr(source[:80]))
+    assert names(str(raised.value), repr(source[:80]), ".npy", "JSON")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_is_no_input_is_refused_with_what_would_do(
 )
 def test_json_that_is_no_array_of_the_models_numbers_is_refused(text: str, taker: dict[str, Any]) -> None:
     json.loads(text)
-    with pytest.raises(InputError, match="the JSON is no rectangular array of numbers"):
+    with pytest.raises(InputError, match="JSON"):
         read_input(text, taker)
 
 
@@ -152,11 +152,11 @@ def test_rows_are_the_height_and_columns_the_width(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [[-1, 4], [-1, 1, 8, 8], [-1, 8, 8]])
 def test_a_model_that_takes_no_images_says_so(tmp_path: Path, shape: list[int]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match=r"m takes no images: its input x has shape \[-1, "):
+    with pytest.raises(InputError, match=r"\bm\b.*\bx\b.*\[-1, "):
         read_input(str(tmp_path / "x.png"), model(("x", "float32", shape)))
 
 
 def test_a_file_that_only_looks_like_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match="cannot identify image file"):
+    with pytest.raises(InputError, match=r"x\.png"):
         read_input(str(tmp_path / "x.png"), DIGITS)

@@ -55,12 +55,12 @@ def test_arrivals_come_in_order_from_zero_on_one_axis(tmp_path: Path) -> None:
     [
         ((replace(HEADER, version=LOG_VERSION + 1), REQUEST), f"has version {LOG_VERSION + 1}; this gearmesh reads 1"),
         ((replace(HEADER, log="actions"), ACTION), "this is a log of 'actions'"),
-        (({"t_s": 1.0, "model": "m"},), "line 1: this is no gearmesh log"),
-        (([1, 2],), "line 1: this is no gearmesh log"),
-        ((), "line 1: this is no gearmesh log"),
-        (({"log": "requests", "version": 1},), "line 1: Object missing required field"),
-        ((HEADER, REQUEST, {"kind": "request", "rows": "two"}, REQUEST), "line 3: "),
-        ((HEADER, ACTION), "line 2: "),
+        (({"t_s": 1.0, "model": "m"},), "line 1"),
+        (([1, 2],), "line 1"),
+        ((), "line 1"),
+        (({"log": "requests", "version": 1},), "line 1"),
+        ((HEADER, REQUEST, {"kind": "request", "rows": "two"}, REQUEST), "line 3"),
+        ((HEADER, ACTION), "line 2"),
     ],
 )
 def test_what_is_no_log_of_this_version_is_refused_with_the_line(
@@ -74,7 +74,7 @@ def test_what_is_no_log_of_this_version_is_refused_with_the_line(
 
 
 def test_places_without_logs_are_said_so(tmp_path: Path) -> None:
-    with pytest.raises(LogError, match="there is no requests-"):
+    with pytest.raises(LogError, match="requests-"):
         read_requests(tmp_path)
-    with pytest.raises(LogError, match="cannot be read"):
+    with pytest.raises(LogError, match=r"nothing\.jsonl"):
         read_requests(tmp_path / "nothing.jsonl")

@@ -230,7 +230,7 @@ def test_a_trace_can_be_drawn_and_what_is_empty_cannot(tmp_path: Path) -> None:
     assert titles[0].endswith("requests")
     draw(trace, tmp_path / "picture.png", None, 60.0)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="nothing happened in the 60 ms from 9000 ms on"):
+    with pytest.raises(ValueError, match=r"60.*9000"):
         draw(trace, tmp_path / "nothing.png", 9000.0, 60.0)
     with pytest.raises(ValueError, match="no bars"):
         draw(timeline(recorded()), tmp_path / "nothing.png", None, 60.0)

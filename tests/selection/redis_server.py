@@ -1,7 +1,6 @@
 """A real redis-server for tests, on a port of its own."""
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,11 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from scripts.ports import free_ports
+from tests.loops import LIMIT_S
+
+PAUSE_S = 0.02  # between two calls to one that starts
+
 
 @contextmanager
 def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
@@ -20,17 +24,17 @@ def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
     if program is None:
         pytest.fail("redis-server is missing: scripts/test installs it, or: apt-get install redis-server")
     if not port:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
+        (port,) = free_ports(1)
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir", str(folder)]
     with (folder / "redis.log").open("w") as log:
         process = subprocess.Popen([program, *options], stdout=log, stderr=log)
-    client = redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 100), retry_on_error=[redis.RedisError])
+    client = redis.Redis(
+        port=port, retry=Retry(ConstantBackoff(PAUSE_S), int(LIMIT_S / PAUSE_S)), retry_on_error=[redis.RedisError]
+    )
     try:
         client.ping()
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         client.close()
         process.terminate()
-        process.wait(10)
+        process.wait(LIMIT_S)

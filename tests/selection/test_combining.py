@@ -90,7 +90,7 @@ def test_labels_are_voted_on_and_keep_their_shape_and_dtype() -> None:
 
 @pytest.mark.parametrize("label", [10, -1, True, 1.0, "7", None, [1, 2], [], {"a": 1}, 2**70])
 def test_a_label_of_another_type_or_range_is_refused(label: Any) -> None:
-    with pytest.raises(FeedbackError, match="label must be") as refused:
+    with pytest.raises(FeedbackError) as refused:
         check_label(label, "scores", (1,), 10)
     assert refused.value.field == "label"
     assert len(str(refused.value)) < 200
@@ -104,14 +104,16 @@ def test_a_label_may_be_a_name_a_class_or_a_list_of_one_for_each_row() -> None:
 
 @pytest.mark.parametrize("label", ["x", [1.0, 2.0], float("nan"), [[1.0], ["x"]], None, True])
 def test_a_number_that_is_none_is_refused(label: Any) -> None:
-    with pytest.raises(FeedbackError, match="label must"):
+    with pytest.raises(FeedbackError) as refused:
         check_label(label, "numeric", (1, 1), 0)
+    assert refused.value.field == "label"
 
 
 @pytest.mark.parametrize("loss", [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True])
 def test_a_loss_outside_the_stated_interval_is_refused(loss: Any) -> None:
-    with pytest.raises(FeedbackError, match="loss must"):
+    with pytest.raises(FeedbackError) as refused:
         check_loss(loss, 1.0)
+    assert refused.value.field == "loss"
 
 
 def test_losses_are_shares_of_the_stated_interval() -> None:

@@ -1,6 +1,5 @@
 """frontend/gateway/tensors.py: OIP datatypes, JSON lists and raw bytes."""
 
-import re
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from broker.tensors import DTYPES, raw
 from frontend.gateway.errors import Refused
 from frontend.gateway.tensors import DATATYPES, NAMES, check_shape, dtype_of, from_bytes, from_json, to_json
+from tests.messages import names
 
 Array = npt.NDArray[Any]
 SHAPES = array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
@@ -61,37 +61,37 @@ def test_raw_bytes_bring_every_number_back_uncopied(tensor: Array) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "dtype", "shape", "why"),
+    ("data", "dtype", "shape", "named"),
     [
-        ([1.5], "int64", (1,), "whole numbers in its range; data holds 1.5"),
-        ([1, 2.0, 2.5], "int8", (3,), "data holds 2.5"),
-        ([128], "int8", (1,), "INT8 lies in -128 to 127"),
-        ([-1], "uint16", (1,), "UINT16 lies in 0 to 65535"),
-        ([2**64], "uint64", (1,), "no UINT64"),
-        ([-1, 2**63], "uint64", (2,), "whole numbers in its range; data holds -1"),
-        ([2**63], "int64", (1,), "INT64 lies in"),
-        ([-1, 2**63], "uint64", (2,), "UINT64 takes whole numbers in its range; data holds -1.0"),
-        ([2], "bool", (1,), "BOOL lies in 0 to 1"),
-        ([True], "float32", (1,), "no FP32"),
-        ([True], "int32", (1,), "no INT32"),
-        (["a"], "float32", (1,), "no FP32"),
-        ([None], "float32", (1,), "no FP32"),
-        ([70000.0], "float16", (1,), "too large for FP16"),
-        ([1e39], "float32", (1,), "too large for FP32"),
-        ([1, 2, 3], "float32", (1, 4), "is 4 numbers in one list, or nested so; got 3 in one list"),
-        ([[1, 2], [3, 4]], "float32", (1, 4), "got nested as [2, 2]"),
-        ([[1, 2], [3]], "float32", (1, 3), "nested unevenly"),
-        ("1,2", "float32", (2,), "data is a list of numbers; got str"),
-        ({}, "float32", (2,), "got dict"),
+        # what is named: the datatype, its bounds, the number that is none of it
+        ([1.5], "int64", (1,), ("INT64", "1.5")),
+        ([1, 2.0, 2.5], "int8", (3,), ("INT8", "2.5")),
+        ([128], "int8", (1,), ("INT8", "-128", "127")),
+        ([-1], "uint16", (1,), ("UINT16", "0", "65535")),
+        ([2**64], "uint64", (1,), ("UINT64",)),
+        ([-1, 2**63], "uint64", (2,), ("UINT64", "-1")),
+        ([2**63], "int64", (1,), ("INT64",)),
+        ([2], "bool", (1,), ("BOOL", "0", "1")),
+        ([True], "float32", (1,), ("FP32",)),
+        ([True], "int32", (1,), ("INT32",)),
+        (["a"], "float32", (1,), ("FP32",)),
+        ([None], "float32", (1,), ("FP32",)),
+        ([70000.0], "float16", (1,), ("FP16",)),
+        ([1e39], "float32", (1,), ("FP32",)),
+        ([1, 2, 3], "float32", (1, 4), ("4", "3")),
+        ([[1, 2], [3, 4]], "float32", (1, 4), ("[2, 2]",)),
+        ([[1, 2], [3]], "float32", (1, 3), ()),
+        ("1,2", "float32", (2,), ("str",)),
+        ({}, "float32", (2,), ("dict",)),
     ],
 )
 def test_data_that_is_not_the_tensor_is_refused_with_what_would_be_right(
-    data: Any, dtype: str, shape: tuple[int, ...], why: str
+    data: Any, dtype: str, shape: tuple[int, ...], named: tuple[str, ...]
 ) -> None:
-    with pytest.raises(Refused, match=re.escape(why)) as caught:
+    with pytest.raises(Refused) as caught:
         from_json(data, dtype, shape, "inputs[2].data")
     assert (caught.value.code, caught.value.field) == ("bad_data", "inputs[2].data")
-    assert caught.value.message.startswith("inputs[2].data: ")
+    assert names(caught.value.message, "inputs[2].data", *named)
 
 
 @pytest.mark.parametrize(
@@ -103,26 +103,27 @@ def test_the_ends_of_a_range_are_in_it(data: list[int], dtype: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 15, 17])
 def test_bytes_that_do_not_fill_the_shape_are_refused(size: int) -> None:
-    with pytest.raises(Refused, match=rf"shape \[2, 2\] of FP32 is 16 bytes; got {size}"):
+    with pytest.raises(Refused, match=rf"\[2, 2\].*FP32.*16.*{size}"):
         from_bytes(memoryview(bytes(size)), "float32", (2, 2), "inputs[0]")
 
 
 def test_an_extent_beyond_all_memory_is_only_a_wrong_size() -> None:
-    with pytest.raises(Refused, match="got 4"):
+    with pytest.raises(Refused, match=r"\b4\b"):
         from_bytes(memoryview(bytes(4)), "float32", (2**62, 2**62), "inputs[0]")
 
 
 def test_strings_and_unknown_datatypes_are_refused_with_those_that_are_served() -> None:
-    with pytest.raises(Refused, match=r"'BYTES': strings are not served.*FP32"):
+    with pytest.raises(Refused, match=r"'BYTES'.*FP32"):
         dtype_of("BYTES", "inputs[0].datatype")
-    with pytest.raises(Refused, match=r"'float32': it is not one.*FP32"):
+    with pytest.raises(Refused, match=r"'float32'.*FP32"):
         dtype_of("float32", "inputs[0].datatype")
 
 
 @pytest.mark.parametrize("shape", [[], [-1, 4], [1] * 33])
 def test_a_shape_is_that_of_a_tensor(shape: list[int]) -> None:
-    with pytest.raises(Refused, match="shape is 1 to 32 numbers from 0 on, rows first"):
+    with pytest.raises(Refused) as caught:
         check_shape(shape, "inputs[0].shape")
+    assert caught.value.field == "inputs[0].shape"
 
 
 def test_what_json_has_no_number_for_becomes_null() -> None:

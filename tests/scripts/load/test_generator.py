@@ -72,7 +72,7 @@ async def test_addresses_where_nobody_answers_are_named():
     async with processes() as made:
         with Frontend(made) as frontend:
             port = Port([frontend.address, "tcp://127.0.0.1:9"])
-            with pytest.raises(TimeoutError, match=r"nobody answers at tcp://127\.0\.0\.1:9 within"):
+            with pytest.raises(TimeoutError, match=r"tcp://127\.0\.0\.1:9\b"):
                 port.connect(0.3)
             port.close()
 

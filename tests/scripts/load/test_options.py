@@ -12,6 +12,7 @@ from scripts.load.options import Options, numbers, plan_of, with_models
 from scripts.load.plan import Closed, Open, Target
 from scripts.load.replay import read_lines
 from scripts.load.schedule import open_arrivals
+from tests.messages import names
 
 
 def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
@@ -42,7 +43,7 @@ def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
         (Options(rate=5.0, seed=-1), "--seed"),
         (Options(rate=5.0, distinct_inputs=1_000_000), "--distinct-inputs: must be at most 10,000"),
         (Options(rate=5.0, burst_s=2.0), "--burst-s: means nothing here; it belongs to --arrivals burst"),
-        (Options(rate=5.0, think_ms=2.0), "--think-ms: means nothing here; it belongs to --clients"),
+        (Options(rate=5.0, think_ms=2.0), "--think-ms: .*--clients"),
         (Options(rate=5.0, mapping="stripe"), "--mapping: .* --arrivals maf"),
         (Options(clients=5, cv=2.0), "--cv: .* --arrivals gamma or burst"),
         (Options(rate=5.0, arrivals="maf", zipf=1.0), "--zipf: .* --clients or to --arrivals poisson"),
@@ -98,7 +99,7 @@ def test_an_output_file_that_exists_is_not_overwritten(tmp_path, option):
     file.write_text("precious")
     result = CliRunner().invoke(app, ["load", "--rate", "10", option, str(file)])
     assert result.exit_code == 2
-    assert "exists already" in result.stderr
+    assert str(file) in result.stderr.replace("\n", "")
     assert file.read_text() == "precious"
 
 
@@ -106,16 +107,16 @@ def test_the_same_file_for_both_outputs_is_refused(tmp_path):
     file = str(tmp_path / "out")
     result = CliRunner().invoke(app, ["load", "--rate", "10", "--json", file, "--plot", file])
     assert result.exit_code == 2
-    assert "give two names" in result.stderr
+    assert names(result.stderr, "--json", "--plot")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rate", "5"], "--rate: a scenario brings its own load"),
-        (["-m", "a", "--slo-ms", "5", "--address", "tcp://h:1"], "--slo-ms, --model, --address: a scenario"),
-        (["--seed", "-1"], "--seed: must be 0 or more"),
-        (["--device", "cpu", "--scale", "1"], "--device cpu: this scenario needs 150 devices"),
+        (["--rate", "5"], "--rate"),
+        (["-m", "a", "--slo-ms", "5", "--address", "tcp://h:1"], "--slo-ms, --model, --address"),
+        (["--seed", "-1"], "--seed"),
+        (["--device", "cpu", "--scale", "1"], "150"),
     ],
 )
 def test_a_scenario_takes_only_options_that_mean_something_to_it(options, said):
@@ -128,8 +129,8 @@ def test_what_the_simulator_says_of_a_load_is_said_of_the_options(tmp_path):
     day = tmp_path / "day.csv"
     day.write_bytes(bytes(range(256)))
     for options, said in (
-        (Options(rate=0.001, seconds=1.0), "the trace is empty, no request arrives in 1 s: raise --rate or --seconds"),
-        (Options(arrivals="maf", rate=5.0, file=day), "--file: must have a header"),
+        (Options(rate=0.001, seconds=1.0), "--rate.*--seconds"),
+        (Options(arrivals="maf", rate=5.0, file=day), "--file"),
     ):
         plan = with_models(plan_of(options, ("-",)), ("a",))
         with pytest.raises(LoadError, match=said):
@@ -143,7 +144,7 @@ def test_requests_have_the_rows_asked_for():
 
 
 def test_a_target_that_is_not_there_is_said_with_exit_code_2(monkeypatch):
-    monkeypatch.setattr("scripts.load.runner.CONNECT_S", 1.2)
+    monkeypatch.setattr("scripts.load.runner.CONNECT_S", 0.1)
     result = CliRunner().invoke(app, ["load", "--rate", "10", "--address", "tcp://127.0.0.1:9"])
     assert result.exit_code == 2
-    assert "no mesh answers at tcp://127.0.0.1:9" in result.stderr
+    assert "tcp://127.0.0.1:9" in result.stderr

@@ -129,7 +129,7 @@ def test_lines_of_a_controllers_log_without_its_header_will_do(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("header", "words"),
-    [({"version": 2}, "version 2; this gearmesh reads 1"), ({"log": "actions"}, "a log of 'actions', not of requests")],
+    [({"version": 2}, r"\b2\b.*\b1\b"), ({"log": "actions"}, "'actions'")],
 )
 def test_a_log_of_another_version_or_kind_is_refused(tmp_path: Path, header: dict[str, object], words: str) -> None:
     controllers_log(tmp_path / "requests.jsonl", ("model.2:1", 3, 71.5, 0.05), **header)
@@ -193,5 +193,5 @@ def test_an_azure_day_is_played_minute_by_minute(tmp_path: Path) -> None:
 def test_an_azure_file_without_its_columns_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "day.csv").write_text("a,b\n1,2\n")
     load = {"kind": "maf", "path": "day.csv", "rate_rps": None}
-    with pytest.raises(ScenarioError, match=r"load\.path.*columns 1 to 1440"):
+    with pytest.raises(ScenarioError, match=r"load\.path.*1440"):
         arrivals(scenario(tmp_path, load=load), 0)
