@@ -222,6 +222,16 @@ class Fleet:
         orders.append(self.actions.load(device, ref, expected_s=expected_s, now=now))
         return True
 
+    def not_measurable(self, device: Device, ref: str, result: wire.ActionResult, now: float) -> list[Order]:
+        """A measuring run ended so that another would, too: after a few of them the version cannot be served there."""
+        orders: list[Order] = []
+        if self.preparations[device.worker].faulted(ref, now):
+            self._forget(device, ref, orders)
+            why = f"it fails where it is measured: {result.message or result.code}"
+            self._take_report(device, wire.Prepared(ref=ref, ok=False, faults=(why,), code=result.code), orders)
+            self.contents.free(ref)
+        return orders
+
     def unload(self, device: Device, ref: str, now: float, orders: list[Order]) -> None:
         """The model leaves the device's memory."""
         model = self.state.models.get(ref)

@@ -12,6 +12,7 @@ PREPARES_MAX = 2  # at a worker: one being prepared, one behind it
 FIRST_GUESS_S = 0.05  # of a run never seen
 SHARE_OF_TIME = 0.1  # measuring takes at most this share of a device's time while it has other work
 RETRY_S = 0.1  # after a run that failed
+FAULTS_MAX = 3  # runs in a row that ended by a fault of the model's: it cannot be served from the device
 IDLE_S = 1.0  # a device without a client's batch for so long has no other work
 
 
@@ -45,6 +46,7 @@ class Stage:
     running: bool = False  # a measuring run is at the device
     guess_s: float = FIRST_GUESS_S  # duration of the last run
     guess_batch: int = 1  # and its size
+    faults: int = 0  # measuring runs in a row that ended so that another would, too
 
     @property
     def failed(self) -> bool:
@@ -150,11 +152,21 @@ class Preparation:
         if duration_s is None:
             self._measure_after_s = self._retry_s = now + RETRY_S
             return
+        stage.faults = 0
         self._measure_after_s = now + duration_s / SHARE_OF_TIME
         stage.guess_s, stage.guess_batch = duration_s, batch
         if stage.left and stage.left[0][0] == batch:
             runs = stage.left[0][1] - 1
             stage.left[0:1] = [(batch, runs)] if runs else []
+
+    def faulted(self, ref: str, now: float) -> bool:
+        """The run ended so that another would, too. True if it was tried often enough: the version has failed here."""
+        self.measured(ref, 0, None, now)
+        stage = self.stages.get(ref)
+        if stage is None or not stage.left:
+            return False  # it is not wanted any more, or is another one by now
+        stage.faults += 1
+        return stage.faults >= FAULTS_MAX
 
     def check(self) -> None:
         """Every invariant holds."""

@@ -75,7 +75,10 @@ class Results:
             self.fleet.not_resident(device, action.ref)  # it has not left and come again since the action was sent
         duration_s = result.duration_s if result.code == "ok" else None
         if not action.requests:
-            self.fleet.preparations[device.worker].measured(action.ref, action.batch, duration_s, now)
+            if result.code in FINAL:
+                orders.extend(self.fleet.not_measurable(device, action.ref, result, now))
+            else:
+                self.fleet.preparations[device.worker].measured(action.ref, action.batch, duration_s, now)
             return
         if duration_s is None:
             self._infer_failed(action, result, orders, now)

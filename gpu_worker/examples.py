@@ -165,9 +165,10 @@ class _Search:
         return self._shares[chosen]
 
     def _try(self, chosen: tuple[Kind, ...]) -> float | None:
-        generator = torch.Generator().manual_seed(SEED)
+        drawn = Drawn(self._specs, chosen).draw(TRIED_ROWS, torch.Generator().manual_seed(SEED))
         try:
-            return finite_share(self._run(Drawn(self._specs, chosen).draw(self._rows, generator)))
+            batches = zip(*(tensor.split(self._rows) for tensor in drawn), strict=True)
+            return min(finite_share(self._run(batch)) for batch in batches)
         except PackageError:
             raise
         except Exception as error:  # it is the author's code

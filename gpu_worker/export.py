@@ -67,7 +67,7 @@ def write_package(
     manifest = manifest_text(inputs, specs_out, batch_max, slo_ms, labels, cache, description, GRAPH)
     kept = examples.to_keep(original.draw, specs)
     with staged(repository, name, version) as folder:
-        _save(place, program, folder / GRAPH, kept)
+        _save(place, program, folder / GRAPH, [rows[:batch_max] for rows in kept])
         save_file(program.weights, folder / WEIGHTS)
         save_file({spec.name: rows for spec, rows in zip(specs, kept, strict=True)}, folder / EXAMPLE)
         (folder / MANIFEST).write_text(manifest, encoding="utf-8")

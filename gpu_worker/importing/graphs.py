@@ -28,7 +28,7 @@ def check(place: str, graph: GraphModule, outputs: Sequence[str], inputs: int, b
     Raises: PackageError, code rows_changed, rows_mixed or random.
     """
     places = graph.graph.find_nodes(op="placeholder")
-    _check_rows(place, graph, outputs, places[-1])
+    _check_rows(place, graph, outputs, places[-inputs:])
     check_draws(place, graph)
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
         if batch_max > 1 and _depends(node.args[0], set(places[-inputs:])):
@@ -51,13 +51,13 @@ def place_of(node: Node) -> str:
     return f" ({_name(node)}{line.replace(' (', ', at ') or ')'}"
 
 
-def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], an_input: Node) -> None:
+def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], inputs: Sequence[Node]) -> None:
     """Every output has the batch as its first dimension, and rows of one shape, whatever the values are."""
-    batch = _expression(an_input.meta["val"].shape[0])
+    batch = {_expression(node.meta["val"].shape[0]) for node in inputs}  # torch may call it otherwise for each input
     (output,) = graph.graph.find_nodes(op="output")
     for name, node in zip(outputs, output.args[0], strict=True):
         rows, *rest = node.meta["val"].shape
-        if _expression(rows) != batch:
+        if _expression(rows) not in batch:
             told = f"as many as the values make it{place_of(node)}"
             raise PackageError(place, [rows_changed(named(name), told)], "rows_changed")
         if any(isinstance(extent, torch.SymInt) for extent in rest):

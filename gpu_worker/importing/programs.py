@@ -25,7 +25,6 @@ from gpu_worker.importing.plain import tensors_in
 from gpu_worker.importing.quiet import authors_line, guards
 from gpu_worker.importing.signature import Binding, tensors_of
 
-LEFT_BEHIND = "fake tensor in the exported program constant"  # how torch.export says that it did not see something
 KEPT_META = ("val", "tensor_meta")  # of nodes: the author's source, and where it lies, is nobody's business
 
 
@@ -181,10 +180,9 @@ def _told(place: str, error: Exception, guarded: str) -> NotExported:
         )
     else:
         code = "not_exportable"
-        told = "it changes tensors behind torch's back (set_(), .data)" if LEFT_BEHIND in str(error) else said(error)
         why = (
-            f"torch.export cannot follow forward{where}: {told}. Use operations of torch on tensors alone "
-            "there, or serve the function as a container"
+            f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone there, "
+            "and none behind its back (set_(), .data), or serve the function as a container"
         )
     return NotExported(place, why, code, where)
 

@@ -221,6 +221,46 @@ def test_a_measuring_run_that_failed_is_sent_again_after_a_while() -> None:
     assert shard.wake(wake_s) == ["w1: infer #3 a:1 x1 measuring"]
 
 
+@pytest.mark.parametrize("code", ["bad_outputs", "rows_changed", "device_error"])
+def test_a_version_that_fails_wherever_it_is_measured_is_not_tried_for_ever(code: str) -> None:
+    shard = to_be_measured((1, 3))
+    shard.wake(100.0)
+    shard.loaded(1, now=100.01)
+    for action in (2, 3):
+        assert shard.result(action, now=100.0 + action, code=code) == []
+        assert shard.wake(100.5 + action) == [f"w1: infer #{action + 1} a:1 x1 measuring"]
+    orders = shard.result(4, now=104.0, code=code, message="2 rows for 1")
+    assert orders[0] == "w1: forget a:1"
+    assert orders[1].startswith("broker: a:1 failed")
+    assert "2 rows for 1" in orders[1]
+    assert shard.wake(200.0) == []
+    assert shard.state.devices["w1"].residency.free == 8
+
+
+def test_a_run_that_ends_well_makes_good_for_those_that_failed_before() -> None:
+    shard = to_be_measured((1, 8))
+    shard.wake(100.0)
+    shard.loaded(1, now=100.01)
+    for action, code in enumerate(("bad_outputs", "bad_outputs", "ok", "bad_outputs", "late", "bad_outputs"), 2):
+        now = 100.0 + action
+        if code == "ok":
+            shard.ran(action, begin_s=now, duration_s=0.01)
+        else:
+            assert shard.result(action, now=now, code=code) == []
+        assert shard.wake(now + 0.5) == [f"w1: infer #{action + 1} a:1 x1 measuring"]
+
+
+def test_a_version_that_failed_where_it_was_measured_is_tried_again_when_an_operator_asks() -> None:
+    shard = to_be_measured((1, 1))
+    shard.wake(100.0)
+    shard.loaded(1, now=100.01)
+    for action in (2, 3, 4):
+        shard.result(action, now=100.0 + action, code="bad_outputs")
+        shard.wake(100.5 + action)
+    shard.want(["a:1"], terms={"a:1": Terms(tries=1)})
+    assert shard.wake(105.0) == ["w1: prepare a:1"]
+
+
 def test_a_measuring_run_whose_weights_turned_out_missing_is_preceded_by_a_load_next_time() -> None:
     shard = to_be_measured((1, 1))
     shard.wake(100.0)

@@ -1,6 +1,7 @@
 """Every module and file of the zoo is served as it is, or refused."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from tests.zoo.cases import Case
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 CASES = [case for cases in families.FAMILIES.values() for case in cases]
+OF_FEW_ROWS = (
+    "keyword_only",
+    "a_dozen_inputs",
+    "multihead_attention",
+    "lstm",
+    "recommender",
+    "onnx_two_inputs",
+    "bert",
+)
 TAKEN, REFUSED = [case for case in CASES if not case.code], [case for case in CASES if case.code]
 
 
@@ -43,6 +53,15 @@ def test_it_is_refused_and_told_why(
     error = judging.check(case, tmp_path, device)
     assert error is not None
     assert capfd.readouterr() == ("", ""), "what was wrong is in the error alone"
+
+
+@pytest.mark.parametrize("name", OF_FEW_ROWS)
+@pytest.mark.parametrize("batch_max", [1, 2, 3])
+def test_it_is_served_as_it_is_where_batches_are_small(
+    name: str, batch_max: int, tmp_path: Path, device: CpuDevice
+) -> None:
+    case = next(case for case in TAKEN if case.name == name)
+    judging.check(replace(case, options={**case.options, "batch_max": batch_max}), tmp_path, device)
 
 
 def test_every_name_is_there_once() -> None:
