@@ -167,7 +167,7 @@ class _Search:
     def _try(self, chosen: tuple[Kind, ...]) -> float | None:
         drawn = Drawn(self._specs, chosen).draw(TRIED_ROWS, torch.Generator().manual_seed(SEED))
         try:
-            batches = zip(*(tensor.split(self._rows) for tensor in drawn), strict=True)
+            batches = zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)
             return min(finite_share(self._run(batch)) for batch in batches)
         except PackageError:
             raise

@@ -181,8 +181,8 @@ def _told(place: str, error: Exception, guarded: str) -> NotExported:
     else:
         code = "not_exportable"
         why = (
-            f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone there, "
-            "and none behind its back (set_(), .data), or serve the function as a container"
+            f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone "
+            "there, and none behind its back (set_(), .data), or serve the function as a container"
         )
     return NotExported(place, why, code, where)
 
