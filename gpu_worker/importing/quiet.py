@@ -13,7 +13,8 @@ import torch
 NOT_THE_AUTHORS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), str(Path(logging.__file__).parent))
 LOGGERS = ("torch.fx", "torch._export", "torch._dynamo", "torch._guards", "torch.export")
 GUARDS = "torch.fx.experimental.symbolic_shapes"  # where torch.export tells what it takes for granted of a shape
-GUARD, EQUAL = "[guard added]", "Eq("  # in what it tells: that it does, and that an extent is a certain number
+GUARD = "_log_guard"  # by which function of torch's it tells that: what, and the expression
+EQUAL = "Eq("  # how the expression begins if an extent is a certain number by it
 
 
 @contextlib.contextmanager
@@ -54,9 +55,9 @@ class Guards(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler; called while the author's code runs."""
-        told = record.getMessage()
-        if GUARD in told:
-            self._seen.append((EQUAL in told, authors_line(traceback.extract_stack())))
+        if record.funcName == GUARD:
+            _, expression, *_ = record.args or ("", "")
+            self._seen.append((str(expression).startswith(EQUAL), authors_line(traceback.extract_stack())))
 
     @property
     def line(self) -> str:
