@@ -35,6 +35,7 @@ def _first(graph: GraphModule, inputs: Sequence[Node], alike: Mapping[Node, bool
     """The first operation whose rows are others, of which no operand's rows are others for their places alone."""
     depending, placed = set(inputs), set[Node]()  # those made of what inputs hold; those made of places, too
     likely: Node | None = None
+    node: Node
     for node in (node for node in graph.graph.nodes if node.op == "call_function"):
         depends = operation_of(node) not in OF_SHAPES and any(operand in depending for operand in node.all_input_nodes)
         by_place = any(operand in placed for operand in node.all_input_nodes)

@@ -56,8 +56,8 @@ class _Flow:
             self._parts[node] = [self._tainted(decided) or any(each) for each in zip(*found, strict=True)]
         elif node.target is WHILE:
             self._loop(node)
-        elif node.target is operator.getitem and node.args[0] in self._parts:
-            self._mark(node, self._parts[node.args[0]][node.args[1]])
+        elif (part := self._part(node)) is not None:
+            self._mark(node, part)
         else:
             inner = [self._module(value) for value in node.all_input_nodes if value.op == "get_attr"]
             is_tainted = self._tainted_call(node)
@@ -65,6 +65,12 @@ class _Flow:
                 if graph is not None:
                     self._within(graph, [True] * len(graph.graph.find_nodes(op="placeholder")))
             self._mark(node, is_tainted)
+
+    def _part(self, node: Node) -> bool | None:
+        """Whether a result of an operation with graphs within is tainted; None if the node is none of those."""
+        whole: Any = node.args[0] if node.target is operator.getitem else None
+        index: Any = node.args[1] if whole in self._parts else None
+        return None if index is None else self._parts[whole][index]
 
     def _loop(self, node: Node) -> None:
         """What is carried from round to round stays tainted once it is."""

@@ -88,7 +88,7 @@ class _Lifted(nn.Module):
         weights, inputs = dict(zip(names, flat, strict=False)), flat[len(names) :]
         with unheard():
             for other in inputs[1:]:  # torch learns it at the end only, from the dimension that they share
-                torch._check(other.shape[0] == inputs[0].shape[0])
+                torch._check(other.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
         args, kwargs = binding.arguments(inputs)
         with _AsWritten():
             found = functional_call(module, weights, args, kwargs, tie_weights=False)
