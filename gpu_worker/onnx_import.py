@@ -25,7 +25,7 @@ from broker.tensors import DTYPES
 from gpu_worker import examples, trials
 from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require
 from gpu_worker.importing import onnx_graphs
-from gpu_worker.importing.arguments import options
+from gpu_worker.importing.arguments import Options, printable
 from gpu_worker.importing.shapes import counts, output_spec
 from gpu_worker.importing.signature import check_names
 from gpu_worker.importing.writing import manifest_text, staged
@@ -49,9 +49,9 @@ def write_onnx_package(
     example: Mapping[str, Any] | None = None,
     batch_max: int = 32,
     slo_ms: float = 1000.0,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
     cache: bool = True,
-    description: str = "",
+    description: str | None = None,
 ) -> Package:
     """The package is on disk, whole or not at all, and has been read back.
 
@@ -61,9 +61,10 @@ def write_onnx_package(
     """
     repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
-    faults = options(name, version, batch_max, slo_ms, labels)
+    labels, description = () if labels is None else labels, "" if description is None else description
+    faults = Options(name, version, batch_max, slo_ms, labels, cache, description).faults
     if faults:
-        raise PackageError(place, faults, "bad_argument")
+        raise PackageError(printable(place), faults, "bad_argument")
     model = _read(place, file)
     constants = _constants(model)
     weights = _lift_weights(model)
