@@ -1,8 +1,8 @@
 """Decisions for all rows of a batch at once: seen in a graph, and in the graphs within it, without running it. Pure.
 
-A value is tainted if it depends on what the inputs hold or on how many rows there are. Weights, constants and fixed
-extents taint nothing: what is decided by them alone is decided alike for every batch. The rule for ONNX graphs is in
-onnx_graphs.
+A value is tainted if it depends on what the inputs hold. Weights, constants and extents taint nothing: what is decided
+by weights alone is decided alike for every batch, and what is decided by the number of rows shows when batches of
+several sizes are tried. An extent that depends on what inputs hold is tainted. onnx_graphs has the same rule for ONNX.
 """
 
 import operator
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 COND, WHILE = torch.ops.higher_order.cond, torch.ops.higher_order.while_loop
@@ -108,8 +109,9 @@ class _Flow:
 
     def _tainted_call(self, node: Node) -> bool:
         if operation_of(node) in OF_SHAPES:
-            return _counts_rows(node.meta.get("val")) or any(map(self._tainted, _leaves((node.args[1:], node.kwargs))))
-        return any(self._tainted(value) for value in node.all_input_nodes)
+            by_shape = self._tainted(node.args[0]) and bool(free_unbacked_symbols(node.meta.get("val")))
+            return by_shape or any(map(self._tainted, _leaves((node.args[1:], node.kwargs))))
+        return any(map(self._tainted, node.all_input_nodes))
 
     def _mark(self, node: Node, is_tainted: bool) -> None:
         if is_tainted:
@@ -135,12 +137,6 @@ def operation_of(node: Node) -> str:
 def is_open(extent: Any) -> bool:
     """Whether it is not the same for every batch. torch may write a number as something that it has worked out."""
     return isinstance(extent, torch.SymInt) and not extent.node.expr.is_number
-
-
-def _counts_rows(value: Any) -> bool:
-    """Whether it is, or has, an extent that is not the same for every batch."""
-    extents = value.shape if isinstance(value, torch.Tensor) else [value]
-    return any(map(is_open, extents))
 
 
 def _operands(node: Node) -> Iterator[tuple[torch._C.Argument, list[Node]]]:

@@ -1,12 +1,16 @@
-"""What can be seen of an ONNX graph without running it: random numbers, and what depends on all rows' values. Pure.
+"""What can be seen of an ONNX graph without running it: random numbers, and what depends on all rows' values. Numbers
+that hold for a batch are made to be given for each row.
 
 A name is tainted if it depends on the values of an input, shaky if its shape does. What a tensor's shape is made of
 (Shape, Size) depends on no value, unless the shape itself does.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from broker.errors import PackageError
 from gpu_worker.importing.shapes import rows_changed
@@ -44,7 +48,7 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
 
     Raises: PackageError, code random, rows_mixed or rows_changed.
     """
-    drawn = next((node for node in _nodes(model.graph) if _is_random(node, constant)), None)
+    drawn = next((node for graph in graphs(model.graph) for node in graph.node if _is_random(node, constant)), None)
     if drawn is not None:
         raise PackageError(place, [f"the graph draws random numbers ({_told(drawn)}). {DRAWN}"], "random")
     seen = _Seen(set(inputs))
@@ -59,12 +63,27 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
             )
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Those of the graph, and of graphs within it."""
+def graphs(graph: Any) -> Iterator[Any]:
+    """The graph, and those within it."""
+    yield graph
     for node in graph.node:
-        yield node
         for inner in _graphs(node):
-            yield from _nodes(inner)
+            yield from graphs(inner)
+
+
+def repeat(onnx: Any, model: Any, outputs: Sequence[str], of: str) -> None:
+    """The outputs, a number each, are given once for each row of the input `of`. They have other names then."""
+    graph, taken = model.graph, {name for node in model.graph.node for name in node.output}
+    for value in graph.output:
+        if value.name not in outputs:
+            continue
+        new = next(name for i in itertools.count() if (name := f"{value.name}_for_each_{i}") not in taken)
+        rows, first = f"{new}_rows", f"{new}_first"
+        graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), first))
+        graph.node.append(onnx.helper.make_node("Shape", [of], [f"{new}_shape"]))
+        graph.node.append(onnx.helper.make_node("Gather", [f"{new}_shape", first], [rows]))
+        graph.node.append(onnx.helper.make_node("Expand", [value.name, rows], [new]))
+        value.CopyFrom(onnx.helper.make_tensor_value_info(new, value.type.tensor_type.elem_type, [None]))
 
 
 def _graphs(node: Any) -> list[Any]:

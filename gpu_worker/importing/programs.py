@@ -139,7 +139,7 @@ PARTING: dict[Any, Any] = {
 
 def _slices(parting: _Parting) -> tuple[torch.Tensor, ...] | None:
     """Its parts; None where the length is a number, or is not known to be a multiple: that is for torch to do."""
-    extent = parting.whole.shape[parting.dim]
+    extent = parting.whole.shape[parting.dim] if isinstance(parting.dim, int) else None
     if not isinstance(extent, torch.SymInt):
         return None
     if isinstance(parting.count, int) and statically_known_true(extent % parting.count == 0):

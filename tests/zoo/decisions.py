@@ -146,6 +146,25 @@ def counted(m: Of, x: torch.Tensor) -> torch.Tensor:
     return torch.while_loop(lambda i, y: i < 3, body, (x.new_zeros((), dtype=torch.int64), x))[1]
 
 
+def row_by_row(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """As many rounds as there are rows: what a row gets is the same however many there are."""
+    places = torch.arange(x.shape[0]).view(-1, 1)
+
+    def body(i: torch.Tensor, y: torch.Tensor) -> Any:
+        return i + 1, torch.where(places == i, y.tanh(), y)
+
+    return torch.while_loop(lambda i, y: i < y.shape[0], body, (torch.zeros((), dtype=torch.int64), x))[1]
+
+
+def by_the_number_of_rows(m: Of, x: torch.Tensor) -> torch.Tensor:
+    rows = torch.ones_like(x[:, 0]).sum()
+    return torch.cond(rows > 6, torch.sin, torch.cos, (x,))
+
+
+def by_how_many_are_large(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return torch.cond((x > 1e6).nonzero().shape[0] > 1, torch.sin, torch.cos, (x,))
+
+
 def counted_by_values(m: Of, x: torch.Tensor) -> torch.Tensor:
     """The counter takes what the rows hold from the second round on."""
 
@@ -232,6 +251,7 @@ CASES = [
     taken("layers_by_a_weight", lambda: Of(layers_by_a_weight, switch=torch.ones(1), first=nn.Linear(4, 3),
           second=nn.Linear(4, 3)), ROW, (3,)),
     taken("a_counted_loop", lambda: Of(counted, w=torch.randn(4, 4)), ROW, (4,)),
+    taken("row_by_row", lambda: Of(row_by_row), ROW, (4,)),
     taken("by_numpy", lambda: Of(lambda m, x: torch.from_numpy(np.tanh(x.numpy()) * 2)), ROW, (4,)),
     taken("median_and_quantile", lambda: Of(lambda m, x: (x.median(1).values, x.quantile(0.5, 1))), ROW,
           {"0": ("float32", ()), "1": ("float32", ())}),
@@ -244,7 +264,7 @@ CASES = [
         refused(function.__name__, partial(Of, function, switch=torch.ones(1)), ROW, "rows_mixed")
         for function in (
             decided_within_a_decision, while_any_is_large, counted_by_values, decided_within_a_count,
-            decided_by_what_was_written, decided_in_autocast,
+            by_the_number_of_rows, by_how_many_are_large, decided_by_what_was_written, decided_in_autocast,
         )
     ),
     refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
