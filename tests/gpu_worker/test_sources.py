@@ -97,7 +97,7 @@ def test_an_exported_program_is_served_with_the_names_that_it_has(here: Path) ->
     [(None, 8, "x"), (Dim("b", min=1, max=4), 8, "4"), (Dim("b", min=4), 8, "4")],
 )
 def test_a_program_whose_batch_is_too_narrow_is_refused(here: Path, batch: Any, batch_max: int, named: str) -> None:
-    file = program(here / "m.pt2", Masked().eval(), (torch.randn(5, 4),), {"mask": torch.ones(5)}, batch)
+    file = program(here / "m.pt2", Masked().eval(), (torch.randn(4, 4),), {"mask": torch.ones(4)}, batch)
     error = refused(lambda: import_model(Source(str(file), "m", batch_max=batch_max), here / "r", None))
     assert error.code == "batch_fixed"
     assert named in error.faults[0]

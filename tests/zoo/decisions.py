@@ -156,7 +156,7 @@ def row_by_row(m: Of, x: torch.Tensor) -> torch.Tensor:
     return torch.while_loop(lambda i, y: i < y.shape[0], body, (torch.zeros((), dtype=torch.int64), x))[1]
 
 
-def by_the_number_of_rows(m: Of, x: torch.Tensor) -> torch.Tensor:
+def decided_by_the_number_of_rows(m: Of, x: torch.Tensor) -> torch.Tensor:
     rows = torch.ones_like(x[:, 0]).sum()
     return torch.cond(rows > 6, torch.sin, torch.cos, (x,))
 
@@ -251,7 +251,7 @@ CASES = [
     taken("layers_by_a_weight", lambda: Of(layers_by_a_weight, switch=torch.ones(1), first=nn.Linear(4, 3),
           second=nn.Linear(4, 3)), ROW, (3,)),
     taken("a_counted_loop", lambda: Of(counted, w=torch.randn(4, 4)), ROW, (4,)),
-    taken("row_by_row", lambda: Of(row_by_row), ROW, (4,)),
+    taken("a_round_for_each_row", lambda: Of(row_by_row), ROW, (4,)),
     taken("by_numpy", lambda: Of(lambda m, x: torch.from_numpy(np.tanh(x.numpy()) * 2)), ROW, (4,)),
     taken("median_and_quantile", lambda: Of(lambda m, x: (x.median(1).values, x.quantile(0.5, 1))), ROW,
           {"0": ("float32", ()), "1": ("float32", ())}),
@@ -264,7 +264,7 @@ CASES = [
         refused(function.__name__, partial(Of, function, switch=torch.ones(1)), ROW, "rows_mixed")
         for function in (
             decided_within_a_decision, while_any_is_large, counted_by_values, decided_within_a_count,
-            by_the_number_of_rows, by_how_many_are_large, decided_by_what_was_written, decided_in_autocast,
+            decided_by_the_number_of_rows, by_how_many_are_large, decided_by_what_was_written, decided_in_autocast,
         )
     ),
     refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
