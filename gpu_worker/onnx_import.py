@@ -32,6 +32,7 @@ from gpu_worker.packages import EXAMPLE, MANIFEST, TENSORS_MAX, WEIGHTS, Package
 
 CONSTANT_SIZE_MAX = 16  # elements of a tensor that stays in the graph
 FLOATS = {"float32", "float64", "float16"}
+EXPANDS = 8  # the first opset that can repeat a number
 GRAPH = "graph.onnx"
 CPU = torch.device("cpu")
 EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # {onnx.TensorProto.DataType}
@@ -230,7 +231,8 @@ def _repeat_numbers(model: Any, forward: OnnxForward, draw: trials.Draw) -> None
     """The graph gives numbers that hold for the batch once for each row."""
     outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(trials.SEED)))
     numbers = [name for name, output in zip(forward.outputs, outputs, strict=True) if not output.ndim]
-    if numbers:
+    opset = next((found.version for found in model.opset_import if found.domain in ("", "ai.onnx")), 0)
+    if numbers and opset >= EXPANDS:
         onnx_graphs.repeat(require("onnx", ""), model, numbers, forward.inputs[0])
 
 

@@ -9,6 +9,7 @@ from broker.errors import PackageError
 from broker.tensors import DTYPES, byte_count
 from gpu_worker.importing.signature import check_names
 from gpu_worker.packages import BATCH_MAX, TENSORS_MAX
+from gpu_worker.trials import ROWS
 
 SLO_MS_MAX = 600_000
 EXAMPLE = '{"x": ("float32", (64,))}'
@@ -97,10 +98,10 @@ def _input_fault(name: object, about: object, batch_max: int) -> str:
         return f"input {name!r}: dtype must be one of {', '.join(DTYPES)}; got {dtype!r}"
     if not is_list(shape) or not all(_is_number(extent, int) and extent > 0 for extent in shape):
         return f"input {name!r}: shape must be the positive extents of one row, without the batch; got {shape!r}"
-    size = byte_count(dtype, shape)
-    if _is_number(batch_max, int) and size * batch_max > BATCH_BYTES_MAX:
+    size, rows = byte_count(dtype, shape), max(batch_max, ROWS) if _is_number(batch_max, int) else ROWS
+    if size * rows > BATCH_BYTES_MAX:
         return (
-            f"input {name!r}: a batch of {batch_max} rows of {size} bytes is {size * batch_max} bytes, and at most "
-            f"{BATCH_BYTES_MAX} are tried: is the shape right? If so, give a smaller batch_max"
+            f"input {name!r}: {rows} rows of {size} bytes are {size * rows} bytes, and a model is tried with at most "
+            f"{BATCH_BYTES_MAX} at once: is the shape right? If so, give a smaller batch_max"
         )
     return ""

@@ -125,7 +125,17 @@ WITHIN = """y = If (c) <then_branch = t () => (float[N,8] a) { r = Constant <val
 ROW_BY_ROW = """s = Shape(x) n = Gather(s, first) on = Constant <value = bool {1}> () y = Loop (n, on)
  <body = b (int64 i, bool c) => (bool k, float[8] r) { k = Identity(c) w = Gather <axis=0> (x, i) r = Tanh(w) }>"""
 
+# from the second round on it is decided by what the first one saw
+SCAN = """t = Transpose <perm=[1,0,2]> (x) last, s = Scan <num_scan_inputs = 1, body = b (float m, float[N,4] v) =>
+ (float n, float[N,4] r) {{ c = Greater({by}, l) r = If (c) <then_branch = t () => (float[N,4] p) {{ p = Neg(v) }},
+ else_branch = e () => (float[N,4] q) {{ q = Tanh(v) }}> n = ReduceMax <keepdims=0> (v) }}> (w, t)
+ y = Transpose <perm=[1,0,2]> (s)"""
+SCANNED = {"w": np.float32(0.0).reshape(()), "l": np.float32(1e6).reshape(())}
+
 MADE = [
+    refused("onnx_scan_that_decides_later", written(to("float[N,5,4] y", SCAN.format(by="m"), S), **SCANNED), STEPS,
+            "rows_mixed"),
+    taken("onnx_scan_of_a_weight", written(to("float[N,5,4] y", SCAN.format(by="w"), S), **SCANNED), STEPS, out(5, 4)),
     taken("onnx_row_by_row", written(same(ROW_BY_ROW), first=np.array(0, np.int64)), ROW, Y),
     mixes("onnx_by_the_number_of_rows", "s = Shape(x) n = Gather(s, i) c = Greater(n, six) " + IF, W=floats(8, 8),
           i=np.array(0, np.int64), six=np.array(6, np.int64)),
@@ -141,6 +151,11 @@ MADE = [
           "()")), ROW, {"y": ("float32", (8,)), "k": ("float32", ())}),
     taken("onnx_a_weight_for_all", written(to("float[N,8] y, int64 k", "y = Neg(x) k = ReduceSum <keepdims=0> (w)"),
           w=longs(3, 4)), ROW, {"y": ("float32", (8,)), "k": ("int64", ())}),
+    taken("onnx_a_number_in_the_way", written(to("float[N,8] y, float k", "y = Neg(x) k_for_each_0_rows = Abs(w) "
+          "k = ReduceMax <keepdims=0> (k_for_each_0_rows)"), w=floats(3)), ROW, {"y": ("float32", (8,)),
+          "k": ("float32", ())}),
+    refused("onnx_a_number_of_old", written(to("float[N,8] y, float k", "y = Neg(x) k = ReduceSum <keepdims=0> (w)"),
+            opset=7, ir=3, defaults=True, w=floats(3)), ROW, "rows_changed"),
     refused("onnx_sum_of_all", written(to("float y", "y = ReduceSum <keepdims=0> (x)")), ROW, "rows_mixed"),
     refused("onnx_fixed_one", written(same("y = Reshape(x, s)"), s=longs(1, 8)), ROW, "batch_fixed"),
     refused("onnx_fixed_one_by_example", written(same("y = Reshape(x, s)"), s=longs(1, 8)), ROW, "batch_fixed",
