@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 
 from tests.zoo.cases import Of, refused, taken, x
@@ -183,16 +184,18 @@ def decided_within_a_count(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def decided_by_what_was_written(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Through a view that was made before."""
+    """Into a view: seen in what it is a view of, and in other views of that."""
     kept = x.new_zeros(2)
-    seen = kept.view(2, 1)
-    kept.copy_(x.amax().expand(2))
-    return torch.cond(seen.sum() > 1e6, torch.sin, torch.cos, (x,))
+    first, other = kept[:1], kept.view(2, 1)
+    first.copy_(x.amax().expand(1))
+    return torch.cond(other.sum() > 1e6, torch.sin, torch.cos, (x,))
 
 
-def decided_in_autocast(m: Of, x: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", enabled=False):
-        return torch.cond(x.max() > 1e6, torch.sin, torch.cos, (x,))
+def decided_in_a_scan(m: Of, x: torch.Tensor) -> torch.Tensor:
+    def step(held: torch.Tensor, one: torch.Tensor) -> Any:
+        return torch.cond(one.max() > 1e6, torch.sin, torch.cos, (held,)), held * 2
+
+    return scan(step, x, torch.stack([x, x * 2, x * 3]))[0]
 
 
 def until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
@@ -264,7 +267,7 @@ CASES = [
         refused(function.__name__, partial(Of, function, switch=torch.ones(1)), ROW, "rows_mixed")
         for function in (
             decided_within_a_decision, while_any_is_large, counted_by_values, decided_within_a_count,
-            decided_by_the_number_of_rows, by_how_many_are_large, decided_by_what_was_written, decided_in_autocast,
+            decided_by_the_number_of_rows, by_how_many_are_large, decided_by_what_was_written, decided_in_a_scan,
         )
     ),
     refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
