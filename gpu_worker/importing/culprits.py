@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from gpu_worker.comparing import same
 from gpu_worker.importing.graphs import place_of
-from gpu_worker.trials import Batch, Trial, same
+from gpu_worker.trials import Batch, Trial
 
 
 def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Trial, close: float) -> str:
@@ -15,7 +16,7 @@ def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Tria
 
     Seen only of values that have the batch as their first dimension: what is made of them otherwise comes before.
     """
-    for batch in (*trial.mixed, *([trial.beside_nan] if trial.beside_nan is not None else [])):
+    for batch in (*trial.mixed, *(odd.pair for odd in trial.beside)):
         at, origin = next((at, origin) for at, origin in enumerate(batch.origins) if origin is not None)
         alone = _values(graph, weights, trial.alone[origin])
         among = _values(graph, weights, batch)
