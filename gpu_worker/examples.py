@@ -13,13 +13,15 @@ import torch
 
 from broker import wire
 from broker.errors import PackageError
+from gpu_worker.comparing import Run, finite_share
 from gpu_worker.importing.arrays import array_of, arrays_of, cast
-from gpu_worker.trials import Draw, Run, finite_share
+from gpu_worker.trials import Draw, Trial, check
 
 KEPT_ROWS = 4  # of an example that is stored with a package
 KEPT_BYTES = 1 << 20  # unless four take more: then two are
 TRIED_ROWS = 4
 SCALES = (1.0, 0.1, 10.0, 0.5)  # of rows of floats
+ENOUGH = 0.25  # of the outputs are finite: no narrower values are looked for
 WIDTHS = (30_000, 1000, 100, 10, 5, 3, 2)  # of ranges of integers, from zero: token ids, classes, flags, ...
 SEED = 40
 
@@ -31,6 +33,11 @@ class Kind:
     name: str
     low: int = 0
     high: int = 0  # of a range, not in it
+
+    @property
+    def varies(self) -> bool:
+        """Whether there are different values."""
+        return self.high - self.low > 1 if self.name == "range" else self.name in ("normal", "unit", "coin")
 
     def draw(self, dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """Values of that shape, rows first."""
@@ -127,6 +134,9 @@ class _Search:
                 chosen = self._widest(chosen, i)
         for i in range(len(chosen)):
             chosen = self._most_finite(chosen, i)
+        if not self._tried(chosen):
+            self.why = ValueError("no output is a finite number")  # nothing could be seen with such rows
+            return None
         self.why = None
         return Drawn(self._specs, chosen)
 
@@ -149,9 +159,11 @@ class _Search:
         return chosen
 
     def _most_finite(self, chosen: tuple[Kind, ...], i: int) -> tuple[Kind, ...]:
-        """Another kind of this input, where outputs are no numbers and with that kind more of them are."""
+        """Another kind of this input, where most outputs are no numbers and with that kind more of them are."""
         best, share = chosen, self._tried(chosen) or 0.0
-        for kind in self._kinds[i] if share < 1.0 else ():
+        for kind in self._kinds[i] if share < ENOUGH else ():
+            if chosen[i].varies and not kind.varies:
+                continue  # of equal rows nothing can be seen
             other = (*chosen[:i], kind, *chosen[i + 1 :])
             found = self._tried(other)
             if found is not None and found > share:
@@ -238,6 +250,13 @@ def _listed(shape: Sequence[int]) -> str:
 def varied(kept: Kept) -> bool:
     """Whether the rows differ: of equal ones it cannot be seen whether they depend on each other."""
     return any(bool((tensor != tensor[:1]).any()) for tensor in kept.rows)
+
+
+def check_kept(
+    place: str, specs: Sequence[wire.TensorSpec], run: Run, rows: Sequence[torch.Tensor], batch_max: int, close: float
+) -> None:
+    """What a worker will try with the rows that are stored holds. `specs`: the outputs. Raises: PackageError."""
+    check(place, specs, run, Trial(Kept(tuple(rows)).draw, batch_max, [tensor[:1] for tensor in rows]), close)
 
 
 def to_keep(draw: Draw, specs: Sequence[wire.TensorSpec]) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from torch import nn
 from broker import wire
 from broker.errors import PackageError
 from gpu_worker import examples, trials
+from gpu_worker.comparing import Rounding, amount, difference, same, tolerance
 from gpu_worker.importing import arguments, graphs
 from gpu_worker.importing.behaviour import REMEMBERED
 from gpu_worker.importing.culprits import where_mixed
@@ -26,10 +27,11 @@ from gpu_worker.importing.quiet import quiet
 from gpu_worker.importing.signature import bindings
 from gpu_worker.importing.writing import manifest_text, staged
 from gpu_worker.packages import EXAMPLE, MANIFEST, WEIGHTS, Package, read_package
-from gpu_worker.trials import Trial, counted, named
+from gpu_worker.trials import Batch, Trial, counted, named
 
 GRAPH = "graph.pt2"
 CPU = torch.device("cpu")
+REWRITTEN_MOST = 1e-3  # by which answers may differ once a graph is leaner, where rounding explains it
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
 
 
@@ -69,7 +71,7 @@ def write_package(
     manifest = manifest_text(inputs, specs_out, batch_max, slo_ms, labels, cache, description, GRAPH)
     kept = examples.to_keep(original.draw, specs)
     with staged(repository, name, version) as folder:
-        _save(place, program, folder / GRAPH, [rows[:batch_max] for rows in kept])
+        _save(original, program, folder / GRAPH, kept)
         save_file(program.weights, folder / WEIGHTS)
         save_file({spec.name: rows for spec, rows in zip(specs, kept, strict=True)}, folder / EXAMPLE)
         (folder / MANIFEST).write_text(manifest, encoding="utf-8")
@@ -94,7 +96,7 @@ def _seen_equal(original: Original) -> Program:
         program = _exported(original, example, trial, expected)
         graph = program.exported.graph_module
         graphs.check(place, graph, original.names, len(example), batch_max)
-        close = trials.tolerance(program.dtypes, CPU)
+        close = tolerance(program.dtypes, CPU)
         results = _equal_results(original, trial, expected, program, close)
     except PackageError as error:
         if error.code in ("not_equal", "batch_fixed") and not isinstance(error, NotExported):
@@ -103,11 +105,11 @@ def _seen_equal(original: Original) -> Program:
     trials.check_repeated(place, original.names, program.run, trial, results, close)
     where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
     trials.check_rows(place, original.names, program.run, trial, results, close, where)
-    trials.check_beside_nan(place, original.names, program.run, trial, results, close, where)
+    trials.check_beside(place, original.names, program.run, trial, results, close, where)
     try:
         leaner = program.leaner(place, example, batch_max)
         if leaner is not None:
-            rounding = trials.Rounding(program.run, trial, results[: len(trial.alone)])
+            rounding = trials.rounding_of(program.run, trial, results)
             _equal_results(original, trial, expected, leaner, close, rounding)
     except PackageError:  # it was not the same after all, or torch cannot export it: nothing is lost
         leaner = None
@@ -144,7 +146,7 @@ def _equal_results(
     expected: list[list[torch.Tensor]],
     program: Program,
     close: float,
-    rounding: trials.Rounding | None = None,
+    rounding: Rounding | None = None,
 ) -> list[list[torch.Tensor]]:
     """What the program gives for each batch: what the original gives, but for rounding. It changes none of its weights.
 
@@ -159,10 +161,8 @@ def _equal_results(
             why = f"the exported graph fails on {counted(batch.rows)}: {examples.said(error)}. {MEND}"
             raise PackageError(place, [why], "batch_fixed") from None
         for i, (name, one, other) in enumerate(zip(original.names, wanted, found, strict=True)):
-            if not trials.same(one, other, close) and not (rounding and rounding.explains(i, batch, other)):
-                off = (
-                    trials.amount(trials.difference(one, other), close) if one.shape == other.shape else "another shape"
-                )
+            if not same(one, other, close) and not (rounding and _is_rounding(rounding, i, batch, one, other)):
+                off = amount(one, other, close)
                 why = f"{named(name)} of the exported graph differs from the module's for {counted(batch.rows)} ({off})"
                 raise PackageError(place, [f"{why}. {MEND}"], "not_equal")
         results.append(found)
@@ -173,8 +173,20 @@ def _equal_results(
     return results
 
 
-def _save(place: str, program: Program, file: Path, rows: Sequence[torch.Tensor]) -> None:
-    """The graph is in the file, and comes out of it as it went in. Raises: PackageError, code not_exportable."""
+def _is_rounding(rounding: Rounding, output: int, batch: Batch, expected: torch.Tensor, found: torch.Tensor) -> bool:
+    origins, kept = batch.tried
+    if expected.shape != found.shape or difference(expected, found) > REWRITTEN_MOST:
+        return False
+    return rounding.explains(output, origins, found[kept])
+
+
+def _save(original: Original, program: Program, file: Path, kept: Sequence[torch.Tensor]) -> None:
+    """The graph is in the file, comes out of it as it went in, and keeps the rules with the rows that are stored.
+
+    Raises: PackageError.
+    """
+    place, rows = original.place, [tensor[: original.batch_max] for tensor in kept]
+    close = tolerance(program.dtypes, CPU)
     with quiet(), torch.no_grad():
         expected = program.run([tensor.clone() for tensor in rows])
         program.save(file)
@@ -184,10 +196,14 @@ def _save(place: str, program: Program, file: Path, rows: Sequence[torch.Tensor]
         except Exception as error:  # torch.export raises whatever it meets
             why = f"torch.export cannot load the graph that it saved: {examples.said(error)}. Serve it as a container"
             raise PackageError(place, [why], "not_exportable") from None
-    close = trials.tolerance(program.dtypes, CPU)
-    if not all(trials.same(one, other, close) for one, other in zip(expected, found, strict=True)):
-        why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"
-        raise PackageError(place, [why], "not_equal")
+        if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
+            why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"
+            raise PackageError(place, [why], "not_equal")
+
+        def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return list(forward(*program.weights.values(), *inputs))
+
+        examples.check_kept(place, original.outputs, run, kept, original.batch_max, close)
 
 
 MEND = "Forward must do the same whatever the number of rows and whatever was asked before; or serve it as a container"

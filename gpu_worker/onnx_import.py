@@ -22,6 +22,7 @@ from broker import wire
 from broker.errors import PackageError
 from broker.tensors import DTYPES
 from gpu_worker import examples, trials
+from gpu_worker.comparing import Run, same, tolerance
 from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require, said
 from gpu_worker.importing import onnx_graphs
 from gpu_worker.importing.arguments import Options, printable
@@ -83,6 +84,7 @@ def write_onnx_package(
         why = "running the graph changes its weights: an answer would depend on what was asked before"
         raise PackageError(place, [why], "state_changed")
     kept = examples.to_keep(draw, specs)
+    examples.check_kept(place, outputs, partial(_run, lean, weights), kept, batch_max, tolerance(_dtypes(model), CPU))
     ins, outs = ({spec.name: (spec.dtype, spec.shape[1:]) for spec in group} for group in (specs, outputs))
     manifest = manifest_text(ins, outs, batch_max, slo_ms, labels, cache, description or model.doc_string, GRAPH)
     with staged(repository, name, version) as folder:
@@ -288,8 +290,8 @@ def _fixed(place: str, why: Exception) -> PackageError:
 def _check(
     place: str,
     outputs: tuple[wire.TensorSpec, ...],
-    run: trials.Run,
-    run_original: trials.Run,
+    run: Run,
+    run_original: Run,
     draw: trials.Draw,
     batch_max: int,
     dtypes: set[torch.dtype],
@@ -297,18 +299,18 @@ def _check(
     """The stripped graph is sound, and gives what the file gives. Raises: PackageError."""
     padding = draw(1, torch.Generator().manual_seed(trials.SEED + 1))
     trial = trials.Trial(draw, batch_max, padding)
-    close = trials.tolerance(dtypes, CPU)
+    close = tolerance(dtypes, CPU)
     names = [spec.name for spec in outputs]
     try:
         expected = trial.run(run_original)
         results = trials.check(place, outputs, run, trial, close)
-        trials.check_beside_nan(place, names, run, trial, results, close)
+        trials.check_beside(place, names, run, trial, results, close)
     except PackageError:
         raise
     except RuntimeError as error:
         raise _fixed(place, error) from None
     for wanted, found in zip(expected, results, strict=True):
         for name, one, other in zip(names, wanted, found, strict=True):
-            if not trials.same(one, other, close):
+            if not same(one, other, close):
                 why = f"{trials.named(name)} is another one once the file's weights are inputs. Serve it as a container"
                 raise PackageError(place, [why], "not_equal")

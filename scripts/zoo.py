@@ -28,8 +28,8 @@ from broker import wire  # noqa: E402
 from broker.config import Settings, read_settings  # noqa: E402
 from broker.operator import Operator  # noqa: E402
 from frontend.client import AsyncClient, RequestError  # noqa: E402
+from gpu_worker.comparing import ROUNDING, TOLERANCE, difference  # noqa: E402
 from gpu_worker.devices.cpu import CpuDevice  # noqa: E402
-from gpu_worker.trials import ROUNDING, TOLERANCE, difference  # noqa: E402
 from scripts.machine import describe  # noqa: E402
 from scripts.meshes import Mesh, mesh  # noqa: E402
 from scripts.up import wait_ready  # noqa: E402

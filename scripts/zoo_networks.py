@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from broker.errors import PackageError
+from gpu_worker.comparing import difference, last_bits
 from gpu_worker.export import write_package
 from gpu_worker.importing.signature import tensors_of
-from gpu_worker.trials import difference, last_bits
 
 PARAMETERS_MAX = 60_000_000
 BATCH_MAX = 4

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from broker.errors import PackageError
 from gpu_worker import trials
+from gpu_worker.comparing import Run, tolerance
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.moving import reshape_views
 from gpu_worker.devices.onnx import load_onnx
@@ -162,14 +163,12 @@ def check_by_running(
         raise fault
 
 
-def _check(
-    package: Package, forward: Forward, weights: Sequence[torch.Tensor], run: trials.Run, place: torch.device
-) -> None:
+def _check(package: Package, forward: Forward, weights: Sequence[torch.Tensor], run: Run, place: torch.device) -> None:
     draw = inputs_for(package, run, place)
     pads = zip(padding_rows(package), package.spec.inputs, strict=True)
     padding = [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
     trial = trials.Trial(draw, package.spec.batch_max, padding)
-    close = trials.tolerance({*dtypes_of(forward), *(weight.dtype for weight in weights)}, place)
+    close = tolerance({*dtypes_of(forward), *(weight.dtype for weight in weights)}, place)
     trials.check(package.ref, package.spec.outputs, run, trial, close)
 
 

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from broker.errors import PackageError
 from broker.tensors import byte_count
 from gpu_worker import examples
+from gpu_worker.comparing import Run
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.packages import Package
-from gpu_worker.trials import Draw, Run
+from gpu_worker.trials import Draw
 
 
 def padding_rows(package: Package) -> tuple[Bytes, ...]:

@@ -10,8 +10,9 @@ import xxhash
 from torch import nn
 
 from broker.errors import PackageError
+from gpu_worker.comparing import TOLERANCE, same
 from gpu_worker.importing.plain import plain_tensors_in, tensors_in
-from gpu_worker.trials import DRAWN, SEED, TOLERANCE, named, same
+from gpu_worker.trials import DRAWN, SEED, named
 
 REMEMBERED = "Give what is remembered as an input, and return what it becomes"
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from gpu_worker.comparing import same
 from gpu_worker.importing.decisions import OF_SHAPES, operation_of
 from gpu_worker.importing.graphs import place_of
-from gpu_worker.trials import Batch, Trial, same
+from gpu_worker.trials import Batch, Trial
 
 
 def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Trial, close: float) -> str:
@@ -19,10 +20,10 @@ def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Tria
     """
     alone = [_values(graph, weights, batch) for batch in trial.alone]
     inputs = graph.graph.find_nodes(op="placeholder")[len(weights) :]
-    for batch in (*trial.mixed, *([trial.beside_nan] if trial.beside_nan is not None else [])):
+    for batch in (*trial.mixed, *(odd.pair for odd in trial.beside)):
         try:
             among = _values(graph, weights, batch)
-        except Exception:  # it need not take a row of NaN
+        except Exception:  # it need not take a row of rare values
             continue
         alike = {node: found for node in among if (found := _alike(node, alone, among, batch, close)) is not None}
         node = _first(graph, inputs, alike)

@@ -10,13 +10,14 @@ from torch import nn
 from broker import wire
 from broker.errors import PackageError
 from gpu_worker import examples, trials
+from gpu_worker.comparing import TOLERANCE
 from gpu_worker.importing.behaviour import State, check_repeats
 from gpu_worker.importing.quiet import authors_line
 from gpu_worker.importing.shapes import check_batch, counts, output_spec
 from gpu_worker.importing.signature import Binding, check_outputs, example_call, flat, output_names, tensors_of
 from gpu_worker.trials import Draw, Trial, counted
 
-COARSE = trials.TOLERANCE[torch.bfloat16]  # where it is not known how exact the module is inside
+COARSE = TOLERANCE[torch.bfloat16]  # where it is not known how exact the module is inside
 
 
 class Original:
@@ -60,7 +61,7 @@ class Original:
             value = self._called(batch.inputs, batch.rows)
             check_batch(self.place, self.names, self._known, (flat(value), batch.rows))
             results.append(tensors_of(value, batch.rows))
-        at = trials.repeated(trial)
+        at = trial.repeated
         again = trial.batches[at]
         check_repeats(self.place, self.names, lambda: self._run(again.inputs), results[at])
         self._state.check()

@@ -9,7 +9,6 @@ from torch import nn
 
 from broker.errors import PackageError
 from gpu_worker.export import write_package
-from gpu_worker.trials import Run, Trial, check_rows, difference
 from tests.gpu_worker.conftest import ROW
 
 HERE = Path(__file__).name
@@ -97,44 +96,3 @@ def test_nothing_of_the_author_s_source_is_in_the_package(tmp_path: Path) -> Non
         written = b"".join(archive.read(name) for name in archive.namelist())
     for told in (HERE, str(Path(torch.__file__).parent), "Sequential", "stack_trace"):
         assert told.encode() not in written
-
-
-def draw(rows: int, generator: torch.Generator) -> list[torch.Tensor]:
-    return [torch.rand(rows, 4, generator=generator)]
-
-
-def chaotic(x: torch.Tensor) -> torch.Tensor:
-    """A last bit becomes a thousand of them."""
-    for _ in range(10):
-        x = 3.9 * x * (1 - x)
-    return x
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Another last bit where there are several rows, as sums in another order make it."""
-    return x * (1 + torch.finfo(x.dtype).eps) if len(x) > 1 else x
-
-
-CLOSE = 1e-6
-
-
-def tried(run: Run) -> None:
-    trial = Trial(draw, 8, draw(1, torch.Generator().manual_seed(1)))
-    check_rows("m:1", ["y"], run, trial, trial.run(run), CLOSE)
-
-
-def test_what_rounding_makes_of_a_row_is_no_other_row() -> None:
-    x = torch.rand(3, 4)
-    assert difference(chaotic(x), chaotic(rounded(x))) > 10 * CLOSE
-    tried(lambda inputs: [chaotic(rounded(inputs[0]))])
-
-
-@pytest.mark.parametrize("share", [1.0, 0.1])
-def test_what_others_make_of_a_row_is_another_row_however_much_rounding_makes(share: float) -> None:
-    with pytest.raises(PackageError) as caught:
-        tried(lambda inputs: [chaotic(inputs[0]) + share * inputs[0].mean()])
-    assert caught.value.code == "rows_mixed"
-
-
-def test_integers_that_rounding_tips_are_no_other_row() -> None:
-    tried(lambda inputs: [(chaotic(rounded(inputs[0])) * 1e5).long()])

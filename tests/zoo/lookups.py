@@ -164,6 +164,8 @@ CASES = [
     refused("dates_not_given", lambda: Of(sunk, table=nn.Embedding(5, 2)), ids(3), "forward_failed"),
     refused("dates_that_are_wrong", lambda: Of(sunk, table=nn.Embedding(5, 2)), ids(3), "forward_failed",
             example={"ids": torch.arange(6).view(2, 3)}),
+    refused("nothing_but_nan", lambda: Of(lambda m, x: (x - x.mean(0)) * torch.where(x.abs() > 1e3, 1.0, torch.nan)),
+            ROW, "forward_failed"),
     refused("example_of_another_shape", lambda: nn.Linear(4, 3), ROW, "bad_example", example={"x": torch.randn(2, 5)}),
     refused("example_of_another_dtype", lambda: nn.Embedding(4, 3), ids(3), "bad_example",
             example={"ids": torch.rand(2, 3)}),
