@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from broker import wire
 from broker.errors import PackageError
 from gpu_worker.comparing import Run, finite_share
+from gpu_worker.importing.arrays import array_of, arrays_of, cast
 from gpu_worker.trials import Draw, Trial, check
 
 KEPT_ROWS = 4  # of an example that is stored with a package
@@ -207,21 +207,20 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
 
     Raises: PackageError, code bad_example.
     """
-    faults = []
-    names = [spec.name for spec in specs]
-    if list(example) == [""] and len(names) == 1:
-        example = {names[0]: example[""]}
-    if sorted(example) != sorted(names):
-        faults.append(f"example must have rows for {', '.join(names)}; it has {', '.join(example) or 'none'}")
-    rows = []
+    names, faults, rows = [spec.name for spec in specs], list[str](), []
+    try:
+        found = arrays_of(example)
+    except ValueError as error:
+        raise PackageError(place, [str(error)], "bad_example") from None
+    if list(found) == [""] and len(names) == 1:
+        found = {names[0]: found[""]}
+    if found.keys() != set(names):
+        faults.append(f"example must have rows for {', '.join(names)}; it has {', '.join(found) or 'none'}")
     for spec in specs if not faults else ():
-        value = example[spec.name]
-        array = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
-        dtype = getattr(torch, spec.dtype)
-        if array.ndim < 1 or tuple(array.shape[1:]) != tuple(spec.shape[1:]) or not torch.can_cast(array.dtype, dtype):
-            told = f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
-            faults.append(f"example {spec.name} must be {spec.dtype} [rows, {_listed(spec.shape[1:])}]; it is {told}")
-        rows.append(array.to(dtype).contiguous())
+        try:
+            rows.append(_rows(spec, found[spec.name]))
+        except ValueError as error:
+            faults.append(f"example {spec.name} {error}")
     if not faults and len({len(tensor) for tensor in rows}) != 1:
         faults.append(f"example must have as many rows of each input; it has {[len(tensor) for tensor in rows]}")
     if not faults and not len(rows[0]):
@@ -233,6 +232,15 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
         why = "example must have two rows that differ: of equal ones it cannot be seen that they are independent"
         raise PackageError(place, [why], "bad_example")
     return kept
+
+
+def _rows(spec: wire.TensorSpec, value: object) -> torch.Tensor:
+    """What was given for an input, as it takes it. Raises: ValueError, in words for people."""
+    array = array_of(value)
+    if array.ndim < 1 or tuple(array.shape[1:]) != tuple(spec.shape[1:]):
+        wanted = f"[rows, {_listed(spec.shape[1:])}]" if spec.shape[1:] else "[rows]"
+        raise ValueError(f"must be {spec.dtype} {wanted}; it is {array.dtype} {list(array.shape)}")
+    return torch.from_numpy(cast(array, spec.dtype))
 
 
 def _listed(shape: Sequence[int]) -> str:

@@ -46,9 +46,9 @@ def write_package(
     example: Mapping[str, Any] | None = None,
     batch_max: int = 32,
     slo_ms: float = 1000.0,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
     cache: bool = True,
-    description: str = "",
+    description: str | None = None,
 ) -> Package:
     """The package is on disk, whole or not at all, and has been read back; the module is as it was.
 
@@ -59,7 +59,9 @@ def write_package(
     Raises: PackageError, with a code (docs/models.md lists them) and a sentence.
     """
     repository, place = Path(repository), f"{name}:{version}"
-    specs = arguments.check(place, name, version, inputs, batch_max, slo_ms, labels)
+    labels, description = () if labels is None else labels, "" if description is None else description
+    options = arguments.Options(name, version, batch_max, slo_ms, labels, cache, description)
+    specs = arguments.check(place, inputs, outputs, options)
     with quiet():
         plain = plain_copy(place, module)
         original = Original(place, plain, bindings(place, plain.forward, list(inputs)), specs, batch_max)

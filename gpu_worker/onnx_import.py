@@ -7,7 +7,6 @@ Nothing is written that was not seen to answer as the file does, alone and in ba
 
 import contextlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,17 +23,17 @@ from broker.errors import PackageError
 from broker.tensors import DTYPES
 from gpu_worker import examples, trials
 from gpu_worker.comparing import Run, same, tolerance
-from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require
+from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require, said
 from gpu_worker.importing import onnx_graphs
-from gpu_worker.importing.arguments import options
+from gpu_worker.importing.arguments import Options, printable
 from gpu_worker.importing.shapes import counts, output_spec
 from gpu_worker.importing.signature import check_names
 from gpu_worker.importing.writing import manifest_text, staged
 from gpu_worker.packages import EXAMPLE, MANIFEST, TENSORS_MAX, WEIGHTS, Package, read_package
-from gpu_worker.trials import counted
 
 CONSTANT_SIZE_MAX = 16  # elements of a tensor that stays in the graph
 FLOATS = {"float32", "float64", "float16"}
+EXPANDS = 8  # the first opset that can repeat a number
 GRAPH = "graph.onnx"
 CPU = torch.device("cpu")
 EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # {onnx.TensorProto.DataType}
@@ -50,9 +49,9 @@ def write_onnx_package(
     example: Mapping[str, Any] | None = None,
     batch_max: int = 32,
     slo_ms: float = 1000.0,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
     cache: bool = True,
-    description: str = "",
+    description: str | None = None,
 ) -> Package:
     """The package is on disk, whole or not at all, and has been read back.
 
@@ -62,24 +61,25 @@ def write_onnx_package(
     """
     repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
-    faults = options(name, version, batch_max, slo_ms, labels)
+    labels, description = () if labels is None else labels, "" if description is None else description
+    faults = Options(name, version, batch_max, slo_ms, labels, cache, description).faults
     if faults:
-        raise PackageError(place, faults, "bad_argument")
+        raise PackageError(printable(place), faults, "bad_argument")
     model = _read(place, file)
-    constants = _constants(model)
-    weights = _lift_weights(model)
-    content = model.SerializeToString()
-    stripped, original = open_session(content, place), open_session(str(file), place)
+    original = open_session(str(file), place, "not_onnx")
     specs = _inputs(place, original, batch_max)
     inputs = [spec.name for spec in specs]
-    onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), constants.get)
+    onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), _constants(model).get)
     _check_kinds(place, original)
     whole = OnnxForward(original, inputs)
     draw = _drawn(place, specs, whole, example, batch_max)
     outputs = _outputs(place, whole, draw, batch_max)
-    lean = OnnxForward(stripped, [*weights, *inputs])
+    _repeat_numbers(model, whole, draw)
+    weights = _lift_weights(model)
+    content = model.SerializeToString()
+    lean = OnnxForward(open_session(content, place, "not_onnx"), [*weights, *inputs])
     before = _digests(weights)
-    _check(place, outputs, partial(_run, lean, weights), partial(_run, whole, {}), draw, batch_max, _dtypes(model))
+    _check(place, outputs, partial(_run, lean, weights), partial(_whole, whole), draw, batch_max, _dtypes(model))
     if _digests(weights) != before:
         why = "running the graph changes its weights: an answer would depend on what was asked before"
         raise PackageError(place, [why], "state_changed")
@@ -99,9 +99,17 @@ def _read(place: str, file: Path) -> Any:
     onnx = require("onnx", place)
     try:
         onnx.checker.check_model(str(file))  # by its name: a model of more than 2 GB is no single message
-        return onnx.load(str(file))
+        model = onnx.load(str(file), load_external_data=False)
+        if model.functions:  # each use becomes what it stands for, so that it is looked at like anything else
+            model = require("onnx.inliner", place).inline_local_functions(model, convert_version=True)
+        onnx.load_external_data_for_model(model, str(file.parent))
     except Exception as error:  # protobuf, the checker and the system each raise their own
         raise PackageError(place, [f"is not a readable ONNX file: {examples.said(error)}"], "not_onnx") from None
+    if model.functions:
+        left = ", ".join(function.name for function in model.functions[:3])
+        why = f"functions of the file cannot be put in place of their uses ({left}): export the model without functions"
+        raise PackageError(place, [why], "not_onnx")
+    return model
 
 
 def _lift_weights(model: Any) -> dict[str, Array]:
@@ -130,7 +138,12 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
     for value in session.get_inputs():
         dtype = ORT_DTYPES.get(value.type)
         first, *rest = value.shape or [None]
-        if isinstance(first, int) and (first, batch_max) != (1, 1):
+        if not value.shape:
+            faults.append(
+                f"input {value.name} has no first dimension, so there is none of it for each row: give it one, the "
+                "batch, or make it a constant of the graph"
+            )
+        elif isinstance(first, int) and (first, batch_max) != (1, 1):
             code = "batch_fixed"
             faults.append(
                 f"input {value.name} takes {first} rows, no more and no fewer: export the model with a first dimension "
@@ -152,10 +165,11 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
 def _constants(model: Any) -> dict[str, Array]:
     """What is known of the graph's values without running it."""
     onnx = require("onnx", "")
-    found = [(tensor.name, tensor) for tensor in model.graph.initializer if tensor.data_location != tensor.EXTERNAL]
+    found = [(tensor.name, tensor) for graph in onnx_graphs.graphs(model.graph) for tensor in graph.initializer]
     found += [
         (node.output[0], attribute.t)
-        for node in model.graph.node
+        for graph in onnx_graphs.graphs(model.graph)
+        for node in graph.node
         for attribute in node.attribute
         if node.op_type == "Constant" and attribute.name == "value"
     ]
@@ -207,15 +221,21 @@ def _run(forward: OnnxForward, weights: Mapping[str, Array], given: Sequence[tor
     try:
         return forward(*(torch.from_numpy(weight) for weight in weights.values()), *given)
     except Exception as error:  # onnxruntime raises its own
-        raise RuntimeError(_said(error)) from None
+        raise RuntimeError(said(error)) from None
 
 
-def _said(error: Exception) -> str:
-    """What onnxruntime says, without its own source."""
-    text = str(error).partition(".h:")[2].partition(" was false. ")[2] or str(error).rpartition("Status Message: ")[2]
-    operation = re.search(r"running (\w+) node. Name:'([^']*)'", str(error))
-    told = f" (in {' '.join(filter(None, operation.groups()))})" if operation else ""
-    return f"{text.strip() or type(error).__name__}{told}"
+def _whole(forward: OnnxForward, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What the file gives, as it is served: numbers that hold for the batch are repeated for each row."""
+    return [tensor if tensor.ndim else tensor.expand(len(given[0])) for tensor in _run(forward, {}, given)]
+
+
+def _repeat_numbers(model: Any, forward: OnnxForward, draw: trials.Draw) -> None:
+    """The graph gives numbers that hold for the batch once for each row."""
+    outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(trials.SEED)))
+    numbers = [name for name, output in zip(forward.outputs, outputs, strict=True) if not output.ndim]
+    opset = next((found.version for found in model.opset_import if found.domain in ("", "ai.onnx")), 0)
+    if numbers and opset >= EXPANDS:
+        onnx_graphs.repeat(require("onnx", ""), model, numbers, forward.inputs[0])
 
 
 def _drawn(
@@ -228,9 +248,12 @@ def _drawn(
     """How inputs are drawn: given rows, or random ones. Raises: PackageError."""
     if example is not None:
         return examples.given(place, specs, example, batch_max).draw
-    drawn, why = examples.find(specs, partial(_run, forward, {}), batch_max)
+    drawn, why = examples.find(specs, partial(_whole, forward), batch_max)
     if drawn is None:
         assert why is not None
+        fewest, _ = examples.find(specs, partial(_whole, forward), 1) if batch_max > 1 else (None, None)
+        if fewest is not None:
+            raise _fixed(place, why)
         raise PackageError(place, [examples.not_run(examples.said(why))], "forward_failed")
     return drawn.draw
 
@@ -239,14 +262,29 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
     """Dtypes and shapes of one row, found by running some. Raises: PackageError."""
     rows = counts(batch_max)
     generator = torch.Generator().manual_seed(trials.SEED)
-    try:
-        few, more = (_run(forward, {}, draw(count, generator)) for count in rows)
-    except RuntimeError as error:
-        why = f"the graph fails on {rows[0]} or {counted(rows[1])}: {examples.said(error)}. It must take any number"
-        raise PackageError(place, [why], "forward_failed") from None
+    found, why = [], None
+    for count in dict.fromkeys((*rows, 1)):
+        try:
+            found.append(_whole(forward, draw(count, generator)))
+        except RuntimeError as error:
+            why = why or error
+    if why is not None and found:
+        raise _fixed(place, why)
+    if why is not None:
+        raise PackageError(place, [f"the graph fails: {examples.said(why)}"], "forward_failed")
+    few, more = found[0], found[len(set(rows)) - 1]
     check_names(place, "outputs", forward.outputs)
     pairs = zip(forward.outputs, few, more, strict=True)
     return tuple(output_spec(place, name, one, other, rows) for name, one, other in pairs)
+
+
+def _fixed(place: str, why: Exception) -> PackageError:
+    """The graph runs on some numbers of rows, and not on others."""
+    told = f"the graph runs on some numbers of rows only: {examples.said(why)}"
+    mend = (
+        "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
+    )
+    return PackageError(place, [f"{told}. It must take any up to batch_max: {mend}"], "batch_fixed")
 
 
 def _check(
@@ -270,8 +308,7 @@ def _check(
     except PackageError:
         raise
     except RuntimeError as error:
-        why = f"the graph fails on some numbers of rows: {examples.said(error)}. It must take any up to batch_max"
-        raise PackageError(place, [why], "batch_fixed") from None
+        raise _fixed(place, error) from None
     for wanted, found in zip(expected, results, strict=True):
         for name, one, other in zip(names, wanted, found, strict=True):
             if not same(one, other, close):

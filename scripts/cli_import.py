@@ -1,8 +1,10 @@
 """`gearmesh import`: a file or a factory becomes a package in the model repository."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from zipfile import BadZipFile
 
 import typer
 
@@ -99,12 +101,13 @@ def _arrays(file: Path | None) -> dict[str, Any] | None:
     if file is None:
         return None
     try:
-        found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        _usage(f"--example {file}: {error}")
-    if isinstance(found, np.ndarray):
-        return {"": found}
-    return {name: found[name] for name in found.files}
+        with open(file, "rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except OSError as error:
+        _usage(f"--example {file}: {error.strerror or 'cannot be read'}")
+    except (ValueError, EOFError, BadZipFile, zlib.error, SyntaxError) as error:  # each of another way to be damaged
+        _usage(f"--example {file}: is no .npz or .npy of numbers, or a damaged one ({type(error).__name__})")
 
 
 def _usage(message: str) -> NoReturn:

@@ -42,7 +42,9 @@ def read_image(package: Package, image: Bytes) -> None:
 
 
 def view(flat: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """One tensor of a flat image (uint8), not copied."""
+    """One tensor of a flat image (uint8), not copied. One of no values has no place there: it is a new one."""
+    if not weight.size:
+        return torch.empty(weight.shape, dtype=TORCH_DTYPES[weight.dtype], device=flat.device)
     piece = flat[weight.offset : weight.offset + weight.size]
     return piece.view(TORCH_DTYPES[weight.dtype]).view(weight.shape)
 

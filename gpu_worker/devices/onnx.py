@@ -1,6 +1,7 @@
 """ONNX graphs made executable with onnxruntime, which is optional: weights are inputs, given as views of the pages."""
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,12 @@ ORT_DTYPES = {
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
 }  # fmt: skip
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16"}  # dtypes of weights, as safetensors spells them
+SAID_MAX = 420  # characters of what onnxruntime says
+# how it writes an error: its kind, where in its own source, which condition failed, and in which operation of the graph
+PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .* failed:)?")
+SOURCE = re.compile(r"\S+\.(?:h|cc|cpp|hpp):\d+ ")
+OPERATION = re.compile(r"running (\w+) node\. Name:'([^']*)'")
+STATUS, FALSE, NAMESPACE = "Status Message: ", " was false. ", "(anonymous namespace)"
 NOTHING = 4  # of onnxruntime's own log: all that matters is raised, too
 
 
@@ -26,10 +33,10 @@ def require(module: str, place: str) -> Any:
         raise PackageError(place, [f"{module} is not installed here: pip install 'gearmesh[onnx]'"]) from error
 
 
-def open_session(model: bytes | str, place: str) -> Any:
+def open_session(model: bytes | str, place: str, code: str = "bad_package") -> Any:
     """A session that runs the model (serialised, or a file's name) on as many threads as torch may use.
 
-    Raises: PackageError.
+    Raises: PackageError of that code.
     """
     ort = require("onnxruntime", place)
     options = ort.SessionOptions()
@@ -41,7 +48,31 @@ def open_session(model: bytes | str, place: str) -> Any:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own
-        raise PackageError(place, [f"onnxruntime cannot load it: {str(error).strip()}"]) from error
+        raise PackageError(place, [f"onnxruntime cannot load it: {said(error)}"], code) from error
+
+
+def said(error: Exception) -> str:
+    """What onnxruntime says, in one line, without its own source; and in which of the graph's operations."""
+    text = str(error)
+    operation = OPERATION.search(text)
+    text = PREFIX.sub("", text).rpartition(STATUS)[2]
+    source = SOURCE.search(text)
+    if source is not None:
+        text = _behind_the_signature(text[source.end() :])
+        text = text.partition(FALSE)[2] or text
+    told = f" (in {' '.join(filter(None, operation.groups()))})" if operation else ""
+    words = " ".join(text.split())
+    return f"{words[:SAID_MAX].rstrip('.') or type(error).__name__}{told}"
+
+
+def _behind_the_signature(text: str) -> str:
+    """What follows the first parentheses that have anything but a namespace in them: a function's arguments."""
+    depth = 0
+    for at, character in enumerate(text.replace(NAMESPACE, "_" * len(NAMESPACE))):
+        depth += (character == "(") - (character == ")")
+        if character == ")" and not depth:
+            return text[at + 1 :].removeprefix(" const").strip()
+    return text
 
 
 class OnnxForward:
@@ -49,12 +80,12 @@ class OnnxForward:
 
     def __init__(self, session: Any, names: Sequence[str]) -> None:
         self._session = session
-        self._names = names
+        self.inputs = names
         self.outputs = [value.name for value in session.get_outputs()]
 
     def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
         """See gpu_worker.devices.executables.Forward."""
-        feed = {name: tensor.numpy() for name, tensor in zip(self._names, flat, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in zip(self.inputs, flat, strict=True)}
         return [_tensor(output) for output in self._session.run(self.outputs, feed)]
 
 

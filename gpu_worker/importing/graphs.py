@@ -3,7 +3,6 @@
 Rows that come and go with the values, random numbers, decisions for all rows at once.
 """
 
-import operator
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from broker.errors import PackageError
-from gpu_worker.importing.quiet import authors_line
+from gpu_worker.importing.decisions import deciding, is_open, operation_of
+from gpu_worker.importing.quiet import authors_place
 from gpu_worker.importing.shapes import rows_changed
 from gpu_worker.trials import DRAWN, INDEPENDENT, named
 
@@ -30,25 +30,25 @@ def check(place: str, graph: GraphModule, outputs: Sequence[str], inputs: int, b
     places = graph.graph.find_nodes(op="placeholder")
     _check_rows(place, graph, outputs, places[-inputs:])
     check_draws(place, graph)
-    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
-        if batch_max > 1 and _depends(node.args[0], set(places[-inputs:])):
-            told = f"torch.cond decides for all rows of a batch at once, by their values{place_of(node)}. {INDEPENDENT}"
-            raise PackageError(place, [told], "rows_mixed")
+    node = deciding(graph, places[-inputs:]) if batch_max > 1 else None
+    if node is not None:
+        told = f"forward decides for all rows of a batch at once, by what they are ({place_of(node)}). {INDEPENDENT}"
+        raise PackageError(place, [told], "rows_mixed")
 
 
 def check_draws(place: str, graph: GraphModule) -> None:
     """Nothing is drawn at random. Raises: PackageError, code random."""
     for node in _that_matter(graph):
         if _is_random(node):
-            told = f"forward draws random numbers{place_of(node)}. {DRAWN}"
+            told = f"forward draws random numbers ({place_of(node)}). {DRAWN}"
             raise PackageError(place, [told], "random")
 
 
 def place_of(node: Node) -> str:
-    """Its operation, and where the author wrote it if that is known: ' (max, at file.py:12)'."""
+    """Its operation, and where the author wrote it if that is known: 'max, at file.py:12'."""
     found = FRAME.findall(node.meta.get("stack_trace") or "")
-    line = authors_line(traceback.StackSummary.from_list([(file, int(line), "", "") for file, line in found]))
-    return f" ({_name(node)}{line.replace(' (', ', at ') or ')'}"
+    line = authors_place(traceback.StackSummary.from_list([(file, int(line), "", "") for file, line in found]))
+    return f"{operation_of(node)}, at {line}" if line else operation_of(node)
 
 
 def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], inputs: Sequence[Node]) -> None:
@@ -58,10 +58,10 @@ def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], inputs: 
     for name, node in zip(outputs, output.args[0], strict=True):
         rows, *rest = node.meta["val"].shape
         if _expression(rows) not in batch:
-            told = f"as many as the values make it{place_of(node)}"
+            told = f"as many as the values make it ({place_of(node)})"
             raise PackageError(place, [rows_changed(named(name), told)], "rows_changed")
-        if any(isinstance(extent, torch.SymInt) for extent in rest):
-            told = f"the shape of a row of {named(name)} depends on the rows or their values{place_of(node)}"
+        if any(is_open(extent) for extent in rest):
+            told = f"the shape of a row of {named(name)} depends on the rows or their values ({place_of(node)})"
             raise PackageError(place, [f"{told}. {INDEPENDENT}"], "rows_mixed")
 
 
@@ -88,25 +88,14 @@ def _above(nodes: Iterable[Node]) -> set[Node]:
     return found
 
 
-def _depends(value: Any, nodes: set[Node]) -> bool:
-    return isinstance(value, Node) and bool(_above([value]) & nodes)
-
-
 def _is_random(node: Node) -> bool:
     """Whether it draws random numbers, as it is called."""
     operation: Any = node.target
     if not isinstance(operation, torch._ops.OpOverload):
         return False
-    marked = torch.Tag.nondeterministic_seeded in operation.tags or "dropout" in _name(node)
+    marked = torch.Tag.nondeterministic_seeded in operation.tags or "dropout" in operation_of(node)
     if not marked and operation is not ATTENTION:
         return False
     given = {argument.name: value for argument, value in zip(operation._schema.arguments, node.args, strict=False)}
     values = {argument.name: argument.default_value for argument in operation._schema.arguments} | given | node.kwargs
     return all(values[switch] for switch in SWITCHES if values.get(switch) is not None)
-
-
-def _name(node: Node) -> str:
-    """Its operation, as it is called in torch."""
-    if node.target is operator.getitem and isinstance(node.args[0], Node):
-        return _name(node.args[0])
-    return str(node.target).removeprefix("aten.").partition(".")[0]

@@ -1,12 +1,16 @@
-"""What can be seen of an ONNX graph without running it: random numbers, and what depends on all rows' values. Pure.
+"""What can be seen of an ONNX graph without running it: random numbers, and what depends on all rows' values. Numbers
+that hold for a batch are made to be given for each row.
 
 A name is tainted if it depends on the values of an input, shaky if its shape does. What a tensor's shape is made of
 (Shape, Size) depends on no value, unless the shape itself does.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from broker.errors import PackageError
 from gpu_worker.importing.shapes import rows_changed
@@ -44,7 +48,7 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
 
     Raises: PackageError, code random, rows_mixed or rows_changed.
     """
-    drawn = next((node for node in _nodes(model.graph) if _is_random(node, constant)), None)
+    drawn = next((node for graph in graphs(model.graph) for node in graph.node if _is_random(node, constant)), None)
     if drawn is not None:
         raise PackageError(place, [f"the graph draws random numbers ({_told(drawn)}). {DRAWN}"], "random")
     seen = _Seen(set(inputs))
@@ -59,12 +63,29 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
             )
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Those of the graph, and of graphs within it."""
+def graphs(graph: Any) -> Iterator[Any]:
+    """The graph, and those within it."""
+    yield graph
     for node in graph.node:
-        yield node
         for inner in _graphs(node):
-            yield from _nodes(inner)
+            yield from graphs(inner)
+
+
+def repeat(onnx: Any, model: Any, outputs: Sequence[str], of: str) -> None:
+    """The outputs, a number each, are given once for each row of the input `of`. They have other names then."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {v.name for v in graph.input}
+    for value in graph.output:
+        if value.name not in outputs:
+            continue
+        names = (f"{value.name}_for_each_{i}" for i in itertools.count())
+        new = next(name for name in names if not any(other.startswith(name) for other in taken))
+        rows, first = f"{new}_rows", f"{new}_first"
+        graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), first))
+        graph.node.append(onnx.helper.make_node("Shape", [of], [f"{new}_shape"]))
+        graph.node.append(onnx.helper.make_node("Gather", [f"{new}_shape", first], [rows]))
+        graph.node.append(onnx.helper.make_node("Expand", [value.name, rows], [new]))
+        value.CopyFrom(onnx.helper.make_tensor_value_info(new, value.type.tensor_type.elem_type, [None]))
 
 
 def _graphs(node: Any) -> list[Any]:
@@ -87,8 +108,11 @@ def _visit(graph: Any, seen: _Seen) -> None:
     for node in graph.node:
         if node.op_type == "Loop":
             _loop(node, seen)
-        for inner in _graphs(node) if node.op_type != "Loop" else ():
-            _inner(node, inner, seen)
+        elif node.op_type == "Scan":
+            _scan(node, seen)
+        else:
+            for inner in _graphs(node):
+                _inner(node, inner, seen)
         if node.op_type == "If" and node.input[0] in seen.tainted:
             seen.decides = seen.decides or _told(node)
         _mark(node, seen)
@@ -110,7 +134,7 @@ def _mark(node: Any, seen: _Seen) -> None:
 
 
 def _inner(node: Any, graph: Any, seen: _Seen) -> None:
-    """A branch of If, or the body of Scan: names outside are seen within; its outputs become the node's."""
+    """A branch of If, or what SequenceMap does: names outside are seen within; its outputs become the node's."""
     within = seen.inner()
     for given, name in zip(node.input, (value.name for value in graph.input), strict=False):
         _follow(given, name, seen, within)
@@ -121,23 +145,43 @@ def _inner(node: Any, graph: Any, seen: _Seen) -> None:
 
 
 def _loop(node: Any, seen: _Seen) -> None:
-    """A body that is run again and again: what it carries from round to round stays tainted once it is."""
-    body = node.attribute[0].g
+    (body,) = _graphs(node)
     rounds, goes_on, *carried = [*node.input, "", ""][: max(2, len(node.input))]
     _, _, *places = [value.name for value in body.input]
     condition, *results = [value.name for value in body.output]
-    within = seen.inner()
-    for given, name in zip(carried, places, strict=False):
-        _follow(given, name, seen, within)
-    for _ in range(len(places) + 1):  # each round may taint one more
-        _visit(body, within)
-        for result, name in zip(results, places, strict=False):
-            _follow(result, name, within, within)
+    within = _rounds(body, list(zip(carried, places, strict=False)), list(zip(results, places, strict=False)), seen)
     if rounds in seen.tainted or goes_on in seen.tainted or condition in within.tainted:
         seen.decides = seen.decides or _told(node)
     seen.decides = seen.decides or within.decides
     for result, name in zip(results, node.output, strict=False):
         _follow(result, name, within, seen)
+
+
+def _scan(node: Any, seen: _Seen) -> None:
+    (body,) = _graphs(node)
+    places, results = ([value.name for value in values] for values in (body.input, body.output))
+    given = node.input[len(node.input) - len(places) :]  # lengths come before them in files of old
+    scanned = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
+    carried = list(zip(results, places, strict=False))[: len(places) - scanned]
+    within = _rounds(body, list(zip(given, places, strict=True)), carried, seen)
+    seen.decides = seen.decides or within.decides
+    for result, name in zip(results, node.output, strict=False):
+        _follow(result, name, within, seen)
+
+
+def _rounds(body: Any, given: Sequence[tuple[str, str]], carried: Sequence[tuple[str, str]], seen: _Seen) -> _Seen:
+    """What is known in a body that is run again and again: what it carries on stays tainted once it is.
+
+    `given`: (name outside, name within); `carried`: (its result, what that is in the next round).
+    """
+    within = seen.inner()
+    for name, place in given:
+        _follow(name, place, seen, within)
+    for _ in range(len(carried) + 1):  # each round may taint one more
+        _visit(body, within)
+        for result, place in carried:
+            _follow(result, place, within, within)
+    return within
 
 
 def _follow(name: str, other: str, known: _Seen, seen: _Seen) -> None:

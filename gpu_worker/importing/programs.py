@@ -14,7 +14,11 @@ from torch import nn
 from torch._dynamo.exc import UserError, UserErrorType
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import (
+    ConstraintViolationError,
+    GuardOnDataDependentSymNode,
+    statically_known_true,
+)
 from torch.overrides import TorchFunctionMode
 
 from broker.errors import PackageError
@@ -22,7 +26,7 @@ from gpu_worker.devices.executables import dtypes_of
 from gpu_worker.examples import said
 from gpu_worker.importing.folding import lean, without_dead_code
 from gpu_worker.importing.plain import tensors_in
-from gpu_worker.importing.quiet import authors_line, guards
+from gpu_worker.importing.quiet import authors_line, followed, guards, unheard
 from gpu_worker.importing.signature import Binding, tensors_of
 
 KEPT_META = ("val", "tensor_meta")  # of nodes: the author's source, and where it lies, is nobody's business
@@ -82,17 +86,69 @@ class _Lifted(nn.Module):
     def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         module, names, binding = self.__dict__["_held"]
         weights, inputs = dict(zip(names, flat, strict=False)), flat[len(names) :]
+        with unheard():
+            for other in inputs[1:]:  # torch learns it at the end only, from the dimension that they share
+                torch._check(other.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
         args, kwargs = binding.arguments(inputs)
-        with _WithoutGradients():
+        with _AsWritten():
             found = functional_call(module, weights, args, kwargs, tie_weights=False)
         return tuple(tensors_of(found, inputs[0].shape[0]))
 
 
-class _WithoutGradients(TorchFunctionMode):
-    """Gradients stay as they are: parts that switch them would be graphs in the graph, which torch may not load."""
+class _AsWritten(TorchFunctionMode):
+    """Gradients stay as they are: parts that switch them would be graphs in the graph, which torch may not load. Parts
+    of a batch that is put together of several, each as long as the batch, are taken as slices: torch would count them.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return None if func is torch._C._set_grad_enabled else func(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled:
+            return None
+        if func in PARTING:
+            found = _slices(PARTING[func](*args, **(kwargs or {})))
+            if found is not None:
+                return found
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parting:
+    """A tensor in parts along a dimension: so many, or each of a length."""
+
+    whole: torch.Tensor
+    dim: int
+    count: int | None = None
+    length: Any = None
+
+
+def _chunked(input: torch.Tensor, chunks: Any, dim: int = 0) -> _Parting:
+    return _Parting(input, dim, count=chunks)
+
+
+def _split(tensor: torch.Tensor, split_size_or_sections: Any, dim: int = 0) -> _Parting:
+    return _Parting(tensor, dim, length=split_size_or_sections)
+
+
+def _split_by_method(tensor: torch.Tensor, split_size: Any, dim: int = 0) -> _Parting:
+    return _Parting(tensor, dim, length=split_size)
+
+
+PARTING: dict[Any, Any] = {
+    torch.chunk: _chunked, torch.Tensor.chunk: _chunked, torch.split: _split, torch.Tensor.split: _split_by_method,
+}  # fmt: skip
+
+
+def _slices(parting: _Parting) -> tuple[torch.Tensor, ...] | None:
+    """Its parts; None where the length is a number, or is not known to be a multiple: that is for torch to do."""
+    extent = parting.whole.shape[parting.dim] if isinstance(parting.dim, int) else None
+    if not isinstance(extent, torch.SymInt):
+        return None
+    if isinstance(parting.count, int) and statically_known_true(extent % parting.count == 0):
+        count, length = parting.count, extent // parting.count
+    elif isinstance(parting.length, torch.SymInt) and (extent.node.expr / parting.length.node.expr).is_Integer:
+        count, length = int(extent.node.expr / parting.length.node.expr), parting.length
+    else:
+        return None
+    return tuple(parting.whole.narrow(parting.dim, i * length, length) for i in range(count))
 
 
 class _Graph(nn.Module):
@@ -155,7 +211,7 @@ def _export(
     open_batch = {0: torch.export.Dim("batch", min=1, max=batch_max)} if batch_max > 1 else None
     shapes = (*(None for _ in weights), *(open_batch for _ in example))
     arguments = (*weights.values(), *(tensor.clone() for tensor in example))
-    with torch.no_grad(), guards() as seen:
+    with torch.no_grad(), guards() as seen, followed():
         try:
             return torch.export.export(module, arguments, dynamic_shapes=(shapes,))
         except Exception as error:  # torch.export raises its own, and whatever the author's code does
@@ -169,8 +225,8 @@ def _told(place: str, error: Exception, guarded: str) -> NotExported:
         code, where = "batch_fixed", where or guarded
         why = (
             f"forward works for some numbers of rows only{where}: it makes a constant of the batch "
-            "dimension there, or decides by it. Use x.shape[0] as it is, or -1, where shapes are computed, no int(), "
-            "number or loop over rows, or give batch_max=1"
+            "dimension there, or decides by it. Use x.shape[0] as it is, or -1, where shapes are computed, no len(), "
+            "int(), number or loop over rows, or give batch_max=1"
         )
     elif isinstance(error, GuardOnDataDependentSymNode) or _is_user_error(error, UserErrorType.DYNAMIC_CONTROL_FLOW):
         code = "data_dependent"

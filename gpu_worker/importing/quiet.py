@@ -6,6 +6,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -46,6 +47,14 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def followed() -> AbstractContextManager[None]:
+    """While torch.export goes through a module: what branches and loops take from around them is found by the compiler,
+    which `quiet` has switched off. Without it they would hold tensors without values.
+    """
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("default")
+    return stance
+
+
 class Guards(logging.Handler):
     """Where forward made torch.export take something for granted of the batch."""
 
@@ -81,7 +90,25 @@ def guards() -> Iterator[Guards]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What is taken for granted is what we say of the batch, and no doing of the author's."""
+    logger = logging.getLogger(GUARDS)
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
 def authors_line(frames: traceback.StackSummary) -> str:
-    """The innermost line that is neither torch's nor ours, as in ' (file.py:12)', or nothing."""
+    """`authors_place` for the end of a clause, as in ' (file.py:12)', or nothing."""
+    place = authors_place(frames)
+    return f" ({place})" if place else ""
+
+
+def authors_place(frames: traceback.StackSummary) -> str:
+    """The innermost line that is neither torch's nor ours, as in 'file.py:12', or nothing."""
     others = [frame for frame in frames if not frame.filename.startswith((*NOT_THE_AUTHORS, "<"))]
-    return f" ({Path(others[-1].filename).name}:{others[-1].lineno})" if others else ""
+    return f"{Path(others[-1].filename).name}:{others[-1].lineno}" if others else ""

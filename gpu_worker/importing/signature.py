@@ -162,9 +162,9 @@ def check_names(place: str, what: str, names: Sequence[str]) -> None:
     """All differ, and fit into model.toml. Raises: PackageError, code bad_names."""
     faults = [f"{what} has the name {name!r} twice: each needs its own" for name in names if names.count(name) > 1]
     faults += [
-        f"{what}: a name has 1 to {NAME_MAX} characters; got {name!r}"
+        f"{what}: a name has 1 to {NAME_MAX} characters, all of which UTF-8 has; got {name!r}"
         for name in names
-        if not 1 <= len(name) <= NAME_MAX
+        if not isinstance(name, str) or not 1 <= len(name) <= NAME_MAX or any("\ud800" <= c <= "\udfff" for c in name)
     ]
     if faults:
         raise PackageError(place, list(dict.fromkeys(faults)), "bad_names")

@@ -19,6 +19,7 @@ from broker.errors import PackageError
 from gpu_worker.contents import Contents
 from gpu_worker.examples import said
 from gpu_worker.export import Inputs, write_package
+from gpu_worker.importing.arrays import array_of, arrays_of
 from gpu_worker.importing.programs import unlifted
 from gpu_worker.importing.quiet import quiet
 from gpu_worker.importing.writing import adopt
@@ -31,6 +32,7 @@ ELSEWHERE = {
     ".safetensors": "weights alone: give the Python that makes the module and loads them, as my_module:make_model",
     ".py": "Python: give it as MODULE:FACTORY, as my_module:make_model",
 }
+LEAST = 2  # rows, as torch writes it where nobody said how few there may be; such programs take one, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,25 @@ def _only_factories(place: str, source: Source) -> None:
 def _from_factory(source: Source, folder: Path, version: str) -> Package:
     place = f"{source.name}:{version} ({source.what})"
     module = _made(place, source)
-    inputs = source.inputs
-    if not inputs and source.example is not None:
-        arrays = {name: torch.as_tensor(array) for name, array in source.example.items()}
-        inputs = {n: (str(a.dtype).removeprefix("torch."), tuple(a.shape[1:])) for n, a in arrays.items()}
+    inputs = source.inputs or _shown(place, source.example)
     if not inputs:
         why = "say what it takes: --input NAME:DTYPE:-1,... for each input, or --example FILE.npz that shows them"
         raise PackageError(place, [why], "bad_inputs")
     return write_package(folder, source.name, version, module, inputs=inputs, outputs=source.outputs, **source.options)
+
+
+def _shown(place: str, example: object) -> Inputs:
+    """Inputs as an example shows them. Raises: PackageError, code bad_example or bad_inputs."""
+    if example is None:
+        return {}
+    try:
+        arrays = {name: array_of(value) for name, value in arrays_of(example).items()}
+    except ValueError as error:
+        raise PackageError(place, [f"example: {error}"], "bad_example") from None
+    if "" in arrays:
+        why = "the example has no name for its input: give --input NAME:DTYPE:-1,... too, or a .npz with names"
+        raise PackageError(place, [why], "bad_inputs")
+    return {name: (str(array.dtype), tuple(array.shape[1:])) for name, array in arrays.items()}
 
 
 def _made(place: str, source: Source) -> nn.Module:
@@ -151,7 +164,7 @@ def _made(place: str, source: Source) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
         made: Any = found(**source.arguments)
-    except Exception as error:  # it is the author's code
+    except (Exception, SystemExit) as error:  # it is the author's code
         raise PackageError(place, [f"{source.what} cannot be made: {said(error)}"], "bad_source") from None
     if not isinstance(made, nn.Module):
         why = f"{source.what} gives a {type(made).__name__}; it must return a torch.nn.Module"
@@ -213,5 +226,14 @@ def _input_fault(name: str, value: Any, ranges: Mapping[Any, Any], batch_max: in
             f"input {name} takes {rows} rows, no more and no fewer: export the program with a first dimension that is "
             "free (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
         )
-    most = ranges[rows.node.expr].upper if isinstance(rows, torch.SymInt) and rows.node.expr in ranges else batch_max
-    return f"input {name} takes at most {most} rows: give batch_max={most} or less" if most < batch_max else ""
+    if not isinstance(rows, torch.SymInt):
+        return ""
+    taken = ranges.get(rows.node.expr)
+    if taken is not None and taken.upper < batch_max:
+        return f"input {name} takes at most {taken.upper} rows: give batch_max={taken.upper} or less"
+    if taken is not None and taken.lower > LEAST:
+        return (
+            f"input {name} takes {taken.lower} rows or more, and a batch may have one: export the program with a first "
+            "dimension that is free from 1 on (torch.export.Dim('batch', min=1))"
+        )
+    return ""

@@ -44,9 +44,42 @@ class Fails(nn.Module):
         return doubled @ doubled[0, 0, 0]
 
 
+class OfTheBest(nn.Module):
+    """Places in the batch are its rows' own affair."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(x.shape[0])
+        best = x.flatten()[x.argmax(1) + places * 4]
+        return best - best.mean()
+
+
+class AddsPlaces(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(x.shape[0])
+        return x + places.view(-1, 1)
+
+
+class SecondOfTheFirst(nn.Module):
+    """The first row is as it is alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        doubled = x * 2
+        mixed = torch.where(torch.arange(x.shape[0]).view(-1, 1) == 0, doubled, doubled + x[:1])
+        return mixed * 2
+
+
 @pytest.mark.parametrize(
     ("module", "line"),
-    [(ByTheLargest(), 2), (OneByOne(), 1), (Drops(), 2), (Decides(), 2), (Fails(), 2)],
+    [
+        (OfTheBest(), 3),
+        (AddsPlaces(), 2),
+        (SecondOfTheFirst(), 2),
+        (ByTheLargest(), 2),
+        (OneByOne(), 1),
+        (Drops(), 2),
+        (Decides(), 2),
+        (Fails(), 2),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_the_line_that_is_at_fault_is_named(tmp_path: Path, module: nn.Module, line: int) -> None:

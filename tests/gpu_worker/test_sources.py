@@ -32,6 +32,7 @@ class Scaled(nn.Module):
 ready = Scaled(2)
 def broken(): raise ValueError("no such weights")
 def nothing(): return 7
+def leaves(): raise SystemExit("no licence")
 """
 
 
@@ -91,9 +92,12 @@ def test_an_exported_program_is_served_with_the_names_that_it_has(here: Path) ->
         assert torch.allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch", "batch_max", "named"), [(None, 8, "x"), (Dim("b", min=1, max=4), 8, "4")])
+@pytest.mark.parametrize(
+    ("batch", "batch_max", "named"),
+    [(None, 8, "x"), (Dim("b", min=1, max=4), 8, "4"), (Dim("b", min=4), 8, "4")],
+)
 def test_a_program_whose_batch_is_too_narrow_is_refused(here: Path, batch: Any, batch_max: int, named: str) -> None:
-    file = program(here / "m.pt2", Masked().eval(), (torch.randn(2, 4),), {"mask": torch.ones(2)}, batch)
+    file = program(here / "m.pt2", Masked().eval(), (torch.randn(4, 4),), {"mask": torch.ones(4)}, batch)
     error = refused(lambda: import_model(Source(str(file), "m", batch_max=batch_max), here / "r", None))
     assert error.code == "batch_fixed"
     assert named in error.faults[0]
@@ -137,6 +141,7 @@ def test_without_a_version_the_same_model_keeps_its_number_and_another_one_takes
         ("script.py", b"x"),
         ("author_module:nothing", None),
         ("author_module:broken", None),
+        ("author_module:leaves", None),
         ("author_module:gone", None),
         ("no_such_module:x", None),
     ],
@@ -160,6 +165,34 @@ def test_the_command_makes_a_package_and_says_what_it_takes(here: Path) -> None:
     assert "x: float32 [-1, 4]" in result.stdout
     assert "y: float32 [-1, 2]" in result.stdout
     assert (here / "r" / "m" / "1" / "model.toml").is_file()
+
+
+@pytest.mark.parametrize("way", ["objects", "damaged", "damaged within", "empty", "text", "no name"])
+@pytest.mark.parametrize("named", [True, False])
+def test_an_example_that_is_no_good_is_told_by_the_command(here: Path, way: str, named: bool) -> None:
+    file = here / ("rows.npy" if way == "no name" else "rows.npz")
+    rows = np.random.default_rng(0).random((3, 4), np.float32)
+    if way == "no name":
+        np.save(file, rows)
+    else:
+        np.savez(file, x={"objects": np.array([None, 1]), "text": np.array(["a", "b"])}.get(way, rows))
+    content = file.read_bytes()
+    file.write_bytes({"damaged": content[:50], "empty": b""}.get(way, content))
+    if way == "damaged within":
+        file.write_bytes(content[:150] + b"\xff" * 8 + content[158:])
+    words = ["import", "author_module:Scaled", "m", "--example", str(file), "--repository", str(here / "r")]
+    result = CliRunner().invoke(app, [*words, *(["--input", "x:float32:-1,4"] if named else [])])
+    assert result.exit_code == (0 if way == "no name" and named else 1 if way in ("text", "no name") else 2)
+    assert bool(result.stderr) == bool(result.exit_code)
+    assert ("--input" in result.stderr) == (way == "no name" and not named)
+
+
+@pytest.mark.parametrize(
+    "rows", [np.arange(8, dtype=">f4").reshape(2, 4), np.arange(8, dtype="<f4").reshape(2, 4)[::-1]]
+)
+def test_an_example_may_lie_in_memory_as_it_likes(here: Path, rows: np.ndarray) -> None:
+    package = import_model(Source("author_module:Scaled", "m", example={"x": rows}), here / "r", None)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in package.spec.inputs] == [("x", "float32", (-1, 4))]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,45 @@ def refused(code: str, act: object) -> PackageError:
     return caught.value
 
 
+HALF = "\ud800"  # of a character
+WRONG: list[tuple[str, object, str]] = [
+    *[("labels", value, "bad_argument") for value in (5, [1], "abc", {"a"}, [HALF])],
+    *[("inputs", value, "bad_argument") for value in ([("x", "float32", 4)], None, {}, {"x": "float32"})],
+    *[("inputs", {"x": about}, "bad_argument") for about in (
+        ("float32", 4), ("float32", None), ("float32", (True,)), ("float32", (4.0,)), ("float", (4,)), ([], (4,)),
+        ("float32", (10**13,)), ("float32", "4"), ("float32", (0,)), 7,
+    )],
+    *[("inputs", {name: ("float32", (4,))}, "bad_names") for name in (5, "", "x" * 65, HALF, None)],
+    *[("outputs", value, "bad_argument") for value in (5, "ab")],
+    *[("outputs", value, "bad_names") for value in ([1], [HALF], [""], [None])],
+    *[("batch_max", value, "bad_argument") for value in (True, 0, 2.0, None, "8", 1025)],
+    *[("slo_ms", value, "bad_argument") for value in (True, 0, None, float("nan"), "5")],
+    *[("cache", value, "bad_argument") for value in (1, "yes", None)],
+    *[("description", value, "bad_argument") for value in (5, HALF, b"x")],
+    *[("version", value, "bad_argument") for value in (1, "", HALF)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value", "code"), WRONG)
+def test_what_is_said_of_a_model_is_looked_at_before_anything_else(
+    tmp_path: Path, field: str, value: object, code: str
+) -> None:
+    given = {"version": "1", "inputs": ROW} | {field: value}
+    error = refused(code, lambda: write_package(tmp_path, "m", module=nn.Linear(4, 3), **given))  # type: ignore[arg-type]
+    assert field in error.faults[0] or field.removesuffix("s") in error.faults[0]
+    str(error).encode()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    error = refused("bad_argument", lambda: written(tmp_path, batch_max=0, slo_ms=-1, labels=7, cache=None))
+    assert len(error.faults) == 4
+
+
+def test_no_labels_and_no_description_are_none(tmp_path: Path) -> None:
+    assert written(tmp_path, labels=None, description=None) == written(tmp_path)
+
+
 def test_the_same_module_written_again_is_the_version_that_is_there(tmp_path: Path) -> None:
     first = written(tmp_path)
     before = files(tmp_path)

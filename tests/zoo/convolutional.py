@@ -95,11 +95,28 @@ def make_transformer() -> Of:
     )  # fmt: skip
 
 
+class Modulated(nn.Module):
+    """Each picture with weights of its own, as in StyleGAN2: pictures are groups of one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(1, 4, 3, 3, 3)), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = x.shape
+        weight = self.weight * self.style(w).view(batch, 1, 3, 1, 1)
+        weight = weight * torch.rsqrt(weight.square().sum([2, 3, 4], keepdim=True) + 1e-8)
+        picture = x.reshape(1, -1, height, width)
+        found = F.conv2d(picture, weight.view(-1, 3, 3, 3), padding=1, groups=batch)
+        return found.reshape(batch, -1, height, width)
+
+
 CASES = [
     taken("conv1d_dilated_same", lambda: nn.Conv1d(2, 3, 3, dilation=2, padding="same"), x(2, 9), (3, 9)),
     taken("conv2d_strided_reflecting", lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="reflect"), PICTURE,
           (4, 4, 4)),
     taken("conv2d_grouped", lambda: nn.Conv2d(4, 8, 3, groups=2, bias=False), x(4, 6, 6), (8, 4, 4)),
+    taken("conv2d_modulated", Modulated, PICTURE | {"w": ("float32", (5,))}, (4, 8, 8)),
     taken("conv3d", lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.MaxPool3d(2)), x(1, 6, 6, 6), (2, 2, 2, 2)),
     taken("conv_depthwise_separable", lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 5, 1)), PICTURE,
           (5, 6, 6)),

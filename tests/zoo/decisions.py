@@ -1,10 +1,12 @@
 """What depends on values: within a graph, or not at all. And heads of detectors, where it does most."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 
 from tests.zoo.cases import Of, refused, taken, x
@@ -115,6 +117,87 @@ def decided_by_a_weight(m: Of, x: torch.Tensor) -> torch.Tensor:
     return torch.cond(m.switch.sum() > 0, torch.sin, torch.cos, (x,))
 
 
+def decided_within_a_decision(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Within what is decided by a weight, decided for the whole batch."""
+    return torch.cond(
+        m.switch.sum() > 0, lambda x: torch.cond(x.max() > 1e6, torch.sin, torch.cos, (x,)), torch.cos, (x,)
+    )
+
+
+def twice_by_weights(m: Of, x: torch.Tensor) -> torch.Tensor:
+    def inner(x: torch.Tensor, switch: torch.Tensor) -> torch.Tensor:
+        return torch.cond(switch.max() > 1e6, torch.sin, torch.cos, (x,))
+
+    return torch.cond(m.switch.sum() > 0, inner, lambda x, switch: x.cos(), (x, m.switch))
+
+
+def layers_by_a_weight(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Branches that take layers from around them."""
+    return torch.cond(m.switch.sum() > 0, lambda x: m.first(x), lambda x: m.second(x), (x,))
+
+
+def while_any_is_large(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return torch.while_loop(lambda y: y.abs().max() > 1e6, lambda y: (y * 0.5,), (x,))[0]
+
+
+def counted(m: Of, x: torch.Tensor) -> torch.Tensor:
+    def body(i: torch.Tensor, y: torch.Tensor) -> Any:
+        return i + 1, (y @ m.w).tanh()
+
+    return torch.while_loop(lambda i, y: i < 3, body, (x.new_zeros((), dtype=torch.int64), x))[1]
+
+
+def row_by_row(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """As many rounds as there are rows: what a row gets is the same however many there are."""
+    places = torch.arange(x.shape[0]).view(-1, 1)
+
+    def body(i: torch.Tensor, y: torch.Tensor) -> Any:
+        return i + 1, torch.where(places == i, y.tanh(), y)
+
+    return torch.while_loop(lambda i, y: i < y.shape[0], body, (torch.zeros((), dtype=torch.int64), x))[1]
+
+
+def decided_by_the_number_of_rows(m: Of, x: torch.Tensor) -> torch.Tensor:
+    rows = torch.ones_like(x[:, 0]).sum()
+    return torch.cond(rows > 6, torch.sin, torch.cos, (x,))
+
+
+def by_how_many_are_large(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return torch.cond((x > 1e6).nonzero().shape[0] > 1, torch.sin, torch.cos, (x,))
+
+
+def counted_by_values(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """The counter takes what the rows hold from the second round on."""
+
+    def body(i: torch.Tensor, n: torch.Tensor, y: torch.Tensor) -> Any:
+        return i + n, n + (y.max() > 1e6), y * 0.5
+
+    one = torch.ones((), dtype=torch.int64)
+    return torch.while_loop(lambda i, n, y: i < 3, body, (one - 1, one.clone(), x))[2]
+
+
+def decided_within_a_count(m: Of, x: torch.Tensor) -> torch.Tensor:
+    def body(i: torch.Tensor, y: torch.Tensor) -> Any:
+        return i + 1, torch.cond(y.max() > 1e6, torch.sin, torch.cos, (y,))
+
+    return torch.while_loop(lambda i, y: i < 3, body, (torch.zeros((), dtype=torch.int64), x))[1]
+
+
+def decided_by_what_was_written(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Into a view: seen in what it is a view of, and in other views of that."""
+    kept = x.new_zeros(2)
+    first, other = kept[:1], kept.view(2, 1)
+    first.copy_(x.amax().expand(1))
+    return torch.cond(other.sum() > 1e6, torch.sin, torch.cos, (x,))
+
+
+def decided_in_a_scan(m: Of, x: torch.Tensor) -> torch.Tensor:
+    def step(held: torch.Tensor, one: torch.Tensor) -> Any:
+        return torch.cond(one.max() > 1e6, torch.sin, torch.cos, (held,)), held * 2
+
+    return scan(step, x, torch.stack([x, x * 2, x * 3]))[0]
+
+
 def until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
     for _ in range(20):
         if bool((x.abs() < 1).all()):
@@ -167,6 +250,11 @@ CASES = [
     taken("beam", lambda: Of(beam), ROW,
           {"0": ("float32", (2,)), "1": ("int64", (2,)), "2": ("int64", (2,))}),
     taken("cond_of_a_weight", lambda: Of(decided_by_a_weight, switch=torch.ones(1)), ROW, (4,)),
+    taken("cond_within_cond_of_a_weight", lambda: Of(twice_by_weights, switch=torch.ones(1)), ROW, (4,)),
+    taken("layers_by_a_weight", lambda: Of(layers_by_a_weight, switch=torch.ones(1), first=nn.Linear(4, 3),
+          second=nn.Linear(4, 3)), ROW, (3,)),
+    taken("a_counted_loop", lambda: Of(counted, w=torch.randn(4, 4)), ROW, (4,)),
+    taken("a_round_for_each_row", lambda: Of(row_by_row), ROW, (4,)),
     taken("by_numpy", lambda: Of(lambda m, x: torch.from_numpy(np.tanh(x.numpy()) * 2)), ROW, (4,)),
     taken("median_and_quantile", lambda: Of(lambda m, x: (x.median(1).values, x.quantile(0.5, 1))), ROW,
           {"0": ("float32", ()), "1": ("float32", ())}),
@@ -175,6 +263,13 @@ CASES = [
     refused("if", lambda: Of(decided), ROW, "data_dependent"),
     refused("cond_of_all_rows", lambda: Of(decided_by_cond), ROW, "rows_mixed"),
     refused("cond_that_never_is", lambda: Of(decided_by_cond_if_large), ROW, "rows_mixed"),
+    *(
+        refused(function.__name__, partial(Of, function, switch=torch.ones(1)), ROW, "rows_mixed")
+        for function in (
+            decided_within_a_decision, while_any_is_large, counted_by_values, decided_within_a_count,
+            decided_by_the_number_of_rows, by_how_many_are_large, decided_by_what_was_written, decided_in_a_scan,
+        )
+    ),
     refused("until_it_settles", lambda: Of(until_it_settles), ROW, "data_dependent"),
     refused("guarded_by_values", lambda: Of(guarded), ROW, "data_dependent"),
     refused("a_number_of_python", lambda: Of(lambda m, x: x * float(x[0, 0])), ROW, "data_dependent"),

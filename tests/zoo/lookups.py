@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.zoo.cases import Of, ids, refused, taken, x
+from tests.zoo.cases import Case, Of, ids, refused, taken, x
 
 ROW = x(4)
 USER_ITEM = {"user": ("int64", ()), "item": ("int64", ())}
@@ -71,7 +72,54 @@ def sunk(m: Of, ids: torch.Tensor) -> torch.Tensor:
 
 
 STEPS = x(5, 4) | {"n": ("int64", ())}
+
+
+def shown(name: str, example: Any, inputs: Any = ROW) -> Case:
+    """An example that will not do."""
+    return refused(f"example_{name}", lambda: Of(lambda m, x: x * 1), inputs, "bad_example", example=example)
+
+
+def shown_well(name: str, rows: Any, kind: str = "float32") -> Case:
+    return taken(
+        f"example_{name}",
+        lambda: Of(lambda m, x: x * 1),
+        x(4, dtype=kind),
+        {"output": (kind, (4,))},
+        example={"x": rows},
+    )
+
+
+UNFIT = [
+    shown("ragged", {"x": [[1.0, 2.0, 3.0, 4.0], [1.0]]}),
+    shown("of_text", {"x": [["a"] * 4] * 2}),
+    shown("of_nothing", {"x": None}),
+    shown("that_is_a_list", [torch.randn(2, 4)]),
+    shown("that_is_a_tensor", torch.randn(2, 4)),
+    shown("by_number", {0: torch.randn(2, 4)}),
+    shown("by_a_number_too", {0: torch.randn(2, 4), "x": torch.randn(2, 4)}),
+    shown("sparse", {"x": torch.eye(4).to_sparse()}),
+    shown("complex", {"x": torch.ones(2, 4) * 1j}),
+    shown("of_a_number", {"x": 1.0}),
+    shown("too_large_an_integer", {"x": [[2**40] * 4, [1] * 4]}, x(4, dtype="int32")),
+    shown("below_zero", {"x": [[-1] * 4, [1] * 4]}, x(4, dtype="uint8")),
+    shown("above_255", {"x": [[300] * 4, [1] * 4]}, x(4, dtype="uint8")),
+    shown("too_large_a_float", {"x": np.array([[1e300] * 4, [1] * 4])}),
+    shown("of_nan", {"x": torch.full((2, 4), torch.nan)}),
+    shown("with_infinity", {"x": torch.tensor([[1.0, 2, 3, torch.inf], [1, 2, 3, 4]])}),
+]
+ARRAY = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+FIT = [
+    shown_well("from_behind", ARRAY[::-1]), shown_well("big_endian", ARRAY.astype(">f4")),
+    shown_well("of_lists", ARRAY.tolist()), shown_well("in_columns", np.asfortranarray(ARRAY)),
+    shown_well("read_only", np.broadcast_to(ARRAY[:, :1], (3, 4))),
+    shown_well("of_longdouble", ARRAY.astype(np.longdouble)),
+    shown_well("of_bytes", np.arange(8).reshape(2, 4), "uint8"), shown_well("of_long", ARRAY > 0, "int64"),
+    shown_well("of_integers", np.arange(8).reshape(2, 4)), shown_well("bfloat16", torch.randn(2, 4).bfloat16()),
+]  # fmt: skip
+
 CASES = [
+    *UNFIT,
+    *FIT,
     taken("embedding", lambda: nn.Embedding(50, 3), ids(5), (5, 3), draw={"ids": (0, 50)}),
     taken("embedding_of_three", lambda: nn.Embedding(3, 2), ids(4), (4, 2), draw={"ids": (0, 3)}),
     taken("embedding_of_one", lambda: nn.Sequential(nn.Embedding(1, 2), nn.Flatten()), ids(4), (8,),

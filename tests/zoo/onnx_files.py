@@ -26,17 +26,29 @@ def longs(*values: int) -> Array:
 
 
 def written(
-    text: str, *, opset: int = 17, ir: int = 10, outside: bool = False, defaults: bool = False, **weights: Array
+    text: str,
+    *,
+    opset: int = 17,
+    ir: int = 10,
+    outside: bool = False,
+    defaults: bool = False,
+    functions: str = "",
+    **weights: Array,
 ) -> Any:
     """(file) -> None: the graph of that text, as onnx.parser reads it, and these weights.
 
-    `outside`: they are in a file of their own. `defaults`: they are inputs, too, as in old files.
+    `outside`: they are in a file of their own. `defaults`: they are inputs, too, as in old files. `functions`: of the
+    domain f.
     """
 
     def write(file: Path) -> None:
         import onnx
 
-        model = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>\n g {text}')
+        model = onnx.parser.parse_model(
+            f'<ir_version: {ir}, opset_import: ["" : {opset}, "f" : 1]>\n g {text}\n{functions}'
+        )
+        if not functions:
+            del model.opset_import[1:]
         for name, array in weights.items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
             if defaults:
@@ -91,7 +103,68 @@ SCALES = {"s": np.float32(0.05).reshape(()), "t": np.float32(0.01).reshape(()), 
 DYNAMIC = """q, s, z = DynamicQuantizeLinear(x) i = MatMulInteger(q, V, z) f = Cast <to=1> (i) y = Mul(f, s)"""
 CODES = np.random.default_rng(1).integers(-100, 100, (8, 8)).astype(np.int8)
 
+HEAD = '<domain: "f", opset_import: ["" : 17{more}]>\n'
+AFFINE = HEAD.format(more="") + "affine (x, W) => (y) { m = MatMul(x, W) y = Tanh(m) }"
+TWICE = HEAD.format(more=', "f" : 1') + "twice (x, W) => (y) { m = f.affine(x, W) y = f.affine(m, W) }\n" + AFFINE
+CHOOSES = (
+    HEAD.format(more="")
+    + """choose (x) => (y) { s = ReduceMax <keepdims=0> (x)
+ l = Constant <value_float = 10000.0> () c = Greater(s, l) y = If (c) <then_branch = t () => (a) { a = Neg(x) },
+ else_branch = e () => (b) { b = Identity(x) }> }"""
+)
+DROPS = (
+    HEAD.format(more="")
+    + """drop (x) => (y) { r = Constant <value_float = 0.000001> ()
+ t = Constant <value = bool {1}> () y = Dropout(x, r, t) }"""
+)
+KEEPS = DROPS.replace("bool {1}", "bool {0}")
+NOISE = HEAD.format(more="") + "noise (x) => (y) { n = RandomUniformLike(x) z = Sub(n, n) y = Add(x, z) }"
+WITHIN = """y = If (c) <then_branch = t () => (float[N,8] a) { r = Constant <value_float = 0.5> ()
+ t = Constant <value = bool {0}> () a = Dropout(x, r, t) }, else_branch = e () => (float[N,8] b) { b = Neg(x) }>"""
+
+ROW_BY_ROW = """s = Shape(x) n = Gather(s, first) on = Constant <value = bool {1}> () y = Loop (n, on)
+ <body = b (int64 i, bool c) => (bool k, float[8] r) { k = Identity(c) w = Gather <axis=0> (x, i) r = Tanh(w) }>"""
+
+# from the second round on it is decided by what the first one saw
+SCAN = """t = Transpose <perm=[1,0,2]> (x) last, s = Scan <num_scan_inputs = 1, body = b (float m, float[N,4] v) =>
+ (float n, float[N,4] r) {{ c = Greater({by}, l) r = If (c) <then_branch = t () => (float[N,4] p) {{ p = Neg(v) }},
+ else_branch = e () => (float[N,4] q) {{ q = Tanh(v) }}> n = ReduceMax <keepdims=0> (v) }}> (w, t)
+ y = Transpose <perm=[1,0,2]> (s)"""
+SCANNED = {"w": np.float32(0.0).reshape(()), "l": np.float32(1e6).reshape(())}
+
 MADE = [
+    refused("onnx_scan_that_decides_later", written(to("float[N,5,4] y", SCAN.format(by="m"), S), **SCANNED), STEPS,
+            "rows_mixed"),
+    taken("onnx_scan_of_a_weight", written(to("float[N,5,4] y", SCAN.format(by="w"), S), **SCANNED), STEPS, out(5, 4)),
+    taken("onnx_row_by_row", written(same(ROW_BY_ROW), first=np.array(0, np.int64)), ROW, Y),
+    mixes("onnx_by_the_number_of_rows", "s = Shape(x) n = Gather(s, i) c = Greater(n, six) " + IF, W=floats(8, 8),
+          i=np.array(0, np.int64), six=np.array(6, np.int64)),
+    taken("onnx_functions", written(same("y = f.twice(x, W)"), functions=TWICE, W=floats(8, 8)), ROW, Y),
+    taken("onnx_functions_of_weights_outside", written(same("y = f.twice(x, W)"), functions=TWICE, outside=True,
+          W=floats(8, 8)), ROW, Y),
+    taken("onnx_function_that_drops_nothing", written(same("y = f.drop(x)"), functions=KEEPS), ROW, Y),
+    taken("onnx_drops_nothing_within", written(same(WITHIN), c=np.array(True)), ROW, Y),
+    refused("onnx_function_that_chooses", written(same("y = f.choose(x)"), functions=CHOOSES), ROW, "rows_mixed"),
+    refused("onnx_function_that_drops", written(same("y = f.drop(x)"), functions=DROPS), ROW, "random"),
+    refused("onnx_function_of_noise", written(same("y = f.noise(x)"), functions=NOISE), ROW, "random"),
+    taken("onnx_a_number_for_all", written(to("float[N,8] y, float k", "y = Neg(x) k = Constant <value_float = 2.5> "
+          "()")), ROW, {"y": ("float32", (8,)), "k": ("float32", ())}),
+    taken("onnx_a_weight_for_all", written(to("float[N,8] y, int64 k", "y = Neg(x) k = ReduceSum <keepdims=0> (w)"),
+          w=longs(3, 4)), ROW, {"y": ("float32", (8,)), "k": ("int64", ())}),
+    taken("onnx_a_number_in_the_way", written(to("float[N,8] y, float k", "y = Neg(x) k_for_each_0_rows = Abs(w) "
+          "k = ReduceMax <keepdims=0> (k_for_each_0_rows)"), w=floats(3)), ROW, {"y": ("float32", (8,)),
+          "k": ("float32", ())}),
+    refused("onnx_a_number_of_old", written(to("float[N,8] y, float k", "y = Neg(x) k = ReduceSum <keepdims=0> (w)"),
+            opset=7, ir=3, defaults=True, w=floats(3)), ROW, "rows_changed"),
+    refused("onnx_sum_of_all", written(to("float y", "y = ReduceSum <keepdims=0> (x)")), ROW, "rows_mixed"),
+    refused("onnx_fixed_one", written(same("y = Reshape(x, s)"), s=longs(1, 8)), ROW, "batch_fixed"),
+    refused("onnx_fixed_one_by_example", written(same("y = Reshape(x, s)"), s=longs(1, 8)), ROW, "batch_fixed",
+            example={"x": floats(3, 8)}),
+    taken("onnx_fixed_one_alone", written(same("y = Reshape(x, s)"), s=longs(1, 8)), ROW, Y, batch_max=1),
+    refused("onnx_input_without_rows", written(to("float[N,8] y", "y = Add(x, k)", f"{X}, float k")),
+            ROW | {"k": ("float32", ())}, "bad_inputs"),
+    refused("onnx_of_the_future", written(same("y = Neg(x)"), opset=99), ROW, "not_onnx"),
+    refused("onnx_unknown_operation", written(same("y = f.gone(x)"), functions=AFFINE), ROW, "not_onnx"),
     taken("onnx_mlp", written(to("float[N,3] y", "a = Gemm(x, W, B) r = Relu(a) y = Gemm(r, V, C)"), W=floats(8, 16),
           B=floats(16), V=floats(16, 3), C=floats(3)), ROW, out(3)),
     taken("onnx_conv_bn", written(to("float[N,4,4,4] y", "c = Conv(x, W) y = BatchNormalization(c, s, b, m, v)", P),
@@ -176,7 +249,7 @@ MADE = [
     refused("onnx_nonzero", written(to("int64[K,2] y", "n = NonZero(x) y = Transpose <perm=[1,0]> (n)")), ROW,
             "rows_changed"),
     refused("onnx_across", written(to("float[K,4] y", "y = Reshape(x, s)"), s=longs(-1, 4)), ROW, "rows_changed"),
-    refused("onnx_two_rows", written(same("y = Add(x, t)"), t=floats(2, 8)), ROW, "forward_failed"),
+    refused("onnx_two_rows", written(same("y = Add(x, t)"), t=floats(2, 8)), ROW, "batch_fixed"),
     refused("onnx_noise", written(same("n = RandomNormalLike(x) y = Add(x, n)")), ROW, "random"),
     refused("onnx_noise_with_a_seed", written(same("n = RandomUniformLike <seed=3.0> (x) y = Add(x, n)")), ROW,
             "random"),

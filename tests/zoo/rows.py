@@ -49,6 +49,23 @@ def padded(m: Of, x: torch.Tensor) -> torch.Tensor:
     return (whole * 2)[: x.shape[0]]
 
 
+def guided(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """Every row with and without a condition, in one go; then both together."""
+    without, given = m.l(torch.cat([x * 0, x])).chunk(2)
+    return without + 7.5 * (given - without)
+
+
+def siamese(m: Of, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    first, second = m.l(torch.cat([x, y])).split(x.shape[0])
+    return F.cosine_similarity(first, second)
+
+
+def halves(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """The first half of the rows and the second one."""
+    first, second = x.repeat(1, 2).view(-1, 4).chunk(2)
+    return first + second
+
+
 CASES = [
     mixes("by_the_largest_of_all", lambda m, x: x / x.max()),
     mixes("sorted", lambda m, x: x.sort(0).values),
@@ -109,6 +126,9 @@ CASES = [
     keeps("turned_and_back", lambda m, x: (x.T.softmax(0)).T),
     keeps("sum_of_all_that_cancels", lambda m, x: x + (x.sum() * 0.0).nan_to_num()),
     keeps("filled_up_and_cut", padded),
+    taken("guided", lambda: Of(guided, l=nn.Linear(4, 3)), ROW, (3,)),
+    taken("siamese", lambda: Of(siamese, l=nn.Linear(4, 3)), ROW | {"y": ("float32", (4,))}, ()),
+    mixes("halves_of_all", halves),
     keeps("weights_of_a_row", lambda m, x: torch.einsum("bi,bj->bij", x, x), (4, 4)),
     taken("every_expert_for_each_row", lambda: Of(routed, experts=torch.randn(2, 4, 3), gate=torch.randn(4, 2)), ROW,
           (3,)),

@@ -35,6 +35,10 @@ def rarely_twice(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 CASES = [
+    taken("a_weight_of_no_values", lambda: Of(lambda m, x: x + m.w.sum() + m.v, w=torch.zeros(0), v=torch.ones(4)),
+          x(4), (4,)),
+    taken("weights_of_no_values_alone", lambda: Of(lambda m, x: torch.cat([x, m.w.expand(x.shape[0], 0)], 1),
+          w=torch.zeros(1, 0)), x(4), (4,)),
     changes("a_row_more", lambda m, x: torch.cat([x, x[:1]])),
     changes("a_row_less", lambda m, x: x[1:]),
     changes("every_second_row", lambda m, x: x[::2]),
