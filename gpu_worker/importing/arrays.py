@@ -40,7 +40,7 @@ def array_of(value: object) -> Array:
 
 
 def cast(array: Array, dtype: str) -> Array:
-    """The same values, all finite, in that dtype. Raises: ValueError, in words for people, where they do not fit it."""
+    """The same values in that dtype, some of them finite. Raises: ValueError, in words for people: they do not fit."""
     rank, most = (next(i for i, kind in enumerate(KINDS) if np.dtype(d).kind in kind) for d in (array.dtype, dtype))
     if rank > most:
         raise ValueError(f"must be {dtype}; it is {array.dtype}")
@@ -48,10 +48,11 @@ def cast(array: Array, dtype: str) -> Array:
         limits, low, high = np.iinfo(dtype), int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
             raise ValueError(f"must be {dtype}, {limits.min} to {limits.max}; its values are {low} to {high}")
-    if not np.isfinite(array).all():
-        raise ValueError("must have finite numbers alone: with NaN or infinity nothing can be seen of the model")
+    if np.isnan(array).any() or (array.size and not np.isfinite(array).any()):
+        raise ValueError("must have finite numbers, and no NaN: else nothing can be seen of the model")
     with np.errstate(over="ignore"):
         found = array.astype(dtype)
-    if not np.isfinite(found).all():
-        raise ValueError(f"must be {dtype}; its values are as large as {np.abs(array).max():.2g}, which is too large")
+    if not np.array_equal(np.isinf(found), np.isinf(array)):
+        largest = np.abs(array[np.isfinite(array)]).max()
+        raise ValueError(f"must be {dtype}; its values are as large as {largest:.2g}, which is too large")
     return found

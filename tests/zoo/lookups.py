@@ -105,13 +105,14 @@ UNFIT = [
     shown("above_255", {"x": [[300] * 4, [1] * 4]}, x(4, dtype="uint8")),
     shown("too_large_a_float", {"x": np.array([[1e300] * 4, [1] * 4])}),
     shown("of_nan", {"x": torch.full((2, 4), torch.nan)}),
-    shown("with_infinity", {"x": torch.tensor([[1.0, 2, 3, torch.inf], [1, 2, 3, 4]])}),
+    shown("of_infinity", {"x": torch.full((2, 4), -torch.inf)}),
 ]
 ARRAY = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 FIT = [
     shown_well("from_behind", ARRAY[::-1]), shown_well("big_endian", ARRAY.astype(">f4")),
     shown_well("of_lists", ARRAY.tolist()), shown_well("in_columns", np.asfortranarray(ARRAY)),
     shown_well("read_only", np.broadcast_to(ARRAY[:, :1], (3, 4))),
+    shown_well("of_masks", torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf], [0.0, 0.0, 0.0, -torch.inf]])),
     shown_well("of_longdouble", ARRAY.astype(np.longdouble)),
     shown_well("of_bytes", np.arange(8).reshape(2, 4), "uint8"), shown_well("of_long", ARRAY > 0, "int64"),
     shown_well("of_integers", np.arange(8).reshape(2, 4)), shown_well("bfloat16", torch.randn(2, 4).bfloat16()),
