@@ -1,4 +1,4 @@
-"""Versions that cannot be loaded or measured where they are prepared: tried again with pauses, and given up in the end."""
+"""Versions that cannot be loaded or measured where they are prepared: tried with pauses, and given up in the end."""
 
 import itertools
 
