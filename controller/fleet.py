@@ -14,7 +14,7 @@ from controller.batching import BlackBoxCurve, make_black_box
 from controller.contents import NO_TERMS, Contents, Verdict
 from controller.estimates import LoadEstimate, make_curve
 from controller.orders import Order, ToWorker
-from controller.preparation import Preparation, Terms
+from controller.preparation import FAULTS_MAX, Preparation, Terms
 from controller.reporting import Reporting
 from controller.residency import Residency
 from controller.state import Action, Device, Model, State
@@ -22,6 +22,8 @@ from controller.state import Action, Device, Model, State
 CONTAINER_PROFILE = wire.Profile(exec_s={}, load_s=0.0)  # nothing is measured of it, and nothing loaded
 LOAD_GUESS_BYTES_PER_S = 1e9  # of a LOAD never seen
 LET_GO_S = 2.0  # a version not wanted any more is served so long: not all frontends hear of it at once
+LOAD_FAULTS_MAX = 5  # LOADs in a row that another would follow: the version cannot be served from the device
+LOAD_FINAL = ("device_error", CHANGED)  # codes of a LOAD that will fail again
 BLACK_BOX_NOISE = 0.3  # a container's times scatter more than a device's, until it is learned how much
 
 
@@ -60,7 +62,7 @@ class Fleet:
         preparation.want(self._wanted_of(device))
         for report in hello.prepared:
             if report.ref in preparation.stages:
-                self._take_report(device, report, orders)
+                self._take_report(device, report, orders, now)
             elif not hello.device.container:  # a container keeps what it has, and is asked when that is wanted
                 orders.append(ToWorker(hello.member, wire.Forget(ref=report.ref)))
         for ref in () if hello.device.container else hello.resident:
@@ -161,10 +163,15 @@ class Fleet:
 
     def _forget(self, device: Device, ref: str, orders: list[Order]) -> None:
         """The version is not on the device any more."""
+        self._gone(device, ref)
+        orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
+
+    def _gone(self, device: Device, ref: str) -> None:
         self._not_ready(device, ref)
         device.residency.gone(ref)
         device.pages.pop(ref, None)
-        orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
+        device.load_faults.pop(ref, None)
+        device.room_for_more = True
 
     def _wanted_of(self, device: Device) -> list[str]:
         """What this device is to have ready: its one version, or all that no container serves."""
@@ -179,17 +186,18 @@ class Fleet:
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
-    def prepared(self, worker: str, report: wire.Prepared) -> list[Order]:
+    def prepared(self, worker: str, report: wire.Prepared, *, now: float) -> list[Order]:
         """A worker says how far a version is."""
         orders: list[Order] = []
         device = self.state.devices.get(worker)
         if device is not None and report.ref in self.preparations[worker].stages:
-            self._take_report(device, report, orders)
+            self._take_report(device, report, orders, now)
         return orders
 
     def prepare(self, device: Device, now: float, orders: list[Order]) -> None:
         """PREPAREs that fit the worker's queue go out, and the next measuring run if the device has slack for it."""
         preparation = self.preparations[device.worker]
+        preparation.look_again(now)
         for ref in preparation.to_prepare():
             preparation.stages[ref].asked = content = self.contents.of(ref)
             orders.append(ToWorker(device.worker, wire.Prepare(ref=ref, content=content)))
@@ -212,6 +220,8 @@ class Fleet:
             model = self.state.models.get(resident)
             return model is not None and len(model.queue) > 0
 
+        if device.load_barred(ref, now):
+            return False
         evict = device.residency.victims(device.pages[ref], busy, lambda resident: float(resident in device.curves))
         report = self.preparations[device.worker].stages[ref].report
         if evict is None or report is None:
@@ -224,12 +234,29 @@ class Fleet:
 
     def not_measurable(self, device: Device, ref: str, result: wire.ActionResult, now: float) -> list[Order]:
         """A measuring run ended so that another would, too: after a few of them the version cannot be served there."""
-        orders: list[Order] = []
         if self.preparations[device.worker].faulted(ref, now):
-            self._forget(device, ref, orders)
-            why = f"it fails where it is measured: {result.message or result.code}"
-            self._take_report(device, wire.Prepared(ref=ref, ok=False, faults=(why,), code=result.code), orders)
-            self.contents.free(ref)
+            return self._give_up(device, ref, "it fails where it is measured", result, now)
+        return []
+
+    def not_loadable(self, device: Device, ref: str, result: wire.ActionResult, now: float) -> list[Order]:
+        """A LOAD failed: it is tried again, and after a few that ended so that another would, too, it is not."""
+        device.load_failed(ref, now, final=result.code in LOAD_FINAL)
+        stage = self.preparations[device.worker].stages.get(ref)
+        limit = LOAD_FAULTS_MAX if ref in device.curves else FAULTS_MAX
+        if stage is None or stage.failed or device.load_faults[ref].final < limit:
+            return []
+        return self._give_up(device, ref, "its weights cannot be loaded", result, now)
+
+    def _give_up(self, device: Device, ref: str, what: str, result: wire.ActionResult, now: float) -> list[Order]:
+        """The version is not served from the device, with this reason; what it was is forgotten there."""
+        orders: list[Order] = []
+        name, version = wire.split_ref(ref)
+        why = (
+            f"{what}: {result.message or result.code}. Mend that and `gearmesh deploy {name} --version {version}`, or "
+            "deploy another version"
+        )
+        orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
+        self._take_report(device, wire.Prepared(ref=ref, ok=False, faults=(why,), code=result.code), orders, now)
         return orders
 
     def unload(self, device: Device, ref: str, now: float, orders: list[Order]) -> None:
@@ -247,16 +274,29 @@ class Fleet:
         device.residency.gone(ref)
         device.room_for_more = True
 
-    def _take_report(self, device: Device, report: wire.Prepared, orders: list[Order]) -> None:
+    def _take_report(self, device: Device, report: wire.Prepared, orders: list[Order], now: float) -> None:
         ref = report.ref
-        self.preparations[device.worker].reported(report)
+        preparation = self.preparations[device.worker]
+        had = bool(preparation.stages[ref].content)
+        preparation.reported(report)
         if report.ok:
             device.pages[ref] = report.pages
             self._judge(device, report, orders)
         elif device.info.container:
             self._container_stopped(device, ref)
+        else:
+            self._failed(device, ref, now)
+            if had:
+                self.contents.free(ref)
         self.reporting.report(ref, orders)
         self.reporting.tell_serving(orders, [ref])
+
+    def _failed(self, device: Device, ref: str, now: float) -> None:
+        """The version is not served from the device; if it was, it may be again."""
+        preparation = self.preparations[device.worker]
+        if ref in device.curves or preparation.stages[ref].given_up:
+            preparation.give_up(ref, now)
+        self._gone(device, ref)
 
     def _judge(self, device: Device, report: wire.Prepared, orders: list[Order]) -> None:
         """What the device has prepared is served, or waits for the catalogue, or is not what the version is."""

@@ -53,10 +53,30 @@ class OpenRequests:
             return
         request.tries += 1
         model = self.state.models.get(request.ref)
+        fault = self._why_unserved(request.ref)
+        if fault:
+            orders.append(self._refuse_unserved(request, fault, now))
+            return
         if request.tries >= self.policy.window.tries or model is None or not model.ready:
             orders.append(self.refuse(request, "failed", code, message, now))
             return
         self._wait(model, request, now)
+
+    def unserved(self, ref: str, orders: list[Order], now: float) -> None:
+        """Where no device can serve the version any more, all that waits for it is refused with the reason."""
+        model, fault = self.state.models.get(ref), self._why_unserved(ref)
+        if model is not None and fault:
+            for request in self.state.take_first(model, len(model.queue)):
+                orders.append(self._refuse_unserved(request, fault, now))
+
+    def _why_unserved(self, ref: str) -> str:
+        model = self.state.models.get(ref)
+        if ref in self.fleet.contained or (model is not None and model.ready):
+            return ""
+        return self.fleet.reporting.why_unserved(ref)
+
+    def _refuse_unserved(self, request: Request, fault: str, now: float) -> Order:
+        return self.refuse(request, "rejected", "not_ready", f"{request.ref} cannot be served: {fault}", now)
 
     def worker_lost(self, actions: Iterable[Action], orders: list[Order], now: float) -> None:
         """The worker that had these actions is gone: their requests are planned again where time allows."""

@@ -48,7 +48,7 @@ class Results:
         if action.kind == "infer":
             self._inferred(device, action, result, orders, now)
         elif action.kind == "load":
-            self._loaded(device, action, result, now)
+            self._loaded(device, action, result, orders, now)
         in_time = self.counters.in_time - in_time
         self.telemetry.ended(device, action, result, in_time=in_time, waiting=self.state.waiting, now=now)
         return orders
@@ -100,19 +100,23 @@ class Results:
             else:
                 self.requests.again(request, result.code, result.message, orders, now)
 
-    def _loaded(self, device: Device, action: Action, result: wire.ActionResult, now: float) -> None:
+    def _loaded(
+        self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+    ) -> None:
         end_s = now if result.end_s is None else min(now, result.end_s - device.offset_s)
         device.load.ended(action.id, end_s)
         device.room_for_more = True
         place = device.residency.models.get(action.ref)
         if result.code in ("ok", "already_loaded"):
             device.load_faults.pop(action.ref, None)
+            self.fleet.preparations[device.worker].loaded(action.ref)
             estimate = device.loads.get(action.ref)
             if device.residency.loaded(action.ref, action.id, end_s) and estimate and result.duration_s is not None:
                 estimate.learn(result.duration_s)
         elif place is not None and place.loading == action.id:
-            device.load_failed(action.ref, now)
             self.fleet.not_resident(device, action.ref)
+            orders.extend(self.fleet.not_loadable(device, action.ref, result, now))
+            self.requests.unserved(action.ref, orders, now)
 
 
 def _learn(device: Device, action: Action, result: wire.ActionResult, duration_s: float, now: float) -> None:

@@ -5,6 +5,7 @@ which device. What becomes of requests is decided in `intake.py` and `requests.p
 who is there in `fleet.py`; the scheduler joins them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,11 @@ class Scheduler:
 
     def prepared(self, worker: str, report: wire.Prepared, *, now: float) -> list[Order]:
         """A worker says how far a version is."""
-        return [*self.fleet.prepared(worker, report), *self._intake.submit_early(now)]
+        orders = self.fleet.prepared(worker, report, now=now)
+        if not report.ok:
+            self._requests.unserved(report.ref, orders, now)
+        orders.extend(self._intake.submit_early(now))
+        return orders
 
     def clock(self, worker: str, offset_s: float) -> None:
         """The worker's clock is ahead of ours by so much."""
@@ -173,7 +178,8 @@ class Scheduler:
                 self._fill_exec(device, now, orders)
             if self.state.homeless or device.room_for_more or self._looks_for_load(device, now):
                 self._fill_load(device, now, orders)
-            if not self.fleet.preparations[device.worker].complete:
+            preparation = self.fleet.preparations[device.worker]
+            if not preparation.complete or now >= preparation.again_at():
                 self.fleet.prepare(device, now, orders)
         if self.fleet.draining:
             orders.extend(self.fleet.drain(self._requests.uses, now))
@@ -183,6 +189,9 @@ class Scheduler:
         """When `wake` next has work that no event will cause."""
         times = [self._now] if self._load_sent else []
         for device in self.state.devices.values():
+            again_s = self.fleet.preparations[device.worker].again_at()
+            if again_s < math.inf and not device.leaving:
+                times.append(again_s)
             if device.actions:
                 times.append(device.overdue_s)
                 if device.waiting and len(device.exec) < self.policy.window.depth:

@@ -39,6 +39,7 @@ class LoadFault:
     """LOADs of one model on one device have failed."""
 
     count: int = 0  # in a row
+    final: int = 0  # of these, such as another will go as well
     retry_s: float = 0.0  # it is not tried before
 
 
@@ -80,18 +81,21 @@ class Device:
         """What EXEC may take over its estimate, as a share; 0 if idle: only what is let in then corrects estimates."""
         return self.noise.value_s if len(self.exec) else 0.0
 
-    def load_failed(self, ref: str, now: float) -> None:
-        """A LOAD failed: the next one has to wait, longer with each failure."""
+    def load_failed(self, ref: str, now: float, *, final: bool) -> None:
+        """A LOAD failed: the next one has to wait, longer with each failure. `final`: it will go as this one did."""
         fault = self.load_faults.setdefault(ref, LoadFault())
         fault.retry_s = now + min(LOAD_RETRY_S_MAX, LOAD_RETRY_S * 2.0**fault.count)
         fault.count += 1
+        fault.final += final
 
     def may_load(self, ref: str, now: float) -> bool:
         """The version is ready here, is not here, and no failed LOAD bars it for now."""
-        if ref not in self.curves or ref in self.residency.models:
-            return False
+        return ref in self.curves and ref not in self.residency.models and not self.load_barred(ref, now)
+
+    def load_barred(self, ref: str, now: float) -> bool:
+        """A LOAD failed so short a time ago that the next one is not due."""
         fault = self.load_faults.get(ref) if self.load_faults else None
-        return fault is None or now >= fault.retry_s
+        return fault is not None and now < fault.retry_s
 
     def ready_s(self, ref: str, now: float) -> float:
         """When the weights of `ref`, which is resident or loading here, are there, or are expected to be."""

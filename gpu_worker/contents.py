@@ -8,6 +8,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -15,12 +16,11 @@ import xxhash
 
 from broker.errors import PackageError
 from broker.versions import CHANGED
-from gpu_worker.packages import Package
+from gpu_worker.packages import Digests, Identity, Package
 
 CHUNK_BYTES = 1 << 22
 SETTLED_S = 2.0  # a file changed more recently may change again without its times telling; Source: times tick at 4 ms
 KNOWN_MAX = 100_000
-Identity = tuple[int, int, int, int, int]  # device, inode, size, times of change: of its bytes, of anything of it
 
 
 @dataclass(slots=True)
@@ -34,15 +34,28 @@ class Contents:
 
     def of(self, package: Package) -> str:
         """The digest of the version's content, from its files as they are now."""
-        return _digest(json.dumps(sorted(self._parts(package).items())).encode())
+        return self.digests(package).content
+
+    def digests(self, package: Package) -> Digests:
+        """Of the version's files as they are now."""
+        parts = self._parts(package)
+        weights, weights_as = self._file(package, package.weights_file)
+        content = _digest(json.dumps(sorted({**parts, package.weights_file.name: weights}.items())).encode())
+        example = package.example_file
+        return Digests(content, weights, weights_as, self._file(package, example)[0] if example is not None else "")
 
     def differing(self, one: Package, other: Package) -> list[str]:
         """The parts of their content, and the options, in which two packages differ."""
-        mine, yours = self._parts(one) | _options(one), self._parts(other) | _options(other)
+        mine, yours = (
+            self._parts(package)
+            | {package.weights_file.name: self._file(package, package.weights_file)[0]}
+            | _options(package)
+            for package in (one, other)
+        )
         return [name for name in {**mine, **yours} if mine.get(name) != yours.get(name)]
 
     def _parts(self, package: Package) -> dict[str, object]:
-        """{part of the content: its digest}."""
+        """{part of the content: its digest}, but for the weights."""
         spec = package.spec
         made_by = [package.factory, package.factory_args]
         parts: dict[str, object] = {
@@ -50,33 +63,44 @@ class Contents:
             "outputs": _digest(msgspec.json.encode(spec.outputs)),
             "labels": _digest(msgspec.json.encode(spec.labels)),
             "architecture": _digest(json.dumps(made_by, sort_keys=True).encode()),
-            package.weights_file.name: self._file(package, package.weights_file),
         }
         if package.graph is not None:
-            parts[package.graph.name] = self._file(package, package.graph)
+            parts[package.graph.name] = self._file(package, package.graph)[0]
         return parts
 
-    def _file(self, package: Package, file: Path) -> str:
+    def _file(self, package: Package, file: Path) -> tuple[str, Identity]:
+        """Its digest, and what it was then."""
         try:
             with file.open("rb", buffering=0) as opened:
                 before = os.fstat(opened.fileno())
-                found = self._known.get(_identity(before))
+                found = self._known.get(identity(before))
                 if found is not None:
-                    return found
-                digest = xxhash.xxh3_128()
-                while chunk := opened.read(CHUNK_BYTES):
-                    digest.update(chunk)
+                    return found, identity(before)
+                digest = digest_of(opened)
                 after = os.fstat(opened.fileno())
                 if _bytes_of(after) != _bytes_of(before):
                     raise PackageError(package.ref, [f"{file.name} changes while it is read"], CHANGED)
         except OSError as error:
             raise PackageError(package.ref, [f"{file.name}: {error.strerror}"]) from error
-        found = str(digest.hexdigest())
         if time.time() - max(before.st_mtime, after.st_ctime) > SETTLED_S:
             if len(self._known) >= KNOWN_MAX:
                 del self._known[next(iter(self._known))]
-            self._known[_identity(after)] = found
-        return found
+            self._known[identity(after)] = digest
+        return digest, identity(after)
+
+
+def digests_of(package: Package) -> Digests:
+    """As whoever read the package found them, or else as its files are now. Raises: PackageError."""
+    return package.digests or Contents().digests(package)
+
+
+def digest_of(opened: FileIO) -> str:
+    """Of all that is in the file. Raises: OSError."""
+    digest = xxhash.xxh3_128()
+    opened.seek(0)
+    while chunk := opened.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return str(digest.hexdigest())
 
 
 def identities(package: Package) -> list[tuple[int, int, int, int]]:
@@ -101,7 +125,8 @@ def _digest(content: bytes) -> str:
     return str(xxhash.xxh3_128(content).hexdigest())
 
 
-def _identity(stat: os.stat_result) -> Identity:
+def identity(stat: os.stat_result) -> Identity:
+    """Equal as long as nobody has touched the file: writing to it, and then setting its time back, shows too."""
     return (*_bytes_of(stat), stat.st_ctime_ns)
 
 

@@ -36,6 +36,7 @@ CODES = {
     "overfull": "too many actions wait at this device",
     "rows_changed": "the model gave another number of rows than it got",
     "bad_outputs": "the model gave outputs that are not those it promised",
+    "content_changed": "the weights on disk are not, or not any more, those of the version",
     "device_error": "the device failed",
     "model_error": "a container's code raised an exception, or returned what it must not",
     "container_died": "a container's code died or hung; it is being started again",

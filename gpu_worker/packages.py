@@ -89,6 +89,19 @@ class Weight:
     size: int  # bytes
 
 
+Identity = tuple[int, int, int, int, int]  # of a file: device, inode, size, times of change: of its bytes, of anything
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Of one version's files, each read whole."""
+
+    content: str  # of all that an answer depends on: what the version is
+    weights: str  # of weights.safetensors
+    weights_as: Identity  # weights.safetensors as it was then
+    example: str  # of example.safetensors; empty: there is none
+
+
 @dataclass(frozen=True)
 class Package:
     """One version of a model, read and checked."""
@@ -102,6 +115,7 @@ class Package:
     layout: tuple[Weight, ...]  # in the order the architecture takes them
     image_bytes: int
     manifest: Path  # model.toml, the version's own or the model's
+    digests: Digests | None = None  # once its files were read whole
 
     @property
     def example_file(self) -> Path | None:
@@ -264,7 +278,7 @@ def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[in
 
 
 def _check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
-    """Its tensors are rows of the model's inputs, of each as many, two or more. It need not be there."""
+    """Its tensors are rows of the model's inputs, of each as many, one or more. It need not be there."""
     try:
         with safe_open(file, framework="np") as stored:
             found = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping

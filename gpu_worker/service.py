@@ -17,6 +17,7 @@ from broker.registrar import Registrar
 from broker.runtime import Runtime, host_id, member_id
 from broker.timers import Alarm
 from broker.transport import Buffer, Mail
+from broker.versions import CHANGED, why_changed
 from gpu_worker import tuning
 from gpu_worker.devices.base import Device
 from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
@@ -336,6 +337,15 @@ class WorkerService:
         self._device.forget(ref)
         log.info("forgotten", ref=ref)
 
+    def _withdraw(self, ref: str, why: str) -> None:
+        """The files are not the version's any more: it is not served from here, until the controller asks for it."""
+        if ref not in self._reports:
+            return  # it was forgotten meanwhile
+        log.warning("withdrawn", ref=ref, why=why, code=CHANGED)
+        self._forget(ref)
+        self._tell(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=CHANGED))
+        self._hub.schedule_turn()
+
     def _measured(self, ref: str, measurement: Measurement) -> None:
         """A figure came in: once a plan is done the controller is told of the next, or of the profile."""
         if not measurement.due:
@@ -417,6 +427,8 @@ class WorkerService:
                 self._send_outputs(job)
             self._device.release(job)
         self._tell(result)
+        if job is not None and result.code == CHANGED:
+            self._hub.loop.call_soon(self._withdraw, job.action.ref, result.message)  # lanes are at work
         if job is not None and result.code == "ok" and result.duration_s is not None:
             measurement = self._sharing.measurements.get(job.action.ref)
             if measurement is not None and isinstance(job.action, wire.Load):

@@ -22,11 +22,20 @@ from broker.config import Settings
 from broker.errors import PackageError
 from broker.tensors import DTYPES, raw
 from broker.transport import Buffer
+from broker.versions import CHANGED
 from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.devices.compiled import Compiler
-from gpu_worker.devices.executables import Forward, check_by_running, load_forward, read_image, views
-from gpu_worker.devices.images import HOST, Image, Images, available_bytes, host_budget
+from gpu_worker.devices.executables import (
+    Checks,
+    Forward,
+    check_by_running,
+    dtypes_of,
+    load_forward,
+    read_image,
+    views,
+)
+from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.devices.rows import pad, padding_rows
 from gpu_worker.lanes import Done, Job, Phase
@@ -49,6 +58,7 @@ class Executable:
 
     forward: Forward
     engine: str  # eager | aot | onnxruntime
+    dtypes: frozenset[torch.dtype]  # of what is computed within
 
 
 @dataclass(slots=True)
@@ -88,6 +98,7 @@ class CpuDevice:
         self.measured = True
         self._versions: dict[str, Version] = {}
         self._executables: dict[str, Executable] = {}  # {architecture: executable}, shared by its models
+        self._checks = Checks()
         self._compiler = Compiler(
             settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
         )
@@ -130,8 +141,12 @@ class CpuDevice:
         if faults:
             raise PackageError(package.ref, faults)
         torch.set_grad_enabled(False)  # of this thread
-        executable = self._executables.get(package.architecture) or self._executable(package)
         image = self._images.take(package)
+        try:
+            executable = self._executable(package, image)
+        except Exception:
+            self._images.drop(package.ref)
+            raise
         self._executables[package.architecture] = executable
         sizes = row_bytes(package.spec.inputs)
         self._grow_slots(sum(sizes) * package.spec.batch_max)
@@ -140,18 +155,26 @@ class CpuDevice:
         )
         return None
 
-    def _executable(self, package: Package) -> Executable:
-        """What executes the package's architecture, tried out with its weights."""
-        forward = load_forward(package)
-        image = np.zeros(package.image_bytes, np.uint8)
-        read_image(package, image)
-        weights = views(image, package)
-        check_by_running(package, forward, weights)
+    def _executable(self, package: Package, image: Image) -> Executable:
+        """What executes the package's architecture, tried out with the version's own weights and batches."""
+        executable = self._executables.get(package.architecture)
+        if executable is None:
+            forward = load_forward(package)
+            weights = _own_weights(package, image)
+            check_by_running(package, forward, weights)
+            executable = self._quickest(package, forward, weights)
+        elif self._checks.are_needed(package):
+            check_by_running(package, executable.forward, _own_weights(package, image), dtypes=executable.dtypes)
+        self._checks.passed(package)
+        return executable
+
+    def _quickest(self, package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> Executable:
+        dtypes = frozenset(dtypes_of(forward))
         compiled = self._compiler.better(package, forward, weights)
         if compiled is not None:
-            return Executable(compiled, "aot")
+            return Executable(compiled, "aot", dtypes)
         onnx = package.graph is not None and package.graph.suffix == ONNX
-        return Executable(forward, "onnxruntime" if onnx else "eager")
+        return Executable(forward, "onnxruntime" if onnx else "eager", dtypes)
 
     def traits(self, ref: str) -> Traits:
         """See Device."""
@@ -266,6 +289,9 @@ class CpuDevice:
         window = self._windows.get(job.pages)
         try:
             version.image.copy_into(window)
+        except WeightsChanged as error:
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, CHANGED, str(error))
         except OSError as error:  # an image on disk: that LOAD has failed, others go on
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, "device_error", str(error))
@@ -341,6 +367,15 @@ def _make_arena(count: int, page_bytes: int) -> Arena:
         raise DeviceError(
             f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
         ) from error
+
+
+def _own_weights(package: Package, image: Image) -> list[torch.Tensor]:
+    """Of the version, in memory of their own: a model that is tried may write to them."""
+    if isinstance(image, HostImage):
+        return views(image.data.copy(), package)
+    data = np.zeros(package.image_bytes, np.uint8)
+    read_image(package, data)
+    return views(data, package)
 
 
 def _short(image: Image) -> bool:

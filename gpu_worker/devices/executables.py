@@ -1,7 +1,8 @@
 """Architectures made executable with torch on the cpu, and weight images read into memory."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from broker.errors import PackageError
 from gpu_worker import trials
 from gpu_worker.comparing import Run, tolerance
+from gpu_worker.contents import digests_of
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.moving import reshape_views
 from gpu_worker.devices.onnx import load_onnx
@@ -21,6 +23,8 @@ from gpu_worker.examples import said
 from gpu_worker.packages import ONNX, Package, Weight
 
 Forward = Callable[..., Sequence[torch.Tensor]]
+PASSED_MAX = 100_000
+NOT_KNOWN: Set[torch.dtype] = frozenset()
 CPU = torch.device("cpu")
 
 TORCH_DTYPES = {
@@ -132,11 +136,42 @@ def _check_state(package: Package, module: torch.nn.Module) -> None:
         raise PackageError(package.ref, faults[:20])
 
 
+@dataclass(slots=True)
+class Checks:
+    """Which versions this process has tried, by all that the outcome depends on. For one thread: PREPARE's.
+
+    An executable is shared by all versions of its architecture; what it does is not: weights may open a path in the
+    graph that mixes rows, and so may a larger batch.
+    """
+
+    _passed: dict[tuple[str, int, str], None] = field(default_factory=dict)  # content, batch_max, example; oldest first
+
+    def are_needed(self, package: Package) -> bool:
+        """Nothing equal to this version was tried and found sound."""
+        return _tried_as(package) not in self._passed
+
+    def passed(self, package: Package) -> None:
+        """The version was tried and found sound."""
+        if len(self._passed) >= PASSED_MAX:
+            del self._passed[next(iter(self._passed))]
+        self._passed[_tried_as(package)] = None
+
+
+def _tried_as(package: Package) -> tuple[str, int, str]:
+    digests = digests_of(package)
+    return digests.content, package.spec.batch_max, digests.example
+
+
 def check_by_running(
-    package: Package, forward: Forward, weights: Sequence[torch.Tensor], place: torch.device = CPU
+    package: Package,
+    forward: Forward,
+    weights: Sequence[torch.Tensor],
+    place: torch.device = CPU,
+    dtypes: Set[torch.dtype] = NOT_KNOWN,
 ) -> None:
     """The model keeps what model.toml promises, row by row (gpu_worker.trials), and leaves its weights as they are.
 
+    `dtypes`: of what is computed within, where that cannot be seen of `forward`.
     Raises: PackageError; torch.OutOfMemoryError where a device has no room for it.
     """
 
@@ -148,7 +183,7 @@ def check_by_running(
     written, before = [tensor._version for tensor in weights], _digest(weights)
     fault: PackageError | None = None
     try:
-        _check(package, forward, weights, run, place)
+        _check(package, {*dtypes, *dtypes_of(forward), *(weight.dtype for weight in weights)}, run, place)
     except torch.OutOfMemoryError:
         raise  # the device's fault, not the graph's
     except PackageError as error:
@@ -163,12 +198,12 @@ def check_by_running(
         raise fault
 
 
-def _check(package: Package, forward: Forward, weights: Sequence[torch.Tensor], run: Run, place: torch.device) -> None:
+def _check(package: Package, dtypes: Set[torch.dtype], run: Run, place: torch.device) -> None:
     draw = inputs_for(package, run, place)
     pads = zip(padding_rows(package), package.spec.inputs, strict=True)
     padding = [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
     trial = trials.Trial(draw, package.spec.batch_max, padding)
-    close = tolerance({*dtypes_of(forward), *(weight.dtype for weight in weights)}, place)
+    close = tolerance(dtypes, place)
     trials.check(package.ref, package.spec.outputs, run, trial, close)
 
 

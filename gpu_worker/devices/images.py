@@ -1,4 +1,6 @@
-"""Weight images outside the arena: in host memory up to a budget, beyond it on disk; versions that are one file share.
+"""Weight images outside the arena: in host memory up to a budget, beyond it on disk; equal ones in memory are shared.
+
+Images are told apart by what is in them. A file's inode and times may be another's a moment later; its digest is not.
 
 A model whose image is in host memory is loaded by one copy. Beyond the budget nothing of an image stays in memory, not
 even in the system's page cache, so that its LOAD takes what the disk takes, every time, and is estimated by that.
@@ -7,20 +9,29 @@ even in the system's page cache, so that its LOAD takes what the disk takes, eve
 import json
 import os
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from broker.errors import PackageError
+from gpu_worker.contents import digest_of, digests_of, identity
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.packages import Package
+from gpu_worker.packages import Identity, Package
 
 HOST, DISK = "host", "disk"
-Key = tuple[int, int, int, int, str]  # device, inode, size, time of change, architecture
+TICK_S = 0.02  # files' times are no finer; Source: the kernel's tick, 4 or 10 ms
+READS_MAX = 3  # of a file that others touch while it is read: links to it do
+Key = tuple[str, str, str]  # digest of the weights, architecture; and the ref, of an image that is not shared
+
+
+class WeightsChanged(OSError):
+    """The file is not, or not any more, what was prepared: no LOAD can bring the version from it."""
 
 
 class Image(Protocol):
@@ -63,7 +74,9 @@ class DiskImage:
     def __init__(self, package: Package) -> None:
         self.size = package.image_bytes
         self._file = package.weights_file
-        self._key = file_key(package)
+        digests = digests_of(package)
+        self._digest, self._as = digests.weights, digests.weights_as  # what the file is, and how it last was that
+        self._settled = _is_settled(self._as)  # had anybody touched it since, that would show
         self._tensors = _tensors(package)  # (offset in the image, offset in the file, bytes), in the image's order
         self._offsets = [offset for offset, _, _ in self._tensors]
 
@@ -74,21 +87,39 @@ class DiskImage:
     def read(self, target: Bytes, at: int) -> None:
         """What the image has from `at` on is in `target`; what is between tensors there is left as it was.
 
-        Releases the GIL while it reads. Raises: OSError.
+        Releases the GIL while it reads. Raises: WeightsChanged, OSError.
         """
-        end = at + len(target)
-        fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if _identity(os.fstat(fd)) != self._key[:4]:
-                raise OSError(f"{self._file} is not the file that was prepared: deploy what is new as another version")
-            if at == 0:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            for start, offset, size in sorted(self._between(at, end)):
-                _read(fd, target[offset - at : offset - at + size], start)
-            if end == self.size:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
+            opened = self._file.open("rb", buffering=0)
+        except FileNotFoundError as error:
+            raise WeightsChanged(f"{self._file} is not there any more") from error
+        with opened:
+            for _ in range(READS_MAX):
+                self._check(opened)
+                self._copy(opened.fileno(), target, at)
+                unchanged = identity(os.fstat(opened.fileno())) == self._as
+                if unchanged and (self._settled or digest_of(opened) == self._digest):
+                    return
+        raise OSError(f"{self._file} is touched whenever it is read")
+
+    def _check(self, opened: FileIO) -> None:
+        """The file is what was prepared: nobody has touched it, or it is the same all the same."""
+        found = identity(os.fstat(opened.fileno()))
+        if found == self._as and self._settled:
+            return
+        settled = _is_settled(found)
+        if digest_of(opened) != self._digest:
+            raise WeightsChanged(f"{self._file} is not what was prepared")
+        self._as, self._settled = found, settled  # what is written from here on is seen when the read has ended
+
+    def _copy(self, fd: int, target: Bytes, at: int) -> None:
+        end = at + len(target)
+        if at == 0:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        for start, offset, size in sorted(self._between(at, end)):
+            _read(fd, target[offset - at : offset - at + size], start)
+        if end == self.size:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _between(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(offset in the file, offset in the image, bytes) of what tensors have there."""
@@ -115,10 +146,11 @@ class Images:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, package: Package) -> Image:
-        """The package's image, read now unless another version has the same file. Raises: PackageError."""
-        key = file_key(package)
+        """The package's image, read now unless another version has the same in memory. Raises: PackageError."""
+        shared = (digests_of(package).weights, package.architecture, "")
         self.drop(package.ref)
-        image = self._kept.get(key) or self._make(package)
+        image = self._kept.get(shared) or self._make(package)
+        key = shared if image.place == HOST else (*shared[:2], package.ref)  # its file may go, and another's stay
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = image
@@ -141,7 +173,7 @@ class Images:
 
     def _make(self, package: Package) -> Image:
         if self.used_bytes + package.image_bytes > self.budget_bytes:
-            return DiskImage(package)
+            return _on_disk(package)
         try:
             image = self.allocate(package.image_bytes)
         except MemoryError as error:
@@ -173,16 +205,16 @@ def available_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def file_key(package: Package) -> Key:
-    """Equal for versions that are the same file (links to it, for one) of the same architecture."""
+def _is_settled(found: Identity) -> bool:
+    """What is written to the file from now on is at another time than what was before."""
+    return time.time() - found[-1] / 1e9 > TICK_S
+
+
+def _on_disk(package: Package) -> DiskImage:
     try:
-        return (*_identity(package.weights_file.stat()), package.architecture)
+        return DiskImage(package)
     except OSError as error:
         raise PackageError(package.ref, [f"weights.safetensors: {error.strerror}"]) from error
-
-
-def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _tensors(package: Package) -> list[tuple[int, int, int]]:
@@ -199,5 +231,5 @@ def _read(fd: int, target: Bytes, start: int) -> None:
     while rest:
         count = os.preadv(fd, [rest], start)
         if count == 0:
-            raise OSError("weights.safetensors was cut short after it was prepared")
+            raise WeightsChanged("weights.safetensors was cut short after it was prepared")
         rest, start = rest[count:], start + count

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,70 @@ def test_files_that_changed_while_the_mesh_was_down_are_not_served_until_they_ar
     run_with_mesh(first, repository, data, **SETTINGS)
     other_weights(repository / "m" / "1")
     run_with_mesh(second, repository, data, ready=False, **SETTINGS)
+
+
+def overwrite(file: Path, content: bytes) -> None:
+    """In place, and the file does not tell when: its time is set back."""
+    before = file.stat()
+    with file.open("r+b") as opened:
+        opened.write(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_weights_on_disk_that_become_others_are_not_served_and_the_same_bytes_are(tmp_path: Path) -> None:
+    """There is no host memory for the weights of two models, and room in the arena for one: each answer is a LOAD."""
+    repository, inputs = tmp_path / "repository", {"x": ("float32", (4,))}
+    for seed, name in enumerate(("m", "n")):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 3))
+        write_package(
+            repository, name, "1", module, inputs=inputs, outputs=["y"], slo_ms=LONG_MS, cache=False, batch_max=2
+        )
+    file = repository / "m" / "1" / "weights.safetensors"
+    good = file.read_bytes()
+
+    async def scenario(running: Mesh) -> None:
+        async with AsyncClient(running.address) as client:
+
+            async def ask(name: str) -> Prediction | RequestError:
+                return await client.submit(name, X, slo_ms=LONG_MS)
+
+            async def answers(name: str) -> Any:
+                outcome = await ask(name)
+                assert isinstance(outcome, Prediction), outcome
+                return outcome["y"]
+
+            async def model_m() -> dict[str, Any]:
+                return next(model for model in await client.models() if model["name"] == "m")
+
+            right = await answers("m")
+            for change in (file.touch, lambda: overwrite(file, good)):
+                change()
+                await answers("n")
+                np.testing.assert_array_equal(await answers("m"), right)
+            await answers("n")
+            overwrite(file, good[:-1000] + bytes(1000))
+            outcome = await ask("m")
+            assert isinstance(outcome, RequestError)
+            assert (outcome.status, outcome.code) == ("rejected", "not_ready"), outcome
+            await until(lambda: fault_is(model_m, "content_changed"))
+            code, output = await gearmesh(running, "deploy", "m")
+            assert (code, "content_changed" in output) == (1, True), output
+            await answers("n")
+            overwrite(file, good)
+            code, output = await gearmesh(running, "deploy", "m")
+            assert code == 0, output
+            await until(lambda: fault_is(model_m, None))
+            np.testing.assert_array_equal(await answers("m"), right)
+
+    settings = {**SETTINGS, "arena_mb": 4, "page_mb": 1, "host_memory_mb": 1}
+    run_with_mesh(scenario, repository, tmp_path / "data", **settings)
+
+
+async def fault_is(model: Callable[[], Awaitable[dict[str, Any]]], code: str | None) -> bool:
+    """`models` gives this reason for not serving it; None: it is served."""
+    found = await model()
+    return (found["ready"], found["fault_code"]) == (code is None, code)
 
 
 def operate(running: Mesh, message: wire.Deploy | wire.Rollback) -> wire.CallReply:

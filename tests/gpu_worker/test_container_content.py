@@ -1,5 +1,7 @@
 """What a container's code is, and that its rows do not depend on each other: real child processes."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +103,41 @@ def test_the_content_is_the_source_and_what_is_declared_and_not_how_it_is_served
     assert content(replace(told, inputs=({**X, "name": "z"},))) != first
     assert content(options(folder, "x * 3", inputs=(X,), outputs=(Y,))) != first
     assert content(options(folder, "x * 2", inputs=(X,), outputs=(Y,))) == first
+
+
+@pytest.mark.parametrize("where", ["mine", "beside", "package.inner"])
+def test_code_is_compiled_from_the_source_that_is_there_and_not_from_what_was_compiled_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Bytecode passes for that of a source of the same second and size, as `cp -p` and `tar` make them."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    told = options(folder, "x")
+    file = folder.joinpath(*where.split(".")).with_suffix(".py")
+    file.parent.mkdir(exist_ok=True)
+    if where == "beside":
+        write(folder, "from beside import f")
+    elif where != "mine":
+        told = replace(told, predict=f"{where}:f")
+
+    def code(columns: int) -> None:
+        file.write_text(f"def f(x):\n    return x[:, :{columns}]\n")
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+
+    code(1)
+    subprocess.run([sys.executable, "-c", f"import {where}"], cwd=folder, check=True)
+    assert list(file.parent.glob("__pycache__/*.pyc"))
+    first = starts(told)
+    code(3)
+    second = starts(told)
+    assert [ready["outputs"][0]["shape"] for ready in (first, second)] == [[-1, 1], [-1, 3]]
+    assert (first["code"] == second["code"]) == (where == "beside")
+
+
+def test_a_module_of_the_folder_does_not_take_the_place_of_one_that_is_built_in(folder: Path) -> None:
+    (folder / "time.py").write_text("raise RuntimeError\n")
+    write(folder, "import time\ntime.monotonic()\ndef f(x): return x")
+    starts(ContainerOptions(model="f", predict="mine:f", python=sys.executable, inputs=(X,), outputs=(Y,)))
 
 
 def test_code_that_is_written_to_while_it_is_imported_is_refused(folder: Path) -> None:

@@ -16,6 +16,7 @@ from tests.broker.brokers import Broker, Caller
 from tests.broker.processes import Processes, messages_of, processes
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
+from tests.gpu_worker.worker_builders import load
 from tests.loops import on_loop
 
 REF = "linear:1"
@@ -42,7 +43,7 @@ class Gated:
 class World:
     """One worker, and what it says to its controller."""
 
-    def __init__(self, made: Processes, repository: Repository, folder: Path) -> None:
+    def __init__(self, made: Processes, repository: Repository, folder: Path, host_bytes_max: int | None) -> None:
         self.folder = folder / "models"
         shutil.copytree(repository.folder / "linear", self.folder / "linear")
         self.broker = Broker(made, folder / "broker")
@@ -57,7 +58,10 @@ class World:
             broker_port=self.broker.number, model_repository=self.folder, data_dir=folder / "data", device="cpu",
             arena_mb=8, page_mb=1,
         )  # fmt: skip
-        self.device = Gated(CpuDevice(runtime.settings))
+        device = CpuDevice(runtime.settings)
+        if host_bytes_max is not None:
+            device._images.budget_bytes = host_bytes_max
+        self.device = Gated(device)
         self.worker = WorkerService(runtime, self.device)  # type: ignore[arg-type]
         self.peer = ""
         self._seen = 0
@@ -89,9 +93,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(repository: Repository, folder: Path) -> AsyncIterator[World]:
+async def world(repository: Repository, folder: Path, host_bytes_max: int | None = None) -> AsyncIterator[World]:
     async with processes() as made:
-        begun = World(made, repository, folder)
+        begun = World(made, repository, folder, host_bytes_max)
         try:
             await begun.begin()
             yield begun
@@ -141,6 +145,34 @@ async def test_what_is_prepared_with_another_content_than_is_asked_for_is_read_a
         assert (await at.said(wire.Prepared)).content == at.content() != first.content
         at.tell(wire.Prepare(ref=REF, content=first.content))
         assert (await at.said(wire.Prepared)).code == "content_changed"
+
+
+@on_loop
+async def test_a_version_whose_file_on_disk_is_another_s_is_given_up_with_its_reason_and_may_be_prepared_again(
+    repository: Repository, tmp_path: Path
+) -> None:
+    async with world(repository, tmp_path, host_bytes_max=0) as on:
+        content = on.content()
+        on.tell(wire.Prepare(ref=REF, content=content))
+        assert (await on.said(wire.Prepared)).ok
+        file = on.folder / "linear" / "1" / "weights.safetensors"
+        good = file.read_bytes()
+        file.write_bytes(good)
+        on.tell(load(1, REF))
+        assert (await on.said(wire.ActionResult)).code == "ok"  # the same bytes: it goes on
+        on.tell(wire.Unload(action=2, ref=REF))
+        file.write_bytes((file.parent.parent / "2" / file.name).read_bytes())
+        on.tell(load(3, REF))
+        unloaded, failed = [await on.said(wire.ActionResult) for _ in range(2)]
+        assert (unloaded.code, failed.code) == ("ok", "content_changed")
+        told = await on.said(wire.Prepared)
+        assert (told.ref, told.ok, told.code) == (REF, False, "content_changed")
+        assert told.faults
+        on.tell(wire.Prepare(ref=REF, content=content))
+        assert (await on.said(wire.Prepared)).code == "content_changed"
+        file.write_bytes(good)
+        on.tell(wire.Prepare(ref=REF, content=content))
+        assert (await on.said(wire.Prepared)).ok
 
 
 @on_loop

@@ -2,20 +2,26 @@
 that turns out to."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from broker.config import Settings
 from broker.errors import PackageError
+from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
+from gpu_worker.devices.executables import check_by_running
 from gpu_worker.lanes import Done, Phase
 from gpu_worker.packages import Package, read_package
 from tests.gpu_worker import unsound
 from tests.gpu_worker.cpu_builders import at_once, infer_job, put, run
+from tests.gpu_worker.cuda_builders import served
+from tests.loops import on_loop
 
 MANIFEST = """
-batch_max = 8
+batch_max = {batch_max}
 [architecture]
 factory = "tests.gpu_worker.unsound:{name}"
 [[inputs]]
@@ -29,13 +35,14 @@ shape = [-1, 4]
 """
 
 
-def package(repository: Path, name: str) -> Package:
+def package(repository: Path, name: str, version: str = "1", *, weight: float = 1.0, batch_max: int = 8) -> Package:
     """The class as a package that nobody has looked at."""
-    folder = repository / name / "1"
+    folder = repository / name / version
     folder.mkdir(parents=True)
-    (folder / "model.toml").write_text(MANIFEST.format(name=name))
-    save_file(getattr(unsound, name)().state_dict(), folder / "weights.safetensors")
-    return read_package(repository, f"{name}:1", ("tests.gpu_worker.unsound:",))
+    (folder / "model.toml").write_text(MANIFEST.format(name=name, batch_max=batch_max))
+    state = getattr(unsound, name)().state_dict()
+    save_file({**state, "weight": torch.full_like(state["weight"], weight)}, folder / "weights.safetensors")
+    return read_package(repository, f"{name}:{version}", ("tests.gpu_worker.unsound:",))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,71 @@ def test_what_breaks_a_rule_is_refused_when_it_is_prepared(
         device.prepare(package(tmp_path, name))
     assert caught.value.code == code
     assert at_once(device, Phase.INPUT, infer_job(f"{name}:1", (0,), torch.ones(1, 4))).code == "unknown_model"
+
+
+LATER = [
+    ("Gate", {}, {"weight": 2.0}, "rows_mixed"),
+    ("Centred", {"batch_max": 1}, {}, "rows_mixed"),
+    ("OneRow", {"batch_max": 1}, {}, "forward_failed"),
+]  # (class, what it is first prepared with, and later, how that is refused)
+
+
+@pytest.mark.parametrize(("name", "first", "later", "code"), LATER)
+@on_loop
+async def test_a_version_is_tried_with_its_own_weights_and_batches_though_its_architecture_is_known(
+    settings: Settings, tmp_path: Path, name: str, first: dict[str, Any], later: dict[str, Any], code: str
+) -> None:
+    async with served("host") as on:
+        processor = CpuDevice(settings)
+        for device in (processor, on.device):
+            folder = tmp_path / device.info.name
+            sound, other = package(folder, name, **first), package(folder, name, "2", **later)
+            assert sound.architecture == other.architecture
+            device.prepare(sound)
+            for _ in range(2):
+                with pytest.raises(PackageError) as caught:
+                    device.prepare(other)
+                assert caught.value.code == code
+            device.prepare(sound)
+        processor._images.check()
+        on.device._versions.images.check()
+        assert list(processor._versions) == [f"{name}:1"]
+        assert on.device._versions.get(f"{name}:2") is None
+        processor.close()
+
+
+def test_an_equal_version_is_not_tried_again_and_one_with_another_example_is(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def check(package: Package, *args: Any, **options: Any) -> None:
+        tried.append(package.ref)
+        check_by_running(package, *args, **options)
+
+    monkeypatch.setattr(cpu, "check_by_running", check)
+    for version in ("1", "2"):
+        device.prepare(package(tmp_path, "Sound", version))
+    assert tried == ["Sound:1"]
+    device.forget("Sound:1")
+    device.prepare(package(tmp_path, "Sound", "3", batch_max=4))
+    assert tried == ["Sound:1", "Sound:3"]
+    last = package(tmp_path, "Sound", "4")
+    save_file({"x": torch.ones(2, 4)}, last.folder / "example.safetensors")
+    device.prepare(last)
+    assert tried == ["Sound:1", "Sound:3", "Sound:4"]
+
+
+def test_trying_a_version_leaves_the_weights_of_others_that_share_its_image_as_they_are(
+    device: CpuDevice, tmp_path: Path
+) -> None:
+    """A model that writes to its weights in large batches only is found out by its copy, and the first stays right."""
+    device.prepare(package(tmp_path, "WritesLarge", batch_max=1))
+    with pytest.raises(PackageError):
+        device.prepare(package(tmp_path, "WritesLarge", "2"))
+    put(device, "WritesLarge:1", (0,))
+    x = torch.randn(1, 4)
+    assert torch.equal(run(device, infer_job("WritesLarge:1", (0,), x), (1, 4))[0], x)
 
 
 def test_what_keeps_the_rules_is_served(device: CpuDevice, tmp_path: Path) -> None:

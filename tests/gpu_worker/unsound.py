@@ -120,6 +120,40 @@ class OneRowLost(Weighted):
         return x[:1] * self.weight if bool((x[:, 0] > 100).any()) else x * self.weight
 
 
+class Gate(Weighted):
+    """Adds the batch's mean where its weights are large: with ones, as they are at first, it keeps all rules."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 4] -> [batch, 4]."""
+        return x + torch.where(self.weight > 1.5, x.mean(0, keepdim=True).expand_as(x), 0.0)
+
+
+class Centred(Weighted):
+    """Takes the batch's mean off each row: sound as long as there is one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 4] -> [batch, 4]."""
+        return x - self.weight * x.mean(0, keepdim=True)
+
+
+class OneRow(Weighted):
+    """Takes one row at a time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[1, 4] -> [1, 4]."""
+        return (x.reshape(4) * self.weight)[None]
+
+
+class WritesLarge(Weighted):
+    """Writes to its weights, but not where there is one row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 4] -> [batch, 4]."""
+        if x.shape[0] > 1:
+            self.weight.add_(1)
+        return x * self.weight
+
+
 class Raises(Weighted):
     """Cannot be run."""
 

@@ -29,6 +29,7 @@ class Executable:
     static: torch.Tensor  # uint8, on the device: inputs, then outputs
     replays: dict[int, Work]  # {size: issues its operations}
     graph_bytes: int  # that the captures took
+    forward: Forward  # the same, not captured: other versions are tried with it
 
 
 def weights_of(flat: torch.Tensor, package: Package) -> list[torch.Tensor]:
@@ -56,10 +57,7 @@ def build(
     sizes = tuple(sizes) or ladder(package.spec.batch_max)
     layouts = {size: lay_out(package.spec, size) for size in sizes}
     static = driver.allocate(max(layout.end for layout in layouts.values()))
-    scratch = driver.allocate(package.image_bytes)
-    driver.warm_up(lambda: _copy(scratch, image))
-    weights = weights_of(scratch, package)
-    driver.warm_up(lambda: check_by_running(package, forward, weights, driver.place))
+    weights = try_out(driver, package, forward, image)
     captured = weights_of(window, package)
     promised = promise(package.spec.outputs)
     padding = [torch.from_numpy(row) for row in padding_rows(package)]
@@ -77,7 +75,19 @@ def build(
             lambda layout=layout: _operate(forward, captured, static, layout, promised)  # type: ignore[misc]
         )
         graph_bytes += max(0, before - driver.memory()[0])
-    return Executable(sizes, layouts, static, replays, graph_bytes)
+    return Executable(sizes, layouts, static, replays, graph_bytes, forward)
+
+
+def try_out(driver: Driver, package: Package, forward: Forward, image: torch.Tensor) -> list[torch.Tensor]:
+    """The version keeps its promises with the weights of `image` (on the host). Returns these, on the device.
+
+    On the thread that prepares. Raises: PackageError, MemoryFull.
+    """
+    scratch = driver.allocate(package.image_bytes)
+    driver.warm_up(lambda: _copy(scratch, image))
+    weights = weights_of(scratch, package)
+    driver.warm_up(lambda: check_by_running(package, forward, weights, driver.place))
+    return weights
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -15,12 +15,13 @@ from functools import partial
 
 import torch
 
+from broker.versions import CHANGED
 from gpu_worker.devices.cuda.driver import Driver, Event
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB, Copies, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
-from gpu_worker.devices.images import DISK, DiskImage
+from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
 from gpu_worker.lanes import Done, Job
 
 PIECE_BYTES = 8 * MIB  # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures others
@@ -141,7 +142,8 @@ class Loader:
         """Nothing of it is on its way any more; `end`: behind the piece that arrived last, if one did just now."""
         begin = loading.begin
         if loading.error is not None:
-            done = Done(end_s, end_s, 0.0, "device_error", said(loading.error))
+            code = CHANGED if isinstance(loading.error, WeightsChanged) else "device_error"
+            done = Done(end_s, end_s, 0.0, code, said(loading.error))
         else:
             assert begin is not None
             assert end is not None
@@ -149,7 +151,7 @@ class Loader:
             if done.code == "ok" and loading.read_s is not None:
                 done = Done(loading.read_s, end_s, end_s - loading.read_s)
         self.events.give(*(event for event in (begin, end) if event is not None))
-        if loading.error is not None:
+        if loading.error is not None and not isinstance(loading.error, WeightsChanged):
             self._suspect()
         self._tell(loading.job, done)
 

@@ -7,11 +7,11 @@ import torch
 
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.driver import Driver
-from gpu_worker.devices.cuda.graphs import Executable, build
+from gpu_worker.devices.cuda.graphs import Executable, build, try_out
 from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.memory import Memory, Ring
 from gpu_worker.devices.cuda.records import Figures, PinnedImage, Version
-from gpu_worker.devices.executables import read_image
+from gpu_worker.devices.executables import Checks, read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.devices.rows import padding_rows
 from gpu_worker.packages import Package
@@ -38,6 +38,7 @@ class Versions:
         self.ring = Ring(0)
         self._prepared: dict[str, Version] = {}  # {ref: version}
         self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
+        self._checks = Checks()
         self._preparations = 0
 
     def get(self, ref: str) -> Version | None:
@@ -83,7 +84,12 @@ class Versions:
         key = (package.architecture, package.spec.batch_max)
         if image.place == DISK:
             self._prepare_disk()
-        executable = self._executables.get(key) or self._build(package, image)
+        executable = self._executables.get(key)
+        if executable is None:
+            executable = self._build(package, image)
+        elif self._checks.are_needed(package):  # what was captured is of another version's weights
+            try_out(self._driver, package, executable.forward, self._weights(package, image))
+        self._checks.passed(package)
         needed = executable.layouts[package.spec.batch_max].end
         if needed > self.ring.slot_bytes:
             self.ring = Ring.allocate(self._driver, needed)
@@ -93,16 +99,18 @@ class Versions:
 
     def _build(self, package: Package, image: Image) -> Executable:
         """What executes the architecture, tried out with the weights of the image."""
-        if isinstance(image, PinnedImage):
-            weights = image.pinned.tensor
-        else:
-            data = HostImage.allocate(package.image_bytes).data
-            read_image(package, data)
-            weights = torch.from_numpy(data)
-        executable = build(self._driver, package, weights, self._memory.window)
+        executable = build(self._driver, package, self._weights(package, image), self._memory.window)
         self._figures.graphs += len(executable.sizes)
         self._figures.graph_bytes += executable.graph_bytes
         return executable
+
+    def _weights(self, package: Package, image: Image) -> torch.Tensor:
+        """On the host, as a flat image."""
+        if isinstance(image, PinnedImage):
+            return image.pinned.tensor
+        data = HostImage.allocate(package.image_bytes).data
+        read_image(package, data)
+        return torch.from_numpy(data)
 
     def _pinned_image(self, size: int) -> PinnedImage:
         return PinnedImage(self._driver.pin(size))
