@@ -17,10 +17,10 @@ from broker import wire
 from broker.errors import PackageError
 from gpu_worker import examples, trials
 from gpu_worker.importing import arguments, graphs
+from gpu_worker.importing.author import Author
 from gpu_worker.importing.behaviour import REMEMBERED
 from gpu_worker.importing.culprits import where_mixed
 from gpu_worker.importing.original import Original
-from gpu_worker.importing.plain import plain_copy
 from gpu_worker.importing.programs import NotExported, Program, export, read
 from gpu_worker.importing.quiet import quiet
 from gpu_worker.importing.signature import bindings
@@ -58,11 +58,11 @@ def write_package(
     """
     repository, place = Path(repository), f"{name}:{version}"
     specs = arguments.check(place, name, version, inputs, batch_max, slo_ms, labels)
-    with quiet():
-        plain = plain_copy(place, module)
+    author = Author(place, module)
+    with quiet(), author.restored() as plain:
         original = Original(place, plain, bindings(place, plain.forward, list(inputs)), specs, batch_max)
         original.look(example, outputs)
-        program = _seen_equal(original)
+        program = _seen_equal(original, author)
     specs_out = {spec.name: (spec.dtype, spec.shape[1:]) for spec in original.outputs}
     manifest = manifest_text(inputs, specs_out, batch_max, slo_ms, labels, cache, description, GRAPH)
     kept = examples.to_keep(original.draw, specs)
@@ -74,8 +74,8 @@ def write_package(
     return read_package(repository, wire.ref_of(name, version), ())
 
 
-def _seen_equal(original: Original) -> Program:
-    """What is written: seen to give what the original gives, with as little to do and to load as can be.
+def _seen_equal(original: Original, author: Author) -> Program:
+    """What is written: seen to give what the module gives, with as little to do and to load as can be.
 
     Raises: PackageError.
     """
@@ -88,6 +88,7 @@ def _seen_equal(original: Original) -> Program:
         if error.code == "random":
             _name_the_draw(original, example)
         raise
+    author.check(original, trial, expected)
     try:
         program = _exported(original, example, trial, expected)
         graph = program.exported.graph_module

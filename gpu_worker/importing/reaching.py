@@ -1,0 +1,171 @@
+"""What a module's Python reaches: through attributes, containers, closures and the global names of its functions."""
+
+import gc
+import sys
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+CLOSED = {"torch", "logging"}  # packages whose objects are not looked into, but for torch's modules
+LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}
+ENDS = (type, types.ModuleType, types.CodeType, types.FrameType, types.GeneratorType, torch.Tensor)
+CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)  # exactly these: others may do anything when written to
+
+
+def reached(*roots: Any) -> Iterator[Any]:
+    """Every object in reach of these, once each, and these: not through classes, Python modules and global names."""
+    seen: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or not (gc.is_tracked(value) or type(value) in CONTAINERS):  # numbers, text
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, types.FunctionType):
+            waiting += (*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value))
+        elif not isinstance(value, ENDS) and (isinstance(value, nn.Module) or not _is_in(type(value), CLOSED)):
+            waiting += gc.get_referents(value)
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    """Names in it, and in the functions in it, that may be global ones."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*(names_in(constant) for constant in inner))
+
+
+def is_authors(function: types.FunctionType) -> bool:
+    """Whether it is none of Python's, numpy's or torch's, nor a wrapper that those make."""
+    return str(function.__globals__.get("__name__")).partition(".")[0] not in LIBRARIES
+
+
+class Held:
+    """What a module holds, and what the functions that it may call hold in global names and in attributes of classes.
+
+    No values of tensors: which objects lie where.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._put_back: list[Callable[[], None]] = []
+        self._seen: set[int] = set()
+        self._see(module)
+
+    def put_back(self) -> None:
+        """All of it lies where it lay."""
+        for one in self._put_back:
+            one()
+
+    def _see(self, root: Any) -> None:
+        waiting = [root]
+        while waiting:
+            for value in reached(waiting.pop()):
+                if id(value) in self._seen:
+                    continue
+                self._seen.add(id(value))
+                self._put_back += _places(value)
+                waiting += self._named(value)
+
+    def _named(self, value: Any) -> Iterator[Any]:
+        """What it can reach by names: a function by global ones, an object by those of its class."""
+        if isinstance(value, types.FunctionType):
+            if not is_authors(value):
+                return
+            for name in names_in(value.__code__):
+                known = value.__globals__
+                self._put_back.append(_entry(known, name))
+                found = known.get(name)
+                if type(found) in CONTAINERS or isinstance(
+                    found, (types.FunctionType, types.SimpleNamespace, nn.Module)
+                ):
+                    yield found
+                elif isinstance(found, type):
+                    yield from self._of_class(found)
+        elif not isinstance(value, (type, types.ModuleType, torch.Tensor)):
+            for kind in type(value).__mro__:
+                yield from self._of_class(kind)
+
+    def _of_class(self, kind: type) -> Iterator[Any]:
+        if id(kind) in self._seen or not kind.__flags__ & HEAP or _is_in(kind, LIBRARIES):
+            return
+        self._seen.add(id(kind))
+        self._put_back.append(_attributes(kind))
+        yield from (v for v in vars(kind).values() if isinstance(v, types.FunctionType) or type(v) in CONTAINERS)
+
+
+HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python made, whose attributes can be set
+NOTHING = object()
+
+
+def _is_in(kind: type, packages: Collection[str]) -> bool:
+    return str(kind.__module__).partition(".")[0] in packages
+
+
+def _places(value: Any) -> Iterator[Callable[[], None]]:
+    """What puts back what lies in it."""
+    if type(value) in CONTAINERS:
+        yield _contents(value)
+    elif isinstance(value, types.CellType):
+        yield _cell(value)
+    elif not isinstance(value, (*ENDS, types.FunctionType)) and isinstance(getattr(value, "__dict__", None), dict):
+        yield _contents(vars(value))
+
+
+def _contents(held: Any) -> Callable[[], None]:
+    kept = held.copy()
+
+    def put_back() -> None:
+        if isinstance(held, dict):
+            if not _same_objects(held, kept):
+                held.clear()
+                held.update(kept)
+        elif len(held) != len(kept) or any(one is not other for one, other in zip(held, kept, strict=False)):
+            held.clear()
+            held.update(kept) if isinstance(held, set) else held.extend(kept)
+
+    return put_back
+
+
+def _same_objects(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    return list(map(id, one)) == list(map(id, other)) and all(one[key] is other[key] for key in other)
+
+
+def _cell(cell: types.CellType) -> Callable[[], None]:
+    try:
+        kept = cell.cell_contents
+    except ValueError:  # it is empty
+        return lambda: None
+
+    def put_back() -> None:
+        cell.cell_contents = kept
+
+    return put_back
+
+
+def _entry(known: dict[str, Any], name: str) -> Callable[[], None]:
+    kept = known.get(name, NOTHING)
+
+    def put_back() -> None:
+        if kept is NOTHING:
+            known.pop(name, None)
+        elif known.get(name) is not kept:
+            known[name] = kept
+
+    return put_back
+
+
+def _attributes(kind: type) -> Callable[[], None]:
+    kept = dict(vars(kind))
+
+    def put_back() -> None:
+        now = dict(vars(kind))
+        for name in now.keys() - kept.keys():
+            delattr(kind, name)
+        for name, value in kept.items():
+            if now.get(name, NOTHING) is not value:
+                setattr(kind, name, value)
+
+    return put_back
