@@ -73,8 +73,9 @@ class Author:
                 name = differing(original.names, wanted, original.answers(fresh, batch), CLOSE)
                 if name:
                     why = (
-                        f"{name} depends on the rows that the module was run on first: it keeps something of them. "
-                        f"{REMEMBERED}; or make it what it is to be before it is written"
+                        f"{name} is another one for each copy, by the rows that it is run on first, or at random: the "
+                        f"module keeps something of its first run. {REMEMBERED}; or, if it is to be kept for ever, "
+                        "run the module once before it is written"
                     )
                     raise PackageError(self._place, [why], "state_changed")
             changed |= any(written.again for written in before)

@@ -5,9 +5,10 @@ copy.deepcopy shares functions, and with them whatever they close over.
 
 import copy
 import functools
+import gc
 import types
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def whole_copy(module: nn.Module) -> nn.Module:
         elif isinstance(value, torch.Tensor) and not value.is_leaf:  # torch copies none whose gradient it could take
             memo[id(value)] = value.detach().clone()
     copied = copy.deepcopy(module, memo)
-    whole: nn.Module = _Rebinding(module, memo).mended(copied)
+    whole: nn.Module = _Rebinding(memo).mended(copied)
     return whole
 
 
@@ -44,9 +45,9 @@ def _parameter(value: nn.Parameter) -> nn.Parameter:
 class _Rebinding:
     """Goes through a deep copy and puts functions of its own in the place of those that reach what was copied."""
 
-    def __init__(self, module: nn.Module, memo: dict[int, Any]) -> None:
-        self._parts = {id(part) for part in nn.Module.modules(module)}
+    def __init__(self, memo: dict[int, Any]) -> None:
         self._memo = memo  # {id of what was copied: its copy}, as copy.deepcopy keeps it
+        self._parts = {known for known, copied in memo.items() if known not in (id(memo), id(copied))}
         self._ours: set[int] = set()  # ids of copies: nothing else is written to
         self._known = -1  # how many of the memo are in it
         self._done: dict[int, tuple[Any, Any]] = {}  # {id: (what was found, what is in its place)}
@@ -54,6 +55,8 @@ class _Rebinding:
 
     def mended(self, value: Any) -> Any:
         """What is to be in its place."""
+        if not gc.is_tracked(value):  # numbers, text, and containers of nothing else
+            return value
         if id(value) not in self._done:
             self._done[id(value)] = (value, value)  # for what reaches itself
             self._done[id(value)] = (value, self._mended(value))
@@ -97,79 +100,90 @@ class _Rebinding:
         return held
 
     def _function(self, function: types.FunctionType) -> Any:
-        """One of the copy's own, if it reaches anything that has a copy, or that calls could change."""
+        """One of the copy's own, if it reaches anything that has a copy."""
+        if not self._reaches(function):
+            return function
         if COMPILED in vars(function):
-            written = getattr(function, COMPILED)
-            found = self._copied(written)
-            return function if found is written else found
-        known = self._globals(function)
-        cells = tuple(self._cell(cell) for cell in function.__closure__ or ())
+            return self._copied(getattr(function, COMPILED))
+        known = [(name, value) for name, value in _named(function) if self._is_named_part(value)]
         made = types.FunctionType(
             function.__code__,
-            {**function.__globals__, **known} if known else function.__globals__,
+            dict(function.__globals__) if known else function.__globals__,
             function.__name__,
             None,
-            cells or None,
+            tuple(self._cell(cell) for cell in function.__closure__ or ()) or None,
         )
         made.__qualname__, made.__module__, made.__doc__ = function.__qualname__, function.__module__, function.__doc__
         made.__annotations__ = function.__annotations__
         self._done[id(function)] = (function, made)  # for one that calls itself
-        changed = bool(known)
-        for theirs, ours in zip(function.__closure__ or (), cells, strict=True):
-            changed |= self._filled(theirs, ours, function, made)
+        for name, value in known:
+            made.__globals__[name] = self._copied(value)
+        for theirs, ours in zip(function.__closure__ or (), made.__closure__ or (), strict=True):
+            if ours is not theirs and _is_empty(ours):
+                ours.cell_contents = self._copied(theirs.cell_contents)
         made.__defaults__ = self._copied(function.__defaults__)
         if function.__kwdefaults__ is not None:
             made.__kwdefaults__ = {name: self._copied(value) for name, value in function.__kwdefaults__.items()}
-            changed |= not _same(made.__kwdefaults__.values(), function.__kwdefaults__.values())
         vars(made).update({name: self._copied(value) for name, value in vars(function).items()})
-        changed |= made.__defaults__ is not function.__defaults__
-        changed |= not _same(vars(made).values(), vars(function).values())
-        return made if changed else function
+        return made
 
-    def _globals(self, function: types.FunctionType) -> dict[str, Any]:
-        """Global names by which it reaches what has a copy: {name: the copy}."""
-        found = {}
-        for name in names_in(function.__code__) if is_authors(function) else ():
-            value = function.__globals__.get(name)
-            new = self.mended(value) if isinstance(value, types.FunctionType) else self._memo.get(id(value), value)
-            if new is not value:
-                found[name] = new
-        return found
+    def _is_named_part(self, value: Any) -> bool:
+        """Whether what has a global name has a copy, or is a function that reaches such."""
+        return id(value) in self._parts or (type(value) is types.FunctionType and self._reaches(value))
 
     def _cell(self, cell: types.CellType) -> types.CellType:
-        """The copy's: functions that share one share it again."""
+        """The copy's, to be filled: functions that share one share it again. The same, if it reaches nothing copied."""
+        if _is_empty(cell) or not self._reaches(cell.cell_contents):
+            return cell
         return self._cells.setdefault(id(cell), (cell, types.CellType()))[1]
 
-    def _filled(self, theirs: types.CellType, ours: types.CellType, function: Any, made: Any) -> bool:
-        """The copy's cell holds what it must. Returns whether that is another thing."""
-        try:
-            value = theirs.cell_contents
-        except ValueError:  # it is empty
-            return False
-        try:
-            new = ours.cell_contents  # filled for another function
-        except ValueError:
-            new = ours.cell_contents = self._copied(value)
-        return new is not value and not (value is function and new is made)
+    def _reaches(self, value: Any) -> bool:
+        """Whether anything that it reaches has a copy, by global names of functions, too."""
+        waiting, seen = [value], set[int]()
+        while waiting:
+            for found in reached(waiting.pop()):
+                if id(found) in self._parts:
+                    return True
+                if type(found) is types.FunctionType and id(found) not in seen:
+                    seen.add(id(found))
+                    named = (value for _, value in _named(found))
+                    waiting += [v for v in named if id(v) in self._parts or type(v) is types.FunctionType]
+        return False
 
     def _copied(self, value: Any) -> Any:
-        """A copy, if it is no constant: it may be part of what was copied. What cannot be copied stays as it is.
+        """A copy, if it reaches what was copied, and itself if not: others that share it are to share it still.
 
-        Raises: whatever comes of copying, for what cannot be copied and reaches a part of the module.
+        What cannot be copied stays as it is, too: whether that matters is seen where the module itself is run.
         """
-        try:
-            copied = copy.deepcopy(value, self._memo)
-        except Exception:  # whatever the author's objects do: a Python module, a lock, a file
-            if any(id(found) in self._parts for found in reached(value)):
-                raise
+        if not self._reaches(value):
             return value
-        return self.mended(copied)
+        known = dict(self._memo)
+        try:
+            value = copy.deepcopy(value, self._memo)
+        except Exception:  # whatever the author's objects do: it holds a lock, or a file
+            self._memo.clear()  # of copies that were only begun
+            self._memo.update(known)
+        return self.mended(value)
 
     def _is_ours(self, value: Any) -> bool:
         if len(self._memo) != self._known:
             self._known = len(self._memo)
             self._ours = {id(copied) for known, copied in self._memo.items() if known != id(self._memo)}
         return id(value) in self._ours
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is cell  # which it is not
+    except ValueError:
+        return True
+
+
+def _named(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What the author's function may use by global names: modules, their data, and functions of his."""
+    if is_authors(function):
+        known = function.__globals__
+        yield from ((name, known[name]) for name in names_in(function.__code__) if name in known)
 
 
 def _same(some: Iterable[Any], others: Iterable[Any]) -> bool:

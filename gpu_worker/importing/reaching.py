@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-CLOSED = {"torch", "logging"}  # packages whose objects are not looked into, but for torch's modules
+CLOSED = {  # packages whose objects are not looked into, but for torch's modules: they are no data, or at work
+    "torch", "logging", "threading", "queue", "concurrent", "multiprocessing", "asyncio", "contextvars", "weakref",
+}  # fmt: skip
 LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}
 ENDS = (type, types.ModuleType, types.CodeType, types.FrameType, types.GeneratorType, torch.Tensor)
 CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)  # exactly these: others may do anything when written to
@@ -26,9 +28,10 @@ def reached(*roots: Any) -> Iterator[Any]:
             continue
         seen.add(id(value))
         yield value
-        if isinstance(value, types.FunctionType):
+        kind = type(value)  # and not isinstance: what stands for another object is not to be woken
+        if kind is types.FunctionType:
             waiting += (*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value))
-        elif not isinstance(value, ENDS) and (isinstance(value, nn.Module) or not _is_in(type(value), CLOSED)):
+        elif _is_open(kind):
             waiting += gc.get_referents(value)
 
 
@@ -71,7 +74,7 @@ class Held:
 
     def _named(self, value: Any) -> Iterator[Any]:
         """What it can reach by names: a function by global ones, an object by those of its class."""
-        if isinstance(value, types.FunctionType):
+        if type(value) is types.FunctionType:
             if not is_authors(value):
                 return
             for name in names_in(value.__code__):
@@ -84,7 +87,7 @@ class Held:
                     yield found
                 elif isinstance(found, type):
                     yield from self._of_class(found)
-        elif not isinstance(value, (type, types.ModuleType, torch.Tensor)):
+        elif not issubclass(type(value), ENDS):
             for kind in type(value).__mro__:
                 yield from self._of_class(kind)
 
@@ -100,6 +103,11 @@ HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python made, whose attributes
 NOTHING = object()
 
 
+def _is_open(kind: type) -> bool:
+    """Whether objects of the class are looked into."""
+    return not issubclass(kind, ENDS) and (issubclass(kind, nn.Module) or not _is_in(kind, CLOSED))
+
+
 def _is_in(kind: type, packages: Collection[str]) -> bool:
     return str(kind.__module__).partition(".")[0] in packages
 
@@ -108,10 +116,10 @@ def _places(value: Any) -> Iterator[Callable[[], None]]:
     """What puts back what lies in it."""
     if type(value) in CONTAINERS:
         yield _contents(value)
-    elif isinstance(value, types.CellType):
+    elif type(value) is types.CellType:
         yield _cell(value)
-    elif not isinstance(value, (*ENDS, types.FunctionType)) and isinstance(getattr(value, "__dict__", None), dict):
-        yield _contents(vars(value))
+    elif type(value).__dictoffset__ and type(value) is not types.FunctionType and _is_open(type(value)):
+        yield _contents(object.__getattribute__(value, "__dict__"))
 
 
 def _contents(held: Any) -> Callable[[], None]:

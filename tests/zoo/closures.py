@@ -1,6 +1,7 @@
 """Functions that reach the module they belong to: in attributes, hooks, containers, and by global names."""
 
 import functools
+import threading
 import types
 from collections import deque
 from typing import Any
@@ -43,6 +44,36 @@ def captured_before() -> nn.Module:
     made = Captures()
     made(torch.randn(2, 4))
     return made
+
+
+def of_a_local_class() -> nn.Module:
+    """A hook and the class share what lies outside the module."""
+    features = {}
+
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.net.register_forward_hook(lambda m, a, out: features.__setitem__("all", out))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.net(x)
+            return features["all"].relu()
+
+    return Local()
+
+
+class Watched:
+    """It has the module, and cannot be copied."""
+
+    def __init__(self) -> None:
+        self.net, self.lock, self.calls = net(), threading.Lock(), 0
+        for part in self.net:
+            part.register_forward_hook(lambda m, a, out: self.saw())
+
+    def saw(self) -> None:
+        with self.lock:
+            self.calls += 1
 
 
 class Calls(nn.Module):
@@ -144,6 +175,8 @@ CASES = [
     taken("hook_that_captures", Captures, ROW, OUT),
     taken("hook_that_captures_by_a_partial", lambda: Captures("partial"), ROW, OUT),
     taken("hook_that_has_captured", captured_before, ROW, OUT),
+    taken("hook_that_shares_with_a_class", of_a_local_class, ROW, OUT),
+    taken("hook_of_one_who_watches", lambda: Watched().net, ROW, OUT),
     *(taken(f"function_of_its_own_{how}", lambda how=how: Calls(how), ROW, OUT) for how in HOWS),
     *(taken(f"function_of_its_own_{how}", lambda how=how: Contained(how), ROW, OUT)
       for how in ("in_a_dict", "in_a_deque")),

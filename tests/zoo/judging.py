@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from broker.errors import PackageError
 from gpu_worker.devices.cpu import CpuDevice
@@ -64,7 +65,10 @@ def _state(module: Any) -> dict[str, object]:
     """Of a module, to be compared."""
     if not isinstance(module, nn.Module):
         return {}
-    tensors = {name: (id(tensor), mark(tensor)[1]) for name, tensor in tensors_in(module).items()}
+    tensors: dict[str, object] = {
+        name: (id(tensor), None if tensor.is_meta or is_lazy(tensor) else mark(tensor)[1])
+        for name, tensor in tensors_in(module).items()
+    }
     return tensors | {"training": [part.training for part in module.modules()]}
 
 

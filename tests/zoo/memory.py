@@ -239,6 +239,7 @@ CASES = [
     refused("first_rows_by_shape", lambda: Of(by_shape({})), ROW, "state_changed"),
     refused("first_rows_by_shape_in_a_dict", lambda: Of(lambda m, x: by_shape(m.known)(m, x), known={}), ROW,
             "state_changed"),
+    refused("first_run_at_random", lambda: First(lambda x: torch.randn(4)), ROW, "state_changed"),
     refused("first_rows_in_weights", Initialised, ROW, "state_changed"),
     refused("first_rows_in_a_class", InItsClass, ROW, "state_changed"),
     refused("first_rows_in_a_global_dict", lambda: Of(in_a_global_dict), ROW, "state_changed"),
