@@ -43,18 +43,19 @@ def names_in(code: types.CodeType) -> set[str]:
 
 def is_authors(function: types.FunctionType) -> bool:
     """Whether it is none of Python's, numpy's or torch's, nor a wrapper that those make."""
-    return str(function.__globals__.get("__name__")).partition(".")[0] not in LIBRARIES
+    return not _is_library(str(function.__globals__.get("__name__")))
 
 
 class Held:
     """What a module holds, and what the functions that it may call hold in global names and in attributes of classes.
 
-    No values of tensors: which objects lie where.
+    Which objects lie where, and the values of tensors that are neither parameters nor buffers.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._put_back: list[Callable[[], None]] = []
-        self._seen: set[int] = set()
+        named = (*nn.Module.parameters(module), *nn.Module.buffers(module))
+        self._seen = {id(tensor) for tensor in named}
         self._see(module)
 
     def put_back(self) -> None:
@@ -75,21 +76,24 @@ class Held:
     def _named(self, value: Any) -> Iterator[Any]:
         """What it can reach by names: a function by global ones, an object by those of its class."""
         if type(value) is types.FunctionType:
-            if not is_authors(value):
-                return
-            for name in names_in(value.__code__):
-                known = value.__globals__
-                self._put_back.append(_entry(known, name))
-                found = known.get(name)
-                if type(found) in CONTAINERS or isinstance(
-                    found, (types.FunctionType, types.SimpleNamespace, nn.Module)
-                ):
-                    yield found
-                elif isinstance(found, type):
-                    yield from self._of_class(found)
+            names = names_in(value.__code__) if is_authors(value) else set()
+            modules = [m for n in names if type(m := value.__globals__.get(n)) is types.ModuleType]
+            for known in (value.__globals__, *(vars(m) for m in modules if not _is_library(m.__name__))):
+                yield from self._of_names(known, names)
         elif not issubclass(type(value), ENDS):
             for kind in type(value).__mro__:
                 yield from self._of_class(kind)
+
+    def _of_names(self, known: dict[str, Any], names: Collection[str]) -> Iterator[Any]:
+        for name in names:
+            self._put_back.append(_entry(known, name))
+            found = known.get(name)
+            if type(found) in SEEN_BY_NAME or isinstance(found, (nn.Module, torch.Tensor)):
+                yield found
+            elif isinstance(found, type):
+                yield from self._of_class(found)
+            elif not _is_in(type(found), LIBRARIES):
+                yield found
 
     def _of_class(self, kind: type) -> Iterator[Any]:
         if id(kind) in self._seen or not kind.__flags__ & HEAP or _is_in(kind, LIBRARIES):
@@ -99,6 +103,7 @@ class Held:
         yield from (v for v in vars(kind).values() if isinstance(v, types.FunctionType) or type(v) in CONTAINERS)
 
 
+SEEN_BY_NAME = (*CONTAINERS, types.FunctionType, types.SimpleNamespace)
 HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python made, whose attributes can be set
 NOTHING = object()
 
@@ -112,12 +117,18 @@ def _is_in(kind: type, packages: Collection[str]) -> bool:
     return str(kind.__module__).partition(".")[0] in packages
 
 
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in LIBRARIES
+
+
 def _places(value: Any) -> Iterator[Callable[[], None]]:
     """What puts back what lies in it."""
     if type(value) in CONTAINERS:
         yield _contents(value)
     elif type(value) is types.CellType:
         yield _cell(value)
+    elif type(value) is torch.Tensor and value.layout is torch.strided and not (value.is_meta or value.is_inference()):
+        yield _values(value)
     elif type(value).__dictoffset__ and type(value) is not types.FunctionType and _is_open(type(value)):
         yield _contents(object.__getattribute__(value, "__dict__"))
 
@@ -139,6 +150,19 @@ def _contents(held: Any) -> Callable[[], None]:
 
 def _same_objects(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
     return list(map(id, one)) == list(map(id, other)) and all(one[key] is other[key] for key in other)
+
+
+def _values(tensor: torch.Tensor) -> Callable[[], None]:
+    kept, written = tensor.detach().clone(), tensor._version
+
+    def put_back() -> None:
+        nonlocal written
+        if tensor._version != written:
+            with torch.no_grad():
+                tensor.copy_(kept)
+            written = tensor._version
+
+    return put_back
 
 
 def _cell(cell: types.CellType) -> Callable[[], None]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.zoo import keeping
 from tests.zoo.cases import Of, ids, refused, taken, x
 
 ROW = x(4)
@@ -145,6 +146,26 @@ def in_a_global_name(m: Of, x: torch.Tensor) -> torch.Tensor:
     return x - known
 
 
+MEAN = torch.zeros(4)
+NOTES = type("Notes", (), {"mean": None})()
+
+
+def in_a_global_tensor(m: Of, x: torch.Tensor) -> torch.Tensor:
+    if not MEAN.any():
+        MEAN.copy_(x.mean(0))
+    return x - MEAN
+
+
+def in_a_global_object(m: Of, x: torch.Tensor) -> torch.Tensor:
+    if NOTES.mean is None:
+        NOTES.mean = x.mean()
+    return x - NOTES.mean
+
+
+def in_another_module(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return keeping.centred(x)
+
+
 def largest_id(m: Of, ids: torch.Tensor) -> torch.Tensor:
     if m.kept is None:
         m.kept = ids.max()
@@ -244,6 +265,9 @@ CASES = [
     refused("first_rows_in_a_class", InItsClass, ROW, "state_changed"),
     refused("first_rows_in_a_global_dict", lambda: Of(in_a_global_dict), ROW, "state_changed"),
     refused("first_rows_in_a_global_name", lambda: Of(in_a_global_name), ROW, "state_changed"),
+    refused("first_rows_in_a_global_tensor", lambda: Of(in_a_global_tensor), ROW, "state_changed"),
+    refused("first_rows_in_a_global_object", lambda: Of(in_a_global_object), ROW, "state_changed"),
+    refused("first_rows_in_another_module", lambda: Of(in_another_module), ROW, "state_changed"),
     refused("first_rows_of_integers", lambda: Of(largest_id, kept=None), ids(3), "state_changed"),
     refused("first_rows_of_an_example", lambda: First(lambda x: x.mean()), ROW, "state_changed",
             example={"x": [[1.0, 2, 3, 4], [5, 6, 7, 8]]}),

@@ -261,6 +261,16 @@ def scripted_function() -> Any:
         return torch.jit.script(twice)
 
 
+def parametrised() -> nn.Module:
+    """Weights that are computed of others, in three ways."""
+    from torch.nn.utils import parametrizations
+
+    first, second, third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+    return nn.Sequential(
+        parametrizations.weight_norm(first), parametrizations.spectral_norm(second), parametrizations.orthogonal(third)
+    )
+
+
 def in_inference_mode() -> nn.Module:
     with torch.inference_mode():
         made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -306,6 +316,7 @@ CASES = [
     taken("without_gradients", WithoutGradients, ROW, OUT),
     taken("recursive", Recursive, ROW, (4,)),
     taken("pruned", pruned, ROW, OUT),
+    taken("parametrised", parametrised, ROW, OUT),
     taken("compiled", lambda: compiled(net()), ROW, OUT),
     taken("compiled_part", compiled_part, ROW, OUT),
     taken("compiled_in_place", compiled_in_place, ROW, OUT),
