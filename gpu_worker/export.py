@@ -1,6 +1,7 @@
 """Writes a torch module as a model package: the graph without its weights, and the weights beside it.
 
-Nothing is written that was not seen to answer as the module does, alone and in batches.
+Nothing is written that was not seen to answer as a copy of the module does, alone and in batches; and as the module
+itself does, for a row and a batch, where it is on the processor.
 """
 
 import contextlib
@@ -48,7 +49,8 @@ def write_package(
     cache: bool = True,
     description: str = "",
 ) -> Package:
-    """The package is on disk, whole or not at all, and has been read back; the module is as it was.
+    """The package is on disk, whole or not at all, and has been read back; the module is as it was, with what its
+    functions keep in closures, classes and global names. It is run, though: what it does elsewhere is done.
 
     `inputs`: {name: (dtype, shape of one row)}; named as the parameters of `forward`, or in its order.
     `outputs`: names, in the order that `forward` returns them; without, those of their keys, fields or positions

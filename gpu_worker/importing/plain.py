@@ -19,8 +19,8 @@ PLAIN_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 def plain_copy(place: str, module: nn.Module) -> nn.Module:
-    """A copy: nothing of the module is written to, neither now nor by what is done to the copy, as far as its
-    attributes, closures and global names lead.
+    """A copy, with copies of the functions in it that reach the module: what is done to it is not done to the module.
+    It may share with it what cannot be copied, and what lies outside of it.
 
     Raises: PackageError, code bad_module, scripted, quantised or no_weights.
     """
