@@ -252,6 +252,13 @@ def varied(kept: Kept) -> bool:
     return any(bool((tensor != tensor[:1]).any()) for tensor in kept.rows)
 
 
+def check_shows(place: str, outputs: Sequence[torch.Tensor]) -> None:
+    """Something can be seen of a model by what it gives for given rows. Raises: PackageError, code bad_example."""
+    if not finite_share(outputs):
+        why = "no output is a finite number for the rows of example: give rows that the model gives numbers for"
+        raise PackageError(place, [why], "bad_example")
+
+
 def check_kept(
     place: str, specs: Sequence[wire.TensorSpec], run: Run, rows: Sequence[torch.Tensor], batch_max: int, close: float
 ) -> None:

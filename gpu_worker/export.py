@@ -1,6 +1,7 @@
 """Writes a torch module as a model package: the graph without its weights, and the weights beside it.
 
-Nothing is written that was not seen to answer as the module does, alone and in batches.
+Nothing is written that was not seen to answer as a copy of the module does, alone and in batches; and as the module
+itself does, for a row and a batch, where it is on the processor.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ from broker.errors import PackageError
 from gpu_worker import examples, trials
 from gpu_worker.comparing import Rounding, amount, difference, same, tolerance
 from gpu_worker.importing import arguments, graphs
+from gpu_worker.importing.author import Author
 from gpu_worker.importing.behaviour import REMEMBERED
 from gpu_worker.importing.culprits import where_mixed
 from gpu_worker.importing.original import Original
-from gpu_worker.importing.plain import plain_copy
 from gpu_worker.importing.programs import NotExported, Program, export, read
 from gpu_worker.importing.quiet import quiet
 from gpu_worker.importing.signature import bindings
@@ -50,7 +51,8 @@ def write_package(
     cache: bool = True,
     description: str | None = None,
 ) -> Package:
-    """The package is on disk, whole or not at all, and has been read back; the module is as it was.
+    """The package is on disk, whole or not at all, and has been read back; the module is as it was, with what its
+    functions keep in closures, classes and global names. It is run, though: what it does elsewhere is done.
 
     `inputs`: {name: (dtype, shape of one row)}; named as the parameters of `forward`, or in its order.
     `outputs`: names, in the order that `forward` returns them; without, those of their keys, fields or positions
@@ -62,11 +64,11 @@ def write_package(
     labels, description = () if labels is None else labels, "" if description is None else description
     options = arguments.Options(name, version, batch_max, slo_ms, labels, cache, description)
     specs = arguments.check(place, inputs, outputs, options)
-    with quiet():
-        plain = plain_copy(place, module)
+    author = Author(place, module)
+    with quiet(), author.restored() as plain:
         original = Original(place, plain, bindings(place, plain.forward, list(inputs)), specs, batch_max)
         original.look(example, outputs)
-        program = _seen_equal(original)
+        program = _seen_equal(original, author)
     specs_out = {spec.name: (spec.dtype, spec.shape[1:]) for spec in original.outputs}
     manifest = manifest_text(inputs, specs_out, batch_max, slo_ms, labels, cache, description, GRAPH)
     kept = examples.to_keep(original.draw, specs)
@@ -78,8 +80,8 @@ def write_package(
     return read_package(repository, wire.ref_of(name, version), ())
 
 
-def _seen_equal(original: Original) -> Program:
-    """What is written: seen to give what the original gives, with as little to do and to load as can be.
+def _seen_equal(original: Original, author: Author) -> Program:
+    """What is written: seen to give what the module gives, with as little to do and to load as can be.
 
     Raises: PackageError.
     """
@@ -92,6 +94,7 @@ def _seen_equal(original: Original) -> Program:
         if error.code == "random":
             _name_the_draw(original, example)
         raise
+    author.check(original, trial, expected)
     try:
         program = _exported(original, example, trial, expected)
         graph = program.exported.graph_module

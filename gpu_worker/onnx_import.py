@@ -247,7 +247,13 @@ def _drawn(
 ) -> trials.Draw:
     """How inputs are drawn: given rows, or random ones. Raises: PackageError."""
     if example is not None:
-        return examples.given(place, specs, example, batch_max).draw
+        kept = examples.given(place, specs, example, batch_max)
+        rows = kept.draw(min(2, batch_max), torch.Generator().manual_seed(trials.SEED))
+        with contextlib.suppress(
+            RuntimeError
+        ):  # rows that it does not run on are told of where its outputs are looked at
+            examples.check_shows(place, _run(forward, {}, rows))
+        return kept.draw
     drawn, why = examples.find(specs, partial(_whole, forward), batch_max)
     if drawn is None:
         assert why is not None

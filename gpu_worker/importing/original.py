@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from gpu_worker.importing.behaviour import State, check_repeats
 from gpu_worker.importing.quiet import authors_line
 from gpu_worker.importing.shapes import check_batch, counts, output_spec
 from gpu_worker.importing.signature import Binding, check_outputs, example_call, flat, output_names, tensors_of
-from gpu_worker.trials import Draw, Trial, counted
+from gpu_worker.trials import Batch, Draw, Trial, counted
 
 COARSE = TOLERANCE[torch.bfloat16]  # where it is not known how exact the module is inside
 
 
 class Original:
-    """A module, inputs that it runs on, and what it gives for them. It changes nothing of itself."""
+    """A module, inputs that it runs on, and what it gives for them. It changes nothing of itself, but for what it makes
+    when it is run for the first time.
+    """
 
     def __init__(
         self, place: str, module: nn.Module, ways: Sequence[Binding], specs: Sequence[wire.TensorSpec], batch_max: int
@@ -31,7 +34,7 @@ class Original:
         self.specs, self.outputs = specs, list[wire.TensorSpec]()
         self.draw: Draw
         self._ways = ways
-        self._state = State(place, module)
+        self._state: State  # as it is once it was run
         self._known: tuple[list[torch.Tensor], int]  # outputs as it gives them, and of how many rows
 
     @property
@@ -42,6 +45,7 @@ class Original:
     def look(self, example: Mapping[str, Any] | None, names: Sequence[str] | None) -> None:
         """Inputs that it runs on, and its outputs, are known. Raises: PackageError."""
         self.draw = self._inputs(example)
+        self._state = State(self.place, self.module)
         generator = torch.Generator().manual_seed(trials.SEED)
         rows = counts(self.batch_max)
         few, more = (self._called(self.draw(count, generator), count) for count in rows)
@@ -75,6 +79,7 @@ class Original:
         """How inputs are drawn: the author's rows, or random ones. Raises: PackageError."""
         kept = None if example is None else examples.given(self.place, self.specs, example, self.batch_max)
         why: Exception | None = None
+        rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, trials.SEED)
         for binding in self._ways:
             self.binding = binding
             if kept is None:
@@ -83,7 +88,7 @@ class Original:
                     return drawn.draw
             else:
                 try:
-                    self._run(kept.draw(min(2, self.batch_max), torch.Generator().manual_seed(trials.SEED)))
+                    examples.check_shows(self.place, self._run(kept.draw(rows, generator())))
                     return kept.draw
                 except PackageError:
                     raise
@@ -93,10 +98,14 @@ class Original:
         told = f"forward fails on the rows of example: {_said(why)}" if kept else examples.not_run(_said(why))
         raise PackageError(self.place, [told], "forward_failed")
 
-    def _called(self, inputs: Sequence[torch.Tensor], rows: int) -> Any:
-        """What it returns. Raises: PackageError."""
+    def answers(self, module: nn.Module, batch: Batch) -> list[torch.Tensor]:
+        """What another module gives for the batch, as this one's outputs. Raises: PackageError, code forward_failed."""
+        return tensors_of(self._called(batch.inputs, batch.rows, module), batch.rows)
+
+    def _called(self, inputs: Sequence[torch.Tensor], rows: int, module: nn.Module | None = None) -> Any:
+        """What it, or another module, returns. Raises: PackageError."""
         try:
-            return example_call(self.module, self.binding, inputs)
+            return example_call(module or self.module, self.binding, inputs)
         except Exception as error:  # it is the author's code
             why = f"forward fails on {counted(rows)}: {_said(error)}. It must take any number of rows up to batch_max"
             raise PackageError(self.place, [why], "forward_failed") from None

@@ -1,9 +1,7 @@
 """A module as it can be exported: a copy, on the processor, in evaluation, without what torch wraps it in."""
 
-import contextlib
-import copy
+import inspect
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +10,17 @@ from torch.nn.parameter import is_lazy
 from broker.errors import PackageError
 from gpu_worker.devices.executables import TORCH_DTYPES
 from gpu_worker.examples import said
+from gpu_worker.importing.copying import whole_copy
 
 SPREAD = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse", "torch.nn.quantized")
+QUANTISERS = ("bitsandbytes", "hqq", "optimum", "quanto", "torchao")  # packages whose parameters are no plain ones
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 def plain_copy(place: str, module: nn.Module) -> nn.Module:
-    """A copy: the module itself is not changed by what is done to it.
+    """A copy, with copies of the functions in it that reach the module: what is done to it is not done to the module.
+    It may share with it what cannot be copied, and what lies outside of it.
 
     Raises: PackageError, code bad_module, scripted, quantised or no_weights.
     """
@@ -28,27 +29,58 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
         made = " (a class: make an instance of it)" if isinstance(module, type) else ""
         raise PackageError(place, [f"module must be a torch.nn.Module; got {kind}{made}"], "bad_module")
     _refuse(place, module)
-    original = _original(module)
     try:
-        copied = copy.deepcopy(original, {id(tensor): tensor.detach().clone() for tensor in _grown(original)})
+        copied = whole_copy(unwrapped(module))
     except Exception as error:  # whatever the author's objects do when they are copied
         why = f"the module cannot be copied: {said(error)}. Keep what cannot be copied out of the module"
         raise PackageError(place, [why], "bad_module") from None
-    for parent in list(copied.modules()):
+    for parent in list(nn.Module.modules(copied)):
         parent._compiled_call_impl = None  # of Module.compile()
         for name, child in list(parent._modules.items()):
             if child is not None:
-                parent._modules[name] = _original(child)
-    with contextlib.suppress(NotImplementedError):  # an exported program, whose mode is fixed
-        copied.eval()
-    return copied.cpu().requires_grad_(False)
+                parent._modules[name] = unwrapped(child)
+    evaluate(copied)
+    return nn.Module.requires_grad_(nn.Module.cpu(copied), False)
+
+
+def evaluate(module: nn.Module) -> None:
+    """It is in evaluation: by its own eval() and train(mode), where they are such; else by its flags."""
+    parts = list(nn.Module.modules(module))
+    if all(_switches(part) for part in parts):
+        try:
+            module.eval()
+            return
+        except NotImplementedError:  # an exported program, whose mode is fixed
+            pass
+    for part in parts:
+        part.training = False
+
+
+def has_own_switch(module: nn.Module) -> bool:
+    """Whether evaluation may be more than a flag, somewhere in it."""
+    kinds = {type(part) for part in nn.Module.modules(module)}
+    return any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
+
+
+def _switches(part: nn.Module) -> bool:
+    """Whether its train and eval are torch's switch: others of that name, as train(data), are not to be called."""
+    try:
+        mode, *_ = (*inspect.signature(part.train).parameters.values(), None)
+        rest = inspect.signature(part.eval).parameters.values()
+    except (TypeError, ValueError):  # something that is no function
+        return False
+    return (
+        mode is not None
+        and (mode.name == "mode" or mode.kind is mode.VAR_POSITIONAL)
+        and all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest)
+    )
 
 
 def tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
     """{name: parameter or buffer}, those that are no part of a state dict, and all names of shared ones, included."""
     return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
+        **dict(nn.Module.named_parameters(module, remove_duplicate=False)),
+        **dict(nn.Module.named_buffers(module, remove_duplicate=False)),
     }
 
 
@@ -56,42 +88,22 @@ def plain_tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
     """{name: tensor} of those that are attributes and nothing more."""
     return {
         f"{path}.{name}".lstrip("."): value
-        for path, part in module.named_modules()
+        for path, part in nn.Module.named_modules(module)
         for name, value in vars(part).items()
         if isinstance(value, torch.Tensor)
     }
 
 
-def _original(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     """What torch.compile, or a wrapper that spreads a model over devices, was called with."""
     while isinstance(module, (torch._dynamo.OptimizedModule, *SPREAD)):
         module = module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module.module
     return module
 
 
-def _grown(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Tensors that a module keeps and that were computed of others: torch copies none whose gradient it could take."""
-    seen: set[int] = set()
-    waiting: list[Any] = [module]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            if not value.is_leaf:
-                yield value
-        elif isinstance(value, nn.Module):
-            waiting.append(vars(value))
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            waiting.extend(value)
-
-
 def _refuse(place: str, module: nn.Module) -> None:
     """Raises for modules that hold something else than tensors and Python."""
-    for name, part in module.named_modules():
+    for name, part in nn.Module.named_modules(module):
         where = f" (at {name})" if name else ""
         if isinstance(part, torch.jit.ScriptModule):
             why = f"the module is TorchScript{where}, which cannot be exported: give the module that it was made from"
@@ -110,7 +122,7 @@ def _tensor_faults(place: str, module: nn.Module) -> Iterator[PackageError]:
         elif tensor.is_meta:
             why = f"{name} is on the meta device and has no values: load the weights before the module is written"
             yield PackageError(place, [why], "no_weights")
-        elif tensor.is_quantized or type(tensor) not in PLAIN_TENSORS:
+        elif tensor.is_quantized or not _is_plain(tensor):
             yield PackageError(place, [_quantised(f"{name} ({type(tensor).__name__})")], "quantised")
         elif tensor.dtype not in TORCH_DTYPES.values() or tensor.layout is not torch.strided:
             dense = tensor.layout is torch.strided
@@ -121,6 +133,19 @@ def _tensor_faults(place: str, module: nn.Module) -> Iterator[PackageError]:
                 else "keep it as a dense tensor of floats, integers or booleans"
             )
             yield PackageError(place, [f"{name} is {kind}, which cannot be stored: {mend}"], "bad_module")
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether its values are what lies in it: for subclasses of Parameter, too, that compute as it does."""
+    kind = type(tensor)
+    if kind in PLAIN_TENSORS:
+        return True
+    return (
+        issubclass(kind, nn.Parameter)
+        and kind.__torch_function__ is nn.Parameter.__torch_function__
+        and kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        and kind.__module__.partition(".")[0] not in QUANTISERS
+    )
 
 
 def _quantised(what: str) -> str:

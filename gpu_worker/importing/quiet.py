@@ -23,7 +23,8 @@ def quiet() -> Iterator[None]:
     """What torch, and the module, print and warn is not shown: what matters of it is said by us, as an error.
 
     Attention takes the way that a graph can hold; its fused kernels answer otherwise where padding is masked. Functions
-    that are compiled run as they were written: nothing is compiled for a few rows.
+    that are compiled run as they were written: nothing is compiled for a few rows. Inference mode is left, in which
+    nothing can be exported; gradients stay as they are.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -38,6 +39,8 @@ def quiet() -> Iterator[None]:
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),
             torch.compiler.set_stance("force_eager"),
+            torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext(),
+            torch.set_grad_enabled(torch.is_grad_enabled()),
         ):
             warnings.simplefilter("ignore")
             yield

@@ -23,41 +23,50 @@ Named = tuple[str, Any]
 class Binding:
     """How inputs, in their order, are given to a module."""
 
-    by_position: int  # so many of them, the first ones
-    by_name: tuple[str, ...]  # the others, as parameters of these names
+    by_position: tuple[int, ...]  # which of them, one after the other
+    by_name: Mapping[str, int]  # {parameter: which of them}
 
     def arguments(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         """(args, kwargs)."""
-        rest = inputs[self.by_position :]
-        return tuple(inputs[: self.by_position]), dict(zip(self.by_name, rest, strict=True))
+        return tuple(inputs[i] for i in self.by_position), {name: inputs[i] for name, i in self.by_name.items()}
 
 
 def bindings(place: str, forward: Callable[..., Any], names: Sequence[str]) -> list[Binding]:
     """How inputs can be given, likeliest first. Raises: PackageError, as `bind`."""
     kinds = [parameter.kind for parameter in inspect.signature(forward).parameters.values()]
     passes_on = kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]  # whatever it takes
-    return [bind(place, forward, names), *([Binding(len(names), ())] if passes_on else [])]
+    return [bind(place, forward, names), *([Binding(tuple(range(len(names))), {})] if passes_on else [])]
 
 
 def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Binding:
-    """By name if every input is named as a parameter of `forward`; else by position, in their order.
+    """By name if every input is named as a parameter of `forward`; else by position, in their order, but for those
+    that have the name of one that has no position.
 
     Raises: PackageError, code bad_inputs, where that is not clear, or a parameter is left without a value.
     """
     parameters = list(inspect.signature(forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    nameable = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    nameless = [p.name for p in positional if p.kind is p.POSITIONAL_ONLY]  # they have no name for those who call
+    places = [p.name for p in positional]
+    without_place = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    nameable = places + without_place
     known = [name for name in names if name in nameable]
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters) and (known or not positional)
-    if any_name or len(known) == len(names):
-        binding, given = Binding(0, tuple(names)), set(names)
-    else:
-        binding, given = Binding(len(names), ()), {p.name for p in positional[: len(names)]}
+    at = {name: i for i, name in enumerate(names)}
     faults = []
-    if binding.by_position:
-        places = [p.name for p in positional]
-        elsewhere = [name for i, name in enumerate(names) if name in known and places[i : i + 1] != [name]]
-        too_many = len(names) > len(positional) and all(p.kind is not p.VAR_POSITIONAL for p in parameters)
+    if any_name or len(known) == len(names):
+        first = [name for name in nameless if name in at]
+        binding = Binding(tuple(at[n] for n in first), {n: i for n, i in at.items() if n not in first})
+        given = set(names)
+        if first != nameless[: len(first)]:
+            lacking = next(name for name in nameless if name not in at)
+            faults.append(f"inputs lacks {lacking}, which forward takes before {first[-1]}: add it to inputs")
+    else:
+        rest = [name for name in names if name not in without_place]
+        binding = Binding(tuple(at[n] for n in rest), {n: i for n, i in at.items() if n in without_place})
+        given = {*places[: len(rest)], *binding.by_name}
+        elsewhere = [name for i, name in enumerate(rest) if name in known and places[i : i + 1] != [name]]
+        too_many = len(rest) > len(positional) and all(p.kind is not p.VAR_POSITIONAL for p in parameters)
         if elsewhere and not too_many:
             faults.append(
                 f"inputs {', '.join(elsewhere)} are named as parameters of forward, in other places, and "
@@ -188,8 +197,18 @@ def _leaf_fault(name: str, leaf: Any) -> str:
     return ""
 
 
+class Ended(Exception):
+    """Forward would have ended the process."""
+
+
 def example_call(module: nn.Module, binding: Binding, inputs: Sequence[torch.Tensor]) -> Any:
-    """What the module returns, as it returns it. It may change its inputs: they are copies."""
+    """What the module returns, as it returns it. It may change its inputs: they are copies.
+
+    Raises: Ended where it would end the process; whatever else it raises.
+    """
     args, kwargs = binding.arguments([tensor.clone() for tensor in inputs])
     with torch.no_grad():
-        return module(*args, **kwargs)
+        try:
+            return module(*args, **kwargs)
+        except SystemExit as error:
+            raise Ended("it ends the process (SystemExit)").with_traceback(error.__traceback__) from None

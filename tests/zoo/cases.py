@@ -28,6 +28,7 @@ class Case:
     exact: torch.dtype = torch.float32  # of the least exact step
     file: bool = False  # of ONNX
     by_name: bool = False  # the reference is called with the inputs by name
+    by_place: tuple[str, ...] = ()  # but for these, which come first
     where: tuple[str, ...] = ()  # of each output in what the module returns, where the names are others
     norms: int | None = None  # batch normalisations that are left in the graph; None: nobody looks
 
@@ -43,6 +44,7 @@ def taken(
     exact: torch.dtype = torch.float32,
     norms: int | None = None,
     by_name: bool = False,
+    by_place: tuple[str, ...] = (),
     where: tuple[str, ...] = (),
     **options: Any,
 ) -> Case:
@@ -50,13 +52,17 @@ def taken(
     outputs = {"output": ("float32", promised)} if isinstance(promised, tuple) else promised
     return Case(
         name=name, make=make, inputs=inputs, outputs=outputs, draw=draw or {}, options=options, exact=exact,
-        norms=norms, by_name=by_name, where=where,
+        norms=norms, by_name=by_name, by_place=by_place, where=where,
     )  # fmt: skip
 
 
 def refused(name: str, make: Callable[..., Any], inputs: Mapping[str, Row], code: str, **options: Any) -> Case:
     """It is not written."""
     return Case(name=name, make=make, inputs=inputs, code=code, options=options)
+
+
+class NotTheSwitch(Exception):
+    """A method that has the name of torch's switch was called as if it were that."""
 
 
 class Of(nn.Module):

@@ -2,6 +2,7 @@
 
 from tests.zoo import (
     attention,
+    closures,
     convolutional,
     decisions,
     dtypes,
@@ -20,6 +21,6 @@ FAMILIES = {
     module.__name__.rpartition(".")[2]: module.CASES
     for module in (
         attention, recurrent, convolutional, norms, lookups, decisions, rows, shapes, memory, dtypes, signatures,
-        structure, onnx_files,
+        structure, closures, onnx_files,
     )
 }  # fmt: skip

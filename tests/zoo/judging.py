@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from broker.errors import PackageError
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.export import write_package
+from gpu_worker.importing.behaviour import mark
 from gpu_worker.importing.plain import tensors_in
 from gpu_worker.onnx_import import write_onnx_package
 from gpu_worker.packages import Package, read_package
-from tests.zoo.cases import Case
+from tests.zoo.cases import Case, NotTheSwitch
 from tests.zoo.serving import BATCH_MAX, Run, check_served
 
 FAULT_MAX = 500  # characters of a sentence
@@ -64,7 +66,10 @@ def _state(module: Any) -> dict[str, object]:
     """Of a module, to be compared."""
     if not isinstance(module, nn.Module):
         return {}
-    tensors = {name: (id(tensor), tensor._version) for name, tensor in tensors_in(module).items()}
+    tensors: dict[str, object] = {
+        name: (id(tensor), None if tensor.is_meta or is_lazy(tensor) else mark(tensor)[1])
+        for name, tensor in tensors_in(module).items()
+    }
     return tensors | {"training": [part.training for part in module.modules()]}
 
 
@@ -78,16 +83,27 @@ def norms_in(package: Package) -> int:
 
 def by_the_module(module: nn.Module, case: Case) -> Run:
     """What the module itself gives, as people call it: output by output."""
-    whole = module if isinstance(module, torch.fx.GraphModule) else module.eval()
+    whole = module if isinstance(module, torch.fx.GraphModule) else _evaluated(module)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         named = {name: tensor.clone() for name, tensor in zip(case.inputs, inputs, strict=True)}
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of nested tensors, in which torch keeps padded sequences
-            value = whole(**named) if case.by_name else whole(*named.values())
+            first = [named.pop(name) for name in case.by_place]
+            value = whole(*first, **named) if case.by_name else whole(*named.values())
         return [_as_served(_picked(value, name), len(inputs[0])) for name in case.where or case.outputs]
 
     return run
+
+
+def _evaluated(module: nn.Module) -> nn.Module:
+    """In evaluation, as people put it there; by the flag where eval() is another thing."""
+    try:
+        return module.eval()
+    except NotTheSwitch:
+        for part in module.modules():
+            part.training = False
+        return module
 
 
 def _picked(value: Any, name: str) -> torch.Tensor:

@@ -167,6 +167,8 @@ CASES = [
             example={"ids": torch.arange(6).view(2, 3)}),
     refused("nothing_but_nan", lambda: Of(lambda m, x: (x - x.mean(0)) * torch.where(x.abs() > 1e3, 1.0, torch.nan)),
             ROW, "forward_failed"),
+    refused("example_that_gives_nothing_but_nan", lambda: Of(lambda m, x: x * torch.nan), ROW, "bad_example",
+            example={"x": torch.randn(2, 4)}),
     refused("example_of_another_shape", lambda: nn.Linear(4, 3), ROW, "bad_example", example={"x": torch.randn(2, 5)}),
     refused("example_of_another_dtype", lambda: nn.Embedding(4, 3), ids(3), "bad_example",
             example={"ids": torch.rand(2, 3)}),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.zoo import keeping
 from tests.zoo.cases import Of, ids, refused, taken, x
 
 ROW = x(4)
@@ -77,6 +78,145 @@ class Looks(nn.Module):
         return self.last.relu()
 
 
+class First(nn.Module):
+    """Keeps something of the first rows that it sees, and goes by it from then on."""
+
+    kept: Any = None
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what, self.kept = what, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = self.what(x)
+        return x - self.kept
+
+
+class Initialised(nn.Module):
+    """As activation normalisation: its weights are made of the first rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.ready = nn.Parameter(torch.zeros(4)), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.ready:
+            self.shift.data.copy_(x.mean(0))
+            self.ready = True
+        return x - self.shift
+
+
+class InItsClass(nn.Module):
+    """Keeps it where all of its kind find it."""
+
+    kept: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if InItsClass.kept is None:
+            InItsClass.kept = x.mean()
+        return x - InItsClass.kept
+
+
+def by_shape(known: dict[Any, torch.Tensor]) -> Any:
+    """What is subtracted was computed of the first rows of that shape."""
+
+    def centred(m: Of, x: torch.Tensor) -> torch.Tensor:
+        if x.shape not in known:
+            known[x.shape] = x.mean()
+        return x - known[x.shape]
+
+    return centred
+
+
+KNOWN: dict[str, Any] = {}
+known: Any = None
+
+
+def in_a_global_dict(m: Of, x: torch.Tensor) -> torch.Tensor:
+    if "mean" not in KNOWN:
+        KNOWN["mean"] = x.mean()
+    return x - KNOWN["mean"]
+
+
+def in_a_global_name(m: Of, x: torch.Tensor) -> torch.Tensor:
+    global known
+    if known is None:
+        known = x.mean()
+    return x - known
+
+
+MEAN = torch.zeros(4)
+NOTES = type("Notes", (), {"mean": None})()
+
+
+def in_a_global_tensor(m: Of, x: torch.Tensor) -> torch.Tensor:
+    if not MEAN.any():
+        MEAN.copy_(x.mean(0))
+    return x - MEAN
+
+
+def in_a_global_object(m: Of, x: torch.Tensor) -> torch.Tensor:
+    if NOTES.mean is None:
+        NOTES.mean = x.mean()
+    return x - NOTES.mean
+
+
+def in_another_module(m: Of, x: torch.Tensor) -> torch.Tensor:
+    return keeping.centred(x)
+
+
+def largest_id(m: Of, ids: torch.Tensor) -> torch.Tensor:
+    if m.kept is None:
+        m.kept = ids.max()
+    return ids / m.kept
+
+
+def table_in_a_global_dict(m: Of, x: torch.Tensor) -> torch.Tensor:
+    """What is kept is made of the shape of a row alone."""
+    if "table" not in KNOWN:
+        KNOWN["table"] = torch.arange(x.shape[1]).sin()
+    return x + KNOWN["table"]
+
+
+class Table(nn.Module):
+    """Makes a table of constants when it is run first."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        if how == "buffer":
+            self.register_buffer("table", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if getattr(self, "table", None) is None:
+            table = torch.arange(x.shape[1]).sin()
+            self.register_buffer("table", table) if self.how == "new buffer" else setattr(self, "table", table)
+        return x + self.table
+
+
+class FilledLater(nn.Module):
+    """Writes its table into zeros when it is run first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(4))
+        self.ready = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.ready:
+            self.table.copy_(torch.arange(4).sin())
+            self.ready = True
+        return x + self.table
+
+
+def run_before() -> nn.Module:
+    """It keeps what it was given before it is written: as it is to be."""
+    made = First(lambda x: x.abs().max().item())
+    made(torch.randn(8, 4))
+    return made
+
+
 def add_to_input(m: Of, x: torch.Tensor) -> torch.Tensor:
     x += 1
     x[:, 0] = 0
@@ -115,6 +255,27 @@ CASES = [
     refused("counter_that_nobody_reads", lambda: Counter("buffer", used=False), ROW, "state_changed"),
     refused("counter_in_a_tensor_that_nobody_reads", lambda: Counter("tensor", used=False), ROW, "state_changed"),
     taken("counter_in_a_number_that_nobody_reads", lambda: Counter("number", used=False), ROW, (4,)),
+    *(refused(f"first_rows_{name}", lambda what=what: First(what), ROW, "state_changed") for name, what in (
+        ("number", lambda x: x.abs().max().item()), ("mean", lambda x: x.mean()), ("frame", lambda x: x[:1].clone()))),
+    refused("first_rows_by_shape", lambda: Of(by_shape({})), ROW, "state_changed"),
+    refused("first_rows_by_shape_in_a_dict", lambda: Of(lambda m, x: by_shape(m.known)(m, x), known={}), ROW,
+            "state_changed"),
+    refused("first_run_at_random", lambda: First(lambda x: torch.randn(4)), ROW, "state_changed"),
+    refused("first_rows_in_weights", Initialised, ROW, "state_changed"),
+    refused("first_rows_in_a_class", InItsClass, ROW, "state_changed"),
+    refused("first_rows_in_a_global_dict", lambda: Of(in_a_global_dict), ROW, "state_changed"),
+    refused("first_rows_in_a_global_name", lambda: Of(in_a_global_name), ROW, "state_changed"),
+    refused("first_rows_in_a_global_tensor", lambda: Of(in_a_global_tensor), ROW, "state_changed"),
+    refused("first_rows_in_a_global_object", lambda: Of(in_a_global_object), ROW, "state_changed"),
+    refused("first_rows_in_another_module", lambda: Of(in_another_module), ROW, "state_changed"),
+    refused("first_rows_of_integers", lambda: Of(largest_id, kept=None), ids(3), "state_changed"),
+    refused("first_rows_of_an_example", lambda: First(lambda x: x.mean()), ROW, "state_changed",
+            example={"x": [[1.0, 2, 3, 4], [5, 6, 7, 8]]}),
+    taken("first_rows_before_it_is_written", run_before, ROW, (4,)),
+    taken("table_in_a_global_dict", lambda: Of(table_in_a_global_dict), ROW, (4,)),
+    *(taken(f"table_in_a_{how.replace(' ', '_')}", lambda how=how: Table(how), ROW, (4,))
+      for how in ("attribute", "buffer", "new buffer")),
+    taken("table_that_is_filled_later", FilledLater, ROW, (4,)),
     refused("running_mean", Average, ROW, "state_changed"),
     refused("embedding_with_limit", embedding_with_limit, ids(3), "state_changed"),
     taken("keeps_what_it_makes_of_weights", Cache, ROW, (4,)),

@@ -26,6 +26,20 @@ class Either(nn.Module):
         return a - b * scale if c is None else a + c
 
 
+class ByPlaceAndName(nn.Module):
+    """One has no name for those who call, one has no place."""
+
+    def forward(self, a: torch.Tensor, /, b: torch.Tensor, *, c: torch.Tensor) -> torch.Tensor:
+        return a - 2 * b + 3 * c
+
+
+class FirstByPlace(nn.Module):
+    """One that has no name, and then any."""
+
+    def forward(self, a: torch.Tensor, /, **others: torch.Tensor) -> torch.Tensor:
+        return a - others["b"]
+
+
 class AnyName(nn.Module):
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         return inputs["a"] - inputs["b"]
@@ -122,6 +136,12 @@ CASES = [
     taken("in_another_order", Keyword, dict(reversed(PAIR.items())), (4,), by_name=True),
     taken("place_name_and_default", Either, PAIR, (4,), by_name=True),
     taken("defaults_given", Either, {**PAIR, "c": OUT}, (4,), by_name=True),
+    taken("place_alone_and_name_alone", ByPlaceAndName, {"c": OUT, "a": OUT, "b": OUT}, (4,), by_name=True,
+          by_place=("a",)),
+    taken("place_alone_under_another_name", ByPlaceAndName, {"c": OUT, "y": OUT, "z": OUT}, (4,), by_name=True,
+          by_place=("y", "z")),
+    taken("place_alone_and_any_name", FirstByPlace, dict(reversed(PAIR.items())), (4,), by_name=True, by_place=("a",)),
+    refused("place_alone_is_missing", ByPlaceAndName, {"b": OUT, "c": OUT}, "bad_inputs"),
     taken("any_name", AnyName, PAIR, (4,), by_name=True),
     taken("a_name_and_any", First, PAIR, (4,), by_name=True),
     taken("any_number", AnyNumber, {**PAIR, "c": OUT}, (4,)),

@@ -1,14 +1,17 @@
 """How modules are put together, wrapped, compiled, converted and kept."""
 
 import functools
+import sys
 import warnings
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.zoo.cases import Of, refused, taken, x
+from tests.zoo.cases import NotTheSwitch, Of, refused, taken, x
 
 ROW, OUT = x(4), (3,)
 
@@ -189,6 +192,100 @@ def quantised() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
 
 
+class TrainsItself(nn.Module):
+    """Its train and eval take data, and are no switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+
+    def train(self, data: list[torch.Tensor]) -> float:  # type: ignore[override]
+        raise NotTheSwitch
+
+    def eval(self, data: list[torch.Tensor]) -> float:  # type: ignore[override]
+        raise NotTheSwitch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class SwitchesMore(nn.Module):
+    """Its train switches more than the flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.noisy = net(), True
+
+    def train(self, mode: bool = True) -> "SwitchesMore":
+        self.noisy = mode
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + torch.rand(3) if self.noisy else self.net(x)
+
+
+class Merges(nn.Module):
+    """As LoRA: evaluation adds a part to the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.added, self.merged = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 4)), False
+
+    def train(self, mode: bool = True) -> "Merges":
+        if mode == self.merged:
+            self.net.weight.data += -self.added if mode else self.added
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) if self.merged else self.net(x) + x @ self.added.t()
+
+
+class Weight(nn.Parameter):
+    """A parameter that knows more, and is made of more."""
+
+    def __new__(cls, data: torch.Tensor, scale: float) -> "Weight":
+        return super().__new__(cls, data)
+
+    def __init__(self, data: torch.Tensor, scale: float) -> None:
+        self.scale = scale
+
+
+@functools.cache
+def scripted_function() -> Any:
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(twice)
+
+
+def parametrised() -> nn.Module:
+    """Weights that are computed of others, in three ways."""
+    from torch.nn.utils import parametrizations
+
+    first, second, third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+    return nn.Sequential(
+        parametrizations.weight_norm(first), parametrizations.spectral_norm(second), parametrizations.orthogonal(third)
+    )
+
+
+def in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        made.shift = torch.randn(3)
+        made.register_forward_hook(lambda m, a, out: out + m.shift)
+    return made
+
+
+def grown() -> Any:
+    """Tensors that were computed of others, where torch copies none."""
+    made = torch.randn(4, requires_grad=True) * 2
+    return Of(lambda m, x: x + m.last[0] + m.named.a + m.f(), last=deque([made]), named=SimpleNamespace(a=made),
+              f=lambda: made)  # fmt: skip
+
+
 class Unpacked(nn.Module):
     """Keeps something that cannot be copied."""
 
@@ -219,6 +316,7 @@ CASES = [
     taken("without_gradients", WithoutGradients, ROW, OUT),
     taken("recursive", Recursive, ROW, (4,)),
     taken("pruned", pruned, ROW, OUT),
+    taken("parametrised", parametrised, ROW, OUT),
     taken("compiled", lambda: compiled(net()), ROW, OUT),
     taken("compiled_part", compiled_part, ROW, OUT),
     taken("compiled_in_place", compiled_in_place, ROW, OUT),
@@ -228,6 +326,15 @@ CASES = [
     taken("exported_and_unlifted", lambda: torch.export.export(net(), (torch.zeros(2, 4),), dynamic_shapes=({0:
           torch.export.Dim("b")},)).module(), ROW, OUT),
     taken("traced_by_fx", lambda: torch.fx.symbolic_trace(net()), ROW, OUT),
+    taken("trains_and_evaluates_itself", lambda: nn.Sequential(TrainsItself(), nn.Dropout(0.5)), ROW, OUT),
+    taken("switches_more_than_its_mode", SwitchesMore, ROW, OUT),
+    taken("merges_weights_in_evaluation", Merges, ROW, OUT),
+    taken("parameter_of_its_own_kind", lambda: Of(lambda m, x: x @ m.w * m.w.scale, w=Weight(torch.randn(4, 3), 2.0)),
+          ROW, OUT),
+    taken("scripted_function_in_an_attribute", lambda: Of(lambda m, x: m.f(x), f=scripted_function()), ROW, (4,)),
+    taken("made_in_inference_mode", in_inference_mode, ROW, OUT),
+    taken("grown_tensors_anywhere", grown, ROW, (4,)),
+    refused("ends_the_process", lambda: Of(lambda m, x: sys.exit(1)), ROW, "forward_failed"),
     refused("lazy", lambda: lazy(False), ROW, "no_weights"),
     refused("on_meta", on_meta, ROW, "no_weights"),
     refused("scripted", quiet(lambda: torch.jit.script(net())), ROW, "scripted"),
