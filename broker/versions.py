@@ -29,6 +29,14 @@ def why_changed(ref: str) -> str:
     )
 
 
+def why_container(name: str, package: str) -> str:
+    """A package has the name of a container."""
+    return (
+        f"{name!r} is the name of a container, so the package {package} cannot be served under it: give the package's "
+        f"folder another name and deploy that, or start the container with `gearmesh container --model {name}`"
+    )
+
+
 def why_exists(ref: str, free: str) -> str:
     """The same of a container's code."""
     name, version = wire.split_ref(ref)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from broker import wire
 from broker.errors import PackageError
-from broker.service import scan_repository
+from broker.repository import scan_repository
 from broker.versions import CHANGED, why_changed
 from gpu_worker.contents import Contents
 from gpu_worker.importing.writing import adopt, check_free

@@ -19,7 +19,7 @@ from broker import wire
 from broker.config import Settings
 from broker.errors import GearmeshError
 from broker.operator import NoBroker, Operator
-from broker.service import scan_repository
+from broker.repository import scan_repository
 from broker.versions import why_changed
 from frontend.client import Client, RequestError
 from gpu_worker import tuning
