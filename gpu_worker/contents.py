@@ -7,6 +7,7 @@ Content is all that an answer depends on: the graph, the weights, the inputs, ou
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import xxhash
 
 from broker.errors import PackageError
 from broker.versions import CHANGED
-from gpu_worker.packages import Package
+from gpu_worker.packages import EXAMPLE, Package
 
 CHUNK_BYTES = 1 << 22
 SETTLED_S = 2.0  # a file changed more recently may change again without its times telling; Source: times tick at 4 ms
@@ -37,9 +38,12 @@ class Contents:
         return _digest(json.dumps(sorted(self._parts(package).items())).encode())
 
     def differing(self, one: Package, other: Package) -> list[str]:
-        """The parts of their content, and the options, in which two packages differ."""
-        mine, yours = self._parts(one) | _options(one), self._parts(other) | _options(other)
-        return [name for name in {**mine, **yours} if mine.get(name) != yours.get(name)]
+        """The parts of their content in which two packages differ: they are the same version if it is none."""
+        return _unequal(self._parts(one), self._parts(other))
+
+    def options_differing(self, one: Package, other: Package) -> list[str]:
+        """In what two packages differ that is not their content: how they are served, and their example."""
+        return _unequal(self._options(one), self._options(other))
 
     def _parts(self, package: Package) -> dict[str, object]:
         """{part of the content: its digest}."""
@@ -55,6 +59,17 @@ class Contents:
         if package.graph is not None:
             parts[package.graph.name] = self._file(package, package.graph)
         return parts
+
+    def _options(self, package: Package) -> dict[str, object]:
+        """{option: value}: what a version has that is not its content."""
+        spec, example = package.spec, package.example_file
+        return {
+            "batch_max": spec.batch_max,
+            "slo_ms": spec.slo_ms,
+            "cache": spec.cacheable,
+            "description": package.description,
+            EXAMPLE: self._file(package, example) if example is not None else None,
+        }
 
     def _file(self, package: Package, file: Path) -> str:
         try:
@@ -91,10 +106,8 @@ def identities(package: Package) -> list[tuple[int, int, int, int]]:
         raise PackageError(package.ref, [f"{Path(str(error.filename)).name}: {error.strerror}"]) from error
 
 
-def _options(package: Package) -> dict[str, object]:
-    """{option: value}: how the version is served, which is not its content."""
-    spec = package.spec
-    return {"batch_max": spec.batch_max, "slo_ms": spec.slo_ms, "cache": spec.cacheable}
+def _unequal(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def _digest(content: bytes) -> str:
