@@ -16,7 +16,7 @@ import msgspec
 
 from broker import wire
 from broker.records import AppRecord, ModelRecord
-from broker.versions import CHANGED, EXISTS, next_free, number_of, why_changed, why_container, why_exists
+from broker.versions import CHANGED, EXISTS, TAKEN, next_free, number_of, why_changed, why_container, why_exists
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,18}")
@@ -83,7 +83,8 @@ class Catalogue:
         model = self.models.get(name)
         if model is not None and model.container:
             if name in found and (not versions or (version is not None and version not in versions)):
-                return _no(why_container(name, f"{self.repository}/{name}"), "name")
+                why = _no(why_container(name, f"{self.repository}/{name}"), "name")
+                return msgspec.structs.replace(why, code=TAKEN)
             if not versions:
                 return _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name")
         elif fault := self._fault(name, version, versions, faults):

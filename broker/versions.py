@@ -6,6 +6,7 @@ from broker import wire
 
 CHANGED = "content_changed"  # the files of a version are not those that were served under its number
 EXISTS = "version_exists"  # the number is taken, by another content
+TAKEN = "name_taken"  # a package has the name of a container
 
 
 def next_free(numbers: Iterable[str]) -> str:

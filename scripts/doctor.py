@@ -17,13 +17,13 @@ from rich.table import Table
 
 from broker import wire
 from broker.config import Settings
-from broker.errors import GearmeshError
-from broker.operator import NoBroker, Operator
-from broker.repository import scan_repository
-from broker.versions import why_changed
+from broker.errors import PackageError
+from broker.repository import look
+from broker.versions import why_changed, why_container
 from frontend.client import Client, RequestError
 from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
+from scripts.repositories import ask_broker, is_the_broker_s
 
 ANSWERS_WITHIN_S = 1.5
 Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
@@ -142,9 +142,20 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
     from gpu_worker.contents import Contents
     from gpu_worker.packages import read_package
 
-    found = scan_repository(settings.model_repository)
-    contents, served = Contents(), _served(settings) if found else {}
-    if not found:
+    seen, told = look(settings.model_repository), ask_broker(settings)
+    found, contents, served = seen.versions, Contents(), dict[str, str]()
+    if told is not None and not is_the_broker_s(settings.model_repository, told):
+        why = f"{settings.model_repository.absolute()} is not what is served: that is {told.repository}, {told.machine}"
+        yield "note", "model repository", f"{why} (GEARMESH_MODEL_REPOSITORY)"
+    elif told is not None:
+        served = {wire.ref_of(m.name, v): content for m in told.models for v, content in m.contents.items()}
+        for model in told.models:
+            if model.container and model.name in found:
+                del found[model.name]
+                yield "bad", model.name, why_container(model.name, str(settings.model_repository / model.name))
+    for what, why in seen.faults.items():
+        yield "bad", what, why
+    if not found and not seen.faults:
         yield "note", "models", f"none in {settings.model_repository}: scripts/build_models.py makes the demo models"
     for name, versions in found.items():
         for version in versions:
@@ -152,7 +163,7 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
             try:
                 package = read_package(settings.model_repository, ref, settings.factory_allow)
                 changed = ref in served and contents.of(package) != served[ref]
-            except GearmeshError as error:
+            except PackageError as error:
                 yield "bad", ref, str(error)
                 continue
             if changed:
@@ -160,15 +171,3 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
             else:
                 profiles = len(list((package.folder / "profiles").glob("*.json")))
                 yield "good", ref, f"{package.image_bytes / 1e6:.1f} MB, {profiles} profiles"
-
-
-def _served(settings: Settings) -> dict[str, str]:
-    """{ref: digest of what is served under it}, of current versions; nothing, if there is no mesh to ask."""
-    try:
-        with Operator(settings) as operator:
-            models = operator.table(ANSWERS_WITHIN_S).models
-    except (NoBroker, TimeoutError):
-        return {}
-    return {
-        wire.ref_of(model.name, version): content for model in models for version, content in model.contents.items()
-    }

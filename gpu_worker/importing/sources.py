@@ -81,7 +81,7 @@ def import_model(
     with staging as folder:
         package = _written(source, Path(folder), version or "1")
         number = version or _number(package, repository, known)
-        if not (repository / source.name / number).exists():
+        if not os.path.lexists(repository / source.name / number):
             check_known(package, number, repository, known)
         adopt(package, repository, number=number, notes=notes)
     return read_package(repository, wire.ref_of(source.name, number), ())
