@@ -88,7 +88,7 @@ class Catalogue:
             if not versions:
                 return _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name")
         elif fault := self._fault(name, version, versions, faults):
-            return _no(fault, "name" if version is None else "version")
+            return _no(fault, "version" if versions or version is not None else "name")
         elif not versions and name in found:
             return _no(f"package {name!r} has no version: a folder named by a number, such as 1", "name")
         elif not versions:

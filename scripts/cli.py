@@ -253,7 +253,7 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint:
     if reply.ok:
         out.print(reply.message)
         return
-    if hint and reply.field == "name":
+    if hint and reply.field == "name" and not reply.code:
         reply = msgspec.structs.replace(reply, faults=(*reply.faults, hint))
     _refused(reply)
 

@@ -23,7 +23,7 @@ from broker.versions import why_changed, why_container
 from frontend.client import Client, RequestError
 from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
-from scripts.repositories import ask_broker, is_the_broker_s
+from scripts.repositories import ask_broker, is_seen, is_the_broker_s
 
 ANSWERS_WITHIN_S = 1.5
 Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
@@ -138,30 +138,31 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_repository(settings: Settings) -> Iterator[Finding]:
-    """Of every version in the model repository: that it can be served, and is what is served under its number."""
+    """Of every version in the model repository, the broker's if it can be seen: that it can be served, and is what is served under its number."""
     from gpu_worker.contents import Contents
     from gpu_worker.packages import read_package
 
-    seen, told = look(settings.model_repository), ask_broker(settings)
-    found, contents, served = seen.versions, Contents(), dict[str, str]()
-    if told is not None and not is_the_broker_s(settings.model_repository, told):
-        why = f"{settings.model_repository.absolute()} is not what is served: that is {told.repository}, {told.machine}"
+    repository, told, served = settings.model_repository, ask_broker(settings), dict[str, str]()
+    if told is not None and not is_the_broker_s(repository, told):
+        why = f"{repository.absolute()} is not what is served: that is {told.repository} on {told.machine}"
         yield "note", "model repository", f"{why} (GEARMESH_MODEL_REPOSITORY)"
-    elif told is not None:
+    if told is not None and is_seen(told):
+        repository = Path(told.repository)
         served = {wire.ref_of(m.name, v): content for m in told.models for v, content in m.contents.items()}
-        for model in told.models:
-            if model.container and model.name in found:
-                del found[model.name]
-                yield "bad", model.name, why_container(model.name, str(settings.model_repository / model.name))
+    seen, contents = look(repository), Contents()
+    containers = {model.name for model in told.models if model.container} if told is not None and served else set()
+    found = {name: versions for name, versions in seen.versions.items() if name not in containers}
+    for name in sorted(containers & seen.versions.keys()):
+        yield "bad", name, why_container(name, str(repository / name))
     for what, why in seen.faults.items():
         yield "bad", what, why
     if not found and not seen.faults:
-        yield "note", "models", f"none in {settings.model_repository}: scripts/build_models.py makes the demo models"
+        yield "note", "models", f"none in {repository}: scripts/build_models.py makes the demo models"
     for name, versions in found.items():
         for version in versions:
             ref = wire.ref_of(name, version)
             try:
-                package = read_package(settings.model_repository, ref, settings.factory_allow)
+                package = read_package(repository, ref, settings.factory_allow)
                 changed = ref in served and contents.of(package) != served[ref]
             except PackageError as error:
                 yield "bad", ref, str(error)

@@ -153,7 +153,7 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(serving: Any
 @pytest.mark.parametrize("version", ["9", None])
 def test_a_version_that_only_looks_like_one_is_refused_with_the_reason(serving: Any, version: str | None) -> None:
     (replied,) = serving.deploy(ANN, "m", version, FOUND, {"m:9": "no model.toml"})
-    assert replied == told(ANN, False, "no model.toml", field="name" if version is None else "version")[0]
+    assert replied == told(ANN, False, "no model.toml", field="version")[0]
     (replied,) = serving.deploy(ANN, "n", version, {}, {"n": "cannot be read"})
     assert replied[1].message == "cannot be read"
     assert state(serving) == ("1", None, [])

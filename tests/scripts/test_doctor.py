@@ -83,7 +83,7 @@ async def test_versions_that_are_not_current_other_folders_and_containers_names_
         assert await findings(settings) == expected
         shutil.copytree(repository / "m", tmp_path / "another" / "m")
         another = settings.model_copy(update={"model_repository": tmp_path / "another"})
-        assert [grade for grade, _ in await findings(another)] == ["note", "bad", "good", "good"]
+        assert await findings(another) == [("note", "model repository"), *expected]
         broker.stop()
 
 
