@@ -138,7 +138,10 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_repository(settings: Settings) -> Iterator[Finding]:
-    """Of every version in the model repository, the broker's if it can be seen: that it can be served, and is what is served under its number."""
+    """Of every version in the model repository: that it can be served, and is what is served under its number.
+
+    The repository is the broker's if it can be seen.
+    """
     from gpu_worker.contents import Contents
     from gpu_worker.packages import read_package
 

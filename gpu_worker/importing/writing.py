@@ -62,7 +62,8 @@ def written_in(repository: Path, ref: str) -> Iterator[None]:
         ((_, file, why), *_) = error.args[0]
         raise PackageError(ref, [f"{file} cannot be written: {why}"], "not_written") from error
     except OSError as error:
-        why = f"{error.filename or repository} cannot be written: {error.strerror or error}"
+        why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or str(error)
+        why = f"{error.filename or repository} cannot be written: {why}"
         raise PackageError(ref, [why], "not_written") from error
 
 
