@@ -139,6 +139,9 @@ def check_content(name: str, version: str, told: wire.CatalogueReply) -> None:
 
 def _may_read(folder: Path) -> bool:
     """Nothing that is there is closed to this person: what is, the workers look at alone."""
-    return not os.path.lexists(folder) or (
-        os.access(folder, os.R_OK | os.X_OK) and all(os.access(f, os.R_OK) for f in folder.iterdir() if f.exists())
-    )
+    try:
+        return all(os.access(file, os.R_OK) for file in folder.iterdir() if file.exists())
+    except (FileNotFoundError, NotADirectoryError):
+        return True  # nothing is there
+    except OSError:
+        return False
