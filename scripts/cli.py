@@ -89,7 +89,7 @@ def up(
     counts = {}
     for item in formation or []:
         name, equals, count = item.partition("=")
-        if not equals or not count.isdigit():
+        if not equals or not count.isdecimal():
             usage(f"--formation takes NAME=COUNT, as in frontend=2; got {item!r}")
         counts[name] = int(count)
     raise typer.Exit(asyncio.run(run_up(settings(), procfile, counts, compact=compact)))

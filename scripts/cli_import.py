@@ -82,7 +82,7 @@ def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
     name, _, rest = text.partition(":")
     dtype, _, shape = rest.partition(":")
     extents = shape.split(",")
-    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdigit() and int(e) for e in extents[1:]):
+    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdecimal() and int(e) for e in extents[1:]):
         _usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
     return name, (dtype, tuple(int(extent) for extent in extents[1:]))
 

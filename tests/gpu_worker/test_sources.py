@@ -208,6 +208,7 @@ def test_the_command_makes_a_package_and_says_what_it_takes(here: Path) -> None:
     ("words", "code"),
     [
         (["author_module:Scaled", "--input", "x:float:-1,4"], 2),
+        (["author_module:Scaled", "--input", "x:float32:-1,\u00b2"], 2),
         (["author_module:Scaled", "--input", "x:float32:-1,4", "--args", "7"], 2),
         (["author_module:Scaled", "--input", "x:float32:-1,4", "--input", "x:float32:-1,4"], 2),
         (["author_module:Scaled", "--example", "gone.npz"], 2),

@@ -227,6 +227,15 @@ def test_what_was_never_served_or_is_not_seen_from_here_is_for_others_to_look_at
     assert ordered("m", "9", told(elsewhere.parent, both)) == ("m", "9")
 
 
+def test_files_that_this_person_may_not_read_are_not_said_to_be_others(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = told(elsewhere.parent, known(elsewhere.parent, "1", "2"))
+    other_weights(elsewhere / "2")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "weights.safetensors")
+    assert ordered("m", "2", said) == ("m", "2")
+
+
 # -- what serves it ---------------------------------------------------------------------------------------------------
 
 
