@@ -16,7 +16,7 @@ import msgspec
 
 from broker import wire
 from broker.records import AppRecord, ModelRecord
-from broker.versions import CHANGED, EXISTS, next_free, number_of, why_changed, why_exists
+from broker.versions import CHANGED, EXISTS, TAKEN, next_free, number_of, why_changed, why_container, why_exists
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,18}")
@@ -37,6 +37,7 @@ class Catalogue:
     changed_models: set[str] = field(default_factory=set)
     changed_apps: set[str] = field(default_factory=set)
     revisions: int = 0  # of all applications ever, so that none is given twice
+    repository: str = "the model repository"  # where packages are looked for, for sentences
     _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: who waits for it}
     _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: what it brought}}
     _proposed: dict[str, str] = field(
@@ -52,36 +53,75 @@ class Catalogue:
             if model is None:
                 model = self.models[name] = ModelRecord(name)
             if model.container:
-                continue  # the name is taken; offers and deployments say so
+                continue  # the name is taken: who deploys the package is told
             if list(versions) != model.versions or (model.deployed and model.current is None):
                 model.versions = list(versions)
                 if model.deployed and model.current is None and model.target is None and versions:
                     model.target = versions[-1]
                 self.changed_models.add(name)
 
-    def deploy(self, key: CallKey, name: str, version: str | None, found: Found) -> Replies:
-        """The version (the newest if None) is being prepared; the reply comes when it is current or has failed."""
+    def deploy(
+        self, key: CallKey, name: str, version: str | None, found: Found, faults: Mapping[str, str] | None = None
+    ) -> Replies:
+        """The version (the newest if None) is being prepared; the reply comes when it is current or has failed.
+
+        `faults`: {package, or ref of a version: why it is none, though it looks like one}.
+        """
+        why = self._cannot_deploy(name, version, found, faults or {})
+        if why is not None:
+            return [(key, why)]
         versions = self._versions(name, found)
-        if not versions and name in self.models and self.models[name].container:
-            return [(key, _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name"))]
-        if not versions and name in found:
-            return [(key, _no(f"package {name!r} has no version: a folder named by a number, such as 1", "name"))]
-        if not versions:
-            return [(key, _no(f"no package {name!r} in the model repository; there are: {listed(found)}", "name"))]
-        if version is not None and version not in versions:
-            return [(key, _no(f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}", "version"))]
         model = self.models.setdefault(name, ModelRecord(name))
         if not model.container:
             model.versions = versions
         return self._aim(key, model, version or versions[-1])
 
-    def rollback(self, key: CallKey, name: str) -> Replies:
-        """The version that was current before is being prepared; the reply comes as for `deploy`."""
+    def _cannot_deploy(
+        self, name: str, version: str | None, found: Found, faults: Mapping[str, str]
+    ) -> wire.CallReply | None:
+        versions = self._versions(name, found)
+        model = self.models.get(name)
+        if model is not None and model.container:
+            if name in found and (not versions or (version is not None and version not in versions)):
+                why = _no(why_container(name, f"{self.repository}/{name}"), "name")
+                return msgspec.structs.replace(why, code=TAKEN)
+            if not versions:
+                return _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name")
+        elif fault := self._fault(name, version, versions, faults):
+            return _no(fault, "version" if versions or version is not None else "name")
+        elif not versions and name in found:
+            return _no(f"package {name!r} has no version: a folder named by a number, such as 1", "name")
+        elif not versions:
+            return _no(f"no package {name!r} in {self.repository}; there are: {listed(found)}", "name")
+        if version is not None and version not in versions:
+            return _no(f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}", "version")
+        return None
+
+    @staticmethod
+    def _fault(name: str, version: str | None, versions: Sequence[str], faults: Mapping[str, str]) -> str | None:
+        """Why the version (the newest if None) is none, though it looks like one."""
+        if version is not None:
+            return faults.get(wire.ref_of(name, version)) or faults.get(name)
+        odd = [number for ref in faults for of, number in [wire.split_ref(ref)] if of == name]
+        newest = max([*versions, *odd], key=int, default=None)
+        return faults.get(wire.ref_of(name, newest)) if newest is not None else faults.get(name)
+
+    def rollback(self, key: CallKey, name: str, version: str | None = None) -> Replies:
+        """The version that was current before is being prepared; the reply comes as for `deploy`.
+
+        `version`: which that is, as far as the operator knows. Nothing is done where it is another one by now.
+        """
         model = self.models.get(name)
         if model is None or not model.deployed:
             return [(key, _no(f"model {name!r} is not deployed", "name"))]
+        if version is not None and version == model.current and not (model.target or model.unserved):
+            text = f"{wire.ref_of(name, version)} is current already"
+            return [(key, wire.CallReply(call=key[1], ok=True, message=text))]
         if not model.history:
             return [(key, _no(f"model {name!r} has had no version before {model.current!r}", "name"))]
+        if version is not None and version != model.history[-1]:
+            text = f"the version before {model.current!r} of {name!r} is {model.history[-1]!r} by now, not {version!r}"
+            return [(key, _no(text, "version"))]
         if model.container and not self._replicas.get(wire.ref_of(name, model.history[-1])):
             text = f"no container of {name!r} version {model.history[-1]} is running; start one with --version"
             return [(key, _no(text, "name"))]
@@ -304,6 +344,23 @@ class Catalogue:
         asked = () if model.container else (model.current, model.target)
         found = {v: model.contents.get(v) or self._proposed.get(wire.ref_of(model.name, v)) for v in asked if v}
         return {version: content for version, content in found.items() if content}
+
+    def known(self) -> tuple[wire.KnownModel, ...]:
+        """Every model that there is or was, with the content of every version that was served."""
+        return tuple(
+            wire.KnownModel(
+                name=name,
+                current=model.current,
+                previous=model.history[-1] if model.history else None,
+                contents=dict(model.contents),
+                container=model.container,
+            )
+            for name, model in sorted(self.models.items())
+        )
+
+    def awaits(self, peer: str) -> bool:
+        """A call of `peer` is not answered yet."""
+        return any(key[0] == peer for keys in self._waiting.values() for key in keys)
 
     def drop_calls(self, peer: str) -> None:
         """`peer` is gone; its calls go on, but nobody waits for them."""

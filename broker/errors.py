@@ -9,6 +9,8 @@ GearmeshError
 Expected outcomes (late, full, worker lost) are messages, not errors.
 """
 
+BAD = "bad_package"  # code of a package that is none, or is damaged
+
 
 class GearmeshError(Exception):
     """Anything that a person has to mend; `str()` is the sentence for them."""
@@ -55,7 +57,7 @@ class UnsafeBind(GearmeshError):
 class PackageError(GearmeshError):
     """`faults`: everything that is wrong with the package at `place`; `code`: of which kind, see docs/models.md."""
 
-    def __init__(self, place: str, faults: list[str], code: str = "bad_package") -> None:
+    def __init__(self, place: str, faults: list[str], code: str = BAD) -> None:
         super().__init__(place, faults, code)
         self.place, self.faults, self.code = place, faults, code
 

@@ -1,18 +1,19 @@
 """The broker's shell: introduces services to each other, and keeps the catalogue."""
 
 import os
+import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
 from broker import wire
-from broker.catalogue import NAME, VERSION, Catalogue, Replies
+from broker.catalogue import Catalogue, Replies
 from broker.links import Port
+from broker.repository import look, scan_repository
 from broker.routing import Routing
-from broker.runtime import Runtime
+from broker.runtime import Runtime, host_id
 from broker.store import CatalogueStore, StoreError
 from broker.transport import Mail
 from broker.versions import why_changed
@@ -20,22 +21,6 @@ from broker.versions import why_changed
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 EPOCHS_PER_START = 1 << 32
 log = structlog.get_logger("broker")
-
-
-def scan_repository(folder: Path) -> dict[str, list[str]]:
-    """{package: its versions, oldest first} in a model repository; what is not a package is left out."""
-    found: dict[str, list[str]] = {}
-    if not folder.is_dir():
-        return found
-    for package in sorted(folder.iterdir()):
-        if not NAME.fullmatch(package.name) or not package.is_dir():
-            continue
-        versions = [entry for entry in package.iterdir() if entry.is_dir() and VERSION.fullmatch(entry.name)]
-        if (package / "model.toml").is_file():  # holds for versions that have none of their own
-            found[package.name] = sorted((version.name for version in versions), key=int)
-        elif own := [version.name for version in versions if (version / "model.toml").is_file()]:
-            found[package.name] = sorted(own, key=int)
-    return found
 
 
 def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
@@ -54,6 +39,7 @@ class BrokerService:
         self._hub = runtime.hub
         self._store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
         self._catalogue = Catalogue()
+        self._repository = self.settings.model_repository  # resolved once it starts
         self._routing = Routing(0)
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
@@ -64,8 +50,10 @@ class BrokerService:
     def start(self) -> None:
         """Listens, with the catalogue as it was and whatever is new in the repository deployed."""
         self._catalogue = self._store.open()
+        self._repository = self.settings.model_repository.resolve()
+        self._catalogue.repository = str(self._repository)
         self._routing = Routing(max(self._store.starts() * EPOCHS_PER_START, int(time.time() * 1000) << 16))
-        self._catalogue.scan(scan_repository(self.settings.model_repository))
+        self._catalogue.scan(scan_repository(self._repository))
         self._store.save(self._catalogue)
         self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
         self._hub.on_turn(self._turn)
@@ -88,7 +76,7 @@ class BrokerService:
 
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         if isinstance(message, wire.Heartbeat):
-            if peer not in self._routing.members and not peer.startswith("operator"):
+            if self._is_unknown(peer):
                 self._port.send(peer, wire.Introduce())
         elif isinstance(message, wire.Register):
             if message.member.offer is not None and not self._take_offer(peer, message.member.id, message.member.offer):
@@ -105,8 +93,30 @@ class BrokerService:
         elif isinstance(message, wire.GetTable):
             self._port.send(peer, self._table())
             self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
+        elif isinstance(message, wire.GetCatalogue):
+            self._port.send(peer, self._known(message.call))
         else:
             self._operate(peer, message)
+
+    def _is_unknown(self, peer: str) -> bool:
+        """It has not registered; or it is an operator who waits, and an earlier life of the broker knew for what."""
+        if peer.startswith("operator"):
+            return not self._catalogue.awaits(peer)
+        return peer not in self._routing.members
+
+    def _known(self, call: int) -> wire.CatalogueReply:
+        try:
+            inode = self._repository.stat().st_ino
+        except OSError:
+            inode = 0
+        return wire.CatalogueReply(
+            call=call,
+            models=self._catalogue.known(),
+            repository=str(self._repository),
+            host=host_id(),
+            machine=socket.gethostname(),
+            inode=inode,
+        )
 
     def _take_offer(self, peer: str, member: str, offer: wire.Offer) -> bool:
         """A container's model is in the catalogue; or the container is told why not."""
@@ -122,10 +132,11 @@ class BrokerService:
     def _operate(self, peer: str, message: Any) -> None:
         key = (peer, message.call)
         if isinstance(message, wire.Deploy):
-            found = scan_repository(self.settings.model_repository)
-            self._reply(self._catalogue.deploy(key, message.name, message.version, found), key)
+            found = look(self._repository)
+            deploy = self._catalogue.deploy
+            self._reply(deploy(key, message.name, message.version, found.versions, found.faults), key)
         elif isinstance(message, wire.Rollback):
-            self._reply(self._catalogue.rollback(key, message.name), key)
+            self._reply(self._catalogue.rollback(key, message.name, message.version), key)
         elif isinstance(message, wire.Undeploy):
             self._reply(self._catalogue.undeploy(key, message.name), key)
         elif isinstance(message, wire.PutApp):

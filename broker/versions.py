@@ -6,6 +6,7 @@ from broker import wire
 
 CHANGED = "content_changed"  # the files of a version are not those that were served under its number
 EXISTS = "version_exists"  # the number is taken, by another content
+TAKEN = "name_taken"  # a package has the name of a container
 
 
 def next_free(numbers: Iterable[str]) -> str:
@@ -26,6 +27,14 @@ def why_changed(ref: str) -> str:
     return (
         f"the files of version {version} of {name} are not those that were served under this number: put the old ones "
         f"back and `gearmesh deploy {name} --version {version}`, or give these another number and deploy that"
+    )
+
+
+def why_container(name: str, package: str) -> str:
+    """A package has the name of a container."""
+    return (
+        f"{name!r} is the name of a container, so the package {package} cannot be served under it: give the package's "
+        f"folder another name and deploy that, or start the container with `gearmesh container --model {name}`"
     )
 
 

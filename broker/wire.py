@@ -185,6 +185,7 @@ class Rollback(Message, frozen=True, kw_only=True, tag="rollback"):
 
     call: int
     name: str
+    version: str | None = None  # which that is, as far as the operator knows: asked again, it goes no further back
 
 
 class PutApp(Message, frozen=True, kw_only=True, tag="put_app"):
@@ -215,6 +216,33 @@ class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
     """Operator -> broker: the table, once."""
 
     call: int
+
+
+class GetCatalogue(Message, frozen=True, kw_only=True, tag="get_catalogue"):
+    """Operator -> broker: all that is known of models, and where packages lie."""
+
+    call: int
+
+
+class KnownModel(Message, frozen=True, kw_only=True):
+    """One model, deployed or not, with all that was ever served of it."""
+
+    name: str
+    current: str | None
+    previous: str | None  # what a rollback makes current
+    contents: dict[str, str]  # {version: digest under which it was first served}
+    container: bool = False  # it is what containers bring, and no package can have its name
+
+
+class CatalogueReply(Message, frozen=True, kw_only=True, tag="catalogue_reply"):
+    """Broker -> operator: this."""
+
+    call: int
+    models: tuple[KnownModel, ...]
+    repository: str  # folder of packages, as the broker's machine names it
+    host: str  # the broker's, as a member's
+    machine: str  # the same, for people
+    inode: int  # of the repository; 0: it is not there (yet)
 
 
 class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
@@ -502,9 +530,10 @@ ToBroker = (
     | DropApp
     | ClaimVersion
     | GetTable
+    | GetCatalogue
     | PrepareReport
 )
-FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply
+FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply | CatalogueReply
 
 ToController = (
     FrontendHello

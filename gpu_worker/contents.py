@@ -7,6 +7,7 @@ Content is all that an answer depends on: the graph, the weights, the inputs, ou
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -16,7 +17,7 @@ import xxhash
 
 from broker.errors import PackageError
 from broker.versions import CHANGED
-from gpu_worker.packages import Digests, Identity, Package
+from gpu_worker.packages import EXAMPLE, Digests, Identity, Package
 
 CHUNK_BYTES = 1 << 22
 SETTLED_S = 2.0  # a file changed more recently may change again without its times telling; Source: times tick at 4 ms
@@ -45,14 +46,16 @@ class Contents:
         return Digests(content, weights, weights_as, self._file(package, example)[0] if example is not None else "")
 
     def differing(self, one: Package, other: Package) -> list[str]:
-        """The parts of their content, and the options, in which two packages differ."""
-        mine, yours = (
-            self._parts(package)
-            | {package.weights_file.name: self._file(package, package.weights_file)[0]}
-            | _options(package)
-            for package in (one, other)
-        )
-        return [name for name in {**mine, **yours} if mine.get(name) != yours.get(name)]
+        """The parts of their content in which two packages differ: they are the same version if it is none."""
+        return _unequal(self._whole(one), self._whole(other))
+
+    def options_differing(self, one: Package, other: Package) -> list[str]:
+        """In what two packages differ that is not their content: how they are served, and their example."""
+        return _unequal(self._options(one), self._options(other))
+
+    def _whole(self, package: Package) -> dict[str, object]:
+        """{part of the content: its digest}."""
+        return self._parts(package) | {package.weights_file.name: self._file(package, package.weights_file)[0]}
 
     def _parts(self, package: Package) -> dict[str, object]:
         """{part of the content: its digest}, but for the weights."""
@@ -67,6 +70,17 @@ class Contents:
         if package.graph is not None:
             parts[package.graph.name] = self._file(package, package.graph)[0]
         return parts
+
+    def _options(self, package: Package) -> dict[str, object]:
+        """{option: value}: what a version has that is not its content."""
+        spec, example = package.spec, package.example_file
+        return {
+            "batch_max": spec.batch_max,
+            "slo_ms": spec.slo_ms,
+            "cache": spec.cacheable,
+            "description": package.description,
+            EXAMPLE: self._file(package, example)[0] if example is not None else None,
+        }
 
     def _file(self, package: Package, file: Path) -> tuple[str, Identity]:
         """Its digest, and what it was then."""
@@ -115,10 +129,8 @@ def identities(package: Package) -> list[tuple[int, int, int, int]]:
         raise PackageError(package.ref, [f"{Path(str(error.filename)).name}: {error.strerror}"]) from error
 
 
-def _options(package: Package) -> dict[str, object]:
-    """{option: value}: how the version is served, which is not its content."""
-    spec = package.spec
-    return {"batch_max": spec.batch_max, "slo_ms": spec.slo_ms, "cache": spec.cacheable}
+def _unequal(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def _digest(content: bytes) -> str:

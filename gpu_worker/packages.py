@@ -115,6 +115,7 @@ class Package:
     layout: tuple[Weight, ...]  # in the order the architecture takes them
     image_bytes: int
     manifest: Path  # model.toml, the version's own or the model's
+    description: str = ""  # for people
     digests: Digests | None = None  # once its files were read whole
 
     @property
@@ -148,12 +149,21 @@ class Package:
 def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> Package:
     """The package of one version. Raises: PackageError, with everything that is wrong with it."""
     name, version = wire.split_ref(ref)
-    folder = repository / name / version
-    faults: list[str] = []
     if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
         raise PackageError(ref, [f"name must match {NAME.pattern}, version {VERSION.pattern}"])
-    if not folder.is_dir():
-        raise PackageError(str(folder), ["there is no such folder"])
+    folder = repository / name / version
+    try:
+        if not folder.is_dir():
+            why = f"there is no folder {folder.absolute()}: put it back, or deploy another version"
+            raise PackageError(ref, [why])
+        return _read(ref, folder, factory_allow)
+    except OSError as error:  # a folder that may not be searched; of files it is told with the other faults
+        raise PackageError(ref, [f"{error.filename} cannot be read: {error.strerror}"]) from error
+
+
+def _read(ref: str, folder: Path, factory_allow: tuple[str, ...]) -> Package:
+    name, version = wire.split_ref(ref)
+    faults: list[str] = []
     manifest_file = manifest_of(folder)
     manifest = _read_manifest(manifest_file, faults)
     spec = _spec(manifest, faults) if manifest is not None else None
@@ -169,8 +179,9 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
     layout, size = _lay_out([(tensor, *stored[tensor]) for tensor in (sorted(stored) if order is None else order)])
     architecture = manifest.architecture
     return Package(
-        ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size, manifest_file
-    )
+        ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size, manifest_file,
+        manifest.description,
+    )  # fmt: skip
 
 
 def manifest_of(folder: Path) -> Path:
@@ -266,7 +277,7 @@ def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[in
                 tensor = stored.get_slice(name)
                 found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
     except FileNotFoundError:
-        faults.append("weights.safetensors: there is no such file")
+        faults.append(f"{WEIGHTS}: {_not_opened(file) or 'there is no such file'}")
         return None
     except (OSError, SafetensorError) as error:
         faults.append(f"weights.safetensors: cannot be read (cut short, or not safetensors): {error}")
@@ -277,6 +288,17 @@ def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[in
     return found
 
 
+def _not_opened(file: Path) -> str:
+    """Why a file that is there cannot be opened; safetensors says of every such file that there is none."""
+    try:
+        file.open("rb").close()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "could not be read, and can be by now"
+
+
 def _check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
     """Its tensors are rows of the model's inputs, of each as many, one or more. It need not be there."""
     try:
@@ -284,6 +306,8 @@ def _check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
             found = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
             shapes = {name: (_NAMES.get(t.get_dtype(), ""), list(t.get_shape())) for name, t in found.items()}
     except FileNotFoundError:
+        if why := _not_opened(file):
+            faults.append(f"{EXAMPLE}: {why}")
         return
     except (OSError, SafetensorError) as error:
         faults.append(f"{EXAMPLE}: cannot be read (cut short, or not safetensors): {error}")

@@ -25,7 +25,7 @@ from rich.table import Table
 from broker import wire
 from broker.config import Settings, read_settings
 from broker.errors import GearmeshError
-from broker.service import scan_repository
+from broker.repository import scan_repository
 from gpu_worker import tuning
 from gpu_worker.devices.base import open_device
 from scripts import worker_measurements as measure

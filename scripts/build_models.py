@@ -25,6 +25,7 @@ from torch import nn
 
 from broker.config import read_settings
 from broker.errors import PackageError
+from broker.repository import versions_in
 from broker.versions import EXISTS
 from gpu_worker.export import write_package
 from gpu_worker.packages import Package, read_package
@@ -110,8 +111,8 @@ def build_digits(repository: Path, name: str, make: Callable[[], nn.Module], epo
 
 def put(repository: Path, name: str, module: nn.Module, **options: Any) -> Package:
     """The module is the model's newest version; the next one, where that is there and is another."""
-    there = [int(entry.name) for entry in (repository / name).glob("[0-9]*") if entry.name.isdigit()]
-    newest = max(there, default=1)
+    folder = repository / name
+    newest = max(map(int, versions_in(folder) if folder.is_dir() else ()), default=1)
     try:
         return write_package(repository, name, str(newest), module, **options)
     except PackageError as error:

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import msgspec
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from broker import wire
 from broker.config import Settings, read_settings
-from broker.errors import GearmeshError, PackageError
+from broker.errors import BAD, GearmeshError, PackageError
 from broker.keys import Keys
 from broker.operator import NoBroker, Operator
-from broker.versions import CHANGED, EXISTS
 from frontend.client import Client, RequestError
 from scripts.answers import show
 from scripts.cli_apps import applications, from_json
@@ -89,7 +89,7 @@ def up(
     counts = {}
     for item in formation or []:
         name, equals, count = item.partition("=")
-        if not equals or not count.isdigit():
+        if not equals or not count.isdecimal():
             usage(f"--formation takes NAME=COUNT, as in frontend=2; got {item!r}")
         counts[name] = int(count)
     raise typer.Exit(asyncio.run(run_up(settings(), procfile, counts, compact=compact)))
@@ -187,21 +187,27 @@ def deploy(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.")] = 300.0,
 ) -> None:
     """Prepares a version, and makes it current once it is prepared; traffic goes on meanwhile."""
-    from scripts.adoption import adopt_package, check_current
+    from scripts.adoption import order
 
     config = settings()
-    name = model
+    with _operator(config) as operator:
+        told = operator.catalogue()
+    with _package_is_sound():
+        asked = order(model, version, told, config.model_repository, config.factory_allow)
+    for note in asked.notes:
+        out.print(note, highlight=False, markup=False, soft_wrap=True)
+    message = wire.Deploy(call=1, name=asked.name, version=asked.version)
+    _operate(config, message, timeout, f"preparing {asked.name}", asked.hint)
+
+
+@contextlib.contextmanager
+def _package_is_sound() -> Iterator[None]:
+    """The package can be deployed; or exit 1, of one that is none, or is damaged, 2."""
     try:
-        if "/" in model or Path(model, "model.toml").is_file():
-            name = adopt_package(Path(model), config.model_repository, config.factory_allow)
-        with _operator(config) as operator:
-            entry = next((entry for entry in operator.table().models if entry.name == name), None)
-        if entry is not None:
-            check_current(entry, version, config.model_repository, config.factory_allow)
+        yield
     except PackageError as error:
         err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1 if error.code in (EXISTS, CHANGED) else 2) from error
-    _operate(config, wire.Deploy(call=1, name=name, version=version), timeout, f"preparing {name}")
+        raise typer.Exit(2 if error.code == BAD else 1) from error
 
 
 @app.command()
@@ -213,7 +219,19 @@ def undeploy(model: str) -> None:
 @app.command()
 def rollback(model: str, timeout: float = 300.0) -> None:
     """Makes the version that was current before this one current again."""
-    _operate(settings(), wire.Rollback(call=1, name=model), timeout, f"rolling back {model}")
+    from scripts.adoption import check_content
+    from scripts.repositories import known_of
+
+    config = settings()
+    with _operator(config) as operator:
+        told = operator.catalogue()
+    known = known_of(told, model)
+    previous = known.previous if known is not None else None
+    if previous is not None:
+        with _package_is_sound():
+            check_content(model, previous, told)
+    message = wire.Rollback(call=1, name=model, version=previous)
+    _operate(config, message, timeout, f"rolling back {model}")
 
 
 @contextlib.contextmanager
@@ -229,12 +247,14 @@ def _operator(config: Settings) -> Iterator[Operator]:
             raise typer.Exit(1) from error
 
 
-def _operate(config: Settings, message: Any, timeout_s: float, doing: str) -> None:
+def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint: str = "") -> None:
     with _operator(config) as operator, err.status(f"{doing} ..."):
         reply = operator.call(message, timeout_s)
     if reply.ok:
         out.print(reply.message)
         return
+    if hint and reply.field == "name" and not reply.code:
+        reply = msgspec.structs.replace(reply, faults=(*reply.faults, hint))
     _refused(reply)
 
 
@@ -270,6 +290,8 @@ def infer(
                 kind = "application" if as_app else "model"
                 hint = "; --app asks an application" if not as_app else ""
                 usage(f"there is no {kind} {model!r}; there are: {', '.join(e['name'] for e in known) or 'none'}{hint}")
+            if not as_app and not spec["inputs"]:  # it was never ready
+                _not_ready(spec)
             x = read_input(source, spec)
             if as_app:
                 prediction = session.infer(app=model, x=x, slo_ms=slo_ms, context=context)
@@ -285,6 +307,14 @@ def infer(
         print(json.dumps({**prediction.answer, "outputs": outputs}))
         return
     show(prediction, spec.get("labels") or [], out)
+
+
+def _not_ready(model: dict[str, Any]) -> NoReturn:
+    """Says why the model takes no requests yet, and exits 1."""
+    why = model["fault"] or (f"version {model['preparing']} is being prepared" if model["preparing"] else "")
+    text = f"{model['name']} is not ready: {why or 'no version of it is current'}"
+    err.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1)
 
 
 app.add_typer(applications, name="apps")

@@ -40,9 +40,11 @@ def import_(
 ) -> None:
     """Makes a package of an ONNX file, an exported program or a torch module, after seeing that it answers alike."""
     from gpu_worker.importing.sources import Source, default_name, import_model
+    from scripts.repositories import ask_broker, command_for, is_the_broker_s, known_of
 
     try:
-        folder = repository or read_settings().model_repository
+        config = read_settings()
+        folder = repository or config.model_repository
         inputs = dict(_tensor(text) for text in input_ or ())
         if len(inputs) < len(input_ or ()):
             _usage("--input: a name occurs twice; each input has its own")
@@ -59,17 +61,21 @@ def import_(
             cache=cache,
             description=description,
         )
-        package = import_model(made, folder, version)
+        told, notes = ask_broker(config), list[str]()
+        model = known_of(told, made.name) if told is not None and is_the_broker_s(folder, told) else None
+        known = model.contents if model is not None else {}
+        package = import_model(made, folder, version, known=known, notes=notes)
     except GearmeshError as error:
         err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     for kind, specs in (("input", package.spec.inputs), ("output", package.spec.outputs)):
         for spec in specs:
             out.print(f"{kind:<7} {spec.name}: {spec.dtype} {list(spec.shape)}", highlight=False, markup=False)
-    model, number = package.folder.parent.name, package.folder.name
+    for note in notes:
+        out.print(note, highlight=False, markup=False, soft_wrap=True)
     out.print(
-        f"{model} version {number} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
-        f"`gearmesh deploy {model}` serves it.", highlight=False, markup=False, soft_wrap=True,
+        f"{made.name} version {package.folder.name} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
+        f"`{command_for(package, folder, told)}` serves it.", highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 
 
@@ -78,7 +84,7 @@ def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
     name, _, rest = text.partition(":")
     dtype, _, shape = rest.partition(":")
     extents = shape.split(",")
-    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdigit() and int(e) for e in extents[1:]):
+    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdecimal() and int(e) for e in extents[1:]):
         _usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
     return name, (dtype, tuple(int(extent) for extent in extents[1:]))
 

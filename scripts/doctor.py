@@ -17,13 +17,13 @@ from rich.table import Table
 
 from broker import wire
 from broker.config import Settings
-from broker.errors import GearmeshError
-from broker.operator import NoBroker, Operator
-from broker.service import scan_repository
-from broker.versions import why_changed
+from broker.errors import PackageError
+from broker.repository import look
+from broker.versions import why_changed, why_container
 from frontend.client import Client, RequestError
 from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
+from scripts.repositories import ask_broker, is_seen, is_the_broker_s
 
 ANSWERS_WITHIN_S = 1.5
 Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
@@ -138,21 +138,36 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_repository(settings: Settings) -> Iterator[Finding]:
-    """Of every version in the model repository: that it can be served, and is what is served under its number."""
+    """Of every version in the model repository: that it can be served, and is what is served under its number.
+
+    The repository is the broker's if it can be seen.
+    """
     from gpu_worker.contents import Contents
     from gpu_worker.packages import read_package
 
-    found = scan_repository(settings.model_repository)
-    contents, served = Contents(), _served(settings) if found else {}
-    if not found:
-        yield "note", "models", f"none in {settings.model_repository}: scripts/build_models.py makes the demo models"
+    repository, told, served = settings.model_repository, ask_broker(settings), dict[str, str]()
+    if told is not None and not is_the_broker_s(repository, told):
+        why = f"{repository.absolute()} is not what is served: that is {told.repository} on {told.machine}"
+        yield "note", "model repository", f"{why} (GEARMESH_MODEL_REPOSITORY)"
+    if told is not None and is_seen(told):
+        repository = Path(told.repository)
+        served = {wire.ref_of(m.name, v): content for m in told.models for v, content in m.contents.items()}
+    seen, contents = look(repository), Contents()
+    containers = {model.name for model in told.models if model.container} if told is not None and served else set()
+    found = {name: versions for name, versions in seen.versions.items() if name not in containers}
+    for name in sorted(containers & seen.versions.keys()):
+        yield "bad", name, why_container(name, str(repository / name))
+    for what, why in seen.faults.items():
+        yield "bad", what, why
+    if not found and not seen.faults:
+        yield "note", "models", f"none in {repository}: scripts/build_models.py makes the demo models"
     for name, versions in found.items():
         for version in versions:
             ref = wire.ref_of(name, version)
             try:
-                package = read_package(settings.model_repository, ref, settings.factory_allow)
+                package = read_package(repository, ref, settings.factory_allow)
                 changed = ref in served and contents.of(package) != served[ref]
-            except GearmeshError as error:
+            except PackageError as error:
                 yield "bad", ref, str(error)
                 continue
             if changed:
@@ -160,15 +175,3 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
             else:
                 profiles = len(list((package.folder / "profiles").glob("*.json")))
                 yield "good", ref, f"{package.image_bytes / 1e6:.1f} MB, {profiles} profiles"
-
-
-def _served(settings: Settings) -> dict[str, str]:
-    """{ref: digest of what is served under it}, of current versions; nothing, if there is no mesh to ask."""
-    try:
-        with Operator(settings) as operator:
-            models = operator.table(ANSWERS_WITHIN_S).models
-    except (NoBroker, TimeoutError):
-        return {}
-    return {
-        wire.ref_of(model.name, version): content for model in models for version, content in model.contents.items()
-    }

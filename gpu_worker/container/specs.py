@@ -61,7 +61,7 @@ class ContainerOptions:
             faults.append(f"--version is a number in digits; got {self.version!r}")
         if not re.fullmatch(r"[\w.]+:[\w.]+", self.predict):
             faults.append(f"--predict takes MODULE:FUNCTION, as in my_model:predict; got {self.predict!r}")
-        if self.batching not in METHODS and not (method == "fixed" and size.isdigit() and 1 <= int(size) <= ROWS_MAX):
+        if self.batching not in METHODS and not (method == "fixed" and size.isdecimal() and 1 <= int(size) <= ROWS_MAX):
             faults.append(f"--batching is aimd, quantile, none or fixed:N (1 to {ROWS_MAX}); got {self.batching!r}")
         for name, value in (("slo-ms", self.slo_ms), ("objective-ms", self.objective_ms)):
             if value is not None and not 0 < value <= 600_000:

@@ -1,5 +1,6 @@
 """What a model can be imported from: FILE.onnx, FILE.pt2 (of torch.export.save), or MODULE:FACTORY."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -16,13 +17,15 @@ from torch.utils import _pytree as pytree
 
 from broker import wire
 from broker.errors import PackageError
+from broker.repository import versions_in
+from broker.versions import next_free, number_of
 from gpu_worker.contents import Contents
 from gpu_worker.examples import said
 from gpu_worker.export import Inputs, write_package
 from gpu_worker.importing.arrays import array_of, arrays_of
 from gpu_worker.importing.programs import unlifted
 from gpu_worker.importing.quiet import quiet
-from gpu_worker.importing.writing import adopt
+from gpu_worker.importing.writing import adopt, check_known, written_in
 from gpu_worker.onnx_import import write_onnx_package
 from gpu_worker.packages import Package, read_package
 
@@ -60,16 +63,29 @@ class Source:
         }  # fmt: skip
 
 
-def import_model(source: Source, repository: Path, version: str | None) -> Package:
+def import_model(
+    source: Source,
+    repository: Path,
+    version: str | None,
+    *,
+    known: Mapping[str, str] | None = None,
+    notes: list[str] | None = None,
+) -> Package:
     """The package is in the repository. Without a version: under the newest one if that is the same, else the next.
 
-    Raises: PackageError.
+    `known`: {version: digest} of what was ever served under the name, whether it is in the repository or not.
+    `notes`: takes what the person should know, as of `staged`. Raises: PackageError.
     """
-    repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".importing-", dir=repository) as folder:
+    known = known or {}
+    with written_in(repository, wire.ref_of(source.name, version or "1")):
+        repository.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=".importing-", dir=repository)
+    with staging as folder:
         package = _written(source, Path(folder), version or "1")
-        number = version or _number(package, repository)
-        adopt(package, repository, number=number)
+        number = version or _number(package, repository, known)
+        if not os.path.lexists(repository / source.name / number):
+            check_known(package, number, repository, known)
+        adopt(package, repository, number=number, notes=notes)
     return read_package(repository, wire.ref_of(source.name, number), ())
 
 
@@ -82,18 +98,16 @@ def _is_factory(what: str) -> bool:
     return ":" in what and os.sep not in what
 
 
-def _number(package: Package, repository: Path) -> str:
+def _number(package: Package, repository: Path, known: Mapping[str, str]) -> str:
     name, _ = wire.split_ref(package.ref)
-    folder = repository / name
-    there = sorted(int(e.name) for e in folder.iterdir() if e.name.isdigit()) if folder.is_dir() else []
-    if not there:
-        return "1"
-    try:
-        newest = read_package(repository, wire.ref_of(name, str(there[-1])), ())
-        same = not Contents().differing(package, newest)
-    except PackageError:  # of a kind that is not ours to judge: it keeps its number
-        same = False
-    return str(there[-1] if same else there[-1] + 1)
+    folder, contents = repository / name, Contents()
+    with written_in(repository, package.ref):
+        there = sorted(versions_in(folder), key=int) if folder.is_dir() else []
+    with contextlib.suppress(PackageError):  # of a kind that is not ours to judge: it keeps its number
+        if there and not contents.differing(package, read_package(repository, wire.ref_of(name, there[-1]), ())):
+            return there[-1]
+    gone = {version: content for version, content in known.items() if version not in there}
+    return number_of(contents.of(package), gone, None) or next_free([*there, *known])
 
 
 def _written(source: Source, folder: Path, version: str) -> Package:

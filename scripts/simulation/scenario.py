@@ -159,7 +159,7 @@ def _architectures(table: Table, folder: Path) -> tuple[DeviceProfile | None, li
         table.faults.append(f"{table.key('exec_ms')}: {fault}")
         table.has("batch_max")
         return None, []
-    sizes = [int(size) for size in given if size.isdigit()]
+    sizes = [int(size) for size in given if size.isdecimal()]
     model = ModelTimes(exec_ms=dict(given), weights_mb=weights_mb, batch_max=max(sizes, default=BATCH_MAX))
     return None, [architecture(table, "exec_ms", model, weights_mb)]
 

@@ -150,6 +150,32 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(serving: Any
     assert state(serving) == ("1", None, [])
 
 
+@pytest.mark.parametrize("version", ["9", None])
+def test_a_version_that_only_looks_like_one_is_refused_with_the_reason(serving: Any, version: str | None) -> None:
+    (replied,) = serving.deploy(ANN, "m", version, FOUND, {"m:9": "no model.toml"})
+    assert replied == told(ANN, False, "no model.toml", field="version")[0]
+    (replied,) = serving.deploy(ANN, "n", version, {}, {"n": "cannot be read"})
+    assert replied[1].message == "cannot be read"
+    assert state(serving) == ("1", None, [])
+
+
+def test_an_older_version_that_only_looks_like_one_keeps_no_newer_one_from_being_deployed(serving: Any) -> None:
+    assert serving.deploy(ANN, "m", None, FOUND, {"m:2": "no model.toml", "x:9": "no model.toml"}) == []
+    assert state(serving) == ("1", "3", [])
+
+
+def test_a_package_that_has_a_container_s_name_is_refused_as_that(catalogue: Any) -> None:
+    served(catalogue)
+    running = catalogue.deploy(ANN, "f", "9", {})[0][1]
+    named = catalogue.deploy(ANN, "f", "9", {"f": ["9"]})[0][1]
+    assert (running.ok, running.field, named.ok, named.field) == (False, "version", False, "name")
+    catalogue.withdrawn("c1")
+    stopped = catalogue.deploy(ANN, "f", None, {})[0][1]
+    named = catalogue.deploy(ANN, "f", None, {"f": ["9"]})[0][1]
+    assert (stopped.ok, named.ok) == (False, False)
+    assert stopped.message != named.message
+
+
 def test_a_refused_deployment_does_not_start_another(catalogue: Any) -> None:
     catalogue.scan({"m": ["1"]})
     catalogue.reported(broken("m:1", "no graph"))
@@ -199,6 +225,18 @@ def test_rollbacks_go_back_over_what_was_current_step_by_step(serving: Any) -> N
     assert state(serving) == ("1", None, [])
     message = "model 'm' has had no version before '1'"
     assert roll_back(serving) == told(BEN, False, message, field="name")
+
+
+def test_a_rollback_to_a_certain_version_can_be_asked_for_again_and_goes_no_further_back(serving: Any) -> None:
+    deploy(serving, "2")
+    deploy(serving, "3")
+    assert serving.rollback(ANN, "m", "2") == serving.rollback(BEN, "m", "2") == []
+    assert [reply.ok for _, reply in serving.reported(prepared("m:2"))] == [True, True]
+    assert serving.rollback(ANN, "m", "2") == told(ANN, True, "m:2 is current already")
+    assert state(serving) == ("2", None, ["1"])
+    ((_, reply),) = serving.rollback(ANN, "m", "3")
+    assert (reply.ok, reply.field) == (False, "version")
+    assert state(serving) == ("2", None, ["1"])
 
 
 def test_what_was_current_serves_until_the_rollback_is_prepared(serving: Any) -> None:

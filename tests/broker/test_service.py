@@ -10,7 +10,7 @@ import zmq
 
 from broker import wire
 from broker.errors import AddressInUse
-from broker.service import scan_repository
+from broker.repository import look, scan_repository
 from tests.broker.brokers import SPEC, Broker, Caller, members, package
 from tests.broker.processes import Processes, envelope, processes
 from tests.loops import on_loop
@@ -75,6 +75,17 @@ def test_packages_are_folders_with_a_model_toml_and_versions_come_in_order(tmp_p
     (tmp_path / "file").write_text("")
     (tmp_path / "m" / "2").write_text("a file")
     assert scan_repository(tmp_path) == {"empty": [], "m": ["1", "9", "10"]}
+
+
+def test_what_looks_like_a_version_and_is_none_is_found_with_the_reason(tmp_path: Path) -> None:
+    package(tmp_path, "m", "1")
+    for version in ("2", "3", "\u00b2"):
+        (tmp_path / "own" / version).mkdir(parents=True)
+    (tmp_path / "own" / "2" / "model.toml").write_text("")
+    found = look(tmp_path)
+    assert found.versions == {"m": ["1"], "own": ["2"]}
+    assert list(found.faults) == ["own:3"]
+    assert str(tmp_path / "own" / "3") in found.faults["own:3"]
 
 
 def test_a_repository_that_is_not_there_is_empty(tmp_path: Path) -> None:
@@ -234,11 +245,18 @@ async def test_a_heartbeat_of_an_unknown_service_is_answered_with_an_introductio
 
 
 @on_loop
-async def test_an_operators_heartbeat_is_not_answered_with_an_introduction(tmp_path: Path) -> None:
+async def test_an_operator_whose_call_is_not_known_is_told_so_and_no_other(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
+        package(tmp_path / "repository", "m", "2")
+        at.operator.link.send(wire.Deploy(call=1, name="m", version="2"))
         at.operator.link.send(wire.Heartbeat())
-        await at.operator.ask(wire.GetTable(call=1))
+        await at.operator.ask(wire.GetTable(call=2))
         assert wire.Introduce() not in at.operator.said()
+        at.controller.link.send(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC))
+        await at.operator.mail.until(lambda _: any(reply.call == 1 for reply in at.operator.replies()))
+        at.operator.link.send(wire.Heartbeat())
+        await at.operator.ask(wire.GetTable(call=3))
+        assert at.operator.said().count(wire.Introduce()) == 1
 
 
 @on_loop

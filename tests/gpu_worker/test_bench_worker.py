@@ -14,7 +14,7 @@ from rich.console import Console
 
 from broker.config import Settings
 from broker.errors import GearmeshError
-from broker.service import scan_repository
+from broker.repository import scan_repository
 from gpu_worker.devices.cpu import CpuDevice
 from scripts.bench_worker import bench, find_models, main
 from scripts.model_copies import make_copies

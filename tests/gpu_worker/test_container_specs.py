@@ -34,7 +34,7 @@ def test_good_options_pass(batching: str) -> None:
     options(batching=batching).check()
 
 
-@pytest.mark.parametrize("batching", ["", "AIMD", "fixed", "fixed:", "fixed:x", "fixed:4097", "aimd:3"])
+@pytest.mark.parametrize("batching", ["", "AIMD", "fixed", "fixed:", "fixed:x", "fixed:\u00b2", "fixed:4097", "aimd:3"])
 def test_a_batching_that_there_is_not_is_refused(batching: str) -> None:
     with pytest.raises(ContainerError, match=r"--batching.*aimd.*quantile.*none.*fixed:N"):
         options(batching=batching).check()

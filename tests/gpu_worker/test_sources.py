@@ -1,5 +1,6 @@
 """What can be imported: exported programs, factories of modules, ONNX files; and what is said of the rest."""
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.export import Dim
 from typer.testing import CliRunner
 
 from broker.errors import PackageError
+from gpu_worker.contents import Contents
 from gpu_worker.devices.executables import load_forward, read_image, views
 from gpu_worker.importing.sources import Source, import_model
 from gpu_worker.packages import Package
@@ -132,6 +134,46 @@ def test_without_a_version_the_same_model_keeps_its_number_and_another_one_takes
     assert sorted(entry.name for entry in (here / "r").iterdir()) == ["m"]
 
 
+def test_a_number_that_was_served_is_not_given_again_but_to_what_was_served(here: Path) -> None:
+    def numbered(fill: float, known: dict[str, str], version: str | None = None) -> str:
+        source = Source("author_module:Scaled", "m", {"x": ("float32", (4,))}, arguments={"fill": fill})
+        package = import_model(source, here / "r", version, known=known)
+        contents[package.folder.name] = Contents().of(package)
+        return package.folder.name
+
+    contents: dict[str, str] = {}
+    assert [numbered(fill, {}) for fill in (0.5, 1.0, 2.0)] == ["1", "2", "3"]
+    known = dict(contents)
+    for gone in ("2", "3"):
+        shutil.rmtree(here / "r" / "m" / gone)
+    assert numbered(4.0, known) == "4"
+    assert numbered(2.0, known) == "3"
+    assert refused(lambda: numbered(5.0, known, "2")).code == "version_exists"
+    assert numbered(1.0, known, "2") == "2"
+
+
+def test_the_same_model_with_another_option_keeps_its_number_and_the_option_is_told(here: Path) -> None:
+    notes: list[str] = []
+    for slo_ms in (20.0, 30.0):
+        source = Source("author_module:Scaled", "m", {"x": ("float32", (4,))}, slo_ms=slo_ms)
+        package = import_model(source, here / "r", None, notes=notes)
+        assert (package.folder.name, package.spec.slo_ms) == ("1", 20.0)
+    assert ["slo_ms" in note for note in notes] == [True]
+
+
+def test_a_folder_that_is_named_by_a_digit_and_no_number_is_no_version(here: Path) -> None:
+    (here / "r" / "m" / "\u00b2").mkdir(parents=True)
+    source = Source("author_module:Scaled", "m", {"x": ("float32", (4,))})
+    assert import_model(source, here / "r", None).folder.name == "1"
+
+
+@pytest.mark.parametrize("repository", ["file", "/proc/nope"])
+def test_a_repository_that_cannot_be_written_is_said(here: Path, repository: str) -> None:
+    (here / "file").write_text("")
+    source = Source("author_module:Scaled", "m", {"x": ("float32", (4,))})
+    assert refused(lambda: import_model(source, here / repository, None)).code == "not_written"
+
+
 @pytest.mark.parametrize(
     ("what", "content"),
     [
@@ -199,6 +241,7 @@ def test_an_example_may_lie_in_memory_as_it_likes(here: Path, rows: np.ndarray) 
     ("words", "code"),
     [
         (["author_module:Scaled", "--input", "x:float:-1,4"], 2),
+        (["author_module:Scaled", "--input", "x:float32:-1,\u00b2"], 2),
         (["author_module:Scaled", "--input", "x:float32:-1,4", "--args", "7"], 2),
         (["author_module:Scaled", "--input", "x:float32:-1,4", "--input", "x:float32:-1,4"], 2),
         (["author_module:Scaled", "--example", "gone.npz"], 2),

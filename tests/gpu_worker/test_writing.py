@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from broker.errors import PackageError
 from gpu_worker.contents import Contents
 from gpu_worker.export import write_package
-from gpu_worker.importing.writing import adopt
+from gpu_worker.importing.writing import OptionsKept, adopt, check_free
 from gpu_worker.packages import Package, read_package
 from tests.gpu_worker.conftest import ROW, Repository
 
@@ -86,9 +87,13 @@ def test_the_same_module_written_again_is_the_version_that_is_there(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "weights.safetensors"), ({"batch_max": 7}, "batch_max"), ({"labels": ["a", "b", "c"]}, "labels")],
+    [
+        ({"seed": 1}, "weights.safetensors"),
+        ({"batch_max": 7}, "batch_max"),  # which the graph is made for
+        ({"labels": ["a", "b", "c"]}, "labels"),
+    ],
 )
-def test_another_module_or_option_under_a_version_that_is_there_is_refused_and_changes_nothing(
+def test_another_module_graph_or_label_under_a_version_that_is_there_is_refused_and_changes_nothing(
     tmp_path: Path, change: dict[str, object], named: str
 ) -> None:
     written(tmp_path)
@@ -97,6 +102,69 @@ def test_another_module_or_option_under_a_version_that_is_there_is_refused_and_c
     assert named in str(error)
     assert "2" in str(error)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kept"),
+    [("slo_ms", 77.0, "slo_ms"), ("cache", False, "cache"), ("description", "better", "description")],
+)
+def test_the_same_module_with_another_option_is_the_version_that_is_there_and_the_option_is_told(
+    tmp_path: Path, option: str, value: object, kept: str
+) -> None:
+    first = written(tmp_path)
+    before = files(tmp_path)
+    with pytest.warns(OptionsKept, match=rf"{kept} in {first.manifest}"):
+        assert written(tmp_path, **{option: value}) == first
+    assert files(tmp_path) == before
+    elsewhere, notes = written(tmp_path / "elsewhere", **{option: value}), list[str]()
+    adopt(elsewhere, tmp_path, notes=notes)
+    assert [kept in note for note in notes] == [True]
+    assert files(tmp_path).items() >= before.items()
+
+
+def test_another_example_is_told_and_the_old_one_kept(tmp_path: Path) -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+    first = written(tmp_path, example={"x": rows})
+    assert first.example_file is not None
+    with pytest.warns(OptionsKept, match=str(first.example_file)):
+        assert written(tmp_path, example={"x": rows + 1}) == first
+
+
+def test_all_files_have_the_mode_that_new_files_have(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        package = written(tmp_path / "one")
+        package.weights_file.chmod(0o600)
+        package.folder.chmod(0o700)
+        adopt(package, tmp_path / "two")
+        copy = read_package(tmp_path / "two", "m:1", ())
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in copy.folder.iterdir()} == {0o640}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (copy.folder, copy.folder.parent)} == {0o750}
+
+
+@pytest.mark.parametrize("repository", ["file", "file/below", "/proc/nope", "taken"])
+def test_a_repository_that_cannot_be_written_is_said_and_named(tmp_path: Path, repository: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "m").write_text("")  # where the model's folder would be
+    error = refused("not_written", lambda: written(tmp_path / repository))
+    assert str(tmp_path / repository) in error.faults[0]
+    assert list((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "m"]
+
+
+def test_a_number_is_free_after_all_that_there_are_and_were(tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    package = written(tmp_path / "other", seed=1)
+    written(repository)
+    (repository / "m" / "\u00b2").mkdir()  # a digit, and no number
+    error = refused("version_exists", lambda: check_free(package, repository, (), {"4": "abc"}))
+    assert error.faults[0].endswith(" 5")
+    assert all(str(folder / "m" / "1") in error.faults[0] for folder in (repository, tmp_path / "other"))
+    gone = written(tmp_path / "other", seed=1, version="3")
+    refused("version_exists", lambda: check_free(gone, repository, (), {"3": "abc"}))
+    assert check_free(gone, repository, (), {"3": Contents().of(gone)}) == ""
 
 
 def test_a_new_version_leaves_what_others_promise_as_it_was(tmp_path: Path) -> None:
@@ -146,4 +214,5 @@ def test_how_a_version_is_served_is_not_its_content(tmp_path: Path) -> None:
     other = read_package(tmp_path, "m:1", ())
     assert other.spec.slo_ms == 77.0
     assert Contents().of(other) == Contents().of(package)
-    assert Contents().differing(other, package) == ["slo_ms"]
+    assert Contents().differing(other, package) == []
+    assert Contents().options_differing(other, package) == ["slo_ms"]

@@ -1,6 +1,7 @@
 """scripts/doctor.py: what it finds in the model repository."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import torch
@@ -45,6 +46,45 @@ async def test_files_that_are_not_those_that_are_served_are_to_be_mended(tmp_pat
         assert await findings() == [("bad", "m:1")]
         broker.stop()
     assert await findings() == [("bad", "m:1")]
+
+
+@on_loop
+async def test_versions_that_are_not_current_other_folders_and_containers_names_are_looked_at_too(
+    tmp_path: Path,
+) -> None:
+    repository = tmp_path / "repository"
+    written = {}
+    for version in ("1", "2"):
+        torch.manual_seed(int(version))
+        linear, inputs = nn.Linear(4, 3), {"x": ("float32", (4,))}
+        written[version] = write_package(repository, "m", version, linear, inputs=inputs, outputs=["y"])
+    async with processes() as made:
+        broker = Broker(made, tmp_path)
+        controller = Caller(made.runtime(), broker.addresses, "controller-1")
+        controller.register("controller")
+        for call, version in enumerate(("2", "1")):
+            controller.link.send(wire.Deploy(call=call, name="m", version=version))
+            content = Contents().of(written[version])
+            controller.link.send(wire.PrepareReport(ref=f"m:{version}", ok=True, spec=SPEC, content=content))
+            await controller.table(lambda table, version=version: table.models[0].current == version)
+        assert (await controller.ask(wire.ClaimVersion(call=9, name="c", content="abc"))).ok
+        settings = Settings(model_repository=repository, broker_port=broker.number, data_dir=tmp_path / "data")
+
+        async def findings(settings: Settings) -> list[tuple[str, str]]:
+            found = await asyncio.to_thread(lambda: list(examine_repository(settings)))
+            return [(grade, what) for grade, what, _ in found]
+
+        assert await findings(settings) == [("good", "m:1"), ("good", "m:2")]
+        (repository / "m" / "3").mkdir()
+        (repository / "c").mkdir()
+        (repository / "c" / "model.toml").write_text("")
+        shutil.copy(written["1"].weights_file, written["2"].weights_file)
+        expected = [("bad", "c"), ("bad", "m:3"), ("good", "m:1"), ("bad", "m:2")]
+        assert await findings(settings) == expected
+        shutil.copytree(repository / "m", tmp_path / "another" / "m")
+        another = settings.model_copy(update={"model_repository": tmp_path / "another"})
+        assert await findings(another) == [("note", "model repository"), *expected]
+        broker.stop()
 
 
 def test_an_empty_repository_is_no_fault(tmp_path: Path) -> None:
