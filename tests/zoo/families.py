@@ -24,3 +24,4 @@ FAMILIES = {
         structure, closures, onnx_files,
     )
 }  # fmt: skip
+LAYERS = ("attention", "recurrent", "convolutional", "norms")  # families that are tested in a file of their own
