@@ -28,7 +28,11 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
         kind = module.__name__ if isinstance(module, type) else type(module).__name__
         made = " (a class: make an instance of it)" if isinstance(module, type) else ""
         raise PackageError(place, [f"module must be a torch.nn.Module; got {kind}{made}"], "bad_module")
-    _refuse(place, module)
+    try:
+        _refuse(place, module)
+    except RecursionError:
+        why = "the module holds itself, as a weakref.proxy in a part of it does: keep a weakref.ref there"
+        raise PackageError(place, [why], "bad_module") from None
     try:
         copied = whole_copy(unwrapped(module))
     except Exception as error:  # whatever the author's objects do when they are copied

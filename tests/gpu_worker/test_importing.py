@@ -1,5 +1,6 @@
 """What is told of a module that is refused, and what is not told of one that is written."""
 
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -96,3 +97,17 @@ def test_nothing_of_the_author_s_source_is_in_the_package(tmp_path: Path) -> Non
         written = b"".join(archive.read(name) for name in archive.namelist())
     for told in (HERE, str(Path(torch.__file__).parent), "Sequential", "stack_trace"):
         assert told.encode() not in written
+
+
+class Child(nn.Module):
+    def __init__(self, parent: nn.Module) -> None:
+        super().__init__()
+        self.parent = weakref.proxy(parent)
+
+
+def test_a_module_that_holds_itself_is_told_of_it(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 3))
+    module.append(Child(module))
+    with pytest.raises(PackageError) as caught:
+        write_package(tmp_path, "m", "1", module, inputs=ROW)
+    assert caught.value.code == "bad_module"
