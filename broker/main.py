@@ -1,7 +1,7 @@
 """`python -m broker`: the registry."""
 
-from broker.runtime import serve
 from broker.service import BrokerService
+from mesh.process.runtime import serve
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker import wire
-from broker.catalogue import NAME, VERSION
+from broker.core.catalogue import NAME, VERSION
+from mesh import wire
 
 MANIFEST = "model.toml"
 

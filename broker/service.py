@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from broker import wire
-from broker.catalogue import Catalogue, Replies
-from broker.links import Port
+from broker.core.catalogue import Catalogue, Replies
+from broker.core.routing import Routing
 from broker.repository import look, scan_repository
-from broker.routing import Routing
-from broker.runtime import Runtime, host_id
 from broker.store import CatalogueStore, StoreError
-from broker.transport import Mail
-from broker.versions import why_changed
+from mesh import wire
+from mesh.net.links import Port
+from mesh.net.transport import Mail
+from mesh.process.runtime import Runtime, host_id
+from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 EPOCHS_PER_START = 1 << 32

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from broker.catalogue import Catalogue
-from broker.errors import GearmeshError
-from broker.records import AppRecord, ModelRecord
+from broker.core.catalogue import Catalogue
+from broker.core.records import AppRecord, ModelRecord
+from mesh.errors import GearmeshError
 
 SCHEMA_VERSION = 1
 

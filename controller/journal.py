@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from broker.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, JournalState, RequestFact
+from mesh.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, JournalState, RequestFact
 
 LOGS: dict[type[Fact], str] = {RequestFact: "requests", ActionFact: "actions"}
 CHUNK = 64  # lines encoded and written in one go: some 50 us

@@ -1,7 +1,7 @@
 """`python -m controller`: the scheduler of one shard."""
 
-from broker.runtime import serve
 from controller.service import ControllerService
+from mesh.process.runtime import serve
 
 
 def main() -> None:

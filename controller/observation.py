@@ -1,15 +1,15 @@
 """What goes out about a controller: its logs, and its replies to operators."""
 
-from broker import wire
-from broker.config import Settings
-from broker.errors import SettingsError
-from broker.facts import JournalState
-from broker.links import Port
-from broker.transport import Mail
+from controller.core.scheduler import Scheduler
+from controller.core.telemetry.snapshot import snapshot
+from controller.core.telemetry.watchers import Watchers
 from controller.journal import Journal, check_folder
-from controller.scheduler import Scheduler
-from controller.snapshot import snapshot
-from controller.watchers import Watchers
+from mesh import wire
+from mesh.errors import SettingsError
+from mesh.facts import JournalState
+from mesh.net.links import Port
+from mesh.net.transport import Mail
+from mesh.process.settings import Settings
 
 OPERATOR = "operator"  # how the ids of operators begin
 ControllerPort = Port[

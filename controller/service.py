@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import msgspec
 import structlog
 
-from broker import wire
-from broker.links import Port
-from broker.registrar import Registrar
-from broker.runtime import Runtime, host_id, member_id
-from broker.timers import Alarm
-from broker.transport import Buffer, Mail
+from controller.core.orders import Order, ToBroker, ToFrontend
+from controller.core.policies.registry import make_policy
+from controller.core.scheduler import Parameters, Scheduler
+from controller.core.state import State
+from controller.core.versions.preparation import terms_of
 from controller.observation import OPERATOR, ControllerPort, Observation
-from controller.orders import Order, ToBroker, ToFrontend
-from controller.policies.registry import make_policy
-from controller.preparation import terms_of
-from controller.scheduler import Parameters, Scheduler
-from controller.state import State
+from mesh import wire
+from mesh.net.links import Port
+from mesh.net.registrar import Registrar
+from mesh.net.transport import Buffer, Mail
+from mesh.process.runtime import Runtime, host_id, member_id
+from mesh.process.timers import Alarm
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 MENDED_BY_PEOPLE = ("device_error", "rows_changed", "bad_outputs")  # codes of actions that failed

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from broker import wire
-from broker.links import Link
-from broker.transport import Buffer, Mail, Transport
+from mesh import wire
+from mesh.net.links import Link
+from mesh.net.transport import Buffer, Mail, Transport
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S = 0.05

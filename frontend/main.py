@@ -1,7 +1,7 @@
 """`python -m frontend`: where clients call."""
 
-from broker.runtime import serve
 from frontend.service import FrontendService
+from mesh.process.runtime import serve
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from broker import wire
 from frontend.controllers import Controllers
+from mesh import wire
 
 
 def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controllers) -> list[dict[str, Any]]:

@@ -10,25 +10,25 @@ import msgspec
 import numpy as np
 import structlog
 
-from broker import wire
-from broker.links import Port
-from broker.registrar import Registrar
-from broker.runtime import Runtime, host_id, member_id
-from broker.timers import Alarm
-from broker.transport import Buffer, Mail
-from frontend import protocol
-from frontend.answers import error_answer, ok_answer
-from frontend.applications.gatherings import Gathering, Member, Trouble
-from frontend.applications.service import Applications
-from frontend.cache import PredictionCache
 from frontend.controllers import Controllers
-from frontend.early import Early, EarlyRequests
-from frontend.evaluations import Evaluations
-from frontend.protocol import Answer, Checked, Invalid, TensorOut
+from frontend.core import protocol
+from frontend.core.answers import error_answer, ok_answer
+from frontend.core.applications.gatherings import Gathering, Member, Trouble
+from frontend.core.applications.service import Applications
+from frontend.core.cache import PredictionCache
+from frontend.core.early import Early, EarlyRequests
+from frontend.core.evaluations import Evaluations
+from frontend.core.protocol import Answer, Checked, Invalid, TensorOut
+from frontend.core.requests import Call, Completed, Part, RequestTable
+from frontend.core.targets import Targets
 from frontend.reports import describe_members, describe_models
-from frontend.requests import Call, Completed, Part, RequestTable
-from frontend.targets import Targets
 from frontend.transport import ClientId, ClientPort
+from mesh import wire
+from mesh.net.links import Port
+from mesh.net.registrar import Registrar
+from mesh.net.transport import Buffer, Mail
+from mesh.process.runtime import Runtime, host_id, member_id
+from mesh.process.timers import Alarm
 from selection.base import Array
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])

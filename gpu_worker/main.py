@@ -3,9 +3,9 @@
 import os
 import sys
 
-from broker.runtime import Runtime, Service, serve
 from gpu_worker.devices.base import open_device
 from gpu_worker.service import WorkerService
+from mesh.process.runtime import Runtime, Service, serve
 
 
 def workers(runtime: Runtime) -> list[Service]:

@@ -4,14 +4,14 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from broker import wire
-from broker.errors import PackageError
-from broker.versions import CHANGED, why_changed
-from gpu_worker.contents import Contents, identities
 from gpu_worker.devices.base import Device, Traits
 from gpu_worker.devices.images import DISK
-from gpu_worker.packages import Package, read_package
+from gpu_worker.packages.contents import Contents, identities
+from gpu_worker.packages.package import Package, read_package
 from gpu_worker.profiling import read_profile
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.versions import CHANGED, why_changed
 
 
 @dataclass(frozen=True, slots=True)

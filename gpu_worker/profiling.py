@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker import wire
+from mesh import wire
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 FIRST_RUNS = 4  # of each size; the first of them warms caches and is not counted

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from broker import wire
-from broker.errors import PackageError
-from broker.links import Link
-from broker.registrar import Registrar
-from broker.runtime import Runtime, host_id, member_id
-from broker.timers import Alarm
-from broker.transport import Buffer, Mail
-from broker.versions import CHANGED, why_changed
 from gpu_worker import tuning
+from gpu_worker.core.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
+from gpu_worker.core.outputs import outputs_by_frontend, row_bytes
+from gpu_worker.core.pages import PageTable
+from gpu_worker.core.sharing import Sharing
 from gpu_worker.devices.base import Device
-from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
-from gpu_worker.outputs import outputs_by_frontend, row_bytes
-from gpu_worker.packages import Package
-from gpu_worker.pages import PageTable
+from gpu_worker.packages.package import Package
 from gpu_worker.preparing import Made, Preparer
 from gpu_worker.profiling import Measurement, write_profile
-from gpu_worker.sharing import Sharing
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.net.links import Link
+from mesh.net.registrar import Registrar
+from mesh.net.transport import Buffer, Mail
+from mesh.process.runtime import Runtime, host_id, member_id
+from mesh.process.timers import Alarm
+from mesh.versions import CHANGED, why_changed
 
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
 PREPARATION_ENDS_S = 2.0  # after the device is lost: then whoever prepares is stuck in it

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from broker.errors import SettingsError
+from mesh.errors import SettingsError
 
 SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
 TIMER_SLACK_NS = 1000  # how late the system may wake this process to save power; its default is 50 us

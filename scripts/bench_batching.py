@@ -30,13 +30,13 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from broker.config import read_settings
-from scripts import batching_functions
+from gearmesh.operations.meshes import ROOT, Mesh, mesh
+from gearmesh.operations.ports import free_ports
+from gearmesh.operations.up import client
+from gearmesh.telemetry.machine import Watch, describe, median, quantile
+from mesh.process.settings import read_settings
 from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver, family, peer_environment, start
-from scripts.machine import Watch, describe, median, quantile
-from scripts.meshes import ROOT, Mesh, mesh
-from scripts.ports import free_ports
-from scripts.up import client
+from scripts.rigs import batching_functions
 
 IN_FLIGHT = (8, 32, 128, 512)
 METHODS = {
@@ -75,8 +75,8 @@ async def containers(
     """Replicas of one container beside a running mesh, and a driver that asks them, with the objective as budget."""
     model = f"{function}.{METHODS[method][1]}.{len(METHODS[method])}.{replicas}".replace(":", "-")
     command = [
-        sys.executable, "-m", "scripts.cli", "container", "--model", model,
-        "--predict", f"scripts.batching_functions:{function}",
+        sys.executable, "-m", "gearmesh.cli.main", "container", "--model", model,
+        "--predict", f"scripts.rigs.batching_functions:{function}",
         "--input", f"x:float32:-1,{FEATURES}", "--output", "y:int64:-1",
         "--slo-ms", str(objective_ms), "--batch-max", str(BATCH_MAX), *METHODS[method],
     ]  # fmt: skip
@@ -140,7 +140,7 @@ sys.path.insert(0, {root!r})
 from mosec import Server, Worker
 from mosec.mixin import MsgpackMixin
 import numpy as np
-from scripts.batching_functions import warm
+from scripts.rigs.batching_functions import warm
 class Model(MsgpackMixin, Worker):
     def __init__(self):
         self.function = warm({function!r})
@@ -155,7 +155,7 @@ BENTO = """
 import sys
 sys.path.insert(0, {root!r})
 import bentoml, numpy as np
-from scripts.batching_functions import warm
+from scripts.rigs.batching_functions import warm
 @bentoml.service(workers=1, traffic={{"timeout": 10, "max_concurrency": 4096}})
 class Model:
     def __init__(self):

@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from broker import wire
-from controller.estimates import Term, make_curve
-from scripts.journals import LogError, read_actions
+from controller.core.estimation.estimates import Term, make_curve
+from gearmesh.telemetry.journals import LogError, read_actions
+from mesh import wire
 
 WINDOW = 10
 SETTLED = 20  # runs before errors count
@@ -41,7 +41,7 @@ class Estimator(Protocol):
 
 
 class Ours:
-    """controller/estimates.py, at batch 1."""
+    """controller/core/estimation/estimates.py, at batch 1."""
 
     def __init__(self, profile_s: float) -> None:
         self._curve = make_curve(wire.Profile(exec_s={1: profile_s}, load_s=0.01), 1, True, Term())

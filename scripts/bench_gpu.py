@@ -7,7 +7,7 @@ Runs the tests marked `cuda`, the probes of the device itself and scripts/bench_
 docs/results/DEVICE-DATE.json and a table beside it. Without a GPU the same steps run on the processor (the tests and
 probes on the host driver): only the device differs, and nothing that is found there says anything of a GPU.
 
-What it needs beside torch and numpy is listed in scripts/gpu_needs.py, and looked for before anything is begun.
+What it needs beside torch and numpy is listed in scripts/rigs/gpu_needs.py, and looked for before anything is begun.
 `wheels` fetches all of it where a registry can be reached, for a machine where none can.
 """
 
@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 
-from scripts.gpu_needs import PYTHON, complaint, fetch, missing
-from scripts.gpu_tables import table
-from scripts.machine import describe
+from gearmesh.telemetry.machine import describe
+from scripts.rigs.gpu_needs import PYTHON, complaint, fetch, missing
+from scripts.rigs.gpu_tables import table
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/gpu_worker"  # those named test_cuda_*

@@ -110,8 +110,8 @@ def spans(times: list[tuple[float, float]], folder: Path) -> np.ndarray[Any, np.
 
 async def measure(requests: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Runs the mesh and asks it."""
+    from gearmesh.operations.meshes import ROOT, mesh
     from scripts.build_models import build_noop
-    from scripts.meshes import ROOT, mesh
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -130,7 +130,7 @@ def main() -> None:
         return
     import asyncio
 
-    from scripts.machine import describe
+    from gearmesh.telemetry.machine import describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=4000)

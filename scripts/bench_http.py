@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from broker.tensors import raw
 from frontend.gateway.tensors import NAMES, to_json
+from gearmesh.operations.meshes import mesh
+from gearmesh.operations.ports import free_ports
+from gearmesh.telemetry.machine import describe, quantile
+from mesh.tensors import raw
 from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver
-from scripts.machine import describe, quantile
-from scripts.meshes import mesh
-from scripts.ports import free_ports
 
 WIDTHS = {"digit, 256 bytes": 64, "photograph, 602 kB": 3 * 224 * 224}  # {what: floats of one row}
 IN_FLIGHT = (1, 16)

@@ -27,10 +27,10 @@ import zmq
 from rich.console import Console
 from rich.table import Table
 
+from gearmesh.operations.meshes import ROOT, mesh
+from gearmesh.operations.ports import free_ports
+from gearmesh.telemetry.machine import Watch, describe, median, quantile
 from scripts.build_models import build_noop
-from scripts.machine import Watch, describe, median, quantile
-from scripts.meshes import ROOT, mesh
-from scripts.ports import free_ports
 
 IN_FLIGHT = (1, 16, 64, 256)
 FLOATS = struct.pack("<16f", *range(16))

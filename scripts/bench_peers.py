@@ -33,17 +33,17 @@ import numpy as np
 import torch
 import uvloop
 
-from gpu_worker.export import write_package
-from scripts.flags import picture
-from scripts.load.messages import Template
-from scripts.load.plan import Target, Tensor
-from scripts.machine import Watch, describe
-from scripts.meshes import ROOT, mesh
+from gearmesh.load.generating.messages import Template
+from gearmesh.load.plan import Target, Tensor
+from gearmesh.operations.meshes import ROOT, mesh
+from gearmesh.telemetry.machine import Watch, describe
+from gpu_worker.packages.export import write_package
 from scripts.peers import plots, tables
 from scripts.peers.catalogue import PEERS, Peer
 from scripts.peers.drivers import Driver, HttpDriver, MeshDriver
 from scripts.peers.environments import STARTS_WITHIN_S, PeerError, family, install, last_words, serving, version
 from scripts.peers.models import INPUTS, build
+from scripts.rigs.flags import picture
 
 PARTS = ("noop", "mlp", "m5", "goodput")
 OURS = ("gearmesh", "gearmesh compact")

@@ -22,12 +22,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from controller.policies.registry import POLICIES
-from scripts.flags import picture
-from scripts.machine import describe
-from scripts.simulation.scenario import Scenario, parse_scenario
-from scripts.simulation.study import BOUND, CLAIRVOYANT, TIGHT, Task, run_all
-from scripts.simulation.suite_plots import LIMIT, Panel, draw
+from controller.core.policies.registry import POLICIES
+from gearmesh.simulation.scenario import Scenario, parse_scenario
+from gearmesh.simulation.study import BOUND, CLAIRVOYANT, TIGHT, Task, run_all
+from gearmesh.telemetry.machine import describe
+from scripts.rigs.flags import picture
+from scripts.rigs.suite_plots import LIMIT, Panel, draw
 
 FOLDER = Path(__file__).parent / "simulation" / "scenarios"
 LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)

@@ -3,7 +3,7 @@
 python -m scripts.bench_random [--first 0] [--count 80] [--seeds 1] [--worst 5] [--jobs N]
 
 Prints Markdown: how many scenarios have atc below by more than 0.002, and those with the least lead. What is drawn:
-scripts/simulation/random_scenarios.py.
+scripts/rigs/random_scenarios.py.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from scripts.simulation.random_scenarios import draw
-from scripts.simulation.scenario import Scenario, parse_scenario
-from scripts.simulation.study import Task, run_all
+from gearmesh.simulation.scenario import Scenario, parse_scenario
+from gearmesh.simulation.study import Task, run_all
+from scripts.rigs.random_scenarios import draw
 
 POLICIES = ("atc", "clockwork")
 BELOW = 0.002

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from frontend.client import AsyncClient, Prediction
+from frontend.client.client import AsyncClient, Prediction
+from gearmesh.operations.meshes import Mesh, mesh
+from gearmesh.telemetry.machine import describe
 from scripts.build_models import build_digits, cnn, digits, linear, mlp, train
-from scripts.machine import describe
-from scripts.meshes import Mesh, mesh
 from selection.base import Answers, Observation, fresh
 from selection.registry import make_policy
 

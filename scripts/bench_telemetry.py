@@ -21,11 +21,11 @@ from typing import Any
 
 import uvloop
 
+from gearmesh.operations.meshes import ROOT, Mesh, mesh
+from gearmesh.telemetry.journals import read_actions, read_requests
+from gearmesh.telemetry.machine import describe
 from scripts.bench_mesh import IN_FLIGHT, System, ZmqDriver, ask_noop, check_noop, console, measure, report
 from scripts.build_models import build_noop
-from scripts.journals import read_actions, read_requests
-from scripts.machine import describe
-from scripts.meshes import ROOT, Mesh, mesh
 
 VARIANTS = {"logs on": ("on", False), "logs off": ("off", False), "logs off, traced": ("off", True)}
 
@@ -64,7 +64,7 @@ class Tracing:
         return found
 
     async def _start(self) -> None:
-        command = [sys.executable, "-m", "scripts.cli", "trace", str(self.file), "--force", "--seconds", "60"]
+        command = [sys.executable, "-m", "gearmesh.cli.main", "trace", str(self.file), "--force", "--seconds", "60"]
         silent = subprocess.DEVNULL
         self.process = await asyncio.create_subprocess_exec(
             *command, cwd=ROOT, env=self.running.environment, stdout=silent, stderr=silent
@@ -81,9 +81,9 @@ class Tracing:
 
 def handing_over() -> dict[str, float]:
     """Microseconds of a controller's loop per request: making its facts and offering them to the journal."""
+    from controller.core.queues import Request
+    from controller.core.telemetry.totals import Telemetry
     from controller.journal import Journal
-    from controller.queues import Request
-    from controller.telemetry import Telemetry
 
     count = 20_000
     telemetry = Telemetry(recording=True)

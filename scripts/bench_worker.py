@@ -22,17 +22,17 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from broker import wire
-from broker.config import Settings, read_settings
-from broker.errors import GearmeshError
 from broker.repository import scan_repository
+from gearmesh.telemetry.machine import Watch, describe
 from gpu_worker import tuning
 from gpu_worker.devices.base import open_device
-from scripts import worker_measurements as measure
+from mesh import wire
+from mesh.errors import GearmeshError
+from mesh.process.settings import Settings, read_settings
 from scripts.build_models import DEMO
-from scripts.machine import Watch, describe
-from scripts.worker_measurements import Figures, Limits
-from scripts.worker_rig import Rig
+from scripts.rigs import worker_measurements as measure
+from scripts.rigs.worker_measurements import Figures, Limits
+from scripts.rigs.worker_rig import Rig
 
 LIMITS = {"cpu": Limits(2000, 20.0), "cuda": Limits(20_000, 3.0)}
 OTHERS_SHARE = 0.5  # of those limits, for what is measured once and not for every size

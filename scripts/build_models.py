@@ -23,13 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from broker.config import read_settings
-from broker.errors import PackageError
 from broker.repository import versions_in
-from broker.versions import EXISTS
-from gpu_worker.export import write_package
-from gpu_worker.packages import Package, read_package
-from scripts.model_copies import make_copies, why_alias
+from gpu_worker.packages.export import write_package
+from gpu_worker.packages.package import Package, read_package
+from mesh.errors import PackageError
+from mesh.process.settings import read_settings
+from mesh.versions import EXISTS
+from scripts.rigs.model_copies import make_copies, why_alias
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from broker.config import Settings, read_settings
-from frontend.client import AsyncClient, Prediction, RequestError
+from frontend.client.client import AsyncClient, Prediction, RequestError
+from gearmesh.operations.supervisor import Supervisor, procfile_commands
+from gearmesh.operations.up import client, first_of, ports_taken, wait_ready
+from mesh.process.settings import Settings, read_settings
 from scripts.build_models import digits
-from scripts.demo_application import show_application
-from scripts.supervisor import Supervisor, procfile_commands
-from scripts.up import client, first_of, ports_taken, wait_ready
+from scripts.rigs.demo_application import show_application
 
 Array = npt.NDArray[Any]
 READY_S_MAX = 300.0  # the first start measures every model
@@ -214,7 +214,7 @@ def _advice(settings: Settings) -> str:
         "  .venv/bin/gearmesh infer resnet18 some_photo.jpg --slo-ms 500\n"
         "  .venv/bin/gearmesh undeploy resnet18; .venv/bin/gearmesh deploy resnet18\n"
         "  .venv/bin/gearmesh apps; .venv/bin/gearmesh infer digits some_digit.npy --app\n"
-        f"  and from Python: frontend.client.Client({settings.frontend_address!r})\n{http}"
+        f"  and from Python: frontend.client.client.Client({settings.frontend_address!r})\n{http}"
     )
 
 

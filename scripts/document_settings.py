@@ -1,4 +1,4 @@
-"""Writes the table of settings in docs/operations.md anew from broker/config.py.
+"""Writes the table of settings in docs/operations.md anew from mesh/process/settings.py.
 
 .venv/bin/python scripts/document_settings.py
 """
@@ -6,7 +6,7 @@
 import re
 from pathlib import Path
 
-from broker.config import documentation
+from mesh.process.settings import documentation
 
 MANUAL = Path(__file__).resolve().parent.parent / "docs/operations.md"
 HEAD = "| setting | default | meaning |\n|---|---|---|\n"

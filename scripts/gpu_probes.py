@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from broker import wire
+from gearmesh.telemetry.machine import describe, quantile
+from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver, Event, Stream
 from gpu_worker.devices.cuda.graphs import build
@@ -31,10 +32,9 @@ from gpu_worker.devices.cuda.loads import PIECE_BYTES
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver, index_gather
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.executables import read_image
-from gpu_worker.export import write_package
-from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
-from scripts.machine import describe, quantile
+from gpu_worker.packages.export import write_package
+from gpu_worker.packages.package import Package
+from mesh import wire
 
 PAGE = 16 * MIB
 ROOM = Room(page_bytes=PAGE, pages=16, window_pages=8)

@@ -24,16 +24,16 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from broker import wire  # noqa: E402
-from broker.config import Settings, read_settings  # noqa: E402
-from broker.operator import Operator  # noqa: E402
-from frontend.client import AsyncClient, RequestError  # noqa: E402
-from gpu_worker.comparing import ROUNDING, TOLERANCE, difference  # noqa: E402
+from frontend.admin.operator import Operator  # noqa: E402
+from frontend.client.client import AsyncClient, RequestError  # noqa: E402
+from gearmesh.operations.meshes import Mesh, mesh  # noqa: E402
+from gearmesh.operations.up import wait_ready  # noqa: E402
+from gearmesh.telemetry.machine import describe  # noqa: E402
 from gpu_worker.devices.cpu import CpuDevice  # noqa: E402
-from scripts.machine import describe  # noqa: E402
-from scripts.meshes import Mesh, mesh  # noqa: E402
-from scripts.up import wait_ready  # noqa: E402
-from scripts.zoo_networks import EXPECTED, RESULT, ROWS, SIZES, SLO_MS, Network, networks  # noqa: E402
+from gpu_worker.packages.comparing import ROUNDING, TOLERANCE, difference  # noqa: E402
+from mesh import wire  # noqa: E402
+from mesh.process.settings import Settings, read_settings  # noqa: E402
+from scripts.rigs.zoo_networks import EXPECTED, RESULT, ROWS, SIZES, SLO_MS, Network, networks  # noqa: E402
 
 IMPORT_S_MAX = 1800
 DEPLOY_S_MAX = 600
@@ -107,7 +107,7 @@ async def _one(network: Network, folder: Path, running: Mesh | None) -> dict[str
     row: dict[str, Any] = {"family": network.family, "name": network.name, "parameters": network.parameters}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place = Path(name)
-        command = [sys.executable, "-m", "scripts.zoo_networks", network.name, str(place)]
+        command = [sys.executable, "-m", "scripts.rigs.zoo_networks", network.name, str(place)]
         done = await asyncio.to_thread(
             subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=IMPORT_S_MAX
         )

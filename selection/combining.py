@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from broker.wire import TensorSpec
+from mesh.wire import TensorSpec
 from selection.base import Answers, Array, Combined, Kind, Outputs
 
 TIE_SHARE = 0.01  # of a vote: goes by probability, so that a tie falls to the surer side

@@ -13,7 +13,7 @@ settings.load_profile("seeded")
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Redis."""
-    from tests.selection.redis_server import redis_server  # where redis is not installed, the other tests run
+    from tests.selection.stores.redis_server import redis_server  # where redis is not installed, the other tests run
 
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url

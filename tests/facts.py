@@ -1,15 +1,6 @@
 """One of each of the facts that a controller tells, with every field set."""
 
-from broker.facts import (
-    ActionFact,
-    DeviceState,
-    JournalState,
-    ModelState,
-    Place,
-    RequestFact,
-    Snapshot,
-    Spread,
-)
+from mesh.facts import ActionFact, DeviceState, JournalState, ModelState, Place, RequestFact, Snapshot, Spread
 
 REQUEST = RequestFact(
     frontend="frontend-1",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from scripts.cli import app
+from gearmesh.cli.main import app
 from scripts.document_settings import HEAD, MANUAL, with_settings
 
 ROOT = Path(__file__).parent.parent

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import Settings
-from broker.facts import ActionFact, Header, RequestFact
-from broker.metrics import METRICS
-from gpu_worker.lanes import CODES
+from gpu_worker.core.lanes import CODES
+from mesh.facts import ActionFact, Header, RequestFact
+from mesh.metrics import METRICS
+from mesh.process.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "telemetry.md").read_text()))

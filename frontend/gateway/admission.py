@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from broker.keys import LOOPBACK
 from frontend.gateway.errors import Refused
+from mesh.net.keys import LOOPBACK
 
 RETRY_AFTER_MS = 50.0
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from frontend.conversation import RequestError
+from frontend.client.conversation import RequestError
 
 RETRY_AFTER_S = 1  # where nobody knows better
 NOT_FOUND = {"unknown_model", "unknown_version", "unknown_app", "not_deployed"}

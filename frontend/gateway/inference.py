@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from broker.tensors import byte_count, raw
-from frontend.conversation import Prediction
+from frontend.client.conversation import Prediction
+from frontend.core.protocol import WORDS, worded
 from frontend.gateway.errors import Refused
 from frontend.gateway.tensors import NAMES, Array, check_shape, dtype_of, from_bytes, from_json, to_json
-from frontend.protocol import WORDS, worded
+from mesh.tensors import byte_count, raw
 
 INPUTS_MAX = 256
 CONTEXT_BYTES_MAX = 256

@@ -7,9 +7,9 @@ import sys
 import structlog
 import uvloop
 
-from broker import logs
-from broker.config import Settings, settings_or_exit
-from broker.errors import GearmeshError, SettingsError
+from mesh.errors import GearmeshError, SettingsError
+from mesh.process import logs
+from mesh.process.settings import Settings, settings_or_exit
 
 log = structlog.get_logger("gateway")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import structlog
 
-from broker.config import Settings
-from frontend.client import AsyncClient, RequestError
+from frontend.client.client import AsyncClient, RequestError
 from frontend.gateway.errors import Refused
+from mesh.process.settings import Settings
 
 POLL_S = 1.0  # between two questions to a frontend whether it is there, and who else is
 ANSWER_S_MAX = 1.5  # a frontend that needs longer has missed a question

@@ -7,12 +7,12 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from broker.config import Settings
-from broker.errors import AddressInUse
 from frontend.gateway.errors import plain_error
 from frontend.gateway.pool import Pool
 from frontend.gateway.service import Gateway, error_response
 from frontend.gateway.watch import Watch
+from mesh.errors import AddressInUse
+from mesh.process.settings import Settings
 
 KEEP_ALIVE_S = 75.0  # an idle connection is closed after so long
 log = structlog.get_logger("gateway")

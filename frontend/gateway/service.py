@@ -12,17 +12,17 @@ import msgspec
 import structlog
 from aiohttp import ClientError, web
 
-from broker.catalogue import VERSION
-from broker.config import Settings
-from broker.metrics import CONTENT_TYPE, metrics_text
-from frontend.client import RequestError
+from broker.core.catalogue import VERSION
+from frontend.admin.observer import NoMesh, answering, describe
+from frontend.client.client import RequestError
 from frontend.gateway import descriptions
 from frontend.gateway.admission import Admitted, Gate, budget_of, check_origin, json_length
 from frontend.gateway.errors import ErrorAnswer, Refused, error_answer, plain_error, refusal
 from frontend.gateway.inference import Question, read_question, respond
 from frontend.gateway.pool import Pool
 from frontend.gateway.watch import Watch
-from frontend.observer import NoMesh, answering, describe
+from mesh.metrics import CONTENT_TYPE, metrics_text
+from mesh.process.settings import Settings
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 SLO_HEADER = "X-Gearmesh-Slo-Ms"

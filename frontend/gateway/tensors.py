@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from broker.tensors import DTYPES, byte_count, view
 from frontend.gateway.errors import Refused
+from mesh.tensors import DTYPES, byte_count, view
 
 Array = npt.NDArray[Any]
 

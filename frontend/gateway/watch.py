@@ -5,11 +5,11 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from broker import wire
-from broker.config import Settings
-from broker.operator import NoBroker, Operator
+from frontend.admin.observer import NoMesh, Observer, View
+from frontend.admin.operator import NoBroker, Operator
 from frontend.gateway.errors import Refused
-from frontend.observer import NoMesh, Observer, View
+from mesh import wire
+from mesh.process.settings import Settings
 
 LOOK_S = 0.5  # a look so old is still shown, to however many watch
 OPERATIONS_MAX = 4  # at once

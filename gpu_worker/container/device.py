@@ -10,14 +10,14 @@ from typing import Any
 
 import structlog
 
-from broker import wire
-from broker.tensors import byte_count
-from broker.timers import Alarm
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
+from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost, Traits
-from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
+from mesh import wire
+from mesh.process.timers import Alarm
+from mesh.tensors import byte_count
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # before the code is started again, by lives that were short in a row
 HEALTHY_S = 5.0

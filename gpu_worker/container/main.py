@@ -4,14 +4,14 @@ import sys
 
 import uvloop
 
-from broker import logs
-from broker.config import Settings
-from broker.errors import GearmeshError
-from broker.runtime import Runtime
 from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
+from mesh.errors import GearmeshError
+from mesh.process import logs
+from mesh.process.runtime import Runtime
+from mesh.process.settings import Settings
 
 START_S = 60.0  # the code may take so long to be imported
 

@@ -6,13 +6,13 @@ code that came before comes back under its own.
 
 import structlog
 
-from broker import wire
-from broker.links import Link
-from broker.registrar import DECODER
-from broker.runtime import Runtime, member_id
-from broker.transport import Mail
 from gpu_worker.container.device import ContainerDevice
 from gpu_worker.service import Fixture, WorkerService
+from mesh import wire
+from mesh.net.links import Link
+from mesh.net.registrar import DECODER
+from mesh.net.transport import Mail
+from mesh.process.runtime import Runtime, member_id
 
 ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
 CALL_AGAIN_S = 0.1

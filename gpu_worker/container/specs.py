@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from broker import wire
-from broker.catalogue import NAME, VERSION
-from broker.errors import GearmeshError
-from broker.tensors import DTYPES, byte_count
+from broker.core.catalogue import NAME, VERSION
+from mesh import wire
+from mesh.errors import GearmeshError
+from mesh.tensors import DTYPES, byte_count
 
 ALIGNMENT = 64  # bytes: a cache line
 SLOTS = 3  # batches that share memory with the child: one running, one ready behind it, one being answered

@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from broker.errors import PackageError
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
+from mesh.errors import PackageError
 
 DEATHS_MAX = 2
 RECORDS_MAX = 200  # of one device; the oldest go

@@ -8,13 +8,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from broker import wire
-from broker.errors import GearmeshError
-from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
+from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.packages.package import Package
+from mesh import wire
+from mesh.errors import GearmeshError
 
 if TYPE_CHECKING:
-    from broker.config import Settings  # a device can be driven where what reads settings is not installed
+    from mesh.process.settings import Settings  # a device can be driven where what reads settings is not installed
 
 GROUP = "gearmesh.devices"  # entry points of packages that bring devices of their own
 Finished = Callable[[Phase, Job, Done], None]

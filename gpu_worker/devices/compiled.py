@@ -21,10 +21,10 @@ from typing import Any
 import structlog
 import torch
 
-from gpu_worker.comparing import same, tolerance
 from gpu_worker.devices.executables import CPU, dtypes_of
 from gpu_worker.devices.rows import inputs_for
-from gpu_worker.packages import ONNX, Package
+from gpu_worker.packages.comparing import same, tolerance
+from gpu_worker.packages.package import ONNX, Package
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 COMPILERS = ("c++", "g++", "clang++")

@@ -17,12 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from broker import wire
-from broker.config import Settings
-from broker.errors import PackageError
-from broker.tensors import DTYPES, raw
-from broker.transport import Buffer
-from broker.versions import CHANGED
+from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.outputs import row_bytes
 from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.devices.compiled import Compiler
@@ -38,10 +34,14 @@ from gpu_worker.devices.executables import (
 from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.devices.rows import pad, padding_rows
-from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.outputs import row_bytes
-from gpu_worker.packages import ONNX, Package
-from gpu_worker.trials import Promise, code_of, keeps, misfits, promise
+from gpu_worker.packages.package import ONNX, Package
+from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.net.transport import Buffer
+from mesh.process.settings import Settings
+from mesh.tensors import DTYPES, raw
+from mesh.versions import CHANGED
 
 ARENA_MB = 1024
 PAGE_MB = 2

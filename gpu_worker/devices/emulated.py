@@ -5,15 +5,15 @@ import itertools
 import time
 from pathlib import Path
 
-from broker import wire
-from broker.config import Settings
-from broker.errors import PackageError
-from broker.tensors import byte_count
-from broker.timers import Alarm
+from gpu_worker.core.emulation import Emulator, ProfileError, exec_s, parse_profile
+from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
-from gpu_worker.emulation import Emulator, ProfileError, exec_s, parse_profile
-from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.process.settings import Settings
+from mesh.process.timers import Alarm
+from mesh.tensors import byte_count
 
 _numbers = itertools.count()  # emulated devices of this process
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

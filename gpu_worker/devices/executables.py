@@ -11,16 +11,16 @@ from safetensors import safe_open
 from torch.export.passes import move_to_device_pass
 from torch.func import functional_call
 
-from broker.errors import PackageError
-from gpu_worker import trials
-from gpu_worker.comparing import Run, tolerance
-from gpu_worker.contents import digests_of
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.moving import reshape_views
 from gpu_worker.devices.onnx import load_onnx
 from gpu_worker.devices.rows import inputs_for, padding_rows
-from gpu_worker.examples import said
-from gpu_worker.packages import ONNX, Package, Weight
+from gpu_worker.packages import trials
+from gpu_worker.packages.comparing import Run, tolerance
+from gpu_worker.packages.contents import digests_of
+from gpu_worker.packages.examples import said
+from gpu_worker.packages.package import ONNX, Package, Weight
+from mesh.errors import PackageError
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 PASSED_MAX = 100_000
@@ -169,7 +169,7 @@ def check_by_running(
     place: torch.device = CPU,
     dtypes: Set[torch.dtype] = NOT_KNOWN,
 ) -> None:
-    """The model keeps what model.toml promises, row by row (gpu_worker.trials), and leaves its weights as they are.
+    """The model keeps what model.toml promises, row by row (gpu_worker.packages.trials), and leaves its weights as they are.
 
     `dtypes`: of what is computed within, where that cannot be seen of `forward`.
     Raises: PackageError; torch.OutOfMemoryError where a device has no room for it.

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
-from broker.errors import PackageError
-from gpu_worker.contents import digest_of, digests_of, identity
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.packages import Identity, Package
+from gpu_worker.packages.contents import digest_of, digests_of, identity
+from gpu_worker.packages.package import Identity, Package
+from mesh.errors import PackageError
 
 HOST, DISK = "host", "disk"
 TICK_S = 0.02  # files' times are no finer; Source: the kernel's tick, 4 or 10 ms

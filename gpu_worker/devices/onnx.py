@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from broker.errors import PackageError
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
+from mesh.errors import PackageError
 
 ORT_DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",

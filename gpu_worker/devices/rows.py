@@ -5,13 +5,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from broker.errors import PackageError
-from broker.tensors import byte_count
-from gpu_worker import examples
-from gpu_worker.comparing import Run
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.packages import Package
-from gpu_worker.trials import Draw
+from gpu_worker.packages import examples
+from gpu_worker.packages.comparing import Run
+from gpu_worker.packages.package import Package
+from gpu_worker.packages.trials import Draw
+from mesh.errors import PackageError
+from mesh.tensors import byte_count
 
 
 def padding_rows(package: Package) -> tuple[Bytes, ...]:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from scripts.load.messages import Template, read_answer
-from scripts.machine import quantile
+from gearmesh.load.generating.messages import Template, read_answer
+from gearmesh.telemetry.machine import quantile
 
 DRAIN_S = 10.0  # after the last request is due: what is not answered then is given up
 CONNECTIONS_MAX = 2000  # over that, requests wait in the client; their latency counts all the same

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from scripts.meshes import ROOT
+from gearmesh.operations.meshes import ROOT
+from gearmesh.operations.ports import free_ports
 from scripts.peers.catalogue import Peer
-from scripts.ports import free_ports
 
 INSTALL_S_MAX = 900.0
 STARTS_WITHIN_S = 90.0

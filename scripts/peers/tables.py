@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scripts.machine import median
+from gearmesh.telemetry.machine import median
 
 Runs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # {system: {cell: its runs, one per round}}
 OURS = "gearmesh"

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import zmq
 
-from broker import wire
-from broker.errors import AddressInUse
 from broker.repository import look, scan_repository
-from tests.broker.brokers import SPEC, Broker, Caller, members, package
-from tests.broker.processes import Processes, envelope, processes
+from mesh import wire
+from mesh.errors import AddressInUse
 from tests.loops import on_loop
+from tests.mesh.net.brokers import SPEC, Broker, Caller, members, package
+from tests.mesh.net.processes import Processes, envelope, processes
 from tests.messages import names
 
 PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # nobody is missed because he is silent

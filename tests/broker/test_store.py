@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker import wire
-from broker.catalogue import Catalogue
+from broker.core.catalogue import Catalogue
 from broker.store import SCHEMA_VERSION, CatalogueStore, StoreError
+from mesh import wire
 
 SPEC = wire.ModelSpec(
     inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),

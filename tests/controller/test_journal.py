@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.facts import Header
 from controller.journal import Journal, LogFile, check_folder
-from scripts.journals import read_actions, read_requests
+from gearmesh.telemetry.journals import read_actions, read_requests
+from mesh.facts import Header
 from tests.facts import ACTION, REQUEST
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from broker import wire
-from broker.links import Link
 from controller.service import ControllerService
 from gpu_worker.service import CONTROLLER
-from tests.broker.brokers import Broker, Caller, package
-from tests.broker.processes import messages_of, processes
-from tests.controller.controller_builders import TEN_MS, hello, prepared, spec
+from mesh import wire
+from mesh.net.links import Link
+from tests.controller.core.controller_builders import TEN_MS, hello, prepared, spec
 from tests.loops import Told, on_loop
+from tests.mesh.net.brokers import Broker, Caller, package
+from tests.mesh.net.processes import messages_of, processes
 
 
 @on_loop

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_worker.export import write_package
+from gearmesh.operations.meshes import Mesh
+from gpu_worker.packages.export import write_package
 from scripts.build_models import PIXELS, linear, mlp, train
-from scripts.meshes import Mesh
 from tests.end_to_end.containers import kill_everybody
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, background_mesh, emulated_device, emulated_model
 

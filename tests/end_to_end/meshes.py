@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from scripts.cli import app
-from scripts.meshes import Mesh, mesh
+from gearmesh.cli.main import app
+from gearmesh.operations.meshes import Mesh, mesh
 
 LONG_MS = 40_000.0  # a budget for what is to be answered, however slow the machine is
 LIMIT_S = 600.0  # nothing takes so long but what will never end

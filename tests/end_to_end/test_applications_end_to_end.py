@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client import AsyncClient, Invalid
+from frontend.client.client import AsyncClient, Invalid
+from gearmesh.operations.meshes import Mesh
 from scripts.build_models import digits
-from scripts.meshes import Mesh
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import container, is_ready
 from tests.end_to_end.meshes import LONG_MS, gearmesh, run_with_mesh

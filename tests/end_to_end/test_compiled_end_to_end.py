@@ -7,7 +7,7 @@ import torch
 
 from gpu_worker.devices.compiled import Compiler, _open, compare, find_compiler
 from gpu_worker.devices.executables import load_forward
-from gpu_worker.export import write_package
+from gpu_worker.packages.export import write_package
 
 pytestmark = [
     pytest.mark.end_to_end,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
-from scripts.meshes import Mesh
+from frontend.client.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
+from gearmesh.operations.meshes import Mesh
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
 from tests.end_to_end.meshes import LONG_MS

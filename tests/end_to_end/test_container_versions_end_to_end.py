@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client import AsyncClient, Prediction
-from scripts.meshes import Mesh
+from frontend.client.client import AsyncClient, Prediction
+from gearmesh.operations.meshes import Mesh
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import SPECS, X, is_ready
 from tests.end_to_end.meshes import PAUSE_S, emulated_device, emulated_model, gearmesh, run_with_mesh, until

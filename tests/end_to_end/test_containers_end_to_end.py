@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client import AsyncClient, Prediction
-from scripts.meshes import ROOT, Mesh
+from frontend.client.client import AsyncClient, Prediction
+from gearmesh.operations.meshes import ROOT, Mesh
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import SPECS, X, container, is_ready
 from tests.end_to_end.meshes import LONG_MS, gearmesh, until
@@ -44,7 +44,7 @@ def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(shared: 
 async def keep(running: Mesh, folder: Path, *arguments: str, code: int = 0) -> str:
     """What `gearmesh container` says, which ends so; as a process, since the mesh goes by its folder and arguments."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scripts.cli", "container", *arguments,
+        sys.executable, "-m", "gearmesh.cli.main", "container", *arguments,
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip

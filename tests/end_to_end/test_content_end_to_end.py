@@ -14,12 +14,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from broker import wire
-from broker.config import read_settings
-from broker.operator import Operator
-from frontend.client import AsyncClient, Prediction, RequestError
-from gpu_worker.export import write_package
-from scripts.meshes import Mesh
+from frontend.admin.operator import Operator
+from frontend.client.client import AsyncClient, Prediction, RequestError
+from gearmesh.operations.meshes import Mesh
+from gpu_worker.packages.export import write_package
+from mesh import wire
+from mesh.process.settings import read_settings
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, PAUSE_S, gearmesh, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from frontend.client import Client
-from gpu_worker.export import write_package
-from scripts.model_copies import make_copies
+from frontend.client.client import Client
+from gpu_worker.packages.export import write_package
+from scripts.rigs.model_copies import make_copies
 from tests.end_to_end.meshes import LONG_MS, background_mesh
 
 pytestmark = pytest.mark.end_to_end

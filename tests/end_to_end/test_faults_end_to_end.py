@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client import AsyncClient, Prediction, RequestError, TimedOut
-from scripts.meshes import Mesh
-from scripts.up import wait_ready
+from frontend.client.client import AsyncClient, Prediction, RequestError, TimedOut
+from gearmesh.operations.meshes import Mesh
+from gearmesh.operations.up import wait_ready
 from tests.end_to_end.canary import Canaries, canaries
 from tests.end_to_end.meshes import LONG_MS, PAUSE_S, emulated_device, emulated_model, run_with_mesh, until
 

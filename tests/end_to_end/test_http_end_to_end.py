@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from frontend.client import Client
+from frontend.client.client import Client
+from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.ports import free_ports
 from scripts.bench_http import request_body
-from scripts.meshes import ROOT, Mesh
-from scripts.ports import free_ports
 from tests.end_to_end.meshes import (
     LIMIT_S,
     LONG_MS,

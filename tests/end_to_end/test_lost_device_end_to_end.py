@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from frontend.client import AsyncClient, Failed, Prediction
-from gpu_worker.export import write_package
-from scripts.meshes import ROOT, Mesh
-from scripts.up import wait_ready
+from frontend.client.client import AsyncClient, Failed, Prediction
+from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.up import wait_ready
+from gpu_worker.packages.export import write_package
 from tests.end_to_end.meshes import LONG_MS, run_with_mesh, until
 from tests.gpu_worker.conftest import ROW, TwoInputs
-from tests.gpu_worker.fragile import WHY, install
-from tests.gpu_worker.hanging import DEADLY, STUCK
+from tests.gpu_worker.devices.cuda.fragile import WHY, install
+from tests.gpu_worker.devices.cuda.hanging import DEADLY, STUCK
 from tests.messages import names
 
 pytestmark = pytest.mark.end_to_end

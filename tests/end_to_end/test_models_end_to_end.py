@@ -13,10 +13,10 @@ import pytest
 import torch
 import zmq
 
-from frontend.client import Client, Invalid, Rejected, RequestError, TimedOut
-from gpu_worker.export import write_package
+from frontend.client.client import Client, Invalid, Rejected, RequestError, TimedOut
+from gearmesh.operations.meshes import Mesh
+from gpu_worker.packages.export import write_package
 from scripts.build_models import digits
-from scripts.meshes import Mesh
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, background_mesh
 
 pytestmark = pytest.mark.end_to_end

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker import wire
-from broker.config import read_settings
-from broker.operator import Operator
-from frontend.client import AsyncClient, Invalid, Prediction, RequestError
-from scripts.meshes import ROOT, Mesh
-from scripts.ports import free_ports
+from frontend.admin.operator import Operator
+from frontend.client.client import AsyncClient, Invalid, Prediction, RequestError
+from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.ports import free_ports
+from mesh import wire
+from mesh.process.settings import read_settings
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.config import read_settings
-from broker.facts import ActionFact, RequestFact
-from frontend import observer
-from frontend.client import AsyncClient, Prediction
-from frontend.observer import Observer, View
-from scripts.journals import arrivals, read_actions, read_requests
-from scripts.meshes import Mesh
-from scripts.timeline import timeline
-from scripts.trace import record
-from scripts.watching import describe
+from frontend.admin import observer
+from frontend.admin.observer import Observer, View
+from frontend.client.client import AsyncClient, Prediction
+from gearmesh.cli.watching import describe
+from gearmesh.operations.meshes import Mesh
+from gearmesh.telemetry.journals import arrivals, read_actions, read_requests
+from gearmesh.telemetry.timeline import timeline
+from gearmesh.telemetry.trace import record
+from mesh.facts import ActionFact, RequestFact
+from mesh.process.settings import read_settings
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
-from tests.scripts.test_timeline import check_format
+from tests.gearmesh.telemetry.test_timeline import check_format
 
 pytestmark = pytest.mark.end_to_end
 X = np.zeros((1, 4), np.float32)

@@ -10,14 +10,14 @@ import msgpack
 import msgspec
 import numpy as np
 
-from broker import wire
-from broker.links import Link
-from frontend.client import AsyncClient
+from frontend.client.client import AsyncClient
 from frontend.reports import describe_models
 from frontend.service import FrontendService
-from tests.broker.brokers import Broker, Caller, package
-from tests.broker.processes import Listening, Processes, processes
+from mesh import wire
+from mesh.net.links import Link
 from tests.loops import Told
+from tests.mesh.net.brokers import Broker, Caller, package
+from tests.mesh.net.processes import Listening, Processes, processes
 
 QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 60_000.0, "cache_mb": 0}  # who dies is missed, who is slow is not
 FROM_RESULTS: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])

@@ -1,9 +1,9 @@
 """frontend/controllers.py: whom a frontend has links to, while controllers come and go at one address."""
 
-from broker import wire
 from frontend.controllers import Controllers
-from tests.broker.processes import Processes, processes
+from mesh import wire
 from tests.loops import Told, on_loop
+from tests.mesh.net.processes import Processes, processes
 
 NOBODY = ("tcp://127.0.0.1:1",)  # nobody listens there
 HELLO = wire.FrontendHello(member="frontend-1", host="here", results=())

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from frontend.applications import keeper as keeper_module
-from frontend.applications.keeper import Claim, Drop, Learn, Park, Read, StateKeeper
+from frontend import keeper as keeper_module
+from frontend.keeper import Claim, Drop, Learn, Park, Read, StateKeeper
 from selection.base import Observation, State
 from selection.registry import make_policy
-from selection.store import SqliteStore, StoreDown, open_store
+from selection.stores.stores import SqliteStore, StoreDown, open_store
 from tests.loops import Told
 from tests.messages import names
-from tests.selection.redis_server import redis_server
+from tests.selection.stores.redis_server import redis_server
 
 MODELS = ["a", "b"]
 POLICY, _ = make_policy("exp4", {}, MODELS)

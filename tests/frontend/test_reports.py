@@ -2,11 +2,11 @@
 
 import pytest
 
-from broker import wire
 from frontend.reports import describe_models
-from tests.broker.processes import processes
+from mesh import wire
 from tests.frontend.test_controllers import links
 from tests.loops import on_loop
+from tests.mesh.net.processes import processes
 
 
 @pytest.mark.parametrize(

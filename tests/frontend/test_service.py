@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import zmq
 
-from broker import wire
-from frontend.client import Failed, Invalid, Prediction, Rejected, TimedOut
-from tests.broker.brokers import package
-from tests.frontend.fakes import ROW
+from frontend.client.client import Failed, Invalid, Prediction, Rejected, TimedOut
+from mesh import wire
+from tests.frontend.client.fakes import ROW
 from tests.frontend.service_mesh import SPEC, hear, mesh
 from tests.loops import on_loop
+from tests.mesh.net.brokers import package
 
 # -- one request ------------------------------------------------------------------------------------------------------
 

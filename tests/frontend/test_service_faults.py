@@ -10,14 +10,14 @@ import msgpack
 import pytest
 import zmq
 
-from broker import wire
-from frontend.client import Failed, Prediction, TimedOut
+from frontend.client.client import Failed, Prediction, TimedOut
 from frontend.service import FrontendService
-from tests.broker.brokers import Broker, Caller, package
-from tests.broker.processes import processes
-from tests.frontend.fakes import ROW
+from mesh import wire
+from tests.frontend.client.fakes import ROW
 from tests.frontend.service_mesh import QUICK, SPEC, Controller, hear, mesh
 from tests.loops import Told, on_loop
+from tests.mesh.net.brokers import Broker, Caller, package
+from tests.mesh.net.processes import processes
 
 
 @on_loop

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import zmq
 
-from broker.errors import AddressInUse
 from frontend import transport as module
 from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
-from tests.broker.processes import Processes, processes
+from mesh.errors import AddressInUse
 from tests.loops import Told, on_loop
+from tests.mesh.net.processes import Processes, processes
 
 SIZE_MAX = 4096
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from broker import wire
-from broker.config import Settings
 from gpu_worker.devices.cpu import CpuDevice
-from gpu_worker.export import write_package
-from gpu_worker.packages import Package, read_package
+from gpu_worker.packages.export import write_package
+from gpu_worker.packages.package import Package, read_package
+from mesh import wire
+from mesh.process.settings import Settings
 
 ROW = {"x": ("float32", (4,))}
 

@@ -12,14 +12,14 @@ import torch
 import uvloop
 from rich.console import Console
 
-from broker.config import Settings
-from broker.errors import GearmeshError
 from broker.repository import scan_repository
 from gpu_worker.devices.cpu import CpuDevice
+from mesh.errors import GearmeshError
+from mesh.process.settings import Settings
 from scripts.bench_worker import bench, find_models, main
-from scripts.model_copies import make_copies
-from scripts.worker_measurements import Limits, spread
-from scripts.worker_rig import ActionFailed, Rig
+from scripts.rigs.model_copies import make_copies
+from scripts.rigs.worker_measurements import Limits, spread
+from scripts.rigs.worker_rig import ActionFailed, Rig
 from tests.gpu_worker.conftest import Repository
 from tests.loops import LIMIT_S, on_loop
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from broker import wire
-from broker.config import Settings
-from broker.errors import PackageError
-from gpu_worker.contents import Contents
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.devices.emulated import EmulatedDevice
-from gpu_worker.packages import Package, read_package
+from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.package import Package, read_package
 from gpu_worker.preparing import Preparer
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.process.settings import Settings
 from tests.gpu_worker.conftest import Repository
 
 REF = "linear:1"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from broker import wire
 from gpu_worker.profiling import (
     FIRST_RUNS,
     LADDER,
@@ -15,6 +14,7 @@ from gpu_worker.profiling import (
     read_profile,
     write_profile,
 )
+from mesh import wire
 
 KIND = "cpu Some(R) Processor @ 2.0GHz, 1 threads, torch 2.11.0+cpu"
 PROFILE = wire.Profile(exec_s={1: 0.010, 2: 0.012, 3: 0.0125}, load_s=0.5, engine="eager")

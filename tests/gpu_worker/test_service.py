@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from broker import wire
-from gpu_worker.contents import Contents
 from gpu_worker.devices.cpu import CpuDevice
-from gpu_worker.packages import Package, read_package
+from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.package import Package, read_package
 from gpu_worker.service import WorkerService
-from tests.broker.brokers import Broker, Caller
-from tests.broker.processes import Processes, messages_of, processes
+from mesh import wire
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
 from tests.gpu_worker.worker_builders import load
 from tests.loops import on_loop
+from tests.mesh.net.brokers import Broker, Caller
+from tests.mesh.net.processes import Processes, messages_of, processes
 
 REF = "linear:1"
 

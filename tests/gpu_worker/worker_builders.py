@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from broker import wire
-from gpu_worker.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report, Start
-from gpu_worker.pages import PageTable
+from gpu_worker.core.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report, Start
+from gpu_worker.core.pages import PageTable
+from mesh import wire
 
 ONE_AT_A_TIME = dict.fromkeys(Phase, 1)
 EPOCH = 3

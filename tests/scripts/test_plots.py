@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scripts.peers import plots
-from scripts.simulation import suite_plots
+from scripts.rigs import suite_plots
 
 
 def goodput(per_s: float) -> dict[str, object]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.wire import TensorSpec
+from mesh.wire import TensorSpec
 from selection.base import Answers
 from selection.combining import average, kind_of, median, pass_on, vote
 from selection.losses import FeedbackError, check_label, check_loss, losses_of

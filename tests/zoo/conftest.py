@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from broker.config import Settings
 from gpu_worker.devices.cpu import CpuDevice
+from mesh.process.settings import Settings
 
 
 @pytest.fixture(scope="module")

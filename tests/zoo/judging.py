@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from broker.errors import PackageError
 from gpu_worker.devices.cpu import CpuDevice
-from gpu_worker.export import write_package
-from gpu_worker.importing.behaviour import mark
-from gpu_worker.importing.plain import tensors_in
-from gpu_worker.onnx_import import write_onnx_package
-from gpu_worker.packages import Package, read_package
+from gpu_worker.packages.export import write_package
+from gpu_worker.packages.importing.onnx_files import write_onnx_package
+from gpu_worker.packages.importing.plain import tensors_in
+from gpu_worker.packages.judging.behaviour import mark
+from gpu_worker.packages.package import Package, read_package
+from mesh.errors import PackageError
 from tests.zoo.cases import Case, NotTheSwitch
 from tests.zoo.serving import BATCH_MAX, Run, check_served
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gpu_worker.comparing import TOLERANCE, difference
+from gpu_worker.core.lanes import Job, Phase
 from gpu_worker.devices.cpu import CpuDevice
-from gpu_worker.lanes import Job, Phase
-from gpu_worker.packages import Package
-from tests.gpu_worker.cpu_builders import SHORT_S, at_once, put
+from gpu_worker.packages.comparing import TOLERANCE, difference
+from gpu_worker.packages.package import Package
+from tests.gpu_worker.devices.cpu_builders import SHORT_S, at_once, put
 from tests.gpu_worker.worker_builders import infer
 from tests.zoo.cases import Case, Row
 

@@ -19,8 +19,7 @@ from functools import partial
 
 import torch
 
-from broker import wire
-from broker.errors import PackageError
+from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
@@ -33,8 +32,9 @@ from gpu_worker.devices.cuda.versions import Versions
 from gpu_worker.devices.cuda.watchdog import Patience
 from gpu_worker.devices.cuda.watching import Watching
 from gpu_worker.devices.locks import DeviceLock
-from gpu_worker.lanes import Done, Job, Phase
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
+from mesh import wire
+from mesh.errors import PackageError
 
 FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
 AHEAD_S = 0.002  # EXECs are taken over so long before their time: the issuing thread keeps it better than a loop does

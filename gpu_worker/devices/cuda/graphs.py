@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from broker.errors import PackageError
 from gpu_worker.devices.cuda.driver import Driver, Work
 from gpu_worker.devices.cuda.plans import Layout, Place, ladder, lay_out
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
 from gpu_worker.devices.rows import padding_rows
-from gpu_worker.packages import ONNX, Package
-from gpu_worker.trials import Promise, keeps, promise
+from gpu_worker.packages.package import ONNX, Package
+from gpu_worker.packages.trials import Promise, keeps, promise
+from mesh.errors import PackageError
 
 WARM_UPS = 3  # runs of each size before its capture: libraries choose and load their kernels
 

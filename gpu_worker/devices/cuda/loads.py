@@ -15,14 +15,14 @@ from functools import partial
 
 import torch
 
-from broker.versions import CHANGED
+from gpu_worker.core.lanes import Done, Job
 from gpu_worker.devices.cuda.driver import Driver, Event
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB, Copies, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
-from gpu_worker.lanes import Done, Job
+from mesh.versions import CHANGED
 
 PIECE_BYTES = 8 * MIB  # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures others
 EVENTS = 96  # for LOADs: they may be noticed later than others

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from broker import wire
+from gpu_worker.core.lanes import Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
 from gpu_worker.devices.cuda.plans import BUFFERS, MIB, Layout, Room, lay_out
 from gpu_worker.devices.rows import pad
-from gpu_worker.lanes import Job
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
+from mesh import wire
 
 SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
 SLOT_BYTES_MAX = 256 * MIB

@@ -15,7 +15,7 @@ from gpu_worker.devices.images import host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 
 if TYPE_CHECKING:
-    from broker.config import Settings
+    from mesh.process.settings import Settings
 
 PAGE_MB = 16
 

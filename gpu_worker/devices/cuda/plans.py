@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from broker import wire
-from broker.tensors import byte_count
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.profiling import LADDER
+from mesh import wire
+from mesh.tensors import byte_count
 
 ALIGNMENT = 256  # bytes; Source: what CUDA guarantees of its own allocations
 IN_FLIGHT_MAX = 2  # pieces of LOADs on their way: the next is always queued, and an INPUT waits behind two at most

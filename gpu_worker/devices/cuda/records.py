@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gpu_worker.core.lanes import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
 from gpu_worker.devices.cuda.graphs import Executable
 from gpu_worker.devices.cuda.memory import Slot
 from gpu_worker.devices.cuda.plans import Layout
 from gpu_worker.devices.images import HostImage, Image
-from gpu_worker.lanes import Done, Job
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
 
 FIGURES_MAX = 100_000
 

@@ -14,7 +14,7 @@ from gpu_worker.devices.cuda.records import Figures, PinnedImage, Version
 from gpu_worker.devices.executables import Checks, read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.devices.rows import padding_rows
-from gpu_worker.packages import Package
+from gpu_worker.packages.package import Package
 
 
 class Versions:

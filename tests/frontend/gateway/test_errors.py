@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from frontend.conversation import ERRORS
+from frontend.client.conversation import ERRORS
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
 from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
 

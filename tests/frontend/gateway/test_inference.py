@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.conversation import Prediction
+from frontend.client.conversation import Prediction
 from frontend.gateway.errors import Refused
 from frontend.gateway.inference import Question, read_question, respond
 from frontend.gateway.tensors import from_bytes, from_json

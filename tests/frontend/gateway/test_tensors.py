@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from broker.tensors import DTYPES, raw
 from frontend.gateway.errors import Refused
 from frontend.gateway.tensors import DATATYPES, NAMES, check_shape, dtype_of, from_bytes, from_json, to_json
+from mesh.tensors import DTYPES, raw
 from tests.messages import names
 
 Array = npt.NDArray[Any]

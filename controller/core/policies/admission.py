@@ -1,0 +1,149 @@
+"""Who is let in. Pure.
+
+A request is refused at arrival when
+  * it could not be served in time even alone and first ("deadline"), or
+  * its own model's queue alone, in the largest batches and with every host at its service, takes too long ("overload"):
+    somebody in that queue must be lost, and the newest loses least by hearing so at once, or
+  * the devices have more to do than fits before its deadline, and its model is priced out ("overload"): of what was
+    admitted of it lately more than `loss_max` was lost, because others earn more per device-second. Then so much less
+    of it is admitted that about that share is lost, but never less than PRICE_SHARE_MIN of what arrives.
+
+gearmesh/cli/simulate.py shows what this brings, refusals that are known at once instead of at the deadline, and
+what it costs in attainment (docs/benchmarks_scheduler.md, "Refusing early").
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from controller.core.policies.base import Verdict
+from controller.core.queues import Request
+from controller.core.residency import Popularity
+from controller.core.state import Device, Model
+
+RECENT_S = 0.1  # time constant of the rate of admission that fills the last batch of a queue
+PRICE_LOSS = 0.8  # Source: simulation of 11 overloaded scenarios: 0.8 costs 0.2 points of attainment, 0.6 0.5, 0.4 1.5
+PRICE_BAND = 0.25  # this share below it, more is admitted again
+PRICE_STEP = 0.03  # relative, per ended request
+PRICE_SHARE_MIN = 0.05
+ENOUGH = 2  # devices looked at, if one of them serves the request in time
+LOSS_WEIGHT = 0.05  # of one ended request in its model's loss
+
+
+@dataclass(slots=True)
+class Price:
+    """What is admitted of one model."""
+
+    loss: float = 0.0  # share of admitted requests that were lost, decayed
+    share: float = 1.0  # of arrivals that are admitted
+    credit: float = 0.0  # the next one is admitted when this reaches 1
+
+    def admits(self) -> bool:
+        """Whether the request that has just arrived is one of those admitted."""
+        if self.share >= 1.0:
+            return True
+        self.credit += self.share
+        if self.credit < 1.0:
+            return False
+        self.credit -= 1.0
+        return True
+
+    def ended(self, lost: bool, loss_max: float) -> None:
+        """An admitted request has ended. More than `loss_max` of them are not to be lost."""
+        self.loss += LOSS_WEIGHT * (lost - self.loss)
+        if self.loss > loss_max:
+            self.share = max(PRICE_SHARE_MIN, self.share * (1 - PRICE_STEP))
+        elif self.loss < loss_max * (1 - PRICE_BAND):
+            self.share = min(1.0, self.share * (1 + PRICE_STEP))
+
+
+@dataclass(slots=True)
+class Admission:
+    """Decides about every request at its arrival, and predicts its latency."""
+
+    loss_max: float = PRICE_LOSS
+    _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: admitted lately, in rows}
+    _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
+
+    def admit(self, model: Model, request: Request, now: float) -> Verdict:
+        """See Policy.admit."""
+        arrivals = self._arrivals.get(model.ref)
+        if arrivals is None:
+            arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
+        rate = arrivals.rate(now)
+        alone_s = own_s = behind_s = math.inf
+        hosts = len(model.hosts) or 1
+        for looked_at, device in enumerate(_nearest(model)):
+            if looked_at >= ENOUGH and max(own_s, behind_s) <= request.deadline_s:
+                break
+            if device.leaving:
+                continue
+            curve = device.curves[model.ref]
+            start_s = start_of(device, model, now)
+            alone_s = min(alone_s, start_s + curve.exec_s(min(request.rows, curve.rows_max)))
+            mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
+            own_s = min(own_s, mine_s)
+            behind_s = min(behind_s, others_s)
+        predicted_s = behind_s - now
+        if alone_s > request.deadline_s:
+            return Verdict(False, alone_s - now, "deadline", self._retry_s(model, request, own_s, now))
+        if own_s > request.deadline_s:
+            return Verdict(False, own_s - now, "overload", own_s - request.deadline_s)
+        price = self._prices.get(model.ref)
+        contended = behind_s > request.deadline_s  # else it is served in time whatever the others earn
+        if contended and price is not None and not price.admits():
+            return Verdict(False, predicted_s, "overload", max(request.deadline_s - now, behind_s - request.deadline_s))
+        arrivals.add(now, request.rows)
+        return Verdict(True, predicted_s)
+
+    def ended(self, request: Request, in_time: bool) -> None:
+        """An admitted request has ended."""
+        price = self._prices.get(request.ref)
+        if price is None:
+            price = self._prices[request.ref] = Price()
+        price.ended(not in_time, self.loss_max)
+
+    def _ends(
+        self, device: Device, model: Model, request: Request, start_s: float, rate: float, hosts: int, now: float
+    ) -> tuple[float, float]:
+        """End of the request's batch on this device: behind its own model's queue alone, and behind all that waits."""
+        curve = device.curves[model.ref]
+        top = curve.batch_max
+        full, rest = divmod(model.queue.rows, top)
+        ahead_s = full * curve.exec_s(top) / hosts
+        mine, behind = divmod(model.queue.rows // hosts, top)  # each host takes its share
+        begin_s = start_s + mine * curve.exec_s(top)
+        filled = min(top, int(behind + request.rows + rate / hosts * min(RECENT_S, max(0.0, begin_s - now))))
+        filled = max(filled, min(request.rows, curve.rows_max))
+        own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.margin)
+        mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
+        behind_s = (
+            start_s
+            + max(0.0, device.backlog_s - mine_s)
+            + ahead_s
+            + curve.exec_s(max(min(top, rest + request.rows), min(request.rows, curve.rows_max)))
+        )
+        return own_s, behind_s
+
+    def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
+        """When the same budget would suffice, if nothing else came; None if it never does."""
+        idle_s = min(
+            device.curves[model.ref].exec_s(min(request.rows, device.curves[model.ref].rows_max))
+            + device.dispatch.value_s
+            for device in model.ready.values()
+        )
+        return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
+
+
+def _nearest(model: Model) -> Iterator[Device]:
+    """Devices that can serve the model: those where it is, then the others."""
+    yield from model.hosts.values()
+    yield from (device for worker, device in model.ready.items() if worker not in model.hosts)
+
+
+def start_of(device: Device, model: Model, now: float) -> float:
+    """When EXEC of the model could start on the device, the LOAD included if it is not there."""
+    if model.ref in device.residency.models:
+        return device.start_s(model.ref, now)
+    there_s = device.load.free_at(now) + device.loads[model.ref].load_s() + device.dispatch.value_s
+    return max(there_s, device.exec.free_at(now))

@@ -1,0 +1,268 @@
+"""The paper's policy (INFER5), faithful in its rules, its margins and its lead; for comparison. Pure.
+
+Source: Clockwork (OSDI'20) and its published scheduler in the batch-queue form, as described in the reference study,
+section 3. Its two LOAD bugs are repaired: demand that is met causes no further LOAD (the code compared a pointer), and
+load demand ends with the request (the code stored 0). A model with work in flight is not evicted, which the code does.
+
+Nobody is refused at arrival. A request that is in no action by its internal deadline is answered then.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from controller.core.policies.base import Batch, LoadPlan, Policy, Verdict, Window
+from controller.core.queues import Request
+from controller.core.state import Device, Model, State
+
+BUFFER_S = 0.005  # taken off every SLO
+FUTURE_S = 0.001  # least delay from controller to worker
+WEIGHTS_SLO_S_MAX = 0.025  # cap on "must have started loading by"
+SIZES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockworkParameters:
+    """Source: section 3.1 of the reference study; the experiments' scripts pass 5 ms and batches up to 16."""
+
+    schedule_ahead_ms: float = 5.0  # how far ahead a device's queue is filled; also the width of the start window
+    default_slo_ms: float = 100.0  # the constant C of the load formulas
+    max_exec_ms: float = 250.0  # batch sizes that take longer are not used
+    batch_max: int = 16
+
+
+@dataclass(slots=True)
+class Instance:
+    """One model as this policy sees it."""
+
+    queues: dict[int, deque[Request]] = field(default_factory=dict)  # {batch size: FIFO}; every request is in each
+    exec_demand: float = 0.0  # sum over requests from arrival to their end
+    load_demand: float = 0.0  # sum over requests that wait
+    used: int = 0  # stamp of the last use
+
+
+class Clockwork(Policy):
+    """See policies.base.Policy."""
+
+    def __init__(self, state: State, parameters: ClockworkParameters | None = None) -> None:
+        self.state = state
+        self.parameters = p = parameters or ClockworkParameters()
+        self._ahead_s = p.schedule_ahead_ms / 1e3
+        self._capacity_s = p.default_slo_ms / 1e3
+        self.window = Window(self._ahead_s, depth=1 << 30, loads=1 << 30, load_lead_s=self._ahead_s, tries=1)
+        self._instances: dict[str, Instance] = {}  # {ref: its queues and demand}
+        self._demands: dict[int, tuple[float, float]] = {}  # {id of an open request: (execution, load demand)}
+        self._stamp = 0
+
+    # -- requests: section 3.3, 3.4 -----------------------------------------------------------------------------------
+
+    def admit(self, model: Model, request: Request, now: float) -> Verdict:
+        """Everybody is let in."""
+        device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()))
+        return Verdict(True, device.exec.free_at(now) + device.curves[model.ref].exec_s(1) - now)
+
+    def arrived(self, model: Model, request: Request, now: float) -> None:
+        """The request joins the queue of every batch size, and its demand counts."""
+        instance = self._instances.setdefault(model.ref, Instance())
+        for size in self._sizes(model):
+            instance.queues.setdefault(size, deque()).append(request)
+        if id(request) not in self._demands:
+            demand = self._demand(model, request)
+            self._demands[id(request)] = demand
+            instance.exec_demand += demand[0]
+            instance.load_demand += demand[1]
+
+    def ended(self, request: Request, in_time: bool, now: float) -> None:
+        """Its demand counts no longer."""
+        demand = self._demands.pop(id(request), None)
+        if demand is not None:
+            instance = self._instances[request.ref]
+            instance.exec_demand = max(0.0, instance.exec_demand - demand[0])
+            instance.load_demand = max(0.0, instance.load_demand - demand[1])
+
+    def expired(self, model: Model, now: float) -> int:
+        """Those whose internal deadline has come: they are answered now, not before."""
+        queue = model.queue
+        count = 0
+        for request in queue.requests[queue.head :]:
+            if self._deadline_s(request) > now:
+                break
+            count += 1
+        return count
+
+    def wake_at(self, now: float) -> float | None:
+        """The next internal deadline."""
+        firsts = (self._deadline_s(model.queue.first()) for model in self.state.active.values())
+        return min(firsts, default=None)
+
+    def _deadline_s(self, request: Request) -> float:
+        """The internal deadline. Its floor lies behind the real one for SLOs under some 10 ms."""
+        slo_s = request.deadline_s - request.arrived_s
+        tight_s = slo_s - BUFFER_S if slo_s >= BUFFER_S else slo_s
+        return request.arrived_s + max(tight_s, self._ahead_s + BUFFER_S)
+
+    def _demand(self, model: Model, request: Request) -> tuple[float, float]:
+        """(execution, load) demand of one request: batch-1 time scaled to the time there is for it."""
+        device = next(iter(model.ready.values()))
+        alone_s = device.curves[model.ref].exec_s(1)
+        slo_s = request.deadline_s - request.arrived_s
+        floor_s = self._ahead_s + BUFFER_S
+        start_s = slo_s - (device.loads[model.ref].load_s() + alone_s + BUFFER_S + self._ahead_s)
+        weights_s = max(min(WEIGHTS_SLO_S_MAX, start_s if start_s >= 0 else slo_s), floor_s)
+        exec_s = self._deadline_s(request) - request.arrived_s
+        return alone_s * self._capacity_s / exec_s, alone_s * self._capacity_s / weights_s
+
+    def _sizes(self, model: Model) -> Iterator[int]:
+        device = next(iter(model.ready.values()))
+        curve = device.curves[model.ref]
+        for size in SIZES:
+            if size > min(self.parameters.batch_max, curve.batch_max):
+                return
+            if size == 1 or curve.exec_s(size) <= self.parameters.max_exec_ms / 1e3:
+                yield size
+
+    # -- EXEC: sections 3.5, 3.6 --------------------------------------------------------------------------------------
+
+    def choose(self, device: Device, now: float) -> Batch | None:
+        """Strategies (model, size) by latest start of the oldest request at that size; the first that can be filled."""
+        start_s = max(device.exec.free_at(now), now + FUTURE_S)
+        strategies = sorted(self._strategies(device))
+        given_up: dict[str, int] = {}  # {ref: sizes from here on were tried in vain}
+        for _, size, ref in strategies:
+            if size >= given_up.get(ref, 1 << 30):
+                continue
+            requests = self._dequeue(device, ref, start_s, size)
+            if requests:
+                return self._batch(device, ref, requests, start_s, now)
+            given_up[ref] = size
+        return None
+
+    def _strategies(self, device: Device) -> Iterator[tuple[float, int, str]]:
+        """(latest start, size, ref) of everything that is resident and waits. A LOAD on its way does not count."""
+        for ref in device.waiting:
+            if device.residency.models[ref].loading is not None:
+                continue
+            curve = device.curves[ref]
+            for size, queue in self._instances[ref].queues.items():
+                _drop_taken(queue)
+                if queue:
+                    yield self._deadline_s(queue[0]) - curve.exec_s(size), size, ref
+
+    def _dequeue(self, device: Device, ref: str, start_s: float, least: int) -> list[Request]:
+        """Full batches only: grow while the next size can be filled; nothing if that is less than `least`."""
+        curve = device.curves[ref]
+        queues = self._instances[ref].queues
+        sizes = sorted(queues)
+        for size in sizes:
+            queue = queues[size]
+            end_s = start_s + curve.exec_s(size)
+            _drop_taken(queue)
+            while queue and self._deadline_s(queue[0]) < end_s:
+                queue.popleft()
+                _drop_taken(queue)
+        at = 0
+        while at + 1 < len(sizes) and _count(queues[sizes[at + 1]], sizes[at + 1]) >= sizes[at + 1]:
+            at += 1
+        size = sizes[at]
+        if size < least or _count(queues[size], size) < size:
+            return []
+        taken: list[Request] = []
+        rows = 0
+        for request in queues[size]:
+            if request.waiting:
+                rows += request.rows
+                if rows > curve.batch_max:
+                    break
+                taken.append(request)
+                if len(taken) == size:
+                    break
+        if not taken:
+            return []
+        for queue in queues.values():  # whoever is not younger than the youngest taken leaves every queue
+            while queue and queue[0].arrived_s <= taken[-1].arrived_s:
+                queue.popleft()
+        return taken
+
+    def _batch(self, device: Device, ref: str, requests: list[Request], start_s: float, now: float) -> Batch:
+        latest_s = max(now + FUTURE_S + self._ahead_s, start_s + self._ahead_s)
+        rows = sum(request.rows for request in requests)
+        expected_s = device.curves[ref].exec_s(rows)
+        return Batch(self.state.models[ref], requests, (), rows, start_s, expected_s, latest_s)
+
+    def bound(self, device: Device, batch: Batch, now: float) -> None:
+        """The batch's requests want no LOAD any more."""
+        instance = self._instances[batch.model.ref]
+        for request in batch.requests:
+            execution, load = self._demands[id(request)]
+            instance.load_demand = max(0.0, instance.load_demand - load)
+            self._demands[id(request)] = (execution, 0.0)
+        self._use(instance)
+
+    # -- LOAD: section 3.7 --------------------------------------------------------------------------------------------
+
+    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+        """The model with most unmet load demand; room is made by those without demand first, least recently used."""
+        best: tuple[float, int, str] | None = None
+        for ref, instance in self._instances.items():
+            if instance.load_demand <= 1e-12 or ref not in device.curves or ref in device.residency.models:
+                continue
+            unmet = self._unmet(ref, instance)
+            if unmet > 1e-9 and (best is None or (unmet, instance.used, ref) > best):
+                best = (unmet, instance.used, ref)
+        if best is None:
+            return None
+        evict = self._victims(device, device.pages[best[2]])
+        return None if evict is None else LoadPlan(self.state.models[best[2]], tuple(evict))
+
+    def _unmet(self, ref: str, instance: Instance) -> float:
+        """Load demand that its hosts do not serve."""
+        hosts = self.state.models[ref].hosts.values()
+        if not hosts:
+            return instance.load_demand
+        weights = [self._capacity_s / self._load_of(host) for host in hosts]
+        total = sum(weights)
+        served = sum(
+            self._capacity_s * (instance.load_demand * weight / total) / self._load_of(host)
+            for host, weight in zip(hosts, weights, strict=True)
+        )
+        return instance.load_demand - served
+
+    def _load_of(self, device: Device) -> float:
+        """1 ms plus the execution demand allotted to the device, an equal share of each of its models'."""
+        total = 0.001
+        for ref in device.residency.models:
+            instance = self._instances.get(ref)
+            if instance is not None and instance.exec_demand > 0:
+                total += instance.exec_demand / max(1, len(self.state.models[ref].hosts))
+        return total
+
+    def _victims(self, device: Device, pages: int) -> list[str] | None:
+        def worth(ref: str) -> float:
+            instance = self._instances.get(ref)
+            if instance is None:
+                return -math.inf
+            wanted = instance.exec_demand > 1e-12 or instance.load_demand > 1e-12
+            return instance.used + (1e12 if wanted else 0.0)
+
+        return device.residency.victims(pages, lambda ref: False, worth)
+
+    def _use(self, instance: Instance) -> None:
+        self._stamp += 1
+        instance.used = self._stamp
+
+
+def _drop_taken(queue: deque[Request]) -> None:
+    """Requests that wait no longer leave the head of the queue."""
+    while queue and not queue[0].waiting:
+        queue.popleft()
+
+
+def _count(queue: deque[Request], enough: int) -> int:
+    """How many wait in it, counted up to `enough`."""
+    count = 0
+    for request in queue:
+        count += request.waiting
+        if count >= enough:
+            break
+    return count

@@ -1,0 +1,111 @@
+"""What ordinary servers do: requests in order of arrival, a fixed batch size, a fixed wait for it to fill. Pure.
+
+Nobody is refused, and nothing is dropped but what a frontend cancels. The rival of servers such as mosec or Triton with
+a dynamic batcher; here for comparison.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from controller.core.policies.base import Batch, LoadPlan, Policy, Verdict, Window
+from controller.core.queues import Request
+from controller.core.state import Device, Model, State
+
+FOREVER_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FifoParameters:
+    """Source of the values: the usual defaults of dynamic batchers (measured.md, part B)."""
+
+    batch_max: int = 16
+    wait_ms: float = 2.0  # from the oldest request's arrival until a batch goes out that is not full
+    depth: int = 2  # batches at a device
+
+
+class Fifo(Policy):
+    """See policies.base.Policy."""
+
+    def __init__(self, state: State, parameters: FifoParameters | None = None) -> None:
+        self.state = state
+        self.parameters = p = parameters or FifoParameters()
+        self.window = Window(lead_s=FOREVER_S, depth=p.depth, loads=1)
+        self._order: dict[str, deque[Request]] = {}  # {ref: requests in order of arrival}; taken ones leave it late
+
+    def admit(self, model: Model, request: Request, now: float) -> Verdict:
+        """Everybody is let in; the prediction is for the answer alone."""
+        device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()))
+        behind_s = device.exec.free_at(now) + device.backlog_s
+        return Verdict(True, behind_s + device.curves[model.ref].exec_s(1) - now)
+
+    def expired(self, model: Model, now: float) -> int:
+        """Nothing ever is."""
+        return 0
+
+    def choose(self, device: Device, now: float) -> Batch | None:
+        """The model whose oldest request came first, if its batch is full or has waited long enough."""
+        best: Model | None = None
+        oldest_s = float("inf")
+        for ref in device.waiting:
+            model = self.state.models[ref]
+            arrived_s = self._oldest(ref).arrived_s
+            fits = self._oldest(ref).rows <= device.curves[ref].batch_max
+            if fits and arrived_s < oldest_s and self._due_s(model, arrived_s) <= now:
+                best, oldest_s = model, arrived_s
+        return self._batch(device, best, now) if best is not None else None
+
+    def _oldest(self, ref: str) -> Request:
+        """The waiting request that arrived first; there is one."""
+        order = self._order[ref]
+        while not order[0].waiting:
+            order.popleft()
+        return order[0]
+
+    def _due_s(self, model: Model, arrived_s: float) -> float:
+        full = model.queue.rows >= self._limit(model)
+        return 0.0 if full else arrived_s + self.parameters.wait_ms / 1e3
+
+    def _limit(self, model: Model) -> int:
+        return min(self.parameters.batch_max, model.spec.batch_max)
+
+    def _batch(self, device: Device, model: Model, now: float) -> Batch:
+        order = self._order[model.ref]
+        chosen: list[Request] = []
+        rows = 0
+        limit = min(self._limit(model), device.curves[model.ref].batch_max)
+        while order and (not chosen or rows + order[0].rows <= limit):
+            request = order.popleft()
+            if request.waiting and request not in chosen:
+                chosen.append(request)
+                rows += request.rows
+        start_s = device.start_s(model.ref, now)
+        return Batch(model, chosen, (), rows, start_s, device.curves[model.ref].exec_s(rows), now + FOREVER_S)
+
+    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+        """The model without a home whose oldest request came first; the least recently used idle ones make room."""
+        homeless = [
+            (self._oldest(ref).arrived_s, ref)
+            for ref in self.state.homeless
+            if ref in device.curves and ref not in device.residency.models
+        ]
+        for _, ref in sorted(homeless):
+            evict = device.residency.victims(
+                device.pages[ref],
+                lambda resident: resident in self.state.active,
+                lambda resident: device.residency.models[resident].used_s,
+            )
+            if evict is not None:
+                return LoadPlan(self.state.models[ref], tuple(evict))
+        return None
+
+    def arrived(self, model: Model, request: Request, now: float) -> None:
+        """See Policy."""
+        self._order.setdefault(model.ref, deque()).append(request)
+
+    def wake_at(self, now: float) -> float | None:
+        """When the next batch has waited long enough, and a device has room for it."""
+        times = []
+        for device in self.state.devices.values():
+            if device.infers < self.window.depth:
+                times += [self._due_s(self.state.models[ref], self._oldest(ref).arrived_s) for ref in device.waiting]
+        return min((time for time in times if time > now), default=None)

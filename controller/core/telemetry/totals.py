@@ -1,0 +1,233 @@
+"""What became of requests and actions: totals and rings that are always kept, and facts for whoever records. Pure.
+
+Totals are plain numbers, added to as things end and put together when somebody asks. Facts are made only while
+`recording`; the shell takes them once per turn.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from controller.core.queues import Request
+from controller.core.state import Action, Device
+from mesh import wire
+from mesh.facts import ActionFact, Fact, RequestFact, Spread
+
+RING = 1024  # last values that quantiles are of: p99 is the tenth largest
+
+
+def _ring() -> deque[float]:
+    return deque(maxlen=RING)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start, for status."""
+
+    submitted: int = 0
+    in_time: int = 0
+    late: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # {code: count}
+    batches: int = 0
+    batched_rows: int = 0
+    loads: int = 0
+    unloads: int = 0
+    failed_actions: dict[str, int] = field(default_factory=dict)  # {code: count}
+
+
+@dataclass(slots=True)
+class ModelTotals:
+    """One version's requests, since the start."""
+
+    in_time: int = 0
+    late: int = 0
+    refused: int = 0
+    cold: int = 0
+
+
+@dataclass(slots=True)
+class DeviceTotals:
+    """One device's actions, since it joined."""
+
+    exec_busy_s: float = 0.0
+    load_busy_s: float = 0.0
+    batches: int = 0
+    loads: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """The record of one shard."""
+
+    slack_s: float = 0.0  # what the scheduler takes off every deadline
+    recording: bool = False  # somebody takes the facts
+    cancelled: int = 0
+    cold: int = 0
+    models: dict[str, ModelTotals] = field(default_factory=dict)  # {ref: totals}
+    devices: dict[str, DeviceTotals] = field(default_factory=dict)  # {worker: totals}, of those that ended an action
+    exec_errors: deque[float] = field(default_factory=_ring)  # |actual - predicted| / actual, newest last; as below
+    load_errors: deque[float] = field(default_factory=_ring)
+    latency_errors: deque[float] = field(default_factory=_ring)
+    latencies_s: deque[float] = field(default_factory=_ring)  # of answered requests
+    _facts: list[Fact] = field(default_factory=list)  # not taken yet, oldest first; empty unless recording
+
+    def take(self) -> list[Fact]:
+        """The facts since the last call, oldest first."""
+        facts = self._facts
+        if facts:
+            self._facts = []
+        return facts
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def served(
+        self, request: Request, action: Action, device: Device, result: wire.ActionResult, end_s: float, in_time: bool
+    ) -> None:
+        """The request's outputs were made, and ended at `end_s`."""
+        totals = self._model(request)
+        if in_time:
+            totals.in_time += 1
+        else:
+            totals.late += 1
+        latency_s = end_s - request.arrived_s
+        self.latencies_s.append(latency_s)
+        if latency_s > 0:
+            self.latency_errors.append(abs(latency_s - request.predicted_s) / latency_s)
+        if self.recording:
+            self._note(request, "in_time" if in_time else "late", "", end_s, action, device, result.duration_s)
+
+    def refused(self, request: Request, status: str, code: str, now: float) -> None:
+        """The request was rejected or failed (`status`)."""
+        self._model(request).refused += 1
+        if self.recording:
+            self._note(request, status, code, now)
+
+    def abandoned(self, request: Request, outcome: str, now: float) -> None:
+        """Nobody waits for the request any more: cancelled | frontend_lost."""
+        self.cancelled += 1
+        if self.recording:
+            self._note(request, outcome, "", now)
+
+    def _model(self, request: Request) -> ModelTotals:
+        totals = self.models.get(request.ref)
+        if totals is None:
+            totals = self.models[request.ref] = ModelTotals()
+        if request.cold:
+            totals.cold += 1
+            self.cold += 1
+        return totals
+
+    def _note(
+        self,
+        request: Request,
+        outcome: str,
+        code: str,
+        end_s: float,
+        action: Action | None = None,
+        device: Device | None = None,
+        exec_s: float | None = None,
+    ) -> None:
+        arrived_s = request.arrived_s
+        self._facts.append(
+            RequestFact(
+                frontend=request.frontend,
+                request=request.number,
+                ref=request.ref,
+                rows=request.rows,
+                weight=request.weight,
+                arrived_s=arrived_s,
+                slo_s=request.deadline_s - arrived_s + self.slack_s,
+                outcome=outcome,
+                code=code,
+                latency_s=end_s - arrived_s,
+                predicted_s=request.predicted_s or None,
+                queued_s=action.sent_s - arrived_s if action is not None else None,
+                exec_s=exec_s,
+                batch=action.batch if action is not None else 0,
+                device=device.info.name if device is not None else "",
+                worker=device.worker if device is not None else "",
+                action=action.id if action is not None else 0,
+                cold=request.cold,
+                tries=request.tries,
+            )
+        )
+
+    # -- actions ------------------------------------------------------------------------------------------------------
+
+    def ended(
+        self, device: Device, action: Action, result: wire.ActionResult, *, in_time: int, waiting: int, now: float
+    ) -> None:
+        """An action ended, one way or another. `in_time`: its requests that were answered so; `waiting`: in queues."""
+        totals = self.devices.get(device.worker)
+        if totals is None:
+            totals = self.devices[device.worker] = DeviceTotals()
+        duration_s = result.duration_s
+        if result.code != "ok":
+            totals.failed += 1
+        elif duration_s is not None:
+            error = abs(duration_s - action.expected_s) / duration_s if duration_s > 0 else 0.0
+            if action.kind == "load":
+                totals.loads += 1
+                totals.load_busy_s += duration_s
+                self.load_errors.append(error)
+            else:
+                totals.batches += 1
+                totals.exec_busy_s += duration_s
+                if action.requests:
+                    self.exec_errors.append(error)
+        if self.recording:
+            self._facts.append(_action_fact(device, action, result, in_time, waiting, now))
+
+    def lost(self, device: Device, actions: Iterable[Action], *, waiting: int, now: float) -> None:
+        """A worker is gone, with these actions."""
+        for action in actions:
+            result = wire.ActionResult(
+                action=action.id, kind=action.kind, code="worker_lost", received_s=now + device.offset_s, free_pages=0
+            )
+            self.ended(device, action, result, in_time=0, waiting=waiting, now=now)
+        self.devices.pop(device.worker, None)
+
+
+def _action_fact(
+    device: Device, action: Action, result: wire.ActionResult, in_time: int, waiting: int, now: float
+) -> ActionFact:
+    offset_s = device.offset_s
+    return ActionFact(
+        action=action.id,
+        type=action.kind,
+        code=result.code,
+        ref=action.ref,
+        worker=device.worker,
+        device=device.info.name,
+        batch=action.batch,
+        requests=len(action.requests),
+        in_time=in_time,
+        sent_s=action.sent_s,
+        earliest_s=action.earliest_s,
+        latest_s=action.latest_s,
+        expected_begin_s=action.expected_end_s - action.expected_s,
+        expected_end_s=action.expected_end_s,
+        expected_s=action.expected_s,
+        received_s=result.received_s - offset_s,
+        begin_s=None if result.begin_s is None else result.begin_s - offset_s,
+        end_s=None if result.end_s is None else result.end_s - offset_s,
+        duration_s=result.duration_s,
+        error_s=None if result.duration_s is None else result.duration_s - action.expected_s,
+        input_s=result.input_s,
+        output_s=result.output_s,
+        result_s=now,
+        gathered=result.gathered,
+        clock_mhz=result.clock_mhz,
+        waiting=waiting,
+        free_pages=result.free_pages,
+    )
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Median and 99th percentile, nearest rank."""
+    ordered = sorted(values)
+    count = len(ordered)
+    if not count:
+        return Spread(count=0)
+    return Spread(count=count, p50=ordered[(count - 1) // 2], p99=ordered[min(count - 1, -(-99 * count // 100) - 1)])

@@ -1,0 +1,117 @@
+"""What the broker and the frontends are told of versions: which are served, which no device can prepare. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from controller.core.orders import Order, ToBroker, ToFrontend
+from controller.core.state import State
+from controller.core.versions.contents import NO_TERMS, Contents
+from controller.core.versions.preparation import Terms
+from mesh import wire
+from mesh.versions import CHANGED
+
+
+@dataclass(slots=True)
+class Reporting:
+    """Everybody hears of each change once."""
+
+    state: State
+    contents: Contents
+    name: str = ""  # member id of this controller
+    frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
+    _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
+    _told: dict[str, wire.PrepareReport] = field(default_factory=dict)  # {ref: what the broker was told of it last}
+
+    def frontend_joined(self, frontend: str) -> list[Order]:
+        """A frontend is there; it is told what is served."""
+        self.frontends[frontend] = None
+        message = wire.Serving(added=tuple(self._serving), removed=(), reset=True, controller=self.name)
+        return [ToFrontend(frontend, message)]
+
+    # -- the broker ---------------------------------------------------------------------------------------------------
+
+    def forget(self, ref: str) -> None:
+        """Whatever the broker was told of this version, it is told again."""
+        self._told.pop(ref, None)
+
+    def compare(self, ref: str, terms: Terms) -> None:
+        """What the catalogue waits for, or does not know as it was told, it is told again."""
+        told = self._told.get(ref)
+        if told is not None and (terms.pending or not _is_heard(told, terms)):
+            del self._told[ref]
+
+    def report(self, ref: str, orders: list[Order]) -> None:
+        """The broker hears of a version that is ready somewhere, or would be, or that no device can prepare."""
+        terms = self.contents.terms.get(ref, NO_TERMS)
+        held = self.contents.first_held(ref)
+        ready = self._is_served(ref)
+        if held is not None:
+            spec, content = held.spec, held.content
+        elif ready:
+            spec, content = self.state.models[ref].spec, terms.content
+        else:
+            self._report_failed(ref, terms, orders)
+            return
+        report = wire.PrepareReport(ref=ref, ok=True, spec=spec, content=content, ready=ready, tries=terms.tries)
+        self._tell_broker(report, orders)
+
+    def _report_failed(self, ref: str, terms: Terms, orders: list[Order]) -> None:
+        stages = [stage for _, stage in self.contents.stages(ref)]
+        if stages and all(stage.failed for stage in stages):
+            codes = [stage.code for stage in stages]
+            code = CHANGED if CHANGED in codes else codes[0]
+            faults = tuple(self._faults(ref))
+            self._tell_broker(
+                wire.PrepareReport(ref=ref, ok=False, faults=faults, code=code, tries=terms.tries), orders
+            )
+
+    def _tell_broker(self, report: wire.PrepareReport, orders: list[Order]) -> None:
+        told = self._told.get(report.ref)
+        if told is None or (told.ok, told.ready, told.content) != (report.ok, report.ready, report.content):
+            self._told[report.ref] = report
+            orders.append(ToBroker(report))
+
+    # -- those who ask ------------------------------------------------------------------------------------------------
+
+    def why_no_replica(self, ref: str) -> str:
+        """A sentence for whoever asks a container's model that nobody serves."""
+        faults = self._faults(ref)
+        if faults:
+            return f"no replica of {ref} can serve now: {faults[0]}"
+        return f"no container of {ref} is running (any more); start one with `gearmesh container` or `gearmesh scale`"
+
+    def why_unserved(self, ref: str) -> str:
+        """Why no device can prepare the version; empty as long as one may."""
+        stages = [stage for _, stage in self.contents.stages(ref)]
+        return self._faults(ref)[0] if stages and all(stage.failed for stage in stages) else ""
+
+    def _faults(self, ref: str) -> list[str]:
+        """What devices said, each fault once."""
+        reports = [stage.report for _, stage in self.contents.stages(ref) if stage.report is not None]
+        return list(dict.fromkeys(fault for report in reports for fault in report.faults))
+
+    # -- frontends ----------------------------------------------------------------------------------------------------
+
+    def tell_serving(self, orders: list[Order], changed: Iterable[str] | None = None) -> None:
+        """Frontends hear what has changed; `changed`: only these can have, None: any."""
+        looked = dict.fromkeys([*self.state.models, *self._serving]) if changed is None else changed
+        added = tuple(ref for ref in looked if ref not in self._serving and self._is_served(ref))
+        removed = tuple(ref for ref in looked if ref in self._serving and not self._is_served(ref))
+        if not added and not removed:
+            return
+        self._serving.update(dict.fromkeys(added))
+        for ref in removed:
+            del self._serving[ref]
+        message = wire.Serving(added=added, removed=removed, controller=self.name)
+        orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
+
+    def _is_served(self, ref: str) -> bool:
+        model = self.state.models.get(ref)
+        return model is not None and bool(model.ready)
+
+
+def _is_heard(told: wire.PrepareReport, terms: Terms) -> bool:
+    """The catalogue knows what it was told."""
+    if told.ok and told.content != terms.content:
+        return False
+    return terms.unserved is None or terms.unserved is not told.ok

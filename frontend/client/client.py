@@ -1,0 +1,372 @@
+"""Python clients: `Client` (blocking) and `AsyncClient`. They need pyzmq, msgpack and numpy, nothing else of gearmesh.
+
+    with Client() as client:
+        prediction = client.infer("digits_mlp", pixels, slo_ms=50)
+        print(prediction["scores"].argmax(), prediction.latency_ms)
+
+An answer other than ok is raised: `Rejected` (refused before any work, with `retry_after_ms`), `TimedOut`, `Failed` or
+`Invalid`; a client that was closed raises `Disconnected`. A connection that breaks is made again, and what was not
+answered is asked again, through whichever frontend is there, with what is left of its budget. Requests wait in the
+client while no frontend is there; beyond 100,000 they are `Rejected` at once, as `client_full`.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import zmq
+
+from frontend.client.connection import (
+    CALL_TIMEOUT_S,
+    DEFAULT_ADDRESS,
+    Connection,
+    Flight,
+    budget_of,
+    closed,
+    definition_of,
+    feedback_fields,
+    no_answer,
+    options_of,
+)
+from frontend.client.conversation import (
+    Disconnected,
+    Failed,
+    Inputs,
+    Invalid,
+    Prediction,
+    Rejected,
+    RequestError,
+    Target,
+    TimedOut,
+    target_of,
+)
+
+__all__ = [
+    "AsyncClient", "Client", "Disconnected", "Failed", "Invalid", "Prediction", "Rejected", "RequestError", "TimedOut",
+]  # fmt: skip
+
+
+class Client:
+    """Blocking client, for one thread. Use it as a context manager, or call `close`."""
+
+    def __init__(
+        self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
+    ) -> None:
+        """`addresses`: one frontend or several; `keys`: (server's public, own public, own secret) CURVE keys."""
+        self._connection = Connection(addresses, keys)
+        self._poller = zmq.Poller()
+        for way in self._connection.ways:
+            self._poller.register(way.monitor, zmq.POLLIN)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The connection is closed; what was in flight is not answered."""
+        self._connection.close()
+
+    def infer(
+        self,
+        model: str | Inputs | None = None,
+        x: Inputs | None = None,
+        *,
+        app: str | None = None,
+        slo_ms: float | None = None,
+        **options: Any,
+    ) -> Prediction:
+        """The answer of a model, or of the application `app`, to `x`: [rows, ...] or one row, or {name: array}.
+
+        `slo_ms`: budget from receipt to answer; the model's or application's own if None. `options`: context, cache,
+        weight, version. Raises: RequestError, one of its subclasses.
+        """
+        target, x = target_of(model, x, app)
+        (outcome,) = self._infer_all([(target, x)], slo_ms, options)
+        if isinstance(outcome, RequestError):
+            raise outcome
+        return outcome
+
+    def infer_many(
+        self, requests: Iterable[tuple[str, Inputs]], *, slo_ms: float | None = None, **options: Any
+    ) -> list[Prediction | RequestError]:
+        """All requests, in flight together; their outcomes in the same order. Nothing is raised for a single one."""
+        return self._infer_all([(Target(model), x) for model, x in requests], slo_ms, options)
+
+    def _infer_all(
+        self, requests: Sequence[tuple[Target, Inputs]], slo_ms: float | None, options: Mapping[str, Any]
+    ) -> list[Prediction | RequestError]:
+        connection = self._connection
+        flights = []
+        for target, x in requests:
+            if not connection.talk.spec(target):
+                self.apps() if target.app else self.models()
+            call = connection.talk.next_id()
+            message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
+            flight = connection.request(message, frames, budget_of(connection, target, slo_ms))
+            try:
+                connection.ask(flight)
+            except RequestError as error:
+                flight.result = error
+            flights.append(flight)
+        self._wait(flights)
+        return [flight.result for flight in flights]
+
+    def feedback(
+        self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
+    ) -> Mapping[str, Any]:
+        """What became of the truth about an application's answer: `applied`, or the reason. Raises: RequestError."""
+        return self.call("feedback", **feedback_fields(decision_id, label, loss, context))
+
+    def apps(self, context: str | None = None) -> list[dict[str, Any]]:
+        """The applications, and what they learned. Raises: RequestError."""
+        answer = self.call("apps", context=context)
+        self._connection.talk.learn_apps(answer)
+        apps: list[dict[str, Any]] = answer["apps"]
+        return apps
+
+    def create_app(self, name: str, models: Sequence[str], policy: str = "single", **rest: Any) -> Mapping[str, Any]:
+        """The application is in effect; `rest`: policy_args, slo_ms, default, confidence_min. Raises: RequestError."""
+        return self.call("create_app", app=definition_of(name, models, policy, rest))
+
+    def update_app(self, name: str, models: Sequence[str], policy: str = "single", **rest: Any) -> Mapping[str, Any]:
+        """The new definition is in effect; models that stay keep what was learned of them. Raises: RequestError."""
+        self._connection.talk.apps.pop(name, None)
+        return self.call("update_app", app=definition_of(name, models, policy, rest))
+
+    def delete_app(self, name: str) -> Mapping[str, Any]:
+        """The application is gone, and what it learned. Raises: RequestError."""
+        self._connection.talk.apps.pop(name, None)
+        return self.call("delete_app", app=name)
+
+    def models(self) -> list[dict[str, Any]]:
+        """What is deployed. Raises: RequestError."""
+        answer = self.call("models")
+        self._connection.talk.learn(answer)
+        models: list[dict[str, Any]] = answer["models"]
+        return models
+
+    def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
+        """The answer to any other message of the protocol. Raises: RequestError."""
+        connection = self._connection
+        message = {"op": op, "id": connection.talk.next_id(), **fields}
+        flight = connection.call(message, timeout_s)
+        connection.ask(flight)
+        self._wait([flight])
+        if isinstance(flight.result, RequestError):
+            raise flight.result
+        answer: Mapping[str, Any] = flight.result
+        return answer
+
+    def _wait(self, flights: Sequence[Flight]) -> None:
+        connection = self._connection
+        left = {id(flight) for flight in flights if flight.result is None}
+        while left:
+            now = time.monotonic()
+            for flight in connection.expired(now):
+                flight.result = no_answer()
+                left.discard(id(flight))
+            if not left:
+                return
+            first_s = min(flight.deadline_s for flight in connection.flights.values())
+            for way in connection.ways:
+                self._poller.register(way.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and way.up else zmq.POLLIN)
+            ready = dict(self._poller.poll(max(1, int((first_s - now) * 1e3) + 1)))
+            watched = connection.watch() if any(way.monitor in ready for way in connection.ways) else ()
+            for flight, outcome in itertools.chain(watched, connection.read()):
+                flight.result = outcome
+                left.discard(id(flight))
+            connection.ask_waiting()
+
+
+class AsyncClient:
+    """Client for one event loop. Use it as an asynchronous context manager, or call `close`."""
+
+    def __init__(
+        self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
+    ) -> None:
+        """See `Client`. Made inside a running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._connection = Connection(addresses, keys)
+        self._fds: list[int] = []
+        for way in self._connection.ways:
+            for sock, readable in ((way.sock, self._readable), (way.monitor, self._watched)):
+                self._fds.append(int(sock.getsockopt(zmq.FD)))
+                self._loop.add_reader(self._fds[-1], readable)
+                self._loop.call_soon(readable)  # a socket that was never read does not tell of its first message
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  # when it rings
+        self._check_scheduled = False
+        self._learning: asyncio.Future[Any] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The connection is closed; what was in flight is answered `Disconnected`."""
+        if self._closed:
+            return
+        self._closed = True
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._connection.close()
+        for flight in self._connection.flights.values():
+            self._settle(flight, closed())
+        self._connection.flights.clear()
+
+    async def infer(
+        self,
+        model: str | Inputs | None = None,
+        x: Inputs | None = None,
+        *,
+        app: str | None = None,
+        slo_ms: float | None = None,
+        **options: Any,
+    ) -> Prediction:
+        """See `Client.infer`. Cancelling it is safe: the answer is dropped when it comes."""
+        target, x = target_of(model, x, app)
+        if not self._connection.talk.spec(target):
+            await (self.apps() if target.app else self._learn())
+        outcome = await self._submit(target, x, slo_ms, options)
+        if isinstance(outcome, RequestError):
+            raise outcome
+        return outcome
+
+    def submit(
+        self,
+        model: str | Inputs | None = None,
+        x: Inputs | None = None,
+        *,
+        app: str | None = None,
+        slo_ms: float | None = None,
+        **options: Any,
+    ) -> "asyncio.Future[Prediction | RequestError]":
+        """The request leaves now; the future gets its outcome, an error as a value. `models` was awaited before."""
+        target, x = target_of(model, x, app)
+        return self._submit(target, x, slo_ms, options)
+
+    def _submit(
+        self, target: Target, x: Inputs, slo_ms: float | None, options: Mapping[str, Any]
+    ) -> "asyncio.Future[Prediction | RequestError]":
+        connection = self._connection
+        call = connection.talk.next_id()
+        message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
+        return self._ask(connection.request(message, frames, budget_of(connection, target, slo_ms)))
+
+    async def feedback(
+        self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
+    ) -> Mapping[str, Any]:
+        """See `Client.feedback`."""
+        return await self.call("feedback", **feedback_fields(decision_id, label, loss, context))
+
+    async def apps(self, context: str | None = None) -> list[dict[str, Any]]:
+        """See `Client.apps`."""
+        answer = await self.call("apps", context=context)
+        self._connection.talk.learn_apps(answer)
+        apps: list[dict[str, Any]] = answer["apps"]
+        return apps
+
+    async def create_app(
+        self, name: str, models: Sequence[str], policy: str = "single", **rest: Any
+    ) -> Mapping[str, Any]:
+        """See `Client.create_app`."""
+        return await self.call("create_app", app=definition_of(name, models, policy, rest))
+
+    async def update_app(
+        self, name: str, models: Sequence[str], policy: str = "single", **rest: Any
+    ) -> Mapping[str, Any]:
+        """See `Client.update_app`."""
+        self._connection.talk.apps.pop(name, None)
+        return await self.call("update_app", app=definition_of(name, models, policy, rest))
+
+    async def delete_app(self, name: str) -> Mapping[str, Any]:
+        """See `Client.delete_app`."""
+        self._connection.talk.apps.pop(name, None)
+        return await self.call("delete_app", app=name)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What is deployed. Raises: RequestError."""
+        answer = await self.call("models")
+        self._connection.talk.learn(answer)
+        models: list[dict[str, Any]] = answer["models"]
+        return models
+
+    async def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
+        """The answer to any other message of the protocol. Raises: RequestError."""
+        message = {"op": op, "id": self._connection.talk.next_id(), **fields}
+        outcome: Any = await self._ask(self._connection.call(message, timeout_s))
+        if isinstance(outcome, RequestError):
+            raise outcome
+        answer: Mapping[str, Any] = outcome
+        return answer
+
+    async def _learn(self) -> None:
+        """One question for all who wait to know what is deployed."""
+        if self._learning is None:
+            self._learning = asyncio.ensure_future(self.models())
+            self._learning.add_done_callback(lambda _: setattr(self, "_learning", None))
+        await asyncio.shield(self._learning)
+
+    def _ask(self, flight: Flight) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self._loop.create_future()
+        flight.future = future
+        try:
+            self._connection.ask(flight)
+        except RequestError as error:
+            future.set_result(error)
+            return future
+        self._check_soon()
+        self._arm()
+        return future
+
+    def _check_soon(self) -> None:
+        """A send may consume the edge that says there is something to read."""
+        if not self._check_scheduled:
+            self._check_scheduled = True
+            self._loop.call_soon(self._readable)
+
+    def _readable(self) -> None:
+        self._check_scheduled = False
+        if self._closed:
+            return
+        for flight, outcome in self._connection.read():
+            self._settle(flight, outcome)
+        if self._connection.ask_waiting():
+            self._check_soon()
+
+    def _watched(self) -> None:
+        if self._closed:
+            return
+        for flight, outcome in self._connection.watch():
+            self._settle(flight, outcome)
+        self._check_soon()
+
+    def _settle(self, flight: Flight, outcome: Any) -> None:
+        if flight.future is not None and not flight.future.done():
+            flight.future.set_result(outcome)
+
+    def _arm(self) -> None:
+        if not self._connection.flights:
+            return
+        first_s = min(flight.deadline_s for flight in self._connection.flights.values())
+        if self._timer is not None:
+            if first_s >= self._timer_s:
+                return
+            self._timer.cancel()
+        self._timer_s = first_s
+        self._timer = self._loop.call_later(max(0.0, first_s - time.monotonic()) + 0.001, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        for flight in self._connection.expired(time.monotonic()):
+            self._settle(flight, no_answer())
+        self._arm()

@@ -1,0 +1,311 @@
+"""A Python client's sockets and the requests in flight on them; the blocking and the asyncio client wait differently.
+
+What waits for a frontend waits here, not in ZeroMQ: its budget shrinks, and it leaves through whichever is there first.
+"""
+
+import asyncio
+import struct
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import zmq
+
+from frontend.client.conversation import (
+    Conversation,
+    Disconnected,
+    Failed,
+    Invalid,
+    Rejected,
+    Target,
+    TimedOut,
+    tensor,
+)
+
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+GRACE_S = 1.0  # after its deadline a request without an answer is given up here; the frontend promises 20 ms
+CALL_TIMEOUT_S = 10.0
+BUDGET_S_MAX = 1e6  # that is waited for
+UNSENT_MAX = 100_000  # requests that wait here
+SENDING_MAX = 1_000  # in ZeroMQ, for each connection: their budgets do not shrink any more
+FULL_RETRY_MS = 100.0
+EVENT = struct.Struct("=H")  # of a monitor's message: what happened
+EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request in flight."""
+
+    message: dict[str, Any]
+    body: bytes  # the same, packed
+    frames: list[Any]
+    deadline_s: float  # given up here at
+    budget_s: float | None  # as asked for, or the target's own; None: not known
+    asked_s: float
+    way: "Way | None" = None  # that it was sent on
+    late: bool = False  # it leaves later than it was asked, and with what is left of its budget
+    again: bool = False  # asked more than once
+    future: "asyncio.Future[Any] | None" = None
+    result: Any = None
+
+
+class Way:
+    """The socket to one frontend. What is sent while it is not `up` would wait for a frontend that may be gone."""
+
+    def __init__(self, context: "zmq.Context[Any]", address: str, keys: tuple[bytes, bytes, bytes] | None) -> None:
+        self.address = address
+        self.up = False
+        self._known = False  # it was up, and whoever asked has not been told of its loss
+        self.sock: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.sock.setsockopt(zmq.LINGER, 0)
+        self.sock.setsockopt(zmq.SNDHWM, SENDING_MAX)
+        self.sock.setsockopt(zmq.RCVHWM, 100_000)
+        self.sock.setsockopt(zmq.RECONNECT_IVL, 20)
+        self.sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        if keys is not None:
+            self.sock.setsockopt(zmq.CURVE_SERVERKEY, keys[0])
+            self.sock.setsockopt(zmq.CURVE_PUBLICKEY, keys[1])
+            self.sock.setsockopt(zmq.CURVE_SECRETKEY, keys[2])
+        self.monitor: zmq.Socket[bytes] = self.sock.get_monitor_socket(EVENTS)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.sock.connect(self.address)
+        self._endpoint = self.sock.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def lost(self) -> bool:
+        """The connection was lost since the last call; all that came on it can be read now."""
+        lost = False
+        while True:
+            try:
+                event = self.monitor.recv_multipart(zmq.NOBLOCK)[0]
+            except zmq.Again:
+                return lost
+            (kind,) = EVENT.unpack_from(event)
+            self.up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and not lost
+            if kind == zmq.EVENT_CONNECT_RETRIED:  # comes after the last message; EVENT_DISCONNECTED may not
+                lost, self._known = lost or self._known, False
+            self._known = self._known or self.up
+
+    def forget(self) -> None:
+        """What was not sent on the lost connection will not be sent on the next."""
+        self.sock.disconnect(self._endpoint)
+        self._connect()
+
+    def send(self, parts: Sequence[Any]) -> bool:
+        """False: there is no room."""
+        try:
+            self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self) -> None:
+        """The socket is closed."""
+        self.sock.disable_monitor()
+        self.monitor.close(0)
+        self.sock.close(0)
+
+
+class Connection:
+    """Ways to all frontends and the requests in flight; shared by both clients, which differ in how they wait."""
+
+    def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
+        self.talk = Conversation()
+        self.flights: dict[int, Flight] = {}  # {id: request}, not answered
+        self._unsent: dict[int, Flight] = {}  # {id: request} of those that wait for a connection, oldest first
+        self._context = zmq.Context()
+        each = [addresses] if isinstance(addresses, str) else addresses
+        self.ways = [Way(self._context, address, keys) for address in each]
+        self._turn = 0  # the way of the next request
+        self.closed = False
+
+    def ask(self, flight: Flight) -> None:
+        """The request leaves, or waits for a connection. Raises: Rejected, if too many do; Invalid; Disconnected."""
+        call = flight.message["id"]
+        if self.closed:
+            raise closed()
+        refusal = self.talk.too_large(flight.frames) if flight.frames else None
+        if refusal is not None:
+            raise refusal
+        if self._unsent or not self._send(flight):
+            if len(self._unsent) >= UNSENT_MAX:
+                raise self._full()
+            flight.late = True
+            self._unsent[call] = flight
+        self.flights[call] = flight
+
+    def _full(self) -> Rejected:
+        text = (
+            f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at "
+            f"{', '.join(way.address for way in self.ways)}, or it reads more slowly than it is asked"
+        )
+        error = {"code": "client_full", "message": text, "retry_after_ms": FULL_RETRY_MS}
+        return Rejected({"status": "rejected", "error": error})
+
+    def ask_waiting(self) -> bool:
+        """What waits leaves as far as there is room, with what is left of its budget. True if anything did."""
+        sent = []
+        for call, flight in self._unsent.items():
+            if call in self.flights and not self._send(flight):
+                break
+            sent.append(call)
+        for call in sent:
+            del self._unsent[call]
+        return bool(sent)
+
+    @property
+    def waits(self) -> bool:
+        """Some requests wait for a connection, or for room on it."""
+        return bool(self._unsent)
+
+    def _send(self, flight: Flight) -> bool:
+        """The request is off our hands, or its budget is used up; False: no connection has room for it now."""
+        if flight.late and flight.budget_s is not None:
+            left_s = flight.budget_s - (time.monotonic() - flight.asked_s)
+            if left_s <= 0:
+                return True
+            flight.message["slo_ms"] = left_s * 1e3
+            flight.body = packed(flight.message)
+        parts = [flight.body, *flight.frames]
+        for _ in self.ways:
+            way = self.ways[self._turn]
+            self._turn = (self._turn + 1) % len(self.ways)
+            if way.up and way.send(parts):
+                flight.way = way
+                return True
+        return False
+
+    def read(self) -> Iterable[tuple[Flight, Any]]:
+        """(request, outcome) of every answer that has arrived."""
+        for way in self.ways:
+            yield from self._read(way.sock)
+
+    def watch(self) -> Iterable[tuple[Flight, Any]]:
+        """As `read`, when a monitor has something: what a lost connection leaves open waits anew."""
+        for way in self.ways:
+            if way.lost():
+                yield from self._read(way.sock)
+                way.forget()
+                open_ = {call: flight for call, flight in self.flights.items() if flight.way is way}
+                for flight in open_.values():
+                    flight.way = None
+                    flight.late = flight.again = True
+                self._unsent = {**open_, **self._unsent}
+
+    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[Flight, Any]]:
+        while True:
+            try:
+                parts = sock.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                header = msgpack.unpackb(parts[0])
+                flight = self.flights.get(header.get("id"))
+            except Exception:
+                continue
+            if flight is None:
+                continue
+            try:
+                outcome = self.talk.understand(header, parts[1:])
+            except Exception as error:
+                outcome = Failed({"status": "failed", "error": {"code": "bad_answer", "message": str(error)}})
+            if flight.again and isinstance(outcome, Invalid) and outcome.code == "duplicate_id":
+                continue  # the connection only seemed broken; the first asking goes on
+            del self.flights[header["id"]]
+            yield flight, outcome
+
+    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> Flight:
+        """A request for an answer of a model or an application, about to be asked."""
+        now = time.monotonic()
+        wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
+        return Flight(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
+
+    def call(self, message: dict[str, Any], timeout_s: float) -> Flight:
+        """Any other message, about to be asked."""
+        now = time.monotonic()
+        return Flight(message, packed(message), [], now + timeout_s, None, now)
+
+    def expired(self, now: float) -> list[Flight]:
+        """Requests given up: no answer came, nor will."""
+        late = [call for call, flight in self.flights.items() if flight.deadline_s <= now]
+        for call in late:
+            self._unsent.pop(call, None)
+        return [self.flights.pop(call) for call in late]
+
+    def close(self) -> None:
+        """Nothing is asked or read any more."""
+        if self.closed:
+            return
+        self.closed = True
+        for way in self.ways:
+            way.close()
+        self._context.term()
+
+
+def closed() -> Disconnected:
+    return Disconnected({"status": "failed", "error": {"code": "closed", "message": "the client was closed"}})
+
+
+def no_answer() -> TimedOut:
+    error = {"code": "no_answer", "message": "no answer came; is a frontend running at this address?"}
+    return TimedOut({"status": "timed_out", "error": error})
+
+
+def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
+    """Seconds that the answer may take: as asked for, or the target's own; None where that is not known."""
+    chosen = _plain(slo_ms) if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
+    return min(float(chosen) / 1e3, BUDGET_S_MAX) if isinstance(chosen, (int, float)) and chosen > 0 else None
+
+
+def options_of(slo_ms: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    named = {key: value for key, value in options.items() if value is not None}
+    return named if slo_ms is None else {**named, "slo_ms": slo_ms}
+
+
+def feedback_fields(decision_id: str, label: Any, loss: float | None, context: str | None) -> dict[str, Any]:
+    named = {"label": _plain(label), "loss": _plain(loss), "context": context}
+    return {"decision_id": decision_id, **{key: value for key, value in named.items() if value is not None}}
+
+
+def packed(message: Mapping[str, Any]) -> bytes:
+    """The message, with numbers and lists in place of numpy's. Raises: Invalid; TypeError."""
+    try:
+        body: bytes = msgpack.packb(message, default=_known)
+    except (OverflowError, UnicodeEncodeError) as error:
+        field = next(name for name, value in message.items() if not _writable(value))
+        text = f"{field}: a message cannot hold it: {error}"
+        raise Invalid({"status": "invalid", "error": {"code": "bad_field", "message": text, "field": field}}) from None
+    return body
+
+
+def _writable(value: Any) -> bool:
+    try:
+        msgpack.packb(value, default=_known)
+    except (OverflowError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, int):
+        raise OverflowError("a whole number beyond 64 bits")
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a request holds numbers, strings, lists and arrays, no {type(value).__name__}")
+    return value.tolist()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists, of numpy's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def definition_of(name: str, models: Sequence[str], policy: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+    """`default` may be {output: array of one row}."""
+    default = rest.get("default")
+    if isinstance(default, Mapping):
+        rest = {**rest, "default": [tensor(name, array) for name, array in default.items()]}
+    return {"name": name, "models": [models] if isinstance(models, str) else list(models), "policy": policy, **rest}

@@ -1,0 +1,53 @@
+"""A call that has ended, in the words of the public protocol. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from frontend.core.protocol import Answer, Error, TensorOut
+from frontend.core.requests import Call, Completed
+from mesh import wire
+
+
+def ok_answer(
+    call: Call, outputs: Sequence[Any], now: float, completed: Completed | None = None, *, cached: bool = False
+) -> Answer:
+    """The call's outputs are there; without `completed` they come from the cache. Framed ones travel beside it."""
+    name, version = wire.split_ref(call.ref)
+    return Answer(
+        id=call.id,
+        status="ok",
+        outputs=[
+            TensorOut(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
+            for spec, data in zip(call.spec.outputs, outputs, strict=True)
+        ],
+        model=name,
+        version=version,
+        latency_ms=(now - call.received_s) * 1e3,
+        predicted_ms=completed.predicted_s * 1e3 if completed is not None else None,
+        batch_size=completed.batch_size if completed is not None else None,
+        device=completed.device if completed is not None else None,
+        cached=cached,
+        cold=completed.cold if completed is not None else None,
+    )
+
+
+def error_answer(
+    call: Call,
+    status: str,
+    code: str,
+    message: str,
+    now: float,
+    predicted_ms: float | None = None,
+    retry_after_ms: float | None = None,
+) -> Answer:
+    """The call has ended without outputs."""
+    name, version = wire.split_ref(call.ref)
+    return Answer(
+        id=call.id,
+        status=status,
+        model=name,
+        version=version,
+        latency_ms=(now - call.received_s) * 1e3,
+        predicted_ms=predicted_ms,
+        error=Error(code, message, None, retry_after_ms),
+    )

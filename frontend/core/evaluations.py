@@ -1,0 +1,72 @@
+"""Requests and the prediction cache together: a hit is answered, a twin waits, everything else is submitted. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from frontend.core.cache import Flight, PredictionCache
+from frontend.core.requests import Call, Completed, Part, RequestTable
+
+Tensors = Sequence[bytes | memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What became of a call on entering: `outputs` at once, `parts` to submit, or neither: it waits for its twin."""
+
+    outputs: tuple[bytes, ...] | None = None
+    parts: Sequence[Part] = ()
+
+
+class Evaluations:
+    """Composes the two; both may be read, and only this changes them."""
+
+    def __init__(self, table: RequestTable, cache: PredictionCache[Call]) -> None:
+        self.table, self.cache = table, cache
+
+    def enter(self, call: Call, tensors: Tensors, cached: bool) -> Entered:
+        """`cached`: the caller and the model allow the cache. With outputs the call has ended before it was opened."""
+        cache = self.cache
+        if not cached or not cache.on:
+            return Entered(parts=self.table.open(call, tensors))
+        edition = call.spec.edition(call.ref)
+        key = cache.key(edition, tensors)
+        outputs = cache.get(key, edition, tensors)
+        if outputs is not None:
+            call.answered = True
+            return Entered(outputs=outputs)
+        flight = cache.flight(key, edition, tensors)
+        if flight is not None and flight.leader.deadline_s <= call.deadline_s:  # a later one may be planned too late
+            cache.follow(flight, call)
+            self.table.wait(call)
+            return Entered()
+        call.flight = cache.lead(key, edition, tensors, call)
+        return Entered(parts=self.table.open(call, tensors))
+
+    def succeeded(self, completed: Completed, outputs: Sequence[bytes], remember: bool) -> list[Call]:
+        """A call has its outputs, which are remembered. Returns the calls that waited for them; they have ended."""
+        flight: Flight[Call] | None = completed.call.flight
+        if flight is None:
+            return []
+        followers = [call for call in self.cache.landed(flight) if not call.answered]
+        for call in followers:
+            self.table.settle(call)
+        if remember:
+            self.cache.put(flight, outputs)
+        return followers
+
+    def ended(self, call: Call) -> Sequence[Part]:
+        """A call ended without outputs: the most urgent that waited for it takes its place, with these parts to submit.
+
+        Were it another, the urgent one would wait for an evaluation that may be planned too late for it.
+        """
+        flight: Flight[Call] | None = call.flight
+        if flight is None:
+            return ()
+        followers = [other for other in self.cache.landed(flight) if not other.answered]
+        if not followers:
+            return ()
+        leader = min(followers, key=lambda other: other.deadline_s)
+        rest = [other for other in followers if other is not leader]
+        leader.flight = self.cache.lead(flight.key, flight.ref, flight.inputs, leader)
+        leader.flight.followers = rest
+        return self.table.start(leader, flight.inputs)

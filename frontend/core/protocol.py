@@ -1,0 +1,378 @@
+"""The public messages, and their validation: docs/protocol.md describes them for other languages.
+
+A message is a msgpack map in one frame, tensors inside; or a header frame without `data`, followed by one raw frame per
+tensor, in order. The answer comes in the form of the request.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from broker.core.catalogue import NAME, VERSION
+from mesh import wire
+from mesh.tensors import DTYPES, byte_count
+
+ID_LENGTH_MAX = 256
+MISSING = "it is missing"
+NAME_SHOWN = 64  # characters of a field that nobody knows
+OPS = (
+    "infer", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
+)  # fmt: skip
+
+WORDS = {  # in the decoder's sentences: the protocol's
+    "object": "a map", "array": "a list", "array | null": "a list", "str": "a string", "str | null": "a string",
+    "int": "an integer", "int | str": "an integer or a string", "float": "a number", "float | null": "a number",
+    "bool": "true or false", "bytes": "bin", "bytes | null": "bin", "ext": "an extension", "null": "nil",
+    "None": "nil", "datetime": "a timestamp",
+}  # fmt: skip
+
+Id = int | str
+
+
+class Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    """One input of a request."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    data: memoryview | None = None  # C order, little endian; absent where the bytes follow as a frame
+
+
+class Infer(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_fields=True):
+    """Asks a model, or an application."""
+
+    id: Id
+    inputs: list[Tensor]
+    model: str | None = None
+    app: str | None = None
+    version: str | None = None
+    slo_ms: float | None = None
+    context: str | None = None
+    cache: bool = True
+    weight: float = 1.0
+
+
+class Models(msgspec.Struct, tag_field="op", tag="models", forbid_unknown_fields=True):
+    """Asks what is deployed."""
+
+    id: Id
+
+
+class Status(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields=True):
+    """Asks how the mesh is."""
+
+    id: Id
+
+
+class Ping(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
+    """Asks whether anybody is there."""
+
+    id: Id
+
+
+class CreateApp(msgspec.Struct, tag_field="op", tag="create_app", forbid_unknown_fields=True):
+    """Defines an application that is not there yet. `app`: see applications/definitions.py."""
+
+    id: Id
+    app: dict[str, Any]
+
+
+class UpdateApp(msgspec.Struct, tag_field="op", tag="update_app", forbid_unknown_fields=True):
+    """Defines an application anew; what was learned of the models that stay is kept."""
+
+    id: Id
+    app: dict[str, Any]
+
+
+class DeleteApp(msgspec.Struct, tag_field="op", tag="delete_app", forbid_unknown_fields=True):
+    """Takes an application away, and all that it learned."""
+
+    id: Id
+    app: str
+
+
+class Apps(msgspec.Struct, tag_field="op", tag="apps", forbid_unknown_fields=True):
+    """Asks which applications there are, and what they learned in a context."""
+
+    id: Id
+    context: str | None = None
+
+
+class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fields=True):
+    """Says what the truth was: a label, or a loss."""
+
+    id: Id
+    decision_id: str
+    label: Any = None
+    loss: Any = None
+    context: str | None = None
+
+
+AppRequest = CreateApp | UpdateApp | DeleteApp | Apps | Feedback
+Asking = Infer | Models | AppRequest  # needs to know what is deployed
+Request = Infer | Models | Status | Ping | CreateApp | UpdateApp | DeleteApp | Apps | Feedback
+
+
+class TensorOut(msgspec.Struct, omit_defaults=True):
+    """One output of an answer."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any = None
+
+
+class Error(msgspec.Struct, omit_defaults=True):
+    """Why an answer is not ok."""
+
+    code: str
+    message: str
+    field: str | None = None
+    retry_after_ms: float | None = None
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """The one answer to a request. Fields that do not apply are absent."""
+
+    id: Id | None
+    status: str  # ok | rejected | timed_out | failed | invalid
+    outputs: list[TensorOut] | None = None
+    model: str | None = None
+    version: str | None = None
+    latency_ms: float | None = None
+    predicted_ms: float | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    cached: bool | None = None
+    cold: bool | None = None
+    app: str | None = None
+    default_used: bool | None = None
+    confidence: float | None = None
+    margin: float | None = None
+    disagreement: float | None = None
+    models_used: list[str] | None = None
+    decision_id: str | None = None
+    error: Error | None = None
+
+
+@dataclass(slots=True)
+class Invalid(Exception):
+    """A request that cannot be understood or obeyed, or (`rejected`) not now. Becomes the answer that says so."""
+
+    code: str
+    message: str
+    field: str | None = None
+    id: Id | None = None
+    status: str = "invalid"
+    retry_after_ms: float | None = None
+
+    def answer(self) -> Answer:
+        """The answer that says so."""
+        return Answer(
+            id=self.id, status=self.status, error=Error(self.code, self.message, self.field, self.retry_after_ms)
+        )
+
+
+@dataclass(slots=True)
+class Checked:
+    """An infer request that fits its model."""
+
+    rows: int
+    tensors: list[bytes | memoryview]  # one per input of the spec, in the spec's order
+
+
+_decoder = msgspec.msgpack.Decoder(Request)
+
+
+def decode(header: bytes | memoryview) -> Request:
+    """The request in a header frame. Raises: Invalid."""
+    try:
+        request: Request = _decoder.decode(header)
+    except RecursionError:
+        raise Invalid("malformed", "the message is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise _explain(header, str(error)) from None
+    except msgspec.DecodeError as error:
+        raise Invalid("malformed", f"the message is not msgpack: {str(error) or 'it ends too early'}") from None
+    except UnicodeDecodeError as error:
+        raise Invalid("malformed", f"a string in the message is not UTF-8: {error.reason}") from None
+    if isinstance(request.id, str) and len(request.id) > ID_LENGTH_MAX:
+        raise Invalid("bad_id", f"id must not be longer than {ID_LENGTH_MAX} characters", "id")
+    return request
+
+
+def _explain(header: bytes | memoryview, error: str) -> Invalid:
+    """What was wrong, in the words of the protocol, and the id if it can be made out."""
+    field, text = worded(error)
+    try:
+        message = msgspec.msgpack.decode(header)
+    except Exception:  # it did decode once, as far as the fault; anything can be behind that
+        seen = None if text == MISSING else field  # it may be behind the fault
+        return Invalid("malformed", f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen)
+    if not isinstance(message, dict):
+        return Invalid("malformed", f"the message must be a map; got {type(message).__name__}")
+    found = message.get("id")
+    known = found if isinstance(found, (int, str)) and not isinstance(found, bool) else None
+    if isinstance(known, str) and len(known) > ID_LENGTH_MAX:
+        known = None
+    if "op" not in message:
+        return Invalid("bad_op", f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
+    if message["op"] not in OPS:
+        return Invalid("bad_op", f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known)
+    return Invalid("bad_field", f"{field or 'message'}: {text}", field, known)
+
+
+def worded(error: str, words: Mapping[str, str] = WORDS) -> tuple[str | None, str]:
+    """(the field, the sentence) of the decoder's error, in the words of the protocol."""
+    text, _, path = error.partition(" - at `")
+    place = path.partition("$")[2].rstrip("`").lstrip(".")
+    if text.startswith("Object ") and "`" in text:
+        name = text.split("`")[1][:NAME_SHOWN]
+        place = f"{place}.{name}" if place else name
+        text = MISSING if text.startswith("Object missing") else "there is no such field; is it misspelt?"
+    elif path.startswith("key` in"):
+        text = "the name of a field must be a string"
+    for word, plain in words.items():
+        text = text.replace(f"`{word}`", plain)
+    return place or None, text[:200]
+
+
+def duplicate(request_id: Id) -> Invalid:
+    """The id is in use."""
+    return Invalid("duplicate_id", f"id {request_id!r} is in flight on this connection already", "id", request_id)
+
+
+def no_room(count: int, request_id: Id) -> Invalid:
+    """The bound on open requests is reached."""
+    text = f"{count} requests are in flight at this frontend, which is its limit"
+    return Invalid("frontend_full", text, None, request_id, "rejected", 50.0)
+
+
+def no_memory(count: int, size: int, request_id: Id) -> Invalid:
+    """The bound on bytes of open requests is reached."""
+    text = (
+        f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
+        "limit (GEARMESH_IN_FLIGHT_MB)"
+    )
+    return Invalid("memory_full", text, None, request_id, "rejected", 50.0)
+
+
+def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> float:
+    """Seconds that the request may take. Raises: Invalid."""
+    slo_ms = slo_ms_default if request.slo_ms is None else request.slo_ms
+    if not math.isfinite(slo_ms) or slo_ms <= 0 or slo_ms > slo_ms_max:
+        raise Invalid(
+            "bad_slo",
+            f"slo_ms must be a number above 0 and at most {slo_ms_max:g}; got {slo_ms:.12g}",
+            "slo_ms",
+            request.id,
+        )
+    return slo_ms / 1e3
+
+
+def check_weight(request: Infer) -> float:
+    """The value of an answer in time. Raises: Invalid."""
+    if not 0.01 <= request.weight <= 100:
+        raise Invalid("bad_weight", f"weight must lie in 0.01 to 100; got {request.weight:g}", "weight", request.id)
+    return request.weight
+
+
+def check_names(request: Infer) -> None:
+    """Exactly one of model and app, and names that can be names. Raises: Invalid."""
+    if (request.model is None) == (request.app is None):
+        raise Invalid("bad_target", "give either model or app", "model", request.id)
+    field, name = ("model", request.model) if request.model is not None else ("app", request.app)
+    if name is None or not NAME.fullmatch(name):
+        raise Invalid(
+            f"unknown_{field}", f"{field} must match {NAME.pattern}; got {str(name)[:80]!r}", field, request.id
+        )
+    if request.version is not None and not VERSION.fullmatch(request.version):
+        text = f"version is a string of digits; got {request.version[:32]!r}"
+        raise Invalid("unknown_version", text, "version", request.id)
+
+
+class InputRules:
+    """What the inputs of one model must be like, made ready for quick checks."""
+
+    def __init__(self, spec: wire.ModelSpec, rows_max: int) -> None:
+        self.spec = spec
+        self.rows_max = rows_max
+        first = spec.inputs[0]
+        self._single = len(spec.inputs) == 1
+        self._name, self._dtype, self._rest = first.name, first.dtype, list(first.shape[1:])
+        self._row_bytes = byte_count(first.dtype, self._rest)
+
+    def check(self, request: Infer, frames: Sequence[bytes | memoryview]) -> Checked:
+        """The request's tensors, in the order of the spec, not copied. Raises: Invalid, naming the field."""
+        if self._single and len(request.inputs) == 1:
+            tensor = request.inputs[0]
+            shape = tensor.shape
+            data = frames[0] if len(frames) == 1 and tensor.data is None else tensor.data if not frames else None
+            if (
+                data is not None
+                and shape
+                and 1 <= shape[0] <= self.rows_max
+                and len(data) == shape[0] * self._row_bytes
+                and tensor.dtype == self._dtype
+                and tensor.name == self._name
+                and shape[1:] == self._rest
+            ):
+                return Checked(shape[0], [data])
+        return check_inputs(request, frames, self.spec, self.rows_max)
+
+
+def check_inputs(request: Infer, frames: Sequence[bytes | memoryview], spec: wire.ModelSpec, rows_max: int) -> Checked:
+    """As InputRules.check, for any number of inputs, and with a word for every fault."""
+    given = request.inputs
+    if frames and len(frames) != len(given):
+        text = f"{len(frames)} frames follow the header; inputs names {len(given)} tensors, one frame each"
+        raise Invalid("bad_frames", text, "inputs", request.id)
+    places = {tensor.name: i for i, tensor in enumerate(given)}
+    wanted = [tensor.name for tensor in spec.inputs]
+    if len(places) != len(given) or len(given) != len(wanted) or any(name not in places for name in wanted):
+        names = ", ".join(tensor.name[:32] for tensor in given[:8]) or "none"
+        raise Invalid(
+            "bad_inputs", f"the model takes the inputs {', '.join(wanted)}; got {names}", "inputs", request.id
+        )
+    rows = 0
+    tensors: list[bytes | memoryview] = []
+    for tensor_spec in spec.inputs:
+        place = places[tensor_spec.name]
+        data = frames[place] if frames else None
+        rows = _check_tensor(request, place, tensor_spec, data, rows, rows_max)
+        tensors.append(data if data is not None else given[place].data)  # type: ignore[arg-type]
+    return Checked(rows, tensors)
+
+
+def _check_tensor(
+    request: Infer, place: int, spec: wire.TensorSpec, frame: bytes | memoryview | None, rows: int, rows_max: int
+) -> int:
+    """Rows of one tensor that fits its spec. Raises: Invalid."""
+    tensor = request.inputs[place]
+    shape = tensor.shape
+    if tensor.dtype != spec.dtype:
+        known = "" if tensor.dtype in DTYPES else f" (dtypes are {', '.join(DTYPES)})"
+        text = f"{spec.name} must be {spec.dtype}; got {tensor.dtype[:32]!r}{known}"
+        raise Invalid("bad_dtype", text, f"inputs[{place}].dtype", request.id)
+    if len(shape) != len(spec.shape) or any(s != w for s, w in zip(shape[1:], spec.shape[1:], strict=True)):
+        text = f"{spec.name} must have shape {list(spec.shape)}, -1 being the number of rows; got {shape[:8]}"
+        raise Invalid("bad_shape", text, f"inputs[{place}].shape", request.id)
+    if not 1 <= shape[0] <= rows_max:
+        text = f"{spec.name} must have 1 to {rows_max} rows; got {shape[0]}"
+        raise Invalid("bad_shape", text, f"inputs[{place}].shape", request.id)
+    if rows and shape[0] != rows:
+        text = f"all inputs must have the same number of rows; {spec.name} has {shape[0]}, others {rows}"
+        raise Invalid("bad_shape", text, f"inputs[{place}].shape", request.id)
+    data = tensor.data if frame is None else frame
+    if frame is not None and tensor.data is not None:
+        text = f"{spec.name} has data in the header and a frame as well"
+        raise Invalid("bad_frames", text, f"inputs[{place}].data", request.id)
+    wanted = byte_count(spec.dtype, shape)
+    if data is None or len(data) != wanted:
+        got = "none" if data is None else str(len(data))
+        text = f"{spec.name}: shape {shape} of {spec.dtype} is {wanted} bytes; got {got}"
+        raise Invalid("bad_data", text, f"inputs[{place}].data", request.id)
+    return shape[0]

@@ -1,0 +1,75 @@
+"""Which version of a model a client's request is bound to, and why it is bound to none. Pure."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from broker.core.catalogue import listed
+from frontend.core import protocol
+from frontend.core.protocol import InputRules, Invalid
+from mesh import wire
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The version that a model's requests are bound to."""
+
+    version: str
+    ref: str
+    spec: wire.ModelSpec
+    rules: InputRules
+
+
+class Targets:
+    """The models of the last table."""
+
+    def __init__(self, rows_max: int) -> None:
+        self._rows_max = rows_max  # in one request
+        self.models: dict[str, wire.ModelEntry] = {}  # {name: entry}, all
+        self.bound: dict[str, Target] = {}  # {name: what its requests are bound to}, models that can be asked
+
+    def table_changed(self, models: Iterable[wire.ModelEntry]) -> None:
+        """Requests are bound by this table from now on."""
+        self.models = {entry.name: entry for entry in models}
+        self.bound = {
+            entry.name: Target(
+                entry.current,
+                wire.ref_of(entry.name, entry.current),
+                entry.spec,
+                InputRules(entry.spec, self._rows_max),
+            )
+            for entry in self.models.values()
+            if entry.current is not None and entry.spec is not None
+        }
+
+    def of(self, request: protocol.Infer) -> Target:
+        """What a request for a model is bound to. Raises: Invalid."""
+        target = self.bound.get(request.model or "")
+        if target is None or request.version not in (None, target.version) or request.context is not None:
+            raise self._refusal(request)
+        return target
+
+    def current(self, ref: str, spec: wire.ModelSpec) -> bool:
+        """Whether requests are still bound to this version, in the same build."""
+        target = self.bound.get(wire.split_ref(ref)[0])
+        return target is not None and target.spec.edition(target.ref) == spec.edition(ref)
+
+    def editions(self) -> Iterator[str]:
+        """All that requests are bound to."""
+        return (target.spec.edition(target.ref) for target in self.bound.values())
+
+    def _refusal(self, request: protocol.Infer) -> Invalid:
+        """Why the request has no target."""
+        protocol.check_names(request)
+        if request.context is not None:
+            text = "context goes with app: only applications learn"
+            return Invalid("bad_target", text, "context", request.id)
+        entry = self.models.get(str(request.model))
+        if entry is None:
+            text = f"there is no model {request.model!r}; there are: {listed(self.models)}"
+            return Invalid("unknown_model", text, "model", request.id)
+        if entry.current is None or entry.spec is None:
+            why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
+            text = f"model {entry.name!r} has no version that can be served{why}"
+            return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
+        text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
+        return Invalid("unknown_version", text, "version", request.id)

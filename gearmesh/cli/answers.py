@@ -1,0 +1,45 @@
+"""An answer as a person reads it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from frontend.client.client import Prediction
+
+
+def show(prediction: Prediction, labels: Sequence[str], out: Console) -> None:
+    """The first output row by row, and below it where it came from and how long that took."""
+    rows = prediction.output.reshape(len(prediction.output), -1)
+    title = prediction.app or f"{prediction.model}:{prediction.version}"
+    if prediction.default_used:
+        title += " (the default answer)"
+    table = Table("row", "value" if rows.shape[1] == 1 else "top", title=title)
+    for i, row in enumerate(rows):
+        table.add_row(str(i), row_text(row, labels))
+    out.print(table)
+    took = f"{prediction.latency_ms:.2f} ms"
+    if prediction.decision_id is not None:
+        used = ", ".join(prediction.models_used) or "none"
+        told = f"confidence {prediction.confidence:.2f}, disagreement {prediction.disagreement or 0:.2f}"
+        out.print(f"{took}, {told}, models that answered: {used}")
+        if prediction.default_used:
+            out.print(f"the default, because: {prediction.answer['error']['message']}", highlight=False)
+        out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
+    elif prediction.cached:
+        out.print(f"{took}, from the cache")
+    else:
+        predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
+        out.print(f"{took}{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+
+
+def row_text(row: Any, labels: Sequence[str]) -> str:
+    """The best five of a row of scores; or its one value, and the class that it names."""
+    if len(row) == 1:
+        value = row[0]
+        if row.dtype.kind in "iu" and 0 <= value < len(labels):
+            return f"{labels[value]} ({value})"
+        return f"{value:.6g}" if row.dtype.kind == "f" else str(value)
+    best = row.argsort()[::-1][:5]
+    return ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best)

@@ -1,0 +1,121 @@
+"""`gearmesh import`: a file or a factory becomes a package in the model repository."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+from zipfile import BadZipFile
+
+import typer
+
+from gearmesh.cli.consoles import console
+from mesh.errors import GearmeshError
+from mesh.process.settings import read_settings
+from mesh.tensors import DTYPES
+
+out = console()
+err = console(stderr=True)
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="FILE.onnx, FILE.pt2 (of torch.export.save) or MODULE:FACTORY.")],
+    name: Annotated[str | None, typer.Argument(help="Name of the model; the file's, or the module's, if none.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="If none: the newest one's if that is the same model, else the next number.")
+    ] = None,
+    input_: Annotated[
+        list[str] | None, typer.Option("--input", help="Of a factory's module, NAME:DTYPE:-1,...: x:float32:-1,64.")
+    ] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Names of the outputs, in their order.")] = None,
+    args: Annotated[str | None, typer.Option(help="Arguments of the factory, a JSON object.")] = None,
+    example: Annotated[
+        Path | None, typer.Option(help="A .npz of valid inputs by name (or .npy of the one), two rows or more.")
+    ] = None,
+    batch_max: Annotated[int, typer.Option(help="Most rows in a batch.")] = 32,
+    slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
+    labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
+    cache: Annotated[bool, typer.Option(help="Answers may be reused for equal inputs.")] = True,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    repository: Annotated[Path | None, typer.Option(help="The settings' model repository, if none.")] = None,
+) -> None:
+    """Makes a package of an ONNX file, an exported program or a torch module, after seeing that it answers alike."""
+    from gearmesh.operations.repositories import ask_broker, command_for, is_the_broker_s, known_of
+    from gpu_worker.packages.importing.sources import Source, default_name, import_model
+
+    try:
+        config = read_settings()
+        folder = repository or config.model_repository
+        inputs = dict(_tensor(text) for text in input_ or ())
+        if len(inputs) < len(input_ or ()):
+            _usage("--input: a name occurs twice; each input has its own")
+        made = Source(
+            source,
+            name or default_name(source),
+            inputs=inputs,
+            outputs=output,
+            arguments=_object(args),
+            example=_arrays(example),
+            batch_max=batch_max,
+            slo_ms=slo_ms,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            cache=cache,
+            description=description,
+        )
+        told, notes = ask_broker(config), list[str]()
+        model = known_of(told, made.name) if told is not None and is_the_broker_s(folder, told) else None
+        known = model.contents if model is not None else {}
+        package = import_model(made, folder, version, known=known, notes=notes)
+    except GearmeshError as error:
+        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    for kind, specs in (("input", package.spec.inputs), ("output", package.spec.outputs)):
+        for spec in specs:
+            out.print(f"{kind:<7} {spec.name}: {spec.dtype} {list(spec.shape)}", highlight=False, markup=False)
+    for note in notes:
+        out.print(note, highlight=False, markup=False, soft_wrap=True)
+    out.print(
+        f"{made.name} version {package.folder.name} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
+        f"`{command_for(package, folder, told)}` serves it.", highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
+    """(name, (dtype, shape of one row)) from NAME:DTYPE:-1,... ; exits 2 where it is not that."""
+    name, _, rest = text.partition(":")
+    dtype, _, shape = rest.partition(":")
+    extents = shape.split(",")
+    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdecimal() and int(e) for e in extents[1:]):
+        _usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
+    return name, (dtype, tuple(int(extent) for extent in extents[1:]))
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """The factory's arguments; exits 2 where they are no JSON object."""
+    try:
+        found = json.loads(text) if text is not None else {}
+    except ValueError as error:
+        _usage(f"--args is no JSON: {error}")
+    if not isinstance(found, dict):
+        _usage(f'--args takes a JSON object, as {{"classes": 10}}; got {text}')
+    return found
+
+
+def _arrays(file: Path | None) -> dict[str, Any] | None:
+    """{input: array} of a file; a lone array has no name. Exits 2 where it is no such file."""
+    import numpy as np
+
+    if file is None:
+        return None
+    try:
+        with open(file, "rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except OSError as error:
+        _usage(f"--example {file}: {error.strerror or 'cannot be read'}")
+    except (ValueError, EOFError, BadZipFile, zlib.error, SyntaxError) as error:  # each of another way to be damaged
+        _usage(f"--example {file}: is no .npz or .npy of numbers, or a damaged one ({type(error).__name__})")
+
+
+def _usage(message: str) -> NoReturn:
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2)

@@ -1,0 +1,210 @@
+"""`gearmesh load`: the shell around plan, runner and report."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from gearmesh.load.errors import LoadError
+from gearmesh.load.options import Options, plan_of, takes_options, with_models
+from gearmesh.load.plan import Phase, Plan, Replay, Target
+from gearmesh.load.reporting.records import OUTCOMES
+from gearmesh.load.runner import PhaseRun, Seen, Where, find_targets, measure_batch1, mesh_pids, run_plan
+from mesh.errors import GearmeshError
+from mesh.process.settings import read_settings
+
+PROCESSES_MAX = 64
+err = Console(stderr=True)
+
+
+@takes_options
+def load(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(
+            help="paper-6.1 ... paper-6.6: starts a mesh of its own. None: the options below, on the mesh that is up."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Model to ask; repeat for several. Default: all that are ready."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Generator processes.")] = 1,
+    address: Annotated[
+        list[str] | None, typer.Option(help="Frontend; repeat for several. Default: the settings'.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Paper scenarios: share of the paper's rates and counts. Default: by cores.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Paper scenarios: auto, cpu, cuda or emulated. Default: each its own.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here; must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the report here, a PNG; must not exist.")] = None,
+    progress: Annotated[bool, typer.Option(help="Live counts while it runs.")] = True,
+    **options: Any,
+) -> None:
+    """Asks the models of a mesh at a given rate or with a given number of clients, and reports what came of it."""
+    try:
+        _refuse_existing(json_file, "--json")
+        _refuse_existing(plot, "--plot")
+        if json_file is not None and plot is not None and json_file.absolute() == plot.absolute():
+            raise LoadError(f"--json and --plot: are the same file, {plot}; give two names")
+        if not 1 <= processes <= PROCESSES_MAX:
+            raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
+        outputs = Outputs(json_file, plot, progress)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the mesh and generators stop too
+        asked = Options(**options)
+        if scenario is not None:
+            from gearmesh.load.stage import run_scenario
+
+            _refuse_options(asked, model, address)
+            raise typer.Exit(
+                asyncio.run(
+                    run_scenario(scenario, scale, device, asked.seconds, asked.seed, processes, asked.back_off, outputs)
+                )
+            )
+        if scale is not None or device is not None:
+            raise LoadError("--scale and --device belong to the scenarios paper-6.1 ... paper-6.6")
+        raise typer.Exit(asyncio.run(_run(asked, model or [], address or [], processes, outputs)))
+    except GearmeshError as error:
+        usage(str(error))
+    except KeyboardInterrupt:
+        usage("interrupted; nothing was written")
+
+
+def usage(message: str) -> NoReturn:
+    """Says what is wrong and exits 2."""
+    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def _refuse_options(options: Options, model: list[str] | None, address: list[str] | None) -> None:
+    """A scenario brings its own mesh and load. Raises: LoadError."""
+    default = replace(Options(), seconds=options.seconds, seed=options.seed, back_off=options.back_off)
+    given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(default, field.name)]
+    given += [name for name, value in (("model", model), ("address", address)) if value]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise LoadError(
+            f"{names}: a scenario brings its own load; with it go --seconds, --seed, --back-off, --processes, --scale "
+            "and --device"
+        )
+    if options.seed < 0:
+        raise LoadError(f"--seed: must be 0 or more; got {options.seed}")
+
+
+def _refuse_existing(file: Path | None, option: str) -> None:
+    if file is None:
+        return
+    if file.exists():
+        raise LoadError(f"{option} {file}: it exists already; give another name, or remove it")
+    if not file.parent.is_dir():
+        raise LoadError(f"{option} {file}: there is no folder {file.parent}")
+
+
+async def _run(options: Options, models: list[str], addresses: list[str], processes: int, outputs: "Outputs") -> int:
+    config = read_settings()
+    plan = plan_of(options, ("-",))
+    source = plan.phases[0].streams[0].source
+    if isinstance(source, Replay):
+        models = models or list(dict.fromkeys(line.model for line in source.lines))
+    where = Where(tuple(addresses or [config.frontend_address]), config.keys_dir)
+    for one in where.addresses:
+        if "://" not in one:
+            raise LoadError(f"--address {one}: must be like tcp://127.0.0.1:5555")
+    targets = await find_targets(where, models)
+    plan = with_models(plan, tuple(targets))
+    return await carry_out(plan, targets, where, processes, outputs, await mesh_pids(where))
+
+
+class Outputs:
+    """Where a report goes."""
+
+    def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
+        self.json_file, self.plot, self.progress = json_file, plot, progress
+        self.console = Console(width=None if Console().is_terminal else 150)
+
+    async def follow(
+        self,
+        plan: Plan,
+        targets: Mapping[str, Target],
+        where: Where,
+        processes: int,
+        pids: Mapping[str, int] | None,
+    ) -> list[PhaseRun]:
+        """The plan is run, with live counts if they are wanted. Raises: LoadError."""
+        if not self.progress:
+            return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
+        with Live(console=err, transient=True, refresh_per_second=4) as live:
+
+            def show(phase: Phase, at_s: float, seen: Seen) -> None:
+                live.update(_progress(plan, phase, at_s, seen))
+
+            return await run_plan(plan, targets, where, processes, show, pids)
+
+    def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
+        """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate.
+
+        Raises: LoadError: a file cannot be written.
+        """
+        from gearmesh.load.reporting.plot import draw
+        from gearmesh.load.reporting.report import as_map, complaints, remarks, reports, show
+        from gearmesh.telemetry.machine import describe
+
+        found = reports(plan, runs)
+        show(plan, runs, found, self.console)
+        for sentence in remarks(runs, found):
+            self.console.print(sentence, style="yellow", highlight=False)
+        try:
+            if self.json_file is not None:
+                more = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:], **more}
+                text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str, allow_nan=False)
+                with self.json_file.open("x") as out:
+                    out.write(text + "\n")
+            if self.plot is not None:
+                draw(plan, runs, found, self.plot)
+        except OSError as error:
+            raise LoadError(f"{error.filename}: cannot be written: {error.strerror}") from error
+        return 2 if complaints(runs, found) else 0
+
+
+async def carry_out(
+    plan: Plan,
+    targets: Mapping[str, Target],
+    where: Where,
+    processes: int,
+    outputs: Outputs,
+    pids: Mapping[str, int] | None = None,
+    **more: Any,
+) -> int:
+    """The plan was run and reported; the exit code. Raises: LoadError."""
+    more["addresses"], more["processes"] = list(where.addresses), processes
+    if plan.needs_batch1:
+        targets = await measure_batch1(where, targets)
+        more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}
+    runs = await outputs.follow(plan, targets, where, processes, pids)
+    return outputs.write(plan, runs, **more)
+
+
+def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
+    came = [(name, count) for name, count in zip(OUTCOMES, seen.outcomes, strict=True) if count or name == "ok"]
+    table = Table("s", "sent", "per s", "in flight", *(name for name, _ in came), "sent late ms", box=None)
+    table.title = (
+        f"{plan.name}: {phase.name} ({[p.name for p in plan.phases].index(phase.name) + 1} of {len(plan.phases)})"
+    )
+    table.add_row(
+        f"{max(0.0, at_s):.1f} of {phase.seconds:g}", f"{seen.sent:,}", f"{seen.sent / max(at_s, 0.1):,.0f}",
+        f"{seen.in_flight:,}", *(f"{count:,}" for _, count in came), f"{seen.late_ms:.2f}",
+    )  # fmt: skip
+    return table

@@ -1,0 +1,110 @@
+"""The generator's socket: one DEALER to all frontends, and whether they are there."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from mesh.net.keys import Keys
+
+CONNECT_S = 5.0
+QUEUED_MAX = 1_000_000  # messages each way; what finds no room to leave is told, never waited for
+EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+class Port:
+    """Sends requests round the frontends, and receives their answers; never waits but in `connect`."""
+
+    def __init__(self, addresses: Sequence[str], keys_dir: str = "") -> None:
+        self._addresses = tuple(addresses)
+        self._keys = Keys.read(Path(keys_dir)) if keys_dir else None
+        self._context = zmq.Context()
+        self._sock = self._socket()
+        self._monitor: zmq.Socket[bytes] = self._sock.get_monitor_socket(EVENTS)
+        self._connections = 0
+        self.broken = 0  # connections that were lost since the start
+        self.down_s: float | None = None  # since when no frontend is connected; None: one is, or none was yet
+
+    def _socket(self) -> "zmq.Socket[bytes]":
+        sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, QUEUED_MAX), (zmq.RCVHWM, QUEUED_MAX)):
+            sock.setsockopt(option, value)
+        if self._keys is not None:
+            sock.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
+            sock.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+            sock.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+        return sock
+
+    def connect(self, within_s: float = CONNECT_S) -> None:
+        """A frontend answers at each address. Raises: TimeoutError, naming those where none does."""
+        silent: dict[zmq.Socket[bytes], str] = {}
+        poller = zmq.Poller()
+        for address in self._addresses:
+            sock = self._socket()
+            sock.connect(address)
+            sock.send(msgspec.msgpack.encode({"op": "ping", "id": 0}))
+            poller.register(sock, zmq.POLLIN)
+            silent[sock] = address
+        ends_s = time.monotonic() + within_s
+        try:
+            while silent and (left_s := ends_s - time.monotonic()) > 0:
+                for sock, _ in poller.poll(int(left_s * 1e3) + 1):
+                    poller.unregister(sock)
+                    del silent[sock]
+                    sock.close(0)
+        finally:
+            for sock in silent:
+                sock.close(0)
+        if silent:
+            raise TimeoutError(f"nobody answers at {', '.join(silent.values())} within {within_s:g} s")
+        for address in self._addresses:
+            self._sock.connect(address)
+
+    @property
+    def fd(self) -> int:
+        """Readable when something may have arrived, once per change."""
+        return int(self._sock.getsockopt(zmq.FD))
+
+    def send(self, head: bytes, frames: Sequence[bytes] = ()) -> bool:
+        """The request is on its way; False: there was no room for it, and it is not."""
+        try:
+            if frames:
+                self._sock.send(head, zmq.SNDMORE | zmq.NOBLOCK)
+                self._sock.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            else:
+                self._sock.send(head, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> bytes | None:
+        """The first frame of the next message; None if there is none."""
+        try:
+            return self._sock.recv_multipart(zmq.NOBLOCK)[0]
+        except zmq.Again:
+            return None
+
+    def look(self, now_s: float) -> None:
+        """Takes note of connections that came and went since the last look."""
+        while True:
+            try:
+                event = int.from_bytes(self._monitor.recv_multipart(zmq.NOBLOCK)[0][:2], "little")
+            except zmq.Again:
+                break
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connections += 1
+                self.down_s = None
+            elif self._connections:
+                self._connections -= 1
+                self.broken += 1
+                if not self._connections:
+                    self.down_s = now_s
+
+    def close(self) -> None:
+        """Nothing is sent or received any more."""
+        self._sock.disable_monitor()
+        self._monitor.close(0)
+        self._sock.close(0)
+        self._context.term()

@@ -1,0 +1,201 @@
+"""The experiments of the Clockwork paper (OSDI'20, sections 6.1 to 6.6), scaled to the machine. Pure.
+
+Each experiment is one or more stands: a mesh with so many devices and models, and phases of load on it. On a real
+device the paper's ResNet50 is stood in for by an MLP, all budgets are stretched and all rates shrunk by the ratio of
+the two models' batch-1 times, so that the load means the same to the device. Emulated devices take the paper's own V100
+times.
+`scale` shrinks what a machine has too few cores for: rates, and with them devices, models and memory, as told below.
+
+Sources: clockwork.md 4.4 for set-ups, the published scripts' values where the paper's text gives none; V100 times:
+gearmesh/simulation/profiles/paper.json.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gearmesh.load.errors import LoadError
+from gearmesh.load.plan import Closed, Growing, Open, Phase, Slo, Stream
+from gearmesh.simulation.parts import Load
+
+V100_BATCH1_MS = 2.73  # ResNet50 v2, paper.json
+SLO_BASE_MS, SLO_STEP, SLO_STEPS = 2.9, 1.5, 13  # experiments 6.3 and 6.4: 1x to 130x
+DAY_MS = 86_400_000.0  # the budget of 6.4's background: 24 hours
+RESIDENT = 201  # ResNet50s that the paper's 32 GB card holds
+CORES = 32  # of the paper's machines
+RESNET = "resnet50_v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A mesh, and the phases of load on it."""
+
+    name: str
+    devices: int
+    models: tuple[tuple[str, str], ...]  # (name, architecture of paper.json)
+    phases: Callable[[float], tuple[Phase, ...]]  # given the time ratio: 1.0 is the paper's V100
+    resident: int | None = None  # models that a device holds; None: all of them, or the card's memory
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One of the paper's experiments."""
+
+    name: str
+    title: str
+    device: str  # auto or emulated, unless told otherwise
+    seconds: float  # of each phase, unless told otherwise
+    stands: Callable[[float, float], Sequence[Stand]]  # (scale, seconds)
+    scaled: str  # what scale does, for the report
+
+
+def default_scale(cores: int) -> float:
+    """Share of the paper's rates that a machine of so many cores is asked for: one twentieth at least."""
+    return min(1.0, max(0.05, cores / CORES))
+
+
+def experiment(name: str, architectures: Sequence[str]) -> Experiment:
+    """The experiment; `architectures`: names of paper.json, for 6.5. Raises: LoadError for a name that there is not."""
+    known = experiments(architectures)
+    if name not in known:
+        raise LoadError(f"scenario: must be one of {', '.join(known)}; got {name!r}")
+    return known[name]
+
+
+def _copies(count: int, first: int = 0) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{RESNET}.{i}", RESNET) for i in range(first, first + count))
+
+
+def _names(models: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(name for name, _ in models)
+
+
+def _comparison(scale: float, seconds: float) -> list[Stand]:
+    """6.1: 15 models with 16 closed-loop clients each, one device, a phase for each budget."""
+    models = _copies(15)
+
+    def phases(ratio: float) -> tuple[Phase, ...]:
+        return tuple(
+            Phase(
+                f"slo {slo:g}", seconds,
+                (Stream("all", _names(models), Closed(16, per_model=True), Slo((slo * ratio,))),), seconds * 0.1,
+            )
+            for slo in (10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
+        )  # fmt: skip
+
+    return [Stand("6.1", 1, models, phases)]
+
+
+def _many_models(scale: float, seconds: float) -> list[Stand]:
+    """6.2: one busy model beside a growing crowd of them, more than the device holds."""
+    models = _copies(max(12, round(3601 * scale)))
+    crowd = _names(models)[1:]
+
+    def phases(ratio: float) -> tuple[Phase, ...]:
+        slo = Slo((100.0 * ratio,))
+        minor = Stream("minor", _names(models)[:1], Open(Load("poisson", 200.0 / ratio)), slo)
+        major = Stream("major", crowd, Growing(1000.0 / ratio, seconds / len(crowd)), slo)
+        return (Phase("growing crowd", seconds, (minor, major)),)
+
+    return [Stand("6.2", 1, models, phases, resident=max(4, round(RESIDENT * scale)))]
+
+
+def _ramp(rate: float, ratio: float) -> Open:
+    end_ms = SLO_BASE_MS * SLO_STEP ** (SLO_STEPS - 1) * ratio
+    return Open(Load("ramp", rate / ratio, steps=SLO_STEPS, slo_end_ms=end_ms))
+
+
+def _how_low(scale: float, seconds: float) -> list[Stand]:
+    """6.3: N models at R requests/s in all, the budget growing from 1x to 130x of batch 1."""
+    devices = max(1, round(6 * scale))
+    stands = []
+    for count in (12, 48):
+        models = _copies(count)
+
+        def phases(ratio: float, models: Sequence[tuple[str, str]] = models) -> tuple[Phase, ...]:
+            slo = Slo((SLO_BASE_MS * ratio,))
+            return tuple(
+                Phase(
+                    f"N={len(models)} R={rate:g}", seconds,
+                    (Stream("all", _names(models), _ramp(rate * devices / 6, ratio), slo),),
+                )
+                for rate in (600.0, 1200.0, 2400.0)
+            )  # fmt: skip
+
+        stands.append(Stand(f"6.3 N={count}", devices, models, phases))
+    return stands
+
+
+def _isolation(scale: float, seconds: float) -> list[Stand]:
+    """6.4: six models with tight budgets beside closed-loop clients that have all day."""
+    devices = max(1, round(6 * scale))
+    models = _copies(54)
+    sensitive, rest = _names(models)[:6], _names(models)[6:]
+
+    def phases(ratio: float) -> tuple[Phase, ...]:
+        found = []
+        for background, clients in ((0, 0), (12, 16), (48, 4)):
+            slo = Slo((SLO_BASE_MS * ratio,))
+            streams = [Stream("sensitive", sensitive, _ramp(200.0 * devices / 6, ratio), slo)]
+            if background:
+                crowd = Closed(max(1, round(clients * devices / 6)), per_model=True)
+                streams.append(Stream("background", rest[:background], crowd, Slo((DAY_MS,))))
+            found.append(Phase(f"M={background}x{clients}", seconds, tuple(streams)))
+        return tuple(found)
+
+    return [Stand("6.4", devices, models, phases)]
+
+
+def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> list[Stand]:
+    """6.5: thousands of models, a load like the Azure Functions trace."""
+    count = max(60, round(4026 * scale))
+    kinds = [architectures[i % len(architectures)] for i in range(count)]
+    models = tuple((f"{kind}.{i}", kind) for i, kind in enumerate(kinds))
+
+    def phases(ratio: float) -> tuple[Phase, ...]:
+        load = Load("maf", 9638.0 * scale / ratio, functions=max(1000, round(46_000 * scale)), minutes=60)
+        stream = Stream("functions", _names(models), Open(load), Slo((100.0 * ratio,)))
+        return (Phase("functions", seconds, (stream,)),)
+
+    return [Stand("6.5", max(1, round(6 * scale)), models, phases)]
+
+
+def _scaling(scale: float, seconds: float) -> list[Stand]:
+    """6.6: more and more emulated devices, each with rising load: when does the controller limit?"""
+    stands = []
+    for workers in sorted({max(1, round(count * scale)) for count in (10, 30, 50, 80, 110, 150)}):
+        models = _copies(8 * workers)
+
+        def phases(
+            ratio: float, workers: int = workers, models: Sequence[tuple[str, str]] = models
+        ) -> tuple[Phase, ...]:
+            slo = Slo((100.0 * ratio,))
+            return tuple(
+                Phase(
+                    f"{workers} workers x{factor:g}", seconds,
+                    (Stream("all", _names(models), Open(Load("poisson", 700.0 * factor * workers / ratio)), slo),),
+                )
+                for factor in (0.5, 1.0, 1.5)
+            )  # fmt: skip
+
+        stands.append(Stand(f"6.6 {workers} workers", workers, models, phases))
+    return stands
+
+
+def experiments(architectures: Sequence[str]) -> dict[str, Experiment]:
+    """The experiments. `architectures`: of paper.json, for 6.5."""
+    found = (
+        Experiment("paper-6.1", "15 models, 16 clients each, budgets from tight to loose", "auto", 10.0, _comparison,
+                   "nothing: one device"),
+        Experiment("paper-6.2", "one busy model, and a crowd that outgrows the device", "emulated", 60.0, _many_models,
+                   "models (of 3,601) and those that fit (of 201), together"),
+        Experiment("paper-6.3", "how low can budgets be: 1x to 130x of batch 1", "emulated", 26.0, _how_low,
+                   "devices (of 6), and rates with them"),
+        Experiment("paper-6.4", "tight budgets beside batch clients", "emulated", 26.0, _isolation,
+                   "devices (of 6), rate and clients with them"),
+        Experiment("paper-6.5", "thousands of models, a load like Azure Functions", "emulated", 60.0,
+                   lambda scale, seconds: _trace(scale, seconds, architectures),
+                   "rate (of 9,638/s), models (of 4,026), functions, devices (of 6)"),
+        Experiment("paper-6.6", "more emulated devices, until the controller limits", "emulated", 4.0, _scaling,
+                   "devices (of 10 to 150); 700 requests/s each, x0.5 to x1.5, Poisson in place of the trace"),
+    )  # fmt: skip
+    return {one.name: one for one in found}

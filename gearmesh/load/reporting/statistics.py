@@ -1,0 +1,246 @@
+"""What a phase of load comes to: goodput, attainment, latencies, refusals, and whether the generator kept up. Pure.
+
+Latency counts from when a request was due, not from when it was sent: a generator that falls behind does not flatter
+what it measures (Tene, "How NOT to measure latency"). A request is in time if it was answered ok within its budget,
+counted the same way.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from hdrh.histogram import HdrHistogram
+
+from gearmesh.load.reporting.records import LATE, NOT_TOLD, OK, OUTCOMES, Records
+
+Floats = npt.NDArray[np.float64]
+HDR_MAX_US, HDR_DIGITS = 3_600_000_000, 3
+BEYOND_MIN = 10  # samples that a quantile needs above it; else it is not told
+LATE_MS = 20.0  # a request sent so late was not sent when it was due; an answer read so late was not read when it came
+LATE_SHARE_MAX = 0.05  # more of either: the generator could not keep the rate
+SLOS_MAX = 16  # distinct budgets that are told one by one; more go into bins, four to a factor of 10
+REJECTED = OUTCOMES.index("rejected")
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """A distribution, in milliseconds. A quantile with fewer than 10 samples beyond it is None."""
+
+    n: int
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    p999_ms: float | None = None
+    max_ms: float | None = None
+    hdr: str = ""  # HdrHistogram V2, in microseconds, compressed, base64: histograms of several runs can be added
+
+
+class SloReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests with one budget, or a bin of them; there is at least one."""
+
+    slo_ms: float  # the budget; of a bin, its middle
+    n: int
+    in_time: int
+    attainment: float  # in_time / n
+    goodput_per_s: float
+
+
+class Lateness(msgspec.Struct, frozen=True, kw_only=True):
+    """How the generator itself kept its time."""
+
+    ms: Quantiles  # sent behind due
+    late_share: float  # sent over 20 ms late
+    unread: Quantiles  # answers lay there so long at most before they were read; their latencies include it
+    unread_share: float  # over 20 ms
+    kept: bool  # False: the rate was too much for the generator
+    sent_per_s: float  # while the schedule lasted
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests to one model, or of one stream."""
+
+    name: str
+    n: int
+    attainment: float | None  # None: there was no request
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+class PhaseReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One phase, its warm-up left out."""
+
+    name: str
+    seconds: float  # that are reported
+    n: int
+    offered_per_s: float
+    answered_per_s: float
+    goodput_per_s: float
+    attainment: float | None  # None: there was no request
+    by_slo: list[SloReport]
+    outcomes: dict[str, Quantiles]  # latencies; of no_answer only how many
+    rejections: dict[str, int]  # {code: count}, of everything that is not ok
+    rejected_within: Quantiles  # from sending to the refusal
+    mean_batch: float | None  # requests / batches
+    cold_starts: int | None  # None: the mesh does not tell
+    over_predicted: Quantiles  # predicted latency above the actual one, of requests answered ok
+    under_predicted: Quantiles  # and below
+    lateness: Lateness
+    by_stream: list[ModelReport]
+    by_model: list[ModelReport]  # the 20 with most requests
+    models_asked: int
+    goodput_over_time: list[tuple[float, float, float]]  # (end of the window, s; offered per s; goodput per s)
+
+
+def report(
+    name: str,
+    records: Records,
+    codes: Sequence[str],
+    streams: Sequence[str],
+    models: Sequence[str],
+    *,
+    seconds: float,
+    warmup_s: float,
+) -> PhaseReport:
+    """What the records of a phase of so many seconds come to; those due within `warmup_s` are left out."""
+    rows = records[records["due_s"] >= warmup_s]
+    spent_s = max(seconds - warmup_s, 1e-9)
+    good = rows["outcome"] == OK
+    latency_ms = (rows["done_s"] - rows["due_s"]) * 1e3
+    not_ok = rows[(rows["outcome"] > LATE) & (rows["code"] > 0)]
+    rejected = rows[rows["outcome"] == REJECTED]
+    over, under = _prediction_errors(rows)
+    return PhaseReport(
+        name=name,
+        seconds=spent_s,
+        n=len(rows),
+        offered_per_s=len(rows) / spent_s,
+        answered_per_s=int(np.isfinite(rows["done_s"]).sum()) / spent_s,
+        goodput_per_s=int(good.sum()) / spent_s,
+        attainment=_share(good),
+        by_slo=_by_slo(rows, good, spent_s),
+        outcomes={
+            outcome: quantiles(latency_ms[rows["outcome"] == i])
+            for i, outcome in enumerate(OUTCOMES)
+            if (rows["outcome"] == i).any()
+        },
+        rejections={codes[code]: int((not_ok["code"] == code).sum()) for code in np.unique(not_ok["code"])},
+        rejected_within=quantiles((rejected["done_s"] - rejected["sent_s"]) * 1e3),
+        mean_batch=_mean_batch(rows),
+        cold_starts=int((rows["cold"] == 1).sum()) if (rows["cold"] != NOT_TOLD).any() else None,
+        over_predicted=quantiles(over),
+        under_predicted=quantiles(under),
+        lateness=lateness(rows, seconds, spent_s),
+        by_stream=[_part(stream, rows[rows["stream"] == i]) for i, stream in enumerate(streams)],
+        by_model=_by_model(rows, models),
+        models_asked=len(np.unique(rows["model"])),
+        goodput_over_time=over_time(rows, warmup_s, seconds),
+    )
+
+
+def quantiles(ms: Floats) -> Quantiles:
+    """The distribution of the values that are numbers."""
+    values = np.sort(ms[np.isfinite(ms)])
+    n = len(values)
+    if not n:
+        return Quantiles(n=len(ms))
+    histogram = HdrHistogram(1, HDR_MAX_US, HDR_DIGITS)
+    micros, counts = np.unique(np.clip(np.rint(values * 1e3), 1, HDR_MAX_US).astype(np.int64), return_counts=True)
+    for value, count in zip(micros.tolist(), counts.tolist(), strict=True):
+        histogram.record_value(value, count)
+
+    def at(share: float) -> float | None:
+        if share > 0.5 and n * (1 - share) < BEYOND_MIN:
+            return None
+        return float(histogram.get_value_at_percentile(share * 100)) / 1e3
+
+    return Quantiles(
+        n=n,
+        mean_ms=float(values.mean()),
+        p50_ms=at(0.5),
+        p99_ms=at(0.99),
+        p999_ms=at(0.999),
+        max_ms=float(values[-1]),
+        hdr=histogram.encode().decode(),
+    )
+
+
+def _share(chosen: npt.NDArray[np.bool_]) -> float | None:
+    return float(chosen.mean()) if len(chosen) else None
+
+
+def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[SloReport]:
+    slo_ms = np.round(rows["slo_s"] * 1e3, 3)
+    if len(np.unique(slo_ms)) > SLOS_MAX:
+        slo_ms = 10 ** (np.round(np.log10(slo_ms) * 4) / 4)
+    found = []
+    for value in np.unique(slo_ms):
+        chosen = good[slo_ms == value]
+        in_time = int(chosen.sum())
+        found.append(
+            SloReport(
+                slo_ms=float(value),
+                n=len(chosen),
+                in_time=in_time,
+                attainment=in_time / len(chosen),
+                goodput_per_s=in_time / spent_s,
+            )
+        )
+    return found
+
+
+def _mean_batch(rows: Records) -> float | None:
+    """Requests over batches: a batch of b is seen by b requests, each of them 1/b of it."""
+    sizes = rows["batch"][rows["batch"] > 0].astype(np.float64)
+    return float(len(sizes) / (1.0 / sizes).sum()) if len(sizes) else None
+
+
+def _prediction_errors(rows: Records) -> tuple[Floats, Floats]:
+    """(ms by which the prediction was above what the frontend measured, ms by which it was below)."""
+    served = rows[(rows["outcome"] <= LATE) & np.isfinite(rows["predicted_ms"]) & np.isfinite(rows["latency_ms"])]
+    error = served["predicted_ms"] - served["latency_ms"]
+    return error[error >= 0], -error[error < 0]
+
+
+def lateness(rows: Records, seconds: float, spent_s: float) -> Lateness:
+    """Whether the generator sent what was due when it was due, and read answers when they came."""
+    late_ms = (rows["sent_s"] - rows["due_s"]) * 1e3
+    late_share = _share(late_ms > LATE_MS) or 0.0
+    unread_ms = rows["unread_ms"][np.isfinite(rows["unread_ms"])].astype(np.float64)
+    unread_share = _share(unread_ms > LATE_MS) or 0.0
+    return Lateness(
+        ms=quantiles(np.maximum(late_ms, 0.001)),
+        late_share=late_share,
+        unread=quantiles(np.maximum(unread_ms, 0.001)),
+        unread_share=unread_share,
+        kept=max(late_share, unread_share) <= LATE_SHARE_MAX,
+        sent_per_s=int((rows["sent_s"] <= seconds).sum()) / spent_s,
+    )
+
+
+def _part(name: str, rows: Records) -> ModelReport:
+    served = rows[rows["outcome"] <= LATE]
+    latency_ms = np.sort((served["done_s"] - served["due_s"]) * 1e3)
+    n = len(latency_ms)
+    return ModelReport(
+        name=name,
+        n=len(rows),
+        attainment=_share(rows["outcome"] == OK),
+        p50_ms=float(np.quantile(latency_ms, 0.5)) if n else None,
+        p99_ms=float(np.quantile(latency_ms, 0.99)) if n * 0.01 >= BEYOND_MIN else None,
+    )
+
+
+def _by_model(rows: Records, models: Sequence[str]) -> list[ModelReport]:
+    which, counts = np.unique(rows["model"], return_counts=True)
+    busiest = which[np.argsort(-counts, kind="stable")][:20]
+    return [_part(models[model], rows[rows["model"] == model]) for model in busiest.tolist()]
+
+
+def over_time(rows: Records, begins_s: float, ends_s: float) -> list[tuple[float, float, float]]:
+    """(end of the window, offered per second, goodput per second); 20 windows, or one a second if that is more."""
+    windows = int(min(max(20, ends_s - begins_s), 3600))
+    edges = np.linspace(begins_s, ends_s, windows + 1)
+    width_s = (ends_s - begins_s) / windows
+    offered = np.histogram(rows["due_s"], edges)[0] / width_s
+    good = np.histogram(rows["due_s"][rows["outcome"] == OK], edges)[0] / width_s
+    return list(zip(edges[1:].tolist(), offered.tolist(), good.tolist(), strict=True))

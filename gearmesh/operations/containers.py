@@ -1,0 +1,180 @@
+"""Containers that `gearmesh up` keeps running: which, and how many replicas of each, in a file that others may change.
+
+`gearmesh container --replicas N` and `gearmesh scale NAME N` write the file; whoever runs the mesh looks at it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from frontend.admin.operator import NoBroker, Operator
+from gearmesh.operations.supervisor import Extra, Supervisor
+from mesh import wire
+from mesh.process.settings import Settings
+
+LOOK_S = 0.3  # between looks at the file
+REPLICAS_MAX = 64
+UP = "welcomed"  # by its controller: from then on it serves
+TAKES_OVER_S = 5.0  # so long is waited for the word that another version is current
+
+
+class Kept(msgspec.Struct):
+    """One container that is kept running."""
+
+    arguments: list[str]  # of `gearmesh container`
+    folder: str  # where it was started: modules are found from there
+    replicas: int
+    version: str = "1"  # that this was when it was put here
+    code: str = ""  # digest of its content then
+    asked: int = 0  # how often somebody has said how many: replicas that could not start are tried again each time
+
+
+class Roster:
+    """The file. A change is whole or not at all, and two at a time are made one after the other.
+
+    Beside it lies another, in which whoever keeps the containers says which replicas are down, and why.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / "containers.json"
+        self._down = data_dir / "containers_down.json"
+        self._runner = data_dir / "supervisor.lock"
+
+    def read(self) -> dict[str, Kept]:
+        """{model: container}. Raises: ValueError, naming the file."""
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Kept])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ValueError(f"{self._file}: {error}") from error
+
+    def put(self, model: str, container: Kept) -> Kept | None:
+        """The container is to be kept. Returns what was kept under this name before."""
+        with self._changing() as kept:
+            before = kept.get(model)
+            container.asked = before.asked + 1 if before is not None else 0
+            kept[model] = container
+        return before
+
+    def scale(self, model: str, replicas: int) -> bool:
+        """So many replicas are to be kept. False if no such container is."""
+        with self._changing() as kept:
+            if model not in kept:
+                return False
+            kept[model].replicas = replicas
+            kept[model].asked += 1
+            return True
+
+    def tell_down(self, down: dict[str, str]) -> None:
+        """These replicas are down, {replica: why}, and no others."""
+        _write(self._down, down)
+
+    def down(self) -> dict[str, str]:
+        """{replica: why} of those that are down, if a `gearmesh up` runs."""
+        if not self.is_watched:
+            return {}
+        try:
+            return msgspec.json.decode(self._down.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.MsgspecError):  # it is about to be written
+            return {}
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Kept]]:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._file.with_suffix(".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept = self.read()
+            yield kept
+            _write(self._file, kept)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Others can see, until the block ends, that somebody keeps these containers."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._runner, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    @property
+    def is_watched(self) -> bool:
+        """A `gearmesh up` of this data folder runs."""
+        try:
+            with open(self._runner, "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Settings) -> None:
+    """Runs until cancelled: as many replicas run as the roster says, and those that are down are told there."""
+    said: Any = None
+    asked: dict[str, int] = {}
+    told: dict[str, str] | None = None
+    with roster.watched():
+        while True:
+            kept = None
+            try:
+                kept = roster.read()
+                if supervisor.down() != told:
+                    roster.tell_down(supervisor.down())
+                    told = supervisor.down()
+            except (OSError, ValueError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    supervisor.say("up", said)
+            for model, container in (kept or {}).items():
+                if asked.get(model) != container.asked:
+                    asked[model] = container.asked
+                    supervisor.retry(model)
+                extra = Extra(_command(container), container.version, container.code, UP)
+                if supervisor.scale(model, extra, container.replicas):
+                    await _take_over(supervisor, model, extra, container.replicas, settings)
+            await asyncio.sleep(LOOK_S)
+
+
+async def _take_over(supervisor: Supervisor, model: str, extra: Extra, replicas: int, settings: Settings) -> None:
+    """The new version is the one that is asked, and the others' replicas are let go; or else nothing has changed."""
+    why = await asyncio.to_thread(_deploy, model, extra.version, settings) if replicas else ""
+    if why:
+        supervisor.say("up", f"version {extra.version} of {model} does not take over yet: {why}")
+    else:
+        supervisor.retire(model, extra)
+
+
+def _deploy(model: str, version: str, settings: Settings) -> str:
+    """The version is current. Returns why it is not, or nothing."""
+    try:
+        with Operator(settings) as operator:
+            reply = operator.call(wire.Deploy(call=1, name=model, version=version), TAKES_OVER_S)
+    except (NoBroker, TimeoutError) as error:
+        return str(error)
+    return "" if reply.ok else reply.message
+
+
+def _write(file: Path, found: Any) -> None:
+    """The file holds this, as JSON; nobody sees it half written."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    with os.fdopen(handle, "w") as out:
+        json.dump(msgspec.to_builtins(found), out, indent=1)
+    os.replace(temporary, file)
+
+
+def _command(container: Kept) -> str:
+    words = [sys.executable, "-m", "gearmesh.cli.main", "container", *container.arguments]
+    root = Path(__file__).resolve().parent.parent
+    path = f"PYTHONPATH={shlex.quote(str(root))}:$PYTHONPATH"
+    return f"cd {shlex.quote(container.folder)} && {path} exec {shlex.join(words)}"

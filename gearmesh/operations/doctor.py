@@ -1,0 +1,177 @@
+"""`gearmesh doctor`: what this machine, the settings and the repository are like, and what to mend."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from broker.repository import look
+from frontend.client.client import Client, RequestError
+from gearmesh.operations.repositories import ask_broker, is_seen, is_the_broker_s
+from gpu_worker import tuning
+from gpu_worker.devices.images import available_bytes, host_budget
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.process.settings import Settings
+from mesh.versions import why_changed, why_container
+
+ANSWERS_WITHIN_S = 1.5
+Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
+
+
+def examine(settings: Settings, out: Console) -> int:
+    """Prints the findings. Returns the exit code: 1 if something must be mended, else 0."""
+    findings = [*_software(), *_machine(settings), *_ports(settings), *examine_repository(settings)]
+    table = Table("", "what", "how it is")
+    marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[red]mend[/]"}
+    for grade, what, how in findings:
+        table.add_row(marks[grade], escape(what), escape(how))
+    out.print(table)
+    return 1 if any(grade == "bad" for grade, _, _ in findings) else 0
+
+
+def _software() -> Iterator[Finding]:
+    supported = (3, 11) <= sys.version_info < (3, 14)
+    yield "good" if supported else "bad", "python", f"{platform.python_version()} (3.11 to 3.13 are supported)"
+    for package in ("torch", "pyzmq", "msgspec", "uvloop", "numpy", "aiohttp"):
+        try:
+            yield "good", package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield "bad", package, "is not installed: run scripts/quickstart or pip install -e ."
+    try:
+        yield "good", "onnxruntime", importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        yield "note", "onnxruntime", "is not installed; models in ONNX need it: pip install 'gearmesh[onnx]'"
+
+
+def _machine(settings: Settings) -> Iterator[Finding]:
+    cores = os.cpu_count() or 1
+    yield "good" if cores >= 2 else "note", "processors", f"{cores}; services, worker and clients share them"
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        yield "good", "GPUs", names
+    else:
+        yield "note", "GPUs", "none that torch can use: workers drive the processor"
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    enough = soft == resource.RLIM_INFINITY or soft >= 1 << 30
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 20} MiB"
+    yield "good" if enough else "note", "locked memory", f"{limit} (pinned weights count; ulimit -l)"
+    usable = tuning.usable_cores()
+    yield "good", "cores of a worker", f"{usable}; GEARMESH_CORES binds it to some of them (now: {_cores(settings)})"
+    yield "good", "timers", f"slack of a worker's: {tuning.set_timer_slack()}"
+    if tuning.may_be_real_time():
+        yield "good", "real-time priority", f"allowed; GEARMESH_REAL_TIME is {str(settings.real_time).lower()}"
+    else:
+        grade = "bad" if settings.real_time else "note"
+        yield grade, "real-time priority", "not allowed (ulimit -r), though GEARMESH_REAL_TIME may ask for it"
+    yield _compiler()
+    budget = host_budget(settings.host_memory_mb)
+    enough = budget <= available_bytes()
+    yield "good" if enough else "bad", "host memory for weights", f"{budget >> 20} MiB (GEARMESH_HOST_MEMORY_MB)"
+    yield _steal()
+    yield _disk(settings.data_dir)
+
+
+def _disk(data_dir: Path) -> Finding:
+    """Whether the folder, or one in which it can be made, takes files, and how much fits in."""
+    there = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        return "bad", "disk for data_dir", f"{there} takes no files ({error.strerror}): set GEARMESH_DATA_DIR"
+    return "good" if free > 1 << 30 else "bad", "disk for data_dir", f"{free >> 20} MiB free"
+
+
+def _cores(settings: Settings) -> str:
+    return ",".join(map(str, settings.cores)) or "any"
+
+
+def _compiler() -> Finding:
+    from gpu_worker.devices.compiled import find_compiler
+
+    found = find_compiler()
+    if found is None:
+        return "note", "C++ compiler", "none: models run eagerly on the cpu"
+    return "good", "C++ compiler", f"{found}; GEARMESH_COMPILE_S_MAX above 0 lets models be compiled for the cpu"
+
+
+def _steal() -> Finding:
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:] if Path("/proc/stat").exists() else []
+    total = sum(map(int, fields)) or 1
+    share = int(fields[7]) / total if len(fields) > 7 else 0.0
+    return "good" if share < 0.01 else "note", "time stolen by the host", f"{share:.1%} since boot; tails follow it"
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    keys = settings.keys()
+    with Client(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None) as client:
+        try:
+            client.call("ping", timeout_s=ANSWERS_WITHIN_S)
+            yield "good", "mesh", f"a frontend answers at {settings.frontend_address}"
+            return
+        except RequestError:
+            yield "note", "mesh", f"nobody answers at {settings.frontend_address}: gearmesh up"
+    for name in ("frontend_port", "broker_port", "controller_port", "http_port"):
+        port = getattr(settings, name)
+        if not port:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+                yield "good", f"port {port}", "free"
+            except OSError as error:
+                yield "bad", f"port {port}", f"{error.strerror}: set GEARMESH_{name.upper()}"
+
+
+def examine_repository(settings: Settings) -> Iterator[Finding]:
+    """Of every version in the model repository: that it can be served, and is what is served under its number.
+
+    The repository is the broker's if it can be seen.
+    """
+    from gpu_worker.packages.contents import Contents
+    from gpu_worker.packages.package import read_package
+
+    repository, told, served = settings.model_repository, ask_broker(settings), dict[str, str]()
+    if told is not None and not is_the_broker_s(repository, told):
+        why = f"{repository.absolute()} is not what is served: that is {told.repository} on {told.machine}"
+        yield "note", "model repository", f"{why} (GEARMESH_MODEL_REPOSITORY)"
+    if told is not None and is_seen(told):
+        repository = Path(told.repository)
+        served = {wire.ref_of(m.name, v): content for m in told.models for v, content in m.contents.items()}
+    seen, contents = look(repository), Contents()
+    containers = {model.name for model in told.models if model.container} if told is not None and served else set()
+    found = {name: versions for name, versions in seen.versions.items() if name not in containers}
+    for name in sorted(containers & seen.versions.keys()):
+        yield "bad", name, why_container(name, str(repository / name))
+    for what, why in seen.faults.items():
+        yield "bad", what, why
+    if not found and not seen.faults:
+        yield "note", "models", f"none in {repository}: scripts/build_models.py makes the demo models"
+    for name, versions in found.items():
+        for version in versions:
+            ref = wire.ref_of(name, version)
+            try:
+                package = read_package(repository, ref, settings.factory_allow)
+                changed = ref in served and contents.of(package) != served[ref]
+            except PackageError as error:
+                yield "bad", ref, str(error)
+                continue
+            if changed:
+                yield "bad", ref, why_changed(ref)
+            else:
+                profiles = len(list((package.folder / "profiles").glob("*.json")))
+                yield "good", ref, f"{package.image_bytes / 1e6:.1f} MB, {profiles} profiles"

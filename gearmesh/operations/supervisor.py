@@ -1,0 +1,266 @@
+"""Runs the lines of a Procfile: starts them again when they die, and ends them together, once."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from honcho.environ import parse_procfile
+
+BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # waits before the next start, by starts that failed in a row
+HEALTHY_S = 5.0  # a process that lived so long starts its waits anew
+WRONG_SETTINGS = 2  # exit code of a service that will never start like this
+DEVICE_LOST = 3  # of one whose device failed: until that is mended, it cannot start again either
+KILL_AFTER_S = 8.0  # what has not ended by then, after SIGTERM, is killed
+LINE_BYTES_MAX = 1 << 20
+LIBC = ctypes.CDLL(None)
+FRONT = ("broker", "controller", "frontend")  # what --compact puts into one process
+OPTIONAL = ("gateway",)  # the mesh serves without it
+
+Say = Callable[[str, str], None]  # (process, line)
+
+
+class CannotStart(Exception):
+    """A process said that it cannot run with these settings; `str()` is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What replicas beside the Procfile run. One that differs in anything is another program."""
+
+    command: str
+    version: str = ""  # programs of different versions may run beside each other
+    code: str = ""  # digest of what the command finds
+    up: str = ""  # a line with this says that it serves
+
+
+@dataclass(slots=True)
+class Child:
+    """One line of the Procfile."""
+
+    name: str
+    command: str
+    environment: Mapping[str, str]
+    process: asyncio.subprocess.Process | None = None
+    starts: int = 0
+    failures: int = 0  # in a row
+    device_lost: bool = False  # that it cannot start says nothing of the settings, which were good
+    tail: list[str] = field(default_factory=list)  # its last lines
+    extra: Extra | None = None  # no line of the Procfile: the mesh runs without it
+    up: bool = False  # an extra one has said that it serves
+    unwanted: bool = False  # it is to end, and is not started again
+    ended: bool = False  # it cannot start, and is not tried again
+    why: str = ""  # how an extra one ended last, until it serves
+
+
+def procfile_commands(
+    procfile: Path, formation: Mapping[str, int], *, compact: bool = False
+) -> dict[str, tuple[str, int]]:
+    """{process: (command, instance)} of a Procfile; `formation`: {name: how many}. Raises: OSError, ValueError."""
+    parsed: dict[str, str] = dict(parse_procfile(procfile.read_text()).processes)
+    unknown = [name for name in formation if name not in parsed]
+    if unknown:
+        raise ValueError(f"no such process in {procfile}: {', '.join(unknown)}; there are: {', '.join(parsed)}")
+    if not parsed:
+        raise ValueError(f"{procfile} has no process")
+    if compact and any(formation.get(name, 1) != 1 for name in FRONT):
+        raise ValueError(f"--compact runs one each of {', '.join(FRONT)}")
+    if compact:
+        parsed = {name: command for name, command in parsed.items() if name not in FRONT}
+        parsed = {"mesh": "exec ${GEARMESH_PYTHON:-.venv/bin/python} -m gearmesh.operations.compact", **parsed}
+    commands = {}
+    for name, command in parsed.items():
+        count = formation.get(name, 1)
+        for i in range(count):
+            commands[f"{name}.{i + 1}" if count > 1 else name] = (command, i)
+    return commands
+
+
+class Supervisor:
+    """All processes of one mesh on this machine."""
+
+    def __init__(self, commands: Mapping[str, tuple[str, int]], say: Say, environment: Mapping[str, str]) -> None:
+        self._say = say
+        self._children = [
+            Child(name, command, _environment(environment, name, instance))
+            for name, (command, instance) in commands.items()
+        ]
+        self._base = environment
+        self._extras: dict[str, list[Child]] = {}  # {name: replicas, oldest first} beside the Procfile
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._asked = asyncio.Event()
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why the mesh cannot run
+
+    def start(self) -> None:
+        """Every process is being started, and will be again."""
+        self._tasks = [asyncio.create_task(self._keep(child), name=child.name) for child in self._children]
+
+    def say(self, name: str, line: str) -> None:
+        """The line appears among those of the processes."""
+        self._say(name, line)
+
+    def scale(self, name: str, extra: Extra, count: int) -> bool:
+        """So many replicas run beside the Procfile's lines, or are on their way. To be called again and again.
+
+        Replicas of another program with the same version end, before the first new one starts. True: those of other
+        versions are there still, and can be let go by `retire`, since all the new ones serve.
+        """
+        children = self._extras.setdefault(name, [])
+        mine = [child for child in children if child.extra == extra and not child.unwanted]
+        others = [child for child in children if child.extra is not None and child.extra != extra]
+        rivals = [child for child in others if child.extra is not None and child.extra.version == extra.version]
+        serving = len(mine) >= count and all(child.up for child in mine)
+        for child in [*mine[count:], *rivals]:
+            self._end(child)
+        if any(child in children for child in rivals):
+            return False
+        numbers = range(1, count + len(children) + 1)
+        taken = {child.name for child in children}
+        fresh = [f"{name}.{i}" for i in numbers if f"{name}.{i}" not in taken][: max(0, count - len(mine))]
+        for label in fresh:
+            child = Child(label, extra.command, _environment(self._base, name, 0), extra=extra)
+            children.append(child)
+            self._children.append(child)
+            self._tasks.append(asyncio.create_task(self._keep(child), name=label))
+        return serving and any(not child.unwanted for child in others)
+
+    def retire(self, name: str, extra: Extra) -> None:
+        """All replicas of other programs under this name are to end."""
+        for child in [child for child in self._extras.get(name, []) if child.extra != extra]:
+            self._end(child)
+
+    def retry(self, name: str) -> None:
+        """Replicas that could not start are forgotten: `scale` starts others in their place."""
+        for child in [child for child in self._extras.get(name, []) if child.ended]:
+            self._dropped(child)
+
+    def down(self) -> dict[str, str]:
+        """{replica: why} of those wanted beside the Procfile that have ended, and have not served since."""
+        children = [child for replicas in self._extras.values() for child in replicas]
+        return {child.name: child.why for child in children if child.why and not child.unwanted}
+
+    def _end(self, child: Child) -> None:
+        """A replica is to end, and not to be started again."""
+        if not child.unwanted:
+            child.unwanted = True
+            self._signal_one(child, signal.SIGTERM)
+        if child.ended:
+            self._dropped(child)
+
+    def pids(self) -> dict[str, int]:
+        """{process: pid} of those that run."""
+        return {
+            child.name: child.process.pid
+            for child in self._children
+            if child.process is not None and child.process.returncode is None
+        }
+
+    async def stop(self) -> None:
+        """Every process has ended: asked to, and after KILL_AFTER_S made to."""
+        self._stopping = True
+        self._asked.set()
+        self._signal(signal.SIGTERM)
+        _, left = await asyncio.wait(self._tasks, timeout=KILL_AFTER_S) if self._tasks else (None, set())
+        if left:
+            self._say("up", f"killing what did not stop: {', '.join(sorted(task.get_name() for task in left))}")
+            self._signal(signal.SIGKILL)
+            await asyncio.wait(left)
+
+    def _signal(self, number: int) -> None:
+        for child in self._children:
+            self._signal_one(child, number)
+
+    def _signal_one(self, child: Child, number: int) -> None:
+        if child.process is not None and child.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)
+
+    def _dropped(self, child: Child) -> None:
+        """An extra process has ended for good."""
+        self._children.remove(child)
+        extras = self._extras[child.name.rpartition(".")[0]]
+        extras.remove(child)
+        self._tasks = [task for task in self._tasks if task is not asyncio.current_task() and not task.done()]
+
+    async def _keep(self, child: Child) -> None:
+        while not self._stopping:
+            began_s = time.monotonic()
+            code = await self._run(child)
+            if self._stopping:
+                return
+            if child.unwanted:
+                self._dropped(child)
+                return
+            if child.extra is not None and code == WRONG_SETTINGS:
+                name = child.name.rpartition(".")[0]
+                said = next((line for line in reversed(child.tail) if line), _describe(code))
+                child.ended, child.why = True, f"it cannot start: {said}"
+                self._say("up", f"{child.name} cannot start, and is not tried again before gearmesh scale {name} N")
+                return
+            if code == WRONG_SETTINGS and child.name.partition(".")[0] in OPTIONAL:
+                self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
+                return
+            child.device_lost = child.device_lost or code == DEVICE_LOST
+            if code == WRONG_SETTINGS and not child.device_lost:
+                if not self.failed.done():
+                    self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))
+                return
+            child.failures = 0 if time.monotonic() - began_s > HEALTHY_S else child.failures + 1
+            wait_s = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
+            child.why = f"it ended with {_describe(code)}, and is being started again"
+            self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), wait_s)
+
+    async def _run(self, child: Child) -> int:
+        child.process = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", child.command,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
+            env=dict(child.environment), start_new_session=True, limit=LINE_BYTES_MAX, preexec_fn=_end_with_us,
+        )  # fmt: skip
+        child.starts += 1
+        child.up = False
+        assert child.process.stdout is not None
+        while True:
+            try:
+                line = await child.process.stdout.readline()
+            except ValueError:
+                line = b"(a line of more than a megabyte was left out)\n"
+            if not line:
+                break
+            text = line.decode(errors="replace").rstrip()
+            child.tail = [*child.tail[-40:], text]
+            if child.extra is not None and child.extra.up in text:
+                child.up, child.why = True, ""
+            self._say(child.name, text)
+        return await child.process.wait()
+
+
+def _end_with_us() -> None:
+    """In the child: the kernel asks it to end when the supervisor ends, however that happens (PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(AttributeError):  # not Linux
+        LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
+
+
+def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:
+    """Ports of further instances of a service follow on from the first one's."""
+    environment = {"GEARMESH_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", **base}
+    key, first = {
+        "frontend": ("GEARMESH_FRONTEND_PORT", 5555),
+        "controller": ("GEARMESH_CONTROLLER_PORT", 5560),
+        "gateway": ("GEARMESH_HTTP_PORT", 8000),
+    }.get(name.partition(".")[0], ("", 0))
+    if key and instance and int(environment.get(key, first)):
+        environment[key] = str(int(environment.get(key, first)) + instance)
+    return environment
+
+
+def _describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"

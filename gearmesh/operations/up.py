@@ -1,0 +1,147 @@
+"""`gearmesh up`: the Procfile's processes under a supervisor, with a word when the mesh is ready."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from frontend.client.client import AsyncClient, RequestError
+from gearmesh.operations.containers import Roster, keep_containers
+from gearmesh.operations.supervisor import FRONT, Supervisor, procfile_commands
+from mesh.errors import AddressInUse
+from mesh.process.settings import Settings
+
+POLL_S = 0.2
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
+
+
+async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int], *, compact: bool) -> int:
+    """Runs until a signal. Returns the exit code: 0, or 2 if it cannot run."""
+    console = Console()
+    try:
+        commands = procfile_commands(procfile, formation, compact=compact)
+    except OSError as error:
+        advice = "run it from gearmesh's folder, or name one with --procfile"
+        _refuse(f"gearmesh: {procfile}: {error.strerror}: {advice}")
+        return 2
+    except ValueError as error:
+        _refuse(f"gearmesh: {error}")
+        return 2
+    taken = ports_taken(settings, commands)
+    if taken:
+        _refuse(taken)
+        return 2
+    width = max(map(len, commands))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate([*commands, "up"])}
+
+    def say(name: str, line: str) -> None:
+        if console.is_terminal:
+            console.print(f"[{colours[name]}]{name:>{width}} |[/]", end=" ")
+        else:
+            sys.stdout.write(f"{name:>{width}} | ")
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    environment = with_ports(settings, os.environ)
+    if console.is_terminal:
+        environment.setdefault("GEARMESH_LOG_FORMAT", "console")
+    supervisor = Supervisor(commands, say, environment)
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    supervisor.start()
+    ready = asyncio.create_task(_tell_ready(settings, supervisor))
+    containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir), settings))
+    waiting = asyncio.create_task(asked.wait())
+    await first_of(waiting, supervisor.failed)
+    ready.cancel()
+    containers.cancel()
+    await asyncio.gather(ready, containers, return_exceptions=True)
+    waiting.cancel()
+    await supervisor.stop()
+    if supervisor.failed.done():
+        _refuse(supervisor.failed.result())
+        return 2
+    return 0
+
+
+def _refuse(text: str) -> None:
+    Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def with_ports(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the ports in it that further instances of a service follow on from: a file may set them."""
+    ports = ("frontend_port", "controller_port", "http_port")
+    return {**environment, **{f"GEARMESH_{port.upper()}": str(getattr(settings, port)) for port in ports}}
+
+
+def ports_taken(settings: Settings, processes: Iterable[str]) -> str:
+    """Which ports of a mesh with these processes somebody else holds, and what to change; empty if none.
+
+    Whoever waited for readiness there would be told of another mesh's.
+    """
+    services = {name.partition(".")[0] for name in processes}
+    faults = []
+    for service in FRONT:
+        port = int(getattr(settings, f"{service}_port"))
+        if port == 0 or not services & {service, "mesh"}:
+            continue
+        try:
+            with socket.create_server((settings.host, port), family=_family(settings.host)):
+                pass
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                address, setting = f"tcp://{settings.host}:{port}", f"GEARMESH_{service.upper()}_PORT"
+                faults.append(str(AddressInUse(address, setting, os.strerror(errno.EADDRINUSE))))
+    return "\n".join(faults)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+async def _tell_ready(settings: Settings, supervisor: Supervisor) -> None:
+    began_s = time.monotonic()
+    async with client(settings) as session:
+        ready = await wait_ready(session, lambda ready, total: None)
+    http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in supervisor.pids())
+    where = settings.frontend_address + (f", or {settings.http_address}" if http else "")
+    empty = "" if ready else ", without a model that can be served"
+    supervisor.say("up", f"ready after {time.monotonic() - began_s:.1f} s{empty}: clients call {where}")
+
+
+async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    """Returns once any of them is done, or the time is up."""
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+def client(settings: Settings) -> AsyncClient:
+    """A client of the frontend in the settings."""
+    keys = settings.keys()
+    return AsyncClient(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None)
+
+
+async def wait_ready(session: AsyncClient, progress: Callable[[list[str], list[str]], None]) -> list[str]:
+    """Returns, with their names, the models that can be served, once nothing is on its way that may come to be.
+
+    `progress(ready, all)` is told.
+    """
+    while True:
+        try:
+            models = await session.models()
+        except RequestError:
+            continue
+        settled = [m for m in models if m["ready"] or (not m["preparing"] and (m["fault"] or not m["version"]))]
+        ready = [m["name"] for m in models if m["ready"]]
+        progress(ready, [m["name"] for m in models])
+        if len(settled) == len(models):
+            return ready
+        await asyncio.sleep(POLL_S)

@@ -1,0 +1,187 @@
+"""Loads that somebody recorded: a request log, or the per-minute counts of the public Azure Functions trace.
+
+A log has one JSON object a line, in any order; other fields are passed over:
+
+    {"t_s": 12.345, "model": "resnet50_v2.3", "slo_ms": 100, "rows": 1}
+
+`t_s`: arrival, seconds; the earliest becomes 0. `model`: a model of the scenario. `slo_ms`: the answer's budget;
+without it, the first of the model's or the load's. `rows`: default 1. With `load.rate_rps`, gaps are stretched or
+squeezed by one factor so that the mean rate is that. The request log that controllers keep will do as it is, one file
+or a folder of them; and so will some lines of it, which have `arrived_s`, `ref` (model:version) and `slo_s` in place
+of these.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gearmesh.simulation.fields import ScenarioError
+from gearmesh.simulation.parts import Scenario
+from gearmesh.telemetry.journals import LogError, arrivals
+from mesh import wire
+
+FAULTS_MAX = 10  # of a file that are told
+DAY_MIN = 1440
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One request."""
+
+    t_s: float
+    model: str
+    slo_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+
+
+def controllers_log(source: Path) -> list[Line] | None:
+    """The requests in the logs that controllers keep, by arrival, the first at 0; None if `source` is none of them.
+
+    Raises: LogError, of another version, damaged, or no request log.
+    """
+    if not source.is_dir() and not _has_header(source):
+        return None
+    return [Line(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)]
+
+
+def _has_header(file: Path) -> bool:
+    """True if the first line says that it is a log of something, in some version."""
+    with file.open("rb") as lines:
+        first = lines.readline(1 << 16)
+    try:
+        found = msgspec.json.decode(first)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(found, dict) and "version" in found and "t_s" not in found
+
+
+class OwnLine(msgspec.Struct, frozen=True):
+    """One request in a controller's log."""
+
+    arrived_s: float
+    ref: str
+    slo_s: Annotated[float, msgspec.Meta(gt=0)]
+    rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+
+    def line(self) -> Line:
+        """The same."""
+        return Line(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What tells the lines of a controller's log apart."""
+
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Log:
+    """The requests, oldest first; arrays [requests]."""
+
+    time_s: npt.NDArray[np.float64]
+    model: npt.NDArray[np.int32]
+    slo_s: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int32]
+
+
+def read_log(scenario: Scenario) -> Log:
+    """The log that `load.path` names, cut after `load.seconds`. Raises: ScenarioError, naming lines."""
+    load = scenario.load
+    assert load.path is not None
+    lines = _lines(scenario, load.path)
+    index = {model.name: i for i, model in enumerate(scenario.models)}
+    strange = sorted({line.model for line in lines} - index.keys())
+    if strange:
+        known = ", ".join(list(index)[:5]) + (", ..." if len(index) > 5 else "")
+        raise ScenarioError(
+            scenario.name, [f"load.path: model {', '.join(strange[:5])} must be one of the scenario's: {known}"]
+        )
+    for line in lines:
+        largest = scenario.models[index[line.model]].batch_max
+        if line.rows > largest:
+            wanted = f"rows of {line.model} must be at most its largest batch, {largest}; got {line.rows}"
+            raise ScenarioError(scenario.name, [f"load.path: {wanted}"])
+    models = np.array([index[line.model] for line in lines], np.int32)
+    default_ms = [(model.slo_ms or load.slo_ms)[0] for model in scenario.models]
+    slo_ms = np.array([line.slo_ms or default_ms[m] for line, m in zip(lines, models, strict=True)], np.float64)
+    times = np.array([line.t_s for line in lines], np.float64)
+    times -= times.min(initial=np.inf) if len(times) else 0.0
+    if load.rate_rps and len(times) and times.max() > 0:
+        times *= (len(times) - 1) / load.rate_rps / times.max()
+    order = np.argsort(times, kind="stable")
+    order = order[times[order] < load.seconds]
+    rows = np.array([line.rows for line in lines], np.int32)
+    return Log(times[order], models[order], slo_ms[order] / 1e3, rows[order])
+
+
+def _lines(scenario: Scenario, file: Path) -> list[Line]:
+    try:
+        own = controllers_log(file)
+    except LogError as error:
+        raise ScenarioError(scenario.name, [f"load.path: {error}"]) from error
+    lines: list[Line] = own or []
+    faults: list[str] = []
+    if own is None:
+        _plain_lines(file, lines, faults)
+    if not lines and not faults:
+        faults.append(f'load.path: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
+    if faults:
+        raise ScenarioError(scenario.name, faults)
+    return lines
+
+
+def _plain_lines(file: Path, lines: list[Line], faults: list[str]) -> None:
+    """Adds the requests of a file without a header, and what is wrong with it."""
+    for number, text in enumerate(file.read_bytes().splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = _line(text)
+        except msgspec.MsgspecError as error:
+            faults.append(f"load.path: line {number}: must be an object with t_s and model: {error}")
+            if len(faults) >= FAULTS_MAX:
+                break
+            continue
+        if line is not None:
+            lines.append(line)
+
+
+def _line(text: bytes) -> Line | None:
+    """The request in a line of either kind; None if the line is about something else."""
+    found = msgspec.json.decode(text, type=Kind)
+    if found.kind == "request":
+        return msgspec.json.decode(text, type=OwnLine).line()
+    if found.kind is not None:
+        return None
+    return msgspec.json.decode(text, type=Line)
+
+
+def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:
+    """Requests [functions, minutes] of an Azure day file: a row per function, its counts in columns 1 to 1440.
+
+    `load.minutes` of them from `load.start_minute` on, past midnight from the day's start. Raises: ScenarioError.
+    """
+    load = scenario.load
+    assert load.path is not None
+    with load.path.open(newline="", errors="replace") as lines:
+        reader = csv.reader(lines)
+        header = next(reader, [])
+        columns = [header.index(str(minute)) for minute in range(1, DAY_MIN + 1) if str(minute) in header]
+        if len(columns) < load.minutes:
+            wanted = f"must have a header with columns 1 to {DAY_MIN}, {load.minutes} of them at least"
+            raise ScenarioError(scenario.name, [f"load.path: {wanted}; it has {len(columns)}"])
+        chosen = [columns[(load.start_minute + i) % len(columns)] for i in range(load.minutes)]
+        rows = []
+        for number, row in enumerate(reader, 2):
+            try:
+                rows.append([float(row[column] or 0) for column in chosen])
+            except (ValueError, IndexError) as error:
+                raise ScenarioError(scenario.name, [f"load.path: line {number}: must hold counts: {error}"]) from error
+    counts = np.array(rows, np.float64).reshape(len(rows), load.minutes)
+    if not np.isfinite(counts).all() or (counts < 0).any():
+        raise ScenarioError(scenario.name, ["load.path: counts must be 0 or more"])
+    return counts

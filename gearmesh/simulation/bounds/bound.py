@@ -1,0 +1,161 @@
+"""How much any scheduler could answer in time, at most: bounds to hold a policy against.
+
+`interval_bound` grants every request the device time of the best batch it could possibly be in, spread over its
+window as one likes. No scheduler can do with less, be it clairvoyant, preemptive or migrating:
+
+* a batch of b rows takes l(b) inside the windows of all its members, so each pays at least its least cost
+  (`sharing.costs`) between its arrival and its deadline; and in any stretch of time the devices pay at most their
+  number times its length. What follows from those two facts is a linear program (`network`).
+* The program's prices, not its value, make the bound: for any price per device-second in each slot, attained answers
+  are at most the price of all the time there is, plus for each request 1 minus its cost at the lowest price in its
+  window, if that is positive (weak duality). It is computed here from true costs and windows, so neither the grouping
+  of requests nor the solver's tolerance can make it wrong; bad prices only make it loose.
+
+That forgets LOADs. What they alone allow is a second bound (loading.py), and the lesser of the two holds. Network and
+noise are left out: they only take time. Not covered: durations below the profile (noise with a coefficient of variation
+draws some), and closed loops, whose arrivals depend on the scheduler.
+
+`fluid_bound` forgets when requests come. `packing_bound` (packing.py) forms whole batches; it is the tightest, and
+takes tens of times as long. `exact` (exact.py) tries everything, for a few requests; `belady.py` is about eviction.
+
+Source: gpu_and_literature 2.5, UB0 and UB2.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gearmesh.simulation.arrivals.loads import Trace
+from gearmesh.simulation.bounds.loading import answered_at_most
+from gearmesh.simulation.bounds.network import Slots, slot_prices
+from gearmesh.simulation.bounds.packing import Packing
+from gearmesh.simulation.bounds.sharing import NS, Requests, costs, range_extreme, requests_of
+from gearmesh.simulation.parts import Scenario
+
+Floats = npt.NDArray[np.float64]
+SLOTS_MAX = 6000
+SLOTS_PER_WINDOW = 16  # of the shorter windows
+GROWTH = 1.25  # of slots after the last arrival, where only deadlines are
+ROUNDS = 40  # of better prices for whole batches; each after that gains less than 0.01 % of the bound, as measured
+EPSILON = 1e-6  # requests; for what floats may have lost
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """At most so much can be answered in time."""
+
+    attainment: float  # of the offered requests
+    requests: int  # offered
+    seconds_taken: float
+    slots: int = 0
+    groups: int = 0
+
+
+def interval_bound(scenario: Scenario, trace: Trace) -> Bound:
+    """The interval program. Raises: ValueError for a closed loop."""
+    return _bound(scenario, trace, 0)
+
+
+def packing_bound(scenario: Scenario, trace: Trace, rounds: int = ROUNDS) -> Bound:
+    """The same prices, improved in rounds, against whole batches: at most the interval bound, and often 1-4 % lower."""
+    return _bound(scenario, trace, rounds)
+
+
+def _bound(scenario: Scenario, trace: Trace, rounds: int) -> Bound:
+    began_s = time.perf_counter()
+    problem = Problem.of(scenario, trace)
+    if problem is None:
+        return Bound(0.0, len(trace), time.perf_counter() - began_s)
+    prices, groups = problem.prices()
+    answered = min(problem.at_most(prices), problem.at_most(problem.flat_prices()), problem.loadable)
+    if rounds:
+        packing = Packing.of(problem.requests, problem.slots.edges, scenario.devices.count)
+        answered = min(answered, packing.improve(prices, rounds))
+    taken_s = time.perf_counter() - began_s
+    return Bound(_share(answered, len(trace)), len(trace), taken_s, len(problem.slots.lengths), groups)
+
+
+def fluid_bound(scenario: Scenario, trace: Trace) -> Bound:
+    """All device time from the first arrival to the last deadline goes to the requests that cost least.
+
+    A request's cost is that of its model's best batch that takes no longer than the request may.
+    """
+    began_s = time.perf_counter()
+    problem = Problem.of(scenario, trace)
+    if problem is None:
+        return Bound(0.0, len(trace), time.perf_counter() - began_s)
+    requests = problem.requests
+    least = np.full(len(requests), np.inf)
+    for batch in range(1, requests.durations.shape[1]):
+        duration = requests.durations[requests.model, batch]
+        fits = duration <= requests.deadline - requests.arrival
+        least = np.where(fits, np.minimum(least, duration / NS / batch * requests.rows), least)
+    spent_s = np.cumsum(np.sort(least))
+    time_s = scenario.devices.count * (problem.slots.edges[-1] - problem.slots.edges[0]) / NS
+    whole = int(np.searchsorted(spent_s, time_s, side="right"))
+    return Bound(_share(whole, len(trace)), len(trace), time.perf_counter() - began_s)
+
+
+def _share(answered: float, offered: int) -> float:
+    """Attainment. Answers are whole, so a bound on them may be rounded down."""
+    return min(1.0, float(np.floor(answered + EPSILON)) / offered)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """The requests that can be answered at all, their costs and slots."""
+
+    requests: Requests
+    cost_s: Floats
+    slots: Slots
+    devices: int
+    loadable: float  # requests that LOADs alone would let through
+
+    @classmethod
+    def of(cls, scenario: Scenario, trace: Trace) -> "Problem | None":
+        """None if no request can be answered in time."""
+        if scenario.load.kind == "closed":
+            raise ValueError("a closed loop has no bound: what arrives depends on what is answered")
+        requests = requests_of(scenario, trace)
+        cost_s = costs(requests)
+        possible = np.isfinite(cost_s)
+        if not possible.any():
+            return None
+        requests = requests.only(possible)
+        loadable = answered_at_most(scenario, requests)
+        return cls(requests, cost_s[possible], cut(requests), scenario.devices.count, loadable)
+
+    def prices(self) -> tuple[Floats, int]:
+        """(answers per device-second in each slot [slots], groups of the program)."""
+        found = slot_prices(self.slots, self.cost_s, self.devices)
+        return found.prices, found.groups
+
+    def flat_prices(self) -> Floats:
+        """One price for all slots: what the last request that fits pays if time is all that counts."""
+        cheapest = np.sort(self.cost_s)
+        fit = int(np.searchsorted(np.cumsum(cheapest), self.devices * self.slots.lengths.sum() / NS, side="right"))
+        return np.full(len(self.slots.lengths), 1.0 / cheapest[fit] if fit < len(cheapest) else 0.0)
+
+    def at_most(self, prices: Floats) -> float:
+        """The bound that these prices prove, in requests."""
+        lowest: Floats = range_extreme(prices, self.slots.first, self.slots.after, np.minimum)
+        time_price = self.devices * float((prices * self.slots.lengths).sum()) / NS
+        return time_price + float(np.maximum(0.0, 1.0 - self.cost_s * lowest).sum())
+
+
+def cut(requests: Requests) -> Slots:
+    """Slots as fine as the windows ask for and the program can bear; after the last arrival they grow."""
+    begin, end, last = requests.arrival.min(), requests.deadline.max(), requests.arrival.max()
+    window = float(np.quantile(requests.deadline - requests.arrival, 0.05))
+    width = max(1, int(max(window / SLOTS_PER_WINDOW, (last - begin) / SLOTS_MAX)))
+    edges = list(range(int(begin), int(min(last + 1, end)), width))
+    while edges[-1] + width < end:
+        edges.append(edges[-1] + width)
+        width = int(width * GROWTH) + 1
+    if edges[-1] < end:
+        edges.append(int(end))
+    marks = np.array(edges, np.int64)
+    first = np.searchsorted(marks, requests.arrival, side="right") - 1
+    return Slots(marks, first, np.searchsorted(marks, requests.deadline, side="left"))

@@ -1,0 +1,56 @@
+"""The best that any scheduler could do, by trying everything: for a handful of requests. Pure.
+
+All models are taken to be resident. What is searched loses nothing: in a best schedule every batch may start as soon as
+its device is free and its last member has come, so a schedule is a list of batches for each device.
+"""
+
+from functools import cache
+
+from gearmesh.simulation.arrivals.loads import Trace
+from gearmesh.simulation.parts import Scenario
+
+REQUESTS_MAX = 10
+SLACK_S = 1e-9  # an end this much late is in time: clocks add up floats
+
+
+def exact(scenario: Scenario, trace: Trace) -> int:
+    """Most requests that can be answered in time. Raises: ValueError if there are too many requests to try."""
+    count = len(trace)
+    if count > REQUESTS_MAX:
+        raise ValueError(f"an exact search takes at most {REQUESTS_MAX} requests; got {count}")
+    sets = _batches(scenario, trace)
+
+    @cache
+    def best(left: int, free: tuple[float, ...]) -> int:
+        """Most of the requests in the set `left` that devices free at these times can still answer."""
+        found = 0
+        for members, duration_s, ready_s, due_s in sets:
+            if members & ~left:
+                continue
+            for device in range(len(free)):
+                if device and free[device] == free[device - 1]:
+                    continue
+                end_s = max(free[device], ready_s) + duration_s
+                if end_s <= due_s + SLACK_S:
+                    after = tuple(sorted((*free[:device], end_s, *free[device + 1 :])))
+                    found = max(found, members.bit_count() + best(left & ~members, after))
+        return found
+
+    return best((1 << count) - 1, (0.0,) * scenario.devices.count)
+
+
+def _batches(scenario: Scenario, trace: Trace) -> list[tuple[int, float, float, float]]:
+    """(set of members as bits, duration, when the last has come, when the first is due) of every possible batch."""
+    arrival, due = trace.time_s.tolist(), (trace.time_s + trace.slo_s).tolist()
+    found = []
+    for members in range(1, 1 << len(trace)):
+        chosen = [i for i in range(len(trace)) if members >> i & 1]
+        model = scenario.models[int(trace.model[chosen[0]])]
+        rows = sum(int(trace.rows[i]) for i in chosen)
+        if any(trace.model[i] != trace.model[chosen[0]] for i in chosen) or rows > model.batch_max:
+            continue
+        duration_s = min(model.exec_s[rows:])
+        ready_s, due_s = max(arrival[i] for i in chosen), min(due[i] for i in chosen)
+        if ready_s + duration_s <= due_s + SLACK_S:
+            found.append((members, duration_s, ready_s, due_s))
+    return found

@@ -1,0 +1,180 @@
+"""The bound of the interval program, made tighter: requests go into whole batches, not each into its best one. Pure.
+
+Let every instant of device time have a price. Attained answers are at most the price of all the time there is, plus
+what each model could earn if it might buy any time it likes: answers minus what its batches pay (Lagrangian
+relaxation of the devices' number). What a model can earn at most is computed so:
+
+* Its requests' deadlines come in the order of their arrivals, one row each: by dynamic programming over groups of
+  consecutive requests. V(k), the most that the first k can earn, is the greatest of V(k - 1) + reward(k) and, for
+  each size b, V(k - b) + b - price, with the cheapest place for a batch of b that the last has come for and the first
+  allows.
+* Otherwise: every request pays its share, price / b, of the cheapest batch it could be in (`sharing.in_one_batch`).
+
+Why groups of consecutive requests suffice. Keep the batches' times and sizes, and deal out the requests so that the
+stretches from the first member to the last, in order of arrival, are shortest in sum. If the stretches of two batches
+A and B overlap, their members cannot be dealt out as two separate runs. But they can if A begins and ends no later
+than B: the earlier ones to A. And they can if B lies inside A in time, and no member of B came after A begins (the
+earlier ones to B), or none is due before A ends (the earlier ones to A). What remains is B inside A, with one member
+due before A ends and one that came after A begins: at least 2 rows, fewer than A has, and its stretch encloses A's,
+so the requests of both wait while B runs. Set these inner batches apart; the others have stretches of their own.
+Inside its stretch anyone fits into a batch, so its members may as well be consecutive, and the stretch's others are
+skipped.
+
+A skipped request may be in an inner batch. Of c rows, that pays price / c for each; and 2 c + 1 requests or more must
+wait throughout. So 1 minus the least such price, if positive, is what skipping may earn: the reward. Members of a
+stretch and its skipped ones change places above; for that, no reward may be higher than rewards on both of its sides
+within a stretch, and where one is, the rewards before it are raised to it (`nesting.raised`).
+
+The prices start from those of the interval program and are improved by subgradient steps; any prices make a valid
+bound.
+
+Source: our own. Subgradient steps after Polyak, "Minimization of unsmooth functionals" (1969).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gearmesh.simulation.bounds.nesting import cheapest_share, raised, whole_or_skipped
+from gearmesh.simulation.bounds.pricing import Market, usage
+from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, in_one_batch, most_waiting
+
+Floats = npt.NDArray[np.float64]
+CELLS_MAX = 40_000_000  # requests x batch sizes; beyond it, requests are priced alone
+GOAL = 0.02  # a step aims this share below the best bound so far
+PATIENCE, CALMER = 3, 0.6  # after so many steps without gain, aim at this part of it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offers:
+    """Places that batches of one size and one profile may have; arrays [places]."""
+
+    batch: int
+    length: float  # ns
+    last: Longs  # the request that a group ends with; of a loner, itself
+    earliest: Floats  # start, ns
+    latest: Floats
+
+
+@dataclass(slots=True, eq=False)
+class Packing:
+    """One trace's places, found once, to be priced many times."""
+
+    requests: Requests
+    edges: Floats  # ns [slots + 1]
+    devices: int
+    after: Longs  # one past the last that may share a stretch with a request, and came after it [requests]
+    groups: list[Offers]
+    inner: list[Offers]
+    alone: list[Offers]
+    orderly: Bools  # [requests]: of a model that the dynamic program is for
+    widest: int  # rows of the largest group
+
+    @classmethod
+    def of(cls, requests: Requests, edges: Longs, devices: int) -> "Packing":
+        """`requests`: only such as can be answered."""
+        profiles, profile_of_model = np.unique(requests.durations, axis=0, return_inverse=True)
+        profile_of = profile_of_model.ravel()[requests.model]
+        orderly = in_order(requests)
+        if orderly.sum() * profiles.shape[1] > CELLS_MAX:
+            orderly[:] = False
+        groups: list[Offers] = []
+        inner: list[Offers] = []
+        alone: list[Offers] = []
+        place = np.arange(len(requests)) - requests.find(np.zeros_like(requests.model), requests.model, "left")
+        for batch in range(1, profiles.shape[1]):
+            duration = profiles[profile_of, batch]
+            fits = orderly & (place >= batch - 1) & (batch <= requests.batch_max)
+            last = np.flatnonzero(fits)
+            last = last[requests.arrival[last] + duration[last] <= requests.deadline[last - batch + 1]]
+            within = np.flatnonzero(orderly & _inner(requests, batch, duration))
+            loner = (
+                np.flatnonzero(in_one_batch(requests, batch, duration) & ~orderly) if not orderly.all() else last[:0]
+            )
+            for index in range(len(profiles)):
+                length = int(profiles[index, batch])
+                mine = last[profile_of[last] == index]
+                groups += _offers(requests, batch, length, mine, mine - batch + 1)
+                for offers, some in ((inner, within), (alone, loner)):
+                    mine = some[profile_of[some] == index]
+                    offers += _offers(requests, batch, length, mine, mine)
+        after = requests.find(requests.deadline - requests.durations[requests.model, 1], requests.model, "right")
+        widest = max((offers.batch for offers in groups), default=1)
+        return cls(requests, edges.astype(np.float64), devices, after, groups, inner, alone, orderly, widest)
+
+    def improve(self, prices: Floats, rounds: int) -> float:
+        """The least bound, in requests, that rounds of better prices find. `prices`: answers per device-second."""
+        lengths = np.diff(self.edges)
+        current = prices / 1e9
+        best, best_prices, goal, failed = np.inf, current, GOAL, 0
+        for _ in range(rounds + 1):
+            bound, spare = self.evaluate(current)
+            if bound < best:
+                best, best_prices, failed = bound, current, 0
+            else:
+                failed += 1
+            norm = float((spare**2 / lengths).sum())
+            if norm <= 0:
+                break
+            if failed >= PATIENCE:
+                goal, failed, current = goal * CALMER, 0, best_prices
+                bound, spare = self.evaluate(current)
+                norm = float((spare**2 / lengths).sum())
+            step = (bound - best * (1 - goal)) / norm
+            current = np.maximum(0.0, current - step * spare / lengths)
+        return best
+
+    def evaluate(self, prices: Floats) -> tuple[float, Floats]:
+        """(the bound in requests, device time that is left over in each slot [slots], ns). `prices`: per ns [slots]."""
+        market = Market.of(self.edges, prices)
+        earned = np.full((len(self.requests), self.widest), -np.inf)
+        for offers in self.groups:
+            price = market.cheapest(offers.length, offers.earliest, offers.latest)
+            earned[offers.last, offers.batch - 1] = offers.batch - price
+        charge, inner_size = cheapest_share(self.requests, market, self.inner)
+        reward = raised(np.maximum(0.0, 1.0 - charge), self.after)
+        value, chosen = whole_or_skipped(self.requests, self.orderly, earned, reward)
+        batches = [_taken(market, o, chosen[o.last] == o.batch, 1.0) for o in self.groups]
+        share, size = cheapest_share(self.requests, market, self.alone)
+        value += float(np.maximum(0.0, 1.0 - share).sum())
+        size = np.where(share < 1.0, size, 0)
+        inner_size = np.where((chosen < 0) & (charge < 1.0), inner_size, 0)
+        batches += [_taken(market, o, inner_size[o.last] == o.batch, 1.0 / o.batch) for o in self.inner]
+        rows = self.requests.rows
+        batches += [_taken(market, o, size[o.last] == o.batch, rows[o.last] / o.batch) for o in self.alone]
+        starts, lengths, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        used = usage(starts, lengths, weights, self.edges)
+        time_price = self.devices * float(market.paid[-1])
+        return value + time_price, self.devices * np.diff(self.edges) - used
+
+
+def in_order(requests: Requests) -> Bools:
+    """Whether each request's model has deadlines in the order of arrivals, and one row a request [requests]."""
+    same = np.diff(requests.model) == 0
+    models = int(requests.model.max()) + 1
+    bad = np.bincount(requests.model[1:][same & (np.diff(requests.deadline) < 0)], minlength=models)
+    bad += np.bincount(requests.model[requests.rows != 1], minlength=models)
+    return np.asarray(bad[requests.model] == 0)
+
+
+def _inner(requests: Requests, batch: int, duration: Longs) -> Bools:
+    """Whether each request may be in a batch of this size that is inside a larger one [requests]."""
+    if batch < 2:
+        return np.zeros(len(requests), np.bool_)
+    fits = (requests.arrival + duration <= requests.deadline) & (batch < requests.batch_max)
+    return np.asarray(most_waiting(requests, duration, fits) > 2 * batch)
+
+
+def _offers(requests: Requests, batch: int, length: int, last: Longs, first: Longs) -> list[Offers]:
+    """None, if there are no places."""
+    earliest = requests.arrival[last].astype(np.float64)
+    latest = (requests.deadline[first] - length).astype(np.float64)
+    return [Offers(batch, float(length), last, earliest, latest)] if len(last) else []
+
+
+def _taken(market: Market, offers: Offers, which: Bools, weights: Floats | float) -> tuple[Floats, Floats, Floats]:
+    """(starts, lengths, weights) of the places that are taken."""
+    starts = market.cheapest_start(offers.length, offers.earliest[which], offers.latest[which])
+    weight = np.broadcast_to(weights, which.shape)[which].astype(np.float64)
+    return starts, np.full(len(starts), offers.length), weight

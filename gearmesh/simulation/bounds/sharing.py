@@ -1,0 +1,149 @@
+"""The least device time that each request can cost, from whom it could share a batch with. Pure; whole nanoseconds.
+
+A batch of b rows of one model occupies a device from s to s + l(b), and every member has arrived by s and is due at s
++ l(b) or later. So all members wait at s, and at most as many rows as have windows around [s, s + l(b)] are in it.
+The largest b for which some s inside a request's window finds b rows, that request included, limits its batch
+exactly, whatever mix of deadlines the model has. A member's part of the batch is l(b) / b per row.
+
+Arrivals are rounded down, deadlines up, durations down; l(b) is the least duration of b or more rows, since a batch
+may be padded. So what is said holds for every scheduler, in spite of rounding.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gearmesh.simulation.arrivals.loads import Trace
+from gearmesh.simulation.parts import Scenario
+
+Floats = npt.NDArray[np.float64]
+Longs = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+NS = 1e9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requests:
+    """A trace, ordered by model, then by arrival, then by deadline; times in ns. Arrays [requests], but where said."""
+
+    arrival: Longs
+    deadline: Longs
+    model: Longs
+    rows: Longs
+    batch_max: Longs  # of its model
+    durations: Longs  # [models, largest batch_max + 1]: least duration of a batch of b or more rows; far off beyond max
+    origin: Longs  # index in the trace
+
+    def __len__(self) -> int:
+        return len(self.arrival)
+
+    @property
+    def band(self) -> int:
+        """ns that the times of each model are moved by when all models are sorted as one."""
+        return int(self.deadline.max(initial=0)) + 1
+
+    def find(self, instants: Longs, models: Longs, side: Literal["left", "right"]) -> Longs:
+        """Where the instants would stand among the arrivals of those models (np.searchsorted)."""
+        band = self.band
+        moved = np.clip(instants, -1, band - 1) + models * band
+        return np.searchsorted(self.arrival + self.model * band, moved, side=side)
+
+    def only(self, kept: Bools) -> "Requests":
+        """Those of the requests."""
+        arrays = (self.arrival, self.deadline, self.model, self.rows, self.batch_max)
+        arrival, deadline, model, rows, batch_max = (array[kept] for array in arrays)
+        return Requests(arrival, deadline, model, rows, batch_max, self.durations, self.origin[kept])
+
+
+FAR = np.int64(1) << 60  # ns; longer than anything
+
+
+def requests_of(scenario: Scenario, trace: Trace) -> Requests:
+    """The trace's requests, times rounded so that nothing gets harder."""
+    order = np.lexsort((trace.slo_s, trace.time_s, trace.model))
+    arrival = np.floor(trace.time_s[order] * NS).astype(np.int64)
+    # one more ns than rounding up: simulated clocks add up floats
+    deadline = np.ceil((trace.time_s + trace.slo_s)[order] * NS).astype(np.int64) + 1
+    widest = max(model.batch_max for model in scenario.models)
+    durations = np.full((len(scenario.models), widest + 1), FAR, np.int64)
+    for index, model in enumerate(scenario.models):
+        exact = np.floor(np.array(model.exec_s) * NS).astype(np.int64)
+        durations[index, : len(exact)] = np.minimum.accumulate(exact[::-1])[::-1]
+    models = trace.model[order].astype(np.int64)
+    limits = np.array([model.batch_max for model in scenario.models], np.int64)
+    return Requests(arrival, deadline, models, trace.rows[order].astype(np.int64), limits[models], durations, order)
+
+
+def costs(requests: Requests) -> Floats:
+    """Least seconds of device time that an answer in time costs [requests]; inf if none is possible."""
+    least = np.full(len(requests), np.inf)
+    for batch in range(1, requests.durations.shape[1]):
+        duration = requests.durations[requests.model, batch]
+        possible = in_one_batch(requests, batch, duration)
+        share = duration / NS / batch * requests.rows
+        least = np.where(possible, np.minimum(least, share), least)
+    return least
+
+
+def in_one_batch(requests: Requests, batch: int, duration: Longs) -> Bools:
+    """Whether each request can be in a batch of exactly `batch` rows, which takes `duration` [requests] ns.
+
+    A request of more rows than its model's largest batch goes in parts; any part may be in any batch.
+    """
+    whole = requests.rows <= requests.batch_max
+    fits = (requests.arrival + duration <= requests.deadline) & (batch <= requests.batch_max)
+    waiting = most_waiting(requests, duration, fits)
+    return fits & (waiting >= batch) & ~(whole & (requests.rows > batch))
+
+
+def most_waiting(requests: Requests, duration: Longs, counted: Bools) -> Longs:
+    """The most rows of a request's model that could be in a batch of `duration` with it, over all starts [requests].
+
+    `counted` [requests]: who could be in such a batch at all; 0 for the others.
+    """
+    latest = requests.deadline - duration
+    present = presence(requests, latest, counted)
+    first = np.flatnonzero(counted)
+    after = requests.find(latest[counted], requests.model[counted], "right")
+    most = np.zeros(len(requests), np.int64)
+    most[counted] = range_extreme(present, first, after, np.maximum)
+    return most
+
+
+def presence(requests: Requests, latest: Longs, counted: Bools) -> Longs:
+    """Rows of a request's model that have arrived and can still start, at the moment it arrives [requests].
+
+    `latest` [requests]: when each can start at the latest. Between two arrivals the number only falls.
+    """
+    band = requests.band
+    arrival = requests.arrival + requests.model * band
+    gone_at = (latest + requests.model * band)[counted]
+    rows = np.where(counted, requests.rows, 0)
+    come = np.concatenate([[0], np.cumsum(rows)])
+    order = np.argsort(gone_at, kind="stable")
+    gone = np.concatenate([[0], np.cumsum(rows[counted][order])])
+    return np.asarray(
+        come[np.searchsorted(arrival, arrival, side="right")]
+        - gone[np.searchsorted(gone_at[order], arrival, side="left")]
+    )
+
+
+def range_extreme(values: npt.NDArray[Any], first: Longs, after: Longs, extreme: np.ufunc) -> npt.NDArray[Any]:
+    """The extreme (np.minimum or np.maximum) of values[first[i]:after[i]], none empty [i].
+
+    Source: sparse tables (Bender and Farach-Colton, "The LCA problem revisited", 2000).
+    """
+    spans = after - first
+    result = np.empty((len(first), *values.shape[1:]), values.dtype)
+    level, table = 0, values
+    while len(first):
+        chosen = np.flatnonzero((spans >> level) == 1)
+        result[chosen] = extreme(table[first[chosen]], table[after[chosen] - (1 << level)])
+        if not (spans >> (level + 1)).any():
+            break
+        half = 1 << level
+        table = extreme(table[:-half], table[half:])
+        level += 1
+    return result

@@ -1,0 +1,164 @@
+"""Reads one table of a scenario file key by key, and notes every fault with the key it concerns. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.errors import GearmeshError
+
+
+class ScenarioError(GearmeshError):
+    """`faults`: everything that is wrong with the scenario at `place`, each naming its key and what is allowed."""
+
+    def __init__(self, place: str, faults: Sequence[str]) -> None:
+        super().__init__(place, faults)
+        self.place, self.faults = place, list(faults)
+
+    def __str__(self) -> str:
+        return f"{self.place} cannot be simulated:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers that a key may have."""
+
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False  # `low` itself is not allowed
+
+    def holds(self, value: float) -> bool:
+        """True if the number may stand."""
+        return (value > self.low if self.above else value >= self.low) and value <= self.high and math.isfinite(value)
+
+    def words(self, kind: str = "a number") -> str:
+        """The allowed values, for a person."""
+        floor = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
+        return f"{kind} {floor}" + (f" and at most {self.high:g}" if math.isfinite(self.high) else "")
+
+
+POSITIVE = Range(above=True)
+NOT_NEGATIVE = Range()
+SHARE = Range(high=1.0)
+
+
+def is_number(value: object) -> bool:
+    """True for an int or a float; a bool is none here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(slots=True)
+class Table:
+    """One table. Every key that is asked for is known; `end` reports the others."""
+
+    place: str  # how a person finds it, e.g. "load"
+    given: Mapping[str, Any]
+    faults: list[str]  # shared by all tables of the file
+    asked: dict[str, None] = field(default_factory=dict)  # keys, in the order they were asked for
+
+    def key(self, name: str) -> str:
+        """The key's full name."""
+        return f"{self.place}.{name}" if self.place else name
+
+    def fault(self, name: str, wanted: str) -> None:
+        """The key's value cannot stand."""
+        got = f"got {shown(self.given[name])}" if name in self.given else "it is missing"
+        self.faults.append(f"{self.key(name)}: {wanted}; {got}")
+
+    def has(self, name: str) -> bool:
+        """True if the key is given."""
+        self.asked[name] = None
+        return name in self.given
+
+    def number(self, name: str, default: float | None, allowed: Range = NOT_NEGATIVE) -> float:
+        """A number; no default: the key must be there."""
+        if not self.has(name) and default is not None:
+            return default
+        value = self.given.get(name)
+        if is_number(value) and allowed.holds(float(value or 0)):
+            return float(value or 0)
+        self.fault(name, f"must be {allowed.words()}")
+        return default if default is not None else max(1.0, allowed.low)
+
+    def whole(self, name: str, default: int | None, low: int, high: int) -> int:
+        """A whole number from `low` to `high`."""
+        if not self.has(name) and default is not None:
+            return default
+        value = self.given.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        self.fault(name, f"must be a whole number from {low} to {high}")
+        return default if default is not None else low
+
+    def choice(self, name: str, default: str | None, allowed: Sequence[str]) -> str:
+        """One of the words."""
+        if not self.has(name) and default is not None:
+            return default
+        value = self.given.get(name)
+        if isinstance(value, str) and value in allowed:
+            return value
+        self.fault(name, f"must be one of {', '.join(allowed)}")
+        return default if default is not None else ""
+
+    def text(self, name: str, default: str | None) -> str:
+        """Text that is not empty."""
+        if not self.has(name) and default is not None:
+            return default
+        value = self.given.get(name)
+        if isinstance(value, str) and value:
+            return value
+        self.fault(name, "must be text that is not empty")
+        return default or ""
+
+    def numbers(self, name: str, default: tuple[float, ...], allowed: Range = POSITIVE) -> tuple[float, ...]:
+        """A number, or a list of them that is not empty."""
+        if not self.has(name):
+            return default
+        value = self.given[name]
+        values = value if isinstance(value, list) else [value]
+        if values and all(is_number(v) and allowed.holds(float(v)) for v in values):
+            return tuple(float(v) for v in values)
+        self.fault(name, f"must be {allowed.words()}, or a list of such numbers")
+        return default
+
+    def names(self, name: str, allowed: Sequence[str]) -> tuple[str, ...]:
+        """A list of some of the words; all of them by default."""
+        if not self.has(name):
+            return tuple(allowed)
+        value = self.given[name]
+        if isinstance(value, list) and value and all(isinstance(v, str) and v in allowed for v in value):
+            return tuple(value)
+        self.fault(name, f"must be a list of some of {', '.join(allowed)}")
+        return tuple(allowed)
+
+    def table(self, name: str) -> "Table":
+        """A table inside; an empty one if the key is not there."""
+        value = self.given.get(name, {})
+        self.asked[name] = None
+        if not isinstance(value, Mapping):
+            self.fault(name, "must be a table")
+            value = {}
+        return Table(self.key(name), value, self.faults)
+
+    def tables(self, name: str) -> "list[Table]":
+        """A table, or a list of tables."""
+        value = self.given.get(name, [])
+        self.asked[name] = None
+        if isinstance(value, Mapping):
+            return [Table(self.key(name), value, self.faults)]
+        if isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+            return [Table(f"{self.key(name)}[{i}]", one, self.faults) for i, one in enumerate(value)]
+        self.fault(name, "must be a table, or a list of tables")
+        return []
+
+    def end(self) -> None:
+        """Notes the keys that nobody asked for."""
+        for name in self.given:
+            if name not in self.asked:
+                self.faults.append(f"{self.key(name)}: there is no such key; there are: {', '.join(self.asked)}")
+
+
+def shown(value: object) -> str:
+    """The value as a person would write it, not too long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,119 @@
+"""How long a model's batches take: from a line, a table, or a profile file. See profiles/README.md for those inside.
+
+A file is either what `gpu_worker.core.emulation` reads (a device and its models), or the `profiles/*.json` that a worker
+writes beside a model version once it has measured it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gearmesh.simulation.fields import Table, is_number, shown
+from gpu_worker.core.emulation import LINE, DeviceProfile, ModelTimes, ProfileError, exec_s, parse_profile
+from gpu_worker.profiling import ProfileFile
+
+FOLDER = Path(__file__).parent / "profiles"
+BATCH_LIMIT = 1024
+BATCH_MAX = 32  # if a line is given and no `batch_max`
+STRETCH = 2  # a table is continued along its last two sizes up to this many times its largest
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One kind of model: its copies share everything but the name."""
+
+    name: str
+    weights_bytes: int
+    batch_max: int
+    exec_s: tuple[float, ...]  # seconds by batch, 0..batch_max; exec_s[0] == 0.0
+
+
+def built_in() -> list[str]:
+    """Names of the profiles that come with the simulator."""
+    return sorted(file.stem for file in FOLDER.glob("*.json"))
+
+
+def read_profile(table: Table, folder: Path) -> DeviceProfile | None:
+    """The profile that `table.profile` names; None if it cannot be used (then a fault is noted)."""
+    name = table.text("profile", None)
+    file = FOLDER / f"{name}.json" if name in built_in() else folder / name
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError):
+        table.fault("profile", f"must be a file that can be read, or one of {', '.join(built_in())}")
+        return None
+    try:
+        return _parse(text, file)
+    except ProfileError as error:
+        table.faults.append(f"{table.key('profile')}: {error}")
+        return None
+
+
+def _parse(text: str, file: Path) -> DeviceProfile:
+    """The profile in a file of either format. Raises: ProfileError."""
+    place = file.name
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ProfileError(f"{place}: no JSON: {error}") from error
+    if isinstance(found, dict) and found.keys() == {"format", "kind", "profile"}:
+        profile = _measured(text, file)
+    else:
+        profile = parse_profile(text, place)
+    for name, times in profile.models.items():
+        fault = batches_fault(times.exec_ms)
+        if fault:
+            raise ProfileError(f"{place}: models.{name}.exec_ms: {fault}")
+    if not profile.models:
+        raise ProfileError(f"{place}: models: give at least one model")
+    return profile
+
+
+def _measured(text: str, file: Path) -> DeviceProfile:
+    """What a worker has measured, as the profile of a device with this one model. Raises: ProfileError."""
+    try:
+        found = msgspec.json.decode(text, type=ProfileFile)
+    except msgspec.MsgspecError as error:
+        raise ProfileError(f"{file.name}: no profile as a worker writes it: {error}") from error
+    names = [part for part in file.resolve().parts if part]
+    name = names[-4] if len(names) >= 4 and file.parent.name == "profiles" else file.stem  # REPOSITORY/NAME/1/profiles/
+    exec_ms = {str(batch): seconds * 1e3 for batch, seconds in found.profile.exec_s.items()}
+    model = ModelTimes(exec_ms=exec_ms, batch_max=min(max(found.profile.exec_s, default=1), BATCH_LIMIT))
+    return DeviceProfile(name=found.kind, models={name: model})
+
+
+def batches_fault(exec_ms: dict[str, Any]) -> str | None:
+    """What is wrong with durations by batch, or None. Either a line, or a table with batch 1 in it."""
+    if exec_ms.keys() & LINE:
+        good = exec_ms.keys() == LINE and all(is_number(ms) and ms >= 0 for ms in exec_ms.values())
+        if good and sum(exec_ms.values()) > 0:
+            return None
+        return f"must have intercept and slope, both 0 or more milliseconds and not both 0; got {shown(exec_ms)}"
+    for size, ms in exec_ms.items():
+        if not (size.isascii() and size.isdigit() and 1 <= int(size) <= BATCH_LIMIT):
+            return f"a batch is a whole number from 1 to {BATCH_LIMIT}; got {shown(size)}"
+        if not is_number(ms) or not 0 < ms < float("inf"):
+            return f"a duration is a number of milliseconds above 0; got {shown(ms)} for batch {size}"
+    longest_ms, longest = 0.0, 0
+    for batch, duration_ms in sorted((int(size), float(ms)) for size, ms in exec_ms.items()):
+        if duration_ms < longest_ms / 2:
+            return f"batch {batch} takes {duration_ms:g} ms, less than half of the {longest_ms:g} ms of batch {longest}"
+        longest_ms, longest = max((longest_ms, longest), (duration_ms, batch))
+    if "1" not in exec_ms:
+        return f"must give batch 1, and any others from 2 to {BATCH_LIMIT}; got {shown(sorted(exec_ms))}"
+    return None
+
+
+def architecture(table: Table, name: str, times: ModelTimes, weights_mb: float) -> Architecture:
+    """The kind of model, with `table.batch_max` in place of its own if given. `weights_mb`: if `times` has none."""
+    sizes = [] if times.exec_ms.keys() == LINE else [int(size) for size in times.exec_ms]
+    limit = min(BATCH_LIMIT, STRETCH * max(sizes)) if sizes else BATCH_LIMIT
+    batch_max = table.whole("batch_max", min(times.batch_max, limit), 1, limit)
+    durations = (0.0, *(exec_s(times, batch) for batch in range(1, batch_max + 1)))
+    if min(durations[1:]) <= 0:
+        table.fault("batch_max", f"the durations of {name} fall to 0 or below before it; give more sizes")
+    weights_bytes = round((times.weights_mb or weights_mb) * 1e6)
+    return Architecture(name, weights_bytes, batch_max, durations)

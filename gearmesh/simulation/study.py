@@ -1,0 +1,126 @@
+"""Runs of a scenario: policies x seeds, side by side where there are cores; and how many devices a load needs."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+from controller.core.policies.registry import make_policy
+from controller.core.state import State
+from gearmesh.simulation.arrivals.loads import Trace, arrivals
+from gearmesh.simulation.engine import Outcome, Simulation
+from gearmesh.simulation.scenario import Scenario
+
+Progress = Callable[[float], None]  # told the share that is done
+DEVICES_MAX = 4096  # more are not tried
+BOUND, TIGHT = "bound", "tight bound"  # in place of a policy
+CLAIRVOYANT = " + Belady"  # behind a policy's name: with clairvoyant evictions
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to find out."""
+
+    scenario: Scenario
+    seed: int
+    what: str  # a policy, CLAIRVOYANT perhaps behind its name; or BOUND or TIGHT
+
+
+def check_policies(scenario: Scenario, names: Sequence[str]) -> None:
+    """Raises: SettingsError if there is no such policy, or its parameters in the scenario are wrong."""
+    for name in names:
+        make_policy(name, State(), scenario.parameters.get(name, {}))
+
+
+def span_s(scenario: Scenario, trace: Trace) -> float:
+    """Seconds that the load lasts: a log that is not cut lasts till its last request."""
+    given = scenario.load.seconds
+    return given if math.isfinite(given) else max(float(trace.time_s[-1]), 1e-9)
+
+
+def play(scenario: Scenario, policy: str, seed: int, progress: Progress | None = None) -> tuple[Outcome, Trace]:
+    """What became of every request. Raises: ScenarioError, SettingsError."""
+    trace = arrivals(scenario, seed)
+    name = policy.removesuffix(CLAIRVOYANT)
+    parameters = scenario.parameters.get(name, {})
+    simulation = Simulation(scenario, trace, name, seed, parameters, clairvoyant=name != policy, progress=progress)
+    return simulation.run(), trace
+
+
+def run(task: Task, progress: Progress | None = None) -> dict[str, Any]:
+    """The record of a policy, or {"seed", "attainment"} of the bound. Raises: ScenarioError, SettingsError."""
+    if task.what not in (BOUND, TIGHT):
+        outcome, trace = play(task.scenario, task.what, task.seed, progress)
+        return outcome.record(task.what, task.seed, task.scenario.devices.count, span_s(task.scenario, trace))
+    from gearmesh.simulation.bounds.bound import interval_bound, packing_bound  # scipy takes a while to import
+
+    bound = interval_bound if task.what == BOUND else packing_bound
+    found = bound(task.scenario, arrivals(task.scenario, task.seed))
+    return {"seed": task.seed, "attainment": found.attainment}
+
+
+def run_all(tasks: Sequence[Task], jobs: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index of the task, its record), as they come; `jobs` processes, by default one for each core."""
+    jobs = min(jobs or os.cpu_count() or 1, len(tasks))
+    if jobs <= 1:
+        for index, task in enumerate(tasks):
+            yield index, run(task)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("forkserver")) as pool:
+        futures = {pool.submit(run, task): index for index, task in enumerate(tasks)}
+        try:
+            left = set(futures)
+            while left:
+                done, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How many devices a load needs."""
+
+    policy: str
+    devices: int | None  # None: DEVICES_MAX are not enough
+    tried: dict[int, float]  # {devices: attainment over all seeds}
+
+
+def find_devices(
+    scenario: Scenario, policy: str, target: float, seeds: int, tell: Callable[[int, float], None] | None = None
+) -> Found:
+    """The fewest devices with which at least `target` of all requests are answered in time.
+
+    Doubles from one until they are enough, then halves the gap: right as far as more devices never do worse.
+    Raises: ScenarioError, SettingsError.
+    """
+    tried: dict[int, float] = {}
+
+    def enough(count: int) -> bool:
+        devices = replace(scenario.devices, count=count)
+        faults = tuple(fault for fault in scenario.faults if fault.device < count)
+        sized = replace(scenario, devices=devices, faults=faults)
+        records = [run(Task(sized, seed, policy)) for seed in range(seeds)]
+        offered = sum(record["offered"] for record in records)
+        tried[count] = sum(record["attainment"] * record["offered"] for record in records) / max(1, offered)
+        if tell is not None:
+            tell(count, tried[count])
+        return tried[count] >= target
+
+    high = 1
+    while not enough(high):
+        if high >= DEVICES_MAX:
+            return Found(policy, None, tried)
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return Found(policy, high, tried)

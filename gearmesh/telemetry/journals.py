@@ -1,0 +1,129 @@
+"""Reads the request logs and action logs that controllers keep (docs/telemetry.md)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from mesh.errors import GearmeshError
+from mesh.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, RequestFact
+
+F = TypeVar("F", RequestFact, ActionFact)
+KINDS: dict[str, Any] = {"requests": RequestFact, "actions": ActionFact}
+
+
+class LogError(GearmeshError):
+    """A log cannot be read; `str()` says which line, and what would be right."""
+
+
+@dataclass(slots=True)
+class Log(Generic[F]):
+    """One log of one life of one controller, in the order in which things ended."""
+
+    headers: list[Header] = field(default_factory=list)  # of its files, oldest first; all of one controller
+    facts: list[F] = field(default_factory=list)
+    dropped: int = 0  # lines that the controller could not write, and said so
+    cut: int = 0  # last lines that were cut short: the controller was killed
+
+
+def read_requests(source: Path) -> list[Log[RequestFact]]:
+    """The request logs in a file, or in a folder of logs: one for each life of a controller, oldest first.
+
+    Raises: LogError: nothing there, a log of another version, a line that is none.
+    """
+    return _read(source, "requests")
+
+
+def read_actions(source: Path) -> list[Log[ActionFact]]:
+    """As `read_requests`, for the action logs."""
+    return _read(source, "actions")
+
+
+def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
+    """(arrival_s, model ref, slo_s, rows) of every request in the log, by arrival; the first arrives at 0.
+
+    `source`: one file of a request log, or a folder of them. All requests count, whatever became of them. Of several
+    controllers, or several lives of one, all are put on one axis by the time of day in their headers. The whole log is
+    held in memory. Raises: LogError.
+    """
+    found: list[tuple[float, str, float, int]] = []
+    for log in read_requests(source):
+        to_unix_s = log.headers[0].unix_s - log.headers[0].clock_s
+        found.extend((f.arrived_s + to_unix_s, f.ref, round(f.slo_s, 9), f.rows) for f in log.facts)
+    found.sort()
+    first_s = found[0][0] if found else 0.0
+    for arrived_s, ref, slo_s, rows in found:
+        yield arrived_s - first_s, ref, slo_s, rows
+
+
+def kind_of(file: Path) -> str:
+    """requests | actions: which log the file is of. Raises: LogError."""
+    header = _first_line(file, _bytes(file).split(b"\n", 1)[0], "request or action")
+    if header["log"] not in KINDS:
+        raise LogError(f"{file}: this is a log of {str(header['log'])[:32]!r}; there are: {', '.join(KINDS)}")
+    return str(header["log"])
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LogError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read(source: Path, kind: str) -> list[Log[Any]]:
+    paths = sorted(source.glob(f"{kind}-*.jsonl")) if source.is_dir() else [source]
+    if not paths:
+        raise LogError(f"{source}: there is no {kind}-*.jsonl here; controllers write them into telemetry_dir")
+    logs: dict[str, Log[Any]] = {}
+    for path in paths:
+        lines = _bytes(path).split(b"\n")
+        header = _header(path, lines[0], kind)
+        log = logs.setdefault(header.controller, Log())
+        log.headers.append(header)
+        _lines(path, lines, KINDS[kind], log)
+    return sorted(logs.values(), key=lambda log: log.headers[0].unix_s)
+
+
+def _first_line(path: Path, line: bytes, kind: str) -> dict[str, Any]:
+    """The header as it stands, of this version."""
+    try:
+        header = msgspec.json.decode(line)
+        version, _ = header["version"], header["log"]
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError):
+        wanted = f"it must begin with the header of a gearmesh {kind} log of version {LOG_VERSION}"
+        raise LogError(f"{path}: line 1: this is no gearmesh log: {wanted}") from None
+    if version != LOG_VERSION:
+        text = f"this log has version {version!r}; this gearmesh reads {LOG_VERSION}: use the one that wrote it"
+        raise LogError(f"{path}: {text}")
+    return dict(header)
+
+
+def _header(path: Path, line: bytes, kind: str) -> Header:
+    header = _first_line(path, line, kind)
+    if header["log"] != kind:
+        raise LogError(f"{path}: this is a log of {str(header['log'])[:32]!r}, not of {kind}")
+    try:
+        return msgspec.convert(header, Header)
+    except msgspec.ValidationError as error:
+        raise LogError(f"{path}: line 1: {error}") from None
+
+
+def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: Log[Any]) -> None:
+    decoder = msgspec.json.Decoder(kind | Dropped)
+    for number, line in enumerate(lines[1:], 2):
+        if number == len(lines) and line:
+            log.cut += 1  # every whole line ends in a newline
+            continue
+        if not line:
+            continue
+        try:
+            fact = decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise LogError(f"{path}: line {number}: {error}") from None
+        if isinstance(fact, Dropped):
+            log.dropped += fact.count
+        else:
+            log.facts.append(fact)

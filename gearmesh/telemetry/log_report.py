@@ -1,0 +1,110 @@
+"""`gearmesh logs`: what the request log and the action log of a mesh say."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gearmesh.telemetry.journals import Log, LogError, kind_of, read_actions, read_requests
+from gearmesh.telemetry.machine import quantile
+from mesh.facts import ActionFact, RequestFact
+
+DEVICE_SHOWN = 8  # characters of a device's name
+SHARES = (0.5, 0.99, 0.999)
+
+
+def run_logs(source: Path, out: Console, err: Console) -> int:
+    """Prints the report. 0; 2 if there is no log there, or none that can be read."""
+    try:
+        if source.is_dir() or kind_of(source) == "requests":
+            for request_log in read_requests(source):
+                out.print(requests_table(request_log))
+        if source.is_dir() or kind_of(source) == "actions":
+            for action_log in read_actions(source):
+                out.print(actions_table(action_log))
+    except LogError as error:
+        err.print(f"gearmesh: {error}", style="red", highlight=False, markup=False)
+        return 2
+    return 0
+
+
+def requests_table(log: Log[RequestFact]) -> Table:
+    """Outcomes with their latencies; only quantiles that enough requests support are shown."""
+    facts = log.facts
+    span_s = max((f.arrived_s for f in facts), default=0.0) - min((f.arrived_s for f in facts), default=0.0)
+    table = Table("outcome", "code", "requests", "p50 ms", "p99 ms", "p99.9 ms", "max ms", title_justify="left")
+    table.title = f"requests of {_whose(log)}: {len(facts)} in {span_s:.1f} s"
+    groups: dict[tuple[str, str], list[float]] = {}
+    for fact in facts:
+        groups.setdefault((fact.outcome, fact.code), []).append(fact.latency_s * 1e3)
+    for (outcome, code), values in sorted(groups.items(), key=lambda group: -len(group[1])):
+        table.add_row(outcome, code, str(len(values)), *_quantiles(values), f"{max(values):.2f}")
+    served = [fact for fact in facts if fact.exec_s is not None and fact.predicted_s is not None and fact.latency_s > 0]
+    errors = [abs(fact.latency_s - (fact.predicted_s or 0.0)) / fact.latency_s * 100 for fact in served]
+    in_time = sum(fact.outcome == "in_time" for fact in facts)
+    ended = sum(fact.outcome in ("in_time", "late", "rejected", "failed") for fact in facts)
+    caption = [f"{fact_share(in_time, ended)} in time", f"{sum(fact.cold for fact in facts)} cold"]
+    if errors:
+        caption.append(
+            f"latency predicted with an error of {_quantiles(errors)[0]} % (p50), {_quantiles(errors)[1]} % (p99)"
+        )
+    table.caption = "; ".join([*caption, *_missing(log)])
+    return table
+
+
+def actions_table(log: Log[ActionFact]) -> Table:
+    """Actions by device and type, with their durations and how well these were predicted."""
+    table = Table(
+        "device", "worker", "action", "count", "failed", "batch", "busy s", "p50 ms", "p99 ms", "err p50", "err p99",
+        title_justify="left", box=None, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    for column in table.columns[3:]:
+        column.justify, column.no_wrap = "right", True
+    table.title = f"actions of {_whose(log)}"
+    groups: dict[tuple[str, str, str], list[ActionFact]] = {}
+    for fact in log.facts:
+        groups.setdefault((fact.device, fact.worker, fact.type), []).append(fact)
+    for (device, worker, type_), facts in sorted(groups.items()):
+        short = (
+            device if len(device) <= DEVICE_SHOWN else f"…{device[1 - DEVICE_SHOWN :]}"
+        )  # names differ at their ends
+        table.add_row(short, worker.rpartition("-")[2], type_, *_action_row(facts))
+    failed = Counter(fact.code for fact in log.facts if fact.code != "ok")
+    reasons = [", ".join(f"{count} {code}" for code, count in failed.most_common())] if failed else []
+    table.caption = "; ".join([*reasons, *_missing(log)])
+    return table
+
+
+def _action_row(facts: Sequence[ActionFact]) -> Iterable[str]:
+    done = [fact for fact in facts if fact.code == "ok" and fact.duration_s]
+    durations = [(fact.duration_s or 0.0) * 1e3 for fact in done]
+    errors = [abs((fact.error_s or 0.0) / (fact.duration_s or 1.0)) * 100 for fact in done]
+    batches = [fact.batch for fact in done if fact.batch]
+    yield str(len(facts))
+    yield str(sum(fact.code != "ok" for fact in facts))
+    yield f"{sum(batches) / len(batches):.1f}" if batches else "-"
+    yield f"{sum(durations) / 1e3:.2f}"
+    yield from _quantiles(durations)[:2]
+    yield from (error if error == "-" else f"{error}%" for error in _quantiles(errors)[:2])
+
+
+def fact_share(part: int, whole: int) -> str:
+    """As a percentage."""
+    return f"{part / whole:.2%}" if whole else "none"
+
+
+def _quantiles(values: Iterable[float]) -> list[str]:
+    ordered = sorted(values)
+    found = [quantile(ordered, share) for share in SHARES]
+    return ["-" if value is None else f"{value:.2f}" for value in found]
+
+
+def _whose(log: Log[RequestFact] | Log[ActionFact]) -> str:
+    return f"{log.headers[0].controller} ({log.headers[0].policy})"
+
+
+def _missing(log: Log[RequestFact] | Log[ActionFact]) -> list[str]:
+    dropped = [f"{log.dropped} lines were dropped"] if log.dropped else []
+    return [*dropped, *([f"{log.cut} last lines were cut short"] if log.cut else [])]

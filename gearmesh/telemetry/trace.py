@@ -1,0 +1,53 @@
+"""`gearmesh trace`: records a running mesh for some seconds, and writes the timeline."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from frontend.admin.observer import Observer, Recording
+from gearmesh.telemetry.timeline import timeline
+from mesh.facts import ActionFact, RequestFact
+from mesh.process.settings import Settings
+
+SECONDS_MAX = 300.0
+
+
+class TraceError(Exception):
+    """The trace cannot be made; `str()` says why and what would do."""
+
+
+def check_target(file: Path, *, force: bool) -> None:
+    """The file can be written. Raises: TraceError."""
+    if file.is_dir():
+        raise TraceError(f"{file} is a folder; give the name of a file")
+    if file.exists() and not force:
+        raise TraceError(f"{file} is there already; give another name, or --force to overwrite it")
+    if not file.parent.is_dir():
+        raise TraceError(f"{file}: there is no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise TraceError(f"{file} cannot be written: no permission")
+
+
+def check_seconds(seconds: float) -> None:
+    """So long can be recorded. Raises: TraceError."""
+    if not 0 < seconds <= SECONDS_MAX:
+        raise TraceError(f"--seconds must be above 0 and at most {SECONDS_MAX:g}; got {seconds:g}")
+
+
+def record(settings: Settings, seconds: float, waiting: Callable[[float], None]) -> Recording:
+    """What ends in the mesh in the next seconds. Raises: NoMesh."""
+    with Observer(settings) as observer:
+        return observer.record(seconds, waiting)
+
+
+def write(recording: Recording, file: Path) -> str:
+    """The timeline is in the file; returns a sentence about it. Raises: OSError."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(msgspec.json.encode(timeline(recording)))
+    partial.replace(file)
+    facts = [fact for found in recording.facts.values() for fact in found]
+    actions = sum(isinstance(fact, ActionFact) for fact in facts)
+    requests = sum(isinstance(fact, RequestFact) for fact in facts)
+    return f"{file}: {requests} requests and {actions} actions in {recording.ended_s - recording.began_s:.1f} s"

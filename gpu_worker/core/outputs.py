@@ -1,0 +1,50 @@
+"""A batch's outputs, taken apart: what each frontend is sent of it. Pure."""
+
+from collections.abc import Sequence
+
+from mesh import wire
+from mesh.tensors import byte_count
+
+
+def row_bytes(specs: Sequence[wire.TensorSpec]) -> tuple[int, ...]:
+    """Bytes of one row of each tensor."""
+    return tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in specs)
+
+
+def outputs_by_frontend(
+    action: wire.Infer, outputs: Sequence[memoryview], device: str, exec_s: float
+) -> dict[str, tuple[wire.Outputs, list[memoryview]]]:
+    """{frontend: (its message, the frames that go with it)}; `outputs` have the rows of all parts, in their order.
+
+    Each has as many bytes as the rows of the batch take: lanes have seen to it.
+    """
+    shares: dict[str, tuple[list[wire.Answer], list[memoryview]]] = {}
+    widths = [len(output) // action.batch for output in outputs]
+    row = 0
+    for part in action.parts:
+        pieces = tuple(
+            output[row * width : (row + part.rows) * width] for output, width in zip(outputs, widths, strict=True)
+        )
+        row += part.rows
+        answers, frames = shares.setdefault(part.frontend, ([], []))
+        inline = sum(map(len, pieces)) <= wire.INLINE_BYTES_MAX
+        answers.append(
+            wire.Answer(
+                request=part.request,
+                attempt=part.attempt,
+                rows=part.rows,
+                predicted_s=part.predicted_s,
+                cold=part.cold,
+                inline=pieces if inline else (),
+                frames=0 if inline else len(pieces),
+            )
+        )
+        if not inline:
+            frames.extend(pieces)
+    return {
+        frontend: (
+            wire.Outputs(ref=action.ref, device=device, batch=action.batch, exec_s=exec_s, answers=tuple(answers)),
+            frames,
+        )
+        for frontend, (answers, frames) in shares.items()
+    }

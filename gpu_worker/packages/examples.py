@@ -1,0 +1,274 @@
+"""Rows of inputs that a model can run on: those that came with it, or random ones of the right kind, found by trying.
+
+Floats are normal, some rows of them small and some large. Of integers nobody knows which are valid (an index below a
+table's size, a length that is not zero), so ranges are tried, the widest first, and with each its two ends.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpu_worker.packages.comparing import Run, finite_share
+from gpu_worker.packages.importing.arrays import array_of, arrays_of, cast
+from gpu_worker.packages.trials import Draw, Trial, check
+from mesh import wire
+from mesh.errors import PackageError
+
+KEPT_ROWS = 4  # of an example that is stored with a package
+KEPT_BYTES = 1 << 20  # unless four take more: then two are
+TRIED_ROWS = 4
+SCALES = (1.0, 0.1, 10.0, 0.5)  # of rows of floats
+ENOUGH = 0.25  # of the outputs are finite: no narrower values are looked for
+WIDTHS = (30_000, 1000, 100, 10, 5, 3, 2)  # of ranges of integers, from zero: token ids, classes, flags, ...
+SEED = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How values of one input are drawn: normal | unit | ones | coin | yes | no | range."""
+
+    name: str
+    low: int = 0
+    high: int = 0  # of a range, not in it
+
+    @property
+    def varies(self) -> bool:
+        """Whether there are different values."""
+        return self.high - self.low > 1 if self.name == "range" else self.name in ("normal", "unit", "coin")
+
+    def draw(self, dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """Values of that shape, rows first."""
+        if self.name == "normal":
+            scales = torch.tensor([SCALES[i % len(SCALES)] for i in range(shape[0])])
+            drawn = torch.randn(shape, generator=generator) * scales.view(-1, *[1] * (len(shape) - 1))
+            return drawn.to(dtype)
+        if self.name == "unit":
+            return torch.rand(shape, generator=generator).to(dtype)
+        if self.name == "coin":
+            return torch.rand(shape, generator=generator) < 0.5
+        if self.name == "range":
+            values = torch.randint(self.low, self.high, shape, generator=generator).flatten()
+            if len(values):  # both ends, too: what holds for them holds between
+                values[0], values[-1] = self.high - 1, self.low
+            return values.view(shape).to(dtype)
+        return torch.full(shape, self.name != "no").to(dtype)
+
+
+def kinds(spec: wire.TensorSpec, extents: Sequence[int]) -> list[Kind]:
+    """What can be tried for an input, the widest first; `extents`: of all inputs, as lengths are below one of them."""
+    dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        return [Kind("normal"), Kind("unit"), Kind("ones")]
+    if dtype is torch.bool:
+        return [Kind("coin"), Kind("yes"), Kind("no")]
+    most = torch.iinfo(dtype).max + 1
+    ranges = {(0, min(width, most)) for width in (*WIDTHS, *extents, min(most, 256))}
+    ranges |= {(1, min(extent + 1, most)) for extent in (*extents, 1) if extent < most} | {(0, 1)}
+    return [Kind("range", low, high) for low, high in sorted(ranges, key=lambda r: (r[1], r[0]), reverse=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Random rows, each input of its kind."""
+
+    specs: tuple[wire.TensorSpec, ...]
+    kinds: tuple[Kind, ...]
+
+    def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
+        """See Draw."""
+        return [
+            kind.draw(getattr(torch, spec.dtype), (rows, *spec.shape[1:]), generator)
+            for spec, kind in zip(self.specs, self.kinds, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Rows that are known to be good, in any order."""
+
+    rows: tuple[torch.Tensor, ...]  # of each input
+
+    def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
+        """See Draw. All are used before one comes again."""
+        there = len(self.rows[0])
+        order = [i for _ in range(-(-rows // there)) for i in torch.randperm(there, generator=generator).tolist()]
+        return [tensor[torch.tensor(order[:rows])] for tensor in self.rows]
+
+
+def find(specs: Sequence[wire.TensorSpec], run: Run, batch_max: int) -> tuple[Drawn | None, Exception | None]:
+    """(random inputs that `run` takes, None) or (None, why it does not take the simplest).
+
+    Raises: PackageError that `run` raises: inputs are not at fault then.
+    """
+    search = _Search(tuple(specs), run, min(batch_max, TRIED_ROWS))
+    return search.find(), search.why
+
+
+def harmless(specs: Sequence[wire.TensorSpec]) -> Drawn:
+    """Random floats; integers are zero, which is an index of any table."""
+    chosen = [kinds(spec, ()) for spec in specs]
+    return Drawn(tuple(specs), tuple(found[0] if found[0].name == "normal" else found[-1] for found in chosen))
+
+
+class _Search:
+    """Kinds of inputs, tried one after the other."""
+
+    def __init__(self, specs: tuple[wire.TensorSpec, ...], run: Run, rows: int) -> None:
+        extents = sorted({extent for spec in specs for extent in spec.shape[1:]})
+        self._specs, self._run, self._rows = specs, run, rows
+        self._kinds = [kinds(spec, extents) for spec in specs]
+        self._floats = [kind[0].name == "normal" for kind in self._kinds]
+        self._shares: dict[tuple[Kind, ...], float | None] = {}
+        self.why: Exception | None = None
+
+    def find(self) -> Drawn | None:
+        """Kinds that work together: integers as wide as can be, floats such that the outputs are finite."""
+        chosen = next((choice for choice in self._together() if self._tried(choice) is not None), None)
+        if chosen is None:
+            return None
+        for i in range(len(chosen)):
+            if not self._floats[i]:
+                chosen = self._widest(chosen, i)
+        for i in range(len(chosen)):
+            chosen = self._most_finite(chosen, i)
+        if not self._tried(chosen):
+            self.why = ValueError("no output is a finite number")  # nothing could be seen with such rows
+            return None
+        self.why = None
+        return Drawn(self._specs, chosen)
+
+    def _together(self) -> Iterator[tuple[Kind, ...]]:
+        """First all floats of one kind and all others of one, each kind in its order."""
+        levels = max((len(k) for k, is_float in zip(self._kinds, self._floats, strict=True) if not is_float), default=1)
+        for float_level, level in itertools.product(range(3 if any(self._floats) else 1), range(levels)):
+            yield tuple(
+                found[min(float_level if is_float else level, len(found) - 1)]
+                for found, is_float in zip(self._kinds, self._floats, strict=True)
+            )
+
+    def _widest(self, chosen: tuple[Kind, ...], i: int) -> tuple[Kind, ...]:
+        for kind in self._kinds[i]:
+            if kind == chosen[i]:
+                break
+            wider = (*chosen[:i], kind, *chosen[i + 1 :])
+            if self._tried(wider) is not None:
+                return wider
+        return chosen
+
+    def _most_finite(self, chosen: tuple[Kind, ...], i: int) -> tuple[Kind, ...]:
+        """Another kind of this input, where most outputs are no numbers and with that kind more of them are."""
+        best, share = chosen, self._tried(chosen) or 0.0
+        for kind in self._kinds[i] if share < ENOUGH else ():
+            if chosen[i].varies and not kind.varies:
+                continue  # of equal rows nothing can be seen
+            other = (*chosen[:i], kind, *chosen[i + 1 :])
+            found = self._tried(other)
+            if found is not None and found > share:
+                best, share = other, found
+        return best
+
+    def _tried(self, chosen: tuple[Kind, ...]) -> float | None:
+        """How much of the outputs is finite; None if these inputs cannot be run on."""
+        if chosen not in self._shares:
+            self._shares[chosen] = self._try(chosen)
+        return self._shares[chosen]
+
+    def _try(self, chosen: tuple[Kind, ...]) -> float | None:
+        drawn = Drawn(self._specs, chosen).draw(TRIED_ROWS, torch.Generator().manual_seed(SEED))
+        try:
+            batches = zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)
+            return min(finite_share(self._run(batch)) for batch in batches)
+        except PackageError:
+            raise
+        except Exception as error:  # it is the author's code
+            self.why = error
+            return None
+
+
+def said(error: BaseException) -> str:
+    """Type and first sentence of an error that is not ours: the rest is for those who wrote what raised it."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__
+
+
+def not_run(why: str) -> str:
+    """The sentence for a model that random inputs will not do for."""
+    return (
+        f"the model fails on random inputs: {why}. Are names, dtypes and shapes right? If only some values "
+        "are valid, give such rows: example={input: array}, two rows or more"
+    )
+
+
+def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> Kept:
+    """The author's own rows: {input: array or tensor [rows, ...]}, or {"": array} where there is one input.
+
+    Raises: PackageError, code bad_example.
+    """
+    names, faults, rows = [spec.name for spec in specs], list[str](), []
+    try:
+        found = arrays_of(example)
+    except ValueError as error:
+        raise PackageError(place, [str(error)], "bad_example") from None
+    if list(found) == [""] and len(names) == 1:
+        found = {names[0]: found[""]}
+    if found.keys() != set(names):
+        faults.append(f"example must have rows for {', '.join(names)}; it has {', '.join(found) or 'none'}")
+    for spec in specs if not faults else ():
+        try:
+            rows.append(_rows(spec, found[spec.name]))
+        except ValueError as error:
+            faults.append(f"example {spec.name} {error}")
+    if not faults and len({len(tensor) for tensor in rows}) != 1:
+        faults.append(f"example must have as many rows of each input; it has {[len(tensor) for tensor in rows]}")
+    if not faults and not len(rows[0]):
+        faults.append("example has no rows")
+    if faults:
+        raise PackageError(place, faults, "bad_example")
+    kept = Kept(tuple(rows))
+    if batch_max > 1 and not varied(kept):
+        why = "example must have two rows that differ: of equal ones it cannot be seen that they are independent"
+        raise PackageError(place, [why], "bad_example")
+    return kept
+
+
+def _rows(spec: wire.TensorSpec, value: object) -> torch.Tensor:
+    """What was given for an input, as it takes it. Raises: ValueError, in words for people."""
+    array = array_of(value)
+    if array.ndim < 1 or tuple(array.shape[1:]) != tuple(spec.shape[1:]):
+        wanted = f"[rows, {_listed(spec.shape[1:])}]" if spec.shape[1:] else "[rows]"
+        raise ValueError(f"must be {spec.dtype} {wanted}; it is {array.dtype} {list(array.shape)}")
+    return torch.from_numpy(cast(array, spec.dtype))
+
+
+def _listed(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def varied(kept: Kept) -> bool:
+    """Whether the rows differ: of equal ones it cannot be seen whether they depend on each other."""
+    return any(bool((tensor != tensor[:1]).any()) for tensor in kept.rows)
+
+
+def check_shows(place: str, outputs: Sequence[torch.Tensor]) -> None:
+    """Something can be seen of a model by what it gives for given rows. Raises: PackageError, code bad_example."""
+    if not finite_share(outputs):
+        why = "no output is a finite number for the rows of example: give rows that the model gives numbers for"
+        raise PackageError(place, [why], "bad_example")
+
+
+def check_kept(
+    place: str, specs: Sequence[wire.TensorSpec], run: Run, rows: Sequence[torch.Tensor], batch_max: int, close: float
+) -> None:
+    """What a worker will try with the rows that are stored holds. `specs`: the outputs. Raises: PackageError."""
+    check(place, specs, run, Trial(Kept(tuple(rows)).draw, batch_max, [tensor[:1] for tensor in rows]), close)
+
+
+def to_keep(draw: Draw, specs: Sequence[wire.TensorSpec]) -> list[torch.Tensor]:
+    """Rows to store with a package."""
+    one = draw(1, torch.Generator().manual_seed(SEED))
+    row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in one)
+    count = KEPT_ROWS if KEPT_ROWS * row_bytes <= KEPT_BYTES else 2
+    return draw(count, torch.Generator().manual_seed(SEED))

@@ -1,0 +1,212 @@
+"""Writes a torch module as a model package: the graph without its weights, and the weights beside it.
+
+Nothing is written that was not seen to answer as a copy of the module does, alone and in batches; and as the module
+itself does, for a row and a batch, where it is on the processor.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gpu_worker.packages import arguments, examples, trials
+from gpu_worker.packages.comparing import Rounding, amount, difference, same, tolerance
+from gpu_worker.packages.importing.programs import NotExported, Program, export, read
+from gpu_worker.packages.importing.quiet import quiet
+from gpu_worker.packages.importing.signature import bindings
+from gpu_worker.packages.judging import graphs
+from gpu_worker.packages.judging.author import Author
+from gpu_worker.packages.judging.behaviour import REMEMBERED
+from gpu_worker.packages.judging.culprits import where_mixed
+from gpu_worker.packages.judging.original import Original
+from gpu_worker.packages.package import EXAMPLE, MANIFEST, WEIGHTS, Package, read_package
+from gpu_worker.packages.trials import Batch, Trial, counted, named
+from gpu_worker.packages.writing import manifest_text, staged
+from mesh import wire
+from mesh.errors import PackageError
+
+GRAPH = "graph.pt2"
+CPU = torch.device("cpu")
+REWRITTEN_MOST = 1e-3  # by which answers may differ once a graph is leaner, where rounding explains it
+Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
+
+
+def write_package(
+    repository: str | Path,
+    name: str,
+    version: str,
+    module: nn.Module,
+    *,
+    inputs: Inputs,
+    outputs: Sequence[str] | None = None,
+    example: Mapping[str, Any] | None = None,
+    batch_max: int = 32,
+    slo_ms: float = 1000.0,
+    labels: Sequence[str] | None = None,
+    cache: bool = True,
+    description: str | None = None,
+) -> Package:
+    """The package is on disk, whole or not at all, and has been read back; the module is as it was, with what its
+    functions keep in closures, classes and global names. It is run, though: what it does elsewhere is done.
+
+    `inputs`: {name: (dtype, shape of one row)}; named as the parameters of `forward`, or in its order.
+    `outputs`: names, in the order that `forward` returns them; without, those of their keys, fields or positions
+    ("output" for one). `example`: {input: array or tensor [rows, ...]}, two rows or more that the module can run on,
+    where random ones will not do. Rows must be independent of each other, and of what was asked before.
+    Raises: PackageError, with a code (docs/models.md lists them) and a sentence.
+    """
+    repository, place = Path(repository), f"{name}:{version}"
+    labels, description = () if labels is None else labels, "" if description is None else description
+    options = arguments.Options(name, version, batch_max, slo_ms, labels, cache, description)
+    specs = arguments.check(place, inputs, outputs, options)
+    author = Author(place, module)
+    with quiet(), author.restored() as plain:
+        original = Original(place, plain, bindings(place, plain.forward, list(inputs)), specs, batch_max)
+        original.look(example, outputs)
+        program = _seen_equal(original, author)
+    specs_out = {spec.name: (spec.dtype, spec.shape[1:]) for spec in original.outputs}
+    manifest = manifest_text(inputs, specs_out, batch_max, slo_ms, labels, cache, description, GRAPH)
+    kept = examples.to_keep(original.draw, specs)
+    with staged(repository, name, version) as folder:
+        _save(original, program, folder / GRAPH, kept)
+        save_file(program.weights, folder / WEIGHTS)
+        save_file({spec.name: rows for spec, rows in zip(specs, kept, strict=True)}, folder / EXAMPLE)
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
+    return read_package(repository, wire.ref_of(name, version), ())
+
+
+def _seen_equal(original: Original, author: Author) -> Program:
+    """What is written: seen to give what the module gives, with as little to do and to load as can be.
+
+    Raises: PackageError.
+    """
+    place, batch_max, draw = original.place, original.batch_max, original.draw
+    example = draw(min(2, batch_max), torch.Generator().manual_seed(trials.SEED))
+    trial = Trial(draw, batch_max, draw(1, torch.Generator().manual_seed(trials.SEED + 1)))
+    try:
+        expected = original.expected(trial)
+    except PackageError as error:
+        if error.code == "random":
+            _name_the_draw(original, example)
+        raise
+    author.check(original, trial, expected)
+    try:
+        program = _exported(original, example, trial, expected)
+        graph = program.exported.graph_module
+        graphs.check(place, graph, original.names, len(example), batch_max)
+        close = tolerance(program.dtypes, CPU)
+        results = _equal_results(original, trial, expected, program, close)
+    except PackageError as error:
+        if error.code in ("not_equal", "batch_fixed") and not isinstance(error, NotExported):
+            original.check_rows(trial, expected)  # which says more, where it is that
+        raise
+    trials.check_repeated(place, original.names, program.run, trial, results, close)
+    where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
+    trials.check_rows(place, original.names, program.run, trial, results, close, where)
+    trials.check_beside(place, original.names, program.run, trial, results, close, where)
+    try:
+        leaner = program.leaner(place, example, batch_max)
+        if leaner is not None:
+            rounding = trials.rounding_of(program.run, trial, results)
+            _equal_results(original, trial, expected, leaner, close, rounding)
+    except PackageError:  # it was not the same after all, or torch cannot export it: nothing is lost
+        leaner = None
+    return leaner or program
+
+
+def _exported(
+    original: Original, example: Sequence[torch.Tensor], trial: Trial, expected: list[list[torch.Tensor]]
+) -> Program:
+    """By running forward; where that is not possible, by reading it. Raises: PackageError."""
+    place, module, binding, batch_max = original.place, original.module, original.binding, original.batch_max
+    try:
+        return export(place, module, binding, example, batch_max)
+    except NotExported as error:
+        if error.code != "data_dependent":
+            original.check_rows(trial, expected, error.where)  # which says more, where it is that
+            readable = read(module, binding, example, batch_max)
+            with contextlib.suppress(NotExported):
+                if readable is not None:
+                    return export(place, readable, binding, example, batch_max)
+        raise
+
+
+def _name_the_draw(original: Original, example: Sequence[torch.Tensor]) -> None:
+    """Raises: PackageError, code random, if it can be seen what is drawn at random, and where."""
+    with contextlib.suppress(NotExported):
+        program = export(original.place, original.module, original.binding, example, original.batch_max)
+        graphs.check_draws(original.place, program.exported.graph_module)
+
+
+def _equal_results(
+    original: Original,
+    trial: Trial,
+    expected: list[list[torch.Tensor]],
+    program: Program,
+    close: float,
+    rounding: Rounding | None = None,
+) -> list[list[torch.Tensor]]:
+    """What the program gives for each batch: what the original gives, but for rounding. It changes none of its weights.
+
+    Raises: PackageError, code batch_fixed, not_equal or state_changed.
+    """
+    place, results = original.place, []
+    written = {name: tensor._version for name, tensor in program.weights.items()}
+    for batch, wanted in zip(trial.batches, expected, strict=True):
+        try:
+            found = program.run([tensor.clone() for tensor in batch.inputs])
+        except Exception as error:  # whatever the graph does for a number of rows
+            why = f"the exported graph fails on {counted(batch.rows)}: {examples.said(error)}. {MEND}"
+            raise PackageError(place, [why], "batch_fixed") from None
+        for i, (name, one, other) in enumerate(zip(original.names, wanted, found, strict=True)):
+            if not same(one, other, close) and not (rounding and _is_rounding(rounding, i, batch, one, other)):
+                off = amount(one, other, close)
+                why = f"{named(name)} of the exported graph differs from the module's for {counted(batch.rows)} ({off})"
+                raise PackageError(place, [f"{why}. {MEND}"], "not_equal")
+        results.append(found)
+    changed = [name for name, tensor in program.weights.items() if tensor._version != written[name]]
+    if changed:
+        why = f"forward writes into tensors that it keeps ({', '.join(changed[:3])}). {REMEMBERED}"
+        raise PackageError(place, [why], "state_changed")
+    return results
+
+
+def _is_rounding(rounding: Rounding, output: int, batch: Batch, expected: torch.Tensor, found: torch.Tensor) -> bool:
+    origins, kept = batch.tried
+    if expected.shape != found.shape or difference(expected, found) > REWRITTEN_MOST:
+        return False
+    return rounding.explains(output, origins, found[kept])
+
+
+def _save(original: Original, program: Program, file: Path, kept: Sequence[torch.Tensor]) -> None:
+    """The graph is in the file, comes out of it as it went in, and keeps the rules with the rows that are stored.
+
+    Raises: PackageError.
+    """
+    place, rows = original.place, [tensor[: original.batch_max] for tensor in kept]
+    close = tolerance(program.dtypes, CPU)
+    with quiet(), torch.no_grad():
+        expected = program.run([tensor.clone() for tensor in rows])
+        program.save(file)
+        try:
+            forward = torch.export.load(file).graph_module.forward
+            found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
+        except Exception as error:  # torch.export raises whatever it meets
+            why = f"torch.export cannot load the graph that it saved: {examples.said(error)}. Serve it as a container"
+            raise PackageError(place, [why], "not_exportable") from None
+        if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
+            why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"
+            raise PackageError(place, [why], "not_equal")
+
+        def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return list(forward(*program.weights.values(), *inputs))
+
+        examples.check_kept(place, original.outputs, run, kept, original.batch_max, close)
+
+
+MEND = "Forward must do the same whatever the number of rows and whatever was asked before; or serve it as a container"

@@ -1,0 +1,322 @@
+"""An ONNX file as a model package: the graph without its weights, which become tensors of the image like any other's.
+
+The weights are inputs of the stripped graph, so models of one architecture share it, and what EXEC reads are the pages.
+What onnxruntime could precompute from constant weights it cannot; small tensors (shapes, axes, scalars) stay constants.
+Nothing is written that was not seen to answer as the file does, alone and in batches.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
+
+from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require, said
+from gpu_worker.packages import examples, trials
+from gpu_worker.packages.arguments import Options, printable
+from gpu_worker.packages.comparing import Run, same, tolerance
+from gpu_worker.packages.importing.shapes import counts, output_spec
+from gpu_worker.packages.importing.signature import check_names
+from gpu_worker.packages.judging import onnx_graphs
+from gpu_worker.packages.package import EXAMPLE, MANIFEST, TENSORS_MAX, WEIGHTS, Package, read_package
+from gpu_worker.packages.writing import manifest_text, staged
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.tensors import DTYPES
+
+CONSTANT_SIZE_MAX = 16  # elements of a tensor that stays in the graph
+FLOATS = {"float32", "float64", "float16"}
+EXPANDS = 8  # the first opset that can repeat a number
+GRAPH = "graph.onnx"
+CPU = torch.device("cpu")
+EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # {onnx.TensorProto.DataType}
+Array = np.ndarray[Any, Any]
+
+
+def write_onnx_package(
+    repository: str | Path,
+    name: str,
+    version: str,
+    file: str | Path,
+    *,
+    example: Mapping[str, Any] | None = None,
+    batch_max: int = 32,
+    slo_ms: float = 1000.0,
+    labels: Sequence[str] | None = None,
+    cache: bool = True,
+    description: str | None = None,
+) -> Package:
+    """The package is on disk, whole or not at all, and has been read back.
+
+    The file's inputs must have the batch as a dynamic first dimension and all others fixed; rows must be independent.
+    `example`: {input: array [rows, ...]}, two rows or more to try it with, where random ones will not do.
+    Raises: PackageError, with a code (docs/models.md lists them).
+    """
+    repository, file = Path(repository), Path(file)
+    place = f"{name}:{version} ({file.name})"
+    labels, description = () if labels is None else labels, "" if description is None else description
+    faults = Options(name, version, batch_max, slo_ms, labels, cache, description).faults
+    if faults:
+        raise PackageError(printable(place), faults, "bad_argument")
+    model = _read(place, file)
+    original = open_session(str(file), place, "not_onnx")
+    specs = _inputs(place, original, batch_max)
+    inputs = [spec.name for spec in specs]
+    onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), _constants(model).get)
+    _check_kinds(place, original)
+    whole = OnnxForward(original, inputs)
+    draw = _drawn(place, specs, whole, example, batch_max)
+    outputs = _outputs(place, whole, draw, batch_max)
+    _repeat_numbers(model, whole, draw)
+    weights = _lift_weights(model)
+    content = model.SerializeToString()
+    lean = OnnxForward(open_session(content, place, "not_onnx"), [*weights, *inputs])
+    before = _digests(weights)
+    _check(place, outputs, partial(_run, lean, weights), partial(_whole, whole), draw, batch_max, _dtypes(model))
+    if _digests(weights) != before:
+        why = "running the graph changes its weights: an answer would depend on what was asked before"
+        raise PackageError(place, [why], "state_changed")
+    kept = examples.to_keep(draw, specs)
+    examples.check_kept(place, outputs, partial(_run, lean, weights), kept, batch_max, tolerance(_dtypes(model), CPU))
+    ins, outs = ({spec.name: (spec.dtype, spec.shape[1:]) for spec in group} for group in (specs, outputs))
+    manifest = manifest_text(ins, outs, batch_max, slo_ms, labels, cache, description or model.doc_string, GRAPH)
+    with staged(repository, name, version) as folder:
+        (folder / GRAPH).write_bytes(content)
+        save_file(weights, folder / WEIGHTS)
+        save_tensors({spec.name: rows for spec, rows in zip(specs, kept, strict=True)}, folder / EXAMPLE)
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
+    return read_package(repository, wire.ref_of(name, version), ())
+
+
+def _read(place: str, file: Path) -> Any:
+    onnx = require("onnx", place)
+    try:
+        onnx.checker.check_model(str(file))  # by its name: a model of more than 2 GB is no single message
+        model = onnx.load(str(file), load_external_data=False)
+        if model.functions:  # each use becomes what it stands for, so that it is looked at like anything else
+            model = require("onnx.inliner", place).inline_local_functions(model, convert_version=True)
+        onnx.load_external_data_for_model(model, str(file.parent))
+    except Exception as error:  # protobuf, the checker and the system each raise their own
+        raise PackageError(place, [f"is not a readable ONNX file: {examples.said(error)}"], "not_onnx") from None
+    if model.functions:
+        left = ", ".join(function.name for function in model.functions[:3])
+        why = f"functions of the file cannot be put in place of their uses ({left}): export the model without functions"
+        raise PackageError(place, [why], "not_onnx")
+    return model
+
+
+def _lift_weights(model: Any) -> dict[str, Array]:
+    """Takes the larger float constants out of the graph; they are inputs of it afterwards."""
+    onnx = require("onnx", "")
+    graph = model.graph
+    weights = {}
+    declared = {value.name for value in graph.input}
+    for tensor in list(graph.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        if str(array.dtype) not in FLOATS or array.size <= CONSTANT_SIZE_MAX:
+            continue
+        weights[tensor.name] = np.array(array, order="C")
+        graph.initializer.remove(tensor)
+        if tensor.name not in declared:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, array.shape))
+    constants = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.input if value.name in constants]:
+        graph.input.remove(value)  # files of IR version 3 list constants as inputs with a default
+    return weights
+
+
+def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, ...]:
+    found, faults = [], []
+    code = "bad_inputs"
+    for value in session.get_inputs():
+        dtype = ORT_DTYPES.get(value.type)
+        first, *rest = value.shape or [None]
+        if not value.shape:
+            faults.append(
+                f"input {value.name} has no first dimension, so there is none of it for each row: give it one, the "
+                "batch, or make it a constant of the graph"
+            )
+        elif isinstance(first, int) and (first, batch_max) != (1, 1):
+            code = "batch_fixed"
+            faults.append(
+                f"input {value.name} takes {first} rows, no more and no fewer: export the model with a first dimension "
+                "that is free (dynamic_axes={...: {0: 'batch'}})" + (", or give batch_max=1" if first == 1 else "")
+            )
+        elif dtype not in DTYPES or not all(isinstance(n, int) and n > 0 for n in rest):
+            faults.append(
+                f"input {value.name} is {dtype or value.type} {value.shape}: all dimensions but the first must be "
+                f"numbers, and the type one of {', '.join(DTYPES)}"
+            )
+        else:
+            found.append(wire.TensorSpec(name=value.name, dtype=str(dtype), shape=(-1, *rest)))
+    if faults or not found:
+        raise PackageError(place, faults or ["the graph has no inputs"], code)
+    check_names(place, "inputs", [spec.name for spec in found])
+    return tuple(found)
+
+
+def _constants(model: Any) -> dict[str, Array]:
+    """What is known of the graph's values without running it."""
+    onnx = require("onnx", "")
+    found = [(tensor.name, tensor) for graph in onnx_graphs.graphs(model.graph) for tensor in graph.initializer]
+    found += [
+        (node.output[0], attribute.t)
+        for graph in onnx_graphs.graphs(model.graph)
+        for node in graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    ]
+    return {
+        name: onnx.numpy_helper.to_array(tensor) for name, tensor in found if _elements(tensor) <= CONSTANT_SIZE_MAX
+    }
+
+
+def _digests(weights: Mapping[str, Array]) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(weight.data) for weight in weights.values()]
+
+
+def _elements(tensor: Any) -> int:
+    return math.prod(tensor.dims)
+
+
+def _sure(session: Any, inputs: Sequence[str]) -> set[str]:
+    """Outputs whose first dimension is that of the inputs, as onnxruntime sees it."""
+    batch = {value.shape[0] for value in session.get_inputs() if value.name in inputs and value.shape}
+    return {value.name for value in session.get_outputs() if value.shape and value.shape[0] in batch}
+
+
+def _check_kinds(place: str, session: Any) -> None:
+    """All outputs are tensors that can travel. Raises: PackageError, code bad_outputs."""
+    faults = [
+        f"output {value.name} is {value.type}, which cannot travel: end the graph in tensors of {', '.join(DTYPES)}"
+        for value in session.get_outputs()
+        if value.type not in ORT_DTYPES
+    ]
+    if len(session.get_outputs()) > TENSORS_MAX:
+        faults = [f"the graph has {len(session.get_outputs())} outputs; a model may have {TENSORS_MAX}"]
+    if faults:
+        raise PackageError(place, faults, "bad_outputs")
+
+
+def _dtypes(model: Any) -> set[torch.dtype]:
+    """Of what is computed, where that can be seen; float32 among them."""
+    onnx = require("onnx", "")
+    with contextlib.suppress(Exception):  # it raises its own for what it does not know: what the file says is left
+        model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    kinds = {value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    kinds |= {tensor.data_type for tensor in graph.initializer}
+    return {torch.float32} | {EXACTNESS[kind] for kind in kinds if kind in EXACTNESS}
+
+
+def _run(forward: OnnxForward, weights: Mapping[str, Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs. Raises: RuntimeError, in words for people."""
+    try:
+        return forward(*(torch.from_numpy(weight) for weight in weights.values()), *given)
+    except Exception as error:  # onnxruntime raises its own
+        raise RuntimeError(said(error)) from None
+
+
+def _whole(forward: OnnxForward, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What the file gives, as it is served: numbers that hold for the batch are repeated for each row."""
+    return [tensor if tensor.ndim else tensor.expand(len(given[0])) for tensor in _run(forward, {}, given)]
+
+
+def _repeat_numbers(model: Any, forward: OnnxForward, draw: trials.Draw) -> None:
+    """The graph gives numbers that hold for the batch once for each row."""
+    outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(trials.SEED)))
+    numbers = [name for name, output in zip(forward.outputs, outputs, strict=True) if not output.ndim]
+    opset = next((found.version for found in model.opset_import if found.domain in ("", "ai.onnx")), 0)
+    if numbers and opset >= EXPANDS:
+        onnx_graphs.repeat(require("onnx", ""), model, numbers, forward.inputs[0])
+
+
+def _drawn(
+    place: str,
+    specs: Sequence[wire.TensorSpec],
+    forward: OnnxForward,
+    example: Mapping[str, Any] | None,
+    batch_max: int,
+) -> trials.Draw:
+    """How inputs are drawn: given rows, or random ones. Raises: PackageError."""
+    if example is not None:
+        kept = examples.given(place, specs, example, batch_max)
+        rows = kept.draw(min(2, batch_max), torch.Generator().manual_seed(trials.SEED))
+        with contextlib.suppress(
+            RuntimeError
+        ):  # rows that it does not run on are told of where its outputs are looked at
+            examples.check_shows(place, _run(forward, {}, rows))
+        return kept.draw
+    drawn, why = examples.find(specs, partial(_whole, forward), batch_max)
+    if drawn is None:
+        assert why is not None
+        fewest, _ = examples.find(specs, partial(_whole, forward), 1) if batch_max > 1 else (None, None)
+        if fewest is not None:
+            raise _fixed(place, why)
+        raise PackageError(place, [examples.not_run(examples.said(why))], "forward_failed")
+    return drawn.draw
+
+
+def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int) -> tuple[wire.TensorSpec, ...]:
+    """Dtypes and shapes of one row, found by running some. Raises: PackageError."""
+    rows = counts(batch_max)
+    generator = torch.Generator().manual_seed(trials.SEED)
+    found, why = [], None
+    for count in dict.fromkeys((*rows, 1)):
+        try:
+            found.append(_whole(forward, draw(count, generator)))
+        except RuntimeError as error:
+            why = why or error
+    if why is not None and found:
+        raise _fixed(place, why)
+    if why is not None:
+        raise PackageError(place, [f"the graph fails: {examples.said(why)}"], "forward_failed")
+    few, more = found[0], found[len(set(rows)) - 1]
+    check_names(place, "outputs", forward.outputs)
+    pairs = zip(forward.outputs, few, more, strict=True)
+    return tuple(output_spec(place, name, one, other, rows) for name, one, other in pairs)
+
+
+def _fixed(place: str, why: Exception) -> PackageError:
+    """The graph runs on some numbers of rows, and not on others."""
+    told = f"the graph runs on some numbers of rows only: {examples.said(why)}"
+    mend = (
+        "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
+    )
+    return PackageError(place, [f"{told}. It must take any up to batch_max: {mend}"], "batch_fixed")
+
+
+def _check(
+    place: str,
+    outputs: tuple[wire.TensorSpec, ...],
+    run: Run,
+    run_original: Run,
+    draw: trials.Draw,
+    batch_max: int,
+    dtypes: set[torch.dtype],
+) -> None:
+    """The stripped graph is sound, and gives what the file gives. Raises: PackageError."""
+    padding = draw(1, torch.Generator().manual_seed(trials.SEED + 1))
+    trial = trials.Trial(draw, batch_max, padding)
+    close = tolerance(dtypes, CPU)
+    names = [spec.name for spec in outputs]
+    try:
+        expected = trial.run(run_original)
+        results = trials.check(place, outputs, run, trial, close)
+        trials.check_beside(place, names, run, trial, results, close)
+    except PackageError:
+        raise
+    except RuntimeError as error:
+        raise _fixed(place, error) from None
+    for wanted, found in zip(expected, results, strict=True):
+        for name, one, other in zip(names, wanted, found, strict=True):
+            if not same(one, other, close):
+                why = f"{trials.named(name)} is another one once the file's weights are inputs. Serve it as a container"
+                raise PackageError(place, [why], "not_equal")

@@ -1,0 +1,76 @@
+"""Outputs as they are promised: found by running a model on two numbers of rows. Pure."""
+
+from collections.abc import Sequence
+
+import torch
+
+from gpu_worker.packages.trials import INDEPENDENT, counted, named
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.tensors import DTYPES
+
+
+def counts(batch_max: int) -> tuple[int, int]:
+    """Two numbers of rows that a model takes; different ones, if it can."""
+    return (2, 3) if batch_max > 2 else (1, batch_max)
+
+
+def output_spec(place: str, name: str, few: torch.Tensor, more: torch.Tensor, rows: tuple[int, int]) -> wire.TensorSpec:
+    """Dtype and shape of an output that `few` and `more` are of, for so many rows.
+
+    Raises: PackageError, code rows_changed, rows_mixed or bad_outputs.
+    """
+    _check_alike(place, name, few, more, rows)
+    dtype = _dtype(few)
+    if dtype not in DTYPES or not all(few.shape[1:]):
+        what = "no values" if dtype in DTYPES else dtype
+        why = f"{named(name)} has {what}, which cannot travel: return at least one value of {', '.join(DTYPES)}"
+        raise PackageError(place, [why], "bad_outputs")
+    return wire.TensorSpec(name=name, dtype=dtype, shape=(-1, *few.shape[1:]))
+
+
+def check_batch(
+    place: str,
+    names: Sequence[str],
+    known: tuple[Sequence[torch.Tensor], int],
+    found: tuple[Sequence[torch.Tensor], int],
+) -> None:
+    """Outputs `found` are like those that are `known`; both as the module gave them, and for how many rows.
+
+    Raises: PackageError, code rows_changed, rows_mixed or bad_outputs.
+    """
+    (ones, few), (others, more) = known, found
+    if len(ones) != len(others):
+        told = f"{len(ones)} outputs for {counted(few)} and {len(others)} for {counted(more)}"
+        why = f"forward returns {told}: how many must depend neither on the rows nor on their values"
+        raise PackageError(place, [why], "bad_outputs")
+    for name, one, other in zip(names, ones, others, strict=True):
+        if one.ndim or other.ndim:  # else it is a number for the whole batch
+            _check_alike(place, name, one, other, (few, more))
+
+
+def _check_alike(place: str, name: str, few: torch.Tensor, more: torch.Tensor, rows: tuple[int, int]) -> None:
+    """Both are of one dtype and one shape of a row, and have a row for each of the input."""
+    told = f"{list(few.shape)} for {counted(rows[0])}, {list(more.shape)} for {counted(rows[1])}"
+    if not few.ndim or not more.ndim or (len(few), len(more)) != rows:
+        raise PackageError(place, [rows_changed(named(name), told)], "rows_changed")
+    if few.shape[1:] != more.shape[1:]:
+        why = f"{named(name)} is {told}: the shape of a row must not depend on the others. {INDEPENDENT}"
+        raise PackageError(place, [why], "rows_mixed")
+    if few.dtype != more.dtype:
+        told = f"{_dtype(few)} for {counted(rows[0])} and {_dtype(more)} for {counted(rows[1])}"
+        why = f"{named(name)} is {told}: it must always be of one dtype"
+        raise PackageError(place, [why], "bad_outputs")
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def rows_changed(output: str, told: str) -> str:
+    """The sentence for an output that has not one row for each of the input."""
+    return (
+        f"{output} has not one row for each row of the input ({told}). Return one for each, as the first dimension, "
+        "whatever the values are: move the batch there if it is another dimension, and mark rows that do not count "
+        "in place of leaving them out"
+    )

@@ -1,0 +1,253 @@
+"""What a model can be imported from: FILE.onnx, FILE.pt2 (of torch.export.save), or MODULE:FACTORY."""
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from broker.repository import versions_in
+from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.examples import said
+from gpu_worker.packages.export import Inputs, write_package
+from gpu_worker.packages.importing.arrays import array_of, arrays_of
+from gpu_worker.packages.importing.onnx_files import write_onnx_package
+from gpu_worker.packages.importing.programs import unlifted
+from gpu_worker.packages.importing.quiet import quiet
+from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.writing import adopt, check_known, written_in
+from mesh import wire
+from mesh.errors import PackageError
+from mesh.versions import next_free, number_of
+
+ELSEWHERE = {
+    ".pt": "a checkpoint or TorchScript: give the Python that makes the module, as my_module:make_model",
+    ".pth": "a checkpoint: give the Python that makes the module and loads it, as my_module:make_model",
+    ".safetensors": "weights alone: give the Python that makes the module and loads them, as my_module:make_model",
+    ".py": "Python: give it as MODULE:FACTORY, as my_module:make_model",
+}
+LEAST = 2  # rows, as torch writes it where nobody said how few there may be; such programs take one, too
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is imported, and how it is to be served."""
+
+    what: str  # FILE.onnx | FILE.pt2 | MODULE:FACTORY
+    name: str
+    inputs: Inputs = field(default_factory=dict)  # of a factory: {name: (dtype, shape of one row)}
+    outputs: Sequence[str] | None = None  # names, where the model's own will not do
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the factory
+    example: Mapping[str, Any] | None = None  # {input: array [rows, ...]}
+    batch_max: int = 32
+    slo_ms: float = 1000.0
+    labels: Sequence[str] = ()
+    cache: bool = True
+    description: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every kind of model has."""
+        return {
+            "example": self.example, "batch_max": self.batch_max, "slo_ms": self.slo_ms, "labels": self.labels,
+            "cache": self.cache, "description": self.description,
+        }  # fmt: skip
+
+
+def import_model(
+    source: Source,
+    repository: Path,
+    version: str | None,
+    *,
+    known: Mapping[str, str] | None = None,
+    notes: list[str] | None = None,
+) -> Package:
+    """The package is in the repository. Without a version: under the newest one if that is the same, else the next.
+
+    `known`: {version: digest} of what was ever served under the name, whether it is in the repository or not.
+    `notes`: takes what the person should know, as of `staged`. Raises: PackageError.
+    """
+    known = known or {}
+    with written_in(repository, wire.ref_of(source.name, version or "1")):
+        repository.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=".importing-", dir=repository)
+    with staging as folder:
+        package = _written(source, Path(folder), version or "1")
+        number = version or _number(package, repository, known)
+        if not os.path.lexists(repository / source.name / number):
+            check_known(package, number, repository, known)
+        adopt(package, repository, number=number, notes=notes)
+    return read_package(repository, wire.ref_of(source.name, number), ())
+
+
+def default_name(what: str) -> str:
+    """A name for what is imported: the file's, or the factory's module's."""
+    return what.partition(":")[0].rpartition(".")[2] if _is_factory(what) else Path(what).stem
+
+
+def _is_factory(what: str) -> bool:
+    return ":" in what and os.sep not in what
+
+
+def _number(package: Package, repository: Path, known: Mapping[str, str]) -> str:
+    name, _ = wire.split_ref(package.ref)
+    folder, contents = repository / name, Contents()
+    with written_in(repository, package.ref):
+        there = sorted(versions_in(folder), key=int) if folder.is_dir() else []
+    with contextlib.suppress(PackageError):  # of a kind that is not ours to judge: it keeps its number
+        if there and not contents.differing(package, read_package(repository, wire.ref_of(name, there[-1]), ())):
+            return there[-1]
+    gone = {version: content for version, content in known.items() if version not in there}
+    return number_of(contents.of(package), gone, None) or next_free([*there, *known])
+
+
+def _written(source: Source, folder: Path, version: str) -> Package:
+    what = source.what
+    if _is_factory(what):
+        return _from_factory(source, folder, version)
+    file = Path(what)
+    place = f"{source.name}:{version} ({what})"
+    if not file.is_file():
+        raise PackageError(place, ["there is no such file, and MODULE:FACTORY it is not either"], "bad_source")
+    if file.suffix == ".onnx":
+        _only_factories(place, source)
+        return write_onnx_package(folder, source.name, version, file, **source.options)
+    if file.suffix == ".pt2":
+        _only_factories(place, source)
+        module, inputs = read_program(place, file, source.batch_max)
+        return write_package(
+            folder, source.name, version, module, inputs=inputs, outputs=source.outputs, **source.options
+        )
+    kind = ELSEWHERE.get(file.suffix, "of no kind that can be imported: give FILE.onnx, FILE.pt2 or MODULE:FACTORY")
+    raise PackageError(place, [f"the file is {kind}"], "bad_source")
+
+
+def _only_factories(place: str, source: Source) -> None:
+    if source.inputs or source.arguments:
+        raise PackageError(place, ["the file says what its inputs are: inputs go with MODULE:FACTORY"], "bad_argument")
+    if source.outputs is not None and Path(source.what).suffix == ".onnx":
+        raise PackageError(place, ["outputs of an ONNX file have the names that it gives them"], "bad_argument")
+
+
+# -- MODULE:FACTORY ---------------------------------------------------------------------------------------------------
+
+
+def _from_factory(source: Source, folder: Path, version: str) -> Package:
+    place = f"{source.name}:{version} ({source.what})"
+    module = _made(place, source)
+    inputs = source.inputs or _shown(place, source.example)
+    if not inputs:
+        why = "say what it takes: --input NAME:DTYPE:-1,... for each input, or --example FILE.npz that shows them"
+        raise PackageError(place, [why], "bad_inputs")
+    return write_package(folder, source.name, version, module, inputs=inputs, outputs=source.outputs, **source.options)
+
+
+def _shown(place: str, example: object) -> Inputs:
+    """Inputs as an example shows them. Raises: PackageError, code bad_example or bad_inputs."""
+    if example is None:
+        return {}
+    try:
+        arrays = {name: array_of(value) for name, value in arrays_of(example).items()}
+    except ValueError as error:
+        raise PackageError(place, [f"example: {error}"], "bad_example") from None
+    if "" in arrays:
+        why = "the example has no name for its input: give --input NAME:DTYPE:-1,... too, or a .npz with names"
+        raise PackageError(place, [why], "bad_inputs")
+    return {name: (str(array.dtype), tuple(array.shape[1:])) for name, array in arrays.items()}
+
+
+def _made(place: str, source: Source) -> nn.Module:
+    """The module. Raises: PackageError, code bad_source."""
+    module_name, _, path = source.what.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for attribute in path.split("."):
+            found = getattr(found, attribute)
+        if isinstance(found, nn.Module):
+            return found
+        made: Any = found(**source.arguments)
+    except (Exception, SystemExit) as error:  # it is the author's code
+        raise PackageError(place, [f"{source.what} cannot be made: {said(error)}"], "bad_source") from None
+    if not isinstance(made, nn.Module):
+        why = f"{source.what} gives a {type(made).__name__}; it must return a torch.nn.Module"
+        raise PackageError(place, [why], "bad_source")
+    return made
+
+
+# -- FILE.pt2 ---------------------------------------------------------------------------------------------------------
+
+
+class _Program(nn.Module):
+    """An exported program that takes its inputs one after the other."""
+
+    def __init__(self, program: nn.Module, spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.program = program
+        self._spec = spec
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        args, kwargs = pytree.tree_unflatten(list(inputs), self._spec)
+        return self.program(*args, **kwargs)
+
+
+def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inputs]:
+    """(module, inputs) of a file that torch.export.save wrote. Raises: PackageError, code bad_source or batch_fixed."""
+    try:
+        with quiet():
+            exported = torch.export.load(file)
+            program = unlifted(exported)
+    except Exception as error:  # torch.export raises whatever it meets
+        why = f"is no program that torch.export.save wrote: {said(error)}"
+        raise PackageError(place, [why], "bad_source") from None
+    inputs, faults = {}, []
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    for taken in exported.graph_signature.input_specs:
+        if taken.kind is not InputKind.USER_INPUT:
+            continue
+        value = values.get(taken.arg.name)
+        fault = _input_fault(taken.arg.name, value, exported.range_constraints, batch_max)
+        if fault:
+            faults.append(fault)
+        else:
+            assert isinstance(value, torch.Tensor)
+            inputs[taken.arg.name] = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
+    if faults:
+        raise PackageError(place, faults, "batch_fixed")
+    return _Program(program, exported.call_spec.in_spec), inputs
+
+
+def _input_fault(name: str, value: Any, ranges: Mapping[Any, Any], batch_max: int) -> str:
+    """Why the program cannot be served with this input, or nothing."""
+    if not isinstance(value, torch.Tensor):
+        return f"input {name} is no tensor: export the program with tensors alone as inputs"
+    if not value.ndim or not all(isinstance(extent, int) for extent in value.shape[1:]):
+        return f"input {name} is {list(value.shape)}: all dimensions but the first, the batch, must be fixed"
+    rows: Any = value.shape[0]
+    if not isinstance(rows, torch.SymInt) and (rows, batch_max) != (1, 1):
+        return (
+            f"input {name} takes {rows} rows, no more and no fewer: export the program with a first dimension that is "
+            "free (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
+        )
+    if not isinstance(rows, torch.SymInt):
+        return ""
+    taken = ranges.get(rows.node.expr)
+    if taken is not None and taken.upper < batch_max:
+        return f"input {name} takes at most {taken.upper} rows: give batch_max={taken.upper} or less"
+    if taken is not None and taken.lower > LEAST:
+        return (
+            f"input {name} takes {taken.lower} rows or more, and a batch may have one: export the program with a first "
+            "dimension that is free from 1 on (torch.export.Dim('batch', min=1))"
+        )
+    return ""

@@ -1,0 +1,127 @@
+"""The author's module as it answers: what is written is compared with it."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpu_worker.packages import examples, trials
+from gpu_worker.packages.comparing import TOLERANCE
+from gpu_worker.packages.importing.quiet import authors_line
+from gpu_worker.packages.importing.shapes import check_batch, counts, output_spec
+from gpu_worker.packages.importing.signature import (
+    Binding,
+    check_outputs,
+    example_call,
+    flat,
+    output_names,
+    tensors_of,
+)
+from gpu_worker.packages.judging.behaviour import State, check_repeats
+from gpu_worker.packages.trials import Batch, Draw, Trial, counted
+from mesh import wire
+from mesh.errors import PackageError
+
+COARSE = TOLERANCE[torch.bfloat16]  # where it is not known how exact the module is inside
+
+
+class Original:
+    """A module, inputs that it runs on, and what it gives for them. It changes nothing of itself, but for what it makes
+    when it is run for the first time.
+    """
+
+    def __init__(
+        self, place: str, module: nn.Module, ways: Sequence[Binding], specs: Sequence[wire.TensorSpec], batch_max: int
+    ) -> None:
+        """`ways`: in which inputs can be given to it, likeliest first."""
+        self.place, self.module, self.binding, self.batch_max = place, module, ways[0], batch_max
+        self.specs, self.outputs = specs, list[wire.TensorSpec]()
+        self.draw: Draw
+        self._ways = ways
+        self._state: State  # as it is once it was run
+        self._known: tuple[list[torch.Tensor], int]  # outputs as it gives them, and of how many rows
+
+    @property
+    def names(self) -> list[str]:
+        """Of the outputs."""
+        return [spec.name for spec in self.outputs]
+
+    def look(self, example: Mapping[str, Any] | None, names: Sequence[str] | None) -> None:
+        """Inputs that it runs on, and its outputs, are known. Raises: PackageError."""
+        self.draw = self._inputs(example)
+        self._state = State(self.place, self.module)
+        generator = torch.Generator().manual_seed(trials.SEED)
+        rows = counts(self.batch_max)
+        few, more = (self._called(self.draw(count, generator), count) for count in rows)
+        named = output_names(self.place, few, names)
+        self._state.check()
+        pairs = list(zip(tensors_of(few, rows[0]), tensors_of(more, rows[1]), strict=False))
+        self.outputs = [
+            output_spec(self.place, name, one, other, rows) for name, (one, other) in zip(named, pairs, strict=False)
+        ]
+        self._known = (flat(few), rows[0])
+        check_batch(self.place, self.names, self._known, (flat(more), rows[1]))
+
+    def expected(self, trial: Trial) -> list[list[torch.Tensor]]:
+        """What it gives for each batch, seen to depend on the batch alone. Raises: PackageError."""
+        results = []
+        for batch in trial.batches:
+            value = self._called(batch.inputs, batch.rows)
+            check_batch(self.place, self.names, self._known, (flat(value), batch.rows))
+            results.append(tensors_of(value, batch.rows))
+        at = trial.repeated
+        again = trial.batches[at]
+        check_repeats(self.place, self.names, lambda: self._run(again.inputs), results[at])
+        self._state.check()
+        return results
+
+    def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str = "") -> None:
+        """Rows do not obviously depend on each other, at that line. Raises: PackageError, code rows_mixed."""
+        trials.check_rows(self.place, self.names, self._run, trial, results, COARSE, lambda: where)
+
+    def _inputs(self, example: Mapping[str, Any] | None) -> Draw:
+        """How inputs are drawn: the author's rows, or random ones. Raises: PackageError."""
+        kept = None if example is None else examples.given(self.place, self.specs, example, self.batch_max)
+        why: Exception | None = None
+        rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, trials.SEED)
+        for binding in self._ways:
+            self.binding = binding
+            if kept is None:
+                drawn, why = examples.find(self.specs, self._run, self.batch_max)
+                if drawn is not None:
+                    return drawn.draw
+            else:
+                try:
+                    examples.check_shows(self.place, self._run(kept.draw(rows, generator())))
+                    return kept.draw
+                except PackageError:
+                    raise
+                except Exception as error:  # it is the author's code
+                    why = error
+        assert why is not None
+        told = f"forward fails on the rows of example: {_said(why)}" if kept else examples.not_run(_said(why))
+        raise PackageError(self.place, [told], "forward_failed")
+
+    def answers(self, module: nn.Module, batch: Batch) -> list[torch.Tensor]:
+        """What another module gives for the batch, as this one's outputs. Raises: PackageError, code forward_failed."""
+        return tensors_of(self._called(batch.inputs, batch.rows, module), batch.rows)
+
+    def _called(self, inputs: Sequence[torch.Tensor], rows: int, module: nn.Module | None = None) -> Any:
+        """What it, or another module, returns. Raises: PackageError."""
+        try:
+            return example_call(module or self.module, self.binding, inputs)
+        except Exception as error:  # it is the author's code
+            why = f"forward fails on {counted(rows)}: {_said(error)}. It must take any number of rows up to batch_max"
+            raise PackageError(self.place, [why], "forward_failed") from None
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        value = example_call(self.module, self.binding, inputs)
+        check_outputs(self.place, value)
+        return tensors_of(value, inputs[0].shape[0])
+
+
+def _said(error: Exception) -> str:
+    return f"{examples.said(error)}{authors_line(traceback.extract_tb(error.__traceback__))}"

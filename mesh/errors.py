@@ -1,0 +1,68 @@
+"""Errors common to all services.
+
+GearmeshError
+├── SettingsError      a setting is missing, unknown or out of range (all such faults at once)
+├── AddressInUse       a port that a service must listen on is taken
+├── UnsafeBind         listening beyond loopback without keys
+└── PackageError       a model package that cannot be served (all its faults at once); raised by gpu_worker.packages.package
+
+Expected outcomes (late, full, worker lost) are messages, not errors.
+"""
+
+BAD = "bad_package"  # code of a package that is none, or is damaged
+
+
+class GearmeshError(Exception):
+    """Anything that a person has to mend; `str()` is the sentence for them."""
+
+
+class SettingsError(GearmeshError):
+    """`faults`: one line for each setting that is wrong, naming the key and what is allowed."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "wrong settings:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
+
+
+class AddressInUse(GearmeshError):
+    """`address` is taken by another process; `setting` moves this service elsewhere."""
+
+    def __init__(self, address: str, setting: str, why: str) -> None:
+        super().__init__(address, setting, why)
+        self.address, self.setting, self.why = address, setting, why
+
+    def __str__(self) -> str:
+        return (
+            f"cannot listen on {self.address} ({self.why}): stop what holds it, or choose another with {self.setting}"
+        )
+
+
+class UnsafeBind(GearmeshError):
+    """`host` is reachable from other machines and no keys are set."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.host = host
+
+    def __str__(self) -> str:
+        return (
+            f"GEARMESH_HOST={self.host} is reachable from other machines, and anybody there could use the mesh: set "
+            "GEARMESH_KEYS_DIR to a folder made by `gearmesh keys FOLDER`, or stay on 127.0.0.1"
+        )
+
+
+class PackageError(GearmeshError):
+    """`faults`: everything that is wrong with the package at `place`; `code`: of which kind, see docs/models.md."""
+
+    def __init__(self, place: str, faults: list[str], code: str = BAD) -> None:
+        super().__init__(place, faults, code)
+        self.place, self.faults, self.code = place, faults, code
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return f"{self.place} cannot be served ({self.code}): {self.faults[0]}"
+        listed = "\n".join(f"  - {fault}" for fault in self.faults)
+        return f"{self.place} cannot be served ({self.code}):\n{listed}"

@@ -1,0 +1,274 @@
+"""Links between services: a `Port` listens, a `Link` calls; over ZeroMQ, or in memory inside one process.
+
+Both send through the process's `Transport`, and hand over what arrives on their lines, one envelope at a time.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+import structlog
+import zmq
+
+from mesh import wire
+from mesh.clocks import OffsetFilter
+from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
+from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Buffer, Line, Mail, Transport
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+log = structlog.get_logger("transport")
+
+
+class Port(Generic[In, Out]):
+    """Listens for any number of peers, known by their member ids."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        name: str,
+        decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]",
+        received: Callable[[Mail[In]], None],
+        lost: Callable[[str, str], None],
+        *,
+        watch: bool = True,
+    ) -> None:
+        self.transport = transport
+        self.name = name
+        self.epoch = 0  # goes out with every envelope
+        self.sock: zmq.Socket[bytes] | None = None
+        self._decoder = decoder
+        self._received = received
+        self._lost = lost
+        self._watch = watch
+        self._lines: dict[str, Line] = {}  # {peer: line}, exactly those heard since they were last lost
+
+    def listen(self, host: str, port: int, setting: str) -> tuple[str, ...]:
+        """Opens the port, and returns its addresses, the preferred one first. Raises: AddressInUse."""
+        hub = self.transport.hub
+        sock = hub.socket(zmq.ROUTER, size_max=self.transport.message_bytes_max)
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        address = hub.bind(sock, host, port, setting)
+        self.sock = sock
+        hub.read(sock, self._drain)
+        memory = f"{address.rpartition(':')[2]}/{self.name}"
+        self.transport.offer(memory, self)
+        return MEMORY + memory, address
+
+    def close(self) -> None:
+        """The port is closed; what was queued has a moment to leave."""
+        self.transport.withdraw(self)
+        for line in self._lines.values():
+            self.transport.unwatch(line)
+            far = line.other
+            if far is not None:
+                self.transport.hub.loop.call_soon(far.owner.line_lost, far, "closed the connection")
+        if self.sock is not None:
+            self.transport.hub.drop(self.sock, linger_ms=200)
+            self.sock = None
+
+    def send(self, peer: str, message: Out, frames: Sequence[Buffer] = ()) -> bool:
+        """`message` leaves for `peer` at the end of this turn. False if there is no such peer."""
+        line = self._lines.get(peer)
+        if line is None:
+            return False
+        self.transport.queue(line, message, frames)
+        return True
+
+    def knows(self, peer: str) -> bool:
+        """`peer` was heard and has not been lost."""
+        return peer in self._lines
+
+    def forget(self, peer: str) -> None:
+        """`peer` is not watched any more, and nothing is sent to it until it is heard again."""
+        line = self._lines.pop(peer, None)
+        if line is not None:
+            self.transport.unwatch(line)
+
+    def keep_only(self, peers: Iterable[str]) -> None:
+        """All other peers are forgotten; one that is heard again is simply new."""
+        keep = set(peers)
+        for peer in [peer for peer in self._lines if peer not in keep]:
+            self.forget(peer)
+
+    def clock(self, peer: str) -> OffsetFilter:
+        """What is known of the clock of `peer`. Raises: KeyError."""
+        return self._lines[peer].clock
+
+    def take(self, mail: Mail[In]) -> None:
+        """Mail from a peer in this process."""
+        self._received(mail)
+
+    def line_lost(self, line: Line, why: str) -> None:
+        """A peer was found to be gone."""
+        if self._lines.get(line.peer) is line:
+            del self._lines[line.peer]
+        self._lost(line.peer, why)
+
+    def join(self, peer: str, far: Line) -> Line:
+        """A peer in this process calls; returns our end of the line."""
+        line = Line(peer, self, self, other=far)
+        self._lines[peer] = line
+        return line
+
+    def rejoin(self, line: Line) -> None:
+        """A peer in this process speaks."""
+        self._lines.setdefault(line.peer, line)
+
+    def _drain(self) -> bool:
+        sock = self.sock
+        if sock is None:
+            return False
+        for _ in range(MESSAGES_PER_DRAIN_MAX):
+            try:
+                identity = sock.recv(NOBLOCK)
+            except zmq.Again:
+                return False
+            body = sock.recv(NOBLOCK)  # a ROUTER never gives the identity alone
+            self._arrived(identity, body, _frames(sock))
+        return True
+
+    def _arrived(self, identity: bytes, body: bytes, frames: list[Buffer]) -> None:
+        now = time.monotonic()
+        try:
+            peer = identity.decode()
+            envelope = self._decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            log.warning("message_refused", port=self.name, peer=repr(identity), error=str(error))
+            return
+        line = self._lines.get(peer)
+        if line is None:
+            line = Line(peer, self, self)
+            self._lines[peer] = line
+            if self._watch:
+                self.transport.watch(line)
+        self._received(self.transport.arrived(line, envelope, frames, now))
+
+
+class Link(Generic[In, Out]):
+    """Calls one peer. Lost once, it stays closed: whoever wants the peer back opens another."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        identity: str,
+        peer: str,
+        decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]",
+        received: Callable[[Mail[In]], None],
+        lost: Callable[[str, str], None],
+        *,
+        watch: bool = True,
+    ) -> None:
+        self.transport = transport
+        self.identity = identity
+        self.sock: zmq.Socket[bytes] | None = None
+        self.heard_s: float | None = None  # when something first arrived
+        self._line = Line(peer, self)
+        self._decoder = decoder
+        self._received = received
+        self._lost = lost
+        self._watch = watch
+        self._monitor: zmq.Socket[bytes] | None = None
+        self.open = False
+
+    @property
+    def peer(self) -> str:
+        """Member id of the peer (or its role, where there is only one)."""
+        return self._line.peer
+
+    @property
+    def clock(self) -> OffsetFilter:
+        """What is known of the peer's clock."""
+        return self._line.clock
+
+    def call(self, addresses: Sequence[str]) -> "Link[In, Out]":
+        """Dials the peer, in memory where it is in this process. What is sent before it answers waits for it."""
+        self.open = True
+        port = self.transport.port_in_memory(addresses)
+        if port is not None:
+            self._line.other = port.join(self.identity, self._line)
+            return self
+        hub = self.transport.hub
+        self.sock = hub.socket(zmq.DEALER, size_max=self.transport.message_bytes_max)
+        self.sock.setsockopt_string(zmq.ROUTING_ID, self.identity)
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        self._monitor = hub.monitor(self.sock, events, self._event)
+        hub.connect(self.sock, next(address for address in addresses if not address.startswith(MEMORY)))
+        hub.read(self.sock, self._drain)
+        if self._watch:
+            self.transport.watch(self._line)
+        return self
+
+    def send(self, message: Out, frames: Sequence[Buffer] = ()) -> None:
+        """`message` leaves at the end of this turn; nothing happens on a closed link."""
+        if self.open:
+            self.transport.queue(self._line, message, frames)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """The link is closed; calling again changes nothing."""
+        if not self.open:
+            return
+        self.open = False
+        self.transport.unwatch(self._line)
+        hub = self.transport.hub
+        if self._monitor is not None and self.sock is not None:
+            self.sock.disable_monitor()
+            hub.drop(self._monitor)
+        if self.sock is not None:
+            hub.drop(self.sock, linger_ms)
+        self.sock = self._monitor = None
+        far = self._line.other
+        if far is not None and far.port is not None and far.port.knows(self.identity):
+            far.port.forget(self.identity)
+            self.transport.hub.loop.call_soon(far.port.line_lost, far, "closed the connection")
+
+    def take(self, mail: Mail[In]) -> None:
+        """Mail from a peer in this process."""
+        if self.heard_s is None:
+            self.heard_s = mail.now
+        self._received(mail)
+
+    def line_lost(self, line: Line, why: str) -> None:
+        """The peer was found to be gone."""
+        if self.open:
+            self.close()
+            self._lost(line.peer, why)
+
+    def _event(self, event: int) -> None:
+        why = "closed the connection" if event == zmq.EVENT_DISCONNECTED else "refused our key"
+        self.line_lost(self._line, why)
+        self.transport.hub.schedule_turn()
+
+    def _drain(self) -> bool:
+        for _ in range(MESSAGES_PER_DRAIN_MAX):
+            sock = self.sock
+            if sock is None:
+                return False  # closed by what it brought
+            try:
+                body = sock.recv(NOBLOCK)
+            except zmq.Again:
+                return False
+            self._arrived(body, _frames(sock))
+        return True
+
+    def _arrived(self, body: bytes, frames: list[Buffer]) -> None:
+        now = time.monotonic()
+        try:
+            envelope = self._decoder.decode(body)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            log.warning("message_refused", link=self.identity, peer=self.peer, error=str(error))
+            return
+        line = self._line
+        if self.heard_s is None:
+            self.heard_s = now
+        self._received(self.transport.arrived(line, envelope, frames, now))
+
+
+def _frames(sock: "zmq.Socket[bytes]") -> list[Buffer]:
+    """What is left of a multipart message: large tensors, not copied."""
+    frames: list[Buffer] = []
+    while sock.getsockopt(RCVMORE):
+        frames.append(sock.recv(NOBLOCK, copy=False).buffer)
+    return frames

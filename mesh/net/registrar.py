@@ -1,0 +1,86 @@
+"""A service's side of the broker: registers it, keeps the latest table, and comes back when the broker does."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from mesh import wire
+from mesh.net.links import Link
+from mesh.net.transport import Mail, Transport
+
+DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
+log = structlog.get_logger("registrar")
+
+
+class Registrar:
+    """Shell. `changed(table)` is called for every table newer than the last, `replied(reply)` for every call's end."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        addresses: tuple[str, ...],
+        member: wire.Member,
+        changed: Callable[[wire.Table], None],
+        replied: Callable[[wire.CallReply], None] | None = None,
+    ) -> None:
+        self.member = member
+        self.shard_epoch = 0  # a controller's, once it has one
+        self.table: wire.Table | None = None
+        self._transport = transport
+        self._addresses = addresses
+        self._changed = changed
+        self._replied = replied
+        self._link: Link[wire.FromBroker, wire.ToBroker] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """The broker is being called."""
+        self._open()
+
+    def stop(self) -> None:
+        """The broker is told that we leave."""
+        self._stopped = True
+        if self._link is not None:
+            self._link.send(wire.Goodbye())
+            self._transport.hub.loop.call_soon(self._link.close, 200)
+
+    def send(self, message: wire.ToBroker) -> bool:
+        """`message` goes to the broker, once it answers. False if it is known to be gone."""
+        if self._link is None:
+            return False
+        self._link.send(message)
+        return True
+
+    def _open(self) -> None:
+        if self._stopped:
+            return
+        link: Link[wire.FromBroker, wire.ToBroker] = Link(
+            self._transport, self.member.id, "broker", DECODER, self._received, self._lost
+        )
+        self._link = link.call(self._addresses)
+        self._link.send(wire.Register(member=self.member, epoch=self.shard_epoch))
+
+    def _lost(self, peer: str, why: str) -> None:
+        if self.table is not None and not self._stopped:
+            log.warning("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
+        self._link = None
+        self._transport.hub.loop.call_later(0.1, self._open)
+
+    def _received(self, mail: Mail[wire.FromBroker]) -> None:
+        for message in mail.messages:
+            if isinstance(message, wire.Table):
+                self._take_table(message)
+            elif isinstance(message, wire.CallReply):
+                if self._replied is not None:
+                    self._replied(message)
+            elif isinstance(message, wire.Introduce) and self._link is not None:
+                self._link.send(wire.Register(member=self.member, epoch=self.shard_epoch))
+
+    def _take_table(self, table: wire.Table) -> None:
+        if self.table is not None and table.epoch <= self.table.epoch:
+            return
+        self.table = table
+        log.debug("table", epoch=table.epoch, members=len(table.members), models=len(table.models), at=time.monotonic())
+        self._changed(table)

@@ -1,0 +1,211 @@
+"""All lines of one process: what is sent to one peer during a turn leaves as one envelope at its end.
+
+Each line knows the offset of the peer's clock and whether the peer is alive, from what arrives on it; idle lines carry
+heartbeats. `links.py` has the ends of a line.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+import structlog
+import zmq
+
+from mesh import wire
+from mesh.clocks import OffsetFilter
+from mesh.liveness import Liveness
+from mesh.net.sockets import Hub
+
+if TYPE_CHECKING:
+    from mesh.net.links import Link, Port
+
+FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied: cheaper than the bookkeeping of not doing so
+BACKLOG_MAX = 100_000  # messages waiting for one peer; one that lets so many lie is taken for lost
+MEMORY = "memory://"
+NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # enums are slow to combine
+
+Buffer = bytes | memoryview
+In = TypeVar("In")
+log = structlog.get_logger("transport")
+
+
+@dataclass(slots=True)
+class Mail(Generic[In]):
+    """One envelope that arrived."""
+
+    peer: str
+    messages: list[In]
+    frames: list[Buffer]  # tensors too large to ride inside, in the order of the messages that own them
+    age_s: float  # since it was sent, by our clock
+    epoch: int
+    now: float  # when it was received
+    clock: OffsetFilter
+
+
+@dataclass(slots=True)
+class Line:
+    """One direction to one peer, and what is known of it."""
+
+    peer: str
+    owner: "Link[Any, Any] | Port[Any, Any]"  # who takes what arrives on this line
+    port: "Port[Any, Any] | None" = None  # the owner, if that is a port
+    outbox: list[Any] = field(default_factory=list)
+    frames: list[Buffer] = field(default_factory=list)
+    clock: OffsetFilter = field(default_factory=OffsetFilter)
+    other: "Line | None" = None  # the far end, where both are in this process
+    key: str = ""  # names the line among all of this process
+
+    def __post_init__(self) -> None:
+        self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}>{id(self)}"
+
+
+class Transport:
+    """All lines of one process."""
+
+    def __init__(self, hub: Hub, *, heartbeat_s: float, silence_s_max: float, message_bytes_max: int) -> None:
+        self.hub = hub
+        self.message_bytes_max = message_bytes_max
+        self._liveness = Liveness(heartbeat_s, silence_s_max)
+        self._watched: dict[str, Line] = {}  # {key of a line: line}
+        self._dirty: dict[int, Line] = {}  # {id: line with something to send}
+        self._memory: dict[str, Port[Any, Any]] = {}  # {name: port that can be called in memory}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._tick_s = heartbeat_s / 2
+        self._ticked_at = time.monotonic()
+        hub.on_deliver(self._deliver)
+        hub.on_flush(self._flush)
+        self._timer = hub.loop.call_later(self._tick_s, self._tick)
+
+    def close(self) -> None:
+        """No more heartbeats; the sockets are the hub's to close."""
+        self._timer.cancel()
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def queue(self, line: Line, message: object, frames: Sequence[Buffer] = ()) -> None:
+        """`message` leaves at the end of this turn."""
+        line.outbox.append(message)
+        if frames:
+            line.frames.extend(frames)
+        self._dirty[id(line)] = line
+        self.hub.schedule_turn()
+
+    def _deliver(self) -> bool:
+        """Hands over what goes to peers in this process. True if there was some."""
+        local = [line for line in self._dirty.values() if line.other is not None]
+        for line in local:
+            if self._dirty.pop(id(line), None) is None:
+                continue  # closed by what another line brought
+            messages, line.outbox = line.outbox, []
+            frames, line.frames = line.frames, []
+            far = line.other
+            assert far is not None
+            if far.port is not None:
+                far.port.rejoin(far)
+            epoch = line.port.epoch if line.port is not None else 0
+            now = time.monotonic()
+            far.owner.take(Mail(far.peer, messages, frames, 0.0, epoch, now, far.clock))
+        return bool(local)
+
+    def _flush(self) -> None:
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, {}
+        for line in dirty.values():
+            self._flush_line(line)
+
+    def _flush_line(self, line: Line) -> None:
+        now = time.monotonic()
+        port = line.port
+        epoch = port.epoch if port is not None else 0
+        sock = line.owner.sock
+        if sock is None:
+            return
+        body = self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, line.outbox))
+        flags = NOBLOCK | (MORE if line.frames else 0)
+        try:
+            if port is not None:
+                sock.send(line.peer.encode(), NOBLOCK | MORE)
+            sock.send(body, flags)
+        except zmq.Again:
+            self._held(line)
+            return
+        except zmq.ZMQError as error:
+            self._line_lost(line, f"cannot be reached: {error}")
+            return
+        last = len(line.frames) - 1
+        for i, frame in enumerate(line.frames):
+            copy = len(frame) < FRAME_BYTES_ZERO_COPY
+            sock.send(frame, MORE if i < last else 0, copy=copy)
+        line.outbox = []
+        line.frames = []
+        self.hub.sent(sock)
+        self._liveness.sent(line.key, now)
+
+    def _held(self, line: Line) -> None:
+        """The peer's pipe is full: what waits is tried again, up to a limit."""
+        if len(line.outbox) > BACKLOG_MAX:
+            self._line_lost(line, f"does not read: {len(line.outbox)} messages wait for it")
+            return
+        self._dirty[id(line)] = line
+        self.hub.loop.call_later(0.001, self.hub.schedule_turn)
+
+    # -- liveness -----------------------------------------------------------------------------------------------------
+
+    def watch(self, line: Line) -> None:
+        """The line carries heartbeats, and its peer is lost when silent for too long."""
+        self._watched[line.key] = line
+        self._liveness.watch(line.key, time.monotonic())
+
+    def unwatch(self, line: Line) -> None:
+        """The line is left alone."""
+        self._watched.pop(line.key, None)
+        self._liveness.forget(line.key)
+        self._dirty.pop(id(line), None)
+
+    def arrived(self, line: Line, envelope: "wire.Envelope[In]", frames: list[Buffer], now: float) -> Mail[In]:
+        """Something arrived on the line: its peer is alive, and its clock is known the better."""
+        self._liveness.heard(line.key, now)
+        line.clock.heard(envelope.sent_s, envelope.delta_s, now)
+        age_s = line.clock.age_s(envelope.sent_s, now)
+        return Mail(line.peer, envelope.messages, frames, age_s, envelope.epoch, now, line.clock)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        late = now - self._ticked_at > 4 * self._tick_s
+        due = self._liveness.wake(now, blind_since=self._ticked_at if late else None)
+        self._ticked_at = now
+        for key in due.beats:
+            line = self._watched.get(key)
+            if line is not None and not line.outbox:
+                self.queue(line, wire.Heartbeat())
+        for key in due.lost:
+            line = self._watched.get(key)
+            if line is not None:
+                self._line_lost(line, "was silent for too long")
+        self._timer = self.hub.loop.call_later(self._tick_s, self._tick)
+
+    def _line_lost(self, line: Line, why: str) -> None:
+        self.unwatch(line)
+        line.outbox, line.frames = [], []
+        line.owner.line_lost(line, why)
+        self.hub.schedule_turn()
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def offer(self, name: str, port: "Port[Any, Any]") -> None:
+        """`port` can be called in memory as ``memory://name``."""
+        self._memory[name] = port
+
+    def withdraw(self, port: "Port[Any, Any]") -> None:
+        """`port` can no longer be called in memory."""
+        self._memory = {name: known for name, known in self._memory.items() if known is not port}
+
+    def port_in_memory(self, addresses: Sequence[str]) -> "Port[Any, Any] | None":
+        """The port behind the first of the addresses that is in this process."""
+        for address in addresses:
+            if address.startswith(MEMORY) and address[len(MEMORY) :] in self._memory:
+                return self._memory[address[len(MEMORY) :]]
+        return None

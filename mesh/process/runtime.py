@@ -1,0 +1,148 @@
+"""What every service's process does alike: loop, signals, garbage collector, exit code."""
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import uvloop
+
+from mesh.errors import GearmeshError
+from mesh.net.sockets import Hub
+from mesh.net.transport import Transport
+from mesh.process import logs
+from mesh.process.settings import Settings, settings_or_exit
+
+STOP_S = 15.0  # for stopping what was drained; then a process that failed ends all the same
+log = structlog.get_logger("runtime")
+
+
+class Service(Protocol):
+    """The shell around one core."""
+
+    def start(self) -> None:
+        """Sockets are open and calls are out. Raises: GearmeshError."""
+
+    def drain(self) -> bool:
+        """Takes nothing new; True once nothing is left to finish. Called again until it is, or time is up."""
+
+    def stop(self) -> None:
+        """Says goodbye and closes what `start` opened."""
+
+
+class Runtime:
+    """One process: a hub, its links, and the services in it."""
+
+    def __init__(self, settings: Settings, failing: Callable[[int, float], None] | None = None) -> None:
+        """`failing`: hears of an exit code that is not 0, and within how many seconds the process should have ended."""
+        self.settings = settings
+        self._failing = failing
+        self.hub = Hub(asyncio.get_running_loop(), settings.keys())
+        self.transport = Transport(
+            self.hub,
+            heartbeat_s=settings.heartbeat_ms / 1e3,
+            silence_s_max=settings.silence_ms_max / 1e3,
+            message_bytes_max=settings.message_bytes_max,
+        )
+        self._asked = asyncio.Event()
+        self._exit_code = 0
+
+    def end(self, exit_code: int) -> None:
+        """The services drain, as after a signal, and `run` returns this code."""
+        self._exit_code = exit_code
+        if exit_code and self._failing is not None:
+            self._failing(exit_code, self.settings.drain_s + STOP_S)
+        self._asked.set()
+
+    async def run(self, services: list[Service]) -> int:
+        """Serves until SIGTERM, SIGINT or `end`, then drains; a second signal stops at once. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        asked = self._asked
+        again = asyncio.Event()
+
+        def signalled() -> None:
+            (again if asked.is_set() else asked).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signalled)
+        for service in services:
+            service.start()
+        gc.collect()
+        gc.freeze()
+        await asked.wait()
+        await self._drain(services, again)
+        self.hub.schedule_turn()
+        await asyncio.sleep(0)  # the turn of what was said last: of the result that the wait was for
+        for service in reversed(services):
+            service.stop()
+        self.hub.schedule_turn()
+        await asyncio.sleep(0)  # the goodbyes' turn
+        self.transport.close()
+        self.hub.close()
+        return self._exit_code
+
+    async def _drain(self, services: list[Service], again: asyncio.Event) -> None:
+        ends_at = time.monotonic() + self.settings.drain_s
+        waiting = list(services)
+        while waiting and time.monotonic() < ends_at:
+            waiting = [service for service in waiting if not service.drain()]
+            if not waiting:
+                return
+            try:
+                await asyncio.wait_for(again.wait(), 0.02)
+            except TimeoutError:
+                continue
+            break
+        for service in waiting:
+            log.warning("not_drained", service=type(service).__name__, after_s=self.settings.drain_s)
+
+
+def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
+    """The `main` of a service: settings from the command line, services from `make`, until a signal; then exits."""
+    settings = settings_or_exit()
+    logs.set_up(settings, role)
+
+    async def main() -> int:
+        runtime = Runtime(settings, _end_within)
+        try:
+            return await runtime.run(make(runtime))
+        except GearmeshError:
+            runtime.hub.close()
+            raise
+
+    try:
+        code = uvloop.run(main())
+    except GearmeshError as error:
+        sys.stderr.write(f"{role}: {error}\n")
+        raise SystemExit(2) from error
+    if code:
+        sys.stdout.flush()
+        os._exit(code)  # what failed must not hold the process up, or change its code: threads, destructors that abort
+
+
+def _end_within(code: int, seconds: float) -> None:
+    """The process ends then, if it has not by itself: what made it fail may hold up its end, too."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+
+
+def member_id(role: str) -> str:
+    """A new incarnation's id."""
+    return f"{role}-{secrets.token_hex(4)}"
+
+
+def host_id() -> str:
+    """Equal for processes that share memory and loopback."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:13]
+    except OSError:
+        return os.uname().nodename

@@ -1,0 +1,294 @@
+"""Settings of a mesh: one list for all services, so that one file and one environment serve all of them.
+
+Read once, in a service's `main.py`: `gearmesh.toml` (in the working folder, or at ``GEARMESH_CONFIG``), then the
+environment (``GEARMESH_`` and the upper-case name), then flags (``--`` and the name with dashes). Later ones win.
+"""
+
+import difflib
+import math
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mesh.errors import SettingsError, UnsafeBind
+from mesh.net.keys import LOOPBACK, Keys
+
+PREFIX = "GEARMESH_"
+NOT_SETTINGS = {"GEARMESH_CONFIG", "GEARMESH_PYTHON"}  # read elsewhere, before there are settings
+
+
+class Settings(BaseModel):
+    """Everything that can be set. Frozen; durations carry their unit in the name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # where
+    host: str = Field("127.0.0.1", description="Address that every port listens on. Beyond loopback it needs keys.")
+    frontend_port: int = Field(5555, ge=0, le=65535, description="Where clients call (ZeroMQ). 0: any free port.")
+    http_port: int = Field(
+        8000, ge=0, le=65535, description="Where HTTP clients call, on this machine only (docs/http.md). 0: no HTTP."
+    )
+    broker_port: int = Field(5550, ge=0, le=65535, description="The one address that every service knows.")
+    broker_host: str = Field("", description="Host of the broker, if it is not `host`.")
+    controller_port: int = Field(5560, ge=0, le=65535, description="Where frontends and workers call. 0: any free.")
+    model_repository: Path = Field(Path("model_repository"), description="Folder of model packages.")
+    data_dir: Path = Field(Path(".gearmesh"), description="Folder of the catalogue, locks and logs; made if missing.")
+    state_url: str = Field("", description="Where selection state lives; empty: SQLite in data_dir.")
+    keys_dir: str = Field("", description="Folder of CURVE keys made by `gearmesh keys`; empty: no encryption.")
+
+    # device
+    device: str = Field("auto", description="auto | cpu | cuda | cuda:N | emulated:PROFILE.json")
+    arena_mb: int = Field(0, ge=0, description="Size of the weight arena, MiB. 0: 1024 on cpu, what is left on cuda.")
+    page_mb: int = Field(0, ge=0, le=1024, description="Size of a page, MiB. 0: 2 on cpu, 16 on cuda.")
+    window_mb: int = Field(512, ge=1, description="Largest model that can be executed, MiB of weights.")
+    host_memory_mb: int = Field(
+        0, ge=0, description="Host memory for weights, MiB; weights beyond it stay on disk. 0: half of what is free."
+    )
+    compile_s_max: float = Field(
+        0.0, ge=0, le=3600, description="Seconds that PREPARE may compile one architecture on cpu. 0: run eagerly."
+    )
+    threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
+    tf32: Literal["convolutions", "all", "none"] = Field(
+        "convolutions", description="What of float32 is in TF32 on cuda: convolutions (as torch by itself), all, none."
+    )
+    cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
+    real_time: bool = Field(
+        False, description="Real-time priority for what keeps a worker's time, where it is allowed."
+    )
+    factory_allow: tuple[str, ...] = Field(
+        ("pytorchcv.models.",), description="Prefixes of module:callable names that a package may use as its factory."
+    )
+    emulated_count: int = Field(1, ge=1, le=512, description="Emulated devices in one worker process.")
+
+    # policy
+    policy: Literal["atc", "clockwork", "fifo"] = Field("atc", description="Order of work and admission.")
+    policy_parameters: dict[str, float] = Field(
+        {}, description="Parameters of the policy, as name=value,name=value; docs/operations.md lists them."
+    )
+    queue_max: int = Field(20_000, ge=1, description="Requests waiting in one controller; more are rejected at once.")
+    slack_ms: float = Field(1.0, ge=0, le=1000, description="Part of every deadline kept for the way back.")
+
+    # frontend
+    in_flight_max: int = Field(10_000, ge=1, description="Requests in one frontend; more are rejected at once.")
+    in_flight_mb: int = Field(
+        1024, ge=1, description="Inputs of the requests in one frontend, MiB; more are rejected at once."
+    )
+    message_bytes_max: int = Field(256 << 20, ge=1024, description="Largest message; a larger one closes the link.")
+    request_bytes_max: int = Field(64 << 20, ge=1024, description="Largest frame of a client's request.")
+    slo_ms_max: float = Field(600_000.0, gt=0, description="Largest budget that a client may ask for.")
+    cache_mb: int = Field(64, ge=0, description="Prediction cache of one frontend, MiB of inputs and outputs. 0: off.")
+    rows_max: int = Field(4096, ge=1, description="Largest number of rows in one request.")
+
+    # selection
+    selection_allow: tuple[str, ...] = Field((), description="Prefixes of module:attr policies that may be imported.")
+    selection_seed: int = Field(0, ge=0, description="Seed of the policies' draws. 0: another one at every start.")
+    contexts_max: int = Field(100_000, ge=1, description="Contexts kept of one application; the oldest leave first.")
+    decisions_max: int = Field(100_000, ge=1, description="Answers of one frontend that still may get feedback.")
+    decision_s: float = Field(600.0, gt=0, le=86_400, description="How long an answer may get feedback.")
+
+    # liveness
+    heartbeat_ms: float = Field(250.0, ge=10, le=10_000, description="Longest silence on a link between services.")
+    silence_ms_max: float = Field(
+        1500.0, validate_default=True, ge=50, le=60_000, description="A peer silent for longer is taken for lost."
+    )
+    drain_s: float = Field(5.0, ge=0, le=600, description="After SIGTERM: how long requests in flight may still take.")
+
+    # telemetry
+    telemetry: bool = Field(True, description="Whether controllers keep a request log and an action log.")
+    telemetry_dir: str = Field("", description="Folder of these logs; empty: `telemetry` in data_dir.")
+    telemetry_file_mb: int = Field(64, ge=1, le=4096, description="A log file that has grown to this many MiB is full.")
+    telemetry_files: int = Field(8, ge=1, le=10_000, description="Files of each log that are kept; older ones go.")
+    telemetry_pending_max: int = Field(
+        50_000, ge=100, le=10_000_000, description="Lines that wait for the disk; more are dropped, counted, reported."
+    )
+
+    # logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: readable lines on a terminal.")
+
+    @field_validator("slo_ms_max", "slack_ms", "heartbeat_ms", "silence_ms_max", "drain_s", "decision_s")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @field_validator("policy_parameters")
+    @classmethod
+    def _all_finite(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(map(math.isfinite, value.values())):
+            raise ValueError("must be finite numbers")
+        return value
+
+    @field_validator("silence_ms_max")
+    @classmethod
+    def _longer_than_beats(cls, value: float, info: Any) -> float:
+        if value < 2 * info.data.get("heartbeat_ms", 0.0):
+            raise ValueError("must be at least twice heartbeat_ms")
+        return value
+
+    @property
+    def telemetry_folder(self) -> Path:
+        """Where controllers keep the request log and the action log."""
+        return Path(self.telemetry_dir) if self.telemetry_dir else self.data_dir / "telemetry"
+
+    @property
+    def broker_address(self) -> str:
+        """Where the broker listens."""
+        return f"tcp://{self.broker_host or self.host}:{self.broker_port}"
+
+    @property
+    def frontend_address(self) -> str:
+        """Where clients call."""
+        return f"tcp://{self.host}:{self.frontend_port}"
+
+    @property
+    def http_host(self) -> str:
+        """Where the gateway listens: HTTP has no keys, so it stays on this machine, whatever `host` says."""
+        return self.host if self.host in LOOPBACK else "127.0.0.1"
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP clients call."""
+        return f"http://{f'[{self.http_host}]' if ':' in self.http_host else self.http_host}:{self.http_port}"
+
+    def keys(self) -> Keys | None:
+        """The mesh's keys, if it has any. Raises: SettingsError, UnsafeBind."""
+        if self.keys_dir:
+            try:
+                return Keys.read(Path(self.keys_dir))
+            except (OSError, ValueError) as error:
+                raise SettingsError([f"keys_dir={self.keys_dir}: no usable keys there: {error}"]) from error
+        if self.host not in LOOPBACK:
+            raise UnsafeBind(self.host)
+        return None
+
+
+def read_settings(
+    arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, file: Path | None = None
+) -> Settings:
+    """Settings from the file, the environment and flags, checked. Raises: SettingsError, all faults at once."""
+    environment = os.environ if environment is None else environment
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, found in (
+        ("file", _from_file(file or _config_file(environment), faults)),
+        ("environment", _from_environment(environment, faults)),
+        ("flag", _from_flags(arguments, faults)),
+    ):
+        for name, value in found.items():
+            if name not in Settings.model_fields:
+                faults.append(_unknown(name, source))
+            else:
+                values[name] = value
+                origin[name] = source
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        faults.extend(_sentence(detail, origin) for detail in error.errors())
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def documentation() -> list[tuple[str, str, str]]:
+    """(name, default, description) of every setting, in order; docs/operations.md is checked against it."""
+    return [(name, str(field.default), field.description or "") for name, field in Settings.model_fields.items()]
+
+
+def _config_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get("GEARMESH_CONFIG")
+    if named:
+        return Path(named)
+    return Path("gearmesh.toml") if Path("gearmesh.toml").exists() else None
+
+
+def _from_file(file: Path | None, faults: list[str]) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        faults.append(f"{file}: cannot be read: {error.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        faults.append(f"{file}: is not TOML: {error}")
+    return {}
+
+
+def _from_environment(environment: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+    found = {
+        key[len(PREFIX) :].lower(): value
+        for key, value in environment.items()
+        if key.startswith(PREFIX) and key not in NOT_SETTINGS
+    }
+    return {name: _split(name, value) for name, value in found.items()}
+
+
+def _from_flags(arguments: Sequence[str], faults: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            faults.append(f"unexpected argument {flag!r}: flags look like --broker-port 5550")
+            continue
+        name, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                faults.append(f"--{name} needs a value")
+                continue
+            value = rest.pop(0)
+        name = name.replace("-", "_")
+        found[name] = _split(name, value)
+    return found
+
+
+def _split(name: str, value: str) -> object:
+    field = Settings.model_fields.get(name)
+    if field is not None and isinstance(field.default, tuple):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if field is not None and isinstance(field.default, dict):
+        return {key.strip(): item for key, _, item in (part.partition("=") for part in value.split(",") if part)}
+    return value
+
+
+def _unknown(name: str, source: str) -> str:
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = (
+        f"; did you mean {_spell(near[0], source)}?"
+        if near
+        else f"; the settings are: {', '.join(Settings.model_fields)}"
+    )
+    return f"{_spell(name, source)}: there is no such setting{hint}"
+
+
+def _sentence(detail: Any, origin: Mapping[str, str]) -> str:
+    name = str(detail["loc"][0])
+    return f"{_spell(name, origin.get(name, 'file'))}={detail['input']!r}: {detail['msg']}"
+
+
+def _spell(name: str, source: str) -> str:
+    if source == "environment":
+        return PREFIX + name.upper()
+    return "--" + name.replace("_", "-") if source == "flag" else name
+
+
+def settings_or_exit(arguments: Sequence[str] | None = None) -> Settings:
+    """Settings for a service's main: flags from the command line; exits 2 with all faults if they are wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        width = max(len(name) for name in Settings.model_fields) + 4
+        lines = [f"  --{name.replace('_', '-'):{width}}{text} [{default}]" for name, default, text in documentation()]
+        sys.stdout.write("settings (flags; also GEARMESH_NAME, and gearmesh.toml):\n" + "\n".join(lines) + "\n")
+        raise SystemExit(0)
+    try:
+        return read_settings(arguments)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from error

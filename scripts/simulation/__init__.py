@@ -1,1 +1,0 @@
-"""Devices, models and loads on paper: scenarios, arrivals, upper bounds, reports. `scripts/simulate.py` runs them."""

@@ -1,0 +1,59 @@
+"""Short ways to say what a catalogue is told, and what it answers."""
+
+from typing import Any
+
+import msgspec
+
+from broker.core.catalogue import Catalogue, Replies
+from broker.core.records import ModelRecord
+from mesh import wire
+
+SPEC = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
+    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 2)),),
+    batch_max=8,
+    slo_ms=50.0,
+)
+ANN, BEN = ("operator-ann", 1), ("operator-ben", 2)
+FOUND = {"m": ["1", "2", "3"]}
+
+
+def prepared(ref: str) -> wire.PrepareReport:
+    return wire.PrepareReport(ref=ref, ok=True, spec=SPEC)
+
+
+def broken(ref: str, *faults: str) -> wire.PrepareReport:
+    return wire.PrepareReport(ref=ref, ok=False, faults=faults)
+
+
+def told(key: tuple[str, int], ok: bool, message: str, faults: tuple[str, ...] = (), field: str = "") -> Replies:
+    return [
+        (key, wire.CallReply(call=key[1] if ok or not field else 0, ok=ok, message=message, faults=faults, field=field))
+    ]
+
+
+def state(catalogue: Any, name: str = "m") -> tuple[str | None, str | None, list[str]]:
+    model = catalogue.models[name]
+    return model.current, model.target, model.history
+
+
+def offer(ref: str = "f:1", code: str = "abc") -> wire.Offer:
+    tensor = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 1))
+    return wire.Offer(
+        ref=ref, spec=wire.ModelSpec(inputs=(tensor,), outputs=(tensor,), batch_max=8, slo_ms=9), code=code
+    )
+
+
+def served(catalogue: Catalogue, member: str = "c1", ref: str = "f:1", code: str = "abc") -> wire.ModelSpec:
+    """A container came and its version is prepared; the spec that clients see."""
+    assert catalogue.offered(member, offer(ref, code)) is None
+    catalogue.reported(wire.PrepareReport(ref=ref, ok=True, spec=offer().spec))
+    catalogue.check()
+    name, version = wire.split_ref(ref)
+    assert catalogue.models[name].current == version
+    return catalogue.models[name].specs[version]
+
+
+def reopened(model: ModelRecord) -> ModelRecord:
+    """As it is when the broker is started again."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(model), type=ModelRecord)

@@ -1,0 +1,215 @@
+"""controller/core/telemetry/totals.py and snapshot.py: what is told of requests and actions, and what is kept in any case."""
+
+import pytest
+
+from controller.core.telemetry.snapshot import MODELS_MAX, PLACES_MAX, snapshot
+from controller.core.telemetry.totals import RING, spread
+from mesh.facts import ActionFact, Fact, JournalState, RequestFact
+from tests.controller.core.controller_builders import TEN_MS, Shard, line
+
+NEAR = 1e-9
+
+
+def recording(**options: object) -> Shard:
+    """A shard that serves m:1 on w1, and whose facts are recorded."""
+    shard = Shard(**options).serve({"m:1": TEN_MS})  # type: ignore[arg-type]
+    shard.scheduler.telemetry.recording = True
+    return shard
+
+
+def facts(shard: Shard) -> list[Fact]:
+    """What was told since the last time."""
+    return shard.scheduler.telemetry.take()
+
+
+def request(shard: Shard) -> RequestFact:
+    """The one request that was told of."""
+    (fact,) = (fact for fact in facts(shard) if isinstance(fact, RequestFact))
+    return fact
+
+
+def action(shard: Shard) -> ActionFact:
+    """The one action that was told of."""
+    (fact,) = (fact for fact in facts(shard) if isinstance(fact, ActionFact))
+    return fact
+
+
+def test_a_served_request_is_told_with_its_plan_its_action_and_what_it_took() -> None:
+    shard = recording()
+    shard.submit(7, now=100.0, budget_s=0.05, age_s=0.002, rows=2)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.001, duration_s=0.012, now=100.014)
+    fact = request(shard)
+    assert (fact.frontend, fact.request, fact.ref, fact.rows) == ("f", 7, "m:1", 2)
+    assert (fact.outcome, fact.code, fact.action, fact.batch, fact.device, fact.worker) == (
+        "in_time", "", 1, 2, "test:w1", "w1",
+    )  # fmt: skip
+    assert fact.arrived_s == pytest.approx(99.998, abs=NEAR)
+    assert fact.slo_s == pytest.approx(0.05, abs=NEAR)
+    assert fact.latency_s == pytest.approx(0.015, abs=NEAR)
+    assert fact.queued_s == pytest.approx(0.002, abs=NEAR)
+    assert fact.exec_s == 0.012
+    assert fact.predicted_s == pytest.approx(0.002 + 0.0003 + 0.012, abs=NEAR)
+    assert (fact.cold, fact.tries) == (False, 0)
+
+
+def test_its_action_is_told_with_its_window_in_the_controller_s_clock() -> None:
+    shard = recording()
+    shard.scheduler.clock("w1", 5000.0)
+    shard.submit(1, now=100.0, budget_s=0.05)
+    shard.submit(2, now=100.0, budget_s=0.5)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=5100.001, duration_s=0.0115, now=100.014)
+    fact = action(shard)
+    assert (fact.action, fact.type, fact.code, fact.ref, fact.worker, fact.device) == (
+        1, "infer", "ok", "m:1", "w1", "test:w1",
+    )  # fmt: skip
+    assert (fact.batch, fact.requests, fact.in_time, fact.waiting) == (2, 2, 2, 0)
+    assert (fact.sent_s, fact.earliest_s) == (100.0, pytest.approx(99.999, abs=NEAR))
+    assert fact.latest_s == pytest.approx(100.5 - 0.001 - 0.012, abs=NEAR)
+    assert fact.expected_begin_s == pytest.approx(100.0003, abs=NEAR)
+    assert fact.expected_end_s == pytest.approx(100.0123, abs=NEAR)
+    assert fact.begin_s == pytest.approx(100.001, abs=NEAR)
+    assert fact.end_s == pytest.approx(100.0125, abs=NEAR)
+    assert (fact.duration_s, fact.expected_s) == (0.0115, pytest.approx(0.012, abs=NEAR))
+    assert fact.error_s == pytest.approx(-0.0005, abs=NEAR)
+
+
+def test_a_late_one_is_told_as_late() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=0.05)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.045, duration_s=0.010, now=100.06)
+    told = facts(shard)
+    assert [fact.outcome for fact in told if isinstance(fact, RequestFact)] == ["late"]
+    assert [fact.in_time for fact in told if isinstance(fact, ActionFact)] == [0]
+
+
+def test_a_refused_one_is_told_with_the_reason_and_the_prediction() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=0.005)
+    fact = request(shard)
+    assert (fact.outcome, fact.code, fact.action, fact.batch, fact.device, fact.exec_s, fact.queued_s) == (
+        "rejected", "deadline", 0, 0, "", None, None,
+    )  # fmt: skip
+    assert fact.latency_s == 0.0
+    assert fact.predicted_s == pytest.approx(0.0103, abs=NEAR)
+
+
+def test_one_that_was_never_looked_at_has_no_prediction() -> None:
+    shard = recording(started_s=0.0)
+    shard.submit(1, "x:1", now=100.0)
+    assert (fact := request(shard)).code == "not_deployed"
+    assert fact.predicted_s is None
+
+
+def test_those_that_nobody_waits_for_any_more_are_told_once_each() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0)
+    shard.submit(2, now=100.0)
+    shard.cancel(1, now=100.001)
+    shard.cancel(1, now=100.001)
+    shard.lose_frontend(now=100.002)
+    assert [fact.outcome for fact in facts(shard) if isinstance(fact, RequestFact)] == ["cancelled", "frontend_lost"]
+    assert shard.scheduler.telemetry.cancelled == 2
+
+
+def test_a_request_whose_model_is_on_no_device_is_cold_and_its_load_is_told() -> None:
+    shard = Shard().serve({"m:1": TEN_MS}, resident=())
+    shard.scheduler.telemetry.recording = True
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.loaded(1, now=100.006)
+    shard.wake(100.006)
+    fact = action(shard)
+    assert (fact.type, fact.batch, fact.requests, fact.duration_s) == ("load", 0, 0, 0.005)
+    assert fact.latest_s > fact.expected_end_s
+    shard.ran(2, begin_s=100.007, duration_s=0.010)
+    assert request(shard).cold
+    shard.submit(2, now=100.1)
+    shard.wake(100.1)
+    shard.ran(3, begin_s=100.101, duration_s=0.010)
+    assert not request(shard).cold
+    assert shard.scheduler.telemetry.cold == 1
+
+
+def test_actions_of_a_lost_worker_are_told_and_their_requests_when_they_end() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.lose("w1", now=100.002)
+    told = facts(shard)
+    assert [fact.code for fact in told if isinstance(fact, ActionFact)] == ["worker_lost"]
+    assert [(f.outcome, f.code) for f in told if isinstance(f, RequestFact)] == [("failed", "worker_lost")]
+    assert shard.scheduler.telemetry.devices == {}
+
+
+def test_nothing_is_told_unless_it_is_recorded_but_all_is_counted() -> None:
+    shard = Shard().serve({"m:1": TEN_MS})
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.001, duration_s=0.008)
+    shard.submit(2, now=100.1, budget_s=0.001)
+    telemetry = shard.scheduler.telemetry
+    assert telemetry.take() == []
+    assert (telemetry.models["m:1"].in_time, telemetry.models["m:1"].refused) == (1, 1)
+    assert telemetry.devices["w1"].exec_busy_s == 0.008
+    assert list(telemetry.exec_errors) == [pytest.approx(0.25)]  # 10 ms were predicted
+    assert list(telemetry.latencies_s) == [pytest.approx(0.009)]
+
+
+def test_rings_keep_the_last_values_only() -> None:
+    shard = Shard().serve({"m:1": TEN_MS})
+    for i in range(RING + 5):
+        shard.submit(i, now=100.0 + i)
+        shard.wake(100.0 + i)
+        shard.ran(i + 1, begin_s=100.001 + i, duration_s=0.010)
+    assert len(shard.scheduler.telemetry.latencies_s) == len(shard.scheduler.telemetry.exec_errors) == RING
+
+
+@pytest.mark.parametrize(
+    ("values", "p50", "p99"),
+    [([3.0], 3.0, 3.0), ([2.0, 1.0], 1.0, 2.0), (range(1, 101), 50, 99), (range(1, 1001), 500, 990)],
+)
+def test_quantiles_are_of_the_nearest_rank(values: list[float], p50: float, p99: float) -> None:
+    found = spread(values)
+    assert (found.count, found.p50, found.p99) == (len(values), p50, p99)
+
+
+def test_without_values_there_are_no_quantiles() -> None:
+    assert (spread([]).count, spread([]).p50, spread([]).p99) == (0, None, None)
+
+
+def test_a_snapshot_shows_devices_models_and_counts() -> None:
+    shard = Shard().serve({"m:1": TEN_MS, "n:1": line(0.01, 0.0)}, resident=["m:1"])
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.001, duration_s=0.010)
+    shard.submit(2, now=100.1)
+    shard.wake(100.1)
+    shard.submit(3, now=100.1, budget_s=0.001)
+    seen = snapshot(
+        shard.scheduler, name="controller-1", policy="atc", started_s=90.0, heard_s=lambda worker: 99.9,
+        journal=JournalState(on=False), now=100.101,
+    )  # fmt: skip
+    assert (seen.controller, seen.uptime_s) == ("controller-1", pytest.approx(10.101))
+    assert (seen.submitted, seen.in_time, seen.refused, seen.open) == (3, 1, {"deadline": 1}, 1)
+    (device,) = seen.devices
+    assert (device.worker, device.pages, device.free_pages, device.exec_pending) == ("w1", 8, 4, 1)
+    assert (device.batches, device.exec_busy_s, device.prepared, device.resident) == (1, 0.010, 2, 2)
+    assert device.heard_ago_s == pytest.approx(0.201)
+    assert {place.ref: place.state for place in device.places} == {"m:1": "running", "n:1": "loading"}
+    assert {model.ref: (model.in_time, model.refused) for model in seen.models} == {"m:1": (1, 1), "n:1": (0, 0)}
+
+
+def test_a_snapshot_of_thousands_of_models_names_the_busiest_and_counts_all() -> None:
+    refs = {f"m{i}:1": TEN_MS for i in range(300)}
+    shard = Shard().serve(refs, pages=600)
+    shard.submit(1, "m299:1", now=100.0)
+    seen = snapshot(
+        shard.scheduler, name="c", policy="atc", started_s=0.0, heard_s=lambda worker: 0.0,
+        journal=JournalState(on=False), now=100.0,
+    )  # fmt: skip
+    assert seen.models[0].ref == "m299:1"
+    assert (len(seen.models), seen.models_total) == (MODELS_MAX, 300)
+    assert (len(seen.devices[0].places), seen.devices[0].resident) == (PLACES_MAX, 300)

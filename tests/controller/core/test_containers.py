@@ -1,0 +1,233 @@
+"""Containers in the scheduler: who serves them, whom a batch waits for, what happens when their code dies."""
+
+import numpy as np
+import pytest
+
+from controller.core.containers import Gathering
+from mesh import wire
+from tests.controller.core.controller_builders import Shard, hello, prepared, spec
+
+REF = "f:1"
+
+
+def container(
+    member: str = "c1", *, ref: str = REF, ok: bool = True, rows_max: int = 64, wait_s: float = 0.0
+) -> wire.WorkerHello:
+    """A container's first words."""
+    info = wire.DeviceInfo(name=member, kind="container", pages=1, page_bytes=1, any_batch=True, container=ref)
+    words = report(ref, ok=ok, rows_max=rows_max, wait_s=wait_s)
+    return wire.WorkerHello(member=member, host="h", device=info, free_pages=0, resident=(ref,), prepared=(words,))
+
+
+def report(ref: str = REF, *, ok: bool = True, rows_max: int = 64, wait_s: float = 0.0) -> wire.Prepared:
+    batching = wire.Batching(method="fixed", size=8, objective_s=0.02, wait_s=wait_s)
+    faults = () if ok else ("it died",)
+    return wire.Prepared(ref=ref, ok=ok, faults=faults, spec=spec(rows_max), pages=1, batching=batching)
+
+
+def shard(*containers: wire.WorkerHello) -> Shard:
+    made = Shard()
+    made.want([REF], contained=[REF])
+    for words in containers:
+        made.join(words, now=0.0)
+    made.wake(0.0)
+    return made
+
+
+def test_a_container_is_asked_for_its_version_only_and_devices_are_not_asked_for_it() -> None:
+    made = Shard()
+    made.want([REF, "m:1"], contained=[REF])
+    made.join(hello("w1"), now=0.0)
+    assert made.join(container(), now=0.0) == ["broker: f:1 is ready"]
+    assert made.wake(0.0) == ["w1: prepare m:1"]
+
+
+def test_a_container_that_came_before_its_version_was_wanted_is_asked_then_and_serves() -> None:
+    made = Shard()
+    assert made.join(container(), now=0.0) == []
+    made.want([REF], contained=[REF])
+    assert made.wake(0.0) == ["c1: prepare f:1"]
+    assert made.report(report(), "c1") == ["broker: f:1 is ready"]
+    made.submit(1, REF, now=1.0)
+    assert made.wake(1.0) == ["c1: infer #1 f:1 x1 f/1"]
+
+
+def test_what_waits_goes_out_in_one_batch_up_to_the_limit_and_a_client_s_own_batch_is_kept_whole() -> None:
+    made = shard(container())
+    for number in range(1, 11):
+        made.submit(number, REF, now=1.0)
+    assert made.wake(1.0)[0].startswith("c1: infer #1 f:1 x8 ")
+    made = shard(container())
+    made.submit(1, REF, now=1.0, rows=40)
+    assert made.wake(1.0) == ["c1: infer #1 f:1 x40 f/1"]
+
+
+def test_nothing_is_bound_behind_a_busy_replica_while_another_is_idle() -> None:
+    made = shard(container("c1"), container("c2"))
+    made.submit(1, REF, now=1.0)
+    assert made.wake(1.0) == ["c1: infer #1 f:1 x1 f/1"]
+    made.submit(2, REF, now=1.0)
+    assert made.wake(1.0) == ["c2: infer #2 f:1 x1 f/2"]
+
+
+def test_nothing_is_bound_behind_a_replica_that_seems_stuck() -> None:
+    made = shard(container("c1"))
+    made.submit(1, REF, now=1.0)
+    made.wake(1.0)
+    made.submit(2, REF, now=1.5, budget_s=1.0)
+    assert made.wake(1.5) == []
+
+
+def test_requests_of_code_that_died_go_to_another_replica() -> None:
+    made = shard(container("c1"), container("c2"))
+    made.submit(1, REF, now=1.0, budget_s=1.0)
+    made.wake(1.0)
+    assert made.report(report(ok=False), "c1", now=1.01) == []
+    assert made.result(1, now=1.01, worker="c1", code="container_died") == []
+    assert made.wake(1.01) == ["c2: infer #2 f:1 x1 f/1"]
+
+
+def test_a_model_without_a_replica_says_so_and_why() -> None:
+    made = shard(container("c1"))
+    made.report(report(ok=False), "c1", now=4.0)
+    assert made.submit(1, REF, now=4.0) == ["f: 1 rejected no_replica"]
+    made.report(report(), "c1", now=5.0)
+    made.submit(2, REF, now=5.0)
+    assert made.wake(5.0) == ["c1: infer #1 f:1 x1 f/2"]
+
+
+def test_an_exception_fails_the_requests_and_nothing_else() -> None:
+    made = shard(container("c1"))
+    made.submit(1, REF, now=1.0)
+    made.wake(1.0)
+    assert made.result(1, now=1.01, worker="c1", code="model_error", message="ValueError: no") == [
+        "f: 1 failed model_error"
+    ]
+    made.submit(2, REF, now=1.02)
+    assert made.wake(1.02) == ["c1: infer #2 f:1 x1 f/2"]
+
+
+def test_refusals_by_an_estimate_that_is_out_of_date_end() -> None:
+    made = shard(container("c1"))
+    for number in range(1, 4):
+        made.submit(number, REF, now=float(number), budget_s=10.0)
+        made.wake(float(number))
+        made.ran(number, begin_s=float(number), duration_s=0.5, worker="c1")
+    assert made.submit(4, REF, now=3.6, budget_s=0.02) == ["f: 4 rejected deadline"]
+    assert made.submit(5, REF, now=4.5, budget_s=0.02) == []  # let in, to see
+
+
+def test_a_hanging_batch_is_given_up_after_its_deadline_not_after_its_expected_time() -> None:
+    made = shard(container("c1"))
+    made.submit(1, REF, now=1.0, budget_s=60.0)
+    (order,) = made.orders(1.0)
+    assert isinstance(order.message, wire.Infer)
+    assert order.message.overdue_s == pytest.approx(62.0, abs=0.01)
+    assert made.state.devices["c1"].actions[1].overdue_s == pytest.approx(93.0, abs=0.01)  # it may be a first one
+    made.ran(1, begin_s=1.0, duration_s=0.5, worker="c1")
+    made.submit(2, REF, now=2.0, budget_s=60.0)
+    (order,) = made.orders(2.0)
+    assert isinstance(order.message, wire.Infer)
+    assert order.message.overdue_s == pytest.approx(63.0, abs=0.01)
+    assert made.state.devices["c1"].actions[2].overdue_s == pytest.approx(64.0, abs=0.01)
+
+
+def test_whether_a_batch_is_the_first_of_its_process_is_for_the_worker_to_say() -> None:
+    made = shard(container("c1"))
+    made.submit(1, REF, now=1.0, budget_s=60.0)
+    made.submit(2, REF, now=1.0, budget_s=60.0, rows=64)
+    orders = made.orders(1.0) + made.orders(1.002)  # the second is bound before the first one's result has come
+    assert [(order.message.action, order.message.cold_s) for order in orders] == [(1, 30.0), (2, 30.0)]  # type: ignore[union-attr]
+    assert all(60.0 < order.message.overdue_s < 63.0 for order in orders)  # type: ignore[union-attr]
+
+
+def test_a_lone_client_is_never_waited_with() -> None:
+    gathering = Gathering(0.002)
+    now = 0.0
+    for _ in range(50):
+        gathering.arrived(now)
+        assert gathering.until(1, 8, now, now) is None
+        gathering.ended(now + 0.0005)
+        now += 0.0007
+
+
+def test_requests_that_come_now_and_then_are_not_waited_with() -> None:
+    rng = np.random.default_rng(1)
+    gathering = Gathering(0.005)
+    now = 0.0
+    for _ in range(500):  # of many clients, who know nothing of each other
+        now += rng.exponential(0.1)
+        gathering.arrived(now)
+        assert gathering.until(1, 64, now, now) is None
+        now += 0.004
+        gathering.ended(now)
+
+
+def test_expected_requests_are_waited_for_until_the_wait_is_over_or_all_are_there() -> None:
+    gathering = Gathering(0.002)
+    for i in range(200):  # sixteen at a time, all of them answered together
+        for j in range(16):
+            gathering.arrived(i * 0.01 + j * 0.0001)
+        for _ in range(16):
+            gathering.ended(i * 0.01 + 0.008)
+    gathering.arrived(2.0)
+    gathering.arrived(2.0)
+    assert gathering.until(2, 8, 2.0, 2.0005) == pytest.approx(2.002)
+    assert gathering.until(8, 8, 2.0, 2.0005) is None
+    assert gathering.until(2, 8, 2.0, 2.0021) is None
+    for _ in range(14):
+        gathering.arrived(2.001)
+    assert gathering.until(16, 32, 2.0, 2.001) is None  # nobody else is known
+
+
+def test_who_is_alone_again_is_waited_with_once() -> None:
+    gathering = Gathering(0.05)
+    now = 0.0
+    for _ in range(100):  # sixteen at a time, all of them answered together
+        for _ in range(16):
+            gathering.arrived(now)
+            now += 0.0001
+        now += 0.003
+        for _ in range(16):
+            gathering.ended(now)
+    waits = 0
+    for _ in range(50):  # and then one, who asks again when it has its answer
+        gathering.arrived(now)
+        until_s = gathering.until(1, 64, now, now)
+        if until_s is not None:
+            waits += 1
+            assert gathering.until(1, 64, now, until_s) is None
+            now = until_s
+        gathering.ended(now + 0.001)
+        now += 0.0012
+    assert waits == 1
+
+
+def test_a_batch_that_waits_goes_out_when_its_wait_is_over() -> None:
+    made = shard(container("c1", wait_s=0.002))
+    now = 1.0
+    number = 0
+    for i in range(60):
+        for _ in range(4):
+            number += 1
+            made.submit(number, REF, now=now, budget_s=1.0)
+            now += 0.0002
+        orders = made.wake(now + 0.002)
+        assert len(orders) == 1
+        made.ran(i + 1, begin_s=now + 0.002, duration_s=0.002, worker="c1")
+        now += 0.005
+    made.submit(number + 1, REF, now=now, budget_s=1.0)
+    assert made.wake(now) == []
+    for _ in range(3):  # it may look around before
+        wake_s = made.scheduler.wake_at()
+        assert wake_s is not None
+        if made.wake(wake_s + 1e-6):
+            assert wake_s == pytest.approx(now + 0.002, abs=1e-5)
+            return
+    pytest.fail("it waits without end")
+
+
+def test_prepared_devices_are_as_before() -> None:
+    made = Shard().serve({"m:1": prepared().profile})  # type: ignore[dict-item]
+    made.submit(1, now=1.0)
+    assert made.wake(1.0) == ["w1: infer #1 m:1 x1 f/1"]

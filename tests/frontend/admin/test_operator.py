@@ -1,0 +1,189 @@
+"""frontend/admin/operator.py: an operator's blocking calls, against a real broker."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from frontend.admin.operator import NoBroker, Operator
+from mesh import wire
+from mesh.process.runtime import host_id
+from mesh.process.settings import Settings
+from tests.loops import LIMIT_S, on_loop
+from tests.mesh.net.brokers import SPEC, Broker, Caller, package
+from tests.mesh.net.processes import processes
+
+
+@contextlib.asynccontextmanager
+async def mesh(folder: Path) -> AsyncIterator[tuple[Settings, Caller]]:
+    """The settings of a mesh whose repository holds model m, and its controller."""
+    package(folder / "repository", "m", "1")
+    async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
+        broker = Broker(made, folder)
+        try:
+            controller = Caller(made.runtime(), broker.addresses, "controller-1")
+            controller.register("controller")
+            await controller.table()
+            yield Settings(broker_port=broker.number), controller
+        finally:
+            broker.stop()
+
+
+@on_loop
+async def test_an_operator_sees_the_table(tmp_path: Path) -> None:
+    def look(settings: Settings) -> wire.Table:
+        with Operator(settings) as operator:
+            return operator.table()
+
+    async with mesh(tmp_path) as (settings, _):
+        table = await asyncio.to_thread(look, settings)
+        assert [member.id for member in table.members] == ["controller-1"]
+        assert [model.name for model in table.models] == ["m"]
+
+
+@on_loop
+async def test_an_operator_waits_for_the_outcome_and_is_told_that_it_still_waits(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    waits = asyncio.Event()
+
+    def deploy(settings: Settings) -> wire.CallReply:
+        with Operator(settings) as operator:
+            message = wire.Deploy(call=7, name="m", version="1")
+            return operator.call(message, LIMIT_S, lambda: loop.call_soon_threadsafe(waits.set) and None)
+
+    async with mesh(tmp_path) as (settings, controller):
+        call = asyncio.ensure_future(asyncio.to_thread(deploy, settings))
+        await waits.wait()
+        assert not call.done()
+        await controller.mail.until(lambda _: controller.tables()[-1].models[0].target == "1")
+        # the call has come: the broker knows the operator
+        controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
+        reply = await call
+        assert (reply.call, reply.ok) == (7, True)
+
+
+@on_loop
+async def test_an_outcome_that_does_not_come_in_time_is_said_so(tmp_path: Path) -> None:
+    def deploy(settings: Settings) -> None:
+        with Operator(settings) as operator, pytest.raises(TimeoutError):
+            operator.call(wire.Deploy(call=1, name="m", version="1"), 0.05)
+
+    async with mesh(tmp_path) as (settings, _):
+        await asyncio.to_thread(deploy, settings)
+
+
+@on_loop
+async def test_a_call_that_cannot_be_obeyed_is_answered_with_the_reason(tmp_path: Path) -> None:
+    def undeploy(settings: Settings) -> wire.CallReply:
+        with Operator(settings) as operator:
+            return operator.call(wire.Undeploy(call=1, name="x"), LIMIT_S)
+
+    async with mesh(tmp_path) as (settings, _):
+        reply = await asyncio.to_thread(undeploy, settings)
+        assert (reply.ok, reply.field) == (False, "name")
+        assert all(name in reply.message for name in ("'x'", "m"))
+
+
+@pytest.mark.parametrize(
+    ("message", "again"),
+    [
+        (wire.Deploy(call=1, name="m", version="2"), True),
+        (wire.Rollback(call=1, name="m", version="1"), True),
+        (wire.Rollback(call=1, name="m"), False),  # it may have been done, and would go one further back
+    ],
+)
+@on_loop
+async def test_a_broker_that_is_started_again_is_asked_again(
+    tmp_path: Path, message: wire.Deploy | wire.Rollback, again: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    heard = asyncio.Event()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+
+    def ask(settings: Settings) -> wire.CallReply:
+        with Operator(settings) as operator:
+            return operator.call(message, LIMIT_S, lambda: loop.call_soon_threadsafe(heard.set) and None)
+
+    async with processes(heartbeat_ms=20.0) as made:
+        lives = []
+        for life in ("1", "2"):  # the second knows nothing of what the first was asked
+            package(tmp_path / life / "repository", "m", "1")
+            broker = Broker(made, tmp_path / life, lives[0].number if lives else 0)
+            lives.append(broker)
+            controller = Caller(made.runtime(), broker.addresses, "controller-1")
+            controller.register("controller")
+            controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
+            await controller.table(lambda table: table.models and table.models[0].current == "1")
+            package(tmp_path / life / "repository", "m", "2")
+            operator = Caller(made.runtime(), broker.addresses, "operator-1")
+            operator.link.send(wire.Deploy(call=9, name="m", version="2"))
+            await controller.table(lambda table: table.models[0].target == "2")
+            if isinstance(message, wire.Rollback):
+                controller.link.send(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC))
+                await controller.table(lambda table: table.models[0].current == "2")
+            if life == "1":
+                call = asyncio.ensure_future(asyncio.to_thread(ask, Settings(broker_port=broker.number)))
+                await heard.wait()
+                if isinstance(message, wire.Rollback):
+                    await controller.table(lambda table: table.models[0].target == "1")
+                else:
+                    await controller.table(lambda table: table.models[0].tries == 2)
+                broker.stop()
+        if not again:
+            with pytest.raises(NoBroker):
+                await call
+            assert controller.tables()[-1].models[0].target is None
+        else:
+            wanted = message.version
+            if isinstance(message, wire.Rollback):
+                await controller.table(lambda table: table.models[0].target == wanted)
+            else:
+                await controller.table(lambda table: table.models[0].tries == 2)
+            controller.link.send(wire.PrepareReport(ref=f"m:{wanted}", ok=True, spec=SPEC))
+            assert (await call).ok
+        lives[-1].stop()
+
+
+@on_loop
+async def test_a_broker_that_is_gone_at_the_end_of_the_wait_is_not_said_to_be_at_it(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    waits = asyncio.Event()
+
+    def deploy(settings: Settings) -> None:
+        with Operator(settings) as operator, pytest.raises(NoBroker):
+            operator.call(
+                wire.Deploy(call=1, name="m", version="1"), 1.0, lambda: loop.call_soon_threadsafe(waits.set) and None
+            )
+
+    async with processes(heartbeat_ms=20.0) as made:
+        package(tmp_path / "repository", "m", "1")
+        broker = Broker(made, tmp_path)
+        settings = Settings(broker_port=broker.number, heartbeat_ms=20.0, silence_ms_max=100.0)
+        call = asyncio.ensure_future(asyncio.to_thread(deploy, settings))
+        await waits.wait()
+        broker.stop()
+        await call
+
+
+@on_loop
+async def test_an_operator_learns_where_packages_lie_and_all_that_was_ever_served(tmp_path: Path) -> None:
+    def look(settings: Settings) -> wire.CatalogueReply:
+        with Operator(settings) as operator:
+            return operator.catalogue()
+
+    async with mesh(tmp_path) as (settings, controller):
+        for version, content in (("1", "aa"), ("2", "bb")):
+            package(tmp_path / "repository", "m", version)
+            controller.link.send(wire.Deploy(call=int(version), name="m", version=version))
+            controller.link.send(wire.PrepareReport(ref=f"m:{version}", ok=True, spec=SPEC, content=content))
+        await controller.table(lambda table: table.models[0].current == "2")
+        found = await asyncio.to_thread(look, settings)
+        repository = (tmp_path / "repository").resolve()
+        assert (found.repository, found.inode) == (str(repository), repository.stat().st_ino)
+        assert (found.host, found.machine) == (host_id(), socket.gethostname())
+        contents = {"1": "aa", "2": "bb"}
+        assert found.models == (wire.KnownModel(name="m", current="2", previous="1", contents=contents),)

@@ -1,0 +1,114 @@
+"""The command line: mistakes, and meshes that are not there, end with a sentence and exit code 2."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gearmesh.cli.main import app
+from gearmesh.operations.containers import Roster
+from gearmesh.operations.ports import free_ports
+from tests.messages import names
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Of a broker and of a frontend, neither of which is there."""
+    return free_ports(2)
+
+
+@pytest.fixture
+def gearmesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ports: list[int]) -> CliRunner:
+    """The command line in an empty folder, with settings that lead to no mesh, which is soon seen."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEARMESH_BROKER_PORT", str(ports[0]))
+    monkeypatch.setenv("GEARMESH_FRONTEND_PORT", str(ports[1]))
+    monkeypatch.setattr("gearmesh.cli.main.ANSWERS_WITHIN_S", 0.1)
+    monkeypatch.setattr("frontend.admin.observer.REPLY_S_MAX", 0.1)
+    return CliRunner()
+
+
+def refused(runner: CliRunner, *arguments: str) -> str:
+    """What the command said before it exited with 2."""
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+def test_a_trace_never_overwrites_a_file_unless_told_to(gearmesh: CliRunner, tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text("precious")
+    assert "--force" in refused(gearmesh, "trace", str(file))
+    assert "--force" not in refused(gearmesh, "trace", str(file), "--force")
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "301", "nan"])
+def test_a_trace_lasts_some_seconds(gearmesh: CliRunner, seconds: str) -> None:
+    assert names(refused(gearmesh, "trace", "t.json", "--seconds", seconds), "--seconds", 0, 300)
+
+
+def test_a_trace_needs_a_place(gearmesh: CliRunner, tmp_path: Path) -> None:
+    assert "nowhere" in refused(gearmesh, "trace", str(tmp_path / "nowhere" / "t.json"))
+    assert tmp_path.name in refused(gearmesh, "trace", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", [("status",), ("top", "-n", "1"), ("metrics",), ("trace", "t.json")])
+def test_without_a_mesh_each_says_where_it_looked(
+    gearmesh: CliRunner, command: tuple[str, ...], ports: list[int]
+) -> None:
+    assert names(refused(gearmesh, *command), ports[0], "gearmesh up")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("models",),
+        ("infer", "m", "[1]"),
+        ("apps",),
+        ("apps", "delete", "a"),
+        ("feedback", "d", "--loss", "1"),
+        ("deploy", "m"),
+    ],
+)
+def test_without_a_mesh_a_question_ends_and_says_how_to_start_one(
+    gearmesh: CliRunner, command: tuple[str, ...]
+) -> None:
+    assert "gearmesh up" in refused(gearmesh, *command)
+
+
+@pytest.mark.parametrize("command", [("status",), ("models",), ("deploy", "m"), ("doctor",)])
+def test_keys_that_cannot_be_used_are_a_wrong_setting(
+    gearmesh: CliRunner, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEARMESH_KEYS_DIR", "nowhere")
+    assert "keys_dir=nowhere" in refused(gearmesh, *command)
+
+
+def test_a_context_belongs_to_an_application(gearmesh: CliRunner) -> None:
+    assert names(refused(gearmesh, "infer", "m", "[1]", "--context", "ann"), "--context", "--app")
+
+
+def test_without_a_procfile_it_is_said_where_to_go(gearmesh: CliRunner) -> None:
+    assert "--procfile" in refused(gearmesh, "up")
+
+
+def test_a_damaged_list_of_containers_is_named(gearmesh: CliRunner, tmp_path: Path) -> None:
+    roster = Roster(tmp_path / ".gearmesh")
+    with roster.watched():
+        (tmp_path / ".gearmesh" / "containers.json").write_text("junk")
+        result = gearmesh.invoke(app, ("scale", "m", "1"))
+    assert result.exit_code == 1
+    assert "containers.json" in "".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (("top", "--interval", "0"), "--interval"),
+        (("top", "-n", "-1"), "--count"),
+        (("status", "--over", "-1"), "--over"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(gearmesh: CliRunner, arguments: tuple[str, ...], key: str) -> None:
+    assert key in refused(gearmesh, *arguments)

@@ -1,0 +1,79 @@
+"""gearmesh/operations/up.py: what a mesh finds before it starts."""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from gearmesh.operations.up import ports_taken, wait_ready, with_ports
+from mesh.process.settings import Settings
+
+
+def test_free_ports_are_no_hindrance() -> None:
+    settings = Settings(broker_port=0, controller_port=0, frontend_port=0)
+    assert ports_taken(settings, ["broker", "controller", "frontend", "gpu_worker"]) == ""
+
+
+@pytest.mark.parametrize("processes", [["broker", "gpu_worker", "frontend.1", "frontend.2"], ["mesh", "gpu_worker"]])
+def test_every_port_that_another_mesh_holds_is_told_with_its_setting(processes: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker, socket.create_server(("127.0.0.1", 0)) as frontend:
+        ports = [sock.getsockname()[1] for sock in (broker, frontend)]
+        settings = Settings(broker_port=ports[0], controller_port=0, frontend_port=ports[1])
+        faults = ports_taken(settings, processes).splitlines()
+    assert len(faults) == 2
+    for fault, port, setting in zip(faults, ports, ("GEARMESH_BROKER_PORT", "GEARMESH_FRONTEND_PORT"), strict=True):
+        assert f"tcp://127.0.0.1:{port}" in fault
+        assert setting in fault
+
+
+def test_the_port_of_a_service_that_does_not_run_here_is_nobodys_business() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        settings = Settings(broker_port=broker.getsockname()[1], controller_port=0, frontend_port=0)
+        assert ports_taken(settings, ["gpu_worker", "frontend"]) == ""
+
+
+def test_further_instances_follow_on_from_the_ports_that_a_file_sets() -> None:
+    found = with_ports(Settings(frontend_port=7000, controller_port=0), {"PATH": "/bin", "GEARMESH_HTTP_PORT": "1"})
+    assert found == {
+        "PATH": "/bin",
+        "GEARMESH_FRONTEND_PORT": "7000",
+        "GEARMESH_CONTROLLER_PORT": "0",
+        "GEARMESH_HTTP_PORT": "8000",
+    }
+
+
+def model(**what: Any) -> Mapping[str, Any]:
+    """As a frontend describes it."""
+    return {"name": "m", "version": "1", "ready": False, "preparing": None, "fault": None, **what}
+
+
+class Frontend:
+    """Says of its models one thing after the other, the last for ever."""
+
+    def __init__(self, *models: list[Mapping[str, Any]]) -> None:
+        self.left = list(models)
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+
+@pytest.mark.parametrize(
+    ("models", "ready"),
+    [
+        ([], []),
+        ([model(ready=True)], ["m"]),
+        ([model(fault="no graph")], []),
+        ([model(version=None)], []),  # a package without a version
+        ([model(fault="no container serves it at the moment"), model(name="n", ready=True)], ["n"]),
+    ],
+)
+def test_a_mesh_is_ready_when_nothing_is_on_its_way(
+    models: list[Mapping[str, Any]], ready: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gearmesh.operations.up.POLL_S", 0.0)
+    coming = [[model()], [model(version=None, preparing="1")], [model(fault="no graph", preparing="2")]]
+    session: Any = Frontend(*coming, models)
+    assert asyncio.run(wait_ready(session, lambda done, names: None)) == ready
+    assert session.left == [models]

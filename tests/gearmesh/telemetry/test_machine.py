@@ -1,0 +1,11 @@
+"""What a benchmark says of the machine."""
+
+import os
+
+from gearmesh.telemetry.machine import Watch
+
+
+def test_a_process_with_several_names_counts_once_and_under_all_of_them():
+    watch = Watch({"broker": os.getpid(), "other": os.getppid(), "frontend": os.getpid()})
+    found = watch.stop()
+    assert list(found["cpu_s"]) == ["broker + frontend", "other"]

@@ -1,0 +1,78 @@
+"""A container's device with a real child process, driven phase by phase."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_worker.container.device import ContainerDevice
+from gpu_worker.container.specs import ContainerOptions
+from gpu_worker.core.lanes import Done, Job, Phase
+from mesh import wire
+from tests.gpu_worker.worker_builders import never
+from tests.loops import LIMIT_S
+
+X = {"name": "x", "dtype": "float32", "shape": [-1, 4]}
+Y = {"name": "y", "dtype": "float32", "shape": [-1, 4]}
+ROW = np.arange(4, dtype=np.float32)[np.newaxis]
+
+
+class Rig:
+    """The device, what it has said of its code, and batches one at a time."""
+
+    def __init__(self, device: ContainerDevice) -> None:
+        self.device = device
+        self.news: asyncio.Queue[str] = asyncio.Queue()  # why it cannot serve; "": it can again
+        self.outdated: list[str] = []
+        self._ended: asyncio.Queue[Done] = asyncio.Queue()
+        self._actions = 0
+        device.attach(lambda phase, job, done: self._ended.put_nowait(done), never)
+        device.on_change(lambda faults: self.news.put_nowait("; ".join(faults)), self.outdated.append)
+
+    @property
+    def pid(self) -> int:
+        """The process that the code runs in."""
+        assert self.device._child is not None
+        return self.device._child.pid
+
+    async def run(self, x: Any = ROW, *, parts: int = 1, overdue_s: float = 0.0, cold_s: float = 0.0) -> Any:
+        """The output of one batch, of so many requests, or how its EXEC failed; `overdue_s`: from now on, 0: never."""
+        self._actions += 1
+        action = wire.Infer(
+            action=self._actions, ref="f:1", earliest_s=0.0, latest_s=1e9, expected_s=0.01, batch=len(x),
+            overdue_s=time.monotonic() + overdue_s if overdue_s else 0.0, cold_s=cold_s,
+        )  # fmt: skip
+        job = Job(action, 0.0, self._actions, [[part.tobytes()] for part in np.split(x, parts)])
+        filled = self.device.begin(Phase.INPUT, job)
+        assert filled is not None
+        assert filled.code == "ok", filled
+        done = self.device.begin(Phase.EXEC, job) or await self._ended.get()
+        try:
+            if done.code != "ok":
+                return f"{done.code}: {done.message}"
+            self.device.begin(Phase.OUTPUT, job)
+            return np.frombuffer(job.outputs[0], self.device.spec.outputs[0].dtype).reshape(len(x), -1)
+        finally:
+            self.device.release(job)
+
+
+@asynccontextmanager
+async def rig(folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: float = LIMIT_S) -> AsyncIterator[Rig]:
+    """A container of `f` in `code`, which may use np, os and sys; `folder` is the working folder."""
+    write(folder, code)
+    options = ContainerOptions(model="f", predict="mine:f", python=sys.executable, inputs=(X,), outputs=(output,))
+    device = ContainerDevice(options, start_s=start_s)
+    try:
+        yield Rig(device)
+    finally:
+        device.close()
+
+
+def write(folder: Path, code: str) -> None:
+    """The module that the container serves is this from now on."""
+    (folder / "mine.py").write_text(f"import os, sys\nimport numpy as np\n{code}\n")

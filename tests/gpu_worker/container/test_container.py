@@ -1,0 +1,308 @@
+"""Black-box code in a real child process: what it may do to itself, and what becomes of its batches."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpu_worker.container.specs import ContainerError
+from tests.gpu_worker.container.container_builders import ROW, rig, write
+from tests.loops import LIMIT_S, on_loop
+from tests.memory import resident_kib
+from tests.messages import names
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the code lies, and the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@on_loop
+async def test_the_first_batch_of_a_process_may_take_longer_than_the_next(folder: Path) -> None:
+    code = "import time\ncalls = []\ndef f(x):\n    calls.append(1)\n    time.sleep(%s)\n    return x * 2"
+    async with rig(folder, code % "0.3 if len(calls) == 1 else 3600") as one:
+        np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=LIMIT_S), ROW * 2)
+        assert "container_died" in await one.run(overdue_s=0.05, cold_s=LIMIT_S)
+        assert await one.news.get()
+        assert await one.news.get() == ""
+        np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=LIMIT_S), ROW * 2)  # the first of a new one
+
+
+@on_loop
+async def test_a_batch_hangs_when_its_own_time_is_over_not_that_of_one_before(folder: Path) -> None:
+    async with rig(folder, "import time\ndef f(x):\n    time.sleep(3600 if x[0, 0] < 0 else 0)\n    return x") as one:
+        np.testing.assert_array_equal(await one.run(overdue_s=LIMIT_S), ROW)
+        began_s = time.monotonic()
+        hangs = asyncio.ensure_future(one.run(-1 - ROW, overdue_s=3 * LIMIT_S))
+        await asyncio.sleep(0)
+        one.device._overdue(began_s + 2 * LIMIT_S)  # the alarm that was set for the one before
+        await asyncio.sleep(0)
+        assert not hangs.done()
+        one.device._overdue(time.monotonic() + 3 * LIMIT_S)
+        assert "container_died" in await hangs
+
+
+@on_loop
+async def test_a_batch_that_failed_does_not_end_the_time_of_the_first_one(folder: Path) -> None:
+    code = "import time\ndef f(x):\n    if x[0, 0] < 0: raise ValueError('no')\n    time.sleep(0.3)\n    return x"
+    async with rig(folder, code) as one:
+        assert await one.run(-1 - ROW, overdue_s=0.05, cold_s=LIMIT_S) == "model_error: ValueError: no"
+        np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=LIMIT_S), ROW)
+
+
+@on_loop
+async def test_a_process_that_is_killed_is_missed_though_a_fork_of_it_lives_on(folder: Path) -> None:
+    code = "import signal\npid = os.fork()\nif pid == 0:\n    signal.pause()\nos.setpgid(pid, pid)\n"
+    async with rig(folder, code + "open('fork', 'w').write(str(pid))\ndef f(x): return x") as one:
+        first = one.pid
+        os.kill(first, signal.SIGKILL)
+        assert "SIGKILL" in await one.news.get()
+        os.kill(int((folder / "fork").read_text()), signal.SIGKILL)
+        assert await one.news.get() == ""
+        assert one.pid != first
+        np.testing.assert_array_equal(await one.run(), ROW)
+        os.kill(int((folder / "fork").read_text()), signal.SIGKILL)
+
+
+@on_loop
+async def test_a_fork_that_returns_from_the_function_does_not_serve_beside_it(folder: Path) -> None:
+    async with rig(folder, "def f(x):\n    os.fork()\n    return x * 0 + os.getpid()") as one:
+        for _ in range(5):
+            np.testing.assert_array_equal(await one.run(), np.full_like(ROW, one.pid))
+
+
+@on_loop
+async def test_memory_stays_flat_over_a_hundred_thousand_queries(folder: Path) -> None:
+    x = np.repeat(ROW, 50, axis=0)
+    async with rig(folder, "def f(x): return x * 2") as one:
+
+        async def ask(queries: int) -> None:
+            for _ in range(queries // len(x)):
+                np.testing.assert_array_equal(await one.run(x, parts=len(x)), x * 2)
+
+        await ask(5_000)
+        before = [resident_kib(pid) for pid in (os.getpid(), one.pid)]
+        await ask(100_000)
+        grown = [resident_kib(pid) - was for pid, was in zip((os.getpid(), one.pid), before, strict=True)]
+        assert max(grown) < 1024, grown  # ten bytes for each query
+
+
+@on_loop
+async def test_code_that_was_changed_meanwhile_does_not_serve_under_the_old_name(folder: Path) -> None:
+    async with rig(folder, "def f(x): return x * 2") as one:
+        np.testing.assert_array_equal(await one.run(), ROW * 2)
+        write(folder, "def f(x): return x * 3")
+        np.testing.assert_array_equal(await one.run(), ROW * 2)
+        os.kill(one.pid, signal.SIGKILL)
+        assert "SIGKILL" in await one.news.get()
+        assert await one.news.get()
+        assert len(one.outdated) == 1
+        assert "container_died" in await one.run()
+
+
+@on_loop
+async def test_code_that_cannot_be_imported_any_more_is_tried_again_until_it_can(folder: Path) -> None:
+    async with rig(folder, "def f(x): return x * 2") as one:
+        write(folder, "def f(x: return")
+        os.kill(one.pid, signal.SIGKILL)
+        assert "SIGKILL" in await one.news.get()
+        assert "SyntaxError" in await one.news.get()
+        write(folder, "def f(x): return x * 2")
+        while await one.news.get():
+            pass
+        np.testing.assert_array_equal(await one.run(), ROW * 2)
+
+
+@on_loop
+async def test_a_start_that_failed_takes_nothing_of_the_next_one_s_time(folder: Path) -> None:
+    async with rig(folder, "if os.path.exists('dies'):\n    os._exit(3)\ndef f(x): return x") as one:
+        (folder / "dies").touch()
+        os.kill(one.pid, signal.SIGKILL)
+        assert "SIGKILL" in await one.news.get()
+        while one.device._child is None:  # noqa: ASYNC110  # it is started by a timer
+            await asyncio.sleep(0)
+        too_slow = one.device._timers["slow"]
+        assert "exit code 3" in await one.news.get()
+        assert too_slow.cancelled()
+        (folder / "dies").unlink()
+        while await one.news.get():
+            pass
+        assert "slow" not in one.device._timers
+
+
+@on_loop
+async def test_a_batch_that_comes_while_the_code_is_being_started_again_goes_elsewhere(folder: Path) -> None:
+    async with rig(folder, "while os.path.exists('hold'): pass\ndef f(x): return x") as one:
+        (folder / "hold").touch()
+        os.kill(one.pid, signal.SIGKILL)
+        assert "SIGKILL" in await one.news.get()
+        while one.device._child is None:  # noqa: ASYNC110  # it is started by a timer
+            await asyncio.sleep(0)
+        assert "container_died" in await one.run()
+        (folder / "hold").unlink()
+        assert await one.news.get() == ""
+        np.testing.assert_array_equal(await one.run(), ROW)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("def f(x: return", "SyntaxError"),
+        ("import nothing_like_it", "'nothing_like_it'"),
+        ("raise RuntimeError('\U0001f600' * 9000)", "\U0001f600" * 1000),
+        ("os._exit(7)", "exit code 7"),
+        ("if os.fork() == 0:\n    import time; time.sleep(3)\n    os._exit(0)\nos.kill(os.getpid(), 9)", "SIGKILL"),
+        ("print('a last word'); sys.stdout.flush(); os.abort()", "a last word"),
+        ("import time; time.sleep(3600)", "--start-s"),
+    ],
+)
+@on_loop
+async def test_what_does_not_start_says_why(folder: Path, code: str, text: str) -> None:
+    with pytest.raises(ContainerError) as raised:
+        async with rig(folder, code, start_s=1.0 if text == "--start-s" else LIMIT_S):
+            pass
+    assert text in str(raised.value)
+
+
+ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
+RETURNS = [
+    ("x", ROWS),  # a view of its input
+    ("x[:, ::-1]", ROWS[:, ::-1]),
+    ("np.asfortranarray(x + 1)", ROWS + 1),
+    ("(x + 1).astype('>f4')", ROWS + 1),
+    ("(x + 1).astype('>f8')", ROWS + 1),
+    ("np.broadcast_to(np.float32(3), x.shape)", np.full_like(ROWS, 3)),
+    ("[[1, 2, 3, 4]] * 3", [[1, 2, 3, 4]] * 3),
+    ("(x > 1)", ROWS > 1),
+    ("np.ma.array(x, mask=False)", ROWS),
+    ("dict(y=x)", ROWS),
+    ("np.asmatrix(x)", ROWS),
+    ("__import__('torch').from_numpy(x.copy()).T.contiguous().T", ROWS),
+    ("Columns(x)", ROWS),  # as data frames do
+]
+WRONG = [
+    # (what it does, what the answer names)
+    ("None", ("WrongOutput", "None", "y")),
+    ("{}", ("WrongOutput", "y")),
+    ("(row for row in x)", ("WrongOutput", "'y'", "generator")),
+    ("{'y': None}", ("WrongOutput", "'y'", "NoneType")),
+    ("x.astype(object)", ("WrongOutput", "'y'", "object", "float32")),
+    ("x + 1j", ("WrongOutput", "'y'", "complex64", "float32")),
+    ("np.ma.array(x, mask=[[1, 0, 0, 0]])", ("WrongOutput", "'y'")),
+    ("[[1], [2, 3]]", ("ValueError",)),
+    ("x[0]", ("WrongOutput", "'y'", "[4]", 1)),
+    ("np.concatenate([x, x])", ("WrongOutput", "'y'", "[2, 4]", 1)),
+    ("(x, x)", ("WrongOutput", "'y'", "[2, 1, 4]", 1)),
+    ("np.datetime64('2020-01-01') + x.astype('m8[s]')", ("WrongOutput", "'y'", "datetime64[s]", "float32")),
+    ("__import__('torch').ones(1, 4, requires_grad=True) * 2", ("RuntimeError", "numpy()")),
+    ("(_ for _ in ()).throw(KeyboardInterrupt)", ("KeyboardInterrupt",)),
+    ("sys.exit('bye')", ("SystemExit", "bye")),
+    ("[][1]", ("IndexError",)),
+    ("endless(x)", ("RecursionError",)),
+    ("raise_unspeakable()", ("Unspeakable",)),
+    ("raise_many('\\x00')", ("ValueError", "\x00" * 100)),
+    ("raise_many('\\U0001f600')", ("ValueError", "\U0001f600" * 100)),
+    ("raise_many('\\udc80')", ("ValueError", "???")),
+]
+HELPERS = """
+class Columns:
+    def __init__(self, x): self.x = x
+    def __array__(self, dtype=None, copy=None): return self.x.astype(dtype or float)
+class Unspeakable(Exception):
+    def __str__(self): raise self
+def endless(x): return endless(x)
+def raise_unspeakable(): raise Unspeakable
+def raise_many(text): raise ValueError(text * 9000)
+returns = open('returns').read().splitlines()
+calls = iter(range(1000))
+def f(x): return eval(returns[next(calls)])
+"""
+
+
+def chosen(i: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    return np.array([[i, 1, 2, 3]], np.float32)
+
+
+@on_loop
+async def test_whatever_numpy_makes_an_array_of_may_be_returned(folder: Path) -> None:
+    (folder / "returns").write_text("\n".join(expression for expression, _ in RETURNS))
+    async with rig(folder, HELPERS) as one:
+        for expression, expected in RETURNS:
+            np.testing.assert_array_equal(await one.run(ROWS), expected, expression)
+
+
+@on_loop
+async def test_whatever_else_is_returned_or_raised_is_an_answer_that_says_what_was_wrong(folder: Path) -> None:
+    (folder / "returns").write_text("\n".join(expression for expression, _ in WRONG))
+    async with rig(folder, HELPERS) as one:
+        pid = one.pid
+        for expression, named in WRONG:
+            answer = await one.run()
+            assert isinstance(answer, str), (expression, answer)
+            assert names(answer, "model_error", *named)
+        assert one.pid == pid
+
+
+@on_loop
+async def test_integers_that_do_not_fit_are_not_cut(folder: Path) -> None:
+    small = {"name": "y", "dtype": "int8", "shape": [-1, 4]}
+    async with rig(folder, "def f(x): return x.astype(np.int64) * 50", output=small) as one:
+        assert names(await one.run(), "model_error", "WrongOutput", "'y'", "int8", "int64")
+        np.testing.assert_array_equal(await one.run(ROW / 2), [[0, 0, 50, 50]])
+
+
+HABITS = """
+import signal, threading, time
+def f(x):
+    habit = int(x[0, 0])
+    if habit == 0:
+        os.write(1, bytes(range(256)) * 1000)
+        os.write(2, b"no end of line " * 10000)
+    if habit == 1:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+    if habit == 2:
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+    if habit == 3:
+        np.set_printoptions(precision=1); np.seterr(all='raise'); sys.setrecursionlimit(100)
+    if habit == 4:
+        sys.stdout = sys.stderr = None
+    if habit == 5:
+        import subprocess; subprocess.run(['/bin/true'])
+    if habit == 6:
+        os.chdir('/'); os.environ.clear(); sys.path.clear()
+    if habit == 7:
+        os.close(1); os.close(2)
+    return x + 1
+"""
+
+
+@on_loop
+async def test_habits_that_harm_nobody_else_cost_nothing(folder: Path) -> None:
+    async with rig(folder, HABITS) as one:
+        pid = one.pid
+        for habit in range(8):
+            np.testing.assert_array_equal(await one.run(chosen(habit)), chosen(habit) + 1)
+        assert one.pid == pid
+
+
+@on_loop
+async def test_code_that_closes_every_descriptor_dies_and_is_started_again(folder: Path) -> None:
+    async with rig(folder, "def f(x):\n    if x[0, 0]: os.closerange(0, 1000)\n    return x") as one:
+        assert "container_died" in await one.run(chosen(1))
+        assert await one.news.get()
+        assert await one.news.get() == ""
+        np.testing.assert_array_equal(await one.run(), ROW)
+
+
+@on_loop
+async def test_modules_that_lie_beside_the_container_s_own_code_are_not_found(folder: Path) -> None:
+    with pytest.raises(ContainerError, match="'specs'"):
+        async with rig(folder, "import specs"):
+            pass

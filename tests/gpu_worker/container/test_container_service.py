@@ -1,0 +1,148 @@
+"""gpu_worker/container/service.py: containers that ask a real broker which version they are."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_worker.container.device import ContainerDevice
+from gpu_worker.container.service import CANNOT, ContainerService
+from gpu_worker.container.specs import ContainerOptions
+from mesh import wire
+from tests.gpu_worker.container.container_builders import X, Y
+from tests.loops import LIMIT_S, on_loop
+from tests.mesh.net.brokers import Broker, Caller
+from tests.mesh.net.processes import Processes, processes
+
+
+class Container:
+    """One container in this process, and how it ended, if it did."""
+
+    def __init__(self, made: Processes, folder: Path, module: str, number: int, **options: Any) -> None:
+        told = ContainerOptions(
+            model="f", predict=f"{module}:f", python=sys.executable, inputs=(X,), outputs=(Y,), **options
+        )
+        self.runtime = made.runtime(data_dir=folder / "data", broker_port=number)
+        self.device = ContainerDevice(told, start_s=LIMIT_S)
+        self.service = ContainerService(self.runtime, self.device)
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.runtime.end = self.ended.set_result  # type: ignore[method-assign]
+        self.service.start()
+
+    async def version(self) -> str:
+        """Its version, or how it ended."""
+        while self.device.options.version is None and not self.ended.done():  # noqa: ASYNC110  # until the broker answers
+            await asyncio.sleep(0)
+        return self.device.options.version or f"ended with {await self.ended}"
+
+
+class World:
+    """A broker, and whoever looks at its table."""
+
+    def __init__(self, made: Processes, folder: Path) -> None:
+        self.made, self.folder = made, folder
+        self.broker = Broker(made, folder)
+        self.number = self.broker.number
+        self.started: list[Container] = []
+
+    def container(self, module: str, **options: Any) -> Container:
+        self.started.append(Container(self.made, self.folder, module, self.number, **options))
+        return self.started[-1]
+
+    def again(self) -> None:
+        """The broker is started again."""
+        self.broker.stop()
+        self.broker = Broker(self.made, self.folder, self.number)
+
+    async def offered(self, count: int) -> list[str]:
+        """What the containers that are registered serve, once they are so many."""
+        caller = Caller(self.made.runtime(), self.broker.addresses, "frontend-1")
+        caller.register("frontend")
+        table = await caller.table(lambda table: len(_offers(table)) == count)
+        caller.link.close()
+        return _offers(table)
+
+
+def _offers(table: wire.Table) -> list[str]:
+    return sorted(member.offer.ref for member in table.members if member.offer is not None)
+
+
+@contextlib.asynccontextmanager
+async def world(folder: Path) -> AsyncIterator[World]:
+    async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
+        begun = World(made, folder)
+        try:
+            yield begun
+        finally:
+            for container in begun.started:
+                container.service.stop()
+            begun.broker.stop()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two modules of different code."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "double.py").write_text("def f(x):\n    return x * 2\n")
+    (tmp_path / "triple.py").write_text("def f(x):\n    return x * 3\n")
+    return tmp_path
+
+
+@on_loop
+async def test_replicas_of_one_code_are_one_version_and_other_code_at_the_same_time_is_another(folder: Path) -> None:
+    async with world(folder) as at:
+        started = [at.container("double"), at.container("triple"), at.container("double")]
+        versions = [await container.version() for container in started]
+        assert versions[0] == versions[2]
+        assert set(versions) == {"1", "2"}
+        assert await at.offered(3) == sorted(f"f:{version}" for version in versions)
+
+
+@on_loop
+async def test_code_comes_back_under_its_own_number_though_the_broker_was_started_again(folder: Path) -> None:
+    async with world(folder) as at:
+        first = at.container("double")
+        assert await first.version() == "1"
+        first.service.stop()
+        at.started.remove(first)
+        at.again()
+        assert await at.container("triple").version() == "2"
+        assert await at.container("double").version() == "1"
+        assert await at.offered(2) == ["f:1", "f:2"]
+
+
+@on_loop
+async def test_a_number_that_other_code_has_is_refused_with_a_code_and_ends_the_container(folder: Path) -> None:
+    async with world(folder) as at:
+        assert await at.container("double", version="4").version() == "4"
+        await at.offered(1)
+        other = at.container("triple", version="4")
+        assert await other.ended == CANNOT
+        assert "version_exists" in other.service.why
+        assert await at.container("triple").version() == "5"
+        assert await at.offered(2) == ["f:4", "f:5"]
+
+
+@on_loop
+async def test_a_container_that_is_there_before_the_broker_waits_for_it(folder: Path) -> None:
+    async with world(folder) as at:
+        at.broker.stop()
+        started = at.container("double")
+        assert started.device.options.version is None
+        at.broker = Broker(at.made, at.folder, at.number)
+        assert await started.version() == "1"
+        assert await at.offered(1) == ["f:1"]
+
+
+@on_loop
+async def test_a_container_that_serves_registers_again_with_a_broker_that_was_started_again(folder: Path) -> None:
+    async with world(folder) as at:
+        started = at.container("double")
+        await at.offered(1)
+        at.again()
+        assert await at.offered(1) == ["f:1"]
+        assert not started.ended.done()

@@ -1,0 +1,82 @@
+"""A device that hangs as a GPU may: threads stand still inside C, and only the end of the process helps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpu_worker.devices.attempts import Attempts
+from gpu_worker.devices.cuda.device import CudaDevice
+from gpu_worker.devices.cuda.driver import Stream, Work
+from gpu_worker.devices.cuda.host import HostDriver, HostStream
+from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.locks import DeviceLock
+
+if TYPE_CHECKING:
+    from mesh.process.settings import Settings
+
+LEAST_S = 3.0  # and at least as long as this machine took to start this process: what is slow here does not hang
+DEADLY, STUCK = "deadly", "stuck"  # models that fail when prepared, and so end the process, or do not end
+
+
+def stand_still() -> None:
+    """For ever, in C, without the interpreter."""
+    ctypes.CDLL(None).pause()
+
+
+class HangingDriver(HostDriver):
+    """A work that raises never ends, and neither does what is behind it."""
+
+    def stream(self, name: str) -> Stream:
+        """See Driver."""
+        stream = HangingStream(name)
+        self._streams.append(stream)
+        return stream
+
+    def warm_up(self, work: Work) -> None:
+        """See Driver."""
+        try:
+            work()
+        except Exception as error:
+            if DEADLY in str(error):
+                os.kill(os.getpid(), signal.SIGKILL)
+            stand_still()
+
+
+class HangingStream(HostStream):
+    """See Stream."""
+
+    def run(self, work: Work) -> None:
+        """See Stream."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception:
+                stand_still()
+
+        super().run(run)
+
+
+def open_hanging(settings: Settings) -> CudaDevice:
+    """For `GEARMESH_DEVICE=hanging`."""
+    name = "hanging:0"
+    lock = DeviceLock(settings.data_dir / "locks", name)
+    attempts = Attempts(settings.data_dir / "attempts", name)
+    attempts.open()
+    room = Room(page_bytes=MIB, pages=8, window_pages=4)
+    driver = HangingDriver(name)
+    least_s = max(LEAST_S, age_s())
+    patience = Patience(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
+    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, patience=patience)
+
+
+def age_s() -> float:
+    """Of this process, as Linux knows it."""
+    began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began

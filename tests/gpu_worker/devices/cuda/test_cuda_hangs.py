@@ -1,0 +1,319 @@
+"""A device with graphs that hangs: whoever waits for it waits on, and the worker is told and can end all the same."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_worker.core.lanes import Phase
+from gpu_worker.devices.attempts import Attempts
+from gpu_worker.devices.cuda import device as device_module
+from gpu_worker.devices.cuda.driver import Event, Stream, Work
+from gpu_worker.devices.cuda.host import HostDriver, HostStream
+from gpu_worker.devices.cuda.issuer import DeviceThread, Helper
+from gpu_worker.devices.cuda.watchdog import Patience
+from mesh.errors import PackageError
+from tests.gpu_worker.conftest import Repository
+from tests.gpu_worker.devices.cuda.cuda_builders import ROOM, Served, infer_job
+from tests.gpu_worker.devices.cuda.fragile import WHY, FragileDriver
+from tests.loops import LIMIT_S, on_loop
+from tests.messages import names
+
+
+class HangingDriver(HostDriver):
+    """While it hangs, works do not run: of some streams, or of all; and calls may not come back either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams = frozenset[str]()  # that hang; "issuing", "preparing": the calls that do
+        self.waits = threading.Event()  # somebody waits for the device
+        self.goes_on = threading.Event()
+        self.closed = False
+
+    def hang(self, *what: str) -> None:
+        """From now on."""
+        self.streams = frozenset(what)
+
+    def pass_by(self, what: str) -> None:
+        """Whoever is to hang does."""
+        if what in self.streams:
+            self.waits.set()
+            self.goes_on.wait()
+
+    def stream(self, name: str) -> Stream:
+        """See Driver."""
+        stream = HangingStream(name, self)
+        self._streams.append(stream)
+        return stream
+
+    def warm_up(self, work: Work) -> None:
+        """See Driver."""
+        self.pass_by("preparing")
+        super().warm_up(work)
+
+    def close(self) -> None:
+        """See Driver."""
+        self.closed = True
+        super().close()
+
+
+class HangingStream(HostStream):
+    """See Stream."""
+
+    def __init__(self, name: str, driver: HangingDriver) -> None:
+        self._name, self._driver = name, driver
+        super().__init__(name)
+
+    def run(self, work: Work) -> None:
+        """See Stream."""
+
+        def run() -> None:
+            self._driver.pass_by(self._name)
+            work()
+
+        super().run(run)
+
+    def record(self, event: Event) -> None:
+        """See Stream."""
+        self._driver.pass_by("issuing")
+        super().record(event)
+
+
+@asynccontextmanager
+async def hanging(
+    repository: Repository, attempts: Attempts | None = None, patience: Patience | None = None
+) -> AsyncIterator[tuple[Served, HangingDriver]]:
+    """A device that has linear:1 in page 0; behind the test it goes on, and all its threads have ended.
+
+    Without `patience` it is not looked at by itself.
+    """
+    grad, before = torch.is_grad_enabled(), set(threading.enumerate())
+    driver = HangingDriver()
+    on = Served(driver, Helper("helper"), ROOM, 1 << 30, attempts, patience)
+    if patience is None:
+        on.device._watching.stop()
+    on.device.prepare(repository.package("linear:1"))
+    assert (await on.load("linear:1", (0,))).code == "ok"
+    try:
+        yield on, driver
+    finally:
+        driver.goes_on.set()
+        on.device.close()
+        for thread in on.device._threads:
+            assert await asyncio.to_thread(thread.stop)
+        if not driver.closed:
+            driver.close()
+        torch.set_grad_enabled(grad)
+        assert [thread.name for thread in set(threading.enumerate()) - before if thread.daemon] == []
+
+
+def looked(on: Served, seconds: int, since_s: float = 0.0) -> bool:
+    """The device was looked at once a second, for so long; whether it is given up."""
+    return any([on.device._watching.look(since_s + second) for second in range(seconds + 1)])
+
+
+async def hangs(driver: HangingDriver, *threads: DeviceThread) -> None:
+    """Something hangs in the driver now, and these threads are at work that it holds up."""
+    assert await asyncio.to_thread(driver.waits.wait, LIMIT_S)
+
+    def see() -> None:
+        while not all(thread.wait() for thread in threads):
+            os.sched_yield()
+
+    await asyncio.to_thread(see)
+
+
+def records(folder: Path) -> list[str]:
+    """Names of all records of all devices."""
+    return sorted(file.name for file in folder.glob("*/*"))
+
+
+@on_loop
+async def test_an_exec_that_never_ends_is_noticed_and_everything_that_was_begun_ends(repository: Repository) -> None:
+    async with hanging(repository) as (on, driver):
+        on.device.prepare(repository.package("tall:1"))
+        jobs = [infer_job("linear:1", (0,), torch.randn(1, 4)) for _ in range(2)]
+        for job in jobs:
+            assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        driver.hang("exec", "load")
+        begun = [*(on.begin(Phase.EXEC, job) for job in jobs), asyncio.ensure_future(on.load("tall:1", (1, 2, 3)))]
+        await hangs(driver, on.device._watchers[Phase.EXEC], on.device._loader.threads[1])
+        assert not looked(on, 10)
+        assert (on.lost, [future.done() for future in begun]) == ([], [False] * 3)
+        assert looked(on, 1, 11.0)
+        (why,) = on.lost
+        assert names(why, "LOAD", "tall:1", "11 s", "10 s")
+        dones = await asyncio.gather(*begun)
+        assert [(done.code, done.message) for done in dones] == [("device_error", why)] * 3
+        assert (await on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))).code == "device_error"
+
+
+@pytest.mark.parametrize(("phase", "lane"), [(Phase.INPUT, "input"), (Phase.EXEC, "exec"), (Phase.OUTPUT, "output")])
+@on_loop
+async def test_each_stream_that_hangs_is_noticed_with_what_it_hangs_in(
+    phase: Phase, lane: str, repository: Repository
+) -> None:
+    async with hanging(repository) as (on, driver):
+        job = infer_job("linear:1", (0,), torch.randn(1, 4))
+        driver.hang(lane)
+        for each in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
+            future = on.begin(each, job)
+            if each is phase:
+                break
+            assert (await future).code == "ok"
+        await hangs(driver, on.device._watchers[phase])
+        assert not looked(on, 10)
+        assert looked(on, 1, 11.0)
+        (why,) = on.lost
+        assert names(why, lane.upper(), "linear:1", "11 s", "10 s")
+        assert (await future).code == "device_error"
+
+
+@on_loop
+async def test_an_exec_that_is_expected_to_take_long_is_waited_for(repository: Repository) -> None:
+    async with hanging(repository) as (on, driver):
+        job = infer_job("linear:1", (0,), torch.randn(1, 4), expected_s=3.0)
+        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        driver.hang("exec")
+        ended = on.begin(Phase.EXEC, job)
+        await hangs(driver, on.device._watchers[Phase.EXEC])
+        assert not looked(on, 60)
+        driver.goes_on.set()
+        assert (await ended).code == "ok"
+        assert not looked(on, 100, 61.0), "it is over"
+        assert (await on.begin(Phase.OUTPUT, job)).code == "ok"
+
+
+@on_loop
+async def test_a_call_that_does_not_come_back_is_noticed_though_nothing_is_watched(repository: Repository) -> None:
+    async with hanging(repository) as (on, driver):
+        driver.hang("issuing")
+        begun = on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
+        await hangs(driver)
+        assert not looked(on, 10)
+        assert looked(on, 1, 11.0)
+        (why,) = on.lost
+        assert names(why, "issuing", "11 s", "10 s")
+        assert (await begun).code == "device_error"
+
+
+@on_loop
+async def test_a_device_that_hangs_is_closed_without_waiting_for_it(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "CLOSE_S", LIMIT_S)
+    async with hanging(repository) as (on, driver):
+        job = infer_job("linear:1", (0,), torch.randn(1, 4))
+        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        driver.hang("exec")
+        ended = on.begin(Phase.EXEC, job)
+        await hangs(driver, on.device._watchers[Phase.EXEC])
+        assert looked(on, 11)
+        assert (await ended).code == "device_error"
+        began_s = time.monotonic()
+        on.device.close()
+        assert time.monotonic() - began_s < LIMIT_S / 2
+        assert not driver.closed, "that would wait for the device"
+        assert on.device._watchers[Phase.EXEC]._thread.is_alive()
+        driver.goes_on.set()
+        assert await asyncio.to_thread(on.device._watchers[Phase.EXEC].stop)
+        await asyncio.sleep(0)
+        assert ended.done(), "what comes after all is told to nobody: it would be a second end"
+
+
+@on_loop
+async def test_a_preparation_has_its_own_time_and_others_are_given_more_meanwhile(
+    repository: Repository, tmp_path: Path
+) -> None:
+    attempts = Attempts(tmp_path, "host:0")
+    async with hanging(repository, attempts) as (on, driver):
+        job = infer_job("linear:1", (0,), torch.randn(1, 4))
+        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        driver.hang("preparing")
+        preparing = asyncio.ensure_future(asyncio.to_thread(on.device.prepare, repository.package("other:1")))
+        await hangs(driver)
+        assert not looked(on, 600)
+        assert looked(on, 1, 601.0)
+        (why,) = on.lost
+        assert names(why, "PREPARE", "other:1", "601 s", "600 s")
+        on.device.close()
+        assert not driver.closed
+        assert records(tmp_path) == ["other@1.json"], "the next worker is to know"
+        driver.goes_on.set()
+        await preparing
+
+
+@on_loop
+async def test_a_worker_that_ends_while_it_prepares_waits_for_no_device_and_leaves_no_record(
+    repository: Repository, tmp_path: Path
+) -> None:
+    attempts = Attempts(tmp_path, "host:0")
+    async with hanging(repository, attempts) as (on, driver):
+        driver.hang("preparing")
+        preparing = asyncio.ensure_future(asyncio.to_thread(on.device.prepare, repository.package("other:1")))
+        await hangs(driver)
+        assert records(tmp_path) == ["other@1.json"]
+        on.device.close()
+        assert records(tmp_path) == []
+        assert not driver.closed
+        driver.goes_on.set()
+        await preparing
+
+
+@on_loop
+async def test_a_preparation_that_breaks_the_device_stays_on_record_and_a_refused_one_does_not(
+    repository: Repository, tmp_path: Path
+) -> None:
+    driver = FragileDriver()
+    on = Served(driver, Helper("helper"), ROOM, 1 << 30, Attempts(tmp_path, "fragile:0"))
+    on.device.prepare(repository.package("linear:1"))
+    driver._memory_bytes = driver._used
+    with pytest.raises(PackageError, match="fragile:0"):
+        on.device.prepare(repository.package("tall:1"))
+    assert records(tmp_path) == []
+    driver._used, driver.why = 0, WHY
+    with pytest.raises(PackageError, match=WHY):
+        on.device.prepare(repository.package("two:1"))
+    await on.told_lost.wait()
+    on.device.close()
+    assert records(tmp_path) == ["two@1.json"]
+
+
+@on_loop
+async def test_a_device_is_looked_at_again_and_again_until_it_is_closed(repository: Repository) -> None:
+    async with hanging(repository, patience=Patience(least_s=1.0, look_s=0.001)) as (on, driver):
+        job = infer_job("linear:1", (0,), torch.randn(1, 4))
+        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        driver.hang("exec")
+        ended = on.begin(Phase.EXEC, job)
+        await on.told_lost.wait()
+        assert (await ended).code == "device_error"
+    async with hanging(repository, patience=Patience(look_s=0.0)) as (on, _):
+        on.device.close()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert on.lost == [], "its threads have ended, as they should"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@on_loop
+async def test_a_thread_that_is_gone_is_noticed(repository: Repository) -> None:
+    """Else nothing would be issued any more, and nobody told why."""
+    async with hanging(repository) as (on, _):
+
+        def fault() -> None:
+            raise AssertionError("a fault of ours")
+
+        on.device._issuer.now(fault)
+        await asyncio.to_thread(on.device._issuer._thread.join, LIMIT_S)
+        begun = on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
+        assert looked(on, 1)
+        (why,) = on.lost
+        assert "issue" in why
+        assert (await begun).code == "device_error"

@@ -1,0 +1,111 @@
+"""A broker in process, and whoever calls it."""
+
+from pathlib import Path
+from typing import Any
+
+from broker.service import BrokerService
+from mesh import wire
+from mesh.net.links import Link
+from mesh.net.registrar import DECODER as FROM_BROKER
+from mesh.net.registrar import Registrar
+from mesh.process.runtime import Runtime
+from tests.loops import Told
+from tests.mesh.net.processes import Processes, messages_of
+
+SPEC = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
+    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 2)),),
+    batch_max=8,
+    slo_ms=50.0,
+)
+
+
+def package(repository: Path, name: str, *versions: str) -> None:
+    """A package in the repository, as far as the broker looks at it."""
+    (repository / name).mkdir(parents=True, exist_ok=True)
+    (repository / name / "model.toml").write_text("")
+    for version in versions:
+        (repository / name / version).mkdir(exist_ok=True)
+
+
+class Broker:
+    """A broker that listens. `stop` ends it; another may be started on the same data and port."""
+
+    def __init__(self, made: Processes, folder: Path, number: int = 0) -> None:
+        self.folder = folder
+        self.runtime = made.runtime(
+            data_dir=folder / "data", model_repository=folder / "repository", broker_port=number
+        )
+        self.service = BrokerService(self.runtime)
+        self.service.start()
+        self.running = True
+        self.addresses = self.service.addresses
+        self.number = int(self.addresses[-1].rpartition(":")[2])
+
+    def stop(self) -> None:
+        """As at the end of its process."""
+        if self.running:
+            self.running = False
+            self.service.stop()
+            self.runtime.transport.close()
+            self.runtime.hub.close()
+
+
+class Caller:
+    """Anybody's link to the broker; what the broker said, sorted."""
+
+    def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str) -> None:
+        self.identity = identity
+        self.mail, self.lost = Told(), Told()
+        self.link: Link[Any, Any] = Link(runtime.transport, identity, "broker", FROM_BROKER, self.mail, self.lost).call(
+            addresses
+        )
+
+    def said(self) -> list[Any]:
+        """All that the broker said but heartbeats, in order."""
+        return messages_of(self.mail.items)
+
+    def tables(self) -> list[wire.Table]:
+        """All tables that came."""
+        return [message for message in self.said() if isinstance(message, wire.Table)]
+
+    def replies(self) -> list[wire.CallReply]:
+        """All replies that came."""
+        return [message for message in self.said() if isinstance(message, wire.CallReply)]
+
+    async def ask(self, message: Any) -> wire.CallReply:
+        """The reply to this call, whose number no other had."""
+        self.link.send(message)
+        await self.mail.until(lambda _: any(reply.call == message.call for reply in self.replies()))
+        return next(reply for reply in self.replies() if reply.call == message.call)
+
+    async def table(self, wanted: Any = lambda table: True) -> wire.Table:
+        """The latest table, once it is as wanted."""
+        await self.mail.until(lambda _: self.tables() and wanted(self.tables()[-1]))
+        return self.tables()[-1]
+
+    def register(self, role: str, epoch: int = 0) -> wire.Member:
+        """Says who it is."""
+        member = wire.Member(id=self.identity, role=role, host="here", endpoints={"control": ("tcp://x:1",)}, pid=7)
+        self.link.send(wire.Register(member=member, epoch=epoch))
+        return member
+
+
+class Registered:
+    """A service's registrar, and what it was told."""
+
+    def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str, role: str) -> None:
+        self.tables, self.replies = Told(), Told()
+        self.member = wire.Member(id=identity, role=role, host="here")
+        self.registrar = Registrar(runtime.transport, addresses, self.member, self.tables, self.replies)
+
+    async def table(self, wanted: Any = lambda table: True) -> wire.Table:
+        """The latest table, once it is as wanted."""
+        tables = await self.tables.until(lambda tables: tables and wanted(tables[-1]))
+        table: wire.Table = tables[-1]
+        return table
+
+
+def members(table: wire.Table) -> list[str]:
+    """Who is in a table."""
+    return [member.id for member in table.members]

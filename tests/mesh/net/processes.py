@@ -1,0 +1,117 @@
+"""What one process of the mesh has, and bare sockets to face it: several of each on the loop of a test."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import zmq
+
+from mesh import wire
+from mesh.net.links import Link, Port
+from mesh.net.transport import Mail
+from mesh.process.runtime import Runtime
+from mesh.process.settings import Settings
+from tests.loops import LIMIT_S, Told
+
+LIMIT_MS = int(LIMIT_S * 1e3)
+TO_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
+FROM_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
+
+
+class Processes:
+    """Makes what a test needs; all of it is closed at the end."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self._stack = contextlib.ExitStack()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._bare: list[zmq.Socket[bytes]] = []  # kept: a socket that nobody holds is closed, with a warning
+
+    def runtime(self, **settings: Any) -> Runtime:
+        """A process of its own: hub, transport, settings."""
+        runtime = Runtime(Settings(**{**self.settings, **settings}))
+        self._stack.callback(runtime.hub.close)
+        self._stack.callback(runtime.transport.close)
+        return runtime
+
+    def bare(self, kind: int, identity: str | bytes = b"") -> "zmq.Socket[bytes]":
+        """A socket outside the mesh, which may do anything; blocking, with a time limit."""
+        if self._context is None:
+            self._context = zmq.Context()
+            self._stack.callback(self._context.destroy, linger=0)
+        sock = self._context.socket(kind)
+        self._bare.append(sock)
+        sock.setsockopt(zmq.RCVTIMEO, LIMIT_MS)
+        sock.setsockopt(zmq.SNDTIMEO, LIMIT_MS)
+        if identity:
+            sock.setsockopt(zmq.ROUTING_ID, identity if isinstance(identity, bytes) else identity.encode())
+        return sock
+
+    def port(self, runtime: Runtime, name: str = "control", **options: Any) -> "Listening":
+        """An open port of the process."""
+        return Listening(runtime, name, **options)
+
+    def link(
+        self, runtime: Runtime, addresses: tuple[str, ...], identity: str = "frontend-1", **options: Any
+    ) -> "Calling":
+        """A link of the process, which calls at once."""
+        return Calling(runtime, addresses, identity, **options)
+
+    def close(self) -> None:
+        """Nothing is open any more."""
+        self._stack.close()
+
+
+@contextlib.asynccontextmanager
+async def processes(**settings: Any) -> AsyncIterator[Processes]:
+    """Processes with these settings, for one test."""
+    made = Processes(**settings)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Listening:
+    """A port, and what it was told."""
+
+    def __init__(self, runtime: Runtime, name: str, number: int = 0, **options: Any) -> None:
+        self.mail, self.lost = Told(), Told()
+        self.port: Port[Any, Any] = Port(runtime.transport, name, TO_CONTROLLER, self.mail, self.lost, **options)
+        self.addresses = self.port.listen("127.0.0.1", number, "GEARMESH_CONTROLLER_PORT")
+        self.tcp = self.addresses[-1]
+
+    async def messages(self, number: int) -> list[Any]:
+        """All messages that are no heartbeats, once there are so many."""
+        return await _messages(self.mail, number)
+
+
+class Calling:
+    """A link, and what it was told."""
+
+    def __init__(
+        self, runtime: Runtime, addresses: tuple[str, ...], identity: str, peer: str = "controller-1", **options: Any
+    ) -> None:
+        self.mail, self.lost = Told(), Told()
+        self.link: Link[Any, Any] = Link(
+            runtime.transport, identity, peer, FROM_CONTROLLER, self.mail, self.lost, **options
+        ).call(addresses)
+
+    async def messages(self, number: int) -> list[Any]:
+        """All messages that are no heartbeats, once there are so many."""
+        return await _messages(self.mail, number)
+
+
+def messages_of(mails: list[Mail[Any]]) -> list[Any]:
+    """All that is no heartbeat, in order."""
+    return [message for mail in mails for message in mail.messages if not isinstance(message, wire.Heartbeat)]
+
+
+async def _messages(mail: Told, number: int) -> list[Any]:
+    return messages_of(await mail.until(lambda mails: len(messages_of(mails)) >= number))
+
+
+def envelope(*messages: Any, sent_s: float = 0.0) -> bytes:
+    """What a peer with a clock of its own would send."""
+    return msgspec.msgpack.encode(wire.Envelope(sent_s, None, 0, list(messages)))

@@ -1,0 +1,32 @@
+"""mesh/process/logs.py: what every line carries."""
+
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import structlog
+
+from mesh.process import logs
+from mesh.process.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Other tests log as they please."""
+    yield
+    structlog.reset_defaults()
+
+
+def test_a_line_carries_the_service_whichever_thread_caused_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(Settings(log_format="json"), "gpu_worker")
+    log = structlog.get_logger()
+    log.info("here")
+    thread = threading.Thread(target=log.info, args=("there",))
+    thread.start()
+    thread.join()
+    lines = [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["event"], line["service"], line["level"]) for line in lines] == [
+        ("here", "gpu_worker", "info"),
+        ("there", "gpu_worker", "info"),
+    ]
