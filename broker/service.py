@@ -10,11 +10,11 @@ import structlog
 
 from broker.core.catalogue import Catalogue, Replies
 from broker.core.routing import Routing
-from broker.repository import look, scan_repository
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
 from mesh.net.links import Port
 from mesh.net.transport import Mail
+from mesh.process.repository import look, scan_repository
 from mesh.process.runtime import Runtime, host_id
 from mesh.versions import why_changed
 

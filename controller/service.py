@@ -16,9 +16,10 @@ from controller.observation import OPERATOR, ControllerPort, Observation
 from mesh import wire
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
-from mesh.net.transport import Buffer, Mail
+from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
+from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 MENDED_BY_PEOPLE = ("device_error", "rows_changed", "bad_outputs")  # codes of actions that failed

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from mesh.net.transport import Buffer
+from mesh.wire import Buffer
 
 BYTES_EACH = 200  # that an answer takes here beside its frames
 C = TypeVar("C")

@@ -8,7 +8,8 @@ import structlog
 
 from mesh import wire
 from mesh.net.links import Link
-from mesh.net.transport import Buffer, Mail, Transport
+from mesh.net.transport import Mail, Transport
+from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S = 0.05

@@ -26,9 +26,10 @@ from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
-from mesh.net.transport import Buffer, Mail
+from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
+from mesh.wire import Buffer
 from selection.base import Array
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])

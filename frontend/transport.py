@@ -9,7 +9,8 @@ import zmq
 
 from frontend.backlog import Answer, Backlog
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
-from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE, Buffer
+from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
+from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, for one client; further ones wait here, for it may only be slow for a moment
 REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, for one client: they count nowhere else, and each may be large

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from gpu_worker.devices.base import open_device
+from gpu_worker.devices.opening import open_device
 from gpu_worker.service import WorkerService
 from mesh.process.runtime import Runtime, Service, serve
 

@@ -23,10 +23,11 @@ from mesh import wire
 from mesh.errors import PackageError
 from mesh.net.links import Link
 from mesh.net.registrar import Registrar
-from mesh.net.transport import Buffer, Mail
+from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.versions import CHANGED, why_changed
+from mesh.wire import Buffer
 
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, and may for the next one
 PREPARATION_ENDS_S = 2.0  # after the device is lost: then whoever prepares is stuck in it

@@ -13,6 +13,7 @@ import msgspec
 
 from mesh.facts import Fact, Snapshot
 
+Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
 INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own: they are then never copied by the codec
 
 

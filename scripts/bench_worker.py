@@ -22,12 +22,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from broker.repository import scan_repository
 from gearmesh.telemetry.machine import Watch, describe
 from gpu_worker import tuning
-from gpu_worker.devices.base import open_device
+from gpu_worker.devices.opening import open_device
 from mesh import wire
 from mesh.errors import GearmeshError
+from mesh.process.repository import scan_repository
 from mesh.process.settings import Settings, read_settings
 from scripts.build_models import DEMO
 from scripts.rigs import worker_measurements as measure

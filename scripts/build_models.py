@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from broker.repository import versions_in
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package, read_package
 from mesh.errors import PackageError
+from mesh.process.repository import versions_in
 from mesh.process.settings import read_settings
 from mesh.versions import EXISTS
 from scripts.rigs.model_copies import make_copies, why_alias

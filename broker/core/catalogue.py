@@ -7,8 +7,7 @@ A version is its content. The first that is served under a number is taken down,
 controller serves a version of files only in the content that the table names, so what is not taken down is not served.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +15,9 @@ import msgspec
 
 from broker.core.records import AppRecord, ModelRecord
 from mesh import wire
+from mesh.names import NAME, VERSION, listed
 from mesh.versions import CHANGED, EXISTS, TAKEN, next_free, number_of, why_changed, why_container, why_exists
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-VERSION = re.compile(r"[0-9]{1,18}")
-NAMES_SHOWN = 20  # in one sentence
 HISTORY_MAX = 16  # versions that rollback can go back over
 
 Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
@@ -465,10 +462,3 @@ class Catalogue:
 
 def _no(message: str, field_name: str, call: int = 0) -> wire.CallReply:
     return wire.CallReply(call=call, ok=False, message=message, field=field_name)
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names, for a sentence: in order, and of very many only the first."""
-    there = sorted(names)
-    more = f" and {len(there) - NAMES_SHOWN} more" if len(there) > NAMES_SHOWN else ""
-    return (", ".join(there[:NAMES_SHOWN]) or "none") + more

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from broker.core.catalogue import NAME, VERSION
 from mesh import wire
+from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES, byte_count
 
 ID_LENGTH_MAX = 256

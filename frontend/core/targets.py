@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from broker.core.catalogue import listed
 from frontend.core import protocol
 from frontend.core.protocol import InputRules, Invalid
 from mesh import wire
+from mesh.names import listed
 
 
 @dataclass(frozen=True, slots=True)

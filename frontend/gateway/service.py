@@ -12,7 +12,6 @@ import msgspec
 import structlog
 from aiohttp import ClientError, web
 
-from broker.core.catalogue import VERSION
 from frontend.admin.observer import NoMesh, answering, describe
 from frontend.client.client import RequestError
 from frontend.gateway import descriptions
@@ -22,6 +21,7 @@ from frontend.gateway.inference import Question, read_question, respond
 from frontend.gateway.pool import Pool
 from frontend.gateway.watch import Watch
 from mesh.metrics import CONTENT_TYPE, metrics_text
+from mesh.names import VERSION
 from mesh.process.settings import Settings
 
 JSON_LENGTH = "Inference-Header-Content-Length"

@@ -9,11 +9,9 @@ import typer
 from rich.table import Table
 
 from frontend.client.client import Client, RequestError
-from gearmesh.cli.consoles import console
+from gearmesh.cli.session import client, err, out, settings
 
-applications = typer.Typer(help="Applications: several models behind one name, learning from feedback.")
-out = console()
-err = console(stderr=True)
+applications = typer.Typer(add_completion=False, help="Applications: several models behind one name, learning from feedback.")
 
 Models = Annotated[list[str], typer.Argument(help="The models, first the one that `single` asks.")]
 Policy = Annotated[str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")]
@@ -168,8 +166,6 @@ def _refuse(text: str) -> NoReturn:
 
 
 def _with(action: Callable[[Client], Any]) -> Any:
-    from gearmesh.cli.main import client, settings
-
     with client(settings()) as session:
         try:
             return action(session)

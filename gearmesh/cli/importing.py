@@ -8,15 +8,15 @@ from zipfile import BadZipFile
 
 import typer
 
-from gearmesh.cli.consoles import console
+from gearmesh.cli.session import err, out
 from mesh.errors import GearmeshError
 from mesh.process.settings import read_settings
 from mesh.tensors import DTYPES
 
-out = console()
-err = console(stderr=True)
+app = typer.Typer(add_completion=False)
 
 
+@app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="FILE.onnx, FILE.pt2 (of torch.export.save) or MODULE:FACTORY.")],
     name: Annotated[str | None, typer.Argument(help="Name of the model; the file's, or the module's, if none.")] = None,

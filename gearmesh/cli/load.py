@@ -1,32 +1,28 @@
 """`gearmesh load`: the shell around plan, runner and report."""
 
 import asyncio
-import json
 import signal
-import sys
-from collections.abc import Mapping
 from dataclasses import fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from gearmesh.load.errors import LoadError
 from gearmesh.load.options import Options, plan_of, takes_options, with_models
-from gearmesh.load.plan import Phase, Plan, Replay, Target
-from gearmesh.load.reporting.records import OUTCOMES
-from gearmesh.load.runner import PhaseRun, Seen, Where, find_targets, measure_batch1, mesh_pids, run_plan
+from gearmesh.load.outputs import Outputs, carry_out
+from gearmesh.load.plan import Replay
+from gearmesh.load.runner import Where, find_targets, mesh_pids
 from mesh.errors import GearmeshError
 from mesh.process.settings import read_settings
 
 PROCESSES_MAX = 64
+app = typer.Typer(add_completion=False)
 err = Console(stderr=True)
 
 
+@app.command()
 @takes_options
 def load(
     scenario: Annotated[
@@ -113,7 +109,7 @@ def _refuse_existing(file: Path | None, option: str) -> None:
         raise LoadError(f"{option} {file}: there is no folder {file.parent}")
 
 
-async def _run(options: Options, models: list[str], addresses: list[str], processes: int, outputs: "Outputs") -> int:
+async def _run(options: Options, models: list[str], addresses: list[str], processes: int, outputs: Outputs) -> int:
     config = read_settings()
     plan = plan_of(options, ("-",))
     source = plan.phases[0].streams[0].source
@@ -126,85 +122,3 @@ async def _run(options: Options, models: list[str], addresses: list[str], proces
     targets = await find_targets(where, models)
     plan = with_models(plan, tuple(targets))
     return await carry_out(plan, targets, where, processes, outputs, await mesh_pids(where))
-
-
-class Outputs:
-    """Where a report goes."""
-
-    def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
-        self.json_file, self.plot, self.progress = json_file, plot, progress
-        self.console = Console(width=None if Console().is_terminal else 150)
-
-    async def follow(
-        self,
-        plan: Plan,
-        targets: Mapping[str, Target],
-        where: Where,
-        processes: int,
-        pids: Mapping[str, int] | None,
-    ) -> list[PhaseRun]:
-        """The plan is run, with live counts if they are wanted. Raises: LoadError."""
-        if not self.progress:
-            return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
-        with Live(console=err, transient=True, refresh_per_second=4) as live:
-
-            def show(phase: Phase, at_s: float, seen: Seen) -> None:
-                live.update(_progress(plan, phase, at_s, seen))
-
-            return await run_plan(plan, targets, where, processes, show, pids)
-
-    def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
-        """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate.
-
-        Raises: LoadError: a file cannot be written.
-        """
-        from gearmesh.load.reporting.plot import draw
-        from gearmesh.load.reporting.report import as_map, complaints, remarks, reports, show
-        from gearmesh.telemetry.machine import describe
-
-        found = reports(plan, runs)
-        show(plan, runs, found, self.console)
-        for sentence in remarks(runs, found):
-            self.console.print(sentence, style="yellow", highlight=False)
-        try:
-            if self.json_file is not None:
-                more = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:], **more}
-                text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str, allow_nan=False)
-                with self.json_file.open("x") as out:
-                    out.write(text + "\n")
-            if self.plot is not None:
-                draw(plan, runs, found, self.plot)
-        except OSError as error:
-            raise LoadError(f"{error.filename}: cannot be written: {error.strerror}") from error
-        return 2 if complaints(runs, found) else 0
-
-
-async def carry_out(
-    plan: Plan,
-    targets: Mapping[str, Target],
-    where: Where,
-    processes: int,
-    outputs: Outputs,
-    pids: Mapping[str, int] | None = None,
-    **more: Any,
-) -> int:
-    """The plan was run and reported; the exit code. Raises: LoadError."""
-    more["addresses"], more["processes"] = list(where.addresses), processes
-    if plan.needs_batch1:
-        targets = await measure_batch1(where, targets)
-        more["batch1_ms"] = {name: target.batch1_ms for name, target in targets.items()}
-    runs = await outputs.follow(plan, targets, where, processes, pids)
-    return outputs.write(plan, runs, **more)
-
-
-def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
-    came = [(name, count) for name, count in zip(OUTCOMES, seen.outcomes, strict=True) if count or name == "ok"]
-    table = Table("s", "sent", "per s", "in flight", *(name for name, _ in came), "sent late ms", box=None)
-    table.title = (
-        f"{plan.name}: {phase.name} ({[p.name for p in plan.phases].index(phase.name) + 1} of {len(plan.phases)})"
-    )
-    table.add_row(
-        f"{max(0.0, at_s):.1f} of {phase.seconds:g}", f"{seen.sent:,}", f"{seen.sent / max(at_s, 0.1):,.0f}",
-        f"{seen.in_flight:,}", *(f"{count:,}" for _, count in came), f"{seen.late_ms:.2f}",
-    )  # fmt: skip
-    return table

@@ -1,6 +1,6 @@
 """How a policy would do: the production scheduler on virtual time, against a load and devices that a scenario names.
 
-python gearmesh/cli/simulate.py SCENARIO.toml [--policy NAME]... [--seeds N] [--bound] [--json FILE] [--plot FILE.png]
+gearmesh simulate SCENARIO.toml [--policy NAME]... [--seeds N] [--bound] [--json FILE] [--plot FILE.png]
 """
 
 import json
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 RESULT = (
     "policy", "seed", "offered", "attainment", "goodput_rps", "p99_ms", "rejected", "cold_starts", "device_utilisation",
 )  # fmt: skip
+app = typer.Typer(add_completion=False)
 out = Console()
 err = Console(stderr=True)
 
 
+@app.command()
 def simulate(
     scenario: Annotated[Path, typer.Argument(help="A TOML file; gearmesh/simulation/scenarios has some.")],
     policy: Annotated[list[str] | None, typer.Option(help="atc, clockwork, fifo; again for more of them.")] = None,
@@ -192,7 +194,3 @@ def _find(scenario: "Scenario", policies: list[str], seeds: int, target: float, 
     out.print(table)
     if json_file is not None:
         json_file.write_text(json.dumps({"find_devices": answers}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    typer.run(simulate)

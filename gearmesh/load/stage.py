@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from gearmesh.cli.load import Outputs
 from gearmesh.load.errors import LoadError
+from gearmesh.load.outputs import Outputs
 from gearmesh.load.paper import RESNET, V100_BATCH1_MS, Stand, default_scale, experiment
 from gearmesh.load.plan import Phase, Plan
 from gearmesh.load.runner import PhaseRun, Where, find_targets, measure_batch1, mesh_pids

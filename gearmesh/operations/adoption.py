@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.repository import MANIFEST, look, versions_in
 from gearmesh.operations.repositories import is_seen, is_the_broker_s, known_of
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.package import read_package
 from gpu_worker.packages.writing import adopt, check_free, written_in
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.process.repository import MANIFEST, look, versions_in
 from mesh.versions import CHANGED, TAKEN, why_changed, why_container
 
 ANY_FACTORY = ("",)  # whether a worker may call it is for the workers to say: nothing is called here

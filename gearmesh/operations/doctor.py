@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from broker.repository import look
 from frontend.client.client import Client, RequestError
 from gearmesh.operations.repositories import ask_broker, is_seen, is_the_broker_s
 from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.process.repository import look
 from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
 

@@ -4,11 +4,11 @@ import shlex
 import socket
 from pathlib import Path
 
-from broker.repository import versions_in
 from frontend.admin.operator import NoBroker, Operator
 from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.errors import GearmeshError
+from mesh.process.repository import versions_in
 from mesh.process.runtime import host_id
 from mesh.process.settings import Settings
 

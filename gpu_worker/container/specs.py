@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from broker.core.catalogue import NAME, VERSION
 from mesh import wire
 from mesh.errors import GearmeshError
+from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES, byte_count
 
 ALIGNMENT = 64  # bytes: a cache line

@@ -1,22 +1,14 @@
-"""What a device can do. A new kind is one file here and one line in `open_device`, or a package of its own."""
-
-from __future__ import annotations
+"""What a device can do. A new kind is one file in this folder and one line in `opening.py`, or a package of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.errors import GearmeshError
 
-if TYPE_CHECKING:
-    from mesh.process.settings import Settings  # a device can be driven where what reads settings is not installed
-
-GROUP = "gearmesh.devices"  # entry points of packages that bring devices of their own
 Finished = Callable[[Phase, Job, Done], None]
 Lost = Callable[[str], None]
 
@@ -72,57 +64,3 @@ class Device(Protocol):
 
     def close(self) -> None:
         """The device is free for another process."""
-
-
-def open_device(settings: Settings) -> Device:
-    """The device that the settings name. Raises: DeviceError, SettingsError."""
-    name = settings.device
-    if name == "auto" and (gpus := _gpus_free(settings)) is not None:
-        return gpus
-    if name == "cuda" or name.startswith("cuda:"):
-        return _open_cuda(settings, name)
-    if name in ("auto", "cpu"):
-        from gpu_worker.devices.cpu import CpuDevice
-
-        return CpuDevice.claim(settings) if name == "auto" else CpuDevice(settings)
-    if name.startswith("emulated:"):
-        from gpu_worker.devices.emulated import EmulatedDevice
-
-        return EmulatedDevice(settings, Path(name.removeprefix("emulated:")))
-    return _open_other(settings, name)
-
-
-def _open_other(settings: Settings, name: str) -> Device:
-    """A device that an installed package brings: an entry point of the group, called with the settings."""
-    others = {found.name: found for found in entry_points(group=GROUP)}
-    found = others.get(name.partition(":")[0])
-    if found is None:
-        brought = "".join(f", {other}" for other in sorted(others))
-        raise DeviceError(
-            f"GEARMESH_DEVICE={name!r}: allowed are auto, cpu, cuda, cuda:N and emulated:PROFILE.json{brought}"
-        )
-    try:
-        make = found.load()
-    except Exception as error:  # whatever importing another's package raises
-        raise DeviceError(f"GEARMESH_DEVICE={name!r}: {found.value}: {type(error).__name__}: {error}") from error
-    device: Device = make(settings)
-    return device
-
-
-def _open_cuda(settings: Settings, name: str) -> Device:
-    from gpu_worker.devices.cuda import nvidia
-    from gpu_worker.devices.cuda.opening import open_cuda
-
-    index = name.partition(":")[2]
-    if name != "cuda" and not index.isdecimal():
-        raise DeviceError(f"GEARMESH_DEVICE={name!r}: cuda:N needs the number of a GPU, cuda:0")
-    return open_cuda(settings, [int(index)] if index else range(max(1, nvidia.device_count())))
-
-
-def _gpus_free(settings: Settings) -> Device | None:
-    """A GPU, if there is one that no worker drives."""
-    from gpu_worker.devices.cuda import nvidia
-    from gpu_worker.devices.locks import driven
-
-    free = [i for i in range(nvidia.device_count()) if not driven(settings.data_dir / "locks", f"cuda:{i}")]
-    return _open_cuda(settings, f"cuda:{free[0]}") if free else None

@@ -38,10 +38,10 @@ from gpu_worker.packages.package import ONNX, Package
 from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
 from mesh import wire
 from mesh.errors import PackageError
-from mesh.net.transport import Buffer
 from mesh.process.settings import Settings
 from mesh.tensors import DTYPES, raw
 from mesh.versions import CHANGED
+from mesh.wire import Buffer
 
 ARENA_MB = 1024
 PAGE_MB = 2

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from broker.core.catalogue import NAME, VERSION
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.package import BATCH_MAX, TENSORS_MAX
 from gpu_worker.packages.trials import ROWS
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES, byte_count
 
 SLO_MS_MAX = 600_000

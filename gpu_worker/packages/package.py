@@ -26,10 +26,10 @@ from typing import Annotated, Any
 import msgspec
 from safetensors import SafetensorError, safe_open
 
-from broker.core.catalogue import NAME, VERSION
 from gpu_worker.packages.manifests import faults_of, sound
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES
 
 ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it

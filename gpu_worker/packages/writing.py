@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from broker.repository import versions_in
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.package import EXAMPLE, Package, manifest_of, read_package
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.process.repository import versions_in
 from mesh.tensors import DTYPES
 from mesh.versions import EXISTS, next_free
 

@@ -14,7 +14,8 @@ import zmq
 from mesh import wire
 from mesh.clocks import OffsetFilter
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
-from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Buffer, Line, Mail, Transport
+from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Line, Mail, Transport
+from mesh.wire import Buffer
 
 In = TypeVar("In")
 Out = TypeVar("Out")

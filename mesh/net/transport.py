@@ -7,7 +7,7 @@ heartbeats. `links.py` has the ends of a line.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -17,16 +17,13 @@ from mesh import wire
 from mesh.clocks import OffsetFilter
 from mesh.liveness import Liveness
 from mesh.net.sockets import Hub
-
-if TYPE_CHECKING:
-    from mesh.net.links import Link, Port
+from mesh.wire import Buffer
 
 FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied: cheaper than the bookkeeping of not doing so
 BACKLOG_MAX = 100_000  # messages waiting for one peer; one that lets so many lie is taken for lost
 MEMORY = "memory://"
 NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # enums are slow to combine
 
-Buffer = bytes | memoryview
 In = TypeVar("In")
 log = structlog.get_logger("transport")
 
@@ -44,13 +41,44 @@ class Mail(Generic[In]):
     clock: OffsetFilter
 
 
+class End(Protocol):
+    """One end of a line: who takes what arrives on it. `mesh/net/links.py` has the two kinds, `Port` and `Link`."""
+
+    sock: "zmq.Socket[bytes] | None"  # None: closed, or the peer is in this process
+
+    def take(self, mail: Mail[Any]) -> None:
+        """Mail from a peer in this process has arrived."""
+
+    def line_lost(self, line: "Line", why: str) -> None:
+        """The peer at the other end is gone."""
+
+
+class Listener(End, Protocol):
+    """An end that any number of peers may call."""
+
+    name: str
+    epoch: int  # goes out with every envelope
+
+    def knows(self, peer: str) -> bool:
+        """`peer` was heard and has not been lost."""
+
+    def forget(self, peer: str) -> None:
+        """Nothing is sent to `peer` until it is heard again."""
+
+    def join(self, peer: str, far: "Line") -> "Line":
+        """A peer in this process calls. Returns this end's line to it."""
+
+    def rejoin(self, line: "Line") -> None:
+        """A peer in this process speaks: it is known again if it was forgotten."""
+
+
 @dataclass(slots=True)
 class Line:
     """One direction to one peer, and what is known of it."""
 
     peer: str
-    owner: "Link[Any, Any] | Port[Any, Any]"  # who takes what arrives on this line
-    port: "Port[Any, Any] | None" = None  # the owner, if that is a port
+    owner: End  # who takes what arrives on this line
+    port: Listener | None = None  # the owner, if that is a port
     outbox: list[Any] = field(default_factory=list)
     frames: list[Buffer] = field(default_factory=list)
     clock: OffsetFilter = field(default_factory=OffsetFilter)
@@ -70,7 +98,7 @@ class Transport:
         self._liveness = Liveness(heartbeat_s, silence_s_max)
         self._watched: dict[str, Line] = {}  # {key of a line: line}
         self._dirty: dict[int, Line] = {}  # {id: line with something to send}
-        self._memory: dict[str, Port[Any, Any]] = {}  # {name: port that can be called in memory}
+        self._memory: dict[str, Listener] = {}  # {name: port that can be called in memory}
         self._encoder = msgspec.msgpack.Encoder()
         self._tick_s = heartbeat_s / 2
         self._ticked_at = time.monotonic()
@@ -195,15 +223,15 @@ class Transport:
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def offer(self, name: str, port: "Port[Any, Any]") -> None:
+    def offer(self, name: str, port: Listener) -> None:
         """`port` can be called in memory as ``memory://name``."""
         self._memory[name] = port
 
-    def withdraw(self, port: "Port[Any, Any]") -> None:
+    def withdraw(self, port: Listener) -> None:
         """`port` can no longer be called in memory."""
         self._memory = {name: known for name, known in self._memory.items() if known is not port}
 
-    def port_in_memory(self, addresses: Sequence[str]) -> "Port[Any, Any] | None":
+    def port_in_memory(self, addresses: Sequence[str]) -> Listener | None:
         """The port behind the first of the addresses that is in this process."""
         for address in addresses:
             if address.startswith(MEMORY) and address[len(MEMORY) :] in self._memory:

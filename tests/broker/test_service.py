@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import zmq
 
-from broker.repository import look, scan_repository
 from mesh import wire
 from mesh.errors import AddressInUse
+from mesh.process.repository import look, scan_repository
 from tests.loops import on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller, members, package
 from tests.mesh.net.processes import Processes, envelope, processes

@@ -66,7 +66,7 @@ everybody: list[Container] = []  # started by this test
 async def start_container(running: Mesh, folder: Path, predict: str, *options: str, model: str = "f") -> Container:
     """A container of `predict`, which lies in `folder`; it registers in its own time."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gearmesh.cli.main", "container", "--model", model, "--predict", predict, *options,
+        sys.executable, "-m", "gearmesh", "container", "--model", model, "--predict", predict, *options,
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip

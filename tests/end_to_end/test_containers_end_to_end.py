@@ -44,7 +44,7 @@ def test_a_function_serves_beside_a_device_s_model_and_its_batches_grow(shared: 
 async def keep(running: Mesh, folder: Path, *arguments: str, code: int = 0) -> str:
     """What `gearmesh container` says, which ends so; as a process, since the mesh goes by its folder and arguments."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gearmesh.cli.main", "container", *arguments,
+        sys.executable, "-m", "gearmesh", "container", *arguments,
         cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip

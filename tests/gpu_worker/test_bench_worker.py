@@ -12,9 +12,9 @@ import torch
 import uvloop
 from rich.console import Console
 
-from broker.repository import scan_repository
 from gpu_worker.devices.cpu import CpuDevice
 from mesh.errors import GearmeshError
+from mesh.process.repository import scan_repository
 from mesh.process.settings import Settings
 from scripts.bench_worker import bench, find_models, main
 from scripts.rigs.model_copies import make_copies

@@ -4,12 +4,12 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from broker.core.catalogue import NAME
 from frontend.core import protocol
 from frontend.core.applications.definitions import Application, Counts, read_definition
 from frontend.core.protocol import Invalid
 from frontend.keeper import Drop, Read
 from mesh import wire
+from mesh.names import NAME
 from mesh.process.settings import Settings
 from selection.base import State, adapt, fresh
 from selection.contexts import check_context

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from broker.core.catalogue import NAME, listed
 from frontend.core.protocol import Invalid, Tensor, worded
 from mesh import wire
+from mesh.names import NAME, listed
 from mesh.tensors import byte_count
 from selection.base import Array, Kind, Policy, PolicyError
 from selection.combining import kind_of

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import structlog
 
-from broker.core.catalogue import listed
 from frontend.core import protocol
 from frontend.core.applications.administration import Administration
 from frontend.core.applications.decisions import DecisionTable, Predicted, encoded
@@ -28,6 +27,7 @@ from frontend.core.applications.gatherings import (
 from frontend.core.protocol import Answer, Error, InputRules, Invalid
 from frontend.keeper import Park, Read, StateKeeper
 from mesh import wire
+from mesh.names import listed
 from mesh.process.settings import Settings
 from selection.base import Array, State, adapt, fresh, unusable
 from selection.combining import predictions

@@ -15,7 +15,6 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from broker.repository import versions_in
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.examples import said
 from gpu_worker.packages.export import Inputs, write_package
@@ -27,6 +26,7 @@ from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.writing import adopt, check_known, written_in
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.process.repository import versions_in
 from mesh.versions import next_free, number_of
 
 ELSEWHERE = {

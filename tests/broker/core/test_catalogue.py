@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from broker.core.catalogue import HISTORY_MAX, NAME, VERSION, Catalogue, Replies, listed
+from broker.core.catalogue import HISTORY_MAX, Catalogue, Replies
 from broker.core.records import ModelRecord
 from mesh import wire
+from mesh.names import NAME, VERSION, listed
 from tests.broker.core.catalogues import ANN, BEN, FOUND, SPEC, broken, offer, prepared, reopened, served, state, told
 
 # -- the repository ---------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core.catalogue import NAME
 from frontend.core import protocol
 from frontend.core.protocol import Answer, Checked, Error, InputRules, Invalid, TensorOut
 from mesh import wire
+from mesh.names import NAME
 from tests.messages import names
 
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.numpy import load_file
 
 from gpu_worker.core.lanes import Done, Job, Phase
-from gpu_worker.devices.base import DeviceError, open_device
+from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDevice
+from gpu_worker.devices.opening import open_device
 from gpu_worker.packages.package import read_package
 from mesh import wire
 from mesh.process.settings import Settings

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from gpu_worker.core.lanes import Done, Job, Phase
-from gpu_worker.devices.base import DeviceError, open_device
+from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.emulated import EmulatedDevice
+from gpu_worker.devices.opening import open_device
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.conftest import Repository

@@ -9,10 +9,11 @@ import weakref
 import pytest
 import torch
 
-from gpu_worker.devices.base import DeviceError, open_device
+from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Work
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Agenda, EventPool, Helper, Issuer, Watcher
+from gpu_worker.devices.opening import open_device
 from gpu_worker.tuning import REAL_TIME_PRIORITY, may_be_real_time
 from mesh.process.settings import Settings
 from tests.gpu_worker.devices.cuda.cuda_builders import NO_GPU

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.core.catalogue import NAME, VERSION
 from mesh import wire
+from mesh.names import NAME, VERSION
 
 MANIFEST = "model.toml"
 

@@ -1,0 +1,140 @@
+"""`gearmesh container` and `scale`: Python functions as models."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gearmesh.cli.calls import operator_of, refused
+from gearmesh.cli.session import err, out, settings, usage
+from mesh import wire
+from mesh.errors import GearmeshError
+from mesh.process.settings import Settings
+
+CLAIMED_WITHIN_S = 10.0  # the broker writes it down, on whatever disk
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def container(
+    model: Annotated[str, typer.Option(help="Name that clients ask for.")],
+    predict: Annotated[str, typer.Option(help="MODULE:FUNCTION from this folder; MODULE:MODEL.predict will do.")],
+    python: Annotated[str, typer.Option(help="Interpreter for it; it needs numpy, nothing of gearmesh.")] = "",
+    version: Annotated[
+        str | None, typer.Option(help="If none: the code's own, or the next one for code that was not seen before.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
+    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="A .npy or .npz of inputs that shows both; run once.")] = None,
+    slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
+    objective_ms: Annotated[float | None, typer.Option(help="Aim for one batch; half of slo-ms if not given.")] = None,
+    batching: Annotated[str, typer.Option(help="aimd | quantile | none | fixed:N")] = "aimd",
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch may wait for expected requests.")] = 0.0,
+    batch_max: Annotated[int, typer.Option(help="Most rows in a batch, whatever the batching.")] = 1024,
+    memory_mb: Annotated[int, typer.Option(help="It is restarted above this; 0: half of the machine's.")] = 0,
+    start_s: Annotated[float, typer.Option(help="It may take so long to be imported.")] = 60.0,
+    cache: Annotated[bool, typer.Option(help="Equal inputs have equal outputs.")] = True,
+    check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
+    replicas: Annotated[int | None, typer.Option(help="Have the running `gearmesh up` keep so many of it.")] = None,
+) -> None:
+    """Serves a Python function as a model: one array per input, batch first; an array, or a dict of them, back."""
+    from gpu_worker.container.main import check_container, run_container
+    from gpu_worker.container.specs import ContainerOptions, parse_tensor
+
+    try:
+        options = ContainerOptions(
+            model=model,
+            predict=predict,
+            python=python or sys.executable,
+            version=version,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            inputs=tuple(parse_tensor(text, "--input") for text in input_) if input_ else None,
+            outputs=tuple(parse_tensor(text, "--output") for text in output) if output else None,
+            sample=sample.resolve() if sample is not None else None,
+            slo_ms=slo_ms,
+            objective_ms=objective_ms,
+            batching=batching,
+            batch_wait_ms=batch_wait_ms,
+            batch_max=batch_max,
+            memory_mb=memory_mb,
+            cache=cache,
+        )
+    except GearmeshError as error:
+        usage(str(error))
+    if check:
+        raise typer.Exit(2 if check_container(options, start_s=start_s) is None else 0)
+    if replicas is not None:
+        _keep_container(settings(), options, replicas, start_s)
+        return
+    raise typer.Exit(run_container(settings(), options, start_s=start_s))
+
+
+def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
+    """The running `gearmesh up` keeps the container, if its code is good."""
+    from gearmesh.operations.containers import REPLICAS_MAX, Kept, Roster
+    from gpu_worker.container.main import check_container
+
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    content = check_container(options, start_s=start_s)
+    if content is None:
+        raise typer.Exit(2)
+    claim = wire.ClaimVersion(call=1, name=options.model, content=content, version=options.version)
+    with operator_of(config) as operator:
+        reply = operator.call(claim, CLAIMED_WITHIN_S)
+    if not reply.ok:
+        refused(reply)
+    given = sys.argv[sys.argv.index("container") + 1 :]
+    at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
+    del given[at : at + (1 if "=" in given[at] else 2)]
+    with _roster_is_sound():
+        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, reply.version, content))
+    if before is not None and (before.arguments, before.code) != (given, content):
+        out.print(f"{options.model}: what was kept under this name is being replaced")
+    out.print(
+        f"{options.model}: {replicas} replicas of version {reply.version} are being kept; "
+        f"`gearmesh scale {options.model} N` changes that", soft_wrap=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _roster_is_sound() -> Iterator[None]:
+    """The file of containers can be read and written; or exit 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        err.print(f"{error}; mend that file, or remove it", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def scale(
+    model: Annotated[str, typer.Argument(help="A container started with --replicas.")],
+    replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
+) -> None:
+    """Has the running `gearmesh up` keep so many replicas of a container; those that go finish what they have."""
+    from gearmesh.operations.containers import REPLICAS_MAX, Roster
+
+    config = settings()
+    roster = Roster(config.data_dir)
+    if not 0 <= replicas <= REPLICAS_MAX:
+        usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
+    if not roster.is_watched:
+        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+        raise typer.Exit(1)
+    with _roster_is_sound():
+        if not roster.scale(model, replicas):
+            known = ", ".join(sorted(roster.read())) or "none"
+            usage(f"no container {model!r} was started with --replicas; there are: {known}")
+    out.print(f"{model}: {replicas} replicas are being kept")
+    for name, why in roster.down().items():
+        if name.rpartition(".")[0] == model and replicas:
+            out.print(f"{name} was down, and is tried again: {why}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,63 @@
+"""`gearmesh status`, `top`, `logs`, `metrics` and `trace`: how a mesh is, and how it was."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gearmesh.cli.models import models_table
+from gearmesh.cli.session import err, out, settings
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def status(
+    over: Annotated[float, typer.Option(help="Seconds that rates are taken over; 0: since the start.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, totals since the start.")] = False,
+) -> None:
+    """Who is there and how each is, what is served, how requests fare, how well times are predicted."""
+    from gearmesh.cli.watching import run_status
+
+    raise typer.Exit(run_status(settings(), over, out, err, as_json=as_json, models_table=models_table))
+
+
+@app.command()
+def top(
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
+    count: Annotated[int, typer.Option("--count", "-n", help="Looks until it ends; 0: until Ctrl-C.")] = 0,
+) -> None:
+    """The same, live."""
+    from gearmesh.cli.watching import run_top
+
+    raise typer.Exit(run_top(settings(), interval, count, out, err))
+
+
+@app.command()
+def logs(
+    source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
+) -> None:
+    """What the request log and the action log say: outcomes, latencies, how well times were predicted."""
+    from gearmesh.telemetry.log_report import run_logs
+
+    raise typer.Exit(run_logs(source or settings().telemetry_folder, out, err))
+
+
+@app.command()
+def metrics() -> None:
+    """The same for Prometheus, in its text format."""
+    from gearmesh.cli.watching import run_metrics
+
+    raise typer.Exit(run_metrics(settings(), err))
+
+
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="Where to; open it at ui.perfetto.dev or chrome://tracing.")],
+    seconds: Annotated[float, typer.Option(help="How long to record.")] = 5.0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Records what the running mesh plans and does, and writes a timeline."""
+    from gearmesh.cli.watching import run_trace
+
+    raise typer.Exit(run_trace(settings(), file, seconds, out, err, force=force))
