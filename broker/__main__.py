@@ -1,3 +1,6 @@
-from broker.main import main
+"""`python -m broker`."""
 
-main()
+from mesh.process.extras import start
+
+if __name__ == "__main__":
+    start("broker.main", "broker")

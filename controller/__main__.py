@@ -1,3 +1,6 @@
-from controller.main import main
+"""`python -m controller`."""
 
-main()
+from mesh.process.extras import start
+
+if __name__ == "__main__":
+    start("controller.main", "controller")

@@ -1,1 +1,1 @@
-"""Where clients call. `frontend.client.client` holds `Client` and `AsyncClient`, and needs only pyzmq, msgpack and numpy."""
+"""Where clients call. `frontend.client` holds the Python clients, which need only pyzmq, msgpack and numpy."""

@@ -1,3 +1,6 @@
-from frontend.main import main
+"""`python -m frontend`."""
 
-main()
+from mesh.process.extras import start
+
+if __name__ == "__main__":
+    start("frontend.main", "frontend")

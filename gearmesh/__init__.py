@@ -1,0 +1,61 @@
+"""DNN serving with predictable latency.
+
+    from gearmesh import Client
+
+    with Client("tcp://127.0.0.1:5555") as client:
+        prediction = client.infer("digits_mlp", pixels, slo_ms=50)
+
+`Client`, `AsyncClient` and their errors need pyzmq, msgpack and numpy. `write_package` needs the extra `serve` (torch).
+Each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frontend.client.client import AsyncClient as AsyncClient
+    from frontend.client.client import Client as Client
+    from frontend.client.conversation import Disconnected as Disconnected
+    from frontend.client.conversation import Failed as Failed
+    from frontend.client.conversation import Invalid as Invalid
+    from frontend.client.conversation import Prediction as Prediction
+    from frontend.client.conversation import Rejected as Rejected
+    from frontend.client.conversation import RequestError as RequestError
+    from frontend.client.conversation import TimedOut as TimedOut
+    from gpu_worker.packages.export import write_package as write_package
+    from mesh.errors import PackageError as PackageError
+
+MODULES = {  # {name: where it lives}
+    "AsyncClient": "frontend.client.client",
+    "Client": "frontend.client.client",
+    "Disconnected": "frontend.client.conversation",
+    "Failed": "frontend.client.conversation",
+    "Invalid": "frontend.client.conversation",
+    "PackageError": "mesh.errors",
+    "Prediction": "frontend.client.conversation",
+    "Rejected": "frontend.client.conversation",
+    "RequestError": "frontend.client.conversation",
+    "TimedOut": "frontend.client.conversation",
+    "write_package": "gpu_worker.packages.export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported now. Raises: AttributeError; ImportError with the extra to install."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        found = getattr(import_module(MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        from mesh.process.extras import advice
+
+        told = advice(error)
+        if told is None:
+            raise
+        raise ImportError(f"gearmesh.{name}: {told}", name=error.name) from error
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})

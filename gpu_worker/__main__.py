@@ -1,3 +1,6 @@
-from gpu_worker.main import main
+"""`python -m gpu_worker`."""
 
-main()
+from mesh.process.extras import start
+
+if __name__ == "__main__":
+    start("gpu_worker.main", "gpu_worker")

@@ -4,7 +4,7 @@ GearmeshError
 ├── SettingsError      a setting is missing, unknown or out of range (all such faults at once)
 ├── AddressInUse       a port that a service must listen on is taken
 ├── UnsafeBind         listening beyond loopback without keys
-└── PackageError       a model package that cannot be served (all its faults at once); raised by gpu_worker.packages.package
+└── PackageError       a model package that cannot be served (all its faults at once); raised by `gpu_worker.packages`
 
 Expected outcomes (late, full, worker lost) are messages, not errors.
 """

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 from gearmesh.telemetry.machine import describe
+from scripts import ROOT
 from scripts.rigs.gpu_needs import PYTHON, complaint, fetch, missing
 from scripts.rigs.gpu_tables import table
 
-ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/gpu_worker"  # those named test_cuda_*
 MINUTES = 7.5
 SPARE_S = 5.0  # for writing the results

@@ -110,7 +110,8 @@ def spans(times: list[tuple[float, float]], folder: Path) -> np.ndarray[Any, np.
 
 async def measure(requests: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Runs the mesh and asks it."""
-    from gearmesh.operations.meshes import ROOT, mesh
+    from gearmesh.operations.meshes import mesh
+    from scripts import ROOT
     from scripts.build_models import build_noop
 
     with tempfile.TemporaryDirectory() as place:

@@ -27,9 +27,10 @@ import zmq
 from rich.console import Console
 from rich.table import Table
 
-from gearmesh.operations.meshes import ROOT, mesh
+from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.telemetry.machine import Watch, describe, median, quantile
+from scripts import ROOT
 from scripts.build_models import build_noop
 
 IN_FLIGHT = (1, 16, 64, 256)

@@ -35,9 +35,10 @@ import uvloop
 
 from gearmesh.load.generating.messages import Template
 from gearmesh.load.plan import Target, Tensor
-from gearmesh.operations.meshes import ROOT, mesh
+from gearmesh.operations.meshes import mesh
 from gearmesh.telemetry.machine import Watch, describe
 from gpu_worker.packages.export import write_package
+from scripts import ROOT
 from scripts.peers import plots, tables
 from scripts.peers.catalogue import PEERS, Peer
 from scripts.peers.drivers import Driver, HttpDriver, MeshDriver

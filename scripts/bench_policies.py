@@ -26,10 +26,11 @@ from controller.core.policies.registry import POLICIES
 from gearmesh.simulation.scenario import Scenario, parse_scenario
 from gearmesh.simulation.study import BOUND, CLAIRVOYANT, TIGHT, Task, run_all
 from gearmesh.telemetry.machine import describe
+from scripts import ROOT
 from scripts.rigs.flags import picture
 from scripts.rigs.suite_plots import LIMIT, Panel, draw
 
-FOLDER = Path(__file__).parent / "simulation" / "scenarios"
+FOLDER = ROOT / "gearmesh" / "simulation" / "scenarios"
 LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 SLO_FACTORS = (1.5, 2, 3, 4, 6, 10, 20, 50, 100)
 MODEL_COUNTS = (1, 10, 50, 100, 200, 300, 600, 1200, 2400, 3600)

@@ -25,12 +25,13 @@ import torch
 from frontend.client.client import AsyncClient, Prediction
 from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.telemetry.machine import describe
+from scripts import ROOT
 from scripts.build_models import build_digits, cnn, digits, linear, mlp, train
 from selection.base import Answers, Observation, fresh
 from selection.registry import make_policy
 
 Array = npt.NDArray[Any]
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = ROOT / "docs"
 POLICIES = ("single", "exp3", "exp4", "linear", "majority", "epsilon_greedy", "ucb1", "thompson")
 SEED = 11
 SIZES = (2, 4, 8, 16)  # of ensembles with a slow member

@@ -21,9 +21,10 @@ from typing import Any
 
 import uvloop
 
-from gearmesh.operations.meshes import ROOT, Mesh, mesh
+from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.telemetry.journals import read_actions, read_requests
 from gearmesh.telemetry.machine import describe
+from scripts import ROOT
 from scripts.bench_mesh import IN_FLIGHT, System, ZmqDriver, ask_noop, check_noop, console, measure, report
 from scripts.build_models import build_noop
 

@@ -4,11 +4,11 @@
 """
 
 import re
-from pathlib import Path
 
 from mesh.process.settings import documentation
+from scripts import ROOT
 
-MANUAL = Path(__file__).resolve().parent.parent / "docs/operations.md"
+MANUAL = ROOT / "docs/operations.md"
 HEAD = "| setting | default | meaning |\n|---|---|---|\n"
 
 

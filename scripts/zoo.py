@@ -18,22 +18,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from safetensors.torch import load_file
 
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-
-from frontend.admin.operator import Operator  # noqa: E402
-from frontend.client.client import AsyncClient, RequestError  # noqa: E402
-from gearmesh.operations.meshes import Mesh, mesh  # noqa: E402
-from gearmesh.operations.up import wait_ready  # noqa: E402
-from gearmesh.telemetry.machine import describe  # noqa: E402
-from gpu_worker.devices.cpu import CpuDevice  # noqa: E402
-from gpu_worker.packages.comparing import ROUNDING, TOLERANCE, difference  # noqa: E402
-from mesh import wire  # noqa: E402
-from mesh.process.settings import Settings, read_settings  # noqa: E402
-from scripts.rigs.zoo_networks import EXPECTED, RESULT, ROWS, SIZES, SLO_MS, Network, networks  # noqa: E402
+from frontend.admin.operator import Operator
+from frontend.client.client import AsyncClient, RequestError
+from gearmesh.operations.meshes import Mesh, mesh
+from gearmesh.operations.up import wait_ready
+from gearmesh.telemetry.machine import describe
+from gpu_worker.devices.cpu import CpuDevice
+from gpu_worker.packages.comparing import ROUNDING, TOLERANCE, difference
+from mesh import wire
+from mesh.process.settings import Settings, read_settings
+from scripts import ROOT
+from scripts.rigs.zoo_networks import EXPECTED, RESULT, ROWS, SIZES, SLO_MS, Network, networks
 
 IMPORT_S_MAX = 1800
 DEPLOY_S_MAX = 600

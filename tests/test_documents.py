@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from gearmesh.cli.main import app
+from scripts import ROOT
 from scripts.document_settings import HEAD, MANUAL, with_settings
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 

@@ -1,7 +1,6 @@
 """docs/telemetry.md names every field, metric, code and setting that there is."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,8 @@ from gpu_worker.core.lanes import CODES
 from mesh.facts import ActionFact, Header, RequestFact
 from mesh.metrics import METRICS
 from mesh.process.settings import Settings
+from scripts import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "telemetry.md").read_text()))
 
 

@@ -1,3 +1,6 @@
-from frontend.gateway.main import main
+"""`python -m frontend.gateway`."""
 
-main()
+from mesh.process.extras import start
+
+if __name__ == "__main__":
+    start("frontend.gateway.main", "gateway")

@@ -11,7 +11,9 @@ from rich.table import Table
 from frontend.client.client import Client, RequestError
 from gearmesh.cli.session import client, err, out, settings
 
-applications = typer.Typer(add_completion=False, help="Applications: several models behind one name, learning from feedback.")
+applications = typer.Typer(
+    add_completion=False, help="Applications: several models behind one name, learning from feedback."
+)
 
 Models = Annotated[list[str], typer.Argument(help="The models, first the one that `single` asks.")]
 Policy = Annotated[str, typer.Option(help="single, exp3, exp4, linear, majority, epsilon_greedy, ucb1, ...")]

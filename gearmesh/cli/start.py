@@ -1,11 +1,11 @@
 """The console script `gearmesh`: Ctrl-C ends it quietly, even while it is still importing."""
 
+from mesh.process.extras import start
+
 
 def main() -> None:
-    """Runs a command, and exits with its code."""
+    """Runs a command, and exits with its code; 2 where an extra is not installed that the command needs."""
     try:
-        from gearmesh.cli.main import main as run
-
-        run()
+        start("gearmesh.cli.main", "gearmesh")
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -36,7 +36,6 @@ from gearmesh.load.plan import Phase, Plan, Target, Tensor
 from gearmesh.load.reporting.records import Records, merge
 from gearmesh.telemetry.machine import Watch
 
-ROOT = Path(__file__).resolve().parents[2]
 LEAD_S = 0.1  # from telling the generators when to begin to the first request
 CONNECT_S = 5.0
 LINE_BYTES_MAX = 1 << 24
@@ -232,7 +231,7 @@ class _Process:
 @asynccontextmanager
 async def _process(number: int, start: Start) -> AsyncIterator[_Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gearmesh.load.generating.generator", cwd=ROOT, limit=LINE_BYTES_MAX,
+        sys.executable, "-P", "-m", "gearmesh.load.generating.generator", limit=LINE_BYTES_MAX,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     held = _Process(number, process)

@@ -174,7 +174,5 @@ def _write(file: Path, found: Any) -> None:
 
 
 def _command(container: Kept) -> str:
-    words = [sys.executable, "-m", "gearmesh", "container", *container.arguments]
-    root = Path(__file__).resolve().parent.parent
-    path = f"PYTHONPATH={shlex.quote(str(root))}:$PYTHONPATH"
-    return f"cd {shlex.quote(container.folder)} && {path} exec {shlex.join(words)}"
+    words = [sys.executable, "-P", "-m", "gearmesh", "container", *container.arguments]
+    return f"cd {shlex.quote(container.folder)} && exec {shlex.join(words)}"

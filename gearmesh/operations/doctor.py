@@ -47,7 +47,7 @@ def _software() -> Iterator[Finding]:
         try:
             yield "good", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield "bad", package, "is not installed: run scripts/quickstart or pip install -e ."
+            yield "bad", package, "is not installed: pip install 'gearmesh[serve,http]'"
     try:
         yield "good", "onnxruntime", importlib.metadata.version("onnxruntime")
     except importlib.metadata.PackageNotFoundError:

@@ -10,11 +10,10 @@ from pathlib import Path
 from frontend.client.client import AsyncClient
 from gearmesh.operations.containers import Roster, keep_containers
 from gearmesh.operations.ports import free_ports
-from gearmesh.operations.supervisor import Supervisor, procfile_commands
+from gearmesh.operations.supervisor import PROCFILE, Supervisor, procfile_commands
 from gearmesh.operations.up import first_of, wait_ready
 from mesh.process.settings import read_settings
 
-ROOT = Path(__file__).resolve().parent.parent
 STARTS_WITHIN_S = 600.0
 
 
@@ -64,10 +63,7 @@ async def mesh(
         **{f"GEARMESH_{name.upper()}": str(value) for name, value in settings.items()},
     }
     lines: list[str] = []
-    commands = {
-        name: (f"cd '{ROOT}'; {command}", instance)
-        for name, (command, instance) in procfile_commands(ROOT / "Procfile", formation, compact=compact).items()
-    }
+    commands = procfile_commands(PROCFILE, formation, compact=compact)
     supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment)
     running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
     supervisor.start()

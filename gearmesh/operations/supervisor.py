@@ -23,6 +23,8 @@ LIBC = ctypes.CDLL(None)
 FRONT = ("broker", "controller", "frontend")  # what --compact puts into one process
 OPTIONAL = ("gateway",)  # the mesh serves without it
 
+PROCFILE = Path(__file__).with_name("Procfile")  # what runs where the working folder has none
+
 Say = Callable[[str, str], None]  # (process, line)
 
 
@@ -73,7 +75,7 @@ def procfile_commands(
         raise ValueError(f"--compact runs one each of {', '.join(FRONT)}")
     if compact:
         parsed = {name: command for name, command in parsed.items() if name not in FRONT}
-        parsed = {"mesh": "exec ${GEARMESH_PYTHON:-.venv/bin/python} -m gearmesh.operations.compact", **parsed}
+        parsed = {"mesh": "exec ${GEARMESH_PYTHON:-python3} -P -m gearmesh.operations.compact", **parsed}
     commands = {}
     for name, command in parsed.items():
         count = formation.get(name, 1)
@@ -252,6 +254,9 @@ def _end_with_us() -> None:
 def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:
     """Ports of further instances of a service follow on from the first one's."""
     environment = {"GEARMESH_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", **base}
+    if environment.get("PYTHONPATH"):  # a process may work in another folder than we do
+        paths = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
     key, first = {
         "frontend": ("GEARMESH_FRONTEND_PORT", 5555),
         "controller": ("GEARMESH_CONTROLLER_PORT", 5560),

@@ -15,12 +15,20 @@ from rich.console import Console
 
 from frontend.client.client import AsyncClient, RequestError
 from gearmesh.operations.containers import Roster, keep_containers
-from gearmesh.operations.supervisor import FRONT, Supervisor, procfile_commands
+from gearmesh.operations.supervisor import FRONT, PROCFILE, Supervisor, procfile_commands
 from mesh.errors import AddressInUse
 from mesh.process.settings import Settings
 
 POLL_S = 0.2
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
+
+
+def procfile_of(named: Path | None) -> Path:
+    """The Procfile to run: the named one, the working folder's, or the one that comes with gearmesh."""
+    if named is not None:
+        return named
+    here = Path("Procfile")
+    return here if here.exists() else PROCFILE
 
 
 async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int], *, compact: bool) -> int:
@@ -29,7 +37,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     try:
         commands = procfile_commands(procfile, formation, compact=compact)
     except OSError as error:
-        advice = "run it from gearmesh's folder, or name one with --procfile"
+        advice = "name another with --procfile"
         _refuse(f"gearmesh: {procfile}: {error.strerror}: {advice}")
         return 2
     except ValueError as error:

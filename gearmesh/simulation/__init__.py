@@ -1,1 +1,1 @@
-"""Devices, models and loads on paper: scenarios, arrivals, upper bounds, reports. `gearmesh/cli/simulate.py` runs them."""
+"""Devices, models and loads on paper: scenarios, arrivals, upper bounds, reports. `gearmesh simulate` runs them."""

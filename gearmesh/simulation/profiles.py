@@ -1,7 +1,7 @@
 """How long a model's batches take: from a line, a table, or a profile file. See profiles/README.md for those inside.
 
-A file is either what `gpu_worker.core.emulation` reads (a device and its models), or the `profiles/*.json` that a worker
-writes beside a model version once it has measured it.
+A file is either what `gpu_worker.core.emulation` reads (a device and its models), or the `profiles/*.json` that a
+worker writes beside a model version once it has measured it.
 """
 
 import json

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    if shutil.which("git") is None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():  # installed, not a checkout
         return "unknown"
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"

@@ -169,7 +169,7 @@ def check_by_running(
     place: torch.device = CPU,
     dtypes: Set[torch.dtype] = NOT_KNOWN,
 ) -> None:
-    """The model keeps what model.toml promises, row by row (gpu_worker.packages.trials), and leaves its weights as they are.
+    """The model keeps what model.toml promises, row by row (`packages.trials`), and leaves its weights as they are.
 
     `dtypes`: of what is computed within, where that cannot be seen of `forward`.
     Raises: PackageError; torch.OutOfMemoryError where a device has no room for it.

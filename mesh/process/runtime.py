@@ -109,6 +109,8 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     """The `main` of a service: settings from the command line, services from `make`, until a signal; then exits."""
     settings = settings_or_exit()
     logs.set_up(settings, role)
+    sys.path.append(os.getcwd())  # code that models and policies name may lie there; behind what is installed: no file
+    # there takes the place of a module of ours, or of a library's
 
     async def main() -> int:
         runtime = Runtime(settings, _end_within)

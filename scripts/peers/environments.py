@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from gearmesh.operations.meshes import ROOT
 from gearmesh.operations.ports import free_ports
+from scripts import ROOT
 from scripts.peers.catalogue import Peer
 
 INSTALL_S_MAX = 900.0

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from frontend.client.client import AsyncClient
-from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.meshes import Mesh
+from scripts import ROOT
 from tests.end_to_end.meshes import until
 
 SPECS = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,4")

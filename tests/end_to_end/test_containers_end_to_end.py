@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from frontend.client.client import AsyncClient, Prediction
-from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.meshes import Mesh
+from scripts import ROOT
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.containers import SPECS, X, container, is_ready
 from tests.end_to_end.meshes import LONG_MS, gearmesh, until

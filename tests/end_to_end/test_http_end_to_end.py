@@ -19,8 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from frontend.client.client import Client
-from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
+from scripts import ROOT
 from scripts.bench_http import request_body
 from tests.end_to_end.meshes import (
     LIMIT_S,

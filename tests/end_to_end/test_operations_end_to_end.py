@@ -13,10 +13,11 @@ import pytest
 
 from frontend.admin.operator import Operator
 from frontend.client.client import AsyncClient, Invalid, Prediction, RequestError
-from gearmesh.operations.meshes import ROOT, Mesh
+from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.process.settings import read_settings
+from scripts import ROOT
 from tests.end_to_end.conftest import Shared
 from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 

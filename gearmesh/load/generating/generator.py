@@ -1,6 +1,6 @@
 """One generator process: sends the requests of its share when they are due, and notes what becomes of them.
 
-    python -m gearmesh.load.generating.generator      (started by `gearmesh load`; jobs.py says what goes over its pipes)
+    python -m gearmesh.load.generating.generator   (started by `gearmesh load`; jobs.py says what goes over its pipes)
 
 An open loop never waits: a request that is sent late has its latency counted from when it was due, and a budget shorter
 by the lateness. How long an answer may have lain unread is noted with it, lest the mesh be blamed for a generator that

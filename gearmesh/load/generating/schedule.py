@@ -1,7 +1,7 @@
 """When each request is due, and what the clients of closed loops do. Pure and seeded: one seed, one schedule.
 
-Arrivals are those of the simulator (`gearmesh.simulation.arrivals.loads`), so that what is simulated can be run and the other way
-round. Phases of one plan share the seed: a sweep over budgets meets the same arrivals each time.
+Arrivals are those of the simulator (`gearmesh.simulation.arrivals.loads`), so that what is simulated can be run and
+the other way round. Phases of one plan share the seed: a sweep over budgets meets the same arrivals each time.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""gearmesh/cli/main.py: deploy, rollback and import, against a real broker and a controller that prepares everything."""
+"""main.py: deploy, rollback and import, against a real broker and a controller that prepares everything."""
 
 import asyncio
 import contextlib

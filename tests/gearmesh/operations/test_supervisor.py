@@ -15,6 +15,7 @@ import pytest
 
 from gearmesh.operations import supervisor as module
 from gearmesh.operations.supervisor import Extra, Supervisor, procfile_commands
+from scripts import ROOT
 from tests.loops import LIMIT_S, Told, on_loop
 from tests.messages import names
 
@@ -41,7 +42,7 @@ def test_every_line_is_one_process(procfile: Path) -> None:
 
 
 def test_the_projects_own_procfile_starts_the_four_services_and_the_gateway() -> None:
-    commands = procfile_commands(Path(__file__).parents[2] / "Procfile", {})
+    commands = procfile_commands(ROOT / "Procfile", {})
     assert list(commands) == ["broker", "controller", "gpu_worker", "frontend", "gateway"]
     modules = {name: name for name in commands} | {"gateway": "frontend.gateway"}
     assert all(
@@ -51,7 +52,7 @@ def test_the_projects_own_procfile_starts_the_four_services_and_the_gateway() ->
 
 
 def test_compact_leaves_the_gateway_a_process_of_its_own() -> None:
-    commands = procfile_commands(Path(__file__).parents[2] / "Procfile", {}, compact=True)
+    commands = procfile_commands(ROOT / "Procfile", {}, compact=True)
     assert list(commands) == ["mesh", "gpu_worker", "gateway"]
 
 

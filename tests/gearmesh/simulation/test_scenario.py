@@ -9,9 +9,10 @@ import pytest
 from gearmesh.simulation.scenario import FAULTS, KINDS, ScenarioError, parse_scenario, read_scenario
 from gpu_worker.profiling import profile_file, write_profile
 from mesh import wire
+from scripts import ROOT
 from tests.gearmesh.simulation.scenarios import LINE, mapping, scenario
 
-SCENARIOS = Path(__file__).parents[3] / "scripts" / "simulation" / "scenarios"
+SCENARIOS = ROOT / "gearmesh" / "simulation" / "scenarios"
 
 
 def told(folder: Path = SCENARIOS, **changes: Any) -> str:

@@ -1,4 +1,4 @@
-"""gearmesh/telemetry/timeline.py: the trace keeps the rules of its format, and shows what was planned and what happened."""
+"""timeline.py: the trace keeps the rules of its format, and shows what was planned and what happened."""
 
 import itertools
 import json

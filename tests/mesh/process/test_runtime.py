@@ -10,9 +10,9 @@ import pytest
 from mesh.process import runtime
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
+from scripts import ROOT
 from tests.loops import LIMIT_S, on_loop
 
-ROOT = Path(__file__).parent.parent.parent
 STUCK = """
 import ctypes
 from broker import runtime

@@ -1,4 +1,4 @@
-"""controller/core/telemetry/totals.py and snapshot.py: what is told of requests and actions, and what is kept in any case."""
+"""totals.py and snapshot.py: what is told of requests and actions, and what is kept in any case."""
 
 import pytest
 
