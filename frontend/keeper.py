@@ -19,7 +19,7 @@ import structlog
 
 from selection.base import Observation, Policy, State, adapt, checked, fresh
 from selection.contexts import Key
-from selection.stores.stores import NOTHING, Store, StoreDown
+from selection.stores.base import NOTHING, Store, StoreDown
 
 HELD_MAX = 10_000  # feedback waiting for a store that is down; more is refused, and can be given again
 RETRY_S = 0.5

@@ -214,7 +214,7 @@ def contexts(queries: int) -> dict[str, Any]:
 
 async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
     """Ensembles of 2 to 16, one member of which is slow: p99 under a tight budget, and a wide one."""
-    from tests.end_to_end.meshes import emulated_model
+    from scripts.rigs.meshes import emulated_model
 
     repository = folder / "emulated"
     for i in range(16):
@@ -249,7 +249,7 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
 
 async def _surprises(running: Mesh, session: AsyncClient, folder: Path, queries: int) -> dict[str, Any]:
     """Four emulated members, and a container that takes 60 ms for every tenth query: nobody can know which."""
-    from tests.end_to_end.containers import container
+    from scripts.rigs.containers import container
 
     (folder / "surprise.py").write_text(SURPRISE)
     found = {}

@@ -12,8 +12,8 @@ import torch
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from scripts.build_models import PIXELS, linear, mlp, train
-from tests.end_to_end.containers import kill_everybody
-from tests.end_to_end.meshes import LIMIT_S, LONG_MS, background_mesh, emulated_device, emulated_model
+from scripts.rigs.containers import kill_everybody
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, background_mesh, emulated_device, emulated_model
 
 
 @pytest.fixture(scope="session", autouse=True)

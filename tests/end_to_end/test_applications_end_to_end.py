@@ -13,9 +13,9 @@ import pytest
 from frontend.client.client import AsyncClient, Invalid
 from gearmesh.operations.meshes import Mesh
 from scripts.build_models import digits
+from scripts.rigs.containers import container, is_ready
+from scripts.rigs.meshes import LONG_MS, gearmesh, run_with_mesh
 from tests.end_to_end.conftest import Shared
-from tests.end_to_end.containers import container, is_ready
-from tests.end_to_end.meshes import LONG_MS, gearmesh, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
 MODELS = ["digits_linear", "digits_mlp"]

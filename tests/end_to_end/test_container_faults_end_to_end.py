@@ -12,9 +12,9 @@ import pytest
 
 from frontend.client.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
 from gearmesh.operations.meshes import Mesh
+from scripts.rigs.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
+from scripts.rigs.meshes import LONG_MS
 from tests.end_to_end.conftest import Shared
-from tests.end_to_end.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
-from tests.end_to_end.meshes import LONG_MS
 from tests.memory import resident_kib
 
 pytestmark = pytest.mark.end_to_end

@@ -11,9 +11,9 @@ import pytest
 
 from frontend.client.client import AsyncClient, Prediction
 from gearmesh.operations.meshes import Mesh
+from scripts.rigs.containers import SPECS, X, is_ready
+from scripts.rigs.meshes import PAUSE_S, emulated_device, emulated_model, gearmesh, run_with_mesh, until
 from tests.end_to_end.conftest import Shared
-from tests.end_to_end.containers import SPECS, X, is_ready
-from tests.end_to_end.meshes import PAUSE_S, emulated_device, emulated_model, gearmesh, run_with_mesh, until
 from tests.end_to_end.test_containers_end_to_end import keep
 
 pytestmark = pytest.mark.end_to_end

@@ -12,9 +12,9 @@ import pytest
 from frontend.client.client import AsyncClient, Prediction
 from gearmesh.operations.meshes import Mesh
 from scripts import ROOT
+from scripts.rigs.containers import SPECS, X, container, is_ready
+from scripts.rigs.meshes import LONG_MS, gearmesh, until
 from tests.end_to_end.conftest import Shared
-from tests.end_to_end.containers import SPECS, X, container, is_ready
-from tests.end_to_end.meshes import LONG_MS, gearmesh, until
 
 pytestmark = pytest.mark.end_to_end
 

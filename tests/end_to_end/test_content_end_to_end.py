@@ -20,7 +20,7 @@ from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from mesh import wire
 from mesh.process.settings import read_settings
-from tests.end_to_end.meshes import LIMIT_S, LONG_MS, PAUSE_S, gearmesh, run_with_mesh, until
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, PAUSE_S, gearmesh, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end
 X = np.ones((1, 4), np.float32)

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from frontend.client.client import Client
 from gpu_worker.packages.export import write_package
+from scripts.rigs.meshes import LONG_MS, background_mesh
 from scripts.rigs.model_copies import make_copies
-from tests.end_to_end.meshes import LONG_MS, background_mesh
 
 pytestmark = pytest.mark.end_to_end
 COPIES = 40

@@ -16,8 +16,8 @@ import pytest
 from frontend.client.client import AsyncClient, Prediction, RequestError, TimedOut
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.up import wait_ready
+from scripts.rigs.meshes import LONG_MS, PAUSE_S, emulated_device, emulated_model, run_with_mesh, until
 from tests.end_to_end.canary import Canaries, canaries
-from tests.end_to_end.meshes import LONG_MS, PAUSE_S, emulated_device, emulated_model, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end
 X = np.zeros((1, 4), np.float32)

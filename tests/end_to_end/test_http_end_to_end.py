@@ -23,7 +23,7 @@ from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from scripts import ROOT
 from scripts.bench_http import request_body
-from tests.end_to_end.meshes import (
+from scripts.rigs.meshes import (
     LIMIT_S,
     LONG_MS,
     PAUSE_S,

@@ -15,7 +15,7 @@ from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.up import wait_ready
 from gpu_worker.packages.export import write_package
 from scripts import ROOT
-from tests.end_to_end.meshes import LONG_MS, run_with_mesh, until
+from scripts.rigs.meshes import LONG_MS, run_with_mesh, until
 from tests.gpu_worker.conftest import ROW, TwoInputs
 from tests.gpu_worker.devices.cuda.fragile import WHY, install
 from tests.gpu_worker.devices.cuda.hanging import DEADLY, STUCK

@@ -17,7 +17,7 @@ from frontend.client.client import Client, Invalid, Rejected, RequestError, Time
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from scripts.build_models import digits
-from tests.end_to_end.meshes import LIMIT_S, LONG_MS, background_mesh
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, background_mesh
 
 pytestmark = pytest.mark.end_to_end
 REQUEST_BYTES_MAX = 1 << 20

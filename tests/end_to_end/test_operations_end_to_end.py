@@ -18,8 +18,8 @@ from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.process.settings import read_settings
 from scripts import ROOT
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 from tests.end_to_end.conftest import Shared
-from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
 X = np.zeros((1, 4), np.float32)

@@ -19,7 +19,7 @@ from gearmesh.telemetry.timeline import timeline
 from gearmesh.telemetry.trace import record
 from mesh.facts import ActionFact, RequestFact
 from mesh.process.settings import read_settings
-from tests.end_to_end.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 from tests.gearmesh.telemetry.test_timeline import check_format
 
 pytestmark = pytest.mark.end_to_end

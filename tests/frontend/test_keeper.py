@@ -12,7 +12,9 @@ from frontend import keeper as keeper_module
 from frontend.keeper import Claim, Drop, Learn, Park, Read, StateKeeper
 from selection.base import Observation, State
 from selection.registry import make_policy
-from selection.stores.stores import SqliteStore, StoreDown, open_store
+from selection.stores.base import StoreDown
+from selection.stores.opening import open_store
+from selection.stores.sqlite import SqliteStore
 from tests.loops import Told
 from tests.messages import names
 from tests.selection.stores.redis_server import redis_server

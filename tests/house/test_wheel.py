@@ -19,7 +19,7 @@ from frontend.client.client import AsyncClient
 from gearmesh.operations.ports import free_ports
 from scripts import ROOT
 from scripts.rigs.house import PRODUCT
-from tests.end_to_end.meshes import emulated_device, emulated_model, until
+from scripts.rigs.meshes import emulated_device, emulated_model, until
 
 pytestmark = pytest.mark.end_to_end
 

@@ -32,7 +32,7 @@ from mesh.process.settings import Settings
 from selection.base import Array, State, adapt, fresh, unusable
 from selection.combining import predictions
 from selection.contexts import Key, StateCache, check_context
-from selection.stores.stores import open_store
+from selection.stores.opening import open_store
 
 STATES_MAX = 10_000  # contexts in a frontend's memory
 STATE_WAIT_S = 0.02  # a context that is not read by then is served as a new one

@@ -8,8 +8,9 @@ import pytest
 from mesh.errors import SettingsError
 from selection.base import fresh
 from selection.contexts import FRESH_S, StateCache, check_context
-from selection.stores import stores as store_module
-from selection.stores.stores import NOTHING, Store, StoreDown, open_store
+from selection.stores import sqlite as store_module
+from selection.stores.base import NOTHING, Store, StoreDown
+from selection.stores.opening import open_store
 
 MODELS = ["a", "b"]
 

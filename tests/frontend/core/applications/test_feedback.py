@@ -16,7 +16,7 @@ from frontend.keeper import StateKeeper
 from mesh import wire
 from selection.base import State
 from selection.contexts import Key
-from selection.stores.stores import open_store
+from selection.stores.opening import open_store
 from tests.loops import Told, on_loop
 from tests.messages import names
 from tests.selection.stores.redis_server import redis_server

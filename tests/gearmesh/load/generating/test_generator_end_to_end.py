@@ -10,7 +10,7 @@ from gearmesh.load.options import Options, plan_of
 from gearmesh.load.plan import Closed, Open, Phase, Plan, Slo, Stream
 from gearmesh.load.runner import Where, find_targets, mesh_pids
 from gearmesh.simulation.parts import Load
-from tests.end_to_end.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
+from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
 
 ALL_AT_ONCE = 20_000  # requests: nothing sends 95 % of them within 20 ms, a microsecond for each
 

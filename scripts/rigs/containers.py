@@ -13,7 +13,7 @@ import numpy as np
 from frontend.client.client import AsyncClient
 from gearmesh.operations.meshes import Mesh
 from scripts import ROOT
-from tests.end_to_end.meshes import until
+from scripts.rigs.meshes import until
 
 SPECS = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,4")
 X = np.arange(4, dtype=np.float32)[np.newaxis]
