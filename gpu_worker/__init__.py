@@ -1,1 +1,4 @@
-"""One process per device: does what the controller says, when it says it, or reports at once that it could not."""
+"""The worker: one process per device.
+
+It executes the controller's actions on time, or reports at once that it cannot.
+"""

@@ -1,4 +1,4 @@
-"""What makes a worker's timing steadier, as far as the machine allows: interpreter, timers, cores, priority."""
+"""Makes a worker's timing steadier, as far as the machine allows: interpreter, timers, cores, priority."""
 
 import ctypes
 import gc
@@ -8,18 +8,20 @@ from collections.abc import Callable, Sequence
 
 from mesh.errors import SettingsError
 
-SWITCH_INTERVAL_S = 1e-4  # a busy thread gives up the interpreter this often; Source: the 5 ms default costs 5 ms
-TIMER_SLACK_NS = 1000  # how late the system may wake this process to save power; its default is 50 us
+# a busy thread gives up the interpreter this often. Source: the default of 5 ms delays others by 5 ms
+SWITCH_INTERVAL_S = 1e-4
+TIMER_SLACK_NS = 1000  # how late the kernel may wake this process to save power; the default is 50 us
 _PR_SET_TIMERSLACK = 29
-REAL_TIME_PRIORITY = 10  # of 1 to 99: above all ordinary processes, below the system's own threads
+REAL_TIME_PRIORITY = 10  # of 1 to 99: above all ordinary processes, below the kernel's own threads
 
 
 def settle(cores: Sequence[int], real_time: bool) -> dict[str, str]:
-    """The calling thread, and those it starts, keep time as well as they can. Returns what came of it, by name.
+    """The calling thread and the threads that it starts keep time as well as they can.
 
-    Real-time priority is the calling thread's alone; those that keep time beside it take it with `inherit_priority`.
+    Returns {setting: what took effect}.
 
-    Raises: SettingsError for cores that this process may not use.
+    Real-time priority applies to the calling thread alone; others take it with `inherit_priority`. Raises:
+    SettingsError for cores that this process may not use.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return {
@@ -31,27 +33,31 @@ def settle(cores: Sequence[int], real_time: bool) -> dict[str, str]:
 
 
 def freeze() -> None:
-    """What is there now is never looked at again by the garbage collector: its pauses stay short."""
+    """The garbage collector never scans the objects that exist now again, so its pauses stay short."""
     gc.collect()
     gc.freeze()
 
 
 def usable_cores() -> list[int]:
-    """Cores that this process may run on."""
+    """Returns the cores that this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def may_be_real_time() -> bool:
-    """A thread here would be given real-time priority. Nothing has changed afterwards."""
+    """Returns whether a thread here would be given real-time priority; the priority is unchanged afterwards."""
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     if _set_priority() != "on":
         return False
-    os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, parameters)  # without the flag it may not be lowered
+    # without the flag an unprivileged process may not lower it again
+    os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, parameters)
     return True
 
 
 def inherit_priority() -> Callable[[], None]:
-    """What a new thread has to call to be as real-time as the calling one is: by themselves threads never are."""
+    """Returns a function for a new thread to call, which gives it the current thread's priority.
+
+    Threads do not inherit it.
+    """
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
 
     def take() -> None:
@@ -62,7 +68,7 @@ def inherit_priority() -> Callable[[], None]:
 
 
 def set_timer_slack() -> str:
-    """The calling thread, and those it starts, are woken on time; says how exactly."""
+    """The calling thread and those that it starts are woken on time. Returns the timer slack in words."""
     result = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
     return f"{TIMER_SLACK_NS} ns" if result == 0 else f"as it was ({os.strerror(ctypes.get_errno())})"
 

@@ -1,1 +1,1 @@
-"""A black-box Python function as a worker: its own interpreter, its own process, one model, always resident."""
+"""Serves a black-box Python function as a worker: its own interpreter and process, one model, always resident."""

@@ -1,8 +1,8 @@
-"""The process that user code runs in. Needs an interpreter (3.9 or later) and numpy; imports nothing of gearmesh.
+"""The process that runs user code. It needs Python 3.9 or later and numpy, and imports nothing of gearmesh.
 
     python child.py CONTROL_FD MODULE:FUNCTION OPTIONS
 
-Messages are JSON, one per packet of a Unix socket; tensors lie in shared memory, in slots:
+Messages are JSON, one per packet of a Unix socket; tensors are in slots of shared memory:
 
     here -> parent   {"op": "ready", "inputs": [...] | null, "outputs": [...] | null, "code": digest, "about": text}
                      {"op": "error", "text": traceback}                    it cannot be served; the process ends
@@ -33,8 +33,8 @@ from typing import Any, Dict
 
 PACKET_BYTES_MAX = 1 << 16
 TEXT_MAX = 8000
-ROW_TOLERANCE = 1e-4  # of the row's largest: a row alone may be added up in another order than among others
-HALF_TOLERANCE = 1e-2  # of float16
+ROW_TOLERANCE = 1e-4  # relative to the row's largest value: a row alone may be summed in another order than in a batch
+HALF_TOLERANCE = 1e-2  # for float16
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 Spec = Dict[str, Any]  # {"name", "dtype", "shape"} and, in shared memory, "at"
 DTYPES = (
@@ -44,19 +44,20 @@ DTYPES = (
 
 
 class WrongOutput(Exception):
-    """What the function returned is not what was promised; `str()` says what would be."""
+    """The function returned something other than promised; `str()` says what is expected."""
 
 
 class SourceChanged(Exception):
-    """The code that was imported may be another one than its source tells now."""
+    """The source changed during the import, so the imported code may differ from the source as it is now."""
 
 
 def main() -> int:
-    """Serves until the parent is gone."""
+    """Serves until the parent is gone. Returns the exit code."""
     control = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent()
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [os.getcwd(), *(path for path in sys.path if path != here)]  # not what happens to lie beside this
+    # the folder of this script is removed, so that its files shadow no modules
+    sys.path[:] = [os.getcwd(), *(path for path in sys.path if path != here)]
     options = json.loads(sys.argv[3])
     try:
         check_interpreter()
@@ -79,7 +80,7 @@ def main() -> int:
 
 
 def check_interpreter() -> None:
-    """What every batch needs is imported now, not while the first one waits for it. Raises: ImportError."""
+    """What every batch needs is imported now, so that the first batch does not wait for it. Raises: ImportError."""
     try:
         import numpy  # noqa: F401
     except ImportError as error:
@@ -87,18 +88,19 @@ def check_interpreter() -> None:
 
 
 def die_with_parent() -> None:
-    """The kernel ends this process when its parent ends, however hung the code in it is."""
-    with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed socket ends it, once the code returns
+    """The kernel ends this process when its parent ends, even if the user code hangs."""
+    # not Linux: the closed socket ends the process once the code returns
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def send(control: socket.socket, message: dict[str, Any]) -> None:
-    """`message` is on its way. Texts have been cut to fit a packet, in whatever script they are."""
+    """The message is sent. Its texts are already cut to fit a packet, in whatever script they are."""
     control.send(ENCODER.encode(message).encode(errors="replace"))
 
 
 def load_as_it_is(target: str) -> tuple[Any, str]:
-    """The callable, and the digest of its code. Raises: SourceChanged, where the module was written to meanwhile."""
+    """Returns the callable and the digest of its code. Raises: SourceChanged if the module was written to meanwhile."""
     compiled = FromSource(target.partition(":")[0], os.getcwd())
     sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), compiled)
     file = source_file(target)
@@ -110,19 +112,19 @@ def load_as_it_is(target: str) -> tuple[Any, str]:
 
 
 class FromSource:
-    """Imports the target, and what lies with it, from its source as it is now.
+    """Imports the target, and the modules in its folder, from their source as it is now.
 
-    Bytecode from before passes for that of a source of the same second and size, and would run in the place of the new
-    code. What is installed, with pip, is imported as ever: compiling a library takes longer than importing it.
+    Python accepts old bytecode for a new source of the same second and size, and would run the old code. Packages
+    installed with pip are imported as usual: compiling a library takes longer than importing it.
     """
 
     def __init__(self, target: str, folder: str) -> None:
-        """`target`: name of its module; `folder`: where code is compiled anew."""
+        """`target`: name of its module; `folder`: where modules are compiled from source."""
         self.target, self.folder = target, folder
-        self.sources: dict[str | None, bytes] = {}  # {file: what was compiled}
+        self.sources: dict[str | None, bytes] = {}  # {file: the source that was compiled}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """See importlib.abc.MetaPathFinder."""
+        """Returns the module's spec, with a loader that compiles its source if the module is compiled here."""
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]
         found = (finder.find_spec(name, path, target) for finder in others if hasattr(finder, "find_spec"))
         spec = next((spec for spec in found if spec is not None), None)
@@ -131,27 +133,28 @@ class FromSource:
         return spec
 
     def holds(self, spec: Any) -> bool:
-        """Whether the module is compiled here."""
+        """Returns whether the module is compiled here."""
         within = os.path.relpath(os.path.realpath(spec.origin), os.path.realpath(self.folder)).split(os.sep)
         return spec.name == self.target or not {os.pardir, "site-packages", "dist-packages"} & set(within)
 
 
 class SourceLoader(importlib.machinery.SourceFileLoader):
-    """Neither reads bytecode nor writes it."""
+    """A loader that neither reads nor writes bytecode."""
 
     def __init__(self, name: str, path: str, sources: dict[str | None, bytes]) -> None:
         super().__init__(name, path)
         self.sources = sources
 
     def get_code(self, fullname: str) -> Any:
-        """See importlib.abc.InspectLoader."""
+        """Returns the code object, compiled from the source as it is now."""
         source = self.sources[self.path] = self.get_data(self.path)
         return self.source_to_code(source, self.path)
 
 
 def source_file(target: str) -> str | None:
-    """Where the source of the target's module is; None for one that has none, as extension modules."""
-    with contextlib.suppress(ImportError, ValueError, AttributeError):  # which importing it says, too
+    """Returns the file of the target module's source; None if it has none, as extension modules."""
+    # importing the module will raise the error again
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
         found = importlib.util.find_spec(target.partition(":")[0])
         if found is not None and found.origin is not None and found.origin.endswith(".py"):
             return found.origin
@@ -159,7 +162,7 @@ def source_file(target: str) -> str | None:
 
 
 def read(file: str | None) -> bytes:
-    """What is in the file now."""
+    """Returns the contents of the file as they are now; empty without a file."""
     if file is None:
         return b""
     with open(file, "rb") as opened:
@@ -167,7 +170,7 @@ def read(file: str | None) -> bytes:
 
 
 def load(target: str) -> Any:
-    """The callable that MODULE:ATTRIBUTE names."""
+    """Returns the callable that MODULE:ATTRIBUTE names."""
     module, colon, path = target.partition(":")
     if not colon or not module or not path:
         raise ValueError(f"--predict takes MODULE:FUNCTION, as in my_model:predict; got {target!r}")
@@ -191,7 +194,7 @@ class OnnxSession:
         self.names = [tensor["name"] for tensor in self.outputs]
 
     def narrow(self, declared: list[Spec] | None, rows_max: int) -> None:
-        """Only declared outputs are computed, if any are. Raises: ValueError where a batch would not fit."""
+        """If outputs are declared, only those are computed. Raises: ValueError if a batch would not fit."""
         if declared:
             unknown = [tensor["name"] for tensor in declared if tensor["name"] not in self.names]
             if unknown:
@@ -212,14 +215,18 @@ class OnnxSession:
 
 
 def onnx_spec(tensor: Any) -> Spec:
-    """{"name", "dtype", "shape"} of one input or output of a session."""
+    """Returns {"name", "dtype", "shape"} of one input or output of a session."""
     dtype = tensor.type[len("tensor(") : -1] if tensor.type.startswith("tensor(") else tensor.type
     dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
     return {"name": tensor.name, "dtype": dtype, "shape": [-1, *tensor.shape[1:]]}
 
 
 def guess_inputs(function: Any) -> list[Spec] | None:
-    """Specs from what the function says of itself: an attribute `inputs`, or a scikit-learn estimator's features."""
+    """Returns specs of the inputs from the function itself.
+
+    They come from an attribute `inputs`, or from a scikit-learn estimator's number of features. None if there is
+    neither.
+    """
     if getattr(function, "inputs", None):
         return list(function.inputs)
     owner = getattr(function, "__self__", None)
@@ -230,7 +237,7 @@ def guess_inputs(function: Any) -> list[Spec] | None:
 
 
 def guess_outputs(function: Any) -> list[Spec] | None:
-    """Specs likewise: an attribute `outputs`, or what scikit-learn's methods return."""
+    """Returns specs of the outputs from an attribute `outputs`, or from what scikit-learn's methods return."""
     if getattr(function, "outputs", None):
         return list(function.outputs)
     owner, method = getattr(function, "__self__", None), getattr(function, "__name__", "")
@@ -239,7 +246,7 @@ def guess_outputs(function: Any) -> list[Spec] | None:
     classes = getattr(owner, "classes_", None)
     columns = getattr(owner, "n_outputs_", 1) != 1 or len(getattr(getattr(owner, "coef_", None), "shape", ())) > 1
     if isinstance(classes, list) or (classes is None and columns):
-        return None  # several targets, and it does not say of which kind
+        return None  # several targets, and the estimator does not say of which kind
     if method == "predict":
         dtype = str(classes.dtype) if classes is not None else "float64"
         if dtype not in DTYPES:
@@ -255,10 +262,10 @@ def guess_outputs(function: Any) -> list[Spec] | None:
 def try_sample(
     function: Any, path: str, inputs: list[Spec] | None, outputs: list[Spec] | None, report: bool, alone: bool
 ) -> tuple[list[Spec], list[Spec]]:
-    """Runs the function once on the operator's own sample, and returns the specs that it shows.
+    """Runs the function once on the operator's own sample, and returns the specs (inputs, outputs) that it shows.
 
-    A .npy file for one input, a .npz with an array for each of several; the first dimension is the batch. `alone`: each
-    row must give the same by itself.
+    The sample is a .npy file for one input, or a .npz with one array for each input; the first dimension is the batch.
+    `alone`: each row must give the same by itself.
     """
     import numpy as np
 
@@ -321,14 +328,14 @@ def check_row(
 
 
 def call(function: Any, specs: list[Spec], arrays: list[Any]) -> Any:
-    """The function's result: positional for one input, by name for several."""
+    """Returns the function's result. One input is passed by position, several by name."""
     if len(arrays) == 1:
         return function(arrays[0])
     return function(**{spec["name"]: array for spec, array in zip(specs, arrays)})
 
 
 def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
-    """One array per output, of the promised shape and of a dtype that fits it. Raises: WrongOutput."""
+    """Returns one array per output, with the promised shape and a dtype that can be cast. Raises: WrongOutput."""
     import numpy as np
 
     if not isinstance(result, dict):
@@ -363,7 +370,10 @@ def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
 
 
 def same_row(one: Any, other: Any) -> bool:
-    """Equal; floats up to what the order of additions changes, relative to the row's largest."""
+    """Returns whether both rows are equal; floats may differ as another order of summation makes them.
+
+    The difference is relative to the row's largest value.
+    """
     import numpy as np
 
     one, other = np.atleast_1d(one), np.atleast_1d(other)
@@ -379,7 +389,7 @@ def same_row(one: Any, other: Any) -> bool:
 
 
 def as_array(name: str, value: Any) -> Any:
-    """The value as an array. Raises: WrongOutput where it is none, or holds what an array cannot."""
+    """Returns the value as an array. Raises: WrongOutput if it is none, or holds what an array cannot."""
     import numpy as np
 
     array = np.asarray(value)
@@ -392,7 +402,7 @@ def as_array(name: str, value: Any) -> Any:
 
 
 def fill(target: Any, name: str, array: Any) -> None:
-    """The promised tensor holds the array's values. Raises: WrongOutput where a number does not fit its type."""
+    """The promised tensor holds the array's values. Raises: WrongOutput if a number does not fit its dtype."""
     target[...] = array
     narrower = target.dtype.kind in "iu" and array.dtype.itemsize > target.dtype.itemsize
     if narrower and not (target == array).all():
@@ -402,7 +412,7 @@ def fill(target: Any, name: str, array: Any) -> None:
 
 
 def describe(raised: BaseException) -> str:
-    """Type and message, as far as it has one."""
+    """Returns type and message of the exception, even if the message cannot be made."""
     try:
         text = str(raised)
     except Exception:
@@ -411,7 +421,7 @@ def describe(raised: BaseException) -> str:
 
 
 class Server:
-    """Runs batches one after the other, as they are asked for."""
+    """Runs batches one after the other, as they are requested."""
 
     def __init__(self, control: socket.socket, function: Any) -> None:
         self.control = control
@@ -437,7 +447,7 @@ class Server:
             self.run(json.loads(packet))
 
     def run(self, message: dict[str, Any]) -> None:
-        """One batch: its outputs are in its slot, or the answer says why not. Whatever the code raises is an answer."""
+        """Runs one batch. Its outputs are in its slot, or the answer holds the error, whatever the code raised."""
         error, trace = None, ""
         rows, slot = message["rows"], message["at"]
         begin = time.monotonic()
@@ -446,11 +456,11 @@ class Server:
             try:
                 result = call(self.function, self.inputs, arrays)
             finally:
-                if os.getpid() != self.pid:  # the code forked, and went on in both
+                if os.getpid() != self.pid:  # the code forked, and the child process returned here too
                     os._exit(0)
             for spec, array in zip(self.outputs, take(result, self.outputs, rows)):
                 fill(self.view(spec, rows, slot, writeable=True), spec["name"], array)
-        except BaseException as raised:  # SystemExit and KeyboardInterrupt too: user code does not end the service
+        except BaseException as raised:  # SystemExit and KeyboardInterrupt too: user code must not end the service
             error = describe(raised)
             trace = traceback.format_exc()[-TEXT_MAX:]
         end = time.monotonic()
@@ -460,7 +470,7 @@ class Server:
         )
 
     def view(self, spec: Spec, rows: int, slot: int, writeable: bool) -> Any:
-        """The tensor of so many rows that lies in the slot; read-only for inputs."""
+        """Returns the tensor in the slot, `[rows, ...]`; read-only for inputs."""
         import numpy as np
 
         shape = (rows, *spec["shape"][1:])

@@ -1,4 +1,4 @@
-"""The container as a device: one version, always resident, whose EXEC is user code in a process of its own."""
+"""The container as a device: one version, always resident; EXEC runs user code in a process of its own."""
 
 import asyncio
 import mmap
@@ -19,12 +19,13 @@ from mesh import wire
 from mesh.process.timers import Alarm
 from mesh.tensors import byte_count
 
-BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # before the code is started again, by lives that were short in a row
+BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # delays before the code is restarted, by the number of short lives in a row
 HEALTHY_S = 5.0
-WATCH_S = 0.5  # between looks at the child's memory
+WATCH_S = 0.5  # between checks of the child's memory
 ERRORS_LOGGED_PER_S = 2
 log = structlog.get_logger("container")
-Told = Callable[[tuple[str, ...]], None]  # (why it cannot serve; nothing: it can again)
+# called with (the reason why it cannot serve,), or with () once it can serve again
+Told = Callable[[tuple[str, ...]], None]
 OTHER_CODE = (
     "its code has changed since it was started, and is not what was announced any more: "
     "the container ends, and is to be started again"
@@ -32,7 +33,7 @@ OTHER_CODE = (
 
 
 class ContainerDevice:
-    """See gpu_worker.devices.base.Device. Code that dies is started again; whoever asks for it hears of both."""
+    """A Device whose code is restarted when it dies; who asks for it is told of the death and of the restart."""
 
     def __init__(self, options: ContainerOptions, *, start_s: float) -> None:
         """The code is imported and ready. Raises: ContainerError."""
@@ -60,10 +61,10 @@ class ContainerDevice:
         self.ahead_s = 0.0
         self._in_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.inputs]
         self._out_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.outputs]
-        self._running: Job | None = None  # in the child
-        self._overdue_s: float | None = None  # from then on it hangs
-        self._why = ""  # the child is being ended for this
-        self._lives = 0  # short ones in a row
+        self._running: Job | None = None  # job that runs in the child
+        self._overdue_s: float | None = None  # the job counts as hung from then on
+        self._why = ""  # why the child is being ended
+        self._lives = 0  # short lives in a row
         self._born_s = time.monotonic()
         self._logged: tuple[int, int] = (0, 0)  # (second, errors logged in it)
         self._memory_max = (options.memory_mb << 20) or _half_of_memory()
@@ -76,12 +77,12 @@ class ContainerDevice:
         self._closed = False
 
     def claimed(self, version: str) -> None:
-        """The code is this version of the model. To be called before it is attached."""
+        """The code is this version of the model. Call it before the device is attached."""
         self.options = replace(self.options, version=version)
         self.info = _info(self.options.ref)
 
     def attach(self, finished: Finished, lost: Lost) -> None:
-        """See Device."""
+        """Phases are reported to `finished` from now on, and the child's memory is watched."""
         self._finished = finished
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._overdue)
@@ -89,26 +90,29 @@ class ContainerDevice:
         self._later("watch", WATCH_S, self._watch_memory)
 
     def on_change(self, told: Told, outdated: Callable[[str], None]) -> None:
-        """`told` hears whenever the code has died or serves again, `outdated` why the container has to end instead."""
+        """`told` is called when the code has died or serves again.
+
+        `outdated` is called with the reason if the container must end.
+        """
         self._told = told
         self._outdated = outdated
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """Never asked for: the one version was prepared at the start."""
+        """Never called: the only version was prepared at the start."""
         raise AssertionError(package.ref)
 
     def traits(self, ref: str) -> Traits:
-        """See Device. It is always there."""
+        """Returns the traits of the only version, which is always prepared."""
         return Traits("container")
 
     def forget(self, ref: str) -> None:
-        """See Device. The one version stays: it may be wanted again."""
+        """Does nothing: the only version stays, because it may be wanted again."""
 
     def unloaded(self, ref: str) -> None:
-        """See Device."""
+        """Does nothing: a container has no pages."""
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See Device."""
+        """Starts a phase. Returns its outcome if it is over; None for an EXEC that runs in the child."""
         if phase is Phase.INPUT:
             return self._input(job)
         if phase is Phase.OUTPUT:
@@ -116,13 +120,13 @@ class ContainerDevice:
         return self._exec(job)
 
     def release(self, job: Job) -> None:
-        """See Device."""
+        """The job's slot is free."""
         slot, job.slot = job.slot, None
         if slot is not None:
             self._free.append(slot)
 
     def close(self) -> None:
-        """See Device."""
+        """The child has ended, and timers and shared memory are released."""
         if self._closed:
             return
         self._closed = True
@@ -210,7 +214,7 @@ class ContainerDevice:
     def _exited(self) -> None:
         """The process is gone. A fork of it may hold its end of the socket, which then never closes."""
         child = self._child
-        self._readable()  # its last words
+        self._readable()  # messages that it sent before
         if child is not None and child is self._child:
             self._died()
 
@@ -235,7 +239,7 @@ class ContainerDevice:
             log.warning("model_error", ref=self.options.ref, error=error, trace=trace)
 
     def _overdue(self, now: float) -> None:
-        """A batch has run long past every deadline in it; or the alarm was set for one that has ended since."""
+        """A batch has run far past all its deadlines, or the alarm was set for a batch that has ended since."""
         if self._running is None or self._overdue_s is None:
             return
         if now < self._overdue_s:
@@ -255,7 +259,7 @@ class ContainerDevice:
             self._end(f"its code held {held >> 20} MiB; the limit is {limit} MiB (--memory-mb)")
 
     def _end(self, why: str) -> None:
-        """The child is made to end; what it runs goes to others."""
+        """The child is ended; the controller gives its work to others."""
         assert self._child is not None
         self._why = why
         self._died()
@@ -299,7 +303,7 @@ class ContainerDevice:
         self._later("slow", self._start_s, self._too_slow)
 
     def _started(self, message: dict[str, Any]) -> None:
-        """The child's first words after it was started again."""
+        """Handles the child's first message after a restart."""
         assert self._child is not None
         assert self._told is not None
         assert self._outdated is not None
@@ -317,7 +321,10 @@ class ContainerDevice:
         self._told(())
 
     def _announced(self, message: dict[str, Any]) -> bool:
-        """Whether the code is what clients, caches and other replicas know it to be: its file may have changed."""
+        """Returns whether the code is still the announced one, which clients, caches and other replicas know.
+
+        Its file may have changed.
+        """
         try:
             spec = model_spec(self.options, message["inputs"], message["outputs"])
         except ContainerError:

@@ -1,4 +1,4 @@
-"""Runs a container: the function first, so that what is wrong with it is said at once, then the worker around it."""
+"""Runs a container: first the function, so that its errors are reported at once, then the worker around it."""
 
 import sys
 
@@ -13,11 +13,11 @@ from mesh.process import logs
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
 
-START_S = 60.0  # the code may take so long to be imported
+START_S = 60.0  # time limit for importing the code
 
 
 def run_container(settings: Settings, options: ContainerOptions, *, start_s: float = START_S) -> int:
-    """Serves until a signal, or until its code is another one. Returns the exit code; why is on standard error."""
+    """Serves until a signal, or until the code has changed. Returns the exit code; the reason is on standard error."""
     try:
         options.check()
         logs.set_up(settings, f"container {options.ref}")
@@ -41,9 +41,9 @@ def run_container(settings: Settings, options: ContainerOptions, *, start_s: flo
 
 
 def check_container(options: ContainerOptions, *, start_s: float = START_S) -> str | None:
-    """Imports the function, runs it on the sample if there is one, and says what would be served.
+    """Imports the function, runs it on the sample if there is one, and prints what would be served.
 
-    Returns its content's digest; None if it cannot be served: then the reason is on standard error.
+    Returns the content's digest; None if it cannot be served, with the reason on standard error.
     """
     try:
         options.check()

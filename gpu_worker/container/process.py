@@ -1,4 +1,4 @@
-"""The child process of a container: started, spoken to, read, and ended. Shell."""
+"""The child process of a container: starts it, exchanges messages with it, and ends it. Shell."""
 
 import contextlib
 import os
@@ -19,9 +19,9 @@ from gpu_worker.container.specs import ContainerError, ContainerOptions, Layout
 
 SCRIPT = Path(__file__).with_name("child.py")
 PACKET_BYTES_MAX = 1 << 16
-LINES_PER_S_MAX = 20  # of what the code prints; the rest is counted
-LINE_MAX = 500  # characters of a line that are kept
-TAIL = 20  # last lines, for whoever has to find out why it died
+LINES_PER_S_MAX = 20  # printed lines that are logged; the rest is counted
+LINE_MAX = 500  # characters kept of a line
+TAIL = 20  # last lines that are kept, to find out why the code died
 DECODER = msgspec.json.Decoder(dict[str, Any])
 log = structlog.get_logger("container")
 
@@ -54,13 +54,14 @@ class ChildProcess:
         ours.setblocking(False)
         self.control = ours
         self.pid = self._process.pid
-        self.exits = os.pidfd_open(self.pid)  # readable once the process is gone, whoever else holds its socket
+        # readable once the process is gone, even if another process holds its socket
+        self.exits = os.pidfd_open(self.pid)
         self.ready: dict[str, Any] | None = None
-        self.warm = False  # a batch has ended well in it
+        self.warm = False  # whether a batch has ended well in it
         self._printed = Printed(self._process, options.ref)
 
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
-        """What the code says of itself, once it is imported. Raises: ContainerError, with its traceback."""
+        """Returns the code's first message, once it is imported. Raises: ContainerError with the code's traceback."""
         if not _readable(timeout_s, self.control.fileno(), self.exits):
             self.end()
             raise ContainerError(f"the code was not ready after {timeout_s:g} s; raise --start-s")
@@ -74,15 +75,15 @@ class ChildProcess:
         return message
 
     def share(self, memory: int, layout: Layout) -> None:
-        """The child maps the memory (a descriptor), and knows where tensors lie in it."""
+        """The child maps the memory (a descriptor) and knows where tensors are in it."""
         message = {
             "op": "memory", "bytes": layout.total_bytes, "inputs": layout.inputs, "outputs": layout.outputs,
         }  # fmt: skip
-        with contextlib.suppress(OSError):  # it is gone: that is read next
+        with contextlib.suppress(OSError):  # the child is gone: the next read shows it
             socket.send_fds(self.control, [msgspec.json.encode(message)], [memory])
 
     def run(self, number: int, rows: int, at: int) -> bool:
-        """The child is asked to run the batch in the slot that begins at `at`. False if it is gone."""
+        """The child is asked to run the batch in the slot at offset `at`. Returns False if the child is gone."""
         try:
             self.control.send(msgspec.json.encode({"op": "run", "id": number, "rows": rows, "at": at}))
         except OSError:
@@ -90,7 +91,7 @@ class ChildProcess:
         return True
 
     def read(self) -> dict[str, Any] | None:
-        """The next answer; empty if the child is gone, None if there is none yet."""
+        """Returns the next answer; empty if the child is gone, None if there is none yet."""
         try:
             packet = self.control.recv(PACKET_BYTES_MAX)
         except BlockingIOError:
@@ -105,7 +106,7 @@ class ChildProcess:
         return self._printed.tail()
 
     def resident_bytes(self) -> int:
-        """Memory that the child holds."""
+        """Returns the bytes of memory that the child holds; 0 if they cannot be read."""
         try:
             return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError, ValueError):
@@ -125,7 +126,7 @@ class ChildProcess:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def _gone_soon(self) -> int | None:
-        """Its exit code, where its end of the socket is closed and it is about to be gone by itself."""
+        """Returns the exit code if the child has closed its end of the socket and ends within 0.2 s; else None."""
         try:
             if self.control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 return None
@@ -135,7 +136,7 @@ class ChildProcess:
 
 
 class Printed:
-    """Reads what the code prints, on a thread of its own, so that printing never blocks it; logs some of it."""
+    """Reads what the code prints, on its own thread, so that printing never blocks the code. Logs part of it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", ref: str) -> None:
         assert process.stdout is not None
@@ -148,11 +149,11 @@ class Printed:
         self._thread.start()
 
     def tail(self) -> str:
-        """The last lines."""
+        """Returns the last lines."""
         return "\n".join(self._lines)
 
     def join(self) -> None:
-        """Everything that was printed is read, unless somebody else holds the pipe open."""
+        """All that was printed has been read, unless another process holds the pipe open."""
         self._thread.join(0.5)
 
     def _read(self) -> None:
@@ -167,7 +168,7 @@ class Printed:
         self._tell_left_out()
 
     def _chunk(self) -> bytes:
-        """What was printed next. What was left out is told after a second without a word, too."""
+        """Returns what was printed next. After a second of silence, the number of lines left out is logged."""
         if self._left_out and not _readable(1.0, self._pipe.fileno()):
             self._tell_left_out()
         return os.read(self._pipe.fileno(), 1 << 16)
@@ -196,7 +197,7 @@ def _text(line: bytes) -> str:
 
 
 def _readable(timeout_s: float, *descriptors: int) -> bool:
-    poll = select.poll()  # select() knows no descriptor beyond 1023
+    poll = select.poll()  # select() accepts no descriptor beyond 1023
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN | select.POLLHUP)
     return bool(poll.poll(timeout_s * 1e3))

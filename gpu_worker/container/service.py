@@ -1,7 +1,7 @@
 """A container's shell: asks the broker which version its code is, then serves it as a worker.
 
-The number comes first: two containers with other code, started at the same time, register under different ones, and
-code that came before comes back under its own.
+The number comes first: containers with different code that start at the same time register under different numbers, and
+code that was served before gets its former number.
 """
 
 import structlog
@@ -14,32 +14,32 @@ from mesh.net.registrar import DECODER
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, member_id
 
-ALONE_S = 3.0  # without a word from the broker: whoever started a container by hand is told
+ALONE_S = 3.0  # without an answer of the broker: then whoever started the container by hand is told
 CALL_AGAIN_S = 0.1
-CANNOT = 2  # exit code: it will never serve like this
-OUTDATED = 1  # exit code: started again, it will
+CANNOT = 2  # exit code: it can never serve like this
+OUTDATED = 1  # exit code: it can serve once it is started again
 log = structlog.get_logger("container")
 
 
 class ContainerService:
-    """`why`: what ended it, if the broker does not want it or its code is another one now."""
+    """The shell. `why`: what ended it, if the broker refused it or its code has changed."""
 
     def __init__(self, runtime: Runtime, device: ContainerDevice) -> None:
         self.why = ""
         self._runtime = runtime
         self._device = device
         self._id = member_id("claim")
-        self._broker: Link[wire.FromBroker, wire.ToBroker] | None = None  # while it is asked
-        self._worker: WorkerService | None = None  # from its answer on
+        self._broker: Link[wire.FromBroker, wire.ToBroker] | None = None  # while the broker is asked
+        self._worker: WorkerService | None = None  # from the broker's answer on
         self._draining = False
 
     def start(self) -> None:
-        """The broker is being asked."""
+        """The broker is being asked for the version."""
         self._runtime.hub.loop.call_later(ALONE_S, self._alone)
         self._call()
 
     def drain(self) -> bool:
-        """See WorkerService."""
+        """Takes no new work. Returns whether nothing is left to finish."""
         self._draining = True
         return self._worker is None or self._worker.drain()
 
@@ -84,7 +84,7 @@ class ContainerService:
                 self._claim()
 
     def _answered(self, reply: wire.CallReply) -> None:
-        """The version is ours; or it is another's."""
+        """The broker has said which version the code is, or that it refuses it."""
         assert self._broker is not None
         self._broker.send(wire.Goodbye())
         self._runtime.hub.loop.call_soon(self._broker.close, 200)
@@ -101,12 +101,12 @@ class ContainerService:
         self._runtime.hub.schedule_turn()
 
     def _refused(self, reply: wire.CallReply) -> None:
-        """The broker does not want what this container brings: the process ends."""
+        """The broker refuses what this container brings: the process ends."""
         self.why = f"{reply.message} ({reply.code})" if reply.code else reply.message
         self._runtime.end(CANNOT)
 
     def _outdated(self, why: str) -> None:
-        """The code is another one than that which was claimed: it is for the next process."""
+        """The code is not the claimed one any more: the process ends, and the next one serves it."""
         self.why = why
         self._runtime.end(OUTDATED)
 

@@ -1,4 +1,4 @@
-"""What a container is told to serve: its options, checked, and where tensors lie in the memory it shares. Pure."""
+"""What a container is told to serve: its checked options, and the layout of tensors in shared memory. Pure."""
 
 import hashlib
 import re
@@ -23,36 +23,36 @@ Tensor = dict[str, Any]  # {"name", "dtype", "shape"} and, once laid out, "at"
 
 
 class ContainerError(GearmeshError):
-    """A container that cannot be served; `str()` names the option, or holds the code's traceback."""
+    """A container cannot be served; `str()` names the option, or holds the code's traceback."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerOptions:
-    """What the operator said. `inputs` and `outputs` None: as the code shows them."""
+    """The operator's options. If `inputs` or `outputs` is None, the code determines them."""
 
     model: str
     predict: str  # module:function
     python: str  # interpreter of the child
-    version: str | None = None  # None: the code's own, or the next one
+    version: str | None = None  # None: the number that the code had before, or the next one
     labels: tuple[str, ...] = ()
     inputs: tuple[Tensor, ...] | None = None
     outputs: tuple[Tensor, ...] | None = None
     sample: Path | None = None  # the operator's own inputs, run once at the start
     slo_ms: float = 1000.0
-    objective_ms: float | None = None  # of one batch; None: half of slo_ms
+    objective_ms: float | None = None  # for one batch; None: half of slo_ms
     batching: str = "aimd"  # aimd | quantile | none | fixed:N
     batch_wait_ms: float = 0.0
     batch_max: int = 1024
-    memory_mb: int = 0  # the child is restarted above this; 0: half of the machine's memory
+    memory_mb: int = 0  # above it the child is restarted; 0: half of the machine's memory
     cache: bool = True
 
     @property
     def ref(self) -> str:
-        """The ref that it serves; the model's name, as long as the version is not known."""
+        """The ref that is served; the model's name as long as the version is unknown."""
         return wire.ref_of(self.model, self.version) if self.version is not None else self.model
 
     def check(self) -> None:
-        """Raises: ContainerError, with everything that is wrong."""
+        """The options are valid. Raises: ContainerError with everything that is wrong."""
         method, _, size = self.batching.partition(":")
         faults = []
         if not NAME.fullmatch(self.model):
@@ -78,7 +78,7 @@ class ContainerOptions:
             raise ContainerError("wrong options:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
     def wording(self) -> wire.Batching:
-        """The batching, as the controller is told."""
+        """Returns the batching as it is sent to the controller."""
         method, _, size = self.batching.partition(":")
         objective_ms = self.slo_ms / 2 if self.objective_ms is None else self.objective_ms
         return wire.Batching(
@@ -87,7 +87,7 @@ class ContainerOptions:
 
 
 def parse_tensor(text: str, option: str) -> Tensor:
-    """A tensor from NAME:DTYPE:SHAPE, as in x:float32:-1,64. Raises: ContainerError."""
+    """Returns a tensor from NAME:DTYPE:SHAPE, as in x:float32:-1,64. Raises: ContainerError."""
     found = SPEC.fullmatch(text)
     if found is None:
         raise ContainerError(
@@ -98,7 +98,7 @@ def parse_tensor(text: str, option: str) -> Tensor:
 
 
 def model_spec(options: ContainerOptions, inputs: Any, outputs: Any) -> wire.ModelSpec:
-    """The spec that clients see. Raises: ContainerError."""
+    """Returns the spec that clients see. Raises: ContainerError."""
     for kind, tensors in (("input", inputs), ("output", outputs)):
         if not tensors:
             raise ContainerError(
@@ -122,7 +122,7 @@ def model_spec(options: ContainerOptions, inputs: Any, outputs: Any) -> wire.Mod
 
 
 def content_of(code: str, spec: wire.ModelSpec) -> str:
-    """Digest of what makes a container's version: its code, inputs, outputs and labels; not how it is served."""
+    """Returns the digest of a container version's content: code, inputs, outputs and labels, not how it is served."""
     made_of = msgspec.json.encode([code, spec.inputs, spec.outputs, spec.labels])
     return hashlib.sha256(made_of).hexdigest()[:32]
 
@@ -144,7 +144,7 @@ def _tensor(tensor: Tensor) -> wire.TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the tensors of one batch lie in a slot, and how large a slot is."""
+    """Where the tensors of one batch are in a slot, and the size of a slot in bytes."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -152,14 +152,14 @@ class Layout:
 
     @property
     def total_bytes(self) -> int:
-        """All slots."""
+        """Bytes of all slots."""
         return self.slot_bytes * SLOTS
 
 
 def lay_out(spec: wire.ModelSpec) -> Layout:
-    """Every tensor has room for the largest batch; what is not used is never touched, and takes no memory.
+    """Returns a layout in which every tensor has room for the largest batch. Raises: ContainerError.
 
-    Raises: ContainerError.
+    Unused parts of a slot are never touched, so they take no memory.
     """
     at = 0
     placed: list[list[Tensor]] = [[], []]

@@ -1,4 +1,4 @@
-"""A batch's outputs, taken apart: what each frontend is sent of it. Pure."""
+"""Splits a batch's outputs into what is sent to each frontend. Pure."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,16 @@ from mesh.tensors import byte_count
 
 
 def row_bytes(specs: Sequence[wire.TensorSpec]) -> tuple[int, ...]:
-    """Bytes of one row of each tensor."""
+    """Returns the bytes of one row of each tensor."""
     return tuple(byte_count(spec.dtype, spec.shape[1:]) for spec in specs)
 
 
 def outputs_by_frontend(
     action: wire.Infer, outputs: Sequence[memoryview], device: str, exec_s: float
 ) -> dict[str, tuple[wire.Outputs, list[memoryview]]]:
-    """{frontend: (its message, the frames that go with it)}; `outputs` have the rows of all parts, in their order.
+    """Returns {frontend: (its message, its frames)}; `outputs` hold the rows of all parts, in the parts' order.
 
-    Each has as many bytes as the rows of the batch take: lanes have seen to it.
+    Each output has exactly as many bytes as the rows of the batch take: the lanes checked it.
     """
     shares: dict[str, tuple[list[wire.Answer], list[memoryview]]] = {}
     widths = [len(output) // action.batch for output in outputs]

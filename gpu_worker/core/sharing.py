@@ -1,25 +1,27 @@
-"""Figures measured once per architecture: models that differ in nothing but their weights take the same time. Pure."""
+"""Measures once per architecture: models that differ only in their weights take the same time. Pure."""
 
 from dataclasses import dataclass, field
 
 from gpu_worker.profiling import Measurement
 from mesh import wire
 
-Group = tuple[str, str, int]  # (architecture, where LOAD finds the image, batch_max): equal ones take equal time
+Group = tuple[str, str, int]  # (architecture, where LOAD finds the image, batch_max): refs of one group take equal time
 
 
 @dataclass(slots=True)
 class Sharing:
-    """Which version is measured for its group, which ones wait for its figures, and what is known."""
+    """Knows which version is measured for each group, which ones wait for its figures, and the figures."""
 
     measurements: dict[str, Measurement] = field(default_factory=dict)  # {ref: figures so far}, one ref per group
     _profiles: dict[Group, wire.Profile] = field(default_factory=dict)
-    _members: dict[Group, list[str]] = field(default_factory=dict)  # prepared refs, in the order they came
+    _members: dict[Group, list[str]] = field(default_factory=dict)  # prepared refs, in the order in which they came
     _groups: dict[str, Group] = field(default_factory=dict)  # {ref: its group}
 
     def join(self, ref: str, group: Group, profile: wire.Profile | None) -> wire.Profile | None:
-        """`ref` is prepared; `profile`: what was measured of it before. Returns the figures of its group; with None it
-        is being measured (then it is in `measurements`), or waits for another that is.
+        """`ref` is prepared and belongs to `group`. Returns its group's figures if they are known.
+
+        `profile`: earlier figures of `ref`. If None is returned, `ref` is being measured (then it is in `measurements`)
+        or waits for another of its group that is.
         """
         self._groups[ref] = group
         members = self._members.setdefault(group, [])
@@ -35,14 +37,14 @@ class Sharing:
         return known
 
     def complete(self, ref: str, profile: wire.Profile) -> list[str]:
-        """`ref` was measured. Returns all whom that tells how long they take, itself first."""
+        """`ref` was measured. Returns all refs whose figures are known by that, itself first."""
         del self.measurements[ref]
         group = self._groups[ref]
         self._profiles[group] = profile
         return [ref, *(other for other in self._members[group] if other != ref)]
 
     def leave(self, ref: str) -> str | None:
-        """`ref` is not prepared any more. Returns the ref that is measured in its place, if one is."""
+        """`ref` is no longer prepared. Returns the ref that is measured in its place, if there is one."""
         group = self._groups.pop(ref, None)
         if group is None:
             return None
@@ -57,7 +59,7 @@ class Sharing:
         return members[0]
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         for group, members in self._members.items():
             measured = [ref for ref in members if ref in self.measurements]
             assert len(measured) == (group not in self._profiles), (group, measured)

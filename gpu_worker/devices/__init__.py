@@ -1,1 +1,1 @@
-"""One file per kind of device. Nothing outside this folder knows which kind it drives."""
+"""The devices that a worker can drive."""

@@ -1,7 +1,7 @@
-"""A weight arena in host memory whose pages can be seen side by side: the cpu device's gather is a mapping, not a copy.
+"""A weight arena in host memory. On the CPU, gathering a model's pages is a mapping, not a copy.
 
-The arena is one anonymous file (memfd) mapped once; a model's pages, wherever they lie, are mapped a second time one
-after the other, so that its tensors are contiguous without being moved.
+The arena is one anonymous file (memfd) that is mapped once. A model's pages, wherever they are, are mapped a second
+time in their order, so its tensors are contiguous without being moved.
 """
 
 import ctypes
@@ -32,13 +32,13 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Mapping:
-    """Some address space; given back when the last view of it is gone."""
+    """A range of address space; unmapped when the last view of it is gone."""
 
     def __init__(self, address: int, size: int) -> None:
         self.address, self.size = address, size
 
     def view(self) -> Bytes:
-        """All of it as bytes. The view keeps the mapping."""
+        """Returns all of it as bytes, uint8 `[size]`. The view keeps the mapping alive."""
         kind: Any = type("_Bytes", (ctypes.c_ubyte * self.size,), {})
         buffer = kind.from_address(self.address)
         buffer.mapping = self
@@ -49,7 +49,7 @@ class Mapping:
 
 
 class Arena:
-    """`count` pages of `page_bytes`, all allocated and touched. Raises: OSError, MemoryError."""
+    """`count` pages of `page_bytes` each, all allocated and touched. Raises: OSError, MemoryError."""
 
     def __init__(self, count: int, page_bytes: int) -> None:
         assert page_bytes % mmap.PAGESIZE == 0
@@ -62,14 +62,17 @@ class Arena:
         self._view = Mapping(base, size).view()
 
     def copy_in(self, image: Bytes, pages: Sequence[int]) -> None:
-        """`image` is in the pages, in their order. Releases the GIL while it copies."""
+        """The image is in the pages, in their order. Releases the GIL while it copies."""
         for i, page in enumerate(pages):
             piece = image[i * self.page_bytes : (i + 1) * self.page_bytes]
             start = page * self.page_bytes
             self._view[start : start + len(piece)] = piece
 
     def window(self, pages: Sequence[int]) -> Bytes:
-        """The pages side by side, read-only by convention; kept mapped as long as the view lives."""
+        """Returns the pages mapped one after the other, uint8.
+
+        Callers must not write; mapped as long as the view lives.
+        """
         size = len(pages) * self.page_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         mapping = Mapping(_map(None, size, _PROT_NONE, flags, -1, 0), size)
@@ -82,25 +85,26 @@ class Arena:
         return mapping.view()
 
     def close(self) -> None:
-        """No new windows; the memory goes with the last view."""
+        """No more mappings can be made; the memory is freed with the last view."""
         os.close(self._fd)
 
 
 class Windows:
-    """Windows that were made lately, to be had again at once: the next model of that size mostly gets the same pages.
+    """A cache of recent mappings of pages: the next model of the same size mostly gets the same pages.
 
-    Source of the gain: scripts/bench_worker.py, a window of 100 MB takes 3 ms to map and 14 ms to fill. Any thread may
-    use it.
+    Source of the gain: scripts/bench_worker.py; a mapping of 100 MB takes 3 ms to make and 14 ms to fill. Any thread
+    may use it.
     """
 
     def __init__(self, arena: Arena, bytes_max: int) -> None:
         self._arena, self._bytes_max = arena, bytes_max
-        self._made: OrderedDict[tuple[int, ...], Bytes] = OrderedDict()  # {pages: window}, least lately used first
+        # {pages: their mapping}, least recently used first
+        self._made: OrderedDict[tuple[int, ...], Bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, pages: tuple[int, ...]) -> Bytes:
-        """The pages side by side, as Arena.window makes them."""
+        """Returns the pages mapped one after the other, as Arena.window does."""
         with self._lock:
             window = self._made.get(pages)
             if window is not None:
@@ -117,14 +121,14 @@ class Windows:
         return window
 
     def clear(self) -> None:
-        """None is kept."""
+        """The cache is empty."""
         with self._lock:
             self._made.clear()
             self._bytes = 0
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, length) of each run of consecutive pages: one mapping each."""
+    """Returns (first, length) of each run of consecutive pages: one mapping each."""
     runs: list[tuple[int, int]] = []
     for page in pages:
         if runs and runs[-1][0] + runs[-1][1] == page:

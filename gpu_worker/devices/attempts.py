@@ -1,8 +1,8 @@
-"""Versions whose preparation ended the worker: a record on disk, so that the worker that comes back knows.
+"""Records on disk of preparations that ended the worker, so that the next worker knows of them.
 
-While a version is prepared there is a file that says so. A worker that finds one knows that the worker before it ended
-meanwhile: the version hung the device or broke it, or ended the process. After DEATHS_MAX such ends the version is
-refused, until one of its files, the device or what drives it is another, or the record is removed.
+While a version is prepared, a file says so. A worker that finds such a file knows that the previous worker ended during
+that preparation: the version hung the device, broke it, or ended the process. After DEATHS_MAX such ends the version is
+refused, until one of its files, the device or its drivers change, or the record is removed.
 """
 
 import contextlib
@@ -21,42 +21,45 @@ from gpu_worker.packages.package import Package
 from mesh.errors import PackageError
 
 DEATHS_MAX = 2
-RECORDS_MAX = 200  # of one device; the oldest go
+RECORDS_MAX = 200  # records of one device; the oldest are removed
 log = structlog.get_logger("worker")
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a record says."""
+    """The contents of a record."""
 
     ref: str
-    kind: str  # of the device, with the versions of what drives it
-    files: dict[str, tuple[int, int]]  # {name: (bytes, time of change in ns)}
-    began_s: float | None = None  # it is being prepared since then, by the wall clock
-    deaths: int = 0  # of workers that prepared it
-    last_s: float | None = None  # when the last of them had begun
+    kind: str  # of the device, with the versions of its drivers
+    files: dict[str, tuple[int, int]]  # {name: (bytes, modification time in ns)}
+    began_s: float | None = None  # wall clock at the begin of the preparation; None if none runs
+    deaths: int = 0  # workers that ended while they prepared it
+    last_s: float | None = None  # wall clock at which the last of these preparations began
 
     def same(self, other: "Attempt") -> bool:
-        """The same files on the same kind of device."""
+        """Returns whether both have the same files on the same kind of device."""
         return (self.ref, self.kind, self.files) == (other.ref, other.kind, other.files)
 
 
-# -- what follows from what. Pure -------------------------------------------------------------------------------------
+# -- rules. Pure ------------------------------------------------------------------------------------------------------
 
 
 def begun(found: Attempt | None, wanted: Attempt, *, now: float) -> Attempt | None:
-    """The record to write before `wanted` is prepared; None: it has ended too many workers. `found`: what there is."""
+    """Returns the record to write before `wanted` is prepared; None if it has ended too many workers.
+
+    `found`: the record that exists, if any.
+    """
     if found is None or not found.same(wanted):
         return msgspec.structs.replace(wanted, began_s=now)
     return None if found.deaths >= DEATHS_MAX else msgspec.structs.replace(found, began_s=now)
 
 
 def ended(attempt: Attempt, *, well: bool) -> Attempt | None:
-    """The record after the preparation has come to an end, with a version or a refusal; None: it is to be removed."""
+    """Returns the record to keep after the preparation ended, with a version or a refusal; None to remove it."""
     return None if well or not attempt.deaths else msgspec.structs.replace(attempt, began_s=None)
 
 
 def died(found: Attempt) -> Attempt | None:
-    """The record once the worker that wrote it is gone; None: it had not been preparing this."""
+    """Returns the record after the worker that wrote it is gone; None if it was not preparing this version."""
     if found.began_s is None:
         return None
     return msgspec.structs.replace(found, began_s=None, deaths=found.deaths + 1, last_s=found.began_s)
@@ -66,17 +69,17 @@ def died(found: Attempt) -> Attempt | None:
 
 
 class Attempts:
-    """The records of one device. Its lock is held: no other process has them. Any thread may use it."""
+    """The records of one device. The device's lock is held, so no other process uses them. Any thread may call it."""
 
     def __init__(self, folder: Path, device: str, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder / device.replace(":", "-")
         self._device, self._clock = device, clock
         self._running: dict[str, Attempt] = {}  # {ref: its record, as it was written}
         self._closed = False
-        self._lock = threading.Lock()  # a record is written, or taken back, and remembered at once
+        self._lock = threading.Lock()  # writing or removing a record and remembering it is one step
 
     def open(self) -> None:
-        """What a worker before this one was preparing when it ended counts against it."""
+        """A preparation that an earlier worker did not finish counts against its version."""
         with contextlib.suppress(OSError):
             files = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
             for file in (*files[:-RECORDS_MAX], *self._folder.glob("*.tmp")):
@@ -89,7 +92,7 @@ class Attempts:
                     self._write(dead)
 
     def begin(self, package: Package, kind: str) -> None:
-        """It is on record that the version is being prepared. Raises: PackageError, if it is not to be."""
+        """The record says that the version is being prepared. Raises: PackageError if it must not be prepared."""
         wanted = Attempt(ref=package.ref, kind=kind, files=_files(package))
         file = self._file(package.ref)
         found = _read(file)
@@ -103,7 +106,7 @@ class Attempts:
                 self._write(attempt)
 
     def end(self, ref: str, *, well: bool) -> None:
-        """The preparation has come to an end, with a version or a refusal."""
+        """The preparation has ended, with a version or a refusal."""
         with self._lock:
             attempt = self._running.pop(ref, None)
             if attempt is None:
@@ -116,7 +119,7 @@ class Attempts:
                 self._file(ref).unlink()
 
     def close(self) -> None:
-        """The worker ends as it should: what is being prepared, or still will be, has done nothing wrong."""
+        """The worker ends normally: preparations that run or are still to come count against no version."""
         self._closed = True
         for ref in list(self._running):
             self.end(ref, well=False)
@@ -125,7 +128,7 @@ class Attempts:
         return self._folder / f"{ref.replace(':', '@')}.json"
 
     def _write(self, attempt: Attempt) -> None:
-        """On the disk, whole: the machine may be next."""
+        """The record is on disk as a whole; it is flushed, because the machine itself may crash next."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
@@ -143,11 +146,11 @@ def _read(file: Path) -> Attempt | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Attempt)
     except (OSError, msgspec.MsgspecError):
-        return None  # what cannot be read says nothing against a version
+        return None  # a record that cannot be read counts against no version
 
 
 def _files(package: Package) -> dict[str, tuple[int, int]]:
-    """What decides what its preparation does."""
+    """Returns the sizes and times of the files that decide what the preparation does."""
     paths = (package.manifest, package.graph, package.weights_file, package.example_file)
     found = {path.name: _stat(path) for path in paths if path is not None}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items() if stat is not None}
@@ -157,7 +160,7 @@ def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except OSError:
-        return None  # who reads it will say so
+        return None  # whoever reads the file will report the error
 
 
 def _refusal(found: Attempt, device: str, file: Path) -> str:

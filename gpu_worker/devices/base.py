@@ -14,53 +14,53 @@ Lost = Callable[[str], None]
 
 
 class DeviceError(GearmeshError):
-    """The device cannot be opened; `str()` says what and why."""
+    """The device cannot be opened; `str()` says what failed and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What, beside the kind of device and the architecture, decides how long a version takes."""
+    """What decides how long a version takes, besides the kind of device and the architecture."""
 
     engine: str = "eager"  # how EXEC runs
-    load_from: str = "host"  # where LOAD finds the weights: "host" memory or "disk"
+    load_from: str = "host"  # where LOAD reads the weights: "host" memory or "disk"
 
 
 class Device(Protocol):
-    """One device: memory for weights in pages, and lanes that execute what they are told in the order they are told.
+    """One device: memory for weights in pages, and lanes that execute phases in the order in which they are given.
 
-    `prepare` is called on a thread of its own; everything else on the event loop's thread, and must not block it for
-    longer than the shortest action takes. Only `prepare` allocates, pins, compiles or captures.
+    `prepare` is called on its own thread. Everything else is called on the event loop's thread, and must not block it
+    for longer than the shortest action takes. Only `prepare` allocates, pins, compiles or captures.
     """
 
     info: wire.DeviceInfo
-    depth: dict[Phase, int]  # phases it can be given ahead, per lane
-    ahead_s: float  # EXECs can be given so long before their time: the device keeps it itself
+    depth: dict[Phase, int]  # {phase: how many can be given in advance}
+    ahead_s: float  # how long before its start time an EXEC may be given; the device waits for the start time itself
     measured: bool  # profiles are measured by running; False: `prepare` knows them, and reads no weights to compare
 
     def attach(self, finished: Finished, lost: Lost) -> None:
-        """`finished` will be called on the loop's thread for every phase that `begin` did not end itself.
+        """`finished` is called on the loop's thread for every phase that `begin` did not end itself.
 
         `lost` is called there once, with the reason, if the device can do nothing more for this process; phases that
-        were begun are told by `finished` all the same.
+        were begun are still reported by `finished`.
         """
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """The version can be loaded and executed. Returns its profile where it is known. Raises: PackageError."""
+        """The version can be loaded and executed. Returns its profile if it is known. Raises: PackageError."""
 
     def forget(self, ref: str) -> None:
-        """All that `prepare` made is freed, as soon as nothing uses it."""
+        """Everything that `prepare` made is freed as soon as nothing uses it."""
 
     def traits(self, ref: str) -> Traits:
-        """How a prepared version is executed and loaded: its figures hold for that alone."""
+        """Returns how a prepared version is executed and loaded. Its figures hold for these traits alone."""
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """Starts a phase. Returns how it went if it is over already; None: `finished` will be called."""
+        """Starts a phase. Returns its outcome if it is over already; None: `finished` will be called."""
 
     def release(self, job: Job) -> None:
-        """The job has ended, one way or another: what it held for inputs and outputs is free."""
+        """The job has ended. What it held for inputs and outputs is free."""
 
     def unloaded(self, ref: str) -> None:
-        """The pages of `ref` are not its own any more: views of them are dropped."""
+        """The pages of `ref` belong to it no longer: views of them are dropped."""
 
     def close(self) -> None:
-        """The device is free for another process."""
+        """Another process can use the device."""

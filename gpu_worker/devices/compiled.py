@@ -1,8 +1,8 @@
-"""Architectures compiled ahead of time (AOTInductor) where this machine has a compiler and it pays; eager otherwise.
+"""Compiles architectures ahead of time (AOTInductor) where there is a compiler and it pays; eager execution otherwise.
 
-Compiling runs in a process of its own, which is ended when it takes too long: PREPARE stays bounded, and a compiler
-that crashes takes nothing with it. What it made is kept under the data folder, by architecture and kind of device, and
-so is the word that it failed. `python -m gpu_worker.devices.compiled GRAPH OUT THREADS` is that process.
+Compiling runs in its own process, which is ended when it takes too long: PREPARE stays bounded, and a compiler that
+crashes ends nothing else. The result is kept under the data folder, by architecture and kind of device, and so is a
+failure. `python -m gpu_worker.devices.compiled GRAPH OUT THREADS` is that process.
 """
 
 import contextlib
@@ -28,25 +28,28 @@ from gpu_worker.packages.package import ONNX, Package
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 COMPILERS = ("c++", "g++", "clang++")
-GAIN_MIN = 0.05  # a compiled executable must be quicker by this share, or the simpler one stays
-SPREAD_MAX = 1.5  # and its slow runs (90 %) must not lie further from its median than this times the eager one's
-TRIAL_RUNS = (5, 40)  # at each size: at least, at most
-TRIAL_S = 0.3  # per size and executable, once the least runs are done
+GAIN_MIN = 0.05  # share by which a compiled executable must be faster; otherwise the simpler one is kept
+SPREAD_MAX = 1.5  # its 90 % quantile may exceed its median by at most this times as much as the eager one's does
+TRIAL_RUNS = (5, 40)  # runs at each size: at least, at most
+TRIAL_S = 0.3  # per size and executable, once the minimum of runs is done
 log = structlog.get_logger("worker")
 
 
 @dataclass(slots=True)
 class Compiler:
-    """Finds or makes compiled executables. For one thread: PREPARE's."""
+    """Finds or makes compiled executables. Only the PREPARE thread uses it."""
 
     folder: Path
-    kind: str  # of the device: a compiled executable holds for it alone
-    seconds_max: float  # for one architecture; 0: nothing is compiled
+    kind: str  # of the device; a compiled executable is valid for this kind alone
+    seconds_max: float  # limit for one architecture; 0: nothing is compiled
     threads: int
     _tried: set[str] = field(default_factory=set)  # architectures
 
     def better(self, package: Package, eager: Forward, weights: Sequence[torch.Tensor]) -> Forward | None:
-        """A compiled executable that was seen to be quicker than `eager` and as steady; None if there is none."""
+        """Returns a compiled executable that was measured to be faster than `eager` and as steady.
+
+        None if there is none.
+        """
         graph = package.graph
         if not self.seconds_max or graph is None or graph.suffix == ONNX or find_compiler() is None:
             return None
@@ -59,7 +62,7 @@ class Compiler:
                 return None
             compiled = _open(file)
             gain, steady = compare(package, weights, eager, compiled)
-        except Exception as error:  # whatever the compiler's output does: the eager one is there
+        except Exception as error:  # the compiler's output may raise anything; the eager executable remains
             log.warning("not_compiled", architecture=package.architecture, error=f"{type(error).__name__}: {error}")
             return None
         chosen = gain >= GAIN_MIN and steady
@@ -88,13 +91,13 @@ class Compiler:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that would be used; None if there is none."""
+    """Returns the path of the C++ compiler; None if there is none."""
     named = os.environ.get("CXX")
     return next((path for name in ((named,) if named else COMPILERS) if (path := shutil.which(name))), None)
 
 
 def run_bounded(command: Sequence[str], seconds_max: float) -> str:
-    """Runs the command, and ends it with all that it started after so long. Returns "" or why it did not go well."""
+    """Runs the command, and ends it with all its children after `seconds_max`. Returns "" or why it failed."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -118,9 +121,9 @@ def compare(
     compiled: Forward,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, bool]:
-    """(share of time that `compiled` saves over all sizes tried, whether it is as steady as `eager`); run in turns.
+    """Returns (share of time that `compiled` saves over all sizes, whether it is as steady as `eager`).
 
-    Raises: ValueError if their results differ.
+    Both run alternately. Raises: ValueError if their results differ.
     """
 
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -169,7 +172,7 @@ def _open(file: Path) -> Forward:
 
 
 def compile_graph(graph: Path, out: Path, threads: int) -> None:
-    """The exported graph, compiled with its batch dimension left open, is in `out`."""
+    """`out` holds the compiled graph; its batch dimension is open."""
     import torch._inductor
 
     os.nice(10)
@@ -178,7 +181,7 @@ def compile_graph(graph: Path, out: Path, threads: int) -> None:
     values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
     shapes = [[n if isinstance(n, int) else 2 for n in value.shape] for value in values]
     inputs = tuple(torch.zeros(shape, dtype=v.dtype) for shape, v in zip(shapes, values, strict=True))
-    exported._example_inputs = (inputs, {})  # our export keeps none: they would be the weights once more
+    exported._example_inputs = (inputs, {})  # the exported file has none, because they would hold the weights again
     torch._inductor.aoti_compile_and_package(exported, package_path=str(out))
 
 

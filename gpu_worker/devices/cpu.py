@@ -1,7 +1,7 @@
-"""The processor as a device: the same pages, windows and lanes as a GPU, in host memory, with a real copy on LOAD.
+"""The CPU as a device: the same pages, weight buffers and lanes as a GPU, in host memory, with a real copy on LOAD.
 
 EXEC runs on one thread at a time: short ones on the loop's thread (handing them over costs more than they take), long
-ones on a thread of their own, so that the worker goes on answering its controller.
+ones on their own thread, so that the worker keeps answering its controller.
 """
 
 import asyncio
@@ -45,10 +45,11 @@ from mesh.wire import Buffer
 
 ARENA_MB = 1024
 PAGE_MB = 2
-WINDOWS_SHARE = 2  # address space for windows, in arenas; the tables of pages take 1/512 of it
-INLINE_S_MAX = 0.001  # longer actions go to a thread; Source: scripts/bench_worker.py, hand-over costs 0.1-0.2 ms here
-INLINE_BYTES_MAX = 256 * 1024  # the same for LOAD: 256 KiB copy in some 30 us
-SLOTS = 8  # buffers for inputs: lanes hold a handful of INFERs at a time
+WINDOWS_SHARE = 2  # address space for mappings of pages, in sizes of the arena; page tables take 1/512 of it
+# longer actions go to a thread. Source: scripts/bench_worker.py, a hand-over costs 0.1-0.2 ms here
+INLINE_S_MAX = 0.001
+INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes some 30 us
+SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
 Task = tuple[Phase, Job]
 
 
@@ -58,7 +59,7 @@ class Executable:
 
     forward: Forward
     engine: str  # eager | aot | onnxruntime
-    dtypes: frozenset[torch.dtype]  # of what is computed within
+    dtypes: frozenset[torch.dtype]  # of all computed values
 
 
 @dataclass(slots=True)
@@ -71,11 +72,11 @@ class Version:
     row_bytes: tuple[int, ...]  # of each input
     padding: tuple[Bytes, ...]  # one row of each input
     promise: Promise  # of its outputs
-    weights: list[torch.Tensor] | None = None  # views of its pages; None while not loaded
+    weights: list[torch.Tensor] | None = None  # views of its pages; None while it is not loaded
 
 
 class CpuDevice:
-    """See gpu_worker.devices.base.Device."""
+    """A Device that runs on the CPU."""
 
     def __init__(self, settings: Settings, name: str = "", lock: DeviceLock | None = None) -> None:
         folder = settings.data_dir / "locks"
@@ -113,20 +114,20 @@ class CpuDevice:
 
     @classmethod
     def claim(cls, settings: Settings) -> "CpuDevice":
-        """The first processor device that no worker drives: as many as there are cores for."""
+        """Returns the first CPU device that no worker drives; there are as many as the cores allow."""
         count = max(1, (os.cpu_count() or 1) // settings.threads)
         name, lock = claim_first(settings.data_dir / "locks", [f"cpu:{i}" for i in range(count)])
         return cls(settings, name, lock)
 
     def attach(self, finished: Finished, lost: Lost) -> None:
-        """See Device."""
+        """The lanes' threads run, and report to `finished` through the loop."""
         self._finished = finished
         self._loop = asyncio.get_running_loop()
         self._exec.start(self._tell)
         self._load.start(self._tell)
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device."""
+        """The version can be loaded and executed. Returns None, as its profile is measured. Raises: PackageError."""
         faults = []
         if package.image_bytes > self._window_bytes_max:
             faults.append(
@@ -156,7 +157,7 @@ class CpuDevice:
         return None
 
     def _executable(self, package: Package, image: Image) -> Executable:
-        """What executes the package's architecture, tried out with the version's own weights and batches."""
+        """Returns the executable of the package's architecture, checked with the version's own weights and batches."""
         executable = self._executables.get(package.architecture)
         if executable is None:
             forward = load_forward(package)
@@ -177,12 +178,12 @@ class CpuDevice:
         return Executable(forward, "onnxruntime" if onnx else "eager", dtypes)
 
     def traits(self, ref: str) -> Traits:
-        """See Device."""
+        """Returns the engine and the place of the image of a prepared version."""
         version = self._versions[ref]
         return Traits(version.executable.engine, version.image.place)
 
     def forget(self, ref: str) -> None:
-        """See Device."""
+        """The version is dropped, and its executable with the last version of its architecture."""
         self._images.drop(ref)
         version = self._versions.pop(ref, None)
         if version is not None:
@@ -191,7 +192,7 @@ class CpuDevice:
                 self._executables.pop(architecture, None)
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See Device."""
+        """Starts a phase. Short phases run now and their outcome is returned; others run on a lane's thread."""
         if phase is Phase.INPUT:
             return self._input(job)
         if phase is Phase.OUTPUT:
@@ -208,19 +209,19 @@ class CpuDevice:
         return None
 
     def release(self, job: Job) -> None:
-        """See Device."""
+        """The job's input buffer is free; one that has become too small is dropped."""
         slot, job.slot = job.slot, None
         if slot is not None and len(slot) == self._slot_bytes:
             self._slots.append(slot)
 
     def unloaded(self, ref: str) -> None:
-        """See Device."""
+        """The views of the version's pages are dropped."""
         version = self._versions.get(ref)
         if version is not None:
             version.weights = None
 
     def close(self) -> None:
-        """See Device."""
+        """The lanes have ended, and the arena and the lock are released."""
         self._exec.stop()
         self._load.stop()
         self._windows.clear()
@@ -262,7 +263,8 @@ class CpuDevice:
                 return _broken(version.package, outputs, action.batch, begin_s)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
-        except Exception as error:  # whatever the model raises is that action's outcome, not this process's end
+        # whatever the model raises is the outcome of that action, and must not end the process
+        except Exception as error:
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, "device_error", f"{type(error).__name__}: {error}")
         end_s = time.monotonic()
@@ -278,7 +280,7 @@ class CpuDevice:
         return inputs
 
     def _output(self, job: Job) -> Done:
-        now = time.monotonic()  # host memory: the outputs are where they have to be
+        now = time.monotonic()  # host memory: the outputs are already in place
         return Done(now, now, 0.0)
 
     def _run_load(self, job: Job) -> Done:
@@ -292,7 +294,7 @@ class CpuDevice:
         except WeightsChanged as error:
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, CHANGED, str(error))
-        except OSError as error:  # an image on disk: that LOAD has failed, others go on
+        except OSError as error:  # an image on disk: this LOAD has failed, others continue
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, "device_error", str(error))
         version.weights = views(window, version.package)
@@ -312,33 +314,33 @@ class CpuDevice:
 
 
 class _Lane:
-    """A thread that runs what it is given, one after the other."""
+    """A thread that runs tasks one after the other."""
 
     def __init__(self, name: str, run: Callable[[Job], Done]) -> None:
         self._run = run
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._given = 0  # by the loop's thread
-        self._ended = 0  # by this lane's
+        self._given = 0  # tasks given; written by the loop's thread
+        self._ended = 0  # tasks ended; written by this lane's thread
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._tell: Finished | None = None
 
     @property
     def idle(self) -> bool:
-        """Nothing was given that has not ended."""
+        """Whether every task that was given has ended."""
         return self._given == self._ended
 
     def start(self, tell: Finished) -> None:
-        """The thread runs; `tell` is called on it when a task has ended."""
+        """The thread runs; it calls `tell` when a task has ended."""
         self._tell = tell
         self._thread.start()
 
     def give(self, task: Task) -> None:
-        """The task will be run after those given before."""
+        """The task will run after those given before."""
         self._given += 1
         self._tasks.put(task)
 
     def stop(self) -> None:
-        """The thread has ended, after what it was given."""
+        """The thread has ended, after the tasks that it was given."""
         if self._thread.is_alive():
             self._tasks.put(None)
             self._thread.join(timeout=5.0)
@@ -354,9 +356,9 @@ class _Lane:
 
 
 def _make_arena(count: int, page_bytes: int) -> Arena:
-    """So many pages. Raises: DeviceError with the figures if there is no memory for them."""
+    """Returns an arena. Raises: DeviceError with the figures if there is no memory for it."""
     available = available_bytes()
-    if count * page_bytes > available:  # found out by allocating it, other processes would be killed for it
+    if count * page_bytes > available:  # otherwise allocating it might make the kernel kill other processes
         raise DeviceError(
             f"an arena of {count * page_bytes >> 20} MiB does not fit in the {available >> 20} MiB of memory that are "
             "available: lower GEARMESH_ARENA_MB"
@@ -370,7 +372,7 @@ def _make_arena(count: int, page_bytes: int) -> Arena:
 
 
 def _own_weights(package: Package, image: Image) -> list[torch.Tensor]:
-    """Of the version, in memory of their own: a model that is tried may write to them."""
+    """Returns the version's weights in memory of their own: a model under test may write to them."""
     if isinstance(image, HostImage):
         return views(image.data.copy(), package)
     data = np.zeros(package.image_bytes, np.uint8)
@@ -389,8 +391,9 @@ def fill(
     row_bytes: Sequence[int],
     padding: Sequence[Bytes],
 ) -> str:
-    """The inputs of all parts lie in the slot, one input after the other, each with room for the whole batch; rows that
-    no part has are `padding`, one row of each input. Returns the fault, or "".
+    """The slot holds the inputs of all parts, one input after the other, each with room for the whole batch.
+
+    Rows that no part has are filled with `padding`, one row of each input. Returns the fault, or "".
     """
     base = 0
     for i, size in enumerate(row_bytes):
@@ -409,20 +412,20 @@ def fill(
 
 
 def _broken(package: Package, outputs: Sequence[torch.Tensor], rows: int, begin_s: float) -> Done:
-    """A batch whose outputs are not what was promised: nobody gets a row of it."""
+    """Returns the outcome of a batch whose outputs are not as promised: no client gets a row of it."""
     end_s = time.monotonic()
     faults = misfits(package.spec.outputs, outputs, rows)
     return Done(begin_s, end_s, end_s - begin_s, code_of(outputs, rows), f"{package.ref}: {'; '.join(faults)}")
 
 
 def owned(output: torch.Tensor, lent: Set[int]) -> torch.Tensor:
-    """The output, contiguous, in memory of its own: it outlives the inputs and weights whose storages are `lent`."""
+    """Returns the output, contiguous, in memory of its own: it outlives inputs and weights with storages in `lent`."""
     whole = output.contiguous()
     return whole.clone() if whole.untyped_storage().data_ptr() in lent else whole
 
 
 def _kind(threads: int) -> str:
-    """Equal for processors and releases that can be expected to take equal times."""
+    """Returns a name that is equal for CPUs and releases that are expected to take equal times."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""A device that answers from a profile, on the real wire: one machine can face a controller with hundreds of them."""
+"""A device that takes its times from a profile, on the real wire: one machine can run hundreds for one controller."""
 
 import asyncio
 import itertools
@@ -15,12 +15,12 @@ from mesh.process.settings import Settings
 from mesh.process.timers import Alarm
 from mesh.tensors import byte_count
 
-_numbers = itertools.count()  # emulated devices of this process
+_numbers = itertools.count()  # numbers of the emulated devices of this process
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class EmulatedDevice:
-    """See gpu_worker.devices.base.Device. Outputs are zeros; LOAD and EXEC each do one thing at a time."""
+    """A Device whose outputs are zeros. LOAD and EXEC each run one action at a time."""
 
     def __init__(self, settings: Settings, file: Path) -> None:
         try:
@@ -43,12 +43,12 @@ class EmulatedDevice:
         self._alarm: Alarm | None = None
 
     def attach(self, finished: Finished, lost: Lost) -> None:
-        """See Device."""
+        """Phases are reported to `finished` from now on."""
         self._finished = finished
         self._alarm = Alarm(asyncio.get_running_loop(), self._ring)
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device. The profile of the file, for the sizes of the ladder."""
+        """Returns the profile of the file for the batch sizes of LADDER. Raises: PackageError."""
         name, _ = wire.split_ref(package.ref)
         times = self._profile.times(name)
         if times is None:
@@ -67,18 +67,19 @@ class EmulatedDevice:
         )
 
     def forget(self, ref: str) -> None:
-        """See Device."""
+        """The version is no longer prepared."""
         self._packages.pop(ref, None)
 
     def traits(self, ref: str) -> Traits:
-        """See Device."""
+        """Returns the same traits for every version."""
         return Traits("emulated")
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See Device."""
+        """Starts a phase. Returns its outcome if it takes no time; otherwise `finished` is called."""
         now = time.monotonic()
         if job.slot is None:
-            job.slot = self._packages.get(job.action.ref)  # the job keeps it, though it may be forgotten meanwhile
+            # the job keeps it, even if the version is forgotten meanwhile
+            job.slot = self._packages.get(job.action.ref)
         if job.slot is None:
             return Done(now, now, 0.0, "unknown_model")
         done = self._emulator.begin(phase, job, now)
@@ -89,14 +90,14 @@ class EmulatedDevice:
         return done
 
     def release(self, job: Job) -> None:
-        """See Device."""
+        """The job holds nothing any more."""
         job.slot = None
 
     def unloaded(self, ref: str) -> None:
-        """See Device."""
+        """Does nothing: there are no views of pages."""
 
     def close(self) -> None:
-        """See Device."""
+        """No timer is left."""
         if self._alarm is not None:
             self._alarm.close()
 

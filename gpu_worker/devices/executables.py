@@ -1,4 +1,4 @@
-"""Architectures made executable with torch on the cpu, and weight images read into memory."""
+"""Makes architectures executable with torch, and reads weight images into memory."""
 
 import importlib
 from collections.abc import Callable, Sequence, Set
@@ -35,18 +35,18 @@ TORCH_DTYPES = {
 
 
 def read_image(package: Package, image: Bytes) -> None:
-    """The weights of the package are in `image`, at the offsets of its layout. Raises: PackageError."""
+    """`image` holds the package's weights at the offsets of its layout. Raises: PackageError."""
     flat = torch.from_numpy(image)
     try:
         with safe_open(package.weights_file, framework="pt") as stored:
             for weight in package.layout:
                 view(flat, weight).copy_(stored.get_tensor(weight.name))
-    except Exception as error:  # safetensors raises its own, torch RuntimeError: all mean that the file is not good
+    except Exception as error:  # safetensors raises its own errors, torch RuntimeError: each means that the file is bad
         raise PackageError(package.ref, [f"weights.safetensors: {error}"]) from error
 
 
 def view(flat: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """One tensor of a flat image (uint8), not copied. One of no values has no place there: it is a new one."""
+    """Returns a view of one tensor of a flat image (uint8); a new empty tensor if it has no values."""
     if not weight.size:
         return torch.empty(weight.shape, dtype=TORCH_DTYPES[weight.dtype], device=flat.device)
     piece = flat[weight.offset : weight.offset + weight.size]
@@ -54,20 +54,20 @@ def view(flat: torch.Tensor, weight: Weight) -> torch.Tensor:
 
 
 def views(image: Bytes, package: Package) -> list[torch.Tensor]:
-    """All tensors of a flat image, in the order the architecture takes them."""
+    """Returns views of all tensors of a flat image, in the order in which the architecture takes them."""
     flat = torch.from_numpy(image)
     return [view(flat, weight) for weight in package.layout]
 
 
 def load_forward(package: Package, place: torch.device = CPU) -> Forward:
-    """(weights..., inputs...) -> outputs, of the package's architecture, for that device. Raises: PackageError."""
+    """Returns (weights..., inputs...) -> outputs of the package's architecture for the device. Raises: PackageError."""
     if package.graph is None:
         return _from_factory(package)
     if package.graph.suffix == ONNX:
         return load_onnx(package)
     try:
         exported = torch.export.load(package.graph)
-    except Exception as error:  # torch.export raises whatever it meets in a damaged archive
+    except Exception as error:  # torch.export may raise anything for a damaged archive
         raise PackageError(package.ref, [f"{package.graph.name}: torch.export cannot load it: {error}"]) from error
     _check_placeholders(package, exported)
     if place != CPU:
@@ -110,7 +110,7 @@ def _from_factory(package: Package) -> Forward:
         factory: Any = getattr(importlib.import_module(module_name), attribute)
         with torch.device("meta"):
             module = factory(**package.factory_args).eval()
-    except Exception as error:  # it is the author's code
+    except Exception as error:  # the author's code may raise anything
         raise PackageError(package.ref, [f"factory {package.factory}: {type(error).__name__}: {error}"]) from error
     names = [weight.name for weight in package.layout]
     _check_state(package, module)
@@ -138,20 +138,23 @@ def _check_state(package: Package, module: torch.nn.Module) -> None:
 
 @dataclass(slots=True)
 class Checks:
-    """Which versions this process has tried, by all that the outcome depends on. For one thread: PREPARE's.
+    """Which versions this process has checked, by everything that the outcome depends on.
 
-    An executable is shared by all versions of its architecture; what it does is not: weights may open a path in the
-    graph that mixes rows, and so may a larger batch.
+    Only PREPARE's thread uses it.
+
+    All versions of an architecture share an executable, but they may behave differently: other weights may take a path
+    in the graph that mixes rows, and so may a larger batch.
     """
 
-    _passed: dict[tuple[str, int, str], None] = field(default_factory=dict)  # content, batch_max, example; oldest first
+    # {(content, batch_max, example): None}, oldest first
+    _passed: dict[tuple[str, int, str], None] = field(default_factory=dict)
 
     def are_needed(self, package: Package) -> bool:
-        """Nothing equal to this version was tried and found sound."""
+        """Returns whether no equal version has passed the checks."""
         return _tried_as(package) not in self._passed
 
     def passed(self, package: Package) -> None:
-        """The version was tried and found sound."""
+        """The version has passed the checks."""
         if len(self._passed) >= PASSED_MAX:
             del self._passed[next(iter(self._passed))]
         self._passed[_tried_as(package)] = None
@@ -169,10 +172,10 @@ def check_by_running(
     place: torch.device = CPU,
     dtypes: Set[torch.dtype] = NOT_KNOWN,
 ) -> None:
-    """The model keeps what model.toml promises, row by row (`packages.trials`), and leaves its weights as they are.
+    """The model keeps what model.toml promises, row by row (`packages.trials`), and leaves its weights unchanged.
 
-    `dtypes`: of what is computed within, where that cannot be seen of `forward`.
-    Raises: PackageError; torch.OutOfMemoryError where a device has no room for it.
+    `dtypes`: of the computed values, if `forward` does not show them. Raises: PackageError; torch.OutOfMemoryError if
+    the device has no room for it.
     """
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -188,7 +191,7 @@ def check_by_running(
         raise  # the device's fault, not the graph's
     except PackageError as error:
         fault = error
-    except Exception as error:  # it is the author's graph
+    except Exception as error:  # the author's graph may raise anything
         why = f"the model fails on inputs of its kind: {said(error)}"
         raise PackageError(package.ref, [why], "forward_failed") from error
     if written != [tensor._version for tensor in weights] or before != _digest(weights):
@@ -208,7 +211,7 @@ def _check(package: Package, dtypes: Set[torch.dtype], run: Run, place: torch.de
 
 
 def _digest(weights: Sequence[torch.Tensor]) -> str:
-    """Of the bytes of the weights, where this process can read them."""
+    """Returns a digest of the weights' bytes, as far as they are in host memory."""
     digest = xxhash.xxh3_64()
     for tensor in weights:
         if tensor.device == CPU:
@@ -217,7 +220,7 @@ def _digest(weights: Sequence[torch.Tensor]) -> str:
 
 
 def dtypes_of(forward: Forward) -> set[torch.dtype]:
-    """Of everything that an executable computes, where that can be seen."""
+    """Returns the dtypes of everything that an executable computes; empty if it does not show them."""
     graph = getattr(forward, "__self__", None)
     if not isinstance(graph, torch.fx.GraphModule):
         return set()

@@ -1,9 +1,10 @@
-"""Weight images outside the arena: in host memory up to a budget, beyond it on disk; equal ones in memory are shared.
+"""Weight images outside the arena: in host memory up to a budget, beyond it on disk. Equal images in memory are shared.
 
-Images are told apart by what is in them. A file's inode and times may be another's a moment later; its digest is not.
+Images are identified by their content. A file's inode and times may be another file's a moment later; its digest is
+not.
 
 A model whose image is in host memory is loaded by one copy. Beyond the budget nothing of an image stays in memory, not
-even in the system's page cache, so that its LOAD takes what the disk takes, every time, and is estimated by that.
+even in the kernel's page cache. So its LOAD always takes the disk's time, and is estimated by that.
 """
 
 import json
@@ -25,13 +26,13 @@ from gpu_worker.packages.package import Identity, Package
 from mesh.errors import PackageError
 
 HOST, DISK = "host", "disk"
-TICK_S = 0.02  # files' times are no finer; Source: the kernel's tick, 4 or 10 ms
-READS_MAX = 3  # of a file that others touch while it is read: links to it do
-Key = tuple[str, str, str]  # digest of the weights, architecture; and the ref, of an image that is not shared
+TICK_S = 0.02  # file times may be as coarse as this. Source: the kernel's tick, 4 or 10 ms
+READS_MAX = 3  # of a file that others touch while it is read; making hard links to it does so
+Key = tuple[str, str, str]  # (digest of the weights, architecture, ref if the image is not shared)
 
 
 class WeightsChanged(OSError):
-    """The file is not, or not any more, what was prepared: no LOAD can bring the version from it."""
+    """The file is not, or no longer, what was prepared: no LOAD can read the version from it."""
 
 
 class Image(Protocol):
@@ -41,7 +42,7 @@ class Image(Protocol):
     size: int  # bytes
 
     def copy_into(self, window: Bytes) -> None:
-        """The weights are at the start of `window`. Releases the GIL while it copies. Raises: OSError."""
+        """The weights are at the start of `window`, the target. Releases the GIL while it copies. Raises: OSError."""
 
 
 class HostImage:
@@ -55,18 +56,18 @@ class HostImage:
 
     @classmethod
     def allocate(cls, size: int) -> "HostImage":
-        """Zeros. Raises: MemoryError."""
+        """Returns an image of zeros. Raises: MemoryError."""
         return cls(np.zeros(size, np.uint8))
 
     def copy_into(self, window: Bytes) -> None:
-        """See Image."""
+        """The weights are at the start of `window`, the target."""
         window[: self.size] = self.data
 
 
 class DiskImage:
     """An image that is read from `weights.safetensors` at every LOAD.
 
-    Read, not mapped: a mapped file that is cut short ends the process that looks at it.
+    It is read, not mapped: accessing a mapped file that was cut short ends the process.
     """
 
     place = DISK
@@ -75,17 +76,18 @@ class DiskImage:
         self.size = package.image_bytes
         self._file = package.weights_file
         digests = digests_of(package)
-        self._digest, self._as = digests.weights, digests.weights_as  # what the file is, and how it last was that
-        self._settled = _is_settled(self._as)  # had anybody touched it since, that would show
+        # digest of the prepared file, and the file's identity when it last had that digest
+        self._digest, self._as = digests.weights, digests.weights_as
+        self._settled = _is_settled(self._as)  # any later write to the file would change its identity
         self._tensors = _tensors(package)  # (offset in the image, offset in the file, bytes), in the image's order
         self._offsets = [offset for offset, _, _ in self._tensors]
 
     def copy_into(self, window: Bytes) -> None:
-        """See Image."""
+        """The weights are at the start of `window`, the target. Raises: WeightsChanged, OSError."""
         self.read(window[: self.size], 0)
 
     def read(self, target: Bytes, at: int) -> None:
-        """What the image has from `at` on is in `target`; what is between tensors there is left as it was.
+        """`target` holds the image's bytes from offset `at` on; gaps between tensors are left as they were.
 
         Releases the GIL while it reads. Raises: WeightsChanged, OSError.
         """
@@ -103,14 +105,14 @@ class DiskImage:
         raise OSError(f"{self._file} is touched whenever it is read")
 
     def _check(self, opened: FileIO) -> None:
-        """The file is what was prepared: nobody has touched it, or it is the same all the same."""
+        """The file is what was prepared: it is untouched, or its digest is the same. Raises: WeightsChanged."""
         found = identity(os.fstat(opened.fileno()))
         if found == self._as and self._settled:
             return
         settled = _is_settled(found)
         if digest_of(opened) != self._digest:
             raise WeightsChanged(f"{self._file} is not what was prepared")
-        self._as, self._settled = found, settled  # what is written from here on is seen when the read has ended
+        self._as, self._settled = found, settled  # the check at the end of the read shows later writes
 
     def _copy(self, fd: int, target: Bytes, at: int) -> None:
         end = at + len(target)
@@ -122,7 +124,7 @@ class DiskImage:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _between(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(offset in the file, offset in the image, bytes) of what tensors have there."""
+        """Yields (offset in the file, offset in the image, bytes) of the pieces of tensors between `at` and `end`."""
         for i in range(max(0, bisect_right(self._offsets, at) - 1), len(self._tensors)):
             offset, start, size = self._tensors[i]
             if offset >= end:
@@ -134,7 +136,7 @@ class DiskImage:
 
 @dataclass(slots=True)
 class Images:
-    """All images of one device. Any thread may use it; no one waits while another reads an image."""
+    """All images of one device. Any thread may use it; none waits while another reads an image."""
 
     budget_bytes: int  # of host memory
     read: Callable[[Package, Bytes], None]  # fills an image from the package; raises PackageError
@@ -146,11 +148,15 @@ class Images:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, package: Package) -> Image:
-        """The package's image, read now unless another version has the same in memory. Raises: PackageError."""
+        """Returns the package's image, read now unless another version has the same one in memory.
+
+        Raises: PackageError.
+        """
         shared = (digests_of(package).weights, package.architecture, "")
         self.drop(package.ref)
         image = self._kept.get(shared) or self._make(package)
-        key = shared if image.place == HOST else (*shared[:2], package.ref)  # its file may go, and another's stay
+        # images on disk are not shared: one version's file may go while another's stays
+        key = shared if image.place == HOST else (*shared[:2], package.ref)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = image
@@ -160,7 +166,7 @@ class Images:
         return image
 
     def drop(self, ref: str) -> None:
-        """The version does not need its image any more."""
+        """The version no longer needs its image."""
         with self._lock:
             key = self._keys.pop(ref, None)
             if key is None:
@@ -186,19 +192,19 @@ class Images:
         return image
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         assert self._kept.keys() == self._users.keys() == set(self._keys.values())
         assert self.used_bytes == sum(image.size for image in self._kept.values() if image.place == HOST)
         assert self.used_bytes <= self.budget_bytes
 
 
 def host_budget(setting_mb: int) -> int:
-    """Bytes of host memory for images: as set, or half of what is available now."""
+    """Returns the bytes of host memory for images: the setting, or half of what is available now."""
     return setting_mb << 20 if setting_mb else available_bytes() // 2
 
 
 def available_bytes() -> int:
-    """Memory that processes can still get, as the system estimates it."""
+    """Returns the bytes of memory that processes can still get, as the kernel estimates it."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -206,7 +212,7 @@ def available_bytes() -> int:
 
 
 def _is_settled(found: Identity) -> bool:
-    """What is written to the file from now on is at another time than what was before."""
+    """Returns whether a write to the file from now on would get another time than earlier ones."""
     return time.time() - found[-1] / 1e9 > TICK_S
 
 
@@ -218,7 +224,10 @@ def _on_disk(package: Package) -> DiskImage:
 
 
 def _tensors(package: Package) -> list[tuple[int, int, int]]:
-    """Where each tensor is in the file. Source: the safetensors format, an 8-byte length, a JSON header, the data."""
+    """Returns (offset in the image, offset in the file, bytes) of each tensor.
+
+    Source: the safetensors format: an 8-byte length, a JSON header, the data.
+    """
     with package.weights_file.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,4 @@
-"""One process per device: a lock that goes with the process, however it ends."""
+"""Ensures one process per device, by a lock that is released when the process ends, however it ends."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from gpu_worker.devices.base import DeviceError
 
 
 class DeviceLock:
-    """Held from construction until `release` or the end of the process. Raises: DeviceError."""
+    """A lock held from construction until `release` or the end of the process. Raises: DeviceError."""
 
     def __init__(self, folder: Path, device: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,12 +27,12 @@ class DeviceLock:
         os.write(self._fd, str(os.getpid()).encode())
 
     def release(self) -> None:
-        """Another process may drive the device."""
+        """Another process can drive the device."""
         os.close(self._fd)
 
 
 def claim_first(folder: Path, devices: list[str]) -> tuple[str, DeviceLock]:
-    """The first of the devices that nobody drives. Raises: DeviceError if there is none."""
+    """Returns the first of the devices that no worker drives, and its lock. Raises: DeviceError if there is none."""
     for device in devices:
         try:
             return device, DeviceLock(folder, device)
@@ -42,7 +42,7 @@ def claim_first(folder: Path, devices: list[str]) -> tuple[str, DeviceLock]:
 
 
 def driven(folder: Path, device: str) -> bool:
-    """A worker drives the device now."""
+    """Returns whether a worker drives the device now."""
     try:
         DeviceLock(folder, device).release()
     except DeviceError:

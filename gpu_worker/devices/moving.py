@@ -1,7 +1,7 @@
-"""An exported graph on another device than the one it was exported on: its views hold for the strides of there only.
+"""Adapts an exported graph to another device: its views are valid only for the strides of the export device.
 
-A graph that was exported on the processor lacks copies that change nothing there (`contiguous()` of what is contiguous
-already). Kernels of another device lay their results out otherwise, and refuse to view those.
+A graph exported on the CPU lacks copies that change nothing there (`contiguous()` of a contiguous tensor). Kernels of
+another device lay out their results differently, and a view of those may be impossible.
 """
 
 import operator
@@ -12,14 +12,15 @@ from torch.fx import Graph, GraphModule, Node
 
 ATEN = torch.ops.aten
 VIEWS = (ATEN.view.default, ATEN._unsafe_view.default)
-SAME = (operator.getitem, ATEN.dropout.default, ATEN.type_as.default)  # may give back what they take, and do not say so
+# may return their argument itself, without declaring it
+SAME = (operator.getitem, ATEN.dropout.default, ATEN.type_as.default)
 
 
 def reshape_views(module: GraphModule) -> int:
-    """Each view of the graph, and of those inside it, is a copy where strides allow no view; elsewhere, a view as ever.
+    """Each view of the graph, and of graphs inside, copies where strides allow no view, and stays a view elsewhere.
 
-    Returns how many were changed. Those whose memory something behind them writes to are left: the write would reach a
-    copy, and nobody would notice; as they are, they are refused where they cannot be had.
+    Returns how many were changed. A view whose memory a later operation writes to is left as it is: the write would go
+    to a copy unnoticed. Where such a view is impossible, it raises instead.
     """
     changed = 0
     for part in module.modules():  # parts under no_grad or autocast are modules of their own
@@ -35,9 +36,9 @@ def reshape_views(module: GraphModule) -> int:
 
 
 def _written_later(graph: Graph) -> set[Node]:
-    """Nodes whose memory something behind them in this graph writes to, through whatever name."""
+    """Returns the nodes whose memory a later operation of this graph writes to, through any alias."""
     found: set[Node] = set()
-    shares: dict[Node, set[Node]] = {}  # {node: all nodes so far that may share its memory}; these have the same set
+    shares: dict[Node, set[Node]] = {}  # {node: all nodes so far that may share its memory}; they share one set object
     for node in graph.nodes:
         shares[node] = {node}
         for argument, writes in _aliases(node):
@@ -50,7 +51,7 @@ def _written_later(graph: Graph) -> set[Node]:
 
 
 def _aliases(node: Node) -> Iterator[tuple[Node, bool]]:
-    """(argument, it is written to) of those whose memory the node may share."""
+    """Yields (argument, whether it is written to) for arguments whose memory the node may share."""
     if node.target in SAME and isinstance(node.args[0], Node):
         yield node.args[0], False
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -1,4 +1,4 @@
-"""ONNX graphs made executable with onnxruntime, which is optional: weights are inputs, given as views of the pages."""
+"""Makes ONNX graphs executable with onnxruntime, which is optional; weights are inputs, given as views of the pages."""
 
 import importlib
 import re
@@ -15,18 +15,18 @@ ORT_DTYPES = {
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
 }  # fmt: skip
-STORED = {"F64": "float64", "F32": "float32", "F16": "float16"}  # dtypes of weights, as safetensors spells them
-SAID_MAX = 420  # characters of what onnxruntime says
-# how it writes an error: its kind, where in its own source, which condition failed, and in which operation of the graph
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16"}  # {dtype of weights as in safetensors: name}
+SAID_MAX = 420  # characters kept of an onnxruntime message
+# Parts of its messages: the kind of error, the place in its own source, the failed condition, the graph's operation.
 PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .* failed:)?")
 SOURCE = re.compile(r"\S+\.(?:h|cc|cpp|hpp):\d+ ")
 OPERATION = re.compile(r"running (\w+) node\. Name:'([^']*)'")
 STATUS, FALSE, NAMESPACE = "Status Message: ", " was false. ", "(anonymous namespace)"
-NOTHING = 4  # of onnxruntime's own log: all that matters is raised, too
+NOTHING = 4  # severity that disables its own log; every error is raised anyway
 
 
 def require(module: str, place: str) -> Any:
-    """The module. Raises: PackageError if it is not installed."""
+    """Returns the module. Raises: PackageError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -34,9 +34,9 @@ def require(module: str, place: str) -> Any:
 
 
 def open_session(model: bytes | str, place: str, code: str = "bad_package") -> Any:
-    """A session that runs the model (serialised, or a file's name) on as many threads as torch may use.
+    """Returns a session for the model (serialised, or a file's name), on as many threads as torch may use.
 
-    Raises: PackageError of that code.
+    Raises: PackageError with this code.
     """
     ort = require("onnxruntime", place)
     options = ort.SessionOptions()
@@ -47,12 +47,12 @@ def open_session(model: bytes | str, place: str, code: str = "bad_package") -> A
     options.log_severity_level = NOTHING
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own
+    except Exception as error:  # onnxruntime raises its own errors
         raise PackageError(place, [f"onnxruntime cannot load it: {said(error)}"], code) from error
 
 
 def said(error: Exception) -> str:
-    """What onnxruntime says, in one line, without its own source; and in which of the graph's operations."""
+    """Returns onnxruntime's message in one line, without its source, and with the operation of the graph."""
     text = str(error)
     operation = OPERATION.search(text)
     text = PREFIX.sub("", text).rpartition(STATUS)[2]
@@ -66,7 +66,10 @@ def said(error: Exception) -> str:
 
 
 def _behind_the_signature(text: str) -> str:
-    """What follows the first parentheses that have anything but a namespace in them: a function's arguments."""
+    """Returns the text after the first parentheses that hold a function's arguments.
+
+    Parentheses that hold nothing but a namespace are skipped.
+    """
     depth = 0
     for at, character in enumerate(text.replace(NAMESPACE, "_" * len(NAMESPACE))):
         depth += (character == "(") - (character == ")")
@@ -84,13 +87,13 @@ class OnnxForward:
         self.outputs = [value.name for value in session.get_outputs()]
 
     def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
-        """See gpu_worker.devices.executables.Forward."""
+        """Returns the outputs; `flat`: weights, then inputs, in the order of `inputs`."""
         feed = {name: tensor.numpy() for name, tensor in zip(self.inputs, flat, strict=True)}
         return [_tensor(output) for output in self._session.run(self.outputs, feed)]
 
 
 def _tensor(output: Any) -> torch.Tensor:
-    """Raises: TypeError for what is no tensor of numbers: a sequence, a map, strings."""
+    """Returns the output as a tensor. Raises: TypeError for a sequence, a map or strings."""
     try:
         return torch.from_numpy(output)
     except TypeError:
@@ -99,7 +102,7 @@ def _tensor(output: Any) -> torch.Tensor:
 
 
 def load_onnx(package: Package) -> OnnxForward:
-    """What executes the package's architecture. Raises: PackageError."""
+    """Returns the executable of the package's architecture. Raises: PackageError."""
     assert package.graph is not None
     session = open_session(package.graph.read_bytes(), package.graph.name)
     _check_inputs(package, session)

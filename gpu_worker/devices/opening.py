@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from gpu_worker.devices.base import Device, DeviceError
 
 if TYPE_CHECKING:
-    from mesh.process.settings import Settings  # a device can be driven where what reads settings is not installed
+    from mesh.process.settings import Settings  # a device can be driven without the packages that read settings
 
-GROUP = "gearmesh.devices"  # entry points of packages that bring devices of their own
+GROUP = "gearmesh.devices"  # entry points of packages that bring their own devices
 
 
 def open_device(settings: Settings) -> Device:
-    """The device that the settings name. Raises: DeviceError, SettingsError."""
+    """Returns the device that the settings name. Raises: DeviceError, SettingsError."""
     name = settings.device
     if name == "auto" and (gpus := _gpus_free(settings)) is not None:
         return gpus
@@ -33,7 +33,7 @@ def open_device(settings: Settings) -> Device:
 
 
 def _open_other(settings: Settings, name: str) -> Device:
-    """A device that an installed package brings: an entry point of the group, called with the settings."""
+    """Returns a device from an installed package: an entry point of GROUP, called with the settings."""
     others = {found.name: found for found in entry_points(group=GROUP)}
     found = others.get(name.partition(":")[0])
     if found is None:
@@ -43,7 +43,7 @@ def _open_other(settings: Settings, name: str) -> Device:
         )
     try:
         make = found.load()
-    except Exception as error:  # whatever importing another's package raises
+    except Exception as error:  # importing another's package may raise anything
         raise DeviceError(f"GEARMESH_DEVICE={name!r}: {found.value}: {type(error).__name__}: {error}") from error
     device: Device = make(settings)
     return device
@@ -60,7 +60,7 @@ def _open_cuda(settings: Settings, name: str) -> Device:
 
 
 def _gpus_free(settings: Settings) -> Device | None:
-    """A GPU, if there is one that no worker drives."""
+    """Returns a GPU that no worker drives; None if there is none."""
     from gpu_worker.devices.cuda import nvidia
     from gpu_worker.devices.locks import driven
 

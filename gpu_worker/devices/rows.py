@@ -1,4 +1,4 @@
-"""Rows of inputs that a model is known to run on: it is tried with them, and batches are filled up with them."""
+"""Rows of inputs that a model is known to run on: used to check the model and to fill up batches."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mesh.tensors import byte_count
 
 
 def padding_rows(package: Package) -> tuple[Bytes, ...]:
-    """The bytes of one row of each input: the package's example, or zeros. Raises: PackageError."""
+    """Returns the bytes of one row of each input: of the package's example, or zeros. Raises: PackageError."""
     rows = example_rows(package)
     if rows is None:
         return tuple(np.zeros(byte_count(spec.dtype, spec.shape[1:]), np.uint8) for spec in package.spec.inputs)
@@ -23,13 +23,16 @@ def padding_rows(package: Package) -> tuple[Bytes, ...]:
 
 
 def pad(target: Bytes, row: Bytes) -> None:
-    """The rows that `target` has room for are all this one: what others left there may be no valid index."""
+    """Every row of `target` is this row: leftovers of others may be invalid indices."""
     if len(target):
         target.reshape(-1, len(row))[:] = row
 
 
 def example_rows(package: Package) -> list[torch.Tensor] | None:
-    """Rows of each input [rows, ...] that came with the package. Raises: PackageError."""
+    """Returns the package's example rows, `[rows, ...]` for each input; None without an example.
+
+    Raises: PackageError.
+    """
     file = package.example_file
     if file is None:
         return None
@@ -41,9 +44,10 @@ def example_rows(package: Package) -> list[torch.Tensor] | None:
 
 
 def inputs_for(package: Package, run: Run, place: torch.device) -> Draw:
-    """How inputs to try the model with are drawn. Raises: PackageError.
+    """Returns how inputs to check the model with are drawn. Raises: PackageError.
 
-    Without an example, random ones are looked for; but not on a GPU, where an index out of range ends all use of it.
+    Without an example, random inputs are searched for, but not on a GPU: there an index out of range ends all use of
+    the device.
     """
     rows = example_rows(package)
     if rows is not None:

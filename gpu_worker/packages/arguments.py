@@ -1,4 +1,4 @@
-"""What is said of a model when it is written, checked before anything is run. Pure."""
+"""Checks the arguments for writing a model, before anything is run. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BATCH_BYTES_MAX = 4 << 30  # of one input: the largest batch is made when the mo
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What every kind of model has."""
+    """The options that every kind of model has."""
 
     name: str
     version: str
@@ -30,7 +30,7 @@ class Options:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with them."""
+        """What is wrong with the options; empty if nothing is."""
         faults = []
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             faults.append(f"name must match {NAME.pattern}; got {self.name!r}")
@@ -52,8 +52,9 @@ class Options:
 def check(
     place: str, inputs: Mapping[str, tuple[str, Sequence[int]]], outputs: Sequence[str] | None, options: Options
 ) -> tuple[wire.TensorSpec, ...]:
-    """The inputs, as clients will see them. Raises: PackageError, code bad_argument or bad_names, with all that is
-    wrong.
+    """Returns the inputs as clients see them.
+
+    Raises: PackageError, code bad_argument or bad_names, with everything that is wrong.
     """
     faults = options.faults
     if outputs is not None and not is_list(outputs):
@@ -72,17 +73,17 @@ def check(
 
 
 def is_list(value: object) -> bool:
-    """Whether it is one thing after the other, and no text."""
+    """Returns whether the value is a sequence other than text."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def can_travel(text: str) -> bool:
-    """Whether there are bytes for all of it: Python has halves of characters, too."""
+    """Returns whether the text can be encoded as UTF-8; Python strings may hold lone surrogates, which cannot."""
     return printable(text) == text
 
 
 def printable(text: str) -> str:
-    """The text, with ? for what no bytes are for."""
+    """Returns the text, with ? for characters that UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
 
 

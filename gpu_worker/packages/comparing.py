@@ -1,33 +1,34 @@
-"""When numbers are the same: equal but for what another order of summing makes of them. Pure."""
+"""Compares tensors: two are the same if they differ by no more than another order of summation explains. Pure."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]  # inputs -> outputs, rows first
+Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]  # inputs -> outputs; dimension 0 of each is the batch
 
 SEED = 21
-# {dtype of the least exact step: largest difference, relative to the largest value of the row}. Some 1000 times
-# float32's resolution: sums in another order are a hundred times closer. Source: tests/zoo
+# {dtype of the least exact computation: largest difference, relative to the largest value of the row}. Each is some
+# 1000 times the resolution of float32; sums in another order differ a hundred times less than that. Source: tests/zoo
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-TOLERANCE_GPU = 1e-2  # of float32 there: convolutions may be in TF32, with the resolution of float16
-SMALL = 0.01  # a row whose values are smaller than this share of other rows' is compared as if they were not
-TIES = 0.001  # share of integers that rounding may tip, as where argmax chooses between two that are nearly equal
+TOLERANCE_GPU = 1e-2  # of float32 on a GPU: convolutions may run in TF32, which has the resolution of float16
+SMALL = 0.01  # a row whose largest value is below this share of the median row's is compared at that share instead
+TIES = 0.001  # share of integers that rounding may change, as where argmax chooses between two nearly equal values
 
-ROUNDING = 10.0  # times what a last bit makes: rounding was seen to make 2 times that. Source: tests/zoo, scripts/zoo
-CHANGES = 2  # of last bits that are tried
-MOST = 0.5  # rounding explains no difference larger than that, of floats
-MOST_INTEGERS = 0.05  # and of integers no larger share
+# times the effect of a change of the last bits; rounding made at most 2 times that. Source: tests/zoo, scripts/zoo
+ROUNDING = 10.0
+CHANGES = 2  # random changes of the last bits that are tried
+MOST = 0.5  # rounding explains no larger relative difference of floats
+MOST_INTEGERS = 0.05  # rounding explains no larger share of differing integers
 
 
 def tolerance(dtypes: Iterable[torch.dtype], place: torch.device) -> float:
-    """The largest relative difference of equal results, where numbers of these dtypes are computed with."""
+    """Returns the largest relative difference that equal results may have when computed in these dtypes."""
     found = max((TOLERANCE[dtype] for dtype in dtypes if dtype in TOLERANCE), default=0.0)
     return max(found, TOLERANCE_GPU) if place.type == "cuda" and found >= TOLERANCE[torch.float32] else found
 
 
 def same(expected: torch.Tensor, found: torch.Tensor, close: float) -> bool:
-    """Equal but for what other orders of summing make of it. [rows, ...] both; `close`: the largest difference."""
+    """Returns whether both, each `[rows, ...]`, are equal within `close`: the largest relative difference allowed."""
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return False
     if not expected.numel():
@@ -38,7 +39,10 @@ def same(expected: torch.Tensor, found: torch.Tensor, close: float) -> bool:
 
 
 def _are_ties(expected: torch.Tensor, found: torch.Tensor) -> bool:
-    """Few integers differ, and none at the same place of different rows: what is computed otherwise differs in all."""
+    """Returns whether few integers differ, and at each position in one distinct row at most.
+
+    A different computation would differ in all rows at the same position; rounding does not.
+    """
     differ = (expected != found).reshape(len(expected), -1)
     if float(differ.double().mean()) > TIES:
         return False
@@ -48,16 +52,17 @@ def _are_ties(expected: torch.Tensor, found: torch.Tensor) -> bool:
 
 
 def difference(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """The largest of `differences`; of integers, the share of all."""
+    """Returns the largest of `differences`; for integers, the share of all values that differ."""
     if not expected.is_floating_point():
         return float((expected != found).double().mean()) if expected.numel() else 0.0
     return float(differences(expected, found).max()) if len(expected) else 0.0
 
 
 def differences(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Of each row the largest difference, relative to its largest value; infinite where one of the two is no number.
+    """Returns, for each row, the largest difference relative to the row's largest value.
 
-    Of integers: the share that differs. [rows, ...] both.
+    It is infinite where exactly one of the two is not finite or where their non-finite values differ. For integers, it
+    is the share of values that differ. Both tensors are `[rows, ...]`; the result is float64 `[rows]`.
     """
     one, other = (tensor.detach().double().reshape(len(tensor), -1) for tensor in (expected, found))
     if not one.shape[1]:
@@ -73,7 +78,7 @@ def differences(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
 
 
 def amount(expected: torch.Tensor, found: torch.Tensor, close: float) -> str:
-    """How much they differ, for people."""
+    """Returns a phrase for people that says how much the two differ."""
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return f"{_kind(found)} in place of {_kind(expected)}"
     off = difference(expected, found)
@@ -87,27 +92,32 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def finite_share(outputs: Sequence[torch.Tensor]) -> float:
-    """How much of what is compared can show anything: the share of finite numbers."""
+    """Returns the share of finite values. Only finite values can show a difference."""
     counts = [(int(t.isfinite().sum()) if t.is_floating_point() else t.numel(), t.numel()) for t in outputs]
     total = sum(count for _, count in counts)
     return sum(finite for finite, _ in counts) / total if total else 1.0
 
 
 class Rounding:
-    """How much of a difference is nothing but rounding: as much as a change of the inputs' last bits makes.
+    """Says whether rounding alone explains a difference: one as large as a change of the inputs' last bits makes.
 
-    A deep network may make some per cent of a last bit, and in a batch sums are in another order than alone.
+    A deep network may amplify a change of the last bit to some per cent, and in a batch sums run in another order than
+    alone.
     """
 
     def __init__(
         self, run: Run, alone: Sequence[Sequence[torch.Tensor]], outputs: Sequence[Sequence[torch.Tensor]]
     ) -> None:
-        """`alone`: inputs of one row each; `outputs`: what `run` gives for each of them."""
+        """`alone`: inputs of one row each, `[1, ...]`; `outputs`: what `run` returns for each of them."""
         self._run, self._alone, self._outputs = run, alone, outputs
-        self._noise: list[torch.Tensor] = []  # of each output, by row; measured once it is asked for
+        # per output: largest difference of each row, [rows]; measured at first use
+        self._noise: list[torch.Tensor] = []
 
     def explains(self, output: int, origins: Sequence[int], found: torch.Tensor) -> bool:
-        """Whether what was found for these rows, each again that of some that were run alone, may be the same."""
+        """Returns whether rounding explains the difference between `found` and the outputs of the rows run alone.
+
+        Row i of `found` belongs to the row `origins[i]` of those that were run alone.
+        """
         expected = self._expected(output)
         if len(found) != len(origins) or expected.shape[1:] != found.shape[1:] or expected.dtype != found.dtype:
             return False
@@ -134,7 +144,7 @@ class Rounding:
 
 
 def last_bits(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Its floats a last bit larger or smaller."""
+    """Returns a copy whose floats are each one last bit larger or smaller, at random; integers are unchanged."""
     if not tensor.is_floating_point():
         return tensor.clone()
     signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1

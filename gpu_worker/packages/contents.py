@@ -1,7 +1,7 @@
-"""What a version is: its content, by a digest. A version never changes; what is otherwise is another version.
+"""Identifies a version by a digest of its content. A version never changes: other content is another version.
 
-Content is all that an answer depends on: the graph, the weights, the inputs, outputs and labels. How it is served
-(batch_max, slo_ms, cache, description) and what was measured of it is not.
+Content is everything that an answer depends on: the graph, the weights, the inputs, outputs and labels. How the version
+is served (batch_max, slo_ms, cache, description) and its measurements are not content.
 """
 
 import json
@@ -20,25 +20,27 @@ from mesh.errors import PackageError
 from mesh.versions import CHANGED
 
 CHUNK_BYTES = 1 << 22
-SETTLED_S = 2.0  # a file changed more recently may change again without its times telling; Source: times tick at 4 ms
+# a file changed more recently may change again without a change of its times. Source: file times tick at 4 ms
+SETTLED_S = 2.0
 KNOWN_MAX = 100_000
 
 
 @dataclass(slots=True)
 class Contents:
-    """Digests of packages. Files are read whole, once for as long as they stay as they are; links to one count as one.
+    """Computes digests of packages. Reads a file whole, and again only after it changed; hard links share one digest.
 
-    All methods raise PackageError where a file cannot be read.
+    All methods raise PackageError if a file cannot be read.
     """
 
-    _known: dict[Identity, str] = field(default_factory=dict)  # {file as it was: its digest}, oldest first
+    # {identity of a file when it was read: its digest}, oldest first
+    _known: dict[Identity, str] = field(default_factory=dict)
 
     def of(self, package: Package) -> str:
-        """The digest of the version's content, from its files as they are now."""
+        """Returns the digest of the version's content, from its files as they are now."""
         return self.digests(package).content
 
     def digests(self, package: Package) -> Digests:
-        """Of the version's files as they are now."""
+        """Returns the digests of the version's files as they are now."""
         parts = self._parts(package)
         weights, weights_as = self._file(package, package.weights_file)
         content = _digest(json.dumps(sorted({**parts, package.weights_file.name: weights}.items())).encode())
@@ -46,19 +48,22 @@ class Contents:
         return Digests(content, weights, weights_as, self._file(package, example)[0] if example is not None else "")
 
     def differing(self, one: Package, other: Package) -> list[str]:
-        """The parts of their content in which two packages differ: they are the same version if it is none."""
+        """Returns the parts of the content in which two packages differ; none if they are the same version."""
         return _unequal(self._whole(one), self._whole(other))
 
     def options_differing(self, one: Package, other: Package) -> list[str]:
-        """In what two packages differ that is not their content: how they are served, and their example."""
+        """Returns the options in which two packages differ: how they are served, and their example.
+
+        Options are not content.
+        """
         return _unequal(self._options(one), self._options(other))
 
     def _whole(self, package: Package) -> dict[str, object]:
-        """{part of the content: its digest}."""
+        """Returns {part of the content: its digest}."""
         return self._parts(package) | {package.weights_file.name: self._file(package, package.weights_file)[0]}
 
     def _parts(self, package: Package) -> dict[str, object]:
-        """{part of the content: its digest}, but for the weights."""
+        """Returns {part of the content: its digest}, without the weights."""
         spec = package.spec
         made_by = [package.factory, package.factory_args]
         parts: dict[str, object] = {
@@ -72,7 +77,7 @@ class Contents:
         return parts
 
     def _options(self, package: Package) -> dict[str, object]:
-        """{option: value}: what a version has that is not its content."""
+        """Returns {option: value}: everything of a version that is not its content."""
         spec, example = package.spec, package.example_file
         return {
             "batch_max": spec.batch_max,
@@ -83,7 +88,7 @@ class Contents:
         }
 
     def _file(self, package: Package, file: Path) -> tuple[str, Identity]:
-        """Its digest, and what it was then."""
+        """Returns the file's digest, and its identity at the time of reading."""
         try:
             with file.open("rb", buffering=0) as opened:
                 before = os.fstat(opened.fileno())
@@ -104,12 +109,15 @@ class Contents:
 
 
 def digests_of(package: Package) -> Digests:
-    """As whoever read the package found them, or else as its files are now. Raises: PackageError."""
+    """Returns the digests that were taken when the package was read, else those of its files now.
+
+    Raises: PackageError.
+    """
     return package.digests or Contents().digests(package)
 
 
 def digest_of(opened: FileIO) -> str:
-    """Of all that is in the file. Raises: OSError."""
+    """Returns the digest of the whole file. Raises: OSError."""
     digest = xxhash.xxh3_128()
     opened.seek(0)
     while chunk := opened.read(CHUNK_BYTES):
@@ -118,9 +126,9 @@ def digest_of(opened: FileIO) -> str:
 
 
 def identities(package: Package) -> list[tuple[int, int, int, int]]:
-    """Which files, as they are now, the content is read from; equal as long as nobody has written to them.
+    """Returns the identities of the files that hold the content; equal as long as nobody has written to them.
 
-    Raises: PackageError. Not the time of any change: a link to a file, from a copy of the model, changes that.
+    The change time is left out: a hard link to a file, from a copy of the model, changes it. Raises: PackageError.
     """
     files = [package.weights_file, *([package.graph] if package.graph is not None else [])]
     try:
@@ -138,7 +146,10 @@ def _digest(content: bytes) -> str:
 
 
 def identity(stat: os.stat_result) -> Identity:
-    """Equal as long as nobody has touched the file: writing to it, and then setting its time back, shows too."""
+    """Returns an identity that is equal as long as nobody has touched the file.
+
+    Writing to the file and then setting its time back changes the identity too, through the change time.
+    """
     return (*_bytes_of(stat), stat.st_ctime_ns)
 
 

@@ -1,7 +1,7 @@
-"""Rows of inputs that a model can run on: those that came with it, or random ones of the right kind, found by trying.
+"""Rows of inputs that a model can run on: the author's own, or random ones whose kind is found by trying.
 
-Floats are normal, some rows of them small and some large. Of integers nobody knows which are valid (an index below a
-table's size, a length that is not zero), so ranges are tried, the widest first, and with each its two ends.
+Random floats are normal; the scale differs from row to row. Nobody knows which integers are valid (an index below a
+table's size, a length above zero), so ranges are tried, widest first; each draw includes both ends of the range.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from gpu_worker.packages.trials import Draw, Trial, check
 from mesh import wire
 from mesh.errors import PackageError
 
-KEPT_ROWS = 4  # of an example that is stored with a package
-KEPT_BYTES = 1 << 20  # unless four take more: then two are
+KEPT_ROWS = 4  # rows of the example that is stored with a package
+KEPT_BYTES = 1 << 20  # if KEPT_ROWS rows take more than this, two rows are stored
 TRIED_ROWS = 4
-SCALES = (1.0, 0.1, 10.0, 0.5)  # of rows of floats
-ENOUGH = 0.25  # of the outputs are finite: no narrower values are looked for
-WIDTHS = (30_000, 1000, 100, 10, 5, 3, 2)  # of ranges of integers, from zero: token ids, classes, flags, ...
+SCALES = (1.0, 0.1, 10.0, 0.5)  # of the rows of random floats, in turn
+ENOUGH = 0.25  # share of finite outputs at which no narrower values are tried
+WIDTHS = (30_000, 1000, 100, 10, 5, 3, 2)  # of integer ranges that start at zero: token ids, classes, flags, ...
 SEED = 40
 
 
@@ -32,15 +32,15 @@ class Kind:
 
     name: str
     low: int = 0
-    high: int = 0  # of a range, not in it
+    high: int = 0  # end of a range, exclusive
 
     @property
     def varies(self) -> bool:
-        """Whether there are different values."""
+        """Whether the drawn values can differ from each other."""
         return self.high - self.low > 1 if self.name == "range" else self.name in ("normal", "unit", "coin")
 
     def draw(self, dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        """Values of that shape, rows first."""
+        """Returns values of this shape, `[rows, ...]`."""
         if self.name == "normal":
             scales = torch.tensor([SCALES[i % len(SCALES)] for i in range(shape[0])])
             drawn = torch.randn(shape, generator=generator) * scales.view(-1, *[1] * (len(shape) - 1))
@@ -51,14 +51,17 @@ class Kind:
             return torch.rand(shape, generator=generator) < 0.5
         if self.name == "range":
             values = torch.randint(self.low, self.high, shape, generator=generator).flatten()
-            if len(values):  # both ends, too: what holds for them holds between
+            if len(values):  # include both ends: what works for them works for everything between
                 values[0], values[-1] = self.high - 1, self.low
             return values.view(shape).to(dtype)
         return torch.full(shape, self.name != "no").to(dtype)
 
 
 def kinds(spec: wire.TensorSpec, extents: Sequence[int]) -> list[Kind]:
-    """What can be tried for an input, the widest first; `extents`: of all inputs, as lengths are below one of them."""
+    """Returns the kinds to try for an input, the widest first.
+
+    `extents`: the extents of all inputs; a valid length is at most one of them.
+    """
     dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point:
         return [Kind("normal"), Kind("unit"), Kind("ones")]
@@ -72,13 +75,13 @@ def kinds(spec: wire.TensorSpec, extents: Sequence[int]) -> list[Kind]:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Random rows, each input of its kind."""
+    """Draws random rows, each input of its kind."""
 
     specs: tuple[wire.TensorSpec, ...]
     kinds: tuple[Kind, ...]
 
     def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
-        """See Draw."""
+        """Returns one tensor `[rows, ...]` for each input."""
         return [
             kind.draw(getattr(torch, spec.dtype), (rows, *spec.shape[1:]), generator)
             for spec, kind in zip(self.specs, self.kinds, strict=True)
@@ -87,34 +90,34 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Rows that are known to be good, in any order."""
+    """Draws from rows that are known to be valid, in random order."""
 
-    rows: tuple[torch.Tensor, ...]  # of each input
+    rows: tuple[torch.Tensor, ...]  # one tensor for each input
 
     def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
-        """See Draw. All are used before one comes again."""
+        """Returns one tensor `[rows, ...]` for each input. Each kept row is used once before any is used again."""
         there = len(self.rows[0])
         order = [i for _ in range(-(-rows // there)) for i in torch.randperm(there, generator=generator).tolist()]
         return [tensor[torch.tensor(order[:rows])] for tensor in self.rows]
 
 
 def find(specs: Sequence[wire.TensorSpec], run: Run, batch_max: int) -> tuple[Drawn | None, Exception | None]:
-    """(random inputs that `run` takes, None) or (None, why it does not take the simplest).
+    """Returns (random inputs that `run` accepts, None), or (None, why it rejects the simplest ones).
 
-    Raises: PackageError that `run` raises: inputs are not at fault then.
+    Raises: PackageError that `run` raises, because the inputs are not the cause then.
     """
     search = _Search(tuple(specs), run, min(batch_max, TRIED_ROWS))
     return search.find(), search.why
 
 
 def harmless(specs: Sequence[wire.TensorSpec]) -> Drawn:
-    """Random floats; integers are zero, which is an index of any table."""
+    """Returns random floats; integers are zero, which is a valid index of any table."""
     chosen = [kinds(spec, ()) for spec in specs]
     return Drawn(tuple(specs), tuple(found[0] if found[0].name == "normal" else found[-1] for found in chosen))
 
 
 class _Search:
-    """Kinds of inputs, tried one after the other."""
+    """Tries kinds of inputs, one combination after the other."""
 
     def __init__(self, specs: tuple[wire.TensorSpec, ...], run: Run, rows: int) -> None:
         extents = sorted({extent for spec in specs for extent in spec.shape[1:]})
@@ -125,7 +128,7 @@ class _Search:
         self.why: Exception | None = None
 
     def find(self) -> Drawn | None:
-        """Kinds that work together: integers as wide as can be, floats such that the outputs are finite."""
+        """Returns kinds that work together: integers as wide as possible, floats whose outputs are finite."""
         chosen = next((choice for choice in self._together() if self._tried(choice) is not None), None)
         if chosen is None:
             return None
@@ -135,13 +138,13 @@ class _Search:
         for i in range(len(chosen)):
             chosen = self._most_finite(chosen, i)
         if not self._tried(chosen):
-            self.why = ValueError("no output is a finite number")  # nothing could be seen with such rows
+            self.why = ValueError("no output is a finite number")  # such rows could show no difference
             return None
         self.why = None
         return Drawn(self._specs, chosen)
 
     def _together(self) -> Iterator[tuple[Kind, ...]]:
-        """First all floats of one kind and all others of one, each kind in its order."""
+        """Yields combinations in which all floats are at one level and all other inputs at one level, widest first."""
         levels = max((len(k) for k, is_float in zip(self._kinds, self._floats, strict=True) if not is_float), default=1)
         for float_level, level in itertools.product(range(3 if any(self._floats) else 1), range(levels)):
             yield tuple(
@@ -159,11 +162,13 @@ class _Search:
         return chosen
 
     def _most_finite(self, chosen: tuple[Kind, ...], i: int) -> tuple[Kind, ...]:
-        """Another kind of this input, where most outputs are no numbers and with that kind more of them are."""
+        """Returns the choice with another kind for this input, if few outputs are finite and that kind makes more
+        finite.
+        """
         best, share = chosen, self._tried(chosen) or 0.0
         for kind in self._kinds[i] if share < ENOUGH else ():
             if chosen[i].varies and not kind.varies:
-                continue  # of equal rows nothing can be seen
+                continue  # equal rows show no difference
             other = (*chosen[:i], kind, *chosen[i + 1 :])
             found = self._tried(other)
             if found is not None and found > share:
@@ -171,7 +176,7 @@ class _Search:
         return best
 
     def _tried(self, chosen: tuple[Kind, ...]) -> float | None:
-        """How much of the outputs is finite; None if these inputs cannot be run on."""
+        """Returns the share of finite outputs; None if the model cannot run on these inputs."""
         if chosen not in self._shares:
             self._shares[chosen] = self._try(chosen)
         return self._shares[chosen]
@@ -183,19 +188,19 @@ class _Search:
             return min(finite_share(self._run(batch)) for batch in batches)
         except PackageError:
             raise
-        except Exception as error:  # it is the author's code
+        except Exception as error:  # the author's code may raise anything
             self.why = error
             return None
 
 
 def said(error: BaseException) -> str:
-    """Type and first sentence of an error that is not ours: the rest is for those who wrote what raised it."""
+    """Returns the type and the first line of a foreign error. The rest of it is for those who wrote what raised it."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__
 
 
 def not_run(why: str) -> str:
-    """The sentence for a model that random inputs will not do for."""
+    """Returns the message for a model that fails on random inputs."""
     return (
         f"the model fails on random inputs: {why}. Are names, dtypes and shapes right? If only some values "
         "are valid, give such rows: example={input: array}, two rows or more"
@@ -203,7 +208,7 @@ def not_run(why: str) -> str:
 
 
 def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> Kept:
-    """The author's own rows: {input: array or tensor [rows, ...]}, or {"": array} where there is one input.
+    """Returns the author's rows: {input: array or tensor `[rows, ...]`}, or {"": array} if there is one input.
 
     Raises: PackageError, code bad_example.
     """
@@ -235,7 +240,7 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
 
 
 def _rows(spec: wire.TensorSpec, value: object) -> torch.Tensor:
-    """What was given for an input, as it takes it. Raises: ValueError, in words for people."""
+    """Returns the given rows in the input's dtype. Raises: ValueError with a sentence for people."""
     array = array_of(value)
     if array.ndim < 1 or tuple(array.shape[1:]) != tuple(spec.shape[1:]):
         wanted = f"[rows, {_listed(spec.shape[1:])}]" if spec.shape[1:] else "[rows]"
@@ -248,12 +253,15 @@ def _listed(shape: Sequence[int]) -> str:
 
 
 def varied(kept: Kept) -> bool:
-    """Whether the rows differ: of equal ones it cannot be seen whether they depend on each other."""
+    """Returns whether the rows differ. Equal rows cannot show whether they depend on each other."""
     return any(bool((tensor != tensor[:1]).any()) for tensor in kept.rows)
 
 
 def check_shows(place: str, outputs: Sequence[torch.Tensor]) -> None:
-    """Something can be seen of a model by what it gives for given rows. Raises: PackageError, code bad_example."""
+    """The outputs for the given rows hold a finite number, so that a difference could show.
+
+    Raises: PackageError, code bad_example.
+    """
     if not finite_share(outputs):
         why = "no output is a finite number for the rows of example: give rows that the model gives numbers for"
         raise PackageError(place, [why], "bad_example")
@@ -262,12 +270,12 @@ def check_shows(place: str, outputs: Sequence[torch.Tensor]) -> None:
 def check_kept(
     place: str, specs: Sequence[wire.TensorSpec], run: Run, rows: Sequence[torch.Tensor], batch_max: int, close: float
 ) -> None:
-    """What a worker will try with the rows that are stored holds. `specs`: the outputs. Raises: PackageError."""
+    """The stored rows pass the checks that a worker will run with them. `specs`: the outputs. Raises: PackageError."""
     check(place, specs, run, Trial(Kept(tuple(rows)).draw, batch_max, [tensor[:1] for tensor in rows]), close)
 
 
 def to_keep(draw: Draw, specs: Sequence[wire.TensorSpec]) -> list[torch.Tensor]:
-    """Rows to store with a package."""
+    """Returns the rows to store with a package, one tensor `[rows, ...]` for each input."""
     one = draw(1, torch.Generator().manual_seed(SEED))
     row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in one)
     count = KEPT_ROWS if KEPT_ROWS * row_bytes <= KEPT_BYTES else 2

@@ -1,7 +1,7 @@
 """Writes a torch module as a model package: the graph without its weights, and the weights beside it.
 
-Nothing is written that was not seen to answer as a copy of the module does, alone and in batches; and as the module
-itself does, for a row and a batch, where it is on the processor.
+A package is written only after its graph gave the same answers as a copy of the module, alone and in batches, and as
+the module itself for one row and one batch if the module is on the CPU.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from mesh.errors import PackageError
 
 GRAPH = "graph.pt2"
 CPU = torch.device("cpu")
-REWRITTEN_MOST = 1e-3  # by which answers may differ once a graph is leaner, where rounding explains it
+REWRITTEN_MOST = 1e-3  # largest difference that a leaner graph may have where rounding explains it
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
 
 
@@ -51,14 +51,17 @@ def write_package(
     cache: bool = True,
     description: str | None = None,
 ) -> Package:
-    """The package is on disk, whole or not at all, and has been read back; the module is as it was, with what its
-    functions keep in closures, classes and global names. It is run, though: what it does elsewhere is done.
+    """The package is on disk, whole or not at all, and has been read back.
 
-    `inputs`: {name: (dtype, shape of one row)}; named as the parameters of `forward`, or in its order.
-    `outputs`: names, in the order that `forward` returns them; without, those of their keys, fields or positions
-    ("output" for one). `example`: {input: array or tensor [rows, ...]}, two rows or more that the module can run on,
-    where random ones will not do. Rows must be independent of each other, and of what was asked before.
-    Raises: PackageError, with a code (docs/models.md lists them) and a sentence.
+    The module is unchanged, and so is what its functions keep in closures, classes and global names. The module is run,
+    though: side effects elsewhere happen.
+
+    `inputs`: {name: (dtype, shape of one row)}, named as the parameters of `forward` or in their order. `outputs`:
+    names in the order in which `forward` returns them; by default their keys, fields or positions ("output" for a
+    single one). `example`: {input: array or tensor `[rows, ...]`}, two rows or more that the module can run on; needed
+    where random ones do not work. Rows must be independent of each other and of earlier requests.
+
+    Raises: PackageError with a code (docs/models.md lists them) and a sentence.
     """
     repository, place = Path(repository), f"{name}:{version}"
     labels, description = () if labels is None else labels, "" if description is None else description
@@ -81,7 +84,7 @@ def write_package(
 
 
 def _seen_equal(original: Original, author: Author) -> Program:
-    """What is written: seen to give what the module gives, with as little to do and to load as can be.
+    """Returns the program to write: it gives the same as the module, with as little to compute and to load as possible.
 
     Raises: PackageError.
     """
@@ -103,7 +106,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
         results = _equal_results(original, trial, expected, program, close)
     except PackageError as error:
         if error.code in ("not_equal", "batch_fixed") and not isinstance(error, NotExported):
-            original.check_rows(trial, expected)  # which says more, where it is that
+            original.check_rows(trial, expected)  # it names the cause more exactly if this is one
         raise
     trials.check_repeated(place, original.names, program.run, trial, results, close)
     where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
@@ -114,7 +117,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
         if leaner is not None:
             rounding = trials.rounding_of(program.run, trial, results)
             _equal_results(original, trial, expected, leaner, close, rounding)
-    except PackageError:  # it was not the same after all, or torch cannot export it: nothing is lost
+    except PackageError:  # the leaner program differs, or torch cannot export it: the first one is kept
         leaner = None
     return leaner or program
 
@@ -122,13 +125,13 @@ def _seen_equal(original: Original, author: Author) -> Program:
 def _exported(
     original: Original, example: Sequence[torch.Tensor], trial: Trial, expected: list[list[torch.Tensor]]
 ) -> Program:
-    """By running forward; where that is not possible, by reading it. Raises: PackageError."""
+    """Exports by running `forward`; if that is impossible, by reading its source. Raises: PackageError."""
     place, module, binding, batch_max = original.place, original.module, original.binding, original.batch_max
     try:
         return export(place, module, binding, example, batch_max)
     except NotExported as error:
         if error.code != "data_dependent":
-            original.check_rows(trial, expected, error.where)  # which says more, where it is that
+            original.check_rows(trial, expected, error.where)  # it names the cause more exactly if this is one
             readable = read(module, binding, example, batch_max)
             with contextlib.suppress(NotExported):
                 if readable is not None:
@@ -137,7 +140,7 @@ def _exported(
 
 
 def _name_the_draw(original: Original, example: Sequence[torch.Tensor]) -> None:
-    """Raises: PackageError, code random, if it can be seen what is drawn at random, and where."""
+    """Raises PackageError, code random, if the graph shows what is drawn at random and where."""
     with contextlib.suppress(NotExported):
         program = export(original.place, original.module, original.binding, example, original.batch_max)
         graphs.check_draws(original.place, program.exported.graph_module)
@@ -151,7 +154,7 @@ def _equal_results(
     close: float,
     rounding: Rounding | None = None,
 ) -> list[list[torch.Tensor]]:
-    """What the program gives for each batch: what the original gives, but for rounding. It changes none of its weights.
+    """Returns the program's outputs for each batch; they equal the original's but for rounding, and no weight changed.
 
     Raises: PackageError, code batch_fixed, not_equal or state_changed.
     """
@@ -160,7 +163,7 @@ def _equal_results(
     for batch, wanted in zip(trial.batches, expected, strict=True):
         try:
             found = program.run([tensor.clone() for tensor in batch.inputs])
-        except Exception as error:  # whatever the graph does for a number of rows
+        except Exception as error:  # the graph may raise anything for some number of rows
             why = f"the exported graph fails on {counted(batch.rows)}: {examples.said(error)}. {MEND}"
             raise PackageError(place, [why], "batch_fixed") from None
         for i, (name, one, other) in enumerate(zip(original.names, wanted, found, strict=True)):
@@ -184,7 +187,7 @@ def _is_rounding(rounding: Rounding, output: int, batch: Batch, expected: torch.
 
 
 def _save(original: Original, program: Program, file: Path, kept: Sequence[torch.Tensor]) -> None:
-    """The graph is in the file, comes out of it as it went in, and keeps the rules with the rows that are stored.
+    """The graph is in the file, is the same after loading, and passes all checks with the rows that are stored.
 
     Raises: PackageError.
     """
@@ -196,7 +199,7 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
         try:
             forward = torch.export.load(file).graph_module.forward
             found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
-        except Exception as error:  # torch.export raises whatever it meets
+        except Exception as error:  # torch.export may raise anything
             why = f"torch.export cannot load the graph that it saved: {examples.said(error)}. Serve it as a container"
             raise PackageError(place, [why], "not_exportable") from None
         if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):

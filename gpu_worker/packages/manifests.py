@@ -1,4 +1,4 @@
-"""Everything that is wrong with a map that should be a struct; msgspec itself stops at the first fault. Pure."""
+"""Finds all faults of a map that should be a struct; msgspec itself stops at the first one. Pure."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
@@ -7,12 +7,12 @@ import msgspec
 
 
 def faults_of(value: Any, kind: Any, path: str = "") -> list[str]:
-    """One sentence for each fault, beginning with the field; none if `value` is as `kind` says."""
+    """Returns one sentence for each fault, starting with the field; none if `value` fits `kind`."""
     return list(_faults(value, kind, path))
 
 
 def sound(value: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """The fields that are as they should be, converted; of a list of structs, its sound items."""
+    """Returns the fields that fit, converted; of a list of structs, the items that fit."""
     kept = {}
     for field in msgspec.structs.fields(kind):
         if field.encode_name not in value:
@@ -32,7 +32,7 @@ def _faults(value: Any, kind: Any, path: str) -> Iterator[str]:
         yield from _struct_faults(value, kind, path)
     elif isinstance(value, list) and _is_struct(item):
         faults = [fault for i, entry in enumerate(value) for fault in _faults(entry, item, f"{path}[{i}]")]
-        yield from faults or _own_fault(value, kind, path)  # too few of them, or too many
+        yield from faults or _own_fault(value, kind, path)  # the list itself may have too few or too many items
     else:
         yield from _own_fault(value, kind, path)
 
@@ -59,7 +59,7 @@ def _own_fault(value: Any, kind: Any, path: str) -> Iterator[str]:
 
 
 def _item(kind: Any) -> Any:
-    """What a list type is a list of."""
+    """Returns the item type of a list type; None if it is no list."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     return get_args(kind)[0] if get_origin(kind) is list else None

@@ -1,15 +1,15 @@
-"""A model package on disk: what it promises, and whether it keeps to it.
+"""Reads a model package from disk and checks that it keeps what it promises.
 
     NAME/VERSION/model.toml      inputs, outputs, batch_max, slo_ms, architecture; NAME/model.toml holds for versions
                                  that have none of their own
                  graph.pt2       exported graph: (weights..., inputs...) -> outputs, batch dimension dynamic; or
                  graph.onnx      the same for onnxruntime, weights and inputs by name
                  weights.safetensors
-                 example.safetensors   rows of inputs that the model can run on; where there are none, zeros will do
+                 example.safetensors   rows of inputs that the model can run on; if missing, zeros work
                  profiles/KIND.json    measured here, by the worker
 
-A model is a flat image: its tensors at 256-byte-aligned offsets, in the order the architecture takes them. Models whose
-architecture (graph and layout) is the same share everything but the image.
+A model's weights are one flat image: its tensors at 256-byte-aligned offsets, in the order in which the architecture
+takes them. Models with the same architecture (graph and layout) share everything but the image.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ from mesh.errors import PackageError
 from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES
 
-ALIGNMENT = 256  # bytes: what CUDA guarantees of its own allocations, so no kernel is slower for it
+ALIGNMENT = 256  # bytes; CUDA guarantees it for its own allocations, so no kernel is slower on the image
 BATCH_MAX = 1024
-TENSORS_MAX = 64  # inputs of a model, and outputs
+TENSORS_MAX = 64  # of inputs, and of outputs, of one model
 MANIFEST, WEIGHTS, EXAMPLE = "model.toml", "weights.safetensors", "example.safetensors"
 ONNX = ".onnx"  # suffix of graphs that take their weights by name
 _NAMES = {
@@ -60,7 +60,7 @@ class _Architecture(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
-    """model.toml."""
+    """The fields of model.toml."""
 
     inputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     outputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
@@ -73,9 +73,9 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _GraphNotes(msgspec.Struct):
-    """gearmesh.json inside a graph."""
+    """The fields of gearmesh.json inside a graph."""
 
-    weights: list[str]  # in the order the graph takes them
+    weights: list[str]  # in the order in which the graph takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +83,24 @@ class Weight:
     """One tensor of the image."""
 
     name: str
-    dtype: str  # as safetensors spells it: F32, BF16, ...
+    dtype: str  # in the notation of safetensors: F32, BF16, ...
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the image
     size: int  # bytes
 
 
-Identity = tuple[int, int, int, int, int]  # of a file: device, inode, size, times of change: of its bytes, of anything
+# of a file: device, inode, size in bytes, modification time and change time in ns
+Identity = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Of one version's files, each read whole."""
+    """Digests of one version's files, each read whole."""
 
-    content: str  # of all that an answer depends on: what the version is
+    content: str  # of all that an answer depends on; it identifies the version
     weights: str  # of weights.safetensors
-    weights_as: Identity  # weights.safetensors as it was then
-    example: str  # of example.safetensors; empty: there is none
+    weights_as: Identity  # identity of weights.safetensors when it was read
+    example: str  # of example.safetensors; empty if there is none
 
 
 @dataclass(frozen=True)
@@ -112,26 +113,26 @@ class Package:
     graph: Path | None
     factory: str
     factory_args: dict[str, Any]
-    layout: tuple[Weight, ...]  # in the order the architecture takes them
+    layout: tuple[Weight, ...]  # in the order in which the architecture takes them
     image_bytes: int
-    manifest: Path  # model.toml, the version's own or the model's
+    manifest: Path  # model.toml, of the version or else of the model
     description: str = ""  # for people
-    digests: Digests | None = None  # once its files were read whole
+    digests: Digests | None = None  # None until the files were read whole
 
     @property
     def example_file(self) -> Path | None:
-        """Rows of inputs that the model can run on: {input: [rows, ...]}; None: any will do, zeros too."""
+        """The file of rows that the model can run on, {input: `[rows, ...]`}; None if any rows work, zeros included."""
         file = self.folder / EXAMPLE
         return file if file.is_file() else None
 
     @property
     def weights_file(self) -> Path:
-        """Where the weights are."""
+        """The file of the weights."""
         return self.folder / WEIGHTS
 
     @cached_property
     def architecture(self) -> str:
-        """Equal for packages that can share executables: hash of the graph (or factory) and the layout."""
+        """A hash of the graph (or factory) and the layout: equal for packages that can share executables."""
         digest = hashlib.sha256()
         if self.graph is not None:
             digest.update(_graph_text(self.graph))
@@ -142,12 +143,15 @@ class Package:
         return digest.hexdigest()[:16]
 
     def pages(self, page_bytes: int) -> int:
-        """Pages of the image; one at least, so that residency means the same for a model without weights."""
+        """Returns the number of pages of the image.
+
+        It is at least one, so residency also has a meaning without weights.
+        """
         return max(1, -(-self.image_bytes // page_bytes))
 
 
 def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> Package:
-    """The package of one version. Raises: PackageError, with everything that is wrong with it."""
+    """Returns the package of one version. Raises: PackageError with everything that is wrong with it."""
     name, version = wire.split_ref(ref)
     if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
         raise PackageError(ref, [f"name must match {NAME.pattern}, version {VERSION.pattern}"])
@@ -157,7 +161,7 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
             why = f"there is no folder {folder.absolute()}: put it back, or deploy another version"
             raise PackageError(ref, [why])
         return _read(ref, folder, factory_allow)
-    except OSError as error:  # a folder that may not be searched; of files it is told with the other faults
+    except OSError as error:  # a folder that may not be searched; unreadable files are reported with the other faults
         raise PackageError(ref, [f"{error.filename} cannot be read: {error.strerror}"]) from error
 
 
@@ -185,7 +189,7 @@ def _read(ref: str, folder: Path, factory_allow: tuple[str, ...]) -> Package:
 
 
 def manifest_of(folder: Path) -> Path:
-    """The model.toml that holds for a version's folder; it need not be there."""
+    """Returns the path of the model.toml that holds for a version's folder; it need not exist."""
     own = folder / MANIFEST
     return own if own.is_file() else folder.parent / MANIFEST
 
@@ -204,7 +208,7 @@ def _few(names: list[str]) -> str:
 
 
 def _read_manifest(file: Path, faults: list[str]) -> _Manifest | None:
-    """What model.toml says; as far as it is sound, so that the rest can be looked at in one go."""
+    """Returns what model.toml says, without its faulty parts, so that the rest can be checked in the same run."""
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
         return msgspec.convert(found, _Manifest)
@@ -269,7 +273,7 @@ def _check_architecture(
 
 
 def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[int, ...]]] | None:
-    """{tensor: (dtype, shape)}, from the header alone; None if there is no header to read."""
+    """Returns {tensor: (dtype, shape)} from the header alone; None if no header can be read."""
     try:
         with safe_open(file, framework="np") as stored:
             found = {}
@@ -289,7 +293,7 @@ def _read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[in
 
 
 def _not_opened(file: Path) -> str:
-    """Why a file that is there cannot be opened; safetensors says of every such file that there is none."""
+    """Returns why an existing file cannot be opened; safetensors reports each such file as missing."""
     try:
         file.open("rb").close()
     except FileNotFoundError:
@@ -300,7 +304,7 @@ def _not_opened(file: Path) -> str:
 
 
 def _check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
-    """Its tensors are rows of the model's inputs, of each as many, one or more. It need not be there."""
+    """Appends a fault unless the file is missing or holds rows of the model's inputs: one or more, as many of each."""
     try:
         with safe_open(file, framework="np") as stored:
             found = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
@@ -322,7 +326,7 @@ def _check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
 
 
 def _weight_order(graph: Path, faults: list[str]) -> list[str] | None:
-    """The tensors that the graph takes before its inputs, by name; None if it does not say."""
+    """Returns the names of the tensors that the graph takes before its inputs; None if the graph does not list them."""
     try:
         with zipfile.ZipFile(graph) as archive:
             entry = next((name for name in archive.namelist() if name.endswith("extra/gearmesh.json")), None)

@@ -1,10 +1,10 @@
-"""What must hold of every model that is served, tried by running it. No clock, no files, no threads.
+"""Checks what must hold of every served model, by running it. No clock, no files, no threads.
 
     its outputs have the promised names, dtypes and shapes: one row out for each row in
     equal inputs give equal outputs
-    a row alone gives the same as among others, in any place, with padding behind it: rows are independent
+    a row gives the same alone and in a batch, at any place, with padding behind it: rows are independent
 
-A batch is made of strangers' rows, so without the last one an answer would depend on who else asks.
+A batch holds rows of several clients: without the last one an answer would depend on other clients' requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +16,19 @@ from gpu_worker.packages.comparing import Rounding, Run, amount, same
 from mesh import wire
 from mesh.errors import PackageError
 
-Draw = Callable[[int, torch.Generator], list[torch.Tensor]]  # so many rows of inputs that a model can run on
+# (rows, generator) -> inputs that a model can run on, each [rows, ...]
+Draw = Callable[[int, torch.Generator], list[torch.Tensor]]
 
 SEED = 20
-ROWS = 4  # that are tried alone
-OTHER, PADDING = ROWS, ROWS + 1  # rows of a batch that are none of those
-# Of batches of two: in both places, beside another, beside each other, twice the same, and before padding.
+ROWS = 4  # rows that are run alone
+OTHER, PADDING = ROWS, ROWS + 1  # placeholders in a layout: another row, and padding
+# Batches of two: a row at either place beside another, two beside each other, one twice, one before padding.
 PAIRS = ((OTHER, 0), (1, OTHER), (2, 3), (0, 0), (3, PADDING))
-SEVERAL = 5  # rows of larger batches, beside the largest
-COMPANIONS = 3  # one of so many rows in them, at least one, is another
-LARGE = 1e6  # values of a row beside which another must stay what it is
+SEVERAL = 5  # rows of the larger batches, beside one of batch_max rows
+COMPANIONS = 3  # one row of so many in them, and at least one, is another
+LARGE = 1e6  # values of a row beside which the tested row must not change
 
-LONE = "output"  # name of the output of a model that has one, and no name for it
+LONE = "output"  # name of the only output of a model that names none
 
 INDEPENDENT = (
     "A batch has rows of several clients, so compute each by itself, with nothing that works across dimension 0, or "
@@ -38,40 +39,40 @@ DRAWN = "An answer must depend on its request alone: leave out what is drawn at 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Inputs of some rows, and which of the rows that are tried alone each of them is; None: another, or padding."""
+    """Inputs of some rows, and for each row its index among the rows run alone; None for another row or padding."""
 
     inputs: tuple[torch.Tensor, ...]
     origins: tuple[int | None, ...]
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """The number of rows."""
         return len(self.origins)
 
     @property
     def tried(self) -> tuple[list[int], list[int]]:
-        """(which of the rows that are tried alone are in it, and where)."""
+        """(indices of the rows run alone that are in it, their places in the batch)."""
         there = [(origin, at) for at, origin in enumerate(self.origins) if origin is not None]
         return [origin for origin, _ in there], [at for _, at in there]
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A row of values that models see rarely, alone and before one that is tried alone."""
+    """A row of rare values, alone and in front of a row that is run alone."""
 
     name: str
-    alone: Batch | None  # None: what it gives itself is not compared
+    alone: Batch | None  # None: the output for the rare row itself is not compared
     pair: Batch
 
 
 class Trial:
-    """Batches to run a model on: each of some rows alone, then these among each other and others, in several sizes.
+    """Batches to run a model on: some rows alone, then the same rows with each other and with others, in several sizes.
 
-    Each batch has other companions, so that what is decided for a whole batch is not decided alike in all of them.
+    Companions differ from batch to batch, so a decision for the whole batch does not go the same way in all of them.
     """
 
     def __init__(self, draw: Draw, batch_max: int, padding: Sequence[torch.Tensor], seed: int = SEED) -> None:
-        """`padding`: of each input one row [1, ...]."""
+        """`padding`: one row `[1, ...]` of each input."""
         generator = torch.Generator().manual_seed(seed)
         rows = draw(ROWS, generator)
         self.alone = [Batch(tuple(tensor[i : i + 1] for tensor in rows), (i,)) for i in range(ROWS)]
@@ -87,21 +88,21 @@ class Trial:
 
     @property
     def batches(self) -> list[Batch]:
-        """All that must run: what is beside rare values need not."""
+        """All batches that must run; those with rare values (`beside`) may fail."""
         return [*self.alone, *self.mixed]
 
     @property
     def repeated(self) -> int:
-        """Which of the batches is run twice: one of several rows, that is no large one."""
+        """The index of the batch that is run twice: one of several rows, but not the largest."""
         return len(self.alone) + self._quick - 1
 
     def run(self, run: Run) -> list[list[torch.Tensor]]:
-        """The outputs of each batch. What the model does to its inputs is not seen by the next one."""
+        """Returns the outputs of each batch. Each batch runs on copies, so changes to inputs do not reach the next."""
         return [list(run([tensor.clone() for tensor in batch.inputs])) for batch in self.batches]
 
 
 def _layout(size: int, generator: torch.Generator, *, padded: bool) -> list[int]:
-    """The rows in another order, again and again, others between them; in the last place padding, or one of them."""
+    """Returns row indices in random order, repeated, with other rows between; padding or one of the rows comes last."""
     others = max(1, (size - 1) // COMPANIONS)
     order = _shuffled(ROWS, generator)
     rows = [order[i % ROWS] for i in range(size - 1 - others)] + [OTHER] * others
@@ -116,7 +117,7 @@ def _batch(
     layout: Sequence[int],
     generator: torch.Generator,
 ) -> Batch:
-    """Every OTHER is one more row."""
+    """Returns the batch of this layout. Each OTHER becomes a new row."""
     drawn = draw(layout.count(OTHER) + ROWS, generator)
     tried = next(i for i in layout if i < ROWS)
     others = iter(_unlike(drawn, [tensor[tried] for tensor in rows]))
@@ -129,16 +130,16 @@ def _batch(
 
 
 def _unlike(drawn: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> list[int]:
-    """Which of the rows drawn are companions, those that are not this one first."""
+    """Returns the indices of the drawn rows, those that differ from `row` first."""
     alike = [all(torch.equal(t[i], r) for t, r in zip(drawn, row, strict=True)) for i in range(len(drawn[0]))]
     return sorted(range(len(alike)), key=lambda i: alike[i])
 
 
 def _beside(rows: Sequence[torch.Tensor]) -> list[Beside]:
-    """Rows that decide what is decided for a whole batch, however rarely.
+    """Returns pairs whose first row may change what is decided for the whole batch, however rarely.
 
-    Floats that are no numbers, or large: a row of them need not make sense, the row beside it must. Integers and flags
-    that are all the smallest, or all the largest, that were drawn.
+    Floats are NaN, infinite or large: the output for such a row need not make sense, the one beside it must. Integers
+    and flags are all the smallest or all the largest that were drawn.
     """
     first = [tensor[:1] for tensor in rows]
     found = []
@@ -172,12 +173,12 @@ Promise = tuple[tuple[torch.dtype, tuple[int, ...]], ...]  # (dtype, shape of on
 
 
 def promise(specs: Sequence[wire.TensorSpec]) -> Promise:
-    """What outputs are held to."""
+    """Returns the dtypes and shapes that outputs must have."""
     return tuple((getattr(torch, spec.dtype), tuple(spec.shape[1:])) for spec in specs)
 
 
 def keeps(promised: Promise, outputs: Sequence[torch.Tensor], rows: int) -> bool:
-    """Whether the outputs of so many rows are what was promised. Quick: it is asked of every batch that is served."""
+    """Returns whether the outputs for `rows` rows are as promised. Quick, because every served batch is checked."""
     return len(outputs) == len(promised) and all(
         output.dtype is dtype and output.shape == (rows, *shape)
         for output, (dtype, shape) in zip(outputs, promised, strict=True)
@@ -185,7 +186,7 @@ def keeps(promised: Promise, outputs: Sequence[torch.Tensor], rows: int) -> bool
 
 
 def misfits(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], rows: int) -> list[str]:
-    """In what the outputs of so many rows are not what was promised."""
+    """Returns one sentence for each output that is not as promised."""
     if len(outputs) != len(specs):
         return [f"the model gives {len(outputs)} outputs, {len(specs)} are promised"]
     return [
@@ -197,21 +198,21 @@ def misfits(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], r
 
 
 def counted(rows: int) -> str:
-    """So many rows, in words."""
+    """Returns the number of rows in words."""
     return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def code_of(outputs: Sequence[torch.Tensor], rows: int) -> str:
-    """The code of outputs that misfit: what is wrong with them most."""
+    """Returns the code of the worst fault of outputs that do not fit."""
     return "rows_changed" if any(tensor.ndim < 1 or len(tensor) != rows for tensor in outputs) else "bad_outputs"
 
 
 def check(
     place: str, specs: Sequence[wire.TensorSpec], run: Run, trial: Trial, close: float
 ) -> list[list[torch.Tensor]]:
-    """All of the above holds. Returns the outputs of the trial's batches.
+    """The outputs fit, are repeatable, and rows are independent. Returns the outputs of the trial's batches.
 
-    Raises: PackageError, code bad_outputs, random or rows_mixed; whatever `run` raises.
+    Raises: PackageError, code bad_outputs, rows_changed, random or rows_mixed; whatever `run` raises.
     """
     results = []
     for batch in trial.batches:
@@ -237,7 +238,7 @@ def check_repeated(
 
 
 def rounding_of(run: Run, trial: Trial, results: Sequence[Sequence[torch.Tensor]]) -> Rounding:
-    """What rounding makes of the rows that are tried alone. `results`: of the trial's batches."""
+    """Returns the effect of rounding on the rows that are run alone. `results`: outputs of the trial's batches."""
     return Rounding(run, [batch.inputs for batch in trial.alone], results[: len(trial.alone)])
 
 
@@ -250,7 +251,7 @@ def check_rows(
     close: float,
     where: Callable[[], str] = str,
 ) -> None:
-    """Each row gives among others what it gives alone. `where`: says at which line it does not, if it does not.
+    """Each row gives in a batch what it gives alone. `where`: names the line that mixes rows; called only on failure.
 
     Raises: PackageError, code rows_mixed.
     """
@@ -274,16 +275,18 @@ def check_beside(
     close: float,
     where: Callable[[], str] = str,
 ) -> None:
-    """A row is the same beside one of rare values: NaN shows what is computed of both, however little it changes.
+    """A row gives the same beside a row of rare values.
 
-    Not for a GPU, where such a row may end all use of it. Raises: PackageError, code rows_mixed.
+    NaN shows any computation across rows, however small its effect.
+
+    Not for a GPU, where such a row may end all use of the device. Raises: PackageError, code rows_mixed.
     """
     rounding = rounding_of(run, trial, results)
     for odd in trial.beside:
         try:
             own = None if odd.alone is None else list(run([tensor.clone() for tensor in odd.alone.inputs]))
             outputs = run([tensor.clone() for tensor in odd.pair.inputs])
-        except Exception:  # it need not take such rows
+        except Exception:  # the model need not accept such rows
             continue
         of_odd = None if own is None or odd.alone is None else Rounding(run, [odd.alone.inputs], [own])
         for i, (name, alone, found) in enumerate(zip(names, results[0], outputs, strict=True)):
@@ -300,5 +303,5 @@ def _mixed(output: str, where: str, how: str) -> str:
 
 
 def named(output: str) -> str:
-    """The output, for a sentence: the only one has no name of its own."""
+    """Returns the output's name in a sentence; a single output has no name of its own."""
     return "the output" if output == LONE else f"output {output}"

@@ -1,4 +1,4 @@
-"""Versions put into a model repository: whole or not at all, and never over one that is there."""
+"""Puts versions into a model repository: whole or not at all, and never over an existing version."""
 
 import contextlib
 import json
@@ -22,18 +22,19 @@ Row = tuple[str, tuple[int, ...]]  # (dtype, shape of one row)
 
 
 class OptionsKept(UserWarning):
-    """A version that was to be written is there with the same content, and with other options: it keeps its own."""
+    """The version exists already with the same content and other options; it keeps its own options."""
 
 
 @contextlib.contextmanager
 def staged(
     repository: Path, name: str, version: str, factory_allow: tuple[str, ...] = (), notes: list[str] | None = None
 ) -> Iterator[Path]:
-    """A folder for the version's files. What is written there becomes the version if the block ends well and it can be
-    read; otherwise nothing of it remains. Over a version that is there with the same content nothing is done.
+    """Yields a folder for the version's files. It becomes the version if the block ends well and it can be read.
 
-    `notes`: takes what the person should know of that; a warning, OptionsKept, where there is nowhere to note it.
-    Raises: PackageError; with code version_exists if the version is there and is another one.
+    Otherwise nothing of it remains. If the version exists already with the same content, it is left unchanged.
+
+    `notes`: receives what the person should know about that; without it, a warning OptionsKept is issued. Raises:
+    PackageError, with code version_exists if the version exists with other content.
     """
     ref = wire.ref_of(name, version)
     with written_in(repository, ref):
@@ -55,10 +56,10 @@ def staged(
 
 @contextlib.contextmanager
 def written_in(repository: Path, ref: str) -> Iterator[None]:
-    """What cannot be written in the block is a PackageError, not_written."""
+    """An error of writing in the block is raised as PackageError, code not_written."""
     try:
         yield
-    except shutil.Error as error:  # of several files
+    except shutil.Error as error:  # it collects the errors of several files
         ((_, file, why), *_) = error.args[0]
         raise PackageError(ref, [f"{file} cannot be written: {why}"], "not_written") from error
     except OSError as error:
@@ -75,7 +76,7 @@ def adopt(
     number: str | None = None,
     notes: list[str] | None = None,
 ) -> None:
-    """A package from elsewhere is a version in the repository, as by `staged`; if a number is given, under that one."""
+    """The package is a version in the repository, written as by `staged`, under `number` if that is given."""
     name, version = wire.split_ref(package.ref)
     version = number or version
     if package.folder.resolve() == (repository / name / version).resolve():
@@ -86,9 +87,9 @@ def adopt(
 
 
 def _set_modes(stage: Path, folder: Path) -> None:
-    """Everything in the folder may be read and written by whom the umask lets, whoever wrote it, with what mode.
+    """Everything in the folder has the modes that the umask allows, whoever wrote it with whatever mode.
 
-    Not what is linked from elsewhere: that has its owner.
+    Files that are linked from elsewhere are left alone: they belong to their owner.
     """
     probe = stage / "mode"
     probe.touch()
@@ -111,17 +112,17 @@ def _settle(written: Package, repository: Path, factory_allow: tuple[str, ...]) 
             return ""
         except OSError:
             if not target.exists():
-                raise  # else somebody wrote it at the same time
+                raise  # otherwise somebody else wrote it at the same time
     return check_free(written, repository, factory_allow)
 
 
 def check_free(
     package: Package, repository: Path, factory_allow: tuple[str, ...] = (), known: Mapping[str, str] | None = None
 ) -> str:
-    """The repository has no such version, or this one. Returns what the person should know of that one.
+    """The repository has no such version, or this very one. Returns what the person should know about the existing one.
 
-    `known`: {version: digest} of what was ever served. Raises: PackageError, version_exists, which names the package's
-    folder unless it is on its way into the repository.
+    `known`: {version: digest} of everything that was ever served. Raises: PackageError, code version_exists; it names
+    the package's folder unless the package is on its way into the repository.
     """
     name, version = wire.split_ref(package.ref)
     there = repository / name / version
@@ -149,7 +150,7 @@ def check_free(
 
 
 def check_known(package: Package, number: str, repository: Path, known: Mapping[str, str]) -> None:
-    """Nothing else was ever served under this number, though its folder is not there. Raises: PackageError."""
+    """No other content was ever served under this number, even if its folder is gone. Raises: PackageError."""
     if number not in known or Contents().of(package) == known[number]:
         return
     name, _ = wire.split_ref(package.ref)
@@ -169,7 +170,7 @@ def _free(name: str, repository: Path, known: Mapping[str, str]) -> str:
 
 
 def _note(there: Package, options: Sequence[str]) -> str:
-    """What somebody should know who brought this version once more, with other options; nothing, if with the same."""
+    """Returns a note if the version was imported again with other options; empty if the options are the same."""
     if not options:
         return ""
     places = [str(there.folder / EXAMPLE) if name == EXAMPLE else f"{name} in {there.manifest}" for name in options]
@@ -186,7 +187,7 @@ def manifest_text(
     description: str,
     graph: str,
 ) -> str:
-    """model.toml."""
+    """Returns the text of model.toml."""
     lines = [
         f"description = {_quoted(description)}",
         f"batch_max = {batch_max}",
@@ -206,5 +207,5 @@ def manifest_text(
 
 
 def _quoted(text: str) -> str:
-    """A TOML string: JSON's, but for a character that TOML wants escaped and JSON does not."""
+    """Returns a TOML string: JSON's, but for one character that TOML wants escaped and JSON does not."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""A repository of small real packages, exported once."""
+"""A repository of small real packages, exported once per session."""
 
 import fcntl
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ ROW = {"x": ("float32", (4,))}
 
 
 class TwoInputs(nn.Module):
-    """Floats and an index below seven; a buffer of integers; an output of each kind."""
+    """Takes floats and an index below seven; has a buffer of integers and an output of each dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TwoInputs(nn.Module):
 
 
 class Echo(nn.Module):
-    """Gives back its input, untouched, and twice of it."""
+    """Returns its input unchanged, and twice the input."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[batch, 4] -> [batch, 4], [batch, 4]."""
@@ -41,7 +41,7 @@ class Echo(nn.Module):
 
 
 class Constant(nn.Module):
-    """Gives back a row of its weights for each row of input, by a view of them."""
+    """Returns a row of its weights for each row of input, as a view of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,11 +60,11 @@ class Repository:
     modules: dict[str, nn.Module]  # {ref: module}
 
     def package(self, ref: str) -> Package:
-        """The package, read anew."""
+        """Returns the package, read again."""
         return read_package(self.folder, ref, ())
 
     def outputs(self, ref: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """What the module itself gives."""
+        """Returns what the module itself gives."""
         with torch.no_grad():
             outputs = self.modules[ref](*inputs)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
@@ -72,13 +72,16 @@ class Repository:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Torch computes on the thread that asks it: threads wait for each other awake, on busy cores for ages."""
+    """Torch computes on the calling thread.
+
+    Its threads would spin while they wait for each other: slow on busy cores.
+    """
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def one_at_a_time_on_a_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """However many of pytest's workers there are: each of these tests takes what is free there."""
+    """Tests on a GPU run one at a time, however many pytest workers there are: each takes all free memory."""
     if request.node.get_closest_marker("cuda") is None:
         yield
         return
@@ -117,7 +120,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 @pytest.fixture
 def torch_as_it_was() -> Iterator[None]:
-    """A device changes settings of torch that hold for the whole process."""
+    """Restores the settings of torch that a device changes for the whole process."""
     grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
     yield
     torch.set_grad_enabled(grad)
@@ -126,13 +129,13 @@ def torch_as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def settings(tmp_path: Path, torch_as_it_was: None) -> Settings:
-    """Eight pages of 1 MiB."""
+    """Settings of an arena of eight pages of 1 MiB."""
     return Settings(data_dir=tmp_path / "data", device="cpu", page_mb=1, arena_mb=8, window_mb=4)
 
 
 @pytest.fixture
 def device(settings: Settings) -> Iterator[CpuDevice]:
-    """A device without a loop: what it does at once can be seen."""
+    """A device without a loop: the test sees everything that it does at once."""
     made = CpuDevice(settings)
     yield made
     made.close()

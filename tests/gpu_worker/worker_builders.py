@@ -1,4 +1,4 @@
-"""Short ways to say an action, and to read what lanes make of it."""
+"""Short ways to write an action, and to read the effects of the lanes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,12 +11,12 @@ EPOCH = 3
 
 
 def never(why: str) -> None:
-    """A device that is not lost."""
+    """Fails the test: the device must not be lost."""
     raise AssertionError(why)
 
 
 def load(action: int, ref: str = "m:1", *, earliest_s: float = 0.0, latest_s: float = 1e9) -> wire.Load:
-    """A LOAD."""
+    """Returns a LOAD."""
     return wire.Load(action=action, ref=ref, earliest_s=earliest_s, latest_s=latest_s, expected_s=0.01)
 
 
@@ -30,7 +30,7 @@ def infer(
     rows: Sequence[int] | None = None,
     expected_s: float = 0.01,
 ) -> wire.Infer:
-    """An INFER of one part that has as many rows as the batch, or of parts with these rows."""
+    """Returns an INFER of one part with as many rows as the batch, or of parts with these rows."""
     parts = tuple(
         wire.Part(frontend="f", request=number, attempt=0, rows=count, predicted_s=0.02)
         for number, count in enumerate([batch] if rows is None else rows)
@@ -42,12 +42,12 @@ def infer(
 
 
 def unload(action: int, ref: str = "m:1") -> wire.Unload:
-    """An UNLOAD."""
+    """Returns an UNLOAD."""
     return wire.Unload(action=action, ref=ref)
 
 
 def said(effects: Iterable[Effect]) -> list[str]:
-    """One line for each effect."""
+    """Returns one line for each effect."""
     return [_say(effect) for effect in effects]
 
 
@@ -86,7 +86,7 @@ class Device:
         epoch: int = EPOCH,
         tensors: Sequence[Sequence[bytes]] = (),
     ) -> list[str]:
-        """The controller orders something."""
+        """The controller orders an action. Returns the effects."""
         if isinstance(action, wire.Load):
             return self._noted(self.lanes.load(action, epoch, now=now))
         if isinstance(action, wire.Unload):
@@ -94,21 +94,21 @@ class Device:
         return self._noted(self.lanes.infer(action, epoch, now=now, tensors=tensors))
 
     def end(self, phase: Phase, action: int, *, now: float, code: str = "ok", message: str = "") -> list[str]:
-        """The device ends a phase, which took a millisecond."""
+        """The device ends a phase, which took a millisecond. Returns the effects."""
         job = self.running.pop((phase, action))
         done = Done(now - 0.001, now, 0.001, code, message)
         return self._noted(self.lanes.finished(phase, job, done, now=now))
 
     def wake(self, now: float) -> list[str]:
-        """Time goes by."""
+        """Time has passed until `now`. Returns the effects."""
         return self._noted(self.lanes.wake(now=now))
 
     def forget(self, ref: str, *, now: float) -> list[str]:
-        """The version is not wanted any more."""
+        """The version is no longer wanted. Returns the effects."""
         return self._noted(self.lanes.forgotten(ref, now=now))
 
     def loaded(self, *refs: str) -> "Device":
-        """These are in the arena."""
+        """These versions are in the arena."""
         for number, ref in enumerate(refs or ("m:1",)):
             self.order(load(9000 + number, ref), now=0.0)
             self.end(Phase.LOAD, 9000 + number, now=0.0)

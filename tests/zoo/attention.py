@@ -1,4 +1,4 @@
-"""Attention: of torch, and written by hand. Sequences are [batch, time, features]."""
+"""Attention, of torch and written by hand. Sequences are [batch, time, features]."""
 
 import math
 
@@ -27,12 +27,12 @@ def encoder(**options: object) -> nn.TransformerEncoder:
 
 
 def padded(keep: torch.Tensor) -> torch.Tensor:
-    """Which steps are padding; the first one never is."""
+    """Returns which steps are padding; the first one never is."""
     return torch.cat([torch.zeros_like(keep[:, :1], dtype=torch.bool), keep[:, 1:] < 1.0], 1)
 
 
 def masked_encoder(m: Of, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """The mean over what is no padding."""
+    """Returns the mean over the steps that are not padding."""
     mask = padded(keep)
     weight = (~mask).float().unsqueeze(-1)
     return (m.encoder(x, src_key_padding_mask=mask) * weight).sum(1) / weight.sum(1)
@@ -55,7 +55,7 @@ class Heads(nn.Module):
 
 
 class Causal(Heads):
-    """Written out, with a triangle kept as a buffer."""
+    """Attention written out, with a triangular mask kept as a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Causal(Heads):
 
 
 class OfIds(Heads):
-    """Token 0 is padding, which nothing attends to."""
+    """Token 0 is padding, which no token attends to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class OfIds(Heads):
 
 
 class Fused(Heads):
-    """torch's own, with whatever it is asked for."""
+    """torch's own attention, with the given options."""
 
     def __init__(self, **options: object) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Fused(Heads):
 
 
 class Rotary(Heads):
-    """Positions turn pairs of features; the angles are made as it runs."""
+    """Rotates pairs of features by their position; the angles are computed in forward."""
 
     def turn(self, heads: torch.Tensor) -> torch.Tensor:
         half = heads.shape[-1] // 2
@@ -109,7 +109,7 @@ class Rotary(Heads):
 
 
 class Sloped(Heads):
-    """A penalty that grows with distance (ALiBi), as a float mask."""
+    """Adds a penalty that grows with distance (ALiBi), as a float mask."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         at = torch.arange(x.shape[1], dtype=x.dtype)
@@ -119,7 +119,7 @@ class Sloped(Heads):
 
 
 class Shared(nn.Module):
-    """Four heads of queries, two of keys and values."""
+    """Four heads of queries share two heads of keys and values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Bert(nn.Module):
 
 
 class Gpt(nn.Module):
-    """The scores of the token after the last one of each row, whose head is its table of tokens."""
+    """The scores of the token after the last one of each row; the head is the table of tokens."""
 
     def __init__(self) -> None:
         super().__init__()

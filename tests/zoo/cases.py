@@ -1,4 +1,4 @@
-"""What must become of a module: how it is made, what it takes, and what is promised of it or why it is refused.
+"""A case: how a module is made, what it takes, and either what is promised of it or why it is refused.
 
 The expectations in this folder are written by hand, from what is right.
 """
@@ -11,26 +11,26 @@ import torch
 from torch import nn
 
 Row = tuple[str, tuple[int, ...]]  # (dtype, shape of one row)
-Span = tuple[float, float]  # values are drawn from low up to, not including, high
+Span = tuple[float, float]  # values are drawn from [low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One module, or file, and its fate."""
+    """One module or file, and its expected outcome."""
 
     name: str
-    make: Callable[..., Any]  # () -> module; (file) -> None, the ONNX file is there
+    make: Callable[..., Any]  # () -> module; or (file) -> None, which writes the ONNX file
     inputs: Mapping[str, Row]
-    outputs: Mapping[str, Row] = field(default_factory=dict)  # of what is taken
-    code: str = ""  # of what is refused
-    draw: Mapping[str, Span] = field(default_factory=dict)  # valid values, where not any will do
+    outputs: Mapping[str, Row] = field(default_factory=dict)  # of an accepted case
+    code: str = ""  # of a refused case
+    draw: Mapping[str, Span] = field(default_factory=dict)  # {input: valid values}, where not all values are valid
     options: Mapping[str, Any] = field(default_factory=dict)  # of write_package
-    exact: torch.dtype = torch.float32  # of the least exact step
-    file: bool = False  # of ONNX
+    exact: torch.dtype = torch.float32  # dtype of the least exact computation
+    file: bool = False  # whether it is an ONNX file
     by_name: bool = False  # the reference is called with the inputs by name
-    by_place: tuple[str, ...] = ()  # but for these, which come first
-    where: tuple[str, ...] = ()  # of each output in what the module returns, where the names are others
-    norms: int | None = None  # batch normalisations that are left in the graph; None: nobody looks
+    by_place: tuple[str, ...] = ()  # inputs that are passed by position, before the others
+    where: tuple[str, ...] = ()  # path of each output in the module's result, where the outputs have other names
+    norms: int | None = None  # batch normalisations that remain in the graph; None: not checked
 
 
 def taken(
@@ -48,7 +48,10 @@ def taken(
     where: tuple[str, ...] = (),
     **options: Any,
 ) -> Case:
-    """It answers as the module does. `promised`: its outputs, or the shape of a row of the one float32 output."""
+    """Returns a case that answers as the module does.
+
+    `promised`: outputs, or a row's shape of the one float32 output.
+    """
     outputs = {"output": ("float32", promised)} if isinstance(promised, tuple) else promised
     return Case(
         name=name, make=make, inputs=inputs, outputs=outputs, draw=draw or {}, options=options, exact=exact,
@@ -57,16 +60,16 @@ def taken(
 
 
 def refused(name: str, make: Callable[..., Any], inputs: Mapping[str, Row], code: str, **options: Any) -> Case:
-    """It is not written."""
+    """Returns a case that is not written."""
     return Case(name=name, make=make, inputs=inputs, code=code, options=options)
 
 
 class NotTheSwitch(Exception):
-    """A method that has the name of torch's switch was called as if it were that."""
+    """A method with the name of torch's mode switch was called as if it were that switch."""
 
 
 class Of(nn.Module):
-    """What a function makes of this module's parts and its inputs. Tensors among the parts are buffers."""
+    """A module whose forward is a function of its parts and inputs. Tensors among the parts are buffers."""
 
     def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
@@ -82,17 +85,17 @@ class Of(nn.Module):
 
 
 def x(*shape: int, dtype: str = "float32") -> dict[str, Row]:
-    """One input of that name."""
+    """Returns one input named x."""
     return {"x": (dtype, shape)}
 
 
 def ids(*shape: int, dtype: str = "int64") -> dict[str, Row]:
-    """One input of integers."""
+    """Returns one input of integers, named ids."""
     return {"ids": (dtype, shape)}
 
 
 def norm(kind: type[nn.Module], features: int, **options: Any) -> nn.Module:
-    """A batch normalisation that has seen data: nothing of it is 0 or 1."""
+    """Returns a batch normalisation that has seen data: none of its values is 0 or 1."""
     made: Any = kind(features, **options)
     if made.running_mean is not None:
         made.running_mean.normal_()

@@ -15,12 +15,12 @@ ROW, OUT = x(4), (3,)
 
 
 def net() -> nn.Sequential:
-    """It has what training changes, and what is off in evaluation."""
+    """Returns a network that training changes, with parts that are off in evaluation."""
     return nn.Sequential(nn.Linear(4, 3), norm(nn.BatchNorm1d, 3), nn.Dropout(0.5))
 
 
 class Captures(nn.Module):
-    """A hook writes what a part gives into the module, which reads it: a usual way to features of inner layers."""
+    """A hook stores a part's output in the module, which reads it: a usual way to get features of inner layers."""
 
     def __init__(self, of: str = "closure") -> None:
         super().__init__()
@@ -40,14 +40,14 @@ def keep(features: dict[str, torch.Tensor], m: nn.Module, a: Any, out: torch.Ten
 
 
 def captured_before() -> nn.Module:
-    """It has been run, so that something stale lies there."""
+    """Returns such a module after a run, so that a stale value is stored."""
     made = Captures()
     made(torch.randn(2, 4))
     return made
 
 
 def of_a_local_class() -> nn.Module:
-    """A hook and the class share what lies outside the module."""
+    """Returns a module whose hook and class share a variable outside the module."""
     features = {}
 
     class Local(nn.Module):
@@ -64,7 +64,7 @@ def of_a_local_class() -> nn.Module:
 
 
 class Watched:
-    """It has the module, and cannot be copied."""
+    """Holds the module, and cannot be copied."""
 
     def __init__(self) -> None:
         self.net, self.lock, self.calls = net(), threading.Lock(), 0
@@ -77,7 +77,7 @@ class Watched:
 
 
 class Calls(nn.Module):
-    """Calls a function of its own, that lies somewhere."""
+    """Calls a function of its own, which is stored in some place."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ HOWS = ("lambda", "default", "keyword_default", "wrapped", "compiled", "partial"
 
 
 class Contained(Calls):
-    """The function lies in containers."""
+    """The function is stored in containers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.function["a"][0](x) if isinstance(self.function, dict) else self.function[0][0](x)
@@ -126,7 +126,7 @@ class CallsItself(nn.Module):
 
 
 def patched(bound: bool) -> nn.Module:
-    """Its forward is another one, which calls the old one."""
+    """Returns a module whose forward is replaced by another one, which calls the old one."""
     made = net()
     old = made.forward
 
@@ -141,7 +141,7 @@ named: nn.Module
 
 
 def by_a_global_name() -> nn.Module:
-    """As in a notebook, where every name is a global one."""
+    """Returns a module made as in a notebook, where every name is a global one."""
     global named
     named = Of(lambda m, x: helper(x), net=net())
     return named
@@ -152,7 +152,7 @@ def helper(x: torch.Tensor) -> torch.Tensor:
 
 
 class ByAGlobalName(nn.Module):
-    """Its class knows the one module that there is by a global name."""
+    """Its class reaches the only instance by a global name."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ PICTURE = x(3, 8, 8)
 
 
 class Squeeze(nn.Module):
-    """Channels weighted by what is in all of them."""
+    """Weights channels by a value computed from all of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Squeeze(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """Channels in another order, as in ShuffleNet."""
+    """Permutes channels, as in ShuffleNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Shuffled(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down, up, and across."""
+    """A small U-Net: down, up, and skip connections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class UNet(nn.Module):
 
 
 class Dense(nn.Module):
-    """Each layer sees what all before it made."""
+    """Each layer takes the outputs of all layers before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,19 +69,19 @@ class Dense(nn.Module):
 
 
 def patches(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Cut into columns, and put together again."""
+    """Cuts a picture into columns, and puts it together again."""
     columns = m.linear(F.unfold(x, 3, padding=1).transpose(1, 2)).transpose(1, 2)
     return F.fold(columns, x.shape[-2:], 3, padding=1)
 
 
 def warped(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Turned by an angle that it finds itself (a spatial transformer)."""
+    """Rotates a picture by an angle that it computes itself (a spatial transformer)."""
     theta = m.find(x.flatten(1)).view(-1, 2, 3)
     return F.grid_sample(x, F.affine_grid(theta, list(x.size()), align_corners=False), align_corners=False)
 
 
 def vision_transformer(m: Of, x: torch.Tensor) -> Any:
-    """Patches, a token before them, places."""
+    """A vision transformer: patches, a token before them, and position embeddings."""
     tokens = m.patch(x).flatten(2).transpose(1, 2)
     tokens = torch.cat([m.first.expand(x.shape[0], -1, -1), tokens], 1) + m.places
     return m.head(m.layer(tokens)[:, 0])
@@ -96,7 +96,7 @@ def make_transformer() -> Of:
 
 
 class Modulated(nn.Module):
-    """Each picture with weights of its own, as in StyleGAN2: pictures are groups of one convolution."""
+    """Each picture has weights of its own, as in StyleGAN2: the pictures are groups of one convolution."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What depends on values: within a graph, or not at all. And heads of detectors, where it does most."""
+"""Decisions by values, within a graph or outside of it; and heads of detectors, which have many."""
 
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ class Detector(nn.Module):
 
 
 class Best(Detector):
-    """The best ones of each picture: always as many."""
+    """The best ones of each picture: always the same number."""
 
     def forward(self, x: torch.Tensor) -> Any:
         offsets, scores = self.flat(x)
@@ -59,14 +59,14 @@ class Best(Detector):
 
 
 class Pyramid(Detector):
-    """All levels as they are."""
+    """All levels unchanged."""
 
     def forward(self, x: torch.Tensor) -> Any:
         return {"levels": self.levels(x), "grid": {"boxes": self.flat(x)[0]}}
 
 
 class AboveAThreshold(Detector):
-    """As many as there are."""
+    """All above a threshold, as many as there are."""
 
     def forward(self, x: torch.Tensor) -> Any:
         offsets, scores = self.flat(x)
@@ -74,7 +74,7 @@ class AboveAThreshold(Detector):
 
 
 class Suppressed(Detector):
-    """Non-maximum suppression, written out: goes on until nothing is left."""
+    """Non-maximum suppression, written out: it loops until nothing is left."""
 
     def forward(self, x: torch.Tensor) -> Any:
         offsets, scores = self.flat(x)
@@ -88,7 +88,7 @@ class Suppressed(Detector):
 
 
 def peaks(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Where a heat map is largest among its neighbours."""
+    """Where a heat map is larger than all its neighbours."""
     found = m.conv(x).sigmoid()
     return found * (F.max_pool2d(found, 3, 1, 1) == found)
 
@@ -104,12 +104,12 @@ def decided(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def decided_by_cond(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """For the whole batch: rows are mixed."""
+    """Decides for the whole batch, which mixes rows."""
     return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
 
 
 def decided_by_cond_if_large(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Nothing that anybody tries is so large."""
+    """Decides by a limit that no tried value reaches."""
     return torch.cond(x.max() > 1e9, torch.sin, torch.cos, (x,))
 
 
@@ -118,7 +118,7 @@ def decided_by_a_weight(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def decided_within_a_decision(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Within what is decided by a weight, decided for the whole batch."""
+    """Decides for the whole batch, inside a decision by a weight."""
     return torch.cond(
         m.switch.sum() > 0, lambda x: torch.cond(x.max() > 1e6, torch.sin, torch.cos, (x,)), torch.cos, (x,)
     )
@@ -132,7 +132,7 @@ def twice_by_weights(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def layers_by_a_weight(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Branches that take layers from around them."""
+    """Branches that use layers of the enclosing function."""
     return torch.cond(m.switch.sum() > 0, lambda x: m.first(x), lambda x: m.second(x), (x,))
 
 
@@ -148,7 +148,7 @@ def counted(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def row_by_row(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """As many rounds as there are rows: what a row gets is the same however many there are."""
+    """Loops once per row: a row's result does not depend on the number of rows."""
     places = torch.arange(x.shape[0]).view(-1, 1)
 
     def body(i: torch.Tensor, y: torch.Tensor) -> Any:
@@ -167,7 +167,7 @@ def by_how_many_are_large(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def counted_by_values(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """The counter takes what the rows hold from the second round on."""
+    """From the second round on, the counter depends on the contents of the rows."""
 
     def body(i: torch.Tensor, n: torch.Tensor, y: torch.Tensor) -> Any:
         return i + n, n + (y.max() > 1e6), y * 0.5
@@ -184,7 +184,7 @@ def decided_within_a_count(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def decided_by_what_was_written(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Into a view: seen in what it is a view of, and in other views of that."""
+    """Writes into a view: the decision sees it in the viewed tensor and in other views of that."""
     kept = x.new_zeros(2)
     first, other = kept[:1], kept.view(2, 1)
     first.copy_(x.amax().expand(1))
@@ -213,14 +213,14 @@ def each_until_it_settles(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def exits_early(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Rows that are sure take the first head's word."""
+    """Rows that are sure take the output of the first head."""
     first = m.first(x)
     sure = first.softmax(-1).amax(-1, keepdim=True) > 0.6
     return torch.where(sure, first, m.second(x))
 
 
 def beam(m: Of, x: torch.Tensor) -> Any:
-    """Two beams, kept apart by row."""
+    """Beam search with two beams, separate for each row."""
     scores = x.log_softmax(-1)
     best, token = scores.topk(2, -1)
     both = (best.unsqueeze(-1) + scores.unsqueeze(1)).flatten(1)

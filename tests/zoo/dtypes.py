@@ -1,4 +1,4 @@
-"""Numbers of every kind, inside and out."""
+"""Numbers of every dtype, inside of models and as inputs and outputs."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def autocast(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def pixels(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """As a file has them: uint8, [height, width, channel]."""
+    """Pixels as in a file: uint8, [height, width, channel]."""
     return m.conv(x.permute(0, 3, 1, 2).float() / 255.0 - 0.5)
 
 
@@ -32,7 +32,7 @@ def mixer(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def spectral(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """A convolution where it is a product; its weights are pairs of real numbers."""
+    """A convolution computed as a product of spectra; its weights are pairs of real numbers."""
     return torch.fft.irfft(torch.fft.rfft(x) * torch.view_as_complex(m.weight), n=x.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""All of the zoo."""
+"""All cases of the zoo."""
 
 from tests.zoo import (
     attention,
@@ -24,4 +24,4 @@ FAMILIES = {
         structure, closures, onnx_files,
     )
 }  # fmt: skip
-LAYERS = ("attention", "recurrent", "convolutional", "norms")  # families that are tested in a file of their own
+LAYERS = ("attention", "recurrent", "convolutional", "norms")  # families that have a test file of their own

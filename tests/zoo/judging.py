@@ -1,4 +1,4 @@
-"""Whether a case meets the fate that is written for it: for the tests, and for scripts/zoo."""
+"""Checks whether a case has its expected outcome, for the tests and for scripts/zoo."""
 
 import warnings
 import zipfile
@@ -20,11 +20,11 @@ from mesh.errors import PackageError
 from tests.zoo.cases import Case, NotTheSwitch
 from tests.zoo.serving import BATCH_MAX, Run, check_served
 
-FAULT_MAX = 500  # characters of a sentence
+FAULT_MAX = 500  # characters of a fault's sentence
 
 
 def check(case: Case, folder: Path, device: CpuDevice) -> PackageError | None:
-    """The case is served as it is, or refused, as is written for it. Returns how it was refused."""
+    """The case is served as expected, or refused as expected. Returns how it was refused."""
     file, repository = folder / "m.onnx", folder / "repository"
     module = _made(case, file)
     before = _state(module)
@@ -63,7 +63,7 @@ def _made(case: Case, file: Path) -> Any:
 
 
 def _state(module: Any) -> dict[str, object]:
-    """Of a module, to be compared."""
+    """Returns the state of a module, for comparison."""
     if not isinstance(module, nn.Module):
         return {}
     tensors: dict[str, object] = {
@@ -74,7 +74,7 @@ def _state(module: Any) -> dict[str, object]:
 
 
 def norms_in(package: Package) -> int:
-    """Batch normalisations that are left in the graph."""
+    """Returns the number of batch normalisations that remain in the graph."""
     assert package.graph is not None
     with zipfile.ZipFile(package.graph) as archive:
         (text,) = [archive.read(name) for name in archive.namelist() if name.endswith("models/model.json")]
@@ -82,13 +82,13 @@ def norms_in(package: Package) -> int:
 
 
 def by_the_module(module: nn.Module, case: Case) -> Run:
-    """What the module itself gives, as people call it: output by output."""
+    """Returns a function that runs the module itself, as people call it, output by output."""
     whole = module if isinstance(module, torch.fx.GraphModule) else _evaluated(module)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         named = {name: tensor.clone() for name, tensor in zip(case.inputs, inputs, strict=True)}
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of nested tensors, in which torch keeps padded sequences
+            warnings.simplefilter("ignore")  # about nested tensors, in which torch keeps padded sequences
             first = [named.pop(name) for name in case.by_place]
             value = whole(*first, **named) if case.by_name else whole(*named.values())
         return [_as_served(_picked(value, name), len(inputs[0])) for name in case.where or case.outputs]
@@ -97,7 +97,7 @@ def by_the_module(module: nn.Module, case: Case) -> Run:
 
 
 def _evaluated(module: nn.Module) -> nn.Module:
-    """In evaluation, as people put it there; by the flag where eval() is another thing."""
+    """Returns the module in evaluation mode, as people set it; by the flag where eval() does something else."""
     try:
         return module.eval()
     except NotTheSwitch:
@@ -107,7 +107,7 @@ def _evaluated(module: nn.Module) -> nn.Module:
 
 
 def _picked(value: Any, name: str) -> torch.Tensor:
-    """What lies there: `a.0.b`, or the only thing there is."""
+    """Returns what is at that path, as `a.0.b`, or the only value."""
     for step in name.split(".") if name != "output" else ():
         if isinstance(value, Mapping):
             value = value[step] if step in value else value[int(step)]
@@ -117,13 +117,13 @@ def _picked(value: Any, name: str) -> torch.Tensor:
 
 
 def _as_served(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """What holds for all rows is given with each; bfloat16 does not travel."""
+    """Returns the output as it is served: a number per batch is repeated for each row, and bfloat16 becomes float32."""
     whole = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
     return whole.expand(rows) if whole.ndim == 0 else whole
 
 
 def by_onnxruntime(file: Path, case: Case) -> Run:
-    """What the file itself gives."""
+    """Returns a function that runs the file itself with onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

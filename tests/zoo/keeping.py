@@ -1,4 +1,4 @@
-"""A Python module that keeps something of what it is called with first."""
+"""A Python module that keeps part of what it is first called with."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ FIRST: dict[str, Any] = {}
 
 
 def centred(x: torch.Tensor) -> torch.Tensor:
-    """Without the mean of the first rows that came."""
+    """Subtracts the mean of the first rows that it was called with."""
     if "mean" not in FIRST:
         FIRST["mean"] = x.mean()
     return x - FIRST["mean"]

@@ -1,4 +1,4 @@
-"""Tables that indices are looked up in, and other inputs of which not any will do."""
+"""Tables that are indexed by inputs, and other inputs for which not all values are valid."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ USER_ITEM = {"user": ("int64", ()), "item": ("int64", ())}
 
 
 class Recommender(nn.Module):
-    """Two towers."""
+    """Two towers, of users and of items."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Recommender(nn.Module):
 
 
 class WideAndDeep(nn.Module):
-    """Numbers, and classes of which each has a table of its own, crossed in pairs."""
+    """Numbers, and classes each with a table of its own, crossed in pairs."""
 
     SIZES = (3, 40, 11)
 
@@ -67,7 +67,7 @@ def dates(rows: int) -> dict[str, Any]:
 
 
 def sunk(m: Of, ids: torch.Tensor) -> torch.Tensor:
-    """Valid are numbers that no range which is tried has."""
+    """Valid numbers lie outside every range that the importer tries."""
     return m.table(ids - 500)
 
 
@@ -75,7 +75,7 @@ STEPS = x(5, 4) | {"n": ("int64", ())}
 
 
 def shown(name: str, example: Any, inputs: Any = ROW) -> Case:
-    """An example that will not do."""
+    """Returns a case with an example that is refused."""
     return refused(f"example_{name}", lambda: Of(lambda m, x: x * 1), inputs, "bad_example", example=example)
 
 

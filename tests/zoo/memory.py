@@ -1,4 +1,4 @@
-"""What is remembered from call to call, and what is drawn at random: refused. What only looks like it: taken."""
+"""State from call to call, and random numbers, are refused; what only looks like them is accepted."""
 
 import random
 from typing import Any
@@ -15,7 +15,7 @@ ROW = x(4)
 
 
 class Counter(nn.Module):
-    """Adds how often it was called."""
+    """Adds the number of its calls."""
 
     def __init__(self, how: str, used: bool = True) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Counter(nn.Module):
 
 
 class Average(nn.Module):
-    """Goes with what it has seen."""
+    """Follows a running average of what it has seen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Cache(nn.Module):
 
 
 class Looks(nn.Module):
-    """Keeps what it saw for those who debug it."""
+    """Keeps what it saw, for debugging."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Looks(nn.Module):
 
 
 class First(nn.Module):
-    """Keeps something of the first rows that it sees, and goes by it from then on."""
+    """Keeps part of the first rows that it sees, and uses it from then on."""
 
     kept: Any = None
 
@@ -94,7 +94,7 @@ class First(nn.Module):
 
 
 class Initialised(nn.Module):
-    """As activation normalisation: its weights are made of the first rows."""
+    """As activation normalisation: its weights are computed from the first rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Initialised(nn.Module):
 
 
 class InItsClass(nn.Module):
-    """Keeps it where all of its kind find it."""
+    """Keeps state in its class, where all instances find it."""
 
     kept: Any = None
 
@@ -119,7 +119,7 @@ class InItsClass(nn.Module):
 
 
 def by_shape(known: dict[Any, torch.Tensor]) -> Any:
-    """What is subtracted was computed of the first rows of that shape."""
+    """Returns a function that subtracts what was computed from the first rows of the same shape."""
 
     def centred(m: Of, x: torch.Tensor) -> torch.Tensor:
         if x.shape not in known:
@@ -173,14 +173,14 @@ def largest_id(m: Of, ids: torch.Tensor) -> torch.Tensor:
 
 
 def table_in_a_global_dict(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """What is kept is made of the shape of a row alone."""
+    """Keeps a table that depends on the shape of a row alone."""
     if "table" not in KNOWN:
         KNOWN["table"] = torch.arange(x.shape[1]).sin()
     return x + KNOWN["table"]
 
 
 class Table(nn.Module):
-    """Makes a table of constants when it is run first."""
+    """Makes a table of constants on its first run."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Table(nn.Module):
 
 
 class FilledLater(nn.Module):
-    """Writes its table into zeros when it is run first."""
+    """Fills its table of zeros on its first run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class FilledLater(nn.Module):
 
 
 def run_before() -> nn.Module:
-    """It keeps what it was given before it is written: as it is to be."""
+    """Returns a module that was run before it is written: what it keeps is part of it."""
     made = First(lambda x: x.abs().max().item())
     made(torch.randn(8, 4))
     return made
@@ -224,14 +224,14 @@ def add_to_input(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def input_and_later(m: Of, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first output is the input, and so is changed after it was made."""
+    """The first output is the input itself, and is changed after it was made."""
     y = x * 2
     x.mul_(3)
     return x, y
 
 
 def embedding_with_limit() -> nn.Module:
-    """Rows of the table that are too long are made shorter where they lie."""
+    """Returns an embedding that shortens rows of its table in place if they are too long."""
     table = nn.Embedding(5, 4, max_norm=0.1)
     return nn.Sequential(table)
 

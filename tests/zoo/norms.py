@@ -22,25 +22,25 @@ def conv(**options: Any) -> nn.Conv2d:
 
 
 def both(function: Any, **parts: Any) -> Any:
-    """() -> a module of a convolution and a normalisation."""
+    """Returns a function that makes a module of a convolution and a normalisation."""
     return lambda: Of(function, conv=conv(), bn=bn(), **parts)
 
 
 def frozen(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Normalisation by hand, of four buffers."""
+    """Normalisation by hand, with four buffers."""
     scale = (m.weight * (m.var + 1e-5).rsqrt()).view(1, -1, 1, 1)
     return m.conv(x) * scale + (m.bias.view(1, -1, 1, 1) - m.mean.view(1, -1, 1, 1) * scale)
 
 
 def sharing(function: Any) -> Of:
-    """Two convolutions of one weight, and a normalisation each."""
+    """Two convolutions that share one weight, with a normalisation each."""
     one, other = conv(), conv()
     other.weight = one.weight
     return Of(function, one=one, other=other, bn=bn(), bn2=bn())
 
 
 class Doubled(nn.Module):
-    """A parametrisation."""
+    """A parametrisation that doubles a weight."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2 * weight
@@ -53,14 +53,14 @@ def doubled() -> nn.Conv2d:
 
 
 def old_weight_norm() -> nn.Module:
-    with torch.enable_grad():  # as in training, whence such modules come
+    with torch.enable_grad():  # as in training, where such modules come from
         made = nn.Sequential(_weight_norm(conv()), bn())
         made(torch.randn(2, 3, 5, 5))
     return made
 
 
 def _weight_norm(module: nn.Module) -> nn.Module:
-    """The one that was there first; it warns that there is a newer one."""
+    """Returns the module with torch's older weight norm, which warns that there is a newer one."""
     import warnings
 
     with warnings.catch_warnings():
@@ -69,7 +69,7 @@ def _weight_norm(module: nn.Module) -> nn.Module:
 
 
 class Trains(nn.Module):
-    """Its normalisation is kept in training."""
+    """Its normalisation stays in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ class Trains(nn.Module):
 
 
 def lone_shift(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """The normalisation's shift is read by something else, too, and the convolution has no bias."""
+    """Something else also reads the normalisation's shift, and the convolution has no bias."""
     return m.bn(m.conv(x)) + m.bn.bias.view(1, 3, 1, 1) + m.bn.running_mean.view(1, 3, 1, 1)
 
 
 def over_time(m: Of, x: torch.Tensor) -> Any:
-    """[batch, 4, 6]: a linear layer makes the features last; the normalisation is of the second dimension."""
+    """[batch, 4, 6]: a linear layer makes the features last, but the normalisation is along the second dimension."""
     return m.bn(m.linear(x))
 
 

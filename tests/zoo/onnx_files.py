@@ -1,4 +1,4 @@
-"""Graphs as ONNX files have them."""
+"""ONNX files with graphs of many kinds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 def floats(*shape: int, low: float = -1.0, high: float = 1.0) -> Array:
-    """Always the same ones."""
+    """Returns random floats, the same at each call."""
     return np.random.default_rng(RNG_SEED).uniform(low, high, shape).astype(np.float32)
 
 
@@ -35,10 +35,10 @@ def written(
     functions: str = "",
     **weights: Array,
 ) -> Any:
-    """(file) -> None: the graph of that text, as onnx.parser reads it, and these weights.
+    """Returns (file) -> None, which writes the graph of that text, as onnx.parser reads it, with these weights.
 
-    `outside`: they are in a file of their own. `defaults`: they are inputs, too, as in old files. `functions`: of the
-    domain f.
+    `outside`: the weights are in a file of their own. `defaults`: they are also inputs, as in old files. `functions`:
+    functions of the domain f.
     """
 
     def write(file: Path) -> None:
@@ -125,7 +125,7 @@ WITHIN = """y = If (c) <then_branch = t () => (float[N,8] a) { r = Constant <val
 ROW_BY_ROW = """s = Shape(x) n = Gather(s, first) on = Constant <value = bool {1}> () y = Loop (n, on)
  <body = b (int64 i, bool c) => (bool k, float[8] r) { k = Identity(c) w = Gather <axis=0> (x, i) r = Tanh(w) }>"""
 
-# from the second round on it is decided by what the first one saw
+# from the second round on, the decision depends on what the first round saw
 SCAN = """t = Transpose <perm=[1,0,2]> (x) last, s = Scan <num_scan_inputs = 1, body = b (float m, float[N,4] v) =>
  (float n, float[N,4] r) {{ c = Greater({by}, l) r = If (c) <then_branch = t () => (float[N,4] p) {{ p = Neg(v) }},
  else_branch = e () => (float[N,4] q) {{ q = Tanh(v) }}> n = ReduceMax <keepdims=0> (v) }}> (w, t)
@@ -236,7 +236,7 @@ MADE = [
     mixes("onnx_if_that_never_is", "s = ReduceMax <keepdims=0> (x) c = Less(s, l) " + IF, W=floats(8, 8),
           l=np.float32(1e9).reshape(())),
     mixes("onnx_until_all_are_small", UNTIL, trips=np.array(30, np.int64), on=np.array(True), **HALVES),
-    # onnxruntime moves the means that it keeps, and answers by them
+    # onnxruntime updates the means that it keeps, and uses them for its answers
     refused("onnx_bn_in_training", written(same("y, m2, v2 = BatchNormalization <training_mode=1> (x, s, b, m, v)"),
             s=floats(8), b=floats(8), m=floats(8), v=floats(8, low=0.5)), ROW, "random"),
     refused("onnx_rarely_a_row_less", written(to("float[K,8] y", "f = Gather <axis=1> (x, i) c = Less(f, z) "

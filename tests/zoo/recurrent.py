@@ -1,4 +1,4 @@
-"""Networks that go along a sequence [batch, time, features]."""
+"""Networks that process a sequence [batch, time, features] step by step."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def last_state(m: Of, x: torch.Tensor) -> Any:
 
 
 class Loop(nn.Module):
-    """A cell, step by step."""
+    """A cell in a loop over the steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Loop(nn.Module):
 
 
 class Packed(nn.Module):
-    """Packs what counts of each row: which steps are computed together depends on all rows."""
+    """Packs the valid steps of each row: which steps are computed together depends on all rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Packed(nn.Module):
 
 
 class PackedToTheLongest(Packed):
-    """As long as the longest row of the batch."""
+    """Its outputs are as long as the longest row of the batch."""
 
     def forward(self, x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
         packed = pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False)
@@ -58,7 +58,7 @@ class PackedToTheLongest(Packed):
 
 
 class Remembers(nn.Module):
-    """Goes on where the last call ended."""
+    """Continues where the last call ended."""
 
     def __init__(self, buffer: bool) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Remembers(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """Greedy: what it wrote last is what it reads next."""
+    """Greedy decoding: each output is the next input."""
 
     def __init__(self) -> None:
         super().__init__()

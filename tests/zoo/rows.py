@@ -1,4 +1,7 @@
-"""What works across the batch is refused: a row's answer would depend on who else asks. What looks like it is taken."""
+"""What works across the batch is refused, because an answer would depend on other clients' rows.
+
+What only looks like it is accepted.
+"""
 
 from typing import Any
 
@@ -20,7 +23,7 @@ def keeps(name: str, function: Any, outputs: Any = (4,), inputs: Any = ROW) -> C
 
 
 def nearest(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Of each row the one that is most like it: itself, when alone."""
+    """For each row, the row that is most like it: itself, when alone."""
     distance = torch.cdist(x, x) + torch.eye(x.shape[0]) * 1e9
     return x[distance.argmin(1)]
 
@@ -30,7 +33,7 @@ def normalised(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def experts(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Each expert takes as many rows as it has room for, the first ones first."""
+    """Each expert takes as many rows as it has room for, in their order."""
     wanted = (x @ m.gate).softmax(-1)
     chosen = F.one_hot(wanted.argmax(-1), 2)
     room = (chosen.cumsum(0) <= 2) & (chosen > 0)
@@ -38,19 +41,19 @@ def experts(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def routed(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """All experts compute all rows; each row takes the one it chose."""
+    """All experts compute all rows; each row takes the result of its expert."""
     each = torch.einsum("bi,eio->beo", x, m.experts)
     return each.gather(1, (x @ m.gate).argmax(-1).view(-1, 1, 1).expand(-1, 1, 3)).squeeze(1)
 
 
 def padded(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Filled up to 20 rows and cut again: nobody notices."""
+    """Fills the batch up to 20 rows and cuts it again, which changes no answer."""
     whole = torch.cat([x, x.new_zeros(20 - x.shape[0], 4)])
     return (whole * 2)[: x.shape[0]]
 
 
 def guided(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Every row with and without a condition, in one go; then both together."""
+    """Computes every row with and without a condition in one batch, then combines both."""
     without, given = m.l(torch.cat([x * 0, x])).chunk(2)
     return without + 7.5 * (given - without)
 
@@ -61,7 +64,7 @@ def siamese(m: Of, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def halves(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """The first half of the rows and the second one."""
+    """Splits the batch into its first and second half."""
     first, second = x.repeat(1, 2).view(-1, 4).chunk(2)
     return first + second
 

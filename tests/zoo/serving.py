@@ -1,4 +1,4 @@
-"""A package as a worker runs it, and whether its answers are those of what it was made from."""
+"""Runs a package as a worker does, and compares its answers with those of what it was made from."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ numbers = itertools.count(1)
 
 
 def rows_for(case: Case, count: int = POOL) -> list[torch.Tensor]:
-    """So many different rows of each input; drawn here, not as the import draws them."""
+    """Returns so many different rows of each input; drawn here, independently of the importer."""
     generator = torch.Generator().manual_seed(SEED)
     return [_drawn(row, case.draw.get(name), count, generator) for name, row in case.inputs.items()]
 
@@ -39,7 +39,7 @@ def _drawn(row: Row, span: tuple[float, float] | None, count: int, generator: to
 
 
 def check_served(device: CpuDevice, package: Package, case: Case, reference: Run) -> None:
-    """Every row gives what it gives alone in `reference`: at each batch size, in any place, with padding behind it."""
+    """Every row gives what it gives alone in `reference`: at each batch size, at any place, with padding behind it."""
     rows = rows_for(case)
     alone = [[tensor[i : i + 1] for tensor in rows] for i in range(POOL)]
     expected = [torch.cat(outputs) for outputs in zip(*(reference(row) for row in alone), strict=True)]
@@ -61,7 +61,7 @@ def check_served(device: CpuDevice, package: Package, case: Case, reference: Run
 
 
 def batches(batch_max: int) -> list[tuple[int, torch.Tensor]]:
-    """(rows of the batch, which rows of the pool are in it): alone, mixed, and with up to three rows of padding."""
+    """Returns (rows of the batch, indices of the pool's rows in it): alone, mixed, with up to three rows of padding."""
     generator = torch.Generator().manual_seed(SEED)
     made = []
     for batch in range(1, batch_max + 1):
@@ -72,7 +72,7 @@ def batches(batch_max: int) -> list[tuple[int, torch.Tensor]]:
 
 
 def served(device: CpuDevice, package: Package, inputs: Sequence[torch.Tensor], batch: int) -> list[torch.Tensor]:
-    """The rows' outputs, of a batch that has at least as many. They come in parts, as if of several clients."""
+    """Returns the outputs of the rows, in a batch of at least as many. They come in parts, as of several clients."""
     rows = len(inputs[0])
     parts = [rows] if rows < 3 else [1, rows - 2, 1]
     action = infer(next(numbers), package.ref, batch=batch, rows=parts, expected_s=SHORT_S, latest_s=1e12)
@@ -83,7 +83,7 @@ def served(device: CpuDevice, package: Package, inputs: Sequence[torch.Tensor], 
     for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
         done = at_once(device, phase, job)
         assert done.code == "ok", done
-    job.slot[:] = 255  # where the inputs were the next batch's will be
+    job.slot[:] = 255  # overwrites the inputs, as the next batch will
     outputs = [
         torch.frombuffer(bytearray(raw), dtype=getattr(torch, spec.dtype)).view(batch, *spec.shape[1:])[:rows]
         for raw, spec in zip(job.outputs, package.spec.outputs, strict=True)

@@ -1,4 +1,4 @@
-"""Rows out are rows in, whatever the number and the values are."""
+"""Outputs have one row for each row of the input, whatever the number and the values are."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ def changes(name: str, function: Any, code: str = "rows_changed", inputs: Any = 
 
 
 def halved(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Draws for half of the rows what nobody reads in evaluation."""
+    """Draws random numbers for half of the rows, which nothing reads in evaluation."""
     chosen = np.random.randint(0, 3, size=(int(x.shape[0] * 0.5),))
     return x * 3 if len(chosen) >= 0 else x
 
 
 def same_in_chunks(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """Large batches in pieces, which changes nothing."""
+    """Computes large batches in pieces, which changes no answer."""
     return torch.cat([part * 2 for part in x.split(4)]) if x.shape[0] > 4 else x * 2
 
 
@@ -30,7 +30,7 @@ def in_chunks(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 def rarely_twice(m: Of, x: torch.Tensor) -> torch.Tensor:
-    """No row that anybody tries has such a value."""
+    """Returns a row twice for a value that no tried row has."""
     return x.repeat_interleave((x[:, 0] > 1e6).long() + 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""What goes in, by name or place, and what comes out, of any structure."""
+"""Inputs by name or position, and outputs of any structure."""
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator, Mapping
@@ -20,21 +20,21 @@ class Keyword(nn.Module):
 
 
 class Either(nn.Module):
-    """One by place or name, one by name alone, one that may be left out."""
+    """One input by position or name, one by name alone, one optional."""
 
     def forward(self, a: torch.Tensor, c: torch.Tensor | None = None, *, b: torch.Tensor, scale: float = 2.0) -> Any:
         return a - b * scale if c is None else a + c
 
 
 class ByPlaceAndName(nn.Module):
-    """One has no name for those who call, one has no place."""
+    """One input is positional only, one is keyword only."""
 
     def forward(self, a: torch.Tensor, /, b: torch.Tensor, *, c: torch.Tensor) -> torch.Tensor:
         return a - 2 * b + 3 * c
 
 
 class FirstByPlace(nn.Module):
-    """One that has no name, and then any."""
+    """One positional-only input, and then any by name."""
 
     def forward(self, a: torch.Tensor, /, **others: torch.Tensor) -> torch.Tensor:
         return a - others["b"]
@@ -51,14 +51,14 @@ class AnyNumber(nn.Module):
 
 
 class First(nn.Module):
-    """A name, and then any."""
+    """One named input, and then any by name."""
 
     def forward(self, b: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
         return others["a"] - b
 
 
 class PassesOn(nn.Module):
-    """Whatever comes goes to another module, as wrappers do it."""
+    """Passes all arguments on to another module, as wrappers do."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class OfADict(nn.Module):
 
 @dataclass
 class Found:
-    """As libraries of language models return it."""
+    """An output as libraries of language models return it."""
 
     logits: torch.Tensor
     loss: torch.Tensor | None = None
@@ -83,7 +83,7 @@ class Found:
 
 
 class Point(NamedTuple):
-    """Two of them."""
+    """A tuple of two outputs."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -93,14 +93,14 @@ Loose = namedtuple("Loose", ["first", "second"])
 
 
 class Ordered(OrderedDict[str, Any]):
-    """A dict whose entries are attributes, too, as in transformers' ModelOutput."""
+    """A dict whose entries are also attributes, as transformers' ModelOutput."""
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
 
 
 class Entries(Mapping[str, torch.Tensor]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __init__(self, **entries: torch.Tensor) -> None:
         self.entries = entries
@@ -116,7 +116,7 @@ class Entries(Mapping[str, torch.Tensor]):
 
 
 class Scaled(nn.Module):
-    """As CLIP: similarities, and the scale that holds for all."""
+    """As CLIP: similarities, and one scale for the whole batch."""
 
     def __init__(self) -> None:
         super().__init__()

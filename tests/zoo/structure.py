@@ -21,7 +21,7 @@ def net() -> nn.Sequential:
 
 
 class Tied(nn.Module):
-    """There and back through one weight, which has two names."""
+    """An encoder and a decoder that share one weight, which has two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +33,13 @@ class Tied(nn.Module):
 
 
 class Plain(nn.Module):
-    """Tensors that are attributes and nothing more, also in lists; one that is made in forward."""
+    """Tensors that are plain attributes, also in lists; one of them is made in forward."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shift, self.many = torch.randn(4), [torch.randn(4), {"a": torch.randn(4)}]
         self.register_buffer("hidden", torch.randn(4), persistent=False)
-        self.grown = torch.randn(4, requires_grad=True) * 2  # no leaf: cannot be copied as it is
+        self.grown = torch.randn(4, requires_grad=True) * 2  # not a leaf: it cannot be copied as it is
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         made = torch.tensor([1.0, 2.0, 3.0, 4.0]) + torch.arange(4) + torch.linspace(0, 1, 4)
@@ -56,7 +56,7 @@ class Checkpointed(nn.Module):
 
 
 class Hooked(nn.Module):
-    """A hook changes what a part gives."""
+    """A hook changes the output of a part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Hooked(nn.Module):
 
 
 class OfTraining(nn.Module):
-    """Does something else in training."""
+    """Computes something else in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class OfTraining(nn.Module):
 
 
 class WithoutGradients(nn.Module):
-    """Parts under no_grad, and under inference mode's little brother."""
+    """Parts under no_grad, and under set_grad_enabled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def reversible(m: Of, x: torch.Tensor) -> torch.Tensor:
 
 
 class Recursive(nn.Module):
-    """The same part again and again."""
+    """Applies the same part again and again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Recursive(nn.Module):
 
 
 def quiet(make: Any) -> Any:
-    """torch warns that the way is an old one: people have such modules all the same."""
+    """Wraps `make` to silence torch's warning that the way is an old one, which people's modules still use."""
 
     @functools.wraps(make)
     def made() -> Any:
@@ -139,7 +139,7 @@ def quiet(make: Any) -> Any:
 
 
 def compiled(module: Any) -> Any:
-    """By the backend that needs no compiler."""
+    """Compiles the module with the backend that needs no compiler."""
     return torch.compile(module, backend="eager")
 
 
@@ -193,7 +193,7 @@ def quantised() -> nn.Module:
 
 
 class TrainsItself(nn.Module):
-    """Its train and eval take data, and are no switch."""
+    """Its train and eval take data; they do not switch the mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class Merges(nn.Module):
 
 
 class Weight(nn.Parameter):
-    """A parameter that knows more, and is made of more."""
+    """A parameter with more attributes and a constructor with more arguments."""
 
     def __new__(cls, data: torch.Tensor, scale: float) -> "Weight":
         return super().__new__(cls, data)
@@ -262,7 +262,7 @@ def scripted_function() -> Any:
 
 
 def parametrised() -> nn.Module:
-    """Weights that are computed of others, in three ways."""
+    """Returns a module whose weights are computed from others, in three ways."""
     from torch.nn.utils import parametrizations
 
     first, second, third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
@@ -280,7 +280,7 @@ def in_inference_mode() -> nn.Module:
 
 
 def grown() -> Any:
-    """Tensors that were computed of others, where torch copies none."""
+    """Returns tensors computed from others, which torch refuses to copy."""
     made = torch.randn(4, requires_grad=True) * 2
     return Of(lambda m, x: x + m.last[0] + m.named.a + m.f(), last=deque([made]), named=SimpleNamespace(a=made),
               f=lambda: made)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Modules of the zoo that are made of layers, and batches of few rows. The others are in test_zoo."""
+"""Serves the zoo's modules that are made of layers, and batches of few rows. The others are in test_zoo."""
 
 from dataclasses import replace
 from pathlib import Path

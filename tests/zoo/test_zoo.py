@@ -1,4 +1,4 @@
-"""Every module and file of the zoo is served as it is, or refused; those made of layers are in test_layers."""
+"""Every module and file of the zoo is served as expected, or refused; those made of layers are in test_layers."""
 
 from pathlib import Path
 

@@ -1,13 +1,14 @@
-"""A GPU as the worker sees it: gpu_worker.devices.base.Device, on whatever a Driver drives.
+"""A GPU as the worker sees it: gpu_worker.devices.base.Device, on any Driver.
 
-One thread issues. The loop's thread hands phases over and is told of their ends by those that wait for events:
+One thread issues. The loop's thread hands phases over; threads that wait for events report their ends:
 
     LOAD    loads.py                                                                              stream load
     INPUT   bytes into a pinned slot (large ones by a helper), from there to the device           stream input
-    EXEC    slot to static input, gather unless the window holds the model, replay, back          stream exec
-    OUTPUT  issued with EXEC, behind it; the phase waits for it and copies it out of the slot     stream output
+    EXEC    slot to static input, gather unless the weight buffer holds the model, replay, back   stream exec
+    OUTPUT  issued with EXEC, after it; the phase waits for it and copies it out of the slot      stream output
 
-Instants are the host's: of issue, and of the end as it was observed. Durations are the device's, between two events.
+Instants are the host's: when work was issued, and when its end was observed. Durations are the device's, between two
+events.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.errors import PackageError
 
-FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
-AHEAD_S = 0.002  # EXECs are taken over so long before their time: the issuing thread keeps it better than a loop does
-IDLE_S = 0.0015  # of nothing to issue, after which the clock is kept up; Source: the clock falls within milliseconds
-WARM_FOR_S = 30.0  # after the last EXEC; then the device may rest
+FILL_BYTES_MAX = 64 * 1024  # more is filled in by the helper; this much takes some 10 us on the loop's thread
+# EXECs are taken over so long before their time: the issuing thread starts them more exactly than an event loop
+AHEAD_S = 0.002
+IDLE_S = 0.0015  # without work, after which the clock is kept up. Source: the clock falls within milliseconds
+WARM_FOR_S = 30.0  # after the last EXEC the clock is kept up so long; then the device may rest
 CLOCK_EVERY_S = 0.05
-CLOSE_S = 5.0  # for all threads to end, when the device is closed
+CLOSE_S = 5.0  # for all threads to end when the device is closed
 EVENTS = 64  # for EXEC, INPUT and OUTPUT
 DEPTH = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
 
 
 class CudaDevice:
-    """See gpu_worker.devices.base.Device. Raises: DeviceError."""
+    """A Device on one GPU. Raises: DeviceError."""
 
     def __init__(
         self,
@@ -73,7 +75,8 @@ class CudaDevice:
         self._loader = Loader(driver, self._memory, self._issuer, partial(self._tell, Phase.LOAD), self._suspect)
         self._helper = helper if helper is not None else Helper("helper")
         self._helper.every(CLOCK_EVERY_S, self._tick)
-        self._helper.do(driver.enter)  # before anything else: else what it frees would open the first device
+        # first of all: otherwise memory that it frees would open the first device instead
+        self._helper.do(driver.enter)
         self.figures = Figures()
         self._versions = Versions(
             driver, self._memory, self._helper, self.figures, host_bytes_max=host_bytes_max,
@@ -87,7 +90,7 @@ class CudaDevice:
         self._lost: Lost | None = None
         self._is_lost = False
         self._hangs = False
-        self._begun: dict[Job, Phase] = {}  # phases that have not ended, oldest first
+        self._begun: dict[Job, Phase] = {}  # {job: its phase} that has not ended, oldest first
         self._threads: tuple[DeviceThread, ...] = (
             self._issuer, *self._loader.threads, *self._watchers.values(), self._helper
         )  # fmt: skip
@@ -102,7 +105,7 @@ class CudaDevice:
         self.measured = True
 
     def attach(self, finished: Finished, lost: Lost) -> None:
-        """See Device."""
+        """The threads run and report to `finished` through the loop; `lost` is called once if the device fails."""
         self._finished, self._lost = finished, lost
         self._loop = asyncio.get_running_loop()
         self._issuer.start()
@@ -113,7 +116,10 @@ class CudaDevice:
         self._watching.start()
 
     def close(self) -> None:
-        """See Device. What is stuck in the driver is not waited for: it, and the lock, go with the process."""
+        """The threads have ended, and the device is free for another process.
+
+        A thread stuck in the driver is not waited for: it and the lock last until the process ends.
+        """
         self._watching.stop()
         if self._attempts is not None and not self._is_lost:
             self._attempts.close()
@@ -127,7 +133,7 @@ class CudaDevice:
     # -- preparation --------------------------------------------------------------------------------------------------
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device."""
+        """The version can be loaded and executed. Returns None, as its profile is measured. Raises: PackageError."""
         faults = misfits(package, self._memory.room)
         if faults:
             raise PackageError(package.ref, faults)
@@ -152,17 +158,20 @@ class CudaDevice:
             raise
 
     def forget(self, ref: str) -> None:
-        """See Device."""
+        """The version, and what it alone used, is gone."""
         self._versions.forget(ref)
 
     def traits(self, ref: str) -> Traits:
-        """See Device."""
+        """Returns the traits of a prepared version."""
         version = self._versions.get(ref)
         assert version is not None
         return Traits(engine="graph", load_from=version.image.place)
 
     def unloaded(self, ref: str) -> None:
-        """See Device. What the window holds is a copy, and would do; but then no figure would show a gather's cost."""
+        """The weight buffer must gather the version's weights again.
+
+        The buffer's copy would still be valid, but then no figure would show the cost of a gather.
+        """
         version = self._versions.get(ref)
         if version is not None:
             self._issuer.now(partial(self._window.leave, version.number))
@@ -170,7 +179,7 @@ class CudaDevice:
     # -- phases, on the loop's thread ---------------------------------------------------------------------------------
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See Device."""
+        """Starts a phase. Returns its outcome if it is over already; None: `finished` will be called."""
         now = time.monotonic()
         if self._hangs:
             return Done(now, now, 0.0, "device_error", "the device hangs")
@@ -200,7 +209,7 @@ class CudaDevice:
         return None
 
     def release(self, job: Job) -> None:
-        """See Device."""
+        """The job's slot is free."""
         held, job.slot = job.slot, None
         if held is not None:
             self._versions.ring.give(held.slot)
@@ -245,7 +254,8 @@ class CudaDevice:
     def _guarded(self, phase: Phase, job: Job, work: Work) -> None:
         try:
             work()
-        except Exception as error:  # whatever the device says is that action's outcome, not the thread's end
+        # whatever the device raises is the outcome of this action, and must not end the thread
+        except Exception as error:
             self._window.spoil()
             now = time.monotonic()
             self._suspect()
@@ -281,7 +291,7 @@ class CudaDevice:
             output.run(partial(_copy_outputs, held))
             output.record(output_end)
             held.output = (output_begin, output_end)
-            issued_s = None if self._lane.busy else now  # into an idle stream: it starts now
+            issued_s = None if self._lane.busy else now  # the stream is idle, so it starts now
             self._lane.issued(now, action.expected_s)
             self._executed_s = now
             self.figures.gathers += gather
@@ -335,7 +345,7 @@ class CudaDevice:
             self._tell(Phase.EXEC, job, done)
             return
         self._issuer.now(self._window.spoil)
-        assert held.output is not None  # its copy still writes to the slot: the job must not end before
+        assert held.output is not None  # its copy still writes to the slot, so the job must not end before
         reached = partial(self._failed_reached, job, held, done)
         self._watchers[Phase.OUTPUT].watch(held.output[1], reached, job.action.ref)
 
@@ -361,7 +371,10 @@ class CudaDevice:
     # -- on any thread ------------------------------------------------------------------------------------------------
 
     def _suspect(self) -> None:
-        """Something failed. That is one action's fault, or the device's, and then it is the end of this process."""
+        """Checks whether a failure was the device's; then the device is lost to this process.
+
+        Otherwise only one action failed.
+        """
         if self._is_lost or self._loop is None or self._loop.is_closed():
             return
         why = self._driver.lost()
@@ -369,7 +382,7 @@ class CudaDevice:
             self._loop.call_soon_threadsafe(self._tell_lost, why)
 
     def _give_up(self, why: str) -> None:
-        """On the loop's thread: the device hangs. What was begun ends here, as it will end nowhere else."""
+        """The device hangs. Every phase that was begun ends here with an error. On the loop's thread."""
         self._hangs = True
         self._tell_lost(why)
         now = time.monotonic()
@@ -388,7 +401,7 @@ class CudaDevice:
             self._loop.call_soon_threadsafe(self._end, phase, job, done)
 
     def _end(self, phase: Phase, job: Job, done: Done) -> None:
-        """On the loop's thread. Not of what was given up: the lanes know how that went."""
+        """Reports the end of a phase, unless it was given up and reported before. On the loop's thread."""
         assert self._finished is not None
         if self._begun.pop(job, None) is not None:
             self._finished(phase, job, done)

@@ -1,7 +1,7 @@
-"""The gather as one kernel: pages, wherever they lie in the arena, side by side in the window.
+"""The gather as one kernel: copies pages from anywhere in the arena, one after the other, into the weight buffer.
 
-One program copies one block of one page, in the widest loads there are. `torch.index_select` does the same with an
-index computed for every element, and one copy per page goes through the copy engine, which is slower inside one device.
+One program copies one block of one page with the widest loads. `torch.index_select` does the same with an index
+computed for every element; one copy per page goes through the copy engine, which is slower within one device.
 scripts/bench_gpu.py measures all three.
 """
 
@@ -22,6 +22,6 @@ def _gather(arena, window, pages, words, BLOCK: tl.constexpr):  # type: ignore[n
 
 
 def gather(arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
-    """See Driver.gather. Words per page must be a multiple of BLOCK."""
+    """Copies window[i] = arena[pages[i]]; arguments as of Driver.gather. Words per page must be a multiple of BLOCK."""
     words = arena.shape[1]
     _gather[(words // BLOCK, len(pages))](arena, window, pages, words, BLOCK=BLOCK, num_warps=8)

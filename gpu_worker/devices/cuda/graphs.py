@@ -1,7 +1,7 @@
-"""Executables of one architecture: its operations captured once for each size of the ladder.
+"""Executables of one architecture: its operations, captured once for each size of the ladder.
 
-The captured operations read weights from the window and inputs from `static`, and write outputs to `static`: fixed
-places, shared by all models of the architecture. What differs from model to model is what the window holds.
+The captured operations read weights from the weight buffer and inputs from `static`, and write outputs to `static`.
+These places are fixed and shared by all models of the architecture; models differ in what the weight buffer holds.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from gpu_worker.packages.package import ONNX, Package
 from gpu_worker.packages.trials import Promise, keeps, promise
 from mesh.errors import PackageError
 
-WARM_UPS = 3  # runs of each size before its capture: libraries choose and load their kernels
+WARM_UPS = 3  # runs of each size before its capture, in which libraries choose and load their kernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,28 +28,30 @@ class Executable:
     layouts: dict[int, Layout]  # {size: places in `static`, and in slots}
     static: torch.Tensor  # uint8, on the device: inputs, then outputs
     replays: dict[int, Work]  # {size: issues its operations}
-    graph_bytes: int  # that the captures took
-    forward: Forward  # the same, not captured: other versions are tried with it
+    graph_bytes: int  # bytes that the captures took
+    forward: Forward  # the same operations, not captured: other versions are checked with them
 
 
 def weights_of(flat: torch.Tensor, package: Package) -> list[torch.Tensor]:
-    """Views of an image or of the window (uint8), in the order the architecture takes them."""
+    """Returns views of an image or of the weight buffer (uint8), in the order in which the architecture takes them."""
     return [view(flat, weight) for weight in package.layout]
 
 
 def tensor_at(flat: torch.Tensor, place: Place) -> torch.Tensor:
-    """One tensor of a buffer (uint8), not copied."""
+    """Returns a view of one tensor of a buffer (uint8)."""
     return flat[place.at : place.at + place.size].view(getattr(torch, place.dtype)).view(place.shape)
 
 
 def build(
     driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor, sizes: Sequence[int] = ()
 ) -> Executable:
-    """The architecture of `package`, warmed up with the weights of `image` (on the host), captured against `window`.
+    """Returns the architecture of `package`, warmed up with the weights of `image` and captured on the weight buffer.
 
-    `sizes`: to be captured, ascending up to the largest batch; none: the ladder. On the thread that prepares. Nothing
-    that serving uses is written to: warming up has weights and outputs of its own.
-    Raises: PackageError; MemoryFull; RuntimeError, if an operation cannot be captured.
+    `image`: uint8, on the host. `window`: the weight buffer. `sizes`: to capture, ascending up to the largest batch;
+    none: the ladder. Runs on the thread that prepares, and writes to nothing that serving uses: the warm-up has its own
+    weights and outputs.
+
+    Raises: PackageError; MemoryFull; RuntimeError if an operation cannot be captured.
     """
     if package.graph is not None and package.graph.suffix == ONNX:
         raise PackageError(package.ref, [f"{package.graph.name}: ONNX packages run on the cpu device only"])
@@ -63,13 +65,13 @@ def build(
     padding = [torch.from_numpy(row) for row in padding_rows(package)]
     replays, graph_bytes = {}, 0
     warm = driver.allocate(len(static))
-    for size in reversed(sizes):  # the largest first: what it leaves in the pool is enough for the others
+    for size in reversed(sizes):  # the largest first: the memory that it leaves in the pool suffices for the others
         layout = layouts[size]
         driver.warm_up(lambda layout=layout: _pad(warm, layout, padding))  # type: ignore[misc]
         for _ in range(WARM_UPS):
             driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout, promised))  # type: ignore[misc]
         if size == sizes[-1]:
-            driver.trim()  # of what choosing kernels took; the other sizes are captured into what this one leaves
+            driver.trim()  # frees what choosing kernels took; other sizes are captured into what this one leaves
         before, _ = driver.memory()
         replays[size] = driver.capture(
             lambda layout=layout: _operate(forward, captured, static, layout, promised)  # type: ignore[misc]
@@ -79,9 +81,9 @@ def build(
 
 
 def try_out(driver: Driver, package: Package, forward: Forward, image: torch.Tensor) -> list[torch.Tensor]:
-    """The version keeps its promises with the weights of `image` (on the host). Returns these, on the device.
+    """The version passes all checks with the weights of `image` (on the host). Returns these weights, on the device.
 
-    On the thread that prepares. Raises: PackageError, MemoryFull.
+    Runs on the thread that prepares. Raises: PackageError, MemoryFull.
     """
     scratch = driver.allocate(package.image_bytes)
     driver.warm_up(lambda: _copy(scratch, image))
@@ -95,7 +97,7 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def _pad(buffer: torch.Tensor, layout: Layout, padding: Sequence[torch.Tensor]) -> None:
-    """All inputs are rows that the model can run on: what another size left there may be no valid index."""
+    """All inputs are rows that the model can run on: what another size left there may be invalid indices."""
     buffer.zero_()
     for place, row in zip(layout.inputs, padding, strict=True):
         buffer[place.at : place.at + place.size].view(place.rows, -1).copy_(row)
@@ -107,7 +109,7 @@ def _operate(
     inputs = [tensor_at(flat, place) for place in layout.inputs]
     outputs = forward(*weights, *inputs)
     rows = layout.inputs[0].rows
-    if not keeps(promised, outputs, rows):  # copying would stretch what is too small, and say nothing
+    if not keeps(promised, outputs, rows):  # copying would broadcast a smaller output without an error
         raise RuntimeError(f"outputs of {rows} rows are {[list(output.shape) for output in outputs]}")
     for place, output in zip(layout.outputs, outputs, strict=True):
         tensor_at(flat, place).copy_(output)

@@ -1,7 +1,7 @@
-"""A device made of this process's memory and threads: a stream is a thread, an event a moment in it, a graph a closure.
+"""A device made of this process's memory and threads: a stream is a thread, an event an instant, a graph a closure.
 
-It is as asynchronous as a GPU is: nothing has happened when an issuing call returns, streams overtake each other unless
-they wait, and what fails is told by the event behind it. So the device above it can be tested where there is no GPU.
+It is as asynchronous as a GPU: nothing has happened when an issuing call returns, streams overtake each other unless
+they wait, and the next event reports a failure. So the device above it can be tested without a GPU.
 """
 
 import queue
@@ -31,45 +31,45 @@ def _await(mark: _Mark) -> None:
 
 
 class HostEvent:
-    """See Event."""
+    """An Event that a HostStream reaches."""
 
     def __init__(self) -> None:
         self.mark = _Mark()
 
     def synchronize(self) -> None:
-        """See Event."""
+        """The last record is reached. Raises: RuntimeError if work before it failed."""
         self.mark.reached.wait()
         if self.mark.error is not None:
             raise RuntimeError(f"{type(self.mark.error).__name__}: {self.mark.error}") from self.mark.error
 
 
 class HostStream:
-    """See Stream."""
+    """A Stream that runs its work on a thread of its own."""
 
     def __init__(self, name: str) -> None:
         self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._error: Exception | None = None  # told by the next mark, and forgotten then
+        self._error: Exception | None = None  # reported by the next mark, and then forgotten
         self._thread = threading.Thread(target=self._run, name=f"stream {name}", daemon=True)
         self._thread.start()
 
     def run(self, work: Work) -> None:
-        """See Stream."""
+        """`work` runs after what was issued before."""
         self._works.put(work)
 
     def record(self, event: Event) -> None:
-        """See Stream."""
+        """The event is reached after everything that was issued so far."""
         assert isinstance(event, HostEvent)
         mark = event.mark = _Mark()
         self._works.put(lambda: self._reach(mark))
 
     def wait(self, event: Event) -> None:
-        """See Stream."""
+        """Everything issued from now on runs after the event's last record."""
         assert isinstance(event, HostEvent)
         mark = event.mark
         self._works.put(partial(_await, mark))
 
     def close(self) -> None:
-        """What was issued has run."""
+        """Everything that was issued has run, and the thread has ended."""
         self._works.put(None)
         self._thread.join()
 
@@ -83,19 +83,19 @@ class HostStream:
         while (work := self._works.get()) is not None:
             try:
                 work()
-            except Exception as error:  # a GPU goes on, too, and tells whoever waits
+            except Exception as error:  # a GPU continues too, and reports the error to whoever waits
                 self._error = error
 
 
 class HostPinned:
-    """See Pinned."""
+    """Ordinary memory that stands for pinned memory."""
 
     def __init__(self, size: int) -> None:
         self.tensor = torch.zeros(size, dtype=torch.uint8)
 
 
 class HostDriver:
-    """See Driver."""
+    """A Driver on this process's memory and threads."""
 
     def __init__(self, name: str = "host:0", memory_bytes: int = MEMORY_BYTES) -> None:
         self.name = name
@@ -107,15 +107,15 @@ class HostDriver:
         self._streams: list[HostStream] = []
 
     def enter(self) -> None:
-        """See Driver."""
+        """Gradients are off on the calling thread."""
         torch.set_grad_enabled(False)
 
     def memory(self) -> tuple[int, int]:
-        """See Driver. What was allocated counts for ever: devices allocate what they keep."""
+        """Returns (free, total) bytes. What was allocated is never freed: devices keep what they allocate."""
         return self._memory_bytes - self._used, self._memory_bytes
 
     def allocate(self, size: int) -> torch.Tensor:
-        """See Driver."""
+        """Returns zeros, uint8 `[size]`. Raises: MemoryFull."""
         self._asked["device"] += 1
         if size > self._memory_bytes - self._used:
             raise MemoryFull(f"tried to allocate {size} bytes; {self._memory_bytes - self._used} are free")
@@ -123,60 +123,60 @@ class HostDriver:
         return torch.zeros(size, dtype=torch.uint8)
 
     def pin(self, size: int) -> Pinned:
-        """See Driver."""
+        """Returns host memory."""
         self._asked["pinned"] += 1
         return HostPinned(size)
 
     def stream(self, name: str) -> Stream:
-        """See Driver."""
+        """Returns a new stream, which `close` will end."""
         stream = HostStream(name)
         self._streams.append(stream)
         return stream
 
     def event(self, *, sleeps: bool) -> Event:
-        """See Driver."""
+        """Returns an event."""
         self._asked["event"] += 1
         return HostEvent()
 
     def seconds(self, begin: Event, end: Event) -> float:
-        """See Driver."""
+        """Returns the seconds between two reached events."""
         assert isinstance(begin, HostEvent)
         assert isinstance(end, HostEvent)
         return end.mark.at_s - begin.mark.at_s
 
     def warm_up(self, work: Work) -> None:
-        """See Driver."""
+        """`work` has run, on the calling thread."""
         work()
 
     def capture(self, work: Work) -> Work:
-        """See Driver. Here operations cannot be kept apart from what calls them."""
+        """Returns `work` itself: here operations cannot be separated from the code that calls them."""
         self._asked["capture"] += 1
         return work
 
     def trim(self) -> None:
-        """See Driver. Nothing is kept here."""
+        """Does nothing: no memory is kept back here."""
 
     def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
-        """See Driver."""
+        """Copies window[i] = arena[pages[i]]."""
         torch.index_select(arena, 0, pages, out=window[: len(pages)])
 
     def clock_mhz(self) -> float:
-        """See Driver."""
+        """Returns 0: the clock is unknown."""
         return 0.0
 
     def keep_warm(self) -> Work | None:
-        """See Driver."""
+        """Returns None: there is no clock to keep up."""
         return None
 
     def allocations(self) -> dict[str, int]:
-        """See Driver."""
+        """Returns {kind: number of allocations so far}."""
         return dict(self._asked)
 
     def lost(self) -> str:
-        """See Driver."""
+        """Returns "": this device is never lost."""
         return ""
 
     def close(self) -> None:
-        """See Driver."""
+        """All streams have run what was issued and have ended."""
         for stream in self._streams:
             stream.close()

@@ -1,4 +1,4 @@
-"""Threads of one device: one that issues everything, at its time; one per stream that waits in C; one for the rest."""
+"""Threads of one device: one issues everything at its time, one per stream waits in C, and one does the rest."""
 
 import heapq
 import queue
@@ -14,87 +14,91 @@ from gpu_worker.devices.cuda.driver import Event, Work
 from gpu_worker.devices.cuda.watchdog import Wait
 from gpu_worker.tuning import inherit_priority
 
-SPIN_S = 0.0001  # before its time comes a work is waited for awake; Source: a sleeping thread is 50 us late or more
-DEAF_S = 0.00002  # and in the end nothing else is begun: issuing one thing takes about as long
+# a work due within this time is waited for without sleeping. Source: a sleeping thread is 50 us late or more
+SPIN_S = 0.0001
+DEAF_S = 0.00002  # in this last part nothing else is begun: issuing one thing takes about as long
 FOREVER_S = 3600.0
 STOP_S = 5.0  # a thread that has not ended by then is stuck in the driver
 
 
 class DeviceThread(Protocol):
-    """What all threads of a device have."""
+    """What all threads of a device have in common."""
 
     name: str
 
     def wait(self) -> Wait | None:
-        """What it is at, if that is something that a device can hold up."""
+        """Returns what the thread waits for or does, if a device can delay that; else None."""
 
     @property
     def broken(self) -> bool:
-        """It has ended by itself."""
+        """Whether the thread has ended by itself."""
 
     def stop(self, within_s: float = STOP_S) -> bool:
-        """It has ended, after what it was given. False: it has not, in that time."""
+        """The thread has done what it was given and has ended. Returns False if it has not within `within_s`."""
 
 
 @dataclass(slots=True)
 class Agenda:
-    """Works that have their time, earliest first; of equal times, the one that came first. Pure."""
+    """Works with a due time, earliest first; of equal times, the one added first. Pure."""
 
     _heap: list[tuple[float, int, Work]] = field(default_factory=list)
     _count: int = 0
 
     def add(self, due_s: float, work: Work) -> None:
-        """`work` is due then."""
+        """`work` is due at `due_s`."""
         self._count += 1
         heapq.heappush(self._heap, (due_s, self._count, work))
 
     @property
     def due_s(self) -> float | None:
-        """When the next is due."""
+        """The time at which the next work is due; None if there is none."""
         return self._heap[0][0] if self._heap else None
 
     def pop(self, now: float) -> Work | None:
-        """The next, if it is due by now."""
+        """Returns the next work if it is due by `now`, else None."""
         return heapq.heappop(self._heap)[2] if self._heap and self._heap[0][0] <= now else None
 
 
 class Issuer:
-    """One thread. Works run in the order given, those with a time at their time, `idle` each `idle_s` of nothing."""
+    """One thread.
+
+    Works run in the order given, those with a time at their time; `idle` runs after each `idle_s` idle.
+    """
 
     def __init__(self, enter: Work, idle: Work, idle_s: float | None, clock: Callable[[], float]) -> None:
         self._enter, self._idle, self._idle_s, self._clock = enter, idle, idle_s, clock
         self._given: queue.SimpleQueue[tuple[float | None, Work] | None] = queue.SimpleQueue()
         self._agenda = Agenda()
         self._take_priority: Work | None = None
-        self._turn = 0  # counts what is issued
+        self._turn = 0  # number of works issued so far
         self._at_work = False
         self.name = "issue"
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
-        """The thread runs, with the priority of the calling one."""
+        """The thread runs, with the priority of the calling thread."""
         self._take_priority = inherit_priority()
         self._thread.start()
 
     def now(self, work: Work) -> None:
-        """`work` runs as soon as what was given before is issued. It must not raise, nor block."""
+        """`work` runs as soon as what was given before is issued. It must neither raise nor block."""
         self._given.put((None, work))
 
     def at(self, due_s: float, work: Work) -> None:
-        """`work` runs then, or at once if that is past."""
+        """`work` runs at `due_s`, or at once if that is past."""
         self._given.put((due_s, work))
 
     def wait(self) -> Wait | None:
-        """What the thread is issuing, if it is."""
+        """Returns what the thread is issuing; None if nothing."""
         return Wait(self.name, self._turn, "issuing what was ordered") if self._at_work else None
 
     @property
     def broken(self) -> bool:
-        """The thread has ended by itself."""
+        """Whether the thread has ended by itself."""
         return _has_ended(self._thread)
 
     def stop(self, within_s: float = STOP_S) -> bool:
-        """The thread has ended; what has not come due by then is not done. False: it has not, in that time."""
+        """The thread has ended; works not yet due are dropped. Returns False if it has not ended within `within_s`."""
         return _stop(self._thread, self._given, within_s)
 
     def _run(self) -> None:
@@ -105,7 +109,10 @@ class Issuer:
             pass
 
     def _step(self) -> bool:
-        """One thing: a call of its own, so that nothing of it is kept while the next is waited for."""
+        """Does one thing, in a call of its own so that no reference stays while the next is waited for.
+
+        False at the end.
+        """
         due_s = self._agenda.due_s
         now = self._clock()
         if due_s is not None and due_s - now <= SPIN_S:
@@ -123,7 +130,7 @@ class Issuer:
         return given is not None
 
     def _await(self, due_s: float) -> bool:
-        """Awake until it is due, then issues it. False: the end was ordered meanwhile."""
+        """Waits without sleeping until the next work is due, then issues it. Returns False if the thread must end."""
         while (now := self._clock()) < due_s:
             if due_s - now > DEAF_S:
                 time.sleep(0)
@@ -155,7 +162,7 @@ Reached = Callable[[Exception | None], None]
 
 
 class Watcher:
-    """One thread that waits for events in the order they were recorded, and tells when each was reached."""
+    """One thread that waits for events in the order in which they were recorded, and reports each one reached."""
 
     def __init__(self, name: str, enter: Work) -> None:
         self._enter = enter
@@ -163,7 +170,7 @@ class Watcher:
         self._what = name.upper()
         self._given: queue.SimpleQueue[tuple[Event, Reached, str, float] | None] = queue.SimpleQueue()
         self._waiting: tuple[int, str, float] | None = None  # (turn, ref, seconds expected)
-        self._turn = 0  # counts events
+        self._turn = 0  # number of events so far
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
@@ -171,14 +178,14 @@ class Watcher:
         self._thread.start()
 
     def watch(self, event: Event, reached: Reached, ref: str = "", expected_s: float = 0.0) -> None:
-        """`reached` is called on this thread, with what failed, if something did. It must not raise.
+        """`reached` is called on this thread with the failure, or None. It must not raise.
 
-        `ref`: whose event it is; `expected_s`: how long what is before it was expected to take.
+        `ref`: whose event it is; `expected_s`: how long the work before it is expected to take.
         """
         self._given.put((event, reached, ref, expected_s))
 
     def wait(self) -> Wait | None:
-        """What the thread waits for, if it does: the oldest event that it watches."""
+        """Returns what the thread waits for: the oldest event that it watches; None if it watches none."""
         waiting = self._waiting
         if waiting is None:
             return None
@@ -187,11 +194,11 @@ class Watcher:
 
     @property
     def broken(self) -> bool:
-        """The thread has ended by itself."""
+        """Whether the thread has ended by itself."""
         return _has_ended(self._thread)
 
     def stop(self, within_s: float = STOP_S) -> bool:
-        """The thread has ended, after what it watches. False: it has not, in that time."""
+        """The thread has ended after the events that it watches. Returns False if it has not within `within_s`."""
         return _stop(self._thread, self._given, within_s)
 
     def _run(self) -> None:
@@ -200,7 +207,7 @@ class Watcher:
             pass
 
     def _step(self) -> bool:
-        """One event: a call of its own, so that nothing of it is kept while the next is waited for."""
+        """Waits for one event, in a call of its own so that no reference stays while the next is waited for."""
         given = self._given.get()
         if given is None:
             return False
@@ -218,7 +225,7 @@ class Watcher:
 
 
 class Helper:
-    """One thread for what may take its time: filling in large inputs, freeing, and something to be done regularly."""
+    """One thread for what need not be prompt: filling in large inputs, freeing, and a regular task."""
 
     def __init__(self, name: str) -> None:
         self._tick: Work | None = None
@@ -229,7 +236,7 @@ class Helper:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def every(self, tick_s: float, tick: Work) -> None:
-        """`tick` runs so often, once the thread does. It must not raise."""
+        """`tick` runs every `tick_s` once the thread runs. It must not raise."""
         self._tick, self._tick_s = tick, tick_s
 
     def start(self) -> None:
@@ -241,19 +248,19 @@ class Helper:
         self._given.put(work)
 
     def drop(self, thing: object) -> None:
-        """The caller's reference to it is let go on the thread."""
+        """The caller's reference to `thing` will be dropped on this thread."""
         self._given.put(partial(_let_go, thing))
 
     def wait(self) -> Wait | None:
-        """Nothing, ever: it may be a disk that holds it up, and whatever it frees takes its time."""
+        """Returns None always: a disk may delay this thread, and freeing takes its time."""
 
     @property
     def broken(self) -> bool:
-        """The thread has ended by itself."""
+        """Whether the thread has ended by itself."""
         return _has_ended(self._thread)
 
     def stop(self, within_s: float = STOP_S) -> bool:
-        """The thread has ended, after what it was given. False: it has not, in that time."""
+        """The thread has ended after what it was given. Returns False if it has not within `within_s`."""
         return _stop(self._thread, self._given, within_s)
 
     def _run(self) -> None:
@@ -276,16 +283,16 @@ class Helper:
 
 
 def _let_go(thing: object) -> None:
-    """Nothing: whoever calls this held the thing until now."""
+    """Does nothing; its argument held the thing until now."""
 
 
 def _has_ended(thread: threading.Thread) -> bool:
-    """The thread was started, and runs no more."""
+    """Returns whether the thread was started and runs no more."""
     return thread.ident is not None and not thread.is_alive()
 
 
 def _stop(thread: threading.Thread, given: queue.SimpleQueue[Any], within_s: float) -> bool:
-    """The thread was told to end. Returns whether it has, or was never started, in that time."""
+    """The thread is told to end. Returns whether it has ended within `within_s`, or was never started."""
     if thread.is_alive():
         given.put(None)
         thread.join(within_s)
@@ -293,7 +300,7 @@ def _stop(thread: threading.Thread, given: queue.SimpleQueue[Any], within_s: flo
 
 
 class EventPool:
-    """Events that are recorded again and again; all are made at start. Any thread may take and give."""
+    """Events that are recorded again and again; all are made at the start. Any thread may take and give."""
 
     def __init__(self, make: Callable[[], Event], count: int) -> None:
         self._free: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -303,21 +310,23 @@ class EventPool:
 
     @property
     def free(self) -> int:
-        """Events that nobody has."""
+        """The number of events that nobody has."""
         return self._free.qsize()
 
     def take(self) -> Event:
-        """An event. Raises: queue.Empty, if more are in use than lanes are deep."""
+        """Returns an event. Raises: queue.Empty if all are in use, which the depths of the lanes rule out."""
         try:
             return self._free.get_nowait()
         except queue.Empty:
             raise queue.Empty(f"all {self.count} events are in use") from None
 
     def lend(self, count: int) -> "Lent":
-        """So many events for a block, at whose end somebody has them who gives them back; if it raises, nobody has.
+        """Returns a context with `count` events, which go back to the pool if the block raises.
 
-        One that was recorded may be recorded again at once: a stream that waits for it waits for what it was then.
-        Raises: queue.Empty.
+        Otherwise the user gives them back.
+
+        An event that was recorded may be recorded again at once: a stream that waits for it waits for the earlier
+        record. Raises: queue.Empty.
         """
         events: list[Event] = []
         try:
@@ -329,13 +338,13 @@ class EventPool:
         return Lent(self, events)
 
     def give(self, *events: Event) -> None:
-        """Nobody looks at them any more."""
+        """The events are free: nobody looks at them any more."""
         for event in events:
             self._free.put(event)
 
 
 class Lent:
-    """See EventPool.lend."""
+    """The context that EventPool.lend returns: the events go back to the pool if the block raises."""
 
     __slots__ = ("_events", "_pool")
 

@@ -1,10 +1,10 @@
 """LOADs of one device: from pinned memory, or from disk through a few pinned buffers, in pieces into pages.
 
-    from pinned memory   image -> pages, two pieces on their way at most                        stream load
-    from disk            file -> buffer, on a thread of its own, while the piece before is copied; buffer -> pages
+    from pinned memory   image -> pages, at most two pieces in flight                            stream load
+    from disk            file -> buffer, on a thread of its own, while the previous piece is copied; buffer -> pages
 
-The last piece takes the list of the pages with it, into the page table on the device. Instants are the host's. A copy's
-duration is the device's; that of a LOAD from disk is the host's, from its first read to its last copy.
+The last piece also carries the list of the pages into the page table on the device. Instants are the host's. The
+duration of a copy is the device's; that of a LOAD from disk is the host's, from its first read to its last copy.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
 from mesh.versions import CHANGED
 
-PIECE_BYTES = 8 * MIB  # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures others
-EVENTS = 96  # for LOADs: they may be noticed later than others
+# 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures other sizes
+PIECE_BYTES = 8 * MIB
+EVENTS = 96  # for LOADs, whose ends may be noticed later than others
 
 
 class Loader:
-    """One after the other, each begun in its window or not at all. On the issuing thread, if not said otherwise."""
+    """Runs LOADs one after the other; each begins within its action's window or not at all.
+
+    Methods run on the issuing thread unless they say otherwise.
+    """
 
     def __init__(
         self,
@@ -39,7 +43,7 @@ class Loader:
         tell: Callable[[Job, Done], None],
         suspect: Callable[[], None],
     ) -> None:
-        """`tell`: how a LOAD went; `suspect`: something failed, and it may be the device."""
+        """`tell`: reports the outcome of a LOAD. `suspect`: called if something failed, maybe by the device's fault."""
         self._driver, self._memory, self._issuer = driver, memory, issuer
         self._tell, self._suspect = tell, suspect
         self.events = EventPool(partial(driver.event, sleeps=True), EVENTS)
@@ -56,16 +60,16 @@ class Loader:
 
     @property
     def threads(self) -> tuple[Helper, Watcher]:
-        """In the order in which they are to be stopped, once nothing is issued any more."""
+        """The threads, in the order in which to stop them once nothing is issued any more."""
         return self._disk, self._watcher
 
     def prepare_disk(self) -> None:
-        """Images can be loaded from disk. On the thread that prepares, before the first. Raises: MemoryError."""
+        """Images can be loaded from disk. On the thread that prepares, before the first one. Raises: MemoryError."""
         if self._staging is None:
             self._staging = Staging(self._driver, PIECE_BYTES)
 
     def order(self, loading: Loading) -> None:
-        """A LOAD was ordered: it begins when those before it have."""
+        """A LOAD is ordered: it begins when those before it have begun."""
         version, pages = loading.version, loading.job.pages
         loading.row = self._memory.row(pages)
         wanted = pieces(version.package.image_bytes, pages, self._memory.room.page_bytes, PIECE_BYTES)
@@ -92,7 +96,7 @@ class Loader:
             transfer, piece = found
             try:
                 self._start(transfer.load, piece, last=transfer.started)
-            except Exception as error:  # that LOAD's outcome, and the next one is not held up by it
+            except Exception as error:  # the outcome of this LOAD; it does not delay the next one
                 self._failed(transfer.load, self.copies.failed(transfer), error)
 
     def _start(self, loading: Loading, piece: Piece, *, last: bool) -> None:
@@ -117,7 +121,7 @@ class Loader:
         return self._staging.buffers[piece.buffer][: piece.size]
 
     def _failed(self, loading: Loading, over: Loading | None, error: Exception) -> None:
-        """A piece of it could not be read, or not be started; `over`: nothing of it is on its way."""
+        """A piece of the LOAD could not be read or started; `over`: the LOAD, if no piece of it is in flight."""
         loading.error = loading.error or error
         if over is not None:
             self._over(over, None, time.monotonic())
@@ -139,7 +143,10 @@ class Loader:
             self._over(over, end, end_s)
 
     def _over(self, loading: Loading, end: Event | None, end_s: float) -> None:
-        """Nothing of it is on its way any more; `end`: behind the piece that arrived last, if one did just now."""
+        """Reports a LOAD of which nothing is in flight.
+
+        `end`: the event after a piece that arrived just now, if any.
+        """
         begin = loading.begin
         if loading.error is not None:
             code = CHANGED if isinstance(loading.error, WeightsChanged) else "device_error"
@@ -164,7 +171,8 @@ class Loader:
         assert piece.buffer is not None
         try:
             image.read(self._staging.bytes[piece.buffer][: piece.size], piece.source)
-        except Exception as fault:  # the file is gone, or cut short: that LOAD's outcome, not the thread's end
+        # the file is gone or cut short: the outcome of this LOAD, which must not end the thread
+        except Exception as fault:
             error = fault
         self._issuer.now(partial(self._was_read, transfer, error))
 

@@ -1,4 +1,4 @@
-"""What a device allocates at start, and the ring of buffers for inputs and outputs."""
+"""What a device allocates at the start, and the ring of buffers for inputs and outputs."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from gpu_worker.devices.rows import pad
 from gpu_worker.packages.package import Package
 from mesh import wire
 
-SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs on their way: lanes hold no more at a time
+SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs in flight: the lanes hold no more at a time
 SLOT_BYTES_MAX = 256 * MIB
 WORD = torch.int64
-ROW_WORDS = 32  # rows of the page table are aligned: Triton compiles anew for an address that is not
+ROW_WORDS = 32  # rows of the page table are aligned to this: Triton recompiles for an unaligned address
 
 
 def misfits(package: Package, room: Room) -> list[str]:
-    """What of the package is too large for a device with this room, each with the figure and the limit."""
+    """Returns what of the package is too large for a device with this room, each with the figure and the limit."""
     faults = []
     if package.image_bytes > room.window_bytes:
         faults.append(
@@ -43,7 +43,7 @@ def misfits(package: Package, room: Room) -> list[str]:
 
 
 class Memory:
-    """Arena, window and page table of one device. Raises: DeviceError."""
+    """Arena, weight buffer and page table of one device. Raises: DeviceError."""
 
     def __init__(self, driver: Driver, room: Room) -> None:
         self.room = room
@@ -66,9 +66,9 @@ class Memory:
         self.host_tables = self._host_tables.tensor.view(WORD).view(room.pages, row)
 
     def row(self, pages: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(on the device, pinned) list of these pages [n] int64, filled in on the pinned side.
+        """Returns the row of the page table for these pages, `[n]` int64: (on the device, pinned and filled in).
 
-        The row of the table is the first page's: as long as a model holds that page, the row is its own.
+        The row is that of the first page: as long as a model holds that page, the row belongs to it.
         """
         there, here = self.tables[pages[0], : len(pages)], self.host_tables[pages[0], : len(pages)]
         here.copy_(torch.tensor(pages, dtype=WORD))
@@ -76,12 +76,12 @@ class Memory:
 
 
 class Staging:
-    """Pinned buffers of one size that pieces from disk pass through. Raises: MemoryError."""
+    """Pinned buffers of one size for pieces from disk. Raises: MemoryError."""
 
     def __init__(self, driver: Driver, size: int, count: int = BUFFERS) -> None:
         self._pinned = driver.pin(count * size)
         self.buffers = [self._pinned.tensor[i * size : (i + 1) * size] for i in range(count)]
-        self.bytes = [buffer.numpy() for buffer in self.buffers]  # the same, as what reads files takes it
+        self.bytes = [buffer.numpy() for buffer in self.buffers]  # the same buffers as numpy arrays, for reading files
 
 
 @dataclass(slots=True, eq=False)
@@ -96,14 +96,14 @@ class Slot:
 
 @dataclass(slots=True, eq=False)
 class Ring:
-    """Slots of one size. Taken and given back on the loop's thread; replaced as a whole by a larger one."""
+    """Slots of one size. Taken and given back on the loop's thread; replaced as a whole by a larger ring."""
 
     slot_bytes: int
     free: deque[Slot] = field(default_factory=deque)
 
     @classmethod
     def allocate(cls, driver: Driver, slot_bytes: int, count: int = SLOTS) -> "Ring":
-        """A ring whose slots are all free. Raises: MemoryFull, MemoryError."""
+        """Returns a ring whose slots are all free. Raises: MemoryFull, MemoryError."""
         ring = cls(slot_bytes)
         for _ in range(count):
             pinned = driver.pin(slot_bytes)
@@ -111,22 +111,23 @@ class Ring:
         return ring
 
     def take(self) -> Slot | None:
-        """A slot; None if all are in use."""
+        """Returns a slot; None if all are in use."""
         return self.free.popleft() if self.free else None
 
     def give(self, slot: Slot) -> None:
-        """The slot is free again; one of a ring that was replaced is let go."""
+        """The slot is free again; one of a replaced ring is dropped."""
         if slot.ring is self:
             self.free.append(slot)
 
 
 class WrongBytes(ValueError):
-    """An input has not the bytes that its rows take."""
+    """An input does not have the bytes that its rows take."""
 
 
 def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None:
-    """The job's inputs are in the slot's pinned part, and behind them `padding`, one row of each input, again and again
-    up to the size that was captured. Raises: WrongBytes.
+    """The slot's pinned part holds the job's inputs, and `padding` (one row of each input) up to the captured size.
+
+    Raises: WrongBytes.
     """
     assert isinstance(job.action, wire.Infer)
     target = slot.here.numpy()
@@ -146,6 +147,6 @@ def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None
 
 
 def outputs_of(slot: Slot, layout: Layout, rows: int) -> list[memoryview]:
-    """Copies of the first rows of each output: the slot is another's soon."""
+    """Returns copies of the first rows of each output: the slot will soon be reused."""
     source = slot.here.numpy()
     return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]

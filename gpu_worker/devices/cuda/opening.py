@@ -1,4 +1,4 @@
-"""A GPU claimed and set up as the settings say."""
+"""Claims a GPU and sets it up as the settings say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE_MB = 16
 
 
 def open_cuda(settings: Settings, indices: Sequence[int]) -> CudaDevice:
-    """The first of these GPUs that no worker drives. Raises: DeviceError."""
+    """Returns the first of these GPUs that no worker drives. Raises: DeviceError."""
     for index in indices:
         nvidia.check_index(settings.device, index)
     folder = settings.data_dir / "locks"

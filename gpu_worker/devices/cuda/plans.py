@@ -1,4 +1,4 @@
-"""What goes where, and when: batch sizes, places inside buffers, pieces of a LOAD, the window's contents. Pure.
+"""What goes where and when: batch sizes, places in buffers, pieces of a LOAD, contents of the weight buffer. Pure.
 
 Sizes are bytes and instants are seconds of one clock, unless a name says otherwise.
 """
@@ -14,20 +14,20 @@ from gpu_worker.profiling import LADDER
 from mesh import wire
 from mesh.tensors import byte_count
 
-ALIGNMENT = 256  # bytes; Source: what CUDA guarantees of its own allocations
-IN_FLIGHT_MAX = 2  # pieces of LOADs on their way: the next is always queued, and an INPUT waits behind two at most
+ALIGNMENT = 256  # bytes. Source: what CUDA guarantees of its own allocations
+IN_FLIGHT_MAX = 2  # pieces of LOADs in flight: the next one is always queued, and an INPUT waits for two at most
 BUFFERS = IN_FLIGHT_MAX + 1  # for pieces from disk: one is read into while the others are copied
 MIB = 1 << 20
 T = TypeVar("T")
 
 
 def ladder(batch_max: int) -> tuple[int, ...]:
-    """Sizes to be captured, ascending: those that are profiled, up to the maximum, and the maximum."""
+    """Returns the sizes to capture, ascending: the profiled sizes below the maximum, and the maximum."""
     return (*(size for size in LADDER if size < batch_max), batch_max)
 
 
 def padded(batch: int, sizes: Sequence[int]) -> int:
-    """The smallest of the ascending sizes that holds `batch`. Raises: ValueError if none does."""
+    """Returns the smallest of the ascending sizes that holds `batch`. Raises: ValueError if none does."""
     at = bisect_left(sizes, batch)
     if batch < 1 or at == len(sizes):
         raise ValueError(f"a batch of {batch} has no graph: sizes are {', '.join(map(str, sizes))}")
@@ -45,7 +45,7 @@ class Place:
     row_bytes: int
     rows: int
     dtype: str
-    shape: tuple[int, ...]  # with the rows
+    shape: tuple[int, ...]  # including the rows
 
     @property
     def size(self) -> int:
@@ -64,12 +64,12 @@ class Layout:
 
     @property
     def outputs_at(self) -> int:
-        """Where the outputs begin."""
+        """Offset of the first output."""
         return self.outputs[0].at
 
 
 def lay_out(spec: wire.ModelSpec, size: int) -> Layout:
-    """Places for a batch of this size."""
+    """Returns the places for a batch of this size."""
     inputs, end = _places(spec.inputs, size, 0)
     outputs, last = _places(spec.outputs, size, end)
     return Layout(inputs, outputs, end, last)
@@ -89,18 +89,18 @@ def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One copy: `size` bytes from `source` of the image to `target` of the arena."""
+    """One copy: `size` bytes from offset `source` of the image to offset `target` of the arena."""
 
     source: int
     target: int
     size: int
-    buffer: int | None = None  # that it passes through, if it comes from disk
+    buffer: int | None = None  # the staging buffer that it passes through, if it comes from disk
 
 
 def pieces(image_bytes: int, pages: Sequence[int], page_bytes: int, piece_bytes: int) -> list[Piece]:
-    """The copies that bring an image into these pages, in order; none is larger than a piece or crosses a page.
+    """Returns the copies that bring an image into these pages, in order; none exceeds `piece_bytes` or crosses a page.
 
-    One at least, of nothing for an image of nothing.
+    There is at least one, of size 0 for an empty image.
     """
     if not image_bytes:
         return [Piece(0, pages[0] * page_bytes, 0)]
@@ -114,46 +114,50 @@ def pieces(image_bytes: int, pages: Sequence[int], page_bytes: int, piece_bytes:
 
 @dataclass(slots=True, eq=False)
 class Transfer(Generic[T]):
-    """One LOAD on its way. Its pieces go through these queues, oldest first; the first two are for those from disk."""
+    """One LOAD in progress.
+
+    Its pieces pass through these queues, oldest first; the first two are for pieces from disk.
+    """
 
     load: T
     unread: deque[Piece] = field(default_factory=deque)
     reading: deque[Piece] = field(default_factory=deque)
-    waiting: deque[Piece] = field(default_factory=deque)  # can be copied
+    waiting: deque[Piece] = field(default_factory=deque)  # ready to be copied
     in_flight: deque[Piece] = field(default_factory=deque)
     begun: bool = False
-    broken: bool = False  # one piece has failed: no other is begun
+    broken: bool = False  # a piece has failed: no other is begun
 
     @property
     def started(self) -> bool:
-        """All of it is on its way."""
+        """Whether all of its pieces are in flight or have arrived."""
         return not (self.unread or self.reading or self.waiting)
 
 
 @dataclass(slots=True)
 class Copies(Generic[T]):
-    """LOADs, one after the other, in pieces: start what `next` gives, and say when the oldest piece has `ended`.
+    """LOADs one after the other, in pieces: start what `next` returns, and call `ended` when the oldest piece arrives.
 
-    Those from disk are read first, into one of a few buffers: read what `to_read` gives, and say when it is `read`. A
-    LOAD is over when nothing of it is read or copied any more, whether it went well or not.
+    Pieces from disk are first read into one of a few buffers: read what `to_read` returns, and call `read` when that is
+    done. A LOAD is over when none of its pieces is being read or copied any more, whether it went well or not.
     """
 
     in_flight_max: int = IN_FLIGHT_MAX
     _buffers: deque[int] = field(default_factory=lambda: deque(range(BUFFERS)))  # free ones
     _queue: deque[Transfer[T]] = field(default_factory=deque)  # not over, oldest first
-    _in_flight: int = 0  # pieces started, not ended, of all
+    _in_flight: int = 0  # pieces of all LOADs that were started and have not ended
 
     def add(self, load: T, wanted: Sequence[Piece], *, from_disk: bool = False) -> None:
-        """A LOAD of at least one piece was ordered."""
+        """A LOAD of at least one piece is ordered."""
         assert wanted
         transfer = Transfer(load)
         (transfer.unread if from_disk else transfer.waiting).extend(wanted)
         self._queue.append(transfer)
 
     def to_read(self) -> tuple[Transfer[T], Piece] | None:
-        """A piece to be read into its buffer now, behind those given before; None: no buffer is free, or none is left.
+        """Returns a piece to read into its buffer now, after earlier ones; None if no buffer is free or no piece is
+        left.
 
-        Of a LOAD whose turn it is: else it would be measured by what goes before it.
+        Only the first LOAD in turn reads: otherwise its duration would include the LOADs before it.
         """
         transfer = self._first()
         if transfer is None or not transfer.unread or not self._buffers:
@@ -164,7 +168,7 @@ class Copies(Generic[T]):
         return transfer, piece
 
     def read(self, transfer: Transfer[T]) -> T | None:
-        """Its oldest piece given to be read is in its buffer. Returns the load, if it is over, having failed."""
+        """The transfer's oldest piece to read is in its buffer. Returns the load if it had failed and is over."""
         piece = transfer.reading.popleft()
         if transfer.broken:
             self._free(piece)
@@ -173,12 +177,12 @@ class Copies(Generic[T]):
         return self._over(transfer)
 
     def unreadable(self, transfer: Transfer[T]) -> T | None:
-        """That piece could not be read. Returns the load, if it is over now."""
+        """The transfer's oldest piece to read could not be read. Returns the load if it is over now."""
         self._free(transfer.reading.popleft())
         return self._broken(transfer)
 
     def next(self) -> tuple[Transfer[T], Piece] | None:
-        """A piece to be started now, of that transfer; None: enough are on their way, or none is there."""
+        """Returns a piece to start now, with its transfer; None if enough are in flight or none is ready."""
         transfer = self._first()
         if transfer is None or not transfer.waiting or self._in_flight == self.in_flight_max:
             return None
@@ -189,7 +193,7 @@ class Copies(Generic[T]):
         return transfer, piece
 
     def due(self) -> T | None:
-        """The load that `next` or `to_read` would begin with its first piece now; it may still be dropped."""
+        """Returns the load that `next` or `to_read` would begin now with its first piece; it can still be dropped."""
         transfer = self._first()
         if transfer is None or transfer.begun:
             return None
@@ -197,7 +201,7 @@ class Copies(Generic[T]):
         return transfer.load if ready else None
 
     def drop(self) -> T:
-        """What is `due` is not wanted any more."""
+        """The load that is `due` is dropped. Returns it."""
         transfer = self._first()
         assert transfer is not None
         assert not transfer.begun
@@ -205,20 +209,23 @@ class Copies(Generic[T]):
         return transfer.load
 
     def ended(self) -> T | None:
-        """The oldest piece on its way has arrived. Returns its load, if it is over now."""
+        """The oldest piece in flight has arrived. Returns its load if it is over now."""
         transfer = self._queue[0]
         self._free(transfer.in_flight.popleft())
         self._in_flight -= 1
         return self._over(transfer)
 
     def failed(self, transfer: Transfer[T]) -> T | None:
-        """The piece of it that `next` gave last could not be started. Returns the load, if it is over now."""
+        """The last piece that `next` returned for the transfer could not be started.
+
+        Returns the load if it is over now.
+        """
         self._free(transfer.in_flight.pop())
         self._in_flight -= 1
         return self._broken(transfer)
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         assert self._in_flight == sum(len(transfer.in_flight) for transfer in self._queue) <= self.in_flight_max
         held = [
             piece.buffer
@@ -255,53 +262,56 @@ class Copies(Generic[T]):
 
 @dataclass(slots=True)
 class Window:
-    """Whose weights the execution window holds, in the order of what was issued.
+    """Whose weights the weight buffer holds, after everything issued so far.
 
-    A version's weights never change once it is prepared, so a preparation's number says all: the window goes on holding
-    a model whose pages are long given to others.
+    The weights of a version never change once it is prepared, so the number of its preparation identifies them: the
+    buffer may still hold a model whose pages were given to others long ago.
     """
 
     holds: int | None = None  # number of a preparation
 
     def bring(self, preparation: int) -> bool:
-        """The window holds these weights once what is issued now has run. True: they have to be gathered first."""
+        """The buffer holds these weights once what is issued now has run.
+
+        Returns True if they must be gathered first.
+        """
         gather = self.holds != preparation
         self.holds = preparation
         return gather
 
     def leave(self, preparation: int) -> None:
-        """These weights, should the window hold them, are to be gathered again."""
+        """These weights must be gathered again, if the buffer holds them."""
         if self.holds == preparation:
             self.holds = None
 
     def spoil(self) -> None:
-        """What the window holds is not known any more."""
+        """The contents of the buffer are unknown from now on."""
         self.holds = None
 
 
 @dataclass(slots=True)
 class Lane:
-    """When a stream will be free, as far as is foreseen: what was issued runs one after the other."""
+    """Predicts when a stream will be free: what was issued runs one after the other."""
 
     _free_s: float = 0.0
     _running: int = 0
 
     @property
     def busy(self) -> bool:
-        """Something runs."""
+        """Whether something runs."""
         return self._running > 0
 
     def start_s(self, now: float) -> float:
-        """When something that is issued now would start."""
+        """Returns when something issued now would start."""
         return max(now, self._free_s) if self._running else now
 
     def issued(self, now: float, expected_s: float) -> None:
-        """Something was issued that is expected to take so long."""
+        """Something was issued that is expected to take `expected_s`."""
         self._free_s = self.start_s(now) + expected_s
         self._running += 1
 
     def ended(self, now: float) -> None:
-        """The oldest has ended, foreseen or not: the others shift by as much."""
+        """The oldest work has ended, early or late: the start of the others shifts accordingly."""
         self._running -= 1
         if not self._running:
             self._free_s = now
@@ -314,11 +324,11 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Sizes of what is allocated at start."""
+    """Sizes of what is allocated at the start."""
 
     page_bytes: int
     pages: int  # of the arena
-    window_pages: int  # of the window
+    window_pages: int  # of the weight buffer
 
     @property
     def arena_bytes(self) -> int:
@@ -327,18 +337,19 @@ class Room:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the window."""
+        """Bytes of the weight buffer."""
         return self.window_pages * self.page_bytes
 
 
-RESERVE_BYTES = 3 << 30  # graphs, activations, buffers, modules; Source: sum of their estimates, unproven
+RESERVE_BYTES = 3 << 30  # graphs, activations, buffers, modules. Source: sum of their estimates, unproven
 RESERVE_SHARE = 0.06
 
 
 def make_room(name: str, *, free: int, total: int, page_bytes: int, arena_bytes: int, window_bytes: int) -> Room:
-    """What is allocated on a device with so much free memory; `arena_bytes` 0: what the rest leaves.
+    """Returns what to allocate on a device with so much free memory; `arena_bytes` 0: everything that is left.
 
-    A second window is left free: preparing a model needs its weights on the device once more. Raises: DeviceError.
+    Room for a second weight buffer stays free: preparing a model needs its weights on the device once more. Raises:
+    DeviceError.
     """
     window_pages = -(-window_bytes // page_bytes)
     rest = 2 * window_pages * page_bytes + max(RESERVE_BYTES, int(total * RESERVE_SHARE))

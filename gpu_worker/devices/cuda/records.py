@@ -1,4 +1,4 @@
-"""What the device remembers of versions and of what is on its way."""
+"""What the device remembers of versions and of work in flight."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -31,19 +31,19 @@ class Version:
 
     package: Package
     number: int  # of its preparation
-    image: Image  # shared by versions whose weights are the same file
+    image: Image  # shared by versions with equal weights
     executable: Executable
     padding: tuple[Bytes, ...]  # one row of each input
 
 
 @dataclass(slots=True, eq=False)
 class Loading:
-    """One LOAD on its way."""
+    """One LOAD in progress."""
 
     job: Job
     version: Version
-    row: tuple[torch.Tensor, torch.Tensor] | None = None  # (on the device, pinned) list of its pages
-    read_s: float | None = None  # when its first piece was given to be read, if it comes from disk
+    row: tuple[torch.Tensor, torch.Tensor] | None = None  # (on the device, pinned) row of the page table
+    read_s: float | None = None  # when the read of its first piece was ordered, if it comes from disk
     begin: Event | None = None  # before its first copy
     error: Exception | None = None  # of the first piece that failed
 
@@ -61,10 +61,11 @@ class Held:
 
 @dataclass(slots=True)
 class Figures:
-    """What a device tells of itself."""
+    """Figures that a device reports of itself."""
 
-    late_s: deque[float] = field(default_factory=lambda: deque(maxlen=FIGURES_MAX))  # of each EXEC: issue after due
-    gathers: int = 0  # EXECs whose model the window did not hold
+    # of each EXEC: time from due to issued, in seconds
+    late_s: deque[float] = field(default_factory=lambda: deque(maxlen=FIGURES_MAX))
+    gathers: int = 0  # EXECs whose model was not in the weight buffer
     graphs: int = 0
     graph_bytes: int = 0
     kept_warm: int = 0
@@ -73,7 +74,7 @@ class Figures:
 def done_of(
     driver: Driver, begin: Event, end: Event, end_s: float, error: Exception | None
 ) -> tuple[Done, Exception | None]:
-    """How what lies between two events went, and what failed; `error`: what waiting for the second one said."""
+    """Returns the outcome of the work between two events, and its error; `error`: what waiting for `end` raised."""
     if error is None:
         try:
             duration_s = driver.seconds(begin, end)
@@ -85,5 +86,5 @@ def done_of(
 
 
 def said(error: Exception) -> str:
-    """What failed; without the advice for debugging that torch puts below what CUDA says."""
+    """Returns what failed, without the debugging advice that torch appends to CUDA's message."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -18,7 +18,7 @@ from gpu_worker.packages.package import Package
 
 
 class Versions:
-    """`prepare` runs on the thread that prepares; all else on any."""
+    """The prepared versions. `prepare` runs on the thread that prepares; everything else on any thread."""
 
     def __init__(
         self,
@@ -42,11 +42,14 @@ class Versions:
         self._preparations = 0
 
     def get(self, ref: str) -> Version | None:
-        """The version, if it is prepared."""
+        """Returns the version if it is prepared, else None."""
         return self._prepared.get(ref)
 
     def prepare(self, package: Package, kind: str) -> None:
-        """The version is there; `kind`: of the device. Raises: PackageError, MemoryFull, MemoryError, RuntimeError."""
+        """The version is prepared; `kind`: of the device.
+
+        Raises: PackageError, MemoryFull, MemoryError, RuntimeError.
+        """
         with self._attempt(package, kind):
             image = self.images.take(package)
             try:
@@ -62,11 +65,15 @@ class Versions:
         if gone is None or any(other.executable is gone.executable for other in list(self._prepared.values())):
             return
         key = (gone.package.architecture, gone.package.spec.batch_max)
-        self._helper.drop(self._executables.pop(key, None))  # destroying graphs takes its time
+        # on the helper's thread, because destroying graphs takes time
+        self._helper.drop(self._executables.pop(key, None))
 
     @contextmanager
     def _attempt(self, package: Package, kind: str) -> Iterator[None]:
-        """It is on record as long as it lasts; and beyond, if the device, or the process, does not outlive it."""
+        """The preparation is on record while it lasts.
+
+        The record stays if the device or the process does not survive.
+        """
         if self._attempts is None:
             yield
             return
@@ -87,7 +94,7 @@ class Versions:
         executable = self._executables.get(key)
         if executable is None:
             executable = self._build(package, image)
-        elif self._checks.are_needed(package):  # what was captured is of another version's weights
+        elif self._checks.are_needed(package):  # it was captured with another version's weights
             try_out(self._driver, package, executable.forward, self._weights(package, image))
         self._checks.passed(package)
         needed = executable.layouts[package.spec.batch_max].end
@@ -98,14 +105,14 @@ class Versions:
         self._prepared[package.ref] = Version(package, self._preparations, image, executable, padding)
 
     def _build(self, package: Package, image: Image) -> Executable:
-        """What executes the architecture, tried out with the weights of the image."""
+        """Returns the executable of the architecture, checked with the weights of the image."""
         executable = build(self._driver, package, self._weights(package, image), self._memory.window)
         self._figures.graphs += len(executable.sizes)
         self._figures.graph_bytes += executable.graph_bytes
         return executable
 
     def _weights(self, package: Package, image: Image) -> torch.Tensor:
-        """On the host, as a flat image."""
+        """Returns the weights on the host, as a flat image, uint8."""
         if isinstance(image, PinnedImage):
             return image.pinned.tensor
         data = HostImage.allocate(package.image_bytes).data

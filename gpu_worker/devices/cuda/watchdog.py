@@ -1,6 +1,7 @@
-"""When a device is given up: a thread has waited for it for too long. Pure: takes what threads are seen at, and `now`.
+"""Decides when a device is given up because a thread has waited for it too long. Pure: takes observations and `now`.
 
-A GPU that hangs says nothing: whoever waits for it waits for ever, inside the driver. So somebody else looks at them.
+A GPU that hangs reports nothing: whoever waits for it waits forever inside the driver. So another thread observes the
+waiting ones.
 """
 
 from collections.abc import Sequence
@@ -11,40 +12,44 @@ PREPARE = "prepare"  # the thread that prepares versions
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a device may take. Generous: giving up one that would have gone on ends all that is served there."""
+    """How long a device may take.
 
-    least_s: float = 10.0  # for anything that was issued, or to issue it
-    times: float = 20.0  # as long as was expected, if that is more
-    preparing_s: float = 60.0  # in place of `least_s` while a version is prepared: pinning and trials hold others up
-    prepare_s: float = 600.0  # for a version: choosing kernels and capturing every size takes tens of seconds
-    prepare_bytes_per_s: float = 10e6  # and so much longer for its weights, which come from a disk
-    look_s: float = 1.0  # between two looks
+    Limits are generous: giving up a device that would recover ends everything served there.
+    """
+
+    least_s: float = 10.0  # for any issued work, or for issuing it
+    times: float = 20.0  # times the expected duration, if that is more
+    preparing_s: float = 60.0  # in place of `least_s` while a version is prepared: pinning and checks delay others
+    prepare_s: float = 600.0  # to prepare a version: choosing kernels and capturing every size takes tens of seconds
+    prepare_bytes_per_s: float = 10e6  # added to `prepare_s` at this rate for the weights, which come from a disk
+    look_s: float = 1.0  # between two observations
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One thread at work, as it was seen."""
+    """One thread at work, as it was observed."""
 
     thread: str
-    turn: int  # its works, counted: the same turn is the same work
+    turn: int  # number of its work: the same turn is the same work
     what: str
-    expected_s: float = 0.0  # of PREPARE: more than others, for the size of its weights
+    expected_s: float = 0.0  # for PREPARE: added to the limit, for the size of its weights
 
 
 @dataclass(slots=True)
 class Watchdog:
-    """Looks at the threads of one device, again and again.
+    """Observes the threads of one device, again and again.
 
-    Time counts as far as it is looked on: a process that was stopped, or a machine that slept, is no device that hangs.
+    Only observed time counts: a process that was stopped, or a machine that slept, is not a hanging device.
     """
 
     patience: Patience = field(default_factory=Patience)
-    _seen_s: float = 0.0  # time that was looked on so far
-    _looked_s: float | None = None  # `now` of the last look
-    _since: dict[str, tuple[int, float]] = field(default_factory=dict)  # {thread at work: (turn, when first seen)}
+    _seen_s: float = 0.0  # observed time so far
+    _looked_s: float | None = None  # `now` of the last observation
+    # {thread at work: (turn, observed time when first seen)}
+    _since: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def look(self, waits: Sequence[Wait], *, ended: Sequence[str] = (), now: float) -> str:
-        """Why the device is given up; "" as long as it is not. `ended`: threads that should run, and do not."""
+        """Returns why the device is given up; "" if it is not. `ended`: threads that should run and do not."""
         if self._looked_s is not None:
             self._seen_s += min(now - self._looked_s, 2 * self.patience.look_s)
         self._looked_s = now
@@ -60,7 +65,7 @@ class Watchdog:
         return f"thread {ended[0]} of the device has ended" if ended else ""
 
     def limit_s(self, wait: Wait, preparing: bool) -> float:
-        """How long this may take."""
+        """Returns how long this may take, in seconds."""
         patience = self.patience
         if wait.thread == PREPARE:
             return patience.prepare_s + wait.expected_s

@@ -1,4 +1,4 @@
-"""Looks at the threads of a device, on the loop's thread: that one never calls the driver, so it never waits for it."""
+"""Observes the threads of a device from the loop's thread, which never calls the driver and so never waits for it."""
 
 import asyncio
 import itertools
@@ -11,7 +11,7 @@ from gpu_worker.devices.cuda.watchdog import PREPARE, Patience, Wait, Watchdog
 
 
 class Watching:
-    """Tells when the device is given up, once. Everything but `preparing` is for the loop's thread."""
+    """Reports once when the device is given up. Everything but `preparing` is for the loop's thread."""
 
     def __init__(self, threads: Sequence[DeviceThread], patience: Patience, given_up: Callable[[str], None]) -> None:
         self._threads = threads
@@ -24,22 +24,22 @@ class Watching:
         self._next: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """It looks, until it is stopped or has seen enough."""
+        """Observation runs until `stop` is called or the device is given up."""
         self._next = asyncio.get_running_loop().call_later(self._look_s, self._tick)
 
     def stop(self) -> None:
-        """It does not look any more."""
+        """Observation has ended."""
         if self._next is not None:
             self._next.cancel()
 
     @property
     def prepares(self) -> bool:
-        """A version is being prepared now."""
+        """Whether a version is being prepared now."""
         return self._preparing is not None
 
     @contextmanager
     def preparing(self, ref: str, image_bytes: int) -> Iterator[None]:
-        """The calling thread prepares this version, one at a time."""
+        """The calling thread prepares this version during the block; one at a time."""
         expected_s = image_bytes / self._bytes_per_s
         self._preparing = Wait(PREPARE, next(self._preparations), f"PREPARE of {ref}", expected_s)
         try:
@@ -48,7 +48,7 @@ class Watching:
             self._preparing = None
 
     def look(self, now: float) -> bool:
-        """One look. Returns whether the device is given up, and has been told so."""
+        """Observes once. Returns whether the device is given up; then `given_up` was called."""
         seen = [*(thread.wait() for thread in self._threads), self._preparing]
         waits = [wait for wait in seen if wait is not None]
         ended = [thread.name for thread in self._threads if thread.broken]

@@ -1,1 +1,1 @@
-"""How modules, exported programs and ONNX files become packages; nothing of it is needed to serve them."""
+"""Makes packages of modules, exported programs and ONNX files. Nothing of it is needed for serving."""

@@ -1,4 +1,4 @@
-"""What people give as an array, as one: of any library, memory order and byte order. Pure."""
+"""Converts what people give as an array, of any library, memory order and byte order. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,15 @@ import numpy as np
 import torch
 
 Array = np.ndarray[Any, Any]
-KINDS = ("b", "iu", "f")  # of dtypes, as numpy has them: a value of each is one of those after it, too
-SHOWN = 5  # names that are listed
+KINDS = ("b", "iu", "f")  # numpy's kinds of dtypes; values of a kind can be cast to each later kind
+SHOWN = 5  # names listed in a message
 
 
 def arrays_of(example: object) -> dict[str, Any]:
-    """{input: what was given for it}. Raises: ValueError, in words for people, where it is nothing of that kind."""
+    """Returns {input: what was given for it}.
+
+    Raises: ValueError with a sentence for people if it is no such mapping.
+    """
     if not isinstance(example, Mapping):
         raise ValueError(f"example must be {{input: array}}; got a {type(example).__name__}")
     odd = [name for name in example if not isinstance(name, str)]
@@ -22,14 +25,14 @@ def arrays_of(example: object) -> dict[str, Any]:
 
 
 def array_of(value: object) -> Array:
-    """A copy on the processor, in C order and of the machine's byte order. Raises: ValueError, in words for people."""
+    """Returns a copy on the CPU, in C order and native byte order. Raises: ValueError with a sentence for people."""
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_quantized:
             raise ValueError(f"must be dense, as to_dense() or dequantize() make it; it is {value.layout}")
         value = value.detach().float() if value.dtype is torch.bfloat16 else value.detach()
     try:
         found = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
-    except Exception as error:  # numpy, torch, and whatever it is that was given
+    except Exception as error:  # numpy, torch and the given object may raise anything
         kind = type(error).__name__
         raise ValueError(f"is no array of numbers ({kind}): all rows must have one shape") from None
     if not any(found.dtype.kind in kind for kind in KINDS):
@@ -40,7 +43,10 @@ def array_of(value: object) -> Array:
 
 
 def cast(array: Array, dtype: str) -> Array:
-    """The same values in that dtype, some of them finite. Raises: ValueError, in words for people: they do not fit."""
+    """Returns the same values in that dtype; some are finite.
+
+    Raises: ValueError with a sentence for people if they do not fit.
+    """
     rank, most = (next(i for i, kind in enumerate(KINDS) if np.dtype(d).kind in kind) for d in (array.dtype, dtype))
     if rank > most:
         raise ValueError(f"must be {dtype}; it is {array.dtype}")

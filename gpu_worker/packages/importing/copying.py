@@ -1,6 +1,6 @@
-"""A deep copy of a module that is whole: functions in it which reach the module reach the copy, not the module.
+"""Copies a module deeply, including functions: those that reach the module reach the copy instead.
 
-copy.deepcopy shares functions, and with them whatever they close over.
+copy.deepcopy shares functions, and with them everything that they close over.
 """
 
 import copy
@@ -16,18 +16,19 @@ from torch import nn
 
 from gpu_worker.packages.importing.reaching import is_authors, names_in, reached
 
-COMPILED = "_torchdynamo_orig_callable"  # of what torch.compile makes of a function: the function
+COMPILED = "_torchdynamo_orig_callable"  # attribute in which torch.compile keeps the original function
 
 
 def whole_copy(module: nn.Module) -> nn.Module:
-    """The copy. Raises: whatever the author's objects raise when they are copied."""
+    """Returns the copy. Raises: whatever the author's objects raise when they are copied."""
     memo: dict[int, Any] = {}
     for value in reached(module):
-        if isinstance(value, torch.jit.ScriptFunction):  # cannot be copied, and cannot be changed either
+        if isinstance(value, torch.jit.ScriptFunction):  # it can be neither copied nor changed
             memo[id(value)] = value
         elif isinstance(value, nn.Parameter) and type(value) is not nn.Parameter:
             memo[id(value)] = _parameter(value)
-        elif isinstance(value, torch.Tensor) and not value.is_leaf:  # torch copies none whose gradient it could take
+        # torch refuses to copy tensors that are part of a gradient's computation
+        elif isinstance(value, torch.Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()
     copied = copy.deepcopy(module, memo)
     whole: nn.Module = _Rebinding(memo).mended(copied)
@@ -35,7 +36,7 @@ def whole_copy(module: nn.Module) -> nn.Module:
 
 
 def _parameter(value: nn.Parameter) -> nn.Parameter:
-    """A copy, of the same class, that is not made by its constructor: it may take anything."""
+    """Returns a copy of the same class, made without the constructor, which may require any arguments."""
     made: Any = torch.Tensor._make_subclass(type(value), value.detach().clone(), value.requires_grad)
     vars(made).update(vars(value))
     kept: nn.Parameter = made
@@ -43,22 +44,22 @@ def _parameter(value: nn.Parameter) -> nn.Parameter:
 
 
 class _Rebinding:
-    """Goes through a deep copy and puts functions of its own in the place of those that reach what was copied."""
+    """Walks a deep copy and replaces functions that reach the original by functions that reach the copy."""
 
     def __init__(self, memo: dict[int, Any]) -> None:
-        self._memo = memo  # {id of what was copied: its copy}, as copy.deepcopy keeps it
+        self._memo = memo  # {id of an original: its copy}, as copy.deepcopy keeps it
         self._parts = {known for known, copied in memo.items() if known not in (id(memo), id(copied))}
-        self._ours: set[int] = set()  # ids of copies: nothing else is written to
-        self._known = -1  # how many of the memo are in it
-        self._done: dict[int, tuple[Any, Any]] = {}  # {id: (what was found, what is in its place)}
-        self._cells: dict[int, tuple[types.CellType, types.CellType]] = {}  # {id: (cell, the copy's)}
+        self._ours: set[int] = set()  # ids of copies; only these are written to
+        self._known = -1  # length of the memo when _ours was made
+        self._done: dict[int, tuple[Any, Any]] = {}  # {id: (what was found, what replaces it)}
+        self._cells: dict[int, tuple[types.CellType, types.CellType]] = {}  # {id: (original cell, cell of the copy)}
 
     def mended(self, value: Any) -> Any:
-        """What is to be in its place."""
-        if not gc.is_tracked(value):  # numbers, text, and containers of nothing else
+        """Returns the replacement of the value; the value itself if nothing in it changes."""
+        if not gc.is_tracked(value):  # numbers, text, and containers of only those
             return value
         if id(value) not in self._done:
-            self._done[id(value)] = (value, value)  # for what reaches itself
+            self._done[id(value)] = (value, value)  # ends the recursion of objects that reach themselves
             self._done[id(value)] = (value, self._mended(value))
         return self._done[id(value)][1]
 
@@ -100,7 +101,7 @@ class _Rebinding:
         return held
 
     def _function(self, function: types.FunctionType) -> Any:
-        """One of the copy's own, if it reaches anything that has a copy."""
+        """Returns a function of the copy's own if the function reaches anything that has a copy."""
         if not self._reaches(function):
             return function
         if COMPILED in vars(function):
@@ -115,7 +116,7 @@ class _Rebinding:
         )
         made.__qualname__, made.__module__, made.__doc__ = function.__qualname__, function.__module__, function.__doc__
         made.__annotations__ = function.__annotations__
-        self._done[id(function)] = (function, made)  # for one that calls itself
+        self._done[id(function)] = (function, made)  # for functions that call themselves
         for name, value in known:
             made.__globals__[name] = self._copied(value)
         for theirs, ours in zip(function.__closure__ or (), made.__closure__ or (), strict=True):
@@ -128,17 +129,20 @@ class _Rebinding:
         return made
 
     def _is_named_part(self, value: Any) -> bool:
-        """Whether what has a global name has a copy, or is a function that reaches such."""
+        """Returns whether a global name's value has a copy, or is a function that reaches such a value."""
         return id(value) in self._parts or (type(value) is types.FunctionType and self._reaches(value))
 
     def _cell(self, cell: types.CellType) -> types.CellType:
-        """The copy's, to be filled: functions that share one share it again. The same, if it reaches nothing copied."""
+        """Returns the copy's cell, still to be filled; the same cell if it reaches nothing that was copied.
+
+        Functions that share a cell share the new one too.
+        """
         if _is_empty(cell) or not self._reaches(cell.cell_contents):
             return cell
         return self._cells.setdefault(id(cell), (cell, types.CellType()))[1]
 
     def _reaches(self, value: Any) -> bool:
-        """Whether anything that it reaches has a copy, by global names of functions, too."""
+        """Returns whether the value reaches anything that has a copy, also through global names of functions."""
         waiting, seen = [value], set[int]()
         while waiting:
             for found in reached(waiting.pop()):
@@ -151,17 +155,17 @@ class _Rebinding:
         return False
 
     def _copied(self, value: Any) -> Any:
-        """A copy, if it reaches what was copied, and itself if not: others that share it are to share it still.
+        """Returns a copy if the value reaches what was copied, else the value itself, which others may share.
 
-        What cannot be copied stays as it is, too: whether that matters is seen where the module itself is run.
+        A value that cannot be copied stays as it is: running the module itself shows whether that matters.
         """
         if not self._reaches(value):
             return value
         known = dict(self._memo)
         try:
             value = copy.deepcopy(value, self._memo)
-        except Exception:  # whatever the author's objects do: it holds a lock, or a file
-            self._memo.clear()  # of copies that were only begun
+        except Exception:  # the author's objects may raise anything: one may hold a lock, or a file
+            self._memo.clear()  # drop copies that were only begun
             self._memo.update(known)
         return self.mended(value)
 
@@ -174,13 +178,13 @@ class _Rebinding:
 
 def _is_empty(cell: types.CellType) -> bool:
     try:
-        return cell.cell_contents is cell  # which it is not
+        return cell.cell_contents is cell  # it is False; reading an empty cell raises
     except ValueError:
         return True
 
 
 def _named(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What the author's function may use by global names: modules, their data, and functions of his."""
+    """Yields what the author's function may use by global names: modules, their data, and the author's functions."""
     if is_authors(function):
         known = function.__globals__
         yield from ((name, known[name]) for name in names_in(function.__code__) if name in known)

@@ -1,7 +1,7 @@
-"""Graphs made leaner: batch normalisation folded into the layer before it, weights that nothing reads left out.
+"""Makes graphs leaner: folds batch normalisation into the layer before it, and removes weights that nothing reads.
 
-Only where the graph shows that nothing else sees what is changed; and whoever calls this compares the outcome with what
-was there before. Source of the formula: torch.nn.utils.fusion.
+A fold is made only where the graph shows that nothing else reads what changes, and the caller compares the result with
+the one from before. Source of the formula: torch.nn.utils.fusion.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 aten = torch.ops.aten
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 Fuse = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-# {operation: how its weight and bias take up the normalisation behind it}; all have them as arguments 1 and 2
+# {operation: function that folds a normalisation into its weight and bias}; they are arguments 1 and 2 of each
 LAYERS: dict[Any, Fuse] = {
     aten.conv1d.default: fuse_conv_bn_weights, aten.conv1d.padding: fuse_conv_bn_weights,
     aten.conv2d.default: fuse_conv_bn_weights, aten.conv2d.padding: fuse_conv_bn_weights,
@@ -24,8 +24,8 @@ LAYERS: dict[Any, Fuse] = {
     **dict.fromkeys(TRANSPOSED, partial(fuse_conv_bn_weights, transpose=True)),
     aten.linear.default: fuse_linear_bn_weights,
 }  # fmt: skip
-GROUPS = 6  # argument of convolutions
-FOLDED_DTYPES = (torch.float32, torch.float64)  # narrower ones would lose what the two steps kept
+GROUPS = 6  # position of this argument in a convolution
+FOLDED_DTYPES = (torch.float32, torch.float64)  # narrower ones would lose precision that the two steps kept
 
 
 def lean(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -47,24 +47,24 @@ def lean(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> dict[str, t
 
 
 def without_dead_code(graph: GraphModule) -> None:
-    """Nothing is left in the graph that no output needs, random numbers that nobody reads included."""
+    """Nothing that no output needs is left in the graph; random numbers that nobody reads are removed too."""
     graph.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
     graph.recompile()
 
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """A normalisation that can be taken up by the layer before it."""
+    """A normalisation that can be folded into the layer before it."""
 
     norm: Node
     layer: Node
     weight: Node
-    bias: Node  # whose place the new bias takes: the layer's own, or a tensor of the normalisation
+    bias: Node  # node that the new bias replaces: the layer's own bias, or a tensor of the normalisation
     fused: tuple[torch.Tensor, torch.Tensor]  # (weight, bias)
 
 
 def _fold_of(norm: Node, values: Mapping[Node, torch.Tensor]) -> _Fold | None:
-    """None where something else would notice, or the formula does not hold."""
+    """Returns the fold; None where something else reads a changed value, or the formula does not hold."""
     layer, scale, shift, mean, variance, training, _, epsilon = norm.args[:8]
     if training or not isinstance(layer, Node) or layer.target not in LAYERS or not _reads_alone(norm, layer):
         return None
@@ -72,7 +72,7 @@ def _fold_of(norm: Node, values: Mapping[Node, torch.Tensor]) -> _Fold | None:
     new_bias = bias if bias is not None else next((p for p in (shift, mean) if _reads_alone(norm, p)), None)
     parts = (weight, bias, mean, variance, scale, shift)
     if any(part is not None and part not in values for part in parts) or source in (weight, bias):
-        return None  # not all are weights
+        return None  # not all of them are weights
     if not _reads_alone(layer, weight) or not (bias is None or _reads_alone(layer, bias)) or weight is bias:
         return None
     if mean is None or variance is None or not isinstance(new_bias, Node) or not _has_channels_second(layer):
@@ -86,12 +86,12 @@ def _fold_of(norm: Node, values: Mapping[Node, torch.Tensor]) -> _Fold | None:
 
 
 def _reads_alone(reader: Node, part: Any) -> bool:
-    """Nothing else reads it."""
+    """Returns whether `reader` is the only reader of `part`."""
     return isinstance(part, Node) and set(part.users) == {reader}
 
 
 def _has_channels_second(layer: Node) -> bool:
-    """What the layer gives is normalised along the dimension that its weights make."""
+    """Returns whether the normalised dimension is the layer's output channels."""
     if layer.target is aten.linear.default:
         return bool(layer.meta["val"].ndim == 2)
     groups = layer.args[GROUPS] if len(layer.args) > GROUPS else 1

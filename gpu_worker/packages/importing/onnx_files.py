@@ -1,8 +1,9 @@
-"""An ONNX file as a model package: the graph without its weights, which become tensors of the image like any other's.
+"""Writes an ONNX file as a model package: the graph without its weights, which become tensors of the image.
 
-The weights are inputs of the stripped graph, so models of one architecture share it, and what EXEC reads are the pages.
-What onnxruntime could precompute from constant weights it cannot; small tensors (shapes, axes, scalars) stay constants.
-Nothing is written that was not seen to answer as the file does, alone and in batches.
+The weights are inputs of the stripped graph: models of one architecture share the graph, and EXEC reads the weights
+from the pages. onnxruntime can then precompute nothing from constant weights; small tensors (shapes, axes, scalars)
+stay constants of the graph. A package is written only after its graph gave the same answers as the file, alone and in
+batches.
 """
 
 import contextlib
@@ -31,12 +32,13 @@ from mesh import wire
 from mesh.errors import PackageError
 from mesh.tensors import DTYPES
 
-CONSTANT_SIZE_MAX = 16  # elements of a tensor that stays in the graph
+CONSTANT_SIZE_MAX = 16  # elements; a tensor with no more stays in the graph
 FLOATS = {"float32", "float64", "float16"}
-EXPANDS = 8  # the first opset that can repeat a number
+EXPANDS = 8  # first opset whose Expand can repeat a number
 GRAPH = "graph.onnx"
 CPU = torch.device("cpu")
-EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # {onnx.TensorProto.DataType}
+# {onnx.TensorProto.DataType: dtype}
+EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 Array = np.ndarray[Any, Any]
 
 
@@ -55,9 +57,10 @@ def write_onnx_package(
 ) -> Package:
     """The package is on disk, whole or not at all, and has been read back.
 
-    The file's inputs must have the batch as a dynamic first dimension and all others fixed; rows must be independent.
-    `example`: {input: array [rows, ...]}, two rows or more to try it with, where random ones will not do.
-    Raises: PackageError, with a code (docs/models.md lists them).
+    The file's inputs must have the batch as a dynamic first dimension, and all other dimensions fixed; rows must be
+    independent. `example`: {input: array `[rows, ...]`}, two rows or more; needed where random ones do not work.
+
+    Raises: PackageError with a code (docs/models.md lists them).
     """
     repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
@@ -98,12 +101,12 @@ def write_onnx_package(
 def _read(place: str, file: Path) -> Any:
     onnx = require("onnx", place)
     try:
-        onnx.checker.check_model(str(file))  # by its name: a model of more than 2 GB is no single message
+        onnx.checker.check_model(str(file))  # by path: a model of more than 2 GB does not fit one message
         model = onnx.load(str(file), load_external_data=False)
-        if model.functions:  # each use becomes what it stands for, so that it is looked at like anything else
+        if model.functions:  # inlined, so that the checks see their nodes like any others
             model = require("onnx.inliner", place).inline_local_functions(model, convert_version=True)
         onnx.load_external_data_for_model(model, str(file.parent))
-    except Exception as error:  # protobuf, the checker and the system each raise their own
+    except Exception as error:  # protobuf, the checker and the system each raise their own errors
         raise PackageError(place, [f"is not a readable ONNX file: {examples.said(error)}"], "not_onnx") from None
     if model.functions:
         left = ", ".join(function.name for function in model.functions[:3])
@@ -113,7 +116,7 @@ def _read(place: str, file: Path) -> Any:
 
 
 def _lift_weights(model: Any) -> dict[str, Array]:
-    """Takes the larger float constants out of the graph; they are inputs of it afterwards."""
+    """The larger float constants are removed from the graph and are inputs of it. Returns {name: weight}."""
     onnx = require("onnx", "")
     graph = model.graph
     weights = {}
@@ -163,7 +166,7 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
 
 
 def _constants(model: Any) -> dict[str, Array]:
-    """What is known of the graph's values without running it."""
+    """Returns the small values of the graph that are known without running it."""
     onnx = require("onnx", "")
     found = [(tensor.name, tensor) for graph in onnx_graphs.graphs(model.graph) for tensor in graph.initializer]
     found += [
@@ -187,13 +190,13 @@ def _elements(tensor: Any) -> int:
 
 
 def _sure(session: Any, inputs: Sequence[str]) -> set[str]:
-    """Outputs whose first dimension is that of the inputs, as onnxruntime sees it."""
+    """Returns the outputs whose first dimension onnxruntime knows to be that of the inputs."""
     batch = {value.shape[0] for value in session.get_inputs() if value.name in inputs and value.shape}
     return {value.name for value in session.get_outputs() if value.shape and value.shape[0] in batch}
 
 
 def _check_kinds(place: str, session: Any) -> None:
-    """All outputs are tensors that can travel. Raises: PackageError, code bad_outputs."""
+    """All outputs are tensors that can be sent. Raises: PackageError, code bad_outputs."""
     faults = [
         f"output {value.name} is {value.type}, which cannot travel: end the graph in tensors of {', '.join(DTYPES)}"
         for value in session.get_outputs()
@@ -206,9 +209,10 @@ def _check_kinds(place: str, session: Any) -> None:
 
 
 def _dtypes(model: Any) -> set[torch.dtype]:
-    """Of what is computed, where that can be seen; float32 among them."""
+    """Returns the dtypes that are computed with, as far as the model shows them; float32 is always among them."""
     onnx = require("onnx", "")
-    with contextlib.suppress(Exception):  # it raises its own for what it does not know: what the file says is left
+    # inference fails on unknown operators: the dtypes that the file itself states remain
+    with contextlib.suppress(Exception):
         model = onnx.shape_inference.infer_shapes(model)
     graph = model.graph
     kinds = {value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
@@ -217,20 +221,20 @@ def _dtypes(model: Any) -> set[torch.dtype]:
 
 
 def _run(forward: OnnxForward, weights: Mapping[str, Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs. Raises: RuntimeError, in words for people."""
+    """Returns the outputs. Raises: RuntimeError with a sentence for people."""
     try:
         return forward(*(torch.from_numpy(weight) for weight in weights.values()), *given)
-    except Exception as error:  # onnxruntime raises its own
+    except Exception as error:  # onnxruntime raises its own errors
         raise RuntimeError(said(error)) from None
 
 
 def _whole(forward: OnnxForward, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What the file gives, as it is served: numbers that hold for the batch are repeated for each row."""
+    """Returns the file's outputs as they are served: a number that holds for the batch is repeated for each row."""
     return [tensor if tensor.ndim else tensor.expand(len(given[0])) for tensor in _run(forward, {}, given)]
 
 
 def _repeat_numbers(model: Any, forward: OnnxForward, draw: trials.Draw) -> None:
-    """The graph gives numbers that hold for the batch once for each row."""
+    """The graph returns a number that holds for the batch once for each row, where the opset allows it."""
     outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(trials.SEED)))
     numbers = [name for name, output in zip(forward.outputs, outputs, strict=True) if not output.ndim]
     opset = next((found.version for found in model.opset_import if found.domain in ("", "ai.onnx")), 0)
@@ -245,13 +249,11 @@ def _drawn(
     example: Mapping[str, Any] | None,
     batch_max: int,
 ) -> trials.Draw:
-    """How inputs are drawn: given rows, or random ones. Raises: PackageError."""
+    """Returns how inputs are drawn: from the given rows, or at random. Raises: PackageError."""
     if example is not None:
         kept = examples.given(place, specs, example, batch_max)
         rows = kept.draw(min(2, batch_max), torch.Generator().manual_seed(trials.SEED))
-        with contextlib.suppress(
-            RuntimeError
-        ):  # rows that it does not run on are told of where its outputs are looked at
+        with contextlib.suppress(RuntimeError):  # rows that it fails on are reported where its outputs are found
             examples.check_shows(place, _run(forward, {}, rows))
         return kept.draw
     drawn, why = examples.find(specs, partial(_whole, forward), batch_max)
@@ -265,7 +267,7 @@ def _drawn(
 
 
 def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int) -> tuple[wire.TensorSpec, ...]:
-    """Dtypes and shapes of one row, found by running some. Raises: PackageError."""
+    """Returns the outputs' dtypes and shapes, found by running some rows. Raises: PackageError."""
     rows = counts(batch_max)
     generator = torch.Generator().manual_seed(trials.SEED)
     found, why = [], None
@@ -285,7 +287,7 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
 
 
 def _fixed(place: str, why: Exception) -> PackageError:
-    """The graph runs on some numbers of rows, and not on others."""
+    """Returns the error for a graph that runs on some numbers of rows only."""
     told = f"the graph runs on some numbers of rows only: {examples.said(why)}"
     mend = (
         "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
@@ -302,7 +304,7 @@ def _check(
     batch_max: int,
     dtypes: set[torch.dtype],
 ) -> None:
-    """The stripped graph is sound, and gives what the file gives. Raises: PackageError."""
+    """The stripped graph passes all checks and gives what the file gives. Raises: PackageError."""
     padding = draw(1, torch.Generator().manual_seed(trials.SEED + 1))
     trial = trials.Trial(draw, batch_max, padding)
     close = tolerance(dtypes, CPU)

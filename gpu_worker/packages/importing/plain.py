@@ -1,4 +1,4 @@
-"""A module as it can be exported: a copy, on the processor, in evaluation, without what torch wraps it in."""
+"""Makes a copy of a module that can be exported: on the CPU, in evaluation mode, without torch's wrappers."""
 
 import inspect
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ from mesh.errors import PackageError
 
 SPREAD = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse", "torch.nn.quantized")
-QUANTISERS = ("bitsandbytes", "hqq", "optimum", "quanto", "torchao")  # packages whose parameters are no plain ones
+QUANTISERS = ("bitsandbytes", "hqq", "optimum", "quanto", "torchao")  # packages whose parameters are not plain tensors
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 def plain_copy(place: str, module: nn.Module) -> nn.Module:
-    """A copy, with copies of the functions in it that reach the module: what is done to it is not done to the module.
-    It may share with it what cannot be copied, and what lies outside of it.
+    """Returns a copy that can be changed without changing the module: functions that reach it are copied too.
+
+    The copy may share with the module what cannot be copied, and what lies outside the module.
 
     Raises: PackageError, code bad_module, scripted, quantised or no_weights.
     """
@@ -35,11 +36,11 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
         raise PackageError(place, [why], "bad_module") from None
     try:
         copied = whole_copy(unwrapped(module))
-    except Exception as error:  # whatever the author's objects do when they are copied
+    except Exception as error:  # the author's objects may raise anything when they are copied
         why = f"the module cannot be copied: {said(error)}. Keep what cannot be copied out of the module"
         raise PackageError(place, [why], "bad_module") from None
     for parent in list(nn.Module.modules(copied)):
-        parent._compiled_call_impl = None  # of Module.compile()
+        parent._compiled_call_impl = None  # set by Module.compile()
         for name, child in list(parent._modules.items()):
             if child is not None:
                 parent._modules[name] = unwrapped(child)
@@ -48,7 +49,7 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
 
 
 def evaluate(module: nn.Module) -> None:
-    """It is in evaluation: by its own eval() and train(mode), where they are such; else by its flags."""
+    """The module is in evaluation mode: by its own eval() if that switches as torch's does, else by its flags."""
     parts = list(nn.Module.modules(module))
     if all(_switches(part) for part in parts):
         try:
@@ -61,17 +62,20 @@ def evaluate(module: nn.Module) -> None:
 
 
 def has_own_switch(module: nn.Module) -> bool:
-    """Whether evaluation may be more than a flag, somewhere in it."""
+    """Returns whether evaluation mode may be more than a flag for some part of the module."""
     kinds = {type(part) for part in nn.Module.modules(module)}
     return any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
 
 
 def _switches(part: nn.Module) -> bool:
-    """Whether its train and eval are torch's switch: others of that name, as train(data), are not to be called."""
+    """Returns whether train and eval switch the mode as torch's do.
+
+    Other methods of that name, such as train(data), must not be called.
+    """
     try:
         mode, *_ = (*inspect.signature(part.train).parameters.values(), None)
         rest = inspect.signature(part.eval).parameters.values()
-    except (TypeError, ValueError):  # something that is no function
+    except (TypeError, ValueError):  # the attribute is not a function
         return False
     return (
         mode is not None
@@ -81,7 +85,7 @@ def _switches(part: nn.Module) -> bool:
 
 
 def tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
-    """{name: parameter or buffer}, those that are no part of a state dict, and all names of shared ones, included."""
+    """Returns {name: parameter or buffer}, including those outside the state dict and all names of shared ones."""
     return {
         **dict(nn.Module.named_parameters(module, remove_duplicate=False)),
         **dict(nn.Module.named_buffers(module, remove_duplicate=False)),
@@ -89,7 +93,7 @@ def tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
-    """{name: tensor} of those that are attributes and nothing more."""
+    """Returns {name: tensor} of tensors that are plain attributes, neither parameters nor buffers."""
     return {
         f"{path}.{name}".lstrip("."): value
         for path, part in nn.Module.named_modules(module)
@@ -99,14 +103,14 @@ def plain_tensors_in(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """What torch.compile, or a wrapper that spreads a model over devices, was called with."""
+    """Returns the module inside of torch.compile or of a wrapper that spreads a model over devices."""
     while isinstance(module, (torch._dynamo.OptimizedModule, *SPREAD)):
         module = module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module.module
     return module
 
 
 def _refuse(place: str, module: nn.Module) -> None:
-    """Raises for modules that hold something else than tensors and Python."""
+    """Raises for modules that hold anything but plain tensors and Python objects."""
     for name, part in nn.Module.named_modules(module):
         where = f" (at {name})" if name else ""
         if isinstance(part, torch.jit.ScriptModule):
@@ -140,7 +144,7 @@ def _tensor_faults(place: str, module: nn.Module) -> Iterator[PackageError]:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether its values are what lies in it: for subclasses of Parameter, too, that compute as it does."""
+    """Returns whether the tensor's memory holds its values; true also for subclasses that compute as Parameter does."""
     kind = type(tensor)
     if kind in PLAIN_TENSORS:
         return True

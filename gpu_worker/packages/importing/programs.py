@@ -1,4 +1,4 @@
-"""Modules as programs: exported with the batch left open, as functions of their weights."""
+"""Exports modules as programs: functions of their weights, with the batch dimension left open."""
 
 import copy
 import inspect
@@ -29,11 +29,11 @@ from gpu_worker.packages.importing.quiet import authors_line, followed, guards, 
 from gpu_worker.packages.importing.signature import Binding, tensors_of
 from mesh.errors import PackageError
 
-KEPT_META = ("val", "tensor_meta")  # of nodes: the author's source, and where it lies, is nobody's business
+KEPT_META = ("val", "tensor_meta")  # of nodes; the rest holds the author's source and paths, which are not published
 
 
 class NotExported(PackageError):
-    """torch.export cannot follow forward. `where`: at which line of the author's, as in " (file.py:12)", or ""."""
+    """torch.export cannot follow `forward`. `where`: the author's line, as in " (file.py:12)"; empty if unknown."""
 
     def __init__(self, place: str, why: str, code: str, where: str) -> None:
         super().__init__(place, [why], code)
@@ -42,33 +42,37 @@ class NotExported(PackageError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """(weights..., inputs...) -> outputs."""
+    """An exported graph: (weights..., inputs...) -> outputs."""
 
     exported: torch.export.ExportedProgram
-    weights: dict[str, torch.Tensor]  # in the order the graph takes them
+    weights: dict[str, torch.Tensor]  # in the order in which the graph takes them
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs."""
+        """Returns the outputs."""
         with torch.no_grad():
             return list(self.exported.graph_module.forward(*self.weights.values(), *inputs))
 
     def leaner(self, place: str, example: Sequence[torch.Tensor], batch_max: int) -> "Program | None":
-        """The same with less to do and to load; None if there is nothing to leave out. Raises: PackageError."""
+        """Returns the same program with less to compute and to load; None if nothing can be left out.
+
+        Raises: PackageError.
+        """
         graph = copy.deepcopy(self.exported.graph_module)
         before = len(graph.graph.nodes)
         weights = lean(graph, self.weights)
-        if len(graph.graph.nodes) == before and not self.exported.constants:  # which are weights, and in it once more
+        # constants are weights, and stored in the graph a second time
+        if len(graph.graph.nodes) == before and not self.exported.constants:
             return None
         return Program(_export(place, _Graph(graph), weights, example, batch_max), weights)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """Of everything that is computed."""
+        """The dtypes of all computed values."""
         return dtypes_of(self.exported.graph_module.forward)
 
     def save(self, file: Path) -> None:
-        """The graph is in the file, without the weights, and without a word of where it came from."""
-        self.exported._example_inputs = None  # the weights once more: tens of megabytes that nobody reads
+        """The graph is in the file, without the weights and without any trace of the author's source."""
+        self.exported._example_inputs = None  # they hold the weights again: tens of megabytes that nobody reads
         for module in self.exported.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
                 node.meta = {key: value for key, value in node.meta.items() if key in KEPT_META}
@@ -81,13 +85,14 @@ class _Lifted(nn.Module):
 
     def __init__(self, module: nn.Module, names: Sequence[str], binding: Binding) -> None:
         super().__init__()
-        self.__dict__["_held"] = (module, tuple(names), binding)  # out of nn.Module's sight: nothing to lift twice
+        # hidden from nn.Module, so that the weights are not lifted twice
+        self.__dict__["_held"] = (module, tuple(names), binding)
 
     def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         module, names, binding = self.__dict__["_held"]
         weights, inputs = dict(zip(names, flat, strict=False)), flat[len(names) :]
         with unheard():
-            for other in inputs[1:]:  # torch learns it at the end only, from the dimension that they share
+            for other in inputs[1:]:  # otherwise torch learns only at the end that the inputs share this dimension
                 torch._check(other.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
         args, kwargs = binding.arguments(inputs)
         with _AsWritten():
@@ -96,8 +101,10 @@ class _Lifted(nn.Module):
 
 
 class _AsWritten(TorchFunctionMode):
-    """Gradients stay as they are: parts that switch them would be graphs in the graph, which torch may not load. Parts
-    of a batch that is put together of several, each as long as the batch, are taken as slices: torch would count them.
+    """Ignores switches of the gradient mode, and takes the parts of concatenated batches as slices.
+
+    A part with its own gradient mode would be a graph within the graph, which torch may fail to load. For parts that
+    are each as long as the batch, torch itself would make a constant of their number.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,7 +119,7 @@ class _AsWritten(TorchFunctionMode):
 
 @dataclass(frozen=True, slots=True)
 class _Parting:
-    """A tensor in parts along a dimension: so many, or each of a length."""
+    """A tensor split along a dimension: into a count of parts, or into parts of a length."""
 
     whole: torch.Tensor
     dim: int
@@ -138,7 +145,10 @@ PARTING: dict[Any, Any] = {
 
 
 def _slices(parting: _Parting) -> tuple[torch.Tensor, ...] | None:
-    """Its parts; None where the length is a number, or is not known to be a multiple: that is for torch to do."""
+    """Returns the parts.
+
+    None where the length is a number, or is not known to divide the whole: torch does that itself.
+    """
     extent = parting.whole.shape[parting.dim] if isinstance(parting.dim, int) else None
     if not isinstance(extent, torch.SymInt):
         return None
@@ -152,7 +162,7 @@ def _slices(parting: _Parting) -> tuple[torch.Tensor, ...] | None:
 
 
 class _Graph(nn.Module):
-    """A graph, to be exported again."""
+    """A graph that is exported again."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         super().__init__()
@@ -163,10 +173,11 @@ class _Graph(nn.Module):
 
 
 def export(place: str, module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], batch_max: int) -> Program:
-    """The module, any number of rows up to `batch_max` left open. `example`: inputs of two rows that it runs on, or of
-    one where it takes no more.
+    """Returns the module as a program with the batch left open: any number of rows up to `batch_max`.
 
-    Tensors that it makes of constants as it runs are weights of the program, too.
+    `example`: inputs of two rows that the module runs on, or of one row if it takes no more. Tensors that the module
+    makes of constants while it runs are weights of the program too.
+
     Raises: NotExported, code batch_fixed, data_dependent or not_exportable.
     """
     weights = {name: tensor.detach().contiguous().clone() for name, tensor in tensors_in(module).items()}
@@ -180,9 +191,10 @@ def export(place: str, module: nn.Module, binding: Binding, example: Sequence[to
 
 
 def read(module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], batch_max: int) -> nn.Module | None:
-    """A module that can be exported where this one cannot: what forward's Python does is read, and not run.
+    """Returns a module that can be exported where this one cannot, by reading forward's code instead of running it.
 
-    int(x.shape[0]) is no constant then, and numpy is followed. It takes longer, and fails for more modules: None.
+    int(x.shape[0]) is then no constant, and numpy calls are followed. It takes longer and fails for more modules; None
+    if it fails.
     """
     args, kwargs = binding.arguments([tensor.clone() for tensor in example])
     shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
@@ -191,14 +203,15 @@ def read(module: nn.Module, binding: Binding, example: Sequence[torch.Tensor], b
     try:
         with torch.no_grad():
             made = unlifted(torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=True))
-    except Exception:  # torch raises its own; what is told is why the module could not be run
+    # torch raises its own errors; the error reported is why the module could not be exported by running it
+    except Exception:
         return None
     without_dead_code(made)
     return made
 
 
 def unlifted(exported: torch.export.ExportedProgram) -> torch.fx.GraphModule:
-    """The program as a module that checks nothing of its inputs."""
+    """Returns the program as a module that does not check its inputs."""
     guarded = "check_guards" in inspect.signature(exported.module).parameters
     made: Any = exported.module(check_guards=False) if guarded else exported.module()
     assert isinstance(made, torch.fx.GraphModule)
@@ -214,12 +227,15 @@ def _export(
     with torch.no_grad(), guards() as seen, followed():
         try:
             return torch.export.export(module, arguments, dynamic_shapes=(shapes,))
-        except Exception as error:  # torch.export raises its own, and whatever the author's code does
-            raise _told(place, error, seen.line) from None  # torch's own words, and its stack, help nobody here
+        except Exception as error:  # torch.export and the author's code may raise anything
+            raise _told(place, error, seen.line) from None  # torch's own words and stack help nobody here
 
 
 def _told(place: str, error: Exception, guarded: str) -> NotExported:
-    """The error in our words. `guarded`: where something was taken for granted of the batch."""
+    """Returns the error in this package's words.
+
+    `guarded`: the line that made torch assume something about the batch.
+    """
     where = authors_line(traceback.extract_tb(error.__traceback__))
     if isinstance(error, ConstraintViolationError) or _is_user_error(error, UserErrorType.CONSTRAINT_VIOLATION):
         code, where = "batch_fixed", where or guarded

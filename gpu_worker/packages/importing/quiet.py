@@ -1,4 +1,4 @@
-"""Silence, and one way of computing, while a module is looked at; and where in the author's code things happened."""
+"""Silences torch and the module while a module is examined, fixes how torch computes, and finds the author's lines."""
 
 import contextlib
 import io
@@ -13,18 +13,19 @@ import torch
 
 NOT_THE_AUTHORS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), str(Path(logging.__file__).parent))
 LOGGERS = ("torch.fx", "torch._export", "torch._dynamo", "torch._guards", "torch.export")
-GUARDS = "torch.fx.experimental.symbolic_shapes"  # where torch.export tells what it takes for granted of a shape
-GUARD = "_log_guard"  # by which function of torch's it tells that: what, and the expression
-EQUAL = "Eq("  # how the expression begins if an extent is a certain number by it
+# the logger in which torch.export reports the assumptions that it makes about a shape
+GUARDS = "torch.fx.experimental.symbolic_shapes"
+GUARD = "_log_guard"  # the torch function that logs an assumption: message and expression
+EQUAL = "Eq("  # start of an expression that fixes an extent to a number
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What torch, and the module, print and warn is not shown: what matters of it is said by us, as an error.
+    """Output and warnings of torch and of the module are not shown; the importer reports what matters as errors.
 
-    Attention takes the way that a graph can hold; its fused kernels answer otherwise where padding is masked. Functions
-    that are compiled run as they were written: nothing is compiled for a few rows. Inference mode is left, in which
-    nothing can be exported; gradients stay as they are.
+    Attention takes the path that a graph can hold; its fused kernels give other results where padding is masked.
+    Compiled functions run uncompiled: compiling does not pay for a few rows. Inference mode is off, because nothing can
+    be exported in it; the gradient mode is restored afterwards.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -51,36 +52,37 @@ def quiet() -> Iterator[None]:
 
 
 def followed() -> AbstractContextManager[None]:
-    """While torch.export goes through a module: what branches and loops take from around them is found by the compiler,
-    which `quiet` has switched off. Without it they would hold tensors without values.
+    """The compiler is on, which `quiet` turned off: torch.export needs it to find what branches and loops close over.
+
+    Without it they would hold tensors without values.
     """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("default")
     return stance
 
 
 class Guards(logging.Handler):
-    """Where forward made torch.export take something for granted of the batch."""
+    """Records the lines at which `forward` made torch.export assume something about the batch."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._seen: list[tuple[bool, str]] = []  # (whether an extent is a certain number by it, the author's line)
+        self._seen: list[tuple[bool, str]] = []  # (whether it fixes an extent to a number, the author's line)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler; called while the author's code runs."""
+        """Records the assumption in the log record; called while the author's code runs."""
         if record.funcName == GUARD:
             _, expression, *_ = record.args or ("", "")
             self._seen.append((str(expression).startswith(EQUAL), authors_line(traceback.extract_stack())))
 
     @property
     def line(self) -> str:
-        """The likeliest one, as in ' (file.py:12)', or nothing."""
+        """The most likely line, as in ' (file.py:12)'; empty if there is none."""
         equal = [line for is_equal, line in self._seen if is_equal and line]
         return next(iter(equal), next((line for _, line in reversed(self._seen) if line), ""))
 
 
 @contextlib.contextmanager
 def guards() -> Iterator[Guards]:
-    """They are listened for."""
+    """Yields a recorder of the assumptions that torch.export makes in the block."""
     logger = logging.getLogger(GUARDS)
     handler = Guards()
     handlers, level, propagates = logger.handlers, logger.level, logger.propagate
@@ -95,7 +97,7 @@ def guards() -> Iterator[Guards]:
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-    """What is taken for granted is what we say of the batch, and no doing of the author's."""
+    """Assumptions in the block are not recorded. The importer's own statements make them, not the author's code."""
     logger = logging.getLogger(GUARDS)
     disabled = logger.disabled
     logger.disabled = True
@@ -106,12 +108,12 @@ def unheard() -> Iterator[None]:
 
 
 def authors_line(frames: traceback.StackSummary) -> str:
-    """`authors_place` for the end of a clause, as in ' (file.py:12)', or nothing."""
+    """Returns `authors_place` as the end of a clause, as in ' (file.py:12)'; empty if there is none."""
     place = authors_place(frames)
     return f" ({place})" if place else ""
 
 
 def authors_place(frames: traceback.StackSummary) -> str:
-    """The innermost line that is neither torch's nor ours, as in 'file.py:12', or nothing."""
+    """Returns the innermost line outside torch and this package, as in 'file.py:12'; empty if there is none."""
     others = [frame for frame in frames if not frame.filename.startswith((*NOT_THE_AUTHORS, "<"))]
     return f"{Path(others[-1].filename).name}:{others[-1].lineno}" if others else ""

@@ -1,4 +1,4 @@
-"""What a module's Python reaches: through attributes, containers, closures and the global names of its functions."""
+"""Finds what a module's Python code reaches: by attributes, containers, closures and global names of functions."""
 
 import gc
 import sys
@@ -10,16 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-CLOSED = {  # packages whose objects are not looked into, but for torch's modules: they are no data, or at work
+# packages whose objects are not searched, except torch's modules: they hold no data of the model, or are in use
+CLOSED = {
     "torch", "logging", "threading", "queue", "concurrent", "multiprocessing", "asyncio", "contextvars", "weakref",
 }  # fmt: skip
 LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}
 ENDS = (type, types.ModuleType, types.CodeType, types.FrameType, types.GeneratorType, torch.Tensor)
-CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)  # exactly these: others may do anything when written to
+# exactly these types: writing to a subclass may have any effect
+CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
 
 def reached(*roots: Any) -> Iterator[Any]:
-    """Every object in reach of these, once each, and these: not through classes, Python modules and global names."""
+    """Yields these objects and every object that they reach, once each.
+
+    The search does not pass through classes, Python modules and global names.
+    """
     seen: set[int] = set()
     waiting = list(roots)
     while waiting:
@@ -28,7 +33,7 @@ def reached(*roots: Any) -> Iterator[Any]:
             continue
         seen.add(id(value))
         yield value
-        kind = type(value)  # and not isinstance: what stands for another object is not to be woken
+        kind = type(value)  # not isinstance: it would make a proxy load the object that it stands for
         if kind is types.FunctionType:
             waiting += (*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value))
         elif _is_open(kind):
@@ -36,20 +41,20 @@ def reached(*roots: Any) -> Iterator[Any]:
 
 
 def names_in(code: types.CodeType) -> set[str]:
-    """Names in it, and in the functions in it, that may be global ones."""
+    """Returns the names in the code, and in functions inside of it, that may be global names."""
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*(names_in(constant) for constant in inner))
 
 
 def is_authors(function: types.FunctionType) -> bool:
-    """Whether it is none of Python's, numpy's or torch's, nor a wrapper that those make."""
+    """Returns whether the function is the author's: not of Python, numpy or torch, and not a wrapper that they make."""
     return not _is_library(str(function.__globals__.get("__name__")))
 
 
 class Held:
-    """What a module holds, and what the functions that it may call hold in global names and in attributes of classes.
+    """What a module holds, and what its functions reach by global names and by attributes of classes.
 
-    Which objects lie where, and the values of tensors that are neither parameters nor buffers.
+    Remembers which objects are where, and the values of tensors that are neither parameters nor buffers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -59,7 +64,7 @@ class Held:
         self._see(module)
 
     def put_back(self) -> None:
-        """All of it lies where it lay."""
+        """Everything is back in its place, with its former values."""
         for one in self._put_back:
             one()
 
@@ -74,7 +79,7 @@ class Held:
                 waiting += self._named(value)
 
     def _named(self, value: Any) -> Iterator[Any]:
-        """What it can reach by names: a function by global ones, an object by those of its class."""
+        """Yields what the value reaches by names: a function by global names, an object by those of its class."""
         if type(value) is types.FunctionType:
             names = names_in(value.__code__) if is_authors(value) else set()
             modules = [m for n in names if type(m := value.__globals__.get(n)) is types.ModuleType]
@@ -104,12 +109,12 @@ class Held:
 
 
 SEEN_BY_NAME = (*CONTAINERS, types.FunctionType, types.SimpleNamespace)
-HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python made, whose attributes can be set
+HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made in Python, whose attributes can be set
 NOTHING = object()
 
 
 def _is_open(kind: type) -> bool:
-    """Whether objects of the class are looked into."""
+    """Returns whether objects of the class are searched."""
     return not issubclass(kind, ENDS) and (issubclass(kind, nn.Module) or not _is_in(kind, CLOSED))
 
 
@@ -122,7 +127,7 @@ def _is_library(module: str) -> bool:
 
 
 def _places(value: Any) -> Iterator[Callable[[], None]]:
-    """What puts back what lies in it."""
+    """Yields functions that restore the value's contents."""
     if type(value) in CONTAINERS:
         yield _contents(value)
     elif type(value) is types.CellType:
@@ -168,7 +173,7 @@ def _values(tensor: torch.Tensor) -> Callable[[], None]:
 def _cell(cell: types.CellType) -> Callable[[], None]:
     try:
         kept = cell.cell_contents
-    except ValueError:  # it is empty
+    except ValueError:  # the cell is empty
         return lambda: None
 
     def put_back() -> None:

@@ -1,4 +1,4 @@
-"""Outputs as they are promised: found by running a model on two numbers of rows. Pure."""
+"""Finds the dtypes and shapes of outputs by running a model on two numbers of rows. Pure."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from mesh.tensors import DTYPES
 
 
 def counts(batch_max: int) -> tuple[int, int]:
-    """Two numbers of rows that a model takes; different ones, if it can."""
+    """Returns two numbers of rows that a model takes; they differ if batch_max allows it."""
     return (2, 3) if batch_max > 2 else (1, batch_max)
 
 
 def output_spec(place: str, name: str, few: torch.Tensor, more: torch.Tensor, rows: tuple[int, int]) -> wire.TensorSpec:
-    """Dtype and shape of an output that `few` and `more` are of, for so many rows.
+    """Returns dtype and shape of an output. `few` and `more` are its values for `rows` numbers of rows.
 
     Raises: PackageError, code rows_changed, rows_mixed or bad_outputs.
     """
@@ -35,7 +35,7 @@ def check_batch(
     known: tuple[Sequence[torch.Tensor], int],
     found: tuple[Sequence[torch.Tensor], int],
 ) -> None:
-    """Outputs `found` are like those that are `known`; both as the module gave them, and for how many rows.
+    """The outputs `found` fit those `known`; each is (outputs as the module returned them, number of rows).
 
     Raises: PackageError, code rows_changed, rows_mixed or bad_outputs.
     """
@@ -45,12 +45,12 @@ def check_batch(
         why = f"forward returns {told}: how many must depend neither on the rows nor on their values"
         raise PackageError(place, [why], "bad_outputs")
     for name, one, other in zip(names, ones, others, strict=True):
-        if one.ndim or other.ndim:  # else it is a number for the whole batch
+        if one.ndim or other.ndim:  # otherwise it is one number for the whole batch
             _check_alike(place, name, one, other, (few, more))
 
 
 def _check_alike(place: str, name: str, few: torch.Tensor, more: torch.Tensor, rows: tuple[int, int]) -> None:
-    """Both are of one dtype and one shape of a row, and have a row for each of the input."""
+    """Both have one dtype, one shape of a row, and one row for each row of the input. Raises: PackageError."""
     told = f"{list(few.shape)} for {counted(rows[0])}, {list(more.shape)} for {counted(rows[1])}"
     if not few.ndim or not more.ndim or (len(few), len(more)) != rows:
         raise PackageError(place, [rows_changed(named(name), told)], "rows_changed")
@@ -68,7 +68,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def rows_changed(output: str, told: str) -> str:
-    """The sentence for an output that has not one row for each of the input."""
+    """Returns the message for an output that does not have one row for each row of the input."""
     return (
         f"{output} has not one row for each row of the input ({told}). Return one for each, as the first dimension, "
         "whatever the values are: move the batch there if it is another dimension, and mark rows that do not count "

@@ -1,4 +1,4 @@
-"""What goes into a module and what comes out of it: inputs bound to parameters, outputs flattened and named."""
+"""Binds inputs to a module's parameters, and flattens and names its outputs."""
 
 import dataclasses
 import inspect
@@ -14,39 +14,41 @@ from gpu_worker.packages.trials import LONE, named
 from mesh.errors import PackageError
 from mesh.tensors import DTYPES
 
-NAME_MAX = 64  # characters; as in model.toml
-WIDENED = {torch.bfloat16: torch.float32}  # dtypes that do not travel, and those that hold their values exactly
+NAME_MAX = 64  # characters, as in model.toml
+WIDENED = {torch.bfloat16: torch.float32}  # {dtype that cannot be sent: dtype that holds its values exactly}
 Named = tuple[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """How inputs, in their order, are given to a module."""
+    """How inputs, in their order, are passed to a module."""
 
-    by_position: tuple[int, ...]  # which of them, one after the other
-    by_name: Mapping[str, int]  # {parameter: which of them}
+    by_position: tuple[int, ...]  # indices of the inputs that are passed by position, in order
+    by_name: Mapping[str, int]  # {parameter: index of its input}
 
     def arguments(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-        """(args, kwargs)."""
+        """Returns (args, kwargs) for the call."""
         return tuple(inputs[i] for i in self.by_position), {name: inputs[i] for name, i in self.by_name.items()}
 
 
 def bindings(place: str, forward: Callable[..., Any], names: Sequence[str]) -> list[Binding]:
-    """How inputs can be given, likeliest first. Raises: PackageError, as `bind`."""
+    """Returns the ways in which inputs can be passed, the most likely first. Raises: PackageError as `bind` does."""
     kinds = [parameter.kind for parameter in inspect.signature(forward).parameters.values()]
-    passes_on = kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]  # whatever it takes
+    # *args, **kwargs: it takes whatever it is given
+    passes_on = kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
     return [bind(place, forward, names), *([Binding(tuple(range(len(names))), {})] if passes_on else [])]
 
 
 def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Binding:
-    """By name if every input is named as a parameter of `forward`; else by position, in their order, but for those
-    that have the name of one that has no position.
+    """Binds by name if every input has the name of a parameter of `forward`, else by position in the inputs' order.
 
-    Raises: PackageError, code bad_inputs, where that is not clear, or a parameter is left without a value.
+    In the second case an input with the name of a keyword-only parameter is still passed by name.
+
+    Raises: PackageError, code bad_inputs, if the binding is ambiguous or a parameter is left without a value.
     """
     parameters = list(inspect.signature(forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    nameless = [p.name for p in positional if p.kind is p.POSITIONAL_ONLY]  # they have no name for those who call
+    nameless = [p.name for p in positional if p.kind is p.POSITIONAL_ONLY]  # callers cannot pass these by name
     places = [p.name for p in positional]
     without_place = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     nameable = places + without_place
@@ -91,8 +93,10 @@ def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Bindi
 
 
 def leaves(value: Any, path: str = "") -> Iterator[Named]:
-    """(name, tensor or number) of everything in an output: a dict's entries by key, a data class's by field, others by
-    position, nested ones joined by a dot; None is left out. What is neither is given, too, for others to refuse.
+    """Yields (name, tensor or number) of everything in an output.
+
+    Entries of a dict are named by key, of a data class by field, all others by position; nested names are joined by a
+    dot. None is left out. Values that are neither tensor nor number are yielded too; the caller refuses them.
     """
     inner = f"{path}." if path else ""
     if value is None:
@@ -112,18 +116,18 @@ def leaves(value: Any, path: str = "") -> Iterator[Named]:
 
 
 def flat(value: Any) -> list[torch.Tensor]:
-    """The outputs, one after the other; bfloat16 as float32."""
+    """Returns the outputs as one list of tensors; bfloat16 becomes float32."""
     tensors = [leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for _, leaf in leaves(value)]
     return [tensor.to(WIDENED[tensor.dtype]) if tensor.dtype in WIDENED else tensor for tensor in tensors]
 
 
 def tensors_of(value: Any, rows: int) -> list[torch.Tensor]:
-    """The outputs as they are served: `flat`, and numbers that hold for the batch repeated for each row."""
+    """Returns the outputs as they are served: as `flat` does, with numbers that hold for the batch repeated per row."""
     return [tensor.expand(rows) if tensor.ndim == 0 else tensor for tensor in flat(value)]
 
 
 def check_outputs(place: str, value: Any) -> None:
-    """All of it can be served. Raises: PackageError, code bad_outputs."""
+    """All outputs can be served. Raises: PackageError, code bad_outputs."""
     found = list(leaves(value))
     faults = [fault for name, leaf in found if (fault := _leaf_fault(name, leaf))]
     if not found:
@@ -135,9 +139,9 @@ def check_outputs(place: str, value: Any) -> None:
 
 
 def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[str]:
-    """A name for each output, in their order: the author's, or those of `leaves`.
+    """Returns a name for each output, in order: the author's, or those of `leaves`.
 
-    Raises: PackageError, code bad_names for names that do not fit.
+    Raises: PackageError, code bad_names, for names that do not fit.
     """
     own = [name for name, _ in leaves(value)]
     if wanted is None:
@@ -168,7 +172,7 @@ def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[s
 
 
 def check_names(place: str, what: str, names: Sequence[str]) -> None:
-    """All differ, and fit into model.toml. Raises: PackageError, code bad_names."""
+    """The names are unique and fit into model.toml. Raises: PackageError, code bad_names."""
     faults = [f"{what} has the name {name!r} twice: each needs its own" for name in names if names.count(name) > 1]
     faults += [
         f"{what}: a name has 1 to {NAME_MAX} characters, all of which UTF-8 has; got {name!r}"
@@ -198,13 +202,13 @@ def _leaf_fault(name: str, leaf: Any) -> str:
 
 
 class Ended(Exception):
-    """Forward would have ended the process."""
+    """`forward` tried to end the process."""
 
 
 def example_call(module: nn.Module, binding: Binding, inputs: Sequence[torch.Tensor]) -> Any:
-    """What the module returns, as it returns it. It may change its inputs: they are copies.
+    """Returns what the module returns. The module gets copies of the inputs, so it may change them.
 
-    Raises: Ended where it would end the process; whatever else it raises.
+    Raises: Ended if the module would end the process; whatever else the module raises.
     """
     args, kwargs = binding.arguments([tensor.clone() for tensor in inputs])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a model can be imported from: FILE.onnx, FILE.pt2 (of torch.export.save), or MODULE:FACTORY."""
+"""Imports a model from FILE.onnx, FILE.pt2 (of torch.export.save), or MODULE:FACTORY."""
 
 import contextlib
 import importlib
@@ -35,18 +35,18 @@ ELSEWHERE = {
     ".safetensors": "weights alone: give the Python that makes the module and loads them, as my_module:make_model",
     ".py": "Python: give it as MODULE:FACTORY, as my_module:make_model",
 }
-LEAST = 2  # rows, as torch writes it where nobody said how few there may be; such programs take one, too
+LEAST = 2  # rows: torch's lower bound where the author gave none; such programs also take one row
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is imported, and how it is to be served."""
+    """What is imported, and how it will be served."""
 
     what: str  # FILE.onnx | FILE.pt2 | MODULE:FACTORY
     name: str
     inputs: Inputs = field(default_factory=dict)  # of a factory: {name: (dtype, shape of one row)}
-    outputs: Sequence[str] | None = None  # names, where the model's own will not do
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the factory
+    outputs: Sequence[str] | None = None  # names; None: the model's own
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
     example: Mapping[str, Any] | None = None  # {input: array [rows, ...]}
     batch_max: int = 32
     slo_ms: float = 1000.0
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every kind of model has."""
+        """The options that every kind of model has."""
         return {
             "example": self.example, "batch_max": self.batch_max, "slo_ms": self.slo_ms, "labels": self.labels,
             "cache": self.cache, "description": self.description,
@@ -71,10 +71,12 @@ def import_model(
     known: Mapping[str, str] | None = None,
     notes: list[str] | None = None,
 ) -> Package:
-    """The package is in the repository. Without a version: under the newest one if that is the same, else the next.
+    """The package is in the repository.
 
-    `known`: {version: digest} of what was ever served under the name, whether it is in the repository or not.
-    `notes`: takes what the person should know, as of `staged`. Raises: PackageError.
+    If no version is given, it is the newest version if that has the same content, else the next one.
+
+    `known`: {version: digest} of everything that was ever served under the name, whether it is in the repository or
+    not. `notes`: receives what the person should know, as in `staged`. Raises: PackageError.
     """
     known = known or {}
     with written_in(repository, wire.ref_of(source.name, version or "1")):
@@ -90,7 +92,7 @@ def import_model(
 
 
 def default_name(what: str) -> str:
-    """A name for what is imported: the file's, or the factory's module's."""
+    """Returns a name for the model: the file's, or that of the factory's module."""
     return what.partition(":")[0].rpartition(".")[2] if _is_factory(what) else Path(what).stem
 
 
@@ -103,7 +105,8 @@ def _number(package: Package, repository: Path, known: Mapping[str, str]) -> str
     folder, contents = repository / name, Contents()
     with written_in(repository, package.ref):
         there = sorted(versions_in(folder), key=int) if folder.is_dir() else []
-    with contextlib.suppress(PackageError):  # of a kind that is not ours to judge: it keeps its number
+    # the newest version is no package that can be read here: it keeps its number
+    with contextlib.suppress(PackageError):
         if there and not contents.differing(package, read_package(repository, wire.ref_of(name, there[-1]), ())):
             return there[-1]
     gone = {version: content for version, content in known.items() if version not in there}
@@ -152,7 +155,7 @@ def _from_factory(source: Source, folder: Path, version: str) -> Package:
 
 
 def _shown(place: str, example: object) -> Inputs:
-    """Inputs as an example shows them. Raises: PackageError, code bad_example or bad_inputs."""
+    """Returns the inputs that an example shows. Raises: PackageError, code bad_example or bad_inputs."""
     if example is None:
         return {}
     try:
@@ -166,7 +169,7 @@ def _shown(place: str, example: object) -> Inputs:
 
 
 def _made(place: str, source: Source) -> nn.Module:
-    """The module. Raises: PackageError, code bad_source."""
+    """Returns the factory's module. Raises: PackageError, code bad_source."""
     module_name, _, path = source.what.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -178,7 +181,7 @@ def _made(place: str, source: Source) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
         made: Any = found(**source.arguments)
-    except (Exception, SystemExit) as error:  # it is the author's code
+    except (Exception, SystemExit) as error:  # the author's code may raise anything
         raise PackageError(place, [f"{source.what} cannot be made: {said(error)}"], "bad_source") from None
     if not isinstance(made, nn.Module):
         why = f"{source.what} gives a {type(made).__name__}; it must return a torch.nn.Module"
@@ -190,7 +193,7 @@ def _made(place: str, source: Source) -> nn.Module:
 
 
 class _Program(nn.Module):
-    """An exported program that takes its inputs one after the other."""
+    """An exported program that takes its inputs by position."""
 
     def __init__(self, program: nn.Module, spec: pytree.TreeSpec) -> None:
         super().__init__()
@@ -203,12 +206,15 @@ class _Program(nn.Module):
 
 
 def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inputs]:
-    """(module, inputs) of a file that torch.export.save wrote. Raises: PackageError, code bad_source or batch_fixed."""
+    """Returns (module, inputs) of a file written by torch.export.save.
+
+    Raises: PackageError, code bad_source or batch_fixed.
+    """
     try:
         with quiet():
             exported = torch.export.load(file)
             program = unlifted(exported)
-    except Exception as error:  # torch.export raises whatever it meets
+    except Exception as error:  # torch.export may raise anything
         why = f"is no program that torch.export.save wrote: {said(error)}"
         raise PackageError(place, [why], "bad_source") from None
     inputs, faults = {}, []
@@ -229,7 +235,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
 
 
 def _input_fault(name: str, value: Any, ranges: Mapping[Any, Any], batch_max: int) -> str:
-    """Why the program cannot be served with this input, or nothing."""
+    """Returns why the program cannot be served with this input; empty if it can."""
     if not isinstance(value, torch.Tensor):
         return f"input {name} is no tensor: export the program with tensors alone as inputs"
     if not value.ndim or not all(isinstance(extent, int) for extent in value.shape[1:]):

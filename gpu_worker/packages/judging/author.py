@@ -1,4 +1,4 @@
-"""The module that was given: copies of it as it came, and the answers that it gives itself."""
+"""Compares copies of the author's module, as it was given, with the answers of the module itself."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from gpu_worker.packages.trials import Batch, Trial
 from mesh.errors import PackageError
 
 CPU = torch.device("cpu")
-FIRST = 8  # rows, of which the first one and another one are what copies are run on first
+FIRST = 8  # rows; copies are first run on the first row, and on one that differs from it
 
 
 class Author:
-    """Given a module: it is as it was whatever is done here, once `restored` is left."""
+    """The module that was given. It is unchanged when `restored` is left, whatever was done in between."""
 
     def __init__(self, place: str, module: nn.Module) -> None:
         self._place, self._module = place, module
@@ -36,11 +36,11 @@ class Author:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[nn.Module]:
-        """A copy, to be run; afterwards nothing that it changed beside itself is left changed.
+        """Yields a copy to run; afterwards everything that the copy changed outside of itself is restored.
 
-        Raises: PackageError, as `plain_copy`.
+        Raises: PackageError as `plain_copy` does.
         """
-        copied = plain_copy(self._place, self._module)  # it refuses what is no module
+        copied = plain_copy(self._place, self._module)  # first, because it refuses what is not a module
         self._held = Held(self._module)
         self._written = _written(self._module)
         try:
@@ -51,14 +51,14 @@ class Author:
                 written.put_back()
 
     def check(self, original: Original, trial: Trial, expected: list[list[torch.Tensor]]) -> None:
-        """Nothing of the first rows is remembered, and the module answers as its copy.
+        """The module keeps nothing of the first rows it runs on, and answers as its copy does.
 
         Raises: PackageError, code state_changed, bad_module or not_equal.
         """
         self._check_untouched()
         at = [0, trial.repeated]
         known = [(trial.batches[i], expected[i]) for i in dict.fromkeys(at)]
-        warm = Held(self._module)  # what is remembered under global names, too
+        warm = Held(self._module)  # includes what is kept under global names
         try:
             changed = self._check_first_rows(original, known)
             self._check_own(original, known, changed)
@@ -66,7 +66,10 @@ class Author:
             warm.put_back()
 
     def _check_first_rows(self, original: Original, known: list[tuple[Batch, list[torch.Tensor]]]) -> bool:
-        """Copies that are run on other rows first give the same. Returns whether the first run writes into tensors."""
+        """Copies that ran on other rows first give the same. Returns whether the first run writes into tensors.
+
+        Raises: PackageError, code state_changed.
+        """
         rows = original.draw(FIRST, torch.Generator().manual_seed(trials.SEED + 2))
         others = (i for i in range(1, FIRST) if any(not torch.equal(t[i], t[0]) for t in rows))
         changed = False
@@ -102,9 +105,9 @@ class Author:
             raise PackageError(self._place, [why], "bad_module")
 
     def _check_own(self, original: Original, known: list[tuple[Batch, list[torch.Tensor]]], changing: bool) -> None:
-        """The module gives what its copy gives, where it computes on the same device.
+        """The module gives what its copy gives, if it computes on the CPU as the copy does.
 
-        `changing`: it writes into its tensors when it is run first. Raises: PackageError, code not_equal.
+        `changing`: the module writes into its tensors when it runs first. Raises: PackageError, code not_equal.
         """
         module = unwrapped(self._module)
         tensors = {**tensors_in(module), **plain_tensors_in(module)}
@@ -132,10 +135,13 @@ class Author:
 
 
 class _Written:
-    """A tensor, and whether it is written to from now on."""
+    """A tensor, and whether it was written to since this was made."""
 
     def __init__(self, name: str, tensor: torch.Tensor, plain: bool, kept: bool = False) -> None:
-        """`plain`: it is an attribute, of any kind. `kept`: its values are kept; those of buffers always are."""
+        """`plain`: the tensor is a plain attribute, of any kind.
+
+        `kept`: keep its values; those of buffers are always kept.
+        """
         self.name = name
         self._tensor, self._plain = tensor, plain
         self._mark = self._marked()
@@ -143,11 +149,11 @@ class _Written:
 
     @property
     def again(self) -> bool:
-        """Whether it was."""
+        """Whether the tensor was written to."""
         return self._marked() != self._mark
 
     def put_back(self) -> None:
-        """It has the values that were kept."""
+        """The tensor has its former values, if they were kept."""
         if self._values is not None and self.again:
             with torch.no_grad():
                 self._tensor.copy_(self._values)

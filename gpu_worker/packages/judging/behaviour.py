@@ -1,4 +1,4 @@
-"""Whether a module answers each request by itself: it remembers nothing, and draws nothing at random."""
+"""Checks that a module answers each request by itself: it keeps no state and draws nothing at random."""
 
 import contextlib
 import random
@@ -18,7 +18,7 @@ REMEMBERED = "Give what is remembered as an input, and return what it becomes"
 
 
 class State:
-    """What a module holds, as it is now."""
+    """The tensors that a module holds, as they are now."""
 
     def __init__(self, place: str, module: nn.Module) -> None:
         self._place, self._module = place, module
@@ -26,7 +26,7 @@ class State:
         self._plain = {name: (tensor, version(tensor)) for name, tensor in plain_tensors_in(module).items()}
 
     def check(self) -> None:
-        """All of it is as it was. Raises: PackageError, code state_changed."""
+        """All tensors are unchanged. Raises: PackageError, code state_changed."""
         changed = self.changed()
         if changed:
             few = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -34,7 +34,7 @@ class State:
             raise PackageError(self._place, [why], "state_changed")
 
     def changed(self) -> list[str]:
-        """Names of parameters and buffers that are others now, and of all tensors that were written to."""
+        """Returns names of changed tensors: parameters and buffers replaced or written to, others written to."""
         now = tensors_in(self._module)
         changed = [
             name
@@ -48,7 +48,7 @@ class State:
 def check_repeats(
     place: str, names: Sequence[str], run: Callable[[], list[torch.Tensor]], first: list[torch.Tensor]
 ) -> None:
-    """Running again gives what it gave at first. Raises: PackageError, code random or state_changed."""
+    """Running again gives the first result. Raises: PackageError, code random or state_changed."""
     other_one = differing(names, first, run(), TOLERANCE[torch.float32])
     if not other_one:
         return
@@ -67,7 +67,7 @@ def check_repeats(
 
 @contextlib.contextmanager
 def drawing_alike() -> Iterator[None]:
-    """What is drawn at random, by torch, numpy or Python, is the same each time; afterwards they go on as before."""
+    """Each such block draws the same random numbers, by torch, numpy and Python. Afterwards they go on as before."""
     python, array = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -83,7 +83,7 @@ def drawing_alike() -> Iterator[None]:
 def differing(
     names: Sequence[str], expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], close: float
 ) -> str:
-    """The first output that differs, or nothing."""
+    """Returns the first output that differs; empty if none does."""
     if len(expected) != len(found):
         return "the number of outputs"
     pairs = zip(names, expected, found, strict=True)
@@ -91,11 +91,11 @@ def differing(
 
 
 def version(tensor: torch.Tensor) -> int:
-    """How often it was written to; inference mode does not count."""
+    """Returns how often the tensor was written to; 0 for tensors of inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def mark(tensor: torch.Tensor) -> tuple[int, int]:
-    """(how often it was written to, digest of its bytes, as not all that writes is counted)."""
+    """Returns (number of writes, digest of the bytes). The digest is needed because not every write is counted."""
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
     return version(tensor), xxhash.xxh3_64_intdigest(flat.numpy().data)

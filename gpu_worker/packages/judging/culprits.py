@@ -1,4 +1,4 @@
-"""Where in the author's code rows first get to depend on each other."""
+"""Finds the line of the author's code at which rows first depend on each other."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +13,18 @@ from gpu_worker.packages.trials import Batch, Trial
 
 
 def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Trial, close: float) -> str:
-    """The operation and its line, as in ' (seen first after max, at file.py:12)'; nothing where it cannot be told.
+    """Returns the operation and its line, as in ' (seen first after max, at file.py:12)'; empty if none can be named.
 
-    Seen only of values that have the batch as their first dimension: what is made of them otherwise comes before. What
-    is made of the number of rows alone, as places in the batch are, is named only where nothing else can be.
+    Only values with the batch as first dimension are compared; so the operation named may come after the true one.
+    Values that depend on the number of rows alone, such as positions in the batch, are named only if nothing else can
+    be.
     """
     alone = [_values(graph, weights, batch) for batch in trial.alone]
     inputs = graph.graph.find_nodes(op="placeholder")[len(weights) :]
     for batch in (*trial.mixed, *(odd.pair for odd in trial.beside)):
         try:
             among = _values(graph, weights, batch)
-        except Exception:  # it need not take a row of rare values
+        except Exception:  # the model need not accept a row of rare values
             continue
         alike = {node: found for node in among if (found := _alike(node, alone, among, batch, close)) is not None}
         node = _first(graph, inputs, alike)
@@ -33,8 +34,9 @@ def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Tria
 
 
 def _first(graph: GraphModule, inputs: Sequence[Node], alike: Mapping[Node, bool]) -> Node | None:
-    """The first operation whose rows are others, of which no operand's rows are others for their places alone."""
-    depending, placed = set(inputs), set[Node]()  # those made of what inputs hold; those made of places, too
+    """Returns the first operation whose rows differ and none of whose operands differs by its place alone."""
+    # values computed from the contents of inputs; values computed from positions in the batch
+    depending, placed = set(inputs), set[Node]()
     likely: Node | None = None
     node: Node
     for node in (node for node in graph.graph.nodes if node.op == "call_function"):
@@ -60,7 +62,7 @@ def _alike(
     batch: Batch,
     close: float,
 ) -> bool | None:
-    """Whether each row of the batch that is known alone is the same there; None where no rows are to be seen."""
+    """Returns whether each row in the batch is the same as alone; None if the value has no rows to compare."""
     origins, kept = batch.tried
     found, ones = among[node], [values[node] for values in alone if node in values]
     if len(found) != batch.rows or len(ones) != len(alone) or any(one.shape != (1, *found.shape[1:]) for one in ones):
@@ -69,14 +71,14 @@ def _alike(
 
 
 class _Keeping(Interpreter):
-    """Keeps every value."""
+    """An interpreter that keeps the value of every operation."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.values: dict[Node, torch.Tensor] = {}
 
     def run_node(self, node: Node) -> Any:
-        """See Interpreter."""
+        """Runs the node and keeps a copy of its value."""
         value = super().run_node(node)
         if node.op == "call_function" and isinstance(value, torch.Tensor) and value.ndim:
             self.values[node] = value.detach().clone()

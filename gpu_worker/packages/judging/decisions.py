@@ -1,8 +1,8 @@
-"""Decisions for all rows of a batch at once: seen in a graph, and in the graphs within it, without running it. Pure.
+"""Finds decisions for all rows of a batch at once, in a graph and the graphs within it, without running it. Pure.
 
-A value is tainted if it depends on what the inputs hold. Weights, constants and extents taint nothing: what is decided
-by weights alone is decided alike for every batch, and what is decided by the number of rows shows when batches of
-several sizes are tried. An extent that depends on what inputs hold is tainted. onnx_graphs has the same rule for ONNX.
+A value is tainted if it depends on the contents of the inputs. Weights, constants and extents taint nothing: a decision
+by weights alone is the same for every batch, and a decision by the number of rows shows when batches of several sizes
+are tried. An extent that depends on the contents of inputs is tainted. onnx_graphs has the same rule for ONNX.
 """
 
 import operator
@@ -22,29 +22,30 @@ OF_SHAPES = {
 
 
 def deciding(graph: GraphModule, inputs: Sequence[Node]) -> Node | None:
-    """The first operation that decides for all rows by what the inputs hold, or None."""
+    """Returns the first operation that decides for all rows by the contents of the inputs; None if there is none."""
     return _Flow(graph, [node in inputs for node in graph.graph.find_nodes(op="placeholder")]).decides
 
 
 class _Flow:
-    """What is tainted in one graph, and the operation in it, or in a graph within it, that decides by that."""
+    """Which values are tainted in one graph, and which operation in it or within it decides by a tainted one."""
 
     def __init__(self, graph: GraphModule, tainted: Sequence[bool]) -> None:
-        """`tainted`: for each of its placeholders."""
+        """`tainted`: for each placeholder of the graph."""
         places = graph.graph.find_nodes(op="placeholder")
         self._graph = graph
         self._nodes = {node for node, is_tainted in zip(places, tainted, strict=True) if is_tainted}
         self._parts: dict[Node, list[bool]] = {}  # of operations with graphs within: for each of their results
         self.decides: Node | None = None
         known: Any = None
-        while known != (known := (len(self._nodes), sum(map(sum, self._parts.values())))):  # what is written to comes
-            for node in graph.graph.nodes:  # before what writes to it, so once is not enough
+        # repeated until nothing changes, because a tensor that is
+        while known != (known := (len(self._nodes), sum(map(sum, self._parts.values())))):
+            for node in graph.graph.nodes:  # written to comes before the operation that writes to it
                 if node.op == "call_function":
                     self._visit(node)
 
     @property
     def outputs(self) -> list[bool]:
-        """Whether each is tainted."""
+        """For each output, whether it is tainted."""
         (output,) = self._graph.graph.find_nodes(op="output")
         return [self._tainted(value) for value in _leaves(output.args[0])]
 
@@ -68,13 +69,13 @@ class _Flow:
             self._mark(node, is_tainted)
 
     def _part(self, node: Node) -> bool | None:
-        """Whether a result of an operation with graphs within is tainted; None if the node is none of those."""
+        """Returns whether a result of an operation with inner graphs is tainted; None if the node is no such result."""
         whole: Any = node.args[0] if node.target is operator.getitem else None
         index: Any = node.args[1] if whole in self._parts else None
         return None if index is None else self._parts[whole][index]
 
     def _loop(self, node: Node) -> None:
-        """What is carried from round to round stays tainted once it is."""
+        """Marks what a loop carries from round to round: once tainted, it stays tainted."""
         goes_on, body, carried, others = node.args
         given, fixed = ([self._tainted(value) for value in _leaves(group)] for group in (carried, others))
         known = None
@@ -91,7 +92,7 @@ class _Flow:
             self.decides = self.decides or node
 
     def _inner(self, name: Any, tainted: Sequence[bool]) -> list[bool]:
-        """Whether each output of the graph within is tainted, if those of what it is given are."""
+        """Returns, for each output of the inner graph, whether it is tainted if these of its inputs are."""
         graph = self._module(name)
         assert graph is not None
         return self._within(graph, tainted)
@@ -128,19 +129,22 @@ def _leaves(values: Any) -> list[Any]:
 
 
 def operation_of(node: Node) -> str:
-    """What it calls, by its name in torch; of a part of a result, what gave that."""
+    """Returns the torch name of the operation that the node calls, or, for a part of a result, that made the result."""
     if node.target is operator.getitem and isinstance(node.args[0], Node):
         return operation_of(node.args[0])
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def is_open(extent: Any) -> bool:
-    """Whether it is not the same for every batch. torch may write a number as something that it has worked out."""
+    """Returns whether the extent differs from batch to batch.
+
+    torch may write a fixed number as a computed expression.
+    """
     return isinstance(extent, torch.SymInt) and not extent.node.expr.is_number
 
 
 def _operands(node: Node) -> Iterator[tuple[torch._C.Argument, list[Node]]]:
-    """What the operation says of each of its arguments, and the nodes there."""
+    """Yields the schema of each argument of the operation, and the nodes passed for it."""
     if isinstance(node.target, torch._ops.OpOverload):
         for i, argument in enumerate(node.target._schema.arguments):
             value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
@@ -148,7 +152,7 @@ def _operands(node: Node) -> Iterator[tuple[torch._C.Argument, list[Node]]]:
 
 
 def _written(node: Node) -> list[Node]:
-    """What the operation writes to."""
+    """Returns the nodes that the operation writes to."""
     return [
         operand
         for argument, operands in _operands(node)
@@ -158,7 +162,7 @@ def _written(node: Node) -> list[Node]:
 
 
 def _seen_through(node: Node) -> set[Node]:
-    """The node, and all whose memory it may share."""
+    """Returns the node and all nodes whose memory it may share."""
     found: set[Node] = set()
     waiting = [node]
     while waiting:

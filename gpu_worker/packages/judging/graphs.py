@@ -1,6 +1,6 @@
-"""What can be seen of a graph without running it. Pure.
+"""Examines a graph without running it. Pure.
 
-Rows that come and go with the values, random numbers, decisions for all rows at once.
+It finds numbers of rows that depend on values, random numbers, and decisions for all rows at once.
 """
 
 import re
@@ -17,13 +17,14 @@ from gpu_worker.packages.judging.decisions import deciding, is_open, operation_o
 from gpu_worker.packages.trials import DRAWN, INDEPENDENT, named
 from mesh.errors import PackageError
 
-SWITCHES = ("train", "training", "dropout_p", "dropout", "p")  # arguments of what may be random: none of it, if off
-ATTENTION = torch.ops.aten.scaled_dot_product_attention.default  # the one that torch does not mark
+# arguments of operations that may be random; if one is off, nothing is random
+SWITCHES = ("train", "training", "dropout_p", "dropout", "p")
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default  # may be random, but torch does not tag it so
 FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
 def check(place: str, graph: GraphModule, outputs: Sequence[str], inputs: int, batch_max: int) -> None:
-    """Nothing shows that a row would not get its own answer. `inputs`: so many of the placeholders, the last ones.
+    """The graph shows no way for a row not to get its own answer. `inputs`: the last so many placeholders are inputs.
 
     Raises: PackageError, code rows_changed, rows_mixed or random.
     """
@@ -45,15 +46,19 @@ def check_draws(place: str, graph: GraphModule) -> None:
 
 
 def place_of(node: Node) -> str:
-    """Its operation, and where the author wrote it if that is known: 'max, at file.py:12'."""
+    """Returns the operation, and the author's line if it is known: 'max, at file.py:12'."""
     found = FRAME.findall(node.meta.get("stack_trace") or "")
     line = authors_place(traceback.StackSummary.from_list([(file, int(line), "", "") for file, line in found]))
     return f"{operation_of(node)}, at {line}" if line else operation_of(node)
 
 
 def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], inputs: Sequence[Node]) -> None:
-    """Every output has the batch as its first dimension, and rows of one shape, whatever the values are."""
-    batch = {_expression(node.meta["val"].shape[0]) for node in inputs}  # torch may call it otherwise for each input
+    """Every output has the batch as its first dimension, and its rows have one shape, whatever the values are.
+
+    Raises: PackageError, code rows_changed or rows_mixed.
+    """
+    # torch may use a different symbol for each input
+    batch = {_expression(node.meta["val"].shape[0]) for node in inputs}
     (output,) = graph.graph.find_nodes(op="output")
     for name, node in zip(outputs, output.args[0], strict=True):
         rows, *rest = node.meta["val"].shape
@@ -70,14 +75,14 @@ def _expression(rows: Any) -> Any:
 
 
 def _that_matter(graph: GraphModule) -> Iterator[Node]:
-    """Nodes that outputs depend on, those of graphs within the graph included."""
+    """Yields the nodes that outputs depend on, including those of graphs within the graph."""
     for module in graph.modules():
         if isinstance(module, GraphModule):
             yield from _above(module.graph.find_nodes(op="output"))
 
 
 def _above(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes and all that they are made of."""
+    """Returns the nodes and everything that they are computed from."""
     found: set[Node] = set()
     waiting = list(nodes)
     while waiting:
@@ -89,7 +94,7 @@ def _above(nodes: Iterable[Node]) -> set[Node]:
 
 
 def _is_random(node: Node) -> bool:
-    """Whether it draws random numbers, as it is called."""
+    """Returns whether this call draws random numbers."""
     operation: Any = node.target
     if not isinstance(operation, torch._ops.OpOverload):
         return False

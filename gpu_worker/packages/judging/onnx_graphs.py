@@ -1,7 +1,8 @@
-"""What can be seen of an ONNX graph without running it: random numbers, and what depends on all rows' values. Numbers
-that hold for a batch are made to be given for each row.
+"""Examines an ONNX graph without running it: random numbers, and what depends on the values of all rows.
 
-A name is tainted if it depends on the values of an input, shaky if its shape does. What a tensor's shape is made of
+It also makes the graph repeat, for each row, numbers that hold for a batch.
+
+A name is tainted if it depends on the values of an input, and shaky if its shape does. What a tensor's shape is made of
 (Shape, Size) depends on no value, unless the shape itself does.
 """
 
@@ -19,32 +20,33 @@ from mesh.errors import PackageError
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 OF_SHAPES = {"Shape", "Size"}
 SHAPED_BY_VALUES = {"NonZero", "Compress", "Unique", "NonMaxSuppression", "StringSplit"}
-# {operation: its operands that say what shape comes out}
+# {operation: operands that determine the output's shape}
 SHAPES = {
     "Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Slice": (1, 2, 3, 4),
     "Pad": (1,), "Resize": (2, 3), "TopK": (1,), "OneHot": (1,), "Upsample": (1,), "Squeeze": (1,), "Unsqueeze": (1,),
     "Split": (1,), "CenterCropPad": (1,),
 }  # fmt: skip
-KEEPS_THE_FIRST = {"ScatterND", "ScatterElements", "Scatter", "TensorScatter"}  # operations that give the first's shape
+# operations whose output has the shape of their first operand
+KEEPS_THE_FIRST = {"ScatterND", "ScatterElements", "Scatter", "TensorScatter"}
 SUBGRAPHS = {"If", "Loop", "Scan"}
 Constant = Callable[[str], Any]  # name -> array of an initializer or Constant node, or None
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of names, in a graph and those around it."""
+    """What is known of the names in a graph and in the graphs around it."""
 
     tainted: set[str] = field(default_factory=set)
     shaky: set[str] = field(default_factory=set)
     decides: str = ""  # the first operation that decides for all rows by their values
 
     def inner(self) -> "_Seen":
-        """For a graph within this one."""
+        """Returns a copy for a graph within this one."""
         return _Seen(set(self.tainted), set(self.shaky))
 
 
 def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[str], constant: Constant) -> None:
-    """Nothing shows that a row would not get its own answer. `sure`: outputs that are known to have the batch first.
+    """The graph shows no way for a row not to get its own answer. `sure`: outputs known to have the batch first.
 
     Raises: PackageError, code random, rows_mixed or rows_changed.
     """
@@ -64,7 +66,7 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
 
 
 def graphs(graph: Any) -> Iterator[Any]:
-    """The graph, and those within it."""
+    """Yields the graph and those within it."""
     yield graph
     for node in graph.node:
         for inner in _graphs(node):
@@ -72,7 +74,7 @@ def graphs(graph: Any) -> Iterator[Any]:
 
 
 def repeat(onnx: Any, model: Any, outputs: Sequence[str], of: str) -> None:
-    """The outputs, a number each, are given once for each row of the input `of`. They have other names then."""
+    """Outputs that are one number are repeated for each row of the input `of`. They have new names then."""
     graph = model.graph
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | {v.name for v in graph.input}
     for value in graph.output:
@@ -104,7 +106,7 @@ def _is_random(node: Any, constant: Constant) -> bool:
 
 
 def _visit(graph: Any, seen: _Seen) -> None:
-    """What is known of the graph's names is in `seen`."""
+    """`seen` holds what is known of the graph's names."""
     for node in graph.node:
         if node.op_type == "Loop":
             _loop(node, seen)
@@ -119,7 +121,7 @@ def _visit(graph: Any, seen: _Seen) -> None:
 
 
 def _mark(node: Any, seen: _Seen) -> None:
-    """The node's outputs are known, as far as they follow from its inputs."""
+    """`seen` holds what follows for the node's outputs from its inputs."""
     shapes = SHAPES.get(node.op_type, ())
     counting = node.input[:1] if node.op_type in KEEPS_THE_FIRST else node.input
     by_values = node.op_type in SHAPED_BY_VALUES and _any(node.input, seen.tainted)
@@ -134,7 +136,10 @@ def _mark(node: Any, seen: _Seen) -> None:
 
 
 def _inner(node: Any, graph: Any, seen: _Seen) -> None:
-    """A branch of If, or what SequenceMap does: names outside are seen within; its outputs become the node's."""
+    """Marks a branch of If, or the body of SequenceMap.
+
+    Names outside are visible within; its outputs become the node's.
+    """
     within = seen.inner()
     for given, name in zip(node.input, (value.name for value in graph.input), strict=False):
         _follow(given, name, seen, within)
@@ -160,7 +165,7 @@ def _loop(node: Any, seen: _Seen) -> None:
 def _scan(node: Any, seen: _Seen) -> None:
     (body,) = _graphs(node)
     places, results = ([value.name for value in values] for values in (body.input, body.output))
-    given = node.input[len(node.input) - len(places) :]  # lengths come before them in files of old
+    given = node.input[len(node.input) - len(places) :]  # in old files, lengths come before them
     scanned = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
     carried = list(zip(results, places, strict=False))[: len(places) - scanned]
     within = _rounds(body, list(zip(given, places, strict=True)), carried, seen)
@@ -170,9 +175,9 @@ def _scan(node: Any, seen: _Seen) -> None:
 
 
 def _rounds(body: Any, given: Sequence[tuple[str, str]], carried: Sequence[tuple[str, str]], seen: _Seen) -> _Seen:
-    """What is known in a body that is run again and again: what it carries on stays tainted once it is.
+    """Returns what is known in a body that runs in rounds: what it carries on stays tainted once it is.
 
-    `given`: (name outside, name within); `carried`: (its result, what that is in the next round).
+    `given`: (name outside, name within); `carried`: (its result, its name in the next round).
     """
     within = seen.inner()
     for name, place in given:
@@ -185,7 +190,7 @@ def _rounds(body: Any, given: Sequence[tuple[str, str]], carried: Sequence[tuple
 
 
 def _follow(name: str, other: str, known: _Seen, seen: _Seen) -> None:
-    """What is known of `name` is so of `other`."""
+    """`seen` knows of `other` what `known` knows of `name`."""
     if name in known.tainted:
         seen.tainted.add(other)
     if name in known.shaky:

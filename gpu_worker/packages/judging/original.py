@@ -1,4 +1,4 @@
-"""The author's module as it answers: what is written is compared with it."""
+"""Runs the author's module to get the answers that the written graph is compared with."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,32 +25,33 @@ from gpu_worker.packages.trials import Batch, Draw, Trial, counted
 from mesh import wire
 from mesh.errors import PackageError
 
-COARSE = TOLERANCE[torch.bfloat16]  # where it is not known how exact the module is inside
+COARSE = TOLERANCE[torch.bfloat16]  # used where the precision inside of the module is unknown
 
 
 class Original:
-    """A module, inputs that it runs on, and what it gives for them. It changes nothing of itself, but for what it makes
-    when it is run for the first time.
+    """A module, inputs that it runs on, and what it gives for them.
+
+    The module changes nothing of itself except what it creates when it runs for the first time.
     """
 
     def __init__(
         self, place: str, module: nn.Module, ways: Sequence[Binding], specs: Sequence[wire.TensorSpec], batch_max: int
     ) -> None:
-        """`ways`: in which inputs can be given to it, likeliest first."""
+        """`ways`: how inputs can be passed to the module, the most likely first."""
         self.place, self.module, self.binding, self.batch_max = place, module, ways[0], batch_max
         self.specs, self.outputs = specs, list[wire.TensorSpec]()
         self.draw: Draw
         self._ways = ways
-        self._state: State  # as it is once it was run
-        self._known: tuple[list[torch.Tensor], int]  # outputs as it gives them, and of how many rows
+        self._state: State  # after its first run
+        self._known: tuple[list[torch.Tensor], int]  # (outputs as the module returns them, their number of rows)
 
     @property
     def names(self) -> list[str]:
-        """Of the outputs."""
+        """The names of the outputs."""
         return [spec.name for spec in self.outputs]
 
     def look(self, example: Mapping[str, Any] | None, names: Sequence[str] | None) -> None:
-        """Inputs that it runs on, and its outputs, are known. Raises: PackageError."""
+        """Inputs that the module runs on, and its outputs, are known. Raises: PackageError."""
         self.draw = self._inputs(example)
         self._state = State(self.place, self.module)
         generator = torch.Generator().manual_seed(trials.SEED)
@@ -66,7 +67,10 @@ class Original:
         check_batch(self.place, self.names, self._known, (flat(more), rows[1]))
 
     def expected(self, trial: Trial) -> list[list[torch.Tensor]]:
-        """What it gives for each batch, seen to depend on the batch alone. Raises: PackageError."""
+        """Returns what the module gives for each batch, after checking that it depends on the batch alone.
+
+        Raises: PackageError.
+        """
         results = []
         for batch in trial.batches:
             value = self._called(batch.inputs, batch.rows)
@@ -79,11 +83,14 @@ class Original:
         return results
 
     def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str = "") -> None:
-        """Rows do not obviously depend on each other, at that line. Raises: PackageError, code rows_mixed."""
+        """Rows do not obviously depend on each other. `where`: the line to name.
+
+        Raises: PackageError, code rows_mixed.
+        """
         trials.check_rows(self.place, self.names, self._run, trial, results, COARSE, lambda: where)
 
     def _inputs(self, example: Mapping[str, Any] | None) -> Draw:
-        """How inputs are drawn: the author's rows, or random ones. Raises: PackageError."""
+        """Returns how inputs are drawn: from the author's rows, or at random. Raises: PackageError."""
         kept = None if example is None else examples.given(self.place, self.specs, example, self.batch_max)
         why: Exception | None = None
         rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, trials.SEED)
@@ -99,21 +106,24 @@ class Original:
                     return kept.draw
                 except PackageError:
                     raise
-                except Exception as error:  # it is the author's code
+                except Exception as error:  # the author's code may raise anything
                     why = error
         assert why is not None
         told = f"forward fails on the rows of example: {_said(why)}" if kept else examples.not_run(_said(why))
         raise PackageError(self.place, [told], "forward_failed")
 
     def answers(self, module: nn.Module, batch: Batch) -> list[torch.Tensor]:
-        """What another module gives for the batch, as this one's outputs. Raises: PackageError, code forward_failed."""
+        """Returns what another module gives for the batch, flattened as this one's.
+
+        Raises: PackageError, forward_failed.
+        """
         return tensors_of(self._called(batch.inputs, batch.rows, module), batch.rows)
 
     def _called(self, inputs: Sequence[torch.Tensor], rows: int, module: nn.Module | None = None) -> Any:
-        """What it, or another module, returns. Raises: PackageError."""
+        """Returns what this module, or another one, returns. Raises: PackageError, code forward_failed."""
         try:
             return example_call(module or self.module, self.binding, inputs)
-        except Exception as error:  # it is the author's code
+        except Exception as error:  # the author's code may raise anything
             why = f"forward fails on {counted(rows)}: {_said(error)}. It must take any number of rows up to batch_max"
             raise PackageError(self.place, [why], "forward_failed") from None
 

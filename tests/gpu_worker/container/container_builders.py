@@ -1,4 +1,4 @@
-"""A container's device with a real child process, driven phase by phase."""
+"""Drives a container's device with a real child process, phase by phase."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ ROW = np.arange(4, dtype=np.float32)[np.newaxis]
 
 
 class Rig:
-    """The device, what it has said of its code, and batches one at a time."""
+    """The device, its reports about its code, and batches one at a time."""
 
     def __init__(self, device: ContainerDevice) -> None:
         self.device = device
@@ -36,12 +36,15 @@ class Rig:
 
     @property
     def pid(self) -> int:
-        """The process that the code runs in."""
+        """The process that runs the code."""
         assert self.device._child is not None
         return self.device._child.pid
 
     async def run(self, x: Any = ROW, *, parts: int = 1, overdue_s: float = 0.0, cold_s: float = 0.0) -> Any:
-        """The output of one batch, of so many requests, or how its EXEC failed; `overdue_s`: from now on, 0: never."""
+        """Returns the output of one batch of `parts` requests, or how its EXEC failed.
+
+        `overdue_s`: seconds from now after which it counts as hung; 0: never.
+        """
         self._actions += 1
         action = wire.Infer(
             action=self._actions, ref="f:1", earliest_s=0.0, latest_s=1e9, expected_s=0.01, batch=len(x),
@@ -63,7 +66,10 @@ class Rig:
 
 @asynccontextmanager
 async def rig(folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: float = LIMIT_S) -> AsyncIterator[Rig]:
-    """A container of `f` in `code`, which may use np, os and sys; `folder` is the working folder."""
+    """Yields the device of a container of `f` in `code`.
+
+    The code may use np, os and sys; `folder` is the working folder.
+    """
     write(folder, code)
     options = ContainerOptions(model="f", predict="mine:f", python=sys.executable, inputs=(X,), outputs=(output,))
     device = ContainerDevice(options, start_s=start_s)
@@ -74,5 +80,5 @@ async def rig(folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: f
 
 
 def write(folder: Path, code: str) -> None:
-    """The module that the container serves is this from now on."""
+    """The module that the container serves has this code from now on."""
     (folder / "mine.py").write_text(f"import os, sys\nimport numpy as np\n{code}\n")

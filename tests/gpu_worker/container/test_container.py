@@ -1,4 +1,4 @@
-"""Black-box code in a real child process: what it may do to itself, and what becomes of its batches."""
+"""Black-box code in a real child process: what it may do to itself, and what happens to its batches."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from tests.messages import names
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the code lies, and the working folder."""
+    """The working folder, which holds the code."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -31,7 +31,8 @@ async def test_the_first_batch_of_a_process_may_take_longer_than_the_next(folder
         assert "container_died" in await one.run(overdue_s=0.05, cold_s=LIMIT_S)
         assert await one.news.get()
         assert await one.news.get() == ""
-        np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=LIMIT_S), ROW * 2)  # the first of a new one
+        # the first batch of a new process
+        np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=LIMIT_S), ROW * 2)
 
 
 @on_loop
@@ -41,7 +42,7 @@ async def test_a_batch_hangs_when_its_own_time_is_over_not_that_of_one_before(fo
         began_s = time.monotonic()
         hangs = asyncio.ensure_future(one.run(-1 - ROW, overdue_s=3 * LIMIT_S))
         await asyncio.sleep(0)
-        one.device._overdue(began_s + 2 * LIMIT_S)  # the alarm that was set for the one before
+        one.device._overdue(began_s + 2 * LIMIT_S)  # the alarm that was set for the previous batch
         await asyncio.sleep(0)
         assert not hangs.done()
         one.device._overdue(time.monotonic() + 3 * LIMIT_S)
@@ -187,7 +188,7 @@ RETURNS = [
     ("Columns(x)", ROWS),  # as data frames do
 ]
 WRONG = [
-    # (what it does, what the answer names)
+    # (what the code does, what the answer names)
     ("None", ("WrongOutput", "None", "y")),
     ("{}", ("WrongOutput", "y")),
     ("(row for row in x)", ("WrongOutput", "'y'", "generator")),

@@ -1,4 +1,4 @@
-"""What a container's code is, and that its rows do not depend on each other: real child processes."""
+"""The content of a container's code, and the independence of its rows: real child processes."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.gpu_worker.container.container_builders import X, Y, write
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the code lies, and the working folder."""
+    """The working folder, which holds the code."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -36,8 +36,8 @@ DEPENDENT = [
 ]
 INDEPENDENT = [
     "x - x.mean(axis=1, keepdims=True)",
-    "x * (1 + 2e-5 * len(x))",  # as sums in another order
-    "x / 0 * np.sign(x)",  # not a number, infinite
+    "x * (1 + 2e-5 * len(x))",  # as sums in another order differ
+    "x / 0 * np.sign(x)",  # NaN and infinity
     "(x > 2)",
     "x.astype(np.int64)",
     "x[:, :1] * [1, 2, 3, 4]",
@@ -64,8 +64,8 @@ def test_rows_that_depend_on_each_other_are_refused_at_the_start(folder: Path, e
     with pytest.raises(ContainerError) as raised:
         starts(told)
     assert "WrongOutput" in str(raised.value)
-    starts(replace(told, cache=False))  # nothing can be told of what is not to be equal
-    starts(replace(told, batch_max=1))  # no row is ever among others
+    starts(replace(told, cache=False))  # outputs that may differ cannot be compared
+    starts(replace(told, batch_max=1))  # no row is ever in a batch with others
 
 
 @pytest.mark.parametrize("expression", INDEPENDENT)
@@ -85,7 +85,7 @@ def test_outputs_of_one_number_for_each_row_are_compared_as_well(folder: Path) -
         starts(options(folder, "x.sum(axis=1) - x.sum()"))
 
 
-# -- what code is -----------------------------------------------------------------------------------------------------
+# -- the content of code ----------------------------------------------------------------------------------------------
 
 
 def content(told: ContainerOptions) -> str:
@@ -109,7 +109,7 @@ def test_the_content_is_the_source_and_what_is_declared_and_not_how_it_is_served
 def test_code_is_compiled_from_the_source_that_is_there_and_not_from_what_was_compiled_before(
     folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Bytecode passes for that of a source of the same second and size, as `cp -p` and `tar` make them."""
+    """Python accepts bytecode for a source of the same second and size, which `cp -p` and `tar` produce."""
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
     told = options(folder, "x")

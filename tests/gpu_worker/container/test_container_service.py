@@ -1,4 +1,4 @@
-"""gpu_worker/container/service.py: containers that ask a real broker which version they are."""
+"""gpu_worker/container/service.py: containers ask a real broker which version they are."""
 
 import asyncio
 import contextlib
@@ -34,14 +34,14 @@ class Container:
         self.service.start()
 
     async def version(self) -> str:
-        """Its version, or how it ended."""
+        """Returns its version, or how it ended."""
         while self.device.options.version is None and not self.ended.done():  # noqa: ASYNC110  # until the broker answers
             await asyncio.sleep(0)
         return self.device.options.version or f"ended with {await self.ended}"
 
 
 class World:
-    """A broker, and whoever looks at its table."""
+    """A broker, and an observer of its table."""
 
     def __init__(self, made: Processes, folder: Path) -> None:
         self.made, self.folder = made, folder
@@ -59,7 +59,7 @@ class World:
         self.broker = Broker(self.made, self.folder, self.number)
 
     async def offered(self, count: int) -> list[str]:
-        """What the containers that are registered serve, once they are so many."""
+        """Returns what the registered containers serve, once there are `count` of them."""
         caller = Caller(self.made.runtime(), self.broker.addresses, "frontend-1")
         caller.register("frontend")
         table = await caller.table(lambda table: len(_offers(table)) == count)
@@ -85,7 +85,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two modules of different code."""
+    """Two modules with different code."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "double.py").write_text("def f(x):\n    return x * 2\n")
     (tmp_path / "triple.py").write_text("def f(x):\n    return x * 3\n")

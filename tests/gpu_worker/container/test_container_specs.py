@@ -1,4 +1,4 @@
-"""What a container is told to serve: options and specs, and what is wrong with them."""
+"""What a container is told to serve: options and specs, and their faults."""
 
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ def test_specs_that_cannot_be_served_are_refused(inputs: Any, outputs: Any, text
 
 def test_tensors_lie_apart_and_what_is_too_large_says_what_would_fit() -> None:
     layout = lay_out(model_spec(options(batch_max=10), [X], [Y]))
-    assert [tensor["at"] for tensor in (*layout.inputs, *layout.outputs)] == [0, 192]  # 160 bytes, by cache lines
+    # 160 bytes, rounded up to cache lines
+    assert [tensor["at"] for tensor in (*layout.inputs, *layout.outputs)] == [0, 192]
     assert layout.slot_bytes == 4096
     assert layout.total_bytes == 3 * 4096
     wide = X | {"shape": [-1, 1 << 20]}

@@ -1,4 +1,4 @@
-"""gpu_worker/core/outputs.py: everybody gets the rows that are theirs, and nobody anything else."""
+"""gpu_worker/core/outputs.py: each frontend gets its own rows and nothing else."""
 
 from gpu_worker.core.outputs import outputs_by_frontend
 from mesh import wire

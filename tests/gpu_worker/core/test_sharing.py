@@ -1,4 +1,4 @@
-"""Figures of one architecture: measured once, told to all."""
+"""Figures of one architecture: measured once, given to all."""
 
 from gpu_worker.core.sharing import Sharing
 from mesh import wire

@@ -1,4 +1,4 @@
-"""Jobs for the processor as a device, and what it makes of them."""
+"""Jobs for the CPU device, and their outcomes."""
 
 import itertools
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def infer_job(
     expected_s: float = SHORT_S,
     latest_s: float = 1e12,
 ) -> Job:
-    """An INFER of these inputs, cut into parts of so many rows."""
+    """Returns an INFER of these inputs, cut into parts of `parts` rows."""
     rows = len(tensors[0])
     cut = [rows] if parts is None else list(parts)
     job = Job(infer(next(numbers), ref, batch=rows, rows=cut, expected_s=expected_s, latest_s=latest_s), 0.0, 0)
@@ -62,7 +62,7 @@ def outputs_of(job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = 
 
 
 def run(device: CpuDevice, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:
-    """INPUT, EXEC and OUTPUT of the job, all at once; its outputs."""
+    """Runs INPUT, EXEC and OUTPUT of the job at once. Returns its outputs."""
     for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
         done = at_once(device, phase, job)
         assert done.code == "ok", done

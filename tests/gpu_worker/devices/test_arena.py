@@ -1,4 +1,4 @@
-"""Pages in host memory, seen side by side."""
+"""Pages in host memory, mapped one after the other."""
 
 import mmap
 import os
@@ -15,12 +15,12 @@ PAGE = mmap.PAGESIZE
 
 
 def image(pages: int, seed: int) -> Bytes:
-    """So many pages of random bytes."""
+    """Returns random bytes for so many pages."""
     return np.random.default_rng(seed).integers(0, 256, pages * PAGE, np.uint8)
 
 
 def mapped() -> int:
-    """Bytes of arenas that this process has mapped."""
+    """Returns the bytes of arenas that this process has mapped."""
     total = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "gearmesh-arena" in line:
@@ -146,7 +146,7 @@ def test_a_window_shows_the_last_write_of_each_page(writes: list[tuple[list[int]
     arena.close()
 
 
-# -- windows that are kept --------------------------------------------------------------------------------------------
+# -- cached mappings --------------------------------------------------------------------------------------------------
 
 
 def test_a_window_of_the_same_pages_in_the_same_order_is_had_again() -> None:

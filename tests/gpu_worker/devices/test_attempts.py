@@ -1,4 +1,4 @@
-"""Versions whose preparation ended the worker: what is on record before, after, and for the one that comes back."""
+"""Versions whose preparation ended the worker: the record before, after, and for the next worker."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def record(deaths: int = 0, began_s: float | None = None, last_s: float | None =
     return Attempt(**fields, deaths=deaths, began_s=began_s, last_s=last_s)
 
 
-# -- what follows from what -------------------------------------------------------------------------------------------
+# -- rules ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_version_is_on_record_while_it_is_prepared_and_not_afterwards() -> None:
@@ -76,12 +76,12 @@ def test_other_files_or_another_device_begin_anew(other: dict[str, object]) -> N
 
 @pytest.fixture
 def package(repository: Repository) -> Package:
-    """Some package."""
+    """Any package."""
     return repository.package("linear:1")
 
 
 class Life:
-    """One worker's life: what it finds, and a version that it prepares."""
+    """One worker's life: the records that it finds, and a version that it prepares."""
 
     def __init__(self, folder: Path) -> None:
         self.attempts = Attempts(folder, "cuda:0", clock=lambda: NOW_S)
@@ -92,7 +92,7 @@ def test_the_worker_that_comes_back_twice_refuses_the_version_and_names_the_file
     tmp_path: Path, package: Package
 ) -> None:
     for _ in range(DEATHS_MAX):
-        Life(tmp_path).attempts.begin(package, KIND)  # and there it ends
+        Life(tmp_path).attempts.begin(package, KIND)  # the worker ends during the preparation
     third = Life(tmp_path).attempts
     with pytest.raises(PackageError) as raised:
         third.begin(package, KIND)
@@ -107,7 +107,7 @@ def test_the_worker_that_comes_back_twice_refuses_the_version_and_names_the_file
 
 
 def test_a_refusal_is_no_attempt(tmp_path: Path, package: Package) -> None:
-    """Else the next worker would count it."""
+    """Otherwise the next worker would count it."""
     for _ in range(DEATHS_MAX):
         Life(tmp_path).attempts.begin(package, KIND)
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_a_worker_that_ends_as_it_should_leaves_nothing_against_what_it_was_prep
         life = Life(tmp_path)
         life.attempts.begin(package, KIND)
         life.attempts.close()
-        life.attempts.begin(package, KIND)  # its thread had not got so far
+        life.attempts.begin(package, KIND)  # its thread began only after the close
     assert list(tmp_path.glob("*/*")) == []
 
 

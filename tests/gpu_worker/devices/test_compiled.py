@@ -1,4 +1,4 @@
-"""Choosing between executables, and processes that are bounded. Compiling itself: tests/end_to_end."""
+"""Choosing between executables, and bounded processes. Compiling itself is tested in tests/end_to_end."""
 
 import itertools
 import sys
@@ -17,7 +17,7 @@ WEIGHTS = [torch.zeros(3, 4), torch.zeros(3)]
 
 
 class Clock:
-    """Time that passes when an executable runs."""
+    """A clock that advances only when an executable runs."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -26,7 +26,7 @@ class Clock:
         return self.now_s
 
     def runs(self, *seconds: float) -> Callable[..., Sequence[torch.Tensor]]:
-        """An executable that takes these times in turn."""
+        """Returns an executable that takes these times in turn."""
         times = itertools.cycle(seconds)
 
         def forward(*flat: torch.Tensor) -> Sequence[torch.Tensor]:

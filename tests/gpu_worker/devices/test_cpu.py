@@ -1,4 +1,4 @@
-"""The processor as a device: weights in pages, and results that are those of the module itself."""
+"""The CPU device: weights in pages, and results equal to the module's own."""
 
 import asyncio
 import os
@@ -83,7 +83,7 @@ def test_weights_may_lie_in_any_pages_in_any_order(device: CpuDevice, repository
 
 
 def test_exec_reads_the_arena_and_nothing_else(device: CpuDevice, repository: Repository) -> None:
-    """Two models of one architecture: whoever's weights were copied last into the pages decides the result."""
+    """Two models of one architecture: the weights that were last copied into the pages decide the result."""
     for ref in ("linear:1", "linear:2"):
         device.prepare(repository.package(ref))
     x = torch.randn(4, 4)
@@ -110,7 +110,7 @@ def test_a_model_that_comes_back_in_other_pages_does_not_see_who_took_its_former
 
 
 def test_an_exec_that_was_bound_before_an_unload_reads_its_own_pages(device: CpuDevice, repository: Repository) -> None:
-    """The lanes keep its pages; the model is in other ones by the time that it runs, and another one in its first."""
+    """The lanes keep its pages. When it runs, its model is in other pages, and another model is in its first page."""
     for ref in ("linear:1", "linear:2"):
         device.prepare(repository.package(ref))
     x = torch.randn(4, 4)
@@ -140,7 +140,7 @@ def test_weights_that_were_just_loaded_need_not_be_gathered_and_others_are(
 
 
 def test_outputs_that_are_views_of_inputs_outlive_them(device: CpuDevice, repository: Repository) -> None:
-    """The buffer of the inputs serves the next request while these outputs are still on their way."""
+    """The next request reuses the input buffer while these outputs are still being sent."""
     device.prepare(repository.package("echo:1"))
     put(device, "echo:1", (0,))
     x = torch.randn(2, 4)
@@ -199,7 +199,7 @@ async def test_a_large_load_runs_on_a_thread_of_its_own(settings: Settings, repo
 
 
 def attached(settings: Settings) -> tuple[CpuDevice, Told]:
-    """A device on this loop, and what it tells."""
+    """A device on this loop, and what it reports."""
     told = Told()
     device = CpuDevice(settings)
     device.attach(told, never)
@@ -307,7 +307,7 @@ def test_a_model_that_fails_is_an_outcome_and_the_device_goes_on(
 
 
 def input_done(device: CpuDevice, ref: str, batch: int, parts: Sequence[tuple[int, list[bytes]]]) -> Done:
-    """INPUT of parts of so many rows with these bytes."""
+    """Runs INPUT of parts with these rows and bytes. Returns its outcome."""
     job = Job(infer(1, ref, batch=batch, rows=[rows for rows, _ in parts]), 0.0, 0)
     job.tensors = [tensors for _, tensors in parts]
     done = at_once(device, Phase.INPUT, job)
@@ -316,7 +316,7 @@ def input_done(device: CpuDevice, ref: str, batch: int, parts: Sequence[tuple[in
 
 
 def test_bytes_that_are_not_those_of_the_part_s_rows_are_refused(device: CpuDevice, repository: Repository) -> None:
-    """Or one client's rows would be computed from another's bytes, or from what a former request left."""
+    """Otherwise one client's rows would be computed from another's bytes, or from those of an earlier request."""
     device.prepare(repository.package("linear:1"))
     row = bytes(16)
     for parts in (
@@ -448,7 +448,7 @@ async def test_a_device_leaves_no_thread_behind(settings: Settings) -> None:
 
 
 async def nothing() -> None:
-    """The loop still runs."""
+    """Returns at once, if the loop still runs."""
 
 
 def test_wire_and_device_agree_on_what_a_row_is(device: CpuDevice, repository: Repository) -> None:

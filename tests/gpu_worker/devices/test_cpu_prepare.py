@@ -1,4 +1,4 @@
-"""PREPARE and FORGET on the processor: what is refused with all its faults, and what is left of it."""
+"""PREPARE and FORGET on the CPU: what is refused, with all its faults, and what remains after a refusal."""
 
 import shutil
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_a_model_larger_than_the_window_or_the_arena_is_refused_with_both_reason
 
 @pytest.fixture
 def broken(repository: Repository, tmp_path: Path) -> Path:
-    """The package "linear", without an example, to be broken in ways that only its graph can tell."""
+    """The package "linear" without an example, to be broken in ways that only its graph shows."""
     shutil.copytree(repository.folder / "linear", tmp_path / "broken" / "linear")
     (tmp_path / "broken" / "linear" / "1" / "example.safetensors").unlink()
     return tmp_path / "broken"

@@ -1,4 +1,4 @@
-"""A device that answers from a profile, on a real loop."""
+"""A device that takes its times from a profile, on a real loop."""
 
 import json
 import time
@@ -162,7 +162,7 @@ async def test_inputs_and_outputs_take_no_time_and_outputs_are_zeros_of_the_righ
 async def test_a_version_that_is_forgotten_while_it_executes_ends_as_it_began(
     file: Path, repository: Repository
 ) -> None:
-    """Its frontend may be gone, and nobody else wants it: the worker must live on."""
+    """Its frontend may be gone, and nobody else wants it: the worker must continue."""
     device, told = attached(file)
     device.prepare(repository.package("linear:1"))
     job = Job(infer(1, "linear:1"), 0.0, 0)

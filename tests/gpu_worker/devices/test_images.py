@@ -19,7 +19,7 @@ def window(package: Package) -> np.ndarray:
 
 
 def assert_loaded(image: Image, package: Package) -> None:
-    """What the image copies is what is in the package's file now, and nothing is written behind it."""
+    """The image copies what is in the package's file now, and writes nothing after it."""
     target, expected = window(package), by_torch(package)
     image.copy_into(target)
     for weight in package.layout:
@@ -127,7 +127,7 @@ def test_images_on_disk_are_not_shared_as_the_file_of_one_may_go_and_of_the_othe
 
 
 def overwrite(file: Path, content: bytes) -> None:
-    """In place, and the time of change is set back, as `touch -r` does."""
+    """Overwrites the file in place and sets its time back, as `touch -r` does."""
     before = file.stat()
     with file.open("r+b") as opened:
         opened.write(content)
@@ -136,7 +136,7 @@ def overwrite(file: Path, content: bytes) -> None:
 
 @pytest.fixture
 def on_disk(repository: Repository, tmp_path: Path) -> tuple[Package, DiskImage]:
-    """A package, and its image, which is read at every LOAD."""
+    """Returns a package and its image, which is read at every LOAD."""
     shutil.copytree(repository.folder / "tall", tmp_path / "tall")
     package = read_package(tmp_path, "tall:1", ())
     image = Images(0, read_image).take(package)
@@ -186,7 +186,7 @@ def test_an_image_on_disk_goes_on_from_a_file_with_the_same_bytes(
 
 
 class WrittenTo(DiskImage):
-    """An image whose file is written to while it is read, the first time."""
+    """An image whose file is written to during its first read."""
 
     content: bytes | None = None
 

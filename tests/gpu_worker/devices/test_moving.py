@@ -1,4 +1,4 @@
-"""Graphs that were exported on the processor, where kernels lay out their results as another device does."""
+"""Graphs exported on the CPU, run where kernels lay out their results as another device does."""
 
 import copy
 import operator
@@ -20,7 +20,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 class Attention(nn.Module):
-    """Self-attention, with its weights or without."""
+    """Self-attention, with or without its weights as an output."""
 
     def __init__(self, weights: bool) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 class Parts(nn.Module):
-    """Views under no_grad and under autocast, which a graph has as modules of their own."""
+    """Views under no_grad and under autocast, which a graph holds as modules of their own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Parts(nn.Module):
 
 
 class Writes(nn.Module):
-    """Writes to a view, so to what it is a view of: before it is taken, and behind it by one name or another."""
+    """Writes to a view, and so to the viewed tensor: before another view is taken, and after it, by either name."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ class Writes(nn.Module):
 
 
 def encoder() -> nn.Module:
-    """Two layers."""
+    """Returns an encoder of two layers."""
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False)
 
 
 def exported(folder: Path, module: nn.Module, outputs: int = 1) -> tuple[Package, GraphModule]:
-    """A package of the module, and its graph."""
+    """Returns a package of the module, and its graph."""
     names = ["y", "z"][:outputs]
     package = write_package(folder, "m", "1", module, inputs=TOKENS, outputs=names, batch_max=4)
     assert package.graph is not None
@@ -93,13 +93,13 @@ def exported(folder: Path, module: nn.Module, outputs: int = 1) -> tuple[Package
 
 
 def views(module: GraphModule) -> list[Node]:
-    """Views of the graph and of those inside it."""
+    """Returns the views of the graph and of those inside it."""
     parts = [part for part in module.modules() if isinstance(part, GraphModule)]
     return [node for part in parts for node in part.graph.nodes if node.target in VIEWS]
 
 
 def without_copies(module: GraphModule) -> GraphModule:
-    """The graph as a release of torch exports it that leaves out `contiguous()` where it changes nothing."""
+    """Returns the graph as a release of torch exports it that omits `contiguous()` where it changes nothing."""
     made = copy.deepcopy(module)
     for node in made.graph.nodes:
         if node.target is torch.ops.aten.contiguous.default:
@@ -114,7 +114,7 @@ class Elsewhere(Interpreter):
     """Runs a graph where operations that make new tensors lay them out column by column."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """See Interpreter."""
+        """Runs the operation and changes the layout of new tensors."""
         if isinstance(target, torch._ops.HigherOrderOperator):  # (enabled or kind, ..., graph, inputs...)
             at = next(i for i, argument in enumerate(args) if isinstance(argument, GraphModule))
             return Elsewhere(args[at]).run(*args[at + 1 :])
@@ -131,7 +131,7 @@ def _column_by_column(result: Any) -> Any:
 
 
 def inputs(package: Package, module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """What the graph takes: the module's weights, and the input."""
+    """Returns what the graph takes: the module's weights, and the input."""
     state = module.state_dict()
     return [*(state[weight.name] for weight in package.layout if weight.name in state), x]
 
@@ -200,7 +200,7 @@ def test_views_that_a_decomposition_leaves_are_changed_too() -> None:
 
 
 class Flat(nn.Module):
-    """A view of its input."""
+    """Returns a view of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 5, 16] -> [batch, 80]."""

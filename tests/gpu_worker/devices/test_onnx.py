@@ -1,4 +1,4 @@
-"""ONNX files as packages, and executed on the cpu device."""
+"""ONNX files as packages, and executed on the CPU device."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ FLOAT = onnx.TensorProto.FLOAT
 def write_file(
     file: Path, seed: int = 0, *, batch: Any = "batch", features: Any = 8, ir_version: int = 10, width: int = 4
 ) -> dict[str, np.ndarray]:
-    """y = relu(x W + b) * factor, where the factor is too small to be a weight; returns W and b."""
+    """Writes y = relu(x W + b) * factor, where the factor is too small to be a weight. Returns W and b."""
     rng = np.random.default_rng(seed)
     weights = {
         "W": rng.standard_normal((8, width)).astype(np.float32),
@@ -88,7 +88,7 @@ def test_models_of_one_architecture_share_a_session_and_answer_with_the_weights_
 
 
 def refused(tmp_path: Path, **options: Any) -> PackageError:
-    """How the file m.onnx is refused; nothing is written."""
+    """Returns how the file m.onnx is refused; nothing is written."""
     with pytest.raises(PackageError) as caught:
         write_onnx_package(tmp_path / "r", "m", "1", tmp_path / "m.onnx", **options)
     assert not (tmp_path / "r").exists() or list((tmp_path / "r").iterdir()) == []

@@ -1,5 +1,7 @@
-"""A worker does not serve what breaks the rules of models, whoever wrote the package; and nobody gets a row of a batch
-that turns out to."""
+"""A worker serves nothing that breaks the rules of models, whoever wrote the package.
+
+Nobody gets a row of a batch whose outputs break them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ shape = [-1, 4]
 
 
 def package(repository: Path, name: str, version: str = "1", *, weight: float = 1.0, batch_max: int = 8) -> Package:
-    """The class as a package that nobody has looked at."""
+    """Returns the class as a package that was never checked."""
     folder = repository / name / version
     folder.mkdir(parents=True)
     (folder / "model.toml").write_text(MANIFEST.format(name=name, batch_max=batch_max))
@@ -73,7 +75,7 @@ LATER = [
     ("Gate", {}, {"weight": 2.0}, "rows_mixed"),
     ("Centred", {"batch_max": 1}, {}, "rows_mixed"),
     ("OneRow", {"batch_max": 1}, {}, "forward_failed"),
-]  # (class, what it is first prepared with, and later, how that is refused)
+]  # (class, options of the first preparation, of the later one, code of its refusal)
 
 
 @pytest.mark.parametrize(("name", "first", "later", "code"), LATER)
@@ -125,7 +127,7 @@ def test_an_equal_version_is_not_tried_again_and_one_with_another_example_is(
 def test_trying_a_version_leaves_the_weights_of_others_that_share_its_image_as_they_are(
     device: CpuDevice, tmp_path: Path
 ) -> None:
-    """A model that writes to its weights in large batches only is found out by its copy, and the first stays right."""
+    """A model that writes to its weights in large batches only is detected on a copy; the first version stays right."""
     device.prepare(package(tmp_path, "WritesLarge", batch_max=1))
     with pytest.raises(PackageError):
         device.prepare(package(tmp_path, "WritesLarge", "2"))

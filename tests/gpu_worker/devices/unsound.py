@@ -1,4 +1,4 @@
-"""Modules that no package may serve, as factories: what a worker is given that write_package has not seen."""
+"""Modules that no package may serve, as factories: what a worker gets that write_package has not checked."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Weighted(nn.Module):
-    """One weight, so that there is something to load."""
+    """Has one weight, so that there is something to load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Counts(Weighted):
 
 
 class AddsNothing(Weighted):
-    """Writes to its weights what they hold already."""
+    """Writes to its weights the values that they hold already."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -44,7 +44,7 @@ class AddsNothing(Weighted):
 
 
 class Remembers(Weighted):
-    """Carries what it was asked into the next answer."""
+    """Carries one request into the answer to the next."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Remembers(Weighted):
 
 
 class Largest(Weighted):
-    """Divides by the largest of the batch."""
+    """Divides by the largest value of the batch."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -65,7 +65,7 @@ class Largest(Weighted):
 
 
 class Sorts(Weighted):
-    """Gives rows in an order of its own."""
+    """Returns the rows in another order."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -73,7 +73,7 @@ class Sorts(Weighted):
 
 
 class Places(Weighted):
-    """Adds the row's place in the batch."""
+    """Adds the row's position in the batch."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -89,7 +89,7 @@ class Sizes(Weighted):
 
 
 class Drops(Weighted):
-    """Leaves out at random."""
+    """Applies dropout at random."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -97,7 +97,7 @@ class Drops(Weighted):
 
 
 class OneMore(Weighted):
-    """Gives its first row twice."""
+    """Returns its first row twice."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch + 1, 4]."""
@@ -105,7 +105,7 @@ class OneMore(Weighted):
 
 
 class TwiceAbove100(Weighted):
-    """Gives a row whose first value is above 100 twice, and others once: what is tried does not show it."""
+    """Returns a row twice if its first value is above 100, which no check tries."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch or more, 4]."""
@@ -113,7 +113,7 @@ class TwiceAbove100(Weighted):
 
 
 class OneRowLost(Weighted):
-    """Gives one row for all where the first value of one is above 100."""
+    """Returns one row for all if the first value of one is above 100."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch or 1, 4]."""
@@ -121,7 +121,7 @@ class OneRowLost(Weighted):
 
 
 class Gate(Weighted):
-    """Adds the batch's mean where its weights are large: with ones, as they are at first, it keeps all rules."""
+    """Adds the batch's mean if its weights are large. With its initial weights of one, it keeps all rules."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -129,7 +129,7 @@ class Gate(Weighted):
 
 
 class Centred(Weighted):
-    """Takes the batch's mean off each row: sound as long as there is one."""
+    """Subtracts the batch's mean from each row: correct as long as there is one row."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -145,7 +145,7 @@ class OneRow(Weighted):
 
 
 class WritesLarge(Weighted):
-    """Writes to its weights, but not where there is one row."""
+    """Writes to its weights, except when there is one row."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""

@@ -1,4 +1,4 @@
-"""Packages as our export writes them."""
+"""Packages as write_package writes them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.gpu_worker.conftest import ROW, Repository
 
 
 class Branches(nn.Module):
-    """What it computes depends on the values: cannot be exported."""
+    """Cannot be exported: its computation depends on values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
@@ -23,7 +23,7 @@ class Branches(nn.Module):
 
 
 class Tied(nn.Module):
-    """Two layers with one weight."""
+    """Two layers that share one weight."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A package on disk: what is read of it, and what is said of one that is broken."""
+"""A package on disk: what is read of it, and what is reported of a broken one."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def copy(repository: Repository, tmp_path: Path) -> Path:
 
 
 def faults(folder: Path, ref: str = "linear:1", allow: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with the package."""
+    """Returns what is wrong with the package."""
     with pytest.raises(PackageError) as caught:
         read_package(folder, ref, allow)
     return caught.value.faults
@@ -51,7 +51,7 @@ def write(folder: Path, manifest: str) -> Path:
 
 
 def rewrite(file: Path, change: Callable[[dict[str, bytes]], None]) -> None:
-    """The archive has other entries."""
+    """The archive has its entries changed by `change`."""
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     change(entries)
@@ -153,7 +153,7 @@ def test_a_ref_that_names_no_place_in_the_repository_is_refused(copy: Path, ref:
 def test_a_package_that_is_not_there_is_named(copy: Path) -> None:
     with pytest.raises(PackageError) as caught:
         read_package(copy, "linear:7", ())
-    assert str(copy / "linear" / "7") in caught.value.faults[0]  # which is all that a note of the model tells
+    assert str(copy / "linear" / "7") in caught.value.faults[0]  # a note about the model shows the first fault alone
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_missing_file_is_named(copy: Path, file: str, fault: str) -> None:
 def test_a_file_that_cannot_be_opened_is_not_said_to_be_missing(copy: Path, file: str) -> None:
     path = copy / "linear" / "1" / file
     path.unlink(missing_ok=True)
-    path.symlink_to(path)  # which nobody can open, root neither
+    path.symlink_to(path)  # nobody can open this, not even root
     assert faults(copy) == [f"{file}: cannot be read: {os.strerror(errno.ELOOP)}"]
 
 

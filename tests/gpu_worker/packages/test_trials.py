@@ -1,4 +1,4 @@
-"""Models tried in batches: functions of tensors, some of which work across rows, however rarely or little."""
+"""Models run in batches: functions of tensors, some of which work across rows, however rarely or little."""
 
 from collections.abc import Callable
 
@@ -28,12 +28,12 @@ def flags(rows: int, generator: torch.Generator) -> list[torch.Tensor]:
 
 
 def two_rows(rows: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """What an author gave: two, again and again."""
+    """Returns the author's two rows, again and again."""
     return examples.Kept((torch.tensor([[1, 2, 3], [3, 1, 1]]),)).draw(rows, generator)
 
 
 def code_of(function: Function, draw: Draw = floats, batch_max: int = 17) -> str:
-    """Why it is refused; nothing if it is taken."""
+    """Returns the code of the refusal; empty if the function passes."""
 
     def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return [function(inputs[0])]
@@ -121,14 +121,14 @@ def test_companions_of_a_row_that_is_tried_are_other_rows() -> None:
 
 
 def chaotic(x: torch.Tensor) -> torch.Tensor:
-    """A last bit becomes a thousand of them."""
+    """Amplifies a last bit a thousand times."""
     for _ in range(10):
         x = 3.9 * x * (1 - x)
     return x
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Another last bit where there are several rows, as sums in another order make it."""
+    """Changes the last bit if there are several rows, as sums in another order do."""
     return x * (1 + torch.finfo(x.dtype).eps) if len(x) > 1 else x
 
 

@@ -39,7 +39,7 @@ def refused(code: str, act: object) -> PackageError:
     return caught.value
 
 
-HALF = "\ud800"  # of a character
+HALF = "\ud800"  # a lone surrogate: half of a character
 WRONG: list[tuple[str, object, str]] = [
     *[("labels", value, "bad_argument") for value in (5, [1], "abc", {"a"}, [HALF])],
     *[("inputs", value, "bad_argument") for value in ([("x", "float32", 4)], None, {}, {"x": "float32"})],
@@ -89,7 +89,7 @@ def test_the_same_module_written_again_is_the_version_that_is_there(tmp_path: Pa
     ("change", "named"),
     [
         ({"seed": 1}, "weights.safetensors"),
-        ({"batch_max": 7}, "batch_max"),  # which the graph is made for
+        ({"batch_max": 7}, "batch_max"),  # for which the graph was made
         ({"labels": ["a", "b", "c"]}, "labels"),
     ],
 )
@@ -148,7 +148,7 @@ def test_all_files_have_the_mode_that_new_files_have(tmp_path: Path) -> None:
 def test_a_repository_that_cannot_be_written_is_said_and_named(tmp_path: Path, repository: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "m").write_text("")  # where the model's folder would be
+    (tmp_path / "taken" / "m").write_text("")  # in the place of the model's folder
     error = refused("not_written", lambda: written(tmp_path / repository))
     assert str(tmp_path / repository) in error.faults[0]
     assert list((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "m"]
@@ -158,7 +158,7 @@ def test_a_number_is_free_after_all_that_there_are_and_were(tmp_path: Path) -> N
     repository = tmp_path / "r"
     package = written(tmp_path / "other", seed=1)
     written(repository)
-    (repository / "m" / "\u00b2").mkdir()  # a digit, and no number
+    (repository / "m" / "\u00b2").mkdir()  # a digit that is not a number
     error = refused("version_exists", lambda: check_free(package, repository, (), {"4": "abc"}))
     assert error.faults[0].endswith(" 5")
     assert all(str(folder / "m" / "1") in error.faults[0] for folder in (repository, tmp_path / "other"))

@@ -1,4 +1,4 @@
-"""A device with graphs on a loop: on this process's memory everywhere, on a GPU where there is one."""
+"""A device with CUDA graphs on a loop: on this process's memory everywhere, on a GPU where there is one."""
 
 import asyncio
 import itertools
@@ -28,12 +28,12 @@ numbers = itertools.count(1)
 
 
 def make_driver(name: str, helper: Helper) -> Driver:
-    """A driver of this kind."""
+    """Returns a driver of this kind."""
     return NvidiaDriver(0, helper.do) if name == "cuda" else HostDriver()
 
 
 class Served:
-    """A device, and jobs that are waited for."""
+    """A device, and jobs whose ends can be awaited."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Served:
         self.told_lost.set()
 
     def begin(self, phase: Phase, job: Job) -> "asyncio.Future[Done]":
-        """The phase was begun; how it went, in time."""
+        """The phase has begun. Returns a future of its outcome."""
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._waiting[phase, job.action.action] = future
         done = self.device.begin(phase, job)
@@ -70,13 +70,13 @@ class Served:
         return future
 
     async def load(self, ref: str, pages: Sequence[int], *, latest_s: float = 1e12) -> Done:
-        """The weights are in these pages."""
+        """The weights are in these pages. Returns the outcome of the LOAD."""
         job = Job(load(next(numbers), ref, latest_s=latest_s), 0.0, 0)
         job.pages = tuple(pages)
         return await self.begin(Phase.LOAD, job)
 
     async def through(self, job: Job) -> Done:
-        """INPUT, EXEC and OUTPUT of the job; how EXEC went, or the first phase that failed."""
+        """Runs INPUT, EXEC and OUTPUT. Returns the outcome of EXEC, or of the first phase that failed."""
         executed = None
         for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
             done = await self.begin(phase, job)
@@ -87,7 +87,7 @@ class Served:
         return executed
 
     async def run(self, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[str] = ()) -> list[torch.Tensor]:
-        """The outputs of the job, which has ended."""
+        """Returns the outputs of the job, which has ended."""
         done = await self.through(job)
         assert done.code == "ok", done
         outputs = tensors(job, *shapes, dtypes=dtypes)
@@ -96,7 +96,7 @@ class Served:
 
 
 def tensors(job: Job, *shapes: tuple[int, ...], dtypes: Sequence[str] = ()) -> list[torch.Tensor]:
-    """The job's outputs."""
+    """Returns the job's outputs as tensors."""
     kinds = dtypes or ["<f4"] * len(shapes)
     return [
         torch.from_numpy(np.frombuffer(raw, kind).reshape(shape).copy())
@@ -113,7 +113,7 @@ def infer_job(
     latest_s: float = 1e12,
     expected_s: float = 0.001,
 ) -> Job:
-    """An INFER of these inputs, each row a part of its own; `batch` rows, if they are fewer than that."""
+    """Returns an INFER of these inputs, each row a part of its own; `batch` rows if the inputs are fewer."""
     rows = len(inputs[0]) if inputs else 0
     parts = tuple(wire.Part(frontend="f", request=i, attempt=0, rows=1, predicted_s=0.02) for i in range(rows))
     action = wire.Infer(
@@ -128,7 +128,7 @@ def infer_job(
 
 @asynccontextmanager
 async def served(driver: str, room: Room = ROOM, host_bytes_max: int = 1 << 30) -> AsyncIterator[Served]:
-    """A device that is closed behind its test."""
+    """Yields a device, which is closed after the test."""
     grad = torch.is_grad_enabled()
     helper = Helper("helper")
     made = Served(make_driver(driver, helper), helper, room, host_bytes_max)

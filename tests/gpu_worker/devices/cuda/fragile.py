@@ -1,4 +1,4 @@
-"""A device that fails for good, as a GPU does: what one work does wrong ends all use of it by the process."""
+"""A device that fails for good, as a GPU does: one faulty operation ends all use of it by the process."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.locks import DeviceLock
 
 if TYPE_CHECKING:
-    from mesh.process.settings import Settings  # not there where only the device's tests are run
+    from mesh.process.settings import Settings  # not installed where only the device's tests run
 
 WHY = "CUDA error: device-side assert triggered"
 
 
 class FragileDriver(HostDriver):
-    """Once a work has raised, every call says so."""
+    """A driver of which every call fails once a work has raised."""
 
     def __init__(self) -> None:
         super().__init__("fragile:0")
         self.why = ""
 
     def stream(self, name: str) -> Stream:
-        """See Driver."""
+        """Returns a stream that can fail for good."""
         stream = FragileStream(name, self)
         self._streams.append(stream)
         return stream
 
     def event(self, *, sleeps: bool) -> Event:
-        """See Driver."""
+        """Returns an event that reports the failure."""
         super().event(sleeps=sleeps)
         return FragileEvent(self)
 
     def seconds(self, begin: Event, end: Event) -> float:
-        """See Driver."""
+        """Returns the seconds between two events. Raises: RuntimeError if the device has failed."""
         self.look()
         return super().seconds(begin, end)
 
     def warm_up(self, work: Work) -> None:
-        """See Driver."""
+        """`work` has run. Raises: RuntimeError if the device has failed or fails now."""
         self.look()
         try:
             work()
@@ -50,24 +50,24 @@ class FragileDriver(HostDriver):
             raise RuntimeError(WHY) from error
 
     def lost(self) -> str:
-        """See Driver."""
+        """Returns the failure, or ""."""
         return self.why
 
     def look(self) -> None:
-        """Raises: RuntimeError, if it has failed."""
+        """Checks the device. Raises: RuntimeError if it has failed."""
         if self.why:
             raise RuntimeError(self.why)
 
 
 class FragileStream(HostStream):
-    """See Stream."""
+    """A stream whose first failing work is the failure of the device."""
 
     def __init__(self, name: str, driver: FragileDriver) -> None:
         self._driver = driver
         super().__init__(name)
 
     def run(self, work: Work) -> None:
-        """See Stream."""
+        """`work` is issued; if it raises, the device has failed."""
         self._driver.look()
 
         def try_it() -> None:
@@ -82,27 +82,27 @@ class FragileStream(HostStream):
 
 
 class FragileEvent(HostEvent):
-    """See Event."""
+    """An event whose waiting fails once the device has failed."""
 
     def __init__(self, driver: FragileDriver) -> None:
         super().__init__()
         self._driver = driver
 
     def synchronize(self) -> None:
-        """See Event."""
+        """The event is reached. Raises: RuntimeError if the device has failed."""
         self.mark.reached.wait()
         self._driver.look()
 
 
 def open_fragile(settings: Settings) -> CudaDevice:
-    """For `GEARMESH_DEVICE=fragile`, as installed by `install`."""
+    """Opens the device for `GEARMESH_DEVICE=fragile`, as installed by `install`."""
     room = Room(page_bytes=MIB, pages=8, window_pages=4)
     lock = DeviceLock(settings.data_dir / "locks", "fragile:0")
     return CudaDevice(FragileDriver(), room, None, lock, host_bytes_max=64 * MIB)
 
 
 def install(folder: Path) -> None:
-    """What pip would write for a package with this device and the hanging one; `folder` has to be on the path."""
+    """Writes what pip would write for a package with this device and the hanging one; `folder` must be on the path."""
     about = folder / "fragile-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")

@@ -1,4 +1,4 @@
-"""A device that hangs as a GPU may: threads stand still inside C, and only the end of the process helps."""
+"""A device that hangs as a GPU may: threads stop inside C, and only the end of the process helps."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from gpu_worker.devices.locks import DeviceLock
 if TYPE_CHECKING:
     from mesh.process.settings import Settings
 
-LEAST_S = 3.0  # and at least as long as this machine took to start this process: what is slow here does not hang
-DEADLY, STUCK = "deadly", "stuck"  # models that fail when prepared, and so end the process, or do not end
+# or the time that this process took to start, if longer: slowness of the machine must not count as a hang
+LEAST_S = 3.0
+# models that fail when they are prepared: one ends the process, the other never returns
+DEADLY, STUCK = "deadly", "stuck"
 
 
 def stand_still() -> None:
-    """For ever, in C, without the interpreter."""
+    """Never returns; waits in C without the interpreter."""
     ctypes.CDLL(None).pause()
 
 
 class HangingDriver(HostDriver):
-    """A work that raises never ends, and neither does what is behind it."""
+    """A driver on which a work that raises never ends, nor does what comes after it."""
 
     def stream(self, name: str) -> Stream:
-        """See Driver."""
+        """Returns a stream that can hang."""
         stream = HangingStream(name)
         self._streams.append(stream)
         return stream
 
     def warm_up(self, work: Work) -> None:
-        """See Driver."""
+        """`work` has run; if it raises, this call never returns."""
         try:
             work()
         except Exception as error:
@@ -49,10 +51,10 @@ class HangingDriver(HostDriver):
 
 
 class HangingStream(HostStream):
-    """See Stream."""
+    """A stream on which a work that raises never ends."""
 
     def run(self, work: Work) -> None:
-        """See Stream."""
+        """`work` is issued; if it raises, the stream's thread never goes on."""
 
         def run() -> None:
             try:
@@ -64,7 +66,7 @@ class HangingStream(HostStream):
 
 
 def open_hanging(settings: Settings) -> CudaDevice:
-    """For `GEARMESH_DEVICE=hanging`."""
+    """Opens the device for `GEARMESH_DEVICE=hanging`."""
     name = "hanging:0"
     lock = DeviceLock(settings.data_dir / "locks", name)
     attempts = Attempts(settings.data_dir / "attempts", name)
@@ -77,6 +79,6 @@ def open_hanging(settings: Settings) -> CudaDevice:
 
 
 def age_s() -> float:
-    """Of this process, as Linux knows it."""
+    """Returns the age of this process in seconds, as Linux knows it."""
     began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began

@@ -1,4 +1,4 @@
-"""The device with graphs: on this process's memory everywhere; the same on a GPU (marked cuda) where there is one."""
+"""The device with CUDA graphs: on this process's memory everywhere; on a GPU (marked cuda) where there is one."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ from tests.loops import on_loop
 from tests.messages import names
 
 drivers = pytest.mark.parametrize("driver", DRIVERS)
-CLOSE = {"atol": 1e-3, "rtol": 1e-3}  # a GPU adds in another order, and multiplies in TF32 where it convolves
+CLOSE = {"atol": 1e-3, "rtol": 1e-3}  # a GPU sums in another order, and convolves in TF32
 
 
 async def linear(on: Served, ref: str, pages: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ async def test_weights_may_lie_in_any_pages_in_any_order(driver: str, repository
 @drivers
 @on_loop
 async def test_rows_that_are_missing_are_zeros_and_not_what_others_left(driver: str, repository: Repository) -> None:
-    """Five rows are computed as six: the sixth index, left by another request, would be none of the table's."""
+    """Five rows are computed as six. Another request's leftover sixth index would be outside the table."""
     async with served(driver) as on:
         on.device.prepare(repository.package("echo:1"))
         on.device.prepare(repository.package("two:1"))
@@ -139,7 +139,7 @@ async def test_attention_that_was_exported_on_the_processor_gives_what_the_modul
                 assert torch.allclose(y, encoder(x), **CLOSE)
 
 
-# -- the window -------------------------------------------------------------------------------------------------------
+# -- the weight buffer ------------------------------------------------------------------------------------------------
 
 
 @drivers
@@ -180,7 +180,7 @@ async def test_a_version_prepared_again_is_not_taken_for_what_the_window_holds(
         assert gathered == [True, True]
 
 
-# -- many at a time ---------------------------------------------------------------------------------------------------
+# -- several at a time ------------------------------------------------------------------------------------------------
 
 
 @drivers
@@ -189,9 +189,9 @@ async def test_a_version_prepared_again_is_not_taken_for_what_the_window_holds(
 async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(
     driver: str, repository: Repository, host_bytes_max: int
 ) -> None:
-    """Models of three architectures, pages that change hands, up to two LOADs and four INFERs at a time, at random.
+    """Models of three architectures, pages that change owners, up to two LOADs and four INFERs at a time, at random.
 
-    With weights in host memory, on disk, or one of the tall ones here and the other there.
+    The weights are in host memory, on disk, or one of the tall models' here and the other's there.
     """
     rng = random.Random(5)
     torch.manual_seed(5)
@@ -251,7 +251,7 @@ async def test_serving_allocates_pins_and_captures_nothing(
         assert on.driver.allocations() == before
 
 
-# -- windows of time --------------------------------------------------------------------------------------------------
+# -- action windows ---------------------------------------------------------------------------------------------------
 
 
 @drivers
@@ -333,7 +333,7 @@ async def test_more_inputs_than_slots_are_refused_and_slots_come_back(driver: st
 
 @on_loop
 async def test_what_fails_on_the_device_is_that_action_s_outcome_alone(repository: Repository) -> None:
-    """Not on a GPU: there an index that is none ends the process."""
+    """Not on a GPU: there an invalid index ends the process."""
     async with served("host") as on:
         on.device.prepare(repository.package("two:1"))
         await on.load("two:1", (0,))
@@ -349,12 +349,12 @@ async def test_what_fails_on_the_device_is_that_action_s_outcome_alone(repositor
 
 
 class Lost(HostStream):
-    """A stream of a device that can fail for good, as a GPU does whose memory was read where there is none."""
+    """A stream of a device that can fail for good, as a GPU does after an access to invalid memory."""
 
-    left = 1_000_000  # works until then
+    left = 1_000_000  # works until it fails
 
     def run(self, work: Work) -> None:
-        """See Stream."""
+        """`work` is issued; it fails once the device is lost."""
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("the device is lost")
@@ -362,35 +362,35 @@ class Lost(HostStream):
 
 
 class LostDriver(HostDriver):
-    """Its streams fail once `lose` was called, and so does reading the time between events."""
+    """A driver whose streams and durations fail once `lose` was called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.warmed = threading.Event()
 
     def stream(self, name: str) -> Stream:
-        """See Driver."""
+        """Returns a stream that can be lost."""
         stream = Lost(name)
         self._streams.append(stream)
         return stream
 
     def keep_warm(self) -> Work:
-        """See Driver."""
+        """Returns work that sets `warmed`."""
         return self.warmed.set
 
     def seconds(self, begin: Event, end: Event) -> float:
-        """See Driver."""
+        """Returns the seconds between two events. Raises: RuntimeError if the device is lost."""
         if self.lost():
             raise RuntimeError(self.lost())
         return super().seconds(begin, end)
 
     def lost(self) -> str:
-        """See Driver."""
+        """Returns the failure, or ""."""
         gone = any(isinstance(stream, Lost) and stream.left < 0 for stream in self._streams)
         return "the device is lost" if gone else ""
 
     def lose(self, left: int) -> None:
-        """Each stream does so much more and no more."""
+        """Each stream runs `left` more works and then fails."""
         for stream in self._streams:
             assert isinstance(stream, Lost)
             stream.left = left
@@ -398,7 +398,7 @@ class LostDriver(HostDriver):
 
 @on_loop
 async def test_a_device_that_is_lost_says_so_of_everything_from_then_on(repository: Repository) -> None:
-    """Every phase that is begun ends, however many come: a worker that falls silent would be waited for."""
+    """Every phase that is begun ends, however many come: the controller would wait for a silent worker."""
     helper, driver = Helper("helper"), LostDriver()
     on = Served(driver, helper, ROOM, 1 << 30)
     for ref in ("linear:1", "tall:1"):
@@ -488,14 +488,14 @@ async def test_what_was_unloaded_is_gathered_again(driver: str, repository: Repo
 
 
 def test_rows_of_the_page_table_are_aligned_whatever_the_window_s_size() -> None:
-    """A kernel is compiled for aligned addresses: another kind of address would have it compiled while serving."""
+    """A kernel is compiled for aligned addresses; an unaligned address would make it compile again while serving."""
     memory = Memory(HostDriver(), Room(page_bytes=MIB, pages=8, window_pages=3))
     rows = [memory.row((first, (first + 3) % 8))[0] for first in range(8)]
     assert all((row.data_ptr() - rows[0].data_ptr()) % 256 == 0 for row in rows)
     assert memory.host_tables[5, :2].tolist() == [5, 0]
 
 
-# -- captures, and what is computed -----------------------------------------------------------------------------------
+# -- captures and computed values -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_what_is_multiplied_in_tf32_is_as_it_was_set(what: str, matmul: bool, co
 
 
 class Waits(nn.Module):
-    """Waits for the device in the middle: no graph can do that."""
+    """Waits for the device in the middle, which no graph can do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -528,7 +528,7 @@ class Waits(nn.Module):
 async def test_a_model_that_no_graph_can_hold_is_refused_and_others_are_captured_after_it(
     driver: str, repository: Repository, tmp_path: Path
 ) -> None:
-    """On the host everything can be captured."""
+    """Only on a GPU, because on the host everything can be captured."""
     waits = write_package(tmp_path, "waits", "1", Waits(), inputs=ROW, outputs=["y"], batch_max=2)
     async with served(driver) as on:
         on.device.prepare(repository.package("linear:1"))
@@ -556,7 +556,7 @@ def _fill(buffer: torch.Tensor) -> None:
 @drivers
 @on_loop
 async def test_what_was_captured_keeps_the_tensors_that_it_reads_and_writes(driver: str) -> None:
-    """Else their memory would be another's, and replaying would write into that."""
+    """Otherwise others would get their memory, and a replay would write into it."""
     async with served(driver) as on:
         held, (stream, event) = on.driver, (on.driver.stream("replays"), on.driver.event(sleeps=False))
 

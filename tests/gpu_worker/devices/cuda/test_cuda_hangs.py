@@ -1,4 +1,4 @@
-"""A device with graphs that hangs: whoever waits for it waits on, and the worker is told and can end all the same."""
+"""A device with CUDA graphs that hangs: who waits for it keeps waiting; the worker is told and can still end."""
 
 import asyncio
 import os
@@ -27,51 +27,51 @@ from tests.messages import names
 
 
 class HangingDriver(HostDriver):
-    """While it hangs, works do not run: of some streams, or of all; and calls may not come back either."""
+    """A driver that can hang: works of some or of all streams do not run, and calls may not return."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.streams = frozenset[str]()  # that hang; "issuing", "preparing": the calls that do
-        self.waits = threading.Event()  # somebody waits for the device
+        self.streams = frozenset[str]()  # streams that hang; "issuing", "preparing": calls that do
+        self.waits = threading.Event()  # set when somebody waits for the device
         self.goes_on = threading.Event()
         self.closed = False
 
     def hang(self, *what: str) -> None:
-        """From now on."""
+        """These streams and calls hang from now on, and no others."""
         self.streams = frozenset(what)
 
     def pass_by(self, what: str) -> None:
-        """Whoever is to hang does."""
+        """Waits here if `what` is to hang."""
         if what in self.streams:
             self.waits.set()
             self.goes_on.wait()
 
     def stream(self, name: str) -> Stream:
-        """See Driver."""
+        """Returns a stream that can hang."""
         stream = HangingStream(name, self)
         self._streams.append(stream)
         return stream
 
     def warm_up(self, work: Work) -> None:
-        """See Driver."""
+        """`work` has run, unless preparing hangs."""
         self.pass_by("preparing")
         super().warm_up(work)
 
     def close(self) -> None:
-        """See Driver."""
+        """The device is closed; `closed` says so."""
         self.closed = True
         super().close()
 
 
 class HangingStream(HostStream):
-    """See Stream."""
+    """A stream whose works do not run while it hangs."""
 
     def __init__(self, name: str, driver: HangingDriver) -> None:
         self._name, self._driver = name, driver
         super().__init__(name)
 
     def run(self, work: Work) -> None:
-        """See Stream."""
+        """`work` is issued; it runs unless the stream hangs."""
 
         def run() -> None:
             self._driver.pass_by(self._name)
@@ -80,7 +80,7 @@ class HangingStream(HostStream):
         super().run(run)
 
     def record(self, event: Event) -> None:
-        """See Stream."""
+        """The event is recorded, unless issuing hangs."""
         self._driver.pass_by("issuing")
         super().record(event)
 
@@ -89,9 +89,9 @@ class HangingStream(HostStream):
 async def hanging(
     repository: Repository, attempts: Attempts | None = None, patience: Patience | None = None
 ) -> AsyncIterator[tuple[Served, HangingDriver]]:
-    """A device that has linear:1 in page 0; behind the test it goes on, and all its threads have ended.
+    """Yields a device that has linear:1 in page 0. After the test it stops hanging, and all its threads have ended.
 
-    Without `patience` it is not looked at by itself.
+    Without `patience` the device does not observe its threads by itself.
     """
     grad, before = torch.is_grad_enabled(), set(threading.enumerate())
     driver = HangingDriver()
@@ -114,12 +114,12 @@ async def hanging(
 
 
 def looked(on: Served, seconds: int, since_s: float = 0.0) -> bool:
-    """The device was looked at once a second, for so long; whether it is given up."""
+    """Observes the device once a second for `seconds`. Returns whether it is given up."""
     return any([on.device._watching.look(since_s + second) for second in range(seconds + 1)])
 
 
 async def hangs(driver: HangingDriver, *threads: DeviceThread) -> None:
-    """Something hangs in the driver now, and these threads are at work that it holds up."""
+    """Returns once something hangs in the driver and these threads are at work that it delays."""
     assert await asyncio.to_thread(driver.waits.wait, LIMIT_S)
 
     def see() -> None:
@@ -130,7 +130,7 @@ async def hangs(driver: HangingDriver, *threads: DeviceThread) -> None:
 
 
 def records(folder: Path) -> list[str]:
-    """Names of all records of all devices."""
+    """Returns the names of all records of all devices."""
     return sorted(file.name for file in folder.glob("*/*"))
 
 
@@ -304,7 +304,7 @@ async def test_a_device_is_looked_at_again_and_again_until_it_is_closed(reposito
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @on_loop
 async def test_a_thread_that_is_gone_is_noticed(repository: Repository) -> None:
-    """Else nothing would be issued any more, and nobody told why."""
+    """Otherwise nothing would be issued any more, and nobody would be told why."""
     async with hanging(repository) as (on, _):
 
         def fault() -> None:

@@ -1,4 +1,4 @@
-"""A device with graphs that fails for good, and what is not that: its process has to be ended, or not."""
+"""A device with CUDA graphs that fails for good, so that its process must end; and failures that are not that."""
 
 import asyncio
 
@@ -13,11 +13,11 @@ from tests.gpu_worker.devices.cuda.cuda_builders import ROOM, Served, infer_job,
 from tests.gpu_worker.devices.cuda.fragile import WHY, FragileDriver
 from tests.loops import on_loop
 
-BAD = torch.tensor([99])  # no index of a table of seven
+BAD = torch.tensor([99])  # not an index of a table of seven
 
 
 def fragile() -> tuple[Served, FragileDriver]:
-    """A device on this loop, and its driver."""
+    """Returns a device on this loop, and its driver."""
     driver = FragileDriver()
     return Served(driver, Helper("helper"), ROOM, 1 << 30), driver
 
@@ -85,7 +85,7 @@ async def test_a_device_that_one_action_or_package_was_too_much_for_is_not_lost(
 
 @on_loop
 async def test_a_lost_device_can_be_closed(repository: Repository) -> None:
-    """Its threads do not wait for what will not come."""
+    """Its threads do not wait for what will never end."""
     on, driver = fragile()
     on.device.prepare(repository.package("linear:1"))
     driver.why = WHY

@@ -1,4 +1,4 @@
-"""What goes where and when on a device with graphs, decided without one."""
+"""What goes where and when on a device with CUDA graphs; decided without a device."""
 
 import itertools
 from collections import deque
@@ -106,7 +106,7 @@ def test_pieces_copy_every_byte_once_to_where_its_page_is(image: int, pages: lis
 
 
 def begun(copies: Copies[str]) -> list[tuple[str, int]]:
-    """(load, source) of all pieces that may be started now."""
+    """Returns (load, source) of all pieces that may be started now."""
     started = []
     while (found := copies.next()) is not None:
         started.append((found[0].load, found[1].source))
@@ -202,7 +202,7 @@ def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order(
 
 
 def to_be_read(copies: Copies[str]) -> list[tuple[str, int, int | None]]:
-    """(load, source, buffer) of all pieces that may be read now."""
+    """Returns (load, source, buffer) of all pieces that may be read now."""
     found = []
     while (wanted := copies.to_read()) is not None:
         found.append((wanted[0].load, wanted[1].source, wanted[1].buffer))

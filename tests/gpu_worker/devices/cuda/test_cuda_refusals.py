@@ -1,4 +1,4 @@
-"""A device with graphs that refuses one call while something is issued: one action's end, of which nothing is kept."""
+"""A device with CUDA graphs that refuses one call while work is issued: one action fails, and nothing of it stays."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ from tests.gpu_worker.devices.cuda.cuda_builders import Served, infer_job
 from tests.gpu_worker.devices.cuda.test_cuda_disk import SMALL_PAGES
 from tests.loops import on_loop
 
-CALLS = {Phase.INPUT: 3, Phase.EXEC: 7}  # to streams, that issuing it takes
+CALLS = {Phase.INPUT: 3, Phase.EXEC: 7}  # calls to streams that issuing the phase takes
 EVENTS_EACH = {Phase.INPUT: 2, Phase.EXEC: 4}
 
 
 class RefusingDriver(HostDriver):
-    """The call to a stream, or for a duration, that `refuse` names is refused, once."""
+    """A driver that refuses once the call to a stream that `refuse` chooses, and durations while `refuse_times`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,64 +27,64 @@ class RefusingDriver(HostDriver):
         self.refuse_times = False
 
     def refuse(self, call: int) -> None:
-        """So many more calls are taken, then one is not."""
+        """`call` more calls are accepted, and the next one is refused."""
         self._left = call
 
     @property
     def refused(self) -> bool:
-        """That call has come."""
+        """Whether that call has come."""
         return self._left < 0
 
     def call(self) -> None:
-        """A call comes. Raises: RuntimeError."""
+        """Counts a call. Raises: RuntimeError if it is the one to refuse."""
         self._left -= 1
         if self._left == -1:
             raise RuntimeError("one call was refused")
 
     def stream(self, name: str) -> Stream:
-        """See Driver."""
+        """Returns a stream that counts its calls."""
         stream = RefusingStream(name, self)
         self._streams.append(stream)
         return stream
 
     def seconds(self, begin: Event, end: Event) -> float:
-        """See Driver."""
+        """Returns the seconds between two events. Raises: RuntimeError if `refuse_times`."""
         if self.refuse_times:
             raise RuntimeError("no time is told")
         return super().seconds(begin, end)
 
 
 class RefusingStream(HostStream):
-    """See Stream."""
+    """A stream whose calls may be refused."""
 
     def __init__(self, name: str, driver: RefusingDriver) -> None:
         self._driver = driver
         super().__init__(name)
 
     def run(self, work: Work) -> None:
-        """See Stream."""
+        """`work` is issued. Raises: RuntimeError if this call is refused."""
         self._driver.call()
         super().run(work)
 
     def record(self, event: Event) -> None:
-        """See Stream."""
+        """The event is recorded. Raises: RuntimeError if this call is refused."""
         self._driver.call()
         super().record(event)
 
     def wait(self, event: Event) -> None:
-        """See Stream."""
+        """Later work waits for the event. Raises: RuntimeError if this call is refused."""
         self._driver.call()
         super().wait(event)
 
 
 def refusing(room: Room) -> tuple[Served, RefusingDriver]:
-    """A device on this loop, and its driver."""
+    """Returns a device on this loop, and its driver."""
     driver = RefusingDriver()
     return Served(driver, Helper("helper"), room, 0), driver
 
 
 def all_free(pool: EventPool) -> bool:
-    """Nobody holds an event."""
+    """Returns whether nobody holds an event."""
     return pool.free == pool.count
 
 
@@ -96,7 +96,7 @@ async def test_however_often_issuing_fails_events_come_back_and_the_next_one_run
     on, driver = refusing(SMALL_PAGES)
     on.device.prepare(repository.package("linear:1"))
     assert (await on.load("linear:1", (0,))).code == "ok"
-    rounds = EVENTS // EVENTS_EACH[phase] // CALLS[phase] + 1  # more than there are events for
+    rounds = EVENTS // EVENTS_EACH[phase] // CALLS[phase] + 1  # more rounds than the pool has events for
     for call in (*range(CALLS[phase]),) * rounds:
         job = infer_job("linear:1", (0,), torch.randn(2, 4))
         if phase is Phase.EXEC:
@@ -133,7 +133,7 @@ async def test_issuing_takes_as_many_calls_as_are_refused_above(repository: Repo
 async def test_a_load_that_cannot_be_issued_gives_its_events_back_whichever_call_it_was(
     repository: Repository,
 ) -> None:
-    """From pinned memory and from disk: eleven pieces each."""
+    """From pinned memory and from disk, with eleven pieces each."""
     for host_bytes_max in (1 << 30, 0):
         driver = RefusingDriver()
         on = Served(driver, Helper("helper"), SMALL_PAGES, host_bytes_max)

@@ -1,4 +1,4 @@
-"""The threads of a device with graphs: what is issued when, what is let go, events that come back."""
+"""The threads of a device with CUDA graphs: when work is issued, what they release, and events that return."""
 
 import os
 import queue
@@ -21,22 +21,22 @@ from tests.loops import LIMIT_S
 
 
 def nothing() -> None:
-    """What is done when there is nothing to do."""
+    """Does nothing; the work of an idle thread."""
 
 
 class Said:
-    """Works that say their name, and a wait for all of them."""
+    """Works that record their names when they run, and a wait for all of them."""
 
     def __init__(self, count: int, names: list[str] | None = None) -> None:
         self.names = [] if names is None else names
         self._left, self._all = count, threading.Event()
 
     def more(self, count: int) -> "Said":
-        """Others, whose names follow in the same list."""
+        """Returns another set of works, whose names go to the same list."""
         return Said(count, self.names)
 
     def work(self, name: str) -> Work:
-        """A work."""
+        """Returns a work of that name."""
 
         def say() -> None:
             self.names.append(name)
@@ -47,7 +47,7 @@ class Said:
         return say
 
     def all(self) -> list[str]:
-        """Their names, in order, once all were said."""
+        """Waits until all works have run. Returns their names in order."""
         assert self._all.wait(LIMIT_S)
         return self.names
 
@@ -68,7 +68,7 @@ def test_an_agenda_gives_what_is_due_earliest_first_and_equals_in_order() -> Non
 
 
 class Clock:
-    """Time that stands still until it is set on."""
+    """A clock that stands still until it is set forward."""
 
     def __init__(self) -> None:
         self.now = 10.0
@@ -126,7 +126,7 @@ def test_an_issuer_stops_with_works_that_are_not_due() -> None:
 
 
 def test_an_issuer_has_the_priority_of_the_thread_that_starts_it() -> None:
-    """Threads do not inherit real-time priority, and this is the one that keeps time."""
+    """Threads do not inherit real-time priority, and this thread keeps time."""
     if not may_be_real_time():
         pytest.skip("this machine allows no real-time priority")
     found: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -155,7 +155,7 @@ def test_an_idle_issuer_does_what_it_has_for_that() -> None:
 
 
 class Thing:
-    """Something that is let go."""
+    """Something whose release is observed."""
 
 
 def test_threads_keep_nothing_of_what_they_have_done() -> None:

@@ -1,4 +1,4 @@
-"""When a device with graphs is given up: what was seen of its threads, and when. No clock, no thread."""
+"""When a device with CUDA graphs is given up: what was observed of its threads, and when. No clock, no thread."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def exec_of(turn: int, expected_s: float = 0.001) -> Wait:
 
 
 def given_up_at(*waits: Wait, until_s: int = 5000, ended: tuple[str, ...] = ()) -> tuple[int, str] | None:
-    """The second at which a device is given up whose threads are at these works all the time, and why."""
+    """Returns the second at which a device whose threads stay at these works is given up, and why."""
     dog = Watchdog(PATIENCE)
     for second in range(until_s):
         why = dog.look(waits, ended=ended, now=1000.0 + second)
@@ -39,7 +39,7 @@ def test_what_is_expected_to_take_long_may_take_twenty_times_that(expected_s: fl
 
 
 def test_each_work_has_its_own_time() -> None:
-    """One thread waits for one event after the other: only the same one, seen again and again, is too long."""
+    """One thread waits for one event after the other: only the same event, observed again and again, is too long."""
     dog = Watchdog(PATIENCE)
     for second in range(200):
         assert dog.look([exec_of(turn=second // 10)], now=float(second)) == ""
@@ -55,7 +55,7 @@ def test_a_thread_that_rested_begins_anew() -> None:
 
 
 def test_a_process_that_stood_still_is_no_device_that_hangs() -> None:
-    """Stopped, or asleep with its machine: of an hour that nobody looked on, two looks' time counts."""
+    """The process was stopped, or asleep with its machine: of an hour without observation, only two intervals count."""
     dog = Watchdog(PATIENCE)
     assert dog.look([exec_of(1)], now=0.0) == ""
     assert dog.look([exec_of(1)], now=3600.0) == ""

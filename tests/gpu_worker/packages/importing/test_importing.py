@@ -1,4 +1,4 @@
-"""What is told of a module that is refused, and what is not told of one that is written."""
+"""What an importer reports of a refused module, and of one that is written."""
 
 import weakref
 import zipfile
@@ -46,7 +46,7 @@ class Fails(nn.Module):
 
 
 class OfTheBest(nn.Module):
-    """Places in the batch are its rows' own affair."""
+    """Positions in the batch do not affect the rows."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         places = torch.arange(x.shape[0])
@@ -61,7 +61,7 @@ class AddsPlaces(nn.Module):
 
 
 class SecondOfTheFirst(nn.Module):
-    """The first row is as it is alone."""
+    """The first row is as it is alone; the second depends on it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         doubled = x * 2

@@ -1,4 +1,4 @@
-"""What can be imported: exported programs, factories of modules, ONNX files; and what is said of the rest."""
+"""What can be imported: exported programs, factories of modules, ONNX files; and how the rest is refused."""
 
 import shutil
 import sys
@@ -39,7 +39,7 @@ def leaves(): raise SystemExit("no licence")
 
 
 class Masked(nn.Module):
-    """An input by position, one by name, and nested outputs."""
+    """Takes one input by position and one by name, and returns nested outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Masked(nn.Module):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the author's, with a module in it; the working folder."""
+    """The author's folder, with a module in it; it is the working folder."""
     (tmp_path / "author_module.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -1,4 +1,4 @@
-"""The module that is written is as it was, whatever it does when it is run; and a copy of it is a whole one."""
+"""The module that is written is unchanged, whatever it does when it runs; and its copy is complete."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ last: Any = None
 
 
 class Leaves(nn.Module):
-    """Leaves something everywhere whenever it is run."""
+    """Leaves something in every kind of place whenever it runs."""
 
     calls = 0
 
@@ -46,7 +46,7 @@ class Leaves(nn.Module):
 
 
 def left(module: Leaves) -> tuple[Any, ...]:
-    """What it left."""
+    """Returns what it left."""
     return dict(module.kept), list(module.seen), module.look(), hasattr(module, "later"), list(SEEN), last, Leaves.calls
 
 
@@ -73,14 +73,14 @@ def test_what_a_module_held_lies_where_it_lay_before() -> None:
 
 
 class ByName(nn.Module):
-    """Reaches the one that there is by a global name."""
+    """Reaches the only instance by a global name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, 1, 2, 2] -> the same."""
+        """[batch, 1, 2, 2] -> [batch, 1, 2, 2]."""
         return the_one.norm(x)
 
 
@@ -111,7 +111,7 @@ def test_a_module_is_written_in_inference_mode(tmp_path: Path) -> None:
 
 
 class Unlike(nn.Module):
-    """Its copies are others than itself."""
+    """Its copies differ from itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Unlike(nn.Module):
         return made
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, 4] -> the same."""
+        """[batch, 4] -> [batch, 4]."""
         return x * self.factor
 
 
