@@ -214,7 +214,7 @@ def _advice(settings: Settings) -> str:
         "  .venv/bin/gearmesh infer resnet18 some_photo.jpg --slo-ms 500\n"
         "  .venv/bin/gearmesh undeploy resnet18; .venv/bin/gearmesh deploy resnet18\n"
         "  .venv/bin/gearmesh apps; .venv/bin/gearmesh infer digits some_digit.npy --app\n"
-        f"  and from Python: frontend.client.client.Client({settings.frontend_address!r})\n{http}"
+        f"  and from Python: gearmesh.Client({settings.frontend_address!r})\n{http}"
     )
 
 

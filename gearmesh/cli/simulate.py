@@ -29,7 +29,7 @@ err = Console(stderr=True)
 
 @app.command()
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="A TOML file; gearmesh/simulation/scenarios has some.")],
+    scenario: Annotated[str, typer.Argument(help="A TOML file, or one that comes with gearmesh: w1_steady, ...")],
     policy: Annotated[list[str] | None, typer.Option(help="atc, clockwork, fifo; again for more of them.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="So many different arrivals: seeds 0 to N - 1.")] = 1,
     bound: Annotated[bool, typer.Option("--bound", help="Also what no scheduler could exceed.")] = False,
@@ -44,12 +44,12 @@ def simulate(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")] = None,
 ) -> None:
     """Runs the production scheduler on virtual time: how much of a load would be answered in time?"""
-    from gearmesh.simulation.scenario import read_scenario
+    from gearmesh.simulation.scenario import find_scenario, read_scenario
     from gearmesh.simulation.study import BOUND, CLAIRVOYANT, TIGHT, check_policies
 
     try:
         _check_files(json_file, plot)
-        read = read_scenario(scenario)
+        read = read_scenario(find_scenario(scenario))
         policies = list(dict.fromkeys(policy or read.policies))
         check_policies(read, policies)
         for note in read.notes:

@@ -53,6 +53,7 @@ __all__ = [
     "read_scenario",
 ]
 
+SCENARIOS = Path(__file__).with_name("scenarios")  # that come with gearmesh
 KINDS = ("poisson", "gamma", "maf", "burst", "log", "fixed", "ramp", "closed")
 FAULTS = {
     "kill": "the device is gone, with all that is on it; after `seconds` it is back, empty",
@@ -72,6 +73,12 @@ def read_scenario(path: Path) -> Scenario:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ScenarioError(str(path), [f"no TOML file that can be read: {error}"]) from error
     return parse_scenario(mapping, path.stem, path.parent)
+
+
+def find_scenario(named: str) -> Path:
+    """The file of that path; or, where there is none, the scenario of that name that comes with gearmesh."""
+    inside = SCENARIOS / f"{named}.toml"
+    return inside if inside.exists() and not Path(named).exists() else Path(named)
 
 
 def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scenario:

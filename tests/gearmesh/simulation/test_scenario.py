@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gearmesh.simulation.scenario import FAULTS, KINDS, ScenarioError, parse_scenario, read_scenario
+from gearmesh.simulation.scenario import FAULTS, KINDS, ScenarioError, find_scenario, parse_scenario, read_scenario
 from gpu_worker.profiling import profile_file, write_profile
 from mesh import wire
 from scripts import ROOT
@@ -154,3 +154,13 @@ def test_a_policy_can_be_named_and_set_in_the_scenario() -> None:
     assert found.policies == ("fifo", "atc")
     assert found.parameters == {"fifo": {"wait_s": 0.002}}
     assert scenario().policies == ("atc",)
+
+
+def test_a_scenario_that_comes_with_gearmesh_is_found_by_its_name_and_a_file_of_the_name_goes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_scenario("w1_steady") == SCENARIOS / "w1_steady.toml"
+    assert find_scenario("nothing") == Path("nothing")
+    (tmp_path / "w1_steady").touch()
+    assert find_scenario("w1_steady") == Path("w1_steady")
