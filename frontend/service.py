@@ -4,21 +4,33 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, assert_never, cast
 
 import msgspec
 import numpy as np
 import structlog
 
+from frontend.applications import ApplicationsShell
 from frontend.controllers import Controllers
 from frontend.core import protocol
 from frontend.core.answers import error_answer, ok_answer
-from frontend.core.applications.gatherings import Gathering, Member, Trouble
-from frontend.core.applications.service import Applications
+from frontend.core.applications.messages import (
+    Ask,
+    BrokerUnreachable,
+    CallBroker,
+    ClientAsked,
+    Failure,
+    FrontendOrder,
+    ModelAnswered,
+    ModelFailed,
+    Refuse,
+    SendAnswer,
+    Tell,
+)
 from frontend.core.cache import PredictionCache
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
-from frontend.core.protocol import Answer, Checked, Invalid, TensorOut
+from frontend.core.protocol import Checked, Invalid, TensorOut
 from frontend.core.requests import Call, Completed, Part, RequestTable
 from frontend.core.targets import Targets
 from frontend.reports import describe_members, describe_models
@@ -30,10 +42,10 @@ from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
-from selection.base import Array
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
 _encode = msgspec.msgpack.Encoder().encode
+APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
 log = structlog.get_logger("frontend")
 
 
@@ -54,7 +66,10 @@ class FrontendService:
             runtime.transport, "results", RESULTS, self._outputs, _ignore, watch=False
         )
         self._id = member_id("frontend")
-        self._applications = Applications(settings, self, runtime.hub.loop, self._id.rpartition("-")[2])
+        incarnation = self._id.rpartition("-")[2]
+        self._applications = ApplicationsShell(
+            settings, incarnation, runtime.hub.loop, self._perform, runtime.hub.schedule_turn
+        )
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
         self._controllers = Controllers(
@@ -83,7 +98,7 @@ class FrontendService:
             pid=os.getpid(),
         )
         self._registrar = Registrar(
-            self._transport, self._broker, member, self._table_changed, self._applications.replied
+            self._transport, self._broker, member, self._table_changed, self._applications.handle
         )
         self._registrar.start()
         self._applications.start()
@@ -143,7 +158,7 @@ class FrontendService:
             most = self.settings.request_bytes_max
             self._send(client, {"id": request.id, "status": "ok", "models": models, "frame_bytes_max": most})
         else:
-            self._applications.handle(client, request, received_s)
+            self._applications.handle(ClientAsked(client, request, frames, received_s))
 
     def _knows_nothing(self) -> bool:
         """No table has come yet: nobody may be told that something does not exist."""
@@ -163,7 +178,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            self._applications.infer(client, request, frames, received_s)
+            self._applications.handle(ClientAsked(client, request, frames, received_s))
             return
         target = self._targets.of(request)
         budget_s = protocol.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
@@ -228,7 +243,7 @@ class FrontendService:
     def _table_changed(self, table: wire.Table) -> None:
         self._targets.table_changed(table.models)
         self._cache.keep_only(self._targets.editions())
-        self._applications.table_changed(table)
+        self._applications.handle(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
         self._release()
@@ -287,8 +302,8 @@ class FrontendService:
         *,
         cached: bool = False,
     ) -> None:
-        if isinstance(call.context, Member):
-            self._applications.came(call.context, outputs, cached=cached)
+        if call.ask is not None:
+            self._applications.handle(ModelAnswered(call.ask, outputs, cached))
             return
         self._count("ok")
         answer = ok_answer(call, outputs, now, completed, cached=cached)
@@ -307,8 +322,9 @@ class FrontendService:
         now = time.monotonic()
         for part in self._evaluations.ended(call):
             self._submit(part, now)
-        if isinstance(call.context, Member):
-            self._applications.failed(call.context, Trouble(status, code, message, predicted_ms, retry_after_ms))
+        if call.ask is not None:
+            failure = Failure(status, code, message, predicted_ms, retry_after_ms)
+            self._applications.handle(ModelFailed(call.ask, failure))
             return
         self._count(status)
         answer = error_answer(call, status, code, message, now, predicted_ms, retry_after_ms)
@@ -317,51 +333,50 @@ class FrontendService:
 
     # -- what applications ask for ------------------------------------------------------------------------------------
 
-    def ask_member(self, member: Member) -> None:
-        """One model of an application is asked."""
-        asked = member.gathering
-        target = self._targets.bound.get(member.model)
-        if target is None:
-            text = f"model {member.model} has no version that can be served"
-            self._applications.failed(member, Trouble("rejected", "not_ready", text, None, 1000.0))
-            return
-        call = Call(
-            asked, member.model, target.ref, target.spec, asked.rows, asked.received_s, asked.deadline_s,
-            False, asked.weight, context=member,
-        )  # fmt: skip
-        self._enter(call, Checked(asked.rows, list(asked.tensors)), asked.use_cache)
+    def _perform(self, order: FrontendOrder) -> None:
+        """One order of the applications is carried out."""
+        match order:
+            case Ask():
+                self._ask_model(order)
+            case SendAnswer():
+                self._send_answer(order)
+            case Tell():
+                self._send(cast(ClientId, order.client), order.message)
+            case Refuse():
+                self.refuse(cast(ClientId, order.client), order.invalid)
+            case CallBroker():
+                if self._registrar is None or not self._registrar.send(order.message):
+                    self._applications.handle(BrokerUnreachable(order.message.call))
+            case _:
+                assert_never(order)
 
-    def answer_app(
-        self, gathering: Gathering, answer: Answer, outputs: Sequence[tuple[wire.TensorSpec, Array]]
-    ) -> None:
+    def _ask_model(self, ask: Ask) -> None:
+        """The model is asked as if a client had asked it."""
+        target = self._targets.bound[ask.model]  # the applications know the same table
+        call = Call(
+            APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
+            False, ask.weight, ask=ask.number,
+        )  # fmt: skip
+        self._enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
+
+    def _send_answer(self, order: SendAnswer) -> None:
         """An application's answer leaves, in the form of the request."""
+        answer = order.answer
         self._count(answer.status)
-        data = [np.ascontiguousarray(array).tobytes() for _, array in outputs]
-        if outputs:
+        data = [np.ascontiguousarray(array).tobytes() for _, array in order.outputs]
+        if data:
             answer.outputs = [
-                TensorOut(spec.name, spec.dtype, array.shape, None if gathering.framed else buffer)
-                for (spec, array), buffer in zip(outputs, data, strict=True)
+                TensorOut(spec.name, spec.dtype, array.shape, None if order.framed else buffer)
+                for (spec, array), buffer in zip(order.outputs, data, strict=True)
             ]
-        client: Any = gathering.client
-        self._clients.answer(client, _encode(answer), data if gathering.framed else ())
+        answer.latency_ms = (time.monotonic() - order.received_s) * 1e3
+        self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
 
     def refuse(self, client: ClientId, invalid: Invalid) -> None:
         """A request that cannot be obeyed is answered so."""
         self._count(invalid.status)
         self._refusals[invalid.code] = self._refusals.get(invalid.code, 0) + 1
         self._clients.answer(client, _encode(invalid.answer()))
-
-    def to_broker(self, message: wire.ToBroker) -> bool:
-        """False if the broker is known to be gone."""
-        return self._registrar is not None and self._registrar.send(message)
-
-    def wake(self) -> None:
-        """The alarm is set anew."""
-        self._hub.schedule_turn()
-
-    def send(self, client: Any, message: dict[str, Any]) -> None:
-        """An answer that is a plain map leaves."""
-        self._send(client, message)
 
     def _send(self, client: ClientId, message: dict[str, Any]) -> None:
         self._clients.answer(client, _encode(message))
@@ -382,7 +397,7 @@ class FrontendService:
         for client, refusal in self._early.expire(now):
             asked: Any = client
             self.refuse(asked, refusal)
-        self._applications.expire(now)
+        self._applications.wake(now)
         self._hub.schedule_turn()
 
     def _turn(self, now: float) -> None:

@@ -255,7 +255,7 @@ class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
     faults: tuple[str, ...] = ()
     revision: int = 0
     field: str = ""
-    code: str = ""  # why not, for programs: version_exists, content_changed, ...; empty: no code of its own
+    code: str = ""  # why not, for programs: version_exists, unknown_app, ...; empty: no code of its own
     version: str = ""  # that was claimed
 
 

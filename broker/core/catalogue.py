@@ -23,6 +23,7 @@ HISTORY_MAX = 16  # versions that rollback can go back over
 Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
 CallKey = tuple[str, int]  # (peer, its call number)
 Replies = list[tuple[CallKey, wire.CallReply]]
+APP_EXISTS, UNKNOWN_APP = "app_exists", "unknown_app"  # codes of replies about applications
 
 
 @dataclass(slots=True)
@@ -412,9 +413,11 @@ class Catalogue:
             return _no(f"an application's name matches {NAME.pattern}; got {name!r}", "app.name", call)
         app = self.apps.get(name)
         if create and app is not None:
-            return _no(f"application {name!r} exists already; change it with update_app", "app.name", call)
+            text = f"application {name!r} exists already; change it with update_app"
+            return _no(text, "app.name", call, APP_EXISTS)
         if not create and app is None:
-            return _no(f"there is no application {name!r}; there are: {listed(self.apps)}", "app.name", call)
+            text = f"there is no application {name!r}; there are: {listed(self.apps)}"
+            return _no(text, "app.name", call, UNKNOWN_APP)
         models = definition.get("models")
         if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
             return _no(f"models is a list of names; got {models!r}", "app.models", call)
@@ -431,7 +434,8 @@ class Catalogue:
         """The application is gone."""
         app = self.apps.pop(name, None)
         if app is None:
-            return _no(f"there is no application {name!r}; there are: {listed(self.apps)}", "app", call)
+            text = f"there is no application {name!r}; there are: {listed(self.apps)}"
+            return _no(text, "app", call, UNKNOWN_APP)
         self.changed_apps.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")
 
@@ -460,5 +464,5 @@ class Catalogue:
             assert version not in self.models[name].contents, ref
 
 
-def _no(message: str, field_name: str, call: int = 0) -> wire.CallReply:
-    return wire.CallReply(call=call, ok=False, message=message, field=field_name)
+def _no(message: str, field_name: str, call: int = 0, code: str = "") -> wire.CallReply:
+    return wire.CallReply(call=call, ok=False, message=message, field=field_name, code=code)

@@ -32,7 +32,7 @@ class Call:
     size: int = 0  # of its inputs, bytes, once it has parts
     missing: int = 0  # parts without outputs
     answered: bool = False
-    context: Any = None  # of whoever opened it, where that is not a client
+    ask: int | None = None  # number of the Ask, where an application opened it
     flight: Any = None  # in the prediction cache, if this call leads it
 
 

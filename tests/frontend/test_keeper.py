@@ -9,7 +9,8 @@ import pytest
 import structlog.testing
 
 from frontend import keeper as keeper_module
-from frontend.keeper import Claim, Drop, Learn, Park, Read, StateKeeper
+from frontend.core.applications.messages import Claim, DecisionClaimed, Drop, FeedbackStored, Learn, Park, ReadState
+from frontend.keeper import StateKeeper
 from selection.base import Observation, State
 from selection.registry import make_policy
 from selection.stores.base import StoreDown
@@ -27,24 +28,37 @@ class Kept:
     """A keeper on a running loop, and what it told."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.keeper = StateKeeper(open_store(url, folder, 100, 60.0), asyncio.get_running_loop())
+        self.told = Told()
+        self.keeper = StateKeeper(open_store(url, folder, 100, 60.0), asyncio.get_running_loop(), self.told)
+        self._asked = 0
         self.keeper.start()
 
-    async def ask(self, make: Any) -> list[tuple[Any, str]]:
-        """What the job tells first; `told` goes on."""
-        told = self.told = Told()
-        self.keeper.submit(make(lambda value, text: told((value, text))))
-        await told.until(bool)
-        return told.items
-
-    async def learn(self, context: str = "", loss: float = 1.0) -> list[tuple[Any, str]]:
+    def learn(self, context: str = "", loss: float = 1.0, policy: Any = POLICY) -> int:
+        """The number of an order that is submitted."""
+        self._asked += 1
         observation = Observation({"a": loss}, {"a": 1.0})
-        return await self.ask(lambda done: Learn(("app", context), POLICY, MODELS, observation, done))
+        self.keeper.submit(Learn(self._asked, ("app", context), policy, MODELS, observation))
+        return self._asked
+
+    async def learned(self, number: int, least: int = 1) -> list[str]:
+        """The outcomes of this order so far, once there are so many."""
+        found = await self.told.until(lambda items: len(self._of(items, number)) >= least)
+        return [event.outcome for event in self._of(found, number)]
+
+    @staticmethod
+    def _of(items: list[Any], number: int) -> list[FeedbackStored]:
+        return [event for event in items if isinstance(event, FeedbackStored) and event.number == number]
+
+    async def ask(self, order: Any) -> Any:
+        """What is told next."""
+        before = len(self.told.items)
+        self.keeper.submit(order)
+        return (await self.told.count(before + 1))[before]
 
     async def read(self, context: str = "") -> State | None:
-        ((state, error),) = await self.ask(lambda done: Read(("app", context), done))
-        assert not error
-        found: State | None = state
+        event = await self.ask(ReadState(("app", context)))
+        assert (event.key, event.listing, event.error) == (("app", context), None, "")
+        found: State | None = event.state
         return found
 
 
@@ -53,8 +67,9 @@ def test_two_frontends_that_learn_at_once_lose_nothing(store_url: str, tmp_path:
         keepers = [Kept(store_url, tmp_path) for _ in range(3)]
         keepers[0].keeper.submit(Drop("app"))
         assert await keepers[0].read() is None
-        outcomes = await asyncio.gather(*(kept.learn() for _ in range(40) for kept in keepers))
-        assert all(told[0][1] == "applied" for told in outcomes)
+        numbers = [(kept, kept.learn()) for _ in range(40) for kept in keepers]
+        outcomes = await asyncio.gather(*(kept.learned(number) for kept, number in numbers))
+        assert outcomes == [["done"]] * 120
         state = await keepers[1].read()
         assert state is not None
         assert state.rounds == state.arms["a"].seen == 120
@@ -68,20 +83,20 @@ def test_a_redis_that_is_down_pauses_learning_and_nothing_is_lost(tmp_path: Path
     async def scenario() -> None:
         with redis_server(tmp_path) as url:
             kept = Kept(url, tmp_path)
-            assert (await kept.learn())[0][1] == "applied"
-        assert (await kept.learn())[0][1] == "held"
-        told = kept.told
-        ((_, error),) = await kept.ask(lambda done: Read(("app", ""), done))
-        assert error
-        assert kept.keeper.down
+            assert await kept.learned(kept.learn()) == ["done"]
+        held = kept.learn()
+        assert await kept.learned(held) == ["held"]
+        failed = await kept.ask(ReadState(("app", ""), 7))
+        assert failed.error
+        assert failed.listing == 7
+        assert kept.keeper.status.down
         assert kept.keeper.held == 1
         with redis_server(tmp_path, int(url.rpartition(":")[2].partition("/")[0])):
-            await told.until(lambda items: len(items) == 2)
-            assert told.items[1][1] == "applied"
+            assert await kept.learned(held, 2) == ["held", "done"]
             state = await kept.read()
             assert state is not None
             assert state.rounds == 2
-            assert kept.keeper.down == ""
+            assert kept.keeper.status.down == ""
             kept.keeper.stop()
         assert not any(thread.name == "selection state" for thread in threading.enumerate())
 
@@ -90,9 +105,9 @@ def test_a_redis_that_is_down_pauses_learning_and_nothing_is_lost(tmp_path: Path
 
 def test_what_was_learned_before_an_application_is_dropped_goes_with_it(store_url: str, tmp_path: Path) -> None:
     async def scenario() -> None:
-        keeper = StateKeeper(open_store(store_url, tmp_path, 100, 60.0), asyncio.get_running_loop())
+        keeper = StateKeeper(open_store(store_url, tmp_path, 100, 60.0), asyncio.get_running_loop(), Told())
         observation = Observation({"a": 1.0}, {"a": 1.0})
-        keeper.submit(Learn(("app", "u"), POLICY, MODELS, observation, lambda *_: None))
+        keeper.submit(Learn(1, ("app", "u"), POLICY, MODELS, observation))
         keeper.submit(Drop("app"))
         keeper.start()  # both are there: one round
         keeper.stop()
@@ -106,15 +121,15 @@ def test_what_was_learned_before_an_application_is_dropped_goes_with_it(store_ur
 def test_feedback_from_before_a_change_of_models_counts_for_those_that_stay(tmp_path: Path) -> None:
     async def scenario() -> None:
         changed, _ = make_policy("exp4", {}, ["a", "c"])
-        keeper = StateKeeper(open_store("", tmp_path, 100, 60.0), asyncio.get_running_loop())
         told = Told()
-        for policy, models in ((POLICY, MODELS), (changed, ["a", "c"])):
+        keeper = StateKeeper(open_store("", tmp_path, 100, 60.0), asyncio.get_running_loop(), told)
+        for number, (policy, models) in enumerate(((POLICY, MODELS), (changed, ["a", "c"]))):
             observation = Observation(dict.fromkeys(models, 1.0), dict.fromkeys(models, 1.0))
-            keeper.submit(Learn(("app", ""), policy, models, observation, told))
+            keeper.submit(Learn(number, ("app", ""), policy, models, observation))
         keeper.start()  # both are there: one round
         outcomes = await told.count(2)
-        assert [outcome for _, outcome in outcomes] == ["applied", "applied"]
-        state = outcomes[-1][0]
+        assert [(event.number, event.outcome) for event in outcomes] == [(0, "done"), (1, "done")]
+        state = outcomes[-1].state
         assert {name: arm.seen for name, arm in state.arms.items()} == {"a": 2, "c": 1}
         keeper.stop()
 
@@ -129,12 +144,13 @@ def test_a_policy_that_raises_refuses_that_feedback_and_no_other(tmp_path: Path)
     async def scenario() -> None:
         kept = Kept("", tmp_path)
         odd: Any = Raises()
-        observation = Observation({"a": 1.0}, {"a": 1.0})
-        told = await kept.ask(lambda done: Learn(("app", ""), odd, MODELS, observation, done))
-        assert names(told[0][1], "refused", "KeyError")
-        assert (await kept.learn())[0][1] == "applied"
+        assert await kept.learned(kept.learn(policy=odd)) == ["refused"]
+        assert names(kept.told.items[-1].why, "KeyError")
+        assert await kept.learned(kept.learn()) == ["done"]
         kept.keeper.submit(Park("x", b"1"))
-        assert (await kept.ask(lambda done: Claim("x", done)))[0] == (b"1", "")
+        assert await kept.ask(Claim(5, "x", hold=False)) == DecisionClaimed(5, "done", b"1")
+        assert await kept.ask(Claim(6, "x", hold=False)) == DecisionClaimed(6, "done", b"")
+        assert await kept.ask(Claim(7, "y", hold=False)) == DecisionClaimed(7, "done", None)
         kept.keeper.stop()
 
     asyncio.run(scenario())
@@ -158,13 +174,13 @@ def test_a_store_that_stays_down_is_logged_once_however_often_it_is_tried(
             super().drop(app)
 
     async def scenario() -> None:
-        keeper = StateKeeper(DownForAWhile(tmp_path / "s.sqlite", 100, 60.0), asyncio.get_running_loop())
+        told = Told()
+        keeper = StateKeeper(DownForAWhile(tmp_path / "s.sqlite", 100, 60.0), asyncio.get_running_loop(), told)
         keeper.submit(Drop("app"))
         keeper.submit(Drop("other"))
         keeper.start()
-        told = Told()
-        while keeper.down or not told.items:  # each round of the thread tries once more
-            keeper.submit(Read(("app", ""), lambda value, text: told((value, text))))
+        while keeper.status.down or not told.items:  # each round of the thread tries once more
+            keeper.submit(ReadState(("app", "")))
             await told.count(len(told.items) + 1)
         keeper.stop()
 
@@ -172,3 +188,38 @@ def test_a_store_that_stays_down_is_logged_once_however_often_it_is_tried(
     with structlog.testing.capture_logs() as lines:
         asyncio.run(scenario())
     assert [line["event"] for line in lines] == ["store_down", "store_back"]
+
+
+def test_a_claim_is_held_while_the_store_is_down_if_it_may_be(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with redis_server(tmp_path) as url:
+            kept = Kept(url, tmp_path)
+            assert await kept.read() is None
+        refused = await kept.ask(Claim(1, "x", hold=False))
+        assert (refused.number, refused.outcome) == (1, "refused")
+        assert refused.why
+        assert await kept.ask(Claim(2, "x", hold=True)) == DecisionClaimed(2, "held")
+        assert kept.keeper.held == 1
+        with redis_server(tmp_path, int(url.rpartition(":")[2].partition("/")[0])):
+            found = await kept.told.count(4)
+            assert found[-1] == DecisionClaimed(2, "done", None)
+            kept.keeper.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_queue_is_full_until_the_thread_has_taken_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "ORDERS_MAX", 1)
+
+    async def scenario() -> None:
+        told = Told()
+        keeper = StateKeeper(open_store("", tmp_path, 100, 60.0), asyncio.get_running_loop(), told)
+        assert not keeper.status.full
+        keeper.submit(ReadState(("app", "")))
+        assert keeper.status.full
+        keeper.start()
+        await told.count(1)
+        assert not keeper.status.full
+        keeper.stop()
+
+    asyncio.run(scenario())

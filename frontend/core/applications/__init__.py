@@ -1,1 +1,1 @@
-"""Applications: several models behind one name, chosen, joined and learned about under one deadline."""
+"""Applications: several models behind one name, which are chosen, combined and learned about within one deadline."""

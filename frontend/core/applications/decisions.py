@@ -1,4 +1,4 @@
-"""Answers that may still get feedback: which models said what. Bounded in number, bytes and age. Pure."""
+"""Decisions: which models said what for each answer, kept for the feedback. Bounded in number, bytes and age."""
 
 import re
 from collections import OrderedDict
@@ -11,16 +11,17 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from frontend.core.applications import codes
 from selection.base import Array, Kind
 
-BYTES_MAX = 256 << 20  # of predictions kept by one frontend
-OVERHEAD_BYTES = 600  # of one decision, roughly
-SEAL_BYTES = 8  # of an id: what nobody can guess who was not answered
+BYTES_MAX = 256 << 20  # that the decisions of one frontend may take
+OVERHEAD_BYTES = 600  # that one decision takes beside its predictions, roughly
+SEAL_BYTES = 8  # last part of an id; only who got the answer knows it
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{1,16}-[0-9a-f]{16}")
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True):
-    """What one model said: classes int64 [rows], or numbers float64 [rows, ...]."""
+    """What one model said: classes, int64 [rows], or numbers, float64 [rows, ...]."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -28,28 +29,28 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, array: Array) -> "Predicted":
-        """Holds these values."""
+        """Returns a copy of these values."""
         return cls(array.dtype.str, array.shape, array.tobytes())
 
     def array(self) -> Array:
-        """The values."""
+        """Returns the values, not writable."""
         return np.frombuffer(self.data, np.dtype(self.dtype)).reshape(self.shape)
 
 
 class Decision(msgspec.Struct):
-    """One answer of an application."""
+    """One answer of an application, as feedback needs to know it."""
 
     id: str
     app: str
     context: str
-    created: int  # of the application: another one may have its name by now
-    kind: Kind  # of what was said
+    created: int  # see wire.AppEntry: another application may have this name by now
+    kind: Kind  # of the predictions
     predictions: dict[str, Predicted]  # {model that answered: what it said}, shadows included
     shadows: list[str]
     chances: dict[str, float]  # {model: probability with which it was selected}
-    made_s: float = 0.0  # this frontend's clock
-    taken: str = ""  # "": no feedback yet; else what became of it
-    parked: bool = False  # other frontends may get the feedback too
+    made_s: float = 0.0  # clock of the frontend that keeps it
+    taken: str = ""  # what became of the feedback, for a sentence; empty: there was none, and there may be
+    parked: bool = False  # the store has it too, for the frontend that gets the feedback
 
     @property
     def size(self) -> int:
@@ -57,34 +58,36 @@ class Decision(msgspec.Struct):
         return OVERHEAD_BYTES + sum(len(said.data) for said in self.predictions.values())
 
 
-class Missing(NamedTuple):
-    """Why there is no such decision here."""
+class NotApplied(NamedTuple):
+    """Why feedback is not applied."""
 
-    code: str  # late | unknown
+    code: str
     message: str
+    elsewhere: bool = False  # the decision may be another frontend's
 
 
 @dataclass(slots=True)
 class DecisionTable:
-    """Decisions of one frontend, oldest first. `incarnation`: 8 hexadecimal digits, other ones after a restart.
+    """The decisions of one frontend.
 
-    An id is the incarnation, a number and a seal under `secret`: whoever was not answered cannot give the feedback.
+    An id consists of the incarnation, a counter and a seal, which is a keyed hash of the two. So nobody can give
+    feedback who did not get the answer.
     """
 
-    incarnation: str
+    incarnation: str  # 8 hexadecimal digits; a restarted frontend has others
     decisions_max: int
-    keep_s: float
-    secret: bytes
+    keep_s: float  # how long feedback is accepted
+    secret: bytes  # key of the seals
     bytes_max: int = BYTES_MAX
-    size: int = 0
-    _kept: OrderedDict[str, Decision] = field(default_factory=OrderedDict)
-    _made: int = 0
+    size: int = 0  # bytes that all decisions take, roughly
+    _kept: OrderedDict[str, Decision] = field(default_factory=OrderedDict)  # {id: decision}, oldest first
+    _made: int = 0  # ids so far
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def next_id(self) -> str:
-        """An id that no decision has had."""
+        """Returns an id that no decision has had."""
         self._made += 1
         return self._sealed(f"{self.incarnation}-{self._made:x}")
 
@@ -92,7 +95,7 @@ class DecisionTable:
         return f"{name}-{blake2b(name.encode(), digest_size=SEAL_BYTES, key=self.secret).hexdigest()}"
 
     def keep(self, decision: Decision, now: float) -> None:
-        """The decision may get feedback from now on; the oldest ones make room."""
+        """The decision accepts feedback from now on. The oldest decisions leave if there are too many."""
         decision.made_s = now
         self._kept[decision.id] = decision
         self.size += decision.size
@@ -101,30 +104,30 @@ class DecisionTable:
             self.size -= old.size
 
     def add(self, decision_id: str, model: str, predicted: Predicted) -> None:
-        """A shadow answered after the answer had left; it is credited too, if no feedback came before."""
+        """The decision holds what this model said, too: a shadow may answer late. Does nothing after the feedback."""
         decision = self._kept.get(decision_id)
         if decision is not None and not decision.taken:
             self.size -= decision.size
             decision.predictions[model] = predicted
             self.size += decision.size
 
-    def find(self, decision_id: str, now: float) -> Decision | Missing:
-        """The decision, or why it is not here."""
+    def find(self, decision_id: str, now: float) -> Decision | NotApplied:
+        """Returns the decision, or why it is not here."""
         decision = self._kept.get(decision_id)
         if decision is not None and now - decision.made_s <= self.keep_s:
             return decision
         if not ID.fullmatch(decision_id):
-            return Missing("unknown", "no answer ever carried this decision_id")
+            return NotApplied(codes.UNKNOWN, "no answer ever carried this decision_id")
         name, _, _ = decision_id.rpartition("-")
         if name.startswith(self.incarnation):
             if not compare_digest(self._sealed(name), decision_id):
-                return Missing("unknown", "no answer ever carried this decision_id")
+                return NotApplied(codes.UNKNOWN, "no answer ever carried this decision_id")
             text = (
                 f"feedback comes too late: it is taken for {self.keep_s:g} s, and the last {self.decisions_max} answers"
             )
-            return Missing("late", text)
+            return NotApplied(codes.LATE, text)
         text = "this frontend has made no such decision: another one has, or it was before a restart"
-        return Missing("unknown", text)
+        return NotApplied(codes.UNKNOWN, text, elsewhere=True)
 
     def _over(self, oldest: Decision, now: float) -> bool:
         crowded = len(self._kept) > self.decisions_max or self.size > self.bytes_max
@@ -137,15 +140,15 @@ class DecisionTable:
 
 
 def encoded(decision: Decision) -> bytes:
-    """For another frontend."""
+    """Returns the decision as bytes that another frontend can read."""
     return msgspec.msgpack.encode(decision)
 
 
 def decoded(known: bytes) -> Decision:
-    """As another frontend made it. Raises: msgspec.MsgspecError."""
+    """Returns the decision that another frontend encoded. Raises: msgspec.MsgspecError."""
     return msgspec.msgpack.decode(known, type=Decision)
 
 
 def chances_of(decision: Decision) -> Mapping[str, float]:
-    """{model that answered: chance with which it was selected}; shadows were certain to be."""
+    """{model that answered: probability with which it was asked}; 1 for shadows."""
     return {model: decision.chances.get(model, 1.0) for model in decision.predictions}

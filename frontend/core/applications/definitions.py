@@ -1,4 +1,4 @@
-"""What an application is, and whether it can be. Pure."""
+"""What an application consists of, and the checks that its definition has to pass."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from frontend.core.applications import codes
 from frontend.core.protocol import Invalid, Tensor, worded
 from mesh import wire
 from mesh.names import NAME, listed
@@ -20,85 +21,85 @@ MODELS_MAX = 64
 
 
 class Definition(msgspec.Struct, forbid_unknown_fields=True):
-    """As a client words it."""
+    """An application as a client defines it; the broker stores it in this form."""
 
     name: str
     models: list[str]
     policy: str = "single"
     policy_args: dict[str, Any] = {}
-    slo_ms: float | None = None  # budget of a request that names none; absent: the largest of the models'
-    default: list[Tensor] | None = None  # the answer when there is none, or none to be trusted; one row
-    confidence_min: float = 0.0  # below it the default is answered
+    slo_ms: float | None = None  # budget of a request that names none; None: the largest of the models'
+    default: list[Tensor] | None = None  # one row; answered when no model answers, or none is sure enough
+    confidence_min: float = 0.0  # 0 to 1; below it the default is answered
 
 
 @dataclass(slots=True)
 class Counts:
-    """Of one application at one frontend, since its start."""
+    """What one frontend has counted for one application since it started."""
 
-    asked: int = 0
-    answered: int = 0  # by models
-    defaults: dict[str, int] = field(default_factory=dict)  # {reason: answers}
-    refused: int = 0  # no answer, and no default
-    partial: int = 0  # answered without some that were asked
-    disagreed: int = 0  # answered, and not all agreed
-    feedback: int = 0  # taken in
+    asked: int = 0  # questions
+    answered: int = 0  # with what models said
+    defaults: dict[str, int] = field(default_factory=dict)  # {error code: answers with the default}
+    refused: int = 0  # neither a model's answer nor a default
+    partial: int = 0  # answered without some of the models that were asked
+    disagreed: int = 0  # the models that answered did not all agree
+    feedback: int = 0  # applied
 
 
 @dataclass(slots=True)
 class Application:
-    """One application in effect."""
+    """One application that is in effect."""
 
     definition: Definition
     revision: int
     policy: Policy
     common: CommonArgs
-    spec: wire.ModelSpec  # of the model that was compared with all others
+    spec: wire.ModelSpec  # inputs and outputs that its models have in common
     kind: Kind
     slo_ms: float
-    default: list[Array]  # one row each; empty: none
-    created: int = 0  # as in wire.AppEntry
+    default: list[Array]  # one array [1, ...] per output; empty: there is no default
+    created: int = 0  # see wire.AppEntry
     counts: Counts = field(default_factory=Counts)
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name that clients ask for."""
         return self.definition.name
 
     @property
     def models(self) -> list[str]:
-        """All of them, shadows included."""
+        """Names of all its models, shadows included."""
         return self.definition.models
 
     @property
     def classes(self) -> int:
-        """Number of classes, 0 where there is no bound."""
+        """Number of classes of the first output; 0 where it holds no score per class."""
         return self.spec.outputs[0].shape[1] if self.kind == "scores" else 0
 
     @property
     def learns(self) -> bool:
-        """What was learned has to be known before models are selected."""
+        """True if the policy selects models by what it has learned."""
         return bool(getattr(self.policy, "learns", True))
 
 
 def read_definition(raw: Mapping[str, Any]) -> Definition:
-    """The definition in a message or in the catalogue. Raises: Invalid, naming the field."""
+    """Returns the definition that a message or the catalogue holds. Raises: Invalid, naming the field."""
     try:
         definition = msgspec.convert(dict(raw), Definition, builtin_types=(bytes, memoryview))
     except msgspec.ValidationError as error:
         key, text = worded(str(error))
         field = f"app.{key}" if key is not None else "app"
-        raise Invalid("bad_app", f"{field}: {text}", field) from None
+        raise Invalid(codes.BAD_APP, f"{field}: {text}", field) from None
     if not NAME.fullmatch(definition.name):
         text = f"an application's name matches {NAME.pattern}; got {definition.name[:80]!r}"
-        raise Invalid("bad_app", text, "app.name")
+        raise Invalid(codes.BAD_APP, text, "app.name")
     models = definition.models
     if not 1 <= len(models) <= MODELS_MAX:
-        raise Invalid("bad_app", f"an application has 1 to {MODELS_MAX} models; got {len(models)}", "app.models")
+        raise Invalid(codes.BAD_APP, f"an application has 1 to {MODELS_MAX} models; got {len(models)}", "app.models")
     if len(set(models)) != len(models):
-        raise Invalid("bad_app", "a model is named twice", "app.models")
+        raise Invalid(codes.BAD_APP, "a model is named twice", "app.models")
     if not 0 <= definition.confidence_min <= 1:
         text = f"confidence_min must lie in 0 to 1; got {definition.confidence_min:g}"
-        raise Invalid("bad_app", text, "app.confidence_min")
+        raise Invalid(codes.BAD_APP, text, "app.confidence_min")
     return definition
 
 
@@ -111,19 +112,22 @@ def make_application(
     allow: Sequence[str] = (),
     strict: bool = True,
 ) -> Application:
-    """The application over models of these specs, None where a version is still being prepared. Raises: Invalid.
+    """Returns the application, ready to be asked. Raises: Invalid.
 
-    `strict`: every model is there and they all fit, as when it is created. Later one that does not is only not asked.
+    `specs`: {model: spec of its current version}; None where a version is still being prepared.
+    `slo_ms_max`: the largest budget that it may have. `allow`: see make_policy.
+    `strict`: refuse the application unless all its models are prepared and have equal inputs and outputs. A frontend
+    is strict with whoever creates or updates an application; later it only leaves out the models that do not fit.
     """
     known = {model: specs[model] for model in definition.models if specs.get(model) is not None}
     unknown = [model for model in definition.models if model not in specs]
     if strict and unknown:
         text = f"there is no model {unknown[0][:80]!r}; there are: {listed(specs)}"
-        raise Invalid("unknown_model", text, "app.models")
+        raise Invalid(codes.UNKNOWN_MODEL, text, "app.models")
     if not known or (strict and len(known) < len(definition.models)):
         late = next(model for model in definition.models if model not in known)
         text = f"model {late!r} is not prepared yet, so that nothing can be said of its inputs and outputs"
-        raise Invalid("not_ready", text, "app.models", None, "rejected", 1000.0)
+        raise Invalid(codes.NOT_READY, text, "app.models", None, codes.REJECTED, 1000.0)
     first, spec = next(iter(known.items()))
     assert spec is not None
     if strict:
@@ -131,23 +135,24 @@ def make_application(
     try:
         policy, common = make_policy(definition.policy, definition.policy_args, definition.models, allow)
     except PolicyError as error:
-        raise Invalid("bad_policy", error.message, f"app.{error.field}") from None
+        raise Invalid(codes.BAD_POLICY, error.message, f"app.{error.field}") from None
     slo_ms = definition.slo_ms
     if slo_ms is None:
         slo_ms = max(each.slo_ms for each in known.values() if each is not None)
     elif not math.isfinite(slo_ms) or not 0 < slo_ms <= slo_ms_max:
         text = f"slo_ms must be a number above 0 and at most {slo_ms_max:g}; got {slo_ms:g}"
-        raise Invalid("bad_app", text, "app.slo_ms")
+        raise Invalid(codes.BAD_APP, text, "app.slo_ms")
     default = _default(definition.default, spec) if definition.default is not None else []
     return Application(definition, revision, policy, common, spec, kind_of(spec.outputs[0]), slo_ms, default)
 
 
 def fits(one: wire.ModelSpec, other: wire.ModelSpec) -> bool:
-    """Both take and give the same."""
+    """True if both models have equal inputs and equal outputs."""
     return one.inputs == other.inputs and one.outputs == other.outputs
 
 
 def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
+    """Returns if all models fit the first. Raises: Invalid, naming the one that does not."""
     spec = specs[first]
     assert spec is not None
     for name, other in specs.items():
@@ -156,7 +161,7 @@ def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
             ours, theirs = getattr(spec, what), getattr(other, what)
             if ours != theirs:
                 text = f"the {what} of {first} and {name} differ: {_told(ours)} and {_told(theirs)}"
-                raise Invalid("models_differ", text, "app.models")
+                raise Invalid(codes.MODELS_DIFFER, text, "app.models")
 
 
 def _told(tensors: Sequence[wire.TensorSpec]) -> str:
@@ -164,21 +169,21 @@ def _told(tensors: Sequence[wire.TensorSpec]) -> str:
 
 
 def _default(tensors: Sequence[Tensor], spec: wire.ModelSpec) -> list[Array]:
-    """One row of every output. Raises: Invalid."""
+    """Returns one array [1, ...] per output, in the order of the spec. Raises: Invalid."""
     wanted = {tensor.name: tensor for tensor in spec.outputs}
     given = {tensor.name: tensor for tensor in tensors}
     if given.keys() != wanted.keys() or len(given) != len(tensors):
         text = f"default gives every output of the models: {_told(spec.outputs)}"
-        raise Invalid("bad_app", text, "app.default")
+        raise Invalid(codes.BAD_APP, text, "app.default")
     arrays = []
     for name, tensor_spec in wanted.items():
         tensor, shape = given[name], [1, *tensor_spec.shape[1:]]
         data = tensor.data
         if tensor.dtype != tensor_spec.dtype or tensor.shape != shape or data is None:
             text = f"default {name} must be {tensor_spec.dtype} of shape {shape}, with data; got {tensor.dtype[:32]} "
-            raise Invalid("bad_app", text + f"{tensor.shape[:8]}", "app.default")
+            raise Invalid(codes.BAD_APP, text + f"{tensor.shape[:8]}", "app.default")
         if len(data) != byte_count(tensor_spec.dtype, shape):
             size = byte_count(tensor_spec.dtype, shape)
-            raise Invalid("bad_app", f"default {name} takes {size} bytes; got {len(data)}", "app.default")
+            raise Invalid(codes.BAD_APP, f"default {name} takes {size} bytes; got {len(data)}", "app.default")
         arrays.append(np.frombuffer(data, np.dtype(tensor_spec.dtype)).reshape(shape))
     return arrays

@@ -1,159 +1,180 @@
-"""Feedback: joined with the decision it is about, turned into losses, learned, and told what became of it."""
+"""Feedback: matched with the decision that it is about, turned into losses, learned, and answered.
 
-from collections.abc import Callable, Mapping
+A decision of this frontend alone is learned from at once. A decision that other frontends know of is claimed first, so
+that only one of them takes its feedback.
+"""
+
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import structlog
 
 from frontend.core import protocol
-from frontend.core.applications.decisions import Decision, DecisionTable, Missing, chances_of, decoded
+from frontend.core.applications import codes
+from frontend.core.applications.decisions import Decision, DecisionTable, NotApplied, Predicted, chances_of, decoded
 from frontend.core.applications.definitions import Application
+from frontend.core.applications.learned import LearnedStates
+from frontend.core.applications.messages import (
+    Claim,
+    Client,
+    DecisionClaimed,
+    FeedbackStored,
+    HeldFeedbackLost,
+    Learn,
+    Order,
+    Refuse,
+    Tell,
+)
+from frontend.core.applications.registry import ApplicationRegistry
 from frontend.core.protocol import Invalid
-from frontend.keeper import Claim, Learn, StateKeeper
-from selection.base import Observation, State
-from selection.contexts import Key, check_context
+from selection.base import Observation
+from selection.contexts import check_context
 from selection.losses import FeedbackError, check_label, check_loss, losses_of
 
-log = structlog.get_logger("applications")
+BEING_APPLIED, HELD_BACK, APPLIED = "being taken in", "held back", "applied"  # in answers to further feedback
 HELD = "the state store is down: the feedback is kept, and will be taken in when it is back"
 
 
 @dataclass(slots=True)
-class Given:
-    """One feedback, until what becomes of it is known; that may be long after it was answered."""
+class PendingFeedback:
+    """One feedback until its outcome is known, which may be long after it was answered."""
 
-    client: Any
+    client: Client
     request: protocol.Feedback
     answered: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one `Learn` is for."""
+
+    feedback: PendingFeedback
+    decision: Decision
+    app: Application  # as it was when the feedback came
+
+
 class FeedbackDesk:
-    """Shell around the table of decisions."""
+    """Takes feedback, and knows all that is waiting for the store."""
 
-    def __init__(
-        self,
-        keeper: StateKeeper,
-        decisions: DecisionTable,
-        apps: Mapping[str, Application],
-        learned: Callable[[Key, State], None],
-        send: Callable[[Any, dict[str, Any]], None],
-        refuse: Callable[[Any, Invalid], None],
-        now: Callable[[], float],
-    ) -> None:
-        self._now = now
-        self._keeper, self._decisions, self._apps = keeper, decisions, apps
-        self._learned, self._send, self._refuse = learned, send, refuse
+    def __init__(self, registry: ApplicationRegistry, learned: LearnedStates, decisions: DecisionTable) -> None:
+        self._registry, self._learned, self._decisions = registry, learned, decisions
+        self._claims: dict[int, tuple[PendingFeedback, Decision | NotApplied]] = {}  # {number: (for, as found here)}
+        self._lessons: dict[int, Lesson] = {}  # {number: what it is for}
+        self._numbers = itertools.count(1)
 
-    def take(self, client: Any, request: protocol.Feedback, now: float) -> None:
-        """The feedback is learned and then answered; or refused at once. Raises: Invalid."""
+    def take(self, client: Client, request: protocol.Feedback, now: float) -> list[Order]:
+        """The feedback is learned and then answered, or answered at once. Raises: Invalid."""
         if (request.label is None) == (request.loss is None):
-            raise Invalid("bad_feedback", "give either label or loss", "label", request.id)
+            raise Invalid(codes.BAD_FEEDBACK, "give either label or loss", "label", request.id)
         fault = check_context(request.context) if request.context is not None else None
         if fault is not None:
-            raise Invalid("bad_context", fault, "context", request.id)
-        if self._keeper.full:
+            raise Invalid(codes.BAD_CONTEXT, fault, "context", request.id)
+        if self._learned.store.full:
             text = "more feedback came than can be learned; this one was not taken in"
-            raise Invalid("busy", text, None, request.id, "rejected", 1000.0)
-        given = Given(client, request)
-        decision = self._decisions.find(request.decision_id, now)
-        if isinstance(decision, Decision) and not decision.parked:
-            self._take(given, decision)
-        elif isinstance(decision, Decision):
-            if decision.taken or self._observation(request, decision) is None:
-                self._take(given, decision)
-                return
-            decision.taken = "being taken in"
-            self._claim(given, decision)
-        elif decision.code == "unknown" and "no answer ever" not in decision.message:
-            self._claim(given, decision)
-        else:
-            self._not_applied(given, *decision)
+            raise Invalid(codes.BUSY, text, None, request.id, codes.REJECTED, 1000.0)
+        feedback = PendingFeedback(client, request)
+        found = self._decisions.find(request.decision_id, now)
+        if isinstance(found, NotApplied):
+            return self._claim(feedback, found) if found.elsewhere else self._not_applied(feedback, found)
+        if not found.parked or found.taken or self._observation(request, found) is None:
+            return self._learn(feedback, found)
+        found.taken = BEING_APPLIED
+        return self._claim(feedback, found)
 
-    def _claim(self, given: Given, found: Decision | Missing) -> None:
-        """Only one frontend may take feedback for a decision that several know of."""
+    # -- decisions that several frontends know of ---------------------------------------------------------------------
+
+    def _claim(self, feedback: PendingFeedback, found: Decision | NotApplied) -> list[Order]:
+        number = next(self._numbers)
+        self._claims[number] = (feedback, found)
+        return [Claim(number, feedback.request.decision_id, hold=isinstance(found, Decision))]
+
+    def claimed(self, event: DecisionClaimed, now: float) -> list[Order]:
+        """The feedback goes on to be learned if this frontend got the decision; otherwise it is answered."""
+        feedback, found = self._claims[event.number]
         mine = found if isinstance(found, Decision) else None
-
-        def done(known: bytes | None, outcome: str) -> None:
-            if outcome == "held" and mine is not None:
-                mine.taken = "held back"
-                self._not_applied(given, "store_down", HELD)
-                return
+        if event.outcome == codes.HELD:
             if mine is not None:
-                mine.taken = "applied" if known == b"" else ""
-            if outcome:
-                text = f"{outcome.removeprefix('refused: ')}; give the feedback again later"
-                self._not_applied(given, "store_down", text)
-            elif known == b"":
-                self._not_applied(given, "duplicate", "feedback for this decision was given already")
-            elif known is None and isinstance(found, Missing):
-                self._not_applied(given, *found)
-            else:
-                self._take_claimed(given, mine, known or b"")
+                mine.taken = HELD_BACK
+            return self._held(feedback)
+        del self._claims[event.number]
+        taken_elsewhere = event.known == b""
+        if mine is not None:
+            mine.taken = APPLIED if taken_elsewhere else ""
+        if event.outcome == codes.REFUSED:
+            text = f"{event.why}; give the feedback again later"
+            return self._not_applied(feedback, NotApplied(codes.STORE_DOWN, text))
+        if taken_elsewhere:
+            text = "feedback for this decision was given already"
+            return self._not_applied(feedback, NotApplied(codes.DUPLICATE, text))
+        if event.known is None and isinstance(found, NotApplied):
+            return self._not_applied(feedback, found)
+        return self._learn_claimed(feedback, mine, event.known or b"", now)
 
-        self._keeper.submit(Claim(given.request.decision_id, done, hold=mine is not None))
-
-    def _take_claimed(self, given: Given, mine: Decision | None, known: bytes) -> None:
+    def _learn_claimed(self, feedback: PendingFeedback, mine: Decision | None, known: bytes, now: float) -> list[Order]:
         try:
-            self._take(given, mine if mine is not None else self._adopted(known))
-        except Invalid as invalid:  # only now, if the decision is another frontend's, or the application has changed
-            invalid.id = given.request.id
-            if given.answered:
-                log.warning("held_feedback_refused", decision=given.request.decision_id, why=invalid.message)
-            else:
-                self._refuse(given.client, invalid)
+            return self._learn(feedback, mine if mine is not None else self._adopted(known, now))
+        except Invalid as invalid:  # only now, as the decision was another frontend's or the application has changed
+            invalid.id = feedback.request.id
+            if feedback.answered:
+                return [HeldFeedbackLost(feedback.request.decision_id, invalid.code, invalid.message)]
+            return [Refuse(feedback.client, invalid)]
         except msgspec.MsgspecError as error:
-            self._not_applied(given, "unknown", f"the decision cannot be read: {error}")
+            return self._not_applied(feedback, NotApplied(codes.UNKNOWN, f"the decision cannot be read: {error}"))
 
-    def _adopted(self, known: bytes) -> Decision:
-        """Another frontend's decision, now ours: feedback that has to be corrected can come again."""
+    def _adopted(self, known: bytes, now: float) -> Decision:
+        """Another frontend's decision is this one's now, and accepts feedback that comes again, corrected."""
         decision = decoded(known)
         decision.taken, decision.parked = "", False
-        self._decisions.keep(decision, self._now())
+        self._decisions.keep(decision, now)
         return decision
 
-    def _take(self, given: Given, decision: Decision) -> None:
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def _learn(self, feedback: PendingFeedback, decision: Decision) -> list[Order]:
+        """The store learns from the feedback, if there is anything to learn. Raises: Invalid."""
         if decision.taken:
             text = f"feedback for this decision was given already, and is {decision.taken}"
-            self._not_applied(given, "duplicate", text)
-            return
-        observation = self._observation(given.request, decision)
+            return self._not_applied(feedback, NotApplied(codes.DUPLICATE, text))
+        observation = self._observation(feedback.request, decision)
         if observation is None:
-            self._nothing_to_learn(given, decision)
-            return
-        app = self._apps[decision.app]
-        decision.taken = "being taken in"
-        key = (decision.app, decision.context)
+            return self._not_applied(feedback, self._why_nothing(decision))
+        app = self._registry.apps[decision.app]
+        decision.taken = BEING_APPLIED
+        number = next(self._numbers)
+        self._lessons[number] = Lesson(feedback, decision, app)
+        return [Learn(number, (decision.app, decision.context), app.policy, tuple(app.models), observation)]
 
-        def done(state: State | None, outcome: str) -> None:
-            if outcome == "applied" and state is not None:
-                if self._app(decision) is not None:
-                    self._learned(key, state)
-                decision.taken = "applied"
-                app.counts.feedback += 1
-                self._answer(given, {"applied": True})
-            elif outcome == "held":
-                decision.taken = "held back"
-                self._not_applied(given, "store_down", HELD)
-            else:
-                decision.taken = ""
-                self._not_applied(given, "not_learned", outcome.removeprefix("refused: "))
-
-        self._keeper.submit(Learn(key, app.policy, tuple(app.models), observation, done))
+    def stored(self, event: FeedbackStored, now: float) -> list[Order]:
+        """The feedback is answered; once it is applied, this frontend knows what was learned."""
+        lesson = self._lessons[event.number]
+        feedback, decision = lesson.feedback, lesson.decision
+        if event.outcome == codes.HELD:
+            decision.taken = HELD_BACK
+            return self._held(feedback)
+        del self._lessons[event.number]
+        if event.outcome == codes.REFUSED or event.state is None:
+            decision.taken = ""
+            return self._not_applied(feedback, NotApplied(codes.NOT_LEARNED, event.why))
+        if self._app(decision) is not None:
+            self._learned.cache.came((decision.app, decision.context), event.state, now)
+        decision.taken = APPLIED
+        lesson.app.counts.feedback += 1
+        return self._answer(feedback, {"applied": True})
 
     def _app(self, decision: Decision) -> Application | None:
-        """The application that decided; None if it is gone, though another one may have its name."""
-        app = self._apps.get(decision.app)
+        """Returns the application that decided; None if it is gone, though another one may have its name."""
+        app = self._registry.apps.get(decision.app)
         return app if app is not None and app.created == decision.created else None
 
-    def _nothing_to_learn(self, given: Given, decision: Decision) -> None:
+    def _why_nothing(self, decision: Decision) -> NotApplied:
+        """Returns why the feedback teaches nothing."""
         app = self._app(decision)
         if app is None:
-            other = "; another one has its name now" if decision.app in self._apps else ""
+            other = "; another one has its name now" if decision.app in self._registry.apps else ""
             text = f"the application {decision.app!r} that gave this answer is gone{other}"
-            self._not_applied(given, "unknown_app", text)
-            return
+            return NotApplied(codes.UNKNOWN_APP, text)
         if not decision.predictions:
             text = "no model answered in time, so that there is nothing to learn"
         elif app.kind != decision.kind:
@@ -162,13 +183,13 @@ class FeedbackDesk:
             text = f"those that answered are no models of the application any more: {', '.join(decision.predictions)}"
         else:
             text = "only shadows answered: they learn from a label, not from the loss of an answer"
-        self._not_applied(given, "nothing_to_learn", text)
+        return NotApplied(codes.NOTHING_TO_LEARN, text)
 
     def _observation(self, request: protocol.Feedback, decision: Decision) -> Observation | None:
-        """Losses of the models that answered; None if there are none to be learned. Raises: Invalid."""
+        """Returns the losses, 0 to 1, of the models that answered; None if none can be learned. Raises: Invalid."""
         if request.context is not None and request.context != decision.context:
             text = f"the decision was made in the context {decision.context!r}; got {request.context[:40]!r}"
-            raise Invalid("bad_context", text, "context", request.id)
+            raise Invalid(codes.BAD_CONTEXT, text, "context", request.id)
         app = self._app(decision)
         if app is None or app.kind != decision.kind:
             return None
@@ -178,28 +199,42 @@ class FeedbackDesk:
                 loss = check_loss(request.loss, app.common.loss_max)
                 losses = {model: loss for model in said if model not in decision.shadows}
             else:
-                losses = self._losses(request.label, app, said)
+                losses = _losses(request.label, app, said)
         except FeedbackError as error:
-            raise Invalid("bad_feedback", error.message, error.field, request.id) from None
+            raise Invalid(codes.BAD_FEEDBACK, error.message, error.field, request.id) from None
         return Observation(losses, chances_of(decision)) if losses else None
 
-    def _losses(self, label: Any, app: Application, said: Mapping[str, Any]) -> dict[str, float]:
-        losses: dict[str, float] = {}
-        truth: Any = None
-        for model, predicted in said.items():
-            array = predicted.array()
-            if truth is None:
-                truth = check_label(label, app.kind, array.shape, app.classes, app.spec.labels)
-            losses[model] = losses_of(app.common.loss, app.kind, truth, array, app.common.loss_max)
-        return losses
+    # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _not_applied(self, given: Given, reason: str, message: str) -> None:
-        if given.answered and message != HELD:
-            log.warning("held_feedback_lost", decision=given.request.decision_id, reason=reason, why=message)
-        self._answer(given, {"applied": False, "reason": reason, "message": message})
+    def _held(self, feedback: PendingFeedback) -> list[Order]:
+        """The store is down: the feedback is answered now, and applied later."""
+        return self._answer(feedback, _outcome(codes.STORE_DOWN, HELD))
 
-    def _answer(self, given: Given, outcome: Mapping[str, Any]) -> None:
-        """Once; what becomes of feedback that was held back is in the counts, and in the log where it is lost."""
-        if not given.answered:
-            given.answered = True
-            self._send(given.client, {"id": given.request.id, "status": "ok", **outcome})
+    def _not_applied(self, feedback: PendingFeedback, why: NotApplied) -> list[Order]:
+        """The feedback is answered with the reason; if it was answered before, a fact tells of its loss."""
+        if feedback.answered:
+            return [HeldFeedbackLost(feedback.request.decision_id, why.code, why.message)]
+        return self._answer(feedback, _outcome(why.code, why.message))
+
+    def _answer(self, feedback: PendingFeedback, outcome: Mapping[str, Any]) -> list[Order]:
+        """The feedback has exactly one answer."""
+        if feedback.answered:
+            return []
+        feedback.answered = True
+        return [Tell(feedback.client, {"id": feedback.request.id, "status": codes.OK, **outcome})]
+
+
+def _outcome(reason: str, message: str) -> dict[str, Any]:
+    return {"applied": False, "reason": reason, "message": message}
+
+
+def _losses(label: Any, app: Application, said: Mapping[str, Predicted]) -> dict[str, float]:
+    """Returns {model: loss, 0 to 1} of what they said, given the truth. Raises: FeedbackError."""
+    losses: dict[str, float] = {}
+    truth: Any = None
+    for model, predicted in said.items():
+        array = predicted.array()
+        if truth is None:
+            truth = check_label(label, app.kind, array.shape, app.classes, app.spec.labels)
+        losses[model] = losses_of(app.common.loss, app.kind, truth, array, app.common.loss_max)
+    return losses

@@ -349,24 +349,30 @@ def test_applications_are_listed_in_order_of_name(serving: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("definition", "create", "field", "message"),
+    ("definition", "create", "field", "code", "message"),
     [
-        (app(name="9 lives"), True, "app.name", f"an application's name matches {NAME.pattern}; got '9 lives'"),
-        (app(name=7), True, "app.name", f"an application's name matches {NAME.pattern}; got 7"),
-        ({"models": ["m"]}, True, "app.name", f"an application's name matches {NAME.pattern}; got None"),
-        (app(name="there"), True, "app.name", "application 'there' exists already; change it with update_app"),
-        (app(name="x"), False, "app.name", "there is no application 'x'; there are: there"),
-        (app(models=["m", "y", "z"]), True, "app.models", "unknown models: y, z; deployed are: m"),
-        (app(name="there", models=["y"]), False, "app.models", "unknown models: y; deployed are: m"),
+        (app(name="9 lives"), True, "app.name", "", f"an application's name matches {NAME.pattern}; got '9 lives'"),
+        (app(name=7), True, "app.name", "", f"an application's name matches {NAME.pattern}; got 7"),
+        ({"models": ["m"]}, True, "app.name", "", f"an application's name matches {NAME.pattern}; got None"),
+        (
+            app(name="there"),
+            True,
+            "app.name",
+            "app_exists",
+            "application 'there' exists already; change it with update_app",
+        ),
+        (app(name="x"), False, "app.name", "unknown_app", "there is no application 'x'; there are: there"),
+        (app(models=["m", "y", "z"]), True, "app.models", "", "unknown models: y, z; deployed are: m"),
+        (app(name="there", models=["y"]), False, "app.models", "", "unknown models: y; deployed are: m"),
     ],
 )
 def test_a_wrong_application_is_refused_with_the_field(
-    serving: Any, definition: dict[str, Any], create: bool, field: str, message: str
+    serving: Any, definition: dict[str, Any], create: bool, field: str, code: str, message: str
 ) -> None:
     serving.put_app(1, app(name="there"), create=True)
     serving.changed_apps.clear()
     reply = serving.put_app(5, definition, create=create)
-    assert reply == wire.CallReply(call=5, ok=False, message=message, field=field)
+    assert reply == wire.CallReply(call=5, ok=False, message=message, field=field, code=code)
     assert serving.changed_apps == set()
     assert list(serving.apps) == ["there"]
 
@@ -379,7 +385,8 @@ def test_an_application_whose_models_are_no_list_of_names_is_refused(serving: An
 
 def test_an_application_that_is_not_there_cannot_be_deleted(serving: Any) -> None:
     message = "there is no application 'x'; there are: none"
-    assert serving.drop_app(5, "x") == wire.CallReply(call=5, ok=False, message=message, field="app")
+    reply = wire.CallReply(call=5, ok=False, message=message, field="app", code="unknown_app")
+    assert serving.drop_app(5, "x") == reply
 
 
 def test_a_model_that_an_application_uses_cannot_be_undeployed(serving: Any) -> None:

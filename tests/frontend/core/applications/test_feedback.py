@@ -1,60 +1,53 @@
-"""Decisions and the feedback about them, beside a real state's thread and a real Redis."""
+"""Feedback: events in, orders out."""
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from frontend import keeper
-from frontend.core.applications.decisions import Decision, DecisionTable, Missing, Predicted
-from frontend.core.applications.definitions import Definition, make_application
-from frontend.core.applications.feedback import FeedbackDesk
-from frontend.core.protocol import Feedback, Invalid
-from frontend.keeper import StateKeeper
-from mesh import wire
-from selection.base import State
-from selection.contexts import Key
-from selection.stores.opening import open_store
-from tests.loops import Told, on_loop
-from tests.messages import names
-from tests.selection.stores.redis_server import redis_server
-
-SPEC = wire.ModelSpec(
-    inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 2)),),
-    outputs=(wire.TensorSpec(name="y", dtype="float32", shape=(-1, 4)),),
-    batch_max=8,
-    slo_ms=100.0,
+from frontend.core.applications.decisions import Decision, DecisionTable, NotApplied, Predicted, encoded
+from frontend.core.applications.messages import (
+    Claim,
+    DecisionClaimed,
+    FeedbackStored,
+    HeldFeedbackLost,
+    Learn,
+    Order,
+    Refuse,
+    Tell,
 )
-MODELS = ["a", "b"]
+from frontend.core.protocol import Feedback
+from selection.base import Observation, fresh
+from tests.frontend.core.applications.cores import MODELS, Core, entry, table
+from tests.messages import names
+
+CERTAIN = dict.fromkeys(MODELS, 1.0)
 
 
-def decision(name: str, *, parked: bool = False) -> Decision:
-    """Both models have said 1."""
-    said = Predicted.of(np.array([1]))
-    chances = dict.fromkeys(MODELS, 1.0)
-    return Decision(name, "app", "", 0, "scores", dict.fromkeys(MODELS, said), [], chances, parked=parked)
+def give(at: Core, decision_id: str, now: float = 0.0, **fields: Any) -> list[Order]:
+    return at.ask(Feedback(id=9, decision_id=decision_id, **fields), now)
 
 
-class Desk:
-    """A desk with one application, and what it told."""
+def told(orders: list[Order]) -> tuple[bool, str]:
+    """(applied, reason) of the answer, which is the only order."""
+    (tell,) = orders
+    assert isinstance(tell, Tell)
+    assert (tell.client, tell.message["id"], tell.message["status"]) == ("client", 9, "ok")
+    assert tell.message["applied"] or tell.message["message"]
+    return tell.message["applied"], tell.message.get("reason", "")
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.keeper = StateKeeper(open_store(url, folder, 100, 60.0), asyncio.get_running_loop())
-        self.table = DecisionTable("01234567", 10, 60.0, b"secret")
-        specs: dict[str, wire.ModelSpec | None] = dict.fromkeys(MODELS, SPEC)
-        app = make_application(Definition("app", MODELS, "exp4"), 1, specs, slo_ms_max=1000.0)
-        self.learned, self.told, self.refused = Told(), Told(), Told()
-        self.desk = FeedbackDesk(
-            self.keeper, self.table, {"app": app}, self._learned, self.told, self.refused, lambda: 0.0
-        )
 
-    def _learned(self, key: Key, state: State) -> None:
-        self.learned((key, state))
+def decision(name: str, **fields: Any) -> Decision:
+    """Another frontend's, or of another time: all models said class 1."""
+    said = dict.fromkeys(MODELS, Predicted.of(np.array([1])))
+    return Decision(**{"id": name, "app": "app", "context": "", "created": 1, "kind": "scores", "predictions": said,
+                       "shadows": [], "chances": CERTAIN, **fields})  # fmt: skip
 
-    def give(self, decision_id: str, **fields: Any) -> None:
-        self.desk.take("client", Feedback(id=len(self.told.items), decision_id=decision_id, **fields), 0.0)
+
+def learned(orders: list[Order]) -> Learn:
+    (learn,) = orders
+    assert isinstance(learn, Learn)
+    return learn
 
 
 def test_an_id_says_whether_this_frontend_gave_it_and_nobody_can_make_one_up() -> None:
@@ -64,80 +57,198 @@ def test_an_id_says_whether_this_frontend_gave_it_and_nobody_can_make_one_up() -
         table.keep(decision(name), 0.0)
     table.check()
     assert isinstance(table.find(ids[2], 60.0), Decision)
-    for name, now, code in [
-        (ids[0], 1.0, "late"),  # two came after it
-        (ids[2], 60.1, "late"),
-        (DecisionTable("01234567", 2, 60.0, b"another").next_id(), 1.0, "unknown"),
-        (ids[2].rpartition("-")[0], 1.0, "unknown"),
-        ("01234567-ff-" + ids[2].rpartition("-")[2], 1.0, "unknown"),
-        ("", 1.0, "unknown"),
+    other = DecisionTable("76543210", 2, 60.0, b"another").next_id()
+    for name, now, code, elsewhere in [
+        (ids[0], 1.0, "late", False),  # two came after it
+        (ids[2], 60.1, "late", False),
+        (DecisionTable("01234567", 2, 60.0, b"another").next_id(), 1.0, "unknown", False),
+        (ids[2].rpartition("-")[0], 1.0, "unknown", False),
+        ("01234567-ff-" + ids[2].rpartition("-")[2], 1.0, "unknown", False),
+        ("", 1.0, "unknown", False),
+        (other, 1.0, "unknown", True),
     ]:
         found = table.find(name, now)
-        assert isinstance(found, Missing)
-        assert found.code == code, name
+        assert isinstance(found, NotApplied)
+        assert (found.code, found.elsewhere) == (code, elsewhere), name
 
 
-@on_loop
-async def test_feedback_that_several_frontends_could_take_is_held_too_while_the_store_is_down(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url:
-        at = Desk(url, tmp_path)
-        at.keeper.start()
-    name = at.table.next_id()
-    at.table.keep(decision(name, parked=True), 0.0)
-    at.give(name, label=2)
-    ((_, answer),) = await at.told.count(1)
-    assert (answer["applied"], answer["reason"]) == (False, "store_down")
-    assert answer["message"]
-    assert at.keeper.held == 1
-    at.give(name, label=2)
-    assert (await at.told.count(2))[1][1]["reason"] == "duplicate"
-    with redis_server(tmp_path, int(url.rpartition(":")[2].partition("/")[0])):
-        ((key, state),) = await at.learned.count(1)
-        assert (key, state.rounds, state.arms["a"].seen) == (("app", ""), 1, 1)
-        at.keeper.stop()
-    assert len(at.told.items) == 2
-    assert at.refused.items == []
+def test_feedback_is_learned_by_every_model_that_answered_and_then_told() -> None:
+    at = Core("exp4", slo_ms=60.0)
+    name = at.decide(1, "u", a=1, b=2)
+    learn = learned(give(at, name, label=1, context="u"))
+    observation = Observation({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0})
+    assert learn == Learn(1, ("app", "u"), learn.policy, tuple(MODELS), observation)
+    assert told(give(at, name, label=1)) == (False, "duplicate")
+    assert told(at.handle(FeedbackStored(learn.number, "done", fresh(MODELS)))) == (True, "")
+    assert at.core.report()["apps"]["app"]["feedback"] == 1
+    assert told(give(at, name, label=1)) == (False, "duplicate")
 
 
-@on_loop
-async def test_feedback_of_another_kind_than_the_models_give_now_teaches_nothing(tmp_path: Path) -> None:
-    at = Desk("", tmp_path)
-    name = at.table.next_id()
-    known = decision(name)
-    known.kind = "numeric"
-    at.table.keep(known, 0.0)
-    at.give(name, label=1)
-    ((_, answer),) = at.told.items
-    assert answer["reason"] == "nothing_to_learn"
-    assert names(answer["message"], "numeric", "scores")
+def test_feedback_is_taken_of_the_last_decisions_and_for_a_while() -> None:
+    at = Core(decisions_max=2)
+    first, second, third = (at.decide(i, now=float(i), a=1, b=1, c=1) for i in range(3))
+    assert told(give(at, first, 3.0, label=1)) == (False, "late")
+    assert told(give(at, "nonsense", 3.0, label=1)) == (False, "unknown")
+    learned(give(at, second, 61.0, label=1))
+    assert told(give(at, third, 62.001, label=1)) == (False, "late")
 
 
-@on_loop
-async def test_a_loss_teaches_nothing_where_only_shadows_answered(tmp_path: Path) -> None:
-    at = Desk("", tmp_path)
-    name = at.table.next_id()
-    known = decision(name)
-    known.shadows = MODELS
-    at.table.keep(known, 0.0)
-    at.give(name, loss=0.5)
-    ((_, answer),) = at.told.items
-    assert answer["reason"] == "nothing_to_learn"
-    assert answer["message"]
+@pytest.mark.parametrize(
+    ("fields", "code", "field"),
+    [
+        ({}, "bad_feedback", "label"),
+        ({"label": 1, "loss": 0.5}, "bad_feedback", "label"),
+        ({"label": 4}, "bad_feedback", "label"),
+        ({"loss": 1.5}, "bad_feedback", "loss"),
+        ({"label": 1, "context": "another"}, "bad_context", "context"),
+        ({"label": 1, "context": "x" * 257}, "bad_context", "context"),
+    ],
+)
+def test_feedback_that_cannot_be_understood_is_refused_and_can_be_given_again(
+    fields: dict[str, Any], code: str, field: str
+) -> None:
+    at = Core()
+    name = at.decide(a=1, b=1, c=1)
+    (refused,) = give(at, name, **fields)
+    assert isinstance(refused, Refuse)
+    assert (refused.invalid.code, refused.invalid.field, refused.invalid.id) == (code, field, 9)
+    learned(give(at, name, loss=0.5))
 
 
-@on_loop
-async def test_more_feedback_than_can_be_learned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "JOBS_MAX", 1)
-    at = Desk("", tmp_path)
-    names = [at.table.next_id() for _ in range(2)]
-    for name in names:
-        at.table.keep(decision(name), 0.0)
-    at.give(names[0], label=1)
-    with pytest.raises(Invalid) as refused:
-        at.give(names[1], label=1)
-    assert (refused.value.code, refused.value.status) == ("busy", "rejected")
-    at.keeper.start()
-    await at.learned.count(1)
-    at.give(names[1], label=1)
-    await at.learned.count(2)
-    at.keeper.stop()
+def test_more_feedback_than_the_store_takes_is_refused() -> None:
+    at = Core()
+    name = at.decide(a=1, b=1, c=1)
+    at.store_is(full=True)
+    (refused,) = give(at, name, label=1)
+    assert isinstance(refused, Refuse)
+    assert (refused.invalid.code, refused.invalid.status) == ("busy", "rejected")
+    at.store_is()
+    learned(give(at, name, label=1))
+
+
+def test_held_feedback_is_answered_once_and_counted_when_it_is_applied() -> None:
+    at = Core()
+    name = at.decide(a=1, b=1, c=1)
+    number = learned(give(at, name, label=1)).number
+    assert told(at.handle(FeedbackStored(number, "held"))) == (False, "store_down")
+    assert told(give(at, name, label=1)) == (False, "duplicate")
+    assert at.handle(FeedbackStored(number, "held")) == []  # the store was back only for a moment
+    assert at.handle(FeedbackStored(number, "done", fresh(MODELS))) == []
+    assert at.core.report()["apps"]["app"]["feedback"] == 1
+
+
+def test_held_feedback_that_cannot_be_applied_in_the_end_is_a_fact_for_the_log() -> None:
+    at = Core()
+    name = at.decide(a=1, b=1, c=1)
+    number = learned(give(at, name, label=1)).number
+    at.handle(FeedbackStored(number, "held"))
+    lost = at.handle(FeedbackStored(number, "refused", why="the policy raised"))
+    assert lost == [HeldFeedbackLost(name, "not_learned", "the policy raised")]
+    learned(give(at, name, label=1))
+
+
+def test_feedback_that_a_policy_refuses_is_told_and_can_be_given_again() -> None:
+    at = Core()
+    name = at.decide(a=1, b=1, c=1)
+    number = learned(give(at, name, label=1)).number
+    assert told(at.handle(FeedbackStored(number, "refused", why="KeyError"))) == (False, "not_learned")
+    learned(give(at, name, label=1))
+
+
+def test_what_teaches_nothing_is_told_with_the_reason() -> None:
+    at = Core()
+    name = at.decide()
+    assert told(give(at, name, label=1)) == (False, "nothing_to_learn")
+    numeric, shadows, gone = (at.decisions.next_id() for _ in range(3))
+    at.decisions.keep(decision(numeric, kind="numeric"), 0.0)
+    at.decisions.keep(decision(shadows, shadows=MODELS), 0.0)
+    at.decisions.keep(decision(gone, created=7), 0.0)
+    orders = give(at, numeric, label=1)
+    assert told(orders) == (False, "nothing_to_learn")
+    assert names(orders[0].message["message"], "numeric", "scores")  # type: ignore[union-attr]
+    assert told(give(at, shadows, loss=0.5)) == (False, "nothing_to_learn")
+    assert told(give(at, gone, label=1)) == (False, "unknown_app")
+    learned(give(at, shadows, label=1))
+
+
+def test_feedback_credits_those_models_that_the_application_still_has() -> None:
+    at = Core()
+    first, second, third = (at.decide(i, a=1, b=1, c=1) for i in range(3))
+    definition = {"name": "app", "models": ["a"], "policy": "exp4"}
+    at.handle(table(entry(definition, revision=2)))
+    learn = learned(give(at, first, label=1))
+    assert (learn.models, learn.observation.losses) == (("a",), {"a": 0.0})
+    at.handle(table(entry({**definition, "models": ["b"]}, revision=3)))
+    at.handle(FeedbackStored(learn.number, "done", fresh(["a"])))
+    assert learned(give(at, second, label=2)).observation.losses == {"b": 1.0}
+    at.handle(table())
+    assert told(give(at, third, label=1)) == (False, "unknown_app")
+
+
+# -- decisions that several frontends know of -------------------------------------------------------------------------
+
+
+def test_a_parked_decision_is_claimed_and_then_learned() -> None:
+    at = Core(frontends=2)
+    name = at.decide(a=1, b=1, c=1)
+    assert give(at, name, label=1) == [Claim(1, name, hold=True)]
+    assert told(give(at, name, label=1)) == (False, "duplicate")
+    learned(at.handle(DecisionClaimed(1, "done", b"parked")))
+
+
+def test_a_parked_decision_that_never_reached_the_store_is_this_frontends_own() -> None:
+    at = Core(frontends=2)
+    name = at.decide(a=1, b=1, c=1)
+    give(at, name, label=1)
+    learned(at.handle(DecisionClaimed(1, "done", None)))
+
+
+def test_feedback_that_another_frontend_took_before_is_a_duplicate() -> None:
+    at = Core(frontends=2)
+    name = at.decide(a=1, b=1, c=1)
+    give(at, name, label=1)
+    assert told(at.handle(DecisionClaimed(1, "done", b""))) == (False, "duplicate")
+    assert told(give(at, name, label=1)) == (False, "duplicate")
+
+
+def test_a_claim_is_held_while_the_store_is_down() -> None:
+    at = Core(frontends=2)
+    name = at.decide(a=1, b=1, c=1)
+    give(at, name, label=1)
+    assert told(at.handle(DecisionClaimed(1, "held"))) == (False, "store_down")
+    assert told(give(at, name, label=1)) == (False, "duplicate")
+    learn = learned(at.handle(DecisionClaimed(1, "done", b"parked")))
+    assert at.handle(FeedbackStored(learn.number, "done", fresh(MODELS))) == []
+
+
+def test_another_frontends_decision_is_adopted_and_corrected_feedback_is_taken() -> None:
+    at = Core()
+    name = DecisionTable("76543210", 10, 60.0, b"another").next_id()
+    assert give(at, name, label=1) == [Claim(1, name, hold=False)]
+    known = encoded(decision(name, parked=True, taken="held back"))
+    learn = learned(at.handle(DecisionClaimed(1, "done", known), 5.0))
+    at.handle(FeedbackStored(learn.number, "refused", why="no"))
+    learned(give(at, name, 65.0, label=1))  # its age counts from here
+
+
+def test_wrong_feedback_for_another_frontends_decision_is_refused_once_that_is_known() -> None:
+    at = Core()
+    name = DecisionTable("76543210", 10, 60.0, b"another").next_id()
+    give(at, name, label=99)
+    (refused,) = at.handle(DecisionClaimed(1, "done", encoded(decision(name))))
+    assert isinstance(refused, Refuse)
+    assert (refused.invalid.code, refused.invalid.id) == ("bad_feedback", 9)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (DecisionClaimed(1, "done", None), "unknown"),
+        (DecisionClaimed(1, "done", b"\xc1"), "unknown"),
+        (DecisionClaimed(1, "refused", why="no disk"), "store_down"),
+    ],
+)
+def test_a_decision_that_nobody_can_read_is_told(event: DecisionClaimed, reason: str) -> None:
+    at = Core()
+    give(at, DecisionTable("76543210", 10, 60.0, b"another").next_id(), label=1)
+    assert told(at.handle(event)) == (False, reason)

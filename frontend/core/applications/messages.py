@@ -1,0 +1,243 @@
+"""What the applications' core is told (events) and what it wants done (orders). Plain values: no sockets, no threads.
+
+An order that has an outcome carries a `number`, and the event with its outcome carries the same number.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frontend.core import protocol
+from frontend.core.protocol import Answer, Invalid
+from mesh import wire
+from selection.base import Array, Observation, Policy, State
+from selection.contexts import Key
+
+Client = Hashable  # the connection that an answer goes to
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one model, or the application, gives no answer; or why the answer is the default."""
+
+    status: str  # as in an answer
+    code: str
+    message: str
+    predicted_ms: float | None = None
+    retry_after_ms: float | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# events
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAsked:
+    """A client's request arrived: a question, feedback, or a call about applications themselves."""
+
+    client: Client
+    request: protocol.Infer | protocol.AppRequest
+    frames: Sequence[Any]  # tensors of a question that travel outside its header
+    received_s: float  # the clock that `now` reads
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswered:
+    """The outputs for one `Ask` are there."""
+
+    number: int
+    outputs: Sequence[bytes | memoryview]  # one buffer per output of the model, C order, little endian
+    cached: bool = False  # the prediction cache had them
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailed:
+    """One `Ask` will get no outputs."""
+
+    number: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class StateRead:
+    """The store has been read, or could not be: then `error` says why."""
+
+    key: Key
+    listing: int | None  # as in ReadState
+    state: State | None  # None: the store has none
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackStored:
+    """The outcome of one `Learn`."""
+
+    number: int
+    outcome: str  # DONE, HELD (a second event follows), or REFUSED
+    state: State | None = None  # after DONE: with the feedback in it
+    why: str = ""  # after REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionClaimed:
+    """The outcome of one `Claim`."""
+
+    number: int
+    outcome: str  # DONE, HELD (a second event follows), or REFUSED
+    known: bytes | None = None  # after DONE: as Store.claim gives it
+    why: str = ""  # after REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class StoreChanged:
+    """The store of selection states went down or came back, or its queue filled up or has room again."""
+
+    down: str = ""  # why it cannot be reached; empty while it can be
+    full: bool = False  # so much is queued for it that no feedback is accepted
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUnreachable:
+    """A `CallBroker` could not be sent."""
+
+    call: int
+
+
+StoreEvent = StateRead | FeedbackStored | DecisionClaimed
+AppEvent = ClientAsked | ModelAnswered | ModelFailed | StoreEvent | StoreChanged | BrokerUnreachable
+Event = AppEvent | wire.Table | wire.CallReply
+
+# ---------------------------------------------------------------------------------------------------------------------
+# orders to the frontend
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One model is to be asked. A `ModelAnswered` or a `ModelFailed` with this number follows, exactly one."""
+
+    number: int
+    model: str  # it has a version that can be served
+    rows: int
+    tensors: Sequence[bytes | memoryview]  # one per input of the model's spec
+    received_s: float  # of the client's request
+    deadline_s: float
+    weight: float
+    use_cache: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SendAnswer:
+    """The one answer to a question leaves. The sender adds `outputs` and `latency_ms` to it."""
+
+    client: Client
+    answer: Answer
+    outputs: Sequence[tuple[wire.TensorSpec, Array]]
+    framed: bool  # the outputs travel as frames of their own
+    received_s: float  # the latency counts from here
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The answer to anything but a question leaves."""
+
+    client: Client
+    message: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A request is answered with an error."""
+
+    client: Client
+    invalid: Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class CallBroker:
+    """The broker is to change an application. A `wire.CallReply` or `BrokerUnreachable` may follow."""
+
+    message: wire.PutApp | wire.DropApp
+
+
+FrontendOrder = Ask | SendAnswer | Tell | Refuse | CallBroker
+
+# ---------------------------------------------------------------------------------------------------------------------
+# orders to the store
+
+
+@dataclass(frozen=True, slots=True)
+class ReadState:
+    """A state is to be read. `listing`: the call of `apps` that it is read for; None: it is read to serve."""
+
+    key: Key
+    listing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """An observation is to enter a state."""
+
+    number: int
+    key: Key
+    policy: Policy
+    models: Sequence[str]  # all of the application
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """A decision is to be stored where other frontends find it, as the feedback may reach any of them."""
+
+    decision: str
+    known: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A parked decision is to be taken out: only the first frontend that asks gets it."""
+
+    number: int
+    decision: str
+    hold: bool  # keep this order while the store is down
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Everything that this application learned is to be deleted."""
+
+    app: str
+
+
+StoreOrder = ReadState | Learn | Park | Claim | Drop
+
+# ---------------------------------------------------------------------------------------------------------------------
+# facts, for the log
+
+
+@dataclass(frozen=True, slots=True)
+class NotServed:
+    """An application is defined, and cannot be in effect at this frontend."""
+
+    app: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRaised:
+    """A policy raised an exception, or gave what cannot be used; the request at hand failed."""
+
+    app: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFeedbackLost:
+    """Feedback was answered with "held", and then could not be applied."""
+
+    decision: str
+    reason: str  # the code that its answer would have had
+    why: str
+
+
+Fact = NotServed | PolicyRaised | HeldFeedbackLost
+Order = FrontendOrder | StoreOrder | Fact
