@@ -6,6 +6,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -17,9 +18,9 @@ from scripts.rigs.house import FLOORS, PRODUCT, Module
 FOLDER = ROOT / "docs/design"
 INTRODUCTION = """# The house, as its imports draw it
 
-Written by `scripts/draw_house` from the import statements; do not edit. A test compares this page with the code, and
-fails on circles between files, on imports that lead up or sideways, and on pure code that imports what may wait
-(`tests/house/test_structure.py`).
+Written by `scripts/draw_house` from the import statements; do not edit. A test compares this page
+with the code, and fails on circles between files, on imports that lead up or sideways, and on pure
+code that imports what may wait (`tests/house/test_structure.py`).
 
 ![top-level folders on their floors, with the number of imports between them](house.svg)
 """
@@ -29,23 +30,22 @@ COLOURS = {"pure": "#dcecdc", "may wait": "#f3e3d3"}
 
 def document(modules: Mapping[str, Module]) -> str:
     """The page. Deterministic: equal for equal imports."""
-    product = [module for module in modules.values() if module.top in PRODUCT]
-    lines = [INTRODUCTION, "## Rooms", "", "| room | may it wait? | files | lines | imports |", "|---|---|---|---|---|"]
     rooms: dict[str, list[Module]] = defaultdict(list)
-    for module in product:
-        rooms[module.room].append(module)
-    order = sorted(rooms, key=lambda room: (-FLOORS[room.partition("/")[0]], room))
-    for room in order:
-        files = [module for module in rooms[room] if not module.file.endswith("__init__.py")]
-        if not files:
-            continue
-        to = sorted({modules[other].room for module in files for other in module.ours} - {room})
-        waits = "no" if all(module.is_pure for module in files) else "yes"
-        lines.append(
-            f"| `{room}` | {waits} | {len(files)} | {sum(module.lines for module in files):,} "
-            f"| {', '.join(f'`{name}`' for name in to) or '-'} |"
-        )
-    return "\n".join(lines) + "\n"
+    for module in modules.values():
+        if module.top in PRODUCT and not module.file.endswith("__init__.py"):
+            rooms[module.room].append(module)
+    lines = [INTRODUCTION]
+    for top in sorted(PRODUCT, key=lambda name: (-FLOORS[name], name)):
+        lines += [f"## {top}", ""]
+        for room in sorted(name for name in rooms if name.partition("/")[0] == top):
+            files = rooms[room]
+            to = sorted({modules[other].room for module in files for other in module.ours} - {room})
+            pure = ", pure" if all(module.is_pure for module in files) else ""
+            text = f"- `{room}`: {len(files)} files, {sum(module.lines for module in files):,} lines{pure}. "
+            text += f"Imports {', '.join(f'`{name}`' for name in to)}." if to else "Imports no other room."
+            lines.append(fill(text, 98, subsequent_indent="  ", break_on_hyphens=False))
+        lines.append("")
+    return "\n".join(lines)
 
 
 def draw(modules: Mapping[str, Module], file: Path) -> None:

@@ -12,7 +12,7 @@ from gearmesh.cli.main import app
 from scripts import ROOT
 from scripts.document_settings import HEAD, MANUAL, with_settings
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:
@@ -33,7 +33,7 @@ def test_scripts_that_are_named_exist(document: Path) -> None:
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
-SERVICES = ("broker", "controller", "frontend", "gpu_worker", "selection")
+SERVICES = ("mesh", "broker", "controller", "frontend", "gpu_worker", "selection")
 
 
 def logged() -> set[str]:
