@@ -22,7 +22,8 @@ from gearmesh.cli.importing import import_
 from gearmesh.cli.load import load
 from gearmesh.cli.simulate import simulate
 from mesh import wire
-from mesh.errors import BAD, GearmeshError, PackageError
+from mesh.codes import PackageCode
+from mesh.errors import GearmeshError, PackageError
 from mesh.net.keys import Keys
 from mesh.process.settings import Settings, read_settings
 
@@ -207,7 +208,7 @@ def _package_is_sound() -> Iterator[None]:
         yield
     except PackageError as error:
         err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2 if error.code == BAD else 1) from error
+        raise typer.Exit(2 if error.code == PackageCode.BAD_PACKAGE else 1) from error
 
 
 @app.command()
@@ -253,7 +254,7 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint:
     if reply.ok:
         out.print(reply.message)
         return
-    if hint and reply.field == "name" and not reply.code:
+    if hint and reply.field == "name" and reply.code != PackageCode.NAME_TAKEN:
         reply = msgspec.structs.replace(reply, faults=(*reply.faults, hint))
     _refused(reply)
 

@@ -16,8 +16,8 @@ import msgspec
 import xxhash
 
 from gpu_worker.packages.package import EXAMPLE, Digests, Identity, Package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
-from mesh.versions import CHANGED
 
 CHUNK_BYTES = 1 << 22
 SETTLED_S = 2.0  # a file changed more recently may change again without its times telling; Source: times tick at 4 ms
@@ -93,7 +93,9 @@ class Contents:
                 digest = digest_of(opened)
                 after = os.fstat(opened.fileno())
                 if _bytes_of(after) != _bytes_of(before):
-                    raise PackageError(package.ref, [f"{file.name} changes while it is read"], CHANGED)
+                    raise PackageError(
+                        package.ref, [f"{file.name} changes while it is read"], PackageCode.CONTENT_CHANGED
+                    )
         except OSError as error:
             raise PackageError(package.ref, [f"{file.name}: {error.strerror}"]) from error
         if time.time() - max(before.st_mtime, after.st_ctime) > SETTLED_S:

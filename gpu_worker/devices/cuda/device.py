@@ -34,8 +34,10 @@ from gpu_worker.devices.cuda.watching import Watching
 from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 
+OK = ActionCode.OK
 FILL_BYTES_MAX = 64 * 1024  # more are filled in by the helper: some 10 us on the loop's thread
 AHEAD_S = 0.002  # EXECs are taken over so long before their time: the issuing thread keeps it better than a loop does
 IDLE_S = 0.0015  # of nothing to issue, after which the clock is kept up; Source: the clock falls within milliseconds
@@ -173,7 +175,7 @@ class CudaDevice:
         """See Device."""
         now = time.monotonic()
         if self._hangs:
-            return Done(now, now, 0.0, "device_error", "the device hangs")
+            return Done(now, now, 0.0, ActionCode.DEVICE_ERROR, "the device hangs")
         self._begun[job] = phase
         done = self._begin(phase, job, now)
         if done is not None:
@@ -189,7 +191,7 @@ class CudaDevice:
             return None
         version = self._versions.get(ref)
         if version is None:
-            return Done(now, now, 0.0, "unknown_model")
+            return Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL)
         if phase is Phase.INPUT:
             return self._begin_input(job, version, now)
         if phase is Phase.LOAD:
@@ -211,7 +213,7 @@ class CudaDevice:
         size = padded(action.batch, version.executable.sizes)
         slot = self._versions.ring.take()
         if slot is None:
-            return Done(now, now, 0.0, "no_slots")
+            return Done(now, now, 0.0, ActionCode.NO_SLOTS)
         layout = version.executable.layouts[size]
         job.slot = Held(slot, version, size, layout)
         if layout.inputs_end > FILL_BYTES_MAX:
@@ -223,7 +225,7 @@ class CudaDevice:
         try:
             fill(held.slot, held.layout, job, held.version.padding)
         except WrongBytes as error:
-            return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
+            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
         return None
 
@@ -249,7 +251,7 @@ class CudaDevice:
             self._window.spoil()
             now = time.monotonic()
             self._suspect()
-            self._tell(phase, job, Done(now, now, 0.0, "device_error", said(error)))
+            self._tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
 
     def _issue_input(self, job: Job, held: Held) -> None:
         stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end
@@ -264,10 +266,10 @@ class CudaDevice:
         action, held, now = job.action, job.slot, time.monotonic()
         assert isinstance(held, Held)
         if self._lane.start_s(now) > action.latest_s:
-            self._tell(Phase.EXEC, job, Done(now, now, 0.0, "late"))
+            self._tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.LATE))
             return
         if held.version is not version:
-            self._tell(Phase.EXEC, job, Done(now, now, 0.0, "unknown_model"))
+            self._tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL))
             return
         self.figures.late_s.append(now - max(action.earliest_s, given_s))
         gather = version.package.image_bytes > 0 and self._window.bring(version.number)
@@ -331,7 +333,7 @@ class CudaDevice:
             done.begin_s = issued_s
         self._timed.give(begin, end)
         self._issuer.now(partial(self._lane.ended, done.end_s))
-        if done.code == "ok":
+        if done.code == OK:
             self._tell(Phase.EXEC, job, done)
             return
         self._issuer.now(self._window.spoil)
@@ -374,7 +376,7 @@ class CudaDevice:
         self._tell_lost(why)
         now = time.monotonic()
         for job, phase in list(self._begun.items()):
-            self._end(phase, job, Done(now, now, 0.0, "device_error", why))
+            self._end(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, why))
 
     def _tell_lost(self, why: str) -> None:
         assert self._lost is not None
