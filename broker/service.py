@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from typing import Any
+from typing import assert_never
 
 import msgspec
 import structlog
@@ -12,6 +12,7 @@ from broker.core.catalogue import Catalogue, Replies
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
+from mesh.codes import LinkLoss, ReplyCode
 from mesh.net.links import Port
 from mesh.net.transport import Mail
 from mesh.process.repository import look, scan_repository
@@ -20,6 +21,7 @@ from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 EPOCHS_PER_START = 1 << 32
+Operation = wire.Deploy | wire.Rollback | wire.Undeploy | wire.PutApp | wire.DropApp | wire.ClaimVersion
 log = structlog.get_logger("broker")
 
 
@@ -28,7 +30,7 @@ def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
     if not fault or not reply.ok:
         return reply
     message = f"{reply.message}, but a broker that is started again will not know it: {fault}"
-    return msgspec.structs.replace(reply, ok=False, message=message)
+    return msgspec.structs.replace(reply, ok=False, message=message, code=ReplyCode.NOT_SAVED)
 
 
 class BrokerService:
@@ -75,28 +77,38 @@ class BrokerService:
             self._take(mail.peer, message)
 
     def _take(self, peer: str, message: wire.ToBroker) -> None:
-        if isinstance(message, wire.Heartbeat):
-            if self._is_unknown(peer):
-                self._port.send(peer, wire.Introduce())
-        elif isinstance(message, wire.Register):
-            if message.member.offer is not None and not self._take_offer(peer, message.member.id, message.member.offer):
-                return
-            if self._routing.register(message.member, message.epoch):
-                log.info("registered", member=message.member.id, role=message.member.role, pid=message.member.pid)
-            self._changed = True  # it wants the table in any case
-        elif isinstance(message, wire.Goodbye):
-            self._leave(peer, "left")
-            self._port.forget(peer)
-        elif isinstance(message, wire.PrepareReport):
-            self._log_report(message)
-            self._reply(self._catalogue.reported(message))
-        elif isinstance(message, wire.GetTable):
-            self._port.send(peer, self._table())
-            self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
-        elif isinstance(message, wire.GetCatalogue):
-            self._port.send(peer, self._known(message.call))
-        else:
-            self._operate(peer, message)
+        match message:
+            case wire.Heartbeat():
+                if self._is_unknown(peer):
+                    self._port.send(peer, wire.Introduce())
+            case wire.Register():
+                self._register(peer, message)
+            case wire.Goodbye():
+                self._leave(peer, LinkLoss.LEFT)
+                self._port.forget(peer)
+            case wire.PrepareReport():
+                self._log_report(message)
+                self._reply(self._catalogue.reported(message))
+            case wire.GetTable():
+                self._port.send(peer, self._table())
+                self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
+            case wire.GetCatalogue():
+                self._port.send(peer, self._known(message.call))
+            case (
+                wire.Deploy() | wire.Rollback() | wire.Undeploy() | wire.PutApp() | wire.DropApp() | wire.ClaimVersion()
+            ):
+                self._operate(peer, message)
+            case _:
+                assert_never(message)
+
+    def _register(self, peer: str, register: wire.Register) -> None:
+        """The member is in the table; or, of a container, it is told why its model cannot be."""
+        member = register.member
+        if member.offer is not None and not self._take_offer(peer, member.id, member.offer):
+            return
+        if self._routing.register(member, register.epoch):
+            log.info("registered", member=member.id, role=member.role, pid=member.pid)
+        self._changed = True  # it wants the table in any case
 
     def _is_unknown(self, peer: str) -> bool:
         """It has not registered; or it is an operator who waits, and an earlier life of the broker knew for what."""
@@ -129,22 +141,25 @@ class BrokerService:
         self._changed = True
         return True
 
-    def _operate(self, peer: str, message: Any) -> None:
+    def _operate(self, peer: str, message: Operation) -> None:
         key = (peer, message.call)
-        if isinstance(message, wire.Deploy):
-            found = look(self._repository)
-            deploy = self._catalogue.deploy
-            self._reply(deploy(key, message.name, message.version, found.versions, found.faults), key)
-        elif isinstance(message, wire.Rollback):
-            self._reply(self._catalogue.rollback(key, message.name, message.version), key)
-        elif isinstance(message, wire.Undeploy):
-            self._reply(self._catalogue.undeploy(key, message.name), key)
-        elif isinstance(message, wire.PutApp):
-            self._answer_app(peer, self._catalogue.put_app(message.call, message.definition, create=message.create))
-        elif isinstance(message, wire.DropApp):
-            self._answer_app(peer, self._catalogue.drop_app(message.call, message.name))
-        elif isinstance(message, wire.ClaimVersion):
-            self._answer_claim(peer, message)
+        match message:
+            case wire.Deploy():
+                found = look(self._repository)
+                deploy = self._catalogue.deploy
+                self._reply(deploy(key, message.name, message.version, found.versions, found.faults), key)
+            case wire.Rollback():
+                self._reply(self._catalogue.rollback(key, message.name, message.version), key)
+            case wire.Undeploy():
+                self._reply(self._catalogue.undeploy(key, message.name), key)
+            case wire.PutApp():
+                self._answer_app(peer, self._catalogue.put_app(message.call, message.definition, create=message.create))
+            case wire.DropApp():
+                self._answer_app(peer, self._catalogue.drop_app(message.call, message.name))
+            case wire.ClaimVersion():
+                self._answer_claim(peer, message)
+            case _:
+                assert_never(message)
 
     def _answer_app(self, peer: str, reply: wire.CallReply) -> None:
         """Written first, then told; the table with it leaves in the same envelope, ahead of the reply."""

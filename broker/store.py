@@ -101,9 +101,15 @@ class CatalogueStore:
             self._db = None
 
 
+def _primary(error: sqlite3.Error) -> int | None:
+    """SQLite's result code without its extension; None: the error is not SQLite's own."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def _hint(error: BaseException) -> str:
     """What is wrong with the file, and what would help."""
-    if "locked" in str(error):
+    if isinstance(error, sqlite3.Error) and _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "another broker uses it; set GEARMESH_DATA_DIR"
     if isinstance(error, OSError):
         return str(error)

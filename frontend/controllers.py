@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 import msgspec
 import structlog
 
 from mesh import wire
+from mesh.codes import LinkLoss
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
 from mesh.wire import Buffer
@@ -68,7 +70,7 @@ class Controllers:
         for peer, known in list(self._known.items()):
             if peer not in self._members and known.link.heard_s is None:
                 known.link.close()
-                self._link_lost(peer, "is gone")
+                self._link_lost(peer, LinkLoss.GONE)
 
     def submit(self, model: str, message: wire.Submit, frames: Sequence[Buffer]) -> None:
         """`message` goes to the controller that `owner` names."""
@@ -124,21 +126,26 @@ class Controllers:
         if controller is None:
             return
         for message in mail.messages:
-            if isinstance(message, wire.Refused):
-                self._refused(message)
-            elif isinstance(message, wire.Serving) and message.controller != mail.peer:
-                self._members.pop(mail.peer, None)  # its successor answers at its address; the table will name it
-                controller.link.close()
-                self._link_lost(mail.peer, "was replaced")
-                return
-            elif isinstance(message, wire.Serving):
-                if message.reset:
-                    controller.serving.clear()
-                controller.serving.update(message.added)
-                controller.serving.difference_update(message.removed)
-            elif isinstance(message, wire.Introduce):
-                controller.link.send(self._hello())
-            elif isinstance(message, wire.Goodbye):
-                controller.link.close()
-                self._link_lost(mail.peer, "left")
-                return
+            match message:
+                case wire.Refused():
+                    self._refused(message)
+                case wire.Serving():
+                    if message.controller != mail.peer:
+                        self._members.pop(mail.peer, None)  # its successor answers there; the table will name it
+                        controller.link.close()
+                        self._link_lost(mail.peer, LinkLoss.REPLACED)
+                        return
+                    if message.reset:
+                        controller.serving.clear()
+                    controller.serving.update(message.added)
+                    controller.serving.difference_update(message.removed)
+                case wire.Introduce():
+                    controller.link.send(self._hello())
+                case wire.Goodbye():
+                    controller.link.close()
+                    self._link_lost(mail.peer, LinkLoss.LEFT)
+                    return
+                case wire.Heartbeat():
+                    pass
+                case _:
+                    assert_never(message)

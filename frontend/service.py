@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, assert_never, cast
 
@@ -36,6 +36,7 @@ from frontend.core.targets import Targets
 from frontend.reports import describe_members, describe_models
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
+from mesh.codes import AnswerStatus, ErrorCode
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
@@ -43,6 +44,7 @@ from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
+OK = AnswerStatus.OK  # for what runs for every request
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
 _encode = msgspec.msgpack.Encoder().encode
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
@@ -117,9 +119,9 @@ class FrontendService:
         text = "the frontend is being stopped"
         for early in self._early.release():
             asked: Any = early.client
-            self.refuse(asked, Invalid("stopping", text, None, early.request.id, "failed"))
+            self.refuse(asked, Invalid(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED))
         for call in self._requests.close_all():
-            self._answer_error(call, "failed", "stopping", text, None)
+            self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
         if self._registrar is not None:
             self._registrar.stop()
@@ -138,27 +140,40 @@ class FrontendService:
         now = time.monotonic()
         try:
             request = protocol.decode(header)
-            if isinstance(request, protocol.Ping):
-                self._send(client, {"id": request.id, "status": "ok"})
-            elif isinstance(request, protocol.Status):
-                self._send(client, {"id": request.id, "status": "ok", **self._describe()})
-            elif self._knows_nothing() and not self._draining:
-                self._early.hold(Early(client, request, frames, now))
-            else:
-                self._obey(client, request, frames, now)
+            match request:
+                case protocol.Ping():
+                    self._send(client, {"id": request.id, "status": AnswerStatus.OK})
+                case protocol.Status():
+                    self._send(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
+                case _ if self._knows_nothing() and not self._draining:
+                    self._early.hold(Early(client, request, frames, now))
+                case _:
+                    self._obey(client, request, frames, now)
         except Invalid as invalid:
             self.refuse(client, invalid)
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
         """What the request asks for is done, or under way. Raises: Invalid."""
-        if isinstance(request, protocol.Infer):
-            self._infer(client, request, frames, received_s)
-        elif isinstance(request, protocol.Models):
-            models = describe_models(self._targets.models, self._controllers)
-            most = self.settings.request_bytes_max
-            self._send(client, {"id": request.id, "status": "ok", "models": models, "frame_bytes_max": most})
-        else:
-            self._applications.handle(ClientAsked(client, request, frames, received_s))
+        match request:
+            case protocol.Infer():
+                self._infer(client, request, frames, received_s)
+            case protocol.Models():
+                self._tell_models(client, request)
+            case (
+                protocol.CreateApp()
+                | protocol.UpdateApp()
+                | protocol.DeleteApp()
+                | protocol.Apps()
+                | protocol.Feedback()
+            ):
+                self._applications.handle(ClientAsked(client, request, frames, received_s))
+            case _:
+                assert_never(request)
+
+    def _tell_models(self, client: ClientId, request: protocol.Models) -> None:
+        models = describe_models(self._targets.models, self._controllers)
+        most = self.settings.request_bytes_max
+        self._send(client, {"id": request.id, "status": AnswerStatus.OK, "models": models, "frame_bytes_max": most})
 
     def _knows_nothing(self) -> bool:
         """No table has come yet: nobody may be told that something does not exist."""
@@ -268,20 +283,28 @@ class FrontendService:
     def _outputs(self, mail: Mail[wire.ToResults]) -> None:
         frames = iter(mail.frames)
         for message in mail.messages:
-            if not isinstance(message, wire.Outputs):
+            match message:
+                case wire.Outputs():
+                    self._take_outputs(message, frames, mail.now)
+                case wire.Heartbeat():
+                    pass
+                case _:
+                    assert_never(message)
+
+    def _take_outputs(self, message: wire.Outputs, frames: Iterator[Buffer], now: float) -> None:
+        """Answers that are complete with these leave. `frames`: the mail's, as far as they are not taken yet."""
+        for answer in message.answers:
+            outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
+            misfit = self._requests.misfit(answer.request, outputs)
+            if misfit is not None:
+                text = f"{message.device} sent outputs that are not those of {misfit.ref}"
+                self._answer_error(misfit, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
                 continue
-            for answer in message.answers:
-                outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
-                misfit = self._requests.misfit(answer.request, outputs)
-                if misfit is not None:
-                    text = f"{message.device} sent outputs that are not those of {misfit.ref}"
-                    self._answer_error(misfit, "failed", "bad_outputs", text)
-                    continue
-                completed = self._requests.outputs(
-                    answer.request, outputs, message.batch, answer.predicted_s, message.device, answer.cold
-                )
-                if completed is not None:
-                    self._answer_ok(completed, mail.now)
+            completed = self._requests.outputs(
+                answer.request, outputs, message.batch, answer.predicted_s, message.device, answer.cold
+            )
+            if completed is not None:
+                self._answer_ok(completed, now)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -305,7 +328,7 @@ class FrontendService:
         if call.ask is not None:
             self._applications.handle(ModelAnswered(call.ask, outputs, cached))
             return
-        self._count("ok")
+        self._count(OK)
         answer = ok_answer(call, outputs, now, completed, cached=cached)
         client: Any = call.client
         self._clients.answer(client, _encode(answer), outputs if call.framed else ())
@@ -393,7 +416,7 @@ class FrontendService:
                     self._controllers.cancel(part.controller, part.number)
             waiting = all(part.controller is None for part in call.parts)
             text = "no controller could be reached" if waiting else "no answer came within the budget"
-            self._answer_error(call, "timed_out", "deadline", text)
+            self._answer_error(call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
         for client, refusal in self._early.expire(now):
             asked: Any = client
             self.refuse(asked, refusal)

@@ -10,8 +10,9 @@ from gpu_worker.packages.contents import Contents, identities
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.profiling import read_profile
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
-from mesh.versions import CHANGED, why_changed
+from mesh.versions import why_changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Preparer:
             digests = self.contents.digests(package)
             package, content = replace(package, digests=digests), digests.content
             if asked not in ("", content):
-                raise PackageError(ref, [why_changed(ref)], CHANGED)
+                raise PackageError(ref, [why_changed(ref)], PackageCode.CONTENT_CHANGED)
         profile = self.device.prepare(package)
         if content:
             self._check_unchanged(package, before, content)
@@ -75,9 +76,9 @@ class Preparer:
             again = self._read(package.ref)
             same = (identities(again), again.layout, self.contents.of(again)) == (before, package.layout, content)
         except PackageError as error:
-            raise PackageError(package.ref, [fault, *error.faults], CHANGED) from error
+            raise PackageError(package.ref, [fault, *error.faults], PackageCode.CONTENT_CHANGED) from error
         if not same:
-            raise PackageError(package.ref, [fault], CHANGED)
+            raise PackageError(package.ref, [fault], PackageCode.CONTENT_CHANGED)
 
 
 def _leave_to_the_disk(file: Path) -> None:

@@ -9,7 +9,7 @@ GearmeshError
 Expected outcomes (late, full, worker lost) are messages, not errors.
 """
 
-BAD = "bad_package"  # code of a package that is none, or is damaged
+from mesh.codes import PackageCode
 
 
 class GearmeshError(Exception):
@@ -57,7 +57,7 @@ class UnsafeBind(GearmeshError):
 class PackageError(GearmeshError):
     """`faults`: everything that is wrong with the package at `place`; `code`: of which kind, see docs/models.md."""
 
-    def __init__(self, place: str, faults: list[str], code: str = BAD) -> None:
+    def __init__(self, place: str, faults: list[str], code: PackageCode = PackageCode.BAD_PACKAGE) -> None:
         super().__init__(place, faults, code)
         self.place, self.faults, self.code = place, faults, code
 

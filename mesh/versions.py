@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from mesh import wire
+from mesh.codes import PackageCode
 
-CHANGED = "content_changed"  # the files of a version are not those that were served under its number
-EXISTS = "version_exists"  # the number is taken, by another content
-TAKEN = "name_taken"  # a package has the name of a container
+CHANGED = PackageCode.CONTENT_CHANGED
 
 
 def next_free(numbers: Iterable[str]) -> str:

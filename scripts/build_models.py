@@ -25,10 +25,10 @@ from torch import nn
 
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package, read_package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.repository import versions_in
 from mesh.process.settings import read_settings
-from mesh.versions import EXISTS
 from scripts.rigs.model_copies import make_copies, why_alias
 
 Floats = npt.NDArray[np.float32]
@@ -116,7 +116,7 @@ def put(repository: Path, name: str, module: nn.Module, **options: Any) -> Packa
     try:
         return write_package(repository, name, str(newest), module, **options)
     except PackageError as error:
-        if error.code != EXISTS:
+        if error.code != PackageCode.VERSION_EXISTS:
             raise
     return write_package(repository, name, str(newest + 1), module, **options)
 

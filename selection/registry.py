@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import msgspec
 
+from mesh.decoder_faults import FaultKind, read_fault
 from selection.bandits import EpsilonGreedy, EpsilonGreedyArgs, Thompson, ThompsonArgs, Ucb1, Ucb1Args
 from selection.base import Policy, PolicyError
 from selection.exp import Exp3, Exp3Args, Exp4, Exp4Args, Linear
@@ -66,15 +67,14 @@ def _convert(args: Mapping[str, Any], kind: type[Any], policy: str) -> Any:
     try:
         return msgspec.convert(dict(args), kind)
     except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$")
-        key = path.rstrip("`").lstrip(".")
-        if text.startswith("Object contains unknown field"):
-            key = text.split("`")[1]
+        fault = read_fault(error, {})
+        key, text = fault.place or "", fault.text
+        if fault.kind is FaultKind.UNKNOWN:
             takes = ", ".join([*kind.__struct_fields__, *CommonArgs.__struct_fields__])
             text = f"policy {policy} has no parameter {key[:64]!r}; it takes: {takes}"
         elif key in args:
             allowed = get_args(get_type_hints(kind)[key])
-            what = f"it is one of: {', '.join(allowed)}" if text.startswith("Invalid enum value") else text
+            what = f"it is one of: {', '.join(allowed)}" if fault.kind is FaultKind.CHOICE else text
             text = f"{what}; got {str(args[key])[:40]!r}"
         raise PolicyError(f"{key[:64]}: {text}" if key not in text else text, f"policy_args.{key[:64]}") from None
 

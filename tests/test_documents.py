@@ -10,6 +10,7 @@ import typer
 
 from gearmesh.cli.main import app
 from scripts import ROOT
+from scripts.document_codes import DOCS, TABLES, with_codes
 from scripts.document_settings import HEAD, MANUAL, with_settings
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -19,6 +20,12 @@ def test_the_table_of_settings_is_up_to_date() -> None:
     manual = MANUAL.read_text()
     assert HEAD in manual
     assert manual == with_settings(manual), "run scripts/document_settings.py"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_of_codes_are_up_to_date(name: str) -> None:
+    text = (DOCS / name).read_text()
+    assert text == with_codes(name, text), "run scripts/document_codes.py"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -16,7 +16,8 @@ import msgspec
 from broker.core.records import AppRecord, ModelRecord
 from mesh import wire
 from mesh.names import NAME, VERSION, listed
-from mesh.versions import CHANGED, EXISTS, TAKEN, next_free, number_of, why_changed, why_container, why_exists
+from mesh.codes import PackageCode, ReplyCode
+from mesh.versions import next_free, number_of, why_changed, why_container, why_exists
 
 HISTORY_MAX = 16  # versions that rollback can go back over
 
@@ -81,18 +82,23 @@ class Catalogue:
         model = self.models.get(name)
         if model is not None and model.container:
             if name in found and (not versions or (version is not None and version not in versions)):
-                why = _no(why_container(name, f"{self.repository}/{name}"), "name")
-                return msgspec.structs.replace(why, code=TAKEN)
+                text = why_container(name, f"{self.repository}/{name}")
+                return _no(text, "name", code=PackageCode.NAME_TAKEN)
             if not versions:
-                return _no(f"no container of {name!r} is running; start one with `gearmesh container`", "name")
+                text = f"no container of {name!r} is running; start one with `gearmesh container`"
+                return _no(text, "name", code=ReplyCode.NO_REPLICA)
         elif fault := self._fault(name, version, versions, faults):
-            return _no(fault, "version" if versions or version is not None else "name")
+            field_name = "version" if versions or version is not None else "name"
+            return _no(fault, field_name, code=PackageCode.BAD_PACKAGE)
         elif not versions and name in found:
-            return _no(f"package {name!r} has no version: a folder named by a number, such as 1", "name")
+            text = f"package {name!r} has no version: a folder named by a number, such as 1"
+            return _no(text, "name", code=ReplyCode.NO_VERSION)
         elif not versions:
-            return _no(f"no package {name!r} in {self.repository}; there are: {listed(found)}", "name")
+            text = f"no package {name!r} in {self.repository}; there are: {listed(found)}"
+            return _no(text, "name", code=ReplyCode.UNKNOWN_MODEL)
         if version is not None and version not in versions:
-            return _no(f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}", "version")
+            text = f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}"
+            return _no(text, "version", code=ReplyCode.UNKNOWN_VERSION)
         return None
 
     @staticmethod
@@ -111,30 +117,33 @@ class Catalogue:
         """
         model = self.models.get(name)
         if model is None or not model.deployed:
-            return [(key, _no(f"model {name!r} is not deployed", "name"))]
+            return [(key, _no(f"model {name!r} is not deployed", "name", code=ReplyCode.NOT_DEPLOYED))]
         if version is not None and version == model.current and not (model.target or model.unserved):
             text = f"{wire.ref_of(name, version)} is current already"
             return [(key, wire.CallReply(call=key[1], ok=True, message=text))]
         if not model.history:
-            return [(key, _no(f"model {name!r} has had no version before {model.current!r}", "name"))]
+            text = f"model {name!r} has had no version before {model.current!r}"
+            return [(key, _no(text, "name", code=ReplyCode.NO_PREVIOUS))]
         if version is not None and version != model.history[-1]:
             text = f"the version before {model.current!r} of {name!r} is {model.history[-1]!r} by now, not {version!r}"
-            return [(key, _no(text, "version"))]
+            return [(key, _no(text, "version", code=ReplyCode.PREVIOUS_CHANGED))]
         if model.container and not self._replicas.get(wire.ref_of(name, model.history[-1])):
             text = f"no container of {name!r} version {model.history[-1]} is running; start one with --version"
-            return [(key, _no(text, "name"))]
+            return [(key, _no(text, "name", code=ReplyCode.NO_REPLICA))]
         return self._aim(key, model, model.history[-1], rolling_back=True)
 
     def undeploy(self, key: CallKey, name: str) -> Replies:
         """New requests for the model are refused from now on."""
         model = self.models.get(name)
         if model is None or not model.deployed:
-            return [(key, _no(f"model {name!r} is not deployed; deployed are: {listed(self.deployed())}", "name"))]
+            text = f"model {name!r} is not deployed; deployed are: {listed(self.deployed())}"
+            return [(key, _no(text, "name", code=ReplyCode.NOT_DEPLOYED))]
         users = sorted(app.name for app in self.apps.values() if name in app.definition.get("models", ()))
         if users:
-            return [(key, _no(f"model {name!r} is used by the applications {', '.join(users)}", "name"))]
-        replies = self._settle(model, ok=False, message=f"{name} was undeployed")
-        replies += self._current_leaves(model, f"{name} was undeployed")
+            text = f"model {name!r} is used by the applications {', '.join(users)}"
+            return [(key, _no(text, "name", code=ReplyCode.IN_USE))]
+        replies = self._settle(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
+        replies += self._current_leaves(model, f"{name} was undeployed", ReplyCode.UNDEPLOYED)
         if model.current is not None:
             self._remember(model)
         model.deployed, model.current, model.target = False, None, None
@@ -153,7 +162,7 @@ class Catalogue:
         if report.ok and not model.container:
             if self.differs(report):
                 why = why_changed(report.ref)
-                report = wire.PrepareReport(ref=report.ref, ok=False, faults=(why,), code=CHANGED)
+                report = wire.PrepareReport(ref=report.ref, ok=False, faults=(why,), code=PackageCode.CONTENT_CHANGED)
             elif report.spec is not None and model.specs.get(version) != report.spec:
                 model.specs[version] = report.spec
                 self.changed_models.add(name)
@@ -192,7 +201,7 @@ class Catalogue:
         if content is not None:
             model.contents[version] = content
         replies = self._settle(model, ok=True, message=f"{report.ref} is current")
-        replies += self._current_leaves(model, f"another version is current now: {report.ref}")
+        replies += self._current_leaves(model, f"another version is current now: {report.ref}", ReplyCode.SUPERSEDED)
         if model.current is None or model.rolling_back:
             if model.history and model.history[-1] == version:
                 model.history.pop()
@@ -214,12 +223,12 @@ class Catalogue:
         text = f"{report.ref} could not be prepared"
         return self._answer(report.ref, ok=False, message=text, faults=report.faults, code=report.code)
 
-    def _current_leaves(self, model: ModelRecord, message: str) -> Replies:
+    def _current_leaves(self, model: ModelRecord, message: str, code: ReplyCode) -> Replies:
         """The current version is about to be another one, or none."""
         model.unserved = model.unserved_code = ""
         if model.current is None:
             return []
-        return self._answer(wire.ref_of(model.name, model.current), ok=False, message=message)
+        return self._answer(wire.ref_of(model.name, model.current), ok=False, message=message, code=code)
 
     # -- containers ---------------------------------------------------------------------------------------------------
 
@@ -266,7 +275,8 @@ class Catalogue:
         model.versions = sorted({*model.versions, version}, key=int)
         unserved = model.current is None or not self._replicas.get(wire.ref_of(name, model.current))
         if not model.deployed or (model.current != version and model.target is None and (unserved or not known)):
-            self._settle(model, ok=False, message=f"another deployment took over: {offer.ref}")
+            text = f"another deployment took over: {offer.ref}"
+            self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, False
             model.fault = model.fault_code = ""
         self.changed_models.add(name)
@@ -283,28 +293,28 @@ class Catalogue:
         """Why a container with this content is not this version."""
         name, version = wire.split_ref(ref)
         if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
-            return _no(f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref!r}", "name")
+            text = f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref!r}"
+            return _no(text, "name", code=ReplyCode.BAD_NAME)
         if model is None:
             return None
         if not model.container:
-            return _no(
-                f"model {name!r} is a package in the model repository: give the container another --model", "name"
-            )
+            text = f"model {name!r} is a package in the model repository: give the container another --model"
+            return _no(text, "name", code=PackageCode.NAME_TAKEN)
         if model.contents.get(version, content) == content:
             return None
         text = why_exists(ref, next_free({*model.versions, *model.contents}))
-        return msgspec.structs.replace(_no(text, "version"), code=EXISTS)
+        return _no(text, "version", code=PackageCode.VERSION_EXISTS)
 
     def _differs(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
         """Why a container with the content of others is not a replica of them."""
         others = [other for key, other in self._replicas.get(offer.ref, {}).items() if key != member]
         if all(other.spec == offer.spec for other in others):
             return None
-        return _no(
+        text = (
             f"{len(others)} replicas of {offer.ref} are there with another --batch-max, --slo-ms or --cache: give this "
-            "one what they have, or stop those first",
-            "version",
+            "one what they have, or stop those first"
         )
+        return _no(text, "version", code=ReplyCode.REPLICAS_DIFFER)
 
     def _versions(self, name: str, found: Found) -> list[str]:
         """Versions that can be deployed: packages, or those that some container serves."""
@@ -369,14 +379,16 @@ class Catalogue:
         ref = wire.ref_of(model.name, version)
         self.changed_models.add(model.name)
         if model.deployed and model.current == version:
-            replies = self._settle(model, ok=False, message=f"{ref} stays current: it was deployed again")
+            text = f"{ref} stays current: it was deployed again"
+            replies = self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.fault = model.fault_code = ""
             if not model.unserved:
                 return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{ref} is current already"))]
         else:
             replies = []
             if model.target != version:
-                replies = self._settle(model, ok=False, message=f"another deployment took over: {ref}")
+                text = f"another deployment took over: {ref}"
+                replies = self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, rolling_back
             model.fault = model.fault_code = ""
         model.tries += 1

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 import zmq
@@ -237,8 +237,14 @@ class Observer:
         while len(replies) < len(asked) and (left_s := ends_s - time.monotonic()) > 0:
             for sock, _ in poller.poll(int(left_s * 1e3) + 1):
                 for answer in DECODER.decode(sock.recv()).messages:
-                    if isinstance(answer, wire.SnapshotReply | wire.FactsReply) and answer.call == self._call:
-                        replies[names[sock]] = answer
+                    match answer:
+                        case wire.SnapshotReply() | wire.FactsReply():
+                            if answer.call == self._call:
+                                replies[names[sock]] = answer
+                        case wire.Heartbeat() | wire.Introduce() | wire.Goodbye():
+                            pass
+                        case _:
+                            assert_never(answer)
         return replies
 
     def _send(self, controller: str, message: wire.ToController) -> None:

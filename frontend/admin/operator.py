@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import msgspec
 import zmq
@@ -84,11 +84,17 @@ class Operator:
             for answer in DECODER.decode(self._sock.recv()).messages:
                 if isinstance(answer, wanted):
                     return answer, table
-                if isinstance(answer, wire.Table):
-                    table = answer
-                elif isinstance(answer, wire.Introduce) and heard_s - asked_s > BEAT_S:
-                    asked_s = heard_s  # once, though it says so of every heartbeat that waited for it
-                    self._ask_again(message)
+                match answer:
+                    case wire.Table():
+                        table = answer
+                    case wire.Introduce():
+                        if heard_s - asked_s > BEAT_S:
+                            asked_s = heard_s  # once, though it says so of every heartbeat that waited for it
+                            self._ask_again(message)
+                    case wire.Heartbeat() | wire.Goodbye() | wire.CallReply() | wire.CatalogueReply():
+                        pass
+                    case _:
+                        assert_never(answer)
 
     def _check_alive(self, now: float, began_s: float, heard_s: float | None, timeout_s: float) -> None:
         """Raises: NoBroker, of one that was never heard, or is silent for too long; TimeoutError."""

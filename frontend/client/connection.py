@@ -22,7 +22,9 @@ from frontend.client.conversation import (
     Target,
     TimedOut,
     tensor,
+    told,
 )
+from mesh.codes import AnswerStatus, ErrorCode
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 GRACE_S = 1.0  # after its deadline a request without an answer is given up here; the frontend promises 20 ms
@@ -143,8 +145,7 @@ class Connection:
             f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at "
             f"{', '.join(way.address for way in self.ways)}, or it reads more slowly than it is asked"
         )
-        error = {"code": "client_full", "message": text, "retry_after_ms": FULL_RETRY_MS}
-        return Rejected({"status": "rejected", "error": error})
+        return Rejected(told(AnswerStatus.REJECTED, ErrorCode.CLIENT_FULL, text, retry_after_ms=FULL_RETRY_MS))
 
     def ask_waiting(self) -> bool:
         """What waits leaves as far as there is room, with what is left of its budget. True if anything did."""
@@ -212,8 +213,8 @@ class Connection:
             try:
                 outcome = self.talk.understand(header, parts[1:])
             except Exception as error:
-                outcome = Failed({"status": "failed", "error": {"code": "bad_answer", "message": str(error)}})
-            if flight.again and isinstance(outcome, Invalid) and outcome.code == "duplicate_id":
+                outcome = Failed(told(AnswerStatus.FAILED, ErrorCode.BAD_ANSWER, str(error)))
+            if flight.again and isinstance(outcome, Invalid) and outcome.code == ErrorCode.DUPLICATE_ID:
                 continue  # the connection only seemed broken; the first asking goes on
             del self.flights[header["id"]]
             yield flight, outcome
@@ -247,12 +248,12 @@ class Connection:
 
 
 def closed() -> Disconnected:
-    return Disconnected({"status": "failed", "error": {"code": "closed", "message": "the client was closed"}})
+    return Disconnected(told(AnswerStatus.FAILED, ErrorCode.CLOSED, "the client was closed"))
 
 
 def no_answer() -> TimedOut:
-    error = {"code": "no_answer", "message": "no answer came; is a frontend running at this address?"}
-    return TimedOut({"status": "timed_out", "error": error})
+    text = "no answer came; is a frontend running at this address?"
+    return TimedOut(told(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
 
 
 def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
@@ -278,7 +279,7 @@ def packed(message: Mapping[str, Any]) -> bytes:
     except (OverflowError, UnicodeEncodeError) as error:
         field = next(name for name, value in message.items() if not _writable(value))
         text = f"{field}: a message cannot hold it: {error}"
-        raise Invalid({"status": "invalid", "error": {"code": "bad_field", "message": text, "field": field}}) from None
+        raise Invalid(told(AnswerStatus.INVALID, ErrorCode.BAD_FIELD, text, field=field)) from None
     return body
 
 

@@ -1,6 +1,6 @@
 """What both Python clients say and understand: requests worded, answers read, errors named. No sockets, no time.
 
-Needs msgpack's maps and numpy, nothing else of gearmesh.
+Needs msgpack's maps and numpy; of gearmesh only the codes, which are plain data.
 """
 
 import itertools
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mesh.codes import AnswerStatus, ErrorCode
 
 FRAMED_BYTES = 64 * 1024  # larger tensors travel as frames of their own, not copied
 
@@ -22,8 +24,8 @@ class RequestError(Exception):
 
     def __init__(self, answer: Mapping[str, Any]) -> None:
         error = answer.get("error") or {}
-        self.status: str = answer.get("status", "failed")
-        self.code: str = error.get("code", "unknown")
+        self.status: str = answer.get("status", AnswerStatus.FAILED)
+        self.code: str = error.get("code", ErrorCode.UNNAMED)
         self.message: str = error.get("message", "")
         self.field: str | None = error.get("field")
         self.retry_after_ms: float | None = error.get("retry_after_ms")
@@ -52,7 +54,12 @@ class Disconnected(RequestError):
     """The client was closed while the request was in flight."""
 
 
-ERRORS = {"rejected": Rejected, "timed_out": TimedOut, "failed": Failed, "invalid": Invalid}
+ERRORS: dict[str, type[RequestError]] = {
+    AnswerStatus.REJECTED: Rejected,
+    AnswerStatus.TIMED_OUT: TimedOut,
+    AnswerStatus.FAILED: Failed,
+    AnswerStatus.INVALID: Invalid,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +184,7 @@ class Conversation:
             return None
         largest = max(map(len, frames))
         text = f"an input of {largest} bytes is more than a frontend takes, {most} (GEARMESH_REQUEST_BYTES_MAX)"
-        error = {"code": "too_large", "message": text, "field": "inputs"}
-        return Invalid({"status": "invalid", "error": error})
+        return Invalid(told(AnswerStatus.INVALID, ErrorCode.TOO_LARGE, text, field="inputs"))
 
     def understand(self, header: Any, frames: Sequence[Any]) -> Prediction | RequestError | Mapping[str, Any]:
         """A prediction, an error to be raised, or the answer to anything but infer as it is."""
@@ -211,6 +217,11 @@ class Conversation:
             header.get("margin"),
             header.get("disagreement"),
         )
+
+
+def told(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:
+    """An answer that is not ok, as a frontend would send it."""
+    return {"status": status, "error": {"code": code, "message": message, **fields}}
 
 
 def converted(array: Array, wanted: np.dtype[Any]) -> Array:

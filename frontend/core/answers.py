@@ -6,6 +6,9 @@ from typing import Any
 from frontend.core.protocol import Answer, Error, TensorOut
 from frontend.core.requests import Call, Completed
 from mesh import wire
+from mesh.codes import AnswerStatus
+
+OK = AnswerStatus.OK  # for what runs for every request
 
 
 def ok_answer(
@@ -15,7 +18,7 @@ def ok_answer(
     name, version = wire.split_ref(call.ref)
     return Answer(
         id=call.id,
-        status="ok",
+        status=OK,
         outputs=[
             TensorOut(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
             for spec, data in zip(call.spec.outputs, outputs, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from frontend.core import protocol
 from frontend.core.protocol import Invalid
+from mesh.codes import AnswerStatus, ErrorCode
 
 HELD_S_MAX = 2.0  # of whatever has no budget of its own
 RETRY_AFTER_MS = 1000.0  # a broker that was killed is back by then, mostly
@@ -78,7 +79,7 @@ class EarlyRequests:
             del self._held[(early.client, early.request.id)]
             self.bytes_held -= early.size
             text = "this frontend has just started, and the broker has not told it yet which models there are"
-            refusal = Invalid("not_ready", text, None, early.request.id, "rejected", RETRY_AFTER_MS)
+            refusal = Invalid(ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
             expired.append((early.client, refusal))
         return expired
 

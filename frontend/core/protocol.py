@@ -5,7 +5,7 @@ tensor, in order. The answer comes in the form of the request.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,14 @@ import msgspec
 
 from mesh import wire
 from mesh.names import NAME, VERSION
+from mesh.codes import AnswerStatus, ErrorCode
+from mesh.decoder_faults import FaultKind, read_fault
 from mesh.tensors import DTYPES, byte_count
 
 ID_LENGTH_MAX = 256
-MISSING = "it is missing"
-NAME_SHOWN = 64  # characters of a field that nobody knows
 OPS = (
     "infer", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
-
-WORDS = {  # in the decoder's sentences: the protocol's
-    "object": "a map", "array": "a list", "array | null": "a list", "str": "a string", "str | null": "a string",
-    "int": "an integer", "int | str": "an integer or a string", "float": "a number", "float | null": "a number",
-    "bool": "true or false", "bytes": "bin", "bytes | null": "bin", "ext": "an extension", "null": "nil",
-    "None": "nil", "datetime": "a timestamp",
-}  # fmt: skip
 
 Id = int | str
 
@@ -166,7 +159,7 @@ class Invalid(Exception):
     message: str
     field: str | None = None
     id: Id | None = None
-    status: str = "invalid"
+    status: str = AnswerStatus.INVALID
     retry_after_ms: float | None = None
 
     def answer(self) -> Answer:
@@ -192,63 +185,61 @@ def decode(header: bytes | memoryview) -> Request:
     try:
         request: Request = _decoder.decode(header)
     except RecursionError:
-        raise Invalid("malformed", "the message is nested too deeply") from None
+        raise Invalid(ErrorCode.MALFORMED, "the message is nested too deeply") from None
     except msgspec.ValidationError as error:
-        raise _explain(header, str(error)) from None
+        raise _explain(header, error) from None
     except msgspec.DecodeError as error:
-        raise Invalid("malformed", f"the message is not msgpack: {str(error) or 'it ends too early'}") from None
+        raise Invalid(ErrorCode.MALFORMED, f"the message is not msgpack: {str(error) or 'it ends too early'}") from None
     except UnicodeDecodeError as error:
-        raise Invalid("malformed", f"a string in the message is not UTF-8: {error.reason}") from None
+        raise Invalid(ErrorCode.MALFORMED, f"a string in the message is not UTF-8: {error.reason}") from None
     if isinstance(request.id, str) and len(request.id) > ID_LENGTH_MAX:
-        raise Invalid("bad_id", f"id must not be longer than {ID_LENGTH_MAX} characters", "id")
+        raise Invalid(ErrorCode.BAD_ID, f"id must not be longer than {ID_LENGTH_MAX} characters", "id")
     return request
 
 
-def _explain(header: bytes | memoryview, error: str) -> Invalid:
+def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Invalid:
     """What was wrong, in the words of the protocol, and the id if it can be made out."""
-    field, text = worded(error)
+    fault = read_fault(error)
+    field, text = fault.place, fault.text
     try:
         message = msgspec.msgpack.decode(header)
     except Exception:  # it did decode once, as far as the fault; anything can be behind that
-        seen = None if text == MISSING else field  # it may be behind the fault
-        return Invalid("malformed", f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen)
+        seen = None if fault.kind is FaultKind.MISSING else field  # it may be behind the fault
+        return Invalid(
+            ErrorCode.MALFORMED, f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen
+        )
     if not isinstance(message, dict):
-        return Invalid("malformed", f"the message must be a map; got {type(message).__name__}")
+        return Invalid(ErrorCode.MALFORMED, f"the message must be a map; got {type(message).__name__}")
     found = message.get("id")
     known = found if isinstance(found, (int, str)) and not isinstance(found, bool) else None
     if isinstance(known, str) and len(known) > ID_LENGTH_MAX:
         known = None
     if "op" not in message:
-        return Invalid("bad_op", f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
+        return Invalid(ErrorCode.BAD_OP, f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
     if message["op"] not in OPS:
-        return Invalid("bad_op", f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known)
-    return Invalid("bad_field", f"{field or 'message'}: {text}", field, known)
+        return Invalid(
+            ErrorCode.BAD_OP, f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
+        )
+    return Invalid(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
 
 
-def worded(error: str, words: Mapping[str, str] = WORDS) -> tuple[str | None, str]:
-    """(the field, the sentence) of the decoder's error, in the words of the protocol."""
-    text, _, path = error.partition(" - at `")
-    place = path.partition("$")[2].rstrip("`").lstrip(".")
-    if text.startswith("Object ") and "`" in text:
-        name = text.split("`")[1][:NAME_SHOWN]
-        place = f"{place}.{name}" if place else name
-        text = MISSING if text.startswith("Object missing") else "there is no such field; is it misspelt?"
-    elif path.startswith("key` in"):
-        text = "the name of a field must be a string"
-    for word, plain in words.items():
-        text = text.replace(f"`{word}`", plain)
-    return place or None, text[:200]
+def worded(error: str) -> tuple[str | None, str]:
+    """(the field, the sentence) of msgspec's error, in the words of the protocol."""
+    fault = read_fault(msgspec.ValidationError(error))
+    return fault.place, fault.text
 
 
 def duplicate(request_id: Id) -> Invalid:
     """The id is in use."""
-    return Invalid("duplicate_id", f"id {request_id!r} is in flight on this connection already", "id", request_id)
+    return Invalid(
+        ErrorCode.DUPLICATE_ID, f"id {request_id!r} is in flight on this connection already", "id", request_id
+    )
 
 
 def no_room(count: int, request_id: Id) -> Invalid:
     """The bound on open requests is reached."""
     text = f"{count} requests are in flight at this frontend, which is its limit"
-    return Invalid("frontend_full", text, None, request_id, "rejected", 50.0)
+    return Invalid(ErrorCode.FRONTEND_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
 
 
 def no_memory(count: int, size: int, request_id: Id) -> Invalid:
@@ -257,7 +248,7 @@ def no_memory(count: int, size: int, request_id: Id) -> Invalid:
         f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
         "limit (GEARMESH_IN_FLIGHT_MB)"
     )
-    return Invalid("memory_full", text, None, request_id, "rejected", 50.0)
+    return Invalid(ErrorCode.MEMORY_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
 
 
 def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> float:
@@ -265,7 +256,7 @@ def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> fl
     slo_ms = slo_ms_default if request.slo_ms is None else request.slo_ms
     if not math.isfinite(slo_ms) or slo_ms <= 0 or slo_ms > slo_ms_max:
         raise Invalid(
-            "bad_slo",
+            ErrorCode.BAD_SLO,
             f"slo_ms must be a number above 0 and at most {slo_ms_max:g}; got {slo_ms:.12g}",
             "slo_ms",
             request.id,
@@ -276,14 +267,16 @@ def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> fl
 def check_weight(request: Infer) -> float:
     """The value of an answer in time. Raises: Invalid."""
     if not 0.01 <= request.weight <= 100:
-        raise Invalid("bad_weight", f"weight must lie in 0.01 to 100; got {request.weight:g}", "weight", request.id)
+        raise Invalid(
+            ErrorCode.BAD_WEIGHT, f"weight must lie in 0.01 to 100; got {request.weight:g}", "weight", request.id
+        )
     return request.weight
 
 
 def check_names(request: Infer) -> None:
     """Exactly one of model and app, and names that can be names. Raises: Invalid."""
     if (request.model is None) == (request.app is None):
-        raise Invalid("bad_target", "give either model or app", "model", request.id)
+        raise Invalid(ErrorCode.BAD_TARGET, "give either model or app", "model", request.id)
     field, name = ("model", request.model) if request.model is not None else ("app", request.app)
     if name is None or not NAME.fullmatch(name):
         raise Invalid(
@@ -291,7 +284,7 @@ def check_names(request: Infer) -> None:
         )
     if request.version is not None and not VERSION.fullmatch(request.version):
         text = f"version is a string of digits; got {request.version[:32]!r}"
-        raise Invalid("unknown_version", text, "version", request.id)
+        raise Invalid(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)
 
 
 class InputRules:
@@ -329,13 +322,13 @@ def check_inputs(request: Infer, frames: Sequence[bytes | memoryview], spec: wir
     given = request.inputs
     if frames and len(frames) != len(given):
         text = f"{len(frames)} frames follow the header; inputs names {len(given)} tensors, one frame each"
-        raise Invalid("bad_frames", text, "inputs", request.id)
+        raise Invalid(ErrorCode.BAD_FRAMES, text, "inputs", request.id)
     places = {tensor.name: i for i, tensor in enumerate(given)}
     wanted = [tensor.name for tensor in spec.inputs]
     if len(places) != len(given) or len(given) != len(wanted) or any(name not in places for name in wanted):
         names = ", ".join(tensor.name[:32] for tensor in given[:8]) or "none"
         raise Invalid(
-            "bad_inputs", f"the model takes the inputs {', '.join(wanted)}; got {names}", "inputs", request.id
+            ErrorCode.BAD_INPUTS, f"the model takes the inputs {', '.join(wanted)}; got {names}", "inputs", request.id
         )
     rows = 0
     tensors: list[bytes | memoryview] = []
@@ -356,23 +349,23 @@ def _check_tensor(
     if tensor.dtype != spec.dtype:
         known = "" if tensor.dtype in DTYPES else f" (dtypes are {', '.join(DTYPES)})"
         text = f"{spec.name} must be {spec.dtype}; got {tensor.dtype[:32]!r}{known}"
-        raise Invalid("bad_dtype", text, f"inputs[{place}].dtype", request.id)
+        raise Invalid(ErrorCode.BAD_DTYPE, text, f"inputs[{place}].dtype", request.id)
     if len(shape) != len(spec.shape) or any(s != w for s, w in zip(shape[1:], spec.shape[1:], strict=True)):
         text = f"{spec.name} must have shape {list(spec.shape)}, -1 being the number of rows; got {shape[:8]}"
-        raise Invalid("bad_shape", text, f"inputs[{place}].shape", request.id)
+        raise Invalid(ErrorCode.BAD_SHAPE, text, f"inputs[{place}].shape", request.id)
     if not 1 <= shape[0] <= rows_max:
         text = f"{spec.name} must have 1 to {rows_max} rows; got {shape[0]}"
-        raise Invalid("bad_shape", text, f"inputs[{place}].shape", request.id)
+        raise Invalid(ErrorCode.BAD_SHAPE, text, f"inputs[{place}].shape", request.id)
     if rows and shape[0] != rows:
         text = f"all inputs must have the same number of rows; {spec.name} has {shape[0]}, others {rows}"
-        raise Invalid("bad_shape", text, f"inputs[{place}].shape", request.id)
+        raise Invalid(ErrorCode.BAD_SHAPE, text, f"inputs[{place}].shape", request.id)
     data = tensor.data if frame is None else frame
     if frame is not None and tensor.data is not None:
         text = f"{spec.name} has data in the header and a frame as well"
-        raise Invalid("bad_frames", text, f"inputs[{place}].data", request.id)
+        raise Invalid(ErrorCode.BAD_FRAMES, text, f"inputs[{place}].data", request.id)
     wanted = byte_count(spec.dtype, shape)
     if data is None or len(data) != wanted:
         got = "none" if data is None else str(len(data))
         text = f"{spec.name}: shape {shape} of {spec.dtype} is {wanted} bytes; got {got}"
-        raise Invalid("bad_data", text, f"inputs[{place}].data", request.id)
+        raise Invalid(ErrorCode.BAD_DATA, text, f"inputs[{place}].data", request.id)
     return shape[0]

@@ -7,6 +7,7 @@ from frontend.core import protocol
 from frontend.core.protocol import InputRules, Invalid
 from mesh import wire
 from mesh.names import listed
+from mesh.codes import AnswerStatus, ErrorCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,14 @@ class Targets:
         protocol.check_names(request)
         if request.context is not None:
             text = "context goes with app: only applications learn"
-            return Invalid("bad_target", text, "context", request.id)
+            return Invalid(ErrorCode.BAD_TARGET, text, "context", request.id)
         entry = self.models.get(str(request.model))
         if entry is None:
             text = f"there is no model {request.model!r}; there are: {listed(self.models)}"
-            return Invalid("unknown_model", text, "model", request.id)
+            return Invalid(ErrorCode.UNKNOWN_MODEL, text, "model", request.id)
         if entry.current is None or entry.spec is None:
             why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
             text = f"model {entry.name!r} has no version that can be served{why}"
-            return Invalid("not_ready", text, "model", request.id, "rejected", 1000.0)
+            return Invalid(ErrorCode.NOT_READY, text, "model", request.id, AnswerStatus.REJECTED, 1000.0)
         text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
-        return Invalid("unknown_version", text, "version", request.id)
+        return Invalid(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from frontend.gateway.errors import Refused
+from mesh.codes import ErrorCode, HttpCode
 from mesh.net.keys import LOOPBACK
 
 RETRY_AFTER_MS = 50.0
@@ -25,7 +26,7 @@ class Gate:
         """One request more. Raises: Refused."""
         if self.requests >= self.requests_max:
             text = f"{self.requests} requests are in this gateway, which is its limit (GEARMESH_IN_FLIGHT_MAX)"
-            raise Refused(text, "gateway_full", None, 429, RETRY_AFTER_MS)
+            raise Refused(text, HttpCode.GATEWAY_FULL, None, RETRY_AFTER_MS)
         self.requests += 1
 
     def leave(self, held_bytes: int) -> None:
@@ -55,14 +56,14 @@ class Gate:
             raise self.too_large(body_bytes)
         if self.held_bytes + more_bytes > self.held_bytes_max:
             text = f"{self.held_bytes} bytes of bodies are in this gateway, as many as it holds at once"
-            raise Refused(text, "gateway_full", None, 429, RETRY_AFTER_MS)
+            raise Refused(text, HttpCode.GATEWAY_FULL, None, RETRY_AFTER_MS)
         self.held_bytes += more_bytes
         return body_bytes
 
     def too_large(self, size_bytes: int) -> Refused:
         """The refusal of so many bytes."""
         text = f"a request has at most {self.body_bytes_max} bytes (GEARMESH_REQUEST_BYTES_MAX); this has {size_bytes}"
-        return Refused(text, "too_large", None, 413)
+        return Refused(text, ErrorCode.TOO_LARGE)
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ def check_origin(headers: Mapping[str, str]) -> None:
         host = None
     if host not in LOOPBACK:
         text = f"a page of {origin[:80]!r} may not ask this mesh; only pages of this machine may"
-        raise Refused(text, "foreign_origin", "Origin", 403)
+        raise Refused(text, HttpCode.FOREIGN_ORIGIN, "Origin")
 
 
 def budget_of(header: str | None) -> float | None:
@@ -99,7 +100,7 @@ def budget_of(header: str | None) -> float | None:
         return float(header)
     except ValueError:
         text = f"X-Gearmesh-Slo-Ms is a number of milliseconds; got {header[:32]!r}"
-        raise Refused(text, "bad_slo", "X-Gearmesh-Slo-Ms") from None
+        raise Refused(text, ErrorCode.BAD_SLO, "X-Gearmesh-Slo-Ms") from None
 
 
 def json_length(header: str | None) -> int | None:
@@ -108,5 +109,5 @@ def json_length(header: str | None) -> int | None:
         return None
     if not (header.isascii() and header.isdigit() and len(header) < 20):
         text = f"Inference-Header-Content-Length is a number of bytes; got {header[:32]!r}"
-        raise Refused(text, "malformed", "Inference-Header-Content-Length")
+        raise Refused(text, ErrorCode.MALFORMED, "Inference-Header-Content-Length")
     return int(header)

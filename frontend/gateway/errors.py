@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from frontend.client.conversation import RequestError
+from mesh.codes import AnswerStatus, Coded, ErrorCode, HttpCode, http_of
 
 RETRY_AFTER_S = 1  # where nobody knows better
-NOT_FOUND = {"unknown_model", "unknown_version", "unknown_app", "not_deployed"}
-UNAVAILABLE = {"not_ready", "no_worker", "no_replica", "no_frontend", "no_broker", "stopping", "closed"}
-STATUSES = {"invalid": 400, "rejected": 429, "timed_out": 504, "failed": 500}
 RETRIED = {429, 503}  # answers that say when to come back
+PLAIN = {404: HttpCode.NO_SUCH_PATH, 405: HttpCode.BAD_METHOD, 413: ErrorCode.TOO_LARGE}
 
 
 @dataclass(slots=True)
@@ -23,11 +22,16 @@ class Refused(Exception):
     message: str
     code: str
     field: str | None = None
-    status: int = 400
     retry_after_ms: float | None = None
+    http: int | None = None  # where it is not the code's own
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def status(self) -> int:
+        """HTTP's; 400 where neither the code nor anybody else says."""
+        return self.http or (self.code.http if isinstance(self.code, Coded) else None) or 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ def refusal(refused: Refused) -> ErrorAnswer:
     body = {
         "error": refused.message,
         "code": refused.code,
-        "status": "rejected" if refused.status >= 429 else "invalid",
+        "status": AnswerStatus.REJECTED if refused.status >= 429 else AnswerStatus.INVALID,
     }
     return _answer(refused.status, body, refused.field, refused.retry_after_ms)
 
@@ -56,21 +60,12 @@ def error_answer(error: RequestError) -> ErrorAnswer:
         value = getattr(error, name)
         if value is not None:
             body[name] = value
-    return _answer(_status(error), body, _field(error.field), error.retry_after_ms)
+    return _answer(http_of(error.status, error.code), body, _field(error.field), error.retry_after_ms)
 
 
 def plain_error(status: int, message: str) -> ErrorAnswer:
     """HTTP's own: no such path, not this method."""
-    codes = {404: "no_such_path", 405: "bad_method", 413: "too_large"}
-    return _answer(status, {"error": message, "code": codes.get(status, "bad_request")}, None, None)
-
-
-def _status(error: RequestError) -> int:
-    if error.code in NOT_FOUND:
-        return 404
-    if error.code in UNAVAILABLE:
-        return 503
-    return STATUSES.get(error.status, 500)
+    return _answer(status, {"error": message, "code": PLAIN.get(status, HttpCode.BAD_REQUEST)}, None, None)
 
 
 def _field(field: str | None) -> str | None:

@@ -10,6 +10,7 @@ import structlog
 
 from frontend.client.client import AsyncClient, RequestError
 from frontend.gateway.errors import Refused
+from mesh.codes import HttpCode
 from mesh.process.settings import Settings
 
 POLL_S = 1.0  # between two questions to a frontend whether it is there, and who else is
@@ -89,7 +90,7 @@ class Pool:
         up = [frontend for frontend in self._frontends.values() if frontend.up]
         if not up:
             text = f"no frontend answers at {', '.join(self._frontends)}, or none that has a table; is the mesh up?"
-            raise Refused(text, "no_frontend", None, 503, 1000.0)
+            raise Refused(text, HttpCode.NO_FRONTEND, None, 1000.0)
         frontend = min(up, key=lambda frontend: frontend.in_flight)
         frontend.in_flight += 1
         try:

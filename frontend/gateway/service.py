@@ -20,6 +20,7 @@ from frontend.gateway.errors import ErrorAnswer, Refused, error_answer, plain_er
 from frontend.gateway.inference import Question, read_question, respond
 from frontend.gateway.pool import Pool
 from frontend.gateway.watch import Watch
+from mesh.codes import ErrorCode, HttpCode, http_of_reply
 from mesh.metrics import CONTENT_TYPE, metrics_text
 from mesh.names import VERSION
 from mesh.process.settings import Settings
@@ -121,12 +122,12 @@ class Gateway:
                     admitted.came(len(chunk))
                     body += chunk
         except TimeoutError:
-            raise Refused(f"the body did not come within {BODY_S_MAX:g} s", "slow_body", None, 408) from None
+            raise Refused(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None
         except (ClientError, ConnectionError, web.RequestPayloadError) as error:
             request.content.feed_eof()  # nothing more of it can be read
             request["broken"] = True
             text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())}"
-            raise Refused(text, "malformed") from None
+            raise Refused(text, ErrorCode.MALFORMED) from None
         return body
 
     async def _expected(self, request: web.Request) -> None:
@@ -178,8 +179,8 @@ class Gateway:
         there = sorted(await self._pool.all("apps" if only_apps else "models"))
         shown = ", ".join(there[:NAMES_SHOWN]) + (", ..." if len(there) > NAMES_SHOWN else "") or "none"
         what = "application" if only_apps else "model or application"
-        code = "unknown_app" if only_apps else "unknown_model"
-        raise Refused(f"there is no {what} {name[:64]!r}; there are: {shown}", code, "model", 404)
+        code = ErrorCode.UNKNOWN_APP if only_apps else ErrorCode.UNKNOWN_MODEL
+        raise Refused(f"there is no {what} {name[:64]!r}; there are: {shown}", code, "model")
 
     # -- health and descriptions --------------------------------------------------------------------------------------
 
@@ -188,9 +189,11 @@ class Gateway:
 
     async def _ready(self, request: web.Request) -> web.Response:
         if self.draining:
-            raise Refused("the gateway is being stopped", "stopping", None, 503)
+            raise Refused("the gateway is being stopped", ErrorCode.STOPPING)
         if not descriptions.server_ready((await self._pool.all("models")).values()):
-            raise Refused("not every deployed model can be served yet (see /v2/models)", "not_ready", None, 503, 1000.0)
+            raise Refused(
+                "not every deployed model can be served yet (see /v2/models)", ErrorCode.NOT_READY, None, 1000.0
+            )
         return _json({"ready": True})
 
     async def _server(self, request: web.Request) -> web.Response:
@@ -214,7 +217,7 @@ class Gateway:
         kind, described = await self._fresh_target(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
             why = described["fault"] or descriptions.NOBODY
-            raise Refused(f"{described['name']} would not be served: {why}", "not_ready", None, 503, 1000.0)
+            raise Refused(f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, None, 1000.0)
         return _json({"name": described["name"], "ready": True})
 
     async def _fresh_target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
@@ -225,7 +228,7 @@ class Gateway:
         if version is not None and version not in described.get("versions", ()):
             there = ", ".join(described.get("versions", ())) or "none"
             text = f"{described['name']} has no version {version[:32]!r}; it has: {there}"
-            raise Refused(text, "unknown_version", "version", 404)
+            raise Refused(text, ErrorCode.UNKNOWN_VERSION, "version")
         return kind, described
 
     async def _stats(self, request: web.Request) -> web.Response:
@@ -252,16 +255,14 @@ class Gateway:
         parameters = asked.get("parameters") or {}
         version = parameters.get("version") if isinstance(parameters, dict) and deploy else None
         if version is not None and not (isinstance(version, str) and VERSION.fullmatch(version)):
-            raise Refused("parameters.version is a string of digits", "bad_field", "parameters.version")
+            raise Refused("parameters.version is a string of digits", ErrorCode.BAD_FIELD, "parameters.version")
         name = request.match_info["name"]
         reply = await self._watch.operate(name, version, deploy=deploy)
         if reply.ok:
             await self._pool.await_change(name, deployed=deploy)
             return _json({"message": reply.message})
-        missing = reply.field in ("name", "version")
         text = reply.message + "".join(f"; {fault}" for fault in reply.faults)
-        code = reply.code or ("unknown_model" if missing else "not_loaded")
-        raise Refused(text, code, reply.field or None, 404 if missing else 400)
+        raise Refused(text, reply.code or HttpCode.NOT_LOADED, reply.field or None, http=http_of_reply(reply.code))
 
     async def _feedback(self, request: web.Request) -> web.Response:
         answer = dict(await self._pool.call("feedback", **_feedback_fields(await self._map(request))))
@@ -276,9 +277,9 @@ class Gateway:
             try:
                 found = msgspec.json.decode(body) if body else {}
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise Refused(f"the body is not JSON: {error}", "malformed") from None
+                raise Refused(f"the body is not JSON: {error}", ErrorCode.MALFORMED) from None
         if not isinstance(found, dict):
-            raise Refused(f"the body is a JSON map; got {type(found).__name__}", "malformed")
+            raise Refused(f"the body is a JSON map; got {type(found).__name__}", ErrorCode.MALFORMED)
         return found
 
     # -- for people and Prometheus ------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ class Gateway:
         try:
             view = await self._watch.look()
         except NoMesh as error:
-            raise Refused(str(error), "no_frontend", None, 503, 1000.0) from error
+            raise Refused(str(error), HttpCode.NO_FRONTEND, None, 1000.0) from error
         told = {
             **describe(view),
             "at_s": view.at_s,
@@ -349,7 +350,7 @@ def _feedback_fields(asked: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in asked if name not in known]
     if unknown:
         text = f"{unknown[0][:64]}: there is no such field; there are: {', '.join(known)}"
-        raise Refused(text, "bad_field", unknown[0][:64])
+        raise Refused(text, ErrorCode.BAD_FIELD, unknown[0][:64])
     if not isinstance(asked.get("decision_id"), str):
-        raise Refused("decision_id is the string that an application's answer had", "bad_field", "decision_id")
+        raise Refused("decision_id is the string that an application's answer had", ErrorCode.BAD_FIELD, "decision_id")
     return {name: value for name, value in asked.items() if value is not None}

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.gateway.errors import Refused
+from mesh.codes import ErrorCode
 from mesh.tensors import DTYPES, byte_count, view
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,7 @@ def dtype_of(datatype: str, field: str) -> str:
         return DATATYPES[datatype]
     why = "strings are not served; send numbers" if datatype == "BYTES" else "it is not one that is served"
     raise Refused(
-        f"{field}: datatype {datatype[:32]!r}: {why}; datatypes are {', '.join(DATATYPES)}", "bad_dtype", field
+        f"{field}: datatype {datatype[:32]!r}: {why}; datatypes are {', '.join(DATATYPES)}", ErrorCode.BAD_DTYPE, field
     )
 
 
@@ -40,7 +41,7 @@ def check_shape(shape: Sequence[int], field: str) -> None:
     """The shape is that of an actual tensor. Raises: Refused."""
     if not 1 <= len(shape) <= DIMENSIONS_MAX or any(extent < 0 for extent in shape):
         text = f"{field}: shape is 1 to {DIMENSIONS_MAX} numbers from 0 on, rows first; got {list(shape[:8])}"
-        raise Refused(text, "bad_shape", field)
+        raise Refused(text, ErrorCode.BAD_SHAPE, field)
 
 
 def from_bytes(data: memoryview, dtype: str, shape: Sequence[int], field: str) -> Array:
@@ -48,7 +49,7 @@ def from_bytes(data: memoryview, dtype: str, shape: Sequence[int], field: str) -
     wanted = byte_count(dtype, shape)
     if len(data) != wanted:
         text = f"{field}: shape {list(shape)} of {NAMES[dtype]} is {wanted} bytes; got {len(data)}"
-        raise Refused(text, "bad_data", field)
+        raise Refused(text, ErrorCode.BAD_DATA, field)
     return view(data, dtype, shape)
 
 
@@ -56,16 +57,16 @@ def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
     """The tensor of JSON numbers, nested as the shape or flat in row-major order. Raises: Refused."""
     count = math.prod(shape)
     if not isinstance(data, list):
-        raise Refused(f"{field}: data is a list of numbers; got {type(data).__name__}", "bad_data", field)
+        raise Refused(f"{field}: data is a list of numbers; got {type(data).__name__}", ErrorCode.BAD_DATA, field)
     try:
         found = np.asarray(data)
     except (ValueError, OverflowError):
         text = f"{field}: data is nested unevenly; give {count} numbers in one list, or nested as {list(shape)}"
-        raise Refused(text, "bad_data", field) from None
+        raise Refused(text, ErrorCode.BAD_DATA, field) from None
     if found.size != count or (found.ndim != 1 and found.shape != tuple(shape)):
         got = f"{found.size} in one list" if found.ndim == 1 else f"nested as {list(found.shape)}"
         text = f"{field}: shape {list(shape)} is {count} numbers in one list, or nested so; got {got}"
-        raise Refused(text, "bad_data", field)
+        raise Refused(text, ErrorCode.BAD_DATA, field)
     if found.dtype.kind == "f" and DTYPES[dtype].kind == "u":
         found = _whole(data, found)
     return _cast(found, dtype, field).reshape(tuple(shape))
@@ -85,19 +86,19 @@ def _cast(found: Array, dtype: str, field: str) -> Array:
     if found.size == 0:
         return np.empty(0, wanted)
     if found.dtype.kind not in "biuf" or (found.dtype.kind == "b" and wanted.kind != "b"):
-        raise Refused(f"{field}: data holds something that is no {NAMES[dtype]}", "bad_data", field)
+        raise Refused(f"{field}: data holds something that is no {NAMES[dtype]}", ErrorCode.BAD_DATA, field)
     if wanted.kind == "f":
         with np.errstate(over="ignore"):
             cast = found.astype(wanted)
         if not np.isfinite(cast).all():
-            raise Refused(f"{field}: data holds a number too large for {NAMES[dtype]}", "bad_data", field)
+            raise Refused(f"{field}: data holds a number too large for {NAMES[dtype]}", ErrorCode.BAD_DATA, field)
         return cast
     if found.dtype.kind == "f":
         text = f"{field}: {NAMES[dtype]} takes whole numbers in its range; data holds {_odd(found)}"
-        raise Refused(text, "bad_data", field)
+        raise Refused(text, ErrorCode.BAD_DATA, field)
     least, most = _range(wanted)
     if int(found.min()) < least or int(found.max()) > most:
-        raise Refused(f"{field}: {NAMES[dtype]} lies in {least} to {most}; data goes beyond", "bad_data", field)
+        raise Refused(f"{field}: {NAMES[dtype]} lies in {least} to {most}; data goes beyond", ErrorCode.BAD_DATA, field)
     return found.astype(wanted)
 
 

@@ -14,7 +14,8 @@ from frontend.client.client import RequestError
 from gearmesh.cli.calls import operator_of, refused
 from gearmesh.cli.session import client, err, out, settings
 from mesh import wire
-from mesh.errors import BAD, PackageError
+from mesh.codes import PackageCode
+from mesh.errors import PackageError
 from mesh.process.settings import Settings
 
 app = typer.Typer(add_completion=False)
@@ -80,7 +81,7 @@ def _package_is_sound() -> Iterator[None]:
         yield
     except PackageError as error:
         err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2 if error.code == BAD else 1) from error
+        raise typer.Exit(2 if error.code == PackageCode.BAD_PACKAGE else 1) from error
 
 
 @app.command()
@@ -113,6 +114,6 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint:
     if reply.ok:
         out.print(reply.message)
         return
-    if hint and reply.field == "name" and not reply.code:
+    if hint and reply.field == "name" and reply.code != PackageCode.NAME_TAKEN:
         reply = msgspec.structs.replace(reply, faults=(*reply.faults, hint))
     refused(reply)

@@ -13,9 +13,10 @@ from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.package import read_package
 from gpu_worker.packages.writing import adopt, check_free, written_in
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.repository import MANIFEST, look, versions_in
-from mesh.versions import CHANGED, TAKEN, why_changed, why_container
+from mesh.versions import why_changed, why_container
 
 ANY_FACTORY = ("",)  # whether a worker may call it is for the workers to say: nothing is called here
 
@@ -47,7 +48,7 @@ def order(
 def _of_folder(folder: Path, version: str | None, told: wire.CatalogueReply, factory_allow: tuple[str, ...]) -> Order:
     name, known = folder.name, known_of(told, folder.name)  # the name given, whatever the folder is a link to
     if known is not None and known.container:
-        raise PackageError(str(folder), [why_container(name, str(folder))], TAKEN)
+        raise PackageError(str(folder), [why_container(name, str(folder))], PackageCode.NAME_TAKEN)
     versions = _versions(folder)
     if version is not None and version not in versions:
         raise PackageError(str(folder), [f"it has no version {version!r}; it has: {', '.join(versions)}"])
@@ -58,7 +59,7 @@ def _of_folder(folder: Path, version: str | None, told: wire.CatalogueReply, fac
                 f"the broker's repository is {told.repository} on {told.machine}, which is not seen from here: copy "
                 f"the folder into it there, and `gearmesh deploy {name}`"
             )
-            raise PackageError(str(folder), [why], "not_written")
+            raise PackageError(str(folder), [why], PackageCode.NOT_WRITTEN)
         contents = known.contents if known is not None else {}
         notes = adopt_package(folder, Path(told.repository), factory_allow, contents)
     check_deployed(name, version or versions[-1], told)
@@ -134,7 +135,7 @@ def check_content(name: str, version: str, told: wire.CatalogueReply) -> None:
     except PackageError as error:
         faults = [why_changed(ref), *error.faults]
     if faults:
-        raise PackageError(ref, faults, CHANGED)
+        raise PackageError(ref, faults, PackageCode.CONTENT_CHANGED)
 
 
 def _may_read(folder: Path) -> bool:

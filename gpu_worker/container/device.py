@@ -16,6 +16,7 @@ from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.process.timers import Alarm
 from mesh.tensors import byte_count
 
@@ -146,7 +147,7 @@ class ContainerDevice:
         assert isinstance(action, wire.Infer)
         begin_s = time.monotonic()
         if not self._free:
-            return Done(begin_s, begin_s, 0.0, "no_slots")
+            return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
         job.slot = slot = self._free.pop()
         for i, (placed, size) in enumerate(zip(self._layout.inputs, self._in_bytes, strict=True)):
             at = slot + placed["at"]
@@ -155,10 +156,14 @@ class ContainerDevice:
                 piece = tensors[i]
                 begin, at = at, at + len(piece)
                 if at > end:
-                    return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has more bytes than the batch's rows")
+                    return Done(
+                        begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, f"input {i} has more bytes than the batch's rows"
+                    )
                 self._bytes[begin:at] = piece
             if at != end:
-                return Done(begin_s, begin_s, 0.0, "bad_input", f"input {i} has fewer bytes than the batch's rows")
+                return Done(
+                    begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, f"input {i} has fewer bytes than the batch's rows"
+                )
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -168,7 +173,7 @@ class ContainerDevice:
         now = time.monotonic()
         child = self._child
         if child is None or child.ready is None or self._why or not child.run(action.action, action.batch, job.slot):
-            return Done(now, now, 0.0, "container_died", self._why or "its code is being started again")
+            return Done(now, now, 0.0, ActionCode.CONTAINER_DIED, self._why or "its code is being started again")
         self._running = job
         assert self._alarm is not None
         self._overdue_s = action.overdue_s + (0.0 if child.warm else action.cold_s) if action.overdue_s else None
@@ -226,7 +231,7 @@ class ContainerDevice:
         begin_s, end_s = message["begin"], message["end"]
         if error is not None:
             self._log_error(error, message["trace"])
-        code = "ok" if error is None else "model_error"
+        code = ActionCode.OK if error is None else ActionCode.MODEL_ERROR
         if error is None and self._child is not None:
             self._child.warm = True
         self._finished(Phase.EXEC, job, Done(begin_s, end_s, end_s - begin_s, code, error or ""))
@@ -284,7 +289,7 @@ class ContainerDevice:
         if job is not None:
             assert self._finished is not None
             now = time.monotonic()
-            self._finished(Phase.EXEC, job, Done(now, now, 0.0, "container_died", why))
+            self._finished(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.CONTAINER_DIED, why))
         if not self._closed and why != OTHER_CODE:
             self._later("start", BACKOFF_S[min(self._lives, len(BACKOFF_S) - 1)], self._start_again)
 

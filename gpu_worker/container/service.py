@@ -4,6 +4,8 @@ The number comes first: containers with different code that start at the same ti
 code that was served before gets its former number.
 """
 
+from typing import assert_never
+
 import structlog
 
 from gpu_worker.container.device import ContainerDevice
@@ -78,10 +80,15 @@ class ContainerService:
         for message in mail.messages:
             if self._worker is not None or self._draining:
                 return
-            if isinstance(message, wire.CallReply):
-                self._answered(message)
-            elif isinstance(message, wire.Introduce):
-                self._claim()
+            match message:
+                case wire.CallReply():
+                    self._answered(message)
+                case wire.Introduce():
+                    self._claim()
+                case wire.Table() | wire.CatalogueReply() | wire.Heartbeat() | wire.Goodbye():
+                    pass
+                case _:
+                    assert_never(message)
 
     def _answered(self, reply: wire.CallReply) -> None:
         """The broker has said which version the code is, or that it refuses it."""

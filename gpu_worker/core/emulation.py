@@ -16,6 +16,7 @@ from typing import Annotated
 import msgspec
 
 from gpu_worker.core.lanes import Done, Job, Phase
+from mesh.codes import ActionCode
 from mesh.errors import GearmeshError
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -141,7 +142,7 @@ class Emulator:
             return Done(now, now, 0.0)
         begin_s = max(now, self._free_s[phase])
         if begin_s > job.action.latest_s:
-            return Done(now, now, 0.0, "late")
+            return Done(now, now, 0.0, ActionCode.LATE)
         duration_s = self.duration_s(phase, job)
         end_s = self._free_s[phase] = begin_s + duration_s
         self._begun += 1

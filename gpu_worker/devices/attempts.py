@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from gpu_worker.packages.package import Package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 DEATHS_MAX = 2
@@ -99,7 +100,7 @@ class Attempts:
         attempt = begun(found, wanted, now=self._clock())
         if attempt is None:
             assert found is not None
-            raise PackageError(package.ref, [_refusal(found, self._device, file)], "ended_worker")
+            raise PackageError(package.ref, [_refusal(found, self._device, file)], PackageCode.ENDED_WORKER)
         with self._lock:
             if not self._closed:
                 self._running[package.ref] = attempt

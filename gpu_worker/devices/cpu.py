@@ -37,10 +37,10 @@ from gpu_worker.devices.rows import pad, padding_rows
 from gpu_worker.packages.package import ONNX, Package
 from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from mesh.tensors import DTYPES, raw
-from mesh.versions import CHANGED
 from mesh.wire import Buffer
 
 ARENA_MB = 1024
@@ -236,11 +236,11 @@ class CpuDevice:
         begin_s = time.monotonic()
         version = self._versions.get(action.ref)
         if version is None or not self._slots:
-            return Done(begin_s, begin_s, 0.0, "unknown_model" if version is None else "no_slots")
+            return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL if version is None else ActionCode.NO_SLOTS)
         job.slot = slot = self._slots.popleft()
         fault = fill(slot, action, job.tensors, version.row_bytes, version.padding)
         if fault:
-            return Done(begin_s, begin_s, 0.0, "bad_input", fault)
+            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -249,10 +249,10 @@ class CpuDevice:
         assert isinstance(action, wire.Infer)
         begin_s = time.monotonic()
         if begin_s > action.latest_s:
-            return Done(begin_s, begin_s, 0.0, "late")
+            return Done(begin_s, begin_s, 0.0, ActionCode.LATE)
         version = self._versions.get(action.ref)
         if version is None:
-            return Done(begin_s, begin_s, 0.0, "unknown_model")
+            return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
         try:
             gathered = version.weights is None
             if version.weights is None:
@@ -266,7 +266,7 @@ class CpuDevice:
         # whatever the model raises is the outcome of that action, and must not end the process
         except Exception as error:
             end_s = time.monotonic()
-            return Done(begin_s, end_s, end_s - begin_s, "device_error", f"{type(error).__name__}: {error}")
+            return Done(begin_s, end_s, end_s - begin_s, ActionCode.DEVICE_ERROR, f"{type(error).__name__}: {error}")
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s, gathered=gathered)
 
@@ -287,16 +287,16 @@ class CpuDevice:
         begin_s = time.monotonic()
         version = self._versions.get(job.action.ref)
         if version is None:
-            return Done(begin_s, begin_s, 0.0, "unknown_model")
+            return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
         window = self._windows.get(job.pages)
         try:
             version.image.copy_into(window)
         except WeightsChanged as error:
             end_s = time.monotonic()
-            return Done(begin_s, end_s, end_s - begin_s, CHANGED, str(error))
-        except OSError as error:  # an image on disk: this LOAD has failed, others continue
+            return Done(begin_s, end_s, end_s - begin_s, ActionCode.CONTENT_CHANGED, str(error))
+        except OSError as error:  # an image on disk: that LOAD has failed, others go on
             end_s = time.monotonic()
-            return Done(begin_s, end_s, end_s - begin_s, "device_error", str(error))
+            return Done(begin_s, end_s, end_s - begin_s, ActionCode.DEVICE_ERROR, str(error))
         version.weights = views(window, version.package)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)

@@ -10,6 +10,7 @@ from gpu_worker.core.lanes import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from mesh.process.timers import Alarm
@@ -81,7 +82,7 @@ class EmulatedDevice:
             # the job keeps it, even if the version is forgotten meanwhile
             job.slot = self._packages.get(job.action.ref)
         if job.slot is None:
-            return Done(now, now, 0.0, "unknown_model")
+            return Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL)
         done = self._emulator.begin(phase, job, now)
         if phase is Phase.OUTPUT:
             self._make_outputs(job)

@@ -20,6 +20,7 @@ from gpu_worker.packages.comparing import Run, tolerance
 from gpu_worker.packages.contents import digests_of
 from gpu_worker.packages.examples import said
 from gpu_worker.packages.package import ONNX, Package, Weight
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 Forward = Callable[..., Sequence[torch.Tensor]]
@@ -193,10 +194,10 @@ def check_by_running(
         fault = error
     except Exception as error:  # the author's graph may raise anything
         why = f"the model fails on inputs of its kind: {said(error)}"
-        raise PackageError(package.ref, [why], "forward_failed") from error
+        raise PackageError(package.ref, [why], PackageCode.FORWARD_FAILED) from error
     if written != [tensor._version for tensor in weights] or before != _digest(weights):
         why = "running the model changes its weights or buffers: an answer would depend on what was asked before"
-        raise PackageError(package.ref, [why], "state_changed")
+        raise PackageError(package.ref, [why], PackageCode.STATE_CHANGED)
     if fault is not None:
         raise fault
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gpu_worker.packages.package import Package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 ORT_DTYPES = {
@@ -33,8 +34,8 @@ def require(module: str, place: str) -> Any:
         raise PackageError(place, [f"{module} is not installed here: pip install 'gearmesh[onnx]'"]) from error
 
 
-def open_session(model: bytes | str, place: str, code: str = "bad_package") -> Any:
-    """Returns a session for the model (serialised, or a file's name), on as many threads as torch may use.
+def open_session(model: bytes | str, place: str, code: PackageCode = PackageCode.BAD_PACKAGE) -> Any:
+    """A session that runs the model (serialised, or a file's name) on as many threads as torch may use.
 
     Raises: PackageError with this code.
     """

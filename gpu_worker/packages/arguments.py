@@ -7,6 +7,7 @@ from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.package import BATCH_MAX, TENSORS_MAX
 from gpu_worker.packages.trials import ROWS
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES, byte_count
@@ -66,7 +67,7 @@ def check(
     else:
         faults += [fault for name, about in inputs.items() if (fault := _input_fault(name, about, options.batch_max))]
     if faults:
-        raise PackageError(printable(place), faults, "bad_argument")
+        raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
     check_names(place, "inputs", list(inputs))
     check_names(place, "outputs", outputs or ())
     return tuple(wire.TensorSpec(name=name, dtype=dtype, shape=(-1, *shape)) for name, (dtype, shape) in inputs.items())

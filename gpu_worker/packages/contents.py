@@ -16,8 +16,8 @@ import msgspec
 import xxhash
 
 from gpu_worker.packages.package import EXAMPLE, Digests, Identity, Package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
-from mesh.versions import CHANGED
 
 CHUNK_BYTES = 1 << 22
 # a file changed more recently may change again without a change of its times. Source: file times tick at 4 ms
@@ -98,7 +98,9 @@ class Contents:
                 digest = digest_of(opened)
                 after = os.fstat(opened.fileno())
                 if _bytes_of(after) != _bytes_of(before):
-                    raise PackageError(package.ref, [f"{file.name} changes while it is read"], CHANGED)
+                    raise PackageError(
+                        package.ref, [f"{file.name} changes while it is read"], PackageCode.CONTENT_CHANGED
+                    )
         except OSError as error:
             raise PackageError(package.ref, [f"{file.name}: {error.strerror}"]) from error
         if time.time() - max(before.st_mtime, after.st_ctime) > SETTLED_S:

@@ -15,6 +15,7 @@ from gpu_worker.packages.comparing import Run, finite_share
 from gpu_worker.packages.importing.arrays import array_of, arrays_of, cast
 from gpu_worker.packages.trials import Draw, Trial, check
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 KEPT_ROWS = 4  # rows of the example that is stored with a package
@@ -216,7 +217,7 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
     try:
         found = arrays_of(example)
     except ValueError as error:
-        raise PackageError(place, [str(error)], "bad_example") from None
+        raise PackageError(place, [str(error)], PackageCode.BAD_EXAMPLE) from None
     if list(found) == [""] and len(names) == 1:
         found = {names[0]: found[""]}
     if found.keys() != set(names):
@@ -231,11 +232,11 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
     if not faults and not len(rows[0]):
         faults.append("example has no rows")
     if faults:
-        raise PackageError(place, faults, "bad_example")
+        raise PackageError(place, faults, PackageCode.BAD_EXAMPLE)
     kept = Kept(tuple(rows))
     if batch_max > 1 and not varied(kept):
         why = "example must have two rows that differ: of equal ones it cannot be seen that they are independent"
-        raise PackageError(place, [why], "bad_example")
+        raise PackageError(place, [why], PackageCode.BAD_EXAMPLE)
     return kept
 
 
@@ -264,7 +265,7 @@ def check_shows(place: str, outputs: Sequence[torch.Tensor]) -> None:
     """
     if not finite_share(outputs):
         why = "no output is a finite number for the rows of example: give rows that the model gives numbers for"
-        raise PackageError(place, [why], "bad_example")
+        raise PackageError(place, [why], PackageCode.BAD_EXAMPLE)
 
 
 def check_kept(

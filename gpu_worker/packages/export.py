@@ -28,6 +28,7 @@ from gpu_worker.packages.package import EXAMPLE, MANIFEST, WEIGHTS, Package, rea
 from gpu_worker.packages.trials import Batch, Trial, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 GRAPH = "graph.pt2"
@@ -165,17 +166,17 @@ def _equal_results(
             found = program.run([tensor.clone() for tensor in batch.inputs])
         except Exception as error:  # the graph may raise anything for some number of rows
             why = f"the exported graph fails on {counted(batch.rows)}: {examples.said(error)}. {MEND}"
-            raise PackageError(place, [why], "batch_fixed") from None
+            raise PackageError(place, [why], PackageCode.BATCH_FIXED) from None
         for i, (name, one, other) in enumerate(zip(original.names, wanted, found, strict=True)):
             if not same(one, other, close) and not (rounding and _is_rounding(rounding, i, batch, one, other)):
                 off = amount(one, other, close)
                 why = f"{named(name)} of the exported graph differs from the module's for {counted(batch.rows)} ({off})"
-                raise PackageError(place, [f"{why}. {MEND}"], "not_equal")
+                raise PackageError(place, [f"{why}. {MEND}"], PackageCode.NOT_EQUAL)
         results.append(found)
     changed = [name for name, tensor in program.weights.items() if tensor._version != written[name]]
     if changed:
         why = f"forward writes into tensors that it keeps ({', '.join(changed[:3])}). {REMEMBERED}"
-        raise PackageError(place, [why], "state_changed")
+        raise PackageError(place, [why], PackageCode.STATE_CHANGED)
     return results
 
 
@@ -201,10 +202,10 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
             found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
         except Exception as error:  # torch.export may raise anything
             why = f"torch.export cannot load the graph that it saved: {examples.said(error)}. Serve it as a container"
-            raise PackageError(place, [why], "not_exportable") from None
+            raise PackageError(place, [why], PackageCode.NOT_EXPORTABLE) from None
         if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
             why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"
-            raise PackageError(place, [why], "not_equal")
+            raise PackageError(place, [why], PackageCode.NOT_EQUAL)
 
         def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             return list(forward(*program.weights.values(), *inputs))

@@ -5,6 +5,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
+from mesh.decoder_faults import read_fault
+
 
 def faults_of(value: Any, kind: Any, path: str = "") -> list[str]:
     """Returns one sentence for each fault, starting with the field; none if `value` fits `kind`."""
@@ -54,8 +56,8 @@ def _own_fault(value: Any, kind: Any, path: str) -> Iterator[str]:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        text, _, place = str(error).partition(" - at `$")
-        yield f"{path}{place.rstrip('`')}: {text}; got {str(value)[:60]!r}"
+        fault = read_fault(error, {})
+        yield f"{path}{fault.path}: {fault.text}; got {str(value)[:60]!r}"
 
 
 def _item(kind: Any) -> Any:

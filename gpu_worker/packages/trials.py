@@ -14,6 +14,7 @@ import torch
 
 from gpu_worker.packages.comparing import Rounding, Run, amount, same
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 # (rows, generator) -> inputs that a model can run on, each [rows, ...]
@@ -202,9 +203,10 @@ def counted(rows: int) -> str:
     return "1 row" if rows == 1 else f"{rows} rows"
 
 
-def code_of(outputs: Sequence[torch.Tensor], rows: int) -> str:
-    """Returns the code of the worst fault of outputs that do not fit."""
-    return "rows_changed" if any(tensor.ndim < 1 or len(tensor) != rows for tensor in outputs) else "bad_outputs"
+def code_of(outputs: Sequence[torch.Tensor], rows: int) -> PackageCode:
+    """The code of outputs that misfit: what is wrong with them most."""
+    changed = any(tensor.ndim < 1 or len(tensor) != rows for tensor in outputs)
+    return PackageCode.ROWS_CHANGED if changed else PackageCode.BAD_OUTPUTS
 
 
 def check(
@@ -234,7 +236,9 @@ def check_repeated(
     again = run([tensor.clone() for tensor in trial.batches[trial.repeated].inputs])
     for name, one, other in zip(names, results[trial.repeated], again, strict=True):
         if not same(one, other, close):
-            raise PackageError(place, [f"{named(name)} differs from run to run on equal inputs. {DRAWN}"], "random")
+            raise PackageError(
+                place, [f"{named(name)} differs from run to run on equal inputs. {DRAWN}"], PackageCode.RANDOM
+            )
 
 
 def rounding_of(run: Run, trial: Trial, results: Sequence[Sequence[torch.Tensor]]) -> Rounding:
@@ -263,7 +267,7 @@ def check_rows(
             expected, found = torch.cat([output[i] for output in alone])[origins], outputs[i][kept]
             if not same(expected, found, close) and not rounding.explains(i, origins, found):
                 how = f"alone it is another one than in a batch of {batch.rows}, {amount(expected, found, close)}"
-                raise PackageError(place, [_mixed(name, where(), how)], "rows_mixed")
+                raise PackageError(place, [_mixed(name, where(), how)], PackageCode.ROWS_MIXED)
 
 
 def check_beside(
@@ -295,7 +299,7 @@ def check_beside(
                 fine = same(own[i], found[:1], close) or of_odd.explains(i, [0], found[:1])
             if not fine:
                 how = f"beside a row of {odd.name} it is another one"
-                raise PackageError(place, [_mixed(name, where(), how)], "rows_mixed")
+                raise PackageError(place, [_mixed(name, where(), how)], PackageCode.ROWS_MIXED)
 
 
 def _mixed(output: str, where: str, how: str) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.package import EXAMPLE, Package, manifest_of, read_package
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.repository import versions_in
 from mesh.tensors import DTYPES
-from mesh.versions import EXISTS, next_free
+from mesh.versions import next_free
 
 Row = tuple[str, tuple[int, ...]]  # (dtype, shape of one row)
 
@@ -61,11 +62,11 @@ def written_in(repository: Path, ref: str) -> Iterator[None]:
         yield
     except shutil.Error as error:  # it collects the errors of several files
         ((_, file, why), *_) = error.args[0]
-        raise PackageError(ref, [f"{file} cannot be written: {why}"], "not_written") from error
+        raise PackageError(ref, [f"{file} cannot be written: {why}"], PackageCode.NOT_WRITTEN) from error
     except OSError as error:
         why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or str(error)
         why = f"{error.filename or repository} cannot be written: {why}"
-        raise PackageError(ref, [why], "not_written") from error
+        raise PackageError(ref, [why], PackageCode.NOT_WRITTEN) from error
 
 
 def adopt(
@@ -144,7 +145,7 @@ def check_free(
                 f"({', '.join(differing + options)}). A version never changes: give this one a number that is free, "
                 f"{_free(name, repository, known or {})}"
             ],
-            EXISTS,
+            PackageCode.VERSION_EXISTS,
         )
     return _note(other, options)
 
@@ -160,7 +161,7 @@ def check_known(package: Package, number: str, repository: Path, known: Mapping[
             f"another content was served as version {number} of {name}, though {repository / name / number} is not "
             f"there. A version never changes: give this one a number that is free, {_free(name, repository, known)}"
         ],
-        EXISTS,
+        PackageCode.VERSION_EXISTS,
     )
 
 

@@ -13,6 +13,7 @@ import zmq
 
 from mesh import wire
 from mesh.clocks import OffsetFilter
+from mesh.codes import LinkLoss
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Line, Mail, Transport
 from mesh.wire import Buffer
@@ -65,7 +66,7 @@ class Port(Generic[In, Out]):
             self.transport.unwatch(line)
             far = line.other
             if far is not None:
-                self.transport.hub.loop.call_soon(far.owner.line_lost, far, "closed the connection")
+                self.transport.hub.loop.call_soon(far.owner.line_lost, far, LinkLoss.CLOSED)
         if self.sock is not None:
             self.transport.hub.drop(self.sock, linger_ms=200)
             self.sock = None
@@ -223,7 +224,7 @@ class Link(Generic[In, Out]):
         far = self._line.other
         if far is not None and far.port is not None and far.port.knows(self.identity):
             far.port.forget(self.identity)
-            self.transport.hub.loop.call_soon(far.port.line_lost, far, "closed the connection")
+            self.transport.hub.loop.call_soon(far.port.line_lost, far, LinkLoss.CLOSED)
 
     def take(self, mail: Mail[In]) -> None:
         """Mail from a peer in this process."""
@@ -238,7 +239,7 @@ class Link(Generic[In, Out]):
             self._lost(line.peer, why)
 
     def _event(self, event: int) -> None:
-        why = "closed the connection" if event == zmq.EVENT_DISCONNECTED else "refused our key"
+        why = LinkLoss.CLOSED if event == zmq.EVENT_DISCONNECTED else LinkLoss.KEY_REFUSED
         self.line_lost(self._line, why)
         self.transport.hub.schedule_turn()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import assert_never
 
 import msgspec
 import structlog
@@ -70,13 +71,19 @@ class Registrar:
 
     def _received(self, mail: Mail[wire.FromBroker]) -> None:
         for message in mail.messages:
-            if isinstance(message, wire.Table):
-                self._take_table(message)
-            elif isinstance(message, wire.CallReply):
-                if self._replied is not None:
-                    self._replied(message)
-            elif isinstance(message, wire.Introduce) and self._link is not None:
-                self._link.send(wire.Register(member=self.member, epoch=self.shard_epoch))
+            match message:
+                case wire.Table():
+                    self._take_table(message)
+                case wire.CallReply():
+                    if self._replied is not None:
+                        self._replied(message)
+                case wire.Introduce():
+                    if self._link is not None:
+                        self._link.send(wire.Register(member=self.member, epoch=self.shard_epoch))
+                case wire.Heartbeat() | wire.Goodbye() | wire.CatalogueReply():
+                    pass  # that it was heard is the link's affair; nobody here asks for the catalogue
+                case _:
+                    assert_never(message)
 
     def _take_table(self, table: wire.Table) -> None:
         if self.table is not None and table.epoch <= self.table.epoch:

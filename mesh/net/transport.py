@@ -15,6 +15,7 @@ import zmq
 
 from mesh import wire
 from mesh.clocks import OffsetFilter
+from mesh.codes import LinkLoss
 from mesh.liveness import Liveness
 from mesh.net.sockets import Hub
 from mesh.wire import Buffer
@@ -212,7 +213,7 @@ class Transport:
         for key in due.lost:
             line = self._watched.get(key)
             if line is not None:
-                self._line_lost(line, "was silent for too long")
+                self._line_lost(line, LinkLoss.SILENT)
         self._timer = self.hub.loop.call_later(self._tick_s, self._tick)
 
     def _line_lost(self, line: Line, why: str) -> None:

@@ -35,6 +35,7 @@ from gpu_worker.devices.cuda.watching import Watching
 from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 
 FILL_BYTES_MAX = 64 * 1024  # more is filled in by the helper; this much takes some 10 us on the loop's thread
@@ -42,6 +43,7 @@ FILL_BYTES_MAX = 64 * 1024  # more is filled in by the helper; this much takes s
 AHEAD_S = 0.002
 IDLE_S = 0.0015  # without work, after which the clock is kept up. Source: the clock falls within milliseconds
 WARM_FOR_S = 30.0  # after the last EXEC the clock is kept up so long; then the device may rest
+OK = ActionCode.OK
 CLOCK_EVERY_S = 0.05
 CLOSE_S = 5.0  # for all threads to end when the device is closed
 EVENTS = 64  # for EXEC, INPUT and OUTPUT
@@ -182,7 +184,7 @@ class CudaDevice:
         """Starts a phase. Returns its outcome if it is over already; None: `finished` will be called."""
         now = time.monotonic()
         if self._hangs:
-            return Done(now, now, 0.0, "device_error", "the device hangs")
+            return Done(now, now, 0.0, ActionCode.DEVICE_ERROR, "the device hangs")
         self._begun[job] = phase
         done = self._begin(phase, job, now)
         if done is not None:
@@ -198,7 +200,7 @@ class CudaDevice:
             return None
         version = self._versions.get(ref)
         if version is None:
-            return Done(now, now, 0.0, "unknown_model")
+            return Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL)
         if phase is Phase.INPUT:
             return self._begin_input(job, version, now)
         if phase is Phase.LOAD:
@@ -220,7 +222,7 @@ class CudaDevice:
         size = padded(action.batch, version.executable.sizes)
         slot = self._versions.ring.take()
         if slot is None:
-            return Done(now, now, 0.0, "no_slots")
+            return Done(now, now, 0.0, ActionCode.NO_SLOTS)
         layout = version.executable.layouts[size]
         job.slot = Held(slot, version, size, layout)
         if layout.inputs_end > FILL_BYTES_MAX:
@@ -232,7 +234,7 @@ class CudaDevice:
         try:
             fill(held.slot, held.layout, job, held.version.padding)
         except WrongBytes as error:
-            return Done(begin_s, begin_s, 0.0, "bad_input", str(error))
+            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
         return None
 
@@ -259,7 +261,7 @@ class CudaDevice:
             self._window.spoil()
             now = time.monotonic()
             self._suspect()
-            self._tell(phase, job, Done(now, now, 0.0, "device_error", said(error)))
+            self._tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
 
     def _issue_input(self, job: Job, held: Held) -> None:
         stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end
@@ -274,10 +276,10 @@ class CudaDevice:
         action, held, now = job.action, job.slot, time.monotonic()
         assert isinstance(held, Held)
         if self._lane.start_s(now) > action.latest_s:
-            self._tell(Phase.EXEC, job, Done(now, now, 0.0, "late"))
+            self._tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.LATE))
             return
         if held.version is not version:
-            self._tell(Phase.EXEC, job, Done(now, now, 0.0, "unknown_model"))
+            self._tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL))
             return
         self.figures.late_s.append(now - max(action.earliest_s, given_s))
         gather = version.package.image_bytes > 0 and self._window.bring(version.number)
@@ -341,7 +343,7 @@ class CudaDevice:
             done.begin_s = issued_s
         self._timed.give(begin, end)
         self._issuer.now(partial(self._lane.ended, done.end_s))
-        if done.code == "ok":
+        if done.code == OK:
             self._tell(Phase.EXEC, job, done)
             return
         self._issuer.now(self._window.spoil)
@@ -387,7 +389,7 @@ class CudaDevice:
         self._tell_lost(why)
         now = time.monotonic()
         for job, phase in list(self._begun.items()):
-            self._end(phase, job, Done(now, now, 0.0, "device_error", why))
+            self._end(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, why))
 
     def _tell_lost(self, why: str) -> None:
         assert self._lost is not None

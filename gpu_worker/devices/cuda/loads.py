@@ -22,11 +22,12 @@ from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB, Copies, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
-from mesh.versions import CHANGED
+from mesh.codes import ActionCode
 
 # 0.15 ms of PCIe 5: an INPUT waits 0.3 ms for it at most. Unproven; bench_gpu.py measures other sizes
 PIECE_BYTES = 8 * MIB
 EVENTS = 96  # for LOADs, whose ends may be noticed later than others
+OK = ActionCode.OK
 
 
 class Loader:
@@ -82,7 +83,7 @@ class Loader:
             due = self.copies.due()
             if due is not None and now > due.job.action.latest_s:
                 self.copies.drop()
-                self._tell(due.job, Done(now, now, 0.0, "late"))
+                self._tell(due.job, Done(now, now, 0.0, ActionCode.LATE))
                 continue
             wanted = self.copies.to_read()
             if wanted is not None:
@@ -149,13 +150,14 @@ class Loader:
         """
         begin = loading.begin
         if loading.error is not None:
-            code = CHANGED if isinstance(loading.error, WeightsChanged) else "device_error"
+            changed = isinstance(loading.error, WeightsChanged)
+            code = ActionCode.CONTENT_CHANGED if changed else ActionCode.DEVICE_ERROR
             done = Done(end_s, end_s, 0.0, code, said(loading.error))
         else:
             assert begin is not None
             assert end is not None
             done, loading.error = done_of(self._driver, begin, end, end_s, None)
-            if done.code == "ok" and loading.read_s is not None:
+            if done.code == OK and loading.read_s is not None:
                 done = Done(loading.read_s, end_s, end_s - loading.read_s)
         self.events.give(*(event for event in (begin, end) if event is not None))
         if loading.error is not None and not isinstance(loading.error, WeightsChanged):

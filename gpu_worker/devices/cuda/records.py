@@ -13,6 +13,7 @@ from gpu_worker.devices.cuda.memory import Slot
 from gpu_worker.devices.cuda.plans import Layout
 from gpu_worker.devices.images import HostImage, Image
 from gpu_worker.packages.package import Package
+from mesh.codes import ActionCode
 
 FIGURES_MAX = 100_000
 
@@ -82,7 +83,7 @@ def done_of(
             error = fault
         else:
             return Done(end_s - duration_s, end_s, duration_s), None
-    return Done(end_s, end_s, 0.0, "device_error", said(error)), error
+    return Done(end_s, end_s, 0.0, ActionCode.DEVICE_ERROR, said(error)), error
 
 
 def said(error: Exception) -> str:

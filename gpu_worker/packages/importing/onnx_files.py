@@ -29,6 +29,7 @@ from gpu_worker.packages.judging import onnx_graphs
 from gpu_worker.packages.package import EXAMPLE, MANIFEST, TENSORS_MAX, WEIGHTS, Package, read_package
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.tensors import DTYPES
 
@@ -67,9 +68,9 @@ def write_onnx_package(
     labels, description = () if labels is None else labels, "" if description is None else description
     faults = Options(name, version, batch_max, slo_ms, labels, cache, description).faults
     if faults:
-        raise PackageError(printable(place), faults, "bad_argument")
+        raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
     model = _read(place, file)
-    original = open_session(str(file), place, "not_onnx")
+    original = open_session(str(file), place, PackageCode.NOT_ONNX)
     specs = _inputs(place, original, batch_max)
     inputs = [spec.name for spec in specs]
     onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), _constants(model).get)
@@ -80,12 +81,12 @@ def write_onnx_package(
     _repeat_numbers(model, whole, draw)
     weights = _lift_weights(model)
     content = model.SerializeToString()
-    lean = OnnxForward(open_session(content, place, "not_onnx"), [*weights, *inputs])
+    lean = OnnxForward(open_session(content, place, PackageCode.NOT_ONNX), [*weights, *inputs])
     before = _digests(weights)
     _check(place, outputs, partial(_run, lean, weights), partial(_whole, whole), draw, batch_max, _dtypes(model))
     if _digests(weights) != before:
         why = "running the graph changes its weights: an answer would depend on what was asked before"
-        raise PackageError(place, [why], "state_changed")
+        raise PackageError(place, [why], PackageCode.STATE_CHANGED)
     kept = examples.to_keep(draw, specs)
     examples.check_kept(place, outputs, partial(_run, lean, weights), kept, batch_max, tolerance(_dtypes(model), CPU))
     ins, outs = ({spec.name: (spec.dtype, spec.shape[1:]) for spec in group} for group in (specs, outputs))
@@ -106,12 +107,14 @@ def _read(place: str, file: Path) -> Any:
         if model.functions:  # inlined, so that the checks see their nodes like any others
             model = require("onnx.inliner", place).inline_local_functions(model, convert_version=True)
         onnx.load_external_data_for_model(model, str(file.parent))
-    except Exception as error:  # protobuf, the checker and the system each raise their own errors
-        raise PackageError(place, [f"is not a readable ONNX file: {examples.said(error)}"], "not_onnx") from None
+    except Exception as error:  # protobuf, the checker and the system each raise their own
+        raise PackageError(
+            place, [f"is not a readable ONNX file: {examples.said(error)}"], PackageCode.NOT_ONNX
+        ) from None
     if model.functions:
         left = ", ".join(function.name for function in model.functions[:3])
         why = f"functions of the file cannot be put in place of their uses ({left}): export the model without functions"
-        raise PackageError(place, [why], "not_onnx")
+        raise PackageError(place, [why], PackageCode.NOT_ONNX)
     return model
 
 
@@ -137,7 +140,7 @@ def _lift_weights(model: Any) -> dict[str, Array]:
 
 def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, ...]:
     found, faults = [], []
-    code = "bad_inputs"
+    code = PackageCode.BAD_INPUTS
     for value in session.get_inputs():
         dtype = ORT_DTYPES.get(value.type)
         first, *rest = value.shape or [None]
@@ -147,7 +150,7 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
                 "batch, or make it a constant of the graph"
             )
         elif isinstance(first, int) and (first, batch_max) != (1, 1):
-            code = "batch_fixed"
+            code = PackageCode.BATCH_FIXED
             faults.append(
                 f"input {value.name} takes {first} rows, no more and no fewer: export the model with a first dimension "
                 "that is free (dynamic_axes={...: {0: 'batch'}})" + (", or give batch_max=1" if first == 1 else "")
@@ -205,7 +208,7 @@ def _check_kinds(place: str, session: Any) -> None:
     if len(session.get_outputs()) > TENSORS_MAX:
         faults = [f"the graph has {len(session.get_outputs())} outputs; a model may have {TENSORS_MAX}"]
     if faults:
-        raise PackageError(place, faults, "bad_outputs")
+        raise PackageError(place, faults, PackageCode.BAD_OUTPUTS)
 
 
 def _dtypes(model: Any) -> set[torch.dtype]:
@@ -262,7 +265,7 @@ def _drawn(
         fewest, _ = examples.find(specs, partial(_whole, forward), 1) if batch_max > 1 else (None, None)
         if fewest is not None:
             raise _fixed(place, why)
-        raise PackageError(place, [examples.not_run(examples.said(why))], "forward_failed")
+        raise PackageError(place, [examples.not_run(examples.said(why))], PackageCode.FORWARD_FAILED)
     return drawn.draw
 
 
@@ -279,7 +282,7 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
     if why is not None and found:
         raise _fixed(place, why)
     if why is not None:
-        raise PackageError(place, [f"the graph fails: {examples.said(why)}"], "forward_failed")
+        raise PackageError(place, [f"the graph fails: {examples.said(why)}"], PackageCode.FORWARD_FAILED)
     few, more = found[0], found[len(set(rows)) - 1]
     check_names(place, "outputs", forward.outputs)
     pairs = zip(forward.outputs, few, more, strict=True)
@@ -292,7 +295,7 @@ def _fixed(place: str, why: Exception) -> PackageError:
     mend = (
         "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
     )
-    return PackageError(place, [f"{told}. It must take any up to batch_max: {mend}"], "batch_fixed")
+    return PackageError(place, [f"{told}. It must take any up to batch_max: {mend}"], PackageCode.BATCH_FIXED)
 
 
 def _check(
@@ -321,4 +324,4 @@ def _check(
         for name, one, other in zip(names, wanted, found, strict=True):
             if not same(one, other, close):
                 why = f"{trials.named(name)} is another one once the file's weights are inputs. Serve it as a container"
-                raise PackageError(place, [why], "not_equal")
+                raise PackageError(place, [why], PackageCode.NOT_EQUAL)

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from gpu_worker.devices.executables import TORCH_DTYPES
 from gpu_worker.packages.examples import said
 from gpu_worker.packages.importing.copying import whole_copy
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 SPREAD = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -28,17 +29,17 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         kind = module.__name__ if isinstance(module, type) else type(module).__name__
         made = " (a class: make an instance of it)" if isinstance(module, type) else ""
-        raise PackageError(place, [f"module must be a torch.nn.Module; got {kind}{made}"], "bad_module")
+        raise PackageError(place, [f"module must be a torch.nn.Module; got {kind}{made}"], PackageCode.BAD_MODULE)
     try:
         _refuse(place, module)
     except RecursionError:
         why = "the module holds itself, as a weakref.proxy in a part of it does: keep a weakref.ref there"
-        raise PackageError(place, [why], "bad_module") from None
+        raise PackageError(place, [why], PackageCode.BAD_MODULE) from None
     try:
         copied = whole_copy(unwrapped(module))
     except Exception as error:  # the author's objects may raise anything when they are copied
         why = f"the module cannot be copied: {said(error)}. Keep what cannot be copied out of the module"
-        raise PackageError(place, [why], "bad_module") from None
+        raise PackageError(place, [why], PackageCode.BAD_MODULE) from None
     for parent in list(nn.Module.modules(copied)):
         parent._compiled_call_impl = None  # set by Module.compile()
         for name, child in list(parent._modules.items()):
@@ -115,9 +116,9 @@ def _refuse(place: str, module: nn.Module) -> None:
         where = f" (at {name})" if name else ""
         if isinstance(part, torch.jit.ScriptModule):
             why = f"the module is TorchScript{where}, which cannot be exported: give the module that it was made from"
-            raise PackageError(place, [why], "scripted")
+            raise PackageError(place, [why], PackageCode.SCRIPTED)
         if type(part).__module__.startswith(QUANTISED):
-            raise PackageError(place, [_quantised(f"{type(part).__name__}{where}")], "quantised")
+            raise PackageError(place, [_quantised(f"{type(part).__name__}{where}")], PackageCode.QUANTISED)
     for fault in _tensor_faults(place, module):
         raise fault
 
@@ -126,12 +127,12 @@ def _tensor_faults(place: str, module: nn.Module) -> Iterator[PackageError]:
     for name, tensor in tensors_in(module).items():
         if is_lazy(tensor):
             why = f"{name} has no shape yet: run the module once before it is written"
-            yield PackageError(place, [why], "no_weights")
+            yield PackageError(place, [why], PackageCode.NO_WEIGHTS)
         elif tensor.is_meta:
             why = f"{name} is on the meta device and has no values: load the weights before the module is written"
-            yield PackageError(place, [why], "no_weights")
+            yield PackageError(place, [why], PackageCode.NO_WEIGHTS)
         elif tensor.is_quantized or not _is_plain(tensor):
-            yield PackageError(place, [_quantised(f"{name} ({type(tensor).__name__})")], "quantised")
+            yield PackageError(place, [_quantised(f"{name} ({type(tensor).__name__})")], PackageCode.QUANTISED)
         elif tensor.dtype not in TORCH_DTYPES.values() or tensor.layout is not torch.strided:
             dense = tensor.layout is torch.strided
             kind = str(tensor.dtype).removeprefix("torch.") if dense else f"a tensor of layout {tensor.layout}"
@@ -140,7 +141,7 @@ def _tensor_faults(place: str, module: nn.Module) -> Iterator[PackageError]:
                 if tensor.is_complex()
                 else "keep it as a dense tensor of floats, integers or booleans"
             )
-            yield PackageError(place, [f"{name} is {kind}, which cannot be stored: {mend}"], "bad_module")
+            yield PackageError(place, [f"{name} is {kind}, which cannot be stored: {mend}"], PackageCode.BAD_MODULE)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

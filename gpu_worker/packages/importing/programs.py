@@ -27,6 +27,7 @@ from gpu_worker.packages.importing.folding import lean, without_dead_code
 from gpu_worker.packages.importing.plain import tensors_in
 from gpu_worker.packages.importing.quiet import authors_line, followed, guards, unheard
 from gpu_worker.packages.importing.signature import Binding, tensors_of
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 KEPT_META = ("val", "tensor_meta")  # of nodes; the rest holds the author's source and paths, which are not published
@@ -35,7 +36,7 @@ KEPT_META = ("val", "tensor_meta")  # of nodes; the rest holds the author's sour
 class NotExported(PackageError):
     """torch.export cannot follow `forward`. `where`: the author's line, as in " (file.py:12)"; empty if unknown."""
 
-    def __init__(self, place: str, why: str, code: str, where: str) -> None:
+    def __init__(self, place: str, why: str, code: PackageCode, where: str) -> None:
         super().__init__(place, [why], code)
         self.where = where
 
@@ -238,20 +239,20 @@ def _told(place: str, error: Exception, guarded: str) -> NotExported:
     """
     where = authors_line(traceback.extract_tb(error.__traceback__))
     if isinstance(error, ConstraintViolationError) or _is_user_error(error, UserErrorType.CONSTRAINT_VIOLATION):
-        code, where = "batch_fixed", where or guarded
+        code, where = PackageCode.BATCH_FIXED, where or guarded
         why = (
             f"forward works for some numbers of rows only{where}: it makes a constant of the batch "
             "dimension there, or decides by it. Use x.shape[0] as it is, or -1, where shapes are computed, no len(), "
             "int(), number or loop over rows, or give batch_max=1"
         )
     elif isinstance(error, GuardOnDataDependentSymNode) or _is_user_error(error, UserErrorType.DYNAMIC_CONTROL_FLOW):
-        code = "data_dependent"
+        code = PackageCode.DATA_DEPENDENT
         why = (
             f"forward decides by the values of a tensor{where}, which a graph cannot do: use torch.where in place of "
             "if, while, int() and float(), or serve the function as a container"
         )
     else:
-        code = "not_exportable"
+        code = PackageCode.NOT_EXPORTABLE
         why = (
             f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone "
             "there, and none behind its back (set_(), .data), or serve the function as a container"

@@ -6,6 +6,7 @@ import torch
 
 from gpu_worker.packages.trials import INDEPENDENT, counted, named
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.tensors import DTYPES
 
@@ -25,7 +26,7 @@ def output_spec(place: str, name: str, few: torch.Tensor, more: torch.Tensor, ro
     if dtype not in DTYPES or not all(few.shape[1:]):
         what = "no values" if dtype in DTYPES else dtype
         why = f"{named(name)} has {what}, which cannot travel: return at least one value of {', '.join(DTYPES)}"
-        raise PackageError(place, [why], "bad_outputs")
+        raise PackageError(place, [why], PackageCode.BAD_OUTPUTS)
     return wire.TensorSpec(name=name, dtype=dtype, shape=(-1, *few.shape[1:]))
 
 
@@ -43,7 +44,7 @@ def check_batch(
     if len(ones) != len(others):
         told = f"{len(ones)} outputs for {counted(few)} and {len(others)} for {counted(more)}"
         why = f"forward returns {told}: how many must depend neither on the rows nor on their values"
-        raise PackageError(place, [why], "bad_outputs")
+        raise PackageError(place, [why], PackageCode.BAD_OUTPUTS)
     for name, one, other in zip(names, ones, others, strict=True):
         if one.ndim or other.ndim:  # otherwise it is one number for the whole batch
             _check_alike(place, name, one, other, (few, more))
@@ -53,14 +54,14 @@ def _check_alike(place: str, name: str, few: torch.Tensor, more: torch.Tensor, r
     """Both have one dtype, one shape of a row, and one row for each row of the input. Raises: PackageError."""
     told = f"{list(few.shape)} for {counted(rows[0])}, {list(more.shape)} for {counted(rows[1])}"
     if not few.ndim or not more.ndim or (len(few), len(more)) != rows:
-        raise PackageError(place, [rows_changed(named(name), told)], "rows_changed")
+        raise PackageError(place, [rows_changed(named(name), told)], PackageCode.ROWS_CHANGED)
     if few.shape[1:] != more.shape[1:]:
         why = f"{named(name)} is {told}: the shape of a row must not depend on the others. {INDEPENDENT}"
-        raise PackageError(place, [why], "rows_mixed")
+        raise PackageError(place, [why], PackageCode.ROWS_MIXED)
     if few.dtype != more.dtype:
         told = f"{_dtype(few)} for {counted(rows[0])} and {_dtype(more)} for {counted(rows[1])}"
         why = f"{named(name)} is {told}: it must always be of one dtype"
-        raise PackageError(place, [why], "bad_outputs")
+        raise PackageError(place, [why], PackageCode.BAD_OUTPUTS)
 
 
 def _dtype(tensor: torch.Tensor) -> str:

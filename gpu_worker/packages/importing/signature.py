@@ -11,6 +11,7 @@ from torch import nn
 
 from gpu_worker.packages.package import TENSORS_MAX
 from gpu_worker.packages.trials import LONE, named
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.tensors import DTYPES
 
@@ -88,7 +89,7 @@ def bind(place: str, forward: Callable[..., Any], names: Sequence[str]) -> Bindi
     if missing and not faults:
         faults.append(f"forward takes {', '.join(missing)}, too: add it to inputs, or give it a default")
     if faults:
-        raise PackageError(place, faults, "bad_inputs")
+        raise PackageError(place, faults, PackageCode.BAD_INPUTS)
     return binding
 
 
@@ -135,7 +136,7 @@ def check_outputs(place: str, value: Any) -> None:
     if len(found) > TENSORS_MAX:
         faults = [f"forward returns {len(found)} tensors; a model may have {TENSORS_MAX}: put some together"]
     if faults:
-        raise PackageError(place, faults, "bad_outputs")
+        raise PackageError(place, faults, PackageCode.BAD_OUTPUTS)
 
 
 def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[str]:
@@ -155,7 +156,7 @@ def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[s
                     f"outputs has {', '.join(names) or 'no names'}, and forward returns {len(own)} tensors "
                     f"({', '.join(own)}): name all of them in this order, or leave outputs out"
                 ],
-                "bad_names",
+                PackageCode.BAD_NAMES,
             )
         moved = [name for name, mine in zip(names, own, strict=True) if name != mine and name in own]
         if moved:
@@ -165,7 +166,7 @@ def output_names(place: str, value: Any, wanted: Sequence[str] | None) -> list[s
                     f"outputs gives the name {moved[0]} to another tensor than forward does: they come in the order "
                     f"{', '.join(own)}"
                 ],
-                "bad_names",
+                PackageCode.BAD_NAMES,
             )
     check_names(place, "outputs", names)
     return names
@@ -180,7 +181,7 @@ def check_names(place: str, what: str, names: Sequence[str]) -> None:
         if not isinstance(name, str) or not 1 <= len(name) <= NAME_MAX or any("\ud800" <= c <= "\udfff" for c in name)
     ]
     if faults:
-        raise PackageError(place, list(dict.fromkeys(faults)), "bad_names")
+        raise PackageError(place, list(dict.fromkeys(faults)), PackageCode.BAD_NAMES)
 
 
 def _leaf_fault(name: str, leaf: Any) -> str:

@@ -25,6 +25,7 @@ from gpu_worker.packages.importing.quiet import quiet
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.writing import adopt, check_known, written_in
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.repository import versions_in
 from mesh.versions import next_free, number_of
@@ -120,7 +121,9 @@ def _written(source: Source, folder: Path, version: str) -> Package:
     file = Path(what)
     place = f"{source.name}:{version} ({what})"
     if not file.is_file():
-        raise PackageError(place, ["there is no such file, and MODULE:FACTORY it is not either"], "bad_source")
+        raise PackageError(
+            place, ["there is no such file, and MODULE:FACTORY it is not either"], PackageCode.BAD_SOURCE
+        )
     if file.suffix == ".onnx":
         _only_factories(place, source)
         return write_onnx_package(folder, source.name, version, file, **source.options)
@@ -131,14 +134,18 @@ def _written(source: Source, folder: Path, version: str) -> Package:
             folder, source.name, version, module, inputs=inputs, outputs=source.outputs, **source.options
         )
     kind = ELSEWHERE.get(file.suffix, "of no kind that can be imported: give FILE.onnx, FILE.pt2 or MODULE:FACTORY")
-    raise PackageError(place, [f"the file is {kind}"], "bad_source")
+    raise PackageError(place, [f"the file is {kind}"], PackageCode.BAD_SOURCE)
 
 
 def _only_factories(place: str, source: Source) -> None:
     if source.inputs or source.arguments:
-        raise PackageError(place, ["the file says what its inputs are: inputs go with MODULE:FACTORY"], "bad_argument")
+        raise PackageError(
+            place, ["the file says what its inputs are: inputs go with MODULE:FACTORY"], PackageCode.BAD_ARGUMENT
+        )
     if source.outputs is not None and Path(source.what).suffix == ".onnx":
-        raise PackageError(place, ["outputs of an ONNX file have the names that it gives them"], "bad_argument")
+        raise PackageError(
+            place, ["outputs of an ONNX file have the names that it gives them"], PackageCode.BAD_ARGUMENT
+        )
 
 
 # -- MODULE:FACTORY ---------------------------------------------------------------------------------------------------
@@ -150,7 +157,7 @@ def _from_factory(source: Source, folder: Path, version: str) -> Package:
     inputs = source.inputs or _shown(place, source.example)
     if not inputs:
         why = "say what it takes: --input NAME:DTYPE:-1,... for each input, or --example FILE.npz that shows them"
-        raise PackageError(place, [why], "bad_inputs")
+        raise PackageError(place, [why], PackageCode.BAD_INPUTS)
     return write_package(folder, source.name, version, module, inputs=inputs, outputs=source.outputs, **source.options)
 
 
@@ -161,10 +168,10 @@ def _shown(place: str, example: object) -> Inputs:
     try:
         arrays = {name: array_of(value) for name, value in arrays_of(example).items()}
     except ValueError as error:
-        raise PackageError(place, [f"example: {error}"], "bad_example") from None
+        raise PackageError(place, [f"example: {error}"], PackageCode.BAD_EXAMPLE) from None
     if "" in arrays:
         why = "the example has no name for its input: give --input NAME:DTYPE:-1,... too, or a .npz with names"
-        raise PackageError(place, [why], "bad_inputs")
+        raise PackageError(place, [why], PackageCode.BAD_INPUTS)
     return {name: (str(array.dtype), tuple(array.shape[1:])) for name, array in arrays.items()}
 
 
@@ -181,11 +188,11 @@ def _made(place: str, source: Source) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
         made: Any = found(**source.arguments)
-    except (Exception, SystemExit) as error:  # the author's code may raise anything
-        raise PackageError(place, [f"{source.what} cannot be made: {said(error)}"], "bad_source") from None
+    except (Exception, SystemExit) as error:  # it is the author's code
+        raise PackageError(place, [f"{source.what} cannot be made: {said(error)}"], PackageCode.BAD_SOURCE) from None
     if not isinstance(made, nn.Module):
         why = f"{source.what} gives a {type(made).__name__}; it must return a torch.nn.Module"
-        raise PackageError(place, [why], "bad_source")
+        raise PackageError(place, [why], PackageCode.BAD_SOURCE)
     return made
 
 
@@ -216,7 +223,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
             program = unlifted(exported)
     except Exception as error:  # torch.export may raise anything
         why = f"is no program that torch.export.save wrote: {said(error)}"
-        raise PackageError(place, [why], "bad_source") from None
+        raise PackageError(place, [why], PackageCode.BAD_SOURCE) from None
     inputs, faults = {}, []
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     for taken in exported.graph_signature.input_specs:
@@ -230,7 +237,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
             assert isinstance(value, torch.Tensor)
             inputs[taken.arg.name] = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
     if faults:
-        raise PackageError(place, faults, "batch_fixed")
+        raise PackageError(place, faults, PackageCode.BATCH_FIXED)
     return _Program(program, exported.call_spec.in_spec), inputs
 
 

@@ -20,6 +20,7 @@ from gpu_worker.packages.importing.reaching import Held
 from gpu_worker.packages.judging.behaviour import REMEMBERED, differing, mark, version
 from gpu_worker.packages.judging.original import Original
 from gpu_worker.packages.trials import Batch, Trial
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 CPU = torch.device("cpu")
@@ -88,7 +89,7 @@ class Author:
                         f"module keeps something of its first run. {REMEMBERED}; or, if it is to be kept for ever, "
                         "run the module once before it is written"
                     )
-                    raise PackageError(self._place, [why], "state_changed")
+                    raise PackageError(self._place, [why], PackageCode.STATE_CHANGED)
             changed |= any(written.again for written in before)
         return changed
 
@@ -102,7 +103,7 @@ class Author:
                 f"a copy of the module changes the module itself ({', '.join(touched[:3])}): its functions reach it by "
                 "a name, where no copy can be put. Let them reach it through self"
             )
-            raise PackageError(self._place, [why], "bad_module")
+            raise PackageError(self._place, [why], PackageCode.BAD_MODULE)
 
     def _check_own(self, original: Original, known: list[tuple[Batch, list[torch.Tensor]]], changing: bool) -> None:
         """The module gives what its copy gives, if it computes on the CPU as the copy does.
@@ -121,13 +122,13 @@ class Author:
                 name = differing(original.names, wanted, original.answers(module, batch), CLOSE)
                 if name:
                     raise PackageError(
-                        self._place, [f"{name} of the module itself is another one. {COPIED}"], "not_equal"
+                        self._place, [f"{name} of the module itself is another one. {COPIED}"], PackageCode.NOT_EQUAL
                     )
         except PackageError as error:
             if error.code != "forward_failed":
                 raise
             why = f"a copy of the module can be run, and the module itself: {error.faults[0]}. {COPIED}"
-            raise PackageError(self._place, [why], "not_equal") from None
+            raise PackageError(self._place, [why], PackageCode.NOT_EQUAL) from None
         finally:
             self._held.put_back()
             for one in written:

@@ -12,6 +12,7 @@ from torch import nn
 from gpu_worker.packages.comparing import TOLERANCE, same
 from gpu_worker.packages.importing.plain import plain_tensors_in, tensors_in
 from gpu_worker.packages.trials import DRAWN, SEED, named
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 REMEMBERED = "Give what is remembered as an input, and return what it becomes"
@@ -31,7 +32,7 @@ class State:
         if changed:
             few = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             why = f"forward changes {few}: an answer would depend on what was asked before, and by whom. {REMEMBERED}"
-            raise PackageError(self._place, [why], "state_changed")
+            raise PackageError(self._place, [why], PackageCode.STATE_CHANGED)
 
     def changed(self) -> list[str]:
         """Returns names of changed tensors: parameters and buffers replaced or written to, others written to."""
@@ -61,8 +62,8 @@ def check_repeats(
             f"{other_one} is another one when forward is run again on equal inputs: it keeps something from call to "
             f"call in an attribute, or draws at random. {REMEMBERED}; and leave out what is random"
         )
-        raise PackageError(place, [why], "state_changed")
-    raise PackageError(place, [f"{other_one} differs from run to run on equal inputs. {DRAWN}"], "random")
+        raise PackageError(place, [why], PackageCode.STATE_CHANGED)
+    raise PackageError(place, [f"{other_one} differs from run to run on equal inputs. {DRAWN}"], PackageCode.RANDOM)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from gpu_worker.packages.importing.quiet import authors_place
 from gpu_worker.packages.importing.shapes import rows_changed
 from gpu_worker.packages.judging.decisions import deciding, is_open, operation_of
 from gpu_worker.packages.trials import DRAWN, INDEPENDENT, named
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 # arguments of operations that may be random; if one is off, nothing is random
@@ -34,7 +35,7 @@ def check(place: str, graph: GraphModule, outputs: Sequence[str], inputs: int, b
     node = deciding(graph, places[-inputs:]) if batch_max > 1 else None
     if node is not None:
         told = f"forward decides for all rows of a batch at once, by what they are ({place_of(node)}). {INDEPENDENT}"
-        raise PackageError(place, [told], "rows_mixed")
+        raise PackageError(place, [told], PackageCode.ROWS_MIXED)
 
 
 def check_draws(place: str, graph: GraphModule) -> None:
@@ -42,7 +43,7 @@ def check_draws(place: str, graph: GraphModule) -> None:
     for node in _that_matter(graph):
         if _is_random(node):
             told = f"forward draws random numbers ({place_of(node)}). {DRAWN}"
-            raise PackageError(place, [told], "random")
+            raise PackageError(place, [told], PackageCode.RANDOM)
 
 
 def place_of(node: Node) -> str:
@@ -64,10 +65,10 @@ def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], inputs: 
         rows, *rest = node.meta["val"].shape
         if _expression(rows) not in batch:
             told = f"as many as the values make it ({place_of(node)})"
-            raise PackageError(place, [rows_changed(named(name), told)], "rows_changed")
+            raise PackageError(place, [rows_changed(named(name), told)], PackageCode.ROWS_CHANGED)
         if any(is_open(extent) for extent in rest):
             told = f"the shape of a row of {named(name)} depends on the rows or their values ({place_of(node)})"
-            raise PackageError(place, [f"{told}. {INDEPENDENT}"], "rows_mixed")
+            raise PackageError(place, [f"{told}. {INDEPENDENT}"], PackageCode.ROWS_MIXED)
 
 
 def _expression(rows: Any) -> Any:

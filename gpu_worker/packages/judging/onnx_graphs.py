@@ -15,6 +15,7 @@ import numpy as np
 
 from gpu_worker.packages.importing.shapes import rows_changed
 from gpu_worker.packages.trials import DRAWN, INDEPENDENT, named
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -52,16 +53,16 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
     """
     drawn = next((node for graph in graphs(model.graph) for node in graph.node if _is_random(node, constant)), None)
     if drawn is not None:
-        raise PackageError(place, [f"the graph draws random numbers ({_told(drawn)}). {DRAWN}"], "random")
+        raise PackageError(place, [f"the graph draws random numbers ({_told(drawn)}). {DRAWN}"], PackageCode.RANDOM)
     seen = _Seen(set(inputs))
     _visit(model.graph, seen)
     if seen.decides and batch_max > 1:
         why = f"{seen.decides} decides for all rows of a batch at once, by their values. {INDEPENDENT}"
-        raise PackageError(place, [why], "rows_mixed")
+        raise PackageError(place, [why], PackageCode.ROWS_MIXED)
     for output in model.graph.output:
         if output.name in seen.shaky and output.name not in sure:
             raise PackageError(
-                place, [rows_changed(named(output.name), "as many as the values make it")], "rows_changed"
+                place, [rows_changed(named(output.name), "as many as the values make it")], PackageCode.ROWS_CHANGED
             )
 
 

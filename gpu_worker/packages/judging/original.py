@@ -23,6 +23,7 @@ from gpu_worker.packages.importing.signature import (
 from gpu_worker.packages.judging.behaviour import State, check_repeats
 from gpu_worker.packages.trials import Batch, Draw, Trial, counted
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 COARSE = TOLERANCE[torch.bfloat16]  # used where the precision inside of the module is unknown
@@ -110,7 +111,7 @@ class Original:
                     why = error
         assert why is not None
         told = f"forward fails on the rows of example: {_said(why)}" if kept else examples.not_run(_said(why))
-        raise PackageError(self.place, [told], "forward_failed")
+        raise PackageError(self.place, [told], PackageCode.FORWARD_FAILED)
 
     def answers(self, module: nn.Module, batch: Batch) -> list[torch.Tensor]:
         """Returns what another module gives for the batch, flattened as this one's.
@@ -125,7 +126,7 @@ class Original:
             return example_call(module or self.module, self.binding, inputs)
         except Exception as error:  # the author's code may raise anything
             why = f"forward fails on {counted(rows)}: {_said(error)}. It must take any number of rows up to batch_max"
-            raise PackageError(self.place, [why], "forward_failed") from None
+            raise PackageError(self.place, [why], PackageCode.FORWARD_FAILED) from None
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         value = example_call(self.module, self.binding, inputs)

@@ -1,12 +1,15 @@
 """Short ways to say what a catalogue is told, and what it answers."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from broker.core.catalogue import Catalogue, Replies
+from broker.core.catalogue import Catalogue
 from broker.core.records import ModelRecord
 from mesh import wire
+from mesh.codes import PackageCode
+from tests.messages import names
 
 SPEC = wire.ModelSpec(
     inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
@@ -23,13 +26,32 @@ def prepared(ref: str) -> wire.PrepareReport:
 
 
 def broken(ref: str, *faults: str) -> wire.PrepareReport:
-    return wire.PrepareReport(ref=ref, ok=False, faults=faults)
+    return wire.PrepareReport(ref=ref, ok=False, faults=faults, code=PackageCode.BAD_PACKAGE)
 
 
-def told(key: tuple[str, int], ok: bool, message: str, faults: tuple[str, ...] = (), field: str = "") -> Replies:
-    return [
-        (key, wire.CallReply(call=key[1] if ok or not field else 0, ok=ok, message=message, faults=faults, field=field))
-    ]
+@dataclass(frozen=True)
+class Told:
+    """Equal to every reply of this outcome whose message names these."""
+
+    call: int
+    code: str
+    named: tuple[str, ...]
+    faults: tuple[str, ...]
+    field: str
+
+    def __eq__(self, reply: object) -> bool:
+        assert isinstance(reply, wire.CallReply)
+        found = (reply.call, reply.ok, reply.code, reply.faults, reply.field)
+        return found == (self.call, not self.code, self.code, self.faults, self.field) and names(
+            reply.message, *self.named
+        )
+
+
+def told(
+    key: tuple[str, int], code: str, *named: str, faults: tuple[str, ...] = (), field: str = ""
+) -> list[tuple[tuple[str, int], Told]]:
+    """What one caller is told: `code` (empty: it is ok), and what the message names. A refusal has no call yet."""
+    return [(key, Told(0 if field else key[1], code, named, faults, field))]
 
 
 def state(catalogue: Any, name: str = "m") -> tuple[str | None, str | None, list[str]]:

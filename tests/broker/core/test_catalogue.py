@@ -12,7 +12,9 @@ from broker.core.catalogue import HISTORY_MAX, Catalogue, Replies
 from broker.core.records import ModelRecord
 from mesh import wire
 from mesh.names import NAME, VERSION, listed
+from mesh.codes import PackageCode, ReplyCode
 from tests.broker.core.catalogues import ANN, BEN, FOUND, SPEC, broken, offer, prepared, reopened, served, state, told
+from tests.messages import names
 
 # -- the repository ---------------------------------------------------------------------------------------------------
 
@@ -35,7 +37,7 @@ def test_a_package_without_versions_waits_for_one(catalogue: Any) -> None:
 
 def test_a_package_without_versions_cannot_be_deployed_and_is_not_said_to_be_missing(catalogue: Any) -> None:
     ((_, reply),) = catalogue.deploy(("ann", 1), "m", None, {"m": []})
-    assert (reply.ok, reply.message) == (False, "package 'm' has no version: a folder named by a number, such as 1")
+    assert (reply.ok, reply.code) == (False, ReplyCode.NO_VERSION)
 
 
 def test_a_new_version_of_a_known_model_is_only_taken_note_of(serving: Any) -> None:
@@ -67,7 +69,7 @@ def test_a_model_that_could_not_be_prepared_is_tried_again_at_the_next_scan(cata
 def test_a_scan_leaves_a_deployment_that_somebody_waits_for_alone(catalogue: Any) -> None:
     catalogue.deploy(ANN, "m", "1", FOUND)
     catalogue.scan(FOUND)
-    assert catalogue.reported(prepared("m:1")) == told(ANN, True, "m:1 is current")
+    assert catalogue.reported(prepared("m:1")) == told(ANN, "", "m:1")
 
 
 # -- deploy -----------------------------------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ def test_a_scan_leaves_a_deployment_that_somebody_waits_for_alone(catalogue: Any
 def test_a_deployment_is_answered_when_the_version_is_prepared(serving: Any) -> None:
     assert serving.deploy(ANN, "m", "2", FOUND) == []
     assert state(serving) == ("1", "2", [])
-    assert serving.reported(prepared("m:2")) == told(ANN, True, "m:2 is current")
+    assert serving.reported(prepared("m:2")) == told(ANN, "", "m:2")
     assert state(serving) == ("2", None, ["1"])
 
 
@@ -88,15 +90,14 @@ def test_a_deployment_that_names_no_version_takes_the_newest(serving: Any) -> No
 def test_all_who_wait_for_a_version_are_answered(serving: Any) -> None:
     serving.deploy(ANN, "m", "2", FOUND)
     serving.deploy(BEN, "m", "2", FOUND)
-    done = "m:2 is current"
-    assert serving.reported(prepared("m:2")) == told(ANN, True, done) + told(BEN, True, done)
+    assert serving.reported(prepared("m:2")) == told(ANN, "", "m:2") + told(BEN, "", "m:2")
     assert serving.reported(prepared("m:2")) == []
 
 
 def test_a_failed_deployment_says_why_and_changes_nothing_else(serving: Any) -> None:
     serving.deploy(ANN, "m", "2", FOUND)
     replies = serving.reported(broken("m:2", "no graph", "bad weights"))
-    assert replies == told(ANN, False, "m:2 could not be prepared", ("no graph", "bad weights"))
+    assert replies == told(ANN, PackageCode.BAD_PACKAGE, "m:2", faults=("no graph", "bad weights"))
     assert state(serving) == ("1", None, [])
     assert serving.models["m"].fault == "no graph; bad weights"
 
@@ -111,15 +112,15 @@ def test_a_deployment_that_succeeds_clears_the_fault_of_the_last(serving: Any) -
 
 
 def test_a_deployment_of_the_current_version_is_answered_at_once(serving: Any) -> None:
-    assert serving.deploy(ANN, "m", "1", FOUND) == told(ANN, True, "m:1 is current already")
+    assert serving.deploy(ANN, "m", "1", FOUND) == told(ANN, "", "m:1")
     assert state(serving) == ("1", None, [])
 
 
 def test_the_current_version_deployed_again_ends_a_deployment_under_way(serving: Any) -> None:
     serving.deploy(ANN, "m", "2", FOUND)
     assert serving.deploy(BEN, "m", "1", FOUND) == [
-        *told(ANN, False, "m:1 stays current: it was deployed again"),
-        *told(BEN, True, "m:1 is current already"),
+        *told(ANN, ReplyCode.SUPERSEDED, "m:1"),
+        *told(BEN, "", "m:1"),
     ]
     assert state(serving) == ("1", None, [])
     assert serving.reported(prepared("m:2")) == []
@@ -128,33 +129,32 @@ def test_the_current_version_deployed_again_ends_a_deployment_under_way(serving:
 
 def test_another_deployment_takes_over_and_the_first_is_told(serving: Any) -> None:
     serving.deploy(ANN, "m", "2", FOUND)
-    assert serving.deploy(BEN, "m", "3", FOUND) == told(ANN, False, "another deployment took over: m:3")
+    assert serving.deploy(BEN, "m", "3", FOUND) == told(ANN, ReplyCode.SUPERSEDED, "m:3")
     assert serving.reported(prepared("m:2")) == []
-    assert serving.reported(prepared("m:3")) == told(BEN, True, "m:3 is current")
+    assert serving.reported(prepared("m:3")) == told(BEN, "", "m:3")
 
 
 def test_another_deployment_takes_over_before_there_was_any_current_version(catalogue: Any) -> None:
     catalogue.deploy(ANN, "m", "1", FOUND)
-    assert catalogue.deploy(BEN, "m", "3", FOUND) == told(ANN, False, "another deployment took over: m:3")
+    assert catalogue.deploy(BEN, "m", "3", FOUND) == told(ANN, ReplyCode.SUPERSEDED, "m:3")
 
 
 def test_a_package_that_is_not_there_is_refused_with_those_that_are(serving: Any) -> None:
-    message = "no package 'x' in the model repository; there are: m, n"
-    assert serving.deploy(ANN, "x", None, {"n": ["1"], "m": ["1"]}) == told(ANN, False, message, field="name")
-    message = "no package 'x' in the model repository; there are: none"
-    assert serving.deploy(ANN, "x", None, {}) == told(ANN, False, message, field="name")
+    refused = told(ANN, ReplyCode.UNKNOWN_MODEL, "'x'", "m, n", field="name")
+    assert serving.deploy(ANN, "x", None, {"n": ["1"], "m": ["1"]}) == refused
+    assert serving.deploy(ANN, "x", None, {}) == told(ANN, ReplyCode.UNKNOWN_MODEL, "'x'", "none", field="name")
 
 
 def test_a_version_that_is_not_there_is_refused_with_those_that_are(serving: Any) -> None:
-    message = "model 'm' has no version '9'; it has: 1, 2, 3"
-    assert serving.deploy(ANN, "m", "9", FOUND) == told(ANN, False, message, field="version")
+    refused = told(ANN, ReplyCode.UNKNOWN_VERSION, "'m'", "'9'", "1, 2, 3", field="version")
+    assert serving.deploy(ANN, "m", "9", FOUND) == refused
     assert state(serving) == ("1", None, [])
 
 
 @pytest.mark.parametrize("version", ["9", None])
 def test_a_version_that_only_looks_like_one_is_refused_with_the_reason(serving: Any, version: str | None) -> None:
     (replied,) = serving.deploy(ANN, "m", version, FOUND, {"m:9": "no model.toml"})
-    assert replied == told(ANN, False, "no model.toml", field="version")[0]
+    assert replied == told(ANN, PackageCode.BAD_PACKAGE, "no model.toml", field="version")[0]
     (replied,) = serving.deploy(ANN, "n", version, {}, {"n": "cannot be read"})
     assert replied[1].message == "cannot be read"
     assert state(serving) == ("1", None, [])
@@ -169,12 +169,13 @@ def test_a_package_that_has_a_container_s_name_is_refused_as_that(catalogue: Any
     served(catalogue)
     running = catalogue.deploy(ANN, "f", "9", {})[0][1]
     named = catalogue.deploy(ANN, "f", "9", {"f": ["9"]})[0][1]
-    assert (running.ok, running.field, named.ok, named.field) == (False, "version", False, "name")
+    assert (running.code, running.field) == (ReplyCode.UNKNOWN_VERSION, "version")
+    assert (named.code, named.field) == (PackageCode.NAME_TAKEN, "name")
     catalogue.withdrawn("c1")
     stopped = catalogue.deploy(ANN, "f", None, {})[0][1]
     named = catalogue.deploy(ANN, "f", None, {"f": ["9"]})[0][1]
     assert (stopped.ok, named.ok) == (False, False)
-    assert stopped.message != named.message
+    assert (stopped.code, named.code) == (ReplyCode.NO_REPLICA, PackageCode.NAME_TAKEN)
 
 
 def test_a_refused_deployment_does_not_start_another(catalogue: Any) -> None:
@@ -220,12 +221,11 @@ def test_rollbacks_go_back_over_what_was_current_step_by_step(serving: Any) -> N
     deploy(serving, "2")
     deploy(serving, "3")
     assert state(serving) == ("3", None, ["1", "2"])
-    assert roll_back(serving) == told(BEN, True, "m:2 is current")
+    assert roll_back(serving) == told(BEN, "", "m:2")
     assert state(serving) == ("2", None, ["1"])
-    assert roll_back(serving) == told(BEN, True, "m:1 is current")
+    assert roll_back(serving) == told(BEN, "", "m:1")
     assert state(serving) == ("1", None, [])
-    message = "model 'm' has had no version before '1'"
-    assert roll_back(serving) == told(BEN, False, message, field="name")
+    assert roll_back(serving) == told(BEN, ReplyCode.NO_PREVIOUS, "'m'", "'1'", field="name")
 
 
 def test_a_rollback_to_a_certain_version_can_be_asked_for_again_and_goes_no_further_back(serving: Any) -> None:
@@ -233,10 +233,10 @@ def test_a_rollback_to_a_certain_version_can_be_asked_for_again_and_goes_no_furt
     deploy(serving, "3")
     assert serving.rollback(ANN, "m", "2") == serving.rollback(BEN, "m", "2") == []
     assert [reply.ok for _, reply in serving.reported(prepared("m:2"))] == [True, True]
-    assert serving.rollback(ANN, "m", "2") == told(ANN, True, "m:2 is current already")
+    assert serving.rollback(ANN, "m", "2") == told(ANN, "", "m:2")
     assert state(serving) == ("2", None, ["1"])
     ((_, reply),) = serving.rollback(ANN, "m", "3")
-    assert (reply.ok, reply.field) == (False, "version")
+    assert (reply.ok, reply.field, reply.code) == (False, "version", ReplyCode.PREVIOUS_CHANGED)
     assert state(serving) == ("2", None, ["1"])
 
 
@@ -251,7 +251,7 @@ def test_what_was_current_serves_until_the_rollback_is_prepared(serving: Any) ->
 def test_a_version_deployed_by_name_can_be_rolled_back_even_if_it_is_an_old_one(serving: Any) -> None:
     deploy(serving, "2")
     deploy(serving, "1")
-    assert roll_back(serving) == told(BEN, True, "m:2 is current")
+    assert roll_back(serving) == told(BEN, "", "m:2")
 
 
 def test_the_history_keeps_the_newest(serving: Any) -> None:
@@ -264,46 +264,45 @@ def test_the_history_keeps_the_newest(serving: Any) -> None:
 
 
 def test_an_undeployed_model_is_gone_from_the_table_and_can_come_back(serving: Any) -> None:
-    assert serving.undeploy(ANN, "m") == told(ANN, True, "m is undeployed")
+    assert serving.undeploy(ANN, "m") == told(ANN, "", "m")
     assert serving.entries({}) == ()
     assert state(serving)[:2] == (None, None)
     deploy(serving, "2")
     assert state(serving)[:2] == ("2", None)
-    assert roll_back(serving) == told(BEN, True, "m:1 is current")
+    assert roll_back(serving) == told(BEN, "", "m:1")
 
 
 def test_a_model_deployed_again_in_the_version_it_had_rolls_back_to_the_one_before(serving: Any) -> None:
     deploy(serving, "2")
     serving.undeploy(ANN, "m")
     deploy(serving, "2")
-    assert roll_back(serving) == told(BEN, True, "m:1 is current")
+    assert roll_back(serving) == told(BEN, "", "m:1")
 
 
 def test_an_undeployed_model_ends_the_deployment_under_way(serving: Any) -> None:
     serving.deploy(ANN, "m", "2", FOUND)
     assert serving.undeploy(BEN, "m") == [
-        *told(ANN, False, "m was undeployed"),
-        *told(BEN, True, "m is undeployed"),
+        *told(ANN, ReplyCode.UNDEPLOYED, "m"),
+        *told(BEN, "", "m"),
     ]
     assert serving.reported(prepared("m:2")) == []
     assert serving.deployed() == {}
 
 
 def test_a_model_that_is_not_deployed_cannot_be_undeployed_or_rolled_back(serving: Any) -> None:
-    message = "model 'x' is not deployed; deployed are: m"
-    assert serving.undeploy(ANN, "x") == told(ANN, False, message, field="name")
-    assert serving.rollback(ANN, "x") == told(ANN, False, "model 'x' is not deployed", field="name")
+    code = ReplyCode.NOT_DEPLOYED
+    assert serving.undeploy(ANN, "x") == told(ANN, code, "'x'", ": m", field="name")
+    assert serving.rollback(ANN, "x") == told(ANN, code, "'x'", field="name")
     serving.undeploy(ANN, "m")
-    message = "model 'm' is not deployed; deployed are: none"
-    assert serving.undeploy(ANN, "m") == told(ANN, False, message, field="name")
-    assert serving.rollback(ANN, "m") == told(ANN, False, "model 'm' is not deployed", field="name")
+    assert serving.undeploy(ANN, "m") == told(ANN, code, "'m'", "none", field="name")
+    assert serving.rollback(ANN, "m") == told(ANN, code, "'m'", field="name")
 
 
 def test_a_caller_that_left_is_not_answered_and_its_call_goes_on(serving: Any) -> None:
     serving.deploy(ANN, "m", "2", FOUND)
     serving.deploy(BEN, "m", "2", FOUND)
     serving.drop_calls(ANN[0])
-    assert serving.reported(prepared("m:2")) == told(BEN, True, "m:2 is current")
+    assert serving.reported(prepared("m:2")) == told(BEN, "", "m:2")
     assert state(serving) == ("2", None, ["1"])
 
 
@@ -316,7 +315,9 @@ def test_the_table_holds_every_deployed_model_in_order_of_name(serving: Any) -> 
     serving.deploy(ANN, "m", "3", FOUND)
     assert serving.entries({"m": "controller-1", "a": "controller-2"}) == (
         wire.ModelEntry(name="a", current=None, target="7", versions=("7",), owner="controller-2"),
-        wire.ModelEntry(name="b", current=None, target=None, versions=("1",), owner=None, fault="no graph"),
+        wire.ModelEntry(
+            name="b", current=None, target=None, versions=("1",), owner=None, fault="no graph", fault_code="bad_package"
+        ),
         wire.ModelEntry(
             name="m", current="1", target="3", versions=("1", "2", "3"), owner="controller-1", spec=SPEC, tries=1
         ),
@@ -392,12 +393,11 @@ def test_an_application_that_is_not_there_cannot_be_deleted(serving: Any) -> Non
 def test_a_model_that_an_application_uses_cannot_be_undeployed(serving: Any) -> None:
     serving.put_app(1, app(name="b"), create=True)
     serving.put_app(2, app(name="a"), create=True)
-    message = "model 'm' is used by the applications a, b"
-    assert serving.undeploy(ANN, "m") == told(ANN, False, message, field="name")
+    assert serving.undeploy(ANN, "m") == told(ANN, ReplyCode.IN_USE, "'m'", "a, b", field="name")
     assert state(serving) == ("1", None, [])
     serving.drop_app(3, "a")
     serving.drop_app(4, "b")
-    assert serving.undeploy(ANN, "m") == told(ANN, True, "m is undeployed")
+    assert serving.undeploy(ANN, "m") == told(ANN, "", "m")
 
 
 def test_an_application_made_anew_under_an_old_name_has_another_revision(serving: Any) -> None:
@@ -575,7 +575,9 @@ def test_a_replica_of_the_same_code_with_other_options_is_refused_while_others_s
     catalogue = Catalogue()
     served(catalogue)
     other = msgspec.structs.replace(offer(), spec=msgspec.structs.replace(offer().spec, batch_max=4))
-    assert catalogue.offered("c2", other) is not None
+    refused = catalogue.offered("c2", other)
+    assert refused is not None
+    assert refused.code == ReplyCode.REPLICAS_DIFFER
     catalogue.withdrawn("c1")
     assert catalogue.offered("c2", other) is None
 
@@ -597,10 +599,12 @@ def test_rollback_and_deploy_need_a_container_that_runs() -> None:
     served(catalogue, "c2", "f:2")
     catalogue.withdrawn("c1")
     ((_, reply),) = catalogue.rollback(("o", 1), "f")
-    assert "no container of 'f' version 1 is running" in reply.message
+    assert reply.code == ReplyCode.NO_REPLICA
+    assert names(reply.message, "'f'", 1)
     catalogue.withdrawn("c2")
     ((_, reply),) = catalogue.deploy(("o", 2), "f", None, {})
-    assert "no container of 'f' is running" in reply.message
+    assert reply.code == ReplyCode.NO_REPLICA
+    assert names(reply.message, "'f'")
 
 
 def test_a_package_and_a_container_cannot_share_a_name() -> None:
@@ -608,7 +612,7 @@ def test_a_package_and_a_container_cannot_share_a_name() -> None:
     catalogue.scan({"m": ["1"]})
     refused = catalogue.offered("c1", offer("m:1"))
     assert refused is not None
-    assert (refused.ok, refused.field, refused.code) == (False, "name", "")
+    assert (refused.ok, refused.field, refused.code) == (False, "name", PackageCode.NAME_TAKEN)
     served(catalogue)
     catalogue.scan({"f": ["7"]})
     assert catalogue.models["f"].versions == ["1"]

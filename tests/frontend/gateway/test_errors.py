@@ -7,6 +7,7 @@ import pytest
 from frontend.client.conversation import ERRORS
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
 from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
+from mesh.codes import HttpCode
 
 
 def answer(status: str, code: str, **error: Any) -> Any:
@@ -59,7 +60,7 @@ def test_a_field_is_named_as_http_has_it() -> None:
 
 
 def test_the_gateways_own_refusals_look_the_same() -> None:
-    told = refusal(Refused("too many", "gateway_full", None, 429, 50.0))
+    told = refusal(Refused("too many", HttpCode.GATEWAY_FULL, None, 50.0))
     assert (told.status, told.headers) == (429, {"Retry-After": "1"})
     assert told.body == {"error": "too many", "code": "gateway_full", "status": "rejected", "retry_after_ms": 50.0}
     assert plain_error(404, "no path").body == {"error": "no path", "code": "no_such_path"}

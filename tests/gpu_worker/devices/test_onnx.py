@@ -16,6 +16,7 @@ from gpu_worker.packages.package import read_package
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.devices.cpu_builders import infer_job, put, run
+from tests.messages import names
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -131,15 +132,15 @@ def package(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "faults"),
+    ("change", "named"),
     [
-        ({"W": (8, 31)}, ["W: the graph takes ('float32', [8, 32]), weights.safetensors has ('float32', [8, 31])"]),
-        ({"extra": (2,)}, ["weights.safetensors: the graph does not take extra"]),
-        ({"W": None}, ["W: the graph takes it, and it is neither a weight nor an input"]),
+        ({"W": (8, 31)}, ("W: ", "[8, 32]", "[8, 31]")),
+        ({"extra": (2,)}, ("weights.safetensors: ", "extra")),
+        ({"W": None}, ("W: ",)),
     ],
 )
 def test_weights_that_do_not_fit_the_graph_are_told(
-    package: Path, device: CpuDevice, change: dict[str, Sequence[int] | None], faults: list[str]
+    package: Path, device: CpuDevice, change: dict[str, Sequence[int] | None], named: tuple[str, ...]
 ) -> None:
     weights = load_file(package / "weights.safetensors")
     for name, shape in change.items():
@@ -148,17 +149,19 @@ def test_weights_that_do_not_fit_the_graph_are_told(
         else:
             weights[name] = np.zeros(shape, np.float32)
     save_file(weights, package / "weights.safetensors")
-    assert prepared(device, package.parents[1]) == faults
+    (fault,) = prepared(device, package.parents[1])
+    assert names(fault, *named)
 
 
 def test_a_graph_that_onnxruntime_cannot_load_is_a_fault_of_that_package(package: Path, device: CpuDevice) -> None:
     (package / "graph.onnx").write_bytes(b"nonsense")
     (fault,) = prepared(device, package.parents[1])
-    assert fault.startswith("onnxruntime cannot load it")
+    assert names(fault, "onnxruntime")
 
 
 def test_without_onnxruntime_the_error_says_what_to_install(
     package: Path, device: CpuDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert prepared(device, package.parents[1]) == ["onnxruntime is not installed here: pip install 'gearmesh[onnx]'"]
+    (fault,) = prepared(device, package.parents[1])
+    assert names(fault, "pip install 'gearmesh[onnx]'")

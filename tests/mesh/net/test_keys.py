@@ -12,6 +12,7 @@ import zmq.auth
 from zmq.utils.monitor import parse_monitor_message
 
 from mesh import wire
+from mesh.codes import LinkLoss
 from mesh.net.keys import Keys
 from tests.loops import on_loop
 from tests.mesh.net.processes import LIMIT_MS, envelope, processes
@@ -144,7 +145,7 @@ async def test_a_service_whose_key_is_no_longer_allowed_is_told_so(folder: Path)
         listening = made.port(made.runtime())
         calling = made.link(made.runtime(), listening.addresses)
         calling.link.send(HELLO)
-        assert await calling.lost.count(1) == [("controller-1", "refused our key")]
+        assert await calling.lost.count(1) == [("controller-1", LinkLoss.KEY_REFUSED)]
         assert listening.mail.items == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh import wire
+from mesh.codes import LinkLoss
 from mesh.process.runtime import Runtime
 from tests.loops import on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Registered, members, package
@@ -149,7 +150,7 @@ async def test_nothing_can_be_sent_while_the_broker_is_known_to_be_gone(tmp_path
 
         service.registrar._link._lost = told  # type: ignore[union-attr]
         broker.stop()
-        assert await lost == "closed the connection"
+        assert await lost == LinkLoss.CLOSED
         assert service.registrar.send(wire.GetTable(call=1)) is False
         service.registrar.stop()
 

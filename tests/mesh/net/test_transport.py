@@ -9,6 +9,7 @@ import pytest
 import zmq
 
 from mesh import wire
+from mesh.codes import LinkLoss
 from mesh.errors import AddressInUse
 from mesh.net.transport import BACKLOG_MAX, FRAME_BYTES_ZERO_COPY
 from tests.loops import on_loop
@@ -215,7 +216,7 @@ async def test_a_link_whose_port_closes_is_lost_once_and_stays_closed(make: str)
         await listening.messages(1)
         listening.port.close()
         ((peer, why),) = await calling.lost.count(1)
-        assert (peer, why) == ("controller-1", "closed the connection")
+        assert (peer, why) == ("controller-1", LinkLoss.CLOSED)
         assert not calling.link.open
         calling.link.send(cancel(1))  # nothing happens
         calling.link.close()
@@ -393,7 +394,7 @@ async def test_closing_one_of_two_links_to_one_peer_leaves_the_other_watched() -
         here = made.runtime()
         first, second = (made.link(here, (address,), f"gpu_worker-{i}") for i in range(2))
         first.link.close()
-        assert await second.lost.count(1) == [("controller-1", "was silent for too long")]
+        assert await second.lost.count(1) == [("controller-1", LinkLoss.SILENT)]
         assert first.lost.items == []
 
 
@@ -404,7 +405,7 @@ async def test_a_peer_that_falls_silent_is_lost_to_the_port() -> None:
         sock = made.bare(zmq.DEALER, "frontend-1")
         sock.connect(listening.tcp)
         sock.send(envelope(HELLO))
-        assert await listening.lost.count(1) == [("frontend-1", "was silent for too long")]
+        assert await listening.lost.count(1) == [("frontend-1", LinkLoss.SILENT)]
         assert not listening.port.knows("frontend-1")
         sock.send(envelope(cancel(1)))  # and is new when it speaks again
         assert await listening.messages(2) == [HELLO, cancel(1)]
@@ -417,7 +418,7 @@ async def test_a_peer_that_never_answers_is_lost_to_the_link() -> None:
         sock = made.bare(zmq.ROUTER)
         sock.bind("tcp://127.0.0.1:*")
         calling = made.link(made.runtime(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
-        assert await calling.lost.count(1) == [("controller-1", "was silent for too long")]
+        assert await calling.lost.count(1) == [("controller-1", LinkLoss.SILENT)]
         assert not calling.link.open
 
 
@@ -514,7 +515,7 @@ async def test_a_message_over_the_limit_closes_that_link_only() -> None:
         await listening.messages(1)
         careless = made.link(made.runtime(), listening.addresses, "frontend-2")
         careless.link.send(cancel(2), [bytes(2049)])
-        assert await careless.lost.count(1) == [("controller-1", "closed the connection")]
+        assert await careless.lost.count(1) == [("controller-1", LinkLoss.CLOSED)]
         careful.link.send(cancel(3))
         assert await listening.messages(2) == [cancel(1), cancel(3)]
 

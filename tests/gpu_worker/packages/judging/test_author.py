@@ -131,7 +131,7 @@ def test_a_copy_that_answers_otherwise_than_the_module_is_not_written(tmp_path: 
     with pytest.raises(PackageError) as caught:
         write_package(tmp_path, "m", "1", Unlike(), inputs=ROW)
     assert caught.value.code == "not_equal"
-    assert "the module itself" in str(caught.value)
+    assert not (tmp_path / "m").exists()
 
 
 def test_functions_that_reach_nothing_of_the_module_are_the_same_in_its_copy() -> None:
