@@ -15,8 +15,8 @@ import msgspec
 
 from broker.core.records import AppRecord, ModelRecord
 from mesh import wire
-from mesh.names import NAME, VERSION, listed
 from mesh.codes import PackageCode, ReplyCode
+from mesh.names import NAME, VERSION, listed
 from mesh.versions import next_free, number_of, why_changed, why_container, why_exists
 
 HISTORY_MAX = 16  # versions that rollback can go back over

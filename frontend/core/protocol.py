@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from mesh import wire
-from mesh.names import NAME, VERSION
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.decoder_faults import FaultKind, read_fault
+from mesh.names import NAME, VERSION
 from mesh.tensors import DTYPES, byte_count
 
 ID_LENGTH_MAX = 256

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from frontend.core import protocol
 from frontend.core.protocol import InputRules, Invalid
 from mesh import wire
-from mesh.names import listed
 from mesh.codes import AnswerStatus, ErrorCode
+from mesh.names import listed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from broker.core.catalogue import HISTORY_MAX, Catalogue, Replies
 from broker.core.records import ModelRecord
 from mesh import wire
-from mesh.names import NAME, VERSION, listed
 from mesh.codes import PackageCode, ReplyCode
+from mesh.names import NAME, VERSION, listed
 from tests.broker.core.catalogues import ANN, BEN, FOUND, SPEC, broken, offer, prepared, reopened, served, state, told
 from tests.messages import names
 

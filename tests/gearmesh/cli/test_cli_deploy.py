@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
+from gearmesh.cli import asking
 from gearmesh.cli import main as cli
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.export import write_package
@@ -170,7 +171,7 @@ def test_a_model_that_was_never_ready_is_asked_and_the_reason_is_told(monkeypatc
         def models(self) -> list[dict[str, Any]]:
             return [{"name": "m", "inputs": [], "fault": "its weights are gone", "preparing": None}]
 
-    monkeypatch.setattr(cli, "client", lambda _: contextlib.nullcontext(Session()))
+    monkeypatch.setattr(asking, "client", lambda _: contextlib.nullcontext(Session()))
     result = CliRunner().invoke(cli.app, ["infer", "m", "[1]"])
     assert result.exit_code == 1
     assert "its weights are gone" in result.stderr

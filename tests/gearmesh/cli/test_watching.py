@@ -89,8 +89,8 @@ def test_a_context_belongs_to_an_application(gearmesh: CliRunner) -> None:
     assert names(refused(gearmesh, "infer", "m", "[1]", "--context", "ann"), "--context", "--app")
 
 
-def test_without_a_procfile_it_is_said_where_to_go(gearmesh: CliRunner) -> None:
-    assert "--procfile" in refused(gearmesh, "up")
+def test_a_procfile_that_is_not_there_is_named(gearmesh: CliRunner) -> None:
+    assert names(refused(gearmesh, "up", "--procfile", "nowhere"), "nowhere", "--procfile")
 
 
 def test_a_damaged_list_of_containers_is_named(gearmesh: CliRunner, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 import asyncio
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gearmesh.operations.up import ports_taken, wait_ready, with_ports
+from gearmesh.operations.supervisor import PROCFILE, procfile_commands
+from gearmesh.operations.up import ports_taken, procfile_of, wait_ready, with_ports
 from mesh.process.settings import Settings
+from scripts import ROOT
 
 
 def test_free_ports_are_no_hindrance() -> None:
@@ -77,3 +80,20 @@ def test_a_mesh_is_ready_when_nothing_is_on_its_way(
     session: Any = Frontend(*coming, models)
     assert asyncio.run(wait_ready(session, lambda done, names: None)) == ready
     assert session.left == [models]
+
+
+def test_the_working_folders_procfile_goes_before_the_one_that_comes_with_gearmesh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert procfile_of(None) == PROCFILE
+    (tmp_path / "Procfile").write_text("broker: mine\n")
+    assert procfile_of(None).read_text() == "broker: mine\n"
+    assert procfile_of(Path("other")) == Path("other")
+
+
+def test_the_procfile_inside_runs_what_the_projects_own_runs() -> None:
+    inside, own = (procfile_commands(file, {}) for file in (PROCFILE, ROOT / "Procfile"))
+    modules = [{name: command.partition("}")[2] for name, (command, _) in found.items()} for found in (inside, own)]
+    assert modules[0] == modules[1]
+    assert all(" -P -m " in command for command in modules[0].values())

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from broker.core.catalogue import NAME, VERSION
 from gpu_worker.packages.package import ALIGNMENT, Package, Weight, read_package
 from mesh.errors import PackageError
+from mesh.names import NAME, VERSION
 from tests.gpu_worker.conftest import Repository
 from tests.messages import names
 
