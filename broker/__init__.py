@@ -1,1 +1,3 @@
-"""Common ground of all services (messages, transport, settings) and the registry that introduces them."""
+"""What all services share (messages, transport, settings), and the broker: the registry that tells services of each
+other.
+"""

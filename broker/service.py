@@ -1,4 +1,4 @@
-"""The broker's shell: introduces services to each other, and keeps the catalogue."""
+"""The broker's shell: tells services of each other, and keeps the catalogue."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ log = structlog.get_logger("broker")
 
 
 def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
-    """The reply, which says so if what it tells of is not on disk."""
+    """The reply with `fault` added if the change that it reports is not on disk."""
     if not fault or not reply.ok:
         return reply
     message = f"{reply.message}, but a broker that is started again will not know it: {fault}"
@@ -34,14 +34,14 @@ def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
 
 
 class BrokerService:
-    """One port; a catalogue and a routing table behind it."""
+    """The port, the catalogue and the routing table."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.settings = runtime.settings
         self._hub = runtime.hub
         self._store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
         self._catalogue = Catalogue()
-        self._repository = self.settings.model_repository  # resolved once it starts
+        self._repository = self.settings.model_repository  # made absolute when the service starts
         self._routing = Routing(0)
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
@@ -50,7 +50,7 @@ class BrokerService:
         self.addresses: tuple[str, ...] = ()
 
     def start(self) -> None:
-        """Listens, with the catalogue as it was and whatever is new in the repository deployed."""
+        """Listens, with the saved catalogue, and deploys packages that are new in the repository."""
         self._catalogue = self._store.open()
         self._repository = self.settings.model_repository.resolve()
         self._catalogue.repository = str(self._repository)
@@ -62,11 +62,11 @@ class BrokerService:
         log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
 
     def drain(self) -> bool:
-        """Nothing here waits for anything."""
+        """Always True: the broker has nothing to finish."""
         return True
 
     def stop(self) -> None:
-        """The catalogue is on disk and the port closed."""
+        """Saves the catalogue and closes the port."""
         self._save()
         self._store.close()
         self._port.close()
@@ -108,10 +108,12 @@ class BrokerService:
             return
         if self._routing.register(member, register.epoch):
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
-        self._changed = True  # it wants the table in any case
+        self._changed = True  # a new member needs the table in any case
 
     def _is_unknown(self, peer: str) -> bool:
-        """It has not registered; or it is an operator who waits, and an earlier life of the broker knew for what."""
+        """Whether the peer has to register again, or is an operator waiting for a call that an earlier life of the
+        broker took.
+        """
         if peer.startswith("operator"):
             return not self._catalogue.awaits(peer)
         return peer not in self._routing.members
@@ -131,7 +133,7 @@ class BrokerService:
         )
 
     def _take_offer(self, peer: str, member: str, offer: wire.Offer) -> bool:
-        """A container's model is in the catalogue; or the container is told why not."""
+        """Puts a container's model into the catalogue, or tells the container why not. Returns whether it was taken."""
         why = self._catalogue.offered(member, offer)
         if why is not None:
             log.warning("container_refused", member=member, ref=offer.ref, why=why.message, code=why.code)
@@ -162,21 +164,27 @@ class BrokerService:
                 assert_never(message)
 
     def _answer_app(self, peer: str, reply: wire.CallReply) -> None:
-        """Written first, then told; the table with it leaves in the same envelope, ahead of the reply."""
+        """Saves before it replies; the new table leaves in the same envelope, ahead of the reply."""
         fault = self._save()
         if reply.ok:
             self._push()
         self._port.send(peer, _unsaved(reply, fault))
 
     def _answer_claim(self, peer: str, claim: wire.ClaimVersion) -> None:
-        """Written first: a number that was given is not given again. A full disk keeps no container from serving."""
+        """Saves before it replies, so that no number is given twice.
+
+        A full disk does not keep a container from serving.
+        """
         reply = self._catalogue.claim(claim.call, claim.name, claim.content, claim.version)
         self._save()
         self._port.send(peer, reply)
         log.info("claimed", peer=peer, model=claim.name, ok=reply.ok, message=reply.message, code=reply.code)
 
     def _save(self) -> str:
-        """What changed is on disk. If not: why; it holds all the same, and the next save tries again."""
+        """Writes all changes to disk.
+
+        Returns "" or the reason it failed: the changes still hold, and the next save retries.
+        """
         try:
             self._store.save(self._catalogue)
         except StoreError as error:

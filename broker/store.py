@@ -1,4 +1,4 @@
-"""Keeps the catalogue in an SQLite file, written before anybody is told of a change."""
+"""Keeps the catalogue in an SQLite file. A change is written before anybody is told of it."""
 
 import sqlite3
 from pathlib import Path
@@ -17,7 +17,7 @@ class StoreError(GearmeshError):
 
 
 class CatalogueStore:
-    """Shell around one file. One process at a time: a second one is refused."""
+    """Shell around one file. Only one process at a time may open it: a second one is refused."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -59,13 +59,13 @@ class CatalogueStore:
         )
 
     def starts(self) -> int:
-        """How often the catalogue was opened, this time included; epochs are counted from it."""
+        """How often the catalogue was opened, this time included. Epochs are derived from it."""
         assert self._db is not None
         self._db.execute("INSERT INTO counters VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
         return int(self._db.execute("SELECT value FROM counters WHERE name = 'starts'").fetchone()[0])
 
     def save(self, catalogue: Catalogue) -> None:
-        """What changed since the last save is on disk. Raises: StoreError; the next save tries it again."""
+        """Writes what changed since the last save. Raises: StoreError; the next save then tries again."""
         assert self._db is not None
         if not catalogue.changed_models and not catalogue.changed_apps:
             return
@@ -108,7 +108,7 @@ def _primary(error: sqlite3.Error) -> int | None:
 
 
 def _hint(error: BaseException) -> str:
-    """What is wrong with the file, and what would help."""
+    """What is wrong with the file, and how to fix it."""
     if isinstance(error, sqlite3.Error) and _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "another broker uses it; set GEARMESH_DATA_DIR"
     if isinstance(error, OSError):

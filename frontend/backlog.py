@@ -1,4 +1,4 @@
-"""Answers for which a client's connection has no room at the moment. Pure."""
+"""Answers that wait because a client's connection has no room for them. Pure."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,38 +6,38 @@ from typing import Generic, NamedTuple, TypeVar
 
 from mesh.wire import Buffer
 
-BYTES_EACH = 200  # that an answer takes here beside its frames
+BYTES_EACH = 200  # size of an answer in memory, without its frames
 C = TypeVar("C")
 
 
 class Answer(NamedTuple):
-    """What is to be sent."""
+    """One answer to be sent."""
 
     header: bytes
     frames: Sequence[Buffer]
 
     @property
     def size(self) -> int:
-        """Bytes that it takes."""
+        """Bytes that it takes in memory."""
         return BYTES_EACH + len(self.header) + sum(len(frame) for frame in self.frames)
 
 
 class Backlog(Generic[C]):
-    """Waiting answers of each client, oldest first: so many bytes for one client, so many in all."""
+    """Waiting answers of each client, oldest first; bounded in bytes for one client and for all together."""
 
     def __init__(self, client_bytes_max: int, bytes_max: int) -> None:
         self._client_bytes_max = client_bytes_max
         self._bytes_max = bytes_max
-        self._waiting: dict[C, deque[Answer]] = {}  # no client without an answer
-        self._bytes: dict[C, int] = {}  # of the same clients
+        self._waiting: dict[C, deque[Answer]] = {}  # {client: answers}, without empty ones
+        self._bytes: dict[C, int] = {}  # {client: bytes of its answers}
         self._bytes_all = 0
-        self.count = 0  # answers
+        self.count = 0  # answers of all clients
 
     def __contains__(self, client: C) -> bool:
         return client in self._waiting
 
     def put(self, client: C, answer: Answer) -> bool:
-        """The answer waits behind those before it; False: there is no room, and it does not."""
+        """Queues the answer behind the client's earlier ones. Returns False, and drops it, if there is no room."""
         size = answer.size
         held = self._bytes.get(client, 0)
         if held + size > self._client_bytes_max or self._bytes_all + size > self._bytes_max:
@@ -49,7 +49,7 @@ class Backlog(Generic[C]):
         return True
 
     def flush(self, send: Callable[[C, Answer], bool], most: int) -> int:
-        """Sends each client's answers until `send` says that there is no room, `most` in all; returns how many."""
+        """Sends each client's answers until `send` returns False, at most `most` in all. Returns how many were sent."""
         sent = 0
         for client, answers in list(self._waiting.items()):
             before = sent
@@ -62,11 +62,11 @@ class Backlog(Generic[C]):
             if not answers:
                 del self._waiting[client], self._bytes[client]
             elif sent > before:
-                self._waiting[client] = self._waiting.pop(client)  # next time, it is another client's turn first
+                self._waiting[client] = self._waiting.pop(client)  # the next flush begins with another client
         return sent
 
     def check(self) -> None:
-        """Raises: AssertionError if the counts are not those of what waits."""
+        """Asserts that the counts match what waits."""
         assert self._waiting.keys() == self._bytes.keys()
         assert all(self._waiting.values())
         assert self.count == sum(len(answers) for answers in self._waiting.values())

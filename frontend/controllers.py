@@ -1,4 +1,4 @@
-"""The frontend's links to controllers: which one has which model, what it serves, and what happens when it is lost."""
+"""The frontend's links to controllers: which controller owns which model, what it serves, and what follows its loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +20,17 @@ log = structlog.get_logger("frontend")
 
 @dataclass(slots=True)
 class Controller:
-    """One controller that was heard of."""
+    """One known controller."""
 
     link: Link[wire.FromControllerToFrontend, wire.ToController]
-    serving: set[str] = field(default_factory=set)  # refs that it has a worker for
+    serving: set[str] = field(default_factory=set)  # refs for which it has a worker
 
 
 class Controllers:
-    """Shell. `refused` gets every refusal, `lost` the id of a controller that is gone; `ready`: submit what waits."""
+    """Shell.
+
+    Calls `refused` with every refusal, `lost` with the id of a controller that is gone, `ready` when to submit.
+    """
 
     def __init__(
         self,
@@ -44,13 +47,13 @@ class Controllers:
         self._ready = ready
         self._known: dict[str, Controller] = {}  # {member id: controller} with an open link
         self._members: dict[str, wire.Member] = {}  # {member id: member}, of the last table
-        self._owners: dict[str, str] = {}  # {model: controller}; kept while its link is open, whatever the table forgot
+        self._owners: dict[str, str] = {}  # {model: id of its controller}; kept while that link is open
         self._stopped = False
 
     def table_changed(self, table: wire.Table) -> None:
-        """Links to all controllers of the table are open, or being opened."""
+        """Opens links to all controllers of the table."""
         living = {member.endpoints["control"]: member for member in table.members if member.role == "controller"}
-        self._members = {member.id: member for member in living.values()}  # of two at one address the later one lives
+        self._members = {member.id: member for member in living.values()}  # of two at one address, the later is alive
         for model in table.models:
             if model.owner is not None:
                 self._owners[model.name] = model.owner
@@ -63,9 +66,9 @@ class Controllers:
         self._ready()
 
     def _let_go(self) -> None:
-        """No link waits for a controller that is gone.
+        """Closes links that still wait for a controller that is gone.
 
-        It would connect to the successor at its address, and take our name there away from the link that is meant.
+        Such a link would connect to the successor at the same address, and take our name there from the proper link.
         """
         for peer, known in list(self._known.items()):
             if peer not in self._members and known.link.heard_s is None:
@@ -73,27 +76,27 @@ class Controllers:
                 self._link_lost(peer, LinkLoss.GONE)
 
     def submit(self, model: str, message: wire.Submit, frames: Sequence[Buffer]) -> None:
-        """`message` goes to the controller that `owner` names."""
+        """Sends `message` to the controller that `owner` returns."""
         self._known[self._owners[model]].link.send(message, frames)
 
     def owner(self, model: str) -> str | None:
-        """The controller that has the model and can be reached."""
+        """The id of the model's controller if there is a link to it; else None."""
         owner = self._owners.get(model)
         return owner if owner in self._known else None
 
     def serves(self, model: str, ref: str) -> bool:
-        """A request for `ref` would find a worker."""
+        """Whether the model's controller has a worker for `ref`."""
         controller = self._known.get(self._owners.get(model, ""))
         return controller is not None and ref in controller.serving
 
     def cancel(self, controller: str, request: int) -> None:
-        """Nobody waits for this request any more."""
+        """Tells the controller that nobody waits for this request any more."""
         known = self._known.get(controller)
         if known is not None:
             known.link.send(wire.Cancel(request=request))
 
     def stop(self) -> None:
-        """Every controller is told that we leave."""
+        """Tells every controller that we leave."""
         self._stopped = True
         for controller in self._known.values():
             controller.link.send(wire.Goodbye())
@@ -115,7 +118,7 @@ class Controllers:
             self._transport.hub.loop.call_later(REOPEN_S, self._reopen, peer)
 
     def _reopen(self, peer: str) -> None:
-        """The table may name the lost one still: it may only be the connection that broke."""
+        """Opens a link again if the table still names the lost controller: perhaps only the connection broke."""
         member = self._members.get(peer)
         if member is not None and peer not in self._known and not self._stopped:
             self._open(member)

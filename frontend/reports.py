@@ -1,4 +1,4 @@
-"""What `models` and `status` tell. Pure."""
+"""The contents of the answers to `models` and `status`. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from mesh import wire
 
 
 def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controllers) -> list[dict[str, Any]]:
-    """The answer to `models`."""
+    """The models of the answer to `models`."""
     described = []
     for entry in models.values():
         spec = entry.spec
@@ -35,7 +35,7 @@ def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controll
 
 
 def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
-    """Who is there."""
+    """The members of the mesh, for the answer to `status`."""
     members = table.members if table is not None else ()
     return [
         {
@@ -43,7 +43,7 @@ def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
             "role": m.role,
             "pid": m.pid,
             "endpoints": {k: list(v) for k, v in m.endpoints.items()},
-            "serves": m.offer.ref if m.offer is not None else None,  # of a container
+            "serves": m.offer.ref if m.offer is not None else None,  # only for a container
         }
         for m in members
     ]

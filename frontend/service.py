@@ -1,4 +1,4 @@
-"""The frontend's shell: clients on one side, controllers and workers on the other, the table of requests between."""
+"""The frontend's shell: connects clients with controllers and workers by way of the request table."""
 
 import os
 import time
@@ -52,7 +52,7 @@ log = structlog.get_logger("frontend")
 
 
 class FrontendService:
-    """One port for clients, one for workers' outputs, links to all controllers."""
+    """One port for clients, one for workers' outputs, and links to all controllers."""
 
     def __init__(self, runtime: Runtime, broker: tuple[str, ...] = ()) -> None:
         settings = self.settings = runtime.settings
@@ -81,7 +81,7 @@ class FrontendService:
         self._targets = Targets(settings.rows_max)
         self._alarm: Alarm | None = None
         self._answers: dict[str, int] = {}  # {status: answers so far}
-        self._refusals: dict[str, int] = {}  # {code: those of them that the frontend refused itself}
+        self._refusals: dict[str, int] = {}  # {code: refusals by the frontend itself}
         self._started_s = time.monotonic()
         self._draining = False
 
@@ -109,12 +109,12 @@ class FrontendService:
         log.info("started", member=self._id, address=address, pid=os.getpid())
 
     def drain(self) -> bool:
-        """Further requests are rejected; True once every request is answered."""
+        """Rejects further requests. Returns True once every request is answered."""
         self._draining = True
         return len(self._requests) == 0 and len(self._applications) == 0 and len(self._early) == 0
 
     def stop(self) -> None:
-        """What is still open is answered, and everybody told."""
+        """Answers all open requests, and says goodbye to every peer."""
         self._applications.stop()
         text = "the frontend is being stopped"
         for early in self._early.release():
@@ -153,7 +153,7 @@ class FrontendService:
             self.refuse(client, invalid)
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
-        """What the request asks for is done, or under way. Raises: Invalid."""
+        """Executes the request, or starts to. Raises: Invalid."""
         match request:
             case protocol.Infer():
                 self._infer(client, request, frames, received_s)
@@ -176,11 +176,11 @@ class FrontendService:
         self._send(client, {"id": request.id, "status": AnswerStatus.OK, "models": models, "frame_bytes_max": most})
 
     def _knows_nothing(self) -> bool:
-        """No table has come yet: nobody may be told that something does not exist."""
+        """Whether no table has arrived yet: until then no client may be told that something does not exist."""
         return self._registrar is None or self._registrar.table is None
 
     def _release(self) -> None:
-        """The first table is there: what waited for it is treated as usual."""
+        """The first table is there: processes the requests that waited for it."""
         for early in self._early.release():
             client: Any = early.client
             try:
@@ -220,7 +220,7 @@ class FrontendService:
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
 
     def _enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
-        """Answered from the cache, or waiting for a request like it, or on its way to a controller."""
+        """Answers the call from the cache, lets it wait for an identical one, or submits it."""
         entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
         if entered.outputs is not None:
             self._answer_call(call, entered.outputs, time.monotonic(), cached=True)
@@ -228,7 +228,7 @@ class FrontendService:
             self._submit(part, time.monotonic())
 
     def _submit(self, part: Part, now: float) -> None:
-        """The part goes to its model's controller; without one it waits for one, as long as its budget lasts."""
+        """Submits the part to its model's controller. Without one it waits, as long as its budget lasts."""
         call = part.call
         model, _ = wire.split_ref(call.ref)
         owner = self._controllers.owner(model)
@@ -383,7 +383,7 @@ class FrontendService:
         self._enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
 
     def _send_answer(self, order: SendAnswer) -> None:
-        """An application's answer leaves, in the form of the request."""
+        """Sends an application's answer, in the form of the request."""
         answer = order.answer
         self._count(answer.status)
         data = [np.ascontiguousarray(array).tobytes() for _, array in order.outputs]
@@ -396,7 +396,7 @@ class FrontendService:
         self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
 
     def refuse(self, client: ClientId, invalid: Invalid) -> None:
-        """A request that cannot be obeyed is answered so."""
+        """Answers a request that is not valid."""
         self._count(invalid.status)
         self._refusals[invalid.code] = self._refusals.get(invalid.code, 0) + 1
         self._clients.answer(client, _encode(invalid.answer()))
@@ -450,4 +450,4 @@ class FrontendService:
 
 
 def _ignore(peer: str, why: str) -> None:
-    """A worker's link to us is not watched: its controller says what becomes of its requests."""
+    """Does nothing: a worker's link to us is not watched, as its controller reports what becomes of its requests."""

@@ -1,4 +1,4 @@
-"""The clients' socket: a plain ROUTER that anybody may call, however badly."""
+"""The clients' socket: a plain ROUTER, which has to withstand any client."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.wire import Buffer
 
-ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, for one client; further ones wait here, for it may only be slow for a moment
-REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, for one client: they count nowhere else, and each may be large
-CLIENT_BYTES_MAX = 32 << 20  # that wait here for one client; what finds no room is dropped, and counted
-BYTES_MAX = 256 << 20  # and for all clients
-FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # until it is tried again; as long as nothing leaves, each pause is twice the last
-FLUSHED_MAX = 2_000  # answers at a time; then other work has its turn
+ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
+REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client: no other bound counts them, and each may be large
+CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
+BYTES_MAX = 256 << 20  # waiting here for all clients
+FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # pause before the next try; doubles as long as nothing can be sent
+FLUSHED_MAX = 2_000  # answers sent in one go; then other work gets its turn
 log = structlog.get_logger("clients")
 
 
@@ -25,11 +25,11 @@ class ClientId(NamedTuple):
     """One connection."""
 
     identity: bytes
-    delimited: bool  # a REQ socket: an empty frame goes ahead of every message
+    delimited: bool  # a REQ socket: an empty frame precedes every message
 
 
 class ClientPort:
-    """Listens for clients. `received(client, header, frames)` gets every message as it came."""
+    """Listens for clients. Calls `received(client, header, frames)` with every message."""
 
     def __init__(self, hub: Hub, received: Callable[[ClientId, bytes, list[Buffer]], None]) -> None:
         self._hub = hub
@@ -38,7 +38,7 @@ class ClientPort:
         self._monitor: zmq.Socket[bytes] | None = None
         self.connections = 0
         self.disconnections = 0
-        self.answers_dropped = 0  # the client was gone, or did not read for long
+        self.answers_dropped = 0  # because the client was gone, or did not read for long
         self._backlog: Backlog[ClientId] = Backlog(CLIENT_BYTES_MAX, BYTES_MAX)
         self._flushing: asyncio.TimerHandle | None = None  # set while answers wait
         self._flush_s = FLUSH_S  # the next pause
@@ -56,9 +56,9 @@ class ClientPort:
         return address
 
     def answer(self, client: ClientId, header: bytes, frames: Sequence[Buffer] = ()) -> None:
-        """The answer leaves now, or as soon as the client reads those before it.
+        """Sends the answer now, or once the client has read the earlier ones.
 
-        A client that is gone, or does not read for long, loses it, and only it.
+        A client that is gone, or does not read for long, loses its own answers and no others.
         """
         sock = self._sock
         if sock is None:
@@ -69,11 +69,14 @@ class ClientPort:
 
     @property
     def answers_waiting(self) -> int:
-        """Answers that their clients have no room for yet."""
+        """The number of answers that wait for room in their clients' connections."""
         return self._backlog.count
 
     def _send(self, sock: "zmq.Socket[bytes]", client: ClientId, header: bytes, frames: Sequence[Buffer]) -> bool:
-        """The answer is off our hands; False: its client has no room for it at the moment."""
+        """Sends the answer, or drops it if the client is gone.
+
+        Returns False if the client has no room for it at present.
+        """
         try:
             sock.send(client.identity, NOBLOCK | MORE)
             if client.delimited:
@@ -96,7 +99,7 @@ class ClientPort:
             self._flushing = self._hub.loop.call_later(FLUSH_S, self._flush)
 
     def _flush(self) -> None:
-        """Sends what waits, as far as there is room now, and comes back if something is left."""
+        """Sends waiting answers while there is room, and comes back later for the rest."""
         self._flushing = None
         sock = self._sock
         if sock is None:
@@ -115,7 +118,7 @@ class ClientPort:
             log.warning("answers_dropped", total=self.answers_dropped, why=why)
 
     def close(self) -> None:
-        """The port is closed; answers on their way have a moment to leave."""
+        """Closes the port; answers on their way still get their linger time."""
         if self._monitor is not None and self._sock is not None:
             self._sock.disable_monitor()
             self._hub.drop(self._monitor)
@@ -139,7 +142,7 @@ class ClientPort:
                 identity = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            header = sock.recv(NOBLOCK)  # a ROUTER never gives the identity alone
+            header = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a message
             delimited = False
             frames: list[Buffer] = []
             if sock.getsockopt(RCVMORE):

@@ -1,7 +1,7 @@
-"""Offset between the clocks of two peers, from the messages they exchange anyway.
+"""Offset between the clocks of two peers, estimated from the messages that they exchange anyway.
 
-Source: Clockwork (OSDI'20) section 5, "clock_delta"; here the minimum is kept over a span of time, not over a count of
-messages, so that an idle link forgets drift as fast as a busy one.
+Source: Clockwork (OSDI'20) section 5, "clock_delta". Here the minimum is taken over a span of time, not over a number
+of messages, so that an idle link forgets drift as fast as a busy one.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,22 @@ SPAN_S = 10.0  # a sample counts for one to two spans; clocks drift by under 50 
 
 @dataclass(slots=True)
 class OffsetFilter:
-    """Learns ``offset_s``: what to add to a local instant to get the peer's.
+    """Estimates ``offset_s``: the number to add to a local instant to get the peer's.
 
-    The smallest (receipt - sending) in each direction is offset plus the shortest way; half their difference is the
-    offset, provided that the shortest way is the same in both directions.
+    The smallest (receipt - sending) in each direction is the offset (with opposite signs) plus the shortest transfer
+    time. Half their difference is the offset, if the shortest transfer takes equally long in both directions.
     """
 
     smallest_s: float | None = None  # smallest (received here - sent there) of this span and the last
-    remote_smallest_s: float | None = None  # the same as the peer sees it, from its envelopes
+    remote_smallest_s: float | None = None  # the peer's smallest (received there - sent here), from its envelopes
     _current_s: float | None = None  # this span's
     _last_s: float | None = None  # the last span's
     _span_ends_s: float = 0.0
 
     def heard(self, sent_s: float, remote_delta_s: float | None, now: float) -> None:
-        """Takes in one envelope: when the peer's clock sent it, and the peer's own smallest delta."""
+        """Takes in one envelope: the instant it was sent by the peer's clock, and the smallest delta that the peer has
+        seen.
+        """
         delta_s = now - sent_s
         if now >= self._span_ends_s:
             self._last_s = self._current_s if now < self._span_ends_s + SPAN_S else None
@@ -39,20 +41,20 @@ class OffsetFilter:
 
     @property
     def offset_s(self) -> float:
-        """Peer's clock minus ours; 0 until both directions are known."""
+        """The peer's clock minus ours in seconds; 0 until both directions are known."""
         if self.smallest_s is None or self.remote_smallest_s is None:
             return 0.0
         return (self.remote_smallest_s - self.smallest_s) / 2
 
     @property
     def round_trip_s(self) -> float:
-        """Shortest way there and back; 0 until both directions are known."""
+        """The shortest round trip in seconds; 0 until both directions are known."""
         if self.smallest_s is None or self.remote_smallest_s is None:
             return 0.0
         return self.smallest_s + self.remote_smallest_s
 
     def age_s(self, sent_s: float, now: float) -> float:
-        """How long ago, by our clock, the peer sent an envelope that it stamped `sent_s`. Never negative."""
+        """Seconds since the peer sent an envelope stamped `sent_s`, by our clock. Never negative."""
         if self.remote_smallest_s is None:
             return max(0.0, now - sent_s - (self.smallest_s or 0.0)) if self.smallest_s is not None else 0.0
         return max(0.0, now - (sent_s - self.offset_s))

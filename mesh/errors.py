@@ -13,11 +13,11 @@ from mesh.codes import PackageCode
 
 
 class GearmeshError(Exception):
-    """Anything that a person has to mend; `str()` is the sentence for them."""
+    """Base of errors that a person has to fix; `str()` says what is wrong and how to fix it."""
 
 
 class SettingsError(GearmeshError):
-    """`faults`: one line for each setting that is wrong, naming the key and what is allowed."""
+    """`faults`: one line for each wrong setting, with its name and the values allowed."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__(faults)
@@ -28,7 +28,7 @@ class SettingsError(GearmeshError):
 
 
 class AddressInUse(GearmeshError):
-    """`address` is taken by another process; `setting` moves this service elsewhere."""
+    """`address` is taken by another process; the setting `setting` moves this service elsewhere."""
 
     def __init__(self, address: str, setting: str, why: str) -> None:
         super().__init__(address, setting, why)
@@ -55,7 +55,7 @@ class UnsafeBind(GearmeshError):
 
 
 class PackageError(GearmeshError):
-    """`faults`: everything that is wrong with the package at `place`; `code`: of which kind, see docs/models.md."""
+    """`faults`: everything that is wrong with the package at `place`. `code`: the kind of fault, see docs/models.md."""
 
     def __init__(self, place: str, faults: list[str], code: PackageCode = PackageCode.BAD_PACKAGE) -> None:
         super().__init__(place, faults, code)

@@ -1,11 +1,11 @@
-"""What a controller has to tell of its past and its present: log records, and the state that operators ask for.
+"""What a controller reports of its past and its present: log records, and the snapshot that operators ask for.
 
-Instants are seconds of the controller's monotonic clock; a log's header and every reply say what that clock shows.
+Instants are seconds of the controller's monotonic clock. A log's header and every reply carry a reading of that clock.
 """
 
 import msgspec
 
-LOG_VERSION = 1  # of the lines below; raised when a field changes its meaning or goes
+LOG_VERSION = 1  # of the lines below; raised when a field is removed or changes its meaning
 
 
 class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_field="kind", gc=False):
@@ -17,19 +17,19 @@ class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_
     rows: int
     weight: float
     arrived_s: float  # when it left the frontend
-    slo_s: float  # its budget from then on
+    slo_s: float  # its budget from arrived_s on
     outcome: str  # in_time | late | rejected | failed | cancelled | frontend_lost
-    code: str  # why, of a rejected or failed one; else ""
-    latency_s: float  # arrived until EXEC ended, or until it was refused
-    predicted_s: float | None  # latency that admission predicted; None: never looked at
-    queued_s: float | None  # arrived until its (last) INFER was sent; None: it never was
-    exec_s: float | None  # EXEC of its batch, as the device measured it; None: not executed
-    batch: int  # rows that its batch computed; 0: not executed
+    code: str  # reason of a rejected or failed one; else ""
+    latency_s: float  # from arrived_s until EXEC ended, or until it was refused
+    predicted_s: float | None  # latency that admission predicted; None: admission never looked at it
+    queued_s: float | None  # from arrived_s until its last INFER was sent; None: none was sent
+    exec_s: float | None  # EXEC of its batch, measured by the device; None: not executed
+    batch: int  # rows of its batch; 0: not executed
     device: str  # "cuda:0"; "": not executed
     worker: str  # member id; "": not executed
-    action: int  # the INFER, of the action log; 0: not executed
-    cold: bool  # its model was on no device when it arrived
-    tries: int  # INFERs that took it up and failed
+    action: int  # its INFER in the action log; 0: not executed
+    cold: bool  # no device held its model when it arrived
+    tries: int  # INFERs that contained it and failed
 
 
 class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_field="kind", gc=False):
@@ -37,38 +37,38 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
 
     action: int  # unique in one life of the controller
     type: str  # load | unload | infer
-    code: str  # "ok", or why it came to nothing
+    code: str  # "ok", or why it failed
     ref: str
     worker: str  # member id
     device: str  # "cuda:0"
-    batch: int  # rows that EXEC computes; 0: no INFER
+    batch: int  # rows that EXEC computes; 0: not an INFER
     requests: int  # requests in the batch; 0 for an INFER: a measuring run
-    in_time: int  # of those, answered in time
+    in_time: int  # of those requests, answered in time
     sent_s: float
-    earliest_s: float  # the window: it may begin from here
-    latest_s: float  # to here
+    earliest_s: float  # start of its window: it must not begin before
+    latest_s: float  # end of its window: it must not begin after
     expected_begin_s: float
     expected_end_s: float
-    expected_s: float  # duration
-    received_s: float  # by the worker
-    begin_s: float | None  # of the copy (load) or of EXEC; None: not begun
+    expected_s: float  # predicted duration
+    received_s: float  # when the worker received it
+    begin_s: float | None  # start of the copy (LOAD) or of EXEC; None: not begun
     end_s: float | None
-    duration_s: float | None  # as the device measured it
+    duration_s: float | None  # measured by the device
     error_s: float | None  # duration_s - expected_s
     input_s: float | None  # duration of INPUT
     output_s: float | None  # duration of OUTPUT
     result_s: float  # when the controller had its result
-    gathered: bool  # EXEC had to bring the weights into its window first
+    gathered: bool  # EXEC first had to gather the weights from their pages
     clock_mhz: float  # 0: unknown
-    waiting: int  # requests that wait in this controller, at result_s
-    free_pages: int  # of the device, when the worker wrote the result
+    waiting: int  # requests waiting in this controller at result_s
+    free_pages: int  # of the device, when the worker sent the result
 
 
 Fact = RequestFact | ActionFact
 
 
 class Dropped(msgspec.Struct, frozen=True, kw_only=True, tag="dropped", tag_field="kind"):
-    """A line of either log: here so many lines are missing, because the disk did not keep up."""
+    """A line of either log: this many lines are missing here, because the disk was too slow."""
 
     count: int
 
@@ -81,7 +81,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     controller: str  # member id
     policy: str
     clock_s: float  # the controller's clock when the file was begun
-    unix_s: float  # and the time of day
+    unix_s: float  # the time of day at that moment
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """Quantiles of the last values seen; None without any."""
+    """Quantiles of the most recent values; None if there are none."""
 
-    count: int  # values that the quantiles are of
+    count: int  # values that the quantiles are computed from
     p50: float | None = None
     p99: float | None = None
 
@@ -114,7 +114,7 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     free_pages: int
     page_bytes: int
     leaving: bool
-    heard_ago_s: float  # since the worker's last word
+    heard_ago_s: float  # since the worker's last message
     clock_offset_s: float
     exec_busy_s: float  # EXEC time since it joined
     load_busy_s: float
@@ -122,20 +122,20 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     load_pending: int
     batches: int
     loads: int
-    failed: int  # actions that came to nothing
+    failed: int  # actions that failed
     prepared: int  # versions that it can serve
     resident: int  # versions in its pages
-    places: tuple[Place, ...]  # the most recently used of those, at most PLACES_MAX
+    places: tuple[Place, ...]  # the most recently used resident ones, at most PLACES_MAX
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a model; counts since the controller started."""
 
     ref: str
-    devices: int  # where it is resident or being loaded
-    ready: int  # that could serve it
+    devices: int  # on which it is resident or being loaded
+    ready: int  # devices that have it prepared
     waiting: int
-    rate: float  # requests per second, about
+    rate: float  # requests per second, a moving estimate
     in_time: int
     late: int
     refused: int  # rejected and failed
@@ -150,11 +150,11 @@ class JournalState(msgspec.Struct, frozen=True, kw_only=True):
     written: int = 0  # lines
     dropped: int = 0  # lines
     waiting: int = 0  # lines
-    fault: str = ""  # what the disk said last, if it failed
+    fault: str = ""  # the last error of the disk, if writing failed
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One controller, now. Counts and busy times are totals: rates are differences of two snapshots."""
+    """The present state of one controller. Counts and busy times are totals: the difference of two gives a rate."""
 
     controller: str
     policy: str
@@ -167,7 +167,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     in_time: int
     late: int
     cancelled: int
-    cold: int  # requests whose model was on no device
+    cold: int  # requests whose model no device held
     refused: dict[str, int]  # {code: requests}
     failed_actions: dict[str, int]  # {code: actions}
     batches: int
@@ -176,8 +176,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     unloads: int
     latency_s: Spread  # of answered requests, until EXEC ended
     exec_error: Spread  # |actual - predicted| / actual, of EXEC durations
-    load_error: Spread  # of LOAD durations
-    latency_error: Spread  # of latencies predicted at admission
+    load_error: Spread  # the same of LOAD durations
+    latency_error: Spread  # the same of latencies predicted at admission
     devices: tuple[DeviceState, ...]
     models: tuple[ModelState, ...]  # the busiest, at most MODELS_MAX
     models_total: int

@@ -1,11 +1,11 @@
-"""Is this peer alive? From what arrived on the direct link, and nothing else."""
+"""Whether peers are alive, judged only by what arrives on the direct links."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is to be done about the peers now."""
+    """What has to be done about the peers now."""
 
     beats: tuple[str, ...]  # peers to send a heartbeat to
     lost: tuple[str, ...]  # peers that were silent for too long, and are no longer watched
@@ -13,15 +13,15 @@ class Due:
 
 @dataclass(slots=True)
 class Liveness:
-    """Watches a set of peers. Whoever was silent for `silence_s_max` is lost."""
+    """Watches a set of peers. A peer that was silent for `silence_s_max` is lost."""
 
     interval_s: float
     silence_s_max: float
-    _heard_s: dict[str, float] = field(default_factory=dict)  # {peer: when something last came}, exactly the watched
-    _sent_s: dict[str, float] = field(default_factory=dict)  # {peer: when something last went}, subset of the watched
+    _heard_s: dict[str, float] = field(default_factory=dict)  # {watched peer: when something last arrived}
+    _sent_s: dict[str, float] = field(default_factory=dict)  # {watched peer: when something was last sent}
 
     def watch(self, peer: str, now: float) -> None:
-        """`peer` is watched, as if just heard."""
+        """`peer` is watched, as if it had just been heard."""
         self._heard_s[peer] = now
 
     def forget(self, peer: str) -> None:
@@ -30,19 +30,20 @@ class Liveness:
         self._sent_s.pop(peer, None)
 
     def heard(self, peer: str, now: float) -> None:
-        """Something came from `peer`."""
+        """Something arrived from `peer`."""
         if peer in self._heard_s:
             self._heard_s[peer] = now
 
     def sent(self, peer: str, now: float) -> None:
-        """Something went to `peer`; a heartbeat can wait."""
+        """Something was sent to `peer`, so a heartbeat can wait."""
         if peer in self._heard_s:
             self._sent_s[peer] = now
 
     def wake(self, now: float, blind_since: float | None = None) -> Due:
-        """Heartbeats due and peers lost at `now`.
+        """Returns the heartbeats due and the peers lost at `now`.
 
-        `blind_since`: we ourselves did not run since then (stopped, or starved); silence before it proves nothing.
+        `blind_since`: this process did not run since then (it was stopped, or starved); the silence until `now` then
+        counts as at most one interval.
         """
         if blind_since is not None:
             for peer in self._heard_s:
@@ -54,5 +55,5 @@ class Liveness:
         return Due(beats, lost)
 
     def peers(self) -> tuple[str, ...]:
-        """All that are watched."""
+        """All watched peers."""
         return tuple(self._heard_s)

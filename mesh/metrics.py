@@ -1,4 +1,4 @@
-"""Metrics in the Prometheus text format, from what controllers and frontends tell. Pure.
+"""Metrics in the Prometheus text format, computed from the state of controllers and frontends. Pure.
 
 Source of the format: "Exposition formats", text format 0.0.4 (Prometheus documentation).
 """
@@ -61,9 +61,10 @@ def metrics_text(
     frontends: Mapping[str, Mapping[str, Any]],
     http: tuple[Mapping[int, int], int] | None = None,
 ) -> str:
-    """All metrics. `up`: {member: it answers}; `frontends`: {frontend: its status}, of those that answered.
+    """The text of all metrics. `up`: {member: whether it answers}; `frontends`: {frontend: its status}, of those that
+    answered.
 
-    `http`: ({HTTP status: answers}, requests in flight) of the gateway that tells this, if one does.
+    `http`: ({HTTP status: answers}, requests in flight) of the gateway that serves this text; None elsewhere.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in METRICS}
     samples["gearmesh_up"] = [({"member": member}, float(answers)) for member, answers in up.items()]

@@ -1,4 +1,4 @@
-"""Tensors as they travel: dtype by name, shape, and the raw bytes (C order, little endian), never copied here."""
+"""Tensors as they travel: the dtype's name, the shape, and raw bytes (C order, little endian), never copied here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,10 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 
 
 def byte_count(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of this dtype and shape (no -1 in it). Exact for any size: Python integers."""
+    """Bytes of a tensor of this dtype and shape (which holds no -1).
+
+    Exact for any size, as Python integers do not overflow.
+    """
     count = DTYPES[dtype].itemsize
     for extent in shape:
         count *= extent
@@ -35,6 +38,6 @@ def view(
 
 
 def raw(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> memoryview:
-    """The bytes of `array`, not copied where it is contiguous and little endian."""
+    """The bytes of `array`; copied only if it is not contiguous or not little endian."""
     contiguous = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return memoryview(contiguous.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

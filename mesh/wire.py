@@ -1,8 +1,8 @@
-"""Every message between services: frozen structs, one union per socket.
+"""Every message between services: frozen structs, one union per socket and direction.
 
-A message on the wire is one msgpack array, an `Envelope`, holding whatever its sender had for that peer in one turn of
-its loop; tensors too large to ride inside follow as frames of their own, in the order of the messages that own them.
-Fields are positional: new ones are appended with a default, none is ever retyped or removed.
+A message on the wire is one msgpack array, an `Envelope`, with everything that its sender had for that peer in one turn
+of its loop. Tensors too large to travel inline follow as frames of their own, in the order of the messages that own
+them. Fields are positional: new ones are appended with a default, none is ever retyped or removed.
 
 A *ref* names one version of one model: ``"resnet18:1"``.
 """
@@ -14,7 +14,7 @@ import msgspec
 from mesh.facts import Fact, Snapshot
 
 Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
-INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own: they are then never copied by the codec
+INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own, so that the codec never copies them
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
@@ -45,43 +45,43 @@ class TensorSpec(Message, frozen=True, kw_only=True):
 
 
 class ModelSpec(Message, frozen=True, kw_only=True):
-    """What a client may send to one version of a model, and what comes back."""
+    """What a client may send to one version of a model, and what it gets back."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_max: int  # rows in the largest batch
     slo_ms: float  # budget of a request that names none
     cacheable: bool = True
-    labels: tuple[str, ...] = ()  # names of the classes of the first output, or nothing
+    labels: tuple[str, ...] = ()  # class names of the first output; empty: none
     batch_sizes: tuple[int, ...] = ()  # sizes that were profiled
-    build: str = ""  # of a container's version: changes when its code may have, so older answers do not count
+    build: str = ""  # of a container's version: changes when its code may have; older answers are then not reused
 
     def edition(self, ref: str) -> str:
-        """Names the version together with its build: answers may be reused while this is equal."""
+        """A name of the version and its build: cached answers may be reused while it is equal."""
         return f"{ref}#{self.build}" if self.build else ref
 
 
 class Batching(Message, frozen=True, kw_only=True):
-    """How the batches of a black-box container are sized."""
+    """How the batch sizes of a black-box container are chosen."""
 
     method: str = "aimd"  # aimd | quantile | fixed | none
-    objective_s: float = 0.05  # EXEC of a batch is to take no longer
+    objective_s: float = 0.05  # EXEC of a batch should take no longer
     size: int = 1  # of `fixed`: the largest batch
-    wait_s: float = 0.0  # a batch that is not full may wait so long for requests that are expected
+    wait_s: float = 0.0  # a batch that is not full may wait this long for expected requests
 
 
 class Profile(Message, frozen=True, kw_only=True):
-    """How long one version of a model takes on one kind of device, measured there (seconds)."""
+    """Durations of one version of a model on one kind of device, measured there (seconds)."""
 
     exec_s: dict[int, float]  # {batch: median EXEC duration}
     load_s: float  # median LOAD duration
     exec_p99_s: dict[int, float] = {}
     engine: str = ""  # how it was executed: "eager", "compiled", ...
-    load_from: str = "host"  # where that LOAD found the weights: "host" memory or "disk"
+    load_from: str = "host"  # where that LOAD read the weights from: "host" memory or "disk"
 
 
 class Offer(Message, frozen=True, kw_only=True):
-    """What a container's worker brings: one version of a model that lies in no repository."""
+    """What a container's worker offers: one version of a model that is in no repository."""
 
     ref: str
     spec: ModelSpec
@@ -93,7 +93,7 @@ class Member(Message, frozen=True, kw_only=True):
 
     id: str  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
     role: str  # controller | gpu_worker | frontend
-    host: str  # same host: same boot id, so shared memory and loopback work between them
+    host: str  # boot id of its machine: members with the same one share memory and loopback
     endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
     pid: int = 0
     offer: Offer | None = None  # of a worker that is a container
@@ -108,18 +108,18 @@ class ModelEntry(Message, frozen=True, kw_only=True):
     versions: tuple[str, ...]  # known to the catalogue, oldest first
     owner: str | None  # member id of the controller that schedules it
     spec: ModelSpec | None = None  # of the current version
-    fault: str = ""  # why the current version cannot be served, or else why the last deployment failed, if it did
+    fault: str = ""  # why the current version cannot be served; else why the last deployment failed; else ""
     container: bool = False  # served by black-box containers, not from the repository
     contents: dict[str, str] = {}  # {version: digest}, of current and target, where the catalogue has one
-    tries: int = 0  # how often operators have asked for a version: with each, what failed is tried again
+    tries: int = 0  # how often operators have asked for a version; each time, what failed is tried again
     unserved: bool = False  # no device can prepare the current version
-    fault_code: str = ""  # of which kind the fault is: PackageError's codes
+    fault_code: str = ""  # the kind of fault: PackageError's codes
 
 
 class AppEntry(Message, frozen=True, kw_only=True):
     """One application: its definition, as the client sent it, and a revision that changes with it.
 
-    `created`: its first revision; an application that was deleted and made again has another one.
+    `created`: its first revision; an application that is deleted and created again has another one.
     """
 
     name: str
@@ -144,15 +144,15 @@ class Table(Message, frozen=True, kw_only=True, tag="table"):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="beat"):
-    """Either -> either: I am here. Sent when nothing else was for a while."""
+    """Either -> either: I am alive. Sent when nothing else was sent for a while."""
 
 
 class Introduce(Message, frozen=True, kw_only=True, tag="intro"):
-    """Listener -> caller: I do not know you (I may be new); say your Hello or Register again."""
+    """Listener -> caller: I do not know you (I may have restarted); send your Hello or Register again."""
 
 
 class Goodbye(Message, frozen=True, kw_only=True, tag="bye"):
-    """Either -> either: I leave on purpose; expect nothing more."""
+    """Either -> either: I am leaving on purpose; expect nothing more."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,14 +160,14 @@ class Goodbye(Message, frozen=True, kw_only=True, tag="bye"):
 
 
 class Register(Message, frozen=True, kw_only=True, tag="register"):
-    """Service -> broker: I am here, at these endpoints; send me the table now and whenever it changes."""
+    """Service -> broker: I am here, at these endpoints; send me the table now and after every change."""
 
     member: Member
-    epoch: int = 0  # of a controller's shard, if an earlier life of the broker gave it one: it keeps it
+    epoch: int = 0  # of a controller's shard, if an earlier life of the broker assigned one: the controller keeps it
 
 
 class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
-    """Operator -> broker: prepare this version (the newest in the repository if None) and make it current."""
+    """Operator -> broker: prepare this version (None: the newest in the repository) and make it current."""
 
     call: int
     name: str
@@ -175,18 +175,18 @@ class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
 
 
 class Undeploy(Message, frozen=True, kw_only=True, tag="undeploy"):
-    """Operator -> broker: take no new requests for this model; free its memory when those in flight are done."""
+    """Operator -> broker: refuse new requests for this model; free its memory when those in flight are done."""
 
     call: int
     name: str
 
 
 class Rollback(Message, frozen=True, kw_only=True, tag="rollback"):
-    """Operator -> broker: make the version that was current before this one current again."""
+    """Operator -> broker: make the previously current version current again."""
 
     call: int
     name: str
-    version: str | None = None  # which that is, as far as the operator knows: asked again, it goes no further back
+    version: str | None = None  # the previous version as the operator last saw it: a repeated call goes no further back
 
 
 class PutApp(Message, frozen=True, kw_only=True, tag="put_app"):
@@ -205,45 +205,47 @@ class DropApp(Message, frozen=True, kw_only=True, tag="drop_app"):
 
 
 class ClaimVersion(Message, frozen=True, kw_only=True, tag="claim_version"):
-    """Container or operator -> broker: which version is this code? Its own, the next that is free, or none: refused."""
+    """Container or operator -> broker: which version is this code? The reply has its own number, the next free one, or
+    none.
+    """
 
     call: int
     name: str
-    content: str  # digest of the code and of what is declared
-    version: str | None = None  # it is to be this one
+    content: str  # digest of the code and of its declared inputs, outputs and labels
+    version: str | None = None  # the number it must get; None: the broker chooses
 
 
 class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
-    """Operator -> broker: the table, once."""
+    """Operator -> broker: send me the table once."""
 
     call: int
 
 
 class GetCatalogue(Message, frozen=True, kw_only=True, tag="get_catalogue"):
-    """Operator -> broker: all that is known of models, and where packages lie."""
+    """Operator -> broker: send me all that is known of models, and where packages are."""
 
     call: int
 
 
 class KnownModel(Message, frozen=True, kw_only=True):
-    """One model, deployed or not, with all that was ever served of it."""
+    """One model, deployed or not, with every version of it that was ever served."""
 
     name: str
     current: str | None
-    previous: str | None  # what a rollback makes current
+    previous: str | None  # version that a rollback makes current
     contents: dict[str, str]  # {version: digest under which it was first served}
-    container: bool = False  # it is what containers bring, and no package can have its name
+    container: bool = False  # its versions come from containers, and no package can have its name
 
 
 class CatalogueReply(Message, frozen=True, kw_only=True, tag="catalogue_reply"):
-    """Broker -> operator: this."""
+    """Broker -> operator: the answer to GetCatalogue."""
 
     call: int
     models: tuple[KnownModel, ...]
     repository: str  # folder of packages, as the broker's machine names it
-    host: str  # the broker's, as a member's
-    machine: str  # the same, for people
-    inode: int  # of the repository; 0: it is not there (yet)
+    host: str  # the broker's host id, as in Member
+    machine: str  # the broker's machine name, for people
+    inode: int  # of the repository; 0: it does not exist (yet)
 
 
 class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
@@ -256,20 +258,20 @@ class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
     revision: int = 0
     field: str = ""
     code: str = ""  # why not, for programs: version_exists, unknown_app, ...; empty: no code of its own
-    version: str = ""  # that was claimed
+    version: str = ""  # the claimed version
 
 
 class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
-    """Controller -> broker: a version is prepared on some device, or could not be on any."""
+    """Controller -> broker: a version is prepared on some device, or could not be prepared on any."""
 
     ref: str
     ok: bool
     spec: ModelSpec | None = None
     faults: tuple[str, ...] = ()
-    content: str = ""  # digest of what was prepared; empty: of devices that read no weights, or of a container
-    code: str = ""  # of which kind the faults are
-    ready: bool = True  # False: it can be served once the catalogue has this content
-    tries: int = 0  # of the table that this answers; 0: not known
+    content: str = ""  # digest of what was prepared; empty: the devices read no weights, or it is a container
+    code: str = ""  # the kind of the faults
+    ready: bool = True  # False: it can be served once the catalogue has recorded this content
+    tries: int = 0  # tries in the table that this answers; 0: not known
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
 
 
 class FrontendHello(Message, frozen=True, kw_only=True, tag="frontend_hello"):
-    """Frontend -> controller: I will submit requests; workers send outputs to `results`."""
+    """Frontend -> controller: I will submit requests; workers are to send outputs to `results`."""
 
     member: str
     host: str
@@ -287,14 +289,14 @@ class FrontendHello(Message, frozen=True, kw_only=True, tag="frontend_hello"):
 class Submit(Message, frozen=True, kw_only=True, tag="submit"):
     """Frontend -> controller: plan this request, or refuse it at once."""
 
-    request: int  # the frontend's counter
-    attempt: int  # 0, or more when submitted again
+    request: int  # the frontend's number of the request
+    attempt: int  # 0; higher when submitted again
     ref: str
     rows: int
-    budget_s: float  # left when the envelope was sent
-    weight: float = 1.0  # value of an answer in time, relative to others
+    budget_s: float  # seconds left when the envelope was sent
+    weight: float = 1.0  # value of an answer in time, relative to other requests
     inline: tuple[memoryview, ...] = ()  # input tensors in the order of the spec, C order, little endian
-    frames: int = 0  # or: how many frames of this message carry them
+    frames: int = 0  # or: how many frames of this message carry the input tensors
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
@@ -311,7 +313,7 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     status: str  # rejected | failed
     code: str
     message: str
-    predicted_s: float | None = None  # predicted latency from arrival at the controller, where there is one
+    predicted_s: float | None = None  # predicted latency from arrival at the controller, if it was predicted
     retry_after_s: float | None = None
 
 
@@ -320,8 +322,8 @@ class Serving(Message, frozen=True, kw_only=True, tag="serving"):
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
-    reset: bool = False  # forget what was said before
-    controller: str = ""  # who says so: another one may answer at an address by now
+    reset: bool = False  # forget the versions named before
+    controller: str = ""  # the sender: another controller may answer at an address by now
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,15 +331,15 @@ class Serving(Message, frozen=True, kw_only=True, tag="serving"):
 
 
 class DeviceInfo(Message, frozen=True, kw_only=True):
-    """What a worker drives."""
+    """The device that a worker drives."""
 
     name: str  # "cpu:0", "cuda:0", "emulated:h100/3"
-    kind: str  # key of its profiles: equal kinds take equal time
+    kind: str  # key of its profiles: devices of equal kind take equal time
     pages: int
     page_bytes: int
-    any_batch: bool  # any size up to the maximum, not only profiled ones
+    any_batch: bool  # runs any size up to the maximum, not only profiled ones
     memory_note: str = ""
-    container: str = ""  # ref of the one version that it serves and always has resident; empty: any
+    container: str = ""  # ref of the one version that it serves and always holds; empty: it serves any
 
 
 class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
@@ -349,11 +351,11 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
     spec: ModelSpec | None = None
     pages: int = 0
     weights_bytes: int = 0
-    profile: Profile | None = None  # None: not measured here yet
-    measure: tuple[tuple[int, int], ...] = ()  # (batch, runs) to be measured; empty once the profile is there
-    batching: Batching | None = None  # of a container: its times are learned from real requests, not measured
-    content: str = ""  # digest of what was read; empty where no weights are read
-    code: str = ""  # of which kind the faults are
+    profile: Profile | None = None  # None: not yet measured here
+    measure: tuple[tuple[int, int], ...] = ()  # (batch, runs) still to be measured; empty once there is a profile
+    batching: Batching | None = None  # of a container: its durations are learned from real requests, not measured
+    content: str = ""  # digest of what was read; empty if no weights are read
+    code: str = ""  # the kind of the faults
 
 
 class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
@@ -368,13 +370,13 @@ class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """Controller -> worker: you are mine from now on, at the epoch of this envelope; drop what older ones ordered."""
+    """Controller -> worker: I own you from now on, at the epoch of this envelope; drop actions of older epochs."""
 
-    controller: str = ""  # who says so: another one may answer at an address by now
+    controller: str = ""  # the sender: another controller may answer at an address by now
 
 
 class Frontends(Message, frozen=True, kw_only=True, tag="frontends"):
-    """Controller -> worker: all frontends that may be named in an INFER, and where they take outputs."""
+    """Controller -> worker: all frontends that an INFER may name, and the addresses where they take outputs."""
 
     results: dict[str, tuple[str, ...]]  # {member id: addresses}
 
@@ -383,7 +385,7 @@ class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
     """Controller -> worker: read and validate this version, pin its weights, make it executable."""
 
     ref: str
-    content: str = ""  # digest that it has to have; empty: nobody has served it yet
+    content: str = ""  # digest that it must have; empty: it has never been served
 
 
 class Forget(Message, frozen=True, kw_only=True, tag="forget"):
@@ -393,7 +395,7 @@ class Forget(Message, frozen=True, kw_only=True, tag="forget"):
 
 
 class Load(Message, frozen=True, kw_only=True, tag="load"):
-    """Controller -> worker: copy the weights into free pages, starting inside the window."""
+    """Controller -> worker: copy the weights into free pages; start inside the window."""
 
     action: int
     ref: str
@@ -403,41 +405,41 @@ class Load(Message, frozen=True, kw_only=True, tag="load"):
 
 
 class Unload(Message, frozen=True, kw_only=True, tag="unload"):
-    """Controller -> worker: give the pages of this version back, at once."""
+    """Controller -> worker: give back the pages of this version at once."""
 
     action: int
     ref: str
 
 
 class Part(Message, frozen=True, kw_only=True):
-    """One request's share of a batch."""
+    """One request's part of a batch."""
 
     frontend: str
     request: int
     attempt: int
     rows: int
-    predicted_s: float  # latency that admission predicted, for the answer
+    predicted_s: float  # latency that admission predicted; copied into the answer
     inline: tuple[memoryview, ...] = ()
     frames: int = 0
-    cold: bool = False  # the model was on no device when the request arrived; for the answer
+    cold: bool = False  # no device held the model when the request arrived; copied into the answer
 
 
 class Infer(Message, frozen=True, kw_only=True, tag="infer"):
-    """Controller -> worker: INPUT, EXEC (starting inside the window), OUTPUT. Without parts: a measuring run."""
+    """Controller -> worker: INPUT, EXEC (starts inside the window), OUTPUT. Without parts it is a measuring run."""
 
     action: int
     ref: str
     earliest_s: float
     latest_s: float
     expected_s: float
-    batch: int  # rows that EXEC computes: the sum over the parts, padded up where the device needs it
+    batch: int  # rows that EXEC computes: the sum over the parts, padded where the device needs it
     parts: tuple[Part, ...] = ()
-    overdue_s: float = 0.0  # of a container: not ended by then, its code hangs; 0: no such limit
-    cold_s: float = 0.0  # ... or so much later, while no batch has ended well in the process of its code
+    overdue_s: float = 0.0  # of a container: if it has not ended by then, its code hangs; 0: no such limit
+    cold_s: float = 0.0  # added to that limit while no batch has succeeded in the process of the container's code
 
 
 class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
-    """Worker -> controller: what became of an action. Instants in the worker's clock, None where not reached."""
+    """Worker -> controller: the outcome of an action. Instants in the worker's clock, None if not reached."""
 
     action: int
     kind: str  # load | unload | infer
@@ -447,11 +449,11 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
     message: str = ""
     begin_s: float | None = None  # start of the copy (LOAD) or of EXEC
     end_s: float | None = None
-    duration_s: float | None = None  # as the device measured it
+    duration_s: float | None = None  # measured by the device
     input_s: float | None = None  # duration of INPUT
     output_s: float | None = None  # duration of OUTPUT
-    gathered: bool = False  # EXEC had to bring the weights into its window first
-    clock_mhz: float = 0.0  # SM clock, 0 where unknown
+    gathered: bool = False  # EXEC first had to gather the weights from their pages
+    clock_mhz: float = 0.0  # SM clock; 0: unknown
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -459,7 +461,7 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
 
 
 class Answer(Message, frozen=True, kw_only=True):
-    """One request's share of a batch's outputs."""
+    """One request's part of a batch's outputs."""
 
     request: int
     attempt: int
@@ -471,7 +473,7 @@ class Answer(Message, frozen=True, kw_only=True):
 
 
 class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
-    """Worker -> frontend: outputs of one batch, all that belongs to this frontend."""
+    """Worker -> frontend: all outputs of one batch that belong to this frontend."""
 
     ref: str
     device: str
@@ -485,22 +487,22 @@ class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
 
 
 class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask_snapshot"):
-    """Operator -> controller: how are you?"""
+    """Operator -> controller: send me your present state."""
 
     call: int
 
 
 class SnapshotReply(Message, frozen=True, kw_only=True, tag="snapshot"):
-    """Controller -> operator: so."""
+    """Controller -> operator: the answer to AskSnapshot."""
 
     call: int
     snapshot: Snapshot
 
 
 class AskFacts(Message, frozen=True, kw_only=True, tag="ask_facts"):
-    """Operator -> controller: what has ended since I last asked? The first one starts the recording, at once.
+    """Operator -> controller: what has ended since I last asked? The first of these starts the recording at once.
 
-    It stops when asked to, when the operator is gone, or when it has not asked for a while.
+    Recording stops when the operator says so, is gone, or has not asked for a while.
     """
 
     call: int
@@ -508,7 +510,9 @@ class AskFacts(Message, frozen=True, kw_only=True, tag="ask_facts"):
 
 
 class FactsReply(Message, frozen=True, kw_only=True, tag="facts"):
-    """Controller -> operator: this; `more` of it is left, and `dropped` facts since the last reply found no room."""
+    """Controller -> operator: the answer to AskFacts; `more` facts are left, and `dropped` ones since the last reply
+    were lost.
+    """
 
     call: int
     now_s: float  # the controller's clock
@@ -561,9 +565,9 @@ M = TypeVar("M")
 
 
 class Envelope(msgspec.Struct, Generic[M], frozen=True, array_like=True, gc=False):
-    """All that one turn of a service had for one peer."""
+    """All messages of one turn of a service for one peer."""
 
     sent_s: float  # sender's clock, just before the send
-    delta_s: float | None  # smallest (receipt here - sent there) the sender saw on this link: see clocks.py
-    epoch: int  # shard epoch of a controller; 0 from anybody else
+    delta_s: float | None  # smallest (receipt here - sent there) that the sender saw on this link: see clocks.py
+    epoch: int  # shard epoch of a controller; 0 from other services
     messages: list[M]

@@ -1,11 +1,11 @@
-"""Adaptive batching of black-box functions at a latency objective, beside servers that batch by fixed rules.
+"""Adaptive batching of black-box functions under a latency objective, compared with servers that batch by fixed rules.
 
     .venv/bin/python scripts/bench_batching.py [--seconds 3] [--rounds 3] [--functions noop,linear_svm,...]
         [--replicas 1,2,4] [--without-peers] [--plot FILE.png] [--json FILE]
 
-Every request is one row of 784 floats with a budget of --objective-ms; only answers within it count. A closed loop, one
-client process; each system is driven at several numbers of requests in flight, and the best of them counts: the goodput
-that the system reaches when it is asked for as much as suits it. Caching is off. The last line is JSON.
+Every request is one row of 784 floats with a budget of --objective-ms; only answers within it count. One client process
+runs a closed loop. Each system is driven with several numbers of requests in flight, and its best goodput counts: what
+it reaches under the load that suits it. Caching is off. The last line is JSON.
 """
 
 import argparse
@@ -50,7 +50,7 @@ METHODS = {
 FEATURES = batching_functions.FEATURES
 BATCH_MAX = 1024
 CONVERGENCE_IN_FLIGHT = 512
-CONVERGENCE_BUDGET = 50  # x the objective: there are always enough requests for a full batch
+CONVERGENCE_BUDGET = 50  # x the objective, so that there are always enough requests for a full batch
 console = Console(width=None if sys.stdout.isatty() else 140, stderr=False)
 
 
@@ -62,7 +62,7 @@ class System:
     name: str
     drive: Drive
     pids: dict[str, int]
-    sizes: list[tuple[float, int]] = field(default_factory=list)  # (instant, batch size) of answers, if it tells
+    sizes: list[tuple[float, int]] = field(default_factory=list)  # (instant, batch size) of answers, if it reports them
     runs: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # {in flight: results, one per round}
 
 
@@ -73,7 +73,7 @@ class System:
 async def containers(
     running: Mesh, function: str, method: str, objective_ms: float, replicas: int = 1, budget_ms: float | None = None
 ) -> AsyncIterator[System]:
-    """Replicas of one container beside a running mesh, and a driver that asks them, with the objective as budget."""
+    """Replicas of one container beside a running mesh, and a driver for them with the objective as budget."""
     model = f"{function}.{METHODS[method][1]}.{len(METHODS[method])}.{replicas}".replace(":", "-")
     command = [
         sys.executable, "-m", "gearmesh", "container", "--model", model,
@@ -170,7 +170,7 @@ PACKAGES = ["msgpack", "numpy", "scikit-learn", "onnxruntime"]
 
 @asynccontextmanager
 async def mosec(folder: Path, function: str, size: int) -> AsyncIterator[System]:
-    """mosec, whose batches are bound by a size and a wait of 2 ms."""
+    """mosec, whose batches are limited by a size and a wait of 2 ms."""
     python = await asyncio.to_thread(peer_environment, "mosec-batching", ["mosec", *PACKAGES])
     script = folder / f"mosec_{function}_{size}.py"
     script.write_text(MOSEC.format(root=str(ROOT), function=function, size=size))
@@ -183,7 +183,7 @@ async def mosec(folder: Path, function: str, size: int) -> AsyncIterator[System]
 
 @asynccontextmanager
 async def bentoml(folder: Path, function: str, objective_ms: float) -> AsyncIterator[System]:
-    """BentoML, whose batches adapt to a latency; its arrays travel as JSON."""
+    """BentoML, whose batches adapt to a latency; arrays travel as JSON."""
     python = await asyncio.to_thread(peer_environment, "bentoml", ["bentoml", *PACKAGES])
     script = folder / f"bento_{function}.py"
     script.write_text(
@@ -227,7 +227,7 @@ async def _peer(command: list[str], driver: HttpDriver) -> AsyncIterator[tuple[H
 
 
 async def measure(system: System, seconds: float, objective_ms: float) -> None:
-    """One round: the system at each number in flight, warmed up at each."""
+    """One round: measures the system with each number in flight, after a warm-up."""
     for in_flight in IN_FLIGHT:
         await system.drive(in_flight, max(0.5, seconds / 2))
         system.sizes.clear()
@@ -251,7 +251,7 @@ async def measure(system: System, seconds: float, objective_ms: float) -> None:
 
 
 def best(system: System) -> tuple[int, dict[str, Any]]:
-    """(in flight, medians over the rounds) where goodput is highest."""
+    """(in flight, medians over the rounds) with the highest goodput."""
     found: dict[int, dict[str, Any]] = {}
     for in_flight, runs in system.runs.items():
         middle: dict[str, Any] = {
@@ -264,7 +264,7 @@ def best(system: System) -> tuple[int, dict[str, Any]]:
 
 
 def report(title: str, systems: list[System]) -> dict[str, Any]:
-    """Prints a table and returns what goes into the JSON."""
+    """Prints a table and returns the results for the JSON."""
     table = Table(
         "system",
         "good/s (min-max)",
@@ -299,7 +299,7 @@ def report(title: str, systems: list[System]) -> dict[str, Any]:
 
 
 async def compare(running: Mesh, folder: Path, function: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All ways to serve one function, interleaved."""
+    """Measures all systems with one function, interleaved."""
     async with AsyncExitStack() as stack:
         ways = [containers(running, function, method, arguments.objective_ms) for method in METHODS]
         if not arguments.without_peers:
@@ -313,7 +313,7 @@ async def compare(running: Mesh, folder: Path, function: str, arguments: argpars
 
 
 async def scale(running: Mesh, function: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same container in more and more replicas."""
+    """Measures the same container with a growing number of replicas."""
     systems = []
     for replicas in arguments.replicas:
         async with containers(running, function, "aimd", arguments.objective_ms, replicas) as system:
@@ -340,7 +340,7 @@ async def converge(running: Mesh, function: str, arguments: argparse.Namespace) 
 
 
 def plot(file: Path, curves: dict[str, dict[str, list[list[float]]]], objective_ms: float) -> None:
-    """Draws the batch sizes over time, a panel for each function."""
+    """Draws the batch sizes over time, one panel per function."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -358,14 +358,14 @@ def plot(file: Path, curves: dict[str, dict[str, list[list[float]]]], objective_
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Starts everything, measures, stops everything."""
+    """Starts all systems, measures them, and stops them."""
     results: dict[str, Any] = {"machine": describe(), "objective_ms": arguments.objective_ms, "functions": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         onnx = folder / "mlp.onnx"
         batching_functions.export_onnx(onnx)
         os.environ["BENCH_ONNX"] = str(onnx)
-        formation = {"gpu_worker": 0}  # nobody asks it
+        formation = {"gpu_worker": 0}  # not used here
         async with mesh(folder / "models", folder / "data", formation=formation, ready=False) as running:
             curves = {}
             for function in arguments.functions:
@@ -381,7 +381,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Exit code 0."""
+    """Runs the benchmark. Returns exit code 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)

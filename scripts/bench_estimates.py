@@ -1,12 +1,12 @@
-"""How well durations are predicted: the controller's estimate beside Clockwork's window and a moving average.
+"""How well durations are predicted: the controller's estimator, Clockwork's sliding quantile and a moving average.
 
     .venv/bin/python -m scripts.bench_estimates [--log FOLDER_OR_FILE] [--runs 2000] [--seeds 5]
 
-Without a log, on made-up durations: 10 ms with 1 % of noise; the same with one outlier of three times in 50; a step up
-by 30 % half-way; a slow drift to twice the time. With a log, on the EXECs that a controller's action log tells of
+Without a log, on synthetic durations: 10 ms with 1 % of noise; the same with one outlier of three times in 50; a step
+up by 30 % half-way; a slow drift to twice the time. With a log, on the EXECs of a controller's action log
 (docs/telemetry.md), each model, batch and device by itself. Every estimator predicts each duration before it sees it.
-Source of the window: Clockwork (OSDI'20) section 5.3 and its code: 99th percentile of the last 10. The average is TCP's
-(RFC 6298), mean + deviation.
+Source of the sliding quantile: Clockwork (OSDI'20) section 5.3 and its code: 99th percentile of the last 10. The
+average is TCP's (RFC 6298), mean + deviation.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from gearmesh.telemetry.journals import LogError, read_actions
 from mesh import wire
 
 WINDOW = 10
-SETTLED = 20  # runs before errors count
-INFLATED = 0.1  # a prediction so much over the median is inflated
+SETTLED = 20  # runs before errors are counted
+INFLATED = 0.1  # a prediction counts as inflated if it exceeds the median by this share
 
 
 class Estimator(Protocol):
-    """Predicts a duration, then is told what it was. Seconds."""
+    """Predicts a duration in seconds, then gets the actual one."""
 
     def predict(self) -> float:
-        """The next duration."""
+        """The prediction for the next duration."""
 
     def learn(self, duration_s: float) -> None:
-        """What it was."""
+        """Takes in the actual duration."""
 
 
 class Ours:
@@ -47,41 +47,41 @@ class Ours:
         self._curve = make_curve(wire.Profile(exec_s={1: profile_s}, load_s=0.01), 1, True, Term())
 
     def predict(self) -> float:
-        """See Estimator."""
+        """The prediction for the next duration."""
         return self._curve.exec_s(1)
 
     def learn(self, duration_s: float) -> None:
-        """See Estimator."""
+        """Takes in the actual duration."""
         self._curve.learn(1, duration_s)
 
 
 class Window:
-    """The 99th percentile of the last ten."""
+    """The 99th percentile of the last ten durations."""
 
     def __init__(self, profile_s: float) -> None:
         self._seen = deque([profile_s], maxlen=WINDOW)
 
     def predict(self) -> float:
-        """See Estimator."""
+        """The prediction for the next duration."""
         return float(np.percentile(self._seen, 99))
 
     def learn(self, duration_s: float) -> None:
-        """See Estimator."""
+        """Takes in the actual duration."""
         self._seen.append(duration_s)
 
 
 class Average:
-    """Mean + mean deviation, both decayed."""
+    """Mean + mean deviation, both exponentially decayed."""
 
     def __init__(self, profile_s: float) -> None:
         self._mean, self._deviation = profile_s, 0.0
 
     def predict(self) -> float:
-        """See Estimator."""
+        """The prediction for the next duration."""
         return self._mean + self._deviation
 
     def learn(self, duration_s: float) -> None:
-        """See Estimator."""
+        """Takes in the actual duration."""
         error = duration_s - self._mean
         self._mean += error / 8
         self._deviation += (abs(error) - self._deviation) / 4
@@ -91,7 +91,7 @@ ESTIMATORS: dict[str, Callable[[float], Estimator]] = {"gearmesh": Ours, "window
 
 
 def made_up(runs: int, seed: int) -> dict[str, list[float]]:
-    """{name: durations}."""
+    """{name: synthetic durations}."""
     rng = random.Random(seed)
     steady = [0.01 * math.exp(rng.gauss(0.0, 0.01)) for _ in range(runs)]
     return {
@@ -103,7 +103,7 @@ def made_up(runs: int, seed: int) -> dict[str, list[float]]:
 
 
 def logged(source: Path) -> Iterator[tuple[str, list[float]]]:
-    """(model, batch and device; durations) of every EXEC that ran often enough. Raises: LogError."""
+    """Yields (model, batch and device; durations) of the EXECs of a log that ran often enough. Raises: LogError."""
     found: dict[str, list[float]] = {}
     for log in read_actions(source):
         for fact in log.facts:
@@ -113,7 +113,7 @@ def logged(source: Path) -> Iterator[tuple[str, list[float]]]:
 
 
 def errors(make: Callable[[float], Estimator], durations: Sequence[float]) -> tuple[list[float], float]:
-    """(predicted / actual - 1 of every run once settled; share of predictions far over the median around them)."""
+    """(predicted / actual - 1 of every run once settled; share of predictions that are inflated)."""
     estimator = make(durations[0])
     found, inflated = [], 0
     for i, duration_s in enumerate(durations):
@@ -127,7 +127,7 @@ def errors(make: Callable[[float], Estimator], durations: Sequence[float]) -> tu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Prints the comparison. Returns the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path)

@@ -34,14 +34,14 @@ from scripts.rigs.gpu_tables import table
 
 TESTS = "tests/gpu_worker"  # those named test_cuda_*
 MINUTES = 7.5
-SPARE_S = 5.0  # for writing the results
+SPARE_S = 5.0  # reserved for writing the results
 BUILD_S_MAX = 120.0
 DEMO = ("digits_linear", "digits_mlp", "digits_cnn", "resnet18", "resnet50")
 Figures = dict[str, Any]
 
 
 class Clock:
-    """What is left of the time for everything."""
+    """The time left for all steps."""
 
     def __init__(self, minutes: float) -> None:
         self._began_s = time.monotonic()
@@ -49,17 +49,17 @@ class Clock:
 
     @property
     def left_s(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return max(1.0, self._end_s - time.monotonic())
 
     @property
     def spent_s(self) -> float:
-        """Seconds."""
+        """Seconds spent."""
         return time.monotonic() - self._began_s
 
 
 def run(arguments: list[str], limit_s: float) -> Figures:
-    """The command in a process of its own: {code, took_s, out, error}; ended at the limit."""
+    """{code, took_s, out, error} of the command in a process of its own, which is ended at the limit."""
     began_s = time.monotonic()
     ours = environment(os.environ)
     try:
@@ -73,7 +73,7 @@ def run(arguments: list[str], limit_s: float) -> Figures:
 
 
 def environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """A child's: our packages are its own, the project is found, and pytest's plugins that nobody needs stay out."""
+    """The environment of a child: finds our packages and the project; loads no pytest plugins that are not needed."""
     paths = [*filter(None, ours.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]
     return {**ours, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
@@ -83,7 +83,7 @@ def _text(raw: str | bytes | None) -> str:
 
 
 def files_of_tests() -> list[str]:
-    """All that have tests of the device with graphs."""
+    """All test files of the device with graphs."""
     return sorted(map(str, (ROOT / TESTS).glob("test_cuda_*.py")))
 
 
@@ -91,7 +91,7 @@ def run_tests(limit_s: float) -> Figures:
     """{passed, failed, skipped, reasons, failures} of the tests of the device with graphs."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        quiet = ["-p", "no:cacheprovider", "-W", "default"]  # another release of torch may warn of something else
+        quiet = ["-p", "no:cacheprovider", "-W", "default"]  # another release of torch may have other warnings
         done = run([sys.executable, "-m", "pytest", *files_of_tests(), *quiet, f"--junitxml={report}"], limit_s)
         if not report.exists():
             return {"ok": False, "took_s": done["took_s"], "error": (done["out"] + done["error"])[-2000:]}
@@ -123,7 +123,7 @@ def run_json(arguments: list[str], limit_s: float) -> Figures:
 
 
 def steps(device: str, repository: Path, clock: Clock, quick: bool) -> Iterator[tuple[str, Figures]]:
-    """(name, findings) of one step after the other."""
+    """Yields (name, results) of one step after the other."""
     gpu = device == "cuda"
     yield "tests", run_tests(min(150.0, clock.left_s))
     driver, seconds = ("cuda" if gpu else "host"), ("0.05" if quick else "1.0" if gpu else "0.3")
@@ -144,13 +144,13 @@ def steps(device: str, repository: Path, clock: Clock, quick: bool) -> Iterator[
 
 
 def _all_or_not(probes: Figures) -> Figures:
-    """The step, not ok if one of its figures could not be had; the others are kept."""
+    """The results; not ok if one figure failed, but the others are kept."""
     failed = probes.get("figures", {}).get("failed", {})
     return {**probes, "ok": False, "error": "; ".join(map(": ".join, failed.items()))} if failed else probes
 
 
 def build_models(repository: Path, limit_s: float) -> Figures:
-    """{ok, took_s, error}: each demo model by itself, as what one needs may not be there; ok if there is one."""
+    """{ok, took_s, error}: builds each demo model by itself, as one may lack a package; ok if at least one exists."""
     end_s, took_s, faults = time.monotonic() + limit_s, 0.0, []
     for name in DEMO:
         command = [sys.executable, "-m", "scripts.build_models", "--repository", str(repository), "--only", name]
@@ -163,19 +163,19 @@ def build_models(repository: Path, limit_s: float) -> Figures:
 
 
 def _seconds_each(clock: Clock, models: list[str]) -> float:
-    """For one model and size, so that all of them take two thirds of what is left; 3 s at most."""
+    """Seconds for one model and batch size, so that all together take two thirds of the time left; at most 3."""
     sizes = 9 * max(1, len(models))
     return min(3.0, max(0.1, clock.left_s * 2 / 3 / sizes))
 
 
 def name_of(device: str) -> str:
-    """The device, as a file's name."""
+    """The device's name as part of a file name."""
     name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def fetch_wheels(words: list[str]) -> int:
-    """`wheels FOLDER`: exit code of what fetches them."""
+    """`wheels FOLDER`: the exit code of the download."""
     parser = argparse.ArgumentParser(prog="bench_gpu wheels", description="Fetches what the steps need as wheels.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default=PYTHON, help=f"version of the machine with the GPU [{PYTHON}]")
@@ -184,7 +184,7 @@ def fetch_wheels(words: list[str]) -> int:
 
 
 def main() -> int:
-    """Runs everything; exit code 0, 1 if a step failed, 2 for a device or packages that are not there."""
+    """Runs all steps. Exit code 0; 1 if a step failed; 2 if the device or packages are missing."""
     if sys.argv[1:2] == ["wheels"]:
         return fetch_wheels(sys.argv[2:])
     there = "cuda" if torch.cuda.is_available() else "cpu"
@@ -218,7 +218,7 @@ def main() -> int:
             f"{name:<8} {'ok' if step['ok'] else 'FAILED':<7} {step['took_s']:>6.1f} s  {step.get('error', '')[-600:]}"
         )
         sys.stdout.flush()
-        file.write_text(json.dumps(found, indent=1) + "\n")  # what is known is kept, whatever comes next
+        file.write_text(json.dumps(found, indent=1) + "\n")  # saved after each step, so that nothing known is lost
     text = table(found)
     file.with_suffix(".md").write_text(text)
     print(f"\n{text}\n{file}")

@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/bench_hops.py [--requests 4000]
 
-Each service runs with its ZeroMQ sends and receives stamped (monotonic clock, one host); stamping costs about 1 us per
-call. Medians of the differences between the stamps of one request; the last line is JSON. Requests with a heartbeat or
-any other message between their stamps are left out.
+Each service runs with its ZeroMQ sends and receives stamped (monotonic clock, one host); a stamp costs about 1 us per
+call. Prints medians of the differences between the stamps of one request; the last line is JSON. Requests with a
+heartbeat or any other message between their stamps are left out. Results: docs/design/transport.md.
 """
 
 import argparse
@@ -40,7 +40,7 @@ HOPS = (
 
 
 def probe(module: str, arguments: list[str]) -> None:
-    """Runs the service with every send and receive stamped; the stamps are written at its end."""
+    """Runs the service with every send and receive stamped, and writes the stamps at its end."""
     stamps: list[tuple[float, str]] = []
     plain_send, plain_recv = zmq.Socket.send, zmq.Socket.recv
 
@@ -64,7 +64,7 @@ def probe(module: str, arguments: list[str]) -> None:
 
 
 def ask(address: str, requests: int) -> list[tuple[float, float]]:
-    """(sent, answered) of each request, one after the other."""
+    """(sent, answered) of each request; one request at a time."""
     header = {
         "op": "infer",
         "model": "noop",
@@ -109,7 +109,7 @@ def spans(times: list[tuple[float, float]], folder: Path) -> np.ndarray[Any, np.
 
 
 async def measure(requests: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Runs the mesh and asks it."""
+    """Runs a mesh and sends the requests."""
     from gearmesh.operations.meshes import mesh
     from scripts import ROOT
     from scripts.build_models import build_noop
@@ -124,7 +124,7 @@ async def measure(requests: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def main() -> None:
-    """See the module."""
+    """Prints the median time of each hop."""
     if len(sys.argv) > 2 and sys.argv[1] == "-m":
         sys.path.insert(0, os.getcwd())
         probe(sys.argv[2], sys.argv[3:])

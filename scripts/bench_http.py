@@ -1,9 +1,9 @@
-"""What HTTP costs: the same requests over ZeroMQ, and through the gateway as JSON and as JSON with raw bytes behind it.
+"""The cost of HTTP: the same requests over ZeroMQ, and through the gateway as JSON and as JSON with raw bytes.
 
     .venv/bin/python scripts/bench_http.py [--rounds 3] [--seconds 2]
 
-Emulated device (1 ms for any batch), cache bypassed, closed loop; over HTTP every request in flight has a connection of
-its own, over ZeroMQ all share one. Every round measures each way at each size and number in flight. The last line is
+Emulated device (1 ms for any batch), cache bypassed, closed loop. Over HTTP every request in flight has a connection of
+its own; over ZeroMQ all share one. Every round measures each way at each size and number in flight. The last line is
 JSON.
 """
 
@@ -49,7 +49,7 @@ dtype = "float32"
 shape = [-1, 10]
 """
 console = Console(width=None if sys.stdout.isatty() else 110)
-Way = tuple[str, str]  # (what is sent, how)
+Way = tuple[str, str]  # (input, protocol)
 Results = dict[Way, dict[int, list[float]]]  # {way: {in flight: latencies in seconds}}
 
 
@@ -60,7 +60,7 @@ def request_body(
     parameters: Mapping[str, Any] | None = None,
     request_id: str | None = None,
 ) -> tuple[bytes, int | None]:
-    """(body, length of its JSON if raw bytes follow) of an OIP request, as a client words it."""
+    """(body, length of its JSON if raw bytes follow) of an OIP request as clients send it."""
     tensors = []
     behind = []
     for name, array in inputs.items():
@@ -81,7 +81,7 @@ def request_body(
 
 
 def write_model(repository: Path, name: str, width: int) -> None:
-    """A package for an emulated device."""
+    """Writes a package for an emulated device."""
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     save_file({"w": np.zeros(1 << 18, np.float32)}, folder / "weights.safetensors")
@@ -89,7 +89,7 @@ def write_model(repository: Path, name: str, width: int) -> None:
 
 
 def over_zmq(address: str, model: str, x: npt.NDArray[Any]) -> Drive:
-    """The public protocol, one frame."""
+    """A driver for the public ZeroMQ protocol, one frame per message."""
     inputs = [{"name": "x", "dtype": "float32", "shape": list(x.shape), "data": x.tobytes()}]
 
     def ask(number: int) -> bytes:
@@ -105,7 +105,7 @@ def over_zmq(address: str, model: str, x: npt.NDArray[Any]) -> Drive:
 
 
 def over_http(port: int, model: str, x: npt.NDArray[Any], *, binary: bool) -> Drive:
-    """The gateway."""
+    """A driver for HTTP through the gateway."""
     parameters = {"slo_ms": SLO_MS, "cache": False, "binary_data_output": binary}
     body, length = request_body({"x": x}, binary=binary, parameters=parameters)
     content = "application/json" if length is None else f"x/x\r\nInference-Header-Content-Length: {length}"
@@ -141,7 +141,7 @@ async def measure(rounds: int, seconds: float, folder: Path) -> Results:
 
 
 def summary(latencies: list[float], measured_s: float) -> dict[str, float | None]:
-    """Of all rounds of one way together."""
+    """Quantiles and rate of all rounds of one way."""
     ordered = sorted(latencies)
     return {"n": len(ordered), "per_s": len(ordered) / measured_s} | {
         f"p{share}_ms": None if (value := quantile(ordered, share / 100)) is None else value * 1e3 for share in (50, 99)
@@ -149,7 +149,7 @@ def summary(latencies: list[float], measured_s: float) -> dict[str, float | None
 
 
 def show(told: Mapping[Way, Mapping[int, Mapping[str, float | None]]]) -> None:
-    """A row for each way."""
+    """Prints a row for each way."""
     table = Table("what", "how", "in flight", "p50 ms", "p99 ms", "requests/s", "n")
     for (what, how), found in told.items():
         for in_flight, row in found.items():

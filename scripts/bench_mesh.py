@@ -1,4 +1,4 @@
-"""What the mesh costs: round trips and throughput for a no-op model, beside a bare ZeroMQ echo and mosec.
+"""The overhead of the mesh: round trips and throughput for a no-op model, compared with a bare ZeroMQ echo and mosec.
 
     .venv/bin/python scripts/bench_mesh.py [--rounds 3] [--seconds 2] [--without-mosec] [--json FILE]
 
@@ -36,7 +36,7 @@ from scripts.build_models import build_noop
 IN_FLIGHT = (1, 16, 64, 256)
 FLOATS = struct.pack("<16f", *range(16))
 console = Console(width=None if sys.stdout.isatty() else 140, stderr=False)
-Drive = Callable[[int, float], Awaitable[tuple[list[float], int]]]  # (in flight, seconds) -> latencies, not ok
+Drive = Callable[[int, float], Awaitable[tuple[list[float], int]]]  # (in flight, seconds) -> latencies, number not ok
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class ZmqDriver:
         self._request, self._check = request, check
         self._context = zmq.Context()
         self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):  # no limits: what is in flight is one
+        for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):  # no limits: the number in flight is one
             self._sock.setsockopt(option, 0)
         self._sock.connect(address)
         self._sent: dict[int, float] = {}
@@ -71,7 +71,7 @@ class ZmqDriver:
         self._loop.add_reader(int(self._sock.getsockopt(zmq.FD)), self._readable)
 
     async def drive(self, in_flight: int, seconds: float) -> tuple[list[float], int]:
-        """Latencies of all requests that ended within the time, and how many were not ok."""
+        """Latencies of all requests that ended within the time, and the number of answers not ok."""
         self._latencies, self._not_ok = [], 0
         self._done = self._loop.create_future()
         self._ends_s = time.perf_counter() + seconds
@@ -82,7 +82,7 @@ class ZmqDriver:
         return self._latencies, self._not_ok
 
     def close(self) -> None:
-        """The socket is closed."""
+        """Closes the socket."""
         self._loop.remove_reader(int(self._sock.getsockopt(zmq.FD)))
         self._sock.close(0)
         self._context.term()
@@ -124,7 +124,7 @@ def check_noop(body: bytes) -> tuple[int, bool]:
 
 
 def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-    """A process in a group of its own, silent."""
+    """Starts a process in a group of its own, without output."""
     silent = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, start_new_session=True, **options)
 
@@ -149,7 +149,7 @@ uvloop.run(main())
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[System]:
-    """A bare ROUTER that sends back what it gets: the floor."""
+    """A bare ROUTER that returns each message: the lower bound."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     process = start([sys.executable, "-c", ECHO, address])
     driver = ZmqDriver(address, ask_noop, lambda body: (msgpack.unpackb(body)["id"], True))
@@ -163,7 +163,7 @@ async def echo() -> AsyncIterator[System]:
 
 @asynccontextmanager
 async def ours(repository: Path, folder: Path, *, compact: bool) -> AsyncIterator[System]:
-    """The mesh, each service its own process, or compact."""
+    """The mesh, compact or with each service as a process of its own."""
     name = "gearmesh compact" if compact else "gearmesh"
     async with mesh(repository, folder / name.replace(" ", "-"), compact=compact) as running:
         driver = ZmqDriver(running.address, ask_noop, check_noop)
@@ -187,7 +187,7 @@ server.run()
 
 
 class HttpDriver:
-    """Keeps a number of requests in flight over as many kept-alive connections."""
+    """Keeps a number of requests in flight, each on a kept-alive connection of its own."""
 
     def __init__(
         self, port: int, body: bytes, *, path: str = "/inference", content: str = "application/msgpack"
@@ -203,7 +203,7 @@ class HttpDriver:
         self._pool: list[_Http] = []
 
     async def drive(self, in_flight: int, seconds: float) -> tuple[list[float], int]:
-        """As ZmqDriver.drive."""
+        """Latencies of all requests that ended within the time, and the number of answers not ok."""
         loop = asyncio.get_running_loop()
         self._pool = [connection for connection in self._pool if not connection.closed]
         while len(self._pool) < in_flight:
@@ -238,7 +238,7 @@ class _Http(asyncio.Protocol):
         self._transport = transport
 
     def run(self, ends_s: float) -> "asyncio.Future[None]":
-        """Asks again and again until the time is up."""
+        """Sends one request after the other until the time is up."""
         self.latencies, self.not_ok, self._ends_s = [], 0, ends_s
         self._done = asyncio.get_running_loop().create_future()
         self._ask()
@@ -269,7 +269,7 @@ class _Http(asyncio.Protocol):
 
 @asynccontextmanager
 async def mosec(folder: Path) -> AsyncIterator[System]:
-    """The best of the peers at this, in an environment of its own."""
+    """mosec, the fastest peer here, in an environment of its own."""
     python = peer_environment("mosec", ["mosec", "msgpack", "numpy"])
     port = free_ports(1)[0]
     script = folder / "mosec_noop.py"
@@ -297,7 +297,7 @@ async def _answers(driver: HttpDriver) -> None:
 
 
 def peer_environment(name: str, packages: list[str]) -> Path:
-    """The interpreter of a virtual environment with these packages, made if it is not there."""
+    """The interpreter of a virtual environment with these packages; creates it if it does not exist."""
     folder = ROOT / ".venv-peers" / name
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
@@ -309,7 +309,7 @@ def peer_environment(name: str, packages: list[str]) -> Path:
 
 
 def family(pid: int) -> dict[str, int]:
-    """The process and its descendants."""
+    """{name: process id} of the process and its descendants."""
     found = {f"p{pid}": pid}
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
@@ -318,7 +318,7 @@ def family(pid: int) -> dict[str, int]:
 
 
 async def measure(systems: list[System], rounds: int, seconds: float) -> None:
-    """Every round, each system at each number in flight."""
+    """Measures every system at every number in flight, in every round."""
     for round_ in range(rounds):
         for system in systems:
             for in_flight in IN_FLIGHT:
@@ -346,7 +346,7 @@ def _summary(latencies: list[float], not_ok: int, watched: dict[str, Any]) -> di
 
 
 def report(systems: list[System]) -> dict[str, Any]:
-    """Prints the tables and returns what goes into the JSON."""
+    """Prints the tables and returns the results for the JSON."""
     results: dict[str, Any] = {}
     for in_flight in IN_FLIGHT:
         table = Table(
@@ -372,7 +372,7 @@ def report(systems: list[System]) -> dict[str, Any]:
 
 
 def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds, and all of them."""
+    """Medians over the rounds, and the values of each round."""
     keys = ("per_s", "p50_ms", "p99_ms", "steal", "foreign")
     middle: dict[str, Any] = {
         key: median(run[key] for run in runs) if all(run[key] is not None for run in runs) else None for key in keys
@@ -383,7 +383,7 @@ def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
-    """What is aimed at: the round trip against the echo's, throughput against the best peer's."""
+    """The figures with goals: the round trip relative to the echo's, throughput relative to the best peer's."""
     found = {}
     for name in ("gearmesh", "gearmesh compact"):
         found[f"{name}: p50 at 1 / echo's"] = results[name]["1"]["p50_ms"] / results["zmq echo"]["1"]["p50_ms"]
@@ -396,7 +396,7 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Starts everything, measures, stops everything."""
+    """Starts all systems, measures them, and stops them."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build_noop(folder / "models", "noop")
@@ -423,7 +423,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Exit code 0, or 1 if an answer was wrong."""
+    """Runs the benchmark. Exit code 0, or 1 if an answer was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)

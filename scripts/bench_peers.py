@@ -1,14 +1,14 @@
-"""gearmesh beside mosec, LitServe, BentoML, Ray Serve and FastAPI: the same torch models, interleaved in one run.
+"""gearmesh compared with mosec, LitServe, BentoML, Ray Serve and FastAPI: the same torch models, interleaved in one
+run.
 
     .venv/bin/python -m scripts.bench_peers [--parts noop,mlp,m5,goodput] [--peers mosec,ray] [--seconds 3] [--rounds 2]
         [--json FILE] [--plot FILE.png]
 
 Every round starts each system with each model, checks its answers, measures, and stops it, so that nothing else runs
-meanwhile; each round begins with another system. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a
+meanwhile. Each round begins with another system. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a
 closed loop of 16 clients and open loops (Poisson, latency from when a request was due) at 150, 400 and 1,200
-requests/s, inside 10, 25, 50 and 100 ms.
-Every system has one worker with one torch thread and the same largest batch. Each peer is installed into
-.venv-peers/NAME. Prints Markdown tables; the last line is JSON.
+requests/s, with SLOs of 10, 25, 50 and 100 ms. Every system has one worker with one torch thread and the same largest
+batch. Each peer is installed into .venv-peers/NAME. Prints Markdown tables; the last line is JSON.
 """
 
 import argparse
@@ -51,7 +51,7 @@ OURS = ("gearmesh", "gearmesh compact")
 WARM_S, PAUSE_S = 0.7, 0.3
 SEED = 7
 TOLERANCE = 1e-3
-LOOSE_SLO_MS = 5000.0  # what gearmesh is told where no SLO is asked for
+LOOSE_SLO_MS = 5000.0  # budget for gearmesh in loads without an SLO
 
 CAPACITY = """
 import sys, time, torch
@@ -70,36 +70,36 @@ print(found)
 
 @dataclass(slots=True)
 class Bench:
-    """What was asked for, and what was found so far."""
+    """The options, and the results so far."""
 
     arguments: argparse.Namespace
     repositories: Path
     pythons: dict[str, Path] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)  # {system: why it is not compared (any more)}
+    missing: dict[str, str] = field(default_factory=dict)  # {system: why it is left out}
     runs: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = field(
         default_factory=dict
     )  # {model: {system: {cell: runs}}}
-    capacity: list[dict[int, float]] = field(default_factory=list)  # {batch: ms} of the bare model, one per round
+    capacity: list[dict[int, float]] = field(default_factory=list)  # {batch: ms} of the bare model, once per round
 
     def note(self, model: str, system: str, cell: str, run: dict[str, Any]) -> None:
-        """A run was measured."""
+        """Adds a run."""
         self.runs.setdefault(model, {}).setdefault(system, {}).setdefault(cell, []).append(run)
 
 
 def row_of(model: str) -> list[float]:
-    """The one input that is sent."""
+    """The input row that is sent to the model."""
     generator = np.random.default_rng(SEED)
     return [float(value) for value in generator.random(INPUTS[model], np.float32)]
 
 
 def expected(model: str) -> tuple[float, ...]:
-    """What the model says to it."""
+    """The model's answer to that row."""
     with torch.inference_mode():
         return tuple(build(model)(torch.tensor([row_of(model)], dtype=torch.float32))[0].tolist())
 
 
 def build_repository(folder: Path, model: str, batch_max: int) -> None:
-    """A repository with the one model, for gearmesh."""
+    """Writes a repository with this one model, for gearmesh."""
     write_package(
         folder / model, model, "1", build(model), inputs={"x": ("float32", (INPUTS[model],))}, outputs=["y"],
         batch_max=batch_max, slo_ms=1000.0, cache=False, description="for a comparison",
@@ -108,7 +108,7 @@ def build_repository(folder: Path, model: str, batch_max: int) -> None:
 
 @asynccontextmanager
 async def ours(bench: Bench, system: str, model: str) -> AsyncIterator[tuple[Driver, dict[str, int]]]:
-    """A mesh with the model, and a driver that asks it."""
+    """A mesh with the model, and a driver for it."""
     target = Target(model, (Tensor("x", "float32", (INPUTS[model],)),))
     template = Template(target, [np.array([row_of(model)], np.float32)], cache=False)
     folder = bench.repositories / model
@@ -129,7 +129,7 @@ def _our_answer(body: bytes) -> tuple[float, ...]:
 
 @asynccontextmanager
 async def theirs(bench: Bench, peer: Peer, model: str) -> AsyncIterator[tuple[Driver, dict[str, int]]]:
-    """A peer's server with the model, and a driver that asks it. Raises: PeerError if it does not come up."""
+    """A peer's server with the model, and a driver for it. Raises: PeerError if the server does not start."""
     async with serving(peer, bench.pythons[peer.name], model, bench.arguments.batch_max) as (port, process, log):
         driver = HttpDriver(port, peer.path, peer.content_type, peer.body(row_of(model)))
         try:
@@ -148,7 +148,7 @@ async def theirs(bench: Bench, peer: Peer, model: str) -> AsyncIterator[tuple[Dr
 
 
 async def _check(driver: Driver, model: str, read: Any) -> None:
-    """The server says what the model says. Raises: PeerError."""
+    """Checks that the server's answer is the model's. Raises: PeerError."""
     bodies: list[bytes] = []
     driver.on_body = bodies.append
     await driver.closed(1, 0.01, LOOSE_SLO_MS)
@@ -159,7 +159,7 @@ async def _check(driver: Driver, model: str, read: Any) -> None:
 
 
 async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: dict[str, int]) -> None:
-    """All cells of one system with one model."""
+    """Measures all cells of one system with one model."""
     arguments = bench.arguments
     is_ours = system in OURS
     cells: list[tuple[str, Any, float]] = []
@@ -187,13 +187,13 @@ async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: d
 
 
 def poisson(rate: float, seconds: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """When requests are due; the same for every system."""
+    """Times at which requests are due; the same for every system."""
     rng = np.random.default_rng([SEED, int(rate)])
     return np.sort(rng.random(rng.poisson(rate * seconds)) * seconds)
 
 
 async def run(bench: Bench, say: Any) -> None:
-    """All rounds."""
+    """Runs all rounds."""
     arguments = bench.arguments
     models = list(dict.fromkeys("m5" if part == "goodput" else part for part in arguments.parts))
     for model in models:
@@ -218,25 +218,25 @@ async def run(bench: Bench, say: Any) -> None:
 
 
 def loads_of(arguments: argparse.Namespace) -> list[str]:
-    """Names of the loads under which goodput is measured."""
+    """Names of the loads for which goodput is measured."""
     return [f"{arguments.clients} clients", *(f"{rate:g}/s" for rate in arguments.rates)]
 
 
 def rotated(systems: Sequence[str], by: int) -> list[str]:
-    """Another one comes first each time, lest the same system always has the machine as it was left before."""
+    """The systems in another order for each round, so that none always runs after the same one."""
     by %= max(1, len(systems))
     return [*systems[by:], *systems[:by]]
 
 
 def measure_capacity(batch_max: int) -> dict[int, float]:
-    """{batch: ms} of the bare m5 on one thread, in a process of its own."""
+    """{batch: ms} of the bare m5 on one thread, measured in a process of its own."""
     command = [sys.executable, "-c", CAPACITY, str(ROOT / "scripts" / "peers"), str(batch_max)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {int(k): float(v) for k, _, v in (pair.partition(":") for pair in text.strip().strip("{}").split(","))}
 
 
 def report(bench: Bench) -> str:
-    """The tables, and where a peer is ahead."""
+    """The tables, and the cells in which a peer is ahead."""
     arguments = bench.arguments
     parts, ahead = [], []
     titles = {"noop": "no-op, 16 floats", "mlp": "MLP 784-512-512-10", "m5": "MLP 64-4480-4480-10 (m5)"}
@@ -261,7 +261,7 @@ def report(bench: Bench) -> str:
 
 
 def capacity_per_s(bench: Bench) -> float:
-    """Rows per second that the bare model does at its best batch; the median round."""
+    """Rows per second of the bare model at its best batch size; the median round."""
     return sorted(max(b / ms * 1e3 for b, ms in one.items()) for one in bench.capacity)[len(bench.capacity) // 2]
 
 
@@ -314,7 +314,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Exit code 0; 1 if a system could not be compared; 2 for wrong flags."""
+    """Runs the benchmark. Exit code 0; 1 if a system could not be compared; 2 for wrong flags."""
     flags = parser()
     arguments = flags.parse_args()
     if arguments.json is not None and arguments.json.exists():
@@ -335,7 +335,7 @@ def main() -> int:
             except PeerError as error:
                 bench.missing[name] = str(error)
                 say(f"{name}: {error}")
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # whatever runs is stopped first
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # what runs is stopped first
         uvloop.run(run(bench, say))
     print(report(bench))
     if arguments.plot is not None and "m5" in bench.runs and "goodput" in arguments.parts:

@@ -1,11 +1,11 @@
-"""Policies side by side on the simulator, on the same arrivals, with the bound beside them: the tables of
+"""Policies compared in the simulator on the same arrivals, with the upper bound: the tables of
 docs/benchmarks_scheduler.md.
 
 python scripts/bench_policies.py [--suite NAME]... [--seeds N] [--seconds FACTOR] [--jobs N] [--tight] [--json FILE]
     [--plot FILE.png]
 
-Load 1.0 is what the devices do if every batch is the largest that takes at most half of its SLO. Figures are means over
-the seeds; ± is the standard deviation over them. Source of that capacity: gpu_and_literature 2.6.
+Load 1.0 is what the devices do if every batch is the largest that takes at most half of its SLO
+(docs/design/policy.md). Figures are means over the seeds; ± is the standard deviation over them.
 """
 
 import argparse
@@ -40,7 +40,7 @@ err = Console(stderr=True)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One row of a table: a scenario, and what stands in the row's first column."""
+    """One row of a table: a scenario, and the label in the row's first column."""
 
     label: str
     scenario: Scenario
@@ -55,11 +55,11 @@ class Suite:
     column: str  # heading of the labels
     points: tuple[Point, ...]
     loads: tuple[float, ...] = ()  # of the points, if they are a sweep over the load
-    belady: bool = False  # with clairvoyant evictions beside the policies
+    belady: bool = False  # whether policies also run with clairvoyant evictions
 
 
 def read(file: str, changes: Mapping[str, Any] | None = None) -> Scenario:
-    """A scenario that comes with the simulator; `changes`: {table: {key: value}}."""
+    """A scenario that comes with the simulator, with `changes`: {table: {key: value}}."""
     mapping = tomllib.loads((FOLDER / f"{file}.toml").read_text())
     for table, values in (changes or {}).items():
         mapping[table] = {**mapping[table], **values}
@@ -67,7 +67,7 @@ def read(file: str, changes: Mapping[str, Any] | None = None) -> Scenario:
 
 
 def capacity_rps(scenario: Scenario) -> float:
-    """Requests per second in the largest batches that take at most half of the SLO, all models asked alike."""
+    """Requests per second in the largest batches that take at most half of the SLO, with equal rates for all models."""
     costs = []
     for model in scenario.models:
         slo_s = min(model.slo_ms or scenario.load.slo_ms) / 1e3
@@ -77,13 +77,13 @@ def capacity_rps(scenario: Scenario) -> float:
 
 
 def at_load(scenario: Scenario, factor: float, seconds: float = 1.0) -> Scenario:
-    """The scenario at so many times its capacity, and `seconds` times as long."""
+    """The scenario at this multiple of its capacity, and `seconds` times as long."""
     load = replace(scenario.load, rate_rps=capacity_rps(scenario) * factor, seconds=scenario.load.seconds * seconds)
     return replace(scenario, load=load)
 
 
 def sweep(name: str, title: str, scenario: Scenario, seconds: float, loads: Sequence[float] = LOADS) -> Suite:
-    """A table over loads."""
+    """A table with one row for each load."""
     points = tuple(Point(f"{factor:g}", at_load(scenario, factor, seconds)) for factor in loads)
     return Suite(name, title, "load", points, tuple(loads))
 
@@ -94,7 +94,7 @@ def longer(scenario: Scenario, factor: float) -> Scenario:
 
 
 def suites(seconds: float) -> dict[str, Callable[[], Suite]]:
-    """{name: makes it}."""
+    """{name: function that makes the suite}."""
 
     def slo() -> Suite:
         base = _flat("w3_slo_ramp")
@@ -163,7 +163,7 @@ def suites(seconds: float) -> dict[str, Callable[[], Suite]]:
 
 
 def _flat(file: str) -> Scenario:
-    """A ramp scenario without its ramp: Poisson at its first rate."""
+    """A ramp scenario without its ramp: Poisson arrivals at the first step's rate."""
     mapping = tomllib.loads((FOLDER / f"{file}.toml").read_text())
     load = mapping["load"]
     mapping["load"] = {"kind": "poisson", "rate_rps": load["rate_rps"], "slo_ms": load["slo_ms"]}
@@ -200,7 +200,7 @@ def table(suite: Suite, policies: Sequence[str], found: dict[tuple[int, str], li
 def panel(
     suite: Suite, policies: Sequence[str], found: dict[tuple[int, str], list[dict[str, Any]]], bound: str
 ) -> Panel:
-    """The suite as a picture."""
+    """The suite as a panel of the plot."""
     shown = {name: name for name in policies} | {bound: LIMIT}
     points = range(len(suite.points))
     attainments = {label: [[r["attainment"] for r in found[i, what]] for i in points] for what, label in shown.items()}
@@ -208,7 +208,7 @@ def panel(
 
 
 def _good_line(suite: Suite, shown: Sequence[str], found: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
-    """The greatest load of the sweep up to which every point has 99 % in time, for each policy."""
+    """For each policy the greatest load up to which every point has 99 % of the requests in time."""
     told = []
     for name in [*shown, TIGHT, BOUND]:
         best = None
@@ -240,7 +240,7 @@ def measure(
         for name in (*policies, bound)
         for seed in range(seeds)
     ]
-    numbered.sort(key=lambda entry: -(entry[1].scenario.load.rate_rps or 0.0))  # long ones first
+    numbered.sort(key=lambda entry: -(entry[1].scenario.load.rate_rps or 0.0))  # the longest first
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task(suite.name, total=len(numbered))
@@ -295,13 +295,11 @@ def main() -> int:
 
 
 def unexpected(suite: Suite, found: dict[tuple[int, str], list[dict[str, Any]]], bound: str) -> list[str]:
-    """What a reader must be told: where atc loses, and what cannot be."""
+    """Results to point out: where atc is below Clockwork's policy, and where a policy exceeds the bound."""
     told = []
     for (index, what), records in sorted(found.items()):
         label = f"{suite.name}, {suite.points[index].label}"
-        noisy = (
-            suite.points[index].scenario.noise.exec_cv > 0
-        )  # durations below the profile are no subject of the bound
+        noisy = suite.points[index].scenario.noise.exec_cv > 0  # the bound does not cover durations below the profile
         for record, most in zip(records, found[index, bound], strict=True):
             if record["attainment"] > most["attainment"] + 1e-9 and not noisy:
                 told.append(f"- {label}, seed {record['seed']}: {what} is above the bound, which cannot be")

@@ -40,7 +40,7 @@ def line(number: int, scenario: Scenario, mine: float, theirs: float) -> str:
 
 
 def main() -> int:
-    """Prints Markdown."""
+    """Runs the comparison and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=0, help="number of the first scenario")
     parser.add_argument("--count", type=int, default=80, help="of scenarios")

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m scripts.bench_selection [--only learning contexts stragglers cache feedback] [--queries 20000]
 
-Learning and contexts play the production policies on what real classifiers, five and eight, say of the test split; the
-other three run against a mesh of real processes. Plots go to docs/.
+Learning and contexts run the production policies on the recorded answers of five and eight real classifiers to the test
+split. The other three run against a mesh of real processes. Plots go to docs/.
 """
 
 import argparse
@@ -64,7 +64,7 @@ MAKERS = (
 
 
 def trained(count: int = 5) -> tuple[dict[str, Array], Array]:
-    """({model: scores float32 [images, 10]}, labels) of so many classifiers of unequal quality on the test split."""
+    """({model: scores float32 [images, 10]}, labels) of `count` classifiers of unequal quality on the test split."""
     _, images, _, labels = digits()
     torch.set_num_threads(1)
     said = {}
@@ -78,12 +78,12 @@ def trained(count: int = 5) -> tuple[dict[str, Array], Array]:
 
 
 def degraded(scores: Array, rng: np.random.Generator) -> Array:
-    """The model answers with another image's scores: it is right about one time in ten."""
+    """Scores of a model that answers with another image's scores: it is right about one time in ten."""
     return scores[rng.permutation(len(scores))]
 
 
 def learning(queries: int) -> dict[str, Any]:
-    """Mean error per policy: before the best model degrades at a quarter, until its repair at half, and after."""
+    """Mean error per policy: before the best model degrades (at a quarter), until its repair (at half), and after."""
     said, labels = trained()
     rng = np.random.default_rng(SEED)
     best = min(said, key=lambda name: float((said[name].argmax(1) != labels).mean()))
@@ -119,7 +119,7 @@ def learning(queries: int) -> dict[str, Any]:
 def in_hindsight(
     said: dict[str, Array], broken: dict[str, Array], labels: Array, order: Array, falls: int, mended: int
 ) -> dict[str, Array]:
-    """{baseline: wrong or not, per query} of the one model and the one equal-weight ensemble that err least overall."""
+    """{baseline: wrong or not, per query} of the model and the equal-weight ensemble with the lowest overall error."""
     now = np.arange(len(order))
     degrades = (now >= falls) & (now < mended)
     shares = {
@@ -140,7 +140,7 @@ def in_hindsight(
 
 
 def without_the_slow(sizes: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Accuracy of a majority of so many real classifiers: of all, and when the best of them is too late to count."""
+    """Accuracy of majorities of these sizes: of all members, and when the best member is too late to count."""
     _, images, _, labels = digits()
     torch.set_num_threads(1)
     said = []
@@ -174,7 +174,7 @@ def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
     window = 500
     for name, wrong in errors.items():
         means = np.convolve(wrong, np.ones(window) / window, "valid")
-        ends = np.arange(window - 1, len(wrong))  # each mean stands at the last of its queries
+        ends = np.arange(window - 1, len(wrong))  # each mean is drawn at the last of its queries
         axes.plot(ends, means, "--" if "hindsight" in name else "-", label=name, linewidth=1)
     for at, text in ((falls, "best model degrades"), (mended, "repaired")):
         axes.axvline(at, color="grey", linewidth=0.8)
@@ -189,7 +189,7 @@ def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
 
 
 def contexts(queries: int) -> dict[str, Any]:
-    """Eight groups and eight models, of which another serves each group: one shared state against one per group."""
+    """Eight groups and eight models, each best for one group: one shared state compared with one state per group."""
     said, labels = trained(8)
     names = list(said)
     rng = np.random.default_rng(SEED)
@@ -213,7 +213,7 @@ def contexts(queries: int) -> dict[str, Any]:
 
 
 async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
-    """Ensembles of 2 to 16, one member of which is slow: p99 under a tight budget, and a wide one."""
+    """Ensembles of 2 to 16 with one slow member: p99 under a tight budget, and under a wide one."""
     from scripts.rigs.meshes import emulated_model
 
     repository = folder / "emulated"
@@ -248,7 +248,7 @@ async def stragglers(folder: Path, queries: int) -> dict[str, Any]:
 
 
 async def _surprises(running: Mesh, session: AsyncClient, folder: Path, queries: int) -> dict[str, Any]:
-    """Four emulated members, and a container that takes 60 ms for every tenth query: nobody can know which."""
+    """Four emulated members, and a container that takes 60 ms for every tenth query, which cannot be predicted."""
     from scripts.rigs.containers import container
 
     (folder / "surprise.py").write_text(SURPRISE)
@@ -264,7 +264,7 @@ async def _surprises(running: Mesh, session: AsyncClient, folder: Path, queries:
 
 
 async def _asked(session: AsyncClient, queries: int, slo_ms: float) -> dict[str, float]:
-    """The application `all` is asked so often, one query at a time."""
+    """Sends `queries` queries to the application `all`, one at a time."""
     took, sure, defaults = [], [], 0
     for _ in range(queries):
         answer = await session.infer(app="all", x=np.zeros((1, 4), np.float32), slo_ms=slo_ms)
@@ -300,7 +300,7 @@ def _plot_stragglers(found: dict[str, dict[str, float]], accuracy: dict[str, dic
 
 
 async def cache(folder: Path, queries: int) -> dict[str, Any]:
-    """The same queries answered by the cache and past it: throughput with 64 in flight, latency one at a time."""
+    """The same queries with the cache and without: throughput with 64 in flight, latency one at a time."""
     found: dict[str, Any] = {"queries": queries}
     x = digits()[1][:1]
     async with _digits_mesh(folder) as running, AsyncClient(running.address) as session:
@@ -321,7 +321,7 @@ async def cache(folder: Path, queries: int) -> dict[str, Any]:
 
 
 async def feedback(folder: Path, queries: int) -> dict[str, Any]:
-    """Feedback taken in per second, durable in SQLite, for decisions of a two-model ensemble."""
+    """Feedback per second, made durable in SQLite, for decisions of a two-model ensemble."""
     _, images, _, labels = digits()
     async with _digits_mesh(folder) as running, AsyncClient(running.address) as session:
         await session.create_app("digits", ["digits_linear", "digits_mlp"], "exp4", slo_ms=5000)
@@ -355,7 +355,7 @@ def _digits_mesh(folder: Path) -> Any:
 
 
 def main() -> int:
-    """Runs what is asked for, and prints what came of it as JSON."""
+    """Runs the chosen experiments and prints the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--queries", type=int, default=20_000, help="of learning and contexts; a tenth in a mesh")

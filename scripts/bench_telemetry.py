@@ -1,9 +1,9 @@
-"""What telemetry costs: the same mesh with logs on, with logs off, and with logs off while a trace is recorded.
+"""The cost of telemetry: the same mesh with logs on, with logs off, and with logs off while a trace is recorded.
 
     .venv/bin/python scripts/bench_telemetry.py [--rounds 5] [--seconds 2] [--json FILE]
 
-A no-op model on the cpu device, closed loop, all three interleaved in every round. The controller's CPU time per
-request is what counts: it is steady where throughput on a shared machine is not. The last line is JSON.
+A no-op model on the cpu device, closed loop, all three interleaved in every round. The result is the controller's CPU
+time per request, which is steady on a shared machine where throughput is not. The last line is JSON.
 """
 
 import argparse
@@ -47,7 +47,7 @@ async def variant(name: str, repository: Path, folder: Path) -> AsyncIterator[Sy
 
 @dataclass(slots=True)
 class Tracing:
-    """Drives a mesh while `gearmesh trace` records it: the recording starts with the warm-up."""
+    """Drives a mesh while `gearmesh trace` records it; the recording starts with the warm-up."""
 
     running: Mesh
     file: Path
@@ -55,7 +55,7 @@ class Tracing:
     process: asyncio.subprocess.Process | None = None
 
     async def drive(self, in_flight: int, seconds: float) -> tuple[list[float], int]:
-        """As ZmqDriver.drive; every second call ends the recording that the one before it began."""
+        """As ZmqDriver.drive. Every second call ends the recording that the previous call began."""
         began = self.process is None
         if began:
             await self._start()
@@ -70,10 +70,10 @@ class Tracing:
         self.process = await asyncio.create_subprocess_exec(
             *command, cwd=ROOT, env=self.running.environment, stdout=silent, stderr=silent
         )
-        await asyncio.sleep(1.5)  # it imports, and finds the controller
+        await asyncio.sleep(1.5)  # it imports modules and finds the controller
 
     async def stop(self) -> None:
-        """Nothing is recorded any more."""
+        """Ends the recording."""
         process, self.process = self.process, None
         if process is not None:
             process.terminate()
@@ -81,7 +81,7 @@ class Tracing:
 
 
 def handing_over() -> dict[str, float]:
-    """Microseconds of a controller's loop per request: making its facts and offering them to the journal."""
+    """Microseconds per request in the controller's loop: making the facts and offering them to the journal."""
     from controller.core.queues import Request
     from controller.core.telemetry.totals import Telemetry
     from controller.journal import Journal
@@ -107,7 +107,7 @@ def handing_over() -> dict[str, float]:
 
 
 async def run(rounds: int, seconds: float) -> dict[str, Any]:
-    """Starts everything, measures, stops everything."""
+    """Starts all variants, measures them, and stops them."""
     parts = handing_over()
     for name, us in parts.items():
         console.print(f"{name}: {us:.2f} us per request")
@@ -138,7 +138,7 @@ async def run(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Exit code 0."""
+    """Runs the benchmark. Returns exit code 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)

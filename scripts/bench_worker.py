@@ -1,10 +1,10 @@
-"""One device, measured through the worker's own lanes: does EXEC scatter, is LOAD a copy, do actions start on time?
+"""Measures one device through the worker's own lanes: the spread of EXEC, LOAD relative to a copy, the delay of starts.
 
     .venv/bin/python scripts/bench_worker.py --device cpu|cuda|cuda:N [--models NAME ...] [--batches N ...]
         [--runs N] [--seconds S] [--repository FOLDER] [--json]
 
-Models and sizes are run one after the other, so nothing else should run on the machine. With --json the last line is
-one object. A percentile with fewer than ten values beyond it is null.
+Models and sizes run one after the other, so nothing else should run on the machine. With --json the last line is one
+object. A percentile with fewer than ten values beyond it is null.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from scripts.rigs.worker_rig import Rig
 
 LIMITS = {"cpu": Limits(2000, 20.0), "cuda": Limits(20_000, 3.0)}
 OTHERS_SHARE = 0.5  # of those limits, for what is measured once and not for every size
-ESTIMATE_SHARE = 4.0  # and of those again for estimates: models and sizes are drawn at random, so it takes more runs
+ESTIMATE_SHARE = 4.0  # times those limits for estimates: models and sizes are drawn at random, so it takes more runs
 
 
 def bare_copy(device: str) -> Callable[[int], Callable[[], float]]:
-    """Makes copies with nothing of ours in between: memory to memory, or pinned memory to the GPU."""
+    """bytes -> a copy without our code in between: memory to memory, or pinned memory to the GPU."""
     return _bare_copy_cuda(device) if device.startswith("cuda") else _bare_copy_cpu
 
 
@@ -147,7 +147,7 @@ async def _others(rig: Rig, refs: list[str], batches: list[int], limits: Limits,
 
 
 def _that_fit(rig: Rig, refs: list[str]) -> list[str]:
-    """As many of the models, in order, as the arena holds at once."""
+    """The first of the models that fit into the arena together."""
     room, chosen = rig.lanes.table.count, []
     for ref in refs:
         room -= rig.packages[ref].pages(rig.device.info.page_bytes)
@@ -165,7 +165,7 @@ def _shown(value: Any) -> str:
 
 
 def find_models(repository: Path, names: list[str]) -> list[str]:
-    """Refs of the models, each in its latest version. Raises: GearmeshError."""
+    """Refs of the models, each in its newest version. Raises: GearmeshError."""
     there = scan_repository(repository)
     wanted = names or [name for name in DEMO if name in there]
     missing = [name for name in wanted if name not in there]
@@ -177,7 +177,7 @@ def find_models(repository: Path, names: list[str]) -> list[str]:
 
 
 def main() -> int:
-    """Measures; exit code 0, 1 if the device or a model cannot be used, 2 for wrong arguments."""
+    """Measures. Exit code 0; 1 if the device or a model cannot be used; 2 for wrong arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="default: the demo models")

@@ -2,12 +2,12 @@
 
 .venv/bin/python scripts/build_models.py [--repository FOLDER] [--only NAME ...] [--force] [--copies N [--alias]]
 
-A version that is there is never written over: with --force, a model that turns out otherwise than its newest version is
-its next one.
+An existing version is never overwritten: with --force, a model that differs from its newest version becomes its next
+version.
 
 With --copies, each of the models gets N copies of the same architecture, NAME-0001 and so on, which share executables
-and figures: with weights of their own, or, where memory or disk forbid that or with --alias, as links to one file. Each
-is a model in its own right and takes pages of its own on a device.
+and figures. They have weights of their own; or, if memory or disk are too small or with --alias, they are links to one
+file. Each copy is a model in its own right, with pages of its own on a device.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def linear() -> nn.Module:
 
 
 def mlp() -> nn.Module:
-    """Two hidden layers."""
+    """A perceptron with two hidden layers."""
     return Scaled(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)))
 
 
@@ -74,7 +74,7 @@ def cnn() -> nn.Module:
 
 
 def digits() -> tuple[Floats, Floats, Labels, Labels]:
-    """Images (train, test) and labels (train, test) of scikit-learn's digits; the split that tests rely on."""
+    """Images (train, test) and labels (train, test) of scikit-learn's digits, in the split that tests rely on."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -84,7 +84,7 @@ def digits() -> tuple[Floats, Floats, Labels, Labels]:
 
 
 def train(module: nn.Module, epochs: int) -> float:
-    """The module is trained; returns its accuracy on the test split."""
+    """Trains the module. Returns its accuracy on the test split."""
     images, test_images, labels, test_labels = (torch.from_numpy(part) for part in digits())
     optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=1e-3)
     loss = nn.CrossEntropyLoss()
@@ -98,7 +98,7 @@ def train(module: nn.Module, epochs: int) -> float:
 
 
 def build_digits(repository: Path, name: str, make: Callable[[], nn.Module], epochs: int) -> str:
-    """The package is written; returns what to tell of it."""
+    """Writes the package. Returns a line about it."""
     torch.manual_seed(SEED)
     module = make()
     accuracy = train(module, epochs)
@@ -110,7 +110,7 @@ def build_digits(repository: Path, name: str, make: Callable[[], nn.Module], epo
 
 
 def put(repository: Path, name: str, module: nn.Module, **options: Any) -> Package:
-    """The module is the model's newest version; the next one, where that is there and is another."""
+    """The package of the module: the newest version if that has the same content, else a new next version."""
     folder = repository / name
     newest = max(map(int, versions_in(folder) if folder.is_dir() else ()), default=1)
     try:
@@ -122,7 +122,7 @@ def put(repository: Path, name: str, module: nn.Module, **options: Any) -> Packa
 
 
 def build_resnet(repository: Path, name: str) -> str:
-    """The package is written, with random weights; returns what to tell of it."""
+    """Writes the package with random weights. Returns a line about it."""
     torch.manual_seed(SEED)
     module = _resnet(name).eval()
     package = put(
@@ -133,11 +133,11 @@ def build_resnet(repository: Path, name: str) -> str:
 
 
 def _resnet(name: str) -> nn.Module:
-    """The network, from whichever of the two libraries of models is here. Raises: ImportError."""
+    """The network, from whichever of the two model libraries is installed. Raises: ImportError."""
     try:
         from pytorchcv.models import resnet
     except ImportError:
-        from torchvision.models import get_model  # what machines with a GPU mostly have
+        from torchvision.models import get_model  # installed on most machines with a GPU
 
         made: nn.Module = get_model(name, weights=None)
         return made
@@ -146,7 +146,7 @@ def _resnet(name: str) -> nn.Module:
 
 
 class Noop(nn.Module):
-    """Gives back what it gets: what remains is the cost of the mesh."""
+    """Returns its input: what remains is the cost of the mesh."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 16] -> [batch, 16]."""
@@ -154,7 +154,7 @@ class Noop(nn.Module):
 
 
 def build_noop(repository: Path, name: str) -> str:
-    """The package is written; returns what to tell of it."""
+    """Writes the package. Returns a line about it."""
     package = put(
         repository, name, Noop(), inputs={"x": ("float32", (16,))}, outputs=["y"], batch_max=64, slo_ms=1000.0,
         cache=False, description="gives back what it gets",
@@ -174,7 +174,7 @@ DEMO = [name for name in BUILDERS if name != "noop"]
 
 
 def build_copies(repository: Path, name: str, count: int, alias: bool) -> None:
-    """The copies are there; tells how they were made."""
+    """Makes the copies and prints how they were made."""
     package = read_package(repository, f"{name}:1", ())
     why = "as asked" if alias else why_alias(package, repository, count)
     began_s = time.monotonic()
@@ -184,7 +184,7 @@ def build_copies(repository: Path, name: str, count: int, alias: bool) -> None:
 
 
 def main() -> int:
-    """Builds what is asked for and not there; exit code 0, or 2 for a wrong name."""
+    """Builds the chosen models that do not exist yet. Exit code 0, or 2 for a wrong name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=read_settings().model_repository)
     parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=DEMO)

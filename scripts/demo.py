@@ -1,4 +1,4 @@
-"""The quickstart's demo: starts the whole mesh, asks real models real questions, and keeps the mesh up until Ctrl-C.
+"""The quickstart's demo: starts the whole mesh, sends real requests to real models, and runs the mesh until Ctrl-C.
 
 .venv/bin/python scripts/demo.py [--once]
 """
@@ -35,7 +35,7 @@ console = Console(width=None if sys.stdout.isatty() else 118)
 
 
 async def demo(settings: Settings, *, once: bool) -> int:
-    """Runs the demo. Returns the exit code: 0, 1 if an answer was not as it should be, 2 if the mesh cannot run."""
+    """Runs the demo. Returns the exit code: 0; 1 if an answer was wrong; 2 if the mesh cannot run."""
     commands = procfile_commands(Path("Procfile"), {})
     taken = ports_taken(settings, commands)
     if taken:
@@ -104,7 +104,10 @@ async def _wait(session: AsyncClient) -> list[str]:
 
 
 async def _show_digits(session: AsyncClient, models: list[str]) -> bool:
-    """A few images past every digits model, then the whole test split. True if the answers are what they should be."""
+    """Sends a few images to every digits model, then the whole test split.
+
+    Returns whether the answers are as expected.
+    """
     if not models:
         return True
     _, images, _, labels = digits()
@@ -139,7 +142,7 @@ async def _show_digits(session: AsyncClient, models: list[str]) -> bool:
 
 
 async def _show_photos(session: AsyncClient, models: list[str]) -> bool:
-    """A synthetic photo past every image model. True if all answered."""
+    """Sends a synthetic photo to every image model. Returns whether all answered."""
     if not models:
         return True
     photo = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
@@ -159,7 +162,7 @@ async def _show_photos(session: AsyncClient, models: list[str]) -> bool:
 
 
 async def _show_refusal(session: AsyncClient, models: list[str]) -> None:
-    """A budget that cannot be met is refused at once, with the prediction."""
+    """Shows that a budget that cannot be met is refused at once, with the predicted latency."""
     model = next((name for name in ("resnet50", "resnet18", *models) if name in models), None)
     if model is None:
         return

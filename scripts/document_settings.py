@@ -13,7 +13,7 @@ HEAD = "| setting | default | meaning |\n|---|---|---|\n"
 
 
 def with_settings(manual: str) -> str:
-    """The manual with its table as the settings are."""
+    """The manual with the table of the present settings."""
     rows = [
         f"| `{key}` | {f'`{default}`' if default else '(empty)'} | {text} |\n" for key, default, text in documentation()
     ]

@@ -1,9 +1,9 @@
-"""What a GPU does below the worker: copies, gathers, launches, events, pinning, lateness. One JSON object.
+"""Measures a GPU below the worker: copies, gathers, launches, events, pinning, lateness. Prints one JSON object.
 
     .venv/bin/python -m scripts.gpu_probes [--driver cuda|host] [--seconds S]
 
-With `host` the same steps run on this process's memory: only the device differs. Each figure is of n runs; a percentile
-with fewer than ten values beyond it is null.
+With `host` the same steps run on this process's memory: only the device differs. Each figure has its number of runs n;
+a percentile with fewer than ten values beyond it is null.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def spread(values_s: list[float], unit_s: float) -> Figures:
 
 
 def copying(target: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
-    """A work that copies."""
+    """A function that copies `source` to `target`."""
 
     def work() -> None:
         target.copy_(source, non_blocking=True)
@@ -74,8 +74,9 @@ class Bench:
     def timed(
         self, stream: Stream, work: Callable[[], None], runs_max: int = RUNS_MAX, share: float = 1.0
     ) -> tuple[list[float], float]:
-        """(durations by the device's clock, by the host's from first to last) of works, two outstanding at a time, for
-        that share of the time that a figure may take.
+        """(durations by the device's clock, the host's time from first to last) of repeated runs of `work`.
+
+        Two are outstanding at a time. Stops after `runs_max` runs, or after this share of the time for one figure.
         """
         durations: list[float] = []
         free = deque(self.events)
@@ -104,7 +105,7 @@ class Bench:
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def copies(self) -> list[Figures]:
-        """Pinned memory to the device and back, by the size of a piece, two outstanding."""
+        """Copies from pinned memory to the device and back, by size of the piece, two outstanding."""
         pinned, there = self.driver.pin(64 * MIB), self.driver.allocate(64 * MIB)
         found = []
         for direction in ("to_device", "from_device"):
@@ -119,7 +120,7 @@ class Bench:
         return found
 
     def gathers(self) -> list[Figures]:
-        """Seven pages into the window: the driver's way, torch's, and a copy per page."""
+        """Copies seven pages into the weight buffer: with the driver's gather, with torch's, with one copy per page."""
         arena = self.driver.allocate(ROOM.arena_bytes).view(torch.int64).view(ROOM.pages, -1)
         window = self.driver.allocate(ROOM.window_bytes).view(torch.int64).view(ROOM.window_pages, -1)
         chosen = [11, 2, 13, 5, 0, 8, 3]
@@ -143,14 +144,14 @@ class Bench:
         return found
 
     def pinning(self) -> Figures:
-        """Pinning host memory, which only preparing does."""
+        """Time to pin host memory, which happens only while a version is prepared."""
         began_s = time.perf_counter()
         held = self.driver.pin(256 * MIB)
         took_s = time.perf_counter() - began_s
         return {"gib_per_s": round(len(held.tensor) / 2**30 / took_s, 3)}
 
     def input_behind_load(self) -> list[Figures]:
-        """An INPUT of one photo behind two pieces of a LOAD."""
+        """Time of an INPUT of one photo that waits behind two pieces of a LOAD."""
         pinned, there = self.driver.pin(64 * MIB), self.driver.allocate(64 * MIB)
         photo, target = self.driver.pin(PHOTO_BYTES), self.driver.allocate(PHOTO_BYTES)
         load, end = self.streams["load"], self.events[0]
@@ -174,7 +175,7 @@ class Bench:
     # -- launches -----------------------------------------------------------------------------------------------------
 
     def noticing(self) -> Figures:
-        """From the issue of nothing to knowing that it is done, by the kind of event."""
+        """From issuing an empty operation until the host knows that it is done, by kind of event."""
         found = {}
         for sleeps in (False, True):
             event, times = self.driver.event(sleeps=sleeps), []
@@ -187,8 +188,9 @@ class Bench:
         return found
 
     def graphs(self, package: Package, *, every: bool) -> Figures:
-        """Replays: time of the device for each size (of the ladder, or every one: kernels may have steps between), time
-        of the issuing thread, memory.
+        """Replays of graphs: time of the device for each size, time of the issuing thread, memory.
+
+        Sizes: those of the ladder, or with `every` all sizes, as kernels may have steps between.
         """
         image = self.driver.pin(package.image_bytes)
         read_image(package, image.tensor.numpy())
@@ -224,7 +226,7 @@ class Bench:
 
 
 class Serving:
-    """The device on a loop, and jobs through it."""
+    """The device on an event loop, for running jobs."""
 
     def __init__(self, driver: Driver, helper: Helper, *, keep_warm: bool, host_bytes_max: int = 1 << 30) -> None:
         self.device = CudaDevice(driver, ROOM, helper, host_bytes_max=host_bytes_max, keep_warm=keep_warm)
@@ -236,10 +238,10 @@ class Serving:
         self._waiting.pop((phase, job.action.action)).set_result(done)
 
     def _lost(self, why: str) -> None:
-        """Every phase that was begun says so itself."""
+        """Does nothing: every phase that was begun reports the loss itself."""
 
     async def do(self, phase: Phase, job: Job) -> Done:
-        """One phase. Raises: RuntimeError, if it does not end well."""
+        """Runs one phase. Raises: RuntimeError, if it fails."""
         future = asyncio.get_running_loop().create_future()
         self._waiting[phase, job.action.action] = future
         done = self.device.begin(phase, job)
@@ -264,7 +266,7 @@ class Serving:
         return made
 
     async def infer(self, ref: str, pages: tuple[int, ...], earliest_in_s: float = 0.0) -> Done:
-        """INPUT, EXEC at its time, OUTPUT; how EXEC went."""
+        """INPUT, EXEC at its time, OUTPUT. Returns the result of EXEC."""
         job = self.job(ref, pages, earliest_s=time.monotonic() + earliest_in_s if earliest_in_s else 0.0)
         await self.do(Phase.INPUT, job)
         done = await self.do(Phase.EXEC, job)
@@ -283,7 +285,7 @@ async def device_figures(driver: Driver, helper: Helper, package: Package, secon
         cold, warm, copy = list[float](), list[float](), list[float]()
         began_s = time.perf_counter()
         while len(cold) < 1000 and time.perf_counter() - began_s < seconds:
-            on.device.unloaded(package.ref)  # else the window has it still, and nothing would be gathered
+            on.device.unloaded(package.ref)  # otherwise the weight buffer still holds it, and nothing is gathered
             asked_s = time.perf_counter()
             copy.append((await on.do(Phase.LOAD, on.job(package.ref, pages, load=True))).duration_s)
             await on.infer(package.ref, pages)
@@ -330,7 +332,7 @@ async def _after_idle(on: Serving, ref: str, pages: tuple[int, ...], seconds: fl
 
 
 async def _lateness(on: Serving, ref: str, pages: tuple[int, ...], seconds: float) -> Figures:
-    """EXECs at times that are known ahead, beside a loop that is busy with other things or not."""
+    """Delay of EXECs at times known ahead, with an idle event loop and with a busy one."""
     found: Figures = {}
     for name, busy in (("quiet", False), ("busy", True)):
         for interval_s in (5e-3, 5e-5):
@@ -348,7 +350,7 @@ async def _lateness(on: Serving, ref: str, pages: tuple[int, ...], seconds: floa
 
 
 async def _noise() -> None:
-    """Some 20,000 small turns a second, as messages cost them."""
+    """About 20,000 short callbacks per second, like messages."""
     while True:
         until_s = time.perf_counter() + 25e-6
         while time.perf_counter() < until_s:
@@ -357,7 +359,7 @@ async def _noise() -> None:
 
 
 def make_models(folder: Path, batch_max: int) -> list[Package]:
-    """A network that reads 50 MB of weights, and one that mostly computes."""
+    """A network that reads 50 MB of weights, and one that is bound by computation."""
     torch.manual_seed(1)
     wide = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(2048, 2048), nn.ReLU())))
     convolutions = [nn.Conv2d(3, 64, 7, 4), nn.ReLU()]
@@ -375,13 +377,13 @@ def make_models(folder: Path, batch_max: int) -> list[Package]:
 
 
 def open_driver(name: str) -> tuple[Driver, Helper]:
-    """A driver, and the helper that its device is to use."""
+    """A driver, and the helper for its device."""
     helper = Helper("helper")
     return (NvidiaDriver(0, helper.do) if name == "cuda" else HostDriver(memory_bytes=4 << 30)), helper
 
 
 def probe(name: str, seconds: float, budget_s: float) -> Figures:
-    """All figures that can be begun within the budget; `left_out` names the others, `failed` what went wrong."""
+    """All figures that can be begun within the budget. `left_out` names the others, `failed` the errors."""
     began_s = time.monotonic()
     driver, _ = open_driver(name)
     driver.enter()
@@ -410,7 +412,7 @@ def probe(name: str, seconds: float, budget_s: float) -> Figures:
                 continue
             try:
                 found[key] = work()
-            except Exception as error:  # one figure that cannot be had must not take the others with it
+            except Exception as error:  # one figure that fails must not stop the others
                 found["failed"][key] = f"{type(error).__name__}: {error}"[:1000]
             sys.stderr.write(f"{time.monotonic() - began_s:.1f} s: {key}\n")
         driver.close()
@@ -428,7 +430,7 @@ def _load_from_disk(name: str, package: Package, seconds: float) -> Figures:
 
 
 def main() -> int:
-    """Prints the figures; exit code 0, or 1 with the reason if the device cannot be opened."""
+    """Prints the figures. Exit code 0, or 1 with the reason if the device cannot be opened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--driver", choices=["cuda", "host"], default="cuda" if torch.cuda.is_available() else "host")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure, at most")

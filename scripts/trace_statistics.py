@@ -22,24 +22,24 @@ Floats = npt.NDArray[np.float64]
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOPS = (0.01, 0.1, 0.2)
 WINDOWS_S = (1.0, 10.0, 60.0)
-GAPS_MIN = 10  # a source with fewer has no CV worth a mean
+GAPS_MIN = 10  # a source with fewer gaps is left out of the mean CV
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of one trace. Sources are models, or functions."""
+    """Statistics of one trace. Sources are models, or functions."""
 
     requests: int
     rate_quantiles: dict[float, float]  # {quantile over all sources: requests per second}
     top_shares: dict[float, float]  # {share of the sources, most requests first: their share of the requests}
     gap_cv: dict[str, float]  # {class: CV of the gaps between a source's requests, mean over its busier sources}
-    dispersion: dict[float, float]  # {window in seconds: variance / mean of the counts}; only windows that fit twice
+    dispersion: dict[float, float]  # {interval, s: variance / mean of the counts}; only intervals that fit twice
 
 
 def describe(
     times: Floats, sources: npt.NDArray[np.int32], classes: npt.NDArray[np.int32], names: list[str], seconds: float
 ) -> Statistics:
-    """`times`, `sources` [requests]; `classes` [sources], each an index into `names`."""
+    """The statistics of a trace. `times`, `sources` [requests]; `classes` [sources], each an index into `names`."""
     counts = np.bincount(sources, minlength=len(classes))
     ranked = np.sort(counts)[::-1]
     tops = {share: float(ranked[: max(1, round(share * len(ranked)))].sum() / max(1, len(times))) for share in TOPS}
@@ -60,7 +60,7 @@ def describe(
 
 
 def gap_cvs(times: Floats, sources: npt.NDArray[np.int32], count: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """(CV of the gaps, whether there are enough of them) [sources]."""
+    """(CV of the gaps, whether there are at least GAPS_MIN) [sources]."""
     order = np.lexsort((times, sources))
     gaps, same = np.diff(times[order]), np.diff(sources[order]) == 0
     owners, gaps = sources[order][1:][same], gaps[same]
@@ -72,7 +72,7 @@ def gap_cvs(times: Floats, sources: npt.NDArray[np.int32], count: int) -> tuple[
 
 
 def cold_fraction(models: npt.NDArray[np.int32], places: int) -> float:
-    """Share of requests whose model is not among the `places` models used last (LRU, empty at first)."""
+    """Share of requests whose model is not among the `places` most recently used models (LRU, empty at first)."""
     cache: OrderedDict[int, None] = OrderedDict()
     misses = 0
     for model in models.tolist():
@@ -87,13 +87,13 @@ def cold_fraction(models: npt.NDArray[np.int32], places: int) -> float:
 
 
 def places(scenario: Scenario) -> int:
-    """How many of the scenario's models, of mean size, its devices hold together."""
+    """How many models of mean size the scenario's devices hold together."""
     pages = np.mean([scenario.devices.pages_of(model) for model in scenario.models])
     return max(1, int(scenario.devices.count * scenario.devices.pages / pages))
 
 
 def check_trace(scenario: Scenario, trace: Trace) -> Table:
-    """The trace by models, for a console."""
+    """Statistics of the trace by model, as a table for a console."""
     span_s = span(scenario, trace)
     classes = np.array([model.group for model in scenario.models], np.int32)
     groups = [f"group {i}" for i in range(classes.max(initial=0) + 1)]
@@ -104,7 +104,10 @@ def check_trace(scenario: Scenario, trace: Trace) -> Table:
 
 
 def check_functions(scenario: Scenario, seed: int) -> Table:
-    """The functions behind a MAF-like load, by trigger. The same draws as the trace of that seed."""
+    """Statistics of the functions behind a MAF-like load, by trigger.
+
+    Draws the same random numbers as the seed's trace.
+    """
     _, arriving, _ = np.random.default_rng(seed).spawn(3)
     times, sources, functions = maf.function_arrivals(scenario, arriving)
     found = describe(times, sources, functions.trigger, list(maf.TRIGGERS), scenario.load.seconds)
@@ -116,7 +119,7 @@ def check_functions(scenario: Scenario, seed: int) -> Table:
 
 
 def span(scenario: Scenario, trace: Trace) -> float:
-    """Seconds that the load lasts; a log without `seconds` ends with its last request."""
+    """Duration of the load in seconds; a log without `seconds` ends with its last request."""
     return min(scenario.load.seconds, float(trace.time_s[-1]) + 1e-9)
 
 

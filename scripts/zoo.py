@@ -1,6 +1,6 @@
-"""Whether models are served as they are: many small ones, or with --pytorchcv one network of each family there.
+"""Checks that imported models are served correctly: many small ones, or with --pytorchcv one network of each family.
 
-.venv/bin/python scripts/zoo.py                 the modules and ONNX files of tests/zoo, and what became of each
+.venv/bin/python scripts/zoo.py                 the modules and ONNX files of tests/zoo, and the outcome of each
 .venv/bin/python scripts/zoo.py --pytorchcv     imports networks, serves them with a mesh of its own, compares answers
 """
 
@@ -35,14 +35,14 @@ from scripts.rigs.zoo_networks import EXPECTED, RESULT, ROWS, SIZES, SLO_MS, Net
 
 IMPORT_S_MAX = 1800
 DEPLOY_S_MAX = 600
-WIDTH = 110  # characters of a sentence in a table
+WIDTH = 110  # of a message in a table, in characters
 
 
 # -- tests/zoo --------------------------------------------------------------------------------------------------------
 
 
 def small(only: list[str]) -> list[dict[str, Any]]:
-    """Each module and file of tests/zoo, and what became of it."""
+    """The outcome of each module and file of tests/zoo."""
     judging, families = (importlib.import_module(f"tests.zoo.{name}") for name in ("judging", "families"))
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def small(only: list[str]) -> list[dict[str, Any]]:
                     try:
                         error = judging.check(case, Path(place), device)
                         told = error.faults[0] if error is not None else ""
-                    except Exception as error:  # one that is not as it should be does not end the run
+                    except Exception as error:  # one that fails does not end the run
                         told, right = f"{type(error).__name__}: {error}".split("\n")[0], False
                 row = {"family": family, "name": case.name, "wanted": case.code or "served", "right": right}
                 found.append(row | {"told": told, "seconds": round(time.monotonic() - began_s, 3)})
@@ -76,7 +76,7 @@ def small(only: list[str]) -> list[dict[str, Any]]:
 
 
 def published(only: list[str], serve: bool) -> dict[str, Any]:
-    """Each network, and what became of it."""
+    """The outcome of each network."""
     began_s = time.monotonic()
     chosen, left_out = networks()
     if only:
@@ -101,7 +101,7 @@ async def _all(chosen: list[Network], folder: Path, serve: bool) -> list[dict[st
 
 
 async def _one(network: Network, folder: Path, running: Mesh | None) -> dict[str, Any]:
-    """Imported by a process of its own, then served and compared; nothing of it is left."""
+    """Imports the network in a process of its own, then serves it and compares answers; deletes its files."""
     row: dict[str, Any] = {"family": network.family, "name": network.name, "parameters": network.parameters}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place = Path(name)
@@ -128,7 +128,7 @@ async def _one(network: Network, folder: Path, running: Mesh | None) -> dict[str
 
 
 async def _served(name: str, close: float, place: Path, repository: Path, running: Mesh) -> dict[str, Any]:
-    """Deployed, asked with batches of each size, and undeployed."""
+    """Deploys the network, sends batches of each size, and undeploys it."""
     settings = read_settings(environment=running.environment)
     shutil.move(place / "repository" / name, repository / name)
     try:
@@ -153,7 +153,7 @@ def _operated(settings: Settings, message: wire.ToBroker) -> wire.CallReply:
 
 
 async def _compared(name: str, place: Path, running: Mesh) -> float:
-    """The largest difference to what the network itself gives, relative to the largest value of the row."""
+    """The largest difference to the network's own answers, relative to the largest value of the row."""
     x = load_file(place / ROWS)["x"]
     worst = 0.0
     async with AsyncClient(running.address) as client:
@@ -170,7 +170,7 @@ def _differences(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch
 
 
 def main() -> int:
-    """Runs what is asked for; exit code 1 if something is not as it should be."""
+    """Runs the chosen part. Exit code 1 if a result is not as expected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pytorchcv", action="store_true", help="networks of pytorchcv; an hour or so")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of those, or families of networks")

@@ -1,1 +1,1 @@
-"""Which models an application asks, how their answers are joined, and what feedback teaches."""
+"""Policies of applications: which models a query asks, how their answers are combined, and what feedback changes."""

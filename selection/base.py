@@ -1,8 +1,9 @@
-"""What every selection policy is: pure functions on a state, which is a value.
+"""The interface of a selection policy: pure functions on a state, which is a value.
 
-A policy is asked three things. `select`: which models get this query; `combine`: the one answer from those that came;
-`observe`: the state after feedback. Randomness is the caller's, seeded; time plays no part.
-Source: Clipper (NSDI'17), section 5, whose `observe` takes outputs and label where this takes losses (see losses.py).
+A policy has three functions. `select` chooses the models that get a query; `combine` makes one answer of those that
+arrived; `observe` returns the state after feedback. The caller passes a seeded source of randomness; time plays no
+part.
+Source: Clipper (NSDI'17), section 5, whose `observe` takes outputs and label where this one takes losses (losses.py).
 """
 
 import math
@@ -21,7 +22,7 @@ Kind = Literal["scores", "labels", "numeric"]  # what the first output holds: a 
 
 
 class PolicyError(Exception):
-    """A policy cannot be made. `field`: the key at fault, below the application's definition."""
+    """A policy cannot be made. `field`: the key at fault in the application's definition."""
 
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
@@ -29,84 +30,84 @@ class PolicyError(Exception):
 
 
 class Arm(msgspec.Struct, frozen=True):
-    """What is known of one model."""
+    """What a policy has learned about one model."""
 
     log_weight: float = 0.0  # natural logarithm; the weights of all arms sum to 1
-    pulls: float = 0.0  # observations, discounted where the policy forgets
-    loss: float = 0.0  # sum of their losses, discounted alike
-    seen: int = 0  # observations ever
-    lost: float = 0.0  # sum of their losses, ever
-    extra: dict[str, float] = {}  # whatever else a user-written policy keeps
+    pulls: float = 0.0  # observations; discounted by policies that forget
+    loss: float = 0.0  # sum of their losses, discounted in the same way
+    seen: int = 0  # observations, never discounted
+    lost: float = 0.0  # sum of their losses, never discounted
+    extra: dict[str, float] = {}  # further values of a user-written policy
 
 
 class State(msgspec.Struct, frozen=True):
     """All that a policy has learned in one context. Arms are in the order of the application's models."""
 
     arms: dict[str, Arm]
-    rounds: int = 0  # observations taken in
+    rounds: int = 0  # observations so far
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Who is asked."""
+    """The models to be asked."""
 
     models: tuple[str, ...]
-    chances: Mapping[str, float]  # {model: probability with which it was chosen, above 0}
+    chances: Mapping[str, float]  # {model: probability with which it was chosen, > 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What feedback says of one decision."""
+    """The feedback for one decision."""
 
-    losses: Mapping[str, float]  # {model that answered: loss in 0 to 1}
-    chances: Mapping[str, float]  # of the selection, as they were then
+    losses: Mapping[str, float]  # {model that answered: loss, 0 to 1}
+    chances: Mapping[str, float]  # of the selection, as they were when it was made
 
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """One answer from several."""
+    """One answer combined from several."""
 
     outputs: list[Array]
-    confidence: float  # 0 to 1; of the least sure row
-    margin: float | None  # distance of the two likeliest classes in the least sure row; None where there are no classes
-    disagreement: float  # 0: all that answered agree; up to 1 - 1/members; of the oddest row
+    confidence: float  # 0 to 1; of the row with the lowest
+    margin: float | None  # lowest difference of the two highest class probabilities of a row; None: no classes
+    disagreement: float  # 0: all that answered agree; at most 1 - 1/members; the highest over the rows
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What came from the models that were asked."""
+    """The answers that arrived from the models that were asked."""
 
     asked: tuple[str, ...]
-    came: Mapping[str, Outputs]  # at least one
+    came: Mapping[str, Outputs]  # {model: its outputs}, at least one
     kind: Kind
     confidence: Literal["agreement", "margin"] = "agreement"
     agree_within: float = 0.1  # numbers closer than this agree
 
 
 class Policy(Protocol):
-    """What a user-written policy has to have. `models` are the candidates, in the application's order."""
+    """What a user-written policy has to implement. `models` are the candidates, in the application's order."""
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
-        """Which models are asked, at least one."""
+        """The models to be asked, at least one."""
 
     def combine(self, state: State, answers: Answers) -> Combined:
-        """One answer, of the shapes and dtypes that the models' outputs have."""
+        """One answer, with the shapes and dtypes of the models' outputs."""
 
     def observe(self, state: State, observation: Observation) -> State:
-        """The state once the observation is taken in."""
+        """The state after this observation."""
 
     def shares(self, state: State) -> dict[str, float]:
-        """{model: its part in the answers}, summing to 1."""
+        """{model: its share in the answers}, summing to 1."""
 
 
 def fresh(models: Sequence[str]) -> State:
-    """The state before anything was learned."""
+    """The state before any observation."""
     even = -math.log(len(models))
     return State({model: Arm(log_weight=even) for model in models})
 
 
 def adapt(state: State, models: Sequence[str]) -> State:
-    """The state for these models: those that stay keep what was learned, a new one enters with the mean weight."""
+    """The state for these models: a model that stays keeps what was learned, a new one gets the mean weight."""
     if list(state.arms) == list(models):
         return state
     staying = [state.arms[model].log_weight for model in models if model in state.arms]
@@ -116,7 +117,7 @@ def adapt(state: State, models: Sequence[str]) -> State:
 
 
 def checked(state: Any, before: State) -> State:
-    """The state that a policy gave, of the same models and of numbers. Raises: ValueError."""
+    """The state that a policy returned, if it has the same models and only finite numbers. Raises: ValueError."""
     if not isinstance(state, State):
         raise ValueError(f"observe gave {type(state).__name__}, which is no State")
     if state.arms.keys() != before.arms.keys():
@@ -147,7 +148,7 @@ def weights(state: State, models: Sequence[str]) -> dict[str, float]:
 
 
 def one_of(shares: Mapping[str, float], at: float) -> Selection:
-    """The one model in whose share `at`, 0 to 1, falls."""
+    """The one model in whose share the number `at`, 0 to 1, falls."""
     chosen = ""
     for model, share in shares.items():
         if share > 0:
@@ -159,7 +160,7 @@ def one_of(shares: Mapping[str, float], at: float) -> Selection:
 
 
 def counted(state: State, observation: Observation, discount: float = 1.0) -> State:
-    """Pulls and losses with the observation in them; older ones count `discount` times what they did."""
+    """The state with the observation added to pulls and losses; the older ones are first multiplied by `discount`."""
     arms = {}
     for name, arm in state.arms.items():
         loss = observation.losses.get(name)
@@ -175,7 +176,7 @@ def counted(state: State, observation: Observation, discount: float = 1.0) -> St
 
 
 def reweighed(state: State, penalties: Mapping[str, float], models: Sequence[str], share: float) -> State:
-    """Weights times exp(-penalty), then `share` of the whole spread evenly: no arm ever falls so low that it is lost.
+    """Weights times exp(-penalty); then `share` of their sum is spread evenly, so that every arm can recover.
 
     Source: multiplicative weights in log space, with the fixed share of Herbster and Warmuth (1998).
     """
@@ -204,5 +205,5 @@ def unusable(selection: Any, models: Sequence[str]) -> str | None:
 
 
 def finite(outputs: Outputs) -> bool:
-    """No output holds a NaN or an infinity."""
+    """Whether no output holds a NaN or an infinity."""
     return all(bool(np.isfinite(array).all()) for array in outputs if array.dtype.kind == "f")

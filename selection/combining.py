@@ -1,7 +1,7 @@
-"""One answer from several models': weighted votes, weighted averages, medians; and how sure it is.
+"""One answer from those of several models, by weighted vote, weighted average or median, and its confidence.
 
-Confidence is the share of the models *asked* that came and agree with the answer, so that a missing one lowers it
-(Clipper, section 5.2); of several rows, the least sure one counts.
+Confidence is the share of the models *asked* that answered and agree with the combined answer, so a missing one lowers
+it (Clipper, section 5.2). Of several rows, the one with the lowest confidence counts.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ import numpy as np
 from mesh.wire import TensorSpec
 from selection.base import Answers, Array, Combined, Kind, Outputs
 
-TIE_SHARE = 0.01  # of a vote: goes by probability, so that a tie falls to the surer side
+TIE_SHARE = 0.01  # of the vote is decided by mean probability, so that a tie goes to the class with the higher one
 
 
 def kind_of(spec: TensorSpec) -> Kind:
-    """What an output of this spec holds. [-1, classes] of floats: scores; [-1] or [-1, 1] of integers: labels."""
+    """The kind of an output. Floats [-1, classes]: scores; integers [-1] or [-1, 1]: labels; else numeric."""
     floating = spec.dtype.startswith("float")
     if floating and len(spec.shape) == 2 and spec.shape[1] >= 2:
         return "scores"
@@ -25,7 +25,7 @@ def kind_of(spec: TensorSpec) -> Kind:
 
 
 def predictions(kind: Kind, outputs: Outputs) -> Array:
-    """What feedback will be compared with: classes int64 [rows], or the numbers float64 [rows, ...]."""
+    """What feedback is compared with: classes int64 [rows], or the numbers float64 [rows, ...]."""
     first = outputs[0]
     if kind == "scores":
         return np.asarray(first.argmax(axis=1), np.int64)
@@ -35,7 +35,7 @@ def predictions(kind: Kind, outputs: Outputs) -> Array:
 
 
 def pass_on(answers: Answers) -> Combined:
-    """The answer of the one model that was asked; of several, of the first that came."""
+    """The answer of the one model that was asked; of several, the first that arrived."""
     model = next(model for model in answers.asked if model in answers.came)
     return _judged(answers, list(answers.came[model]), {model: 1.0})
 
@@ -54,7 +54,7 @@ def vote(answers: Answers, weights: Mapping[str, float]) -> Combined:
 
 
 def average(answers: Answers, weights: Mapping[str, float]) -> Combined:
-    """Every output is the weighted average of those that came; classes, where they are labels, go by vote."""
+    """The weighted average of each output over the models that answered; labels are decided by weighted vote."""
     if answers.kind == "labels":
         return vote(answers, weights)
     shares = _shares(answers, weights)
@@ -62,7 +62,7 @@ def average(answers: Answers, weights: Mapping[str, float]) -> Combined:
 
 
 def median(answers: Answers) -> Combined:
-    """Classes by plain vote; numbers by their median, which one wild model cannot move."""
+    """Classes by unweighted vote; numbers by their median, which a single outlier cannot move."""
     even = dict.fromkeys(answers.asked, 1.0)
     if answers.kind != "numeric":
         return vote(answers, even)
@@ -73,7 +73,7 @@ def median(answers: Answers) -> Combined:
 
 
 def softmax(scores: Array) -> Array:
-    """Probabilities float64 [rows, classes] of scores; the scores themselves where they are probabilities already."""
+    """Probabilities float64 [rows, classes] from scores; probabilities are returned as they are."""
     wide = scores.astype(np.float64)
     if bool((wide >= 0).all()) and np.allclose(wide.sum(axis=1), 1.0, atol=1e-3):
         return wide
@@ -83,7 +83,7 @@ def softmax(scores: Array) -> Array:
 
 
 def _shares(answers: Answers, weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights of those that came, summing to 1."""
+    """{model that answered: weight}, summing to 1."""
     total = sum(weights.get(model, 0.0) for model in answers.came)
     if total <= 0:
         return dict.fromkeys(answers.came, 1 / len(answers.came))
@@ -91,7 +91,7 @@ def _shares(answers: Answers, weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def _vote_shares(answers: Answers, shares: Mapping[str, float]) -> Array:
-    """float64 [rows, classes], each row summing to 1."""
+    """Share of the votes per class, float64 [rows, classes]; each row sums to 1."""
     first = next(iter(answers.came.values()))[0]
     votes = np.zeros(first.shape, np.float64)
     rows = np.arange(len(first))
@@ -102,7 +102,7 @@ def _vote_shares(answers: Answers, shares: Mapping[str, float]) -> Array:
 
 
 def _winner(answers: Answers, shares: Mapping[str, float]) -> Array:
-    """The class with most votes, int64 [rows]; of equals the smallest."""
+    """The class with most votes, int64 [rows]; the smallest of equals."""
     stacked = np.stack([outputs[0].reshape(-1).astype(np.int64) for outputs in answers.came.values()])
     heavy = np.array([shares[model] for model in answers.came])
     winners = []
@@ -122,7 +122,7 @@ def _average(answers: Answers, shares: Mapping[str, float], place: int) -> Array
 
 
 def _others(answers: Answers, shares: Mapping[str, float]) -> list[Array]:
-    """The outputs behind the first: averages, or the heaviest model's where they are not floats."""
+    """All outputs but the first: weighted averages of floats; of other dtypes those of the heaviest model."""
     count = len(next(iter(answers.came.values())))
     return [_average(answers, shares, place) for place in range(1, count)]
 

@@ -1,4 +1,4 @@
-"""Selection states in a frontend's memory: what was read last, how old it is, what has to be read again. Pure."""
+"""Selection states in a frontend's memory: the last value read, its age, and which have to be read again. Pure."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from selection.base import State
 
 CONTEXT_BYTES_MAX = 256
-FRESH_S = 0.25  # another frontend's learning is seen this much later, at most, while a context is in use
+FRESH_S = 0.25  # while a context is in use, another frontend's updates are seen at most this much later
 
 Key = tuple[str, str]  # (application, context); the context "" is the application's own
 
 
 def check_context(context: str) -> str | None:
-    """What is wrong with a context key; None if nothing is."""
+    """What is wrong with a context key; None if it is valid."""
     size = len(context.encode())
     if size > CONTEXT_BYTES_MAX:
         return f"context must not be longer than {CONTEXT_BYTES_MAX} bytes; got {size}"
@@ -23,9 +23,9 @@ def check_context(context: str) -> str | None:
 
 @dataclass(slots=True)
 class Held:
-    """One state."""
+    """One state held in memory."""
 
-    state: State | None  # None: the store has none, or has not been reached
+    state: State | None  # None: the store has none, or could not be reached
     read_s: float
     reading: bool = False
 
@@ -41,14 +41,14 @@ class StateCache:
         return len(self._held)
 
     def get(self, key: Key) -> Held | None:
-        """The state, now used most recently; None if it was never read or has left."""
+        """The state, which becomes the most recently used; None if it was never read or was evicted."""
         held = self._held.get(key)
         if held is not None:
             self._held.move_to_end(key)
         return held
 
     def stale(self, key: Key, now: float) -> bool:
-        """The caller is to read the state from the store; from now on nobody else is told so until it came."""
+        """True if the caller has to read the state from the store; then False for others until `came` or `failed`."""
         held = self._held.get(key)
         if held is None:
             held = self._put(key, Held(None, now))
@@ -58,17 +58,17 @@ class StateCache:
         return True
 
     def came(self, key: Key, state: State | None, now: float) -> None:
-        """The store was read or written."""
+        """The store was read or written: `state` is held as of `now`."""
         self._put(key, Held(state, now))
 
     def failed(self, key: Key, now: float) -> None:
-        """The store could not be read: what is held stays as good as it was."""
+        """The store could not be read: the held state counts as fresh again."""
         held = self._held.get(key)
         if held is not None:
             held.reading, held.read_s = False, now
 
     def forget(self, app: str) -> None:
-        """Nothing of this application is held any more."""
+        """No state of this application is held any more."""
         for key in [key for key in self._held if key[0] == app]:
             del self._held[key]
 

@@ -1,4 +1,4 @@
-"""Policies that do not learn: one model, a plain majority, a split of the traffic. They count losses all the same."""
+"""Policies that do not learn: one model, an unweighted majority, a split of the traffic. They still count losses."""
 
 import hashlib
 import random
@@ -11,29 +11,29 @@ from selection.combining import median, pass_on
 
 
 class SingleArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`model`: which one; the first if not given."""
+    """`model`: the model to ask; by default the first."""
 
     model: str | None = None
 
 
 class MajorityArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Nothing."""
+    """No arguments."""
 
 
 class SplitArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`shares`: {model: its part of the traffic}, in any unit."""
+    """`shares`: {model: its share of the traffic}, in any unit."""
 
     shares: dict[str, float] = {}
 
 
 class _Counting:
-    """Learns nothing, and counts."""
+    """Base of policies that count losses but do not learn from them."""
 
-    learns = False  # nothing has to be known to select
+    learns = False  # selecting needs no state
     models: tuple[str, ...]
 
     def observe(self, state: State, observation: Observation) -> State:
-        """Counts."""
+        """The state with pulls and losses counted."""
         return counted(state, observation)
 
 
@@ -48,39 +48,39 @@ class Single(_Counting):
             raise PolicyError(text, "policy_args.model")
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
-        """The one."""
+        """The fixed model."""
         return Selection((self.model,), {self.model: 1.0})
 
     def combine(self, state: State, answers: Answers) -> Combined:
-        """Its answer."""
+        """The answer of the fixed model."""
         return pass_on(answers)
 
     def shares(self, state: State) -> dict[str, float]:
-        """1 for the one."""
+        """1 for the fixed model, 0 for the others."""
         return {model: float(model == self.model) for model in self.models}
 
 
 class Majority(_Counting):
-    """All models have one vote each; numbers are answered by their median."""
+    """All models have one vote each; numeric answers are combined by their median."""
 
     def __init__(self, models: Sequence[str], args: MajorityArgs) -> None:
         self.models = tuple(models)
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
-        """All of them."""
+        """All models."""
         return Selection(self.models, dict.fromkeys(self.models, 1.0))
 
     def combine(self, state: State, answers: Answers) -> Combined:
-        """The vote."""
+        """The unweighted vote, or the median."""
         return median(answers)
 
     def shares(self, state: State) -> dict[str, float]:
-        """Equal."""
+        """Equal shares."""
         return dict.fromkeys(self.models, 1 / len(self.models))
 
 
 class Split(_Counting):
-    """Each query goes to one model, by share: A/B. The same context always goes to the same model."""
+    """Sends each query to one model, by share (A/B test). The same context always goes to the same model."""
 
     def __init__(self, models: Sequence[str], args: SplitArgs) -> None:
         self.models = tuple(models)
@@ -90,7 +90,7 @@ class Split(_Counting):
         self._shares = {model: given.get(model, 0.0) / total for model in models}
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
-        """One model."""
+        """The model in whose share the context falls."""
         if context:
             digest = hashlib.blake2b(context.encode(), digest_size=8).digest()
             at = int.from_bytes(digest, "big") / 2**64
@@ -99,11 +99,11 @@ class Split(_Counting):
         return one_of(self._shares, at)
 
     def combine(self, state: State, answers: Answers) -> Combined:
-        """That model's answer."""
+        """The answer of the model that was asked."""
         return pass_on(answers)
 
     def shares(self, state: State) -> dict[str, float]:
-        """As given."""
+        """The shares of the definition."""
         return dict(self._shares)
 
 

@@ -1,4 +1,4 @@
-"""From feedback to losses between 0 and 1."""
+"""Losses between 0 and 1 from feedback."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ LossName = Literal["auto", "zero_one", "absolute", "squared"]
 
 
 class FeedbackError(Exception):
-    """Feedback that cannot be understood. `field`: label or loss."""
+    """Feedback that is not valid. `field`: label or loss."""
 
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
@@ -29,10 +29,10 @@ def check_loss(loss: Any, loss_max: float) -> float:
 
 
 def check_label(label: Any, kind: Kind, shape: tuple[int, ...], classes: int, names: Sequence[str] = ()) -> Array:
-    """The truth, to be held against predictions: int64 [rows] or float64 of `shape`. Raises: FeedbackError.
+    """The label as an array to compare with predictions: int64 [rows], or float64 of `shape`. Raises: FeedbackError.
 
-    `shape`: of the predictions, [rows] or [rows, ...]. `classes`: number of classes, 0 where there is no bound.
-    `names`: of the classes, which may be used in their stead. One row may go without its list.
+    `shape`: of the predictions, [rows] or [rows, ...]. `classes`: number of classes, 0 if unbounded.
+    `names`: names of the classes, allowed instead of numbers. A label of one row needs no list around it.
     """
     if kind == "numeric":
         return _numbers(label, shape)
@@ -43,7 +43,7 @@ def check_label(label: Any, kind: Kind, shape: tuple[int, ...], classes: int, na
 
 
 def losses_of(name: LossName, kind: Kind, truth: Array, predicted: Array, loss_max: float) -> float:
-    """Mean loss over the rows, 0 to 1. Numbers: the error (or its square) as a share of `loss_max`, at most 1."""
+    """Mean loss over the rows, 0 to 1. For numbers: the error (or its square) as a share of `loss_max`, at most 1."""
     if name == "zero_one" or (name == "auto" and kind != "numeric"):
         wrong = truth != predicted
         if wrong.ndim > 1:
@@ -74,7 +74,7 @@ def _numbers(label: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _flattened(label: Any, count_max: int) -> list[float]:
-    """The numbers in nested lists; no more than `count_max`."""
+    """The numbers in nested lists, at most `count_max`."""
     flat: list[float] = []
     waiting = [label]
     while waiting and len(flat) < count_max:

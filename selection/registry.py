@@ -1,4 +1,4 @@
-"""The policies by name, and their parameters checked."""
+"""The selection policies by name, and the check of their arguments."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ POLICIES: dict[str, tuple[Callable[..., Policy], type[msgspec.Struct]]] = {
 
 
 class CommonArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters that every policy takes."""
+    """Arguments of every policy."""
 
     loss: LossName = "auto"  # auto: zero_one for classes, absolute for numbers
     loss_max: Annotated[float, msgspec.Meta(gt=0, le=1e12)] = (
-        1.0  # a loss given lies in 0 to this; errors are cut off here
+        1.0  # a loss given as feedback lies in 0 to this; larger errors count as this
     )
     confidence: Literal["agreement", "margin"] = "agreement"
-    agree_within: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.1  # numbers this close agree; in their own unit
-    shadow: list[str] = []  # models that are asked and learned about, but never answer
+    agree_within: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.1  # numbers this close agree; in the output's unit
+    shadow: list[str] = []  # models that are asked and learned about, but whose answers are never used
 
 
 def make_policy(
@@ -43,7 +43,7 @@ def make_policy(
 ) -> tuple[Policy, CommonArgs]:
     """The policy over the models that are not shadows. `allow`: prefixes of module:attr that may be imported.
 
-    Raises: PolicyError, naming the key.
+    Raises: PolicyError, which names the key.
     """
     common_keys = CommonArgs.__struct_fields__
     common = _convert({key: value for key, value in args.items() if key in common_keys}, CommonArgs, name)
@@ -88,7 +88,7 @@ def _imported(name: str, args: Mapping[str, Any], models: Sequence[str], allow: 
     try:
         make = getattr(importlib.import_module(module), attribute)
         made = make(list(models), **args)
-    except Exception as error:  # a stranger's code: whatever it raises is the reason
+    except Exception as error:  # user-written code: any exception is the reason
         raise PolicyError(f"policy {name} cannot be made: {type(error).__name__}: {error}", "policy") from error
     missing = [
         method for method in ("select", "combine", "observe", "shares") if not callable(getattr(made, method, None))

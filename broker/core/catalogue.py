@@ -1,10 +1,11 @@
-"""Which models and applications there are, and which version of each model is current. Pure; `store.py` keeps it.
+"""The models and applications of the mesh, and the current version of each model. Pure; `store.py` writes it to disk.
 
-A version goes through: known (in the repository) -> target (being prepared) -> current -> history. The old one stays
-current until the new one is prepared, so a deployment never leaves a gap, and a failed one changes nothing.
+A version goes through: known (in the repository) -> target (being prepared) -> current -> history. The old version
+stays current until the new one is prepared, so a deployment never interrupts service, and a failed one changes nothing.
 
-A version is its content. The first that is served under a number is taken down, and nothing else is served under it: a
-controller serves a version of files only in the content that the table names, so what is not taken down is not served.
+A version number stands for one content. The catalogue records the content that is first served under a number, and
+nothing else is ever served under it: a controller serves a version read from files only if its digest is the one in the
+routing table, so it serves no version whose content the catalogue has not recorded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from mesh.codes import PackageCode, ReplyCode
 from mesh.names import NAME, VERSION, listed
 from mesh.versions import next_free, number_of, why_changed, why_container, why_exists
 
-HISTORY_MAX = 16  # versions that rollback can go back over
+HISTORY_MAX = 16  # versions that a rollback can return to
 
 Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
 CallKey = tuple[str, int]  # (peer, its call number)
@@ -29,30 +30,33 @@ APP_EXISTS, UNKNOWN_APP = "app_exists", "unknown_app"  # codes of replies about 
 
 @dataclass(slots=True)
 class Catalogue:
-    """All models and applications. `changed_models` and `changed_apps` name what the store has to write (or delete)."""
+    """All models and applications.
+
+    `changed_models` and `changed_apps` name the records that the store has to write or delete.
+    """
 
     models: dict[str, ModelRecord] = field(default_factory=dict)
     apps: dict[str, AppRecord] = field(default_factory=dict)
     changed_models: set[str] = field(default_factory=set)
     changed_apps: set[str] = field(default_factory=set)
-    revisions: int = 0  # of all applications ever, so that none is given twice
-    repository: str = "the model repository"  # where packages are looked for, for sentences
-    _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: who waits for it}
-    _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: what it brought}}
+    revisions: int = 0  # given to all applications so far: no two get the same one
+    repository: str = "the model repository"  # where packages are looked for; for error messages
+    _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: calls that wait for it}
+    _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: its offer}}
     _proposed: dict[str, str] = field(
         default_factory=dict
-    )  # {ref being prepared: digest, to be served if all goes well}
+    )  # {ref being prepared: digest, recorded once the version is current}
 
     # -- models -------------------------------------------------------------------------------------------------------
 
     def scan(self, found: Found) -> None:
-        """New packages are deployed, in their newest version; known ones only learn of new versions."""
+        """New packages are deployed, each in its newest version. Known packages get their new versions, undeployed."""
         for name, versions in found.items():
             model = self.models.get(name)
             if model is None:
                 model = self.models[name] = ModelRecord(name)
             if model.container:
-                continue  # the name is taken: who deploys the package is told
+                continue  # the name is taken: a deploy of the package gets the error
             if list(versions) != model.versions or (model.deployed and model.current is None):
                 model.versions = list(versions)
                 if model.deployed and model.current is None and model.target is None and versions:
@@ -62,9 +66,10 @@ class Catalogue:
     def deploy(
         self, key: CallKey, name: str, version: str | None, found: Found, faults: Mapping[str, str] | None = None
     ) -> Replies:
-        """The version (the newest if None) is being prepared; the reply comes when it is current or has failed.
+        """The version (None: the newest) is being prepared. The reply comes once the version is current or its
+        preparation failed.
 
-        `faults`: {package, or ref of a version: why it is none, though it looks like one}.
+        `faults`: {package, or ref of a version: why it is not a valid one, although its folder looks like one}.
         """
         why = self._cannot_deploy(name, version, found, faults or {})
         if why is not None:
@@ -103,7 +108,9 @@ class Catalogue:
 
     @staticmethod
     def _fault(name: str, version: str | None, versions: Sequence[str], faults: Mapping[str, str]) -> str | None:
-        """Why the version (the newest if None) is none, though it looks like one."""
+        """Why the version (None: the newest) is not valid although its folder looks like one; None if it has no known
+        fault.
+        """
         if version is not None:
             return faults.get(wire.ref_of(name, version)) or faults.get(name)
         odd = [number for ref in faults for of, number in [wire.split_ref(ref)] if of == name]
@@ -111,9 +118,9 @@ class Catalogue:
         return faults.get(wire.ref_of(name, newest)) if newest is not None else faults.get(name)
 
     def rollback(self, key: CallKey, name: str, version: str | None = None) -> Replies:
-        """The version that was current before is being prepared; the reply comes as for `deploy`.
+        """The previously current version is being prepared. The reply comes as for `deploy`.
 
-        `version`: which that is, as far as the operator knows. Nothing is done where it is another one by now.
+        `version`: the previous version as the operator last saw it. If another one is previous by now, nothing changes.
         """
         model = self.models.get(name)
         if model is None or not model.deployed:
@@ -152,13 +159,13 @@ class Catalogue:
         return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{name} is undeployed"))]
 
     def reported(self, report: wire.PrepareReport) -> Replies:
-        """A controller prepared a version, or could not. The target becomes current; nothing else moves."""
+        """Takes in a controller's report: it prepared a version, or could not. A prepared target becomes current."""
         name, version = wire.split_ref(report.ref)
         model = self.models.get(name)
         if model is None or not model.deployed or version not in (model.target, model.current):
             return []
         if not report.ok and report.tries and report.tries != model.tries:
-            return []  # it has been asked for again since
+            return []  # the report answers an earlier attempt; the version has been asked for again since
         if report.ok and not model.container:
             if self.differs(report):
                 why = why_changed(report.ref)
@@ -172,17 +179,17 @@ class Catalogue:
         return self._current_reported(model, report)
 
     def differs(self, report: wire.PrepareReport) -> bool:
-        """What was prepared is not what is served under this version."""
+        """Whether the prepared content differs from the content that is served under this version number."""
         name, version = wire.split_ref(report.ref)
         model = self.models.get(name)
         known = model.contents.get(version) or self._proposed.get(report.ref) if model is not None else None
         return bool(report.ok and report.content and known) and known != report.content
 
     def _take_down(self, model: ModelRecord, version: str, content: str) -> None:
-        """This is what the version is from now on; of a target, once it is current."""
+        """Records the version's content: for the current version at once, for a target once it becomes current."""
         if not content or version in model.contents:
             return
-        self.changed_models.add(model.name)  # the table has it
+        self.changed_models.add(model.name)  # the routing table carries it
         if version == model.target:
             self._proposed.setdefault(wire.ref_of(model.name, version), content)
         else:
@@ -195,7 +202,7 @@ class Catalogue:
             text = f"{report.ref} could not be prepared"
             return self._settle(model, ok=False, message=text, faults=report.faults, code=report.code)
         if not report.ready:
-            return []  # the controller hears of the content first
+            return []  # the controller has to learn of the content first
         self.changed_models.add(model.name)
         content = self._proposed.get(report.ref)
         if content is not None:
@@ -211,9 +218,9 @@ class Catalogue:
         return replies
 
     def _current_reported(self, model: ModelRecord, report: wire.PrepareReport) -> Replies:
-        """The current version can be served (again), or no device can prepare it any more."""
+        """Takes in that the current version can be served again, or that no device can prepare it any more."""
         if model.container or not report.ready:
-            return []  # whether its replicas serve is seen from who is there
+            return []  # a container's version: whether it is served follows from the replicas that are registered
         unserved, code = ("; ".join(report.faults) or "no reason was given", report.code) if not report.ok else ("", "")
         if (model.unserved, model.unserved_code) != (unserved, code):
             model.unserved, model.unserved_code = unserved, code
@@ -224,7 +231,10 @@ class Catalogue:
         return self._answer(report.ref, ok=False, message=text, faults=report.faults, code=report.code)
 
     def _current_leaves(self, model: ModelRecord, message: str, code: ReplyCode) -> Replies:
-        """The current version is about to be another one, or none."""
+        """The current version is about to be replaced or removed.
+
+        Returns the replies, with `message`, to calls that wait for it.
+        """
         model.unserved = model.unserved_code = ""
         if model.current is None:
             return []
@@ -233,7 +243,9 @@ class Catalogue:
     # -- containers ---------------------------------------------------------------------------------------------------
 
     def claim(self, call: int, name: str, content: str, version: str | None) -> wire.CallReply:
-        """The version that this code is, from now on: its own, else the next one, unless it is to be a certain one."""
+        """Assigns this code a version number: `version` if given, else the number the code has already, else the next
+        free one.
+        """
         model = self.models.get(name)
         numbers = {*model.versions, *model.contents} if model is not None else set()
         chosen = version
@@ -253,9 +265,9 @@ class Catalogue:
         return wire.CallReply(call=call, ok=True, message=message, version=chosen)
 
     def offered(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
-        """A container is there. Its version is prepared if nobody serves the model, or if it is a new one.
+        """Registers a container's version. It becomes the target if nobody serves the model, or if the version is new.
 
-        Returns why it cannot be taken, or nothing.
+        Returns a reply that says why the container is refused, or None.
         """
         name, version = wire.split_ref(offer.ref)
         model = self.models.get(name)
@@ -283,14 +295,14 @@ class Catalogue:
         return None
 
     def withdrawn(self, member: str) -> None:
-        """A member that may have been a container is gone."""
+        """Removes a member that is gone, if it was a container."""
         for ref, replicas in list(self._replicas.items()):
             replicas.pop(member, None)
             if not replicas:
                 del self._replicas[ref]
 
     def _cannot_be(self, model: ModelRecord | None, ref: str, content: str) -> wire.CallReply | None:
-        """Why a container with this content is not this version."""
+        """Why a container with this content cannot be this version; None if it can."""
         name, version = wire.split_ref(ref)
         if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
             text = f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref!r}"
@@ -306,7 +318,7 @@ class Catalogue:
         return _no(text, "version", code=PackageCode.VERSION_EXISTS)
 
     def _differs(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
-        """Why a container with the content of others is not a replica of them."""
+        """Why a container with the same content as others cannot be their replica (another spec); None if it can."""
         others = [other for key, other in self._replicas.get(offer.ref, {}).items() if key != member]
         if all(other.spec == offer.spec for other in others):
             return None
@@ -317,18 +329,18 @@ class Catalogue:
         return _no(text, "version", code=ReplyCode.REPLICAS_DIFFER)
 
     def _versions(self, name: str, found: Found) -> list[str]:
-        """Versions that can be deployed: packages, or those that some container serves."""
+        """The versions that can be deployed: those of packages, or those that at least one container serves."""
         model = self.models.get(name)
         if model is None or not model.container:
             return list(found.get(name, ()))
         return [version for version in model.versions if self._replicas.get(wire.ref_of(name, version))]
 
     def deployed(self) -> dict[str, ModelRecord]:
-        """Models that take requests, or will once they are prepared."""
+        """{name: model} of models that take requests now, or will once they are prepared."""
         return {name: model for name, model in self.models.items() if model.deployed}
 
     def entries(self, owner_of: Mapping[str, str]) -> tuple[wire.ModelEntry, ...]:
-        """The models' part of the routing table; `owner_of`: {model: controller id}."""
+        """The models' part of the routing table. `owner_of`: {model: id of its controller}."""
         return tuple(
             wire.ModelEntry(
                 name=name,
@@ -348,13 +360,16 @@ class Catalogue:
         )
 
     def _contents_of(self, model: ModelRecord) -> dict[str, str]:
-        """What controllers may serve: of files alone, as containers are asked when they come."""
+        """{version: digest} of what controllers may serve.
+
+        Only versions read from files: a container is checked when it registers.
+        """
         asked = () if model.container else (model.current, model.target)
         found = {v: model.contents.get(v) or self._proposed.get(wire.ref_of(model.name, v)) for v in asked if v}
         return {version: content for version, content in found.items() if content}
 
     def known(self) -> tuple[wire.KnownModel, ...]:
-        """Every model that there is or was, with the content of every version that was served."""
+        """Every model that exists or existed, with the content of every version that was served."""
         return tuple(
             wire.KnownModel(
                 name=name,
@@ -367,11 +382,11 @@ class Catalogue:
         )
 
     def awaits(self, peer: str) -> bool:
-        """A call of `peer` is not answered yet."""
+        """Whether a call of `peer` has not been answered yet."""
         return any(key[0] == peer for keys in self._waiting.values() for key in keys)
 
     def drop_calls(self, peer: str) -> None:
-        """`peer` is gone; its calls go on, but nobody waits for them."""
+        """`peer` is gone: its deployments continue, and their replies go to nobody."""
         for ref, keys in list(self._waiting.items()):
             self._waiting[ref] = [key for key in keys if key[0] != peer]
 
@@ -398,7 +413,7 @@ class Catalogue:
     def _settle(
         self, model: ModelRecord, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = ""
     ) -> Replies:
-        """There is no target any more."""
+        """Clears the model's target. Returns the replies to the calls that waited for it."""
         if model.target is None:
             return []
         ref = wire.ref_of(model.name, model.target)
@@ -407,7 +422,7 @@ class Catalogue:
         return self._answer(ref, ok=ok, message=message, faults=faults, code=code)
 
     def _answer(self, ref: str, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = "") -> Replies:
-        """All who wait for this version hear this."""
+        """Returns one reply to each call that waits for this version; none waits afterwards."""
         keys = self._waiting.pop(ref, [])
         reply = wire.CallReply(call=0, ok=ok, message=message, faults=faults, code=code)
         return [(key, msgspec.structs.replace(reply, call=key[1])) for key in keys]
@@ -419,7 +434,7 @@ class Catalogue:
     # -- applications -------------------------------------------------------------------------------------------------
 
     def put_app(self, call: int, definition: dict[str, Any], *, create: bool) -> wire.CallReply:
-        """The application is there as defined. Frontends have checked its policy; this checks names and models."""
+        """The application is stored as defined. Checks names and models; frontends have checked the policy already."""
         name = definition.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             return _no(f"an application's name matches {NAME.pattern}; got {name!r}", "app.name", call)
@@ -443,7 +458,7 @@ class Catalogue:
         return wire.CallReply(call=call, ok=True, message=f"application {name} is in effect", revision=revision)
 
     def drop_app(self, call: int, name: str) -> wire.CallReply:
-        """The application is gone."""
+        """The application is deleted."""
         app = self.apps.pop(name, None)
         if app is None:
             text = f"there is no application {name!r}; there are: {listed(self.apps)}"
@@ -459,7 +474,7 @@ class Catalogue:
         )
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         for name, model in self.models.items():
             assert model.name == name
             assert model.deployed or (model.current is None and model.target is None)

@@ -1,4 +1,4 @@
-"""What the catalogue keeps of each model and application. Fields have defaults: older catalogues open."""
+"""The catalogue's records of models and applications. Later fields have defaults, so that older catalogues open."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ class ModelRecord(msgspec.Struct):
     deployed: bool = True
     current: str | None = None
     target: str | None = None
-    history: list[str] = []  # versions that were current before, newest last
+    history: list[str] = []  # earlier current versions, newest last
     versions: list[str] = []  # known, oldest first
-    specs: dict[str, wire.ModelSpec] = {}  # of versions that were prepared once
-    fault: str = ""  # why the last deployment failed; empty after one that did not
-    fault_code: str = ""  # of which kind that is
-    rolling_back: bool = False  # the target is the last of the history, to be taken off it
-    container: bool = False  # its versions are what containers brought, not packages
-    builds: dict[str, int] = {}  # {version: how often its first replica came}
-    contents: dict[str, str] = {}  # {version: digest under which it was first served; of a container's, first claimed}
+    specs: dict[str, wire.ModelSpec] = {}  # of each version that was ever prepared
+    fault: str = ""  # why the last deployment failed; empty if it did not
+    fault_code: str = ""  # the kind of that fault
+    rolling_back: bool = False  # the target is the newest of the history, and will be removed from it
+    container: bool = False  # its versions come from containers, not from packages
+    builds: dict[str, int] = {}  # {version: how often a first replica of it arrived}
+    contents: dict[str, str] = {}  # {version: digest under which it was first served, or first claimed by a container}
     tries: int = 0  # how often operators have asked for a version
-    unserved: str = ""  # why no device can prepare the current version, where none can
-    unserved_code: str = ""  # of which kind that is
+    unserved: str = ""  # why no device can prepare the current version; empty if one can
+    unserved_code: str = ""  # the kind of that fault
 
 
 class AppRecord(msgspec.Struct):
@@ -34,4 +34,4 @@ class AppRecord(msgspec.Struct):
     name: str
     definition: dict[str, Any]
     revision: int = 1
-    created: int = 0  # its first revision: another application that takes its name later has another one
+    created: int = 0  # its first revision: a later application of the same name has another one

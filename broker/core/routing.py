@@ -1,4 +1,4 @@
-"""Who is there, and which controller owns which model and worker: the routing table. Pure."""
+"""The members of the mesh, and which controller owns which model and worker: the routing table. Pure."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ from mesh import wire
 
 @dataclass(slots=True)
 class Routing:
-    """Members and ownership. Every change makes the table of the next epoch.
+    """Members and ownership. Every change starts the table of the next epoch.
 
-    One controller owns everything; of several, each worker belongs to the one that had fewest when it came, and each
-    model to the one that highest random weight picks among those with workers. When a controller leaves, what it owned
-    falls to the others: its state was soft, so that is all a takeover needs.
+    A single controller owns everything. Of several, a new worker goes to the controller with the fewest workers, and a
+    model to the one that highest-random-weight hashing picks among those with workers. When a controller leaves, the
+    others take over what it owned; they need nothing from it, since its state was soft.
     """
 
-    epoch: int  # of the last table; tables of a later start of the broker have higher ones
+    epoch: int  # of the last table; a later start of the broker gives higher ones
     members: dict[str, wire.Member] = field(default_factory=dict)  # {id: member}, in order of registration
     shards: dict[str, int] = field(default_factory=dict)  # {controller id: epoch of its shard}
     workers: dict[str, str] = field(default_factory=dict)  # {worker id: controller id}
 
     def register(self, member: wire.Member, shard_epoch: int = 0) -> bool:
-        """The member is there; a controller keeps the shard epoch it has. False if it was, unchanged."""
+        """Adds or updates the member; a controller keeps the shard epoch it has. Returns False if nothing changed."""
         if self.members.get(member.id) == member:
             return False
         self.members[member.id] = member
@@ -33,7 +33,7 @@ class Routing:
         return True
 
     def leave(self, member: str) -> bool:
-        """The member is gone. False if it was not there."""
+        """Removes the member. Returns False if it was not there."""
         if self.members.pop(member, None) is None:
             return False
         self.epoch += 1
@@ -43,12 +43,12 @@ class Routing:
         return True
 
     def next_epoch(self) -> int:
-        """Something else in the table changed."""
+        """Starts a new epoch because some other part of the table changed."""
         self.epoch += 1
         return self.epoch
 
     def owners(self, models: Iterable[str]) -> dict[str, str]:
-        """{model: id of its controller}; empty without a controller."""
+        """{model: id of its controller}; empty if there is no controller."""
         devices = {c for w, c in self.workers.items() if w in self.members and self.members[w].offer is None}
         manned = sorted(devices & set(self.shards)) or sorted(self.shards)
         if not manned:
@@ -56,7 +56,7 @@ class Routing:
         return {model: max(manned, key=lambda controller: _weight(controller, model)) for model in models}
 
     def _deal(self) -> None:
-        """Each worker has a living controller, if there is one; those that had one keep it."""
+        """Assigns each worker to a live controller, if there is one; a worker whose controller lives keeps it."""
         for member in self.members.values():
             if member.role != "gpu_worker" or member.offer is not None or self.workers.get(member.id) in self.shards:
                 continue
@@ -71,7 +71,7 @@ class Routing:
         self._deal_containers()
 
     def _deal_containers(self) -> None:
-        """A container belongs to the controller that owns its model."""
+        """Assigns each container to the controller that owns its model."""
         for member in self.members.values():
             if member.offer is None:
                 continue
@@ -84,5 +84,8 @@ class Routing:
 
 
 def _weight(controller: str, model: str) -> bytes:
-    """Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998): rendezvous hashing."""
+    """The controller's weight for the model; the highest one wins.
+
+    Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998): rendezvous hashing.
+    """
     return hashlib.blake2b(f"{controller}|{model}".encode(), digest_size=8).digest()

@@ -1,7 +1,7 @@
-"""Looks at a running mesh: asks the broker who is there, and then every controller and frontend how it is.
+"""Looks at a running mesh: asks the broker for the members, then every controller and frontend for its state.
 
-Nothing of it costs the mesh anything while nobody looks. It works across machines: controllers and frontends are called
-at the addresses that the broker's table names.
+The mesh spends nothing on this while nobody looks. It works across machines: controllers and frontends are called at
+the addresses in the broker's table.
 """
 
 import contextlib
@@ -22,44 +22,44 @@ from mesh.net.transport import MEMORY
 from mesh.process.settings import Settings
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToOperator])
-REPLY_S_MAX = 1.0  # who has not answered by then is shown as silent
-BROKER_AGAIN_S = 5.0  # a broker that was silent is not asked again before
-POLL_S = 0.05  # between two looks for facts
-ROUNDS_MAX = 250  # replies fetched at one look: more than a controller stores for us
-FACTS_MAX = 1_000_000  # of one recording; about 2 GB of ours
+REPLY_S_MAX = 1.0  # a member that has not answered by then is shown as silent
+BROKER_AGAIN_S = 5.0  # a broker that was silent is not asked again for so long
+POLL_S = 0.05  # between two requests for facts
+ROUNDS_MAX = 250  # replies fetched in one go: more than a controller stores for us
+FACTS_MAX = 1_000_000  # of one recording; about 2 GB of memory
 
 
 class NoMesh(Exception):
-    """Nobody of the mesh answers."""
+    """No member of the mesh answers."""
 
 
 @dataclass(slots=True)
 class View:
-    """A mesh at one moment; whoever did not answer is missing."""
+    """The state of a mesh at one moment; members that did not answer are missing."""
 
-    at_s: float  # our clock
-    broker: bool  # it answers
+    at_s: float  # by our clock
+    broker: bool  # whether it answers
     epoch: int | None
     members: Sequence[wire.Member]
-    snapshots: dict[str, Snapshot] = field(default_factory=dict)  # {controller: how it is}
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)  # {controller: its state}
     frontends: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {frontend: its status}
     models: list[dict[str, Any]] = field(default_factory=list)  # as a frontend describes them
 
 
 @dataclass(slots=True)
 class Recording:
-    """What ended while somebody followed, by our clock."""
+    """What ended during a recording."""
 
     began_s: float
     ended_s: float
-    facts: dict[str, list[Fact]] = field(default_factory=dict)  # {controller: facts, in its clock}
+    facts: dict[str, list[Fact]] = field(default_factory=dict)  # {controller: facts, with instants of its clock}
     offset_s: dict[str, float] = field(default_factory=dict)  # {controller: its clock minus ours}
     dropped: int = 0
     silent: list[str] = field(default_factory=list)  # controllers that did not answer at the end
 
 
 class Observer:
-    """Links to all that answer questions; a context manager, for one thread."""
+    """Links to every member that answers questions; a context manager, for one thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -67,8 +67,8 @@ class Observer:
         self._operator = Operator(settings)
         self._identity = f"operator-{secrets.token_hex(4)}"
         self._context = zmq.Context()
-        self._controllers: dict[str, zmq.Socket[bytes]] = {}  # {controller: link}
-        self._frontends: dict[str, Client] = {}  # {address: link}
+        self._controllers: dict[str, zmq.Socket[bytes]] = {}  # {controller: socket}
+        self._frontends: dict[str, Client] = {}  # {address: client}
         self._members: Sequence[wire.Member] = ()  # of the last table
         self._epoch: int | None = None
         self._broker_after_s = 0.0
@@ -89,7 +89,10 @@ class Observer:
     # -- the present --------------------------------------------------------------------------------------------------
 
     def look(self, *, models: bool = False) -> View:
-        """The mesh now; `models`: with what is deployed. Takes up to a second per silent member. Raises: NoMesh."""
+        """The state of the mesh; with `models`, what is deployed too.
+
+        Takes up to 1 s per silent member. Raises: NoMesh.
+        """
         broker = self._refresh()
         frontends = self._ask_frontends(models)
         if not broker and not self._members and not frontends:
@@ -107,7 +110,10 @@ class Observer:
         return view
 
     def _refresh(self) -> bool:
-        """Who is there. False if the broker is silent: then those of the last table, or of a frontend's."""
+        """Updates the members.
+
+        Returns False if the broker is silent: then the last table's, or a frontend's list, holds.
+        """
         now = time.monotonic()
         if now < self._broker_after_s:
             return False
@@ -121,7 +127,7 @@ class Observer:
         return True
 
     def _keep_links(self) -> None:
-        """There is a link to every controller of the table, and to no other."""
+        """Opens links to every controller of the table and closes all others."""
         wanted = {member.id: member for member in self._members if member.role == "controller"}
         for controller in self._controllers.keys() - wanted.keys():
             self._controllers.pop(controller).close(0)
@@ -161,7 +167,7 @@ class Observer:
                 continue
             described: list[dict[str, Any]] = []
             if models:
-                with contextlib.suppress(RequestError):  # it may not know them yet
+                with contextlib.suppress(RequestError):  # it may not have a table yet
                     described = client.models()
             answers.append((status, described))
             if not self._members:
@@ -173,12 +179,12 @@ class Observer:
     # -- the past, as it happens --------------------------------------------------------------------------------------
 
     def record(self, seconds: float, waiting: Callable[[float], None] = lambda left_s: None) -> Recording:
-        """All that ends in the next `seconds`. `waiting(seconds left)` is called now and again. Raises: NoMesh."""
+        """All that ends in the next `seconds`. `waiting(seconds left)` is called repeatedly. Raises: NoMesh."""
         if not self._refresh() and not self._ask_frontends(False):
             raise NoMesh(f"no broker answers at {self._settings.broker_address}; is the mesh up? (gearmesh up)")
         if not self._controllers:
             raise NoMesh("the mesh has no controller; `gearmesh status` shows who is there")
-        self._collect(Recording(0.0, 0.0), stop=True)  # links are up, clocks known
+        self._collect(Recording(0.0, 0.0), stop=True)  # opens the links and measures the clocks
         recording = Recording(time.monotonic(), 0.0)
         rtts: dict[str, float] = {}
         ends_s = recording.began_s + seconds
@@ -196,7 +202,7 @@ class Observer:
         return recording
 
     def _collect(self, recording: Recording, *, stop: bool = False, rtts: dict[str, float] | None = None) -> set[str]:
-        """Fetches all facts that wait. Returns the controllers that answered."""
+        """Fetches all facts that the controllers stored. Returns the controllers that answered."""
         rtts = {} if rtts is None else rtts
         answered: set[str] = set()
         open_: Iterable[str] = list(self._controllers)
@@ -253,7 +259,7 @@ class Observer:
 
 
 def _member(found: Mapping[str, Any]) -> wire.Member:
-    """As a frontend describes it."""
+    """The member, from a frontend's description."""
     endpoints = {name: tuple(addresses) for name, addresses in found["endpoints"].items()}
     return wire.Member(id=found["id"], role=found["role"], host="", endpoints=endpoints, pid=found["pid"])
 
@@ -262,7 +268,7 @@ def _member(found: Mapping[str, Any]) -> wire.Member:
 
 
 def describe(view: View) -> dict[str, Any]:
-    """Everything that is known, for programs."""
+    """The view as maps and lists, for JSON."""
     built = msgspec.to_builtins
     return {
         "broker": view.broker,
@@ -278,7 +284,7 @@ def describe(view: View) -> dict[str, Any]:
 
 
 def answering(view: View) -> dict[str, bool]:
-    """{member: it answers}, the broker among them; a worker answers where a controller has it."""
+    """{member: whether it answers}, the broker included; a worker counts as answering if a controller has it."""
     workers = {device.worker for snapshot in view.snapshots.values() for device in snapshot.devices}
     there = {*view.snapshots, *view.frontends, *workers}
     return {"broker": view.broker, **{member.id: member.id in there for member in view.members}}

@@ -1,4 +1,4 @@
-"""An operator's calls to the broker: deploy, undeploy, rollback, and a look at the table."""
+"""An operator's calls to the broker: deploy, undeploy, rollback, and reading the routing table and the catalogue."""
 
 import secrets
 import time
@@ -12,15 +12,15 @@ from mesh import wire
 from mesh.process.settings import Settings
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
-TOLD_WITHIN_S = 3.0  # a broker that is there, if only just, answers by then
-GONE_S = 10.0  # one that was heard may be away so long: `gearmesh up` starts it again, a few seconds later at most
+TOLD_WITHIN_S = 3.0  # even a slow broker answers within this time
+GONE_S = 10.0  # a broker that was heard may be silent for so long: `gearmesh up` restarts it within a few seconds
 BEAT_S = 0.2
 UNKNOWN = "what was asked may have been done, or not; `gearmesh models` tells, once it is back"
 Told = TypeVar("Told", wire.CallReply, wire.CatalogueReply)
 
 
 class NoBroker(Exception):
-    """Nobody answers at the broker's address."""
+    """No broker answers at its address."""
 
 
 class Operator:
@@ -48,9 +48,9 @@ class Operator:
     def call(
         self, message: wire.ToBroker, timeout_s: float, waiting: Callable[[], None] = lambda: None
     ) -> wire.CallReply:
-        """The outcome of a call. `waiting` is called now and again until then. Raises: NoBroker, TimeoutError.
+        """The outcome of a call. `waiting` is called repeatedly until it arrives. Raises: NoBroker, TimeoutError.
 
-        A broker that is started again meanwhile is asked again, except for what must not be done twice.
+        If the broker restarts meanwhile the call is sent again, unless it must not be done twice.
         """
         return self._ask(message, wire.CallReply, timeout_s, waiting)[0]
 
@@ -61,7 +61,7 @@ class Operator:
         return table
 
     def catalogue(self, timeout_s: float = TOLD_WITHIN_S) -> wire.CatalogueReply:
-        """All that the broker knows of models, and where packages lie. Raises: NoBroker, TimeoutError."""
+        """All that the broker knows of models, and where packages are. Raises: NoBroker, TimeoutError."""
         return self._ask(wire.GetCatalogue(call=1), wire.CatalogueReply, timeout_s, lambda: None)[0]
 
     def _ask(
@@ -97,7 +97,7 @@ class Operator:
                         assert_never(answer)
 
     def _check_alive(self, now: float, began_s: float, heard_s: float | None, timeout_s: float) -> None:
-        """Raises: NoBroker, of one that was never heard, or is silent for too long; TimeoutError."""
+        """Raises NoBroker if the broker was never heard or has been silent for too long, TimeoutError if time is up."""
         address = self._settings.broker_address
         if heard_s is None and now - began_s > TOLD_WITHIN_S:
             raise NoBroker(f"no broker answers at {address}; is the mesh up? (gearmesh up)")
@@ -109,9 +109,10 @@ class Operator:
             raise TimeoutError(f"no outcome after {timeout_s:.0f} s; the broker is still at it")
 
     def _ask_again(self, message: wire.ToBroker) -> None:
-        """The broker does not know that we wait: it is another one, or has taken us for gone.
+        """Sends the call again, because the broker does not know of it: it restarted, or it took us for lost.
 
-        Raises: NoBroker, where it may have been done already, and must not be done once more."""
+        Raises: NoBroker, if the call may have taken effect already and must not be done twice.
+        """
         if isinstance(message, wire.Rollback) and message.version is None:
             raise NoBroker(f"the broker at {self._settings.broker_address} has been started again: {UNKNOWN}")
         self._send(message)

@@ -5,9 +5,9 @@
         print(prediction["scores"].argmax(), prediction.latency_ms)
 
 An answer other than ok is raised: `Rejected` (refused before any work, with `retry_after_ms`), `TimedOut`, `Failed` or
-`Invalid`; a client that was closed raises `Disconnected`. A connection that breaks is made again, and what was not
-answered is asked again, through whichever frontend is there, with what is left of its budget. Requests wait in the
-client while no frontend is there; beyond 100,000 they are `Rejected` at once, as `client_full`.
+`Invalid`; a closed client raises `Disconnected`. A connection that breaks is made again, and unanswered requests are
+sent again, through any frontend that is reachable, with what is left of their budgets. Requests wait in the client
+while no frontend is reachable; beyond 100,000 they are `Rejected` at once, with code `client_full`.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Client:
     def __init__(
         self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
     ) -> None:
-        """`addresses`: one frontend or several; `keys`: (server's public, own public, own secret) CURVE keys."""
+        """`addresses`: one frontend or several. `keys`: (server's public, own public, own secret) CURVE keys."""
         self._connection = Connection(addresses, keys)
         self._poller = zmq.Poller()
         for way in self._connection.ways:
@@ -67,7 +67,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """The connection is closed; what was in flight is not answered."""
+        """Closes the connection; requests in flight are not answered."""
         self._connection.close()
 
     def infer(
@@ -81,7 +81,7 @@ class Client:
     ) -> Prediction:
         """The answer of a model, or of the application `app`, to `x`: [rows, ...] or one row, or {name: array}.
 
-        `slo_ms`: budget from receipt to answer; the model's or application's own if None. `options`: context, cache,
+        `slo_ms`: budget from receipt to answer; None: the model's or application's own. `options`: context, cache,
         weight, version. Raises: RequestError, one of its subclasses.
         """
         target, x = target_of(model, x, app)
@@ -93,7 +93,7 @@ class Client:
     def infer_many(
         self, requests: Iterable[tuple[str, Inputs]], *, slo_ms: float | None = None, **options: Any
     ) -> list[Prediction | RequestError]:
-        """All requests, in flight together; their outcomes in the same order. Nothing is raised for a single one."""
+        """Sends all requests at once. Returns their outcomes in the same order; an error is returned, not raised."""
         return self._infer_all([(Target(model), x) for model, x in requests], slo_ms, options)
 
     def _infer_all(
@@ -118,32 +118,32 @@ class Client:
     def feedback(
         self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
     ) -> Mapping[str, Any]:
-        """What became of the truth about an application's answer: `applied`, or the reason. Raises: RequestError."""
+        """Sends the truth about an application's answer. Returns `applied`, or why not. Raises: RequestError."""
         return self.call("feedback", **feedback_fields(decision_id, label, loss, context))
 
     def apps(self, context: str | None = None) -> list[dict[str, Any]]:
-        """The applications, and what they learned. Raises: RequestError."""
+        """The applications, and what they learned in `context`. Raises: RequestError."""
         answer = self.call("apps", context=context)
         self._connection.talk.learn_apps(answer)
         apps: list[dict[str, Any]] = answer["apps"]
         return apps
 
     def create_app(self, name: str, models: Sequence[str], policy: str = "single", **rest: Any) -> Mapping[str, Any]:
-        """The application is in effect; `rest`: policy_args, slo_ms, default, confidence_min. Raises: RequestError."""
+        """Creates an application. `rest`: policy_args, slo_ms, default, confidence_min. Raises: RequestError."""
         return self.call("create_app", app=definition_of(name, models, policy, rest))
 
     def update_app(self, name: str, models: Sequence[str], policy: str = "single", **rest: Any) -> Mapping[str, Any]:
-        """The new definition is in effect; models that stay keep what was learned of them. Raises: RequestError."""
+        """Replaces an application's definition; what was learned of models that stay is kept. Raises: RequestError."""
         self._connection.talk.apps.pop(name, None)
         return self.call("update_app", app=definition_of(name, models, policy, rest))
 
     def delete_app(self, name: str) -> Mapping[str, Any]:
-        """The application is gone, and what it learned. Raises: RequestError."""
+        """Deletes the application and what it learned. Raises: RequestError."""
         self._connection.talk.apps.pop(name, None)
         return self.call("delete_app", app=name)
 
     def models(self) -> list[dict[str, Any]]:
-        """What is deployed. Raises: RequestError."""
+        """Descriptions of the deployed models. Raises: RequestError."""
         answer = self.call("models")
         self._connection.talk.learn(answer)
         models: list[dict[str, Any]] = answer["models"]
@@ -188,7 +188,7 @@ class AsyncClient:
     def __init__(
         self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
     ) -> None:
-        """See `Client`. Made inside a running loop."""
+        """As `Client`, but has to be made inside a running loop."""
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(addresses, keys)
         self._fds: list[int] = []
@@ -196,9 +196,9 @@ class AsyncClient:
             for sock, readable in ((way.sock, self._readable), (way.monitor, self._watched)):
                 self._fds.append(int(sock.getsockopt(zmq.FD)))
                 self._loop.add_reader(self._fds[-1], readable)
-                self._loop.call_soon(readable)  # a socket that was never read does not tell of its first message
+                self._loop.call_soon(readable)  # a socket that was never read does not announce its first message
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = 0.0  # when it rings
+        self._timer_s = 0.0  # instant of the next alarm
         self._check_scheduled = False
         self._learning: asyncio.Future[Any] | None = None
         self._closed = False
@@ -210,7 +210,7 @@ class AsyncClient:
         self.close()
 
     def close(self) -> None:
-        """The connection is closed; what was in flight is answered `Disconnected`."""
+        """Closes the connection; requests in flight end with `Disconnected`."""
         if self._closed:
             return
         self._closed = True
@@ -232,7 +232,7 @@ class AsyncClient:
         slo_ms: float | None = None,
         **options: Any,
     ) -> Prediction:
-        """See `Client.infer`. Cancelling it is safe: the answer is dropped when it comes."""
+        """The answer to `x`; arguments and errors as in `Client.infer`. Cancel-safe: a later answer is dropped."""
         target, x = target_of(model, x, app)
         if not self._connection.talk.spec(target):
             await (self.apps() if target.app else self._learn())
@@ -250,7 +250,7 @@ class AsyncClient:
         slo_ms: float | None = None,
         **options: Any,
     ) -> "asyncio.Future[Prediction | RequestError]":
-        """The request leaves now; the future gets its outcome, an error as a value. `models` was awaited before."""
+        """Sends the request now. The future's result is the outcome, also if it is an error. Await `models` before."""
         target, x = target_of(model, x, app)
         return self._submit(target, x, slo_ms, options)
 
@@ -265,11 +265,11 @@ class AsyncClient:
     async def feedback(
         self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
     ) -> Mapping[str, Any]:
-        """See `Client.feedback`."""
+        """Sends the truth about an application's answer. Returns `applied`, or why not. Raises: RequestError."""
         return await self.call("feedback", **feedback_fields(decision_id, label, loss, context))
 
     async def apps(self, context: str | None = None) -> list[dict[str, Any]]:
-        """See `Client.apps`."""
+        """The applications, and what they learned in `context`. Raises: RequestError."""
         answer = await self.call("apps", context=context)
         self._connection.talk.learn_apps(answer)
         apps: list[dict[str, Any]] = answer["apps"]
@@ -278,23 +278,23 @@ class AsyncClient:
     async def create_app(
         self, name: str, models: Sequence[str], policy: str = "single", **rest: Any
     ) -> Mapping[str, Any]:
-        """See `Client.create_app`."""
+        """Creates an application; `rest` as in `Client.create_app`. Raises: RequestError."""
         return await self.call("create_app", app=definition_of(name, models, policy, rest))
 
     async def update_app(
         self, name: str, models: Sequence[str], policy: str = "single", **rest: Any
     ) -> Mapping[str, Any]:
-        """See `Client.update_app`."""
+        """Replaces an application's definition; what was learned of models that stay is kept. Raises: RequestError."""
         self._connection.talk.apps.pop(name, None)
         return await self.call("update_app", app=definition_of(name, models, policy, rest))
 
     async def delete_app(self, name: str) -> Mapping[str, Any]:
-        """See `Client.delete_app`."""
+        """Deletes the application and what it learned. Raises: RequestError."""
         self._connection.talk.apps.pop(name, None)
         return await self.call("delete_app", app=name)
 
     async def models(self) -> list[dict[str, Any]]:
-        """What is deployed. Raises: RequestError."""
+        """Descriptions of the deployed models. Raises: RequestError."""
         answer = await self.call("models")
         self._connection.talk.learn(answer)
         models: list[dict[str, Any]] = answer["models"]
@@ -310,7 +310,7 @@ class AsyncClient:
         return answer
 
     async def _learn(self) -> None:
-        """One question for all who wait to know what is deployed."""
+        """Asks once what is deployed, for all callers that wait for it."""
         if self._learning is None:
             self._learning = asyncio.ensure_future(self.models())
             self._learning.add_done_callback(lambda _: setattr(self, "_learning", None))
@@ -329,7 +329,7 @@ class AsyncClient:
         return future
 
     def _check_soon(self) -> None:
-        """A send may consume the edge that says there is something to read."""
+        """Checks for messages soon, because a send may consume the edge that announces them."""
         if not self._check_scheduled:
             self._check_scheduled = True
             self._loop.call_soon(self._readable)

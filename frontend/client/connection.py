@@ -1,6 +1,7 @@
-"""A Python client's sockets and the requests in flight on them; the blocking and the asyncio client wait differently.
+"""A Python client's sockets and requests in flight, shared by the blocking and the asyncio client.
 
-What waits for a frontend waits here, not in ZeroMQ: its budget shrinks, and it leaves through whichever is there first.
+Requests that cannot be sent yet wait here and not in ZeroMQ, so that their budgets shrink while they wait and they
+leave through the first connection that is up.
 """
 
 import asyncio
@@ -27,13 +28,13 @@ from frontend.client.conversation import (
 from mesh.codes import AnswerStatus, ErrorCode
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
-GRACE_S = 1.0  # after its deadline a request without an answer is given up here; the frontend promises 20 ms
+GRACE_S = 1.0  # a request without an answer is given up so long after its deadline; the frontend promises 20 ms
 CALL_TIMEOUT_S = 10.0
-BUDGET_S_MAX = 1e6  # that is waited for
-UNSENT_MAX = 100_000  # requests that wait here
-SENDING_MAX = 1_000  # in ZeroMQ, for each connection: their budgets do not shrink any more
+BUDGET_S_MAX = 1e6  # longest budget that is waited for
+UNSENT_MAX = 100_000  # requests that may wait here
+SENDING_MAX = 1_000  # requests queued in ZeroMQ per connection; their budgets no longer shrink
 FULL_RETRY_MS = 100.0
-EVENT = struct.Struct("=H")  # of a monitor's message: what happened
+EVENT = struct.Struct("=H")  # of a monitor's message: the event
 EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
@@ -42,25 +43,28 @@ class Flight:
     """One request in flight."""
 
     message: dict[str, Any]
-    body: bytes  # the same, packed
+    body: bytes  # the message, packed
     frames: list[Any]
-    deadline_s: float  # given up here at
-    budget_s: float | None  # as asked for, or the target's own; None: not known
+    deadline_s: float  # when the client gives it up
+    budget_s: float | None  # as requested, or the target's own; None: not known
     asked_s: float
-    way: "Way | None" = None  # that it was sent on
-    late: bool = False  # it leaves later than it was asked, and with what is left of its budget
-    again: bool = False  # asked more than once
+    way: "Way | None" = None  # on which it was sent
+    late: bool = False  # it is sent later than it was asked, with what is left of its budget
+    again: bool = False  # sent more than once
     future: "asyncio.Future[Any] | None" = None
     result: Any = None
 
 
 class Way:
-    """The socket to one frontend. What is sent while it is not `up` would wait for a frontend that may be gone."""
+    """The socket to one frontend.
+
+    It is used only while `up`: otherwise messages would wait for a frontend that may be gone.
+    """
 
     def __init__(self, context: "zmq.Context[Any]", address: str, keys: tuple[bytes, bytes, bytes] | None) -> None:
         self.address = address
         self.up = False
-        self._known = False  # it was up, and whoever asked has not been told of its loss
+        self._known = False  # it was up, and its loss has not been reported since
         self.sock: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.sock.setsockopt(zmq.LINGER, 0)
         self.sock.setsockopt(zmq.SNDHWM, SENDING_MAX)
@@ -79,7 +83,7 @@ class Way:
         self._endpoint = self.sock.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def lost(self) -> bool:
-        """The connection was lost since the last call; all that came on it can be read now."""
+        """Whether the connection was lost since the last call. All that arrived on it can then be read."""
         lost = False
         while True:
             try:
@@ -88,17 +92,17 @@ class Way:
                 return lost
             (kind,) = EVENT.unpack_from(event)
             self.up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and not lost
-            if kind == zmq.EVENT_CONNECT_RETRIED:  # comes after the last message; EVENT_DISCONNECTED may not
+            if kind == zmq.EVENT_CONNECT_RETRIED:  # follows the last message; EVENT_DISCONNECTED may come earlier
                 lost, self._known = lost or self._known, False
             self._known = self._known or self.up
 
     def forget(self) -> None:
-        """What was not sent on the lost connection will not be sent on the next."""
+        """Drops messages that were not sent on the lost connection, so that the next one does not send them."""
         self.sock.disconnect(self._endpoint)
         self._connect()
 
     def send(self, parts: Sequence[Any]) -> bool:
-        """False: there is no room."""
+        """Sends the message. Returns False if there is no room."""
         try:
             self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
         except zmq.Again:
@@ -113,20 +117,20 @@ class Way:
 
 
 class Connection:
-    """Ways to all frontends and the requests in flight; shared by both clients, which differ in how they wait."""
+    """Connections to all frontends, and the requests in flight. The two clients differ in how they wait."""
 
     def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
         self.talk = Conversation()
-        self.flights: dict[int, Flight] = {}  # {id: request}, not answered
-        self._unsent: dict[int, Flight] = {}  # {id: request} of those that wait for a connection, oldest first
+        self.flights: dict[int, Flight] = {}  # {id: request}, unanswered ones
+        self._unsent: dict[int, Flight] = {}  # {id: request}, those that wait for a connection, oldest first
         self._context = zmq.Context()
         each = [addresses] if isinstance(addresses, str) else addresses
         self.ways = [Way(self._context, address, keys) for address in each]
-        self._turn = 0  # the way of the next request
+        self._turn = 0  # index of the way for the next request
         self.closed = False
 
     def ask(self, flight: Flight) -> None:
-        """The request leaves, or waits for a connection. Raises: Rejected, if too many do; Invalid; Disconnected."""
+        """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected."""
         call = flight.message["id"]
         if self.closed:
             raise closed()
@@ -148,7 +152,10 @@ class Connection:
         return Rejected(told(AnswerStatus.REJECTED, ErrorCode.CLIENT_FULL, text, retry_after_ms=FULL_RETRY_MS))
 
     def ask_waiting(self) -> bool:
-        """What waits leaves as far as there is room, with what is left of its budget. True if anything did."""
+        """Sends waiting requests while there is room, with what is left of their budgets.
+
+        Returns whether any was sent.
+        """
         sent = []
         for call, flight in self._unsent.items():
             if call in self.flights and not self._send(flight):
@@ -160,11 +167,11 @@ class Connection:
 
     @property
     def waits(self) -> bool:
-        """Some requests wait for a connection, or for room on it."""
+        """Whether requests wait for a connection, or for room on one."""
         return bool(self._unsent)
 
     def _send(self, flight: Flight) -> bool:
-        """The request is off our hands, or its budget is used up; False: no connection has room for it now."""
+        """Sends the request, or drops it if its budget is used up. Returns False if no connection has room for it."""
         if flight.late and flight.budget_s is not None:
             left_s = flight.budget_s - (time.monotonic() - flight.asked_s)
             if left_s <= 0:
@@ -181,12 +188,15 @@ class Connection:
         return False
 
     def read(self) -> Iterable[tuple[Flight, Any]]:
-        """(request, outcome) of every answer that has arrived."""
+        """Yields (request, outcome) for every answer that has arrived."""
         for way in self.ways:
             yield from self._read(way.sock)
 
     def watch(self) -> Iterable[tuple[Flight, Any]]:
-        """As `read`, when a monitor has something: what a lost connection leaves open waits anew."""
+        """To be called when a monitor is readable.
+
+        As `read`; requests open on a lost connection then wait to be sent again.
+        """
         for way in self.ways:
             if way.lost():
                 yield from self._read(way.sock)
@@ -215,30 +225,30 @@ class Connection:
             except Exception as error:
                 outcome = Failed(told(AnswerStatus.FAILED, ErrorCode.BAD_ANSWER, str(error)))
             if flight.again and isinstance(outcome, Invalid) and outcome.code == ErrorCode.DUPLICATE_ID:
-                continue  # the connection only seemed broken; the first asking goes on
+                continue  # the connection only seemed lost; the first copy is still being answered
             del self.flights[header["id"]]
             yield flight, outcome
 
     def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> Flight:
-        """A request for an answer of a model or an application, about to be asked."""
+        """A new infer request for a model or an application, ready for `ask`."""
         now = time.monotonic()
         wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
         return Flight(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
 
     def call(self, message: dict[str, Any], timeout_s: float) -> Flight:
-        """Any other message, about to be asked."""
+        """A new request of any other kind, ready for `ask`."""
         now = time.monotonic()
         return Flight(message, packed(message), [], now + timeout_s, None, now)
 
     def expired(self, now: float) -> list[Flight]:
-        """Requests given up: no answer came, nor will."""
+        """Gives up and returns the requests whose time is over without an answer."""
         late = [call for call, flight in self.flights.items() if flight.deadline_s <= now]
         for call in late:
             self._unsent.pop(call, None)
         return [self.flights.pop(call) for call in late]
 
     def close(self) -> None:
-        """Nothing is asked or read any more."""
+        """Closes all sockets; nothing is sent or read any more."""
         if self.closed:
             return
         self.closed = True
@@ -257,7 +267,7 @@ def no_answer() -> TimedOut:
 
 
 def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
-    """Seconds that the answer may take: as asked for, or the target's own; None where that is not known."""
+    """The budget in seconds: as requested, or the target's own; None if it is not known."""
     chosen = _plain(slo_ms) if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
     return min(float(chosen) / 1e3, BUDGET_S_MAX) if isinstance(chosen, (int, float)) and chosen > 0 else None
 
@@ -273,7 +283,7 @@ def feedback_fields(decision_id: str, label: Any, loss: float | None, context: s
 
 
 def packed(message: Mapping[str, Any]) -> bytes:
-    """The message, with numbers and lists in place of numpy's. Raises: Invalid; TypeError."""
+    """The message in msgpack, with numpy's numbers and arrays as plain ones. Raises: Invalid; TypeError."""
     try:
         body: bytes = msgpack.packb(message, default=_known)
     except (OverflowError, UnicodeEncodeError) as error:
@@ -300,12 +310,12 @@ def _known(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and lists, of numpy's."""
+    """A number or list from numpy's types."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def definition_of(name: str, models: Sequence[str], policy: str, rest: Mapping[str, Any]) -> dict[str, Any]:
-    """`default` may be {output: array of one row}."""
+    """The definition as a map for the protocol. `default` may be {output: array of one row}."""
     default = rest.get("default")
     if isinstance(default, Mapping):
         rest = {**rest, "default": [tensor(name, array) for name, array in default.items()]}

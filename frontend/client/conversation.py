@@ -20,7 +20,7 @@ Inputs = Array | Mapping[str, Array] | Sequence[Any]
 
 
 class RequestError(Exception):
-    """A request was answered otherwise than ok. `str()` is the sentence."""
+    """An answer other than ok. `str()` is its message."""
 
     def __init__(self, answer: Mapping[str, Any]) -> None:
         error = answer.get("error") or {}
@@ -35,19 +35,19 @@ class RequestError(Exception):
 
 
 class Rejected(RequestError):
-    """Refused before any work was done: the budget cannot be met. `retry_after_ms`: when it could be."""
+    """Refused before any work was done, because the budget cannot be met. `retry_after_ms`: when it might be."""
 
 
 class TimedOut(RequestError):
-    """The deadline came first."""
+    """The deadline passed before an answer was there."""
 
 
 class Failed(RequestError):
-    """Something broke: the model, or a worker that could not be replaced in time."""
+    """The model failed, or a worker that could not be replaced in time."""
 
 
 class Invalid(RequestError):
-    """The request cannot be obeyed; `field` says what is wrong with it."""
+    """The request is not valid; `field` names the part that is wrong."""
 
 
 class Disconnected(RequestError):
@@ -69,22 +69,22 @@ class Prediction:
     outputs: dict[str, Array]  # {name: [rows, ...]}
     model: str
     version: str
-    latency_ms: float  # at the frontend, from receipt to answer
-    predicted_ms: float | None  # as admission predicted it
+    latency_ms: float  # measured by the frontend, from receipt to answer
+    predicted_ms: float | None  # predicted by admission
     batch_size: int | None
     device: str | None
-    answer: Mapping[str, Any] = field(repr=False)  # everything that came, tensors' data excepted
+    answer: Mapping[str, Any] = field(repr=False)  # the whole answer without the tensors' data
     cached: bool = False
-    app: str | None = None  # the rest only where an application was asked
-    default_used: bool = False  # no model's answer, but the application's default; `answer["error"]` says why
+    app: str | None = None  # this and the fields below: only for an application
+    default_used: bool = False  # the output is the application's default, not a model's; `answer["error"]` says why
     confidence: float | None = None
     models_used: tuple[str, ...] = ()
     decision_id: str | None = None  # for `feedback`
-    margin: float | None = None  # between the two likeliest classes, where there are classes
-    disagreement: float | None = None  # 0: all that answered agree; odd inputs make models disagree
+    margin: float | None = None  # between the two most probable classes; None if there are no classes
+    disagreement: float | None = None  # 0: all models that answered agree; unusual inputs make them disagree
 
     def __getitem__(self, name: str) -> Array:
-        """One output. Raises: KeyError."""
+        """The output of this name. Raises: KeyError."""
         return self.outputs[name]
 
     @property
@@ -95,14 +95,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom a request asks."""
+    """The model or application that a request asks."""
 
     name: str
     app: bool = False
 
 
 def target_of(model: Any, x: Any, app: str | None) -> tuple[Target, Any]:
-    """(whom to ask, the input) of a call as a person writes it: infer("m", x), infer(x, app="a"). Raises: TypeError."""
+    """(target, input) from the arguments of a call: infer("m", x) or infer(x, app="a"). Raises: TypeError."""
     if app is None:
         if not isinstance(model, str) or x is None:
             raise TypeError("infer takes a model's name and an input, or an input and app=")
@@ -115,36 +115,36 @@ def target_of(model: Any, x: Any, app: str | None) -> tuple[Target, Any]:
 
 
 class Conversation:
-    """What both clients share: words requests, understands answers. Knows nothing of sockets or time."""
+    """Makes requests and reads answers for both clients. Knows nothing of sockets or time."""
 
     def __init__(self) -> None:
         self.specs: dict[str, dict[str, Any]] = {}  # {model: its entry in the answer to "models"}
         self.apps: dict[str, dict[str, Any]] = {}  # {application: its entry in the answer to "apps"}
-        self.frame_bytes_max: int | None = None  # of the frontends; None: not told
+        self.frame_bytes_max: int | None = None  # that frontends take; None: not known
         self._ids = itertools.count(1)
 
     def next_id(self) -> int:
-        """An id that this client has not used."""
+        """An id that this client has not used yet."""
         return next(self._ids)
 
     def learn(self, answer: Mapping[str, Any]) -> None:
-        """Takes in what is deployed."""
+        """Takes in the answer to "models"."""
         self.specs = {model["name"]: model for model in answer["models"]}
         self.frame_bytes_max = answer.get("frame_bytes_max")
 
     def learn_apps(self, answer: Mapping[str, Any]) -> None:
-        """Takes in which applications there are."""
+        """Takes in the answer to "apps"."""
         self.apps = {app["name"]: app for app in answer["apps"]}
         self.frame_bytes_max = answer.get("frame_bytes_max")
 
     def spec(self, target: "Target") -> Mapping[str, Any]:
-        """What is known of a model or an application."""
+        """The description of a model or an application; empty if it is not known."""
         return (self.apps if target.app else self.specs).get(target.name, {})
 
     def infer(
         self, call: int, target: "Target", x: Inputs, options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Any]]:
-        """(header, frames) of an infer request; tensors are inside the header if they are small."""
+        """(header, frames) of an infer request; small tensors are inside the header."""
         tensors = self._tensors(target, x)
         message: dict[str, Any] = {"op": "infer", "id": call, "app" if target.app else "model": target.name, **options}
         frames: list[Any] = []
@@ -161,7 +161,7 @@ class Conversation:
         return message, frames
 
     def _tensors(self, target: "Target", x: Inputs) -> list[tuple[str, Array]]:
-        """Named arrays in the dtype that the model takes, contiguous and little endian; a single row gets its batch."""
+        """(name, array) in the model's dtypes, contiguous and little endian; a single row gets a batch dimension."""
         specs = self.spec(target).get("inputs", [])
         if not isinstance(x, Mapping):
             x = {specs[0]["name"] if specs else "x": np.asarray(x)}
@@ -178,7 +178,7 @@ class Conversation:
         return tensors
 
     def too_large(self, frames: Sequence[Any]) -> Invalid | None:
-        """The refusal of a request whose frames would make a frontend close the connection; None if it takes them."""
+        """The error for frames so large that a frontend would close the connection; None if they fit."""
         most = self.frame_bytes_max
         if most is None or all(len(frame) <= most for frame in frames):
             return None
@@ -187,7 +187,7 @@ class Conversation:
         return Invalid(told(AnswerStatus.INVALID, ErrorCode.TOO_LARGE, text, field="inputs"))
 
     def understand(self, header: Any, frames: Sequence[Any]) -> Prediction | RequestError | Mapping[str, Any]:
-        """A prediction, an error to be raised, or the answer to anything but infer as it is."""
+        """A prediction, an error to be raised, or any other answer as it is."""
         status = header.get("status")
         if status in ERRORS:
             return ERRORS[status](header)
@@ -225,7 +225,7 @@ def told(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> 
 
 
 def converted(array: Array, wanted: np.dtype[Any]) -> Array:
-    """The array in this dtype, if its numbers stay what they are but for the rounding of floats; else as it is."""
+    """The array in this dtype if no number changes except by rounding of floats; else the array itself."""
     kind, fits = array.dtype.kind, False
     if array.dtype == wanted or kind not in "biuf":
         return array

@@ -1,4 +1,4 @@
-"""A call that has ended, in the words of the public protocol. Pure."""
+"""Answers of the public protocol for calls that have ended. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,10 @@ OK = AnswerStatus.OK  # for what runs for every request
 def ok_answer(
     call: Call, outputs: Sequence[Any], now: float, completed: Completed | None = None, *, cached: bool = False
 ) -> Answer:
-    """The call's outputs are there; without `completed` they come from the cache. Framed ones travel beside it."""
+    """The ok answer of a call, from the cache if `completed` is None.
+
+    Outputs of a framed call travel as frames beside it.
+    """
     name, version = wire.split_ref(call.ref)
     return Answer(
         id=call.id,
@@ -43,7 +46,7 @@ def error_answer(
     predicted_ms: float | None = None,
     retry_after_ms: float | None = None,
 ) -> Answer:
-    """The call has ended without outputs."""
+    """The answer of a call that ended without outputs."""
     name, version = wire.split_ref(call.ref)
     return Answer(
         id=call.id,

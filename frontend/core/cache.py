@@ -1,9 +1,9 @@
-"""The prediction cache: what a version of a model said of an input. Pure.
+"""The prediction cache: the outputs of a model's version for an input. Pure.
 
-Found by a hash of model, version, build (`ref` names all three) and the whole input, and believed only if the bytes are
-equal. Bounded in bytes: inputs, outputs and what an entry itself takes. Eviction is CLOCK: an entry that was used since
-the hand last passed gets another round. Queries that are in flight are known too, so that identical ones wait for one
-evaluation.
+An entry is found by a hash of model, version, build (`ref` names all three) and the whole input, and is used only if
+the input's bytes are equal. Bounded in bytes: inputs, outputs and the entry itself. Eviction is CLOCK: an entry that
+was used since the hand last passed it stays for another round. Queries in flight are tracked too, so that identical
+ones wait for one evaluation.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import xxhash
 
 Bytes = bytes | memoryview
-ENTRY_BYTES = 512  # what an entry takes beside its tensors: objects, keys, slots
+ENTRY_BYTES = 512  # size of an entry without its tensors: objects, keys, slots
 W = TypeVar("W")
 
 
@@ -41,7 +41,7 @@ class Flight(Generic[W]):
 
 
 def digest(ref: str, inputs: Sequence[Bytes]) -> int:
-    """64 bits over model, version and every byte of the input. Source: XXH3, xxhash.com."""
+    """Hash of 64 bits over model, version and every byte of the input. Source: XXH3, xxhash.com."""
     state = xxhash.xxh3_64(ref.encode())
     for data in inputs:
         state.update(len(data).to_bytes(8, "little"))
@@ -51,7 +51,7 @@ def digest(ref: str, inputs: Sequence[Bytes]) -> int:
 
 @dataclass(slots=True)
 class PredictionCache(Generic[W]):
-    """All predictions that one frontend remembers. `W`: whoever waits for a prediction. A budget of 0 turns it off."""
+    """All predictions that one frontend remembers. `W`: type of a waiting query. `bytes_max` 0 turns the cache off."""
 
     bytes_max: int
     hash_of: Callable[[str, Sequence[Bytes]], int] = digest
@@ -60,8 +60,8 @@ class PredictionCache(Generic[W]):
     misses: int = 0
     coalesced: int = 0  # queries that waited for an identical one
     evicted: int = 0
-    collisions: int = 0  # equal hash, other input
-    _ring: OrderedDict[int, Entry] = field(default_factory=OrderedDict)  # the hand is at the first
+    collisions: int = 0  # lookups with equal hash and different input
+    _ring: OrderedDict[int, Entry] = field(default_factory=OrderedDict)  # the hand is at the first entry
     _flights: dict[int, Flight[W]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -69,15 +69,15 @@ class PredictionCache(Generic[W]):
 
     @property
     def on(self) -> bool:
-        """There is room for anything at all."""
+        """Whether the cache is in use."""
         return self.bytes_max > 0
 
     def key(self, ref: str, inputs: Sequence[Bytes]) -> int:
-        """The hash under which this query is looked for."""
+        """The hash of this query."""
         return self.hash_of(ref, inputs)
 
     def get(self, key: int, ref: str, inputs: Sequence[Bytes]) -> tuple[bytes, ...] | None:
-        """The outputs for exactly this input, one buffer each; None if they are not here."""
+        """The outputs for exactly this input, one buffer each; None if they are not cached."""
         entry = self._ring.get(key)
         if entry is None:
             self.misses += 1
@@ -91,32 +91,35 @@ class PredictionCache(Generic[W]):
         return entry.outputs
 
     def flight(self, key: int, ref: str, inputs: Sequence[Bytes]) -> Flight[W] | None:
-        """The evaluation of exactly this input that is under way."""
+        """The evaluation of exactly this input that is in flight; None if there is none."""
         flight = self._flights.get(key)
         if flight is None or flight.ref != ref or not _equal(flight.inputs, inputs):
             return None
         return flight
 
     def lead(self, key: int, ref: str, inputs: Sequence[Bytes], leader: W) -> Flight[W]:
-        """`leader` is evaluated; later queries that are identical may follow it. The latest one is the one followed."""
+        """Tracks the evaluation of `leader`; later identical queries may follow it.
+
+        The newest flight is the one followed.
+        """
         flight = self._flights[key] = Flight(key, ref, inputs, leader)
         return flight
 
     def follow(self, flight: Flight[W], waiting: W) -> None:
-        """`waiting` gets what the leader gets."""
+        """`waiting` gets the outputs of the flight's leader."""
         flight.followers.append(waiting)
         self.misses -= 1
         self.coalesced += 1
 
     def landed(self, flight: Flight[W]) -> list[W]:
-        """The evaluation ended, one way or the other; these followed it. Once per flight."""
+        """The evaluation has ended. Returns the queries that followed it. Call once per flight."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         followers, flight.followers = flight.followers, []
         return followers
 
     def put(self, flight: Flight[W], outputs: Sequence[Bytes]) -> None:
-        """The prediction is remembered, if it fits at all; what was least used makes room."""
+        """Stores the prediction if it fits at all; entries that were not used lately are evicted for it."""
         size = ENTRY_BYTES + sum(map(len, flight.inputs)) + sum(map(len, outputs))
         if size > self.bytes_max:
             return
@@ -127,14 +130,14 @@ class PredictionCache(Generic[W]):
         self.size += size
 
     def keep_only(self, refs: Iterable[str]) -> None:
-        """Predictions of any other version are gone."""
+        """Removes the predictions of all other versions."""
         kept = set(refs)
         for key in [key for key, entry in self._ring.items() if entry.ref not in kept]:
             self._drop(key)
         self._flights = {key: flight for key, flight in self._flights.items() if flight.ref in kept}
 
     def counts(self) -> dict[str, float]:
-        """What there is to report."""
+        """{counter: value} for reports."""
         asked = self.hits + self.misses + self.coalesced
         return {
             "hits": self.hits,
@@ -148,7 +151,7 @@ class PredictionCache(Generic[W]):
         }
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         assert self.size == sum(entry.size for entry in self._ring.values())
         assert self.size <= self.bytes_max
         assert all(key == flight.key for key, flight in self._flights.items())

@@ -1,4 +1,4 @@
-"""Requests that came before the first routing table: what they ask for cannot be judged yet. Pure."""
+"""Requests that arrived before the first routing table, when it is not known yet what exists. Pure."""
 
 import heapq
 from collections.abc import Hashable, Sequence
@@ -9,13 +9,13 @@ from frontend.core import protocol
 from frontend.core.protocol import Invalid
 from mesh.codes import AnswerStatus, ErrorCode
 
-HELD_S_MAX = 2.0  # of whatever has no budget of its own
-RETRY_AFTER_MS = 1000.0  # a broker that was killed is back by then, mostly
+HELD_S_MAX = 2.0  # of a request without a budget of its own
+RETRY_AFTER_MS = 1000.0  # a broker that was killed is mostly back by then
 
 
 @dataclass(frozen=True, slots=True)
 class Early:
-    """One request that is held."""
+    """One held request."""
 
     client: Hashable
     request: protocol.Asking
@@ -24,28 +24,28 @@ class Early:
 
     @property
     def size(self) -> int:
-        """Of its inputs, bytes."""
+        """Bytes of its inputs."""
         inside = self.request.inputs if isinstance(self.request, protocol.Infer) else ()
         return sum(map(len, self.frames)) + sum(len(tensor.data or b"") for tensor in inside)
 
 
 @dataclass(slots=True)
 class EarlyRequests:
-    """Held until the table comes or their budget ends, whichever is first."""
+    """Requests held until the table arrives or their budget ends, whichever comes first."""
 
     count_max: int
     bytes_max: int
     slo_ms_max: float
-    bytes_held: int = 0  # of inputs
+    bytes_held: int = 0  # of their inputs
     _held: dict[tuple[Hashable, int | str], Early] = field(default_factory=dict)  # {(client, id): it}, oldest first
-    _ends: list[tuple[float, int, Early]] = field(default_factory=list)  # heap of the same: (budget's end, count, it)
-    _count: int = 0  # ever held
+    _ends: list[tuple[float, int, Early]] = field(default_factory=list)  # heap of the same: (end, number, request)
+    _count: int = 0  # requests held so far
 
     def __len__(self) -> int:
         return len(self._held)
 
     def hold(self, early: Early) -> None:
-        """The request is held. Raises: Invalid, if it is refused whatever the table will say."""
+        """Holds the request. Raises: Invalid, if it will be refused whatever the table says."""
         request = early.request
         key = (early.client, request.id)
         if key in self._held:
@@ -64,7 +64,7 @@ class EarlyRequests:
         heapq.heappush(self._ends, (early.received_s + budget_s, self._count, early))
 
     def release(self) -> list[Early]:
-        """All that is held, oldest first; nothing is any more."""
+        """Returns all held requests, oldest first; none is held any more."""
         released = list(self._held.values())
         self._held.clear()
         self._ends.clear()
@@ -72,7 +72,7 @@ class EarlyRequests:
         return released
 
     def expire(self, now: float) -> list[tuple[Hashable, Invalid]]:
-        """(client, what to answer) for those whose budget has ended; they are not held any more."""
+        """Drops requests whose budget has ended. Returns (client, answer) for each."""
         expired = []
         while self._ends and self._ends[0][0] <= now:
             early = heapq.heappop(self._ends)[2]
@@ -84,11 +84,11 @@ class EarlyRequests:
         return expired
 
     def wake_at(self) -> float | None:
-        """When the next budget ends."""
+        """When the next budget ends; None if nothing is held."""
         return self._ends[0][0] if self._ends else None
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         assert len(self._held) <= self.count_max
         assert self.bytes_held == sum(early.size for early in self._held.values())
         assert sorted(id(entry[2]) for entry in self._ends) == sorted(map(id, self._held.values()))

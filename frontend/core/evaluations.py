@@ -1,4 +1,7 @@
-"""Requests and the prediction cache together: a hit is answered, a twin waits, everything else is submitted. Pure."""
+"""The request table and the prediction cache together. Pure.
+
+A cached call is answered, a call identical to one in flight waits for it, any other is submitted.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +14,23 @@ Tensors = Sequence[bytes | memoryview]
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """What became of a call on entering: `outputs` at once, `parts` to submit, or neither: it waits for its twin."""
+    """Result of `enter`: `outputs` from the cache, `parts` to submit, or neither: it waits for an identical call."""
 
     outputs: tuple[bytes, ...] | None = None
     parts: Sequence[Part] = ()
 
 
 class Evaluations:
-    """Composes the two; both may be read, and only this changes them."""
+    """Composes the two: others may read them, but only this class changes them."""
 
     def __init__(self, table: RequestTable, cache: PredictionCache[Call]) -> None:
         self.table, self.cache = table, cache
 
     def enter(self, call: Call, tensors: Tensors, cached: bool) -> Entered:
-        """`cached`: the caller and the model allow the cache. With outputs the call has ended before it was opened."""
+        """Enters a call.
+
+        `cached`: the caller and the model allow the cache. With outputs, the call has ended unopened.
+        """
         cache = self.cache
         if not cached or not cache.on:
             return Entered(parts=self.table.open(call, tensors))
@@ -35,7 +41,7 @@ class Evaluations:
             call.answered = True
             return Entered(outputs=outputs)
         flight = cache.flight(key, edition, tensors)
-        if flight is not None and flight.leader.deadline_s <= call.deadline_s:  # a later one may be planned too late
+        if flight is not None and flight.leader.deadline_s <= call.deadline_s:  # a later flight may end too late
             cache.follow(flight, call)
             self.table.wait(call)
             return Entered()
@@ -43,7 +49,10 @@ class Evaluations:
         return Entered(parts=self.table.open(call, tensors))
 
     def succeeded(self, completed: Completed, outputs: Sequence[bytes], remember: bool) -> list[Call]:
-        """A call has its outputs, which are remembered. Returns the calls that waited for them; they have ended."""
+        """A call has its outputs; they are cached if `remember`.
+
+        Returns the calls that waited for them; they have ended.
+        """
         flight: Flight[Call] | None = completed.call.flight
         if flight is None:
             return []
@@ -55,9 +64,10 @@ class Evaluations:
         return followers
 
     def ended(self, call: Call) -> Sequence[Part]:
-        """A call ended without outputs: the most urgent that waited for it takes its place, with these parts to submit.
+        """A call ended without outputs. Of those that waited for it, the most urgent one takes its place.
 
-        Were it another, the urgent one would wait for an evaluation that may be planned too late for it.
+        Returns that call's parts, to be submitted. If another one led, the most urgent might wait for an evaluation
+        that is scheduled too late for it.
         """
         flight: Flight[Call] | None = call.flight
         if flight is None:

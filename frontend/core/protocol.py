@@ -1,7 +1,7 @@
-"""The public messages, and their validation: docs/protocol.md describes them for other languages.
+"""The public messages and their validation; docs/protocol.md describes them for other languages.
 
-A message is a msgpack map in one frame, tensors inside; or a header frame without `data`, followed by one raw frame per
-tensor, in order. The answer comes in the form of the request.
+A message is one frame, a msgpack map with the tensors inside; or a header frame whose tensors have no `data`, followed
+by one raw frame per tensor, in order. The answer comes in the form of the request.
 """
 
 import math
@@ -31,7 +31,7 @@ class Tensor(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     dtype: str
     shape: list[int]
-    data: memoryview | None = None  # C order, little endian; absent where the bytes follow as a frame
+    data: memoryview | None = None  # C order, little endian; absent if the bytes follow as a frame
 
 
 class Infer(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_fields=True):
@@ -55,47 +55,47 @@ class Models(msgspec.Struct, tag_field="op", tag="models", forbid_unknown_fields
 
 
 class Status(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields=True):
-    """Asks how the mesh is."""
+    """Asks for the state of the mesh."""
 
     id: Id
 
 
 class Ping(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
-    """Asks whether anybody is there."""
+    """Asks whether the frontend answers."""
 
     id: Id
 
 
 class CreateApp(msgspec.Struct, tag_field="op", tag="create_app", forbid_unknown_fields=True):
-    """Defines an application that is not there yet. `app`: see applications/definitions.py."""
+    """Creates an application. `app`: the definition, see applications/definitions.py."""
 
     id: Id
     app: dict[str, Any]
 
 
 class UpdateApp(msgspec.Struct, tag_field="op", tag="update_app", forbid_unknown_fields=True):
-    """Defines an application anew; what was learned of the models that stay is kept."""
+    """Replaces an application's definition; what was learned of models that stay is kept."""
 
     id: Id
     app: dict[str, Any]
 
 
 class DeleteApp(msgspec.Struct, tag_field="op", tag="delete_app", forbid_unknown_fields=True):
-    """Takes an application away, and all that it learned."""
+    """Deletes an application and all that it learned."""
 
     id: Id
     app: str
 
 
 class Apps(msgspec.Struct, tag_field="op", tag="apps", forbid_unknown_fields=True):
-    """Asks which applications there are, and what they learned in a context."""
+    """Asks for the applications, and what they learned in a context."""
 
     id: Id
     context: str | None = None
 
 
 class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fields=True):
-    """Says what the truth was: a label, or a loss."""
+    """Reports the truth about a decision: a label, or a loss."""
 
     id: Id
     decision_id: str
@@ -105,7 +105,7 @@ class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fi
 
 
 AppRequest = CreateApp | UpdateApp | DeleteApp | Apps | Feedback
-Asking = Infer | Models | AppRequest  # needs to know what is deployed
+Asking = Infer | Models | AppRequest  # these need to know what is deployed
 Request = Infer | Models | Status | Ping | CreateApp | UpdateApp | DeleteApp | Apps | Feedback
 
 
@@ -128,7 +128,7 @@ class Error(msgspec.Struct, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
-    """The one answer to a request. Fields that do not apply are absent."""
+    """The single answer to a request. Fields that do not apply are absent."""
 
     id: Id | None
     status: str  # ok | rejected | timed_out | failed | invalid
@@ -153,7 +153,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
 @dataclass(slots=True)
 class Invalid(Exception):
-    """A request that cannot be understood or obeyed, or (`rejected`) not now. Becomes the answer that says so."""
+    """A request that is not valid or cannot be served; with `rejected`, only not now. Becomes an answer."""
 
     code: str
     message: str
@@ -163,7 +163,7 @@ class Invalid(Exception):
     retry_after_ms: float | None = None
 
     def answer(self) -> Answer:
-        """The answer that says so."""
+        """The answer with this error."""
         return Answer(
             id=self.id, status=self.status, error=Error(self.code, self.message, self.field, self.retry_after_ms)
         )
@@ -198,13 +198,13 @@ def decode(header: bytes | memoryview) -> Request:
 
 
 def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Invalid:
-    """What was wrong, in the words of the protocol, and the id if it can be made out."""
+    """What is wrong with the header, in the protocol's terms, with the request's id if it can be read."""
     fault = read_fault(error)
     field, text = fault.place, fault.text
     try:
         message = msgspec.msgpack.decode(header)
-    except Exception:  # it did decode once, as far as the fault; anything can be behind that
-        seen = None if fault.kind is FaultKind.MISSING else field  # it may be behind the fault
+    except Exception:  # what precedes the fault did decode; anything may follow it
+        seen = None if fault.kind is FaultKind.MISSING else field  # the id may come after the fault
         return Invalid(
             ErrorCode.MALFORMED, f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen
         )
@@ -230,20 +230,20 @@ def worded(error: str) -> tuple[str | None, str]:
 
 
 def duplicate(request_id: Id) -> Invalid:
-    """The id is in use."""
+    """The error for an id that is in use."""
     return Invalid(
         ErrorCode.DUPLICATE_ID, f"id {request_id!r} is in flight on this connection already", "id", request_id
     )
 
 
 def no_room(count: int, request_id: Id) -> Invalid:
-    """The bound on open requests is reached."""
+    """The error for too many open requests."""
     text = f"{count} requests are in flight at this frontend, which is its limit"
     return Invalid(ErrorCode.FRONTEND_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
 
 
 def no_memory(count: int, size: int, request_id: Id) -> Invalid:
-    """The bound on bytes of open requests is reached."""
+    """The error for too many bytes of open requests."""
     text = (
         f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
         "limit (GEARMESH_IN_FLIGHT_MB)"
@@ -252,7 +252,7 @@ def no_memory(count: int, size: int, request_id: Id) -> Invalid:
 
 
 def check_budget(request: Infer, slo_ms_default: float, slo_ms_max: float) -> float:
-    """Seconds that the request may take. Raises: Invalid."""
+    """The budget in seconds. Raises: Invalid."""
     slo_ms = slo_ms_default if request.slo_ms is None else request.slo_ms
     if not math.isfinite(slo_ms) or slo_ms <= 0 or slo_ms > slo_ms_max:
         raise Invalid(
@@ -274,7 +274,7 @@ def check_weight(request: Infer) -> float:
 
 
 def check_names(request: Infer) -> None:
-    """Exactly one of model and app, and names that can be names. Raises: Invalid."""
+    """Checks that exactly one of model and app is given, and that names have the form of names. Raises: Invalid."""
     if (request.model is None) == (request.app is None):
         raise Invalid(ErrorCode.BAD_TARGET, "give either model or app", "model", request.id)
     field, name = ("model", request.model) if request.model is not None else ("app", request.app)
@@ -288,7 +288,7 @@ def check_names(request: Infer) -> None:
 
 
 class InputRules:
-    """What the inputs of one model must be like, made ready for quick checks."""
+    """The rules for the inputs of one model, prepared for fast checks."""
 
     def __init__(self, spec: wire.ModelSpec, rows_max: int) -> None:
         self.spec = spec
@@ -299,7 +299,7 @@ class InputRules:
         self._row_bytes = byte_count(first.dtype, self._rest)
 
     def check(self, request: Infer, frames: Sequence[bytes | memoryview]) -> Checked:
-        """The request's tensors, in the order of the spec, not copied. Raises: Invalid, naming the field."""
+        """The request's tensors, in the order of the spec, not copied. Raises: Invalid, which names the field."""
         if self._single and len(request.inputs) == 1:
             tensor = request.inputs[0]
             shape = tensor.shape
@@ -318,7 +318,7 @@ class InputRules:
 
 
 def check_inputs(request: Infer, frames: Sequence[bytes | memoryview], spec: wire.ModelSpec, rows_max: int) -> Checked:
-    """As InputRules.check, for any number of inputs, and with a word for every fault."""
+    """As InputRules.check, but for any number of inputs and with a message for every fault. Raises: Invalid."""
     given = request.inputs
     if frames and len(frames) != len(given):
         text = f"{len(frames)} frames follow the header; inputs names {len(given)} tensors, one frame each"
@@ -343,7 +343,7 @@ def check_inputs(request: Infer, frames: Sequence[bytes | memoryview], spec: wir
 def _check_tensor(
     request: Infer, place: int, spec: wire.TensorSpec, frame: bytes | memoryview | None, rows: int, rows_max: int
 ) -> int:
-    """Rows of one tensor that fits its spec. Raises: Invalid."""
+    """The rows of one tensor, if it fits its spec. Raises: Invalid."""
     tensor = request.inputs[place]
     shape = tensor.shape
     if tensor.dtype != spec.dtype:

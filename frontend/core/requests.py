@@ -1,7 +1,7 @@
-"""Requests in flight: exactly one answer each. Pure.
+"""Requests in flight; each gets exactly one answer. Pure.
 
-A request is one *call* of a client; it is submitted in one or more *parts*, each no larger than the model's largest
-batch. The first terminal event of a call wins: all its parts' outputs, one part's refusal, or its deadline.
+A request is one *call* of a client. It is submitted in one or more *parts*, each no larger than the model's largest
+batch. The first terminal event of a call decides: all its parts' outputs, the refusal of one part, or its deadline.
 """
 
 import heapq
@@ -12,14 +12,14 @@ from typing import Any
 from mesh import wire
 from mesh.tensors import byte_count
 
-REFUSAL_S = 0.015  # a budget shorter than the way to the controller still gets its refusal, with the reason
+REFUSAL_S = 0.015  # a call waits at least this long, so that a refusal arrives with its reason even on a smaller budget
 
 
 @dataclass(slots=True, eq=False)
 class Call:
     """One request of one client, until it is answered."""
 
-    client: Hashable  # the connection; (client, id) is unique among the open calls
+    client: Hashable  # the connection; (client, id) is unique among open calls
     id: int | str
     ref: str
     spec: wire.ModelSpec
@@ -29,11 +29,11 @@ class Call:
     framed: bool  # the answer's tensors travel as frames
     weight: float = 1.0
     parts: list["Part"] = field(default_factory=list)
-    size: int = 0  # of its inputs, bytes, once it has parts
+    size: int = 0  # bytes of its inputs, once it has parts
     missing: int = 0  # parts without outputs
     answered: bool = False
     ask: int | None = None  # number of the Ask, where an application opened it
-    flight: Any = None  # in the prediction cache, if this call leads it
+    flight: Any = None  # in the prediction cache, if this call leads one
 
 
 @dataclass(slots=True, eq=False)
@@ -44,24 +44,24 @@ class Part:
     number: int
     rows: int
     tensors: Sequence[bytes | memoryview]
-    controller: str | None = None  # member that has it; None: not submitted, or its controller was lost
+    controller: str | None = None  # member id of its controller; None: not submitted, or that controller was lost
     attempt: int = -1  # of the last submission
     outputs: Sequence[Any] | None = None  # one buffer per output
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A call all of whose outputs are there."""
+    """A call that has all its outputs."""
 
     call: Call
     batch_size: int
     predicted_s: float
     device: str
-    cold: bool = False  # the model of the last part to come was on no device when that arrived
-    pieces: Sequence[Sequence[Any]] = field(default=(), compare=False)  # each part's outputs
+    cold: bool = False  # no device held the model when the last part to complete arrived
+    pieces: Sequence[Sequence[Any]] = field(default=(), compare=False)  # outputs of each part
 
     def outputs(self) -> list[Any]:
-        """One buffer per output, all rows; not copied unless the call was split."""
+        """One buffer per output, with all rows; copied only if the call was split."""
         if len(self.pieces) == 1:
             return list(self.pieces[0])
         return [b"".join(column) for column in zip(*self.pieces, strict=True)]
@@ -69,16 +69,16 @@ class Completed:
 
 @dataclass(slots=True)
 class RequestTable:
-    """All calls in flight of one frontend."""
+    """All calls in flight in one frontend."""
 
     in_flight_max: int
     bytes_max: int
-    bytes_held: int = 0  # of inputs, by open calls that have parts
-    _calls: dict[tuple[Hashable, int | str], Call] = field(default_factory=dict)  # open ones
-    _parts: dict[int, Part] = field(default_factory=dict)  # {number: part} of open calls, without outputs
-    _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; answered calls leave it late
-    _count: int = 0  # parts ever made
-    _opened: int = 0  # calls ever opened
+    bytes_held: int = 0  # inputs of open calls that have parts
+    _calls: dict[tuple[Hashable, int | str], Call] = field(default_factory=dict)  # {(client, id): open call}
+    _parts: dict[int, Part] = field(default_factory=dict)  # {number: part without outputs of an open call}
+    _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; may still hold answered calls
+    _count: int = 0  # parts so far
+    _opened: int = 0  # calls so far
     _stale: int = 0  # answered calls in the heap
 
     def __len__(self) -> int:
@@ -86,25 +86,25 @@ class RequestTable:
 
     @property
     def full(self) -> bool:
-        """No further call can be opened."""
+        """Whether no further call can be opened."""
         return len(self._calls) >= self.in_flight_max
 
     @property
     def heavy(self) -> bool:
-        """The inputs of the open calls take so much memory that no further one can be opened."""
+        """Whether the inputs of open calls take so much memory that no further call can be opened."""
         return self.bytes_held >= self.bytes_max
 
     def holds(self, client: Hashable, call_id: int | str) -> bool:
-        """A call with this id is open on this connection."""
+        """Whether a call with this id is open on this connection."""
         return (client, call_id) in self._calls
 
     def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
-        """The call is open, and these are its parts, to be submitted. Not `full`, and the id is not in use."""
+        """Opens the call and returns its parts, to be submitted. The table must not be `full`, nor the id in use."""
         self.wait(call)
         return self.start(call, tensors)
 
     def wait(self, call: Call) -> None:
-        """The call is open, without parts: it waits for another one's outputs, until its own deadline."""
+        """Opens the call without parts: it waits for another call's outputs, until its own deadline."""
         key = (call.client, call.id)
         assert key not in self._calls
         self._calls[key] = call
@@ -113,7 +113,7 @@ class RequestTable:
         heapq.heappush(self._deadlines, (expires_s, self._opened, call))
 
     def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
-        """An open call without parts has these now, to be submitted."""
+        """Gives an open call without parts its parts, and returns them, to be submitted."""
         batch_max = call.spec.batch_max
         if call.rows <= batch_max:
             self._add(call, call.rows, tensors)
@@ -129,7 +129,7 @@ class RequestTable:
         return call.parts
 
     def settle(self, call: Call) -> None:
-        """The call has ended: it got the outputs that it waited for."""
+        """Ends the call, which got the outputs that it waited for."""
         self._end(call)
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
@@ -139,7 +139,7 @@ class RequestTable:
         self._parts[part.number] = part
 
     def submitted(self, part: Part, controller: str) -> int:
-        """The part goes to this controller. Returns the number of the attempt."""
+        """Records that the part goes to this controller. Returns the number of the attempt."""
         part.controller = controller
         part.attempt += 1
         return part.attempt
@@ -153,10 +153,10 @@ class RequestTable:
         device: str,
         cold: bool = False,
     ) -> Completed | None:
-        """A part's outputs came, of whichever attempt. Returns the call if it is complete with them."""
+        """Takes in a part's outputs, of any attempt. Returns the call if it is complete now."""
         part = self._parts.pop(number, None)
         if part is None:
-            return None  # answered already
+            return None  # the call has ended already
         part.outputs = outputs
         part.call.missing -= 1
         if part.call.missing:
@@ -166,7 +166,7 @@ class RequestTable:
         return Completed(part.call, batch_size, predicted_s, device, cold, pieces)
 
     def misfit(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
-        """Outputs came for a part: its call, which has ended, if they are not of the model's number and sizes."""
+        """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it."""
         part = self._parts.get(number)
         if part is None:
             return None
@@ -180,7 +180,7 @@ class RequestTable:
         return part.call
 
     def refused(self, number: int, attempt: int) -> Call | None:
-        """A part was refused. Returns its call, which has ended; None for an attempt that does not count any more."""
+        """A part was refused: ends its call and returns it; None if the call has ended or there is a later attempt."""
         part = self._parts.get(number)
         if part is None or attempt < part.attempt:
             return None
@@ -188,14 +188,14 @@ class RequestTable:
         return part.call
 
     def close_all(self) -> list[Call]:
-        """Every open call has ended; whoever says so answers them."""
+        """Ends all open calls and returns them; the caller has to answer them."""
         calls = list(self._calls.values())
         for call in calls:
             self._end(call)
         return calls
 
     def controller_lost(self, controller: str) -> list[Part]:
-        """Parts that this controller had; they are to be submitted elsewhere, with what is left of their budget."""
+        """The parts that the lost controller had; to be submitted elsewhere, with what is left of their budgets."""
         parts = [part for part in self._parts.values() if part.controller == controller]
         for part in parts:
             part.controller = None
@@ -206,7 +206,7 @@ class RequestTable:
         return [part for part in self._parts.values() if part.controller is None]
 
     def expire(self, now: float) -> list[Call]:
-        """Calls whose deadline has come; they have ended."""
+        """Ends the calls whose deadline has passed, and returns them."""
         expired = []
         heap = self._deadlines
         while heap and (heap[0][2].answered or heap[0][0] <= now):
@@ -214,14 +214,14 @@ class RequestTable:
             if call.answered:
                 self._stale -= 1
             else:
-                self._stale -= 1  # it has left the heap already
+                self._stale -= 1  # it is no longer in the heap
                 self._end(call)
-                heap = self._deadlines  # it may have been made anew
+                heap = self._deadlines  # it may have been replaced
                 expired.append(call)
         return expired
 
     def wake_at(self) -> float | None:
-        """When the next deadline comes."""
+        """The next deadline; None if there is none."""
         heap = self._deadlines
         while heap and heap[0][2].answered:
             heapq.heappop(heap)
@@ -234,7 +234,7 @@ class RequestTable:
         del self._calls[(call.client, call.id)]
         for part in call.parts:
             self._parts.pop(part.number, None)
-            part.tensors = ()  # the call itself stays in the heap for a while, its memory does not
+            part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory
             if part.outputs is not None:
                 part.outputs = ()
         self._stale += 1
@@ -244,7 +244,7 @@ class RequestTable:
             self._stale = 0
 
     def check(self) -> None:
-        """Every invariant holds."""
+        """Asserts every invariant."""
         for key, call in self._calls.items():
             assert key == (call.client, call.id)
             assert not call.answered

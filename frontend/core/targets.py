@@ -1,4 +1,4 @@
-"""Which version of a model a client's request is bound to, and why it is bound to none. Pure."""
+"""Which version of a model a client's request is bound to, or why it is bound to none. Pure."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mesh.names import listed
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The version that a model's requests are bound to."""
+    """The version that requests for a model are bound to."""
 
     version: str
     ref: str
@@ -21,15 +21,15 @@ class Target:
 
 
 class Targets:
-    """The models of the last table."""
+    """The models of the last routing table."""
 
     def __init__(self, rows_max: int) -> None:
-        self._rows_max = rows_max  # in one request
-        self.models: dict[str, wire.ModelEntry] = {}  # {name: entry}, all
-        self.bound: dict[str, Target] = {}  # {name: what its requests are bound to}, models that can be asked
+        self._rows_max = rows_max  # of one request
+        self.models: dict[str, wire.ModelEntry] = {}  # {name: entry} of all models
+        self.bound: dict[str, Target] = {}  # {name: target} of models that can be asked
 
     def table_changed(self, models: Iterable[wire.ModelEntry]) -> None:
-        """Requests are bound by this table from now on."""
+        """Binds requests by this table from now on."""
         self.models = {entry.name: entry for entry in models}
         self.bound = {
             entry.name: Target(
@@ -43,7 +43,7 @@ class Targets:
         }
 
     def of(self, request: protocol.Infer) -> Target:
-        """What a request for a model is bound to. Raises: Invalid."""
+        """The target of a request for a model. Raises: Invalid."""
         target = self.bound.get(request.model or "")
         if target is None or request.version not in (None, target.version) or request.context is not None:
             raise self._refusal(request)
@@ -55,7 +55,7 @@ class Targets:
         return target is not None and target.spec.edition(target.ref) == spec.edition(ref)
 
     def editions(self) -> Iterator[str]:
-        """All that requests are bound to."""
+        """The editions of all targets."""
         return (target.spec.edition(target.ref) for target in self.bound.values())
 
     def _refusal(self, request: protocol.Infer) -> Invalid:

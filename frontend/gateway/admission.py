@@ -1,4 +1,4 @@
-"""What the gateway lets in: so many requests and bytes at once, and no pages from elsewhere; its headers. Pure."""
+"""The gateway's admission: bounds on open requests and their bytes, the check of the origin, and its headers. Pure."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,10 @@ RETRY_AFTER_MS = 50.0
 
 
 class Gate:
-    """Requests in the gateway, and the bytes that they hold. What does not fit is refused at once, never queued."""
+    """Counts open requests and the bytes that they hold.
+
+    A request that does not fit is refused at once, never queued.
+    """
 
     def __init__(self, requests_max: int, body_bytes_max: int, held_bytes_max: int) -> None:
         self.requests_max = requests_max
@@ -23,20 +26,20 @@ class Gate:
         self.held_bytes = 0
 
     def enter(self) -> None:
-        """One request more. Raises: Refused."""
+        """Counts one more request. Raises: Refused."""
         if self.requests >= self.requests_max:
             text = f"{self.requests} requests are in this gateway, which is its limit (GEARMESH_IN_FLIGHT_MAX)"
             raise Refused(text, HttpCode.GATEWAY_FULL, None, RETRY_AFTER_MS)
         self.requests += 1
 
     def leave(self, held_bytes: int) -> None:
-        """It is answered; what it held is free."""
+        """Ends a request and frees the bytes that it held."""
         self.requests -= 1
         self.held_bytes -= held_bytes
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator["Admitted"]:
-        """One request is in the gateway until the block ends, with what it holds. Raises: Refused."""
+        """Counts one request until the block ends, with the bytes that it holds. Raises: Refused."""
         self.enter()
         request = Admitted(self)
         try:
@@ -45,12 +48,12 @@ class Gate:
             self.leave(request.body_bytes)
 
     def announced(self, body_bytes: int | None) -> None:
-        """A body of so many bytes is about to be read; None: nobody knows. Raises: Refused."""
+        """Checks the announced size of a body; None: not announced. Raises: Refused."""
         if body_bytes is not None and body_bytes > self.body_bytes_max:
             raise self.too_large(body_bytes)
 
     def hold(self, had_bytes: int, more_bytes: int) -> int:
-        """So many bytes more have come of a body; returns how many it has now. Raises: Refused."""
+        """Adds `more_bytes` to a body that holds `had_bytes`. Returns the sum. Raises: Refused."""
         body_bytes = had_bytes + more_bytes
         if body_bytes > self.body_bytes_max:
             raise self.too_large(body_bytes)
@@ -61,25 +64,28 @@ class Gate:
         return body_bytes
 
     def too_large(self, size_bytes: int) -> Refused:
-        """The refusal of so many bytes."""
+        """The refusal of a body of this size."""
         text = f"a request has at most {self.body_bytes_max} bytes (GEARMESH_REQUEST_BYTES_MAX); this has {size_bytes}"
         return Refused(text, ErrorCode.TOO_LARGE)
 
 
 @dataclass(slots=True)
 class Admitted:
-    """A request that was let in."""
+    """An admitted request."""
 
     gate: Gate
-    body_bytes: int = 0  # that have come
+    body_bytes: int = 0  # received so far
 
     def came(self, more_bytes: int) -> None:
-        """So many bytes more have come of its body. Raises: Refused."""
+        """Counts bytes of its body that arrived. Raises: Refused."""
         self.body_bytes = self.gate.hold(self.body_bytes, more_bytes)
 
 
 def check_origin(headers: Mapping[str, str]) -> None:
-    """A browser's page from elsewhere must not make its visitor's mesh do anything. Raises: Refused."""
+    """Refuses requests from web pages of other origins, which could use a visitor's access to the mesh.
+
+    Raises: Refused.
+    """
     origin = headers.get("Origin")
     if origin is None:
         return
@@ -93,7 +99,7 @@ def check_origin(headers: Mapping[str, str]) -> None:
 
 
 def budget_of(header: str | None) -> float | None:
-    """The budget that X-Gearmesh-Slo-Ms names. Raises: Refused."""
+    """The budget in X-Gearmesh-Slo-Ms; None without that header. Raises: Refused."""
     if header is None:
         return None
     try:
@@ -104,7 +110,7 @@ def budget_of(header: str | None) -> float | None:
 
 
 def json_length(header: str | None) -> int | None:
-    """What Inference-Header-Content-Length says. Raises: Refused."""
+    """The number in Inference-Header-Content-Length; None without that header. Raises: Refused."""
     if header is None:
         return None
     if not (header.isascii() and header.isdigit() and len(header) < 20):

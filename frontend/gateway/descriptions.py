@@ -1,4 +1,4 @@
-"""What the gateway tells of the server, its models and applications, in the protocol's words. Pure.
+"""Descriptions of the server, its models and applications in the terms of the HTTP protocol. Pure.
 
 Source: Open Inference Protocol v2; Triton's model repository and statistics extensions.
 """
@@ -11,9 +11,9 @@ from frontend.gateway.tensors import NAMES
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics", "gearmesh_slo", "gearmesh_applications")
 NOBODY = "no worker can serve it at the moment"
-MODELS_SHOWN = 200  # on the dashboard; those that are not ready come first
+MODELS_SHOWN = 200  # on the dashboard; models that are not ready come first
 
-Described = Mapping[str, Any]  # a model or an application, as a frontend describes it
+Described = Mapping[str, Any]  # a frontend's description of a model or an application
 
 
 def server_metadata(version: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def model_metadata(model: Described) -> dict[str, Any]:
 
 
 def application_metadata(app: Described) -> dict[str, Any]:
-    """GET /v2/applications/NAME: as a model's, with what the application is and has learned beside it."""
+    """GET /v2/applications/NAME: as of a model, with the application's definition and what it learned added."""
     told = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "context", "weights", "learned", "counts")
     return {
         "name": app["name"],
@@ -52,13 +52,16 @@ def _tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def server_ready(models: Iterable[Described]) -> bool:
-    """Every model that has a version would be served, and there is one. A first version on its way does not count."""
+    """Whether there is a deployed version, and every model with one can be served.
+
+    A first version being prepared is ignored.
+    """
     current = [model for model in models if model["version"] is not None]
     return bool(current) and all(model["ready"] for model in current)
 
 
 def model_ready(model: Described, version: str | None) -> bool:
-    """A request for it, or for this version of it, would be served."""
+    """Whether a request for the model, or for this version of it, would be served."""
     return bool(model["ready"]) and version in (None, model["version"])
 
 
@@ -83,7 +86,7 @@ def _state(model: Described, version: str) -> tuple[str, str]:
 
 
 def dashboard_models(models: Iterable[Described]) -> list[dict[str, Any]]:
-    """What the dashboard shows of each model."""
+    """The dashboard's data about each model."""
     told = ("name", "version", "ready", "preparing", "fault", "slo_ms", "batch_max")
     ordered = sorted(models, key=lambda model: (bool(model["ready"]), model["name"]))
     return [{key: model.get(key) for key in told} for model in ordered[:MODELS_SHOWN]]
@@ -91,28 +94,28 @@ def dashboard_models(models: Iterable[Described]) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class Timed:
-    """How many, and their time together."""
+    """A count and the sum of its durations."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, latency_ms: float) -> None:
-        """One more."""
+        """Counts one more."""
         self.count += 1
         self.ns += int(latency_ms * 1e6)
 
     def told(self) -> dict[str, int]:
-        """As the protocol has it."""
+        """In the form of the protocol."""
         return {"count": self.count, "ns": self.ns}
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of one target's requests."""
+    """Outcomes of the requests for one model or application."""
 
     success: Timed = field(default_factory=Timed)
     fail: Timed = field(default_factory=Timed)
-    cache_hit: Timed = field(default_factory=Timed)  # part of success
+    cache_hit: Timed = field(default_factory=Timed)  # a part of success
     outcomes: dict[str, int] = field(default_factory=dict)  # {status: requests}
     batches: dict[int, Timed] = field(default_factory=dict)  # {batch size: requests served in one}
     rows: int = 0
@@ -120,14 +123,14 @@ class Tally:
 
 
 class Statistics:
-    """What went through this gateway since it started, by model and version (an application has version "")."""
+    """Requests through this gateway since it started, by model and version (an application has version "")."""
 
     def __init__(self, targets_max: int = 10_000) -> None:
         self._targets_max = targets_max
         self._tallies: dict[tuple[str, str], Tally] = {}
 
     def succeeded(self, name: str, answer: Mapping[str, Any], rows: int, unix_ms: int) -> None:
-        """An ok answer left. `answer`: as the mesh gave it."""
+        """Counts an ok answer. `answer`: as the mesh gave it."""
         tally = self._tally(name, answer.get("version") or "")
         latency_ms = answer.get("latency_ms") or 0.0
         tally.success.add(latency_ms)
@@ -140,7 +143,7 @@ class Statistics:
             tally.batches.setdefault(answer["batch_size"], Timed()).add(latency_ms)
 
     def failed(self, name: str, version: str, status: str, latency_ms: float, unix_ms: int) -> None:
-        """An answer other than ok left."""
+        """Counts an answer other than ok."""
         tally = self._tally(name, version)
         tally.fail.add(latency_ms)
         tally.outcomes[status] = tally.outcomes.get(status, 0) + 1

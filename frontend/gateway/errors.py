@@ -1,4 +1,4 @@
-"""What the gateway refuses, and HTTP's status for every answer that is not ok. Pure.
+"""Refusals by the gateway, and the HTTP status of every answer that is not ok. Pure.
 
 Refused    a request that the gateway itself cannot pass on; `status` is HTTP's
 """
@@ -10,14 +10,14 @@ from typing import Any
 from frontend.client.conversation import RequestError
 from mesh.codes import AnswerStatus, Coded, ErrorCode, HttpCode, http_of
 
-RETRY_AFTER_S = 1  # where nobody knows better
-RETRIED = {429, 503}  # answers that say when to come back
+RETRY_AFTER_S = 1  # if no better time is known
+RETRIED = {429, 503}  # answers with a Retry-After header
 PLAIN = {404: HttpCode.NO_SUCH_PATH, 405: HttpCode.BAD_METHOD, 413: ErrorCode.TOO_LARGE}
 
 
 @dataclass(slots=True)
 class Refused(Exception):
-    """A request that cannot be obeyed."""
+    """A request that the gateway cannot serve."""
 
     message: str
     code: str
@@ -38,13 +38,13 @@ class Refused(Exception):
 class ErrorAnswer:
     """An answer that is not ok."""
 
-    status: int  # HTTP's
-    body: dict[str, Any]  # `error` is a sentence; fields that do not apply are absent
+    status: int  # of HTTP
+    body: dict[str, Any]  # `error` is the message; fields that do not apply are absent
     headers: dict[str, str]
 
 
 def refusal(refused: Refused) -> ErrorAnswer:
-    """The gateway's own answer."""
+    """The answer for a refusal by the gateway."""
     body = {
         "error": refused.message,
         "code": refused.code,
@@ -54,7 +54,7 @@ def refusal(refused: Refused) -> ErrorAnswer:
 
 
 def error_answer(error: RequestError) -> ErrorAnswer:
-    """The mesh's answer, in HTTP's terms."""
+    """The answer for an error of the mesh."""
     body: dict[str, Any] = {"error": error.message or error.code, "code": error.code, "status": error.status}
     for name in ("predicted_ms", "latency_ms"):
         value = getattr(error, name)
@@ -64,12 +64,12 @@ def error_answer(error: RequestError) -> ErrorAnswer:
 
 
 def plain_error(status: int, message: str) -> ErrorAnswer:
-    """HTTP's own: no such path, not this method."""
+    """The answer for an error of HTTP: unknown path, wrong method."""
     return _answer(status, {"error": message, "code": PLAIN.get(status, HttpCode.BAD_REQUEST)}, None, None)
 
 
 def _field(field: str | None) -> str | None:
-    """As HTTP clients name it."""
+    """The field's name in the HTTP protocol."""
     return field.replace(".dtype", ".datatype") if field is not None else None
 
 

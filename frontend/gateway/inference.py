@@ -1,4 +1,7 @@
-"""An OIP inference request becomes ours, and our answer an OIP response: JSON, with or without raw bytes. Pure."""
+"""Turns an OIP inference request into a mesh request, and the answer into an OIP response (JSON and raw bytes).
+
+Pure.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ CONTEXT_BYTES_MAX = 256
 PARAMETERS = ("slo_ms", "timeout", "cache", "weight", "context", "binary_data_output")
 JSON_WORDS = {**WORDS, "null": "null", "None": "null"}
 NOT_SERVED = ("shared_memory_region", "classification")
-TOLD = (  # of an answer, in the response's `parameters`
+TOLD = (  # fields of an answer that go into the response's `parameters`
     "latency_ms", "predicted_ms", "batch_size", "device", "cached", "cold", "app", "decision_id", "models_used",
     "confidence", "margin", "disagreement", "default_used", "error",
 )  # fmt: skip
@@ -35,7 +38,7 @@ class InputTensor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OutputWish(msgspec.Struct, forbid_unknown_fields=True):
-    """One output that is wanted."""
+    """One requested output."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -52,25 +55,25 @@ class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request, ready to be asked."""
+    """A parsed request."""
 
     id: str | None
     inputs: dict[str, Array]
     slo_ms: float | None
-    options: dict[str, Any]  # cache, weight, context, as the public protocol has them
-    outputs: tuple[str, ...] | None  # wanted ones in order; None: all
-    binary: dict[str, bool] = field(default_factory=dict)  # {output: as raw bytes}
+    options: dict[str, Any]  # cache, weight and context, as in the public protocol
+    outputs: tuple[str, ...] | None  # requested outputs in order; None: all
+    binary: dict[str, bool] = field(default_factory=dict)  # {output: whether it is sent as raw bytes}
     binary_default: bool = False
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of all inputs, as they go on."""
+        """Bytes of all inputs, as the mesh gets them."""
         return sum(array.nbytes for array in self.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A body: JSON, and raw bytes behind it, in order. `json_bytes` is told where there are any."""
+    """A body: JSON, then raw bytes in order. `json_bytes`: length of the JSON if raw bytes follow."""
 
     parts: list[bytes | memoryview]
     json_bytes: int | None
@@ -82,7 +85,7 @@ _decoder = msgspec.json.Decoder(InferenceRequest)
 def read_question(
     body: bytearray | bytes, json_bytes: int | None, spec: Mapping[str, Any], slo_ms: float | None = None
 ) -> Question:
-    """The request in `body`, tensors not copied out of raw bytes. Raises: Refused.
+    """The request in `body`; tensors in raw bytes are not copied. Raises: Refused.
 
     `json_bytes`: length of the JSON in front of raw bytes (Inference-Header-Content-Length); None: all is JSON; 0: all
     is the one input's raw bytes. `spec`: the model's description, empty if unknown. `slo_ms`: the header's.
@@ -121,7 +124,7 @@ def _decode(header: memoryview) -> InferenceRequest:
 
 
 def _whole_body(data: memoryview, spec: Mapping[str, Any]) -> tuple[str, Array]:
-    """(name, tensor) of a body that is nothing but the rows of the only input."""
+    """(name, tensor) of a body that consists of the rows of the only input."""
     inputs = spec.get("inputs") or []
     if len(inputs) != 1:
         text = f"a body without JSON goes with models of one input; this one has {len(inputs) or 'none that is known'}"
@@ -187,7 +190,7 @@ def _none_of(parameters: Mapping[str, Any], where: str) -> None:
 
 
 def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's parameters, each of its type; `timeout` (microseconds, as Triton has it) stands for slo_ms."""
+    """The request's parameters with checked types. `timeout` (microseconds, as in Triton) means slo_ms."""
     options: dict[str, Any] = {}
     for name, value in parameters.items():
         where = f"parameters.{name[:64]}"
@@ -235,7 +238,7 @@ def _wishes(
 
 
 def respond(question: Question, prediction: Prediction, name: str) -> Response:
-    """The response, in the form that was asked for. Raises: Refused, if an output is wanted that is not there."""
+    """The response, in the requested form. Raises: Refused, if a requested output does not exist."""
     wanted = question.outputs if question.outputs is not None else tuple(prediction.outputs)
     outputs: list[dict[str, Any]] = []
     behind: list[bytes | memoryview] = []

@@ -15,7 +15,7 @@ log = structlog.get_logger("gateway")
 
 
 def main() -> None:
-    """Serves HTTP until a signal; exits 0, or 2 with the reason if it cannot start. With http_port 0 it only waits."""
+    """Serves HTTP until a signal; with http_port 0 it only waits. Exits 0, or 2 with the reason if it cannot start."""
     settings = settings_or_exit()
     logs.set_up(settings, "gateway")
     try:
@@ -27,22 +27,22 @@ def main() -> None:
 
 
 def _check(settings: Settings) -> None:
-    """It can find the mesh, and may. Raises: GearmeshError."""
+    """Checks that the settings let the gateway reach the mesh: keys and port. Raises: GearmeshError."""
     settings.keys()
     if settings.http_port and not settings.frontend_port:
         raise SettingsError(["frontend_port=0: the gateway finds the mesh at this port; name one, or set http_port=0"])
 
 
 async def _run(settings: Settings) -> None:
-    signals: asyncio.Queue[int] = asyncio.Queue(8)  # one to drain, a second one to stop at once
+    signals: asyncio.Queue[int] = asyncio.Queue(8)  # the first drains, the second stops at once
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _note, signals, number)
     if settings.http_port:
-        from frontend.gateway.server import serve  # aiohttp is in memory only where HTTP is wanted
+        from frontend.gateway.server import serve  # imports aiohttp only if HTTP is on
 
         await serve(settings, signals)
     else:
-        # nobody wants HTTP; a runner that keeps its processes alive, or ends with one of them, is not to be bothered
+        # Without HTTP the process stays alive, because process managers restart, or stop with, a process that ends.
         log.info("off", why="http_port is 0")
         await signals.get()
     log.info("stopped")

@@ -1,4 +1,4 @@
-"""The gateway's clients: one for each frontend of the mesh, and what they say is deployed."""
+"""The gateway's clients, one for each frontend of the mesh, and what the frontends say is deployed."""
 
 import asyncio
 import contextlib
@@ -13,35 +13,35 @@ from frontend.gateway.errors import Refused
 from mesh.codes import HttpCode
 from mesh.process.settings import Settings
 
-POLL_S = 1.0  # between two questions to a frontend whether it is there, and who else is
-ANSWER_S_MAX = 1.5  # a frontend that needs longer has missed a question
+POLL_S = 1.0  # between two status calls to a frontend, which show that it is alive and who the others are
+ANSWER_S_MAX = 1.5  # a frontend that takes longer has missed the call
 MISSES_MAX = 2  # in a row; then it gets no requests until it answers again
-CHANGE_S_MAX = 1.0  # so long a client that changed something waits until it is seen
+CHANGE_S_MAX = 1.0  # longest wait of a client that deployed something until frontends show it
 CHANGE_POLL_S = 0.01
-SETTLED_S = 1.0  # what is deployed is asked again after so long, beside the request that notices
-SETTLED_S_PER_ENTRY = 0.01  # and so much longer for each model: telling of thousands takes a frontend some 10 ms
-UNKNOWN_S_PER_ENTRY = 1e-4  # names that nobody knows do not make it tell more often than this
+SETTLED_S = 1.0  # age at which the list of what is deployed is refreshed, in parallel to the request that notices it
+SETTLED_S_PER_ENTRY = 0.01  # and so much more for each model: listing thousands takes a frontend about 10 ms
+UNKNOWN_S_PER_ENTRY = 1e-4  # per model: requests with unknown names refresh the list no more often than this
 log = structlog.get_logger("gateway")
 
 
 @dataclass(slots=True)
 class Frontend:
-    """One frontend."""
+    """One frontend of the mesh."""
 
     address: str
     client: AsyncClient
-    misses: int = MISSES_MAX  # questions in a row that it did not answer; a new one has to prove itself
-    in_flight: int = 0  # of this gateway's requests
+    misses: int = MISSES_MAX  # calls missed in a row; a new frontend must answer one first
+    in_flight: int = 0  # requests from this gateway
 
     @property
     def up(self) -> bool:
-        """It gets requests."""
+        """Whether it gets requests."""
         return self.misses < MISSES_MAX
 
 
 @dataclass(slots=True)
 class Directory:
-    """What is deployed, as a frontend said last."""
+    """What is deployed, as a frontend last said."""
 
     entries: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {name: its description}
     asked_s: float = float("-inf")
@@ -49,12 +49,12 @@ class Directory:
 
     @property
     def settled_s(self) -> float:
-        """So long it is good enough for what does not depend on the last change."""
+        """Age up to which the list serves callers that need not see the last change."""
         return SETTLED_S + SETTLED_S_PER_ENTRY * len(self.entries)
 
 
 class Pool:
-    """Frontends that answer; requests go to the one with the fewest of ours."""
+    """The frontends that answer. A request goes to the one with the fewest requests from this gateway."""
 
     def __init__(self, settings: Settings) -> None:
         keys = settings.keys()
@@ -81,12 +81,12 @@ class Pool:
 
     @property
     def addresses(self) -> dict[str, bool]:
-        """{frontend's address: it gets requests}."""
+        """{frontend's address: whether it gets requests}."""
         return {frontend.address: frontend.up for frontend in self._frontends.values()}
 
     @contextlib.contextmanager
     def picked(self) -> Iterator[AsyncClient]:
-        """The frontend for one request, which is counted until the block ends. Raises: Refused."""
+        """The client for one request, which is counted until the block ends. Raises: Refused."""
         up = [frontend for frontend in self._frontends.values() if frontend.up]
         if not up:
             text = f"no frontend answers at {', '.join(self._frontends)}, or none that has a table; is the mesh up?"
@@ -106,19 +106,19 @@ class Pool:
     # -- what is deployed ---------------------------------------------------------------------------------------------
 
     async def all(self, kind: str, *, older_s: float = 0.0) -> dict[str, Mapping[str, Any]]:
-        """{name: description} of the "models" or "apps", not older than this. Raises: Refused, RequestError."""
+        """{name: description} of the "models" or "apps", at most `older_s` old. Raises: Refused, RequestError."""
         directory = self._directories[kind]
         enough_s = self._loop.time() - older_s
-        while directory.asked_s < enough_s:  # an answer on its way may be to a question too old: then twice
+        while directory.asked_s < enough_s:  # an answer under way may be to a question asked too early: then ask twice
             await asyncio.shield(self._ask(directory, kind))
         return directory.entries
 
     async def recent(self, kind: str) -> dict[str, Mapping[str, Any]]:
-        """The same, for those who look again and again. Raises: Refused, RequestError."""
+        """The same, at most settled_s old, for callers that ask often. Raises: Refused, RequestError."""
         return await self.all(kind, older_s=self._directories[kind].settled_s)
 
     async def find(self, kind: str, name: str) -> Mapping[str, Any] | None:
-        """The description, perhaps a second old; one that is not known is asked for. Raises: Refused, RequestError."""
+        """The description, possibly 1 s old; an unknown name is asked for. Raises: Refused, RequestError."""
         directory = self._directories[kind]
         found = directory.entries.get(name)
         if found is None:
@@ -128,7 +128,7 @@ class Pool:
         return found
 
     async def await_change(self, name: str, *, deployed: bool) -> None:
-        """What the broker confirmed has come to a frontend, or a second has passed. Raises: Refused, RequestError."""
+        """Waits until a frontend shows what the broker confirmed, at most 1 s. Raises: Refused, RequestError."""
         until_s = self._loop.time() + CHANGE_S_MAX
         while self._loop.time() < until_s:
             model = (await self.all("models")).get(name)
@@ -137,7 +137,7 @@ class Pool:
             await asyncio.sleep(CHANGE_POLL_S)
 
     def _ask(self, directory: Directory, kind: str) -> "asyncio.Task[None]":
-        """One question for all who want to know."""
+        """Asks once, for all callers that wait."""
         if directory.asking is None:
             directory.asking = asyncio.create_task(self._learn(directory, kind), name=kind)
             directory.asking.add_done_callback(lambda task: self._learned(directory, task))
@@ -169,12 +169,12 @@ class Pool:
             await asyncio.sleep(POLL_S if tables else POLL_S / 5)
 
     async def _is_there(self, frontend: Frontend) -> Mapping[str, Any] | None:
-        """Its status, if it answers."""
+        """The frontend's status; None if it does not answer."""
         was = frontend.up
         status = None
         try:
             status = await frontend.client.call("status", timeout_s=ANSWER_S_MAX)
-            frontend.misses = 0 if status["epoch"] is not None else MISSES_MAX  # it does not know yet what is deployed
+            frontend.misses = 0 if status["epoch"] is not None else MISSES_MAX  # without a table it knows no models
         except RequestError:
             frontend.misses += 1
         if was and not frontend.up:
@@ -184,7 +184,7 @@ class Pool:
         return status
 
     def _keep(self, status: Mapping[str, Any]) -> None:
-        """Frontends of the table are called; one that is neither there nor silent by chance is not any more."""
+        """Adds the frontends of the table; drops those that are neither in it nor answering."""
         members = {
             member["endpoints"]["clients"][0]
             for member in status["members"]

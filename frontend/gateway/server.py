@@ -1,4 +1,4 @@
-"""The gateway's life: its port, its links, and how it ends."""
+"""The gateway's process: its port, its clients, and its end."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ log = structlog.get_logger("gateway")
 
 
 class Connection(web.RequestHandler):
-    """One connection; what is no HTTP is answered like everything else, and logged in one line."""
+    """One connection. What is not HTTP is answered like any other error, and logged in one line."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what aiohttp could not read; the connection ends with it."""
+        """The answer to what aiohttp could not read; it closes the connection."""
         if status >= 500:
             log.error("gateway_error", why=repr(exc))
         else:
@@ -42,7 +42,7 @@ class Connection(web.RequestHandler):
 
 
 async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
-    """Serves until a signal, then answers what it has, for up to drain_s or another signal. Raises: AddressInUse."""
+    """Serves until a signal, then finishes open requests for up to drain_s or a second signal. Raises: AddressInUse."""
     watch = Watch(settings)
     try:
         async with Pool(settings) as pool:
@@ -64,7 +64,7 @@ async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
 
 
 async def _until(cleanup: Any, signals: "asyncio.Queue[int]") -> None:
-    """The clean-up is done, or given up for a second signal: then the pool's end answers what is left."""
+    """Waits for the clean-up, or a second signal: closing the pool then answers what is left."""
     tasks = [asyncio.create_task(cleanup, name="cleanup"), asyncio.create_task(signals.get(), name="again")]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -75,7 +75,7 @@ async def _until(cleanup: Any, signals: "asyncio.Queue[int]") -> None:
 async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     manager = runner.server
-    assert manager is not None  # setup made it
+    assert manager is not None  # created by setup
     options: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_S, "access_log": None}
     try:
         listener = await loop.create_server(

@@ -27,8 +27,8 @@ from mesh.process.settings import Settings
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 SLO_HEADER = "X-Gearmesh-Slo-Ms"
-HELD_BODIES = 4  # of the largest size, all requests together
-BODY_S_MAX = 60.0  # a body has to have come by then; its budget begins after that
+HELD_BODIES = 4  # bodies of the largest size that all requests together may hold
+BODY_S_MAX = 60.0  # a body has to arrive within this time; the budget begins after it
 NAMES_SHOWN = 20
 PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,7 +51,7 @@ class Gateway:
         self.draining = False
 
     def application(self) -> web.Application:
-        """All paths."""
+        """The aiohttp application with all paths."""
         app = web.Application(middlewares=[self._middleware])
         add = app.router.add_route
         for path, handler in {
@@ -67,7 +67,7 @@ class Gateway:
             "/v2/repository/index": self._index,
             "/v2/applications": self._applications,
         }.items():
-            app.router.add_get(path, handler)  # HEAD, too
+            app.router.add_get(path, handler)  # also serves HEAD
         add("POST", "/v2/repository/index", self._index)
         add("POST", "/v2/repository/models/{name}/load", self._load)
         add("POST", "/v2/repository/models/{name}/unload", self._unload)
@@ -83,7 +83,7 @@ class Gateway:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Whatever happens becomes one answer, with a body that says it."""
+        """Turns every outcome and every error into one response with a body."""
         try:
             if request.method == "POST":
                 check_origin(request.headers)
@@ -113,7 +113,7 @@ class Gateway:
             return await self._ask(request, await self._body(request, admitted))
 
     async def _body(self, request: web.Request, admitted: Admitted) -> bytearray:
-        """The whole body, refused as soon as it is too long. Raises: Refused."""
+        """The whole body; refused as soon as it is too long. Raises: Refused."""
         self.gate.announced(request.content_length)
         body = bytearray()
         try:
@@ -124,18 +124,18 @@ class Gateway:
         except TimeoutError:
             raise Refused(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None
         except (ClientError, ConnectionError, web.RequestPayloadError) as error:
-            request.content.feed_eof()  # nothing more of it can be read
+            request.content.feed_eof()  # the rest of it cannot be read
             request["broken"] = True
             text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())}"
             raise Refused(text, ErrorCode.MALFORMED) from None
         return body
 
     async def _expected(self, request: web.Request) -> None:
-        """A client that asks before it sends hears at once of a body that is too large."""
+        """Answers a client that sends "Expect: 100-continue": if its body is too large, before it is sent."""
         try:
             self.gate.announced(request.content_length)
         except Refused:
-            return  # the handler says so, instead of "100 Continue"
+            return  # the handler refuses it, instead of "100 Continue"
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -221,7 +221,7 @@ class Gateway:
         return _json({"name": described["name"], "ready": True})
 
     async def _fresh_target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
-        """The target as it is now; a version that there is not is refused. Raises: Refused, RequestError."""
+        """The target as it is now. Refuses a version that does not exist. Raises: Refused, RequestError."""
         kind, described = await self._target(request)
         described = (await self._pool.all(kind)).get(described["name"], described)
         version = request.match_info.get("version")
@@ -237,7 +237,7 @@ class Gateway:
         _, described = await self._fresh_target(request)
         return _json(self._statistics.told(described["name"], request.match_info.get("version")))
 
-    # -- what an operator does ----------------------------------------------------------------------------------------
+    # -- for operators ------------------------------------------------------------------------------------------------
 
     async def _index(self, request: web.Request) -> web.Response:
         asked = await self._map(request) if request.can_read_body else {}

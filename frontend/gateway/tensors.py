@@ -17,7 +17,7 @@ from mesh.tensors import DTYPES, byte_count, view
 
 Array = npt.NDArray[Any]
 
-DATATYPES = {  # {datatype of the OIP: ours}
+DATATYPES = {  # {datatype of the OIP: numpy dtype}
     "BOOL": "bool",
     "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
     "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
@@ -28,7 +28,7 @@ DIMENSIONS_MAX = 32
 
 
 def dtype_of(datatype: str, field: str) -> str:
-    """Our name of the datatype. Raises: Refused."""
+    """The numpy dtype of the OIP datatype. Raises: Refused."""
     if datatype in DATATYPES:
         return DATATYPES[datatype]
     why = "strings are not served; send numbers" if datatype == "BYTES" else "it is not one that is served"
@@ -38,7 +38,7 @@ def dtype_of(datatype: str, field: str) -> str:
 
 
 def check_shape(shape: Sequence[int], field: str) -> None:
-    """The shape is that of an actual tensor. Raises: Refused."""
+    """Checks that the shape is one of an actual tensor. Raises: Refused."""
     if not 1 <= len(shape) <= DIMENSIONS_MAX or any(extent < 0 for extent in shape):
         text = f"{field}: shape is 1 to {DIMENSIONS_MAX} numbers from 0 on, rows first; got {list(shape[:8])}"
         raise Refused(text, ErrorCode.BAD_SHAPE, field)
@@ -73,7 +73,7 @@ def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
 
 
 def _whole(data: list[Any], found: Array) -> Array:
-    """Whole numbers as such: numpy takes them for floats where some are beyond int64 and others are not."""
+    """The integers kept as integers: numpy makes floats of a list in which some exceed int64."""
     exact = np.asarray(data, dtype=object)
     if all(type(number) is int and 0 <= number < 2**64 for number in exact.flat):
         return exact.astype(np.uint64)
@@ -81,7 +81,7 @@ def _whole(data: list[Any], found: Array) -> Array:
 
 
 def _cast(found: Array, dtype: str, field: str) -> Array:
-    """The numbers in this dtype, none of them changed beyond rounding of floats. Raises: Refused."""
+    """The numbers in this dtype, none changed except by rounding of floats. Raises: Refused."""
     wanted = DTYPES[dtype]
     if found.size == 0:
         return np.empty(0, wanted)
@@ -103,7 +103,7 @@ def _cast(found: Array, dtype: str, field: str) -> Array:
 
 
 def _range(wanted: np.dtype[np.generic]) -> tuple[int, int]:
-    """The least and the most that a dtype of whole numbers holds."""
+    """(lowest, highest) number of an integer dtype."""
     if wanted.kind == "b":
         return 0, 1
     bits = 8 * wanted.itemsize
@@ -111,13 +111,13 @@ def _range(wanted: np.dtype[np.generic]) -> tuple[int, int]:
 
 
 def _odd(found: Array) -> float:
-    """The number that shows the list to be none of whole numbers."""
+    """The first number that is not an integer."""
     flat = found.reshape(-1)
     return float(flat[np.argmax(flat != np.floor(flat))])
 
 
 def to_json(array: Array) -> list[Any]:
-    """Flat, row-major; what JSON has no number for (NaN, infinities) becomes null."""
+    """Flat, row-major; NaN and infinities, which JSON cannot express, become null."""
     flat = array.reshape(-1)
     if flat.dtype.kind == "f" and not np.isfinite(flat).all():
         return [value if math.isfinite(value) else None for value in flat.tolist()]

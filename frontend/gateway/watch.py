@@ -1,4 +1,4 @@
-"""What the gateway does on threads: looks at the mesh as `gearmesh status` does; an operator's calls to the broker."""
+"""The gateway's threads: one looks at the mesh, as `gearmesh status` does; others make operators' calls."""
 
 import asyncio
 import itertools
@@ -12,21 +12,21 @@ from mesh import wire
 from mesh.codes import ErrorCode, HttpCode
 from mesh.process.settings import Settings
 
-LOOK_S = 0.5  # a look so old is still shown, to however many watch
-OPERATIONS_MAX = 4  # at once
+LOOK_S = 0.5  # a view up to this age is shown again, however many ask
+OPERATIONS_MAX = 4  # at the same time
 OPERATION_S_MAX = 300.0
 
 
 class Stopped(Exception):
-    """The gateway ends; nobody waits for the outcome any more."""
+    """The gateway is ending; nobody waits for the outcome any more."""
 
 
 class Watch:
-    """Looks, one at a time, each for all who want one; and operations, a few at a time."""
+    """Looks at the mesh, one look at a time for all callers, and makes a few operators' calls at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._looking = ThreadPoolExecutor(1, "observer")  # an Observer belongs to one thread
+        self._looking = ThreadPoolExecutor(1, "observer")  # one thread, because an Observer belongs to one
         self._operating = ThreadPoolExecutor(OPERATIONS_MAX, "operator")
         self._observer: Observer | None = None
         self._look: asyncio.Future[View] | None = None
@@ -36,14 +36,14 @@ class Watch:
         self._stopping = False
 
     async def close(self) -> None:
-        """Both threads have ended, what they did given up."""
+        """Ends both kinds of threads, and gives up what they were doing."""
         self._stopping = True
         await asyncio.get_running_loop().run_in_executor(self._looking, self._close_observer)
         self._looking.shutdown()
         self._operating.shutdown()
 
     async def look(self) -> View:
-        """The mesh, half a second ago at most. Raises: NoMesh."""
+        """The state of the mesh, at most LOOK_S old. Raises: NoMesh."""
         if self._last is not None and time.monotonic() - self._last.at_s < LOOK_S:
             return self._last
         if self._look is None:
@@ -52,7 +52,7 @@ class Watch:
         return await asyncio.shield(self._look)
 
     async def operate(self, name: str, version: str | None, *, deploy: bool) -> wire.CallReply:
-        """The outcome of a deployment or its end. Raises: Refused."""
+        """The outcome of a deploy or undeploy. Raises: Refused."""
         if self._operations >= OPERATIONS_MAX:
             text = f"{OPERATIONS_MAX} models are being loaded or unloaded already"
             raise Refused(text, HttpCode.GATEWAY_FULL, None, 1000.0)

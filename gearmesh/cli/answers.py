@@ -1,4 +1,4 @@
-"""An answer as a person reads it."""
+"""Prints an answer for people."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from frontend.client.client import Prediction
 
 
 def show(prediction: Prediction, labels: Sequence[str], out: Console) -> None:
-    """The first output row by row, and below it where it came from and how long that took."""
+    """Prints the first output row by row, then the latency and where the answer came from."""
     rows = prediction.output.reshape(len(prediction.output), -1)
     title = prediction.app or f"{prediction.model}:{prediction.version}"
     if prediction.default_used:
@@ -35,7 +35,7 @@ def show(prediction: Prediction, labels: Sequence[str], out: Console) -> None:
 
 
 def row_text(row: Any, labels: Sequence[str]) -> str:
-    """The best five of a row of scores; or its one value, and the class that it names."""
+    """The five highest scores of a row; or its single value, with the class that it names."""
     if len(row) == 1:
         value = row[0]
         if row.dtype.kind in "iu" and 0 <= value < len(labels):

@@ -23,11 +23,11 @@ Default = Annotated[
     str | None, typer.Option(help='One row to answer when there is no answer to trust, as JSON: {"scores": [1, 0, 0]}.')
 ]
 Least = Annotated[float, typer.Option(help="Confidence below which the default is answered.")]
-KEPT = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "default")  # by an update that does not name it
+KEPT = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "default")  # kept by an update without it
 
 
 def from_json(text: str | None) -> Any:
-    """What the text says in JSON, or the text itself."""
+    """The value if the text is JSON, else the text itself."""
     if text is None:
         return None
     try:
@@ -138,7 +138,7 @@ def _parameters(args: str) -> dict[str, Any]:
 
 
 def _row_of(text: str | None, model: str) -> Callable[[Client], dict[str, Any] | None]:
-    """What turns the text into {output: array of one row}, once it knows from the mesh what the model gives."""
+    """A function that makes {output: array of one row} of the text, once a client can tell the model's outputs."""
     value = from_json(text)
 
     def row(session: Client) -> dict[str, Any] | None:

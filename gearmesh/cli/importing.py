@@ -80,7 +80,7 @@ def import_(
 
 
 def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
-    """(name, (dtype, shape of one row)) from NAME:DTYPE:-1,... ; exits 2 where it is not that."""
+    """(name, (dtype, shape of one row)) from NAME:DTYPE:-1,... ; exits 2 if the text has another form."""
     name, _, rest = text.partition(":")
     dtype, _, shape = rest.partition(":")
     extents = shape.split(",")
@@ -90,7 +90,7 @@ def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
 
 
 def _object(text: str | None) -> dict[str, Any]:
-    """The factory's arguments; exits 2 where they are no JSON object."""
+    """The factory's arguments; exits 2 if they are not a JSON object."""
     try:
         found = json.loads(text) if text is not None else {}
     except ValueError as error:
@@ -101,7 +101,7 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def _arrays(file: Path | None) -> dict[str, Any] | None:
-    """{input: array} of a file; a lone array has no name. Exits 2 where it is no such file."""
+    """{input: array} from a file; a single array has no name. Exits 2 if the file has another form."""
     import numpy as np
 
     if file is None:
@@ -112,7 +112,7 @@ def _arrays(file: Path | None) -> dict[str, Any] | None:
             return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
     except OSError as error:
         _usage(f"--example {file}: {error.strerror or 'cannot be read'}")
-    except (ValueError, EOFError, BadZipFile, zlib.error, SyntaxError) as error:  # each of another way to be damaged
+    except (ValueError, EOFError, BadZipFile, zlib.error, SyntaxError) as error:  # one for each way to be damaged
         _usage(f"--example {file}: is no .npz or .npy of numbers, or a damaged one ({type(error).__name__})")
 
 

@@ -1,4 +1,4 @@
-"""Inputs for a model from what a person has at hand: .npy, JSON, or an image file."""
+"""Reads inputs for a model from a .npy file, JSON, or an image file."""
 
 import json
 import sys
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # Source: ImageNet's, as the models of pytorchcv expect
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # Source: ImageNet's, as pytorchcv's models expect
 SPREAD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class InputError(Exception):
-    """The input cannot be read; `str()` says what would do."""
+    """The input cannot be read; `str()` says what is accepted."""
 
 
 def read_input(source: str, model: dict[str, Any]) -> Array | dict[str, Array]:

@@ -59,7 +59,7 @@ def load(
         if not 1 <= processes <= PROCESSES_MAX:
             raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
         outputs = Outputs(json_file, plot, progress)
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the mesh and generators stop too
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stops mesh and generators
         asked = Options(**options)
         if scenario is not None:
             from gearmesh.load.stage import run_scenario
@@ -80,13 +80,13 @@ def load(
 
 
 def usage(message: str) -> NoReturn:
-    """Says what is wrong and exits 2."""
+    """Prints what is wrong and exits 2."""
     err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
 def _refuse_options(options: Options, model: list[str] | None, address: list[str] | None) -> None:
-    """A scenario brings its own mesh and load. Raises: LoadError."""
+    """Raises LoadError for options that a scenario excludes, as it brings its own mesh and load."""
     default = replace(Options(), seconds=options.seconds, seed=options.seed, back_off=options.back_off)
     given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(default, field.name)]
     given += [name for name, value in (("model", model), ("address", address)) if value]

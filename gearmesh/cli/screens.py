@@ -1,4 +1,4 @@
-"""What `gearmesh status` and `gearmesh top` show: tables made from two looks at a mesh, as wide as the terminal is."""
+"""The tables of `gearmesh status` and `gearmesh top`, made from two views of a mesh, for the terminal's width."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from rich.text import Text
 from frontend.admin.observer import View
 from mesh.facts import DeviceState, ModelState, Snapshot, Spread
 
-PLACES_SHOWN = 6  # models of a device that are named, where there is room for it
+PLACES_SHOWN = 6  # models named per device, if there is room
 MODELS_SHOWN = 20  # by status
-WIDE = 110  # columns from which lanes have bars, and devices the names of their models
-SILENT_S = 1.0  # a worker not heard for so long is marked
+WIDE = 110  # from this width on, lanes have bars and devices the names of their models
+SILENT_S = 1.0  # a worker silent for longer is marked
 
 
 @dataclass(slots=True)
 class Change:
-    """What happened between two looks, all controllers together. One look alone: since the controllers started."""
+    """What happened between two views, over all controllers. With one view: since the controllers started."""
 
     seconds: float
     in_time: int = 0
@@ -44,12 +44,12 @@ class Change:
         return self.in_time / self.ended if self.ended else None
 
     def per_s(self, count: float) -> float:
-        """As a rate."""
+        """The count as a rate per second."""
         return count / self.seconds if self.seconds > 0 else 0.0
 
 
 def change(before: View | None, after: View) -> Change:
-    """The difference of two looks. A controller that was not there before counts from its start."""
+    """The difference of two views. A controller that is missing in the first one counts from its start."""
     old = before.snapshots if before is not None else {}
     seconds = after.at_s - before.at_s if before is not None else _uptime_s(after)
     made = Change(seconds)
@@ -74,7 +74,7 @@ def _add(totals: dict[str, int], now: Mapping[str, int], then: Mapping[str, int]
 
 
 class Screen:
-    """Everything: how requests fare, devices, models, members. Live: as many rows as the terminal has."""
+    """The whole screen: requests, devices, models, members. Live: as many rows as the terminal has."""
 
     def __init__(self, before: View | None, after: View, *, live: bool = False) -> None:
         self._before, self._after, self._live = before, after, live
@@ -96,7 +96,7 @@ class Screen:
             return
         told = summary(self._before, self._after, width, cut=True)
         yield told
-        left = height - told.row_count - 6  # the line above, a title each, and a head for two
+        left = height - told.row_count - 6  # the line above, a title for each table, and a head for two
         devices = sum(len(snapshot.devices) for snapshot in self._after.snapshots.values())
         devices_shown = min(devices, max(1, left // 2))
         yield devices_table(self._before, self._after, width, devices_shown)
@@ -108,9 +108,9 @@ def _table(title: str) -> Table:
 
 
 def _columns(table: Table, width: int, first: str, names: Iterable[str], heads: Mapping[str, int]) -> int:
-    """Columns that fit into `width`: `first`, of names, and those of numbers, {head: width}.
+    """Adds columns that fit into `width`: `first` with names, and those with numbers, {head: width}.
 
-    Names may be as long as the longest, if the numbers leave so much; returns how long.
+    A name gets the width of the longest if the numbers leave it; returns the width.
     """
     left = width - sum(columns + 1 for columns in heads.values())
     longest = max((len(name) for name in names), default=0)
@@ -122,12 +122,12 @@ def _columns(table: Table, width: int, first: str, names: Iterable[str], heads: 
 
 
 def _end(name: str, width: int) -> str:
-    """A name cut at its beginning: names of one kind differ at their ends."""
+    """The name cut at its front, because names of one kind differ at their ends."""
     return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def members_table(view: View) -> Table:
-    """Who is there, and how each is."""
+    """All members and their states."""
     epoch = "unknown" if view.epoch is None else str(view.epoch)
     table = Table("member", "role", "pid", "health", "address", title=f"members (table {epoch})", title_justify="left")
     table.add_row("broker", "broker", "", _health(view.broker, "serving goes on with the last table"), "")
@@ -146,7 +146,7 @@ def members_table(view: View) -> Table:
 
 
 def members_line(view: View) -> Text:
-    """How many are there, and those that are not well."""
+    """The number of members, and those that are not well."""
     told = members_table(view)
     names, healths = ([Text.from_markup(str(cell)).plain for cell in told.columns[i].cells] for i in (0, 3))
     ill = [f"{name} {health}" for name, health in zip(names, healths, strict=True) if health != "ok"]
@@ -198,20 +198,20 @@ def devices_table(before: View | None, after: View, width: int, count_max: int |
 
 @dataclass(frozen=True, slots=True)
 class DeviceChange:
-    """A device, and as it was so many seconds ago; None: since it joined."""
+    """A device now and `seconds` ago; None: since it joined."""
 
     now: DeviceState
     then: DeviceState | None
     seconds: float
 
     def per_s(self, count: str) -> float:
-        """How fast a count of the device's grew."""
+        """The growth of a count of the device, per second."""
         grown = getattr(self.now, count) - (getattr(self.then, count) if self.then else 0)
         return float(grown) / self.seconds
 
     @property
     def exec_share(self) -> float:
-        """Share of the time that EXEC was busy."""
+        """Share of the time in which EXEC was busy."""
         return self.per_s("exec_busy_s")
 
 
@@ -259,7 +259,7 @@ def models_table(before: View | None, after: View, width: int, count_max: int) -
     for model, snapshot, name in found:
         then = before.snapshots.get(name) if before is not None else None
         was = next((m for m in then.models if m.ref == model.ref), None) if then is not None else None
-        counts_from = then if was is not None else None  # one that was not named before counts from the start
+        counts_from = then if was is not None else None  # a model missing in the earlier view counts from the start
         seconds = snapshot.now_s - counts_from.now_s if counts_from is not None else snapshot.uptime_s
         table.add_row(_end(model.ref, name_width), *_model_cells(model, was, max(seconds, 1e-9)))
     return table
@@ -283,7 +283,7 @@ def _model_cells(model: ModelState, was: ModelState | None, seconds: float) -> l
 
 
 def summary(before: View | None, after: View, width: int, *, cut: bool = False) -> Table:
-    """How requests fare, and how well times are predicted. `cut`: what is too long for a line ends there."""
+    """Outcomes of requests, and prediction errors. `cut`: lines that are too long are cut off."""
     made = change(before, after)
     span = f"last {made.seconds:.1f} s" if before is not None else f"{made.seconds:.0f} s since the start"
     table = _table(f"requests ({span})")

@@ -131,7 +131,7 @@ def _bar() -> Progress:
 
 
 def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any]]) -> Table:
-    """A row for each policy: means over its seeds, and the spread of what counts."""
+    """One row per policy: means over its seeds, and the spread of the main figures."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
     columns = (

@@ -1,4 +1,4 @@
-"""The console script `gearmesh`: Ctrl-C ends it quietly, even while it is still importing."""
+"""The console script `gearmesh`: Ctrl-C ends it without a traceback, even while it is importing."""
 
 from mesh.process.extras import start
 

@@ -1,4 +1,4 @@
-"""The commands that look at a running mesh, `gearmesh status | top | metrics | trace`. They return the exit code."""
+"""The commands that observe a running mesh, `gearmesh status | top | metrics | trace`. They return the exit code."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from gearmesh.telemetry.trace import TraceError, check_seconds, check_target, re
 from mesh.metrics import metrics_text
 from mesh.process.settings import Settings
 
-DEPLOYED_SHOWN = 12  # models that status describes; of more, those that are not ready
+DEPLOYED_SHOWN = 12  # models that status describes; if there are more, only those that are not ready
 INTERVAL_S_MIN, INTERVAL_S_MAX = 0.1, 60.0
 
 
@@ -30,7 +30,7 @@ def run_status(
     as_json: bool,
     models_table: Callable[[list[dict[str, Any]]], RenderableType],
 ) -> int:
-    """Looks twice, `over_s` apart, and prints what there is. 0; 2 if nobody answers."""
+    """Observes the mesh twice, `over_s` apart, and prints its state. Returns 0; 2 if nobody answers."""
     if not 0 <= over_s <= INTERVAL_S_MAX:
         return _refuse(err, f"--over must be 0 to {INTERVAL_S_MAX:g} seconds; got {over_s:g}")
     try:
@@ -61,7 +61,7 @@ def run_status(
 
 
 def run_top(settings: Settings, interval_s: float, count: int, out: Console, err: Console) -> int:
-    """Looks again and again, until Ctrl-C or `count` looks. 0; 2 if nobody answers the first one."""
+    """Observes the mesh until Ctrl-C, or `count` times. Returns 0; 2 if nobody answers the first time."""
     if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
         return _refuse(err, f"--interval must be {INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g} seconds; got {interval_s:g}")
     if count < 0:
@@ -87,7 +87,7 @@ def run_top(settings: Settings, interval_s: float, count: int, out: Console, err
 
 
 def run_metrics(settings: Settings, err: Console) -> int:
-    """Prints all metrics once. 0; 2 if nobody answers."""
+    """Prints all metrics once. Returns 0; 2 if nobody answers."""
     try:
         with Observer(settings) as observer:
             view = observer.look()
@@ -98,7 +98,7 @@ def run_metrics(settings: Settings, err: Console) -> int:
 
 
 def run_trace(settings: Settings, file: Path, seconds: float, out: Console, err: Console, *, force: bool) -> int:
-    """Records, and writes the file. 0; 2 if it must not be written, or nobody answers."""
+    """Records, and writes the file. Returns 0; 2 if the file must not be written, or nobody answers."""
     try:
         check_seconds(seconds)
         check_target(file, force=force)

@@ -1,1 +1,1 @@
-"""Load on a mesh: plans of requests, generator processes, and what to make of what came back."""
+"""Load on a mesh: plans of requests, generator processes, and reports of the results."""

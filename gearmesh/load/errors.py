@@ -1,4 +1,4 @@
-"""LoadError: what is asked of the load generator cannot be done."""
+"""LoadError: the load generator cannot do what was asked."""
 
 from mesh.errors import GearmeshError
 

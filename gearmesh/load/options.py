@@ -1,4 +1,4 @@
-"""From the command's options to a plan. Pure but for asking whether files are there."""
+"""Makes a plan of the command's options. Pure, except that it asks whether files exist."""
 
 import inspect
 import math
@@ -14,10 +14,10 @@ from gearmesh.load.replay import read_lines
 from gearmesh.simulation.parts import Load
 
 REQUESTS_MAX = 20_000_000
-LAST_S = 1e-3  # that a replayed log goes on after its last arrival
-SECONDS = 10.0  # of a phase, unless told
-DISTINCT_MAX = 10_000  # inputs of each model: they are made before the first request
-BELONGS = (  # options that only some loads look at: {option: its field}, which loads; "closed": --clients
+LAST_S = 1e-3  # how long a replayed log continues after its last arrival
+SECONDS = 10.0  # default duration of a phase
+DISTINCT_MAX = 10_000  # inputs of each model; they are made before the first request
+BELONGS = (  # {option: its field}, and the loads to which it applies; "closed": --clients
     ({"--think-ms": "think_ms", "--back-off": "back_off"}, ("closed",)),
     ({"--cv": "cv"}, ("gamma", "burst")),
     ({"--burst-s": "burst_s", "--idle-s": "idle_s"}, ("burst",)),
@@ -32,7 +32,7 @@ BELONGS = (  # options that only some loads look at: {option: its field}, which 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked on the command line, each with the flag that asks it; None: not given."""
+    """The command line's options, each field with its flag; None: not given."""
 
     clients: Annotated[int | None, Option(help="Closed loop: so many requests in flight.")] = None
     think_ms: Annotated[float, Option(help="Closed loop: mean pause after an answer.")] = 0.0
@@ -70,7 +70,7 @@ class Options:
 
 
 def takes_options(command: Any) -> Any:
-    """The command's `**options` become flags, one for each field of Options, behind its parameter `model`."""
+    """Turns the command's `**options` into flags: one for each field of Options, after its parameter `model`."""
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
@@ -97,7 +97,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
 
 
 def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
-    """The plan. Raises: LoadError, naming the option that cannot stand."""
+    """The plan. Raises: LoadError, which names the option that is wrong."""
     _check(options)
     source, seconds = _source(options)
     slo = Slo(numbers(options.slo_ms, "--slo-ms") or (100.0,), "ms", options.slo_draw)
@@ -139,7 +139,7 @@ def _source(options: Options) -> tuple[Open | Replay | Closed, float]:
 
 
 def _check(options: Options) -> None:
-    """Raises: LoadError for the first option that cannot stand."""
+    """Raises LoadError for the first option that is wrong."""
     kind = options.arrivals or "poisson"
     for name, choice, allowed in (
         ("--arrivals", kind, OPEN_KINDS),
@@ -172,7 +172,7 @@ def _check_numbers(options: Options) -> None:
 
 
 def _check_together(options: Options, kind: str) -> None:
-    """Options that need, or exclude, each other."""
+    """Checks options that need or exclude each other. Raises: LoadError."""
     seconds = options.seconds or SECONDS
     most = max(options.rate or 0.0, options.rate_end or 0.0) * seconds
     wrong = (
@@ -208,6 +208,6 @@ DEFAULTS = Options()
 
 
 def with_models(plan: Plan, models: tuple[str, ...]) -> Plan:
-    """The plan with every stream asking these models."""
+    """The plan with these models for every stream."""
     phases = tuple(replace(p, streams=tuple(replace(s, models=models) for s in p.streams)) for p in plan.phases)
     return replace(plan, phases=phases)

@@ -19,8 +19,8 @@ from gearmesh.simulation.parts import Load
 
 V100_BATCH1_MS = 2.73  # ResNet50 v2, paper.json
 SLO_BASE_MS, SLO_STEP, SLO_STEPS = 2.9, 1.5, 13  # experiments 6.3 and 6.4: 1x to 130x
-DAY_MS = 86_400_000.0  # the budget of 6.4's background: 24 hours
-RESIDENT = 201  # ResNet50s that the paper's 32 GB card holds
+DAY_MS = 86_400_000.0  # budget of the background load in 6.4: 24 hours
+RESIDENT = 201  # ResNet50s that fit into the paper's 32 GB card
 CORES = 32  # of the paper's machines
 RESNET = "resnet50_v2"
 
@@ -32,8 +32,8 @@ class Stand:
     name: str
     devices: int
     models: tuple[tuple[str, str], ...]  # (name, architecture of paper.json)
-    phases: Callable[[float], tuple[Phase, ...]]  # given the time ratio: 1.0 is the paper's V100
-    resident: int | None = None  # models that a device holds; None: all of them, or the card's memory
+    phases: Callable[[float], tuple[Phase, ...]]  # given the time ratio; 1.0: the paper's V100
+    resident: int | None = None  # models that a device holds; None: all of them, or as many as the card's memory holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,19 @@ class Experiment:
 
     name: str
     title: str
-    device: str  # auto or emulated, unless told otherwise
-    seconds: float  # of each phase, unless told otherwise
+    device: str  # auto or emulated; the default
+    seconds: float  # of each phase; the default
     stands: Callable[[float, float], Sequence[Stand]]  # (scale, seconds)
-    scaled: str  # what scale does, for the report
+    scaled: str  # what `scale` changes, for the report
 
 
 def default_scale(cores: int) -> float:
-    """Share of the paper's rates that a machine of so many cores is asked for: one twentieth at least."""
+    """The share of the paper's rates for a machine of so many cores; at least one twentieth."""
     return min(1.0, max(0.05, cores / CORES))
 
 
 def experiment(name: str, architectures: Sequence[str]) -> Experiment:
-    """The experiment; `architectures`: names of paper.json, for 6.5. Raises: LoadError for a name that there is not."""
+    """The experiment. `architectures`: names in paper.json, for 6.5. Raises: LoadError, if the name is unknown."""
     known = experiments(architectures)
     if name not in known:
         raise LoadError(f"scenario: must be one of {', '.join(known)}; got {name!r}")
@@ -86,7 +86,7 @@ def _comparison(scale: float, seconds: float) -> list[Stand]:
 
 
 def _many_models(scale: float, seconds: float) -> list[Stand]:
-    """6.2: one busy model beside a growing crowd of them, more than the device holds."""
+    """6.2: one busy model beside a growing number of others, more than the device holds."""
     models = _copies(max(12, round(3601 * scale)))
     crowd = _names(models)[1:]
 
@@ -105,7 +105,7 @@ def _ramp(rate: float, ratio: float) -> Open:
 
 
 def _how_low(scale: float, seconds: float) -> list[Stand]:
-    """6.3: N models at R requests/s in all, the budget growing from 1x to 130x of batch 1."""
+    """6.3: N models at R requests/s in all; the budget grows from 1x to 130x of the batch-1 time."""
     devices = max(1, round(6 * scale))
     stands = []
     for count in (12, 48):
@@ -126,7 +126,7 @@ def _how_low(scale: float, seconds: float) -> list[Stand]:
 
 
 def _isolation(scale: float, seconds: float) -> list[Stand]:
-    """6.4: six models with tight budgets beside closed-loop clients that have all day."""
+    """6.4: six models with tight budgets beside closed-loop clients with a budget of 24 hours."""
     devices = max(1, round(6 * scale))
     models = _copies(54)
     sensitive, rest = _names(models)[:6], _names(models)[6:]
@@ -146,7 +146,7 @@ def _isolation(scale: float, seconds: float) -> list[Stand]:
 
 
 def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> list[Stand]:
-    """6.5: thousands of models, a load like the Azure Functions trace."""
+    """6.5: thousands of models under a load like the Azure Functions trace."""
     count = max(60, round(4026 * scale))
     kinds = [architectures[i % len(architectures)] for i in range(count)]
     models = tuple((f"{kind}.{i}", kind) for i, kind in enumerate(kinds))
@@ -160,7 +160,7 @@ def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> l
 
 
 def _scaling(scale: float, seconds: float) -> list[Stand]:
-    """6.6: more and more emulated devices, each with rising load: when does the controller limit?"""
+    """6.6: a growing number of emulated devices under rising load, to find where the controller is the limit."""
     stands = []
     for workers in sorted({max(1, round(count * scale)) for count in (10, 30, 50, 80, 110, 150)}):
         models = _copies(8 * workers)
@@ -182,7 +182,7 @@ def _scaling(scale: float, seconds: float) -> list[Stand]:
 
 
 def experiments(architectures: Sequence[str]) -> dict[str, Experiment]:
-    """The experiments. `architectures`: of paper.json, for 6.5."""
+    """{name: experiment}. `architectures`: names in paper.json, for 6.5."""
     found = (
         Experiment("paper-6.1", "15 models, 16 clients each, budgets from tight to loose", "auto", 10.0, _comparison,
                    "nothing: one device"),

@@ -1,6 +1,7 @@
-"""What load is wanted: phases one after the other, each of streams side by side. Pure.
+"""A plan of load: a sequence of phases, each with streams that run in parallel. Pure.
 
-A stream is an open loop (requests come when they come) or a closed loop (a client asks again once it is answered).
+A stream is an open loop (requests arrive regardless of answers) or a closed loop (a client sends its next request after
+an answer).
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ class Target:
     name: str
     inputs: tuple[Tensor, ...]
     batch_max: int = 1
-    batch1_ms: float | None = None  # latency of a lone request, once it was measured
+    batch1_ms: float | None = None  # latency of a request that is alone in the mesh, once measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,11 @@ class Slo:
     """Budgets: each request draws one of `values` (choice), or one between the least and the greatest (log_uniform)."""
 
     values: tuple[float, ...]
-    unit: str = "ms"  # or batch1: factors of the latency of a lone request to the same model
+    unit: str = "ms"  # or batch1: multiples of the model's batch1_ms
     draw: str = "choice"
 
     def values_ms(self, target: Target) -> tuple[float, ...]:
-        """The budgets for one model. Raises: LoadError if they depend on a time that was not measured."""
+        """The budgets for one model in ms. Raises: LoadError, if they depend on a time that was not measured."""
         if self.unit == "ms":
             return self.values
         if target.batch1_ms is None:
@@ -50,22 +51,25 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Arrivals as the simulator draws them; `load.seconds` and `load.slo_ms` are the phase's and the stream's."""
+    """Arrivals as the simulator draws them.
+
+    `load.seconds` and `load.slo_ms` are replaced by the phase's and the stream's.
+    """
 
     load: Load
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Recorded requests, oldest first; their own budgets where they have one."""
+    """Recorded requests, oldest first, with their own budgets if recorded."""
 
     lines: tuple[Line, ...]
-    rate_rps: float | None = None  # gaps are stretched or squeezed to this mean rate
+    rate_rps: float | None = None  # gaps are scaled to this mean rate; None: as recorded
 
 
 @dataclass(frozen=True, slots=True)
 class Growing:
-    """Poisson arrivals, each to one of the models that are in use: one at first, one more every `every_s`."""
+    """Poisson arrivals, each for one of the models in use: one at first, one more every `every_s`."""
 
     rate_rps: float
     every_s: float
@@ -76,9 +80,9 @@ class Closed:
     """Clients that each have one request in flight."""
 
     clients: int
-    per_model: bool = False  # so many for every model, each faithful to its own; else in all, drawing for each request
+    per_model: bool = False  # True: so many per model, each asking only that one; False: so many in all
     think_s: float = 0.0  # mean of the exponential pause after each answer
-    zipf: float = 0.0  # the k-th most popular model is drawn like k^-zipf
+    zipf: float = 0.0  # the k-th most popular model is drawn with weight k^-zipf
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +97,17 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A span of load; the next begins when everything is answered."""
+    """A period of load; the next one begins once all requests are answered."""
 
     name: str
     seconds: float
     streams: tuple[Stream, ...]
-    warmup_s: float = 0.0  # requests due before this are sent, and left out of the report
+    warmup_s: float = 0.0  # requests due before this are sent, but left out of the report
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that one call of the load generator does."""
+    """What one call of the load generator does."""
 
     name: str
     phases: tuple[Phase, ...]
@@ -111,22 +115,22 @@ class Plan:
     rows: int = 1
     cache: bool = False  # True: the mesh may answer from its prediction cache
     distinct_inputs: int = 1
-    back_off: bool = False  # True: a refused client of a closed loop waits as long as it was told to
-    notes: tuple[str, ...] = field(default=())  # for the report: what it stands for, and how it was scaled
+    back_off: bool = False  # True: a refused client of a closed loop waits for retry_after_ms
+    notes: tuple[str, ...] = field(default=())  # for the report: what the plan stands for, and how it was scaled
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All models that are asked, in the order they first occur."""
+        """All models that are asked, in the order of their first occurrence."""
         return tuple(dict.fromkeys(m for phase in self.phases for stream in phase.streams for m in stream.models))
 
     @property
     def needs_batch1(self) -> bool:
-        """True if budgets are factors of the time of a lone request."""
+        """Whether budgets are multiples of batch1_ms."""
         return any(stream.slo.unit != "ms" for phase in self.phases for stream in phase.streams)
 
 
 def each_slo(plan: Plan) -> Plan:
-    """The plan with every phase run once for each of its budgets, one after the other, on the same arrivals."""
+    """The plan with each phase repeated for each of its budgets, in sequence, with the same arrivals."""
     phases = []
     for phase in plan.phases:
         for value in dict.fromkeys(v for stream in phase.streams for v in stream.slo.values):

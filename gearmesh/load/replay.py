@@ -1,4 +1,4 @@
-"""Recorded logs: a gearmesh request log (a file or a folder of them), or JSON lines as the simulator reads them."""
+"""Recorded logs: a gearmesh request log (a file or a folder), or JSON lines as the simulator reads them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gearmesh.simulation.arrivals.recorded import Line, controllers_log
 def read_lines(source: Path) -> tuple[Line, ...]:
     """The requests of a log, oldest first, the first at 0.
 
-    Raises: LoadError, naming the line; LogError if it is a gearmesh log of another version, or damaged.
+    Raises: LoadError, which names the line; LogError, for a gearmesh log of another version or a damaged one.
     """
     if not source.exists():
         raise LoadError(f"--file {source}: there is no such file")

@@ -1,4 +1,4 @@
-"""Runs a plan: starts the generator processes, gives each its share of every phase, and gathers what they saw."""
+"""Runs a plan: starts the generator processes, gives each its share of every phase, and collects their records."""
 
 import asyncio
 import contextlib
@@ -36,10 +36,10 @@ from gearmesh.load.plan import Phase, Plan, Target, Tensor
 from gearmesh.load.reporting.records import Records, merge
 from gearmesh.telemetry.machine import Watch
 
-LEAD_S = 0.1  # from telling the generators when to begin to the first request
+LEAD_S = 0.1  # from telling the generators when to begin until the first request
 CONNECT_S = 5.0
 LINE_BYTES_MAX = 1 << 24
-LONE_RUNS, LONE_WARM = 9, 2  # requests that measure the batch-1 time, and those before them that do not count
+LONE_RUNS, LONE_WARM = 9, 2  # requests that measure the batch-1 time, and warm-up requests before them
 LONE_SLO_MS = 60_000.0
 MEASURED_MODELS_MAX = 32
 
@@ -54,7 +54,7 @@ class Where:
 
 @dataclass(slots=True, eq=False)
 class PhaseRun:
-    """What came of one phase."""
+    """The results of one phase."""
 
     phase: Phase
     records: Records
@@ -63,13 +63,13 @@ class PhaseRun:
     generator_cpu_s: list[float]  # of each generator process
     stray: int
     broken: int  # connections to the mesh that were lost
-    full: bool  # a generator could note no more requests, and its clients stopped asking
-    watched: dict[str, object]  # machine.Watch.stop()
+    full: bool  # a generator could record no more requests, and its clients stopped
+    watched: dict[str, object]  # result of machine.Watch.stop()
 
 
 @dataclass(slots=True)
 class Seen:
-    """The latest progress of every generator, summed."""
+    """The latest progress of all generators, summed."""
 
     parts: dict[int, Progress] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ class Seen:
 
     @property
     def late_ms(self) -> float:
-        """How late the last request was sent, at the worst generator."""
+        """Delay of the last request sent, of the generator where it is greatest."""
         return max((part.late_ms for part in self.parts.values()), default=0.0)
 
     @property
@@ -98,7 +98,7 @@ OnProgress = Callable[[Phase, float, Seen], None]  # phase, seconds since it beg
 
 
 async def find_targets(where: Where, models: Sequence[str]) -> dict[str, Target]:
-    """The models, as the mesh describes them; all that are ready if none is named. Raises: LoadError."""
+    """The models as the mesh describes them; by default all that are ready. Raises: LoadError."""
     async with _client(where) as client:
         try:
             described = {model["name"]: model for model in (await client.call("models", timeout_s=CONNECT_S))["models"]}
@@ -138,7 +138,7 @@ def _client(where: Where) -> AsyncClient:
 
 
 async def mesh_pids(where: Where) -> dict[str, int]:
-    """{member: its process} of the mesh's services on this host, so that their CPU is not taken for foreign."""
+    """{member: process id} of the mesh's services on this host, so that their CPU time is not counted as foreign."""
     async with _client(where) as client:
         try:
             members = (await client.call("status", timeout_s=CONNECT_S))["members"]
@@ -149,7 +149,7 @@ async def mesh_pids(where: Where) -> dict[str, int]:
 
 
 def _runs_gearmesh(pid: int) -> bool:
-    """True if a process of this host has the number, and is one of a mesh (a member may be on another host)."""
+    """Whether this process exists on this host and belongs to a mesh (the member may be on another host)."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -161,7 +161,7 @@ def _runs_gearmesh(pid: int) -> bool:
 
 
 async def measure_batch1(where: Where, targets: Mapping[str, Target]) -> dict[str, Target]:
-    """The targets with the median latency, at the frontend, of requests that came alone. Raises: LoadError.
+    """The targets with the median latency, at the frontend, of requests sent one at a time. Raises: LoadError.
 
     Of more than 32 models, 32 are measured and the others get the median of those.
     """
@@ -195,13 +195,13 @@ class _Process:
         self._decoder = msgspec.json.Decoder(FromGenerator)
 
     async def send(self, message: FromCommand) -> None:
-        """One line to the generator."""
+        """Writes one line to the generator."""
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(message) + b"\n")
         await self.process.stdin.drain()
 
     async def read(self) -> FromGenerator:
-        """Its next line. Raises: LoadError if it broke."""
+        """Its next line. Raises: LoadError, if the generator failed."""
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
@@ -212,13 +212,13 @@ class _Process:
         return message
 
     async def expect(self, kind: type[Ready] | type[Loaded]) -> None:
-        """Its next line is of this kind. Raises: LoadError."""
+        """Waits for a line of this kind. Raises: LoadError."""
         message = await self.read()
         if not isinstance(message, kind):
             raise LoadError(f"generator process {self.number} said {message} in place of {kind.__name__}")
 
     async def stop(self) -> None:
-        """The process is gone."""
+        """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -240,7 +240,7 @@ async def _process(number: int, start: Start) -> AsyncIterator[_Process]:
         yield held
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()  # what it measured is of no use: it need not end by itself
+            process.kill()  # its results are not needed: no orderly end
         raise
     finally:
         with contextlib.suppress(ConnectionError):
@@ -255,7 +255,7 @@ async def run_plan(
     progress: OnProgress,
     pids: Mapping[str, int] | None = None,
 ) -> list[PhaseRun]:
-    """What came of every phase. `pids`: {name: process of the mesh}, whose CPU is not foreign.
+    """The results of every phase. `pids`: {name: process of the mesh}, whose CPU time is not foreign.
 
     Raises: LoadError.
     """
@@ -306,7 +306,7 @@ async def run_plan(
 async def _hand_out(
     plan: Plan, phase: Phase, number: int, clients: Sequence[Clients], running: Sequence[_Process], folder: Path
 ) -> None:
-    """Every generator has its share of the phase, and can begin."""
+    """Gives every generator its share of the phase, and waits until all can begin."""
     for process in running:
         dealt = deal_clients(clients, process.number, len(running))
         name = f"{number}-{process.number}"
@@ -324,7 +324,7 @@ async def _hand_out(
 
 
 async def _run_phase(phase: Phase, running: Sequence[_Process], progress: OnProgress) -> list[Finished]:
-    """The phase is over at all generators, which began it together."""
+    """Starts the phase at all generators at once, and waits until it is over at each."""
     start_s = time.monotonic() + LEAD_S
     seen = Seen()
     for process in running:

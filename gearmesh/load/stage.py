@@ -1,4 +1,4 @@
-"""Sets the stage for a paper experiment: model packages, a mesh on ports of its own, the time ratio; then runs it."""
+"""Prepares a paper experiment: model packages, a mesh on ports of its own, the time ratio; then runs it."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from gpu_worker.core.emulation import DeviceProfile, ModelTimes
 
 PROFILE = Path(__file__).resolve().parents[1] / "simulation" / "profiles" / "paper.json"
 DEVICES = ("auto", "cpu", "cuda", "emulated")
-WIDTH = 2240  # of the MLP that stands in for ResNet50: 20 MB, a few milliseconds on one core
+WIDTH = 2240  # of the MLP that replaces ResNet50: 20 MB, a few ms on one core
 FLOATS = 64
 BATCH_MAX = 16
 MANIFEST = """
@@ -51,7 +51,7 @@ async def run_scenario(
     back_off: bool,
     outputs: Outputs,
 ) -> int:
-    """The experiment was run and reported; the exit code. Raises: LoadError."""
+    """Runs and reports the experiment. Returns the exit code. Raises: LoadError."""
     profile = msgspec.json.decode(PROFILE.read_bytes(), type=DeviceProfile)
     chosen = experiment(name, list(profile.models))
     if scale is None:
@@ -129,7 +129,7 @@ async def _run_stand(
 
 
 def write_emulated(repository: Path, models: Sequence[tuple[str, str]], profile: DeviceProfile) -> None:
-    """A package for each model, with weights of the paper's size that take no room on the disk: files with holes."""
+    """Writes a package for each model, with weights of the paper's size in sparse files, which take no disk space."""
     weights: dict[str, Path] = {}
     for name, kind in models:
         folder = repository / name / "1"
@@ -144,7 +144,7 @@ def write_emulated(repository: Path, models: Sequence[tuple[str, str]], profile:
 
 
 def _write_hollow(file: Path, floats: int) -> None:
-    """A safetensors file of one tensor of zeros, sparse."""
+    """Writes a sparse safetensors file with one tensor of zeros."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [floats], "data_offsets": [0, 4 * floats]}}).encode()
     header += b" " * (-len(header) % 8)
     with file.open("wb") as out:
@@ -153,7 +153,7 @@ def _write_hollow(file: Path, floats: int) -> None:
 
 
 def write_profile(file: Path, stand: Stand, profile: DeviceProfile) -> Path:
-    """The profile of the emulated devices: the paper's V100, with room for `stand.resident` models if that is given."""
+    """Writes the profile of the emulated devices: the paper's V100, with memory for `stand.resident` models if set."""
     memory_mb = profile.memory_mb
     if stand.resident is not None:
         page_bytes = profile.page_bytes
@@ -166,7 +166,7 @@ def write_profile(file: Path, stand: Stand, profile: DeviceProfile) -> Path:
 
 
 def write_mlps(repository: Path, models: Sequence[tuple[str, str]]) -> int:
-    """A package for each model: one MLP under many names. Returns the bytes of its weights."""
+    """Writes a package for each model, all with the same MLP. Returns the bytes of its weights."""
     import torch
     from torch import nn
 

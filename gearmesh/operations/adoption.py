@@ -1,6 +1,6 @@
-"""What `gearmesh deploy` is given: a model of the broker's repository, or a package on its way into it.
+"""The argument of `gearmesh deploy`: a model in the broker's repository, or a package that is copied into it.
 
-Of a package all versions arrive, or none.
+Either all versions of a package are copied, or none.
 """
 
 import os
@@ -18,26 +18,26 @@ from mesh.errors import PackageError
 from mesh.process.repository import MANIFEST, look, versions_in
 from mesh.versions import why_changed, why_container
 
-ANY_FACTORY = ("",)  # whether a worker may call it is for the workers to say: nothing is called here
+ANY_FACTORY = ("",)  # allows every factory: nothing is called here, and workers check whether they may call it
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the broker is to be asked for."""
+    """What to ask the broker for."""
 
     name: str
     version: str | None
-    notes: tuple[str, ...] = ()  # for the person, whatever the broker answers
-    hint: str = ""  # if the broker knows no such model
+    notes: tuple[str, ...] = ()  # for the user, whatever the broker answers
+    hint: str = ""  # for the user if the broker does not know the model
 
 
 def order(
     model: str, version: str | None, told: wire.CatalogueReply, repository: Path, factory_allow: tuple[str, ...]
 ) -> Order:
-    """The package that is meant is in the broker's repository, if it can be, and is what was served under its number.
+    """The order for a model or package. The package is then in the broker's repository, with the content served so far.
 
-    `model`: a name, or a folder's. `repository`: of this shell's settings, for a hint. Raises: PackageError, and
-    nothing has changed.
+    `model`: a model's name, or a package's folder. `repository`: of this shell's settings, for a hint. Raises:
+    PackageError; then nothing has changed.
     """
     if "/" in model or os.path.isfile(os.path.join(model, MANIFEST)):
         return _of_folder(Path(os.path.abspath(model)), version, told, factory_allow)
@@ -46,7 +46,7 @@ def order(
 
 
 def _of_folder(folder: Path, version: str | None, told: wire.CatalogueReply, factory_allow: tuple[str, ...]) -> Order:
-    name, known = folder.name, known_of(told, folder.name)  # the name given, whatever the folder is a link to
+    name, known = folder.name, known_of(told, folder.name)  # the name given, even if the folder is a link to another
     if known is not None and known.container:
         raise PackageError(str(folder), [why_container(name, str(folder))], PackageCode.NAME_TAKEN)
     versions = _versions(folder)
@@ -69,10 +69,10 @@ def _of_folder(folder: Path, version: str | None, told: wire.CatalogueReply, fac
 def adopt_package(
     folder: Path, repository: Path, factory_allow: tuple[str, ...], known: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
-    """Every version of the package in `folder` is in the repository; returns what the person should know.
+    """Copies every version of the package in `folder` into the repository. Returns notes for the user.
 
-    `known`: {version: digest} of what was ever served. Raises: PackageError, and nothing has changed; with code
-    version_exists where the repository has another content.
+    `known`: {version: digest} of what was ever served. Raises: PackageError, with code version_exists if the repository
+    has the version with another content; then nothing has changed.
     """
     refs = [wire.ref_of(folder.name, version) for version in _versions(folder)]
     packages = [read_package(folder.parent, ref, factory_allow) for ref in refs]
@@ -86,7 +86,7 @@ def adopt_package(
 
 
 def _versions(folder: Path) -> list[str]:
-    """The versions of a package, oldest first; one at least. Raises: PackageError."""
+    """The versions of a package, oldest first; at least one. Raises: PackageError."""
     try:
         versions = sorted(versions_in(folder), key=int) if folder.is_dir() else []
     except OSError as error:
@@ -98,7 +98,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _hint(name: str, told: wire.CatalogueReply, repository: Path) -> str:
-    """Where a package of this name lies, that is not the broker's."""
+    """A hint if a package of this name is in this shell's repository and not in the broker's; else ""."""
     if is_the_broker_s(repository, told):
         return ""
     try:
@@ -109,9 +109,9 @@ def _hint(name: str, told: wire.CatalogueReply, repository: Path) -> str:
 
 
 def check_deployed(name: str, version: str | None, told: wire.CatalogueReply) -> None:
-    """The files of a version that is to be deployed (the newest if None) are those that were served under its number.
+    """Checks that the files of a version to be deployed (None: the newest) are those served under its number.
 
-    Raises: PackageError. Whether there is such a version is for the broker to say.
+    Raises: PackageError. A version that does not exist is left to the broker.
     """
     versions = look(Path(told.repository)).versions.get(name, []) if is_seen(told) else []
     asked = version or (versions[-1] if versions else "")
@@ -120,10 +120,11 @@ def check_deployed(name: str, version: str | None, told: wire.CatalogueReply) ->
 
 
 def check_content(name: str, version: str, told: wire.CatalogueReply) -> None:
-    """The version's files are those that were served, if any were.
+    """Checks that the version's files are those that were served, if any were.
 
-    Workers that hold the version in memory would serve on, and say that all is well, until they are started again.
-    Raises: PackageError, content_changed; damaged files and missing ones are others, too.
+    Otherwise workers that hold the version in memory would go on serving it, and report success, until they are
+    restarted.
+    Raises: PackageError with code content_changed; also for damaged or missing files.
     """
     known, repository = known_of(told, name), Path(told.repository)
     content = known.contents.get(version) if known is not None and not known.container else None
@@ -139,10 +140,10 @@ def check_content(name: str, version: str, told: wire.CatalogueReply) -> None:
 
 
 def _may_read(folder: Path) -> bool:
-    """Nothing that is there is closed to this person: what is, the workers look at alone."""
+    """Whether this user may read every file of the folder. If not, only the workers can check the files."""
     try:
         return all(os.access(file, os.R_OK) for file in folder.iterdir() if file.exists())
     except (FileNotFoundError, NotADirectoryError):
-        return True  # nothing is there
+        return True  # there are no files
     except OSError:
         return False

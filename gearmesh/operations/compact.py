@@ -7,14 +7,14 @@ from mesh.process.runtime import Runtime, Service, serve
 
 
 def services(runtime: Runtime) -> list[Service]:
-    """The three, which call each other in memory."""
+    """The three services, which call each other in memory."""
     settings = runtime.settings
     broker = (f"memory://{settings.broker_port}/broker", settings.broker_address)
     return [BrokerService(runtime), ControllerService(runtime, broker), FrontendService(runtime, broker)]
 
 
 def main() -> None:
-    """Runs all three until a signal; exits 0, or 2 with the reason if they cannot start."""
+    """Runs all three until a signal. Exits 0, or 2 with the reason if they cannot start."""
     serve("mesh", services)
 
 

@@ -1,6 +1,6 @@
-"""Containers that `gearmesh up` keeps running: which, and how many replicas of each, in a file that others may change.
+"""The file of the containers that `gearmesh up` keeps running, with the number of replicas of each.
 
-`gearmesh container --replicas N` and `gearmesh scale NAME N` write the file; whoever runs the mesh looks at it.
+`gearmesh container --replicas N` and `gearmesh scale NAME N` write the file; the process that runs the mesh reads it.
 """
 
 import asyncio
@@ -22,27 +22,27 @@ from gearmesh.operations.supervisor import Extra, Supervisor
 from mesh import wire
 from mesh.process.settings import Settings
 
-LOOK_S = 0.3  # between looks at the file
+LOOK_S = 0.3  # between two reads of the file
 REPLICAS_MAX = 64
 UP = "welcomed"  # by its controller: from then on it serves
-TAKES_OVER_S = 5.0  # so long is waited for the word that another version is current
+TAKES_OVER_S = 5.0  # longest wait for the broker's reply that another version is current
 
 
 class Kept(msgspec.Struct):
     """One container that is kept running."""
 
     arguments: list[str]  # of `gearmesh container`
-    folder: str  # where it was started: modules are found from there
+    folder: str  # where it was started; modules are found from there
     replicas: int
-    version: str = "1"  # that this was when it was put here
-    code: str = ""  # digest of its content then
-    asked: int = 0  # how often somebody has said how many: replicas that could not start are tried again each time
+    version: str = "1"  # its version when it was added
+    code: str = ""  # digest of its content at that time
+    asked: int = 0  # number of commands that set the replicas: each makes failed replicas start again
 
 
 class Roster:
-    """The file. A change is whole or not at all, and two at a time are made one after the other.
+    """The file. A change is written completely or not at all, and concurrent changes are made one after the other.
 
-    Beside it lies another, in which whoever keeps the containers says which replicas are down, and why.
+    A second file beside it lists the replicas that are down, and why; the process that keeps the containers writes it.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -51,7 +51,7 @@ class Roster:
         self._runner = data_dir / "supervisor.lock"
 
     def read(self) -> dict[str, Kept]:
-        """{model: container}. Raises: ValueError, naming the file."""
+        """{model: container}. Raises: ValueError, which names the file."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Kept])
         except FileNotFoundError:
@@ -60,7 +60,7 @@ class Roster:
             raise ValueError(f"{self._file}: {error}") from error
 
     def put(self, model: str, container: Kept) -> Kept | None:
-        """The container is to be kept. Returns what was kept under this name before."""
+        """Adds the container. Returns the one that was kept under this name before."""
         with self._changing() as kept:
             before = kept.get(model)
             container.asked = before.asked + 1 if before is not None else 0
@@ -68,7 +68,7 @@ class Roster:
         return before
 
     def scale(self, model: str, replicas: int) -> bool:
-        """So many replicas are to be kept. False if no such container is."""
+        """Sets the number of replicas. Returns False if there is no such container."""
         with self._changing() as kept:
             if model not in kept:
                 return False
@@ -77,7 +77,7 @@ class Roster:
             return True
 
     def tell_down(self, down: dict[str, str]) -> None:
-        """These replicas are down, {replica: why}, and no others."""
+        """Replaces the list of replicas that are down: {replica: why}."""
         _write(self._down, down)
 
     def down(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Roster:
             return {}
         try:
             return msgspec.json.decode(self._down.read_bytes(), type=dict[str, str])
-        except (OSError, msgspec.MsgspecError):  # it is about to be written
+        except (OSError, msgspec.MsgspecError):  # it is being written
             return {}
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ class Roster:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Others can see, until the block ends, that somebody keeps these containers."""
+        """Until the block ends, others can see that these containers are being kept."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._runner, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
@@ -108,7 +108,7 @@ class Roster:
 
     @property
     def is_watched(self) -> bool:
-        """A `gearmesh up` of this data folder runs."""
+        """Whether a `gearmesh up` of this data folder runs."""
         try:
             with open(self._runner, "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +120,7 @@ class Roster:
 
 
 async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Settings) -> None:
-    """Runs until cancelled: as many replicas run as the roster says, and those that are down are told there."""
+    """Runs until cancelled: starts and stops replicas as the roster says, and records there which are down."""
     said: Any = None
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
@@ -147,7 +147,7 @@ async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Sett
 
 
 async def _take_over(supervisor: Supervisor, model: str, extra: Extra, replicas: int, settings: Settings) -> None:
-    """The new version is the one that is asked, and the others' replicas are let go; or else nothing has changed."""
+    """Makes the new version current and ends the replicas of others; if that fails, nothing changes."""
     why = await asyncio.to_thread(_deploy, model, extra.version, settings) if replicas else ""
     if why:
         supervisor.say("up", f"version {extra.version} of {model} does not take over yet: {why}")
@@ -156,7 +156,7 @@ async def _take_over(supervisor: Supervisor, model: str, extra: Extra, replicas:
 
 
 def _deploy(model: str, version: str, settings: Settings) -> str:
-    """The version is current. Returns why it is not, or nothing."""
+    """Makes the version current. Returns why it failed, or ""."""
     try:
         with Operator(settings) as operator:
             reply = operator.call(wire.Deploy(call=1, name=model, version=version), TAKES_OVER_S)
@@ -166,7 +166,7 @@ def _deploy(model: str, version: str, settings: Settings) -> str:
 
 
 def _write(file: Path, found: Any) -> None:
-    """The file holds this, as JSON; nobody sees it half written."""
+    """Writes the file as JSON, atomically."""
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     with os.fdopen(handle, "w") as out:
         json.dump(msgspec.to_builtins(found), out, indent=1)

@@ -1,4 +1,4 @@
-"""`gearmesh doctor`: what this machine, the settings and the repository are like, and what to mend."""
+"""`gearmesh doctor`: examines this machine, the settings and the repository, and says what to fix."""
 
 import importlib.metadata
 import os
@@ -26,11 +26,11 @@ from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
 
 ANSWERS_WITHIN_S = 1.5
-Finding = tuple[str, str, str]  # (good | note | bad, what, how it is)
+Finding = tuple[str, str, str]  # (good | note | bad, subject, finding)
 
 
 def examine(settings: Settings, out: Console) -> int:
-    """Prints the findings. Returns the exit code: 1 if something must be mended, else 0."""
+    """Prints the findings. Returns the exit code: 1 if something must be fixed, else 0."""
     findings = [*_software(), *_machine(settings), *_ports(settings), *examine_repository(settings)]
     table = Table("", "what", "how it is")
     marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[red]mend[/]"}
@@ -85,7 +85,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 
 
 def _disk(data_dir: Path) -> Finding:
-    """Whether the folder, or one in which it can be made, takes files, and how much fits in."""
+    """Whether the data folder, or the folder it would be made in, can be written, and how much space is left."""
     there = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -138,9 +138,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_repository(settings: Settings) -> Iterator[Finding]:
-    """Of every version in the model repository: that it can be served, and is what is served under its number.
+    """For every version in the model repository: whether it can be served, and is the content served under its number.
 
-    The repository is the broker's if it can be seen.
+    If the broker's repository can be reached, that one is examined.
     """
     from gpu_worker.packages.contents import Contents
     from gpu_worker.packages.package import read_package

@@ -18,7 +18,7 @@ STARTS_WITHIN_S = 600.0
 
 
 class NotReady(RuntimeError):
-    """The mesh could not serve within the time it has for it; `str()` has its log's last lines."""
+    """The mesh was not ready in time; `str()` has its log's last lines."""
 
 
 @dataclass(slots=True)
@@ -27,11 +27,11 @@ class Mesh:
 
     supervisor: Supervisor
     environment: dict[str, str]
-    address: str  # where clients call
-    lines: list[str] = field(default_factory=list)  # what its processes printed, "process | line"
+    address: str  # address for clients
+    lines: list[str] = field(default_factory=list)  # output of its processes, "process | line"
 
     def log(self, last: int = 60) -> str:
-        """The last lines, for whoever has to find out what went wrong."""
+        """The last lines of the output, for error messages."""
         return "\n".join(self.lines[-last:])
 
 
@@ -45,9 +45,10 @@ async def mesh(
     ready: bool = True,
     **settings: object,
 ) -> AsyncIterator[Mesh]:
-    """Runs the Procfile until the block ends. `ready`: entered once every model can be served. Raises: NotReady.
+    """Runs the Procfile until the block ends. With `ready` it first waits until every model can be served. Raises:
+    NotReady.
 
-    Without a setting http_port there is no gateway.
+    There is a gateway only if the setting http_port is given.
     """
     formation = {**({} if settings.get("http_port") else {"gateway": 0}), **(formation or {})}
     frontends = max(1, formation.get("frontend", 1))

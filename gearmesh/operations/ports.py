@@ -1,4 +1,4 @@
-"""Ports for meshes on this machine that nobody else takes meanwhile: suites and benchmarks may run side by side."""
+"""Ports for meshes on this machine that no other process gets: tests and benchmarks may run in parallel."""
 
 import fcntl
 import os
@@ -6,12 +6,12 @@ import socket
 import tempfile
 from pathlib import Path
 
-PORTS = range(20_000, 32_000, 500)  # where blocks begin; below the ports of whoever asks for any, or connects
-_ours: list[int] = []  # ports of this process's block that were not given away
+PORTS = range(20_000, 32_000, 500)  # first ports of blocks; below the ports that the system gives to other programs
+_ours: list[int] = []  # ports of this process's block that are not given away yet
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports in a row that nobody listens on. Nobody else gets them from here before this process ends."""
+    """Consecutive ports that nobody listens on. Others using this module do not get them before this process ends."""
     while True:
         if len(_ours) < count:
             _ours[:] = _block()
@@ -22,7 +22,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _block() -> range:
-    """A block of ports is this process's, by a lock that goes with it."""
+    """Reserves a block of ports for this process, with a lock that ends with the process."""
     folder = Path(tempfile.gettempdir()) / f"gearmesh-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for start in PORTS:

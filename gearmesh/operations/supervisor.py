@@ -1,4 +1,4 @@
-"""Runs the lines of a Procfile: starts them again when they die, and ends them together, once."""
+"""Runs the lines of a Procfile: restarts processes that die, and ends all of them together."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from honcho.environ import parse_procfile
 
-BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # waits before the next start, by starts that failed in a row
-HEALTHY_S = 5.0  # a process that lived so long starts its waits anew
-WRONG_SETTINGS = 2  # exit code of a service that will never start like this
-DEVICE_LOST = 3  # of one whose device failed: until that is mended, it cannot start again either
-KILL_AFTER_S = 8.0  # what has not ended by then, after SIGTERM, is killed
+BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # wait before the next start, by number of failed starts in a row
+HEALTHY_S = 5.0  # a process that lived this long resets its wait
+WRONG_SETTINGS = 2  # exit code of a service that cannot start with its settings
+DEVICE_LOST = 3  # exit code of a service whose device failed: it cannot start until the device is repaired
+KILL_AFTER_S = 8.0  # a process that has not ended so long after SIGTERM is killed
 LINE_BYTES_MAX = 1 << 20
 LIBC = ctypes.CDLL(None)
-FRONT = ("broker", "controller", "frontend")  # what --compact puts into one process
+FRONT = ("broker", "controller", "frontend")  # put into one process by --compact
 OPTIONAL = ("gateway",)  # the mesh serves without it
 
 PROCFILE = Path(__file__).with_name("Procfile")  # what runs where the working folder has none
@@ -29,17 +29,17 @@ Say = Callable[[str, str], None]  # (process, line)
 
 
 class CannotStart(Exception):
-    """A process said that it cannot run with these settings; `str()` is what it said."""
+    """A process reported that it cannot run with these settings; `str()` is its message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What replicas beside the Procfile run. One that differs in anything is another program."""
+    """The program of replicas beside the Procfile. If any field differs, it is another program."""
 
     command: str
-    version: str = ""  # programs of different versions may run beside each other
-    code: str = ""  # digest of what the command finds
-    up: str = ""  # a line with this says that it serves
+    version: str = ""  # programs with different versions may run side by side
+    code: str = ""  # digest of the content that the command finds
+    up: str = ""  # a line that contains this says that it serves
 
 
 @dataclass(slots=True)
@@ -52,19 +52,19 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     failures: int = 0  # in a row
-    device_lost: bool = False  # that it cannot start says nothing of the settings, which were good
-    tail: list[str] = field(default_factory=list)  # its last lines
-    extra: Extra | None = None  # no line of the Procfile: the mesh runs without it
-    up: bool = False  # an extra one has said that it serves
-    unwanted: bool = False  # it is to end, and is not started again
+    device_lost: bool = False  # it ran before, so its settings are right: a failed start comes from the device
+    tail: list[str] = field(default_factory=list)  # its last lines of output
+    extra: Extra | None = None  # not a line of the Procfile: the mesh runs without it
+    up: bool = False  # a replica beside the Procfile has reported that it serves
+    unwanted: bool = False  # it has to end, and is not restarted
     ended: bool = False  # it cannot start, and is not tried again
-    why: str = ""  # how an extra one ended last, until it serves
+    why: str = ""  # how a replica beside the Procfile last ended; cleared when it serves
 
 
 def procfile_commands(
     procfile: Path, formation: Mapping[str, int], *, compact: bool = False
 ) -> dict[str, tuple[str, int]]:
-    """{process: (command, instance)} of a Procfile; `formation`: {name: how many}. Raises: OSError, ValueError."""
+    """{process: (command, instance)} of a Procfile. `formation`: {name: count}. Raises: OSError, ValueError."""
     parsed: dict[str, str] = dict(parse_procfile(procfile.read_text()).processes)
     unknown = [name for name in formation if name not in parsed]
     if unknown:
@@ -94,25 +94,25 @@ class Supervisor:
             for name, (command, instance) in commands.items()
         ]
         self._base = environment
-        self._extras: dict[str, list[Child]] = {}  # {name: replicas, oldest first} beside the Procfile
+        self._extras: dict[str, list[Child]] = {}  # {name: replicas beside the Procfile, oldest first}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._asked = asyncio.Event()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why the mesh cannot run
 
     def start(self) -> None:
-        """Every process is being started, and will be again."""
+        """Starts every process, and restarts those that die."""
         self._tasks = [asyncio.create_task(self._keep(child), name=child.name) for child in self._children]
 
     def say(self, name: str, line: str) -> None:
-        """The line appears among those of the processes."""
+        """Prints the line among those of the processes."""
         self._say(name, line)
 
     def scale(self, name: str, extra: Extra, count: int) -> bool:
-        """So many replicas run beside the Procfile's lines, or are on their way. To be called again and again.
+        """Starts or ends replicas until `count` run beside the Procfile's lines. To be called repeatedly.
 
-        Replicas of another program with the same version end, before the first new one starts. True: those of other
-        versions are there still, and can be let go by `retire`, since all the new ones serve.
+        Replicas of another program with the same version end before the first new one starts. Returns True if all new
+        replicas serve and those of other versions still run: they can then be ended with `retire`.
         """
         children = self._extras.setdefault(name, [])
         mine = [child for child in children if child.extra == extra and not child.unwanted]
@@ -134,22 +134,22 @@ class Supervisor:
         return serving and any(not child.unwanted for child in others)
 
     def retire(self, name: str, extra: Extra) -> None:
-        """All replicas of other programs under this name are to end."""
+        """Ends all replicas of other programs under this name."""
         for child in [child for child in self._extras.get(name, []) if child.extra != extra]:
             self._end(child)
 
     def retry(self, name: str) -> None:
-        """Replicas that could not start are forgotten: `scale` starts others in their place."""
+        """Forgets replicas that could not start, so that `scale` starts others in their place."""
         for child in [child for child in self._extras.get(name, []) if child.ended]:
             self._dropped(child)
 
     def down(self) -> dict[str, str]:
-        """{replica: why} of those wanted beside the Procfile that have ended, and have not served since."""
+        """{replica: why} of wanted replicas beside the Procfile that have ended and have not served since."""
         children = [child for replicas in self._extras.values() for child in replicas]
         return {child.name: child.why for child in children if child.why and not child.unwanted}
 
     def _end(self, child: Child) -> None:
-        """A replica is to end, and not to be started again."""
+        """Ends a replica, which is not restarted."""
         if not child.unwanted:
             child.unwanted = True
             self._signal_one(child, signal.SIGTERM)
@@ -157,7 +157,7 @@ class Supervisor:
             self._dropped(child)
 
     def pids(self) -> dict[str, int]:
-        """{process: pid} of those that run."""
+        """{process: process id} of the running ones."""
         return {
             child.name: child.process.pid
             for child in self._children
@@ -165,7 +165,7 @@ class Supervisor:
         }
 
     async def stop(self) -> None:
-        """Every process has ended: asked to, and after KILL_AFTER_S made to."""
+        """Ends every process: with SIGTERM, and after KILL_AFTER_S by killing it."""
         self._stopping = True
         self._asked.set()
         self._signal(signal.SIGTERM)
@@ -185,7 +185,7 @@ class Supervisor:
                 os.killpg(child.process.pid, number)
 
     def _dropped(self, child: Child) -> None:
-        """An extra process has ended for good."""
+        """A process beside the Procfile has ended for good."""
         self._children.remove(child)
         extras = self._extras[child.name.rpartition(".")[0]]
         extras.remove(child)
@@ -246,13 +246,13 @@ class Supervisor:
 
 
 def _end_with_us() -> None:
-    """In the child: the kernel asks it to end when the supervisor ends, however that happens (PR_SET_PDEATHSIG)."""
+    """In the child: the kernel sends it SIGTERM when the supervisor ends in any way (PR_SET_PDEATHSIG)."""
     with contextlib.suppress(AttributeError):  # not Linux
         LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:
-    """Ports of further instances of a service follow on from the first one's."""
+    """The environment of one instance; ports of further instances count up from the first one's."""
     environment = {"GEARMESH_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", **base}
     if environment.get("PYTHONPATH"):  # a process may work in another folder than we do
         paths = environment["PYTHONPATH"].split(os.pathsep)

@@ -1,4 +1,4 @@
-"""`gearmesh up`: the Procfile's processes under a supervisor, with a word when the mesh is ready."""
+"""`gearmesh up`: runs the Procfile's processes under a supervisor, and reports when the mesh is ready."""
 
 import asyncio
 import errno
@@ -32,7 +32,7 @@ def procfile_of(named: Path | None) -> Path:
 
 
 async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int], *, compact: bool) -> int:
-    """Runs until a signal. Returns the exit code: 0, or 2 if it cannot run."""
+    """Runs until a signal. Returns the exit code: 0, or 2 if the mesh cannot run."""
     console = Console()
     try:
         commands = procfile_commands(procfile, formation, compact=compact)
@@ -86,15 +86,15 @@ def _refuse(text: str) -> None:
 
 
 def with_ports(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with the ports in it that further instances of a service follow on from: a file may set them."""
+    """The environment with the settings' ports added: further instances of a service count up from them."""
     ports = ("frontend_port", "controller_port", "http_port")
     return {**environment, **{f"GEARMESH_{port.upper()}": str(getattr(settings, port)) for port in ports}}
 
 
 def ports_taken(settings: Settings, processes: Iterable[str]) -> str:
-    """Which ports of a mesh with these processes somebody else holds, and what to change; empty if none.
+    """The ports of a mesh with these processes that are taken, and what to change; empty if none is.
 
-    Whoever waited for readiness there would be told of another mesh's.
+    Otherwise the wait for readiness would reach another mesh.
     """
     services = {name.partition(".")[0] for name in processes}
     faults = []
@@ -127,7 +127,7 @@ async def _tell_ready(settings: Settings, supervisor: Supervisor) -> None:
 
 
 async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
-    """Returns once any of them is done, or the time is up."""
+    """Returns once any of the futures is done, or the time is up."""
     await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
@@ -138,9 +138,9 @@ def client(settings: Settings) -> AsyncClient:
 
 
 async def wait_ready(session: AsyncClient, progress: Callable[[list[str], list[str]], None]) -> list[str]:
-    """Returns, with their names, the models that can be served, once nothing is on its way that may come to be.
+    """Waits until no further model can become ready. Returns the names of those that can be served.
 
-    `progress(ready, all)` is told.
+    `progress(ready, all)` is called with names.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Reads one table of a scenario file key by key, and notes every fault with the key it concerns. Pure."""
+"""Reads one table of a scenario file key by key, and collects every fault with its key. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from mesh.errors import GearmeshError
 
 
 class ScenarioError(GearmeshError):
-    """`faults`: everything that is wrong with the scenario at `place`, each naming its key and what is allowed."""
+    """`faults`: everything that is wrong with the scenario at `place`, each with its key and the values allowed."""
 
     def __init__(self, place: str, faults: Sequence[str]) -> None:
         super().__init__(place, faults)
@@ -21,18 +21,18 @@ class ScenarioError(GearmeshError):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers that a key may have."""
+    """The numbers that a key may have."""
 
     low: float = 0.0
     high: float = math.inf
     above: bool = False  # `low` itself is not allowed
 
     def holds(self, value: float) -> bool:
-        """True if the number may stand."""
+        """Whether the number is in the range."""
         return (value > self.low if self.above else value >= self.low) and value <= self.high and math.isfinite(value)
 
     def words(self, kind: str = "a number") -> str:
-        """The allowed values, for a person."""
+        """The allowed values as text."""
         floor = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
         return f"{kind} {floor}" + (f" and at most {self.high:g}" if math.isfinite(self.high) else "")
 
@@ -43,35 +43,35 @@ SHARE = Range(high=1.0)
 
 
 def is_number(value: object) -> bool:
-    """True for an int or a float; a bool is none here."""
+    """Whether the value is an int or a float; a bool is neither here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(slots=True)
 class Table:
-    """One table. Every key that is asked for is known; `end` reports the others."""
+    """One table of the file. `end` reports every key that was never asked for."""
 
-    place: str  # how a person finds it, e.g. "load"
+    place: str  # its name for error messages, e.g. "load"
     given: Mapping[str, Any]
     faults: list[str]  # shared by all tables of the file
     asked: dict[str, None] = field(default_factory=dict)  # keys, in the order they were asked for
 
     def key(self, name: str) -> str:
-        """The key's full name."""
+        """The key with the table's name in front."""
         return f"{self.place}.{name}" if self.place else name
 
     def fault(self, name: str, wanted: str) -> None:
-        """The key's value cannot stand."""
+        """Notes that the key's value is wrong, and what is allowed."""
         got = f"got {shown(self.given[name])}" if name in self.given else "it is missing"
         self.faults.append(f"{self.key(name)}: {wanted}; {got}")
 
     def has(self, name: str) -> bool:
-        """True if the key is given."""
+        """Whether the key is given."""
         self.asked[name] = None
         return name in self.given
 
     def number(self, name: str, default: float | None, allowed: Range = NOT_NEGATIVE) -> float:
-        """A number; no default: the key must be there."""
+        """A number. Without a default the key is required."""
         if not self.has(name) and default is not None:
             return default
         value = self.given.get(name)
@@ -81,7 +81,7 @@ class Table:
         return default if default is not None else max(1.0, allowed.low)
 
     def whole(self, name: str, default: int | None, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
+        """An integer from `low` to `high`."""
         if not self.has(name) and default is not None:
             return default
         value = self.given.get(name)
@@ -91,7 +91,7 @@ class Table:
         return default if default is not None else low
 
     def choice(self, name: str, default: str | None, allowed: Sequence[str]) -> str:
-        """One of the words."""
+        """One of the allowed words."""
         if not self.has(name) and default is not None:
             return default
         value = self.given.get(name)
@@ -111,7 +111,7 @@ class Table:
         return default or ""
 
     def numbers(self, name: str, default: tuple[float, ...], allowed: Range = POSITIVE) -> tuple[float, ...]:
-        """A number, or a list of them that is not empty."""
+        """A number, or a non-empty list of numbers."""
         if not self.has(name):
             return default
         value = self.given[name]
@@ -122,7 +122,7 @@ class Table:
         return default
 
     def names(self, name: str, allowed: Sequence[str]) -> tuple[str, ...]:
-        """A list of some of the words; all of them by default."""
+        """A list of some of the allowed words; by default all of them."""
         if not self.has(name):
             return tuple(allowed)
         value = self.given[name]
@@ -132,7 +132,7 @@ class Table:
         return tuple(allowed)
 
     def table(self, name: str) -> "Table":
-        """A table inside; an empty one if the key is not there."""
+        """The table of this name; an empty one if the key is not given."""
         value = self.given.get(name, {})
         self.asked[name] = None
         if not isinstance(value, Mapping):
@@ -141,7 +141,7 @@ class Table:
         return Table(self.key(name), value, self.faults)
 
     def tables(self, name: str) -> "list[Table]":
-        """A table, or a list of tables."""
+        """One table, or a list of tables."""
         value = self.given.get(name, [])
         self.asked[name] = None
         if isinstance(value, Mapping):
@@ -152,13 +152,13 @@ class Table:
         return []
 
     def end(self) -> None:
-        """Notes the keys that nobody asked for."""
+        """Notes a fault for every key that was never asked for."""
         for name in self.given:
             if name not in self.asked:
                 self.faults.append(f"{self.key(name)}: there is no such key; there are: {', '.join(self.asked)}")
 
 
 def shown(value: object) -> str:
-    """The value as a person would write it, not too long."""
+    """The value as one would write it in the file, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""What a scenario is made of: devices, models, load, noise, faults. `scenario.py` reads them from a file."""
+"""The parts of a scenario: devices, models, load, noise, faults. `scenario.py` reads them from a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ class SimModel:
     weights_bytes: int
     batch_max: int
     exec_s: tuple[float, ...]  # seconds by batch, 0..batch_max; exec_s[0] == 0.0
-    slo_ms: tuple[float, ...] = ()  # in place of the load's
+    slo_ms: tuple[float, ...] = ()  # replaces the load's
     weight: float = 1.0  # value of one answer in time
     group: int = 0  # index of its [[models]] table
-    rate_share: float | None = None  # the whole group's, of load.rate_rps
+    rate_share: float | None = None  # share of load.rate_rps for the whole group
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Equal devices; they start empty."""
+    """A number of equal devices, empty at first."""
 
     count: int
     memory_bytes: int
@@ -40,63 +40,63 @@ class Devices:
         return -(-model.weights_bytes // self.page_bytes)
 
     def load_s(self, model: SimModel) -> float:
-        """Seconds that a LOAD of the model takes."""
+        """Duration of a LOAD of the model in seconds."""
         return self.load_fixed_s + model.weights_bytes / self.load_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The requests. Keys after `seconds` belong to the kinds named beside them."""
+    """The requests. Fields after `seconds` apply to the kinds named beside them."""
 
     kind: str
-    rate_rps: float | None = None  # over all models; with a path: the recorded rate if None
-    cv: float = 1.0  # of a model's gaps; gamma, burst
-    zipf: float = 0.0  # rate of the k-th most popular model ~ k^-zipf; a seeded permutation says which it is
+    rate_rps: float | None = None  # over all models; None, with a path: the recorded rate
+    cv: float = 1.0  # coefficient of variation of a model's gaps; gamma, burst
+    zipf: float = 0.0  # the k-th most popular model's rate ~ k^-zipf; a seeded permutation says which it is
     slo_ms: tuple[float, ...] = (100.0,)
     slo_draw: str = "choice"  # or log_uniform
-    seconds: float = 10.0  # log: the whole log if it was not given (then inf)
-    path: Path | None = None  # log: the file; maf: an Azure Functions day file in place of the generator
+    seconds: float = 10.0  # log: the whole log if not given (then inf)
+    path: Path | None = None  # log: the file; maf: an Azure Functions day file instead of the generator
     burst_s: float = 0.5  # burst: mean length of a model's bursts
-    idle_s: float = 1.5  # burst: and of the pauses between them
-    clients: int = 1  # closed: requests outstanding per model
+    idle_s: float = 1.5  # burst: mean length of the pauses between them
+    clients: int = 1  # closed: outstanding requests per model
     think_s: float = 0.0  # closed: mean of the exponential pause after each answer
     gaps: str = "poisson"  # ramp: or fixed
     steps: int = 5  # ramp: of equal length
-    rate_end_rps: float | None = None  # ramp: last step's; each step is the same factor above the one before
-    slo_end_ms: float | None = None  # ramp: last step's; the first slo_ms is the first step's
-    functions: int = 46_000  # maf: rows of the trace; Source: gpu_and_literature 3.2
-    minutes: int = 60  # maf: of the trace, squeezed into `seconds`
-    start_minute: int = 0  # maf with a path: of the day, the first that is played
-    mapping: str = "block"  # maf: function's rank -> model; or stripe, random
+    rate_end_rps: float | None = None  # ramp: of the last step; the rate grows by the same factor each step
+    slo_end_ms: float | None = None  # ramp: of the last step; the first slo_ms is the first step's
+    functions: int = 46_000  # maf: rows of the trace; as many as in Shahrad et al. (ATC 2020)
+    minutes: int = 60  # maf: of the trace, compressed into `seconds`
+    start_minute: int = 0  # maf with a path: first minute of the day that is played
+    mapping: str = "block"  # maf: from function's rank to model; or stripe, random
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What makes the world differ from the profile. Nothing, by default."""
+    """How the simulated world differs from the profile; by default not at all."""
 
     exec_cv: float = 0.0  # lognormal factor of mean 1 on each EXEC
-    outlier_share: float = 0.0  # of EXECs that take `outlier_factor` times as long
+    outlier_share: float = 0.0  # share of EXECs that take `outlier_factor` times as long
     outlier_factor: float = 1.0
     load_cv: float = 0.0  # lognormal factor of mean 1 on each LOAD
-    network_ms: float = 0.0  # each way, mean
-    network_jitter_ms: float = 0.0  # mean of an exponential part on top
+    network_ms: float = 0.0  # mean, each way
+    network_jitter_ms: float = 0.0  # mean of an additional exponential part
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something breaks."""
+    """One fault."""
 
     at_s: float
     kind: str  # see scenario.FAULTS
     device: int = 0
-    seconds: float = 0.0  # that it lasts; kill: 0 is for good
-    factor: float = 1.0  # slow: on the time of EXEC
-    count: int = 1  # lose: results of this device that never reach the controller
+    seconds: float = 0.0  # how long it lasts; kill: 0 means for good
+    factor: float = 1.0  # slow: factor on the duration of EXEC
+    count: int = 1  # lose: number of this device's results that never reach the controller
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One question to the simulator."""
+    """One experiment for the simulator."""
 
     name: str
     devices: Devices
@@ -104,6 +104,6 @@ class Scenario:
     load: Load
     noise: Noise = Noise()
     faults: tuple[Fault, ...] = ()
-    policies: tuple[str, ...] = ("atc",)  # to be run, if nobody says otherwise
-    notes: tuple[str, ...] = ()  # keys that have no effect, for a person
+    policies: tuple[str, ...] = ("atc",)  # run unless the command names others
+    notes: tuple[str, ...] = ()  # warnings about keys without effect
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {policy: its parameters}

@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Plots of simulation results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def draw(
     bounds: Sequence[dict[str, Any]],
     file: Path,
 ) -> None:
-    """A panel for each figure, a bar for each policy (mean over seeds), a dot for each seed, a line for the bound."""
+    """One panel per quantity: a bar for each policy (mean over seeds), a dot for each seed, a line for the bound."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for panel, (key, label) in zip(axes, PANELS, strict=True):

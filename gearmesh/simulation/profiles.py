@@ -17,13 +17,13 @@ from gpu_worker.profiling import ProfileFile
 
 FOLDER = Path(__file__).parent / "profiles"
 BATCH_LIMIT = 1024
-BATCH_MAX = 32  # if a line is given and no `batch_max`
-STRETCH = 2  # a table is continued along its last two sizes up to this many times its largest
+BATCH_MAX = 32  # if a line is given without `batch_max`
+STRETCH = 2  # a table is extrapolated from its last two sizes up to this multiple of its largest
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One kind of model: its copies share everything but the name."""
+    """One kind of model: its copies differ only in name."""
 
     name: str
     weights_bytes: int
@@ -37,7 +37,7 @@ def built_in() -> list[str]:
 
 
 def read_profile(table: Table, folder: Path) -> DeviceProfile | None:
-    """The profile that `table.profile` names; None if it cannot be used (then a fault is noted)."""
+    """The profile that `table.profile` names; None if it cannot be used (a fault is noted)."""
     name = table.text("profile", None)
     file = FOLDER / f"{name}.json" if name in built_in() else folder / name
     try:
@@ -73,7 +73,7 @@ def _parse(text: str, file: Path) -> DeviceProfile:
 
 
 def _measured(text: str, file: Path) -> DeviceProfile:
-    """What a worker has measured, as the profile of a device with this one model. Raises: ProfileError."""
+    """A worker's measurements as the profile of a device with this one model. Raises: ProfileError."""
     try:
         found = msgspec.json.decode(text, type=ProfileFile)
     except msgspec.MsgspecError as error:
@@ -86,7 +86,7 @@ def _measured(text: str, file: Path) -> DeviceProfile:
 
 
 def batches_fault(exec_ms: dict[str, Any]) -> str | None:
-    """What is wrong with durations by batch, or None. Either a line, or a table with batch 1 in it."""
+    """What is wrong with durations by batch; None if nothing. Either a line, or a table that has batch 1."""
     if exec_ms.keys() & LINE:
         good = exec_ms.keys() == LINE and all(is_number(ms) and ms >= 0 for ms in exec_ms.values())
         if good and sum(exec_ms.values()) > 0:
@@ -108,7 +108,7 @@ def batches_fault(exec_ms: dict[str, Any]) -> str | None:
 
 
 def architecture(table: Table, name: str, times: ModelTimes, weights_mb: float) -> Architecture:
-    """The kind of model, with `table.batch_max` in place of its own if given. `weights_mb`: if `times` has none."""
+    """The kind of model; `table.batch_max` replaces its own. `weights_mb` is used if `times` has none."""
     sizes = [] if times.exec_ms.keys() == LINE else [int(size) for size in times.exec_ms]
     limit = min(BATCH_LIMIT, STRETCH * max(sizes)) if sizes else BATCH_LIMIT
     batch_max = table.whole("batch_max", min(times.batch_max, limit), 1, limit)

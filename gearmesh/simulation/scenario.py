@@ -1,27 +1,27 @@
-"""A scenario: devices, models, the load on them, noise and faults; read from TOML. Pure but for reading files.
+"""A scenario: devices, models, load, noise and faults; read from TOML. Pure except for reading files.
 
     [devices]                       count = 1, memory_mb = 65536, load_gb_per_s = 12.3
     count = 4                       load_fixed_ms = 0, page_mb = 1             (defaults; a profile has its own)
 
     [models]                        or several [[models]], which are groups
-    count = 32                      1; with a profile, copies in all, dealt in turn (default: one of each)
+    count = 32                      1; with a profile, the total, cycling through its models (default: one of each)
     weights_mb = 51                 100
     batch_max = 32                  32; with a table the largest size given
     exec_ms = {intercept = 0.8, slope = 0.11}     or {1 = 0.9, 2 = 1.0, 4 = 1.3}
-    profile = "paper"               in place of exec_ms: "paper", "h100" or a file; see profiles.py
+    profile = "paper"               instead of exec_ms: "paper", "h100" or a file; see profiles.py
     use = ["resnet50_v2"]           with a profile: only these of its models
-    name, slo_ms, weight = 1        of the group's models; their slo_ms in place of the load's; value of one answer
-    rate_share                      share of rate_rps that the group gets; those without share the rest by their counts
+    name, slo_ms, weight = 1        of the group's models; their slo_ms replaces the load's; value of one answer
+    rate_share                      the group's share of rate_rps; groups without one divide the rest by their counts
 
     [load]
     kind = "poisson"                see KINDS; each has keys of its own, in parts.py
     rate_rps = 9000                 over all models
     cv = 1, zipf = 0                coefficient of variation of the gaps (gamma); popularity exponent
-    slo_ms = 100                    or a list: each request draws one, each as likely (slo_draw = "choice"), or one
-    seconds = 10                    between the least and the greatest of them (slo_draw = "log_uniform")
+    slo_ms = 100                    or a list: each request draws one of them (slo_draw = "choice", uniform), or one
+    seconds = 10                    between the least and the greatest (slo_draw = "log_uniform")
 
-    [noise], [faults] or [[faults]] see parts.py; nothing unless named
-    [policy]                        name = "atc", or a list of names: what is run unless --policy says otherwise
+    [noise], [faults] or [[faults]] see parts.py; none by default
+    [policy]                        name = "atc", or a list of names: run unless --policy names others
     [policy.atc]                    parameters of that policy
 
 MB are 10^6 bytes, GB 10^9. Pages round weights up; with the default page of 1 MB whole MB are exact.
@@ -63,11 +63,11 @@ FAULTS = {
     "restart": "the controller is gone with all that it knows; another one takes over after `seconds`",
 }
 REQUESTS_MAX = 20_000_000
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,56}")  # what the mesh allows, less room for the copy's number
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,56}")  # as in the mesh, but shorter by a copy's number
 
 
 def read_scenario(path: Path) -> Scenario:
-    """The scenario in a file; what it refers to is found beside it. Raises: ScenarioError."""
+    """The scenario in a file; paths in it are relative to the file. Raises: ScenarioError."""
     try:
         mapping = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -82,7 +82,7 @@ def find_scenario(named: str) -> Path:
 
 
 def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scenario:
-    """The scenario in a mapping as TOML gives it. Raises: ScenarioError with all faults."""
+    """The scenario in a mapping as read from TOML. Raises: ScenarioError with all faults."""
     faults: list[str] = []
     top = Table("", mapping, faults)
     groups = top.tables("models")
@@ -105,7 +105,7 @@ def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scena
 
 
 def _check_whole(models: list[SimModel], devices: Devices, faults: list[str]) -> None:
-    """What no single table shows."""
+    """Checks what involves several tables."""
     names = [model.name for model in models]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
@@ -142,7 +142,7 @@ def _add_group(models: list[SimModel], table: Table, index: int, folder: Path) -
 
 
 def _architectures(table: Table, folder: Path) -> tuple[DeviceProfile | None, list[Architecture]]:
-    """The kinds of model that a group has copies of; none if they cannot be told."""
+    """The kinds of model that a group has copies of; empty if they are not known because of a fault."""
     weights_mb = table.number("weights_mb", 100.0, POSITIVE)
     if table.has("profile") == table.has("exec_ms"):
         table.faults.append(f"{table.key('exec_ms')}: give either exec_ms = {{intercept, slope}}, or profile")
@@ -172,7 +172,7 @@ def _architectures(table: Table, folder: Path) -> tuple[DeviceProfile | None, li
 
 
 def replace_weights(times: ModelTimes, weights_mb: float) -> ModelTimes:
-    """The same durations, other weights."""
+    """The same durations with these weights."""
     return ModelTimes(exec_ms=times.exec_ms, weights_mb=weights_mb, batch_max=times.batch_max)
 
 
@@ -220,7 +220,7 @@ def _load(table: Table, folder: Path) -> Load:
 
 
 def _notes(mapping: Mapping[str, Any], load: Load) -> tuple[str, ...]:
-    """What stands in [load] without effect."""
+    """Warnings about keys of [load] that have no effect."""
     given, notes = mapping["load"], []
     if "cv" in given and load.kind not in ("gamma", "burst") and load.cv != 1:
         notes.append(f"load.cv has no effect with kind {load.kind}; gamma and burst heed it")
@@ -291,7 +291,7 @@ def _fault(table: Table, devices: int) -> Fault:
 
 
 def _policies(table: Table) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """(names of the policies to run, {policy: parameters}); whether the parameters are good, the policy says."""
+    """(names of the policies to run, {policy: parameters}). The policy itself checks its parameters."""
     names = table.given.get("name", "atc")
     if table.has("name"):
         names = (

@@ -1,4 +1,4 @@
-"""Runs of a scenario: policies x seeds, side by side where there are cores; and how many devices a load needs."""
+"""Runs a scenario for policies x seeds, in parallel on all cores; and finds how many devices a load needs."""
 
 import math
 import os
@@ -14,35 +14,35 @@ from gearmesh.simulation.arrivals.loads import Trace, arrivals
 from gearmesh.simulation.engine import Outcome, Simulation
 from gearmesh.simulation.scenario import Scenario
 
-Progress = Callable[[float], None]  # told the share that is done
-DEVICES_MAX = 4096  # more are not tried
-BOUND, TIGHT = "bound", "tight bound"  # in place of a policy
-CLAIRVOYANT = " + Belady"  # behind a policy's name: with clairvoyant evictions
+Progress = Callable[[float], None]  # called with the share that is done
+DEVICES_MAX = 4096  # no more are tried
+BOUND, TIGHT = "bound", "tight bound"  # names that stand for a bound instead of a policy
+CLAIRVOYANT = " + Belady"  # appended to a policy's name: with clairvoyant evictions
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing to find out."""
+    """One run: a policy, or a bound, with a seed."""
 
     scenario: Scenario
     seed: int
-    what: str  # a policy, CLAIRVOYANT perhaps behind its name; or BOUND or TIGHT
+    what: str  # a policy, possibly with CLAIRVOYANT appended; or BOUND or TIGHT
 
 
 def check_policies(scenario: Scenario, names: Sequence[str]) -> None:
-    """Raises: SettingsError if there is no such policy, or its parameters in the scenario are wrong."""
+    """Raises SettingsError if a policy does not exist, or its parameters in the scenario are wrong."""
     for name in names:
         make_policy(name, State(), scenario.parameters.get(name, {}))
 
 
 def span_s(scenario: Scenario, trace: Trace) -> float:
-    """Seconds that the load lasts: a log that is not cut lasts till its last request."""
+    """Duration of the load in seconds; an uncut log ends with its last request."""
     given = scenario.load.seconds
     return given if math.isfinite(given) else max(float(trace.time_s[-1]), 1e-9)
 
 
 def play(scenario: Scenario, policy: str, seed: int, progress: Progress | None = None) -> tuple[Outcome, Trace]:
-    """What became of every request. Raises: ScenarioError, SettingsError."""
+    """The outcome of every request. Raises: ScenarioError, SettingsError."""
     trace = arrivals(scenario, seed)
     name = policy.removesuffix(CLAIRVOYANT)
     parameters = scenario.parameters.get(name, {})
@@ -51,11 +51,11 @@ def play(scenario: Scenario, policy: str, seed: int, progress: Progress | None =
 
 
 def run(task: Task, progress: Progress | None = None) -> dict[str, Any]:
-    """The record of a policy, or {"seed", "attainment"} of the bound. Raises: ScenarioError, SettingsError."""
+    """The record of a policy's run, or {"seed", "attainment"} of a bound. Raises: ScenarioError, SettingsError."""
     if task.what not in (BOUND, TIGHT):
         outcome, trace = play(task.scenario, task.what, task.seed, progress)
         return outcome.record(task.what, task.seed, task.scenario.devices.count, span_s(task.scenario, trace))
-    from gearmesh.simulation.bounds.bound import interval_bound, packing_bound  # scipy takes a while to import
+    from gearmesh.simulation.bounds.bound import interval_bound, packing_bound  # imports scipy, which takes a while
 
     bound = interval_bound if task.what == BOUND else packing_bound
     found = bound(task.scenario, arrivals(task.scenario, task.seed))
@@ -63,7 +63,7 @@ def run(task: Task, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def run_all(tasks: Sequence[Task], jobs: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index of the task, its record), as they come; `jobs` processes, by default one for each core."""
+    """Yields (index of the task, its record) as they finish; `jobs` processes, by default one per core."""
     jobs = min(jobs or os.cpu_count() or 1, len(tasks))
     if jobs <= 1:
         for index, task in enumerate(tasks):
@@ -83,7 +83,7 @@ def run_all(tasks: Sequence[Task], jobs: int | None = None) -> Iterator[tuple[in
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How many devices a load needs."""
+    """The number of devices that a load needs."""
 
     policy: str
     devices: int | None  # None: DEVICES_MAX are not enough
@@ -93,10 +93,10 @@ class Found:
 def find_devices(
     scenario: Scenario, policy: str, target: float, seeds: int, tell: Callable[[int, float], None] | None = None
 ) -> Found:
-    """The fewest devices with which at least `target` of all requests are answered in time.
+    """The fewest devices with which at least the share `target` of all requests is answered in time.
 
-    Doubles from one until they are enough, then halves the gap: right as far as more devices never do worse.
-    Raises: ScenarioError, SettingsError.
+    Doubles from one until they suffice, then bisects; correct if more devices never do worse. Raises: ScenarioError,
+    SettingsError.
     """
     tried: dict[int, float] = {}
 

@@ -16,11 +16,11 @@ from gearmesh.telemetry.timeline import FAILED_COLOUR
 
 FAILED = "#d62728"
 Events = list[dict[str, Any]]
-ROW_MAX = 60  # rows that a picture can show
+ROW_MAX = 60  # most rows of a picture
 
 
 def rows_of(events: Events) -> tuple[dict[tuple[int, int], int], list[str]]:
-    """({(process, thread): row from the top}, titles), of the bars that are given; named by the trace's metadata."""
+    """({(process, thread): row from the top}, titles) of these bars; titles come from the trace's metadata."""
     processes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     threads = {
         (event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"
@@ -35,7 +35,7 @@ def rows_of(events: Events) -> tuple[dict[tuple[int, int], int], list[str]]:
 
 
 def visible(events: Events, begin_us: float, end_us: float) -> Events:
-    """Metadata, and whatever touches the span."""
+    """Metadata, and the events that overlap the interval."""
     return [
         event for event in events
         if event["ph"] == "M" or (event["ts"] <= end_us and event["ts"] + event.get("dur", 0) >= begin_us)
@@ -43,7 +43,7 @@ def visible(events: Events, begin_us: float, end_us: float) -> Events:
 
 
 def draw(trace: dict[str, Any], file: Path, from_ms: float | None, length_ms: float) -> None:
-    """The picture is in the file. Raises: ValueError: nothing happened then."""
+    """Writes the picture to the file. Raises: ValueError, if the interval is empty."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,7 +85,7 @@ def draw(trace: dict[str, Any], file: Path, from_ms: float | None, length_ms: fl
 def _bars(
     axes: Any, events: Events, rows: dict[tuple[int, int], int], titles: list[str], begin_us: float, length_ms: float
 ) -> None:
-    """Every bar in the colour of its model, pale for windows and plans, red if it came to nothing or was refused."""
+    """Draws each bar in its model's colour: pale for windows and plans, red for failed actions and refused requests."""
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
@@ -110,7 +110,7 @@ def _bars(
 
 
 def _counters(events: Events, begin_us: float, end_us: float) -> dict[str, list[tuple[float, float]]]:
-    """{counter: (ms from the beginning, value)}, in order; with the value that it had at the beginning."""
+    """{counter: (ms from the beginning, value)}, in order, starting with the value at the beginning."""
     processes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     found: dict[str, list[tuple[float, float]]] = {}
     for event in sorted((event for event in events if event["ph"] == "C"), key=lambda event: event["ts"]):
@@ -128,7 +128,7 @@ def _counters(events: Events, begin_us: float, end_us: float) -> dict[str, list[
 
 
 def _arrows(axes: Any, events: Events, rows: dict[tuple[int, int], int], begin_us: float) -> None:
-    """From every request to the EXEC that served it, where both are seen."""
+    """Draws an arrow from every request to the EXEC that served it, if both are visible."""
     begins = {event["id"]: event for event in events if event["ph"] == "s"}
     for event in events:
         start = begins.get(event.get("id")) if event["ph"] == "f" else None
@@ -141,7 +141,7 @@ def _arrows(axes: Any, events: Events, rows: dict[tuple[int, int], int], begin_u
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Draws the picture. Returns the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)

@@ -15,38 +15,39 @@ KINDS: dict[str, Any] = {"requests": RequestFact, "actions": ActionFact}
 
 
 class LogError(GearmeshError):
-    """A log cannot be read; `str()` says which line, and what would be right."""
+    """A log cannot be read; `str()` names the line, and what would be right."""
 
 
 @dataclass(slots=True)
 class Log(Generic[F]):
-    """One log of one life of one controller, in the order in which things ended."""
+    """One log of one life of a controller, in the order in which requests or actions ended."""
 
     headers: list[Header] = field(default_factory=list)  # of its files, oldest first; all of one controller
     facts: list[F] = field(default_factory=list)
-    dropped: int = 0  # lines that the controller could not write, and said so
-    cut: int = 0  # last lines that were cut short: the controller was killed
+    dropped: int = 0  # lines that the controller could not write, as it recorded itself
+    cut: int = 0  # last lines that are incomplete because the controller was killed
 
 
 def read_requests(source: Path) -> list[Log[RequestFact]]:
-    """The request logs in a file, or in a folder of logs: one for each life of a controller, oldest first.
+    """The request logs in a file or a folder, one for each life of a controller, oldest first.
 
-    Raises: LogError: nothing there, a log of another version, a line that is none.
+    Raises: LogError, if there is none, or one has another version or a line that is not valid.
     """
     return _read(source, "requests")
 
 
 def read_actions(source: Path) -> list[Log[ActionFact]]:
-    """As `read_requests`, for the action logs."""
+    """The action logs in a file or a folder, one for each life of a controller, oldest first. Raises: LogError."""
     return _read(source, "actions")
 
 
 def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
     """(arrival_s, model ref, slo_s, rows) of every request in the log, by arrival; the first arrives at 0.
 
-    `source`: one file of a request log, or a folder of them. All requests count, whatever became of them. Of several
-    controllers, or several lives of one, all are put on one axis by the time of day in their headers. The whole log is
-    held in memory. Raises: LogError.
+    `source`: one file of a request log, or a folder of them. All requests count, whatever their outcomes. Several
+    controllers, or several lives of one, are put on one time axis by the time of day in their headers. The whole log is
+    held in memory.
+    Raises: LogError.
     """
     found: list[tuple[float, str, float, int]] = []
     for log in read_requests(source):
@@ -59,7 +60,7 @@ def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
 
 
 def kind_of(file: Path) -> str:
-    """requests | actions: which log the file is of. Raises: LogError."""
+    """The kind of log: requests | actions. Raises: LogError."""
     header = _first_line(file, _bytes(file).split(b"\n", 1)[0], "request or action")
     if header["log"] not in KINDS:
         raise LogError(f"{file}: this is a log of {str(header['log'])[:32]!r}; there are: {', '.join(KINDS)}")
@@ -88,7 +89,7 @@ def _read(source: Path, kind: str) -> list[Log[Any]]:
 
 
 def _first_line(path: Path, line: bytes, kind: str) -> dict[str, Any]:
-    """The header as it stands, of this version."""
+    """The header of a log of this kind and version, as a map. Raises: LogError."""
     try:
         header = msgspec.json.decode(line)
         version, _ = header["version"], header["log"]
@@ -115,7 +116,7 @@ def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: Log[Any]) -> N
     decoder = msgspec.json.Decoder(kind | Dropped)
     for number, line in enumerate(lines[1:], 2):
         if number == len(lines) and line:
-            log.cut += 1  # every whole line ends in a newline
+            log.cut += 1  # every complete line ends in a newline
             continue
         if not line:
             continue

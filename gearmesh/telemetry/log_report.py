@@ -1,4 +1,4 @@
-"""`gearmesh logs`: what the request log and the action log of a mesh say."""
+"""`gearmesh logs`: a report of a mesh's request log and action log."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ SHARES = (0.5, 0.99, 0.999)
 
 
 def run_logs(source: Path, out: Console, err: Console) -> int:
-    """Prints the report. 0; 2 if there is no log there, or none that can be read."""
+    """Prints the report. Returns 0; 2 if there is no log, or none that can be read."""
     try:
         if source.is_dir() or kind_of(source) == "requests":
             for request_log in read_requests(source):
@@ -31,7 +31,7 @@ def run_logs(source: Path, out: Console, err: Console) -> int:
 
 
 def requests_table(log: Log[RequestFact]) -> Table:
-    """Outcomes with their latencies; only quantiles that enough requests support are shown."""
+    """Outcomes with their latencies; a quantile is shown only if enough requests support it."""
     facts = log.facts
     span_s = max((f.arrived_s for f in facts), default=0.0) - min((f.arrived_s for f in facts), default=0.0)
     table = Table("outcome", "code", "requests", "p50 ms", "p99 ms", "p99.9 ms", "max ms", title_justify="left")
@@ -55,7 +55,7 @@ def requests_table(log: Log[RequestFact]) -> Table:
 
 
 def actions_table(log: Log[ActionFact]) -> Table:
-    """Actions by device and type, with their durations and how well these were predicted."""
+    """Actions by device and type, with their durations and the prediction errors."""
     table = Table(
         "device", "worker", "action", "count", "failed", "batch", "busy s", "p50 ms", "p99 ms", "err p50", "err p99",
         title_justify="left", box=None, pad_edge=False, collapse_padding=True,
@@ -69,7 +69,7 @@ def actions_table(log: Log[ActionFact]) -> Table:
     for (device, worker, type_), facts in sorted(groups.items()):
         short = (
             device if len(device) <= DEVICE_SHOWN else f"…{device[1 - DEVICE_SHOWN :]}"
-        )  # names differ at their ends
+        )  # cut at the front: names differ at their ends
         table.add_row(short, worker.rpartition("-")[2], type_, *_action_row(facts))
     failed = Counter(fact.code for fact in log.facts if fact.code != "ok")
     reasons = [", ".join(f"{count} {code}" for code, count in failed.most_common())] if failed else []
@@ -91,7 +91,7 @@ def _action_row(facts: Sequence[ActionFact]) -> Iterable[str]:
 
 
 def fact_share(part: int, whole: int) -> str:
-    """As a percentage."""
+    """The share as a percentage."""
     return f"{part / whole:.2%}" if whole else "none"
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark has to say of the machine it ran on, and of what else ran there meanwhile."""
+"""Facts about the machine that a benchmark ran on, and about other load during the run."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def describe() -> dict[str, Any]:
-    """Machine and versions."""
+    """The machine and the versions of the software."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -48,7 +48,7 @@ def _version(package: str) -> str:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that the process has used, all threads, to the nanosecond; 0 if it is gone."""
+    """CPU seconds used by all threads of the process, with nanosecond resolution; 0 if it has ended."""
     total = 0
     for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         try:
@@ -66,9 +66,9 @@ def _machine_ticks() -> tuple[int, int]:
 
 @dataclass(slots=True)
 class Watch:
-    """What happened between construction and `stop`: CPU of ours, of others, and what the host stole."""
+    """Measures from construction to `stop`: CPU time of our processes and of others, and time stolen by the host."""
 
-    pids: Mapping[str, int]  # {name: process}; a process may have several names: it counts once, under all of them
+    pids: Mapping[str, int]  # {name: process id}; a process with several names counts once, under all of them joined
     _began_s: float = field(default_factory=time.monotonic)
     _before: dict[str, float] = field(default_factory=dict)
     _machine: tuple[int, int] = field(default_factory=_machine_ticks)
@@ -95,7 +95,7 @@ class Watch:
 
 
 def quantile(sorted_values: list[float], share: float) -> float | None:
-    """The quantile by nearest rank; None if so few values do not support it (fewer than 10 beyond it)."""
+    """The quantile by nearest rank; None if fewer than 10 values lie beyond it."""
     n = len(sorted_values)
     if n == 0 or (share > 0.5 and n * (1 - share) < 10):
         return None
@@ -103,6 +103,6 @@ def quantile(sorted_values: list[float], share: float) -> float | None:
 
 
 def median(values: Iterable[float]) -> float:
-    """The middle value; the lower of two."""
+    """The middle value; of an even number, the lower of the two."""
     ordered = sorted(values)
     return ordered[(len(ordered) - 1) // 2]

@@ -1,8 +1,9 @@
 """Makes a timeline of what a mesh planned and did, in the Trace Event Format that Perfetto and chrome://tracing show.
 
-Rows: for each device its lanes, of each the window, the plan and what happened; for each controller its requests, from
-arrival to end. Arrows lead from a request to the EXEC that served it. Counters: requests that wait, free pages.
-Source of the format: "Trace Event Format" (Google, 2016): JSON object format; complete, flow, counter, metadata events.
+Rows: for each device its lanes, and for each lane the actions' windows, the plan and what happened; for each controller
+its requests, from arrival to end. Arrows lead from a request to the EXEC that served it. Counters: waiting requests,
+free pages. Source of the format: "Trace Event Format" (Google, 2016): JSON object format; complete, flow, counter,
+metadata events.
 """
 
 import heapq
@@ -14,7 +15,7 @@ from typing import Any
 from frontend.admin.observer import Recording
 from mesh.facts import ActionFact, Fact, RequestFact
 
-# names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model too
+# names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model in both
 COLOURS = (
     "thread_state_running",
     "rail_response",
@@ -31,10 +32,10 @@ COLOURS = (
 )
 FAILED_COLOUR = "terrible"
 LANES = {"load": ("LOAD", 1000), "infer": ("EXEC", 4000)}  # {action: (lane, number of its first row)}
-WORKERLESS = ("lost", "worker_lost")  # codes of actions of which no worker told anything, nor how many pages are free
+WORKERLESS = ("lost", "worker_lost")  # codes of actions without a worker's report: the free pages are unknown, too
 ROWS_MAX = 1000  # of one kind
 REQUEST_ROW = 1
-SLACK_US = 20.0  # a lane does one thing at a time: what seems to overlap by less is the translation of clocks
+SLACK_US = 20.0  # a lane does one thing at a time; a smaller overlap comes from the translation of clocks
 
 Event = dict[str, Any]
 Place = tuple[int, int, float]  # process, row, microseconds
@@ -42,17 +43,17 @@ Place = tuple[int, int, float]  # process, row, microseconds
 
 @dataclass(slots=True)
 class Rows:
-    """Rows of one kind in one process: as many as are needed for bars that overlap to lie in different ones."""
+    """Rows of one kind in one process, as many as needed to put overlapping bars into different rows."""
 
     name: str
     first: int  # number of the first row
-    slack_us: float = 0.0  # a bar that begins so long before the end of another begins there
-    _free: list[int] = field(default_factory=list)  # heap of rows that are free
+    slack_us: float = 0.0  # a bar that begins up to this long before the end of another one is moved to that end
+    _free: list[int] = field(default_factory=list)  # heap of free rows
     _busy: list[tuple[float, int]] = field(default_factory=list)  # heap of (end, row)
     count: int = 0
 
     def place(self, begin_us: float, end_us: float) -> tuple[int, float, float]:
-        """(row, begin, end) of a bar; bars come in order of their beginning."""
+        """(row, begin, end) of a bar. Bars must come in order of their beginnings."""
         while self._busy and self._busy[0][0] <= begin_us + self.slack_us:
             over_us, row = heapq.heappop(self._busy)
             begin_us = max(begin_us, over_us)
@@ -76,16 +77,16 @@ class Rows:
 class Timeline:
     """Collects events. Process numbers: controllers from 1, devices from 1000."""
 
-    began_s: float  # instants are told from here on
+    began_s: float  # instants are relative to this one
     events: list[Event] = field(default_factory=list)
     flows: int = 0
 
     def us(self, at_s: float) -> float:
-        """Microseconds since the beginning, to the nanosecond."""
+        """Microseconds since the beginning, rounded to the nanosecond."""
         return round((at_s - self.began_s) * 1e6, 3)
 
     def bar(self, pid: int, rows: Rows, begin_s: float, end_s: float, name: str, **more: Any) -> Place:
-        """A bar from begin to end; returns where it begins."""
+        """Adds a bar; returns where it begins."""
         row, begin_us, end_us = rows.place(self.us(begin_s), self.us(max(begin_s, end_s)))
         duration_us = round(end_us - begin_us, 3)
         self.events.append(
@@ -94,18 +95,18 @@ class Timeline:
         return pid, row, begin_us
 
     def arrow(self, source: Place, target: Place) -> None:
-        """From the beginning of a bar to that of another."""
+        """Adds an arrow from the beginning of one bar to that of another."""
         self.flows += 1
         flow = {"cat": "request", "name": "served by", "id": self.flows}
         for phase, (pid, row, at_us), more in (("s", source, {}), ("f", target, {"bp": "e"})):
             self.events.append({"ph": phase, "pid": pid, "tid": row, "ts": at_us, **flow, **more})
 
     def counter(self, pid: int, at_s: float, name: str, value: float) -> None:
-        """A counter's value from then on."""
+        """Adds a counter's value, which holds from then on."""
         self.events.append({"ph": "C", "pid": pid, "tid": 0, "ts": self.us(at_s), "name": name, "args": {name: value}})
 
     def describe(self, pid: int, name: str, rows: Iterable[Rows]) -> None:
-        """The process and its rows have names, and are shown in order."""
+        """Names the process and its rows, and fixes their order."""
         self._meta(pid, 0, "process_name", name=name)
         self._meta(pid, 0, "process_sort_index", sort_index=pid)
         for kind in rows:
@@ -118,9 +119,9 @@ class Timeline:
 
 
 def timeline(recording: Recording) -> dict[str, Any]:
-    """The whole trace, ready to be written as JSON."""
+    """The whole trace, to be written as JSON."""
     made = Timeline(_origin_s(recording))
-    devices: dict[tuple[str, str], list[Ordered]] = {}  # {(device, worker): its actions, whoever ordered them}
+    devices: dict[tuple[str, str], list[Ordered]] = {}  # {(device, worker): its actions, of all controllers}
     for controller, facts in recording.facts.items():
         offset_s = recording.offset_s.get(controller, 0.0)
         for fact in facts:
@@ -153,7 +154,7 @@ class Ordered:
 
 
 def _origin_s(recording: Recording) -> float:
-    """Before everything that is shown: what ended in the recording may have begun before it."""
+    """An instant before everything shown; what ended in the recording may have begun before it."""
     first_s = recording.began_s
     for controller, facts in recording.facts.items():
         offset_s = recording.offset_s.get(controller, 0.0)
@@ -170,7 +171,7 @@ def _controller(
     facts: Sequence[Fact],
     executed: Mapping[tuple[str, int], Place],
 ) -> None:
-    """Draws the requests of one controller, and what served them."""
+    """Draws the requests of one controller, and arrows to the EXECs that served them."""
     rows = Rows("requests", REQUEST_ROW)
     for request in sorted((f for f in facts if isinstance(f, RequestFact)), key=lambda fact: fact.arrived_s):
         begin_s = request.arrived_s - offset_s
@@ -188,7 +189,7 @@ def _controller(
 
 
 def _device(made: Timeline, pid: int, actions: Sequence[Ordered]) -> dict[tuple[str, int], Place]:
-    """Draws one device. Returns where the bars begin of what was executed."""
+    """Draws one device. Returns where the bars of executed INFERs begin."""
     executed: dict[tuple[str, int], Place] = {}
     kinds: list[Rows] = []
     for type_, (lane, first) in LANES.items():
@@ -214,7 +215,7 @@ def _device(made: Timeline, pid: int, actions: Sequence[Ordered]) -> dict[tuple[
 
 
 def _window(fact: ActionFact) -> tuple[float, float]:
-    """Drawn as far as it mattered: that of a LOAD stays open for long."""
+    """The action's window, cut where it no longer mattered: that of a LOAD stays open for long."""
     return fact.earliest_s, min(fact.latest_s, max(fact.expected_end_s, fact.end_s or fact.result_s))
 
 
@@ -223,7 +224,7 @@ def _plan(fact: ActionFact) -> tuple[float, float]:
 
 
 def _actual(fact: ActionFact) -> tuple[float, float]:
-    """When it began and ended; of what never did, when that was known."""
+    """Begin and end of the action; for one that never began, the instant when that was known."""
     begin_s = fact.result_s if fact.begin_s is None else fact.begin_s
     return begin_s, begin_s if fact.end_s is None else fact.end_s
 
@@ -241,7 +242,7 @@ def _colour(ref: str, good: bool) -> str:
 
 
 def _arguments(fact: RequestFact | ActionFact) -> dict[str, Any]:
-    """What is shown of a bar that is clicked: durations in ms."""
+    """What is shown when a bar is clicked; durations in ms."""
     shown: dict[str, Any] = {}
     for name in fact.__struct_fields__:
         value = getattr(fact, name)

@@ -1,4 +1,4 @@
-"""`gearmesh trace`: records a running mesh for some seconds, and writes the timeline."""
+"""`gearmesh trace`: records a running mesh for some seconds and writes the timeline."""
 
 import os
 from collections.abc import Callable
@@ -15,11 +15,11 @@ SECONDS_MAX = 300.0
 
 
 class TraceError(Exception):
-    """The trace cannot be made; `str()` says why and what would do."""
+    """The trace cannot be made; `str()` says why and what would be possible."""
 
 
 def check_target(file: Path, *, force: bool) -> None:
-    """The file can be written. Raises: TraceError."""
+    """Checks that the file can be written. Raises: TraceError."""
     if file.is_dir():
         raise TraceError(f"{file} is a folder; give the name of a file")
     if file.exists() and not force:
@@ -31,19 +31,19 @@ def check_target(file: Path, *, force: bool) -> None:
 
 
 def check_seconds(seconds: float) -> None:
-    """So long can be recorded. Raises: TraceError."""
+    """Checks that a recording may take this long. Raises: TraceError."""
     if not 0 < seconds <= SECONDS_MAX:
         raise TraceError(f"--seconds must be above 0 and at most {SECONDS_MAX:g}; got {seconds:g}")
 
 
 def record(settings: Settings, seconds: float, waiting: Callable[[float], None]) -> Recording:
-    """What ends in the mesh in the next seconds. Raises: NoMesh."""
+    """The requests and actions that end in the next seconds. Raises: NoMesh."""
     with Observer(settings) as observer:
         return observer.record(seconds, waiting)
 
 
 def write(recording: Recording, file: Path) -> str:
-    """The timeline is in the file; returns a sentence about it. Raises: OSError."""
+    """Writes the timeline to the file. Returns a line about it. Raises: OSError."""
     partial = file.with_name(f"{file.name}.partial")
     partial.write_bytes(msgspec.json.encode(timeline(recording)))
     partial.replace(file)

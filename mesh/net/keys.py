@@ -1,7 +1,7 @@
-"""CURVE keys of a mesh: one pair for everything that listens, and a list of those who may call.
+"""CURVE keys of a mesh: one key pair for every port that listens, and a list of the keys that may call.
 
-A keys folder (made by `gearmesh keys FOLDER`) holds ``mesh.key_secret`` (services), ``mesh.key`` (its public half, to
-give to clients), ``client.key_secret`` (an ordinary client's pair) and ``allowed/*.key`` (public keys that may call).
+A keys folder (made by `gearmesh keys FOLDER`) holds ``mesh.key_secret`` (for services), ``mesh.key`` (its public half,
+given to clients), ``client.key_secret`` (an ordinary client's pair) and ``allowed/*.key`` (public keys that may call).
 Source: ZeroMQ RFC 26 (CurveZMQ) and RFC 27 (ZAP).
 """
 
@@ -34,7 +34,7 @@ class Keys:
 
     @classmethod
     def make(cls, folder: Path) -> None:
-        """A new keys folder. Raises: FileExistsError."""
+        """Writes a new keys folder. Raises: FileExistsError."""
         folder.mkdir(mode=0o700, parents=True)
         (folder / "allowed").mkdir()
         for name in ("mesh", "client"):
@@ -43,7 +43,7 @@ class Keys:
             (folder / "allowed" / f"{name}.key").write_text(Path(public).read_text())
 
     def guard(self, sock: "zmq.Socket[bytes]", context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        """`sock`, about to listen, lets in the holders of allowed keys only."""
+        """`sock`, not yet bound, will accept only holders of allowed keys."""
         if self._authenticator is None:
             self._authenticator = ThreadAuthenticator(context)
             self._authenticator.start()
@@ -53,13 +53,13 @@ class Keys:
         sock.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
 
     def present(self, sock: "zmq.Socket[bytes]") -> None:
-        """`sock`, about to call, shows the mesh's own key and expects the mesh's key."""
+        """`sock`, not yet connected, will present the mesh's own key and accept only the mesh's key."""
         sock.setsockopt(zmq.CURVE_SERVERKEY, self.public)
         sock.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
         sock.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
 
     def stop(self) -> None:
-        """The authenticator's thread has ended."""
+        """Ends the authenticator's thread."""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None

@@ -1,6 +1,6 @@
 """Links between services: a `Port` listens, a `Link` calls; over ZeroMQ, or in memory inside one process.
 
-Both send through the process's `Transport`, and hand over what arrives on their lines, one envelope at a time.
+Both send through the process's `Transport`, and pass on each envelope that arrives on their lines.
 """
 
 import time
@@ -24,7 +24,7 @@ log = structlog.get_logger("transport")
 
 
 class Port(Generic[In, Out]):
-    """Listens for any number of peers, known by their member ids."""
+    """Listens for any number of peers, each known by its member id."""
 
     def __init__(
         self,
@@ -38,16 +38,16 @@ class Port(Generic[In, Out]):
     ) -> None:
         self.transport = transport
         self.name = name
-        self.epoch = 0  # goes out with every envelope
+        self.epoch = 0  # sent with every envelope
         self.sock: zmq.Socket[bytes] | None = None
         self._decoder = decoder
         self._received = received
         self._lost = lost
         self._watch = watch
-        self._lines: dict[str, Line] = {}  # {peer: line}, exactly those heard since they were last lost
+        self._lines: dict[str, Line] = {}  # {peer: line}, exactly the peers heard since they were last lost
 
     def listen(self, host: str, port: int, setting: str) -> tuple[str, ...]:
-        """Opens the port, and returns its addresses, the preferred one first. Raises: AddressInUse."""
+        """Opens the port and returns its addresses, the preferred one first. Raises: AddressInUse."""
         hub = self.transport.hub
         sock = hub.socket(zmq.ROUTER, size_max=self.transport.message_bytes_max)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -60,7 +60,7 @@ class Port(Generic[In, Out]):
         return MEMORY + memory, address
 
     def close(self) -> None:
-        """The port is closed; what was queued has a moment to leave."""
+        """The port is closed; queued messages still get their linger time to leave."""
         self.transport.withdraw(self)
         for line in self._lines.values():
             self.transport.unwatch(line)
@@ -72,7 +72,7 @@ class Port(Generic[In, Out]):
             self.sock = None
 
     def send(self, peer: str, message: Out, frames: Sequence[Buffer] = ()) -> bool:
-        """`message` leaves for `peer` at the end of this turn. False if there is no such peer."""
+        """`message` leaves for `peer` at the end of this turn. Returns False if there is no such peer."""
         line = self._lines.get(peer)
         if line is None:
             return False
@@ -80,43 +80,43 @@ class Port(Generic[In, Out]):
         return True
 
     def knows(self, peer: str) -> bool:
-        """`peer` was heard and has not been lost."""
+        """Whether `peer` has been heard and has not been lost since."""
         return peer in self._lines
 
     def forget(self, peer: str) -> None:
-        """`peer` is not watched any more, and nothing is sent to it until it is heard again."""
+        """`peer` is no longer watched, and nothing is sent to it until it is heard again."""
         line = self._lines.pop(peer, None)
         if line is not None:
             self.transport.unwatch(line)
 
     def keep_only(self, peers: Iterable[str]) -> None:
-        """All other peers are forgotten; one that is heard again is simply new."""
+        """Forgets all other peers; one that is heard again counts as new."""
         keep = set(peers)
         for peer in [peer for peer in self._lines if peer not in keep]:
             self.forget(peer)
 
     def clock(self, peer: str) -> OffsetFilter:
-        """What is known of the clock of `peer`. Raises: KeyError."""
+        """The estimated offset of the clock of `peer`. Raises: KeyError."""
         return self._lines[peer].clock
 
     def take(self, mail: Mail[In]) -> None:
-        """Mail from a peer in this process."""
+        """Passes on mail from a peer in this process."""
         self._received(mail)
 
     def line_lost(self, line: Line, why: str) -> None:
-        """A peer was found to be gone."""
+        """The line's peer is gone: forgets it and calls `lost`."""
         if self._lines.get(line.peer) is line:
             del self._lines[line.peer]
         self._lost(line.peer, why)
 
     def join(self, peer: str, far: Line) -> Line:
-        """A peer in this process calls; returns our end of the line."""
+        """A peer in this process connects; returns our end of the line."""
         line = Line(peer, self, self, other=far)
         self._lines[peer] = line
         return line
 
     def rejoin(self, line: Line) -> None:
-        """A peer in this process speaks."""
+        """A peer in this process sends on its line: the line is known again if it was forgotten."""
         self._lines.setdefault(line.peer, line)
 
     def _drain(self) -> bool:
@@ -128,7 +128,7 @@ class Port(Generic[In, Out]):
                 identity = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            body = sock.recv(NOBLOCK)  # a ROUTER never gives the identity alone
+            body = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a body
             self._arrived(identity, body, _frames(sock))
         return True
 
@@ -150,7 +150,7 @@ class Port(Generic[In, Out]):
 
 
 class Link(Generic[In, Out]):
-    """Calls one peer. Lost once, it stays closed: whoever wants the peer back opens another."""
+    """Calls one peer. Once lost it stays closed: whoever wants the peer back opens another link."""
 
     def __init__(
         self,
@@ -182,11 +182,11 @@ class Link(Generic[In, Out]):
 
     @property
     def clock(self) -> OffsetFilter:
-        """What is known of the peer's clock."""
+        """The estimated offset of the peer's clock."""
         return self._line.clock
 
     def call(self, addresses: Sequence[str]) -> "Link[In, Out]":
-        """Dials the peer, in memory where it is in this process. What is sent before it answers waits for it."""
+        """Connects to the peer, in memory if it is in this process. Messages sent before it answers wait for it."""
         self.open = True
         port = self.transport.port_in_memory(addresses)
         if port is not None:
@@ -204,7 +204,7 @@ class Link(Generic[In, Out]):
         return self
 
     def send(self, message: Out, frames: Sequence[Buffer] = ()) -> None:
-        """`message` leaves at the end of this turn; nothing happens on a closed link."""
+        """`message` leaves at the end of this turn. Does nothing on a closed link."""
         if self.open:
             self.transport.queue(self._line, message, frames)
 
@@ -227,13 +227,13 @@ class Link(Generic[In, Out]):
             self.transport.hub.loop.call_soon(far.port.line_lost, far, LinkLoss.CLOSED)
 
     def take(self, mail: Mail[In]) -> None:
-        """Mail from a peer in this process."""
+        """Passes on mail from a peer in this process."""
         if self.heard_s is None:
             self.heard_s = mail.now
         self._received(mail)
 
     def line_lost(self, line: Line, why: str) -> None:
-        """The peer was found to be gone."""
+        """The peer is gone: closes the link and calls `lost`."""
         if self.open:
             self.close()
             self._lost(line.peer, why)
@@ -247,7 +247,7 @@ class Link(Generic[In, Out]):
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             sock = self.sock
             if sock is None:
-                return False  # closed by what it brought
+                return False  # the message just handled closed this link
             try:
                 body = sock.recv(NOBLOCK)
             except zmq.Again:
@@ -269,7 +269,7 @@ class Link(Generic[In, Out]):
 
 
 def _frames(sock: "zmq.Socket[bytes]") -> list[Buffer]:
-    """What is left of a multipart message: large tensors, not copied."""
+    """The remaining frames of a multipart message: large tensors, not copied."""
     frames: list[Buffer] = []
     while sock.getsockopt(RCVMORE):
         frames.append(sock.recv(NOBLOCK, copy=False).buffer)

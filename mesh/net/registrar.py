@@ -1,4 +1,4 @@
-"""A service's side of the broker: registers it, keeps the latest table, and comes back when the broker does."""
+"""A service's side of the broker: registers the service, keeps the latest table, registers again after a restart."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ log = structlog.get_logger("registrar")
 
 
 class Registrar:
-    """Shell. `changed(table)` is called for every table newer than the last, `replied(reply)` for every call's end."""
+    """Shell. Calls `changed(table)` for every newer table, and `replied(reply)` at the end of every call."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Registrar:
         replied: Callable[[wire.CallReply], None] | None = None,
     ) -> None:
         self.member = member
-        self.shard_epoch = 0  # a controller's, once it has one
+        self.shard_epoch = 0  # of a controller, once the broker assigned it one
         self.table: wire.Table | None = None
         self._transport = transport
         self._addresses = addresses
@@ -37,18 +37,18 @@ class Registrar:
         self._stopped = False
 
     def start(self) -> None:
-        """The broker is being called."""
+        """Starts to call the broker."""
         self._open()
 
     def stop(self) -> None:
-        """The broker is told that we leave."""
+        """Tells the broker that this service leaves."""
         self._stopped = True
         if self._link is not None:
             self._link.send(wire.Goodbye())
             self._transport.hub.loop.call_soon(self._link.close, 200)
 
     def send(self, message: wire.ToBroker) -> bool:
-        """`message` goes to the broker, once it answers. False if it is known to be gone."""
+        """Sends `message` to the broker once it answers. Returns False if the broker is known to be gone."""
         if self._link is None:
             return False
         self._link.send(message)

@@ -1,8 +1,8 @@
-"""Plain ZeroMQ sockets on the event loop, in turns.
+"""Plain ZeroMQ sockets on the event loop, processed in turns.
 
-A turn: everything that has arrived is drained and handed on, then every service in this process decides once, then
-everything that is to leave leaves. `zmq.asyncio` is not used: it is several times slower, and a time-out around its
-receive loses messages (zeromq/pyzmq issue 1925).
+In one turn all that has arrived is drained and passed on, then every service in this process decides once, then all
+that has to leave is sent. `zmq.asyncio` is not used: it is several times slower, and a time-out around its receive
+loses messages (zeromq/pyzmq issue 1925). Measurements: docs/design/transport.md.
 """
 
 import asyncio
@@ -17,30 +17,30 @@ from mesh.errors import AddressInUse
 from mesh.net.keys import Keys
 
 MESSAGES_PER_DRAIN_MAX = 512  # then the other sockets and the timers get their turn
-ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more in-memory messages; then the sockets get their turn
+ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so many rounds the sockets get their turn
 HIGH_WATER_MARK = 10_000  # messages queued for one peer
 
 log = structlog.get_logger("sockets")
 
 
 class Hub:
-    """Owns every ZeroMQ socket of this process, and the turns."""
+    """Owns every ZeroMQ socket of this process, and runs the turns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, keys: Keys | None = None) -> None:
         self.loop = loop
         self.keys = keys
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
-        self._drains: dict[zmq.Socket[bytes], Callable[[], bool]] = {}  # {socket: drain; True if there may be more}
-        self._sent: set[zmq.Socket[bytes]] = set()  # sent on in this turn: their edge may be consumed
-        self._hooks: list[Callable[[float], None]] = []  # decide(now), each service's, in order of start
-        self._deliver: list[Callable[[], bool]] = []  # hand over in-memory mail; True if there was some
+        self._drains: dict[zmq.Socket[bytes], Callable[[], bool]] = {}  # {socket: drain; True: there may be more}
+        self._sent: set[zmq.Socket[bytes]] = set()  # sockets sent on in this turn: a send may consume their edge
+        self._hooks: list[Callable[[float], None]] = []  # decide(now) of each service, in order of start
+        self._deliver: list[Callable[[], bool]] = []  # deliver in-memory mail; True if there was any
         self._flushes: list[Callable[[], None]] = []
         self._turn_scheduled = False
         self._closed = False
 
     def socket(self, kind: int, *, size_max: int, high_water_mark: int = HIGH_WATER_MARK) -> zmq.Socket[bytes]:
-        """A socket with every option set that matters; not yet bound or connected."""
+        """A socket with all relevant options set; not yet bound or connected."""
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.LINGER, 500)
         sock.setsockopt(zmq.SNDHWM, high_water_mark)
@@ -52,10 +52,7 @@ class Hub:
         return sock
 
     def bind(self, sock: zmq.Socket[bytes], host: str, port: int, setting: str) -> str:
-        """Listens on host:port (0: one the system chooses) and returns the address.
-
-        Raises: AddressInUse.
-        """
+        """Listens on host:port (port 0: the system chooses one) and returns the address. Raises: AddressInUse."""
         if self.keys is not None:
             self.keys.guard(sock, self._context)
         address = f"tcp://{host}:{port or '*'}"
@@ -67,53 +64,56 @@ class Hub:
         return sock.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def connect(self, sock: zmq.Socket[bytes], address: str) -> None:
-        """Dials `address`, now and again until it answers."""
+        """Connects to `address`, and retries until it answers."""
         if self.keys is not None:
             self.keys.present(sock)
         sock.connect(address)
 
     def read(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
-        """Calls `drain` whenever `sock` may hold messages; it returns whether it stopped before the last."""
+        """Calls `drain` whenever `sock` may hold messages. `drain` returns True if it stopped before the last one."""
         self._drains[sock] = drain
         self.loop.add_reader(_fd(sock), self._readable, sock)
-        self.loop.call_soon(self._readable, sock)  # what came before the reader was set shows no edge
+        self.loop.call_soon(self._readable, sock)  # messages that came before the reader was set raise no edge
 
     def drop(self, sock: zmq.Socket[bytes], linger_ms: int = 0) -> None:
-        """`sock` is closed and no longer read."""
+        """Closes `sock` and stops reading it."""
         if self._drains.pop(sock, None) is not None:
             self.loop.remove_reader(_fd(sock))
         self._sent.discard(sock)
         sock.close(linger_ms)
 
     def monitor(self, sock: zmq.Socket[bytes], events: int, tell: Callable[[int], None]) -> zmq.Socket[bytes]:
-        """Calls `tell(event)` for each of the socket's connection events. Returns the monitor, to be dropped."""
+        """Calls `tell(event)` for each of the socket's connection events.
+
+        Returns the monitor, which the caller has to drop.
+        """
         monitor: zmq.Socket[bytes] = sock.get_monitor_socket(events)
 
         def drain() -> bool:
             while True:
                 try:
                     head = monitor.recv(zmq.NOBLOCK)
-                    monitor.recv(zmq.NOBLOCK)  # the address; with accepted connections, ours
+                    monitor.recv(zmq.NOBLOCK)  # the address frame; for accepted connections it is our own
                 except zmq.Again:
                     return False
                 if monitor in self._drains:
                     tell(int.from_bytes(head[:2], "little"))
                 if monitor not in self._drains:
-                    return False  # told, and dropped by it
+                    return False  # `tell` dropped the monitor
 
         self.read(monitor, drain)
         return monitor
 
     def sent(self, sock: zmq.Socket[bytes]) -> None:
-        """A send may consume the readable edge of the socket's FD: it is looked at again at the end of the turn."""
+        """Re-checks `sock` at the end of the turn, because a send may consume the readable edge of its FD."""
         self._sent.add(sock)
 
     def on_turn(self, decide: Callable[[float], None]) -> None:
-        """Calls `decide(now)` once in every turn, when all that has arrived is in."""
+        """Calls `decide(now)` once in every turn, after all that has arrived was drained."""
         self._hooks.append(decide)
 
     def on_deliver(self, deliver: Callable[[], bool]) -> None:
-        """Calls `deliver` after the decisions, and decides again as long as it delivered something."""
+        """Calls `deliver` after the decisions, and decides again as long as something was delivered."""
         self._deliver.append(deliver)
 
     def on_flush(self, flush: Callable[[], None]) -> None:
@@ -121,13 +121,13 @@ class Hub:
         self._flushes.append(flush)
 
     def schedule_turn(self) -> None:
-        """There will be a turn soon; calling again changes nothing."""
+        """A turn will run soon; calling again changes nothing."""
         if not self._turn_scheduled and not self._closed:
             self._turn_scheduled = True
             self.loop.call_soon(self._turn)
 
     def close(self) -> None:
-        """All sockets are closed; what they still hold gets their linger time to leave."""
+        """Closes all sockets; messages they still hold get their linger time to leave."""
         self._closed = True
         for sock in list(self._drains):
             self.loop.remove_reader(_fd(sock))
@@ -177,5 +177,5 @@ class Hub:
 
 
 def _fd(sock: "zmq.Socket[bytes]") -> int:
-    """What the event loop watches: readable when the socket's state may have changed, once per change."""
+    """The file descriptor that the loop watches. It turns readable once per change of the socket's state."""
     return int(sock.getsockopt(zmq.FD))

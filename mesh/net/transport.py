@@ -1,7 +1,7 @@
-"""All lines of one process: what is sent to one peer during a turn leaves as one envelope at its end.
+"""All lines of one process. All messages to one peer in one turn leave as one envelope at the end of the turn.
 
 Each line knows the offset of the peer's clock and whether the peer is alive, from what arrives on it; idle lines carry
-heartbeats. `links.py` has the ends of a line.
+heartbeats. The two ends of a line are in `links.py`. Why it works so: docs/design/transport.md.
 """
 
 import time
@@ -20,10 +20,10 @@ from mesh.liveness import Liveness
 from mesh.net.sockets import Hub
 from mesh.wire import Buffer
 
-FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied: cheaper than the bookkeeping of not doing so
-BACKLOG_MAX = 100_000  # messages waiting for one peer; one that lets so many lie is taken for lost
+FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied, which costs less than the bookkeeping of zero copy
+BACKLOG_MAX = 100_000  # messages waiting for one peer; a peer with more is taken for lost
 MEMORY = "memory://"
-NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # enums are slow to combine
+NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # plain integers: combining enums is slow
 
 In = TypeVar("In")
 log = structlog.get_logger("transport")
@@ -35,8 +35,8 @@ class Mail(Generic[In]):
 
     peer: str
     messages: list[In]
-    frames: list[Buffer]  # tensors too large to ride inside, in the order of the messages that own them
-    age_s: float  # since it was sent, by our clock
+    frames: list[Buffer]  # tensors too large to travel inline, in the order of the messages that own them
+    age_s: float  # seconds since it was sent, by our clock
     epoch: int
     now: float  # when it was received
     clock: OffsetFilter
@@ -75,16 +75,16 @@ class Listener(End, Protocol):
 
 @dataclass(slots=True)
 class Line:
-    """One direction to one peer, and what is known of it."""
+    """One direction to one peer: messages to send, the peer's clock offset and whether it is alive."""
 
     peer: str
-    owner: End  # who takes what arrives on this line
-    port: Listener | None = None  # the owner, if that is a port
+    owner: End  # receives what arrives on this line
+    port: Listener | None = None  # the owner, if it is a port
     outbox: list[Any] = field(default_factory=list)
     frames: list[Buffer] = field(default_factory=list)
     clock: OffsetFilter = field(default_factory=OffsetFilter)
-    other: "Line | None" = None  # the far end, where both are in this process
-    key: str = ""  # names the line among all of this process
+    other: "Line | None" = None  # the other end, if both are in this process
+    key: str = ""  # unique among the lines of this process
 
     def __post_init__(self) -> None:
         self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}>{id(self)}"
@@ -99,7 +99,7 @@ class Transport:
         self._liveness = Liveness(heartbeat_s, silence_s_max)
         self._watched: dict[str, Line] = {}  # {key of a line: line}
         self._dirty: dict[int, Line] = {}  # {id: line with something to send}
-        self._memory: dict[str, Listener] = {}  # {name: port that can be called in memory}
+        self._memory: dict[str, Listener] = {}  # {name: port that can be reached in memory}
         self._encoder = msgspec.msgpack.Encoder()
         self._tick_s = heartbeat_s / 2
         self._ticked_at = time.monotonic()
@@ -108,7 +108,7 @@ class Transport:
         self._timer = hub.loop.call_later(self._tick_s, self._tick)
 
     def close(self) -> None:
-        """No more heartbeats; the sockets are the hub's to close."""
+        """Stops the heartbeats. The hub closes the sockets."""
         self._timer.cancel()
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -122,11 +122,11 @@ class Transport:
         self.hub.schedule_turn()
 
     def _deliver(self) -> bool:
-        """Hands over what goes to peers in this process. True if there was some."""
+        """Delivers messages to peers in this process. Returns True if there were any."""
         local = [line for line in self._dirty.values() if line.other is not None]
         for line in local:
             if self._dirty.pop(id(line), None) is None:
-                continue  # closed by what another line brought
+                continue  # a message on another line closed it
             messages, line.outbox = line.outbox, []
             frames, line.frames = line.frames, []
             far = line.other
@@ -174,7 +174,7 @@ class Transport:
         self._liveness.sent(line.key, now)
 
     def _held(self, line: Line) -> None:
-        """The peer's pipe is full: what waits is tried again, up to a limit."""
+        """The peer's pipe is full: keeps its messages for another try, up to BACKLOG_MAX."""
         if len(line.outbox) > BACKLOG_MAX:
             self._line_lost(line, f"does not read: {len(line.outbox)} messages wait for it")
             return
@@ -189,13 +189,13 @@ class Transport:
         self._liveness.watch(line.key, time.monotonic())
 
     def unwatch(self, line: Line) -> None:
-        """The line is left alone."""
+        """The line is no longer watched and carries no heartbeats."""
         self._watched.pop(line.key, None)
         self._liveness.forget(line.key)
         self._dirty.pop(id(line), None)
 
     def arrived(self, line: Line, envelope: "wire.Envelope[In]", frames: list[Buffer], now: float) -> Mail[In]:
-        """Something arrived on the line: its peer is alive, and its clock is known the better."""
+        """Takes in an envelope that arrived on the line: the peer is alive, and its clock offset is updated."""
         self._liveness.heard(line.key, now)
         line.clock.heard(envelope.sent_s, envelope.delta_s, now)
         age_s = line.clock.age_s(envelope.sent_s, now)
@@ -225,15 +225,15 @@ class Transport:
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def offer(self, name: str, port: Listener) -> None:
-        """`port` can be called in memory as ``memory://name``."""
+        """`port` can be reached in memory as ``memory://name``."""
         self._memory[name] = port
 
     def withdraw(self, port: Listener) -> None:
-        """`port` can no longer be called in memory."""
+        """`port` can no longer be reached in memory."""
         self._memory = {name: known for name, known in self._memory.items() if known is not port}
 
     def port_in_memory(self, addresses: Sequence[str]) -> Listener | None:
-        """The port behind the first of the addresses that is in this process."""
+        """The port of the first of the addresses that is in this process; None if there is none."""
         for address in addresses:
             if address.startswith(MEMORY) and address[len(MEMORY) :] in self._memory:
                 return self._memory[address[len(MEMORY) :]]

@@ -13,7 +13,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def set_up(settings: "Settings", service: str) -> None:
-    """Every later line carries the name of the service and goes to standard output."""
+    """Every later log line names the service and goes to standard output."""
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
     renderer: structlog.typing.Processor
     if console:

@@ -1,4 +1,4 @@
-"""What lies in a model repository: the folders of packages and of their versions, not what is in them."""
+"""The folders of packages and versions in a model repository; their content is not read here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ MANIFEST = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A look at a repository."""
+    """The result of one scan of a repository."""
 
     versions: dict[str, list[str]] = field(default_factory=dict)  # {package: its versions, oldest first}
-    faults: dict[str, str] = field(default_factory=dict)  # {package, or ref of a version: why it is none}
+    faults: dict[str, str] = field(default_factory=dict)  # {package, or ref of a version: why it is not valid}
 
 
 def look(repository: Path) -> Found:
-    """Every package, and why what looks like one, or like a version, is none. What is neither is left out."""
+    """Every package and version, and why each folder that looks like one is not. Other folders are left out."""
     found = Found()
     try:
         folders = sorted(repository.iterdir()) if repository.is_dir() else []
@@ -39,7 +39,7 @@ def _look_at(folder: Path, found: Found) -> None:
     if not folder.is_dir():
         return
     versions = sorted(versions_in(folder), key=int)
-    shared = (folder / MANIFEST).is_file()  # holds for versions that have none of their own
+    shared = (folder / MANIFEST).is_file()  # this manifest holds for every version without one of its own
     good = [version for version in versions if shared or (folder / version / MANIFEST).is_file()]
     if shared or good:
         found.versions[folder.name] = good
@@ -50,7 +50,7 @@ def _look_at(folder: Path, found: Found) -> None:
 
 
 def versions_in(folder: Path) -> Iterator[str]:
-    """The folders in a package's that are named as versions are. Raises: OSError."""
+    """The folders in a package's folder that are named like versions. Raises: OSError."""
     return (entry.name for entry in folder.iterdir() if VERSION.fullmatch(entry.name) and entry.is_dir())
 
 

@@ -1,4 +1,4 @@
-"""What every service's process does alike: loop, signals, garbage collector, exit code."""
+"""What the process of every service has in common: event loop, signals, garbage collector, exit code."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ from mesh.net.transport import Transport
 from mesh.process import logs
 from mesh.process.settings import Settings, settings_or_exit
 
-STOP_S = 15.0  # for stopping what was drained; then a process that failed ends all the same
+STOP_S = 15.0  # time to stop after draining; a process that has failed is then ended by force
 log = structlog.get_logger("runtime")
 
 
@@ -29,10 +29,13 @@ class Service(Protocol):
     """The shell around one core."""
 
     def start(self) -> None:
-        """Sockets are open and calls are out. Raises: GearmeshError."""
+        """Opens the sockets and calls the peers. Raises: GearmeshError."""
 
     def drain(self) -> bool:
-        """Takes nothing new; True once nothing is left to finish. Called again until it is, or time is up."""
+        """Accepts nothing new; returns True once nothing is left to finish.
+
+        Called repeatedly until then, or until time is up.
+        """
 
     def stop(self) -> None:
         """Says goodbye and closes what `start` opened."""
@@ -42,7 +45,9 @@ class Runtime:
     """One process: a hub, its links, and the services in it."""
 
     def __init__(self, settings: Settings, failing: Callable[[int, float], None] | None = None) -> None:
-        """`failing`: hears of an exit code that is not 0, and within how many seconds the process should have ended."""
+        """`failing(code, seconds)` is called for an exit code other than 0; the process should end within that many
+        seconds.
+        """
         self.settings = settings
         self._failing = failing
         self.hub = Hub(asyncio.get_running_loop(), settings.keys())
@@ -56,7 +61,7 @@ class Runtime:
         self._exit_code = 0
 
     def end(self, exit_code: int) -> None:
-        """The services drain, as after a signal, and `run` returns this code."""
+        """The services drain, as after a signal; then `run` returns this code."""
         self._exit_code = exit_code
         if exit_code and self._failing is not None:
             self._failing(exit_code, self.settings.drain_s + STOP_S)
@@ -80,11 +85,11 @@ class Runtime:
         await asked.wait()
         await self._drain(services, again)
         self.hub.schedule_turn()
-        await asyncio.sleep(0)  # the turn of what was said last: of the result that the wait was for
+        await asyncio.sleep(0)  # one turn, so that the last results leave
         for service in reversed(services):
             service.stop()
         self.hub.schedule_turn()
-        await asyncio.sleep(0)  # the goodbyes' turn
+        await asyncio.sleep(0)  # one turn, so that the goodbyes leave
         self.transport.close()
         self.hub.close()
         return self._exit_code
@@ -106,7 +111,7 @@ class Runtime:
 
 
 def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
-    """The `main` of a service: settings from the command line, services from `make`, until a signal; then exits."""
+    """The `main` of a service: reads settings, runs the services of `make` until a signal, then exits."""
     settings = settings_or_exit()
     logs.set_up(settings, role)
     sys.path.append(os.getcwd())  # code that models and policies name may lie there; behind what is installed: no file
@@ -127,23 +132,23 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
         raise SystemExit(2) from error
     if code:
         sys.stdout.flush()
-        os._exit(code)  # what failed must not hold the process up, or change its code: threads, destructors that abort
+        os._exit(code)  # what failed must not block the exit or change its code: threads, destructors that abort
 
 
 def _end_within(code: int, seconds: float) -> None:
-    """The process ends then, if it has not by itself: what made it fail may hold up its end, too."""
+    """Ends the process with `code` after `seconds` if it still runs: what made it fail may also keep it from ending."""
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()
 
 
 def member_id(role: str) -> str:
-    """A new incarnation's id."""
+    """A new member id: the role and a random incarnation."""
     return f"{role}-{secrets.token_hex(4)}"
 
 
 def host_id() -> str:
-    """Equal for processes that share memory and loopback."""
+    """An id of this host, equal for processes that share memory and loopback."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:13]
     except OSError:

@@ -1,7 +1,8 @@
-"""Settings of a mesh: one list for all services, so that one file and one environment serve all of them.
+"""Settings of a mesh. All services share one list, so that one file and one environment configure them all.
 
-Read once, in a service's `main.py`: `gearmesh.toml` (in the working folder, or at ``GEARMESH_CONFIG``), then the
-environment (``GEARMESH_`` and the upper-case name), then flags (``--`` and the name with dashes). Later ones win.
+A service's `main.py` reads them once: first `gearmesh.toml` (in the working folder, or at ``GEARMESH_CONFIG``), then
+the environment (``GEARMESH_`` and the upper-case name), then flags (``--`` and the name with dashes). The last one
+wins.
 """
 
 import difflib
@@ -19,15 +20,15 @@ from mesh.errors import SettingsError, UnsafeBind
 from mesh.net.keys import LOOPBACK, Keys
 
 PREFIX = "GEARMESH_"
-NOT_SETTINGS = {"GEARMESH_CONFIG", "GEARMESH_PYTHON"}  # read elsewhere, before there are settings
+NOT_SETTINGS = {"GEARMESH_CONFIG", "GEARMESH_PYTHON"}  # read elsewhere, before the settings are
 
 
 class Settings(BaseModel):
-    """Everything that can be set. Frozen; durations carry their unit in the name."""
+    """Every setting. Frozen; the name of a duration ends in its unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # where
+    # addresses
     host: str = Field("127.0.0.1", description="Address that every port listens on. Beyond loopback it needs keys.")
     frontend_port: int = Field(5555, ge=0, le=65535, description="Where clients call (ZeroMQ). 0: any free port.")
     http_port: int = Field(
@@ -134,31 +135,31 @@ class Settings(BaseModel):
 
     @property
     def telemetry_folder(self) -> Path:
-        """Where controllers keep the request log and the action log."""
+        """Folder of the controllers' request logs and action logs."""
         return Path(self.telemetry_dir) if self.telemetry_dir else self.data_dir / "telemetry"
 
     @property
     def broker_address(self) -> str:
-        """Where the broker listens."""
+        """Address the broker listens on."""
         return f"tcp://{self.broker_host or self.host}:{self.broker_port}"
 
     @property
     def frontend_address(self) -> str:
-        """Where clients call."""
+        """Address the frontend listens on for clients."""
         return f"tcp://{self.host}:{self.frontend_port}"
 
     @property
     def http_host(self) -> str:
-        """Where the gateway listens: HTTP has no keys, so it stays on this machine, whatever `host` says."""
+        """Host the gateway listens on. HTTP has no keys, so it stays on this machine, whatever `host` says."""
         return self.host if self.host in LOOPBACK else "127.0.0.1"
 
     @property
     def http_address(self) -> str:
-        """Where HTTP clients call."""
+        """Address the gateway listens on for HTTP clients."""
         return f"http://{f'[{self.http_host}]' if ':' in self.http_host else self.http_host}:{self.http_port}"
 
     def keys(self) -> Keys | None:
-        """The mesh's keys, if it has any. Raises: SettingsError, UnsafeBind."""
+        """The mesh's keys; None if it has none. Raises: SettingsError, UnsafeBind."""
         if self.keys_dir:
             try:
                 return Keys.read(Path(self.keys_dir))
@@ -172,7 +173,7 @@ class Settings(BaseModel):
 def read_settings(
     arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, file: Path | None = None
 ) -> Settings:
-    """Settings from the file, the environment and flags, checked. Raises: SettingsError, all faults at once."""
+    """Settings from the file, the environment and flags, checked. Raises: SettingsError with all faults at once."""
     environment = os.environ if environment is None else environment
     faults: list[str] = []
     values: dict[str, Any] = {}
@@ -198,7 +199,7 @@ def read_settings(
 
 
 def documentation() -> list[tuple[str, str, str]]:
-    """(name, default, description) of every setting, in order; docs/operations.md is checked against it."""
+    """(name, default, description) of every setting, in order. docs/operations.md is checked against it."""
     return [(name, str(field.default), field.description or "") for name, field in Settings.model_fields.items()]
 
 
@@ -280,7 +281,7 @@ def _spell(name: str, source: str) -> str:
 
 
 def settings_or_exit(arguments: Sequence[str] | None = None) -> Settings:
-    """Settings for a service's main: flags from the command line; exits 2 with all faults if they are wrong."""
+    """Settings for a service's `main`, with command-line flags. Prints all faults and exits 2 if any is wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
         width = max(len(name) for name in Settings.model_fields) + 4

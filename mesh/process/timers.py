@@ -1,7 +1,7 @@
-"""One alarm on the event loop, exact to some 0.1 ms.
+"""One alarm on the event loop, accurate to about 0.1 ms.
 
-Event loops round timers to whole milliseconds, which is the length of a whole action here; the kernel's timerfd does
-not. Where there is none (not Linux), the loop's own timer is used.
+Event loops round timers to whole milliseconds, and a whole action here may take one; the kernel's timerfd does not
+round. Where there is no timerfd (not Linux), the loop's own timer is used.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Alarm:
             loop.add_reader(self._fd, self._readable)
 
     def set(self, at: float | None) -> None:
-        """Rings at `at` (seconds of time.monotonic()); an earlier setting is forgotten. None: never."""
+        """Rings at `at` (seconds of time.monotonic()); replaces the earlier setting. None: never."""
         if at == self._at:
             return
         self._at = at
@@ -65,7 +65,7 @@ class Alarm:
             self._handle = self._loop.call_later(max(0.0, at - time.monotonic()), self._due)
 
     def by(self, at: float | None) -> None:
-        """Rings at `at` at the latest, perhaps before: an earlier setting stands. Cheaper than `set`."""
+        """Rings at `at` at the latest; an earlier setting stays, so it may ring sooner. Cheaper than `set`."""
         if at is not None and (self._at is None or at < self._at):
             self.set(at)
 
@@ -88,7 +88,7 @@ class Alarm:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
-            return  # set anew between the expiry and this call
+            return  # set again between the expiry and this call
         self._due()
 
     def _due(self) -> None:

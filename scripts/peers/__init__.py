@@ -1,4 +1,4 @@
-"""Other servers, each in an environment of its own, with the same torch models: what `bench_peers.py` starts.
+"""Other servers with the same torch models, each in an environment of its own; started by `bench_peers.py`.
 
-The files named *_server.py run there, not in gearmesh's environment: python FILE MODEL PORT BATCH_MAX
+The files named *_server.py run in those environments, not in gearmesh's: python FILE MODEL PORT BATCH_MAX
 """

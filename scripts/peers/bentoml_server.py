@@ -1,4 +1,4 @@
-"""BentoML: its adaptive batcher, one worker. JSON, since it refuses arrays in any other form from outside."""
+"""BentoML with its adaptive batcher and one worker. JSON, since it accepts arrays from outside in no other form."""
 
 import os
 import sys
@@ -27,6 +27,6 @@ class Served:
 
     @bentoml.api(batchable=True, max_batch_size=int(os.environ["GM_BATCH_MAX"]), max_latency_ms=60_000)
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """[batch, floats]."""
+        """The model's outputs for a batch [batch, floats]."""
         with torch.inference_mode():
             return self.model(torch.from_numpy(np.asarray(x, np.float32))).numpy()

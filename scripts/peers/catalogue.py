@@ -1,4 +1,4 @@
-"""The peers: what to install, how to start them, how to ask them and read what they say. Pure."""
+"""The peers: what to install, how to start them, how to send a request and read the answer. Pure."""
 
 import json
 import struct
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgpack
 
-TORCH = "torch"  # pinned to gearmesh's own version by whoever installs
+TORCH = "torch"  # the installer pins it to gearmesh's own version
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,9 @@ class Peer:
     """One of the servers that gearmesh is compared with."""
 
     name: str
-    packages: tuple[str, ...]  # beside torch and numpy
+    packages: tuple[str, ...]  # besides torch and numpy
     script: str
-    configuration: str  # for the reader of the tables
+    configuration: str  # for readers of the tables
     path: str
     content_type: str
     body: Callable[[Sequence[float]], bytes]

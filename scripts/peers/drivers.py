@@ -1,6 +1,6 @@
-"""Asks a server over HTTP, or gearmesh over its own protocol, in closed and open loops: the same loop for both.
+"""Drives a server over HTTP, or gearmesh over its own protocol, with the same closed and open loops.
 
-Callbacks only, one request template, on uvloop; so the client costs about the same whatever it asks.
+Callbacks only, one request template, on uvloop; so the client costs about the same for every system.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ import zmq
 from gearmesh.load.generating.messages import Template, read_answer
 from gearmesh.telemetry.machine import quantile
 
-DRAIN_S = 10.0  # after the last request is due: what is not answered then is given up
-CONNECTIONS_MAX = 2000  # over that, requests wait in the client; their latency counts all the same
+DRAIN_S = 10.0  # after the last request is due; what is unanswered then is given up
+CONNECTIONS_MAX = 2000  # beyond it requests wait in the client; the wait is part of their latency
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
 class Samples:
-    """What came of one run; latencies count from when requests were due."""
+    """The results of one run; latencies count from when requests were due."""
 
     seconds: float
     sent: int = 0
     ok_s: list[float] = field(default_factory=list)  # latencies of requests answered ok
-    refused_s: list[float] = field(default_factory=list)  # from sending, of those refused
-    failed: int = 0  # answered otherwise, or not at all
-    late_s: list[float] = field(default_factory=list)  # of the client's own sending
+    refused_s: list[float] = field(default_factory=list)  # from sending to the refusal
+    failed: int = 0  # other answers, or none
+    late_s: list[float] = field(default_factory=list)  # delays of the client's own sending
 
     def summary(self, slos_ms: tuple[float, ...]) -> dict[str, Any]:
-        """Rates per second of the run's length, quantiles in ms (None where there are too few), shares in time."""
+        """Rates per second over the run, quantiles in ms (None if there are too few values), shares in time."""
         latencies, refused, late = sorted(self.ok_s), sorted(self.refused_s), sorted(self.late_s)
 
         def ms(values: list[float], share: float) -> float | None:
@@ -62,7 +62,7 @@ class Samples:
 
 
 class Driver:
-    """The loops; a subclass knows how to ask."""
+    """The loops; a subclass sends the requests."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -70,14 +70,14 @@ class Driver:
         self._flights: dict[int, tuple[float, float]] = {}  # {number: (due, sent)}
         self._number = 0
         self._samples = Samples(0.0)
-        self._again_until_s = 0.0  # closed loop: an answer before this is followed by another request
-        self._due: deque[float] = deque()  # open loop: what is still to be sent
-        self._pausing = 0  # clients of the closed loop that wait before they ask again
+        self._again_until_s = 0.0  # closed loop: an answer before this instant is followed by another request
+        self._due: deque[float] = deque()  # open loop: times of the requests still to be sent
+        self._pausing = 0  # closed loop: clients that pause before their next request
         self._over: asyncio.Future[None] | None = None
-        self.on_body: Callable[[bytes], None] | None = None  # gets the body of every answer, where somebody checks
+        self.on_body: Callable[[bytes], None] | None = None  # gets the body of every answer, if answers are checked
 
     async def closed(self, in_flight: int, seconds: float, slo_ms: float) -> Samples:
-        """So many requests in flight, for so long."""
+        """Keeps this many requests in flight for this time."""
         now = self._begin(seconds, slo_ms)
         self._again_until_s = now + seconds
         for _ in range(in_flight):
@@ -85,7 +85,7 @@ class Driver:
         return await self._end(seconds)
 
     async def open(self, due_s: Floats, seconds: float, slo_ms: float) -> Samples:
-        """Requests at these times from now on, however the server is doing."""
+        """Sends requests at these times from now on, regardless of the server."""
         now = self._begin(seconds, slo_ms)
         self._again_until_s = 0.0
         self._due = deque((due_s + now).tolist())
@@ -93,15 +93,18 @@ class Driver:
         return await self._end(seconds)
 
     def send(self, number: int) -> None:
-        """A subclass sends the request of that number."""
+        """Sends the request of that number; implemented by a subclass."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """A subclass lets go of its sockets."""
+        """Closes the sockets; implemented by a subclass."""
         raise NotImplementedError
 
     def answered(self, number: int, status: str, pause_s: float = 0.0) -> None:
-        """A subclass got the answer: ok, rejected, or anything else. `pause_s`: before the client asks again."""
+        """Called by a subclass with the answer: ok, rejected, or anything else.
+
+        `pause_s`: before the client's next request.
+        """
         flight = self._flights.pop(number, None)
         if flight is None:
             return
@@ -133,7 +136,7 @@ class Driver:
         self._ask(time.perf_counter())
 
     def wanted(self, number: int) -> bool:
-        """Somebody still waits for the answer to that request."""
+        """Whether the request is still waiting for its answer."""
         return number in self._flights
 
     def _begin(self, seconds: float, slo_ms: float) -> float:
@@ -177,10 +180,10 @@ class Driver:
 
 
 class MeshDriver(Driver):
-    """Asks gearmesh over one DEALER socket."""
+    """Drives gearmesh over one DEALER socket."""
 
     def __init__(self, address: str, template: Template, *, back_off: bool = False) -> None:
-        """`back_off`: a refused client waits as long as it was told to; else it asks again at once."""
+        """`back_off`: a refused client waits for the time in the refusal; otherwise it sends the next one at once."""
         super().__init__()
         self._back_off = back_off
         self._template = template
@@ -195,14 +198,14 @@ class MeshDriver(Driver):
         self._scheduled = False
 
     def send(self, number: int) -> None:
-        """See Driver."""
+        """Sends the request of that number."""
         self._sock.send(self._template.encode(number, self.slo_ms), zmq.NOBLOCK)
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._readable)
 
     def close(self) -> None:
-        """See Driver."""
+        """Closes the socket."""
         self.loop.remove_reader(self._fd)
         self._sock.close(0)
         self._context.term()
@@ -223,7 +226,7 @@ class MeshDriver(Driver):
 
 
 class HttpDriver(Driver):
-    """Asks over kept-alive connections, one request at a time on each; as many as are needed."""
+    """Drives a server over kept-alive connections, one request at a time on each; as many as needed."""
 
     def __init__(self, port: int, path: str, content_type: str, body: bytes) -> None:
         super().__init__()
@@ -236,13 +239,13 @@ class HttpDriver(Driver):
         self.request = "\r\n".join((*head, "", "")).encode() + body
         self._port = port
         self._idle: list[_Connection] = []
-        self._waiting: deque[int] = deque()  # numbers without a connection
+        self._waiting: deque[int] = deque()  # numbers of requests without a connection
         self._connections: set[_Connection] = set()
         self._opening = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, number: int) -> None:
-        """See Driver."""
+        """Sends the request of that number on a free connection, or queues it."""
         while self._idle:
             connection = self._idle.pop()
             if connection.ask(number):
@@ -255,7 +258,7 @@ class HttpDriver(Driver):
             task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """See Driver."""
+        """Closes all connections."""
         for connection in list(self._connections):
             connection.abort()
 
@@ -274,7 +277,7 @@ class HttpDriver(Driver):
         self.free(connection)
 
     def left(self, connection: "_Connection", number: int | None) -> None:
-        """The connection is gone, and with it the request that was on it."""
+        """The connection is lost, and with it the request on it."""
         self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -307,7 +310,7 @@ class _Connection(asyncio.Protocol):
         self._driver.left(self, number)
 
     def ask(self, number: int) -> bool:
-        """The request leaves; False if the connection is closing."""
+        """Sends the request. Returns False if the connection is closing."""
         if self._transport.is_closing():
             return False
         self._number = number
@@ -315,7 +318,7 @@ class _Connection(asyncio.Protocol):
         return True
 
     def abort(self) -> None:
-        """The connection is closed at once."""
+        """Closes the connection at once."""
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""An environment of its own for every peer, under .venv-peers/, and its server as a process."""
+"""An environment for every peer, under .venv-peers/, and the peer's server as a process."""
 
 import asyncio
 import importlib.metadata
@@ -23,11 +23,11 @@ SCRIPTS = Path(__file__).resolve().parent
 
 
 class PeerError(Exception):
-    """A peer cannot be compared; `str()` says why: what pip or its server said last."""
+    """A peer cannot be compared; `str()` has the last output of pip or of its server."""
 
 
 def install(peer: Peer) -> Path:
-    """The interpreter of the peer's environment, which has all it needs. Raises: PeerError."""
+    """The interpreter of the peer's environment, with all packages installed. Raises: PeerError."""
     folder = FOLDER / peer.name
     python = folder / "bin" / "python"
     torch = importlib.metadata.version("torch").partition("+")[0]
@@ -68,7 +68,7 @@ def version(peer: Peer, python: Path) -> str:
 async def serving(
     peer: Peer, python: Path, model: str, batch_max: int
 ) -> AsyncIterator[tuple[int, "subprocess.Popen[bytes]", Path]]:
-    """(port, process, file with what it printed) of a server that was started; it may not be ready."""
+    """(port, process, file with its output) of a started server, which may not be ready yet."""
     port = free_ports(1)[0]
     with tempfile.TemporaryDirectory(prefix=f"gearmesh-{peer.name}-") as home:
         log = Path(home) / "log"
@@ -90,7 +90,7 @@ async def serving(
 
 
 async def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """The server and all its descendants are gone."""
+    """Ends the server and all its descendants."""
     pids = list(family(process.pid).values())
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -105,7 +105,7 @@ async def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def family(pid: int) -> dict[str, int]:
-    """{name: process} of a process and its descendants."""
+    """{name: process id} of a process and its descendants."""
     found = {f"p{pid}": pid}
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -115,7 +115,7 @@ def family(pid: int) -> dict[str, int]:
 
 
 def last_words(log: Path) -> str:
-    """The end of what a server printed."""
+    """The end of a server's output."""
     return _tail(log.read_text(errors="replace"))
 
 

@@ -1,4 +1,4 @@
-"""FastAPI on uvicorn: what one writes in ten lines. The model inline, no batching, raw bytes."""
+"""FastAPI on uvicorn as a typical ten-line server: the model inline, no batching, raw bytes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""LitServe: one worker; batches and its ZeroMQ queue, but neither for the no-op, which is faster so. Raw bytes."""
+"""LitServe with one worker. Batching and its ZeroMQ queue, except for the no-op, which is faster without. Raw bytes."""
 
 import sys
 from typing import Annotated
@@ -15,22 +15,22 @@ BINARY = "application/octet-stream"
 
 
 class Served(litserve.LitAPI):
-    """The model behind LitServe's steps."""
+    """The model as LitServe's steps."""
 
     def setup(self, device: str) -> None:
-        """In the worker."""
+        """Builds the model; runs in the worker."""
         self.model = build(MODEL)
 
     def decode_request(self, request: Annotated[bytes, Body(media_type=BINARY)]) -> np.ndarray:
-        """Raw float32."""
+        """A row from raw float32."""
         return np.frombuffer(request, np.float32)
 
     def batch(self, inputs: list) -> np.ndarray:
-        """[batch, floats]."""
+        """The rows as one array [batch, floats]."""
         return np.stack(inputs)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """A batch, or one row."""
+        """The model's outputs for a batch or one row."""
         with torch.inference_mode():
             return self.model(torch.from_numpy(x if BATCHED else x[None])).numpy()
 

@@ -1,4 +1,4 @@
-"""The models that are compared: the same architectures and the same weights in every server. Needs torch alone."""
+"""The models of the comparison, with the same architectures and weights in every server. Needs only torch."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Noop(nn.Module):
-    """Gives back what it gets."""
+    """Returns its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 16] -> [batch, 16]."""
@@ -27,7 +27,7 @@ INPUTS = {"noop": 16, "mlp": 784, "m5": 64}  # floats of one row
 
 
 def build(name: str) -> nn.Module:
-    """The model, in eval mode, on one thread; its weights depend on nothing but its name."""
+    """The model in eval mode, on one thread; its weights depend only on its name."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return (Noop() if name == "noop" else mlp(*WIDTHS[name])).eval()

@@ -1,9 +1,9 @@
-"""mosec: its batcher, msgpack with raw bytes."""
+"""mosec with its batcher, and msgpack with raw bytes."""
 
 import os
 import sys
 
-if __name__ == "__main__":  # its workers import this file again, with the flags that mosec reads
+if __name__ == "__main__":  # its workers import this file again, with mosec's own flags
     os.environ["GM_MODEL"], port, os.environ["GM_BATCH_MAX"] = sys.argv[1:4]
     sys.argv = [sys.argv[0], "--port", port, "--log-level", "error"]
 MODEL, BATCH_MAX = os.environ["GM_MODEL"], int(os.environ["GM_BATCH_MAX"])
@@ -23,7 +23,7 @@ class Served(MsgpackMixin, Worker):
         self.model = build(MODEL)
 
     def forward(self, data: list) -> list:
-        """A batch of requests."""
+        """The answers to a batch of requests."""
         x = np.stack([np.frombuffer(item["x"], np.float32) for item in data])
         with torch.inference_mode():
             y = self.model(torch.from_numpy(x)).numpy()

@@ -1,4 +1,4 @@
-"""The goodput of all systems as a picture."""
+"""A plot of the goodput of all systems."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ WIDTH = 0.8  # of a group of bars
 
 
 def draw(runs: Runs, cells: Sequence[str], slos: Sequence[float], file: Path) -> None:
-    """A panel for each load, a group of bars for each SLO, a bar for each system: the median over the rounds."""
+    """One panel per load, one group of bars per SLO, one bar per system: the median over the rounds."""
     figure = Figure(figsize=(5 * len(cells), 3.6), layout="constrained")
     axes = figure.subplots(1, len(cells), squeeze=False)[0]
     for axis, cell in zip(axes, cells, strict=True):

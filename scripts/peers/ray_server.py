@@ -23,7 +23,7 @@ class Served:
 
     @serve.batch(max_batch_size=BATCH_MAX, batch_wait_timeout_s=0.002)
     async def predict(self, rows: list) -> list:
-        """A batch of requests."""
+        """The answers to a batch of requests."""
         with torch.inference_mode():
             return list(self.model(torch.from_numpy(np.stack(rows))).numpy())
 

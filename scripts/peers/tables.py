@@ -10,7 +10,7 @@ OURS = "gearmesh"
 
 
 def middle(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The median over the rounds; None if one of them does not have it."""
+    """The median over the rounds; None if a round lacks the value."""
     values = [run[key] for run in runs]
     return None if not values or any(value is None for value in values) else median(values)
 
@@ -24,7 +24,7 @@ def goodput(runs: Sequence[Mapping[str, Any]], slo: str) -> tuple[float, float]:
 
 
 def throughput_table(title: str, runs: Runs, in_flight: Sequence[int]) -> str:
-    """Requests per second and latencies at each number in flight."""
+    """Requests per second and latencies for each number in flight."""
     head = ["system"]
     for n in in_flight:
         head += [f"{n} in flight: req/s", "p50 ms", "p99 ms"]
@@ -41,10 +41,11 @@ def throughput_table(title: str, runs: Runs, in_flight: Sequence[int]) -> str:
 
 
 def goodput_table(title: str, runs: Runs, cell: str, slos: Sequence[float]) -> str:
-    """Share of the requests inside each SLO, and goodput per second.
+    """Share of the requests within each SLO, and goodput per second.
 
-    Peers know nothing of SLOs: one run gives all their columns. gearmesh is told the SLO: a run for each. In a closed
-    loop a refused client asks again at once, so the share is of many more requests: compare the goodput per second.
+    Peers know nothing of SLOs, so one run fills all their columns. gearmesh is told the SLO: one run for each. In a
+    closed loop a refused client sends its next request at once, so the share refers to many more requests; compare the
+    goodput per second.
     """
     head = ["system", "done/s", "p50 ms", "p99 ms", *(f"≤{slo:g} ms" for slo in slos), "refused p99 ms"]
     rows = []
@@ -65,7 +66,7 @@ def goodput_table(title: str, runs: Runs, cell: str, slos: Sequence[float]) -> s
 
 
 def behind(runs: Runs, cells: Iterable[str], slos: Sequence[float]) -> list[str]:
-    """Where the best of ours is behind the best peer: of goodput, in each cell and SLO."""
+    """The cells and SLOs in which gearmesh's best goodput is below that of the best peer."""
     said = []
     for cell in cells:
         for slo in slos:
@@ -82,7 +83,7 @@ def behind(runs: Runs, cells: Iterable[str], slos: Sequence[float]) -> list[str]
 
 
 def behind_throughput(title: str, runs: Runs, in_flight: Sequence[int]) -> list[str]:
-    """Where the best of ours serves fewer requests per second than a peer."""
+    """The numbers in flight at which gearmesh serves fewer requests per second than a peer."""
     said = []
     for n in in_flight:
         scores = {s: middle(cells[str(n)], "done_per_s") or 0.0 for s, cells in runs.items() if cells.get(str(n))}
@@ -94,7 +95,7 @@ def behind_throughput(title: str, runs: Runs, in_flight: Sequence[int]) -> list[
 
 
 def lateness(models: Mapping[str, Runs]) -> str:
-    """How late the client itself sent, where it was latest."""
+    """The greatest delay with which the client itself sent requests."""
     found = [
         (run["late_p99_ms"], f"{system}, {model} {cell}")
         for model, runs in models.items()

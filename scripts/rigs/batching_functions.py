@@ -1,6 +1,6 @@
-"""What scripts/bench_batching.py serves: black-box functions of 784 floats, for our containers and for its rivals.
+"""The functions of scripts/bench_batching.py, for our containers and for other servers: black boxes on 784 floats.
 
-The data are made, from a seed: what is measured is how long the functions take, not how well they classify.
+The data are random, from a fixed seed: the benchmark measures how long the functions take, not how well they classify.
 """
 
 import os
@@ -55,12 +55,12 @@ def noop(x: Array) -> Array:
 
 
 def linear_svm(x: Array) -> Array:
-    """scikit-learn's linear SVM: one product with a small matrix, and much that is spent once per call."""
+    """scikit-learn's linear SVM: one product with a small matrix, and a large fixed cost per call."""
     return _linear().predict(x).astype(np.int64)
 
 
 def kernel_svm(x: Array) -> Array:
-    """scikit-learn's SVM with an RBF kernel: every row is compared with some 500 support vectors."""
+    """scikit-learn's SVM with an RBF kernel: every row is compared with about 500 support vectors."""
     return _kernel().predict(x).astype(np.int64)
 
 
@@ -75,14 +75,14 @@ FUNCTIONS = {"noop": noop, "linear_svm": linear_svm, "kernel_svm": kernel_svm, "
 
 
 def warm(name: str) -> Any:
-    """The function, with its model made."""
+    """The function, with its model built."""
     function = FUNCTIONS[name]
     function(_data()[0][:1])
     return function
 
 
 def export_onnx(file: Path) -> None:
-    """Writes the ONNX model. Raises: ImportError, where there is no exporter."""
+    """Writes the ONNX model. Raises: ImportError, if there is no exporter."""
     import torch
 
     torch.manual_seed(7)
@@ -97,4 +97,4 @@ def export_onnx(file: Path) -> None:
 
 
 if os.environ.get("BENCH_WARM"):
-    warm(os.environ["BENCH_WARM"])  # a container is ready when it is imported
+    warm(os.environ["BENCH_WARM"])  # so that a container is ready once it is imported

@@ -1,4 +1,4 @@
-"""The demo's application: three digits models behind one name, and feedback that teaches which of them to believe."""
+"""The demo's application: three digits models behind one name, which learns from feedback which model to trust."""
 
 import asyncio
 from typing import Any
@@ -13,11 +13,11 @@ from scripts.build_models import digits
 
 NAME = "digits"
 QUERIES = 200  # with feedback
-VEIL = 10.0  # a broken camera adds so much to every pixel, of 16: which model copes best is not known beforehand
+VEIL = 10.0  # added to every pixel (0-16) by a broken camera: which model copes best is not known beforehand
 
 
 async def show_application(session: AsyncClient, models: list[str], console: Console) -> bool:
-    """The application meets a broken camera and learns whom to believe. True if it answered and learned."""
+    """Shows an application that meets a broken camera and learns which model to trust. Returns whether it did."""
     if len(models) < 2:
         return True
     _, images, _, labels = digits()
@@ -25,7 +25,7 @@ async def show_application(session: AsyncClient, models: list[str], console: Con
     if NAME in {app["name"] for app in await session.apps()}:
         await session.delete_app(NAME)
     await session.create_app(NAME, models, "exp4", policy_args={"eta": 0.3}, slo_ms=1000)
-    await session.apps()  # the client learns what the application takes
+    await session.apps()  # tells the client what the application takes
     table = Table(
         "when", "right", *(f"weight of {model}" for model in models), "mean confidence",
         title=f"application {NAME!r}: {len(models)} models vote; the camera lays a veil over every image",

@@ -1,4 +1,4 @@
-"""Types of flags that several scripts share, for argparse."""
+"""Types for the argparse flags of several scripts."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def picture(text: str) -> Path:
-    """A file that a picture can be drawn into, known before hours of work and not after."""
+    """A path that a picture can be written to; checked before hours of work, not after."""
     file = Path(text)
     if file.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text}: must end in {', '.join(PICTURES)}")

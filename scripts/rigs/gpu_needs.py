@@ -1,4 +1,4 @@
-"""What scripts/bench_gpu.py needs beside torch and numpy: one list, to fetch it and to say what of it is missing."""
+"""The packages that scripts/bench_gpu.py needs besides torch and numpy: downloads them, and reports missing ones."""
 
 import importlib.metadata
 import importlib.util
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PYTHON = "3.12"  # of the machine with the GPU, if nothing else is said
+PYTHON = "3.12"  # of the machine with the GPU; the default
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "manylinux2014_x86_64"]  # exactly
 
 
@@ -16,19 +16,19 @@ PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "m
 class Need:
     """A package that some step imports."""
 
-    name: str  # as it is installed
-    module: str  # as it is imported
-    gives: str = ""  # all that is not there without it; empty: nothing runs without it
+    name: str  # its name for pip
+    module: str  # its name in Python
+    gives: str = ""  # what is missing without it; empty: nothing runs without it
 
 
 NEEDS = (
-    # the tests, and what they read settings and packages with
+    # the tests, and what pytest itself needs
     Need("pytest", "pytest"), Need("iniconfig", "iniconfig"), Need("packaging", "packaging"), Need("pluggy", "pluggy"),
     Need("pygments", "pygments"), Need("hypothesis", "hypothesis"), Need("sortedcontainers", "sortedcontainers"),
     Need("msgspec", "msgspec"), Need("safetensors", "safetensors"), Need("uvloop", "uvloop"), Need("xxhash", "xxhash"),
     Need("pydantic", "pydantic"), Need("pydantic-core", "pydantic_core"), Need("annotated-types", "annotated_types"),
     Need("typing-inspection", "typing_inspection"), Need("typing-extensions", "typing_extensions"),
-    # the worker and its bench
+    # the worker and its benchmark
     Need("structlog", "structlog"), Need("pyzmq", "zmq"), Need("rich", "rich"), Need("markdown-it-py", "markdown_it"),
     Need("mdurl", "mdurl"), Need("pytorchcv", "pytorchcv"),
     Need("nvidia-ml-py", "pynvml", gives="the GPU's clock, and the driver's version in the device's kind"),
@@ -36,12 +36,12 @@ NEEDS = (
 
 
 def missing(needs: Sequence[Need] = NEEDS) -> list[Need]:
-    """Those that this interpreter does not find, in the list's order."""
+    """The packages that this interpreter does not find, in the list's order."""
     return [need for need in needs if importlib.util.find_spec(need.module) is None]
 
 
 def complaint(lacking: Sequence[Need]) -> str:
-    """What to say of needs that are missing, line by line: what each costs, and how to bring them."""
+    """A message about missing packages, one line each: what is not possible without it, and how to install it."""
     without = [need.name for need in lacking if not need.gives]
     lines = [f"missing, and needed: {', '.join(without)}"] if without else []
     lines += [f"missing: {need.name}; not there without it: {need.gives}" for need in lacking if need.gives]
@@ -54,8 +54,9 @@ def complaint(lacking: Sequence[Need]) -> str:
 
 
 def download(folder: Path, python: str = PYTHON, needs: Sequence[Need] = NEEDS) -> list[str]:
-    """The command that fetches all of them for that Python on Linux (x86-64), in the versions that are installed here:
-    those that the tests have passed with, and that fit each other.
+    """The command that downloads all of them for that Python on Linux (x86-64).
+
+    The versions are those installed here, with which the tests have passed and which fit each other.
     """
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     return [
@@ -72,7 +73,7 @@ def _pinned(need: Need) -> str:
 
 
 def fetch(folder: Path, python: str = PYTHON) -> int:
-    """The wheels are in the folder. Returns the exit code of what fetches them."""
+    """Downloads the wheels into the folder. Returns the exit code of pip."""
     folder.mkdir(parents=True, exist_ok=True)
     code = subprocess.run(download(folder, python), check=False).returncode
     if code == 0:

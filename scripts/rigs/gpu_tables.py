@@ -1,4 +1,4 @@
-"""Findings of scripts/bench_gpu.py as a page to read."""
+"""The results of scripts/bench_gpu.py as a Markdown page."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ SPREAD = ("n", "p50", "p99", "p999", "max")
 
 
 def table(found: Figures) -> str:
-    """The page, in Markdown."""
+    """The page in Markdown."""
     steps = found["steps"]
     lines = [
         f"# {found['name']}, {found['date']}",
@@ -35,14 +35,14 @@ def table(found: Figures) -> str:
 
 
 def rows(heads: Sequence[str], body: Iterable[Sequence[Any]]) -> list[str]:
-    """A table, and a free line behind it."""
+    """A table, followed by an empty line."""
     made = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     made += ["| " + " | ".join(shown(cell) for cell in row) + " |" for row in body]
     return [*made, ""]
 
 
 def shown(value: Any) -> str:
-    """A cell."""
+    """The text of a cell."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Many models of one architecture, made from one package: with weights of their own, or as links to one file."""
+"""Makes many models of one architecture from one package: with weights of their own, or as links to one file."""
 
 import os
 import shutil
@@ -12,18 +12,18 @@ from gpu_worker.devices.images import available_bytes
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.writing import staged
 
-NOISE = 0.01  # of a tensor's spread: other outputs, of the same kind
-SHARE_OF_MEMORY = 0.25  # copies with weights of their own take at most this share of what is available
+NOISE = 0.01  # share of a tensor's spread: changes the outputs, but not their kind
+SHARE_OF_MEMORY = 0.25  # largest share of the available memory for copies with weights of their own
 SHARE_OF_DISK = 0.5
 
 
 def copy_name(name: str, number: int) -> str:
-    """The model's name: NAME-0001, NAME-0002, ..."""
+    """The copy's name: NAME-0001, NAME-0002, ..."""
     return f"{name}-{number:04d}"
 
 
 def make_copies(package: Package, repository: Path, count: int, *, alias: bool, seed: int) -> Iterator[str]:
-    """Yields the names of the copies as they are made; those that are there already are left as they are."""
+    """Yields the names of the copies as they are made; existing copies stay unchanged."""
     name = package.folder.parent.name
     for number in range(1, count + 1):
         copy = copy_name(name, number)
@@ -33,7 +33,7 @@ def make_copies(package: Package, repository: Path, count: int, *, alias: bool, 
 
 
 def why_alias(package: Package, repository: Path, count: int) -> str:
-    """Why copies with weights of their own would not fit here; "" if they would."""
+    """Why copies with weights of their own would not fit on this machine; "" if they would."""
     needed = count * package.weights_file.stat().st_size
     for what, limit in (
         ("memory", SHARE_OF_MEMORY * available_bytes()),
@@ -66,7 +66,7 @@ def _perturbed(weights: dict[str, np.ndarray], rng: np.random.Generator) -> dict
 
 
 def _link(file: Path, folder: Path) -> None:
-    """The file is in the folder, too, without taking space where the file system can do that."""
+    """Links the file into the folder, without using space if the file system allows it."""
     try:
         os.link(file, folder / file.name)
     except OSError:

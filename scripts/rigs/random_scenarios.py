@@ -1,20 +1,20 @@
-"""Scenarios drawn at random: what no table was made for. One number, one scenario."""
+"""Scenarios drawn at random, to test policies beyond hand-made ones. Each number gives one scenario."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-REQUESTS_MAX = 8000  # a scenario is cut short there
-WEIGHTS_MB = 100.0  # of every model; also the page
+REQUESTS_MAX = 8000  # a scenario is cut after so many
+WEIGHTS_MB = 100.0  # of every model; also the page size
 
 
 def draw(number: int) -> dict[str, Any]:
     """The scenario of that number, as `parse_scenario` takes it. Devices start empty.
 
-    At most 3 s. 1-8 devices with room for 0.1 to 1.5 times the models; 1-800 models; LOADs of 0.5-50 ms; SLO 15-300
-    ms; EXEC that takes at most a third of it alone; 0.3 to 2 times what the devices do in the largest batches that take
-    at most half of it. Without the LOADs, that is: many of these loads are out of reach.
+    At most 3 s; 1-8 devices that hold 0.1 to 1.5 times the models; 1-800 models; LOADs of 0.5-50 ms; SLO 15-300 ms;
+    EXEC of one row takes at most a third of it. The rate is 0.3 to 2 times what the devices do without LOADs, in the
+    largest batches that take at most half of the SLO: many of these loads cannot be met.
     """
     rng = np.random.default_rng([number, 800])
 

@@ -1,4 +1,4 @@
-"""A picture of many scenarios: attainment of each policy over what is swept, and the bound."""
+"""A plot of many scenarios: attainment of each policy over the swept parameter, and the bound."""
 
 import math
 import statistics
@@ -11,22 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLUMNS = 3
-TITLE_CHARS = 50  # in a line
-LIMIT = "bound"  # the line that no policy can cross
+TITLE_CHARS = 50  # per line
+LIMIT = "bound"  # the line that no policy can exceed
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One suite."""
+    """One suite of scenarios."""
 
     title: str
-    column: str  # what is swept
-    labels: tuple[str, ...]  # of its points
-    attainments: Mapping[str, Sequence[Sequence[float]]]  # {policy or LIMIT: for each point, one of each seed}
+    column: str  # the swept parameter
+    labels: tuple[str, ...]  # of its values
+    attainments: Mapping[str, Sequence[Sequence[float]]]  # {policy or LIMIT: for each value, one of each seed}
 
 
 def draw(panels: Sequence[Panel], file: Path) -> None:
-    """Lines are means over the seeds, bands their least and most."""
+    """Writes the plot: lines are means over the seeds, bands their least and greatest."""
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")

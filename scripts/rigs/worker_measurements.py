@@ -1,4 +1,4 @@
-"""What is measured of one device: how much EXEC scatters, how fast LOAD copies, how late actions start."""
+"""Measurements of one device: the spread of EXEC, the speed of LOAD, the delay of starts."""
 
 import asyncio
 import time
@@ -14,9 +14,9 @@ from mesh import wire
 from scripts.rigs.worker_rig import Rig, good
 
 WARM_RUNS = 3
-PROFILE_RUNS = 5  # the estimator's prior is the median of so many,
-PROFILE_SHARE = 0.05  # or of those that fit this share of the measurement's time, per size
-GAP_S = (0.002, 0.006)  # between an order and its planned start, when lateness is measured
+PROFILE_RUNS = 5  # the estimator's prior is the median of so many runs,
+PROFILE_SHARE = 0.05  # or of those that fit into this share of the measurement's time, per size
+GAP_S = (0.002, 0.006)  # between an order and its planned start, when delays are measured
 QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
 Figures = dict[str, Any]
 BareCopy = Callable[[int], Callable[[], float]]  # bytes -> a function that copies so many and returns the seconds
@@ -24,18 +24,18 @@ BareCopy = Callable[[int], Callable[[], float]]  # bytes -> a function that copi
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a measurement has seen enough: after so many runs or so many seconds, whichever comes first."""
+    """When to end a measurement: after so many runs or so many seconds, whichever comes first."""
 
     runs: int
     seconds: float
 
     def over(self, n: int, began_s: float) -> bool:
-        """It has."""
+        """Whether a limit is reached."""
         return n >= self.runs or time.monotonic() - began_s >= self.seconds
 
 
 def spread(seconds: list[float], unit: float, suffix: str = "") -> Figures:
-    """p50, p99 and p99.9, null where so few values do not support them, in units of so many seconds."""
+    """p50, p99 and p99.9 in units of `unit` seconds; null if too few values support them."""
     ordered = sorted(seconds)
     return {
         name + suffix: None if (value := quantile(ordered, share)) is None else round(value / unit, 5)
@@ -44,7 +44,7 @@ def spread(seconds: list[float], unit: float, suffix: str = "") -> Figures:
 
 
 async def exec_spread(rig: Rig, ref: str, batch: int, limits: Limits) -> Figures:
-    """EXEC alone on the device, again and again."""
+    """EXEC alone on the device, repeated."""
     await rig.resident(ref)
     for _ in range(WARM_RUNS):
         await rig.ran(ref, batch)
@@ -62,7 +62,7 @@ async def exec_spread(rig: Rig, ref: str, batch: int, limits: Limits) -> Figures
 
 
 async def load_bandwidth(rig: Rig, ref: str, bare_copy: BareCopy, limits: Limits) -> Figures:
-    """LOAD, and a bare copy of as many bytes right before each: both see the same machine."""
+    """LOAD, each with a bare copy of as many bytes right before it, so that both see the same state of the machine."""
     size = rig.packages[ref].image_bytes
     copy = bare_copy(size)
     loads: list[float] = []
@@ -87,13 +87,13 @@ async def load_bandwidth(rig: Rig, ref: str, bare_copy: BareCopy, limits: Limits
 
 
 async def gather_cost(rig: Rig, ref: str, limits: Limits) -> Figures:
-    """EXEC of one row with the weights in the window already, and without."""
+    """EXEC of one row with the weights in the weight buffer already, and with a gather first."""
     await rig.resident(ref)
     warm: list[float] = []
     gathered: list[float] = []
     began_s = time.monotonic()
     while not limits.over(len(warm), began_s):
-        rig.device.unloaded(ref)  # what the device made of the pages is gone; the pages are not
+        rig.device.unloaded(ref)  # drops what the device made of the pages, but not the pages
         result = await rig.ran(ref, 1)
         if result.gathered:
             gathered.append(result.duration_s or 0.0)
@@ -110,7 +110,7 @@ async def gather_cost(rig: Rig, ref: str, limits: Limits) -> Figures:
 
 
 async def issue_lateness(rig: Rig, ref: str, limits: Limits) -> Figures:
-    """Actual start of EXEC less its planned start, the device idle and the order given ahead."""
+    """Actual minus planned start of EXEC on an idle device, with the order given ahead."""
     await rig.resident(ref)
     rng = np.random.default_rng(3)
     late: list[float] = []
@@ -123,7 +123,7 @@ async def issue_lateness(rig: Rig, ref: str, limits: Limits) -> Figures:
 
 
 async def cold_and_warm(rig: Rig, ref: str, limits: Limits) -> tuple[Figures, Figures]:
-    """From the order to the outputs, of one row: LOAD and INFER ordered together, and INFER alone."""
+    """From order to outputs, for one row: LOAD and INFER ordered together (cold), and INFER alone (warm)."""
     cold: list[float] = []
     warm: list[float] = []
     began_s = time.monotonic()
@@ -145,7 +145,7 @@ async def cold_and_warm(rig: Rig, ref: str, limits: Limits) -> tuple[Figures, Fi
 
 
 async def disturbance(rig: Rig, runs: str, loads: str, limits: Limits) -> Figures:
-    """EXEC of one model alone and under a stream of LOADs of another; that stream alone and under EXEC."""
+    """EXEC of one model alone and during LOADs of another one; those LOADs alone and during EXEC."""
     await rig.resident(runs)
     alone = await _repeat_exec(rig, runs, limits)
     quiet = await _repeat_load(rig, loads, limits, asyncio.Event())
@@ -170,7 +170,7 @@ async def _repeat_exec(rig: Rig, ref: str, limits: Limits) -> list[float]:
     began_s = time.monotonic()
     while not limits.over(len(durations), began_s):
         durations.append((await rig.ran(ref, 1)).duration_s or 0.0)
-        await asyncio.sleep(0)  # what ends at once does not yield by itself, and the other stream must go on
+        await asyncio.sleep(0)  # an action that ends at once does not yield, and the other stream has to go on
     return durations
 
 
@@ -185,7 +185,7 @@ async def _repeat_load(rig: Rig, ref: str, limits: Limits | None, done: asyncio.
 
 
 async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: Limits) -> Figures:
-    """What the controller's estimator said before each EXEC, against what it took; models and sizes at random.
+    """The controller's estimate before each EXEC, compared with its duration; models and sizes at random.
 
     `batches`: the only sizes in the profile, and the largest one that is run; empty: all of the ladder.
     """
@@ -215,7 +215,7 @@ async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: 
 
 
 async def _profiled(rig: Rig, ref: str, batch: int, seconds: float) -> float:
-    """The median of some runs behind a first one; of one alone where they take long."""
+    """The median of some runs after a first one; of one run only if they take long."""
     began_s = time.monotonic()
     await rig.ran(ref, batch)
     times: list[float] = []

@@ -21,12 +21,12 @@ from mesh.process.timers import Alarm
 from mesh.tensors import DTYPES, byte_count
 
 FOREVER_S = 1e12
-FIRST_GUESS_S = 0.05  # of an EXEC never seen: long enough to be handed to the device's thread
+FIRST_GUESS_S = 0.05  # for an EXEC never seen: long enough to be run on the device's thread
 SEED = 7
 
 
 class ActionFailed(GearmeshError):
-    """The device did not do what a measurement needs; `str()` says which action and why."""
+    """The device failed in an action that a measurement needs; `str()` says which and why."""
 
 
 class Rig:
@@ -36,8 +36,8 @@ class Rig:
         self.device = device
         self.lanes = Lanes(PageTable(device.info.pages), device.depth, device.ahead_s)
         self.packages: dict[str, Package] = {}
-        self.issue_s: list[float] = []  # host time that starting an EXEC took, where the device went on by itself
-        self._durations_s: dict[tuple[str, int], float] = {}  # {(ref, batch): last EXEC}
+        self.issue_s: list[float] = []  # host time to start an EXEC, on devices that execute asynchronously
+        self._durations_s: dict[tuple[str, int], float] = {}  # {(ref, batch): duration of the last EXEC}
         self._inputs: dict[tuple[str, int], list[bytes]] = {}  # {(ref, batch): random rows}
         self._waiting: dict[int, asyncio.Future[wire.ActionResult]] = {}
         self._numbers = itertools.count(1)
@@ -46,19 +46,19 @@ class Rig:
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        """The device tells this loop what it has done."""
+        """Connects the device to this loop."""
         self.device.attach(self._finished, self._lost)
         self._alarm = Alarm(self._loop, self._ring)
 
     def close(self) -> None:
-        """The device is free for others."""
+        """Closes the device."""
         if self._alarm is not None:
             self._alarm.close()
         self._thread.shutdown()
         self.device.close()
 
     async def prepare(self, repository: Path, ref: str, factory_allow: tuple[str, ...]) -> float:
-        """The version can be loaded. Returns how long that took, seconds. Raises: PackageError."""
+        """Prepares the version for LOAD. Returns how long that took in seconds. Raises: PackageError."""
         began_s = time.monotonic()
         package = read_package(repository, ref, factory_allow)
         await self._loop.run_in_executor(self._thread, self.device.prepare, package)
@@ -73,21 +73,21 @@ class Rig:
         return Measurement(package.spec.batch_max).sizes
 
     def load(self, ref: str) -> asyncio.Future[wire.ActionResult]:
-        """A LOAD, at once."""
+        """Orders a LOAD at once."""
         action = wire.Load(action=next(self._numbers), ref=ref, earliest_s=0.0, latest_s=FOREVER_S, expected_s=0.01)
         future = self._expect(action.action)
         self._apply(self.lanes.load(action, 0, now=time.monotonic()))
         return future
 
     def unload(self, ref: str) -> None:
-        """The weights are not in the arena."""
+        """Orders an UNLOAD: the weights leave the arena."""
         if self.lanes.table.is_loaded(ref):
             action = wire.Unload(action=next(self._numbers), ref=ref)
             self._apply(self.lanes.unload(action, 0, now=time.monotonic()))
             self.device.unloaded(ref)
 
     def infer(self, ref: str, batch: int, earliest_s: float = 0.0) -> asyncio.Future[wire.ActionResult]:
-        """An INFER of random rows; EXEC from `earliest_s`."""
+        """Orders an INFER of random rows, with EXEC from `earliest_s` on."""
         action = wire.Infer(
             action=next(self._numbers),
             ref=ref,
@@ -103,11 +103,11 @@ class Rig:
         return future
 
     async def ran(self, ref: str, batch: int) -> wire.ActionResult:
-        """The result of an INFER that went well. Raises: ActionFailed."""
+        """The result of a successful INFER. Raises: ActionFailed."""
         return good(await self.infer(ref, batch))
 
     async def resident(self, *refs: str) -> None:
-        """These and no others are in the arena. Raises: ActionFailed."""
+        """Loads these versions and unloads all others. Raises: ActionFailed."""
         for other in self.lanes.table.resident():
             if other not in refs:
                 self.unload(other)
@@ -147,7 +147,7 @@ class Rig:
         self._alarm.by(self.lanes.wake_at())
 
     def _lost(self, why: str) -> None:
-        """Every action that was begun says so itself."""
+        """Does nothing: every action that was begun reports the loss itself."""
 
     def _report(self, report: Report) -> None:
         result, job = report.result, report.job
@@ -167,7 +167,7 @@ class Rig:
 
 
 def good(result: wire.ActionResult) -> wire.ActionResult:
-    """The result, if the action went well. Raises: ActionFailed."""
+    """The result, if the action succeeded. Raises: ActionFailed."""
     if result.code != "ok":
         raise ActionFailed(f"{result.kind} ended with {result.code}: {result.message}")
     return result

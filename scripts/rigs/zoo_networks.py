@@ -26,17 +26,17 @@ from mesh.errors import PackageError
 
 PARAMETERS_MAX = 60_000_000
 BATCH_MAX = 4
-SIZES = (1, 2, 3, 4)  # of batches that are compared
+SIZES = (1, 2, 3, 4)  # batch sizes that are compared
 SLO_MS = 120_000.0
 SEED = 5
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-OF_POINTS = ("cityscapes", "voc", "coco", "ade20k", "celebamaskhq", "widerface", "prnet")  # no classes of pictures
+OF_POINTS = ("cityscapes", "voc", "coco", "ade20k", "celebamaskhq", "widerface", "prnet")  # not classifiers of images
 RESULT, ROWS, EXPECTED = "result.json", "rows.safetensors", "expected-{}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The smallest of a family."""
+    """The smallest network of a family."""
 
     family: str
     name: str
@@ -45,15 +45,15 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a network."""
+    """The result of importing a network."""
 
     name: str
-    code: str  # imported | the refusal's
-    told: str  # the refusal's sentence
+    code: str  # imported, or the code of the refusal
+    told: str  # the message of the refusal
     seconds: float
-    megabytes: float  # the most that the process held, all of torch and the network itself included
-    noise: float  # what a change of its inputs' last bits makes of its answers, relative to a row's largest value
-    norms: int  # of the network; those that were folded are not in the graph
+    megabytes: float  # peak memory of the process, with torch and the network itself
+    noise: float  # change of the answers if the last bits of the inputs change, relative to a row's largest value
+    norms: int  # of the network; folded ones are not in the graph
     norms_left: int
 
 
@@ -64,9 +64,9 @@ def _models() -> dict[str, Callable[..., Any]]:
 
 
 def networks() -> tuple[list[Network], list[str]]:
-    """(the smallest classifier of pictures in each family, why other families are left out)."""
+    """(the smallest image classifier of each family, why other families are left out)."""
     families: dict[str, list[Network]] = defaultdict(list)
-    faults = {}  # {family: why one of it cannot be made}
+    faults = {}  # {family: why none of its networks can be made}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, make in sorted(_models().items()):
@@ -75,7 +75,7 @@ def networks() -> tuple[list[Network], list[str]]:
                 continue
             try:
                 module = _without_memory(make)
-            except Exception as error:  # what pytorchcv's authors did not foresee
+            except Exception as error:  # any exception of pytorchcv
                 faults[family] = f"{family}: {name} cannot be made ({type(error).__name__}: {error})".split("\n")[0]
                 continue
             size = getattr(module, "in_size", None)
@@ -91,7 +91,7 @@ def networks() -> tuple[list[Network], list[str]]:
 
 
 def _without_memory(make: Callable[..., Any]) -> Any:
-    """The network without values, or with them, where it cannot be made without."""
+    """The network without memory for its values, or with it if that is not possible."""
     try:
         with torch.device("meta"):
             return make()
@@ -100,13 +100,13 @@ def _without_memory(make: Callable[..., Any]) -> Any:
 
 
 def made(name: str) -> nn.Module:
-    """The network with random weights, and norms that have seen data: nothing of them is 0 or 1."""
+    """The network with random weights, and norms that have seen data, so that none of their values is 0 or 1."""
     torch.manual_seed(SEED)
     module: nn.Module = _models()[name]().eval()
     norms = [part for part in module.modules() if isinstance(part, NORMS) and part.running_mean is not None]
     for norm in norms:
         norm.train()
-        norm.momentum = None  # the mean of all it has seen
+        norm.momentum = None  # mean over all data seen
     with torch.no_grad():
         module(rows(module, 4))
         for norm in norms:
@@ -122,12 +122,12 @@ def made(name: str) -> nn.Module:
 
 
 def rows(module: Any, count: int) -> torch.Tensor:
-    """So many pictures of noise."""
+    """So many images of noise."""
     return torch.randn(count, 3, *module.in_size, generator=torch.Generator().manual_seed(SEED))
 
 
 def import_one(name: str, folder: Path) -> Imported:
-    """The package is in `folder`/repository, and beside it rows and what the network itself makes of them."""
+    """Writes the package to `folder`/repository, and beside it rows and the network's own answers to them."""
     module = made(name)
     norms = sum(isinstance(part, NORMS) for part in module.modules())
     size = tuple(module.in_size)  # type: ignore[arg-type]
@@ -163,20 +163,20 @@ def _noise(module: nn.Module, x: torch.Tensor) -> float:
 
 
 def _peak_megabytes() -> float:
-    """The most memory that this process has held."""
+    """Peak memory of this process in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _answers(module: nn.Module, x: torch.Tensor) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """What the network itself makes of the first rows, by batch size."""
+    """(batch size, the network's own answers to the first rows)."""
     for batch in SIZES:
         with torch.no_grad():
             yield batch, [output.clone() for output in tensors_of(module(x[:batch].clone()), batch)]
 
 
 def main() -> int:
-    """Imports the network; the result is in the folder."""
+    """Imports the network and writes the result to the folder."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     name, folder = sys.argv[1], Path(sys.argv[2])

@@ -1,4 +1,4 @@
-"""broker/service.py: a real broker, asked over its port."""
+"""broker/service.py: a real broker, called over its port."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -16,14 +16,14 @@ from tests.mesh.net.brokers import SPEC, Broker, Caller, members, package
 from tests.mesh.net.processes import Processes, envelope, processes
 from tests.messages import names
 
-PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # nobody is missed because he is silent
+PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # no peer is lost for its silence
 QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 500.0}
 
 both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])
 
 
 class Mesh:
-    """A broker with a controller and an operator who call it; model m has versions 1 and 2, and 1 is current."""
+    """A broker with a controller and an operator that call it. Model m has versions 1 and 2; version 1 is current."""
 
     def __init__(self, made: Processes, folder: Path, make: str) -> None:
         self.made, self.folder = made, folder
@@ -58,7 +58,7 @@ async def mesh(folder: Path, make: str = "zeromq", **settings: float) -> AsyncIt
 
 
 def told(replies: list[wire.CallReply]) -> list[tuple[int, bool, tuple[str, ...]]]:
-    """(call, ok, faults) of each."""
+    """(call, ok, faults) of each reply."""
     return [(reply.call, reply.ok, reply.faults) for reply in replies]
 
 
@@ -101,7 +101,7 @@ async def test_a_deployment_is_answered_once_it_is_in_effect(make: str, tmp_path
     async with mesh(tmp_path, make) as at:
         at.operator.link.send(wire.Deploy(call=5, name="m", version=None))
         table = await at.controller.table(lambda table: table.models[0].target == "2")
-        assert table.models[0].current == "1"  # which serves meanwhile
+        assert table.models[0].current == "1"  # which serves in the meantime
         assert at.operator.replies() == []
         at.report("m:2")
         await at.operator.mail.until(lambda _: at.operator.replies())
@@ -210,14 +210,14 @@ async def test_an_operator_who_left_is_not_answered_and_the_deployment_goes_on(t
         await at.controller.table(lambda table: table.models[0].target == "2")
         port = at.broker.service._port
         assert port.knows("operator-2")
-        await _until(lambda: not port.knows("operator-2"), at.controller)  # it was silent for too long
+        await _until(lambda: not port.knows("operator-2"), at.controller)  # it was lost for its silence
         at.report("m:2")
         table = await at.controller.table(lambda table: table.models[0].current == "2")
         assert table.models[0].current == "2"
 
 
 async def _until(holds: Any, witness: Caller) -> None:
-    """Looked at whenever the witness hears something, heartbeats included."""
+    """Waits until `holds` is true; checked whenever the witness receives something, heartbeats included."""
     await witness.mail.until(lambda _: holds())
 
 
@@ -287,7 +287,7 @@ async def test_what_changes_in_one_turn_makes_one_table(tmp_path: Path) -> None:
             frontend.register("frontend")
         await frontend.table()
         await frontend.ask(wire.GetTable(call=1))
-        assert len(frontend.tables()) == 2  # one for all six, and the one that was asked for
+        assert len(frontend.tables()) == 2  # one for all six changes, and the one that was asked for
 
 
 @on_loop

@@ -26,7 +26,7 @@ Opened = tuple[CatalogueStore, Catalogue]
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Callable[[], Opened]]:
-    """Opens the same file again and again; whatever was opened before is closed first, and at the end."""
+    """Opens the same file repeatedly; each opening, and the end, first closes the one before."""
     stores: list[CatalogueStore] = []
 
     def open_again() -> Opened:
@@ -161,7 +161,7 @@ def test_a_second_broker_on_the_same_catalogue_is_refused(opened: Callable[[], O
         second.open()
     second.close()
     catalogue.scan({"m": ["1"]})
-    store.save(catalogue)  # the first goes on
+    store.save(catalogue)  # the first store still works
     assert opened()[1].models.keys() == {"m"}
 
 
@@ -196,7 +196,7 @@ def test_a_file_that_was_refused_is_let_go_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as refused:
         CatalogueStore(file).open()
     with contextlib.closing(sqlite3.connect(file, timeout=0)) as db:
-        db.execute("BEGIN EXCLUSIVE")  # raises as long as somebody holds the file
+        db.execute("BEGIN EXCLUSIVE")  # raises while another connection holds the file
     assert str(SCHEMA_VERSION + 1) in str(refused.value)
 
 
@@ -225,14 +225,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def fill(store: CatalogueStore) -> None:
-    """The disk takes not a page more."""
+    """Fills the disk: it takes not a single page more."""
     assert store._db is not None
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count={pages}")
 
 
 def make_room(store: CatalogueStore) -> None:
-    """The disk takes some more."""
+    """Frees some space on the disk."""
     assert store._db is not None
     store._db.execute("PRAGMA max_page_count=100000")
 

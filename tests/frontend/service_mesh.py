@@ -1,4 +1,4 @@
-"""A real frontend and a real broker; the controller and the worker do as a test tells them."""
+"""A real frontend and a real broker, with a controller and a worker that act as a test says."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tests.loops import Told
 from tests.mesh.net.brokers import Broker, Caller, package
 from tests.mesh.net.processes import Listening, Processes, processes
 
-QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 60_000.0, "cache_mb": 0}  # who dies is missed, who is slow is not
+QUICK = {"heartbeat_ms": 20.0, "silence_ms_max": 60_000.0, "cache_mb": 0}  # a dead member is lost, a slow one is not
 FROM_RESULTS: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 SPEC = wire.ModelSpec(
     inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
@@ -32,7 +32,7 @@ SPEC = wire.ModelSpec(
 
 
 class Controller:
-    """A controller that only keeps what it is sent."""
+    """A controller that only records what it receives."""
 
     def __init__(self, made: Processes, broker: Broker, name: str) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Controller:
 
     @property
     def frontend(self) -> str:
-        """The frontend that called first."""
+        """The id of the frontend that called first."""
         return str(self.listening.mail.items[0].peer)
 
     def send(self, *messages: Any) -> None:
@@ -53,7 +53,7 @@ class Controller:
             assert self.listening.port.send(self.frontend, message)
 
     def report(self, ref: str) -> None:
-        """The version is prepared, and served here."""
+        """Reports the version as prepared and served here."""
         self.caller.link.send(wire.PrepareReport(ref=ref, ok=True, spec=SPEC))
 
     async def hello(self) -> wire.FrontendHello:
@@ -61,22 +61,22 @@ class Controller:
         return hello
 
     def of(self, kind: Any) -> list[Any]:
-        """All messages of this kind that came."""
+        """All messages of this kind received."""
         return [message for mail in self.listening.mail.items for message in mail.messages if isinstance(message, kind)]
 
     async def wait(self, kind: Any, number: int) -> list[Any]:
-        """All messages of this kind, once there are so many."""
+        """All messages of this kind, once there are `number`."""
         await self.listening.mail.until(lambda _: len(self.of(kind)) >= number)
         return self.of(kind)
 
     def leave(self) -> None:
-        """Nothing is left of it, without a word."""
+        """Closes everything without saying goodbye."""
         self.listening.port.close()
         self.caller.link.close()
 
 
 class Mesh:
-    """A frontend with model m in version 1, which controller-1 serves; a client; and a worker."""
+    """A frontend, model m in version 1 served by controller-1, a client, and a worker."""
 
     def __init__(self, made: Processes, folder: Path, **settings: Any) -> None:
         package(folder / "repository", "m", "1")
@@ -102,18 +102,18 @@ class Mesh:
         await self.client.models()
 
     def ready(self) -> bool:
-        """What `models` says of the first model."""
+        """The field `ready` of the first model in `models`."""
         return bool(describe_models(self.frontend._targets.models, self.frontend._controllers)[0]["ready"])
 
     async def until(self, holds: Any) -> None:
-        """Returns after the frontend's turn in which it came to hold."""
+        """Returns after the turn of the frontend in which `holds` became true."""
         turns = Told()
         self.runtime.hub.on_turn(turns)
         self.runtime.hub.schedule_turn()
         await turns.until(lambda _: holds())
 
     def finish(self, *submits: wire.Submit, framed: bool = False, **fields: Any) -> None:
-        """The worker sends what these ask for: twice the input."""
+        """The worker sends the outputs of these requests: twice the input."""
         answers, tensors = [], []
         for submit in submits:
             x = np.frombuffer(submit.inline[0], np.float32) if submit.inline else np.zeros(4 * submit.rows, np.float32)
@@ -153,5 +153,5 @@ async def mesh(folder: Path, **settings: Any) -> AsyncIterator[Mesh]:
 
 
 async def hear(sock: Any) -> Any:
-    """The next answer, while the loop goes on."""
+    """The next answer; the loop runs in the meantime."""
     return msgpack.unpackb(await asyncio.to_thread(sock.recv))

@@ -1,4 +1,4 @@
-"""frontend/backlog.py: answers that wait for their clients."""
+"""frontend/backlog.py: answers that wait for room in their clients' connections."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""frontend/controllers.py: whom a frontend has links to, while controllers come and go at one address."""
+"""frontend/controllers.py: which controllers a frontend is linked to while they come and go at one address."""
 
 from frontend.controllers import Controllers
 from mesh import wire
@@ -10,7 +10,7 @@ HELLO = wire.FrontendHello(member="frontend-1", host="here", results=())
 
 
 def table(owner: str, *controllers: tuple[str, tuple[str, ...]]) -> wire.Table:
-    """One model `m`, of the owner; the controllers there are, in order of registration, with their addresses."""
+    """A table with model `m` of this owner, and these controllers with their addresses in order of registration."""
     members = tuple(
         wire.Member(id=name, role="controller", host="here", endpoints={"control": at}) for name, at in controllers
     )
@@ -20,14 +20,14 @@ def table(owner: str, *controllers: tuple[str, tuple[str, ...]]) -> wire.Table:
 
 
 def links(made: Processes) -> tuple[Controllers, Told]:
-    """A frontend's links, and whom they lost."""
+    """A frontend's links, and the controllers they lost."""
     lost = Told()
     return Controllers(made.runtime().transport, lambda: HELLO, Told(), lost, lambda: None), lost
 
 
 @on_loop
 async def test_a_link_that_waits_for_a_dead_controller_is_closed_when_the_table_forgets_it() -> None:
-    """It would connect to the successor, which listens at the same address, and take the frontend's name there away."""
+    """Otherwise it would connect to the successor at the same address, and take the frontend's name there."""
     async with processes() as made:
         controllers, lost = links(made)
         controllers.table_changed(table("controller-1", ("controller-1", NOBODY)))

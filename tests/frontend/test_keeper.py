@@ -1,4 +1,4 @@
-"""The thread that learns, beside SQLite and a real Redis: several at once, and while the store is down."""
+"""The learning thread, with SQLite and a real Redis: several at once, and while the store is down."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ POLICY, _ = make_policy("exp4", {}, MODELS)
 
 
 class Kept:
-    """A keeper on a running loop, and what it told."""
+    """A keeper on a running loop, and what it reported."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.told = Told()
@@ -109,7 +109,7 @@ def test_what_was_learned_before_an_application_is_dropped_goes_with_it(store_ur
         observation = Observation({"a": 1.0}, {"a": 1.0})
         keeper.submit(Learn(1, ("app", "u"), POLICY, MODELS, observation))
         keeper.submit(Drop("app"))
-        keeper.start()  # both are there: one round
+        keeper.start()  # both jobs are queued: one round
         keeper.stop()
         later = Kept(store_url, tmp_path)
         assert await later.read("u") is None
@@ -126,7 +126,7 @@ def test_feedback_from_before_a_change_of_models_counts_for_those_that_stay(tmp_
         for number, (policy, models) in enumerate(((POLICY, MODELS), (changed, ["a", "c"]))):
             observation = Observation(dict.fromkeys(models, 1.0), dict.fromkeys(models, 1.0))
             keeper.submit(Learn(number, ("app", ""), policy, models, observation))
-        keeper.start()  # both are there: one round
+        keeper.start()  # both jobs are queued: one round
         outcomes = await told.count(2)
         assert [(event.number, event.outcome) for event in outcomes] == [(0, "done"), (1, "done")]
         state = outcomes[-1].state
@@ -179,7 +179,7 @@ def test_a_store_that_stays_down_is_logged_once_however_often_it_is_tried(
         keeper.submit(Drop("app"))
         keeper.submit(Drop("other"))
         keeper.start()
-        while keeper.status.down or not told.items:  # each round of the thread tries once more
+        while keeper.status.down or not told.items:  # the thread tries again in each round
             keeper.submit(ReadState(("app", "")))
             await told.count(len(told.items) + 1)
         keeper.stop()

@@ -1,4 +1,4 @@
-"""frontend/reports.py: what `models` tells."""
+"""frontend/reports.py: the answer to `models`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""frontend/service.py: a real frontend and a real broker; the controller and the worker do as a test tells them."""
+"""frontend/service.py: a real frontend and a real broker, with a controller and a worker that act as a test says."""
 
 import asyncio
 import time
@@ -151,7 +151,7 @@ async def test_a_request_that_nobody_answers_times_out_at_its_deadline_and_is_ca
         assert outcome.latency_ms >= 60
         (cancel,), (submit,) = await at.controller.wait(wire.Cancel, 1), at.controller.of(wire.Submit)
         assert cancel.request == submit.request
-        at.finish(submit)  # too late: nobody hears of it
+        at.finish(submit)  # too late: it is answered already
         assert (await at.client.call("ping"))["status"] == "ok"
         assert at.frontend._answers == {"timed_out": 1}
 
@@ -216,7 +216,7 @@ async def test_thousands_of_requests_that_end_at_one_instant_are_all_answered(tm
 async def test_a_request_that_cannot_be_obeyed_is_answered_at_once(
     fields: dict[str, Any], kind: Any, code: str, field: str, tmp_path: Path
 ) -> None:
-    package(tmp_path / "repository", "n", "1")  # which nobody prepares
+    package(tmp_path / "repository", "n", "1")  # not prepared by any worker
     async with mesh(tmp_path) as at:
         tensor = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
         with pytest.raises(kind) as raised:
@@ -231,7 +231,7 @@ async def test_a_model_that_could_not_be_prepared_says_why(tmp_path: Path) -> No
     async with mesh(tmp_path) as at:
         at.controller.caller.link.send(wire.PrepareReport(ref="n:1", ok=False, faults=("no graph",)))
         await at.until(lambda: at.frontend._targets.models["n"].fault)
-        with pytest.raises(Rejected, match="no graph"):  # what the worker said
+        with pytest.raises(Rejected, match="no graph"):  # the worker's message
             await at.client.infer("n", ROW)
 
 
@@ -262,7 +262,7 @@ async def test_an_id_in_flight_on_the_same_connection_is_refused_and_the_first_g
         for sock in socks:
             sock.connect(at.address)
             sock.send(body)
-        await at.controller.wait(wire.Submit, 2)  # on two connections it is two requests
+        await at.controller.wait(wire.Submit, 2)  # on two connections they are two requests
         socks[0].send(body)
         await at.until(lambda: at.frontend._answers == {"invalid": 1})
         refused = msgpack.unpackb(socks[0].recv())

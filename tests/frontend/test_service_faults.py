@@ -32,14 +32,14 @@ async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_
         assert [submit.attempt for submit in again] == [1, 1]
         assert all(0 < late.budget_s < early.budget_s for late, early in zip(again, first, strict=True))
         at.finish(again[0])
-        at.finish(first[1])  # a worker that had it from the first controller is quicker
+        at.finish(first[1])  # a worker that got it from the first controller is faster
         assert [type(await future) for future in futures] == [Prediction] * 2
         assert at.frontend._answers == {"ok": 2}
 
 
 @contextlib.asynccontextmanager
 async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
-    """A frontend whose broker is down, but knew model m in version 1; and a bare client, with how to ask."""
+    """A frontend that knows model m in version 1 but whose broker is down; a bare client, and a function that asks."""
     package(folder / "repository", "m", "1")
     async with processes(**QUICK) as made:
         broker = Broker(made, folder)
@@ -89,7 +89,7 @@ async def test_a_frontend_that_does_not_know_the_models_yet_holds_requests_until
         unknown, models = [await hear(sock) for _ in range(2)]
         assert (unknown["id"], unknown["error"]["code"]) == (2, "unknown_model")
         assert [model["name"] for model in models["models"]] == ["m"]
-        (part,) = frontend._requests.unsubmitted()  # for a controller to come
+        (part,) = frontend._requests.unsubmitted()  # waiting for a controller
         assert part.call.id == 1
         assert part.call.deadline_s - part.call.received_s == pytest.approx(60)
 
@@ -130,7 +130,7 @@ async def test_without_a_controller_requests_wait_as_long_as_their_budget_lasts(
         at.controller.leave()
         registrar = at.frontend._registrar
         assert registrar is not None
-        await at.until(  # gone from the table as well, or the frontend would call it once more
+        await at.until(  # it has to leave the table too, or the frontend would call it again
             lambda: (
                 registrar.table is not None
                 and all(member.role != "controller" for member in registrar.table.members)
@@ -199,7 +199,7 @@ async def test_a_worker_that_sends_bad_outputs_fails_that_request_and_no_other(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     async with mesh(tmp_path) as at:
-        at.runtime.hub.loop.set_exception_handler(lambda _, fault: None)  # what the client is told is looked at here
+        at.runtime.hub.loop.set_exception_handler(lambda _, fault: None)  # only what the client is told matters here
         bad, good = (at.client.submit("m", ROW, slo_ms=60_000) for _ in range(2))
         first, second = await at.controller.wait(wire.Submit, 2)
         at.finish(first, **fields)

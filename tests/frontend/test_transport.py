@@ -1,4 +1,4 @@
-"""frontend/transport.py: the clients' socket, which anybody may call, however badly."""
+"""frontend/transport.py: the clients' socket, which has to withstand any client."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ SIZE_MAX = 4096
 
 
 class Listening:
-    """An open port for clients, which keeps (client, header, frames) of all that came."""
+    """An open port for clients, which records (client, header, frames) of all messages."""
 
     def __init__(self, made: Processes, *, number: int = 0) -> None:
         self.hub = made.runtime().hub
@@ -26,12 +26,12 @@ class Listening:
         self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
 
     async def messages(self, count: int) -> list[tuple[bytes, list[bytes]]]:
-        """(header, frames) of all messages, once there are so many."""
+        """(header, frames) of all messages, once there are `count`."""
         said: list[tuple[ClientId, bytes, list[Any]]] = await self.said.count(count)
         return [(header, [bytes(frame) for frame in frames]) for _, header, frames in said]
 
     async def until(self, holds: Any) -> None:
-        """Returns after the turn in which it came to hold."""
+        """Returns after the turn in which `holds` became true."""
         await self.turns.until(lambda _: holds())
 
 
@@ -141,7 +141,7 @@ async def test_an_answer_to_a_client_that_is_gone_is_dropped_and_counted() -> No
         (gone, _, _), (there, _, _) = await listening.said.count(2)
         leaving.close(0)
         await listening.until(lambda: listening.port.disconnections == 1)
-        while listening.port.answers_dropped == 0:  # the socket learns of it a moment after the monitor
+        while listening.port.answers_dropped == 0:  # the socket notices a moment after the monitor
             listening.port.answer(gone, b"answer")
             listening.port.answer(there, b"answer")
             assert staying.recv_multipart() == [b"answer"]
@@ -153,7 +153,7 @@ async def test_an_answer_to_a_client_that_is_gone_is_dropped_and_counted() -> No
 
 @on_loop
 async def test_a_client_that_is_slow_to_read_gets_every_answer_in_order() -> None:
-    answers = [b"%d" % i + bytes(2_000) for i in range(8_000)]  # 16 MB: more than ZeroMQ and the kernel take
+    answers = [b"%d" % i + bytes(2_000) for i in range(8_000)]  # 16 MB: more than ZeroMQ and the kernel can queue
     async with processes() as made:
         listening = Listening(made)
         sock = client(made, listening)
@@ -177,7 +177,7 @@ async def test_what_waits_for_a_client_that_leaves_is_dropped_and_counted(monkey
         sock = client(made, listening)
         sock.send(b"header")
         ((who, _, _),) = await listening.said.count(1)
-        while listening.port.answers_waiting < 25:  # MB: more than ZeroMQ and the kernel still find room for
+        while listening.port.answers_waiting < 25:  # MB: more than ZeroMQ and the kernel still have room for
             listening.port.answer(who, bytes(1 << 20))
         sock.close(0)
         await listening.until(lambda: listening.port.answers_waiting == 0)

@@ -15,7 +15,7 @@ def test_nothing_is_claimed_before_both_directions_are_known() -> None:
 
 
 def test_the_offset_is_half_the_difference_of_the_smallest_deltas() -> None:
-    clock = OffsetFilter()  # the peer's clock is 100 s ahead, and the way takes 0.5 s
+    clock = OffsetFilter()  # the peer's clock is 100 s ahead, and a transfer takes 0.5 s
     clock.heard(sent_s=101.0, remote_delta_s=100.5, now=1.5)
     assert clock.smallest_s == -99.5
     assert clock.offset_s == 100.0
@@ -41,7 +41,7 @@ def test_an_envelope_without_the_peers_delta_leaves_what_it_said_before() -> Non
 @pytest.mark.parametrize(
     ("second_s", "third_s", "smallest_s"),
     [
-        (SPAN_S - 0.5, 2 * SPAN_S - 0.5, 1.0),  # the first is of the last span
+        (SPAN_S - 0.5, 2 * SPAN_S - 0.5, 1.0),  # the first sample is of the last span
         (SPAN_S, 2 * SPAN_S - 0.5, 1.0),
         (SPAN_S, 2 * SPAN_S, 2.0),  # two spans later it is forgotten
         (SPAN_S, 2 * SPAN_S + 0.5, 2.0),
@@ -73,7 +73,7 @@ def test_an_envelopes_age_is_counted_in_our_clock_and_is_never_negative() -> Non
 
 
 def test_the_first_envelope_from_another_host_is_not_taken_for_hours_old() -> None:
-    clock = OffsetFilter()  # the peer booted 10 000 s after us; nothing was heard of what it sees
+    clock = OffsetFilter()  # the peer booted 10 000 s after us; its own deltas are unknown
     clock.heard(sent_s=5.0, remote_delta_s=None, now=10_005.0)
     assert clock.age_s(sent_s=5.0, now=10_005.0) < 1.0
 

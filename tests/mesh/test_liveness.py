@@ -7,7 +7,7 @@ from mesh.liveness import Due, Liveness
 
 @pytest.fixture
 def liveness() -> Liveness:
-    """Beats every second; four seconds of silence are too long. Peers a and b, heard at 100."""
+    """Heartbeats every second; four seconds of silence are too long. Peers a and b, heard at 100."""
     core = Liveness(interval_s=1.0, silence_s_max=4.0)
     core.watch("a", now=100.0)
     core.watch("b", now=100.0)
@@ -72,7 +72,7 @@ def test_a_peer_watched_anew_counts_as_just_heard_and_just_met(liveness: Livenes
 def test_silence_while_we_did_not_run_proves_nothing(liveness: Liveness) -> None:
     assert liveness.wake(now=200.0, blind_since=100.5).lost == ()
     assert liveness.wake(now=202.75).lost == ()
-    assert liveness.wake(now=203.0).lost == ("a", "b")  # the one interval before 200 is still held against them
+    assert liveness.wake(now=203.0).lost == ("a", "b")  # one interval of silence before 200 still counts
 
 
 def test_a_peer_heard_after_we_woke_keeps_its_own_time(liveness: Liveness) -> None:

@@ -10,7 +10,7 @@ from tests.facts import FRONTEND, SNAPSHOT
 
 
 def read(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """{metric: {labels, sorted: value}}, as Prometheus' own client reads it."""
+    """{metric: {sorted labels: value}}, read by Prometheus' own client."""
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -58,7 +58,7 @@ def test_a_contiguous_array_is_not_copied_on_the_way_out() -> None:
 
 @pytest.mark.parametrize("make", [bytes, memoryview, lambda data: memoryview(bytearray(data))])
 def test_a_view_is_read_only_and_not_copied(make: Any) -> None:
-    data = make(bytes(8))  # the last is like the buffer of a ZeroMQ frame: writable
+    data = make(bytes(8))  # the last one is writable, like the buffer of a ZeroMQ frame
     array = view(data, "float32", (1, 2))
     assert np.shares_memory(array, np.frombuffer(data, np.uint8))
     assert not array.flags.writeable

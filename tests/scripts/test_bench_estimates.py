@@ -1,4 +1,4 @@
-"""scripts/bench_estimates.py: what it says of estimators."""
+"""scripts/bench_estimates.py: its figures for each estimator."""
 
 import pytest
 

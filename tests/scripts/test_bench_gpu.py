@@ -1,4 +1,4 @@
-"""What bench_gpu makes of its steps: figures, failures, time that is over, and a page of them; and what it needs."""
+"""scripts/bench_gpu.py: how it handles figures, failures and the time limit; its page; and the packages it needs."""
 
 import importlib.metadata
 import os
@@ -119,7 +119,7 @@ sys.exit(pytest.main([*files_of_tests(), "--collect-only", "-m", "cuda", "-p", "
 
 
 def required(names: set[str]) -> set[str]:
-    """These distributions and all that they need here, as far as that is installed."""
+    """These distributions and everything that they require, as far as it is installed here."""
     found, todo = set(), set(names)
     while todo:
         found.add(name := todo.pop())
@@ -132,7 +132,7 @@ def required(names: set[str]) -> set[str]:
 
 
 def test_the_list_of_needs_is_whole() -> None:
-    """With nothing else beside torch, all that the steps import is found, and all tests of a GPU are collected."""
+    """With only these packages besides torch, all imports of the steps are found, and all GPU tests are collected."""
     there = {need.name for need in NEEDS} | required(set(THERE))
     absent = [
         module
@@ -154,7 +154,7 @@ def test_all_tests_of_a_gpu_are_in_the_files_that_are_run() -> None:
 
 def test_each_need_brings_its_own_needs() -> None:
     names = {need.name for need in NEEDS}
-    unused = required({"requests"})  # pytorchcv's, for fetching weights
+    unused = required({"requests"})  # pytorchcv needs it to download weights
     assert required(names) - required(set(THERE)) - unused <= names
 
 

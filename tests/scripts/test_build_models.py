@@ -1,4 +1,4 @@
-"""scripts/build_models.py: what is there is never written over."""
+"""scripts/build_models.py: an existing version is never overwritten."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from scripts.build_models import put
 
 
 def build(repository: Path, seed: int) -> str:
-    """The version that a module with these weights is."""
+    """The version that a module with the weights of this seed gets."""
     torch.manual_seed(seed)
     options = {"inputs": {"x": ("float32", (4,))}, "outputs": ["y"]}
     return put(repository, "m", nn.Linear(4, 3), **options).folder.name

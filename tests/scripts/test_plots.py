@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was measured."""
+"""Plots show what was measured."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Arms whose accuracy is known, and policies played on them."""
+"""Models (arms) with known accuracy, and runs of policies on them."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from selection.base import Observation, Policy, State, fresh
 from selection.registry import make_policy
 
-Accuracy = Callable[[int], Mapping[str, float]]  # round -> {model: chance of being right}
+Accuracy = Callable[[int], Mapping[str, float]]  # round -> {model: probability of being right}
 
 
 @dataclass
 class Played:
-    """What came of a run."""
+    """The results of a run."""
 
     state: State
     losses: list[float]  # of the chosen model, or the weighted mean of the ensemble, per round
@@ -20,7 +20,7 @@ class Played:
 
 
 def play(name: str, accuracy: Accuracy, rounds: int, seed: int = 1, **args: object) -> Played:
-    """The policy plays so many rounds against arms that are right at random."""
+    """Runs the policy for so many rounds on arms that are right at random."""
     models = list(accuracy(0))
     policy, _ = make_policy(name, args, models)
     rng = random.Random(seed)
@@ -38,5 +38,5 @@ def play(name: str, accuracy: Accuracy, rounds: int, seed: int = 1, **args: obje
 
 
 def steady(**accuracies: float) -> Accuracy:
-    """Arms that stay as they are."""
+    """Arms with constant accuracy."""
     return lambda _: accuracies

@@ -1,4 +1,4 @@
-"""Policies that a user might write, well and badly."""
+"""Policies as a user might write them, valid and invalid ones."""
 
 import random
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ class Second:
         self.models, self.model = models, models[place]
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
-        """That one."""
+        """The model at `place`."""
         return Selection((self.model,), {self.model: 1.0})
 
     def combine(self, state: State, answers: Answers) -> Combined:
-        """Its answer."""
+        """The answer of that model."""
         return pass_on(answers)
 
     def observe(self, state: State, observation: Observation) -> State:
-        """Counts."""
+        """The state with pulls and losses counted."""
         return counted(state, observation)
 
     def shares(self, state: State) -> dict[str, float]:
-        """1 for that one."""
+        """1 for that model."""
         return {model: float(model == self.model) for model in self.models}
 
 
 class Crashes(Second):
-    """Raises when it is asked."""
+    """Raises in `select`."""
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
         """Raises."""
@@ -42,12 +42,12 @@ class Twice(Second):
     """Selects a model twice."""
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
-        """The same one, and again."""
+        """The same model twice."""
         return Selection((self.model, self.model), {self.model: 1.0})
 
 
 class Shapeless(Second):
-    """Answers what no model would."""
+    """Combines to outputs of a shape that no model has."""
 
     def combine(self, state: State, answers: Answers) -> Combined:
         """Half of a row."""
@@ -56,10 +56,10 @@ class Shapeless(Second):
 
 
 class Forgetful(Second):
-    """Gives no state, and cannot tell its shares."""
+    """Returns no state, and raises in `shares`."""
 
     def observe(self, state: State, observation: Observation) -> State:
-        """Nothing."""
+        """Returns None."""
         return None  # type: ignore[return-value]
 
     def shares(self, state: State) -> dict[str, float]:
@@ -68,14 +68,14 @@ class Forgetful(Second):
 
 
 class Broken:
-    """Has nothing that a policy needs, but `observe` and `shares`."""
+    """Lacks every method of a policy but `observe` and `shares`."""
 
     def __init__(self, models: Sequence[str]) -> None:
         self.observe = self.shares = lambda: None
 
 
 class Raises:
-    """Cannot be made."""
+    """Raises when it is made."""
 
     def __init__(self, models: Sequence[str]) -> None:
         raise ValueError("no")

@@ -12,7 +12,7 @@ from selection.losses import FeedbackError, check_label, check_loss, losses_of
 
 
 def scores(*classes: int, of: int = 4, sure: float = 5.0) -> list[Any]:
-    """Scores that say these classes, one per row."""
+    """Scores for which these classes win, one per row."""
     return [np.eye(of, dtype=np.float32)[list(classes)] * sure]
 
 

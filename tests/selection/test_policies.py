@@ -72,8 +72,8 @@ def test_a_model_that_degrades_is_left_and_comes_back_once_repaired(name: str) -
 
     played = play(name, accuracy, 8000)
     assert np.mean(played.losses[3000:4000]) < 0.4
-    assert np.mean(played.losses[7000:]) < 0.16  # the second alone: 0.2
-    if name != "ucb1":  # whose share is its next choice, 0 or 1
+    assert np.mean(played.losses[7000:]) < 0.16  # the second one alone: 0.2
+    if name != "ucb1":  # its share is 0 or 1: its next choice
         assert played.policy.shares(played.state)["best"] > 0.5
         during = play(name, accuracy, 4000)
         assert during.policy.shares(during.state)["best"] < 0.5
@@ -158,7 +158,7 @@ def test_ucb1_takes_the_least_of_mean_loss_less_root_of_c_ln_n_by_n_i() -> None:
     bounds = {name: arm.loss / arm.pulls - math.sqrt(2 * math.log(160) / arm.pulls) for name, arm in arms.items()}
     assert min(bounds, key=lambda name: bounds[name]) == "b"
     assert policy.shares(State(arms)) == {"a": 0, "b": 1, "c": 0}
-    arms["b"] = Arm(pulls=40, loss=20)  # as bad, and better known
+    arms["b"] = Arm(pulls=40, loss=20)  # equally bad, but with more observations
     assert policy.shares(State(arms)) == {"a": 0, "b": 0, "c": 1}
 
 

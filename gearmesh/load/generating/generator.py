@@ -42,13 +42,13 @@ from gearmesh.load.generating.port import Port
 from gearmesh.load.generating.schedule import Arrivals, draws, first_asked
 from gearmesh.load.reporting.records import NO_ANSWER, OUTCOMES, Recorder
 
-GRACE_S = 1.0  # after its budget a request without an answer is given up; the frontend promises 20 ms
+GRACE_S = 1.0  # a request without an answer is given up so long after its budget; the frontend promises 20 ms
 SWEEP_S = 0.25
 PROGRESS_S = 0.5
-ROWS_MAX = 20_000_000  # requests that one process can note in one phase (60 bytes each)
-READS_MAX, SENDS_MAX = 128, 256  # in a row: then the other has its turn
+ROWS_MAX = 20_000_000  # requests that one process can record in one phase (60 bytes each)
+READS_MAX, SENDS_MAX = 128, 256  # in a row; then the other kind has its turn
 ARRIVALS_BLOCK = 4096  # requests of the schedule that are unpacked at once
-CLIENTS_SPREAD_S = 0.01  # clients of closed loops ask for the first time spread over this
+CLIENTS_SPREAD_S = 0.01  # the first requests of closed loops are spread over this time
 LEAST_SLO_MS = 0.001
 
 
@@ -60,7 +60,7 @@ class Client:
     """One client of a closed loop."""
 
     stream: int
-    draws: Iterator[tuple[int, float, float]]  # (model, slo_s, pause after the answer); shared with others of its group
+    draws: Iterator[tuple[int, float, float]]  # (model, slo_s, pause after the answer); shared by its group
 
 
 class Flight(NamedTuple):
@@ -68,49 +68,49 @@ class Flight(NamedTuple):
 
     row: int  # of the recorder
     sent_s: float
-    until_s: float  # given up then
+    until_s: float  # instant at which it is given up
     client: Client | None  # None: of an open loop
-    pause_s: float  # of the client, after the answer
+    pause_s: float  # pause of the client after the answer
 
 
 class Unread:
-    """How long what is read may have lain there. Pure.
+    """Upper bound on how long a message lay unread before it was read. Pure.
 
-    It came after nothing had been left to read. While the loop waits, it wakes as soon as something comes; so that lay
-    here no longer than the loop was busy since, and is in this turn.
+    It arrived after nothing had been left to read. While the loop waits, it wakes as soon as something arrives. So the
+    message lay there no longer than the loop was busy: since its last wait, and in this turn.
     """
 
     def __init__(self, now: float) -> None:
         self._empty_s = now  # when nothing was left to read
-        self._left_s = now  # when the last turn ended
-        self._begun_s = now  # when this turn began
+        self._left_s = now  # end of the last turn
+        self._begun_s = now  # begin of this turn
 
     def begin(self, now: float) -> None:
         """A turn begins."""
         self._begun_s = now
 
     def at_most_s(self, now: float) -> float:
-        """What is read at `now` lay there so long at most."""
+        """Longest time that a message read at `now` can have lain unread, in seconds."""
         return self._left_s - self._empty_s + now - self._begun_s
 
     def nothing_left(self, now: float) -> None:
-        """Everything that had come was read."""
+        """Everything that had arrived was read."""
         self._empty_s = self._left_s = self._begun_s = now
 
     def end(self, now: float) -> None:
-        """The turn is over; the loop waits, if nothing has come."""
+        """The turn ends; the loop then waits, unless something has arrived."""
         self._left_s = now
 
 
 def unpacked(arrivals: Arrivals) -> Iterator[Arrival]:
-    """The arrivals one by one. As tuples all at once, 20 million of them would take 4 GB."""
+    """Yields the arrivals one by one. As a list of tuples, 20 million of them would take 4 GB."""
     columns = (arrivals.due_s, arrivals.model, arrivals.slo_s, arrivals.rows, arrivals.stream)
     for first in range(0, len(arrivals), ARRIVALS_BLOCK):
         yield from zip(*(column[first : first + ARRIVALS_BLOCK].tolist() for column in columns), strict=True)
 
 
 class Generator:
-    """The requests in flight, and what comes next. All instants are seconds since the phase began."""
+    """The requests in flight and the next ones. All instants are seconds since the phase began."""
 
     def __init__(self, start: Start) -> None:
         self._loop = asyncio.get_running_loop()
@@ -120,26 +120,26 @@ class Generator:
         self._templates: dict[tuple[int, int], list[Template]] = {}  # {(model, rows): one for each distinct input}
         self._number = 0  # of the last request
         self._flights: dict[int, Flight] = {}  # {id: request}
-        self._inbox: deque[tuple[float, float, bytes]] = deque()  # (read at, unread for at most, answer), at most 128
+        self._inbox: deque[tuple[float, float, bytes]] = deque()  # (when read, longest time unread, answer), up to 128
         self.recorder = Recorder()
         self._counts = [0] * len(OUTCOMES)
-        self.stray = 0  # answers that nobody waited for
-        self.broken = 0  # connections that were lost in this phase
-        self.full = False  # no more requests could be noted
+        self.stray = 0  # answers without a request
+        self.broken = 0  # connections lost in this phase
+        self.full = False  # no more requests can be recorded
         self._start_s = self._ends_s = 0.0
-        self._late_s = 0.0  # of the last request sent, behind its time
+        self._late_s = 0.0  # delay of the last request sent
         self._unread = Unread(0.0)
         self._arrivals: Iterator[Arrival] = iter(())
-        self._coming: Arrival | None = None  # the next of the schedule
-        self._pausing: list[tuple[float, int, Client]] = []  # heap: (asks next at, tie, client)
+        self._coming: Arrival | None = None  # next of the schedule
+        self._pausing: list[tuple[float, int, Client]] = []  # heap: (time of the next request, tie-breaker, client)
         self._ties = 0
-        self._timer: asyncio.TimerHandle | None = None  # of what comes next
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # of the sweep and of the progress, while a phase runs
+        self._timer: asyncio.TimerHandle | None = None  # of the next request
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of the sweep and the progress report, while a phase runs
         self._turning = False  # a turn is scheduled
         self._over: asyncio.Future[None] | None = None
 
     def connect(self) -> None:
-        """Somebody answers at every address. Raises: TimeoutError."""
+        """Waits until a frontend answers at every address. Raises: TimeoutError."""
         self._port.connect()
         for model in range(len(self._start.targets)):
             self._template(model, self._start.rows, 0)
@@ -153,7 +153,7 @@ class Generator:
     # -- a phase ------------------------------------------------------------------------------------------------------
 
     def load(self, run: Run, arrivals: Arrivals) -> None:
-        """The phase can begin."""
+        """Prepares the phase, so that it can begin."""
         self.recorder, self._counts, self.stray, self.full = Recorder(), [0] * len(OUTCOMES), 0, False
         self._ends_s = run.seconds
         self._arrivals = unpacked(arrivals)
@@ -167,7 +167,7 @@ class Generator:
         gc.freeze()
 
     async def run(self, start_s: float) -> None:
-        """The phase is over: everything was answered, or given up. `start_s`: of the monotonic clock."""
+        """Runs the phase until every request is answered or given up. `start_s`: of the monotonic clock."""
         self._start_s = start_s
         self._unread = Unread(self._now())
         self._over = self._loop.create_future()
@@ -185,7 +185,7 @@ class Generator:
         return time.monotonic() - self._start_s
 
     def _turn(self) -> None:
-        """Reads what has come, sends what is due, and sets the timer for what comes next."""
+        """Reads what has arrived, sends what is due, and sets the timer for the next request."""
         self._turning = False
         if self._over is None or self._over.done():
             self._read_between_phases()
@@ -198,12 +198,12 @@ class Generator:
             if self._coming is not None and self._coming[0] <= self._now():
                 self._send_due()
         if more or len(self.recorder) > sent:
-            self._turn_soon()  # a send may consume the edge that says there is something to read
+            self._turn_soon()  # a send may consume the edge that announces a message
         self._arm()
         self._unread.end(self._now())
 
     def _read_between_phases(self) -> None:
-        """What comes now was given up already."""
+        """Discards what arrives now: its requests were given up already."""
         if self._read():
             self._turn_soon()
         self._inbox.clear()
@@ -227,7 +227,7 @@ class Generator:
             self._over.set_result(None)
 
     def _send_due(self) -> None:
-        """Sends what is due, but not more than a few hundred requests in a row."""
+        """Sends what is due, at most a few hundred requests in a row."""
         now_s = self._now()
         for _ in range(SENDS_MAX):
             if self._coming is not None and self._coming[0] <= now_s:
@@ -243,7 +243,7 @@ class Generator:
             now_s = self._now()
 
     def _ask(self, client: Client, due_s: float) -> None:
-        """A client of a closed loop asks, if another request can be noted."""
+        """Sends the next request of a closed loop's client, if another one can be recorded."""
         if len(self.recorder) >= ROWS_MAX:
             self.full = True
             return
@@ -288,7 +288,7 @@ class Generator:
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def _read(self) -> bool:
-        """Takes in some of what has come; True if more may be there."""
+        """Takes in some of what has arrived. Returns True if there may be more."""
         self._unread.begin(self._now())
         for _ in range(READS_MAX):
             body = self._port.receive()
@@ -326,14 +326,14 @@ class Generator:
             self._ask(flight.client, asks_s)
 
     def _pause(self, until_s: float, client: Client) -> None:
-        """The client of a closed loop thinks, then asks again."""
+        """The client of a closed loop pauses, then sends its next request."""
         self._ties += 1
         heapq.heappush(self._pausing, (until_s, self._ties, client))
 
-    # -- now and again ------------------------------------------------------------------------------------------------
+    # -- periodically --------------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        """Gives up what will not be answered any more: too late, or its frontend is gone."""
+        """Gives up requests that will not be answered any more: too late, or their frontend is gone."""
         now_s = self._now()
         self._port.look(time.monotonic())
         down_s = self._port.down_s
@@ -354,7 +354,7 @@ class Generator:
 
 
 def tell(message: FromGenerator) -> None:
-    """One line to the command."""
+    """Writes one line to the command."""
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 

@@ -1,4 +1,4 @@
-"""What the command and its generator processes tell each other: JSON lines on their pipes, arrays in files."""
+"""Messages between the command and its generator processes: JSON lines on their pipes, arrays in files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gearmesh.load.reporting.records import RECORD, Records
 
 
 class Start(msgspec.Struct, tag="start"):
-    """Command -> generator, once: whom to ask, and what."""
+    """Command -> generator, once: the addresses and models to ask."""
 
     addresses: list[str]
     targets: list[Target]
@@ -26,44 +26,44 @@ class Start(msgspec.Struct, tag="start"):
 class Run(msgspec.Struct, tag="run"):
     """Command -> generator: one phase."""
 
-    arrivals: str  # file, see `write_arrivals`
+    arrivals: str  # path of the file, see `write_arrivals`
     clients: list[Clients]
     seconds: float
     seed: int
-    results: str  # file to write
+    results: str  # path of the file to write
 
 
 class Go(msgspec.Struct, tag="go"):
-    """Command -> generator, once it has read its share: when the phase begins."""
+    """Command -> generator, once it has read its share: the phase begins at `start_s`."""
 
-    start_s: float  # of the monotonic clock, which processes of one host share
+    start_s: float  # of the monotonic clock, which all processes of a host share
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """Generator -> command: somebody answers at every address."""
+    """Generator -> command: a frontend answers at every address."""
 
 
 class Loaded(msgspec.Struct, tag="loaded"):
-    """Generator -> command: it has read its share of the phase, and can begin."""
+    """Generator -> command: it has read its share of the phase and can begin."""
 
 
 class Progress(msgspec.Struct, tag="progress"):
-    """Generator -> command, twice a second. Counts since the phase began."""
+    """Generator -> command, twice per second. Counts since the phase began."""
 
     sent: int
-    outcomes: list[int]  # by records.OUTCOMES
+    outcomes: list[int]  # indexed as records.OUTCOMES
     in_flight: int
-    late_ms: float  # of the last request sent, behind its time
+    late_ms: float  # delay of the last request sent
 
 
 class Finished(msgspec.Struct, tag="finished"):
     """Generator -> command: the phase is over, and its results are in the file."""
 
     codes: list[str]
-    cpu_s: float  # that this process has used in the phase
-    stray: int  # answers that came after the generator had given up on them, or that it cannot read
-    broken: int  # times that a connection to the mesh was lost
-    full: bool  # it could note no more requests, and its clients stopped asking
+    cpu_s: float  # CPU time of this process in the phase
+    stray: int  # answers that came after their requests were given up, or that cannot be read
+    broken: int  # number of times that a connection to the mesh was lost
+    full: bool  # it could record no more requests, and its clients stopped
 
 
 class Broken(msgspec.Struct, tag="broken"):
@@ -77,22 +77,22 @@ FromGenerator = Ready | Loaded | Progress | Finished | Broken
 
 
 def write_arrivals(arrivals: Arrivals, file: Path) -> None:
-    """The arrivals are in the file."""
+    """Writes the arrivals to the file."""
     columns = ("due_s", "model", "slo_s", "rows", "stream")
     np.savez(file, allow_pickle=False, **{name: getattr(arrivals, name) for name in columns})
 
 
 def read_arrivals(file: Path) -> Arrivals:
-    """What `write_arrivals` wrote."""
+    """The arrivals that `write_arrivals` wrote."""
     with np.load(file, allow_pickle=False) as stored:
         return Arrivals(stored["due_s"], stored["model"], stored["slo_s"], stored["rows"], stored["stream"])
 
 
 def write_records(records: Records, file: Path) -> None:
-    """The rows are in the file."""
+    """Writes the records to the file."""
     records.tofile(file)
 
 
 def read_records(file: Path) -> Records:
-    """What `write_records` wrote."""
+    """The records that `write_records` wrote."""
     return np.fromfile(file, RECORD)

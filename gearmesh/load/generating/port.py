@@ -1,4 +1,4 @@
-"""The generator's socket: one DEALER to all frontends, and whether they are there."""
+"""The generator's socket: one DEALER to all frontends, and whether they are connected."""
 
 import time
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ import zmq
 from mesh.net.keys import Keys
 
 CONNECT_S = 5.0
-QUEUED_MAX = 1_000_000  # messages each way; what finds no room to leave is told, never waited for
+QUEUED_MAX = 1_000_000  # messages each way; a message without room is reported as not sent, never waited for
 EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 class Port:
-    """Sends requests round the frontends, and receives their answers; never waits but in `connect`."""
+    """Sends requests to the frontends in turn, and receives their answers. Only `connect` waits."""
 
     def __init__(self, addresses: Sequence[str], keys_dir: str = "") -> None:
         self._addresses = tuple(addresses)
@@ -24,8 +24,8 @@ class Port:
         self._sock = self._socket()
         self._monitor: zmq.Socket[bytes] = self._sock.get_monitor_socket(EVENTS)
         self._connections = 0
-        self.broken = 0  # connections that were lost since the start
-        self.down_s: float | None = None  # since when no frontend is connected; None: one is, or none was yet
+        self.broken = 0  # connections lost since the start
+        self.down_s: float | None = None  # since when no frontend is connected; None: one is, or none has been yet
 
     def _socket(self) -> "zmq.Socket[bytes]":
         sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -38,7 +38,7 @@ class Port:
         return sock
 
     def connect(self, within_s: float = CONNECT_S) -> None:
-        """A frontend answers at each address. Raises: TimeoutError, naming those where none does."""
+        """Waits until a frontend answers at each address. Raises: TimeoutError, which names those without an answer."""
         silent: dict[zmq.Socket[bytes], str] = {}
         poller = zmq.Poller()
         for address in self._addresses:
@@ -64,11 +64,11 @@ class Port:
 
     @property
     def fd(self) -> int:
-        """Readable when something may have arrived, once per change."""
+        """The file descriptor; turns readable once when something may have arrived."""
         return int(self._sock.getsockopt(zmq.FD))
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> bool:
-        """The request is on its way; False: there was no room for it, and it is not."""
+        """Sends the request. Returns False if there was no room for it; then it was not sent."""
         try:
             if frames:
                 self._sock.send(head, zmq.SNDMORE | zmq.NOBLOCK)
@@ -87,7 +87,7 @@ class Port:
             return None
 
     def look(self, now_s: float) -> None:
-        """Takes note of connections that came and went since the last look."""
+        """Counts connections gained and lost since the last call."""
         while True:
             try:
                 event = int.from_bytes(self._monitor.recv_multipart(zmq.NOBLOCK)[0][:2], "little")
@@ -103,7 +103,7 @@ class Port:
                     self.down_s = now_s
 
     def close(self) -> None:
-        """Nothing is sent or received any more."""
+        """Closes the socket; nothing is sent or received any more."""
         self._sock.disable_monitor()
         self._monitor.close(0)
         self._sock.close(0)

@@ -37,7 +37,7 @@ class Arrivals:
         return len(self.due_s)
 
     def share(self, part: int, parts: int) -> "Arrivals":
-        """Every `parts`-th request, from `part` on."""
+        """Every `parts`-th request, starting with number `part`."""
         chosen = slice(part, None, parts)
         return Arrivals(
             self.due_s[chosen], self.model[chosen], self.slo_s[chosen], self.rows[chosen], self.stream[chosen]
@@ -46,13 +46,13 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Clients of one closed loop that behave alike."""
+    """Clients of one closed loop with equal behaviour."""
 
     stream: int
     count: int
-    models: tuple[int, ...]  # indices into the plan's models; one if they are faithful
-    weights: tuple[float, ...]  # probabilities of those
-    slo_ms: tuple[tuple[float, ...], ...]  # budgets, for each of those models
+    models: tuple[int, ...]  # indices into the plan's models; only one if the clients ask a single model
+    weights: tuple[float, ...]  # probabilities of these models
+    slo_ms: tuple[tuple[float, ...], ...]  # budgets for each of these models
     draw: str
     think_s: float
 
@@ -60,9 +60,9 @@ class Clients:
 def open_arrivals(
     phase: Phase, index: Mapping[str, int], targets: Mapping[str, Target], seed: int, rows: int = 1
 ) -> Arrivals:
-    """The requests of all open streams of a phase, of so many rows each, but for those of a recorded log.
+    """The requests of all open streams of a phase. Each has `rows` rows, except those of a recorded log.
 
-    `index`: {model: its number in the plan}. Raises: LoadError, if a stream has none, or its file cannot be used.
+    `index`: {model: its index in the plan}. Raises: LoadError, if a stream has no requests, or its file cannot be used.
     """
     parts = []
     for number, stream in enumerate(phase.streams):
@@ -83,7 +83,7 @@ def open_arrivals(
 
 
 def _as_option(fault: str) -> str:
-    """What the simulator says of a scenario's key, said of the option that set it."""
+    """The simulator's fault about a scenario's key, reworded for the option that set it."""
     options = {
         "load.rate_rps": "--rate",
         "load.seconds": "--seconds",
@@ -115,7 +115,7 @@ def _stream_arrivals(
 
 
 def _scenario(phase: Phase, stream: Stream, targets: Mapping[str, Target]) -> Scenario:
-    """What the simulator's generators need to know: models and load."""
+    """The models and the load, in the form of the simulator's generators."""
     own = stream.slo.unit != "ms"
     models = tuple(
         SimModel(name, 1, targets[name].batch_max, (0.0,), slo_ms=stream.slo.values_ms(targets[name]) if own else ())
@@ -145,9 +145,9 @@ def replayed(
 
 
 def growing(source: Growing, models: int, seconds: float, rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """(due_s, model): at time t the models 0 .. t // every_s are in use, each as likely.
+    """(due_s, model): at time t the models 0 .. t // every_s are in use, with equal probability.
 
-    Source: the major workload of the paper's experiment 6.2 (clockwork.md 4.4).
+    Source: the major workload of the Clockwork paper's experiment 6.2 (OSDI'20).
     """
     due_s = np.sort(rng.random(rng.poisson(source.rate_rps * seconds)) * seconds)
     in_use = np.minimum((due_s // source.every_s).astype(np.int64) + 1, models)
@@ -178,7 +178,7 @@ def closed_clients(phase: Phase, index: Mapping[str, int], targets: Mapping[str,
 
 
 def deal_clients(clients: Sequence[Clients], part: int, parts: int) -> list[Clients]:
-    """The clients that one of several generator processes plays; every client is played by one of them."""
+    """The clients that this generator process plays; each client is played by exactly one process."""
     dealt, first = [], 0
     for group in clients:
         count = len(range((part - first) % parts, group.count, parts))
@@ -189,7 +189,7 @@ def deal_clients(clients: Sequence[Clients], part: int, parts: int) -> list[Clie
 
 
 def draws(group: Clients, rng: np.random.Generator) -> Iterator[tuple[int, float, float]]:
-    """(model, slo_s, think_s) of the group's requests, without end."""
+    """Yields (model, slo_s, think_s) of the group's requests without end."""
     weights = np.cumsum(group.weights)
     while True:
         which = np.searchsorted(weights / weights[-1], rng.random(BLOCK), side="right").tolist()
@@ -206,5 +206,5 @@ def draws(group: Clients, rng: np.random.Generator) -> Iterator[tuple[int, float
 
 
 def first_asked(count: int, spread_s: float) -> list[float]:
-    """When so many clients ask for the first time: evenly, over `spread_s`."""
+    """The times of the clients' first requests: evenly spread over `spread_s`."""
     return list(itertools.islice(itertools.count(0.0, spread_s / max(1, count)), count))

@@ -1,4 +1,4 @@
-"""The report as a picture: latency CDF, goodput over time, outcomes as a stack."""
+"""The report as a plot: latency CDF, goodput over time, stacked outcomes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ COLOURS = {
     "invalid": "#9b5de5", "no_answer": "#222222",
 }  # fmt: skip
 POINTS_MAX = 2000  # of one curve
-LEGEND_MAX = 36  # curves that are named
+LEGEND_MAX = 36  # curves in the legend
 
 
 def draw(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], file: Path) -> None:
-    """The picture is in the file, a PNG. Raises: OSError."""
+    """Writes the plot to the file, a PNG. Raises: OSError."""
     import matplotlib
 
     matplotlib.use("Agg")

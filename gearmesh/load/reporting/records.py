@@ -1,4 +1,4 @@
-"""What became of every request, as the generator saw it. Pure."""
+"""The outcome of every request as the generator saw it. Pure."""
 
 from array import array
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ import numpy.typing as npt
 OUTCOMES = ("ok", "late", "rejected", "timed_out", "failed", "invalid", "no_answer")
 OK, LATE, NO_ANSWER = OUTCOMES.index("ok"), OUTCOMES.index("late"), OUTCOMES.index("no_answer")
 NOT_SENT = "not_sent"  # code: the generator's queue to the mesh was full
-NOT_TOLD = 255  # cold: the answer did not say
+NOT_TOLD = 255  # value of cold: the answer did not say
 
 RECORD = np.dtype(
     [
-        ("due_s", "f8"),  # when the request ought to be sent, from the start of the phase; latency counts from here
-        ("sent_s", "f8"),  # when it was
+        ("due_s", "f8"),  # when the request was due, from the start of the phase; latency counts from here
+        ("sent_s", "f8"),  # when it was sent
         ("done_s", "f8"),  # when it was answered; nan: never
         ("slo_s", "f8"),
-        ("predicted_ms", "f8"),  # by admission, of the latency at the frontend; nan: not told
-        ("latency_ms", "f8"),  # at the frontend; nan: not told
-        ("unread_ms", "f4"),  # the answer lay so long at most before the generator read it; nan: never answered
+        ("predicted_ms", "f8"),  # latency at the frontend, predicted by admission; nan: unknown
+        ("latency_ms", "f8"),  # at the frontend; nan: unknown
+        ("unread_ms", "f4"),  # longest time that the answer can have lain unread; nan: never answered
         ("model", "i4"),  # index into the plan's models
         ("stream", "i2"),
         ("outcome", "u1"),  # index into OUTCOMES
-        ("code", "u1"),  # index into the codes of the errors; 0: none
-        ("batch", "u2"),  # 0: not told
-        ("cold", "u1"),  # 1: its model was on no device when it came; NOT_TOLD
+        ("code", "u1"),  # index into the error codes; 0: none
+        ("batch", "u2"),  # 0: unknown
+        ("cold", "u1"),  # 1: no device held its model when it arrived; NOT_TOLD: unknown
     ]
 )
 Records = npt.NDArray[np.void]  # [requests] of RECORD
@@ -34,7 +34,7 @@ _KINDS = {"f8": "d", "f4": "f", "i4": "i", "i2": "h", "u1": "B", "u2": "H"}
 
 
 class Recorder:
-    """Grows by one row for each request sent, and fills it in when it is answered."""
+    """Records of requests: one row for each request sent, filled in when it is answered."""
 
     def __init__(self) -> None:
         fields = {name: kind.str[1:] for name, (kind, *_) in (RECORD.fields or {}).items()}
@@ -49,7 +49,7 @@ class Recorder:
         return len(self._due_s)
 
     def sent(self, due_s: float, sent_s: float, slo_s: float, model: int, stream: int) -> int:
-        """The row of a request that has just left; without an answer until one comes."""
+        """Adds a row for a request that was just sent. Returns the row's index."""
         self._due_s.append(due_s)
         self._sent_s.append(sent_s)
         self._done_s.append(np.nan)
@@ -78,7 +78,10 @@ class Recorder:
         batch: int | None = None,
         cold: bool | None = None,
     ) -> int:
-        """The request of the row was answered; returns its outcome. ok after the budget, counted from `due_s`: late."""
+        """Fills in the row's answer and returns its outcome.
+
+        An ok answer after the budget, counted from `due_s`, is late.
+        """
         outcome = OUTCOMES.index(status) if status in OUTCOMES else OUTCOMES.index("failed")
         if outcome == OK and done_s - self._due_s[row] > self._slo_s[row]:
             outcome = LATE
@@ -98,14 +101,14 @@ class Recorder:
         return outcome
 
     def not_sent(self, row: int) -> None:
-        """The request of the row did not leave after all."""
+        """Records that the row's request was not sent after all."""
         self._code[row] = self._code_of(NOT_SENT)
 
     def _code_of(self, code: str) -> int:
         return self.codes.setdefault(code, min(len(self.codes), 255))
 
     def records(self) -> Records:
-        """All rows, in the order they were sent."""
+        """All rows, in the order in which they were sent."""
         rows = np.empty(len(self), RECORD)
         for name, column in self._columns.items():
             rows[name] = np.frombuffer(column, RECORD[name]) if len(column) else 0
@@ -113,7 +116,7 @@ class Recorder:
 
 
 def merge(parts: Sequence[tuple[Records, Sequence[str]]]) -> tuple[Records, list[str]]:
-    """The rows of several generators, in order of when they were due, and their common list of codes."""
+    """The rows of several generators in order of due time, and their common list of codes."""
     codes: dict[str, int] = {"": 0}
     merged = []
     for rows, own in parts:

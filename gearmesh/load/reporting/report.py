@@ -1,4 +1,4 @@
-"""The report as tables for a person, and as a map for a file. Pure but for printing."""
+"""The report as tables for people, and as a map for a file. Pure except for printing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from gearmesh.load.reporting.statistics import LATE_MS, PhaseReport, Quantiles, 
 from gearmesh.load.runner import PhaseRun
 
 FORMAT = 2
-OF_THE_STREAM = ("seconds", "slo_ms", "slo_draw", "clients", "think_s")  # of the simulator's load; here others count
+OF_THE_STREAM = ("seconds", "slo_ms", "slo_draw", "clients", "think_s")  # of the simulator's load; the stream's count
 
 
 def reports(plan: Plan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
-    """What every phase came to."""
+    """The report of each phase."""
     return [
         report(
             run.phase.name, run.records, run.codes, [s.name for s in run.phase.streams], plan.models,
@@ -30,7 +30,7 @@ def reports(plan: Plan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
 def as_map(
     plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], machine: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Everything that a reader needs who was not there."""
+    """The whole report as a map, complete for readers who did not see the run."""
     phases = []
     for run, one in zip(runs, found, strict=True):
         phases.append(
@@ -50,7 +50,7 @@ def as_map(
 
 
 def _plan_map(plan: Plan) -> dict[str, Any]:
-    """The plan, and of what kind each source is; of a recorded log only how long it is."""
+    """The plan with the kind of each source; of a recorded log only the number of requests."""
     built: dict[str, Any] = msgspec.to_builtins(plan)
     for phase, own in zip(built["phases"], plan.phases, strict=True):
         for stream, source in zip(phase["streams"], (stream.source for stream in own.streams), strict=True):
@@ -78,7 +78,7 @@ def show(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], con
 
 
 def complaints(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> list[str]:
-    """What makes the numbers less than they seem: a generator that could not keep its rate."""
+    """Faults of the generator that make the numbers unreliable: it could not keep its rate."""
     said = []
     for run, one in zip(runs, found, strict=True):
         late = one.lateness
@@ -99,7 +99,7 @@ def complaints(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> list[s
 
 
 def remarks(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> list[str]:
-    """What a careful reader should know, but that is no fault of the generator's."""
+    """Notes for a careful reader that are not faults of the generator."""
     said = []
     for run, one in zip(runs, found, strict=True):
         if run.broken:

@@ -1,8 +1,8 @@
-"""What a phase of load comes to: goodput, attainment, latencies, refusals, and whether the generator kept up. Pure.
+"""Statistics of a phase: goodput, attainment, latencies, refusals, and whether the generator kept up. Pure.
 
-Latency counts from when a request was due, not from when it was sent: a generator that falls behind does not flatter
-what it measures (Tene, "How NOT to measure latency"). A request is in time if it was answered ok within its budget,
-counted the same way.
+Latency counts from when a request was due, not from when it was sent, so that a generator that falls behind does not
+improve its results (Tene, "How NOT to measure latency"). A request is in time if it was answered ok within its budget,
+counted in the same way.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from gearmesh.load.reporting.records import LATE, NOT_TOLD, OK, OUTCOMES, Record
 
 Floats = npt.NDArray[np.float64]
 HDR_MAX_US, HDR_DIGITS = 3_600_000_000, 3
-BEYOND_MIN = 10  # samples that a quantile needs above it; else it is not told
-LATE_MS = 20.0  # a request sent so late was not sent when it was due; an answer read so late was not read when it came
-LATE_SHARE_MAX = 0.05  # more of either: the generator could not keep the rate
-SLOS_MAX = 16  # distinct budgets that are told one by one; more go into bins, four to a factor of 10
+BEYOND_MIN = 10  # samples needed above a quantile; with fewer it is not reported
+LATE_MS = 20.0  # a request sent, or an answer read, more than this too late counts as delayed
+LATE_SHARE_MAX = 0.05  # with a larger share of either, the generator could not keep the rate
+SLOS_MAX = 16  # distinct budgets reported one by one; more are put into bins, four to a factor of 10
 REJECTED = OUTCOMES.index("rejected")
 
 
@@ -36,7 +36,7 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SloReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests with one budget, or a bin of them; there is at least one."""
+    """Requests with one budget, or with budgets in one bin; at least one request."""
 
     slo_ms: float  # the budget; of a bin, its middle
     n: int
@@ -46,13 +46,13 @@ class SloReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lateness(msgspec.Struct, frozen=True, kw_only=True):
-    """How the generator itself kept its time."""
+    """How well the generator kept to the schedule."""
 
-    ms: Quantiles  # sent behind due
-    late_share: float  # sent over 20 ms late
-    unread: Quantiles  # answers lay there so long at most before they were read; their latencies include it
-    unread_share: float  # over 20 ms
-    kept: bool  # False: the rate was too much for the generator
+    ms: Quantiles  # sent after due
+    late_share: float  # share sent over 20 ms late
+    unread: Quantiles  # longest time that answers can have lain unread; their latencies include it
+    unread_share: float  # share over 20 ms
+    kept: bool  # False: the rate was too high for the generator
     sent_per_s: float  # while the schedule lasted
 
 
@@ -67,28 +67,28 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One phase, its warm-up left out."""
+    """One phase without its warm-up."""
 
     name: str
-    seconds: float  # that are reported
+    seconds: float  # reported duration
     n: int
     offered_per_s: float
     answered_per_s: float
     goodput_per_s: float
     attainment: float | None  # None: there was no request
     by_slo: list[SloReport]
-    outcomes: dict[str, Quantiles]  # latencies; of no_answer only how many
-    rejections: dict[str, int]  # {code: count}, of everything that is not ok
+    outcomes: dict[str, Quantiles]  # latencies; of no_answer only the count
+    rejections: dict[str, int]  # {code: count}, of all that are not ok
     rejected_within: Quantiles  # from sending to the refusal
     mean_batch: float | None  # requests / batches
-    cold_starts: int | None  # None: the mesh does not tell
-    over_predicted: Quantiles  # predicted latency above the actual one, of requests answered ok
-    under_predicted: Quantiles  # and below
+    cold_starts: int | None  # None: the mesh does not report it
+    over_predicted: Quantiles  # predicted minus actual latency where positive, of requests answered ok
+    under_predicted: Quantiles  # actual minus predicted, where positive
     lateness: Lateness
     by_stream: list[ModelReport]
-    by_model: list[ModelReport]  # the 20 with most requests
+    by_model: list[ModelReport]  # the 20 models with most requests
     models_asked: int
-    goodput_over_time: list[tuple[float, float, float]]  # (end of the window, s; offered per s; goodput per s)
+    goodput_over_time: list[tuple[float, float, float]]  # (end of the interval, s; offered per s; goodput per s)
 
 
 def report(
@@ -101,7 +101,7 @@ def report(
     seconds: float,
     warmup_s: float,
 ) -> PhaseReport:
-    """What the records of a phase of so many seconds come to; those due within `warmup_s` are left out."""
+    """The report of a phase's records. Those due within `warmup_s` are left out. `seconds`: duration of the phase."""
     rows = records[records["due_s"] >= warmup_s]
     spent_s = max(seconds - warmup_s, 1e-9)
     good = rows["outcome"] == OK
@@ -138,7 +138,7 @@ def report(
 
 
 def quantiles(ms: Floats) -> Quantiles:
-    """The distribution of the values that are numbers."""
+    """The distribution of the finite values."""
     values = np.sort(ms[np.isfinite(ms)])
     n = len(values)
     if not n:
@@ -189,20 +189,20 @@ def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[
 
 
 def _mean_batch(rows: Records) -> float | None:
-    """Requests over batches: a batch of b is seen by b requests, each of them 1/b of it."""
+    """Requests per batch. A batch of b appears in b records, so each counts 1/b of a batch."""
     sizes = rows["batch"][rows["batch"] > 0].astype(np.float64)
     return float(len(sizes) / (1.0 / sizes).sum()) if len(sizes) else None
 
 
 def _prediction_errors(rows: Records) -> tuple[Floats, Floats]:
-    """(ms by which the prediction was above what the frontend measured, ms by which it was below)."""
+    """(ms by which predictions exceed the frontend's latency, ms by which they fall short)."""
     served = rows[(rows["outcome"] <= LATE) & np.isfinite(rows["predicted_ms"]) & np.isfinite(rows["latency_ms"])]
     error = served["predicted_ms"] - served["latency_ms"]
     return error[error >= 0], -error[error < 0]
 
 
 def lateness(rows: Records, seconds: float, spent_s: float) -> Lateness:
-    """Whether the generator sent what was due when it was due, and read answers when they came."""
+    """Whether the generator sent requests when they were due, and read answers when they arrived."""
     late_ms = (rows["sent_s"] - rows["due_s"]) * 1e3
     late_share = _share(late_ms > LATE_MS) or 0.0
     unread_ms = rows["unread_ms"][np.isfinite(rows["unread_ms"])].astype(np.float64)
@@ -237,7 +237,7 @@ def _by_model(rows: Records, models: Sequence[str]) -> list[ModelReport]:
 
 
 def over_time(rows: Records, begins_s: float, ends_s: float) -> list[tuple[float, float, float]]:
-    """(end of the window, offered per second, goodput per second); 20 windows, or one a second if that is more."""
+    """(end of the interval, offered per second, goodput per second); 20 intervals, or one per second if more."""
     windows = int(min(max(20, ends_s - begins_s), 3600))
     edges = np.linspace(begins_s, ends_s, windows + 1)
     width_s = (ends_s - begins_s) / windows

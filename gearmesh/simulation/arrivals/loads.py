@@ -1,7 +1,7 @@
-"""Arrivals of a scenario: which model is asked when, and how soon it must answer. One seed, one trace.
+"""The arrivals of a scenario: when each model is asked, and when each answer is due. Each seed gives one trace.
 
-One seed feeds three streams: which models are popular, when requests arrive, what deadlines they have. So a sweep over
-the rate, the SLO or the number of devices keeps the popularity of the seed.
+A seed feeds three random streams: the models' popularity, the arrival times, and the deadlines. So a sweep over the
+rate, the SLO or the number of devices keeps the popularity of the seed.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from gearmesh.simulation.parts import Scenario
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
-Arrivals = tuple[Floats, Ints]  # times, models; in any order
-CLIENTS_START_S = 0.01  # closed: first requests spread over this
+Arrivals = tuple[Floats, Ints]  # times and models, in any order
+CLIENTS_START_S = 0.01  # closed: the first requests are spread over this time
 
 
 @dataclass(slots=True, eq=False)
@@ -30,16 +30,16 @@ class Trace:
     model: Ints  # index into scenario.models
     slo_s: Floats  # the answer is due at time_s + slo_s
     weight: Floats  # value of an answer in time
-    rows: Ints  # rows of a batch that the request takes up: 1, but in logs
+    rows: Ints  # rows of a batch that the request takes: 1, except in logs
 
     def __len__(self) -> int:
         return len(self.time_s)
 
 
 def arrivals(scenario: Scenario, seed: int) -> Trace:
-    """The requests. closed: only the first of every client; the others come when those before are answered.
+    """The requests of a scenario. Of a closed loop only each client's first: the others follow the answers.
 
-    Raises: ScenarioError if there are none, or a file holds what cannot be used.
+    Raises: ScenarioError if there are none, or a file cannot be used.
     """
     popular, arriving, due = np.random.default_rng(seed).spawn(3)
     load = scenario.load
@@ -72,8 +72,9 @@ def _trace(scenario: Scenario, pair: Arrivals, slo_s: Floats, rows: Ints) -> Tra
 def model_rates(scenario: Scenario, rng: np.random.Generator) -> Floats:
     """Mean requests per second of each model [models].
 
-    Groups with a `rate_share` get it; the others share the rest by how many models they have. Inside a group, and over
-    all models if no group has a share, the k-th most popular has a rate like k^-zipf.
+    A group with a `rate_share` gets that share; the others divide the rest in proportion to their numbers of models.
+    Inside a group (or over all models if no group has a share) the k-th most popular model has a rate proportional to
+    k^-zipf.
     """
     load, models = scenario.load, scenario.models
     shares = {model.group: model.rate_share for model in models if model.rate_share is not None}
@@ -92,7 +93,7 @@ def model_rates(scenario: Scenario, rng: np.random.Generator) -> Floats:
 
 
 def draw_slos(scenario: Scenario, times: Floats, models: Ints, rng: np.random.Generator) -> Floats:
-    """Seconds that each request may take [requests]: from its model's list, else from the load's."""
+    """The budget of each request in seconds [requests]: from its model's list, else from the load's."""
     load = scenario.load
     drawn = _draw(load.slo_ms, load.slo_draw, rng.random(len(times)))
     lists = sorted({model.slo_ms for model in scenario.models if model.slo_ms})
@@ -107,7 +108,7 @@ def draw_slos(scenario: Scenario, times: Floats, models: Ints, rng: np.random.Ge
 
 
 def _draw(slo_ms: tuple[float, ...], how: str, uniform: Floats) -> Floats:
-    """A value for each uniform number in [0, 1)."""
+    """One value for each uniform number in [0, 1)."""
     if how == "log_uniform":
         low, high = np.log(min(slo_ms)), np.log(max(slo_ms))
         return np.asarray(np.exp(low + (high - low) * uniform))
@@ -115,7 +116,7 @@ def _draw(slo_ms: tuple[float, ...], how: str, uniform: Floats) -> Floats:
 
 
 def _stairs(first: float, last: float, steps: int) -> Floats:
-    """Values of the steps, each the same factor above the one before."""
+    """The values of the steps, in geometric progression."""
     return np.geomspace(first, last, steps)
 
 
@@ -129,7 +130,8 @@ def _poisson(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arr
 
 
 def _gamma(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arrivals:
-    """Renewal processes with gamma gaps of the given coefficient of variation, in equilibrium from the start.
+    """Renewal processes with gamma-distributed gaps of the given coefficient of variation, in equilibrium from the
+    start.
 
     Source: the time from 0 to the first arrival of a renewal process in equilibrium is a uniform share of a
     length-biased gap (Cox, "Renewal theory", 1962); a length-biased gamma gap of shape k has shape k + 1.
@@ -159,7 +161,7 @@ def _gamma(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arriv
 
 
 def _fixed(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arrivals:
-    """Equal gaps per model, from a random phase."""
+    """Equal gaps for each model, from a random phase."""
     expected = rates * scenario.load.seconds
     phase = rng.random(len(rates))
     counts = np.maximum(np.ceil(expected - phase), 0).astype(np.int64)
@@ -169,12 +171,13 @@ def _fixed(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arriv
 
 
 def _burst(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arrivals:
-    """Per model: bursts and idle times, both exponential; Poisson inside a burst, at a rate that keeps the mean.
+    """For each model alternating bursts and pauses, both exponential; Poisson inside a burst, at the rate that keeps
+    the mean.
 
-    With a cv above 1 the gaps have that coefficient of variation, and burst_s and idle_s say only their proportion.
-    Over a short run the mean may be far off: that is the load. Source: Clockwork's bursty generator; of the cv, the
-    squared one of an interrupted Poisson process is 1 + 2 x rate x (share of time off) x (mean time off) (Kuczura,
-    "The interrupted Poisson process as an overflow process", 1973, with the mean rate for the rate while on).
+    With a cv above 1 the gaps have that coefficient of variation, and only the ratio of burst_s and idle_s counts. Over
+    a short run the mean may be far off; this is intended. Sources: Clockwork's bursty generator; for the cv, the
+    squared one of an interrupted Poisson process is 1 + 2 x rate x (share of time off) x (mean time off) (Kuczura, "The
+    interrupted Poisson process as an overflow process", 1973, with the mean rate for the rate while on).
     """
     load = scenario.load
     share = load.burst_s / (load.burst_s + load.idle_s)
@@ -185,7 +188,7 @@ def _burst(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arriv
 
 
 def _ramp(scenario: Scenario, rates: Floats, rng: np.random.Generator) -> Arrivals:
-    """Steps of equal length, each with the same factor on the rate above the one before (deadlines: `draw_slos`)."""
+    """Steps of equal length; the rate grows by the same factor from step to step (deadlines: `draw_slos`)."""
     load = scenario.load
     factors = _stairs(1.0, (load.rate_end_rps or rates.sum()) / rates.sum(), load.steps)
     length_s = load.seconds / load.steps

@@ -1,13 +1,14 @@
-"""A load like the Azure Functions trace of 2019, without the trace; and the trace itself, replayed. Seeded; pure.
+"""A load like the Azure Functions trace of 2019, generated without the trace; and the trace itself, replayed.
 
-Rates of functions are a capped lognormal; each function has a trigger, and the trigger its way to vary. Rows of the
-trace are dealt to models by rank. The trace's minutes are squeezed: `minutes` of them take `seconds`, and all rates are
-scaled by one factor to `rate_rps`. So 30 s of simulation show an hour of timers, bursts and swings; with minutes =
-seconds / 60 it plays in its own time. The factor makes the expected number of requests exact for the on and off times
-that were drawn: seeds differ in who is popular and when, not in how much there is.
+Seeded; pure. Rates of functions are a capped lognormal. Each function has a trigger, which determines how its rate
+varies. The rows of the trace (functions) are assigned to models by rank. The trace's minutes are compressed: `minutes`
+of them take `seconds`, and all rates are scaled by one factor to `rate_rps`. So 30 s of simulation show an hour of
+timers, bursts and daily variation; with minutes = seconds / 60 the trace runs in real time. The factor makes the
+expected number of requests exact for the drawn on and off times: seeds differ in which functions are popular and when,
+not in the total.
 
-Source of every number that is not explained here: gpu_and_literature 3.2 (fitted to Shahrad et al., "Serverless in the
-Wild", ATC 2020), and clockwork.md 4.2 for the dealing of rows.
+Source of every number that is not explained here: fitted to Shahrad et al., "Serverless in the Wild" (ATC 2020). The
+assignment of rows to models: Clockwork (OSDI'20).
 """
 
 from dataclasses import dataclass
@@ -22,33 +23,33 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 TRIGGERS = ("http", "queue", "event", "timer", "orchestration", "others")
-FUNCTION_MIX = np.array([0.55, 0.15, 0.02, 0.16, 0.07, 0.05])  # share of the functions
-REQUEST_MIX = np.array([0.36, 0.34, 0.25, 0.02, 0.02, 0.01])  # share of the requests
+FUNCTION_MIX = np.array([0.55, 0.15, 0.02, 0.16, 0.07, 0.05])  # share of the functions, by trigger
+REQUEST_MIX = np.array([0.36, 0.34, 0.25, 0.02, 0.02, 0.01])  # share of the requests, by trigger
 BURSTY = (1, 2)
 TIMER = 3
 LOG_MEAN, LOG_SIGMA = 0.51, 4.08  # of ln(requests per hour)
 HOURLY_MAX = 2.5e5  # requests per hour of one function
-BOOSTED_MAX = 1e6  # and once its trigger's share is made up, lest one function of 5 % on-time be all the load
-CAP_ROUNDS = 4  # of scaling a trigger's functions to its share, and capping
+BOOSTED_MAX = 1e6  # after scaling to the trigger's share; else one function that is on 5 % of the time is all the load
+CAP_ROUNDS = 4  # of scaling a trigger's functions to its share, then capping them
 PERIODS_MIN = np.array([1.0, 5.0, 10.0, 15.0, 30.0, 60.0])  # of timers, minutes
-ON_THE_MINUTE = 0.7  # share of the timers that fire at second 0; the others at a second of their own
-ON_SHARE = (0.05, 0.2)  # of its time that a bursty function is on
-ON_MEDIAN_MIN, ON_SIGMA = 1.0, 1.0  # lognormal lengths of those times; sigma is our choice
-MINUTE_CV = (0.5, 1.0)  # of the counts per minute of the functions that are neither timers nor bursty
-SWING, DAY_MIN, WEEKEND = 0.3, 1440, 0.7  # of the day's sine; minutes; factor on two days of seven
+ON_THE_MINUTE = 0.7  # share of the timers that fire at second 0; each other one has a second of its own
+ON_SHARE = (0.05, 0.2)  # share of its time that a bursty function is on
+ON_MEDIAN_MIN, ON_SIGMA = 1.0, 1.0  # lognormal lengths of the on periods, minutes; we chose sigma
+MINUTE_CV = (0.5, 1.0)  # of the counts per minute of functions that are neither timers nor bursty
+SWING, DAY_MIN, WEEKEND = 0.3, 1440, 0.7  # the day's sine: amplitude, minutes; factor on two days of seven
 CELLS_MAX = 4_000_000  # (function, minute) pairs drawn at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Functions:
-    """Rows of a trace, most requests first; arrays [functions]."""
+    """Rows of a trace, by falling number of requests; arrays [functions]."""
 
     rate: Floats  # requests per minute of the trace, before scaling
     trigger: Ints  # index into TRIGGERS
 
 
 def draw_functions(count: int, rng: np.random.Generator) -> Functions:
-    """Functions whose triggers have their shares of functions and of requests."""
+    """Draws functions such that each trigger has its share of functions and of requests."""
     hourly = np.minimum(rng.lognormal(LOG_MEAN, LOG_SIGMA, count), HOURLY_MAX)
     trigger = rng.choice(len(TRIGGERS), size=count, p=FUNCTION_MIX)
     wanted = REQUEST_MIX * hourly.sum()
@@ -63,7 +64,10 @@ def draw_functions(count: int, rng: np.random.Generator) -> Functions:
 
 
 def deal(scenario: Scenario, functions: int, rng: np.random.Generator) -> Ints:
-    """Model of each function [functions], by its rank. The blocks or stripes go to models in random order."""
+    """The model of each function [functions], by its rank.
+
+    The blocks or stripes are assigned to models in random order.
+    """
     models = len(scenario.models)
     ranks = np.arange(functions)
     if scenario.load.mapping == "random":
@@ -79,7 +83,7 @@ def arrivals(scenario: Scenario, rng: np.random.Generator) -> tuple[Floats, Ints
 
 
 def function_arrivals(scenario: Scenario, rng: np.random.Generator) -> tuple[Floats, Ints, Functions]:
-    """(times, functions) of requests, in any order, and the functions that make them."""
+    """(times, functions) of requests, in any order, and the functions."""
     load = scenario.load
     functions = draw_functions(load.functions, rng)
     swing = _swing(load.minutes, rng)
@@ -103,14 +107,14 @@ def function_arrivals(scenario: Scenario, rng: np.random.Generator) -> tuple[Flo
 
 
 def _swing(minutes: int, rng: np.random.Generator) -> Floats:
-    """Factor on the rates in each minute; mean 1 over the run."""
+    """The factor on the rates in each minute [minutes]; its mean over the run is 1."""
     at = np.arange(minutes) + rng.integers(7 * DAY_MIN)
     factor = (1.0 + SWING * np.sin(2 * np.pi * at / DAY_MIN)) * np.where((at // DAY_MIN) % 7 >= 5, WEEKEND, 1.0)
     return np.asarray(factor / factor.mean())
 
 
 def _on_times(on_share: Floats, minutes: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """(starts, ends) [functions, periods], in minutes."""
+    """(starts, ends) of the on periods [functions, periods], in minutes."""
     mean_min = ON_MEDIAN_MIN * np.exp(ON_SIGMA**2 / 2)
     on_min = np.full(len(on_share), mean_min)
 
@@ -121,7 +125,7 @@ def _on_times(on_share: Floats, minutes: int, rng: np.random.Generator) -> tuple
 
 
 def _steady(rates: Floats, swing: Floats, rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """Counts per minute are Poisson with a gamma-distributed mean; uniform inside the minute."""
+    """Arrivals whose counts per minute are Poisson with a gamma-distributed mean; uniform inside the minute."""
     shape = (1.0 / rng.uniform(*MINUTE_CV, size=len(rates)) ** 2)[:, None]
     block = max(1, CELLS_MAX // max(1, len(rates)))
     times, which = [np.empty(0)], [np.empty(0, np.int32)]
@@ -135,7 +139,7 @@ def _steady(rates: Floats, swing: Floats, rng: np.random.Generator) -> tuple[Flo
 
 
 def place_counts(counts: npt.NDArray[np.int64], rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """(times in minutes, sources) of requests, given counts [sources, minutes]."""
+    """(times in minutes, sources) of requests from counts [sources, minutes]."""
     sources, minutes = np.nonzero(counts)
     many = counts[sources, minutes]
     times = np.repeat(minutes, many) + rng.random(int(many.sum()))
@@ -145,7 +149,7 @@ def place_counts(counts: npt.NDArray[np.int64], rng: np.random.Generator) -> tup
 def _bursty(
     rates: Floats, starts: Floats, ends: Floats, swing: Floats, rng: np.random.Generator
 ) -> tuple[Floats, Ints]:
-    """Poisson while on, thinned by the day's swing."""
+    """Poisson arrivals while on, thinned by the day's factor."""
     most = swing.max()
     times, which = place_on(rng, rates * most, starts, ends)
     minute = np.minimum(times.astype(np.int64), len(swing) - 1)
@@ -154,7 +158,10 @@ def _bursty(
 
 
 def _timers(rates: Floats, scale: float, minutes: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """Equal gaps: the period nearest to the unscaled rate's. What a firing brings is scaled, and rounded at random."""
+    """Arrivals with equal gaps: the allowed period nearest to the unscaled rate's. The requests per firing are scaled,
+    and
+    rounded at random.
+    """
     nearest = np.abs(np.log(PERIODS_MIN[None, :] * np.maximum(rates, 1e-9)[:, None])).argmin(axis=1)
     period = PERIODS_MIN[nearest]
     second = np.where(rng.random(len(rates)) < ON_THE_MINUTE, 0.0, rng.random(len(rates)))
@@ -168,9 +175,9 @@ def _timers(rates: Floats, scale: float, minutes: int, rng: np.random.Generator)
 
 
 def replay(scenario: Scenario, counts: Floats, rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """(times, models) of requests from recorded counts [functions, minutes]; Poisson around them, even in the minute.
+    """(times, models) of requests from recorded counts [functions, minutes]: Poisson, uniform inside the minute.
 
-    `rate_rps` scales them; without it, they are taken as they are.
+    `rate_rps` scales the counts; without it they are used unscaled.
     """
     load = scenario.load
     total = counts.sum()

@@ -1,4 +1,4 @@
-"""On/off processes for many sources at once: when each is on, and Poisson arrivals inside. Seeded; pure."""
+"""On/off processes for many sources at once: when each is on, and Poisson arrivals while on. Seeded; pure."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,11 @@ def within(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def on_periods(
     rng: np.random.Generator, on_s: Floats, off_s: Floats, seconds: float, draw_on: Draw | None = None
 ) -> tuple[Floats, Floats]:
-    """(starts, ends) [sources, periods] of the time each source is on, cut to [0, seconds]; beyond it: both `seconds`.
+    """(starts, ends) of the time each source is on [sources, periods], cut to [0, seconds]; periods beyond are
+    (seconds, seconds).
 
     `on_s`, `off_s`: mean lengths [sources]. Off times are exponential; on times too, unless `draw_on` draws them. The
-    process is as if it had run for long: a warm-up of some cycles before 0 is drawn and cut off.
+    processes are close to equilibrium at 0: a warm-up of some cycles before 0 is drawn and cut off.
     """
     warm_s = 4.0 * (on_s + off_s)
     cycles = (warm_s + seconds) / (on_s + off_s)

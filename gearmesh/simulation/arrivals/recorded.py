@@ -1,14 +1,13 @@
-"""Loads that somebody recorded: a request log, or the per-minute counts of the public Azure Functions trace.
+"""Recorded loads: a request log, or the per-minute counts of the public Azure Functions trace.
 
-A log has one JSON object a line, in any order; other fields are passed over:
+A log has one JSON object per line, in any order; other fields are ignored:
 
     {"t_s": 12.345, "model": "resnet50_v2.3", "slo_ms": 100, "rows": 1}
 
-`t_s`: arrival, seconds; the earliest becomes 0. `model`: a model of the scenario. `slo_ms`: the answer's budget;
-without it, the first of the model's or the load's. `rows`: default 1. With `load.rate_rps`, gaps are stretched or
-squeezed by one factor so that the mean rate is that. The request log that controllers keep will do as it is, one file
-or a folder of them; and so will some lines of it, which have `arrived_s`, `ref` (model:version) and `slo_s` in place
-of these.
+`t_s`: arrival, seconds; the earliest becomes 0. `model`: a model of the scenario. `slo_ms`: the answer's budget; by
+default the first of the model's or the load's. `rows`: default 1. With `load.rate_rps`, all gaps are scaled by one
+factor to that mean rate. Request logs of controllers can be used too, one file, a folder, or some of the lines; they
+have `arrived_s`, `ref` (model:version) and `slo_s` instead of these fields.
 """
 
 import csv
@@ -25,12 +24,12 @@ from gearmesh.simulation.parts import Scenario
 from gearmesh.telemetry.journals import LogError, arrivals
 from mesh import wire
 
-FAULTS_MAX = 10  # of a file that are told
+FAULTS_MAX = 10  # faults of one file that are reported
 DAY_MIN = 1440
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One request."""
+    """One request of the log."""
 
     t_s: float
     model: str
@@ -39,9 +38,9 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def controllers_log(source: Path) -> list[Line] | None:
-    """The requests in the logs that controllers keep, by arrival, the first at 0; None if `source` is none of them.
+    """The requests in controllers' logs, by arrival, the first at 0; None if `source` is not such a log.
 
-    Raises: LogError, of another version, damaged, or no request log.
+    Raises: LogError, if it has another version, is damaged, or is not a request log.
     """
     if not source.is_dir() and not _has_header(source):
         return None
@@ -49,7 +48,7 @@ def controllers_log(source: Path) -> list[Line] | None:
 
 
 def _has_header(file: Path) -> bool:
-    """True if the first line says that it is a log of something, in some version."""
+    """Whether the first line is the header of a controller's log, of any version."""
     with file.open("rb") as lines:
         first = lines.readline(1 << 16)
     try:
@@ -68,12 +67,12 @@ class OwnLine(msgspec.Struct, frozen=True):
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
     def line(self) -> Line:
-        """The same."""
+        """The same request as a `Line`."""
         return Line(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What tells the lines of a controller's log apart."""
+    """The field that distinguishes the lines of a controller's log."""
 
     kind: str | None = None
 
@@ -89,7 +88,7 @@ class Log:
 
 
 def read_log(scenario: Scenario) -> Log:
-    """The log that `load.path` names, cut after `load.seconds`. Raises: ScenarioError, naming lines."""
+    """The log at `load.path`, cut after `load.seconds`. Raises: ScenarioError, which names lines."""
     load = scenario.load
     assert load.path is not None
     lines = _lines(scenario, load.path)
@@ -135,7 +134,7 @@ def _lines(scenario: Scenario, file: Path) -> list[Line]:
 
 
 def _plain_lines(file: Path, lines: list[Line], faults: list[str]) -> None:
-    """Adds the requests of a file without a header, and what is wrong with it."""
+    """Adds to `lines` and `faults` what a file without a header holds."""
     for number, text in enumerate(file.read_bytes().splitlines(), 1):
         if not text.strip():
             continue
@@ -161,9 +160,10 @@ def _line(text: bytes) -> Line | None:
 
 
 def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:
-    """Requests [functions, minutes] of an Azure day file: a row per function, its counts in columns 1 to 1440.
+    """Requests per minute [functions, minutes] of an Azure day file: one row per function, counts in columns 1 to 1440.
 
-    `load.minutes` of them from `load.start_minute` on, past midnight from the day's start. Raises: ScenarioError.
+    Reads `load.minutes` columns from `load.start_minute` on; after midnight it continues at the day's start. Raises:
+    ScenarioError.
     """
     load = scenario.load
     assert load.path is not None

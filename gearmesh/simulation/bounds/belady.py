@@ -1,9 +1,9 @@
-"""A clairvoyant to hold evictions against: a policy whose victims are those that are asked for last from now on. Pure.
+"""A reference for evictions: a policy that evicts the model whose next request is furthest in the future. Pure.
 
-All else is the policy's own: order of work, admission, what is loaded and when. How far its attainment is below that of
-this run is what eviction could still gain; it is no upper bound on anything.
+Everything else is the wrapped policy's own: order of work, admission, what is loaded and when. The difference between
+its attainment and this run's is what better eviction could gain; it is not an upper bound on anything.
 
-Source: Belady, "A study of replacement algorithms for a virtual-storage computer" (1966); gpu_and_literature 2.5.
+Source: Belady, "A study of replacement algorithms for a virtual-storage computer" (1966); docs/design/bounds.md.
 """
 
 from bisect import bisect_right
@@ -21,16 +21,16 @@ from gearmesh.simulation.arrivals.loads import Trace
 
 @dataclass(slots=True)
 class Clairvoyant:
-    """The policy `inner`, with other victims."""
+    """The policy `inner`, with its victims replaced."""
 
     inner: Policy
     state: State
-    asked_s: dict[str, list[float]]  # {ref: when its requests arrive, sorted}
-    window: Window  # the policy's
+    asked_s: dict[str, list[float]]  # {ref: arrival times of its requests, sorted}
+    window: Window  # of the inner policy
 
     @classmethod
     def of(cls, inner: Policy, state: State, refs: Sequence[str], trace: Trace) -> "Clairvoyant":
-        """`refs`: of the trace's models."""
+        """Wraps `inner` for a trace. `refs`: of the trace's models."""
         order = np.argsort(trace.model, kind="stable")
         edges = np.searchsorted(trace.model[order], np.arange(len(refs) + 1))
         times = trace.time_s[order]
@@ -38,7 +38,7 @@ class Clairvoyant:
         return cls(inner, state, asked, inner.window)
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
-        """What the policy would load, in place of what will not be asked for soon."""
+        """What the inner policy would load, in place of the models whose next requests are furthest away."""
         plan = self.inner.choose_load(device, now)
         if plan is None or not plan.evict:
             return plan
@@ -52,33 +52,33 @@ class Clairvoyant:
         return times[position] if position < len(times) else inf
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
-        """The policy's."""
+        """The inner policy's verdict."""
         return self.inner.admit(model, request, now)
 
     def expired(self, model: Model, now: float) -> int:
-        """The policy's."""
+        """The inner policy's count of expired requests."""
         return self.inner.expired(model, now)
 
     def choose(self, device: Device, now: float) -> Batch | None:
-        """The policy's."""
+        """The inner policy's batch."""
         return self.inner.choose(device, now)
 
     def arrived(self, model: Model, request: Request, now: float) -> None:
-        """Told to the policy."""
+        """Passed on to the inner policy."""
         self.inner.arrived(model, request, now)
 
     def bound(self, device: Device, batch: Batch, now: float) -> None:
-        """Told to the policy."""
+        """Passed on to the inner policy."""
         self.inner.bound(device, batch, now)
 
     def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
-        """Told to the policy."""
+        """Passed on to the inner policy."""
         self.inner.completed(device, model, requests, now)
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
-        """Told to the policy."""
+        """Passed on to the inner policy."""
         self.inner.ended(request, in_time, now)
 
     def wake_at(self, now: float) -> float | None:
-        """The policy's."""
+        """The inner policy's instant."""
         return self.inner.wake_at(now)

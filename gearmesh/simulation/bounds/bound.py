@@ -1,24 +1,24 @@
-"""How much any scheduler could answer in time, at most: bounds to hold a policy against.
+"""Upper bounds on the number of requests that any scheduler can answer in time, to compare policies with.
 
-`interval_bound` grants every request the device time of the best batch it could possibly be in, spread over its
-window as one likes. No scheduler can do with less, be it clairvoyant, preemptive or migrating:
+`interval_bound` gives every request the device time of the best batch that it could possibly be in, spread over its
+window in any way. No scheduler needs less, not even a clairvoyant, preemptive or migrating one:
 
-* a batch of b rows takes l(b) inside the windows of all its members, so each pays at least its least cost
-  (`sharing.costs`) between its arrival and its deadline; and in any stretch of time the devices pay at most their
-  number times its length. What follows from those two facts is a linear program (`network`).
-* The program's prices, not its value, make the bound: for any price per device-second in each slot, attained answers
-  are at most the price of all the time there is, plus for each request 1 minus its cost at the lowest price in its
-  window, if that is positive (weak duality). It is computed here from true costs and windows, so neither the grouping
-  of requests nor the solver's tolerance can make it wrong; bad prices only make it loose.
+* A batch of b rows takes l(b) inside the windows of all its members, so each member pays at least its least cost
+  (`sharing.costs`) between its arrival and its deadline. In any interval the devices can spend at most their number
+  times its length. These two facts give a linear program (`network`).
+* The bound is computed from the program's prices, not from its value. For any price per device-second in each slot, the
+  answers in time are at most the price of all device time, plus for each request 1 minus its cost at the lowest price
+  in its window, if that is positive (weak duality). It is computed here from true costs and windows, so that neither
+  the grouping of requests nor the solver's tolerance can make it wrong; bad prices only make it loose.
 
-That forgets LOADs. What they alone allow is a second bound (loading.py), and the lesser of the two holds. Network and
-noise are left out: they only take time. Not covered: durations below the profile (noise with a coefficient of variation
-draws some), and closed loops, whose arrivals depend on the scheduler.
+This ignores LOADs. A second bound follows from LOADs alone (loading.py), and the lower of the two holds. Network and
+noise are left out, as they only take time. Not covered: durations below the profile (noise with a coefficient of
+variation draws some), and closed loops, whose arrivals depend on the scheduler.
 
-`fluid_bound` forgets when requests come. `packing_bound` (packing.py) forms whole batches; it is the tightest, and
-takes tens of times as long. `exact` (exact.py) tries everything, for a few requests; `belady.py` is about eviction.
+`fluid_bound` ignores when requests arrive. `packing_bound` (packing.py) forms whole batches; it is the tightest, and
+takes tens of times as long. `exact` (exact.py) tries every schedule of a few requests; `belady.py` is about eviction.
 
-Source: gpu_and_literature 2.5, UB0 and UB2.
+Source: docs/design/bounds.md.
 """
 
 import time
@@ -36,17 +36,17 @@ from gearmesh.simulation.parts import Scenario
 
 Floats = npt.NDArray[np.float64]
 SLOTS_MAX = 6000
-SLOTS_PER_WINDOW = 16  # of the shorter windows
-GROWTH = 1.25  # of slots after the last arrival, where only deadlines are
-ROUNDS = 40  # of better prices for whole batches; each after that gains less than 0.01 % of the bound, as measured
-EPSILON = 1e-6  # requests; for what floats may have lost
+SLOTS_PER_WINDOW = 16  # for the shorter windows
+GROWTH = 1.25  # factor from slot to slot after the last arrival, when only deadlines are left
+ROUNDS = 40  # of improving prices for whole batches; measured: each further one gains less than 0.01 % of the bound
+EPSILON = 1e-6  # requests; margin for rounding errors of floats
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """At most so much can be answered in time."""
+    """An upper bound on the answers in time."""
 
-    attainment: float  # of the offered requests
+    attainment: float  # share of the offered requests
     requests: int  # offered
     seconds_taken: float
     slots: int = 0
@@ -54,12 +54,12 @@ class Bound:
 
 
 def interval_bound(scenario: Scenario, trace: Trace) -> Bound:
-    """The interval program. Raises: ValueError for a closed loop."""
+    """The bound of the interval program. Raises: ValueError for a closed loop."""
     return _bound(scenario, trace, 0)
 
 
 def packing_bound(scenario: Scenario, trace: Trace, rounds: int = ROUNDS) -> Bound:
-    """The same prices, improved in rounds, against whole batches: at most the interval bound, and often 1-4 % lower."""
+    """The bound for whole batches, by improving the prices in rounds: at most the interval bound, often 1-4 % lower."""
     return _bound(scenario, trace, rounds)
 
 
@@ -78,9 +78,9 @@ def _bound(scenario: Scenario, trace: Trace, rounds: int) -> Bound:
 
 
 def fluid_bound(scenario: Scenario, trace: Trace) -> Bound:
-    """All device time from the first arrival to the last deadline goes to the requests that cost least.
+    """The bound if all device time from the first arrival to the last deadline goes to the cheapest requests.
 
-    A request's cost is that of its model's best batch that takes no longer than the request may.
+    A request costs its share of its model's most efficient batch that takes no longer than the request's budget.
     """
     began_s = time.perf_counter()
     problem = Problem.of(scenario, trace)
@@ -99,23 +99,23 @@ def fluid_bound(scenario: Scenario, trace: Trace) -> Bound:
 
 
 def _share(answered: float, offered: int) -> float:
-    """Attainment. Answers are whole, so a bound on them may be rounded down."""
+    """The attainment. The number of answers is whole, so a bound on it may be rounded down."""
     return min(1.0, float(np.floor(answered + EPSILON)) / offered)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """The requests that can be answered at all, their costs and slots."""
+    """The requests that can be answered at all, with their costs and slots."""
 
     requests: Requests
     cost_s: Floats
     slots: Slots
     devices: int
-    loadable: float  # requests that LOADs alone would let through
+    loadable: float  # requests that can be answered if only LOADs take time
 
     @classmethod
     def of(cls, scenario: Scenario, trace: Trace) -> "Problem | None":
-        """None if no request can be answered in time."""
+        """The problem of a trace; None if no request can be answered in time."""
         if scenario.load.kind == "closed":
             raise ValueError("a closed loop has no bound: what arrives depends on what is answered")
         requests = requests_of(scenario, trace)
@@ -128,25 +128,25 @@ class Problem:
         return cls(requests, cost_s[possible], cut(requests), scenario.devices.count, loadable)
 
     def prices(self) -> tuple[Floats, int]:
-        """(answers per device-second in each slot [slots], groups of the program)."""
+        """(answers per device-second in each slot [slots], number of groups in the program)."""
         found = slot_prices(self.slots, self.cost_s, self.devices)
         return found.prices, found.groups
 
     def flat_prices(self) -> Floats:
-        """One price for all slots: what the last request that fits pays if time is all that counts."""
+        """One price for all slots: that of the most expensive request that fits if only total time counts."""
         cheapest = np.sort(self.cost_s)
         fit = int(np.searchsorted(np.cumsum(cheapest), self.devices * self.slots.lengths.sum() / NS, side="right"))
         return np.full(len(self.slots.lengths), 1.0 / cheapest[fit] if fit < len(cheapest) else 0.0)
 
     def at_most(self, prices: Floats) -> float:
-        """The bound that these prices prove, in requests."""
+        """The bound in requests that these prices prove."""
         lowest: Floats = range_extreme(prices, self.slots.first, self.slots.after, np.minimum)
         time_price = self.devices * float((prices * self.slots.lengths).sum()) / NS
         return time_price + float(np.maximum(0.0, 1.0 - self.cost_s * lowest).sum())
 
 
 def cut(requests: Requests) -> Slots:
-    """Slots as fine as the windows ask for and the program can bear; after the last arrival they grow."""
+    """Slots as fine as the windows need and the program can handle; they grow after the last arrival."""
     begin, end, last = requests.arrival.min(), requests.deadline.max(), requests.arrival.max()
     window = float(np.quantile(requests.deadline - requests.arrival, 0.05))
     width = max(1, int(max(window / SLOTS_PER_WINDOW, (last - begin) / SLOTS_MAX)))

@@ -1,7 +1,7 @@
-"""The best that any scheduler could do, by trying everything: for a handful of requests. Pure.
+"""The best that any scheduler can do for a handful of requests, by trying every schedule. Pure.
 
-All models are taken to be resident. What is searched loses nothing: in a best schedule every batch may start as soon as
-its device is free and its last member has come, so a schedule is a list of batches for each device.
+All models count as resident. The search loses nothing: in some best schedule every batch starts as soon as its device
+is free and its last member has arrived, so a schedule is a list of batches for each device.
 """
 
 from functools import cache
@@ -10,11 +10,11 @@ from gearmesh.simulation.arrivals.loads import Trace
 from gearmesh.simulation.parts import Scenario
 
 REQUESTS_MAX = 10
-SLACK_S = 1e-9  # an end this much late is in time: clocks add up floats
+SLACK_S = 1e-9  # an end this much late counts as in time: simulated clocks add up floats
 
 
 def exact(scenario: Scenario, trace: Trace) -> int:
-    """Most requests that can be answered in time. Raises: ValueError if there are too many requests to try."""
+    """The most requests that can be answered in time. Raises: ValueError if there are too many requests to try."""
     count = len(trace)
     if count > REQUESTS_MAX:
         raise ValueError(f"an exact search takes at most {REQUESTS_MAX} requests; got {count}")
@@ -22,7 +22,7 @@ def exact(scenario: Scenario, trace: Trace) -> int:
 
     @cache
     def best(left: int, free: tuple[float, ...]) -> int:
-        """Most of the requests in the set `left` that devices free at these times can still answer."""
+        """The most requests of the set `left` (bits) that devices which are free at these times can still answer."""
         found = 0
         for members, duration_s, ready_s, due_s in sets:
             if members & ~left:
@@ -40,7 +40,7 @@ def exact(scenario: Scenario, trace: Trace) -> int:
 
 
 def _batches(scenario: Scenario, trace: Trace) -> list[tuple[int, float, float, float]]:
-    """(set of members as bits, duration, when the last has come, when the first is due) of every possible batch."""
+    """(members as bits, duration, arrival of the last member, earliest deadline) of every possible batch."""
     arrival, due = trace.time_s.tolist(), (trace.time_s + trace.slo_s).tolist()
     found = []
     for members in range(1, 1 << len(trace)):

@@ -1,4 +1,4 @@
-"""What a model's requests can earn at given prices: the parts of `packing`, which see for the reasons. Pure."""
+"""What a model's requests can earn at given prices: parts of the bound in `packing`, which explains them. Pure."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Places(Protocol):
-    """packing.Offers, as far as it matters here."""
+    """What this module needs of packing.Offers."""
 
     @property
     def batch(self) -> int: ...
@@ -30,17 +30,18 @@ class Places(Protocol):
 def whole_or_skipped(
     requests: Requests, orderly: Bools, earned: Floats, reward: Floats
 ) -> tuple[float, npt.NDArray[np.int64]]:
-    """(most that all orderly models earn; size of the group that ends with each request, -1 if skipped, 0 if neither).
+    """Dynamic program over the requests of each model, in order of arrival; all models advance together, step by step.
 
     `earned` [requests, sizes]: of the group of size column + 1 that ends with the request, or -inf. `reward`
-    [requests]. The program of each model goes through its requests in order; all models go together, step by step.
+    [requests]: of skipping the request. Returns (the most that all orderly models earn; the size of the group that ends
+    with each request, -1 if it is skipped, 0 if neither [requests]).
     """
     sizes = np.bincount(requests.model[orderly], minlength=int(requests.model.max()) + 1)
     by_size = np.argsort(-sizes, kind="stable")
     first = requests.find(np.zeros_like(by_size), by_size, "left")
     sizes = sizes[by_size]
     steps, widest = int(sizes[0]), earned.shape[1]
-    best = np.full((len(sizes), steps + widest), -np.inf)  # best[m, widest - 1 + k]: most from the first k requests
+    best = np.full((len(sizes), steps + widest), -np.inf)  # best[m, widest - 1 + k]: the most from the first k requests
     best[:, widest - 1] = 0.0
     choice = np.zeros(len(requests), np.int64)
     going = np.searchsorted(-sizes, -np.arange(steps), side="left")  # models with more than k requests
@@ -58,7 +59,7 @@ def whole_or_skipped(
 
 
 def _walk_back(choice: Longs, first: Longs, sizes: Longs) -> Longs:
-    """The groups that the choices lead to from the ends of the models."""
+    """Follows the choices back from each model's last request; returns the groups as in `whole_or_skipped`."""
     chosen = np.zeros_like(choice)
     at, begin = (first + sizes - 1)[sizes > 0], first[sizes > 0]
     while len(at):
@@ -70,7 +71,7 @@ def _walk_back(choice: Longs, first: Longs, sizes: Longs) -> Longs:
 
 
 def cheapest_share(requests: Requests, market: Market, alone: Iterable[Places]) -> tuple[Floats, Longs]:
-    """(least a request pays as part of a batch, that batch's size) [requests]; inf for those without places."""
+    """(least price of a request as part of a batch, that batch's size) [requests]; inf for those without places."""
     share, size = np.full(len(requests), np.inf), np.zeros(len(requests), np.int64)
     for offers in alone:
         price = market.cheapest(offers.length, offers.earliest, offers.latest)
@@ -82,14 +83,14 @@ def cheapest_share(requests: Requests, market: Market, alone: Iterable[Places]) 
 
 
 def raised(own: Floats, after: Longs) -> Floats:
-    """The least rewards from `own` up such that none is higher than two on its sides, inside any stretch [requests].
+    """The lowest rewards from `own` up, of which none inside a stretch exceeds rewards on both its sides [requests].
 
-    A stretch is requests from i to before after[i]. The run up to the last of them that never falls is left out:
-    nothing lower follows. The rest is followed by something lower, and i is raised to its highest.
+    The stretch of request i reaches to before after[i]. In it, the run at the end that never falls is left out, because
+    nothing lower follows it. All before that run is followed by something lower, and i is raised to the highest of it.
     """
     index = np.arange(len(own))
     falls = np.concatenate([[True], own[1:] < own[:-1]])
-    run = np.maximum.accumulate(np.where(falls, index, 0))  # where the run that includes a request begins
+    run = np.maximum.accumulate(np.where(falls, index, 0))  # start of the non-falling run that includes a request
     end = run[after - 1]
     result = own.copy()
     some = np.flatnonzero(end > index + 1)

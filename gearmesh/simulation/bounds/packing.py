@@ -1,34 +1,35 @@
-"""The bound of the interval program, made tighter: requests go into whole batches, not each into its best one. Pure.
+"""A tighter version of the interval program's bound: requests go into whole batches, not each into its best one. Pure.
 
-Let every instant of device time have a price. Attained answers are at most the price of all the time there is, plus
-what each model could earn if it might buy any time it likes: answers minus what its batches pay (Lagrangian
-relaxation of the devices' number). What a model can earn at most is computed so:
+Let every instant of device time have a price. Attained answers are at most the price of all device time, plus what each
+model could earn if it might buy any time: its answers minus what its batches pay (Lagrangian relaxation of the number
+of devices). The most that a model can earn is computed so:
 
-* Its requests' deadlines come in the order of their arrivals, one row each: by dynamic programming over groups of
-  consecutive requests. V(k), the most that the first k can earn, is the greatest of V(k - 1) + reward(k) and, for
-  each size b, V(k - b) + b - price, with the cheapest place for a batch of b that the last has come for and the first
-  allows.
-* Otherwise: every request pays its share, price / b, of the cheapest batch it could be in (`sharing.in_one_batch`).
+* If the deadlines of its requests are in the order of their arrivals, and each has one row: by dynamic programming over
+  groups of consecutive requests. V(k), the most that the first k can earn, is the greatest of V(k - 1) + reward(k) and,
+  for each size b, V(k - b) + b - price, with the cheapest place for a batch of b between the arrival of its last
+  request and the deadline of its first.
+* Otherwise every request pays its share, price / b, of the cheapest batch it could be in (`sharing.in_one_batch`).
 
-Why groups of consecutive requests suffice. Keep the batches' times and sizes, and deal out the requests so that the
-stretches from the first member to the last, in order of arrival, are shortest in sum. If the stretches of two batches
-A and B overlap, their members cannot be dealt out as two separate runs. But they can if A begins and ends no later
-than B: the earlier ones to A. And they can if B lies inside A in time, and no member of B came after A begins (the
-earlier ones to B), or none is due before A ends (the earlier ones to A). What remains is B inside A, with one member
-due before A ends and one that came after A begins: at least 2 rows, fewer than A has, and its stretch encloses A's,
-so the requests of both wait while B runs. Set these inner batches apart; the others have stretches of their own.
-Inside its stretch anyone fits into a batch, so its members may as well be consecutive, and the stretch's others are
-skipped.
+Why groups of consecutive requests suffice. Keep the batches' times and sizes, and assign the requests so that the sum
+of the stretches is least; the stretch of a batch reaches from its first member to its last, in order of arrival. If the
+stretches of two batches A and B overlap, their members cannot be reassigned as two separate runs. But they can be if A
+begins and ends no later than B: the earlier ones go to A. They also can be if B lies inside A in time, and either no
+member of B arrived after A begins (the earlier ones go to B), or none is due before A ends (the earlier ones go to A).
+What remains is B inside A, with one member due before A ends and one that arrived after A begins. Then B has at least 2
+rows and fewer than A, and its stretch encloses A's, so the requests of both wait while B runs. Set these inner batches
+apart; the others have disjoint stretches. Any request inside a batch's stretch fits into it, so its members may be
+taken to be consecutive, and the stretch's other requests are skipped.
 
-A skipped request may be in an inner batch. Of c rows, that pays price / c for each; and 2 c + 1 requests or more must
-wait throughout. So 1 minus the least such price, if positive, is what skipping may earn: the reward. Members of a
-stretch and its skipped ones change places above; for that, no reward may be higher than rewards on both of its sides
-within a stretch, and where one is, the rewards before it are raised to it (`nesting.raised`).
+A skipped request may be in an inner batch. An inner batch of c rows costs price / c per row, and 2 c + 1 requests or
+more must wait throughout it. So skipping may earn at most 1 minus the least such price, if positive: the reward. The
+step above exchanges members of a stretch with its skipped requests. This needs that no reward exceeds rewards on both
+of its sides within a stretch; where one does, the rewards before it are raised to it (`nesting.raised`).
 
-The prices start from those of the interval program and are improved by subgradient steps; any prices make a valid
+The prices start from those of the interval program and are improved by subgradient steps. Any prices give a valid
 bound.
 
-Source: our own. Subgradient steps after Polyak, "Minimization of unsmooth functionals" (1969).
+Source: our own, see docs/design/bounds.md. Subgradient steps after Polyak, "Minimization of unsmooth functionals"
+(1969).
 """
 
 from dataclasses import dataclass
@@ -41,39 +42,39 @@ from gearmesh.simulation.bounds.pricing import Market, usage
 from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, in_one_batch, most_waiting
 
 Floats = npt.NDArray[np.float64]
-CELLS_MAX = 40_000_000  # requests x batch sizes; beyond it, requests are priced alone
-GOAL = 0.02  # a step aims this share below the best bound so far
-PATIENCE, CALMER = 3, 0.6  # after so many steps without gain, aim at this part of it
+CELLS_MAX = 40_000_000  # requests x batch sizes; above it, requests are priced one by one
+GOAL = 0.02  # a step aims at the best bound so far less this share
+PATIENCE, CALMER = 3, 0.6  # after so many steps without gain, the aim is multiplied by this factor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offers:
-    """Places that batches of one size and one profile may have; arrays [places]."""
+    """The places that batches of one size and one profile may have; arrays [places]."""
 
     batch: int
     length: float  # ns
-    last: Longs  # the request that a group ends with; of a loner, itself
+    last: Longs  # the request that a group ends with; without groups, the request itself
     earliest: Floats  # start, ns
     latest: Floats
 
 
 @dataclass(slots=True, eq=False)
 class Packing:
-    """One trace's places, found once, to be priced many times."""
+    """The places of one trace, found once and priced many times."""
 
     requests: Requests
     edges: Floats  # ns [slots + 1]
     devices: int
-    after: Longs  # one past the last that may share a stretch with a request, and came after it [requests]
+    after: Longs  # one past the last later request that may share a stretch with a request [requests]
     groups: list[Offers]
     inner: list[Offers]
     alone: list[Offers]
-    orderly: Bools  # [requests]: of a model that the dynamic program is for
+    orderly: Bools  # whether the dynamic program applies to the request's model [requests]
     widest: int  # rows of the largest group
 
     @classmethod
     def of(cls, requests: Requests, edges: Longs, devices: int) -> "Packing":
-        """`requests`: only such as can be answered."""
+        """The places of these requests, each of which can be answered."""
         profiles, profile_of_model = np.unique(requests.durations, axis=0, return_inverse=True)
         profile_of = profile_of_model.ravel()[requests.model]
         orderly = in_order(requests)
@@ -104,7 +105,7 @@ class Packing:
         return cls(requests, edges.astype(np.float64), devices, after, groups, inner, alone, orderly, widest)
 
     def improve(self, prices: Floats, rounds: int) -> float:
-        """The least bound, in requests, that rounds of better prices find. `prices`: answers per device-second."""
+        """The lowest bound, in requests, found in `rounds` of improving prices. `prices`: answers per device-second."""
         lengths = np.diff(self.edges)
         current = prices / 1e9
         best, best_prices, goal, failed = np.inf, current, GOAL, 0
@@ -126,7 +127,7 @@ class Packing:
         return best
 
     def evaluate(self, prices: Floats) -> tuple[float, Floats]:
-        """(the bound in requests, device time that is left over in each slot [slots], ns). `prices`: per ns [slots]."""
+        """(the bound in requests, unused device time in each slot [slots], ns). `prices`: answers per ns [slots]."""
         market = Market.of(self.edges, prices)
         earned = np.full((len(self.requests), self.widest), -np.inf)
         for offers in self.groups:
@@ -150,7 +151,7 @@ class Packing:
 
 
 def in_order(requests: Requests) -> Bools:
-    """Whether each request's model has deadlines in the order of arrivals, and one row a request [requests]."""
+    """Whether each request's model has deadlines in the order of arrivals, and one row per request [requests]."""
     same = np.diff(requests.model) == 0
     models = int(requests.model.max()) + 1
     bad = np.bincount(requests.model[1:][same & (np.diff(requests.deadline) < 0)], minlength=models)
@@ -167,14 +168,14 @@ def _inner(requests: Requests, batch: int, duration: Longs) -> Bools:
 
 
 def _offers(requests: Requests, batch: int, length: int, last: Longs, first: Longs) -> list[Offers]:
-    """None, if there are no places."""
+    """The places for batches of this size and length; empty if there are none."""
     earliest = requests.arrival[last].astype(np.float64)
     latest = (requests.deadline[first] - length).astype(np.float64)
     return [Offers(batch, float(length), last, earliest, latest)] if len(last) else []
 
 
 def _taken(market: Market, offers: Offers, which: Bools, weights: Floats | float) -> tuple[Floats, Floats, Floats]:
-    """(starts, lengths, weights) of the places that are taken."""
+    """(starts, lengths, weights) of the places that are used."""
     starts = market.cheapest_start(offers.length, offers.earliest[which], offers.latest[which])
     weight = np.broadcast_to(weights, which.shape)[which].astype(np.float64)
     return starts, np.full(len(starts), offers.length), weight

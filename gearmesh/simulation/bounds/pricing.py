@@ -1,7 +1,7 @@
-"""What device time costs when every instant has a price: the cheapest place for a batch inside its window. Pure.
+"""The price of device time when every instant has a price: the cheapest place for a batch inside its window. Pure.
 
-Times are ns, prices answers per ns. The price of a batch is a piecewise linear function of its start, so the least
-over a window is at one of its ends, or where the batch begins or ends on an edge of the price steps.
+Times are in ns, prices in answers per ns. The price of a batch is piecewise linear in its start, so its minimum over a
+window is at an end of the window, or where the batch begins or ends on an edge of the price steps.
 """
 
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Market:
-    """Prices in steps."""
+    """Prices as a step function."""
 
     edges: Floats  # ns [slots + 1]
-    paid: Floats  # answers from the first edge to each [slots + 1]
+    paid: Floats  # price of the time from the first edge to each edge, in answers [slots + 1]
 
     @classmethod
     def of(cls, edges: Floats, prices: Floats) -> "Market":
-        """`prices` [slots], per ns."""
+        """A market with these prices. `prices` [slots], per ns."""
         return cls(edges, np.concatenate([[0.0], np.cumsum(prices * np.diff(edges))]))
 
     def price(self, start: Floats, length: float) -> Floats:
-        """Of [start, start + length]; nothing is charged outside the edges."""
+        """The price of [start, start + length]; time outside the edges is free."""
         later = np.interp(start + length, self.edges, self.paid)
         return np.asarray(later - np.interp(start, self.edges, self.paid))
 
     def corners(self, length: float) -> Floats:
-        """Starts where the price of a batch of this length may be least, sorted."""
+        """Starts, sorted, at which the price of a batch of this length may have a minimum."""
         starts = np.concatenate([self.edges, self.edges - length])
         return np.unique(starts[(starts >= self.edges[0]) & (starts + length <= self.edges[-1])])
 
     def cheapest(self, length: float, earliest: Floats, latest: Floats) -> Floats:
-        """Least price of a batch that starts from `earliest` to `latest` [batches]."""
+        """The lowest price of a batch that starts from `earliest` to `latest` [batches]."""
         least = np.minimum(self.price(earliest, length), self.price(latest, length))
         corners = self.corners(length)
         first, after = np.searchsorted(corners, earliest), np.searchsorted(corners, latest, side="right")
@@ -48,7 +48,7 @@ class Market:
         return least
 
     def cheapest_start(self, length: float, earliest: Floats, latest: Floats) -> Floats:
-        """Where `cheapest` is found."""
+        """A start at which the batch has the price `cheapest` [batches]."""
         at_begin, at_end = self.price(earliest, length), self.price(latest, length)
         start, least = np.where(at_begin <= at_end, earliest, latest), np.minimum(at_begin, at_end)
         corners = self.corners(length)
@@ -66,7 +66,7 @@ class Market:
 
 
 def usage(starts: Floats, lengths: Floats, weights: Floats, edges: Floats) -> Floats:
-    """Device time that batches take from each slot, times their weights [slots]."""
+    """Device time that the batches take from each slot, times their weights [slots]."""
 
     def since(instants: Floats) -> Floats:
         order = np.argsort(instants, kind="stable")

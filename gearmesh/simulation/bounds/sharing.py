@@ -1,12 +1,13 @@
-"""The least device time that each request can cost, from whom it could share a batch with. Pure; whole nanoseconds.
+"""The least device time that each request can cost, given the requests it could share a batch with. Pure.
 
-A batch of b rows of one model occupies a device from s to s + l(b), and every member has arrived by s and is due at s
-+ l(b) or later. So all members wait at s, and at most as many rows as have windows around [s, s + l(b)] are in it.
-The largest b for which some s inside a request's window finds b rows, that request included, limits its batch
-exactly, whatever mix of deadlines the model has. A member's part of the batch is l(b) / b per row.
+All times are whole nanoseconds. A batch of b rows of one model occupies a device from s to s + l(b); every member has
+arrived by s and is due at s + l(b) or later. So all members wait at s, and the batch has at most as many rows as have
+windows that contain [s, s + l(b)]. The size of a request's batch is therefore at most the largest b for which some s in
+its window finds b such rows, that request included; this limit is exact for any mix of deadlines. A member's part of
+the batch is l(b) / b per row.
 
-Arrivals are rounded down, deadlines up, durations down; l(b) is the least duration of b or more rows, since a batch
-may be padded. So what is said holds for every scheduler, in spite of rounding.
+Arrivals are rounded down, deadlines up, durations down. l(b) is the least duration of b or more rows, since a batch may
+be padded. So rounding never makes the result invalid for a scheduler.
 """
 
 from dataclasses import dataclass
@@ -26,14 +27,14 @@ NS = 1e9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requests:
-    """A trace, ordered by model, then by arrival, then by deadline; times in ns. Arrays [requests], but where said."""
+    """A trace ordered by model, then arrival, then deadline; times in ns. Arrays [requests] unless stated otherwise."""
 
     arrival: Longs
     deadline: Longs
     model: Longs
     rows: Longs
-    batch_max: Longs  # of its model
-    durations: Longs  # [models, largest batch_max + 1]: least duration of a batch of b or more rows; far off beyond max
+    batch_max: Longs  # largest batch of its model
+    durations: Longs  # [models, largest batch_max + 1]: least duration of b or more rows; FAR beyond batch_max
     origin: Longs  # index in the trace
 
     def __len__(self) -> int:
@@ -41,30 +42,30 @@ class Requests:
 
     @property
     def band(self) -> int:
-        """ns that the times of each model are moved by when all models are sorted as one."""
+        """ns by which the times of each model are shifted so that one sort covers all models."""
         return int(self.deadline.max(initial=0)) + 1
 
     def find(self, instants: Longs, models: Longs, side: Literal["left", "right"]) -> Longs:
-        """Where the instants would stand among the arrivals of those models (np.searchsorted)."""
+        """Index of each instant among the arrivals of its model (as np.searchsorted)."""
         band = self.band
         moved = np.clip(instants, -1, band - 1) + models * band
         return np.searchsorted(self.arrival + self.model * band, moved, side=side)
 
     def only(self, kept: Bools) -> "Requests":
-        """Those of the requests."""
+        """The requests selected by `kept`."""
         arrays = (self.arrival, self.deadline, self.model, self.rows, self.batch_max)
         arrival, deadline, model, rows, batch_max = (array[kept] for array in arrays)
         return Requests(arrival, deadline, model, rows, batch_max, self.durations, self.origin[kept])
 
 
-FAR = np.int64(1) << 60  # ns; longer than anything
+FAR = np.int64(1) << 60  # ns; longer than any duration
 
 
 def requests_of(scenario: Scenario, trace: Trace) -> Requests:
-    """The trace's requests, times rounded so that nothing gets harder."""
+    """The trace's requests, with times rounded such that no request becomes harder to answer."""
     order = np.lexsort((trace.slo_s, trace.time_s, trace.model))
     arrival = np.floor(trace.time_s[order] * NS).astype(np.int64)
-    # one more ns than rounding up: simulated clocks add up floats
+    # one ns more than rounding up: simulated clocks add up floats
     deadline = np.ceil((trace.time_s + trace.slo_s)[order] * NS).astype(np.int64) + 1
     widest = max(model.batch_max for model in scenario.models)
     durations = np.full((len(scenario.models), widest + 1), FAR, np.int64)
@@ -77,7 +78,7 @@ def requests_of(scenario: Scenario, trace: Trace) -> Requests:
 
 
 def costs(requests: Requests) -> Floats:
-    """Least seconds of device time that an answer in time costs [requests]; inf if none is possible."""
+    """Least seconds of device time that an answer in time costs [requests]; inf if there can be none."""
     least = np.full(len(requests), np.inf)
     for batch in range(1, requests.durations.shape[1]):
         duration = requests.durations[requests.model, batch]
@@ -90,7 +91,7 @@ def costs(requests: Requests) -> Floats:
 def in_one_batch(requests: Requests, batch: int, duration: Longs) -> Bools:
     """Whether each request can be in a batch of exactly `batch` rows, which takes `duration` [requests] ns.
 
-    A request of more rows than its model's largest batch goes in parts; any part may be in any batch.
+    A request with more rows than its model's largest batch is split; any part may be in any batch.
     """
     whole = requests.rows <= requests.batch_max
     fits = (requests.arrival + duration <= requests.deadline) & (batch <= requests.batch_max)
@@ -101,7 +102,7 @@ def in_one_batch(requests: Requests, batch: int, duration: Longs) -> Bools:
 def most_waiting(requests: Requests, duration: Longs, counted: Bools) -> Longs:
     """The most rows of a request's model that could be in a batch of `duration` with it, over all starts [requests].
 
-    `counted` [requests]: who could be in such a batch at all; 0 for the others.
+    `counted` [requests]: rows that could be in such a batch at all; 0 for the others.
     """
     latest = requests.deadline - duration
     present = presence(requests, latest, counted)
@@ -115,7 +116,7 @@ def most_waiting(requests: Requests, duration: Longs, counted: Bools) -> Longs:
 def presence(requests: Requests, latest: Longs, counted: Bools) -> Longs:
     """Rows of a request's model that have arrived and can still start, at the moment it arrives [requests].
 
-    `latest` [requests]: when each can start at the latest. Between two arrivals the number only falls.
+    `latest` [requests]: latest start of each. Between two arrivals the number only falls.
     """
     band = requests.band
     arrival = requests.arrival + requests.model * band
@@ -131,7 +132,7 @@ def presence(requests: Requests, latest: Longs, counted: Bools) -> Longs:
 
 
 def range_extreme(values: npt.NDArray[Any], first: Longs, after: Longs, extreme: np.ufunc) -> npt.NDArray[Any]:
-    """The extreme (np.minimum or np.maximum) of values[first[i]:after[i]], none empty [i].
+    """np.minimum or np.maximum (`extreme`) of values[first[i]:after[i]] for each i; no range is empty.
 
     Source: sparse tables (Bender and Farach-Colton, "The LCA problem revisited", 2000).
     """

@@ -1,4 +1,4 @@
-"""Short ways to say what a catalogue is told, and what it answers."""
+"""Short forms of events and replies of a catalogue."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +67,7 @@ def offer(ref: str = "f:1", code: str = "abc") -> wire.Offer:
 
 
 def served(catalogue: Catalogue, member: str = "c1", ref: str = "f:1", code: str = "abc") -> wire.ModelSpec:
-    """A container came and its version is prepared; the spec that clients see."""
+    """Registers a container and reports its version prepared. Returns the spec that clients see."""
     assert catalogue.offered(member, offer(ref, code)) is None
     catalogue.reported(wire.PrepareReport(ref=ref, ok=True, spec=offer().spec))
     catalogue.check()
@@ -77,5 +77,5 @@ def served(catalogue: Catalogue, member: str = "c1", ref: str = "f:1", code: str
 
 
 def reopened(model: ModelRecord) -> ModelRecord:
-    """As it is when the broker is started again."""
+    """The record as a restarted broker reads it."""
     return msgspec.msgpack.decode(msgspec.msgpack.encode(model), type=ModelRecord)

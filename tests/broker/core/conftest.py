@@ -11,7 +11,7 @@ from tests.cores import Checked
 
 @pytest.fixture
 def catalogue() -> Any:
-    """Empty."""
+    """An empty catalogue."""
     return Checked(Catalogue())
 
 

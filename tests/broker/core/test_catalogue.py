@@ -464,7 +464,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.found = {"m": ["1", "2"], "n": ["1"]}
         self.calls = 0
         self.open: set[tuple[str, int]] = set()
-        self.contents: dict[tuple[str, str], str] = {}  # {(model, version): what was ever served under it}
+        self.contents: dict[tuple[str, str], str] = {}  # {(model, version): content ever served under it}
 
     def _call(self, peer: str) -> tuple[str, int]:
         self.calls += 1
@@ -503,7 +503,7 @@ class AnyOrder(RuleBasedStateMachine):
         differs = self.catalogue.differs(report)
         self._answered(self.catalogue.reported(report))
         if (not ok or differs or not ready) and name in self.catalogue.models:
-            assert self.catalogue.models[name].current == current  # a failed deployment leaves what serves
+            assert self.catalogue.models[name].current == current  # a failed deployment leaves it current
 
     @rule(name=MODELS)
     def reopen(self, name: str) -> None:
@@ -524,7 +524,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert sorted(waiting) == sorted(self.open)
         for name, model in self.catalogue.models.items():
             assert not model.history or model.history[-1] != model.current
-            for version, content in model.contents.items():  # which never changes
+            for version, content in model.contents.items():  # contents never change
                 assert self.contents.setdefault((name, version), content) == content
 
 
@@ -568,7 +568,7 @@ def test_other_code_under_a_version_that_is_known_is_refused_though_nobody_serve
     refused = again.offered("c9", offer(code="def"))
     assert refused is not None
     assert refused.code == "version_exists"
-    assert again.offered("c3", offer()) is None  # and its own code comes back
+    assert again.offered("c3", offer()) is None  # its own code is accepted again
 
 
 def test_a_replica_of_the_same_code_with_other_options_is_refused_while_others_serve() -> None:

@@ -152,7 +152,7 @@ NAMES = [f"{role}-{i}" for role in ("controller", "gpu_worker", "frontend") for 
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whoever comes and goes: what the table says of owners names members that are there."""
+    """Members come and go in any order; owners in the table are always members."""
 
     @initialize()
     def begin(self) -> None:

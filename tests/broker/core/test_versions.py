@@ -1,4 +1,4 @@
-"""A version is its content, in the catalogue: whose number it is, what is taken down, what is not served and why."""
+"""Versions and contents in the catalogue: which number a content gets, what is recorded, what is not served and why."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.broker.core.catalogues import ANN, BEN, FOUND, SPEC, broken, offer, p
 
 
 def claimed(catalogue: Any, content: str, version: str | None = None, name: str = "f") -> str:
-    """The version that the code may be; or the code of the refusal."""
+    """The version that the code gets, or the code of the refusal."""
     reply = catalogue.claim(7, name, content, version)
     catalogue.check()
     assert reply.call == 7
@@ -32,7 +32,7 @@ def test_a_version_that_is_asked_for_is_given_to_its_own_code_alone() -> None:
     assert claimed(catalogue, "a", "7") == "7"
     assert claimed(catalogue, "b", "7") == "version_exists"
     assert claimed(catalogue, "b") == "8"
-    assert claimed(catalogue, "a", "9") == "9"  # one code under two numbers
+    assert claimed(catalogue, "a", "9") == "9"  # one content under two numbers
     assert claimed(catalogue, "a") == "9"
 
 

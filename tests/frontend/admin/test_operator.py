@@ -19,7 +19,7 @@ from tests.mesh.net.processes import processes
 
 @contextlib.asynccontextmanager
 async def mesh(folder: Path) -> AsyncIterator[tuple[Settings, Caller]]:
-    """The settings of a mesh whose repository holds model m, and its controller."""
+    """The settings of a mesh whose repository has model m, and its controller."""
     package(folder / "repository", "m", "1")
     async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
         broker = Broker(made, folder)
@@ -59,7 +59,7 @@ async def test_an_operator_waits_for_the_outcome_and_is_told_that_it_still_waits
         await waits.wait()
         assert not call.done()
         await controller.mail.until(lambda _: controller.tables()[-1].models[0].target == "1")
-        # the call has come: the broker knows the operator
+        # the call has arrived: the broker knows the operator
         controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
         reply = await call
         assert (reply.call, reply.ok) == (7, True)
@@ -92,7 +92,7 @@ async def test_a_call_that_cannot_be_obeyed_is_answered_with_the_reason(tmp_path
     [
         (wire.Deploy(call=1, name="m", version="2"), True),
         (wire.Rollback(call=1, name="m", version="1"), True),
-        (wire.Rollback(call=1, name="m"), False),  # it may have been done, and would go one further back
+        (wire.Rollback(call=1, name="m"), False),  # if done already, it would go one version further back
     ],
 )
 @on_loop
@@ -110,7 +110,7 @@ async def test_a_broker_that_is_started_again_is_asked_again(
 
     async with processes(heartbeat_ms=20.0) as made:
         lives = []
-        for life in ("1", "2"):  # the second knows nothing of what the first was asked
+        for life in ("1", "2"):  # the second broker does not know the calls of the first
             package(tmp_path / life / "repository", "m", "1")
             broker = Broker(made, tmp_path / life, lives[0].number if lives else 0)
             lives.append(broker)

@@ -1,4 +1,4 @@
-"""Both clients, and a frontend that answers as it is told to."""
+"""Both clients, and a frontend that answers as a test says."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from tests.frontend.client.fakes import FakeFrontend, usual
 
 
 class OnALoop:
-    """An AsyncClient that is asked like a Client: both have to do the same."""
+    """An AsyncClient with the calls of a Client, so that the same tests run with both."""
 
     def __init__(self, address: Any, **options: Any) -> None:
         self._runner = asyncio.Runner()
@@ -47,7 +47,7 @@ class OnALoop:
 
 @pytest.fixture(params=[Client, OnALoop], ids=["Client", "AsyncClient"])
 def make(request: pytest.FixtureRequest) -> Any:
-    """Either client."""
+    """The class of either client."""
     return request.param
 
 
@@ -60,7 +60,7 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.fixture
 def serving(make: Any) -> Iterator[Callable[..., tuple[FakeFrontend, Any]]]:
-    """Opens a frontend that behaves so, and a client of it; both are closed at the end."""
+    """Opens a frontend with a given behaviour, and a client for it; closes both at the end."""
     opened: list[Any] = []
 
     def open_(behaviour: Any = usual) -> tuple[FakeFrontend, Any]:

@@ -1,4 +1,4 @@
-"""A frontend as a client sees it: a ROUTER on a thread, which answers as a test tells it to."""
+"""A frontend as clients see it: a ROUTER on a thread, which answers as a test says."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import zmq
 from gearmesh.operations.ports import free_ports
 from tests.loops import LIMIT_S
 
-DROP = object()  # in place of answers: every connection breaks, and the frontend listens again at the same address
+DROP = object()  # instead of answers: every connection breaks, and the frontend listens again at the same address
 ROW = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
 
 MODELS = [
@@ -45,7 +45,7 @@ MODELS = [
 
 @dataclass
 class Asked:
-    """One message that came."""
+    """One message received."""
 
     message: dict[str, Any]
     frames: list[bytes]
@@ -53,11 +53,11 @@ class Asked:
 
     @property
     def id(self) -> Any:
-        """Of the request."""
+        """The request's id."""
         return self.message["id"]
 
     def array(self, place: int = 0) -> Any:
-        """One input, as its header describes it."""
+        """One input as an array, as the header describes it."""
         tensor = self.message["inputs"][place]
         data = self.frames[place] if self.frames else tensor["data"]
         return np.frombuffer(data, np.dtype(tensor["dtype"]).newbyteorder("<")).reshape(tensor["shape"])
@@ -78,17 +78,17 @@ def ok(asked: Asked, array: Any = None, **fields: Any) -> Answer:
 
 
 def error(asked: Asked, status: str, code: str, **fields: Any) -> Answer:
-    """An answer that is not ok."""
+    """An answer other than ok."""
     return {"id": asked.id, "status": status, "error": {"code": code, "message": f"it was {code}"}, **fields}, []
 
 
 def models(asked: Asked) -> Answer:
-    """What is deployed."""
+    """The answer to "models"."""
     return {"id": asked.id, "status": "ok", "models": MODELS}, []
 
 
 def usual(asked: Asked) -> Any:
-    """Answers everything at once: models, twice the input, or just ok."""
+    """Answers every message at once: models, twice the input, or just ok."""
     if asked.message["op"] == "models":
         return [models(asked)]
     if asked.message["op"] == "infer":
@@ -97,12 +97,12 @@ def usual(asked: Asked) -> Any:
 
 
 def infers(behaviour: Behaviour) -> Behaviour:
-    """`behaviour` for infer requests, the usual for everything else."""
+    """Uses `behaviour` for infer requests, and `usual` for everything else."""
     return lambda asked: behaviour(asked) if asked.message["op"] == "infer" else usual(asked)
 
 
 class FakeFrontend:
-    """A context manager. `asked` holds all that came, in order."""
+    """A context manager. `asked` holds all messages received, in order."""
 
     def __init__(self, behaviour: Behaviour = usual, secret: bytes | None = None) -> None:
         self.asked: list[Asked] = []
@@ -128,11 +128,11 @@ class FakeFrontend:
         self._control.destroy(linger=0)
 
     def infers(self) -> list[Asked]:
-        """The infer requests among all that came."""
+        """The infer requests among all messages received."""
         return [asked for asked in self.asked if asked.message["op"] == "infer"]
 
     def wait(self, number: int, op: str = "infer") -> list[Asked]:
-        """The requests of this kind, once there are so many."""
+        """The requests of this kind, once there are `number`."""
 
         def found() -> list[Asked]:
             return [asked for asked in self.asked if asked.message["op"] == op]
@@ -142,18 +142,18 @@ class FakeFrontend:
         return found()
 
     def drop(self) -> None:
-        """Every connection breaks; the frontend listens again."""
+        """Breaks every connection; then the frontend listens again."""
         self._listening.clear()
         self._stop.send(b"drop")
         assert self._listening.wait(LIMIT_S)
 
     def answer(self, *answers: Answer) -> None:
-        """Sends these to whoever asked last."""
+        """Sends these answers to whoever sent the last message."""
         for header, frames in answers:
             self.say(msgpack.packb(header), *frames)
 
     def say(self, *parts: bytes) -> None:
-        """Sends these frames, whatever they are, to whoever asked last."""
+        """Sends these frames as they are to whoever sent the last message."""
         self._stop.send_multipart([b"answer", self.asked[-1].peer, *parts])
 
     def _run(self) -> None:
@@ -164,13 +164,13 @@ class FakeFrontend:
         stop.close()
 
     def _serve(self, stop: "zmq.Socket[bytes]") -> bool:
-        """One life of the socket. False when there is to be no other."""
+        """Serves with one socket. Returns False if there is to be no other one."""
         context = zmq.Context()
         sock = context.socket(zmq.ROUTER)
         if self._secret is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self._secret)
-        sock.bind(self.address or f"tcp://127.0.0.1:{free_ports(1)[0]}")  # nobody else gets it while it is not bound
+        sock.bind(self.address or f"tcp://127.0.0.1:{free_ports(1)[0]}")  # reserved: between two lives it is not bound
         self.address = sock.getsockopt_string(zmq.LAST_ENDPOINT)
         self._listening.set()
         poller = zmq.Poller()
@@ -190,7 +190,7 @@ class FakeFrontend:
             context.destroy(linger=0)
 
     def _take(self, sock: "zmq.Socket[bytes]") -> bool:
-        """One message is taken in and answered. False if the connection is to break."""
+        """Receives and answers one message. Returns False if the connection has to break."""
         peer, header, *frames = sock.recv_multipart()
         asked = Asked(msgpack.unpackb(header), frames, peer)
         answers = self._behaviour(asked)
@@ -204,4 +204,4 @@ class FakeFrontend:
         return True
 
 
-Serving = Callable[..., tuple[FakeFrontend, Any]]  # opens a frontend that behaves so, and a client of it
+Serving = Callable[..., tuple[FakeFrontend, Any]]  # opens a frontend with a given behaviour, and a client for it

@@ -18,7 +18,7 @@ from tests.loops import LIMIT_S, on_loop
 
 
 def backwards(count: int) -> Any:
-    """Answers nothing until `count` requests are there, then all of them, the last one first."""
+    """Answers nothing until there are `count` requests, then all of them, the last one first."""
     held: list[Asked] = []
 
     def behaviour(asked: Asked) -> Any:
@@ -73,7 +73,7 @@ def test_keys_open_a_frontend_that_asks_for_them(make: Any) -> None:
 
 
 def then(*behaviours: Any) -> Any:
-    """For the first infer request the first behaviour, and so on; the last one stays."""
+    """The first behaviour for the first infer request, and so on; the last one for all further ones."""
     left = list(behaviours)
     return infers(lambda asked: (left.pop(0) if len(left) > 1 else left[0])(asked))
 
@@ -121,7 +121,7 @@ async def test_what_a_frontend_that_died_did_not_answer_is_asked_of_the_other_wi
     with FakeFrontend() as other:
         with FakeFrontend(infers(silent)) as dies:
             client = AsyncClient([dies.address, other.address])
-            while not (dies.asked and other.asked):  # both connections are there
+            while not (dies.asked and other.asked):  # until both connections are up
                 await client.call("ping")
             futures = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(20)]
             await asyncio.to_thread(dies.wait, 10)
@@ -398,7 +398,7 @@ async def test_a_submitted_request_leaves_at_once_and_its_outcome_is_a_value() -
         async with AsyncClient(frontend.address) as client:
             await client.models()
             future = client.submit("m", ROW)
-            frontend.wait(1)  # without the loop having run
+            frontend.wait(1)  # although the loop did not run
             assert isinstance(await future, Rejected)
 
 
@@ -447,7 +447,7 @@ async def test_a_short_request_is_given_up_in_time_behind_a_long_one(short_grace
     with FakeFrontend(infers(silent)) as frontend:
         async with AsyncClient(frontend.address) as client:
             await client.models()
-            await client.call("ping", timeout_s=10 * LIMIT_S)  # the timer is set for then
+            await client.call("ping", timeout_s=10 * LIMIT_S)  # the timer is set to this time
             with pytest.raises(TimedOut):
                 await client.infer("m", ROW, slo_ms=5.0)
 

@@ -46,7 +46,7 @@ def test_a_request_says_what_was_asked_for_and_nothing_else(serving: Serving) ->
     ("x", "expected"),
     [
         (ROW, ROW),
-        (ROW[0], ROW),  # one row gets its batch dimension
+        (ROW[0], ROW),  # a single row gets a batch dimension
         ([1, 2, 3, 4], ROW),
         ([[1.0, 2.0, 3.0, 4.0]], ROW),
         (np.array([1, 2, 3, 4], np.uint8), ROW),

@@ -16,7 +16,7 @@ def infer(number: int, **fields: Any) -> protocol.Infer:
 
 @pytest.fixture
 def early() -> EarlyRequests:
-    """Room for three and 100 bytes, budgets up to a second."""
+    """Room for three requests and 100 bytes; budgets up to a second."""
     return EarlyRequests(3, 100, 1000.0)
 
 
@@ -47,7 +47,7 @@ def test_what_has_a_budget_is_held_as_long_as_that_lasts_the_rest_for_a_while(ea
     assert (refusal.id, refusal.status, refusal.code, refusal.retry_after_ms) == (
         3, "rejected", "not_ready", RETRY_AFTER_MS,
     )  # fmt: skip
-    assert early.wake_at() == 6.5  # no longer than the largest budget
+    assert early.wake_at() == 6.5  # at most the largest budget
     assert [refusal.id for _, refusal in early.expire(5.0 + HELD_S_MAX)] == [2, 1]
     early.check()
     assert len(early) == 0

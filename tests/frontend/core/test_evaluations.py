@@ -1,4 +1,4 @@
-"""Requests and the cache together: one evaluation for twins, and nobody's fate is another's."""
+"""Requests and the cache together: one evaluation for identical calls, and no call's end affects another's."""
 
 import pytest
 
@@ -11,7 +11,7 @@ INPUT = [b"in"]
 
 
 class Twins:
-    """Calls with one input, entered in turn at one instant with these budgets."""
+    """Calls with the same input, entered one after the other at one instant with these budgets."""
 
     def __init__(self, *budgets_s: float) -> None:
         self.table = RequestTable(100, bytes_max=1 << 20)
@@ -25,7 +25,7 @@ class Twins:
         return [int(part.call.id) for part in self.table.unsubmitted()]
 
     def refuse(self, call: Call) -> list[int]:
-        """Its controller refuses it; ids of those that are submitted in its place."""
+        """Refuses the call. Returns the ids of the calls that are submitted in its place."""
         part = call.parts[0]
         self.table.submitted(part, "controller-1")
         assert self.table.refused(part.number, part.attempt) is call

@@ -27,13 +27,13 @@ ROWS_MAX = 16
 
 
 def tensor(**fields: Any) -> dict[str, Any]:
-    """A tensor that fits ONE, but for `fields`; a field set to `...` is left out."""
+    """A valid tensor for ONE with these changes; a field set to `...` is left out."""
     made = {"name": "x", "dtype": "float32", "shape": [1, 2, 3], "data": bytes(24), **fields}
     return {name: value for name, value in made.items() if value is not ...}
 
 
 def infer(**fields: Any) -> dict[str, Any]:
-    """A good request with id 7, but for `fields`; a field set to `...` is left out."""
+    """A valid request with id 7 and these changes; a field set to `...` is left out."""
     made = {"op": "infer", "id": 7, "model": "m", "inputs": [tensor()], **fields}
     return {name: value for name, value in made.items() if value is not ...}
 
@@ -43,7 +43,7 @@ def decode(message: Any) -> Any:
 
 
 def refused(message: Any) -> Invalid:
-    """How a message, or the bytes of one, is refused by the decoder."""
+    """The decoder's refusal of a message, or of bytes."""
     with pytest.raises(Invalid) as raised:
         protocol.decode(message if isinstance(message, bytes) else msgpack.packb(message))
     return raised.value
@@ -54,7 +54,7 @@ def checked(request: Any, frames: Any = (), spec: wire.ModelSpec = ONE) -> Check
 
 
 def misfit(request: Any, frames: Any = (), spec: wire.ModelSpec = ONE) -> Invalid:
-    """How a request that can be decoded is refused by the rules for its inputs."""
+    """The refusal of a decoded request by the rules for its inputs."""
     with pytest.raises(Invalid) as raised:
         checked(request, frames, spec)
     return raised.value
@@ -263,7 +263,7 @@ def test_any_id_that_may_be_is_given_back_with_a_refusal(known: Any) -> None:
 
 
 def outcome(call: Any, *arguments: Any) -> Any:
-    """What a call returns, or how it refuses."""
+    """What a call returns, or its refusal."""
     try:
         return call(*arguments)
     except Invalid as invalid:

@@ -23,12 +23,12 @@ def call_of(
 
 @pytest.fixture
 def table() -> Any:
-    """Room for three calls."""
+    """A table with room for three calls."""
     return Checked(RequestTable(in_flight_max=3, bytes_max=1 << 20))
 
 
 def opened(table: Any, call: Call, controller: str | None = "controller-1") -> list[Part]:
-    """The call is open, and its parts are with the controller."""
+    """Opens the call and submits its parts to the controller."""
     parts: list[Part] = table.open(call, [bytes(range(2 * call.rows))])
     for part in parts:
         if controller is not None:
@@ -96,7 +96,7 @@ def test_the_table_is_heavy_once_the_inputs_of_its_open_calls_reach_the_limit() 
     table: Any = Checked(RequestTable(in_flight_max=10, bytes_max=10))
     assert not table.heavy
     (first,) = opened(table, call_of(1, rows=4))
-    table.wait(call_of(2, rows=4))  # for another's outputs: its own inputs are not kept
+    table.wait(call_of(2, rows=4))  # it waits for another call's outputs, so its own inputs are not kept
     assert (table.heavy, table.bytes_held) == (False, 8)
     opened(table, call_of(3, rows=5))
     assert (table.heavy, table.bytes_held) == (True, 18)
@@ -310,7 +310,7 @@ PICK = st.integers(0, 10**6)
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever comes in whatever order: every call gets exactly one answer, at its deadline at the latest."""
+    """Any events in any order: every call gets exactly one answer, at its deadline at the latest."""
 
     @initialize()
     def begin(self) -> None:
@@ -318,7 +318,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 100.0
         self.calls: list[Call] = []
         self.parts: list[Part] = []
-        self.answers: dict[int, int] = {}  # {index of the call: answers}
+        self.answers: dict[int, int] = {}  # {index of the call: number of answers}
 
     def _answer(self, call: Call) -> None:
         index = next(i for i, known in enumerate(self.calls) if known is call)

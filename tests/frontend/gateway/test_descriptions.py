@@ -17,7 +17,7 @@ from frontend.gateway.descriptions import (
 
 
 def model(name: str = "m", **changes: Any) -> dict[str, Any]:
-    """As a frontend describes it."""
+    """A frontend's description of a model."""
     described = {
         "name": name, "version": "2", "versions": ["1", "2", "3"],
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
@@ -34,9 +34,9 @@ def model(name: str = "m", **changes: Any) -> dict[str, Any]:
         ([], False),
         ([model()], True),
         ([model(), model("n", ready=False)], False),
-        ([model(), model("n", ready=False, version=None, preparing="1")], True),  # a first version, on its way
+        ([model(), model("n", ready=False, version=None, preparing="1")], True),  # a first version, being prepared
         ([model(ready=False, version=None, preparing="1")], False),
-        ([model(preparing="3")], True),  # the old one serves meanwhile
+        ([model(preparing="3")], True),  # the old version still serves
     ],
 )
 def test_the_server_is_ready_when_all_that_is_current_would_be_served(

@@ -1,4 +1,4 @@
-"""frontend/gateway/errors.py and admission.py: which HTTP status says what, and what is let in."""
+"""frontend/gateway/errors.py and admission.py: the HTTP status of each error, and what is admitted."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mesh.codes import HttpCode
 
 
 def answer(status: str, code: str, **error: Any) -> Any:
-    """The mesh's answer, as the client raises it."""
+    """The mesh's answer as the error that the client raises."""
     return ERRORS[status]({"status": status, "error": {"code": code, "message": "why", **error}, "latency_ms": 1.5})
 
 

@@ -37,7 +37,7 @@ def prediction(**outputs: Array) -> Prediction:
 
 
 def request(**changes: Any) -> bytes:
-    """A good request's JSON, changed."""
+    """The JSON of a valid request with these changes."""
     tensor = {"name": "x", "shape": [2, 4], "datatype": "FP32", "data": list(range(8))}
     return msgspec.json.encode({"inputs": [tensor], **changes})
 
@@ -118,8 +118,8 @@ def test_a_body_without_json_is_the_rows_of_the_only_input() -> None:
         ({}, None, None),
         ({}, 20.0, 20.0),
         ({"slo_ms": 50}, None, 50.0),
-        ({"slo_ms": 50}, 20.0, 50.0),  # what is nearer to the request wins
-        ({"timeout": 30_000}, None, 30.0),  # microseconds, as Triton's clients have it
+        ({"slo_ms": 50}, 20.0, 50.0),  # the body's value takes precedence over the header's
+        ({"timeout": 30_000}, None, 30.0),  # microseconds, as in Triton's clients
         ({"timeout": 30_000, "slo_ms": 50}, None, 50.0),
     ],
 )

@@ -63,7 +63,7 @@ def test_raw_bytes_bring_every_number_back_uncopied(tensor: Array) -> None:
 @pytest.mark.parametrize(
     ("data", "dtype", "shape", "named"),
     [
-        # what is named: the datatype, its bounds, the number that is none of it
+        # what the message names: the datatype, its bounds, the number that does not fit
         ([1.5], "int64", (1,), ("INT64", "1.5")),
         ([1, 2.0, 2.5], "int8", (3,), ("INT8", "2.5")),
         ([128], "int8", (1,), ("INT8", "-128", "127")),

@@ -1,4 +1,4 @@
-"""Rows of an answer, for a person to read."""
+"""Rows of an answer as printed text."""
 
 import numpy as np
 

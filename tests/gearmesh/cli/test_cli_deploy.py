@@ -41,7 +41,7 @@ def other_weights(version: Path) -> None:
 
 
 async def prepare(controller: Caller, repository: Path) -> None:
-    """Whatever is to be prepared is, with the content that its files have."""
+    """Reports everything as prepared, with the content of its files."""
     done = 0
     while True:
         await controller.mail.until(lambda _, done=done: len(controller.tables()) > done)
@@ -56,7 +56,7 @@ async def prepare(controller: Caller, repository: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def mesh(folder: Path, shell: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Command, Caller]]:
-    """A command of a shell that works in `shell`, without a model repository in its settings; and the controller."""
+    """A command run from the folder `shell`, with no model repository in its settings; and the controller."""
     monkeypatch.chdir(shell)
     async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
         broker = Broker(made, folder)

@@ -50,7 +50,7 @@ def test_a_json_object_names_the_inputs_and_each_gets_its_dtype() -> None:
     assert {name: (array.dtype.name, array.tolist()) for name, array in found.items()} == {
         "b": ("uint8", [[1, 2]]),
         "a": ("int64", [3]),
-        "c": ("float64", [0.5]),  # which the frontend refuses by name
+        "c": ("float64", [0.5]),  # the frontend refuses it by name
     }
 
 
@@ -86,11 +86,11 @@ def test_what_is_no_input_is_refused_with_what_would_do(
         ("[[1], 2]", VECTOR),
         ('{"a": [1, [2]]}', PAIR),
         ('{"a": ["x"]}', PAIR),
-        ('{"b": [[1, 256]]}', PAIR),  # does not fit in a byte
+        ('{"b": [[1, 256]]}', PAIR),  # too large for a byte
         ('{"b": [[1, -1]]}', PAIR),
         ("[1, 1e999]", PAIR),  # infinity is no integer
         ("[18446744073709551616]", PAIR),
-        ("[1, null]", VECTOR),  # is not "not a number"
+        ("[1, null]", VECTOR),  # null is not NaN
     ],
 )
 def test_json_that_is_no_array_of_the_models_numbers_is_refused(text: str, taker: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ MEMBERS = (
 def view(
     snapshot: Snapshot | None = SNAPSHOT, *, at_s: float = 10.0, frontend: bool = True, broker: bool = True
 ) -> View:
-    """A look at a mesh."""
+    """A view of a mesh."""
     snapshots = {"controller-1": snapshot} if snapshot is not None else {}
     return View(at_s, broker, 5, MEMBERS, snapshots, {"frontend-1": FRONTEND} if frontend else {})
 
@@ -38,12 +38,12 @@ def lines(before: View | None, after: View, width: int = 240, height: int | None
 
 
 def text(before: View | None, after: View) -> str:
-    """The screen, without its lines."""
+    """The text of the screen without box characters."""
     return " ".join(" ".join(lines(before, after)).replace("│", " ").split())
 
 
 def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int = 50) -> View:
-    """A mesh with many devices and models, whose names are long."""
+    """A mesh with many devices and models with long names."""
     (device,), (model,) = SNAPSHOT.devices, SNAPSHOT.models
     snapshot = replace(
         SNAPSHOT,
@@ -61,7 +61,7 @@ def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int
 
 
 def later(seconds: float = 2.0) -> Snapshot:
-    """The same controller a while later, after 40 more in time and 10 more refused."""
+    """The same controller `seconds` later, after 40 more in time and 10 more refused."""
     (device,) = SNAPSHOT.devices
     (model,) = SNAPSHOT.models
     return replace(

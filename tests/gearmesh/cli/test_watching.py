@@ -1,4 +1,4 @@
-"""The command line: mistakes, and meshes that are not there, end with a sentence and exit code 2."""
+"""The command line: wrong arguments and missing meshes end with a message and exit code 2."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from tests.messages import names
 
 @pytest.fixture
 def ports() -> list[int]:
-    """Of a broker and of a frontend, neither of which is there."""
+    """Ports for a broker and a frontend; nobody listens on them."""
     return free_ports(2)
 
 
 @pytest.fixture
 def gearmesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ports: list[int]) -> CliRunner:
-    """The command line in an empty folder, with settings that lead to no mesh, which is soon seen."""
+    """The command line in an empty folder; its settings name no mesh, and it notices soon."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEARMESH_BROKER_PORT", str(ports[0]))
     monkeypatch.setenv("GEARMESH_FRONTEND_PORT", str(ports[1]))
@@ -29,7 +29,7 @@ def gearmesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ports: list[int]) 
 
 
 def refused(runner: CliRunner, *arguments: str) -> str:
-    """What the command said before it exited with 2."""
+    """The command's message before it exits with 2."""
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2, result.output
     return " ".join(result.output.split())

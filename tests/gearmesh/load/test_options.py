@@ -1,4 +1,4 @@
-"""What the command makes of its options, and what it says of those that cannot stand."""
+"""Plans made of the command's options, and messages about options that are wrong."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The paper's experiments: what is asked of which mesh."""
+"""The paper's experiments: the meshes and their loads."""
 
 import msgspec
 import pytest

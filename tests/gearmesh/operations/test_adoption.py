@@ -44,14 +44,14 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def told(repository: Path, *models: wire.KnownModel, **other: Any) -> wire.CatalogueReply:
-    """What the broker of this repository says."""
+    """The reply of this repository's broker."""
     inode = repository.stat().st_ino if repository.exists() else 0
     fields: dict[str, Any] = {"repository": str(repository), "host": host_id(), "machine": "here", "inode": inode}
     return wire.CatalogueReply(call=1, models=models, **{**fields, **other})
 
 
 def known(repository: Path, *versions: str, **fields: Any) -> wire.KnownModel:
-    """Model m, all of these versions of which were served."""
+    """Model m with these versions, all of which were served."""
     contents = {version: Contents().of(read_package(repository, f"m:{version}", ())) for version in versions}
     return wire.KnownModel(name="m", current=versions[-1], previous=None, contents=contents, **fields)
 
@@ -108,7 +108,7 @@ def test_the_newest_version_of_the_folder_is_meant_or_one_that_it_has(elsewhere:
     repository = tmp_path / "r"
     ordered(elsewhere, None, told(repository))
     shutil.rmtree(elsewhere / "2")
-    (elsewhere / "\u00b2").mkdir()  # a digit, and no number
+    (elsewhere / "\u00b2").mkdir()  # a digit, but not a number
     said = told(repository, known(repository, "1", "2"))
     assert ordered(elsewhere, None, said) == ("m", "1")
     assert ordered(elsewhere, "1", said) == ("m", "1")

@@ -24,7 +24,7 @@ PROCFILE = "broker: run broker\ncontroller: run controller\ngpu_worker: run gpu_
 
 @pytest.fixture
 def procfile(tmp_path: Path) -> Path:
-    """Four services, as in the project's own."""
+    """Four services, as in the project's own Procfile."""
     (tmp_path / "Procfile").write_text(PROCFILE)
     return tmp_path / "Procfile"
 
@@ -112,7 +112,7 @@ def test_a_procfile_without_processes_is_refused(tmp_path: Path, text: str) -> N
 async def running(
     commands: Mapping[str, str | tuple[str, int]], environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[Supervisor, Told]]:
-    """A supervisor of these shell commands, and all that was said."""
+    """A supervisor of these shell commands, and all output lines."""
     said = Told()
     pairs = {name: command if isinstance(command, tuple) else (command, 0) for name, command in commands.items()}
     supervisor = Supervisor(pairs, said, environment or {"PATH": os.environ["PATH"]})
@@ -130,7 +130,7 @@ async def heard(said: Told, *lines: tuple[str, str]) -> None:
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits between starts are a hundredth of what they are, and whoever is slow to stop is not killed."""
+    """Waits between starts are a hundredth of the real ones, and processes that are slow to stop are not killed."""
     monkeypatch.setattr(module, "BACKOFF_S", tuple(wait_s / 100 for wait_s in module.BACKOFF_S))
     monkeypatch.setattr(module, "KILL_AFTER_S", LIMIT_S)
 
@@ -184,7 +184,7 @@ async def test_wrong_settings_end_the_mesh_with_what_the_process_said() -> None:
 
 @on_loop
 async def test_a_process_whose_device_was_lost_is_tried_until_it_can_start_again(tmp_path: Path) -> None:
-    """A GPU that is gone must not end the mesh of those that are there."""
+    """A lost GPU must not end the mesh, which other GPUs still serve."""
     script = f"cd '{tmp_path}'; echo x >> starts; case $(wc -l < starts) in 1) exit 3;; 2|3) exit 2;; esac; echo up"
     async with running({"a": f"{script}; exec sleep 6000", "b": "exec sleep 6000"}) as (supervisor, said):
         await heard(said, ("a", "up"))
@@ -213,7 +213,7 @@ async def test_a_process_that_does_not_stop_is_killed_with_its_children(monkeypa
 
 
 def runs(pid: int) -> bool:
-    """The process is there, and is no zombie that only waits to be buried."""
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -243,7 +243,7 @@ async def test_a_line_that_does_not_end_harms_nobody() -> None:
         ("frontend", 0, {}, ""),
         ("frontend.2", 1, {}, "5556"),
         ("frontend.3", 2, {"GEARMESH_FRONTEND_PORT": "7000"}, "7002"),
-        ("frontend.2", 1, {"GEARMESH_FRONTEND_PORT": "0"}, "0"),  # any free port, for each
+        ("frontend.2", 1, {"GEARMESH_FRONTEND_PORT": "0"}, "0"),  # any free port for each instance
         ("frontend", 0, {"GEARMESH_FRONTEND_PORT": "7000"}, "7000"),
         ("gpu_worker.2", 1, {"GEARMESH_FRONTEND_PORT": "7000"}, "7000"),
     ],
@@ -297,7 +297,7 @@ def test_nothing_is_left_behind_by_a_supervisor_that_is_killed() -> None:
         child = os.pidfd_open(int(supervisor.stdout.readline()))
         supervisor.kill()
     try:
-        assert select.select([child], [], [], LIMIT_S)[0] == [child]  # readable: it has ended
+        assert select.select([child], [], [], LIMIT_S)[0] == [child]  # readable: the process has ended
     finally:
         os.close(child)
 
@@ -316,7 +316,7 @@ async def test_processes_get_the_environment_and_no_input() -> None:
 
 
 def replica(name: str, *, before: str = "", at_the_end: str = "") -> str:
-    """A command that says when it serves, and when it ends."""
+    """A command that reports when it serves, and when it ends."""
     return f"{before}trap '{at_the_end}echo {name} ends; exit 0' TERM; echo {name} up; while :; do sleep 0.01; done"
 
 
@@ -391,7 +391,7 @@ async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tm
         assert supervisor.down() == {}
         supervisor.scale("f", extra, 1)
         await heard(said, ("f.1", "one up"))
-        supervisor.retry("f")  # leaves alone what serves
+        supervisor.retry("f")  # leaves replicas that serve alone
         supervisor.scale("f", extra, 1)
         assert list(supervisor.pids()) == ["f.1"]
 

@@ -48,12 +48,12 @@ def test_further_instances_follow_on_from_the_ports_that_a_file_sets() -> None:
 
 
 def model(**what: Any) -> Mapping[str, Any]:
-    """As a frontend describes it."""
+    """A frontend's description of a model."""
     return {"name": "m", "version": "1", "ready": False, "preparing": None, "fault": None, **what}
 
 
 class Frontend:
-    """Says of its models one thing after the other, the last for ever."""
+    """Reports one list of models after the other, and the last one from then on."""
 
     def __init__(self, *models: list[Mapping[str, Any]]) -> None:
         self.left = list(models)

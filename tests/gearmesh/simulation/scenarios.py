@@ -1,4 +1,4 @@
-"""Scenarios for tests, and traces by hand."""
+"""Scenarios for tests, and hand-written traces."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ LINE = {"intercept": 2.0, "slope": 1.0}
 
 
 def mapping(**changes: dict[str, Any]) -> dict[str, Any]:
-    """A small scenario as TOML gives it; `changes`: tables to be merged in."""
+    """A small scenario as a mapping from TOML. `changes`: tables to be merged in."""
     base: dict[str, Any] = {
         "devices": {"count": 1, "memory_mb": 1000, "load_gb_per_s": 50},
         "models": {"count": 4, "weights_mb": 50, "batch_max": 8, "exec_ms": dict(LINE)},
@@ -29,7 +29,7 @@ def mapping(**changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def scenario(folder: Path = HERE, **changes: Any) -> Scenario:
-    """The scenario in `mapping`."""
+    """The scenario of `mapping`."""
     return parse_scenario(mapping(**changes), "test", folder)
 
 

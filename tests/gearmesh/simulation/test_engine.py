@@ -1,4 +1,4 @@
-"""The production scheduler and lanes on virtual time: every request ends once, whatever breaks; one seed, one story."""
+"""The production scheduler and lanes on virtual time: every request ends once, whatever fails; runs are repeatable."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def play(found: Scenario, policy: str = "atc", seed: int = 0, **more: Any) -> Ou
 
 
 def crowded(faults: list[dict[str, Any]], **changes: Any) -> Scenario:
-    """Two devices with memory for half of the models, near what they can do."""
+    """Two devices with memory for half of the models, near their capacity."""
     small = {"count": 2, "memory_mb": 150, "load_gb_per_s": 20}
     load = {"rate_rps": 500, "slo_ms": [20, 60], "seconds": 0.3}
     return scenario(**{"devices": small, "models": {"count": 6}, "load": load, "faults": faults, **changes})

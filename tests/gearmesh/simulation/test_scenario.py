@@ -1,4 +1,4 @@
-"""What a scenario file may say, and what a person is told of what it may not."""
+"""What a scenario file may contain, and the messages about faults."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SCENARIOS = ROOT / "gearmesh" / "simulation" / "scenarios"
 
 
 def told(folder: Path = SCENARIOS, **changes: Any) -> str:
-    """What is said of a scenario that cannot stand."""
+    """The message about a scenario with faults."""
     with pytest.raises(ScenarioError) as caught:
         parse_scenario(mapping(**changes), "test", folder)
     return str(caught.value)

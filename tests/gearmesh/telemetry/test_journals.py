@@ -14,7 +14,7 @@ replace = msgspec.structs.replace
 
 
 def write(path: Path, *lines: object) -> Path:
-    """A file of these lines."""
+    """Writes a file with these lines."""
     path.write_bytes(msgspec.json.Encoder().encode_lines(lines))
     return path
 

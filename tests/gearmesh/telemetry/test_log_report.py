@@ -1,4 +1,4 @@
-"""gearmesh logs: what logs say, and what is no log."""
+"""gearmesh logs: the report, and files that are not logs."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    """What the command said."""
+    """The output of the command."""
     result = CliRunner().invoke(app, ["logs", *arguments])
     assert result.exit_code == code, result.output
     return " ".join(result.output.replace("│", " ").split())

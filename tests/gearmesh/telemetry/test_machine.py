@@ -1,4 +1,4 @@
-"""What a benchmark says of the machine."""
+"""What a benchmark reports about the machine."""
 
 import os
 

@@ -27,7 +27,10 @@ def recorded(*facts: Fact, offset_s: float = 0.0, controller: str = "controller-
 
 
 def check_format(trace: dict[str, Any]) -> list[Event]:
-    """Every rule of the Trace Event Format that our events come under; returns them as a reader would see them."""
+    """Checks every rule of the Trace Event Format that applies to our events.
+
+    Returns the events as a reader sees them.
+    """
     events: list[Event] = json.loads(msgspec.json.encode(trace))["traceEvents"]
     rows: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
     names: Counter[tuple[str, int, int]] = Counter()
@@ -187,7 +190,7 @@ DURATIONS = st.floats(0.0, 0.5)
 
 @st.composite
 def any_action(draw: st.DrawFn) -> ActionFact:
-    """An action with whatever instants."""
+    """An action with arbitrary instants."""
     begin_s = draw(st.none() | SECONDS)
     expected_s = draw(DURATIONS)
     expected_begin_s = draw(SECONDS)
@@ -209,7 +212,7 @@ def any_action(draw: st.DrawFn) -> ActionFact:
 
 @st.composite
 def any_request(draw: st.DrawFn) -> RequestFact:
-    """A request with whatever instants."""
+    """A request with arbitrary instants."""
     return replace(REQUEST, action=draw(st.integers(0, 6)), arrived_s=draw(SECONDS), latency_s=draw(DURATIONS))
 
 

@@ -1,4 +1,4 @@
-"""A broker in process, and whoever calls it."""
+"""A broker inside the test's process, and links that call it."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ SPEC = wire.ModelSpec(
 
 
 def package(repository: Path, name: str, *versions: str) -> None:
-    """A package in the repository, as far as the broker looks at it."""
+    """Writes a package into the repository, as much of it as the broker looks at."""
     (repository / name).mkdir(parents=True, exist_ok=True)
     (repository / name / "model.toml").write_text("")
     for version in versions:
@@ -29,7 +29,7 @@ def package(repository: Path, name: str, *versions: str) -> None:
 
 
 class Broker:
-    """A broker that listens. `stop` ends it; another may be started on the same data and port."""
+    """A broker that listens. `stop` ends it; another one may then be started on the same data and port."""
 
     def __init__(self, made: Processes, folder: Path, number: int = 0) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Broker:
         self.number = int(self.addresses[-1].rpartition(":")[2])
 
     def stop(self) -> None:
-        """As at the end of its process."""
+        """Stops the broker as the end of its process does."""
         if self.running:
             self.running = False
             self.service.stop()
@@ -52,7 +52,7 @@ class Broker:
 
 
 class Caller:
-    """Anybody's link to the broker; what the broker said, sorted."""
+    """A link of any service to the broker; collects what the broker sent, by kind."""
 
     def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str) -> None:
         self.identity = identity
@@ -62,30 +62,30 @@ class Caller:
         )
 
     def said(self) -> list[Any]:
-        """All that the broker said but heartbeats, in order."""
+        """All messages of the broker except heartbeats, in order."""
         return messages_of(self.mail.items)
 
     def tables(self) -> list[wire.Table]:
-        """All tables that came."""
+        """All tables received."""
         return [message for message in self.said() if isinstance(message, wire.Table)]
 
     def replies(self) -> list[wire.CallReply]:
-        """All replies that came."""
+        """All replies received."""
         return [message for message in self.said() if isinstance(message, wire.CallReply)]
 
     async def ask(self, message: Any) -> wire.CallReply:
-        """The reply to this call, whose number no other had."""
+        """The reply to this call. Its number must not have been used before."""
         self.link.send(message)
         await self.mail.until(lambda _: any(reply.call == message.call for reply in self.replies()))
         return next(reply for reply in self.replies() if reply.call == message.call)
 
     async def table(self, wanted: Any = lambda table: True) -> wire.Table:
-        """The latest table, once it is as wanted."""
+        """The latest table for which `wanted` is true; waits for it."""
         await self.mail.until(lambda _: self.tables() and wanted(self.tables()[-1]))
         return self.tables()[-1]
 
     def register(self, role: str, epoch: int = 0) -> wire.Member:
-        """Says who it is."""
+        """Registers with the broker. Returns the member."""
         member = wire.Member(id=self.identity, role=role, host="here", endpoints={"control": ("tcp://x:1",)}, pid=7)
         self.link.send(wire.Register(member=member, epoch=epoch))
         return member
@@ -100,12 +100,12 @@ class Registered:
         self.registrar = Registrar(runtime.transport, addresses, self.member, self.tables, self.replies)
 
     async def table(self, wanted: Any = lambda table: True) -> wire.Table:
-        """The latest table, once it is as wanted."""
+        """The latest table for which `wanted` is true; waits for it."""
         tables = await self.tables.until(lambda tables: tables and wanted(tables[-1]))
         table: wire.Table = tables[-1]
         return table
 
 
 def members(table: wire.Table) -> list[str]:
-    """Who is in a table."""
+    """The ids of the members in a table."""
     return [member.id for member in table.members]

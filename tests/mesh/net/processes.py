@@ -1,4 +1,4 @@
-"""What one process of the mesh has, and bare sockets to face it: several of each on the loop of a test."""
+"""The hub, links and settings of a mesh process, and bare sockets as its peers; several of each on a test's loop."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -20,23 +20,23 @@ FROM_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromController
 
 
 class Processes:
-    """Makes what a test needs; all of it is closed at the end."""
+    """Makes what a test needs, and closes all of it at the end."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
         self._stack = contextlib.ExitStack()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._bare: list[zmq.Socket[bytes]] = []  # kept: a socket that nobody holds is closed, with a warning
+        self._bare: list[zmq.Socket[bytes]] = []  # kept, as a collected socket is closed with a warning
 
     def runtime(self, **settings: Any) -> Runtime:
-        """A process of its own: hub, transport, settings."""
+        """The runtime of a new process: hub, transport, settings."""
         runtime = Runtime(Settings(**{**self.settings, **settings}))
         self._stack.callback(runtime.hub.close)
         self._stack.callback(runtime.transport.close)
         return runtime
 
     def bare(self, kind: int, identity: str | bytes = b"") -> "zmq.Socket[bytes]":
-        """A socket outside the mesh, which may do anything; blocking, with a time limit."""
+        """A socket outside the mesh, which may send anything; blocking, with a time limit."""
         if self._context is None:
             self._context = zmq.Context()
             self._stack.callback(self._context.destroy, linger=0)
@@ -59,7 +59,7 @@ class Processes:
         return Calling(runtime, addresses, identity, **options)
 
     def close(self) -> None:
-        """Nothing is open any more."""
+        """Closes everything."""
         self._stack.close()
 
 
@@ -83,7 +83,7 @@ class Listening:
         self.tcp = self.addresses[-1]
 
     async def messages(self, number: int) -> list[Any]:
-        """All messages that are no heartbeats, once there are so many."""
+        """All messages but heartbeats, once there are `number`."""
         return await _messages(self.mail, number)
 
 
@@ -99,12 +99,12 @@ class Calling:
         ).call(addresses)
 
     async def messages(self, number: int) -> list[Any]:
-        """All messages that are no heartbeats, once there are so many."""
+        """All messages but heartbeats, once there are `number`."""
         return await _messages(self.mail, number)
 
 
 def messages_of(mails: list[Mail[Any]]) -> list[Any]:
-    """All that is no heartbeat, in order."""
+    """All messages but heartbeats, in order."""
     return [message for mail in mails for message in mail.messages if not isinstance(message, wire.Heartbeat)]
 
 
@@ -113,5 +113,5 @@ async def _messages(mail: Told, number: int) -> list[Any]:
 
 
 def envelope(*messages: Any, sent_s: float = 0.0) -> bytes:
-    """What a peer with a clock of its own would send."""
+    """The bytes that a peer with its own clock would send."""
     return msgspec.msgpack.encode(wire.Envelope(sent_s, None, 0, list(messages)))

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def present(sock: "zmq.Socket[bytes]", server: bytes, public: bytes, secret: bytes | None) -> None:
-    """As any client in any language does it."""
+    """Sets the keys as any client in any language does."""
     assert secret is not None
     sock.setsockopt(zmq.CURVE_SERVERKEY, server)
     sock.setsockopt(zmq.CURVE_PUBLICKEY, public)
@@ -83,7 +83,8 @@ def test_a_file_without_a_secret_key_is_refused(folder: Path) -> None:
         Keys.read(folder)
 
 
-# -- who may talk -----------------------------------------------------------------------------------------------------
+# -- who may connect
+# ----------------------------------------------------------------------------------------------------
 
 
 @on_loop
@@ -121,7 +122,7 @@ async def test_a_stranger_is_refused_and_the_holder_of_a_key_is_not_disturbed(fo
             present(sock, server, *zmq.curve_keypair())
         elif stranger == "wrong server key":
             present(sock, zmq.curve_keypair()[0], *zmq.auth.load_certificate(folder / "client.key_secret"))
-        # whichever end notices says so: the server that a peer does not speak CURVE, the client that it was turned away
+        # The end that notices reports it: the server that a peer does not speak CURVE, the client that it was rejected.
         listening_for = sock if stranger == "own key" else listening.port.sock
         monitor = listening_for.get_monitor_socket(REFUSED | zmq.EVENT_DISCONNECTED)
         sock.connect(listening.tcp)
@@ -170,4 +171,4 @@ async def test_closing_the_hub_ends_the_authenticators_thread(folder: Path) -> N
         assert len(set(threading.enumerate()) - before) == 1
     assert set(threading.enumerate()) == before
     keys: Any = Keys.read(folder)
-    keys.stop()  # nothing was guarded: nothing to end
+    keys.stop()  # nothing was guarded, so there is nothing to end

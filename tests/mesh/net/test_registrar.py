@@ -13,7 +13,7 @@ from tests.loops import on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Registered, members, package
 from tests.mesh.net.processes import Processes, processes
 
-PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # nobody is missed because he is silent
+PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # no peer is lost for its silence
 QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 150.0}
 
 both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])
@@ -75,7 +75,7 @@ async def test_a_service_may_start_before_the_broker(tmp_path: Path) -> None:
         broker.stop()
         service = Registered(made.runtime(), broker.addresses, "frontend-1", "frontend")
         service.registrar.start()
-        assert service.registrar.send(wire.GetTable(call=1)) is True  # it waits for the broker
+        assert service.registrar.send(wire.GetTable(call=1)) is True  # queued for the broker
         again = Broker(made, tmp_path, broker.number)
         assert members(await service.table()) == ["frontend-1"]
         service.registrar.stop()
@@ -99,7 +99,7 @@ async def test_a_service_that_starts_long_before_the_broker_keeps_calling(tmp_pa
 
         service.registrar._open = count  # type: ignore[method-assign]
         service.registrar.start()
-        await enough  # two silences too long have passed
+        await enough  # longer than two silences that are too long
         assert opened == [False] * 3
         again = Broker(made, tmp_path, broker.number)
         assert members(await service.table()) == ["frontend-1"]
@@ -121,7 +121,7 @@ async def test_everybody_comes_back_when_the_broker_does_and_the_catalogue_is_as
         controller.registrar.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
         before = await worker.table(lambda table: table.models[0].current == "1")
         broker.stop()
-        assert worker.registrar.table == before  # serving goes on with it
+        assert worker.registrar.table == before  # the service goes on with the table it has
         again = Broker(made, tmp_path, broker.number)
         for service in services:
             after = await service.table(lambda table: table.epoch > before.epoch and len(table.members) == 2)
@@ -199,7 +199,7 @@ async def test_the_tables_of_a_broker_that_lost_its_data_are_taken(tmp_path: Pat
     async with mesh(tmp_path) as (made, broker):
         service = Registered(made.runtime(), broker.addresses, "frontend-1", "frontend")
         service.registrar.start()
-        for number in range(3):  # some tables
+        for number in range(3):  # several tables
             service.registrar.send(wire.PutApp(call=1, definition={"name": f"a{number}", "models": ["m"]}, create=True))
         before = await service.table(lambda table: len(table.apps) == 3)
         broker.stop()

@@ -22,7 +22,7 @@ async def test_all_that_has_arrived_is_in_before_anything_is_decided() -> None:
         here.hub.schedule_turn()
         here.hub.schedule_turn()
         counts = await seen.until(lambda counts: counts and counts[-1] == 50)
-        assert len(counts) <= 51  # one more than there are messages, if each came by itself
+        assert len(counts) <= 51  # one more than there are messages, in case each arrives by itself
         arrived = messages_of(listening.mail.items)
         assert sorted(message.request for message in arrived) == list(range(50))
 
@@ -50,7 +50,7 @@ async def test_messages_in_memory_that_cause_each_other_leave_the_sockets_their_
         calling = made.link(here, listening.addresses, "frontend-1")
         ended = []
 
-        def answer(mail: object) -> None:  # for ever: each message in memory causes the next
+        def answer(mail: object) -> None:  # endless: each in-memory message causes the next
             if not ended:
                 calling.link.send(wire.Cancel(request=1))
 

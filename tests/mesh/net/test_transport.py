@@ -16,15 +16,15 @@ from tests.loops import on_loop
 from tests.mesh.net.processes import LIMIT_MS, Calling, Listening, Processes, envelope, processes
 
 HELLO = wire.FrontendHello(member="frontend-1", host="here", results=())
-QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 120.0}  # somebody is to be missed
-STEADY = {"heartbeat_ms": 10.0, "silence_ms_max": 500.0}  # nobody is: so long no thread here has to wait for its turn
-PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # who is missed is not so because he is silent
+QUICK = {"heartbeat_ms": 15.0, "silence_ms_max": 120.0}  # when a peer has to be lost
+STEADY = {"heartbeat_ms": 10.0, "silence_ms_max": 500.0}  # when no peer may be lost: no thread here waits that long
+PATIENT = {"heartbeat_ms": 15.0, "silence_ms_max": 60_000.0}  # no peer is lost for its silence
 
 both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])
 
 
 def pair(made: Processes, make: str, **options: Any) -> tuple[Listening, Calling]:
-    """A port and a link to it: of two processes, or of one."""
+    """A port and a link to it, in two processes or in one."""
     here = made.runtime()
     listening = made.port(here, **options)
     calling = made.link(here if make == "memory" else made.runtime(), listening.addresses, **options)
@@ -177,7 +177,7 @@ async def test_the_offset_of_a_peer_with_another_clock_is_found() -> None:
         now = listening.mail.items[0].now
         listening.port.send("frontend-1", wire.Introduce())
         await listening.mail.count(1)
-        # what the peer sees: its clock is (1e6 - now) ahead of ours
+        # The peer's own delta: its clock is (1e6 - now) ahead of ours.
         sock.send(msgspec.msgpack.encode(wire.Envelope(1e6 + 1.0, 1e6 - now, 0, [cancel(1)])))
         await listening.messages(2)
         assert listening.port.clock("frontend-1").offset_s == pytest.approx(1e6 - now, abs=1.0)
@@ -218,7 +218,7 @@ async def test_a_link_whose_port_closes_is_lost_once_and_stays_closed(make: str)
         ((peer, why),) = await calling.lost.count(1)
         assert (peer, why) == ("controller-1", LinkLoss.CLOSED)
         assert not calling.link.open
-        calling.link.send(cancel(1))  # nothing happens
+        calling.link.send(cancel(1))  # does nothing
         calling.link.close()
         calling.link.close()
         assert len(calling.lost.items) == 1
@@ -248,7 +248,7 @@ async def test_what_was_sent_before_closing_arrives(make: str) -> None:
         hub = calling.link.transport.hub
         calling.link.send(HELLO)
         calling.link.send(wire.Goodbye())
-        hub.loop.call_soon(calling.link.close, 200)  # as the services do it: after the turn that is scheduled
+        hub.loop.call_soon(calling.link.close, 200)  # as the services do it: after the scheduled turn
         assert await listening.messages(2) == [HELLO, wire.Goodbye()]
 
 
@@ -270,7 +270,7 @@ async def test_a_closed_link_can_be_opened_anew_under_the_same_name(make: str) -
 
 
 class _Process:
-    """A process that is there already."""
+    """A process that exists already."""
 
     def __init__(self, transport: Any) -> None:
         self.transport = transport
@@ -371,7 +371,7 @@ async def test_idle_links_carry_heartbeats_and_nobody_is_lost() -> None:
 async def test_two_links_of_one_process_to_one_peer_are_both_kept_alive() -> None:
     async with processes(**STEADY) as made:
         listening = made.port(made.runtime())
-        here = made.runtime()  # as a worker process with several emulated devices has them
+        here = made.runtime()  # like a worker process with several emulated devices
         callers = [made.link(here, listening.addresses, f"gpu_worker-{i}") for i in range(2)]
         for caller in callers:
             caller.link.send(HELLO)
@@ -407,7 +407,7 @@ async def test_a_peer_that_falls_silent_is_lost_to_the_port() -> None:
         sock.send(envelope(HELLO))
         assert await listening.lost.count(1) == [("frontend-1", LinkLoss.SILENT)]
         assert not listening.port.knows("frontend-1")
-        sock.send(envelope(cancel(1)))  # and is new when it speaks again
+        sock.send(envelope(cancel(1)))  # the peer counts as new when it sends again
         assert await listening.messages(2) == [HELLO, cancel(1)]
         assert listening.port.knows("frontend-1")
 
@@ -482,7 +482,7 @@ async def test_a_message_that_cannot_be_understood_does_a_link_no_harm(body: byt
         await _until_it_can_be_read(hub.loop, sock)
         identity, *_ = sock.recv_multipart()
         if body.startswith(msgspec.msgpack.encode([0.0, None, 0, [["serving", [], []]]])):
-            body = envelope(cancel(1))  # what a link must not get
+            body = envelope(cancel(1))  # a message that a link must not get
         sock.send_multipart([identity, body, b"frame"])
         sock.send_multipart([identity, envelope(wire.Introduce())])
         assert await calling.messages(1) == [wire.Introduce()]
@@ -491,7 +491,7 @@ async def test_a_message_that_cannot_be_understood_does_a_link_no_harm(body: byt
 
 
 async def _until_it_can_be_read(loop: Any, sock: "zmq.Socket[bytes]") -> None:
-    """Turns the loop until the bare socket holds a message."""
+    """Runs the loop until the bare socket holds a message."""
     await loop.run_in_executor(None, sock.poll, LIMIT_MS)
 
 
@@ -534,7 +534,7 @@ async def test_a_handler_that_fails_on_one_message_still_gets_the_next() -> None
                 keep(mail)
                 return
             while not listening.port.sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                pass  # the second message arrives meanwhile
+                pass  # the second message arrives in the meantime
             raise ZeroDivisionError
 
         listening.port._received = fail_once
@@ -563,7 +563,7 @@ async def test_what_a_peer_does_not_read_waits_up_to_a_limit(reads_again: bool) 
         line = listening.port._lines["frontend-1"]
         flush = listening.port.transport._flush
         sent = 0
-        while len(line.outbox) < 2:  # one envelope a turn, until the pipe is full
+        while len(line.outbox) < 2:  # one envelope per turn, until the pipe is full
             listening.port.send("frontend-1", wire.Serving(added=(f"{sent}:1",), removed=("x" * 4000,)))
             sent += 1
             flush()

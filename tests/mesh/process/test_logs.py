@@ -13,7 +13,7 @@ from mesh.process.settings import Settings
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    """Other tests log as they please."""
+    """Restores the configuration of logs for other tests."""
     yield
     structlog.reset_defaults()
 

@@ -1,4 +1,4 @@
-"""The end of a process that failed."""
+"""The exit of a process that failed."""
 
 import os
 import subprocess

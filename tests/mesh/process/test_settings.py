@@ -199,7 +199,7 @@ def test_the_bounds_of_the_heartbeat_and_of_the_longest_silence() -> None:
 
 @pytest.mark.parametrize("heartbeat_ms", ["1500", "2000", "10000"])
 def test_a_silence_that_no_heartbeat_can_keep_below_is_refused(heartbeat_ms: str) -> None:
-    text = " ".join(faults(None, {"GEARMESH_HEARTBEAT_MS": heartbeat_ms}))  # every idle link would be taken for lost
+    text = " ".join(faults(None, {"GEARMESH_HEARTBEAT_MS": heartbeat_ms}))  # else idle links would be taken for lost
     assert "silence_ms_max" in text.lower()
 
 
@@ -216,7 +216,7 @@ def test_the_largest_budget_is_above_zero() -> None:
     assert fault.startswith("GEARMESH_SLO_MS_MAX='0'")
 
 
-# -- what follows from them -------------------------------------------------------------------------------------------
+# -- derived values ----------------------------------------------------------------------------------------------------
 
 
 def test_settings_cannot_be_changed() -> None:

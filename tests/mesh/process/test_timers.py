@@ -18,7 +18,7 @@ from tests.loops import LIMIT_S, Told
 
 @pytest.fixture(params=["timerfd", "loop's own"])
 def timer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which timer the alarm has: what a Linux kernel offers, or, as elsewhere, only the loop's."""
+    """The timer that the alarm uses: the kernel's on Linux, or, as elsewhere, only the loop's."""
     if request.param != "timerfd":
         monkeypatch.setattr(timers, "_LIBC", None)
     return str(request.param)
@@ -29,7 +29,7 @@ Run = Callable[[Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]]
 
 @pytest.fixture(params=[uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
 def run(request: pytest.FixtureRequest, timer: str) -> Iterator[Run]:
-    """Runs a test's coroutine on either kind of loop; no file descriptor is left behind."""
+    """Runs a test's coroutine on each kind of loop, and checks that no file descriptor is left open."""
     with asyncio.Runner(loop_factory=request.param) as runner:
         loop = runner.get_loop()
 
@@ -43,11 +43,11 @@ def run(request: pytest.FixtureRequest, timer: str) -> Iterator[Run]:
 
 
 async def _nothing() -> None:
-    """Lets the loop open what it needs for itself."""
+    """Lets the loop open the file descriptors that it needs for itself."""
 
 
 class Rings(Told):
-    """Keeps (the `now` that the alarm told, the instant it was)."""
+    """Records (the `now` passed by the alarm, the actual instant)."""
 
     def __call__(self, *args: Any) -> None:
         super().__call__((args[0], time.monotonic()))
@@ -63,7 +63,7 @@ def test_the_alarm_rings_once_and_never_early(run: Run, in_s: float) -> None:
             alarm.set(at)
             now, when = (await rings.count(number))[-1]
             assert now >= at
-            assert when >= at - 1e-8  # timerfd has whole nanoseconds
+            assert when >= at - 1e-8  # timerfd counts in whole nanoseconds
         alarm.close()
         assert len(rings.items) == 3
 
@@ -77,7 +77,7 @@ def test_an_instant_that_has_passed_rings_at_once(run: Run, at: float) -> None:
         alarm = Alarm(loop, rings)
         began = time.monotonic()
         alarm.set(at)
-        assert rings.items == []  # never from inside `set`
+        assert rings.items == []  # `set` itself never rings
         ((now, _),) = await rings.count(1)
         assert now >= began
         alarm.close()
@@ -105,14 +105,14 @@ def test_by_moves_the_alarm_forward_only(run: Run) -> None:
         rings = Rings()
         alarm = Alarm(loop, rings)
         began = time.monotonic()
-        alarm.by(None)  # it is not set, and stays so
+        alarm.by(None)  # the alarm was not set, and stays so
         alarm.by(began + 1000.0)
         alarm.by(began + 0.01)
         alarm.by(began + 2000.0)
         alarm.by(None)
         ((now, _),) = await rings.count(1)
         assert now >= began + 0.01
-        alarm.by(began + 0.005)  # after it rang, any instant is the first
+        alarm.by(began + 0.005)  # after it rang, any instant is an earlier one
         assert len(await rings.count(2)) == 2
         alarm.close()
 
@@ -129,7 +129,7 @@ def test_an_alarm_set_to_never_does_not_ring(run: Run) -> None:
         second.set(at + 0.01)
         await rings.count(1)
         assert silent.items == []
-        first.set(at)  # and can be set again
+        first.set(at)  # it can be set again
         await silent.count(1)
         first.close()
         second.close()
@@ -175,7 +175,7 @@ def test_an_alarm_that_is_put_off_after_it_expired_does_not_ring_for_the_old_ins
         alarm = Alarm(loop, rings)
         at = time.monotonic() + 0.001
         alarm.set(at)
-        while time.monotonic() < at + 0.002:  # the loop is busy while the time comes
+        while time.monotonic() < at + 0.002:  # the loop is busy at the instant of the alarm
             pass
         alarm.set(at + 0.02)
         ((now, _),) = await rings.count(1)
@@ -203,7 +203,7 @@ def test_a_closed_alarm_never_rings(run: Run, set_before: bool) -> None:
 
 
 def kernels_timers_s() -> list[float]:
-    """In how many seconds each of the kernel's timers of this process rings."""
+    """Seconds until each of this process's kernel timers rings."""
     told = "".join(each.read_text() for each in Path("/proc/self/fdinfo").glob("[0-9]*") if each.exists())
     found = re.findall(r"it_value: \((\d+), (\d+)\)", told)
     return [int(seconds) + int(nanoseconds) / 1e9 for seconds, nanoseconds in found]

@@ -1,4 +1,4 @@
-"""The client of the comparison, against servers of a few lines."""
+"""The client of the comparison, with servers of a few lines."""
 
 import asyncio
 

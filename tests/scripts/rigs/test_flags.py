@@ -1,4 +1,4 @@
-"""Flags are refused before the work, not after it."""
+"""Wrong flags are refused before the work, not after it."""
 
 import argparse
 from pathlib import Path

@@ -14,12 +14,12 @@ from redis.retry import Retry
 from gearmesh.operations.ports import free_ports
 from tests.loops import LIMIT_S
 
-PAUSE_S = 0.02  # between two calls to one that starts
+PAUSE_S = 0.02  # between two connection attempts while the server starts
 
 
 @contextmanager
 def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
-    """Its address, redis://..., until the block ends."""
+    """The server's address, redis://...; it runs until the block ends."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.fail("redis-server is missing: scripts/test installs it, or: apt-get install redis-server")

@@ -1,4 +1,4 @@
-"""State in SQLite, in a real Redis and in memory: the same behaviour, and bounded."""
+"""State in SQLite, in a real Redis and in memory: all behave alike, and are bounded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_context_key_is_short_and_printable() -> None:
 def test_states_in_memory_are_bounded_and_read_again_once_they_are_old() -> None:
     cache = StateCache(2)
     assert cache.stale(("app", "u"), 10.0)
-    assert not cache.stale(("app", "u"), 99.0)  # it is being read
+    assert not cache.stale(("app", "u"), 99.0)  # it is being read already
     cache.came(("app", "u"), fresh(MODELS), 11.0)
     assert not cache.stale(("app", "u"), 11.0 + FRESH_S * 0.9)
     assert cache.stale(("app", "u"), 11.0 + FRESH_S)

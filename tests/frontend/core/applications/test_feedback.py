@@ -59,7 +59,7 @@ def test_an_id_says_whether_this_frontend_gave_it_and_nobody_can_make_one_up() -
     assert isinstance(table.find(ids[2], 60.0), Decision)
     other = DecisionTable("76543210", 2, 60.0, b"another").next_id()
     for name, now, code, elsewhere in [
-        (ids[0], 1.0, "late", False),  # two came after it
+        (ids[0], 1.0, "late", False),  # two more were made after it
         (ids[2], 60.1, "late", False),
         (DecisionTable("01234567", 2, 60.0, b"another").next_id(), 1.0, "unknown", False),
         (ids[2].rpartition("-")[0], 1.0, "unknown", False),

@@ -1,4 +1,4 @@
-"""The generator process: what it says of itself, and what it does when the mesh is not there."""
+"""The generator process: what it reports, and what it does if the mesh is not there."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ TARGET = Target("a", (Tensor("x", "float32", (4,)),))
 
 
 class Frontend:
-    """Answers each ping from a thread of its own until it is left; then does nothing, and may be closed."""
+    """Answers each ping from a thread of its own until the block ends; then it is silent, and may be closed."""
 
     def __init__(self, made: Processes) -> None:
         self.sock = made.bare(zmq.ROUTER)
@@ -46,10 +46,10 @@ def test_an_answer_lay_unread_no_longer_than_the_generator_was_busy():
     unread.begin(5.0)  # the loop had waited until the answer came
     assert unread.at_most_s(5.001) == pytest.approx(0.001)
     unread.nothing_left(5.002)
-    unread.end(5.010)  # it may have come at 5.002
+    unread.end(5.010)  # it may have arrived at 5.002
     unread.begin(5.011)
     assert unread.at_most_s(5.012) == pytest.approx(0.009)
-    unread.end(5.050)  # and was not the last
+    unread.end(5.050)  # it was not the last message
     unread.begin(5.050)
     assert unread.at_most_s(5.051) == pytest.approx(0.049)
     unread.nothing_left(5.060)

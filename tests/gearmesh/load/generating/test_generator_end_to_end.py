@@ -12,7 +12,7 @@ from gearmesh.load.runner import Where, find_targets, mesh_pids
 from gearmesh.simulation.parts import Load
 from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
 
-ALL_AT_ONCE = 20_000  # requests: nothing sends 95 % of them within 20 ms, a microsecond for each
+ALL_AT_ONCE = 20_000  # requests: no machine sends 95 % of them within 20 ms, at 1 us each
 
 pytestmark = pytest.mark.end_to_end
 

@@ -1,4 +1,4 @@
-"""Requests as they go out, answers as they come in."""
+"""The bytes of requests, and reading of answers."""
 
 import msgpack
 import numpy as np

@@ -1,4 +1,4 @@
-"""When requests are due, and who sends them."""
+"""When requests are due, and which generator sends them."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What records come to."""
+"""Statistics of records."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from gearmesh.telemetry.machine import describe
 
 
 def recorded(rows) -> np.ndarray:
-    """rows: (due_s, sent_s, done_s, slo_s, status)."""
+    """Records of rows (due_s, sent_s, done_s, slo_s, status)."""
     recorder = Recorder()
     for due_s, sent_s, done_s, slo_s, status in rows:
         row = recorder.sent(due_s, sent_s, slo_s, 0, 0)
@@ -121,7 +121,7 @@ def test_nor_did_one_that_left_more_than_a_twentieth_of_the_answers_unread_for_s
     for i in range(100):
         row = recorder.sent(1.0, 1.0, 0.1, 0, 0)
         recorder.answered(row, 1.03, "ok", unread_ms=20.1 if i < late else 19.9)
-    recorder.sent(1.0, 1.0, 0.1, 0, 0)  # never answered: not unread either
+    recorder.sent(1.0, 1.0, 0.1, 0, 0)  # never answered, so not counted as unread
     found = lateness(recorder.records(), 10.0, 10.0)
     assert found.kept is kept
     assert found.unread.n == 100
@@ -200,7 +200,7 @@ def test_the_file_says_what_was_asked_and_of_whom(tmp_path):
     assert (found["processes"], found["plan"]["seed"], found["machine"]["commit"]) == (2, 7, describe()["commit"])
     opened, closed, replayed = (stream["source"] for stream in found["plan"]["phases"][0]["streams"])
     assert (opened["loop"], opened["kind"], opened["cv"]) == ("open", "gamma", 2.0)
-    assert not {"seconds", "slo_ms"} & opened.keys()  # the phase's and the stream's count
+    assert not {"seconds", "slo_ms"} & opened.keys()  # the phase's and the stream's values count
     assert (closed["loop"], closed["clients"]) == ("closed", 3)
     assert replayed == {"loop": "replay", "requests": 1000, "rate_rps": None}
 

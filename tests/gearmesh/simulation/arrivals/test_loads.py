@@ -1,4 +1,4 @@
-"""Arrivals: as many as asked for, spread as asked for, the same for the same seed."""
+"""Arrivals: their number and distribution are as specified, and equal for equal seeds."""
 
 import json
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_a_log_that_cannot_be_played_is_told_of(tmp_path: Path, text: str, words
 
 
 def controllers_log(file: Path, *requests: tuple[str, int, float, float], **header: object) -> None:
-    """A request log as a controller writes it; requests: (ref, rows, arrived_s, slo_s)."""
+    """Writes a request log as a controller does. `requests`: (ref, rows, arrived_s, slo_s)."""
     first = {"log": "requests", "version": 1, "controller": "c", "policy": "atc", "clock_s": 70.0, "unix_s": 1e9}
     lines = [json.dumps({**first, **header})]
     for ref, rows, arrived_s, slo_s in requests:
@@ -169,7 +169,7 @@ def controllers_log(file: Path, *requests: tuple[str, int, float, float], **head
 
 
 def azure(folder: Path, rows: list[list[int]]) -> None:
-    """A day file: counts of the first minutes, 0 for the others."""
+    """Writes a day file with these counts in the first minutes, and 0 in the others."""
     header = ["HashOwner", "HashApp", "HashFunction", "Trigger", *map(str, range(1, 1441))]
     lines = [",".join(header)]
     lines += [

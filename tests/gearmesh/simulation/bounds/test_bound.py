@@ -1,4 +1,4 @@
-"""No scheduler exceeds the bounds: neither the policies, nor an exact search that knows the future."""
+"""No scheduler exceeds the bounds: neither a policy, nor an exact search that knows the future."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from gearmesh.simulation.engine import Simulation
 from gearmesh.simulation.scenario import Scenario
 from tests.gearmesh.simulation.scenarios import scenario, trace
 
-RUNS = 25  # scenarios of each of the tests below, for each of the seeds
+RUNS = 25  # scenarios per test and seed
 
 
 def answers(bound: Bound) -> float:
@@ -19,7 +19,7 @@ def answers(bound: Bound) -> float:
 
 
 def draw(rng: np.random.Generator, requests: int) -> tuple[Scenario, Trace]:
-    """A small scenario with work for a few of its windows, and its trace."""
+    """A small scenario, with enough work for some of its windows, and its trace."""
     count, models = int(rng.integers(1, 4)), int(rng.integers(1, 5))
     line = {"intercept": float(rng.choice([0.5, 3.0, 8.0])), "slope": float(rng.choice([0.0, 0.2, 1.0, 4.0]))}
     alone_s = sum(line.values()) / 1e3
@@ -67,7 +67,7 @@ def test_an_exact_search_lies_between_policies_and_bounds(seed: int) -> None:
 
 
 def test_the_bound_is_tight_where_requests_cannot_share() -> None:
-    """Three at once, 3 ms each, one device: by 3.5 ms one is done, by 6.5 ms two."""
+    """Three requests at once, 3 ms each, one device: by 3.5 ms one can end, by 6.5 ms two."""
     found = scenario(models={"count": 3}, devices={"load_gb_per_s": 1e9})
     assert answers(interval_bound(found, trace([0, 0, 0], 0.0065, [0, 1, 2]))) == 2
     assert answers(interval_bound(found, trace([0, 0, 0], 0.0035, [0, 1, 2]))) == 1
@@ -75,7 +75,7 @@ def test_the_bound_is_tight_where_requests_cannot_share() -> None:
 
 
 def test_the_bound_counts_a_whole_batch() -> None:
-    """Eight of one model in one batch: 10 ms."""
+    """Eight requests for one model in one batch: 10 ms."""
     found = scenario(models={"count": 1}, devices={"load_gb_per_s": 1e9})
     assert answers(interval_bound(found, trace([0.0] * 8, 0.0101))) == 8
     assert answers(packing_bound(found, trace([0.0] * 8, 0.0099))) < 8
@@ -89,7 +89,7 @@ def test_whole_batches_bound_no_less_tightly() -> None:
 
 
 def test_loads_limit_what_can_be_answered() -> None:
-    """Ten models of 10 ms each to load, all asked at once, and 40 ms for it: three, and EXEC of the last."""
+    """Ten models, each with a LOAD of 10 ms, asked at once with 40 ms: three LOADs fit, and the EXEC of the last."""
     found = scenario(models={"count": 10, "weights_mb": 100}, devices={"load_gb_per_s": 10})
     requests = trace(np.zeros(10), 0.040, np.arange(10))
     assert answers(interval_bound(found, requests)) <= 4
