@@ -41,7 +41,7 @@ class Estimator(Protocol):
 
 
 class Ours:
-    """controller/core/estimation/estimates.py, at batch 1."""
+    """The estimator of controller/core/estimation/estimates.py, at batch 1."""
 
     def __init__(self, profile_s: float) -> None:
         self._curve = make_curve(wire.Profile(exec_s={1: profile_s}, load_s=0.01), 1, True, Term())

@@ -1,14 +1,14 @@
-"""All that has to be shown on a GPU, in one command of less than 8 minutes, without network.
+"""All checks and measurements for a GPU, in one command of less than 8 minutes, without network.
 
     python3 -m scripts.bench_gpu [--device cuda|cpu] [--repository FOLDER] [--results FOLDER] [--minutes M] [--quick]
     python3 -m scripts.bench_gpu wheels FOLDER [--python 3.12]
 
 Runs the tests marked `cuda`, the probes of the device itself and scripts/bench_worker.py, and writes
 docs/results/DEVICE-DATE.json and a table beside it. Without a GPU the same steps run on the processor (the tests and
-probes on the host driver): only the device differs, and nothing that is found there says anything of a GPU.
+probes on the host driver); those results say nothing about a GPU.
 
-What it needs beside torch and numpy is listed in scripts/rigs/gpu_needs.py, and looked for before anything is begun.
-`wheels` fetches all of it where a registry can be reached, for a machine where none can.
+What it needs besides torch and numpy is listed in scripts/rigs/gpu_needs.py, and checked first. `wheels` downloads all
+of it where a registry can be reached, for a machine without network.
 """
 
 import argparse

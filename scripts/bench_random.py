@@ -1,9 +1,9 @@
-"""atc beside Clockwork's policy on scenarios drawn at random, from empty devices: where it loses, if anywhere.
+"""atc compared with Clockwork's policy on random scenarios with devices that start empty, to find where it is worse.
 
 python -m scripts.bench_random [--first 0] [--count 80] [--seeds 1] [--worst 5] [--jobs N]
 
-Prints Markdown: how many scenarios have atc below by more than 0.002, and those with the least lead. What is drawn:
-scripts/rigs/random_scenarios.py.
+Prints Markdown: in how many scenarios atc is below by more than 0.002, and those with the smallest lead. The
+distribution is in scripts/rigs/random_scenarios.py.
 """
 
 import argparse

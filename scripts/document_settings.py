@@ -1,4 +1,4 @@
-"""Writes the table of settings in docs/operations.md anew from mesh/process/settings.py.
+"""Rewrites the table of settings in docs/operations.md from mesh/process/settings.py.
 
 .venv/bin/python scripts/document_settings.py
 """

@@ -1,4 +1,4 @@
-"""What a trace is like: who asks how much, how unevenly, and how often a cache would miss.
+"""Statistics of a trace: rates, skew, burstiness, and how often a cache of models would miss.
 
 python -m scripts.trace_statistics SCENARIO.toml [SEED]
 """

@@ -14,7 +14,7 @@ from mesh import wire
 from mesh.errors import GearmeshError
 from mesh.process.settings import Settings
 
-CLAIMED_WITHIN_S = 10.0  # the broker writes it down, on whatever disk
+CLAIMED_WITHIN_S = 10.0  # time for the broker to write the claim to disk
 app = typer.Typer(add_completion=False)
 
 
@@ -74,7 +74,7 @@ def container(
 
 
 def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
-    """The running `gearmesh up` keeps the container, if its code is good."""
+    """Checks the container's code, claims its version, and adds it to what the running `gearmesh up` keeps."""
     from gearmesh.operations.containers import REPLICAS_MAX, Kept, Roster
     from gpu_worker.container.main import check_container
 
@@ -107,7 +107,7 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
 
 @contextlib.contextmanager
 def _roster_is_sound() -> Iterator[None]:
-    """The file of containers can be read and written; or exit 1."""
+    """Exits 1 if the file of containers cannot be read and written."""
     try:
         yield
     except (ValueError, OSError) as error:

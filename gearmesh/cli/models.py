@@ -76,7 +76,7 @@ def deploy(
 
 @contextlib.contextmanager
 def _package_is_sound() -> Iterator[None]:
-    """The package can be deployed; or exit 1, of one that is none, or is damaged, 2."""
+    """Exits if the package cannot be deployed: 1, or 2 if it is no package or a damaged one."""
     try:
         yield
     except PackageError as error:

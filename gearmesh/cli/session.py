@@ -11,13 +11,13 @@ from gearmesh.cli.consoles import console
 from mesh.errors import GearmeshError
 from mesh.process.settings import Settings, read_settings
 
-ANSWERS_WITHIN_S = 3.0  # a frontend that is there, if only just, answers a ping at once
+ANSWERS_WITHIN_S = 3.0  # a frontend that is alive, even barely, answers a ping within this time
 out = console()
 err = console(stderr=True)
 
 
 def settings() -> Settings:
-    """The settings of this shell, with keys that can be used; or exit 2."""
+    """The settings of this shell with usable keys; exits 2 if there is a fault."""
     try:
         found = read_settings()
         found.keys()
@@ -27,14 +27,14 @@ def settings() -> Settings:
 
 
 def usage(message: str) -> NoReturn:
-    """Says what is wrong and exits 2."""
+    """Prints what is wrong and exits 2."""
     err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False)
     raise typer.Exit(2)
 
 
 @contextlib.contextmanager
 def client(config: Settings) -> Iterator[Client]:
-    """A client of the frontend in the settings, which answers; or exit 2."""
+    """A client of the settings' frontend, which has answered a ping; exits 2 if none answers."""
     keys = config.keys()
     address = config.frontend_address
     with Client(address, keys=(keys.public, keys.public, keys.secret) if keys else None) as session:

@@ -20,7 +20,7 @@ err = Console(stderr=True)
 
 
 class Outputs:
-    """Where a report goes."""
+    """Where the report is written to."""
 
     def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
         self.json_file, self.plot, self.progress = json_file, plot, progress
@@ -34,7 +34,7 @@ class Outputs:
         processes: int,
         pids: Mapping[str, int] | None,
     ) -> list[PhaseRun]:
-        """The plan is run, with live counts if they are wanted. Raises: LoadError."""
+        """Runs the plan, with live counts if they are wanted. Raises: LoadError."""
         if not self.progress:
             return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
         with Live(console=err, transient=True, refresh_per_second=4) as live:
@@ -45,9 +45,9 @@ class Outputs:
             return await run_plan(plan, targets, where, processes, show, pids)
 
     def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
-        """The report is printed and in its files. The exit code: 2 if the generator could not keep a rate.
+        """Prints the report and writes its files. Returns the exit code: 2 if the generator could not keep a rate.
 
-        Raises: LoadError: a file cannot be written.
+        Raises: LoadError, if a file cannot be written.
         """
         from gearmesh.load.reporting.plot import draw
         from gearmesh.load.reporting.report import as_map, complaints, remarks, reports, show
@@ -79,7 +79,7 @@ async def carry_out(
     pids: Mapping[str, int] | None = None,
     **more: Any,
 ) -> int:
-    """The plan was run and reported; the exit code. Raises: LoadError."""
+    """Runs and reports the plan. Returns the exit code. Raises: LoadError."""
     more["addresses"], more["processes"] = list(where.addresses), processes
     if plan.needs_batch1:
         targets = await measure_batch1(where, targets)

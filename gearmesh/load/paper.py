@@ -1,12 +1,12 @@
 """The experiments of the Clockwork paper (OSDI'20, sections 6.1 to 6.6), scaled to the machine. Pure.
 
-Each experiment is one or more stands: a mesh with so many devices and models, and phases of load on it. On a real
-device the paper's ResNet50 is stood in for by an MLP, all budgets are stretched and all rates shrunk by the ratio of
-the two models' batch-1 times, so that the load means the same to the device. Emulated devices take the paper's own V100
-times.
-`scale` shrinks what a machine has too few cores for: rates, and with them devices, models and memory, as told below.
+Each experiment consists of one or more stands: a mesh with a number of devices and models, and phases of load on it. On
+a real device an MLP replaces the paper's ResNet50; all budgets are multiplied, and all rates divided, by the ratio of
+the two models' batch-1 times, so that the load is equally hard for the device. Emulated devices use the paper's V100
+times. `scale` shrinks what a machine has too few cores for: rates, and with them devices, models and memory, as stated
+below.
 
-Sources: clockwork.md 4.4 for set-ups, the published scripts' values where the paper's text gives none; V100 times:
+Sources: the paper for set-ups, the published scripts' values where its text gives none; V100 times:
 gearmesh/simulation/profiles/paper.json.
 """
 

@@ -1,9 +1,10 @@
-"""Draws some milliseconds of a trace as a picture, for documents and mails: what Perfetto would show of it.
+"""Draws some milliseconds of a trace as a picture for documents, similar to Perfetto's view.
 
     .venv/bin/python -m gearmesh.telemetry.draw_trace TRACE.json PICTURE.png [--from MS] [--length MS]
 
-TRACE.json is what `gearmesh trace` wrote. By default the 60 ms in the middle are drawn: from top to bottom the
-requests, the lanes of every device (window, planned, and what happened), arrows from requests to their EXEC, counters.
+TRACE.json is written by `gearmesh trace`. By default the 60 ms in the middle are drawn. From top to bottom: the
+requests, the lanes of every device (the action's window, the plan, and what happened), arrows from requests to their
+EXEC, counters.
 """
 
 import argparse

@@ -39,7 +39,7 @@ class Served(litserve.LitAPI):
         return list(output)
 
     def encode_response(self, output: np.ndarray) -> Response:
-        """Raw float32."""
+        """A row from raw float32."""
         return Response(output.tobytes(), media_type=BINARY)
 
 

@@ -1,6 +1,7 @@
 """Published networks, one of each family of pytorchcv: how each is made, imported, and compared. For scripts/zoo.
 
-`python -m scripts.rigs.zoo_networks NAME FOLDER` imports one, in a process of its own so that its memory can be told.
+`python -m scripts.rigs.zoo_networks NAME FOLDER` imports one, in a process of its own so that its memory can be
+measured.
 """
 
 import importlib

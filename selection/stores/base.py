@@ -10,15 +10,15 @@ from typing import NamedTuple, Protocol
 
 from mesh.errors import GearmeshError
 
-TIMEOUT_S = 0.5  # a store that takes longer is down
+TIMEOUT_S = 0.5  # a store that takes longer counts as down
 
 
 class StoreDown(GearmeshError):
-    """The store cannot be read or written now."""
+    """The store cannot be read or written at present."""
 
 
 class Versioned(NamedTuple):
-    """One state as the store has it. Version 0: there is none."""
+    """One state as stored. Version 0: there is none."""
 
     version: int
     state: bytes
@@ -28,30 +28,30 @@ NOTHING = Versioned(0, b"")
 
 
 class Store(Protocol):
-    """Blocking; for one thread. Everything raises StoreDown."""
+    """A blocking store, used from one thread. Every method raises StoreDown."""
 
     def read(self, app: str, context: str) -> Versioned:
         """The state, or NOTHING."""
 
     def swap(self, app: str, context: str, version: int, state: bytes) -> int:
-        """Writes if the stored version is still `version`. Returns the new version; 0 if another one was faster."""
+        """Writes if the stored version is still `version`. Returns the new version; 0 if another writer came first."""
 
     def drop(self, app: str) -> None:
-        """All contexts of the application are gone."""
+        """Deletes all contexts of the application."""
 
     def count(self, app: str) -> int:
-        """Contexts of the application."""
+        """The number of contexts of the application."""
 
     def park(self, decisions: Sequence[tuple[str, bytes]]) -> None:
-        """Decisions (id, what is known) that another frontend may get the feedback for."""
+        """Stores decisions (id, encoded record), so that any frontend can take feedback for them."""
 
     def claim(self, decision: str) -> bytes | None:
-        """What is known, to the first that asks; empty to any later one; None if it was never parked, or long ago."""
+        """The record, for the first caller; b"" for any later one; None if it was never stored, or has expired."""
 
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Closes files and connections."""
 
 
 def next_version(version: int) -> int:
-    """Later than `version`, and than any that another life of the same key had."""
+    """A version later than `version`, and than any that the same key had before it was deleted."""
     return max(version + 1, time.time_ns())

@@ -30,7 +30,7 @@ return known
 
 
 class RedisStore:
-    """A Redis server, shared by frontends anywhere. As durable as that server is configured to be."""
+    """A Redis server, shared by frontends on any host. As durable as that server is configured to be."""
 
     def __init__(self, url: str, contexts_max: int, decision_s: float) -> None:
         self._url, self._contexts_max, self._decision_s = url, contexts_max, decision_s
@@ -38,19 +38,19 @@ class RedisStore:
             url,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),  # the keeper's thread tries again, and holds what is to be learned meanwhile
+            retry=Retry(NoBackoff(), 0),  # the keeper's thread retries, and holds the updates meanwhile
             decode_responses=False,
         )
         self._swap = self._client.register_script(_SWAP)
         self._claim = self._client.register_script(_CLAIM)
 
     def read(self, app: str, context: str) -> Versioned:
-        """See Store."""
+        """The state, or NOTHING. Raises: StoreDown."""
         version, state = self._do(lambda: self._client.hmget(self._key(app, context), "version", "state"))
         return Versioned(int(version), state) if version is not None and state is not None else NOTHING
 
     def swap(self, app: str, context: str, version: int, state: bytes) -> int:
-        """See Store."""
+        """Writes if the stored version is still `version`; returns the new version or 0. Raises: StoreDown."""
         new = next_version(version)
         keys = [self._key(app, context), self._used(app)]
         values: list[str | bytes | int | float] = [
@@ -66,7 +66,7 @@ class RedisStore:
         return new if done else 0
 
     def drop(self, app: str) -> None:
-        """See Store."""
+        """Deletes all contexts of the application. Raises: StoreDown."""
 
         def remove() -> None:
             while contexts := self._client.zrange(self._used(app), 0, 999):
@@ -77,11 +77,11 @@ class RedisStore:
         self._do(remove)
 
     def count(self, app: str) -> int:
-        """See Store."""
+        """The number of contexts of the application. Raises: StoreDown."""
         return int(self._do(lambda: self._client.zcard(self._used(app))))
 
     def park(self, decisions: Sequence[tuple[str, bytes]]) -> None:
-        """See Store."""
+        """Stores decisions. After every SWEEP_EVERY, deletes those expired or beyond PARKED_MAX. Raises: StoreDown."""
 
         def write() -> None:
             with self._client.pipeline(transaction=False) as pipeline:
@@ -92,12 +92,12 @@ class RedisStore:
         self._do(write)
 
     def claim(self, decision: str) -> bytes | None:
-        """See Store."""
+        """The decision's record once, b"" afterwards, None if there is none. Raises: StoreDown."""
         known: bytes | None = self._do(lambda: self._claim(keys=[f"{PREFIX}:decision:{decision}"]))
         return known
 
     def close(self) -> None:
-        """See Store."""
+        """Closes the file; a later call opens it again."""
         self._client.close()
 
     def _key(self, app: str, context: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from selection.stores.base import NOTHING, TIMEOUT_S, StoreDown, Versioned, next_version
 
 SCHEMA_VERSION = 1
-SWEEP_EVERY = 256  # new rows between two looks at the bounds
-PARKED_MAX = 1_000_000  # decisions kept for other frontends in one SQLite file; the oldest leave first
+SWEEP_EVERY = 256  # new rows between two checks of the bounds
+PARKED_MAX = 1_000_000  # decisions kept for other frontends in one SQLite file; the oldest are deleted first
 
 
 class SqliteStore:
@@ -19,17 +19,17 @@ class SqliteStore:
     def __init__(self, file: Path, contexts_max: int, decision_s: float) -> None:
         self.file, self._contexts_max, self._decision_s = file, contexts_max, decision_s
         self._db: sqlite3.Connection | None = None
-        self._entered: dict[str, int] = {}  # {application: new contexts since its last sweep}; the first is swept for
-        self._parked = 0  # decisions since the start
+        self._entered: dict[str, int] = {}  # {application: new contexts since its last sweep}; its first one sweeps
+        self._parked = 0  # decisions stored since the start
 
     def read(self, app: str, context: str) -> Versioned:
-        """See Store."""
+        """The state, or NOTHING. Raises: StoreDown."""
         with self._open() as db:
             row = db.execute("SELECT version, state FROM states WHERE app=? AND context=?", (app, context)).fetchone()
         return Versioned(*row) if row is not None else NOTHING
 
     def swap(self, app: str, context: str, version: int, state: bytes) -> int:
-        """See Store."""
+        """Writes if the stored version is still `version`; returns the new version or 0. Raises: StoreDown."""
         new = next_version(version)
         with self._open() as db:
             if version:
@@ -47,18 +47,18 @@ class SqliteStore:
         return new if done.rowcount == 1 else 0
 
     def drop(self, app: str) -> None:
-        """See Store."""
+        """Deletes all contexts of the application. Raises: StoreDown."""
         with self._open() as db:
             db.execute("DELETE FROM states WHERE app=?", (app,))
             self._entered.pop(app, None)
 
     def count(self, app: str) -> int:
-        """See Store."""
+        """The number of contexts of the application. Raises: StoreDown."""
         with self._open() as db:
             return int(db.execute("SELECT count(*) FROM states WHERE app=?", (app,)).fetchone()[0])
 
     def park(self, decisions: Sequence[tuple[str, bytes]]) -> None:
-        """See Store."""
+        """Stores decisions. After every SWEEP_EVERY, deletes those expired or beyond PARKED_MAX. Raises: StoreDown."""
         now = time.time()
         with self._open() as db:
             db.execute("BEGIN")
@@ -71,7 +71,7 @@ class SqliteStore:
             db.execute("COMMIT")
 
     def claim(self, decision: str) -> bytes | None:
-        """See Store."""
+        """The decision's record once, b"" afterwards, None if there is none. Raises: StoreDown."""
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")
             row = db.execute("SELECT known FROM decisions WHERE id=?", (decision,)).fetchone()
@@ -80,7 +80,7 @@ class SqliteStore:
         return bytes(row[0]) if row is not None else None
 
     def close(self) -> None:
-        """See Store."""
+        """Closes the file; a later call opens it again."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -125,4 +125,5 @@ class SqliteStore:
         return db
 
 
-# One step in Redis, so that nobody comes between comparison and write. KEYS: state, set of contexts by last use.
+# One step in Redis, so that no other writer comes between comparison and write. KEYS: state, set of contexts by last
+# use.

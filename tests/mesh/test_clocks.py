@@ -1,4 +1,4 @@
-"""mesh/clocks.py: the offset between two clocks, by minimum filter."""
+"""mesh/clocks.py: the offset between two clocks, by a minimum filter."""
 
 import pytest
 from hypothesis import given

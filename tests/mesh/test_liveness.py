@@ -1,4 +1,4 @@
-"""mesh/liveness.py: who is alive, from what arrives."""
+"""mesh/liveness.py: which peers are alive, from what arrives."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""mesh/metrics.py: the text is what Prometheus reads, and holds what the snapshot does."""
+"""mesh/metrics.py: Prometheus can read the text, and it has the snapshot's values."""
 
 from typing import Any
 

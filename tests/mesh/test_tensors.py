@@ -1,4 +1,4 @@
-"""mesh/tensors.py: arrays to bytes and back."""
+"""mesh/tensors.py: from arrays to bytes and back."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""broker/core/routing.py: members, and who owns what."""
+"""broker/core/routing.py: members, and which controller owns what."""
 
 import pytest
 from hypothesis import settings

@@ -1,4 +1,4 @@
-"""frontend/client/client.py: what both clients send, what they make of the answers, and of errors."""
+"""frontend/client/client.py: what both clients send, and how they read answers and errors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""frontend/core/answers.py: what the client reads of a call that has ended."""
+"""frontend/core/answers.py: the answers of calls that have ended."""
 
 import pytest
 

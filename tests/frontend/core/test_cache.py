@@ -1,4 +1,4 @@
-"""frontend/core/cache.py: found by hash, believed by bytes, bounded in bytes."""
+"""frontend/core/cache.py: found by hash, compared by bytes, bounded in bytes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""frontend/core/early.py: held until the first table, or until the budget ends."""
+"""frontend/core/early.py: requests held until the first table, or until their budget ends."""
 
 from typing import Any
 

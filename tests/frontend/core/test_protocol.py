@@ -1,4 +1,4 @@
-"""frontend/core/protocol.py: what clients may say, and one clear answer to everything else."""
+"""frontend/core/protocol.py: the valid messages, and one clear answer to every other one."""
 
 import math
 from typing import Any

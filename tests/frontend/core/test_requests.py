@@ -1,4 +1,4 @@
-"""frontend/core/requests.py: exactly one answer to every call."""
+"""frontend/core/requests.py: exactly one answer for every call."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""frontend/core/targets.py: what a request is bound to, and why it is bound to nothing."""
+"""frontend/core/targets.py: the version that a request is bound to, or why it is bound to none."""
 
 from typing import Any
 

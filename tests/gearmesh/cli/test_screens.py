@@ -1,4 +1,4 @@
-"""gearmesh/cli/screens.py: what status and top say of two looks at a mesh."""
+"""gearmesh/cli/screens.py: what status and top show of two views of a mesh."""
 
 import io
 

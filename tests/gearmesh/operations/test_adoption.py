@@ -1,4 +1,4 @@
-"""gearmesh/operations/adoption.py: what is deployed; packages from elsewhere, whole or not at all."""
+"""adoption.py: what is deployed; packages from other folders are copied completely or not at all."""
 
 import errno
 import os

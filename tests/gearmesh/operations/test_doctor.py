@@ -1,4 +1,4 @@
-"""gearmesh/operations/doctor.py: what it finds in the model repository."""
+"""gearmesh/operations/doctor.py: its findings about the model repository."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""gearmesh/operations/up.py: what a mesh finds before it starts."""
+"""gearmesh/operations/up.py: checks before a mesh starts."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""gearmesh/telemetry/journals.py: reads what controllers wrote, and refuses what they did not."""
+"""gearmesh/telemetry/journals.py: reads logs of controllers, and refuses other files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""mesh/net/keys.py: whoever holds a key of the mesh may talk, and nobody else."""
+"""mesh/net/keys.py: only holders of a key of the mesh may exchange messages with it."""
 
 import shutil
 import stat

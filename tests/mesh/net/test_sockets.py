@@ -1,4 +1,4 @@
-"""mesh/net/sockets.py: turns, in which everything that has arrived is in before anything is decided."""
+"""mesh/net/sockets.py: in a turn, everything that has arrived is drained before anything is decided."""
 
 import zmq
 

@@ -1,4 +1,4 @@
-"""mesh/net/links.py and mesh/net/transport.py: ports and links, over ZeroMQ and in memory, with the same meaning."""
+"""mesh/net/links.py and mesh/net/transport.py: ports and links behave alike over ZeroMQ and in memory."""
 
 import gc
 import time

@@ -1,4 +1,4 @@
-"""mesh/process/logs.py: what every line carries."""
+"""mesh/process/logs.py: the fields of every line."""
 
 import threading
 from collections.abc import Iterator
