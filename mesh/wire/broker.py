@@ -1,0 +1,194 @@
+"""The broker's socket: the routing table for everybody, reports of services, calls of operators and containers."""
+
+from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message, ModelSpec
+
+
+class Offer(Message, frozen=True, kw_only=True):
+    """What a container's worker offers: one version of a model that is in no repository."""
+
+    ref: str
+    spec: ModelSpec
+    code: str  # the version's content: digest of its code, inputs, outputs and labels; equal for replicas
+
+
+class Member(Message, frozen=True, kw_only=True):
+    """One running service."""
+
+    id: str  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
+    role: str  # controller | gpu_worker | frontend
+    host: str  # boot id of its machine: members with the same one share memory and loopback
+    endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
+    pid: int = 0
+    offer: Offer | None = None  # of a worker that is a container
+
+
+class ModelEntry(Message, frozen=True, kw_only=True):
+    """One model in the routing table."""
+
+    name: str
+    current: str | None  # version that new requests are bound to
+    target: str | None  # version being prepared, to become current
+    versions: tuple[str, ...]  # known to the catalogue, oldest first
+    owner: str | None  # member id of the controller that schedules it
+    spec: ModelSpec | None = None  # of the current version
+    fault: str = ""  # why the current version cannot be served; else why the last deployment failed; else ""
+    container: bool = False  # served by black-box containers, not from the repository
+    contents: dict[str, str] = {}  # {version: digest}, of current and target, where the catalogue has one
+    tries: int = 0  # how often operators have asked for a version; each time, what failed is tried again
+    unserved: bool = False  # no device can prepare the current version
+    fault_code: str = ""  # the kind of fault: PackageError's codes
+
+
+class AppEntry(Message, frozen=True, kw_only=True):
+    """One application: its definition, as the client sent it, and a revision that changes with it.
+
+    `created`: its first revision; an application that is deleted and created again has another one.
+    """
+
+    name: str
+    definition: dict[str, object]
+    revision: int
+    created: int = 0
+
+
+class Table(Message, frozen=True, kw_only=True, tag="table"):
+    """Broker -> everybody: the whole routing table."""
+
+    epoch: int
+    members: tuple[Member, ...]
+    models: tuple[ModelEntry, ...]
+    apps: tuple[AppEntry, ...] = ()
+    shards: dict[str, int] = {}  # {controller id: its epoch}; actions carry it
+    workers: dict[str, str] = {}  # {worker id: id of its controller}
+
+
+class Register(Message, frozen=True, kw_only=True, tag="register"):
+    """Service -> broker: I am here, at these endpoints; send me the table now and after every change."""
+
+    member: Member
+    epoch: int = 0  # of a controller's shard, if an earlier life of the broker assigned one: the controller keeps it
+
+
+class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
+    """Operator -> broker: prepare this version (None: the newest in the repository) and make it current."""
+
+    call: int
+    name: str
+    version: str | None
+
+
+class Undeploy(Message, frozen=True, kw_only=True, tag="undeploy"):
+    """Operator -> broker: refuse new requests for this model; free its memory when those in flight are done."""
+
+    call: int
+    name: str
+
+
+class Rollback(Message, frozen=True, kw_only=True, tag="rollback"):
+    """Operator -> broker: make the previously current version current again."""
+
+    call: int
+    name: str
+    version: str | None = None  # the previous version as the operator last saw it: a repeated call goes no further back
+
+
+class PutApp(Message, frozen=True, kw_only=True, tag="put_app"):
+    """Frontend -> broker: create (`create`) or replace an application."""
+
+    call: int
+    definition: dict[str, object]
+    create: bool
+
+
+class DropApp(Message, frozen=True, kw_only=True, tag="drop_app"):
+    """Frontend -> broker: delete an application."""
+
+    call: int
+    name: str
+
+
+class ClaimVersion(Message, frozen=True, kw_only=True, tag="claim_version"):
+    """Container or operator -> broker: which version is this code? The reply has its own number, the next free one, or
+    none.
+    """
+
+    call: int
+    name: str
+    content: str  # digest of the code and of its declared inputs, outputs and labels
+    version: str | None = None  # the number it must get; None: the broker chooses
+
+
+class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
+    """Operator -> broker: send me the table once."""
+
+    call: int
+
+
+class GetCatalogue(Message, frozen=True, kw_only=True, tag="get_catalogue"):
+    """Operator -> broker: send me all that is known of models, and where packages are."""
+
+    call: int
+
+
+class KnownModel(Message, frozen=True, kw_only=True):
+    """One model, deployed or not, with every version of it that was ever served."""
+
+    name: str
+    current: str | None
+    previous: str | None  # version that a rollback makes current
+    contents: dict[str, str]  # {version: digest under which it was first served}
+    container: bool = False  # its versions come from containers, and no package can have its name
+
+
+class CatalogueReply(Message, frozen=True, kw_only=True, tag="catalogue_reply"):
+    """Broker -> operator: the answer to GetCatalogue."""
+
+    call: int
+    models: tuple[KnownModel, ...]
+    repository: str  # folder of packages, as the broker's machine names it
+    host: str  # the broker's host id, as in Member
+    machine: str  # the broker's machine name, for people
+    inode: int  # of the repository; 0: it does not exist (yet)
+
+
+class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
+    """Broker -> operator, frontend or container: the outcome of a call, once it is in effect."""
+
+    call: int
+    ok: bool
+    message: str
+    faults: tuple[str, ...] = ()
+    revision: int = 0
+    field: str = ""
+    code: str = ""  # why not, for programs: version_exists, unknown_app, ...; empty: no code of its own
+    version: str = ""  # the claimed version
+
+
+class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
+    """Controller -> broker: a version is prepared on some device, or could not be prepared on any."""
+
+    ref: str
+    ok: bool
+    spec: ModelSpec | None = None
+    faults: tuple[str, ...] = ()
+    content: str = ""  # digest of what was prepared; empty: the devices read no weights, or it is a container
+    code: str = ""  # the kind of the faults
+    ready: bool = True  # False: it can be served once the catalogue has recorded this content
+    tries: int = 0  # tries in the table that this answers; 0: not known
+
+
+ToBroker = (
+    Register
+    | Heartbeat
+    | Goodbye
+    | Deploy
+    | Undeploy
+    | Rollback
+    | PutApp
+    | DropApp
+    | ClaimVersion
+    | GetTable
+    | GetCatalogue
+    | PrepareReport
+)
+FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply | CatalogueReply

@@ -1,0 +1,104 @@
+"""The controller's socket: messages of frontends and operators, whose ids begin with "operator"; workers' are apart."""
+
+from mesh.facts import Fact, Snapshot
+from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
+from mesh.wire.workers import ActionResult, Prepared, WorkerHello
+
+
+class FrontendHello(Message, frozen=True, kw_only=True, tag="frontend_hello"):
+    """Frontend -> controller: I will submit requests; workers are to send outputs to `results`."""
+
+    member: str
+    host: str
+    results: tuple[str, ...]
+
+
+class Submit(Message, frozen=True, kw_only=True, tag="submit"):
+    """Frontend -> controller: plan this request, or refuse it at once."""
+
+    request: int  # the frontend's number of the request
+    attempt: int  # 0; higher when submitted again
+    ref: str
+    rows: int
+    budget_s: float  # seconds left when the envelope was sent
+    weight: float = 1.0  # value of an answer in time, relative to other requests
+    inline: tuple[memoryview, ...] = ()  # input tensors in the order of the spec, C order, little endian
+    frames: int = 0  # or: how many frames of this message carry the input tensors
+
+
+class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
+    """Frontend -> controller: nobody waits for this request any more."""
+
+    request: int
+
+
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """Controller -> frontend: this request will not be served (any more)."""
+
+    request: int
+    attempt: int
+    status: str  # rejected | failed
+    code: str
+    message: str
+    predicted_s: float | None = None  # predicted latency from arrival at the controller, if it was predicted
+    retry_after_s: float | None = None
+
+
+class Serving(Message, frozen=True, kw_only=True, tag="serving"):
+    """Controller -> frontend: versions that some live worker has prepared."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    reset: bool = False  # forget the versions named before
+    controller: str = ""  # the sender: another controller may answer at an address by now
+
+
+class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask_snapshot"):
+    """Operator -> controller: send me your present state."""
+
+    call: int
+
+
+class SnapshotReply(Message, frozen=True, kw_only=True, tag="snapshot"):
+    """Controller -> operator: the answer to AskSnapshot."""
+
+    call: int
+    snapshot: Snapshot
+
+
+class AskFacts(Message, frozen=True, kw_only=True, tag="ask_facts"):
+    """Operator -> controller: what has ended since I last asked? The first of these starts the recording at once.
+
+    Recording stops when the operator says so, is gone, or has not asked for a while.
+    """
+
+    call: int
+    stop: bool = False
+
+
+class FactsReply(Message, frozen=True, kw_only=True, tag="facts"):
+    """Controller -> operator: the answer to AskFacts; `more` facts are left, and `dropped` ones since the last reply
+    were lost.
+    """
+
+    call: int
+    now_s: float  # the controller's clock
+    facts: tuple[Fact, ...]
+    dropped: int = 0
+    more: bool = False
+
+
+ToController = (
+    FrontendHello
+    | WorkerHello
+    | Submit
+    | Cancel
+    | Prepared
+    | ActionResult
+    | AskSnapshot
+    | AskFacts
+    | Heartbeat
+    | Goodbye
+)
+FromControllerToFrontend = Refused | Serving | Heartbeat | Introduce | Goodbye
+FromControllerToOperator = SnapshotReply | FactsReply | Heartbeat | Introduce | Goodbye
