@@ -6,8 +6,8 @@ them. Fields are positional: new ones are appended with a default, none is ever 
 
 A *ref* names one version of one model: ``"resnet18:1"``.
 
-One file for each socket, with its messages and unions: `broker`, `controller` (its messages with workers: `workers`) and
-`results`; `shared` is what they have in common. Elsewhere: ``from mesh import wire``, then ``wire.Submit``.
+One file for each socket, with its messages and unions: `broker`, `controller` (what it says to workers and hears from
+them: `workers`) and `results`; `shared` is what they have in common. Elsewhere: ``from mesh import wire``.
 """
 
 from mesh.wire.broker import (
