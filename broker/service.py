@@ -8,7 +8,8 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from broker.core.catalogue import Catalogue, Replies
+from broker.core.calls import Replies
+from broker.core.catalogue import Catalogue
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
@@ -240,7 +241,7 @@ class BrokerService:
             epoch=routing.epoch,
             members=tuple(routing.members.values()),
             models=self._catalogue.entries(routing.owners(self._catalogue.deployed())),
-            apps=self._catalogue.app_entries(),
+            apps=self._catalogue.apps.entries(),
             shards=dict(routing.shards),
             workers=dict(routing.workers),
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from broker.core.applications import Applications
 from broker.core.catalogue import Catalogue
 from broker.core.records import AppRecord, ModelRecord
 from mesh.errors import GearmeshError
@@ -52,10 +53,10 @@ class CatalogueStore:
                 raise
             raise StoreError(f"the catalogue {self.file} cannot be opened: {_hint(error)}") from error
         self._db = db
+        revisions = max(counted[0] if counted else 0, *(app.revision for app in apps), 0)
         return Catalogue(
             {model.name: model for model in models},
-            {app.name: app for app in apps},
-            revisions=max(counted[0] if counted else 0, *(app.revision for app in apps), 0),
+            Applications({app.name: app for app in apps}, revisions),
         )
 
     def starts(self) -> int:
@@ -67,7 +68,7 @@ class CatalogueStore:
     def save(self, catalogue: Catalogue) -> None:
         """Writes what changed since the last save. Raises: StoreError; the next save then tries again."""
         assert self._db is not None
-        if not catalogue.changed_models and not catalogue.changed_apps:
+        if not catalogue.changed_models and not catalogue.apps.changed:
             return
         try:
             self._write(self._db, catalogue)
@@ -76,7 +77,7 @@ class CatalogueStore:
                 self._db.execute("ROLLBACK")
             raise StoreError(f"the catalogue {self.file} cannot be written: {error}") from error
         catalogue.changed_models.clear()
-        catalogue.changed_apps.clear()
+        catalogue.apps.changed.clear()
 
     @staticmethod
     def _write(db: sqlite3.Connection, catalogue: Catalogue) -> None:
@@ -84,14 +85,14 @@ class CatalogueStore:
         for name in catalogue.changed_models:
             record = msgspec.msgpack.encode(catalogue.models[name])
             db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, record))
-        for name in catalogue.changed_apps:
-            if name in catalogue.apps:
-                record = msgspec.msgpack.encode(catalogue.apps[name])
+        for name in catalogue.apps.changed:
+            if name in catalogue.apps.records:
+                record = msgspec.msgpack.encode(catalogue.apps.records[name])
                 db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (name, record))
             else:
                 db.execute("DELETE FROM apps WHERE name = ?", (name,))
-        if catalogue.changed_apps:
-            db.execute("INSERT OR REPLACE INTO counters VALUES ('revisions', ?)", (catalogue.revisions,))
+        if catalogue.apps.changed:
+            db.execute("INSERT OR REPLACE INTO counters VALUES ('revisions', ?)", (catalogue.apps.revisions,))
         db.execute("COMMIT")
 
     def close(self) -> None:

@@ -8,44 +8,39 @@ nothing else is ever served under it: a controller serves a version read from fi
 routing table, so it serves no version whose content the catalogue has not recorded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from broker.core.records import AppRecord, ModelRecord
+from broker.core.applications import Applications
+from broker.core.calls import CallKey, Replies, WaitingCalls
+from broker.core.containers import Containers
+from broker.core.records import ModelRecord
+from broker.core.refusals import Found, cannot_deploy, cannot_roll_back, refusal
 from mesh import wire
 from mesh.codes import PackageCode, ReplyCode
-from mesh.names import NAME, VERSION, listed
-from mesh.versions import next_free, number_of, why_changed, why_container, why_exists
+from mesh.names import listed
+from mesh.versions import why_changed
 
 HISTORY_MAX = 16  # versions that a rollback can return to
-
-Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
-CallKey = tuple[str, int]  # (peer, its call number)
-Replies = list[tuple[CallKey, wire.CallReply]]
-APP_EXISTS, UNKNOWN_APP = "app_exists", "unknown_app"  # codes of replies about applications
 
 
 @dataclass(slots=True)
 class Catalogue:
-    """All models and applications.
-
-    `changed_models` and `changed_apps` name the records that the store has to write or delete.
-    """
+    """All models and applications. `changed_models` names the records of models that the store has to write."""
 
     models: dict[str, ModelRecord] = field(default_factory=dict)
-    apps: dict[str, AppRecord] = field(default_factory=dict)
+    apps: Applications = field(default_factory=Applications)
     changed_models: set[str] = field(default_factory=set)
-    changed_apps: set[str] = field(default_factory=set)
-    revisions: int = 0  # given to all applications so far: no two get the same one
     repository: str = "the model repository"  # where packages are looked for; for error messages
-    _waiting: dict[str, list[CallKey]] = field(default_factory=dict)  # {ref being prepared: calls that wait for it}
-    _replicas: dict[str, dict[str, wire.Offer]] = field(default_factory=dict)  # {ref: {member: its offer}}
+    _waiting: WaitingCalls = field(default_factory=WaitingCalls)
+    _containers: Containers = field(init=False)
     _proposed: dict[str, str] = field(
         default_factory=dict
     )  # {ref being prepared: digest, recorded once the version is current}
+
+    def __post_init__(self) -> None:
+        self._containers = Containers(self.models, self.changed_models)
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -71,51 +66,14 @@ class Catalogue:
 
         `faults`: {package, or ref of a version: why it is not a valid one, although its folder looks like one}.
         """
-        why = self._cannot_deploy(name, version, found, faults or {})
+        versions = self._versions(name, found)
+        why = cannot_deploy(self.models.get(name), name, version, versions, found, faults or {}, self.repository)
         if why is not None:
             return [(key, why)]
-        versions = self._versions(name, found)
         model = self.models.setdefault(name, ModelRecord(name))
         if not model.container:
             model.versions = versions
         return self._aim(key, model, version or versions[-1])
-
-    def _cannot_deploy(
-        self, name: str, version: str | None, found: Found, faults: Mapping[str, str]
-    ) -> wire.CallReply | None:
-        versions = self._versions(name, found)
-        model = self.models.get(name)
-        if model is not None and model.container:
-            if name in found and (not versions or (version is not None and version not in versions)):
-                text = why_container(name, f"{self.repository}/{name}")
-                return _no(text, "name", code=PackageCode.NAME_TAKEN)
-            if not versions:
-                text = f"no container of {name!r} is running; start one with `gearmesh container`"
-                return _no(text, "name", code=ReplyCode.NO_REPLICA)
-        elif fault := self._fault(name, version, versions, faults):
-            field_name = "version" if versions or version is not None else "name"
-            return _no(fault, field_name, code=PackageCode.BAD_PACKAGE)
-        elif not versions and name in found:
-            text = f"package {name!r} has no version: a folder named by a number, such as 1"
-            return _no(text, "name", code=ReplyCode.NO_VERSION)
-        elif not versions:
-            text = f"no package {name!r} in {self.repository}; there are: {listed(found)}"
-            return _no(text, "name", code=ReplyCode.UNKNOWN_MODEL)
-        if version is not None and version not in versions:
-            text = f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}"
-            return _no(text, "version", code=ReplyCode.UNKNOWN_VERSION)
-        return None
-
-    @staticmethod
-    def _fault(name: str, version: str | None, versions: Sequence[str], faults: Mapping[str, str]) -> str | None:
-        """Why the version (None: the newest) is not valid although its folder looks like one; None if it has no known
-        fault.
-        """
-        if version is not None:
-            return faults.get(wire.ref_of(name, version)) or faults.get(name)
-        odd = [number for ref in faults for of, number in [wire.split_ref(ref)] if of == name]
-        newest = max([*versions, *odd], key=int, default=None)
-        return faults.get(wire.ref_of(name, newest)) if newest is not None else faults.get(name)
 
     def rollback(self, key: CallKey, name: str, version: str | None = None) -> Replies:
         """The previously current version is being prepared. The reply comes as for `deploy`.
@@ -124,19 +82,14 @@ class Catalogue:
         """
         model = self.models.get(name)
         if model is None or not model.deployed:
-            return [(key, _no(f"model {name!r} is not deployed", "name", code=ReplyCode.NOT_DEPLOYED))]
+            return [(key, refusal(f"model {name!r} is not deployed", "name", code=ReplyCode.NOT_DEPLOYED))]
         if version is not None and version == model.current and not (model.target or model.unserved):
             text = f"{wire.ref_of(name, version)} is current already"
             return [(key, wire.CallReply(call=key[1], ok=True, message=text))]
-        if not model.history:
-            text = f"model {name!r} has had no version before {model.current!r}"
-            return [(key, _no(text, "name", code=ReplyCode.NO_PREVIOUS))]
-        if version is not None and version != model.history[-1]:
-            text = f"the version before {model.current!r} of {name!r} is {model.history[-1]!r} by now, not {version!r}"
-            return [(key, _no(text, "version", code=ReplyCode.PREVIOUS_CHANGED))]
-        if model.container and not self._replicas.get(wire.ref_of(name, model.history[-1])):
-            text = f"no container of {name!r} version {model.history[-1]} is running; start one with --version"
-            return [(key, _no(text, "name", code=ReplyCode.NO_REPLICA))]
+        replicas = bool(model.history) and self._containers.serve(name, model.history[-1])
+        why = cannot_roll_back(model, version, replicas=replicas)
+        if why is not None:
+            return [(key, why)]
         return self._aim(key, model, model.history[-1], rolling_back=True)
 
     def undeploy(self, key: CallKey, name: str) -> Replies:
@@ -144,11 +97,11 @@ class Catalogue:
         model = self.models.get(name)
         if model is None or not model.deployed:
             text = f"model {name!r} is not deployed; deployed are: {listed(self.deployed())}"
-            return [(key, _no(text, "name", code=ReplyCode.NOT_DEPLOYED))]
-        users = sorted(app.name for app in self.apps.values() if name in app.definition.get("models", ()))
+            return [(key, refusal(text, "name", code=ReplyCode.NOT_DEPLOYED))]
+        users = self.apps.users_of(name)
         if users:
             text = f"model {name!r} is used by the applications {', '.join(users)}"
-            return [(key, _no(text, "name", code=ReplyCode.IN_USE))]
+            return [(key, refusal(text, "name", code=ReplyCode.IN_USE))]
         replies = self._settle(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
         replies += self._current_leaves(model, f"{name} was undeployed", ReplyCode.UNDEPLOYED)
         if model.current is not None:
@@ -226,9 +179,9 @@ class Catalogue:
             model.unserved, model.unserved_code = unserved, code
             self.changed_models.add(model.name)
         if report.ok:
-            return self._answer(report.ref, ok=True, message=f"{report.ref} is current, and served again")
+            return self._waiting.answer(report.ref, ok=True, message=f"{report.ref} is current, and served again")
         text = f"{report.ref} could not be prepared"
-        return self._answer(report.ref, ok=False, message=text, faults=report.faults, code=report.code)
+        return self._waiting.answer(report.ref, ok=False, message=text, faults=report.faults, code=report.code)
 
     def _current_leaves(self, model: ModelRecord, message: str, code: ReplyCode) -> Replies:
         """The current version is about to be replaced or removed.
@@ -238,7 +191,7 @@ class Catalogue:
         model.unserved = model.unserved_code = ""
         if model.current is None:
             return []
-        return self._answer(wire.ref_of(model.name, model.current), ok=False, message=message, code=code)
+        return self._waiting.answer(wire.ref_of(model.name, model.current), ok=False, message=message, code=code)
 
     # -- containers ---------------------------------------------------------------------------------------------------
 
@@ -246,94 +199,37 @@ class Catalogue:
         """Assigns this code a version number: `version` if given, else the number the code has already, else the next
         free one.
         """
-        model = self.models.get(name)
-        numbers = {*model.versions, *model.contents} if model is not None else set()
-        chosen = version
-        if chosen is None and model is not None:
-            chosen = number_of(content, model.contents, model.current)
-        if chosen is None:
-            chosen = next_free(numbers)
-        why = self._cannot_be(model, wire.ref_of(name, chosen), content)
-        if why is not None:
-            return msgspec.structs.replace(why, call=call)
-        if model is None:
-            model = self.models[name] = ModelRecord(name, container=True, deployed=False)
-        if chosen not in model.contents:
-            model.contents = {**model.contents, chosen: content}
-            self.changed_models.add(name)
-        message = f"this is version {chosen} of {name}"
-        return wire.CallReply(call=call, ok=True, message=message, version=chosen)
+        return self._containers.claim(call, name, content, version)
 
     def offered(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
         """Registers a container's version. It becomes the target if nobody serves the model, or if the version is new.
 
         Returns a reply that says why the container is refused, or None.
         """
-        name, version = wire.split_ref(offer.ref)
-        model = self.models.get(name)
-        why = self._cannot_be(model, offer.ref, offer.code) or self._differs(member, offer)
+        why = self._containers.refused(member, offer)
         if why:
             return why
-        if model is None:
-            model = self.models[name] = ModelRecord(name, container=True)
-        replicas = self._replicas.setdefault(offer.ref, {})
-        if not replicas:
-            model.builds = {**model.builds, version: model.builds.get(version, 0) + 1}
-        known = version in model.versions
-        replicas[member] = offer
-        model.contents = {**model.contents, version: offer.code}
-        build = f"{offer.code}.{model.builds[version]}"
-        model.specs[version] = msgspec.structs.replace(offer.spec, build=build)
-        model.versions = sorted({*model.versions, version}, key=int)
-        unserved = model.current is None or not self._replicas.get(wire.ref_of(name, model.current))
+        known = self._containers.add(member, offer)
+        name, version = wire.split_ref(offer.ref)
+        model = self.models[name]
+        unserved = model.current is None or not self._containers.serve(name, model.current)
         if not model.deployed or (model.current != version and model.target is None and (unserved or not known)):
             text = f"another deployment took over: {offer.ref}"
             self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, False
             model.fault = model.fault_code = ""
-        self.changed_models.add(name)
         return None
 
     def withdrawn(self, member: str) -> None:
         """Removes a member that is gone, if it was a container."""
-        for ref, replicas in list(self._replicas.items()):
-            replicas.pop(member, None)
-            if not replicas:
-                del self._replicas[ref]
-
-    def _cannot_be(self, model: ModelRecord | None, ref: str, content: str) -> wire.CallReply | None:
-        """Why a container with this content cannot be this version; None if it can."""
-        name, version = wire.split_ref(ref)
-        if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
-            text = f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref!r}"
-            return _no(text, "name", code=ReplyCode.BAD_NAME)
-        if model is None:
-            return None
-        if not model.container:
-            text = f"model {name!r} is a package in the model repository: give the container another --model"
-            return _no(text, "name", code=PackageCode.NAME_TAKEN)
-        if model.contents.get(version, content) == content:
-            return None
-        text = why_exists(ref, next_free({*model.versions, *model.contents}))
-        return _no(text, "version", code=PackageCode.VERSION_EXISTS)
-
-    def _differs(self, member: str, offer: wire.Offer) -> wire.CallReply | None:
-        """Why a container with the same content as others cannot be their replica (another spec); None if it can."""
-        others = [other for key, other in self._replicas.get(offer.ref, {}).items() if key != member]
-        if all(other.spec == offer.spec for other in others):
-            return None
-        text = (
-            f"{len(others)} replicas of {offer.ref} are there with another --batch-max, --slo-ms or --cache: give this "
-            "one what they have, or stop those first"
-        )
-        return _no(text, "version", code=ReplyCode.REPLICAS_DIFFER)
+        self._containers.withdraw(member)
 
     def _versions(self, name: str, found: Found) -> list[str]:
         """The versions that can be deployed: those of packages, or those that at least one container serves."""
         model = self.models.get(name)
         if model is None or not model.container:
             return list(found.get(name, ()))
-        return [version for version in model.versions if self._replicas.get(wire.ref_of(name, version))]
+        return [version for version in model.versions if self._containers.serve(name, version)]
 
     def deployed(self) -> dict[str, ModelRecord]:
         """{name: model} of models that take requests now, or will once they are prepared."""
@@ -342,21 +238,7 @@ class Catalogue:
     def entries(self, owner_of: Mapping[str, str]) -> tuple[wire.ModelEntry, ...]:
         """The models' part of the routing table. `owner_of`: {model: id of its controller}."""
         return tuple(
-            wire.ModelEntry(
-                name=name,
-                current=model.current,
-                target=model.target,
-                versions=tuple(model.versions),
-                owner=owner_of.get(name),
-                spec=model.specs.get(model.current) if model.current is not None else None,
-                fault=model.unserved or model.fault,
-                container=model.container,
-                contents=self._contents_of(model),
-                tries=model.tries,
-                unserved=bool(model.unserved),
-                fault_code=model.unserved_code if model.unserved else model.fault_code,
-            )
-            for name, model in sorted(self.deployed().items())
+            model.entry(owner_of.get(name), self._contents_of(model)) for name, model in sorted(self.deployed().items())
         )
 
     def _contents_of(self, model: ModelRecord) -> dict[str, str]:
@@ -370,25 +252,19 @@ class Catalogue:
 
     def known(self) -> tuple[wire.KnownModel, ...]:
         """Every model that exists or existed, with the content of every version that was served."""
-        return tuple(
-            wire.KnownModel(
-                name=name,
-                current=model.current,
-                previous=model.history[-1] if model.history else None,
-                contents=dict(model.contents),
-                container=model.container,
-            )
-            for name, model in sorted(self.models.items())
-        )
+        return tuple(model.known() for _, model in sorted(self.models.items()))
+
+    def open_calls(self) -> list[CallKey]:
+        """Calls that are not answered yet."""
+        return self._waiting.open()
 
     def awaits(self, peer: str) -> bool:
         """Whether a call of `peer` has not been answered yet."""
-        return any(key[0] == peer for keys in self._waiting.values() for key in keys)
+        return any(key[0] == peer for key in self.open_calls())
 
     def drop_calls(self, peer: str) -> None:
         """`peer` is gone: its deployments continue, and their replies go to nobody."""
-        for ref, keys in list(self._waiting.items()):
-            self._waiting[ref] = [key for key in keys if key[0] != peer]
+        self._waiting.drop(peer)
 
     def _aim(self, key: CallKey, model: ModelRecord, version: str, *, rolling_back: bool = False) -> Replies:
         ref = wire.ref_of(model.name, version)
@@ -407,7 +283,7 @@ class Catalogue:
             model.deployed, model.target, model.rolling_back = True, version, rolling_back
             model.fault = model.fault_code = ""
         model.tries += 1
-        self._waiting.setdefault(ref, []).append(key)
+        self._waiting.add(ref, key)
         return replies
 
     def _settle(
@@ -419,13 +295,7 @@ class Catalogue:
         ref = wire.ref_of(model.name, model.target)
         self._proposed.pop(ref, None)
         model.target = None
-        return self._answer(ref, ok=ok, message=message, faults=faults, code=code)
-
-    def _answer(self, ref: str, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = "") -> Replies:
-        """Returns one reply to each call that waits for this version; none waits afterwards."""
-        keys = self._waiting.pop(ref, [])
-        reply = wire.CallReply(call=0, ok=ok, message=message, faults=faults, code=code)
-        return [(key, msgspec.structs.replace(reply, call=key[1])) for key in keys]
+        return self._waiting.answer(ref, ok=ok, message=message, faults=faults, code=code)
 
     def _remember(self, model: ModelRecord) -> None:
         assert model.current is not None
@@ -434,44 +304,12 @@ class Catalogue:
     # -- applications -------------------------------------------------------------------------------------------------
 
     def put_app(self, call: int, definition: dict[str, Any], *, create: bool) -> wire.CallReply:
-        """The application is stored as defined. Checks names and models; frontends have checked the policy already."""
-        name = definition.get("name")
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            return _no(f"an application's name matches {NAME.pattern}; got {name!r}", "app.name", call)
-        app = self.apps.get(name)
-        if create and app is not None:
-            text = f"application {name!r} exists already; change it with update_app"
-            return _no(text, "app.name", call, APP_EXISTS)
-        if not create and app is None:
-            text = f"there is no application {name!r}; there are: {listed(self.apps)}"
-            return _no(text, "app.name", call, UNKNOWN_APP)
-        models = definition.get("models")
-        if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
-            return _no(f"models is a list of names; got {models!r}", "app.models", call)
-        unknown = [model for model in definition.get("models", ()) if model not in self.deployed()]
-        if unknown:
-            there = listed(self.deployed())
-            return _no(f"unknown models: {', '.join(map(str, unknown))}; deployed are: {there}", "app.models", call)
-        revision = self.revisions = self.revisions + 1
-        self.apps[name] = AppRecord(name, definition, revision, app.created if app is not None else revision)
-        self.changed_apps.add(name)
-        return wire.CallReply(call=call, ok=True, message=f"application {name} is in effect", revision=revision)
+        """The application is stored as defined, if there is none of its name (`create`), or replaces that one."""
+        return self.apps.put(call, definition, create=create, deployed=self.deployed())
 
     def drop_app(self, call: int, name: str) -> wire.CallReply:
         """The application is deleted."""
-        app = self.apps.pop(name, None)
-        if app is None:
-            text = f"there is no application {name!r}; there are: {listed(self.apps)}"
-            return _no(text, "app", call, UNKNOWN_APP)
-        self.changed_apps.add(name)
-        return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")
-
-    def app_entries(self) -> tuple[wire.AppEntry, ...]:
-        """The applications' part of the routing table."""
-        return tuple(
-            wire.AppEntry(name=app.name, definition=app.definition, revision=app.revision, created=app.created)
-            for _, app in sorted(self.apps.items())
-        )
+        return self.apps.drop(call, name)
 
     def check(self) -> None:
         """Asserts every invariant."""
@@ -481,7 +319,7 @@ class Catalogue:
             assert model.target is None or model.target != model.current
             assert len(model.history) <= HISTORY_MAX
             assert not model.unserved or model.current is not None
-        for ref, keys in self._waiting.items():
+        for ref, keys in self._waiting.calls.items():
             name, version = wire.split_ref(ref)
             model = self.models[name]
             assert not keys or model.target == version or (model.current == version and model.unserved), (ref, keys)
@@ -489,7 +327,3 @@ class Catalogue:
             name, version = wire.split_ref(ref)
             assert self.models[name].target == version
             assert version not in self.models[name].contents, ref
-
-
-def _no(message: str, field_name: str, call: int = 0, code: str = "") -> wire.CallReply:
-    return wire.CallReply(call=call, ok=False, message=message, field=field_name, code=code)

@@ -27,6 +27,33 @@ class ModelRecord(msgspec.Struct):
     unserved: str = ""  # why no device can prepare the current version; empty if one can
     unserved_code: str = ""  # the kind of that fault
 
+    def entry(self, owner: str | None, contents: dict[str, str]) -> wire.ModelEntry:
+        """The model in the routing table. `owner`: id of its controller; `contents`: what controllers may serve."""
+        return wire.ModelEntry(
+            name=self.name,
+            current=self.current,
+            target=self.target,
+            versions=tuple(self.versions),
+            owner=owner,
+            spec=self.specs.get(self.current) if self.current is not None else None,
+            fault=self.unserved or self.fault,
+            container=self.container,
+            contents=contents,
+            tries=self.tries,
+            unserved=bool(self.unserved),
+            fault_code=self.unserved_code if self.unserved else self.fault_code,
+        )
+
+    def known(self) -> wire.KnownModel:
+        """The model with the content of every version that was served, for operators."""
+        return wire.KnownModel(
+            name=self.name,
+            current=self.current,
+            previous=self.history[-1] if self.history else None,
+            contents=dict(self.contents),
+            container=self.container,
+        )
+
 
 class AppRecord(msgspec.Struct):
     """One application, as the store keeps it."""
@@ -35,3 +62,7 @@ class AppRecord(msgspec.Struct):
     definition: dict[str, Any]
     revision: int = 1
     created: int = 0  # its first revision: a later application of the same name has another one
+
+    def entry(self) -> wire.AppEntry:
+        """The application in the routing table."""
+        return wire.AppEntry(name=self.name, definition=self.definition, revision=self.revision, created=self.created)

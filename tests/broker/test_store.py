@@ -60,7 +60,7 @@ def test_everything_is_there_again_when_the_file_is_opened_again(opened: Callabl
     _, again = opened()
     assert again.models == catalogue.models
     assert again.apps == catalogue.apps
-    assert (again.changed_models, again.changed_apps) == (set(), set())
+    assert (again.changed_models, again.apps.changed) == (set(), set())
     again.check()
 
 
@@ -80,7 +80,7 @@ def test_a_saved_catalogue_has_nothing_left_to_save(opened: Callable[[], Opened]
     catalogue.scan({"m": ["1"]})
     catalogue.put_app(1, {"name": "a", "models": ["m"]}, create=True)
     store.save(catalogue)
-    assert (catalogue.changed_models, catalogue.changed_apps) == (set(), set())
+    assert (catalogue.changed_models, catalogue.apps.changed) == (set(), set())
     store.save(catalogue)
 
 
@@ -102,7 +102,7 @@ def test_a_deleted_application_stays_deleted(opened: Callable[[], Opened]) -> No
     catalogue.drop_app(2, "a")
     store.save(catalogue)
     _, again = opened()
-    assert list(again.apps) == ["b"]
+    assert list(again.apps.records) == ["b"]
 
 
 def test_no_revision_is_given_twice_over_all_lives_of_the_file(opened: Callable[[], Opened]) -> None:
@@ -147,7 +147,7 @@ def test_an_applications_definition_comes_back_as_the_client_sent_it(
     assert catalogue.put_app(1, definition, create=True).ok
     store.save(catalogue)
     _, again = opened()
-    assert again.apps["a"].definition == definition
+    assert again.apps.records["a"].definition == definition
 
 
 def test_starts_are_counted_over_all_lives_of_the_file(opened: Callable[[], Opened]) -> None:

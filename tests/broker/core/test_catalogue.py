@@ -336,17 +336,17 @@ def test_an_application_is_made_changed_and_deleted(serving: Any) -> None:
     assert reply == wire.CallReply(call=5, ok=True, message="application digits is in effect", revision=1)
     reply = serving.put_app(6, app(slo_ms=20), create=False)
     assert reply == wire.CallReply(call=6, ok=True, message="application digits is in effect", revision=2)
-    assert serving.app_entries() == (wire.AppEntry(name="digits", definition=app(slo_ms=20), revision=2, created=1),)
-    assert serving.changed_apps == {"digits"}
+    assert serving.apps.entries() == (wire.AppEntry(name="digits", definition=app(slo_ms=20), revision=2, created=1),)
+    assert serving.apps.changed == {"digits"}
     reply = serving.drop_app(7, "digits")
     assert reply == wire.CallReply(call=7, ok=True, message="application digits is deleted")
-    assert serving.app_entries() == ()
+    assert serving.apps.entries() == ()
 
 
 def test_applications_are_listed_in_order_of_name(serving: Any) -> None:
     for name in ("b", "a", "c"):
         serving.put_app(1, app(name=name), create=True)
-    assert [entry.name for entry in serving.app_entries()] == ["a", "b", "c"]
+    assert [entry.name for entry in serving.apps.entries()] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -371,11 +371,11 @@ def test_a_wrong_application_is_refused_with_the_field(
     serving: Any, definition: dict[str, Any], create: bool, field: str, code: str, message: str
 ) -> None:
     serving.put_app(1, app(name="there"), create=True)
-    serving.changed_apps.clear()
+    serving.apps.changed.clear()
     reply = serving.put_app(5, definition, create=create)
     assert reply == wire.CallReply(call=5, ok=False, message=message, field=field, code=code)
-    assert serving.changed_apps == set()
-    assert list(serving.apps) == ["there"]
+    assert serving.apps.changed == set()
+    assert list(serving.apps.records) == ["there"]
 
 
 @pytest.mark.parametrize("models", [5, None, "m", {"m": 1}, [["m"]], [{}], []])
@@ -416,7 +416,7 @@ def test_of_very_many_names_a_sentence_has_the_first() -> None:
 
 def test_an_application_is_created_once_and_another_of_its_name_again(serving: Any) -> None:
     def created() -> list[int]:
-        return [entry.created for entry in serving.app_entries()]
+        return [entry.created for entry in serving.apps.entries()]
 
     serving.put_app(1, app(), create=True)
     first = created()
@@ -520,8 +520,7 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "catalogue"):
             return
         self.catalogue.check()
-        waiting = [key for keys in self.catalogue._waiting.values() for key in keys]
-        assert sorted(waiting) == sorted(self.open)
+        assert sorted(self.catalogue.open_calls()) == sorted(self.open)
         for name, model in self.catalogue.models.items():
             assert not model.history or model.history[-1] != model.current
             for version, content in model.contents.items():  # contents never change
