@@ -120,7 +120,7 @@ class _Run:
         policy = make_policy(given.policy, state, given.parameters)
         if given.clairvoyant:
             policy = Clairvoyant.of(policy, state, self.refs, given.trace)
-        return Scheduler(policy, state, Parameters(slack_s=way_s, queue_max=1 << 40), started_s=now)
+        return Scheduler(policy, state, Parameters(return_allowance_s=way_s, queue_max=1 << 40), started_s=now)
 
     def _begin(self) -> None:
         """The controller meets everybody."""

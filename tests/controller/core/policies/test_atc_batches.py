@@ -262,7 +262,7 @@ def test_a_deadline_centuries_away_does_not_stop_the_work() -> None:
     assert world.choose() == ("m:1", 2, 0)
 
 
-def test_the_window_follows_the_share_that_is_lost() -> None:
+def test_the_look_ahead_follows_the_share_that_is_lost() -> None:
     """A batch of "n:1" is 1.6 times as dense; how much slack outweighs that depends on the loss alone."""
 
     def last_slack_that_wins(lost: int) -> float:
