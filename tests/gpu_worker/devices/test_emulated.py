@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError, open_device
 from gpu_worker.devices.emulated import EmulatedDevice
 from mesh.errors import PackageError
