@@ -1,4 +1,4 @@
-"""controller/core/telemetry/followers.py: operators that follow get all there is room for, in order, and cost nothing when gone."""
+"""followers.py: operators that follow get all there is room for, in order, and cost nothing when gone."""
 
 import msgspec
 
