@@ -2,18 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any, assert_never, cast
 
-import msgspec
-import numpy as np
 import structlog
 
 from frontend.applications import ApplicationsShell
 from frontend.controllers import Controllers
-from frontend.core import protocol
-from frontend.core.answers import error_answer, ok_answer
+from frontend.core import checks, protocol
 from frontend.core.applications.messages import (
     Ask,
     BrokerUnreachable,
@@ -28,25 +24,23 @@ from frontend.core.applications.messages import (
     Tell,
 )
 from frontend.core.cache import PredictionCache
+from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
-from frontend.core.protocol import Checked, Invalid, TensorOut
+from frontend.core.protocol import Invalid
 from frontend.core.requests import Call, Completed, Part, RequestTable
 from frontend.core.targets import Targets
+from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
+from frontend.results import ResultsPort
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
-from mesh.net.links import Port
 from mesh.net.registrar import Registrar
-from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
-OK = AnswerStatus.OK  # for what runs for every request
-RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
-_encode = msgspec.msgpack.Encoder().encode
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
 log = structlog.get_logger("frontend")
 
@@ -64,9 +58,8 @@ class FrontendService:
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_said)
-        self._results: Port[wire.ToResults, wire.FromResults] = Port(
-            runtime.transport, "results", RESULTS, self._outputs, _ignore, watch=False
-        )
+        self._replies = Replies(self._clients)
+        self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._misfit)
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
         self._applications = ApplicationsShell(
@@ -80,8 +73,6 @@ class FrontendService:
         self._addresses: tuple[str, ...] = ()
         self._targets = Targets(settings.rows_max)
         self._alarm: Alarm | None = None
-        self._answers: dict[str, int] = {}  # {status: answers so far}
-        self._refusals: dict[str, int] = {}  # {code: refusals by the frontend itself}
         self._started_s = time.monotonic()
         self._draining = False
 
@@ -91,7 +82,7 @@ class FrontendService:
         """Listens, and calls the broker."""
         settings = self.settings
         address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
-        self._addresses = self._results.listen(settings.host, 0, "GEARMESH_HOST")
+        self._addresses = self._results.listen(settings.host)
         member = wire.Member(
             id=self._id,
             role="frontend",
@@ -119,7 +110,7 @@ class FrontendService:
         text = "the frontend is being stopped"
         for early in self._early.release():
             asked: Any = early.client
-            self.refuse(asked, Invalid(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED))
+            self._replies.refuse(asked, Invalid(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED))
         for call in self._requests.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
@@ -129,7 +120,7 @@ class FrontendService:
             self._alarm.close()
         self._hub.loop.call_soon(self._results.close)
         self._hub.loop.call_soon(self._clients.close)
-        log.info("stopped", member=self._id, answers=self._answers)
+        log.info("stopped", member=self._id, answers=self._replies.answers)
 
     def _hello(self) -> wire.FrontendHello:
         return wire.FrontendHello(member=self._id, host=host_id(), results=self._addresses)
@@ -142,15 +133,15 @@ class FrontendService:
             request = protocol.decode(header)
             match request:
                 case protocol.Ping():
-                    self._send(client, {"id": request.id, "status": AnswerStatus.OK})
+                    self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
                 case protocol.Status():
-                    self._send(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
+                    self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
                 case _ if self._knows_nothing() and not self._draining:
                     self._early.hold(Early(client, request, frames, now))
                 case _:
                     self._obey(client, request, frames, now)
         except Invalid as invalid:
-            self.refuse(client, invalid)
+            self._replies.refuse(client, invalid)
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
         """Executes the request, or starts to. Raises: Invalid."""
@@ -173,7 +164,9 @@ class FrontendService:
     def _tell_models(self, client: ClientId, request: protocol.Models) -> None:
         models = describe_models(self._targets.models, self._controllers)
         most = self.settings.request_bytes_max
-        self._send(client, {"id": request.id, "status": AnswerStatus.OK, "models": models, "frame_bytes_max": most})
+        self._replies.tell(
+            client, {"id": request.id, "status": AnswerStatus.OK, "models": models, "frame_bytes_max": most}
+        )
 
     def _knows_nothing(self) -> bool:
         """Whether no table has arrived yet: until then no client may be told that something does not exist."""
@@ -186,7 +179,7 @@ class FrontendService:
             try:
                 self._obey(client, early.request, early.frames, early.received_s)
             except Invalid as invalid:
-                self.refuse(client, invalid)
+                self._replies.refuse(client, invalid)
 
     def _infer(self, client: ClientId, request: protocol.Infer, frames: Sequence[Buffer], received_s: float) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
@@ -196,8 +189,8 @@ class FrontendService:
             self._applications.handle(ClientAsked(client, request, frames, received_s))
             return
         target = self._targets.of(request)
-        budget_s = protocol.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
-        weight = protocol.check_weight(request)
+        budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
+        weight = checks.check_weight(request)
         checked = target.rules.check(request, frames)
         self._check_room(request)
         call = Call(
@@ -280,31 +273,9 @@ class FrontendService:
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
         self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
 
-    def _outputs(self, mail: Mail[wire.ToResults]) -> None:
-        frames = iter(mail.frames)
-        for message in mail.messages:
-            match message:
-                case wire.Outputs():
-                    self._take_outputs(message, frames, mail.now)
-                case wire.Heartbeat():
-                    pass
-                case _:
-                    assert_never(message)
-
-    def _take_outputs(self, message: wire.Outputs, frames: Iterator[Buffer], now: float) -> None:
-        """Answers that are complete with these leave. `frames`: the mail's, as far as they are not taken yet."""
-        for answer in message.answers:
-            outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
-            misfit = self._requests.misfit(answer.request, outputs)
-            if misfit is not None:
-                text = f"{message.device} sent outputs that are not those of {misfit.ref}"
-                self._answer_error(misfit, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
-                continue
-            completed = self._requests.outputs(
-                answer.request, outputs, message.batch, answer.predicted_s, message.device, answer.cold
-            )
-            if completed is not None:
-                self._answer_ok(completed, now)
+    def _misfit(self, call: Call, device: str) -> None:
+        text = f"{device} sent outputs that are not those of {call.ref}"
+        self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -328,10 +299,7 @@ class FrontendService:
         if call.ask is not None:
             self._applications.handle(ModelAnswered(call.ask, outputs, cached))
             return
-        self._count(OK)
-        answer = ok_answer(call, outputs, now, completed, cached=cached)
-        client: Any = call.client
-        self._clients.answer(client, _encode(answer), outputs if call.framed else ())
+        self._replies.outputs(call, outputs, now, completed, cached=cached)
 
     def _answer_error(
         self,
@@ -349,10 +317,7 @@ class FrontendService:
             failure = Failure(status, code, message, predicted_ms, retry_after_ms)
             self._applications.handle(ModelFailed(call.ask, failure))
             return
-        self._count(status)
-        answer = error_answer(call, status, code, message, now, predicted_ms, retry_after_ms)
-        client: Any = call.client
-        self._clients.answer(client, _encode(answer))
+        self._replies.error(call, status, code, message, now, predicted_ms, retry_after_ms)
 
     # -- what applications ask for ------------------------------------------------------------------------------------
 
@@ -362,11 +327,11 @@ class FrontendService:
             case Ask():
                 self._ask_model(order)
             case SendAnswer():
-                self._send_answer(order)
+                self._replies.application(order)
             case Tell():
-                self._send(cast(ClientId, order.client), order.message)
+                self._replies.tell(cast(ClientId, order.client), order.message)
             case Refuse():
-                self.refuse(cast(ClientId, order.client), order.invalid)
+                self._replies.refuse(cast(ClientId, order.client), order.invalid)
             case CallBroker():
                 if self._registrar is None or not self._registrar.send(order.message):
                     self._applications.handle(BrokerUnreachable(order.message.call))
@@ -382,31 +347,6 @@ class FrontendService:
         )  # fmt: skip
         self._enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
 
-    def _send_answer(self, order: SendAnswer) -> None:
-        """Sends an application's answer, in the form of the request."""
-        answer = order.answer
-        self._count(answer.status)
-        data = [np.ascontiguousarray(array).tobytes() for _, array in order.outputs]
-        if data:
-            answer.outputs = [
-                TensorOut(spec.name, spec.dtype, array.shape, None if order.framed else buffer)
-                for (spec, array), buffer in zip(order.outputs, data, strict=True)
-            ]
-        answer.latency_ms = (time.monotonic() - order.received_s) * 1e3
-        self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
-
-    def refuse(self, client: ClientId, invalid: Invalid) -> None:
-        """Answers a request that is not valid."""
-        self._count(invalid.status)
-        self._refusals[invalid.code] = self._refusals.get(invalid.code, 0) + 1
-        self._clients.answer(client, _encode(invalid.answer()))
-
-    def _send(self, client: ClientId, message: dict[str, Any]) -> None:
-        self._clients.answer(client, _encode(message))
-
-    def _count(self, status: str) -> None:
-        self._answers[status] = self._answers.get(status, 0) + 1
-
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _ring(self, now: float) -> None:
@@ -419,7 +359,7 @@ class FrontendService:
             self._answer_error(call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
         for client, refusal in self._early.expire(now):
             asked: Any = client
-            self.refuse(asked, refusal)
+            self._replies.refuse(asked, refusal)
         self._applications.wake(now)
         self._hub.schedule_turn()
 
@@ -438,8 +378,8 @@ class FrontendService:
             "members": describe_members(table),
             "in_flight": len(self._requests),
             "in_flight_bytes": self._requests.bytes_held,
-            "answers": self._answers,
-            "refused": self._refusals,
+            "answers": self._replies.answers,
+            "refused": self._replies.refusals,
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
             "connections": self._clients.connections,
@@ -447,7 +387,3 @@ class FrontendService:
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
         }
-
-
-def _ignore(peer: str, why: str) -> None:
-    """Does nothing: a worker's link to us is not watched, as its controller reports what becomes of its requests."""

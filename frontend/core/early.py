@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from frontend.core import protocol
+from frontend.core import checks, protocol
 from frontend.core.protocol import Invalid
 from mesh.codes import AnswerStatus, ErrorCode
 
@@ -52,8 +52,8 @@ class EarlyRequests:
             raise protocol.duplicate(request.id)
         budget_s = HELD_S_MAX
         if isinstance(request, protocol.Infer):
-            protocol.check_names(request)
-            budget_s = protocol.check_budget(request, min(HELD_S_MAX * 1e3, self.slo_ms_max), self.slo_ms_max)
+            checks.check_names(request)
+            budget_s = checks.check_budget(request, min(HELD_S_MAX * 1e3, self.slo_ms_max), self.slo_ms_max)
         if len(self._held) >= self.count_max:
             raise protocol.no_room(len(self._held), request.id)
         if self.bytes_held >= self.bytes_max:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from frontend.core import protocol
-from frontend.core.protocol import InputRules, Invalid
+from frontend.core import checks, protocol
+from frontend.core.checks import InputRules
+from frontend.core.protocol import Invalid
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.names import listed
@@ -60,7 +61,7 @@ class Targets:
 
     def _refusal(self, request: protocol.Infer) -> Invalid:
         """Why the request has no target."""
-        protocol.check_names(request)
+        checks.check_names(request)
         if request.context is not None:
             text = "context goes with app: only applications learn"
             return Invalid(ErrorCode.BAD_TARGET, text, "context", request.id)

@@ -83,7 +83,7 @@ async def test_a_request_in_frames_is_answered_in_frames(tmp_path: Path) -> None
         header = {"op": "infer", "id": 7, "model": "m", "inputs": [{"name": "x", "dtype": "float32", "shape": [1, 4]}]}
         sock.send_multipart([msgpack.packb(header), ROW.tobytes()])
         at.finish(*await at.controller.wait(wire.Submit, 1))
-        await at.until(lambda: at.frontend._answers == {"ok": 1})
+        await at.until(lambda: at.frontend._replies.answers == {"ok": 1})
         answer, frame = sock.recv_multipart()
         assert msgpack.unpackb(answer)["outputs"] == [{"name": "y", "dtype": "float32", "shape": [1, 4]}]
         assert frame == (ROW * 2).tobytes()
@@ -153,7 +153,7 @@ async def test_a_request_that_nobody_answers_times_out_at_its_deadline_and_is_ca
         assert cancel.request == submit.request
         at.finish(submit)  # too late: it is answered already
         assert (await at.client.call("ping"))["status"] == "ok"
-        assert at.frontend._answers == {"timed_out": 1}
+        assert at.frontend._replies.answers == {"timed_out": 1}
 
 
 @on_loop
@@ -169,7 +169,7 @@ async def test_what_comes_after_the_answer_changes_nothing(tmp_path: Path) -> No
         again = at.client.submit("m", ROW)
         at.finish((await at.controller.wait(wire.Submit, 2))[1])
         await again
-        assert at.frontend._answers == {"ok": 2}
+        assert at.frontend._replies.answers == {"ok": 2}
 
 
 @on_loop
@@ -245,7 +245,7 @@ async def test_bad_input_leaves_the_connection_and_everybody_else_as_they_were(t
         for body in bad:
             sock.send(body)
         sock.send(msgpack.packb({"op": "ping", "id": 99}))
-        await at.until(lambda: at.frontend._answers.get("invalid") == len(bad))
+        await at.until(lambda: at.frontend._replies.answers.get("invalid") == len(bad))
         answers = [msgpack.unpackb(sock.recv()) for _ in (*bad, "ping")]
         assert [answer["id"] for answer in answers] == [None, None, None, 1, None, 99]
         assert [answer["status"] for answer in answers] == ["invalid"] * len(bad) + ["ok"]
@@ -264,11 +264,11 @@ async def test_an_id_in_flight_on_the_same_connection_is_refused_and_the_first_g
             sock.send(body)
         await at.controller.wait(wire.Submit, 2)  # on two connections they are two requests
         socks[0].send(body)
-        await at.until(lambda: at.frontend._answers == {"invalid": 1})
+        await at.until(lambda: at.frontend._replies.answers == {"invalid": 1})
         refused = msgpack.unpackb(socks[0].recv())
         assert (refused["id"], refused["error"]["code"], refused["error"]["field"]) == ("same", "duplicate_id", "id")
         at.finish(*at.controller.of(wire.Submit))
-        await at.until(lambda: at.frontend._answers.get("ok") == 2)
+        await at.until(lambda: at.frontend._replies.answers.get("ok") == 2)
         assert [msgpack.unpackb(sock.recv())["status"] for sock in socks] == ["ok", "ok"]
 
 

@@ -34,7 +34,7 @@ async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_
         at.finish(again[0])
         at.finish(first[1])  # a worker that got it from the first controller is faster
         assert [type(await future) for future in futures] == [Prediction] * 2
-        assert at.frontend._answers == {"ok": 2}
+        assert at.frontend._replies.answers == {"ok": 2}
 
 
 @contextlib.asynccontextmanager

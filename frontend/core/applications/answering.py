@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frontend.core import protocol
+from frontend.core import checks, protocol
 from frontend.core.applications import codes
 from frontend.core.applications.decisions import DecisionTable, Predicted, encoded
 from frontend.core.applications.ensembles import (
@@ -71,8 +71,8 @@ class Answering:
         fault = check_context(context)
         if fault is not None:
             raise Invalid(codes.BAD_CONTEXT, fault, "context", request.id)
-        budget_s = protocol.check_budget(request, app.slo_ms, self._limits.slo_ms_max)
-        weight = protocol.check_weight(request)
+        budget_s = checks.check_budget(request, app.slo_ms, self._limits.slo_ms_max)
+        weight = checks.check_weight(request)
         checked = rules.check(request, asked.frames)
         opened = EnsembleRequest(
             asked.client, request.id, app, context, checked.rows, checked.tensors, bool(asked.frames), weight,

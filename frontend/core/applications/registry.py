@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frontend.core import protocol
+from frontend.core import checks, protocol
 from frontend.core.applications import codes
 from frontend.core.applications.definitions import Application, Definition, fits, make_application, read_definition
 from frontend.core.applications.learned import LearnedStates
 from frontend.core.applications.messages import Failure, NotServed
-from frontend.core.protocol import InputRules, Invalid
+from frontend.core.checks import InputRules
+from frontend.core.protocol import Invalid
 from mesh import wire
 from mesh.names import listed
 
@@ -101,7 +102,7 @@ class ApplicationRegistry:
 
     def _refusal(self, request: protocol.Infer) -> Invalid:
         """Returns why no application can be asked. Raises: Invalid, if the request is at fault whatever there is."""
-        protocol.check_names(request)
+        checks.check_names(request)
         if request.version is not None:
             text = "version goes with model; an application has none"
             return Invalid(codes.BAD_TARGET, text, "version", request.id)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.core import protocol
-from frontend.core.protocol import Answer, Checked, Error, InputRules, Invalid, TensorOut
+from frontend.core import checks, protocol
+from frontend.core.checks import Checked, InputRules
+from frontend.core.protocol import Answer, Error, Invalid, TensorOut
 from mesh import wire
 from mesh.names import NAME
 from tests.messages import names
@@ -306,7 +307,7 @@ def test_no_value_of_any_field_does_more_than_be_refused_with_the_id(name: str, 
 
 
 def budget(**fields: Any) -> float:
-    return protocol.check_budget(decode(infer(**fields)), slo_ms_default=80.0, slo_ms_max=1000.0)
+    return checks.check_budget(decode(infer(**fields)), slo_ms_default=80.0, slo_ms_max=1000.0)
 
 
 @pytest.mark.parametrize(
@@ -329,17 +330,17 @@ def test_any_other_budget_is_refused(slo_ms: float) -> None:
 def test_a_weight_lies_between_a_hundredth_and_a_hundred(weight: float, good: bool) -> None:
     request = decode(infer(weight=weight))
     if good:
-        assert protocol.check_weight(request) == weight
+        assert checks.check_weight(request) == weight
         return
     with pytest.raises(Invalid, match="weight") as raised:
-        protocol.check_weight(request)
+        checks.check_weight(request)
     assert (raised.value.code, raised.value.field, raised.value.id) == ("bad_weight", "weight", 7)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_a_weight_that_is_no_positive_number_is_refused(weight: float) -> None:
     with pytest.raises(Invalid) as raised:
-        protocol.check_weight(decode(infer(weight=weight)))
+        checks.check_weight(decode(infer(weight=weight)))
     assert raised.value.code == "bad_weight"
 
 
@@ -364,18 +365,18 @@ def test_a_weight_that_is_no_positive_number_is_refused(weight: float) -> None:
 )
 def test_a_target_that_cannot_be_is_refused(fields: dict[str, Any], code: str, field: str) -> None:
     with pytest.raises(Invalid) as raised:
-        protocol.check_names(decode(infer(**fields)))
+        checks.check_names(decode(infer(**fields)))
     assert (raised.value.code, raised.value.field, raised.value.id) == (code, field, 7)
 
 
 @pytest.mark.parametrize("fields", [{}, {"model": "x" * 64}, {"version": "9" * 18}, {"model": None, "app": "a.b-c_d"}])
 def test_a_target_that_can_be_is_let_pass(fields: dict[str, Any]) -> None:
-    protocol.check_names(decode(infer(**fields)))
+    checks.check_names(decode(infer(**fields)))
 
 
 def test_a_wrong_name_is_answered_with_what_a_name_is_like_and_is_not_repeated_at_length() -> None:
     with pytest.raises(Invalid) as raised:
-        protocol.check_names(decode(infer(model="x" * 100_000)))
+        checks.check_names(decode(infer(model="x" * 100_000)))
     assert NAME.pattern in raised.value.message
     assert len(raised.value.message) < 200
 
@@ -539,7 +540,7 @@ def test_the_quick_check_and_the_thorough_one_always_agree(inputs: Any, frames: 
     request = decode(infer(inputs=inputs))
 
     quick = outcome(InputRules(spec, ROWS_MAX).check, request, frames)
-    assert quick == outcome(protocol.check_inputs, request, frames, spec, ROWS_MAX)
+    assert quick == outcome(checks.check_inputs, request, frames, spec, ROWS_MAX)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
