@@ -34,7 +34,7 @@ from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.operations.up import client
 from gearmesh.telemetry.machine import Watch, describe, median, quantile
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 from scripts import ROOT
 from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver, family, peer_environment, start
 from scripts.rigs import batching_functions

@@ -27,8 +27,9 @@ from gpu_worker import tuning
 from gpu_worker.devices.opening import open_device
 from mesh import wire
 from mesh.errors import GearmeshError
+from mesh.process.configuration import read_settings
 from mesh.process.repository import scan_repository
-from mesh.process.settings import Settings, read_settings
+from mesh.process.settings import Settings
 from scripts.build_models import DEMO
 from scripts.rigs import worker_measurements as measure
 from scripts.rigs.worker_measurements import Figures, Limits

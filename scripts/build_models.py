@@ -27,8 +27,8 @@ from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package, read_package
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
+from mesh.process.configuration import read_settings
 from mesh.process.repository import versions_in
-from mesh.process.settings import read_settings
 from scripts.rigs.model_copies import make_copies, why_alias
 
 Floats = npt.NDArray[np.float32]

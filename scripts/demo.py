@@ -23,7 +23,8 @@ from rich.table import Table
 from frontend.client.client import AsyncClient, Prediction, RequestError
 from gearmesh.operations.supervisor import Supervisor, procfile_commands
 from gearmesh.operations.up import client, first_of, ports_taken, wait_ready
-from mesh.process.settings import Settings, read_settings
+from mesh.process.configuration import read_settings
+from mesh.process.settings import Settings
 from scripts.build_models import digits
 from scripts.rigs.demo_application import show_application
 

@@ -29,7 +29,8 @@ from gearmesh.telemetry.machine import describe
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.packages.comparing import ROUNDING, TOLERANCE, difference
 from mesh import wire
-from mesh.process.settings import Settings, read_settings
+from mesh.process.configuration import read_settings
+from mesh.process.settings import Settings
 from scripts import ROOT
 from scripts.rigs.zoo_networks import EXPECTED, RESULT, ROWS, SIZES, SLO_MS, Network, networks
 

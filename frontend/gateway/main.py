@@ -9,7 +9,8 @@ import uvloop
 
 from mesh.errors import GearmeshError, SettingsError
 from mesh.process import logs
-from mesh.process.settings import Settings, settings_or_exit
+from mesh.process.configuration import settings_or_exit
+from mesh.process.settings import Settings
 
 log = structlog.get_logger("gateway")
 

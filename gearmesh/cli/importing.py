@@ -10,7 +10,7 @@ import typer
 
 from gearmesh.cli.session import err, out
 from mesh.errors import GearmeshError
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 from mesh.tensors import DTYPES
 
 app = typer.Typer(add_completion=False)

@@ -15,7 +15,7 @@ from gearmesh.load.outputs import Outputs, carry_out
 from gearmesh.load.plan import Replay
 from gearmesh.load.runner import Where, find_targets, mesh_pids
 from mesh.errors import GearmeshError
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 
 PROCESSES_MAX = 64
 app = typer.Typer(add_completion=False)

@@ -9,7 +9,8 @@ import typer
 from frontend.client.client import Client, RequestError
 from gearmesh.cli.consoles import console
 from mesh.errors import GearmeshError
-from mesh.process.settings import Settings, read_settings
+from mesh.process.configuration import read_settings
+from mesh.process.settings import Settings
 
 ANSWERS_WITHIN_S = 3.0  # a frontend that is alive, even barely, answers a ping within this time
 out = console()

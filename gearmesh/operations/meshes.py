@@ -12,7 +12,7 @@ from gearmesh.operations.containers import Roster, keep_containers
 from gearmesh.operations.ports import free_ports
 from gearmesh.operations.supervisor import PROCFILE, Supervisor, procfile_commands
 from gearmesh.operations.up import first_of, wait_ready
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 
 STARTS_WITHIN_S = 600.0
 

@@ -19,7 +19,8 @@ from mesh.errors import GearmeshError
 from mesh.net.sockets import Hub
 from mesh.net.transport import Transport
 from mesh.process import logs
-from mesh.process.settings import Settings, settings_or_exit
+from mesh.process.configuration import settings_or_exit
+from mesh.process.settings import Settings
 
 STOP_S = 15.0  # time to stop after draining; a process that has failed is then ended by force
 log = structlog.get_logger("runtime")

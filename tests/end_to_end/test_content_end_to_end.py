@@ -19,7 +19,7 @@ from frontend.client.client import AsyncClient, Prediction, RequestError
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from mesh import wire
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 from scripts.rigs.meshes import LIMIT_S, LONG_MS, PAUSE_S, gearmesh, run_with_mesh, until
 
 pytestmark = pytest.mark.end_to_end

@@ -16,7 +16,7 @@ from frontend.client.client import AsyncClient, Invalid, Prediction, RequestErro
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from mesh import wire
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 from scripts import ROOT
 from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 from tests.end_to_end.conftest import Shared

@@ -18,7 +18,7 @@ from gearmesh.telemetry.journals import arrivals, read_actions, read_requests
 from gearmesh.telemetry.timeline import timeline
 from gearmesh.telemetry.trace import record
 from mesh.facts import ActionFact, RequestFact
-from mesh.process.settings import read_settings
+from mesh.process.configuration import read_settings
 from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
 from tests.gearmesh.telemetry.test_timeline import check_format
 

@@ -7,7 +7,8 @@ import pytest
 
 from mesh.errors import SettingsError, UnsafeBind
 from mesh.net.keys import Keys
-from mesh.process.settings import Settings, documentation, read_settings, settings_or_exit
+from mesh.process.configuration import read_settings, settings_or_exit
+from mesh.process.settings import Settings, documentation
 from tests.messages import names
 
 
