@@ -9,7 +9,8 @@ from aiohttp import web
 
 from frontend.gateway.errors import plain_error
 from frontend.gateway.pool import Pool
-from frontend.gateway.service import Gateway, error_response
+from frontend.gateway.responses import error_response
+from frontend.gateway.service import Gateway
 from frontend.gateway.watch import Watch
 from mesh.errors import AddressInUse
 from mesh.process.settings import Settings

@@ -1,24 +1,23 @@
 """The gateway's shell: aiohttp on one side, the public ZeroMQ protocol on the other."""
 
-import asyncio
 import importlib.metadata
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
-from aiohttp import ClientError, web
+from aiohttp import web
 
 from frontend.admin.observer import NoMesh, answering, describe
 from frontend.client.client import RequestError
 from frontend.gateway import descriptions
-from frontend.gateway.admission import Admitted, Gate, budget_of, check_origin, json_length
-from frontend.gateway.errors import ErrorAnswer, Refused, error_answer, plain_error, refusal
-from frontend.gateway.inference import Question, read_question, respond
+from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
+from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
+from frontend.gateway.inference import read_question, respond
 from frontend.gateway.pool import Pool
+from frontend.gateway.requests import Bodies, Targets
+from frontend.gateway.responses import error_response, json_response, sentence
 from frontend.gateway.watch import Watch
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
 from mesh.metrics import CONTENT_TYPE, metrics_text
@@ -28,8 +27,6 @@ from mesh.process.settings import Settings
 JSON_LENGTH = "Inference-Header-Content-Length"
 SLO_HEADER = "X-Gearmesh-Slo-Ms"
 HELD_BODIES = 4  # bodies of the largest size that all requests together may hold
-BODY_S_MAX = 60.0  # a body has to arrive within this time; the budget begins after it
-NAMES_SHOWN = 20
 PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger("gateway")
@@ -43,6 +40,8 @@ class Gateway:
         self._watch = watch
         size_max = settings.request_bytes_max
         self.gate = Gate(settings.in_flight_max, size_max, HELD_BODIES * size_max)
+        self._bodies = Bodies(self.gate)
+        self._targets = Targets(pool)
         self._statistics = descriptions.Statistics()
         self._responses: dict[int, int] = {}  # {HTTP status: answers}
         self._version = importlib.metadata.version("gearmesh")
@@ -76,7 +75,7 @@ class Gateway:
             app.router.add_get(base, self._metadata)
             app.router.add_get(f"{base}/ready", self._model_ready)
             app.router.add_get(f"{base}/stats", self._stats)
-            add("POST", f"{base}/infer", self._infer, expect_handler=self._expected)
+            add("POST", f"{base}/infer", self._infer, expect_handler=self._bodies.expected)
         return app
 
     # -- every answer -------------------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ class Gateway:
         except RequestError as error:
             response = error_response(error_answer(error))
         except web.HTTPException as error:
-            response = error_response(plain_error(error.status, _sentence(request, error)))
+            response = error_response(plain_error(error.status, sentence(request, error)))
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
         except Exception:
@@ -110,39 +109,12 @@ class Gateway:
 
     async def _infer(self, request: web.Request) -> web.Response:
         with self.gate.admitted() as admitted:
-            return await self._ask(request, await self._body(request, admitted))
-
-    async def _body(self, request: web.Request, admitted: Admitted) -> bytearray:
-        """The whole body; refused as soon as it is too long. Raises: Refused."""
-        self.gate.announced(request.content_length)
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_S_MAX):
-                async for chunk in request.content.iter_any():
-                    admitted.came(len(chunk))
-                    body += chunk
-        except TimeoutError:
-            raise Refused(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None
-        except (ClientError, ConnectionError, web.RequestPayloadError) as error:
-            request.content.feed_eof()  # the rest of it cannot be read
-            request["broken"] = True
-            text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())}"
-            raise Refused(text, ErrorCode.MALFORMED) from None
-        return body
-
-    async def _expected(self, request: web.Request) -> None:
-        """Answers a client that sends "Expect: 100-continue": if its body is too large, before it is sent."""
-        try:
-            self.gate.announced(request.content_length)
-        except Refused:
-            return  # the handler refuses it, instead of "100 Continue"
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return await self._ask(request, await self._bodies.whole(request, admitted))
 
     async def _ask(self, request: web.Request, body: bytearray) -> web.Response:
         length = json_length(request.headers.get(JSON_LENGTH))
         slo_ms = budget_of(request.headers.get(SLO_HEADER))
-        kind, described = await self._target(request)
+        kind, described = await self._targets.named(request)
         name, version = described["name"], request.match_info.get("version")
         question = read_question(body, length, described, slo_ms)
         if question.tensor_bytes > self.gate.body_bytes_max:
@@ -168,24 +140,10 @@ class Gateway:
     def _count_failure(self, name: str, version: str, error: RequestError) -> None:
         self._statistics.failed(name, version, error.status, error.latency_ms or 0.0, int(time.time() * 1e3))
 
-    async def _target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
-        """("models" or "apps", description) of what the path names. Raises: Refused, RequestError."""
-        name = request.match_info["name"]
-        only_apps = request.path.startswith("/v2/applications/")
-        for kind in ("apps",) if only_apps else ("models", "apps"):
-            found = await self._pool.find(kind, name)
-            if found is not None:
-                return kind, found
-        there = sorted(await self._pool.all("apps" if only_apps else "models"))
-        shown = ", ".join(there[:NAMES_SHOWN]) + (", ..." if len(there) > NAMES_SHOWN else "") or "none"
-        what = "application" if only_apps else "model or application"
-        code = ErrorCode.UNKNOWN_APP if only_apps else ErrorCode.UNKNOWN_MODEL
-        raise Refused(f"there is no {what} {name[:64]!r}; there are: {shown}", code, "model")
-
     # -- health and descriptions --------------------------------------------------------------------------------------
 
     async def _live(self, request: web.Request) -> web.Response:
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def _ready(self, request: web.Request) -> web.Response:
         if self.draining:
@@ -194,55 +152,44 @@ class Gateway:
             raise Refused(
                 "not every deployed model can be served yet (see /v2/models)", ErrorCode.NOT_READY, None, 1000.0
             )
-        return _json({"ready": True})
+        return json_response({"ready": True})
 
     async def _server(self, request: web.Request) -> web.Response:
-        return _json(descriptions.server_metadata(self._version))
+        return json_response(descriptions.server_metadata(self._version))
 
     async def _models(self, request: web.Request) -> web.Response:
         models = await self._pool.all("models")
-        return _json({"models": [descriptions.model_metadata(model) for model in models.values()]})
+        return json_response({"models": [descriptions.model_metadata(model) for model in models.values()]})
 
     async def _applications(self, request: web.Request) -> web.Response:
         answer = await self._pool.call("apps", **_context(request))
-        return _json({"applications": [descriptions.application_metadata(app) for app in answer["apps"]]})
+        return json_response({"applications": [descriptions.application_metadata(app) for app in answer["apps"]]})
 
     async def _metadata(self, request: web.Request) -> web.Response:
-        kind, described = await self._fresh_target(request)
+        kind, described = await self._targets.fresh(request)
         if kind == "models":
-            return _json(descriptions.model_metadata(described))
-        return _json(descriptions.application_metadata(described))
+            return json_response(descriptions.model_metadata(described))
+        return json_response(descriptions.application_metadata(described))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        kind, described = await self._fresh_target(request)
+        kind, described = await self._targets.fresh(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
             why = described["fault"] or descriptions.NOBODY
             raise Refused(f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, None, 1000.0)
-        return _json({"name": described["name"], "ready": True})
-
-    async def _fresh_target(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
-        """The target as it is now. Refuses a version that does not exist. Raises: Refused, RequestError."""
-        kind, described = await self._target(request)
-        described = (await self._pool.all(kind)).get(described["name"], described)
-        version = request.match_info.get("version")
-        if version is not None and version not in described.get("versions", ()):
-            there = ", ".join(described.get("versions", ())) or "none"
-            text = f"{described['name']} has no version {version[:32]!r}; it has: {there}"
-            raise Refused(text, ErrorCode.UNKNOWN_VERSION, "version")
-        return kind, described
+        return json_response({"name": described["name"], "ready": True})
 
     async def _stats(self, request: web.Request) -> web.Response:
         if "name" not in request.match_info:
-            return _json(self._statistics.told())
-        _, described = await self._fresh_target(request)
-        return _json(self._statistics.told(described["name"], request.match_info.get("version")))
+            return json_response(self._statistics.told())
+        _, described = await self._targets.fresh(request)
+        return json_response(self._statistics.told(described["name"], request.match_info.get("version")))
 
     # -- for operators ------------------------------------------------------------------------------------------------
 
     async def _index(self, request: web.Request) -> web.Response:
-        asked = await self._map(request) if request.can_read_body else {}
+        asked = await self._bodies.map_in(request) if request.can_read_body else {}
         models = await self._pool.all("models")
-        return _json(descriptions.repository_index(models.values(), ready_only=asked.get("ready") is True))
+        return json_response(descriptions.repository_index(models.values(), ready_only=asked.get("ready") is True))
 
     async def _load(self, request: web.Request) -> web.Response:
         return await self._operate(request, deploy=True)
@@ -251,7 +198,7 @@ class Gateway:
         return await self._operate(request, deploy=False)
 
     async def _operate(self, request: web.Request, *, deploy: bool) -> web.Response:
-        asked = await self._map(request) if request.can_read_body else {}
+        asked = await self._bodies.map_in(request) if request.can_read_body else {}
         parameters = asked.get("parameters") or {}
         version = parameters.get("version") if isinstance(parameters, dict) and deploy else None
         if version is not None and not (isinstance(version, str) and VERSION.fullmatch(version)):
@@ -260,27 +207,15 @@ class Gateway:
         reply = await self._watch.operate(name, version, deploy=deploy)
         if reply.ok:
             await self._pool.await_change(name, deployed=deploy)
-            return _json({"message": reply.message})
+            return json_response({"message": reply.message})
         text = reply.message + "".join(f"; {fault}" for fault in reply.faults)
         raise Refused(text, reply.code or HttpCode.NOT_LOADED, reply.field or None, http=http_of_reply(reply.code))
 
     async def _feedback(self, request: web.Request) -> web.Response:
-        answer = dict(await self._pool.call("feedback", **_feedback_fields(await self._map(request))))
+        answer = dict(await self._pool.call("feedback", **_feedback_fields(await self._bodies.map_in(request))))
         answer.pop("id", None)
         answer.pop("status", None)
-        return _json(answer)
-
-    async def _map(self, request: web.Request) -> dict[str, Any]:
-        """The JSON map in a small body. Raises: Refused."""
-        with self.gate.admitted() as admitted:
-            body = await self._body(request, admitted)
-            try:
-                found = msgspec.json.decode(body) if body else {}
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise Refused(f"the body is not JSON: {error}", ErrorCode.MALFORMED) from None
-        if not isinstance(found, dict):
-            raise Refused(f"the body is a JSON map; got {type(found).__name__}", ErrorCode.MALFORMED)
-        return found
+        return json_response(answer)
 
     # -- for people and Prometheus ------------------------------------------------------------------------------------
 
@@ -307,7 +242,7 @@ class Gateway:
                 "frontends": self._pool.addresses,
             },
         }
-        return _json(told)
+        return json_response(told)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         http = (self._responses, self.gate.requests)
@@ -318,26 +253,6 @@ class Gateway:
         else:
             text = metrics_text(answering(view), view.snapshots.values(), view.frontends, http)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
-
-
-def _json(body: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
-
-
-def error_response(answer: ErrorAnswer, question: Question | None = None) -> web.Response:
-    body = answer.body if question is None or question.id is None else {**answer.body, "id": question.id}
-    headers = {"Server": "gearmesh", **answer.headers}
-    return web.Response(
-        body=msgspec.json.encode(body), status=answer.status, headers=headers, content_type="application/json"
-    )
-
-
-def _sentence(request: web.Request, error: web.HTTPException) -> str:
-    if error.status == HTTPStatus.NOT_FOUND:
-        return f"there is no path {request.path[:128]!r}; docs/http.md lists those there are"
-    if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        return f"{request.path[:128]!r} is not asked with {request.method[:16]}, but {error.headers.get('Allow', '')}"
-    return error.reason
 
 
 def _context(request: web.Request) -> dict[str, str]:
