@@ -13,7 +13,7 @@ from gearmesh.load.errors import LoadError
 from gearmesh.load.options import Options, plan_of, takes_options, with_models
 from gearmesh.load.outputs import Outputs, carry_out
 from gearmesh.load.plan import Replay
-from gearmesh.load.runner import Where, find_targets, mesh_pids
+from gearmesh.load.targets import Where, find_targets, mesh_pids
 from mesh.errors import GearmeshError
 from mesh.process.configuration import read_settings
 

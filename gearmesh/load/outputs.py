@@ -14,7 +14,9 @@ from rich.table import Table
 from gearmesh.load.errors import LoadError
 from gearmesh.load.plan import Phase, Plan, Target
 from gearmesh.load.reporting.records import OUTCOMES
-from gearmesh.load.runner import PhaseRun, Seen, Where, measure_batch1, run_plan
+from gearmesh.load.results import PhaseRun, Seen
+from gearmesh.load.runner import run_plan
+from gearmesh.load.targets import Where, measure_batch1
 
 err = Console(stderr=True)
 

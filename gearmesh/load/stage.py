@@ -15,7 +15,8 @@ from gearmesh.load.errors import LoadError
 from gearmesh.load.outputs import Outputs
 from gearmesh.load.paper import RESNET, V100_BATCH1_MS, Stand, default_scale, experiment
 from gearmesh.load.plan import Phase, Plan
-from gearmesh.load.runner import PhaseRun, Where, find_targets, measure_batch1, mesh_pids
+from gearmesh.load.results import PhaseRun
+from gearmesh.load.targets import Where, find_targets, measure_batch1, mesh_pids
 from gearmesh.operations.meshes import NotReady, mesh
 from gpu_worker.core.emulation import DeviceProfile, ModelTimes
 

@@ -1,45 +1,27 @@
-"""One generator process: sends the requests of its share when they are due, and notes what becomes of them.
-
-    python -m gearmesh.load.generating.generator   (started by `gearmesh load`; jobs.py says what goes over its pipes)
+"""The requests of one generator: sends those of its share when they are due, and notes what becomes of them.
 
 An open loop never waits: a request that is sent late has its latency counted from when it was due, and a budget shorter
 by the lateness. How long an answer may have lain unread is noted with it, lest the mesh be blamed for a generator that
-has too much to do. The loop waits by select(), whose time-outs have microseconds where those of epoll and uvloop have
-milliseconds.
+has too much to do.
 """
 
 import asyncio
 import gc
 import heapq
-import selectors
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import zmq
 
-from gearmesh.load.generating.jobs import (
-    Broken,
-    Finished,
-    FromCommand,
-    FromGenerator,
-    Loaded,
-    Progress,
-    Ready,
-    Run,
-    Start,
-    read_arrivals,
-    write_records,
-)
+from gearmesh.load.generating.jobs import Progress, Run, Start, tell
 from gearmesh.load.generating.messages import Template, random_inputs, read_answer
 from gearmesh.load.generating.port import Port
-from gearmesh.load.generating.schedule import Arrivals, draws, first_asked
+from gearmesh.load.generating.schedule import Arrival, Arrivals, draws, first_asked, unpacked
+from gearmesh.load.generating.unread import Unread
 from gearmesh.load.reporting.records import NO_ANSWER, OUTCOMES, Recorder
 
 GRACE_S = 1.0  # a request without an answer is given up so long after its budget; the frontend promises 20 ms
@@ -47,12 +29,8 @@ SWEEP_S = 0.25
 PROGRESS_S = 0.5
 ROWS_MAX = 20_000_000  # requests that one process can record in one phase (60 bytes each)
 READS_MAX, SENDS_MAX = 128, 256  # in a row; then the other kind has its turn
-ARRIVALS_BLOCK = 4096  # requests of the schedule that are unpacked at once
 CLIENTS_SPREAD_S = 0.01  # the first requests of closed loops are spread over this time
 LEAST_SLO_MS = 0.001
-
-
-Arrival = tuple[float, int, float, int, int]  # (due_s, model, slo_s, rows, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,42 +49,6 @@ class Flight(NamedTuple):
     until_s: float  # instant at which it is given up
     client: Client | None  # None: of an open loop
     pause_s: float  # pause of the client after the answer
-
-
-class Unread:
-    """Upper bound on how long a message lay unread before it was read. Pure.
-
-    It arrived after nothing had been left to read. While the loop waits, it wakes as soon as something arrives. So the
-    message lay there no longer than the loop was busy: since its last wait, and in this turn.
-    """
-
-    def __init__(self, now: float) -> None:
-        self._empty_s = now  # when nothing was left to read
-        self._left_s = now  # end of the last turn
-        self._begun_s = now  # begin of this turn
-
-    def begin(self, now: float) -> None:
-        """A turn begins."""
-        self._begun_s = now
-
-    def at_most_s(self, now: float) -> float:
-        """Longest time that a message read at `now` can have lain unread, in seconds."""
-        return self._left_s - self._empty_s + now - self._begun_s
-
-    def nothing_left(self, now: float) -> None:
-        """Everything that had arrived was read."""
-        self._empty_s = self._left_s = self._begun_s = now
-
-    def end(self, now: float) -> None:
-        """The turn ends; the loop then waits, unless something has arrived."""
-        self._left_s = now
-
-
-def unpacked(arrivals: Arrivals) -> Iterator[Arrival]:
-    """Yields the arrivals one by one. As a list of tuples, 20 million of them would take 4 GB."""
-    columns = (arrivals.due_s, arrivals.model, arrivals.slo_s, arrivals.rows, arrivals.stream)
-    for first in range(0, len(arrivals), ARRIVALS_BLOCK):
-        yield from zip(*(column[first : first + ARRIVALS_BLOCK].tolist() for column in columns), strict=True)
 
 
 class Generator:
@@ -351,52 +293,3 @@ class Generator:
     def _tell(self) -> None:
         tell(Progress(len(self.recorder), list(self._counts), len(self._flights), self._late_s * 1e3))
         self._timers["tell"] = self._loop.call_later(PROGRESS_S, self._tell)
-
-
-def tell(message: FromGenerator) -> None:
-    """Writes one line to the command."""
-    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-async def _serve() -> None:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 30)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    decoder = msgspec.json.Decoder(FromCommand)
-    generator: Generator | None = None
-    results = Path()
-    try:
-        while line := await reader.readline():
-            message = decoder.decode(line)
-            if isinstance(message, Start):
-                generator = Generator(message)
-                generator.connect()
-                tell(Ready())
-                continue
-            assert generator is not None
-            if isinstance(message, Run):
-                generator.load(message, read_arrivals(Path(message.arrivals)))
-                results = Path(message.results)
-                tell(Loaded())
-                continue
-            began_s = time.process_time()
-            await generator.run(message.start_s)
-            cpu_s = time.process_time() - began_s
-            write_records(generator.recorder.records(), results)
-            tell(Finished(list(generator.recorder.codes), cpu_s, generator.stray, generator.broken, generator.full))
-    except (TimeoutError, OSError, ValueError, zmq.ZMQError) as error:
-        tell(Broken(str(error)))
-    finally:
-        if generator is not None:
-            generator.close()
-
-
-def main() -> None:
-    """Serves its pipes until they are closed."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        runner.run(_serve())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """Messages between the command and its generator processes: JSON lines on their pipes, arrays in files."""
 
+import sys
 from pathlib import Path
 
 import msgspec
@@ -96,3 +97,9 @@ def write_records(records: Records, file: Path) -> None:
 def read_records(file: Path) -> Records:
     """The records that `write_records` wrote."""
     return np.fromfile(file, RECORD)
+
+
+def tell(message: FromGenerator) -> None:
+    """Writes one line to the command."""
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+    sys.stdout.buffer.flush()

@@ -8,7 +8,7 @@ import numpy as np
 from gearmesh.load.plan import Plan
 from gearmesh.load.reporting.records import LATE, OUTCOMES
 from gearmesh.load.reporting.statistics import PhaseReport
-from gearmesh.load.runner import PhaseRun
+from gearmesh.load.results import PhaseRun
 
 COLOURS = {
     "ok": "#2a9d8f", "late": "#e9c46a", "rejected": "#8d99ae", "timed_out": "#f4a261", "failed": "#e63946",

@@ -10,7 +10,7 @@ from rich.table import Table
 from gearmesh.load.plan import Open, Plan, Replay
 from gearmesh.load.reporting.records import OUTCOMES
 from gearmesh.load.reporting.statistics import LATE_MS, PhaseReport, Quantiles, report
-from gearmesh.load.runner import PhaseRun
+from gearmesh.load.results import PhaseRun
 
 FORMAT = 2
 OF_THE_STREAM = ("seconds", "slo_ms", "slo_draw", "clients", "think_s")  # of the simulator's load; the stream's count

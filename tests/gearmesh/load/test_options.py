@@ -144,7 +144,7 @@ def test_requests_have_the_rows_asked_for():
 
 
 def test_a_target_that_is_not_there_is_said_with_exit_code_2(monkeypatch):
-    monkeypatch.setattr("gearmesh.load.runner.CONNECT_S", 0.1)
+    monkeypatch.setattr("gearmesh.load.targets.CONNECT_S", 0.1)
     result = CliRunner().invoke(app, ["load", "--rate", "10", "--address", "tcp://127.0.0.1:9"])
     assert result.exit_code == 2
     assert "tcp://127.0.0.1:9" in result.stderr

@@ -7,11 +7,12 @@ import msgspec
 import pytest
 import zmq
 
-from gearmesh.load.generating import generator
-from gearmesh.load.generating.generator import Generator, Unread, unpacked
+from gearmesh.load.generating import generator, schedule
+from gearmesh.load.generating.generator import Generator
 from gearmesh.load.generating.jobs import Run, Start
 from gearmesh.load.generating.port import Port
-from gearmesh.load.generating.schedule import open_arrivals
+from gearmesh.load.generating.schedule import open_arrivals, unpacked
+from gearmesh.load.generating.unread import Unread
 from gearmesh.load.plan import Open, Phase, Slo, Stream, Target, Tensor
 from gearmesh.load.reporting.records import NO_ANSWER
 from gearmesh.simulation.parts import Load
@@ -59,7 +60,7 @@ def test_an_answer_lay_unread_no_longer_than_the_generator_was_busy():
 
 
 def test_a_schedule_is_unpacked_in_order_whatever_its_length(monkeypatch):
-    monkeypatch.setattr(generator, "ARRIVALS_BLOCK", 7)
+    monkeypatch.setattr(schedule, "ARRIVALS_BLOCK", 7)
     phase = Phase("p", 1.0, (Stream("s", ("a",), Open(Load("poisson", 100.0)), Slo((50.0,))),))
     arrivals = open_arrivals(phase, {"a": 0}, {"a": TARGET}, 0)
     found = list(unpacked(arrivals))

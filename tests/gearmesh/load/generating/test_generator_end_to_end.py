@@ -8,7 +8,7 @@ from gearmesh.cli.load import Outputs, carry_out
 from gearmesh.load.errors import LoadError
 from gearmesh.load.options import Options, plan_of
 from gearmesh.load.plan import Closed, Open, Phase, Plan, Slo, Stream
-from gearmesh.load.runner import Where, find_targets, mesh_pids
+from gearmesh.load.targets import Where, find_targets, mesh_pids
 from gearmesh.simulation.parts import Load
 from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
 

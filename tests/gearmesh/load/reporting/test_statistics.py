@@ -13,7 +13,7 @@ from gearmesh.load.errors import LoadError
 from gearmesh.load.plan import Closed, Open, Phase, Plan, Replay, Slo, Stream
 from gearmesh.load.reporting.records import OUTCOMES, RECORD, Recorder, merge
 from gearmesh.load.reporting.statistics import lateness, over_time, quantiles, report
-from gearmesh.load.runner import PhaseRun
+from gearmesh.load.results import PhaseRun
 from gearmesh.simulation.arrivals.recorded import Line
 from gearmesh.simulation.parts import Load
 from gearmesh.telemetry.machine import describe
