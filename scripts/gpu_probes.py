@@ -27,10 +27,10 @@ from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver, Event, Stream
 from gpu_worker.devices.cuda.graphs import build
 from gpu_worker.devices.cuda.host import HostDriver
-from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.loads import PIECE_BYTES
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver, index_gather
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.executables import read_image
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package

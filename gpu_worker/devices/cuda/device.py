@@ -13,7 +13,6 @@ events.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,11 +23,14 @@ from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
-from gpu_worker.devices.cuda.issuer import DeviceThread, EventPool, Helper, Issuer, Watcher
+from gpu_worker.devices.cuda.events import EventPool
+from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.loads import Loader
 from gpu_worker.devices.cuda.memory import Memory, WrongBytes, fill, misfits, outputs_of
 from gpu_worker.devices.cuda.plans import MIB, Lane, Room, Window, padded
 from gpu_worker.devices.cuda.records import Figures, Held, Loading, Version, done_of, said
+from gpu_worker.devices.cuda.reporting import Reporter
+from gpu_worker.devices.cuda.threads import DeviceThread, Helper, Watcher
 from gpu_worker.devices.cuda.versions import Versions
 from gpu_worker.devices.cuda.watchdog import Patience
 from gpu_worker.devices.cuda.watching import Watching
@@ -74,7 +76,10 @@ class CudaDevice:
         self._watchers = {phase: Watcher(phase.value, driver.enter) for phase in lanes}
         self._warm = driver.keep_warm() if keep_warm else None
         self._issuer = Issuer(driver.enter, self._idle, IDLE_S if self._warm is not None else None, time.monotonic)
-        self._loader = Loader(driver, self._memory, self._issuer, partial(self._tell, Phase.LOAD), self._suspect)
+        self._reporter = Reporter(driver)
+        self._loader = Loader(
+            driver, self._memory, self._issuer, partial(self._reporter.tell, Phase.LOAD), self._reporter.suspect
+        )
         self._helper = helper if helper is not None else Helper("helper")
         self._helper.every(CLOCK_EVERY_S, self._tick)
         # first of all: otherwise memory that it frees would open the first device instead
@@ -88,16 +93,10 @@ class CudaDevice:
         self._lane = Lane()
         self._executed_s = 0.0
         self._clock_mhz = driver.clock_mhz()
-        self._finished: Finished | None = None
-        self._lost: Lost | None = None
-        self._is_lost = False
-        self._hangs = False
-        self._begun: dict[Job, Phase] = {}  # {job: its phase} that has not ended, oldest first
         self._threads: tuple[DeviceThread, ...] = (
             self._issuer, *self._loader.threads, *self._watchers.values(), self._helper
         )  # fmt: skip
-        self._watching = Watching(self._threads, patience or Patience(), self._give_up)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watching = Watching(self._threads, patience or Patience(), self._reporter.give_up)
         self.info = wire.DeviceInfo(
             name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
             memory_note=f"arena {room.arena_bytes // MIB} MiB, window {room.window_bytes // MIB} MiB",
@@ -108,8 +107,7 @@ class CudaDevice:
 
     def attach(self, finished: Finished, lost: Lost) -> None:
         """The threads run and report to `finished` through the loop; `lost` is called once if the device fails."""
-        self._finished, self._lost = finished, lost
-        self._loop = asyncio.get_running_loop()
+        self._reporter.attach(finished, lost)
         self._issuer.start()
         self._helper.start()
         self._loader.start()
@@ -123,9 +121,9 @@ class CudaDevice:
         A thread stuck in the driver is not waited for: it and the lock last until the process ends.
         """
         self._watching.stop()
-        if self._attempts is not None and not self._is_lost:
+        if self._attempts is not None and not self._reporter.is_lost:
             self._attempts.close()
-        ends_s = time.monotonic() + (0.0 if self._hangs else CLOSE_S)
+        ends_s = time.monotonic() + (0.0 if self._reporter.hangs else CLOSE_S)
         stopped = [thread.stop(max(0.0, ends_s - time.monotonic())) for thread in self._threads]
         if all(stopped) and not self._watching.prepares:
             self._driver.close()
@@ -156,7 +154,7 @@ class CudaDevice:
         try:
             self._versions.prepare(package, self.info.kind)
         except Exception:
-            self._suspect()
+            self._reporter.suspect()
             raise
 
     def forget(self, ref: str) -> None:
@@ -183,12 +181,12 @@ class CudaDevice:
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Returns its outcome if it is over already; None: `finished` will be called."""
         now = time.monotonic()
-        if self._hangs:
+        if self._reporter.hangs:
             return Done(now, now, 0.0, ActionCode.DEVICE_ERROR, "the device hangs")
-        self._begun[job] = phase
+        self._reporter.begun(phase, job)
         done = self._begin(phase, job, now)
         if done is not None:
-            del self._begun[job]
+            self._reporter.over(job)
         return done
 
     def _begin(self, phase: Phase, job: Job, now: float) -> Done | None:
@@ -243,7 +241,7 @@ class CudaDevice:
     def _fill_there(self, job: Job, held: Held, begin_s: float) -> None:
         done = self._fill(job, held, begin_s)
         if done is not None:
-            self._tell(Phase.INPUT, job, done)
+            self._reporter.tell(Phase.INPUT, job, done)
 
     def _tick(self) -> None:
         self._clock_mhz = self._driver.clock_mhz()
@@ -260,8 +258,8 @@ class CudaDevice:
         except Exception as error:
             self._window.spoil()
             now = time.monotonic()
-            self._suspect()
-            self._tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
+            self._reporter.suspect()
+            self._reporter.tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
 
     def _issue_input(self, job: Job, held: Held) -> None:
         stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end
@@ -276,10 +274,10 @@ class CudaDevice:
         action, held, now = job.action, job.slot, time.monotonic()
         assert isinstance(held, Held)
         if self._lane.start_s(now) > action.latest_s:
-            self._tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.LATE))
+            self._reporter.tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.LATE))
             return
         if held.version is not version:
-            self._tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL))
+            self._reporter.tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL))
             return
         self.figures.late_s.append(now - max(action.earliest_s, given_s))
         gather = version.package.image_bytes > 0 and self._window.bring(version.number)
@@ -316,7 +314,7 @@ class CudaDevice:
                 self._streams[Phase.EXEC].run(self._warm)
             except RuntimeError:
                 self._warm = None
-                self._suspect()
+                self._reporter.suspect()
                 return
             self.figures.kept_warm += 1
 
@@ -325,7 +323,7 @@ class CudaDevice:
     def _input_reached(self, job: Job, begin: Event, end: Event, error: Exception | None) -> None:
         done = self._done(begin, end, error)
         self._timed.give(begin, end)
-        self._tell(Phase.INPUT, job, done)
+        self._reporter.tell(Phase.INPUT, job, done)
 
     def _exec_reached(
         self,
@@ -344,7 +342,7 @@ class CudaDevice:
         self._timed.give(begin, end)
         self._issuer.now(partial(self._lane.ended, done.end_s))
         if done.code == OK:
-            self._tell(Phase.EXEC, job, done)
+            self._reporter.tell(Phase.EXEC, job, done)
             return
         self._issuer.now(self._window.spoil)
         assert held.output is not None  # its copy still writes to the slot, so the job must not end before
@@ -354,7 +352,7 @@ class CudaDevice:
     def _failed_reached(self, job: Job, held: Held, done: Done, error: Exception | None) -> None:
         assert held.output is not None
         self._timed.give(*held.output)
-        self._tell(Phase.EXEC, job, done)
+        self._reporter.tell(Phase.EXEC, job, done)
 
     def _output_reached(self, job: Job, held: Held, error: Exception | None) -> None:
         assert held.output is not None
@@ -362,51 +360,13 @@ class CudaDevice:
         done = self._done(*held.output, error)
         self._timed.give(*held.output)
         job.outputs = outputs_of(held.slot, held.layout, job.action.batch)
-        self._tell(Phase.OUTPUT, job, done)
+        self._reporter.tell(Phase.OUTPUT, job, done)
 
     def _done(self, begin: Event, end: Event, error: Exception | None) -> Done:
         done, error = done_of(self._driver, begin, end, time.monotonic(), error)
         if error is not None:
-            self._suspect()
+            self._reporter.suspect()
         return done
-
-    # -- on any thread ------------------------------------------------------------------------------------------------
-
-    def _suspect(self) -> None:
-        """Checks whether a failure was the device's; then the device is lost to this process.
-
-        Otherwise only one action failed.
-        """
-        if self._is_lost or self._loop is None or self._loop.is_closed():
-            return
-        why = self._driver.lost()
-        if why:
-            self._loop.call_soon_threadsafe(self._tell_lost, why)
-
-    def _give_up(self, why: str) -> None:
-        """The device hangs. Every phase that was begun ends here with an error. On the loop's thread."""
-        self._hangs = True
-        self._tell_lost(why)
-        now = time.monotonic()
-        for job, phase in list(self._begun.items()):
-            self._end(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, why))
-
-    def _tell_lost(self, why: str) -> None:
-        assert self._lost is not None
-        if not self._is_lost:
-            self._is_lost = True
-            self._lost(why)
-
-    def _tell(self, phase: Phase, job: Job, done: Done) -> None:
-        assert self._loop is not None
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end, phase, job, done)
-
-    def _end(self, phase: Phase, job: Job, done: Done) -> None:
-        """Reports the end of a phase, unless it was given up and reported before. On the loop's thread."""
-        assert self._finished is not None
-        if self._begun.pop(job, None) is not None:
-            self._finished(phase, job, done)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

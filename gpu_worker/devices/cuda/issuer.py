@@ -1,4 +1,4 @@
-"""Threads of one device: one issues everything at its time, one per stream waits in C, and one does the rest."""
+"""The one thread that issues all work of a device, each work at its time."""
 
 import heapq
 import queue
@@ -6,35 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from types import TracebackType
-from typing import Any, Protocol
 
-from gpu_worker.devices.cuda.driver import Event, Work
+from gpu_worker.devices.cuda.driver import Work
+from gpu_worker.devices.cuda.threads import FOREVER_S, STOP_S, has_ended, stop_thread
+from gpu_worker.devices.cuda.threads import Helper as Helper  # tools outside this repository find it here
 from gpu_worker.devices.cuda.watchdog import Wait
 from gpu_worker.tuning import inherit_priority
 
 # a work due within this time is waited for without sleeping. Source: a sleeping thread is 50 us late or more
 SPIN_S = 0.0001
 DEAF_S = 0.00002  # in this last part nothing else is begun: issuing one thing takes about as long
-FOREVER_S = 3600.0
-STOP_S = 5.0  # a thread that has not ended by then is stuck in the driver
-
-
-class DeviceThread(Protocol):
-    """What all threads of a device have in common."""
-
-    name: str
-
-    def wait(self) -> Wait | None:
-        """Returns what the thread waits for or does, if a device can delay that; else None."""
-
-    @property
-    def broken(self) -> bool:
-        """Whether the thread has ended by itself."""
-
-    def stop(self, within_s: float = STOP_S) -> bool:
-        """The thread has done what it was given and has ended. Returns False if it has not within `within_s`."""
 
 
 @dataclass(slots=True)
@@ -95,11 +76,11 @@ class Issuer:
     @property
     def broken(self) -> bool:
         """Whether the thread has ended by itself."""
-        return _has_ended(self._thread)
+        return has_ended(self._thread)
 
     def stop(self, within_s: float = STOP_S) -> bool:
         """The thread has ended; works not yet due are dropped. Returns False if it has not ended within `within_s`."""
-        return _stop(self._thread, self._given, within_s)
+        return stop_thread(self._thread, self._given, within_s)
 
     def _run(self) -> None:
         if self._take_priority is not None:
@@ -156,206 +137,3 @@ class Issuer:
         self._at_work = True
         work()
         self._at_work = False
-
-
-Reached = Callable[[Exception | None], None]
-
-
-class Watcher:
-    """One thread that waits for events in the order in which they were recorded, and reports each one reached."""
-
-    def __init__(self, name: str, enter: Work) -> None:
-        self._enter = enter
-        self.name = f"watch {name}"
-        self._what = name.upper()
-        self._given: queue.SimpleQueue[tuple[Event, Reached, str, float] | None] = queue.SimpleQueue()
-        self._waiting: tuple[int, str, float] | None = None  # (turn, ref, seconds expected)
-        self._turn = 0  # number of events so far
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-
-    def start(self) -> None:
-        """The thread runs."""
-        self._thread.start()
-
-    def watch(self, event: Event, reached: Reached, ref: str = "", expected_s: float = 0.0) -> None:
-        """`reached` is called on this thread with the failure, or None. It must not raise.
-
-        `ref`: whose event it is; `expected_s`: how long the work before it is expected to take.
-        """
-        self._given.put((event, reached, ref, expected_s))
-
-    def wait(self) -> Wait | None:
-        """Returns what the thread waits for: the oldest event that it watches; None if it watches none."""
-        waiting = self._waiting
-        if waiting is None:
-            return None
-        turn, ref, expected_s = waiting
-        return Wait(self.name, turn, f"{self._what} of {ref}", expected_s)
-
-    @property
-    def broken(self) -> bool:
-        """Whether the thread has ended by itself."""
-        return _has_ended(self._thread)
-
-    def stop(self, within_s: float = STOP_S) -> bool:
-        """The thread has ended after the events that it watches. Returns False if it has not within `within_s`."""
-        return _stop(self._thread, self._given, within_s)
-
-    def _run(self) -> None:
-        self._enter()
-        while self._step():
-            pass
-
-    def _step(self) -> bool:
-        """Waits for one event, in a call of its own so that no reference stays while the next is waited for."""
-        given = self._given.get()
-        if given is None:
-            return False
-        event, reached, ref, expected_s = given
-        self._turn += 1
-        self._waiting = self._turn, ref, expected_s
-        error = None
-        try:
-            event.synchronize()
-        except RuntimeError as fault:
-            error = fault
-        self._waiting = None
-        reached(error)
-        return True
-
-
-class Helper:
-    """One thread for what need not be prompt: filling in large inputs, freeing, and a regular task."""
-
-    def __init__(self, name: str) -> None:
-        self._tick: Work | None = None
-        self._tick_s = FOREVER_S
-        self._next_s = 0.0
-        self._given: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self.name = name
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def every(self, tick_s: float, tick: Work) -> None:
-        """`tick` runs every `tick_s` once the thread runs. It must not raise."""
-        self._tick, self._tick_s = tick, tick_s
-
-    def start(self) -> None:
-        """The thread runs."""
-        self._thread.start()
-
-    def do(self, work: Work) -> None:
-        """`work` runs after what was given before. It must not raise."""
-        self._given.put(work)
-
-    def drop(self, thing: object) -> None:
-        """The caller's reference to `thing` will be dropped on this thread."""
-        self._given.put(partial(_let_go, thing))
-
-    def wait(self) -> Wait | None:
-        """Returns None always: a disk may delay this thread, and freeing takes its time."""
-
-    @property
-    def broken(self) -> bool:
-        """Whether the thread has ended by itself."""
-        return _has_ended(self._thread)
-
-    def stop(self, within_s: float = STOP_S) -> bool:
-        """The thread has ended after what it was given. Returns False if it has not within `within_s`."""
-        return _stop(self._thread, self._given, within_s)
-
-    def _run(self) -> None:
-        while self._step():
-            pass
-
-    def _step(self) -> bool:
-        now = time.monotonic()
-        if self._tick is not None and now >= self._next_s:
-            self._next_s = now + self._tick_s
-            self._tick()
-        try:
-            work = self._given.get(timeout=self._tick_s)
-        except queue.Empty:
-            return True
-        if work is None:
-            return False
-        work()
-        return True
-
-
-def _let_go(thing: object) -> None:
-    """Does nothing; its argument held the thing until now."""
-
-
-def _has_ended(thread: threading.Thread) -> bool:
-    """Returns whether the thread was started and runs no more."""
-    return thread.ident is not None and not thread.is_alive()
-
-
-def _stop(thread: threading.Thread, given: queue.SimpleQueue[Any], within_s: float) -> bool:
-    """The thread is told to end. Returns whether it has ended within `within_s`, or was never started."""
-    if thread.is_alive():
-        given.put(None)
-        thread.join(within_s)
-    return not thread.is_alive()
-
-
-class EventPool:
-    """Events that are recorded again and again; all are made at the start. Any thread may take and give."""
-
-    def __init__(self, make: Callable[[], Event], count: int) -> None:
-        self._free: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.count = count
-        for _ in range(count):
-            self._free.put(make())
-
-    @property
-    def free(self) -> int:
-        """The number of events that nobody has."""
-        return self._free.qsize()
-
-    def take(self) -> Event:
-        """Returns an event. Raises: queue.Empty if all are in use, which the depths of the lanes rule out."""
-        try:
-            return self._free.get_nowait()
-        except queue.Empty:
-            raise queue.Empty(f"all {self.count} events are in use") from None
-
-    def lend(self, count: int) -> "Lent":
-        """Returns a context with `count` events, which go back to the pool if the block raises.
-
-        Otherwise the user gives them back.
-
-        An event that was recorded may be recorded again at once: a stream that waits for it waits for the earlier
-        record. Raises: queue.Empty.
-        """
-        events: list[Event] = []
-        try:
-            for _ in range(count):
-                events.append(self.take())
-        except queue.Empty:
-            self.give(*events)
-            raise
-        return Lent(self, events)
-
-    def give(self, *events: Event) -> None:
-        """The events are free: nobody looks at them any more."""
-        for event in events:
-            self._free.put(event)
-
-
-class Lent:
-    """The context that EventPool.lend returns: the events go back to the pool if the block raises."""
-
-    __slots__ = ("_events", "_pool")
-
-    def __init__(self, pool: EventPool, events: list[Event]) -> None:
-        self._pool, self._events = pool, events
-
-    def __enter__(self) -> list[Event]:
-        return self._events
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._pool.give(*self._events)

@@ -8,9 +8,9 @@ import torch
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.graphs import Executable, build, try_out
-from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.memory import Memory, Ring
 from gpu_worker.devices.cuda.records import Figures, PinnedImage, Version
+from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.executables import Checks, read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.devices.rows import padding_rows

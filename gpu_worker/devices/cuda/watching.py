@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from gpu_worker.devices.cuda.issuer import DeviceThread
+from gpu_worker.devices.cuda.threads import DeviceThread
 from gpu_worker.devices.cuda.watchdog import PREPARE, Patience, Wait, Watchdog
 
 

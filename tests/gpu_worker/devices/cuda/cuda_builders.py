@@ -14,9 +14,9 @@ from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.host import HostDriver
-from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.cuda.watchdog import Patience
 from mesh import wire
 from tests.gpu_worker.worker_builders import load

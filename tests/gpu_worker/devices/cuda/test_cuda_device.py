@@ -16,10 +16,10 @@ from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
-from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.memory import SLOTS, Memory
 from gpu_worker.devices.cuda.nvidia import set_tf32
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.packages.export import write_package
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW, Repository

@@ -16,8 +16,8 @@ from gpu_worker.core.jobs import Job, Phase
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
-from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.plans import MIB, Room
+from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.executables import read_image
 from gpu_worker.devices.images import DISK, HOST, DiskImage
 from gpu_worker.packages.package import Package, read_package

@@ -16,7 +16,7 @@ from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda import device as device_module
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
-from gpu_worker.devices.cuda.issuer import DeviceThread, Helper
+from gpu_worker.devices.cuda.threads import DeviceThread, Helper
 from gpu_worker.devices.cuda.watchdog import Patience
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository

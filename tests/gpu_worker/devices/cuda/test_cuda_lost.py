@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpu_worker.core.jobs import Phase
-from gpu_worker.devices.cuda.issuer import Helper
+from gpu_worker.devices.cuda.threads import Helper
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import ROOM, Served, infer_job, served

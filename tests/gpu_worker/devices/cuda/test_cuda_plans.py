@@ -9,21 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.devices.base import DeviceError
+from gpu_worker.devices.cuda.copies import BUFFERS, Copies, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.plans import (
     ALIGNMENT,
-    BUFFERS,
     MIB,
     RESERVE_BYTES,
-    Copies,
     Lane,
-    Piece,
-    Transfer,
     Window,
     ladder,
     lay_out,
     make_room,
     padded,
-    pieces,
 )
 from mesh import wire
 from tests.messages import names
