@@ -1,7 +1,6 @@
 """The container as a device: one version, always resident; EXEC runs user code in a process of its own."""
 
 import asyncio
-import mmap
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import structlog
 
 from gpu_worker.container.process import ChildProcess
+from gpu_worker.container.slots import Slots
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost, Traits
@@ -18,7 +18,6 @@ from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.codes import ActionCode
 from mesh.process.timers import Alarm
-from mesh.tensors import byte_count
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # delays before the code is restarted, by the number of short lives in a row
 HEALTHY_S = 5.0
@@ -50,18 +49,12 @@ class ContainerDevice:
             raise
         self.code: str = ready["code"]
         self.content = content_of(self.code, self.spec)
-        self._memory_fd = os.memfd_create("gearmesh-container", os.MFD_CLOEXEC)
-        os.ftruncate(self._memory_fd, self._layout.total_bytes)
-        self._memory = mmap.mmap(self._memory_fd, self._layout.total_bytes)
-        self._child.share(self._memory_fd, self._layout)
-        self._bytes = memoryview(self._memory)
-        self._free = [i * self._layout.slot_bytes for i in range(SLOTS)]
+        self._slots = Slots(self.spec, self._layout)
+        self._child.share(self._slots.fd, self._layout)
         self.info = _info(options.ref)
         self.depth = {Phase.LOAD: 1, Phase.INPUT: SLOTS, Phase.EXEC: 1, Phase.OUTPUT: SLOTS}
         self.measured = False
         self.ahead_s = 0.0
-        self._in_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.inputs]
-        self._out_bytes = [byte_count(t.dtype, t.shape[1:]) for t in self.spec.outputs]
         self._running: Job | None = None  # job that runs in the child
         self._overdue_s: float | None = None  # the job counts as hung from then on
         self._why = ""  # why the child is being ended
@@ -122,9 +115,7 @@ class ContainerDevice:
 
     def release(self, job: Job) -> None:
         """The job's slot is free."""
-        slot, job.slot = job.slot, None
-        if slot is not None:
-            self._free.append(slot)
+        self._slots.give(job)
 
     def close(self) -> None:
         """The child has ended, and timers and shared memory are released."""
@@ -138,32 +129,17 @@ class ContainerDevice:
         if self._child is not None:
             self._unlisten()
             self._child.end()
-        os.close(self._memory_fd)
+        self._slots.close()
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
     def _input(self, job: Job) -> Done:
-        action = job.action
-        assert isinstance(action, wire.Infer)
         begin_s = time.monotonic()
-        if not self._free:
+        if not self._slots.take(job):
             return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
-        job.slot = slot = self._free.pop()
-        for i, (placed, size) in enumerate(zip(self._layout.inputs, self._in_bytes, strict=True)):
-            at = slot + placed["at"]
-            end = at + size * action.batch
-            for tensors in job.tensors:
-                piece = tensors[i]
-                begin, at = at, at + len(piece)
-                if at > end:
-                    return Done(
-                        begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, f"input {i} has more bytes than the batch's rows"
-                    )
-                self._bytes[begin:at] = piece
-            if at != end:
-                return Done(
-                    begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, f"input {i} has fewer bytes than the batch's rows"
-                )
+        fault = self._slots.fill(job)
+        if fault:
+            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -182,11 +158,7 @@ class ContainerDevice:
 
     def _output(self, job: Job) -> Done:
         begin_s = time.monotonic()
-        action = job.action
-        assert isinstance(action, wire.Infer)
-        for placed, size in zip(self._layout.outputs, self._out_bytes, strict=True):
-            at = job.slot + placed["at"]
-            job.outputs.append(memoryview(bytes(self._bytes[at : at + size * action.batch])))
+        self._slots.copy_outputs(job)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -321,7 +293,7 @@ class ContainerDevice:
             self._outdated(OTHER_CODE)
             return
         self._child.ready = message
-        self._child.share(self._memory_fd, self._layout)
+        self._child.share(self._slots.fd, self._layout)
         log.info("container_restarted", ref=self.options.ref, pid=self._child.pid)
         self._told(())
 

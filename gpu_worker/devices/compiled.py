@@ -24,7 +24,8 @@ import torch
 from gpu_worker.devices.executables import CPU, dtypes_of
 from gpu_worker.devices.rows import inputs_for
 from gpu_worker.packages.comparing import same, tolerance
-from gpu_worker.packages.package import ONNX, Package
+from gpu_worker.packages.package import Package
+from gpu_worker.packages.stored import ONNX
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 COMPILERS = ("c++", "g++", "clang++")

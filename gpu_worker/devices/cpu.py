@@ -6,11 +6,9 @@ ones on their own thread, so that the worker keeps answering its controller.
 
 import asyncio
 import os
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,26 +20,19 @@ from gpu_worker.core.outputs import row_bytes
 from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.devices.compiled import Compiler
-from gpu_worker.devices.executables import (
-    Checks,
-    Forward,
-    check_by_running,
-    dtypes_of,
-    load_forward,
-    read_image,
-    views,
-)
+from gpu_worker.devices.executables import Checks, Forward, check_by_running, dtypes_of, load_forward, read_image, views
 from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
-from gpu_worker.devices.rows import pad, padding_rows
-from gpu_worker.packages.package import ONNX, Package
+from gpu_worker.devices.rows import fill, owned, padding_rows
+from gpu_worker.devices.task_thread import TaskThread
+from gpu_worker.packages.package import Package
+from gpu_worker.packages.stored import ONNX
 from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
 from mesh import wire
 from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from mesh.tensors import DTYPES, raw
-from mesh.wire import Buffer
 
 ARENA_MB = 1024
 PAGE_MB = 2
@@ -50,7 +41,6 @@ WINDOWS_SHARE = 2  # address space for mappings of pages, in sizes of the arena;
 INLINE_S_MAX = 0.001
 INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes some 30 us
 SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
-Task = tuple[Phase, Job]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +99,8 @@ class CpuDevice:
         self._window_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._exec = _Lane("exec", self._run_exec)
-        self._load = _Lane("load", self._run_load)
+        self._exec = TaskThread("exec", self._run_exec)
+        self._load = TaskThread("load", self._run_load)
 
     @classmethod
     def claim(cls, settings: Settings) -> "CpuDevice":
@@ -313,48 +303,6 @@ class CpuDevice:
             self._loop.call_soon_threadsafe(self._finished, phase, job, done)
 
 
-class _Lane:
-    """A thread that runs tasks one after the other."""
-
-    def __init__(self, name: str, run: Callable[[Job], Done]) -> None:
-        self._run = run
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._given = 0  # tasks given; written by the loop's thread
-        self._ended = 0  # tasks ended; written by this lane's thread
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._tell: Finished | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Whether every task that was given has ended."""
-        return self._given == self._ended
-
-    def start(self, tell: Finished) -> None:
-        """The thread runs; it calls `tell` when a task has ended."""
-        self._tell = tell
-        self._thread.start()
-
-    def give(self, task: Task) -> None:
-        """The task will run after those given before."""
-        self._given += 1
-        self._tasks.put(task)
-
-    def stop(self) -> None:
-        """The thread has ended, after the tasks that it was given."""
-        if self._thread.is_alive():
-            self._tasks.put(None)
-            self._thread.join(timeout=5.0)
-
-    def _work(self) -> None:
-        torch.set_grad_enabled(False)
-        while (task := self._tasks.get()) is not None:
-            phase, job = task
-            done = self._run(job)
-            self._ended += 1
-            assert self._tell is not None
-            self._tell(phase, job, done)
-
-
 def _make_arena(count: int, page_bytes: int) -> Arena:
     """Returns an arena. Raises: DeviceError with the figures if there is no memory for it."""
     available = available_bytes()
@@ -384,44 +332,11 @@ def _short(image: Image) -> bool:
     return image.size <= INLINE_BYTES_MAX and image.place == HOST
 
 
-def fill(
-    slot: Bytes,
-    action: wire.Infer,
-    parts: Sequence[Sequence[Buffer]],
-    row_bytes: Sequence[int],
-    padding: Sequence[Bytes],
-) -> str:
-    """The slot holds the inputs of all parts, one input after the other, each with room for the whole batch.
-
-    Rows that no part has are filled with `padding`, one row of each input. Returns the fault, or "".
-    """
-    base = 0
-    for i, size in enumerate(row_bytes):
-        at = base
-        for part, tensors in zip(action.parts, parts, strict=True):
-            if len(tensors) != len(row_bytes):
-                return f"{len(tensors)} inputs came, the model takes {len(row_bytes)}"
-            piece = np.frombuffer(tensors[i], np.uint8)
-            if len(piece) != size * part.rows:
-                return f"input {i} has {len(piece)} bytes; {part.rows} rows take {size * part.rows}"
-            slot[at : at + len(piece)] = piece
-            at += len(piece)
-        base += size * action.batch
-        pad(slot[at:base], padding[i])
-    return ""
-
-
 def _broken(package: Package, outputs: Sequence[torch.Tensor], rows: int, begin_s: float) -> Done:
     """Returns the outcome of a batch whose outputs are not as promised: no client gets a row of it."""
     end_s = time.monotonic()
     faults = misfits(package.spec.outputs, outputs, rows)
     return Done(begin_s, end_s, end_s - begin_s, code_of(outputs, rows), f"{package.ref}: {'; '.join(faults)}")
-
-
-def owned(output: torch.Tensor, lent: Set[int]) -> torch.Tensor:
-    """Returns the output, contiguous, in memory of its own: it outlives inputs and weights with storages in `lent`."""
-    whole = output.contiguous()
-    return whole.clone() if whole.untyped_storage().data_ptr() in lent else whole
 
 
 def _kind(threads: int) -> str:

@@ -19,7 +19,8 @@ from gpu_worker.packages import trials
 from gpu_worker.packages.comparing import Run, tolerance
 from gpu_worker.packages.contents import digests_of
 from gpu_worker.packages.examples import said
-from gpu_worker.packages.package import ONNX, Package, Weight
+from gpu_worker.packages.package import Package
+from gpu_worker.packages.stored import ONNX, Weight
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 

@@ -1,4 +1,6 @@
-"""Rows of inputs that a model is known to run on: used to check the model and to fill up batches."""
+"""Rows of batches: inputs laid out and filled up with rows that a model is known to run on, outputs kept."""
+
+from collections.abc import Sequence, Set
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from gpu_worker.packages import examples
 from gpu_worker.packages.comparing import Run
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.trials import Draw
+from mesh import wire
 from mesh.errors import PackageError
 from mesh.tensors import byte_count
+from mesh.wire import Buffer
 
 
 def padding_rows(package: Package) -> tuple[Bytes, ...]:
@@ -57,3 +61,36 @@ def inputs_for(package: Package, run: Run, place: torch.device) -> Draw:
         if drawn is not None:
             return drawn.draw
     return examples.harmless(package.spec.inputs).draw
+
+
+def fill(
+    slot: Bytes,
+    action: wire.Infer,
+    parts: Sequence[Sequence[Buffer]],
+    row_bytes: Sequence[int],
+    padding: Sequence[Bytes],
+) -> str:
+    """The slot holds the inputs of all parts, one input after the other, each with room for the whole batch.
+
+    Rows that no part has are filled with `padding`, one row of each input. Returns the fault, or "".
+    """
+    base = 0
+    for i, size in enumerate(row_bytes):
+        at = base
+        for part, tensors in zip(action.parts, parts, strict=True):
+            if len(tensors) != len(row_bytes):
+                return f"{len(tensors)} inputs came, the model takes {len(row_bytes)}"
+            piece = np.frombuffer(tensors[i], np.uint8)
+            if len(piece) != size * part.rows:
+                return f"input {i} has {len(piece)} bytes; {part.rows} rows take {size * part.rows}"
+            slot[at : at + len(piece)] = piece
+            at += len(piece)
+        base += size * action.batch
+        pad(slot[at:base], padding[i])
+    return ""
+
+
+def owned(output: torch.Tensor, lent: Set[int]) -> torch.Tensor:
+    """Returns the output, contiguous, in memory of its own: it outlives inputs and weights with storages in `lent`."""
+    whole = output.contiguous()
+    return whole.clone() if whole.untyped_storage().data_ptr() in lent else whole

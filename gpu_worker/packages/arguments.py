@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gpu_worker.packages.declared import BATCH_MAX, TENSORS_MAX
 from gpu_worker.packages.importing.signature import check_names
-from gpu_worker.packages.package import BATCH_MAX, TENSORS_MAX
 from gpu_worker.packages.trials import ROWS
 from mesh import wire
 from mesh.codes import PackageCode

@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from gpu_worker.packages.package import EXAMPLE, Digests, Identity, Package
+from gpu_worker.packages.package import Digests, Identity, Package
+from gpu_worker.packages.stored import EXAMPLE
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 

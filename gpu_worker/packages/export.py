@@ -16,6 +16,7 @@ from torch import nn
 
 from gpu_worker.packages import arguments, examples, trials
 from gpu_worker.packages.comparing import Rounding, amount, difference, same, tolerance
+from gpu_worker.packages.declared import MANIFEST
 from gpu_worker.packages.importing.programs import NotExported, Program, export, read
 from gpu_worker.packages.importing.quiet import quiet
 from gpu_worker.packages.importing.signature import bindings
@@ -24,7 +25,8 @@ from gpu_worker.packages.judging.author import Author
 from gpu_worker.packages.judging.behaviour import REMEMBERED
 from gpu_worker.packages.judging.culprits import where_mixed
 from gpu_worker.packages.judging.original import Original
-from gpu_worker.packages.package import EXAMPLE, MANIFEST, WEIGHTS, Package, read_package
+from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
 from gpu_worker.packages.trials import Batch, Trial, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpu_worker.packages.contents import Contents
-from gpu_worker.packages.package import EXAMPLE, Package, manifest_of, read_package
+from gpu_worker.packages.declared import manifest_of
+from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.stored import EXAMPLE
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

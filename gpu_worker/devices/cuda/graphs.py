@@ -13,7 +13,8 @@ from gpu_worker.devices.cuda.driver import Driver, Work
 from gpu_worker.devices.cuda.plans import Layout, Place, ladder, lay_out
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
 from gpu_worker.devices.rows import padding_rows
-from gpu_worker.packages.package import ONNX, Package
+from gpu_worker.packages.package import Package
+from gpu_worker.packages.stored import ONNX
 from gpu_worker.packages.trials import Promise, keeps, promise
 from mesh.errors import PackageError
 

@@ -23,10 +23,12 @@ from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, requi
 from gpu_worker.packages import examples, trials
 from gpu_worker.packages.arguments import Options, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
+from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
 from gpu_worker.packages.importing.shapes import counts, output_spec
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.judging import onnx_graphs
-from gpu_worker.packages.package import EXAMPLE, MANIFEST, TENSORS_MAX, WEIGHTS, Package, read_package
+from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
 from mesh.codes import PackageCode

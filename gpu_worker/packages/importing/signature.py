@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_worker.packages.package import TENSORS_MAX
+from gpu_worker.packages.declared import TENSORS_MAX
 from gpu_worker.packages.trials import LONE, named
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

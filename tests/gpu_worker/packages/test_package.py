@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpu_worker.packages.package import ALIGNMENT, Package, Weight, read_package
+from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.stored import ALIGNMENT, Weight
 from mesh.errors import PackageError
 from mesh.names import NAME, VERSION
 from tests.gpu_worker.conftest import Repository

@@ -1,0 +1,65 @@
+"""The memory that a container's device shares with its code: slots with the inputs and outputs of one batch each."""
+
+import mmap
+import os
+
+from gpu_worker.container.specs import SLOTS, Layout
+from gpu_worker.core.jobs import Job
+from mesh import wire
+from mesh.tensors import byte_count
+
+
+class Slots:
+    """Slots of equal size. A job has at most one, whose offset is `job.slot`."""
+
+    def __init__(self, spec: wire.ModelSpec, layout: Layout) -> None:
+        self._layout = layout
+        self.fd = os.memfd_create("gearmesh-container", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, layout.total_bytes)
+        self._memory = mmap.mmap(self.fd, layout.total_bytes)
+        self._bytes = memoryview(self._memory)
+        self._free = [i * layout.slot_bytes for i in range(SLOTS)]
+        self._in_bytes = [byte_count(t.dtype, t.shape[1:]) for t in spec.inputs]
+        self._out_bytes = [byte_count(t.dtype, t.shape[1:]) for t in spec.outputs]
+
+    def take(self, job: Job) -> bool:
+        """The job has a slot. Returns False if none is free."""
+        if not self._free:
+            return False
+        job.slot = self._free.pop()
+        return True
+
+    def fill(self, job: Job) -> str:
+        """The inputs of all parts are in the job's slot, one input after the other. Returns the fault, or ""."""
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        for i, (placed, size) in enumerate(zip(self._layout.inputs, self._in_bytes, strict=True)):
+            at = job.slot + placed["at"]
+            end = at + size * action.batch
+            for tensors in job.tensors:
+                piece = tensors[i]
+                begin, at = at, at + len(piece)
+                if at > end:
+                    return f"input {i} has more bytes than the batch's rows"
+                self._bytes[begin:at] = piece
+            if at != end:
+                return f"input {i} has fewer bytes than the batch's rows"
+        return ""
+
+    def copy_outputs(self, job: Job) -> None:
+        """`job.outputs` holds copies of the batch's outputs."""
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        for placed, size in zip(self._layout.outputs, self._out_bytes, strict=True):
+            at = job.slot + placed["at"]
+            job.outputs.append(memoryview(bytes(self._bytes[at : at + size * action.batch])))
+
+    def give(self, job: Job) -> None:
+        """The job's slot, if it has one, is free."""
+        slot, job.slot = job.slot, None
+        if slot is not None:
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """The descriptor is closed; what is mapped stays until it is used no more."""
+        os.close(self.fd)
