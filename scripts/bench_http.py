@@ -29,7 +29,7 @@ from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.telemetry.machine import describe, quantile
 from mesh.tensors import raw
-from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver
+from scripts.rigs.closed_loops import Drive, HttpDriver, ZmqDriver
 
 WIDTHS = {"digit, 256 bytes": 64, "photograph, 602 kB": 3 * 224 * 224}  # {what: floats of one row}
 IN_FLIGHT = (1, 16)

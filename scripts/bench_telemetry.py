@@ -25,8 +25,11 @@ from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.telemetry.journals import read_actions, read_requests
 from gearmesh.telemetry.machine import describe
 from scripts import ROOT
-from scripts.bench_mesh import IN_FLIGHT, System, ZmqDriver, ask_noop, check_noop, console, measure, report
+from scripts.bench_mesh import IN_FLIGHT, measure, report
 from scripts.build_models import build_noop
+from scripts.rigs.closed_loops import ZmqDriver
+from scripts.rigs.noop_systems import System, ask_noop, check_noop
+from scripts.rigs.processes import console
 
 VARIANTS = {"logs on": ("on", False), "logs off": ("off", False), "logs off, traced": ("off", True)}
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from scripts.bench_gpu import ROOT, Clock, _all_or_not, environment, files_of_tests, run, run_json
-from scripts.gpu_probes import spread
+from scripts.rigs.gpu_figures import spread
 from scripts.rigs.gpu_needs import NEEDS, Need, complaint, download, missing
 from scripts.rigs.gpu_tables import rows, table
 from tests.loops import LIMIT_S

@@ -5,10 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 
-from scripts.bench_peers import main, parser, poisson, rotated
+from scripts.bench_peers import main, parser, rotated
 from scripts.peers import tables
 from scripts.peers.catalogue import PEERS
-from scripts.peers.drivers import HttpDriver, Samples
+from scripts.peers.drivers import Samples
+from scripts.peers.http_driver import HttpDriver
+from scripts.peers.measuring import poisson
 from scripts.peers.tables import behind, goodput_table
 
 

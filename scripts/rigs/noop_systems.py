@@ -1,0 +1,129 @@
+"""Systems that answer a request that takes no time: the mesh, a bare echo over ZeroMQ, and mosec."""
+
+import asyncio
+import os
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from gearmesh.operations.meshes import mesh
+from gearmesh.operations.ports import free_ports
+from scripts.rigs.closed_loops import Drive, HttpDriver, ZmqDriver
+from scripts.rigs.processes import family, peer_environment, start
+
+FLOATS = struct.pack("<16f", *range(16))
+
+
+@dataclass(slots=True)
+class System:
+    """One of the systems compared."""
+
+    name: str
+    drive: Drive
+    pids: dict[str, int]
+    runs: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # {in flight: results, one per round}
+
+
+def ask_noop(number: int) -> bytes:
+    """An infer request for the no-op model."""
+    inputs = [{"name": "x", "dtype": "float32", "shape": [1, 16], "data": FLOATS}]
+    body: bytes = msgpack.packb({"op": "infer", "id": number, "model": "noop", "inputs": inputs, "slo_ms": 1000})
+    return body
+
+
+def check_noop(body: bytes) -> tuple[int, bool]:
+    """(id, whether it is the right answer)."""
+    answer = msgpack.unpackb(body)
+    return answer["id"], answer["status"] == "ok" and answer["outputs"][0]["data"] == FLOATS
+
+
+ECHO = """
+import asyncio, sys, uvloop, zmq
+async def main():
+    sock = zmq.Context().socket(zmq.ROUTER); sock.bind(sys.argv[1])
+    loop = asyncio.get_running_loop()
+    def readable():
+        while True:
+            try: identity = sock.recv(zmq.NOBLOCK)
+            except zmq.Again: break
+            body = sock.recv(zmq.NOBLOCK)
+            sock.send(identity, zmq.SNDMORE); sock.send(body)
+        if sock.getsockopt(zmq.EVENTS) & zmq.POLLIN: loop.call_soon(readable)
+    loop.add_reader(sock.getsockopt(zmq.FD), readable); loop.call_soon(readable)
+    await asyncio.Event().wait()
+uvloop.run(main())
+"""
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[System]:
+    """A bare ROUTER that returns each message: the lower bound."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    process = start([sys.executable, "-c", ECHO, address])
+    driver = ZmqDriver(address, ask_noop, lambda body: (msgpack.unpackb(body)["id"], True))
+    try:
+        yield System("zmq echo", driver.drive, {"echo": process.pid})
+    finally:
+        driver.close()
+        process.kill()
+        process.wait()
+
+
+@asynccontextmanager
+async def ours(repository: Path, folder: Path, *, compact: bool) -> AsyncIterator[System]:
+    """The mesh, compact or with each service as a process of its own."""
+    name = "gearmesh compact" if compact else "gearmesh"
+    async with mesh(repository, folder / name.replace(" ", "-"), compact=compact) as running:
+        driver = ZmqDriver(running.address, ask_noop, check_noop)
+        try:
+            yield System(name, driver.drive, running.supervisor.pids())
+        finally:
+            driver.close()
+
+
+MOSEC = """
+from mosec import Server, Worker
+from mosec.mixin import MsgpackMixin
+import numpy as np
+class Noop(MsgpackMixin, Worker):
+    def forward(self, data):
+        return [{"y": np.frombuffer(item["x"], np.float32).copy().tobytes()} for item in data]
+server = Server()
+server.append_worker(Noop, num=1, max_batch_size=16, max_wait_time=1)
+server.run()
+"""
+
+
+@asynccontextmanager
+async def mosec(folder: Path) -> AsyncIterator[System]:
+    """mosec, the fastest peer here, in an environment of its own."""
+    python = peer_environment("mosec", ["mosec", "msgpack", "numpy"])
+    port = free_ports(1)[0]
+    script = folder / "mosec_noop.py"
+    script.write_text(MOSEC)
+    process = start([str(python), str(script), "--port", str(port), "--log-level", "error"])
+    driver = HttpDriver(port, msgpack.packb({"x": FLOATS}))
+    try:
+        await _answers(driver)
+        yield System("mosec msgpack", driver.drive, family(process.pid))
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+async def _answers(driver: HttpDriver) -> None:
+    for _ in range(300):
+        try:
+            _, not_ok = await driver.drive(1, 0.01)
+            if not not_ok:
+                return
+        except OSError:
+            pass
+        await asyncio.sleep(0.1)
+    raise RuntimeError("mosec did not start")
