@@ -48,7 +48,7 @@ class Settings(BaseModel):
     page_mb: int = Field(0, ge=0, le=1024, description="Size of a page, MiB. 0: 2 on cpu, 16 on cuda.")
     window_mb: int = Field(512, ge=1, description="Weight buffer: largest model that can be executed, MiB of weights.")
     host_memory_mb: int = Field(
-        0, ge=0, description="Host memory for weights, MiB; the rest stays on disk. 0: half the free."
+        0, ge=0, description="Host memory for weights, MiB; others stay on disk. 0: half the free."
     )
     compile_s_max: float = Field(
         0.0, ge=0, le=3600, description="Seconds to compile an architecture in PREPARE on cpu. 0: run eagerly."
@@ -60,7 +60,7 @@ class Settings(BaseModel):
     cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
     real_time: bool = Field(False, description="Real-time priority for what keeps a worker's time, where allowed.")
     factory_allow: tuple[str, ...] = Field(
-        ("pytorchcv.models.",), description="Prefixes of module:callable factories for packages."
+        ("pytorchcv.models.",), description="Prefixes of allowed factories, module:callable."
     )
     emulated_count: int = Field(1, ge=1, le=512, description="Emulated devices in one worker process.")
 
