@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from gearmesh.cli.main import app
-from mesh.process.settings import NOT_SETTINGS, PREFIX, Settings
+from mesh.process.configuration import NOT_SETTINGS, PREFIX
+from mesh.process.settings import Settings
 from scripts import ROOT
 from scripts.document_codes import DOCS, LISTS, with_codes
 from scripts.document_settings import HEAD, MANUAL, with_settings

@@ -1,4 +1,4 @@
-"""mesh/wire.py: every message survives encoding and decoding, and nothing else is accepted."""
+"""mesh/wire/: every message survives encoding and decoding, and nothing else is accepted."""
 
 import typing
 from typing import Any
