@@ -1,4 +1,4 @@
-"""broker/core/catalogue.py: packages are deployed, rolled back and undeployed; names and versions are what they may be."""
+"""broker/core/catalogue.py: packages are deployed, rolled back and undeployed; what names may be."""
 
 from typing import Any
 
