@@ -4,13 +4,13 @@
     driver.py   what is needed of a device: streams, events, memory, capture. The interface to torch.cuda
     host.py     the same interface on this process's memory and threads: every step runs in tests without a GPU
     nvidia.py   the same interface on a GPU, through torch; gather_kernel.py is its Triton kernel
-    issuer.py   the one thread that issues, and those that wait in C for what was issued
+    issuer.py   the one thread that issues; threads.py has those that wait in C for what was issued, events.py what for
     memory.py   arena, weight buffer, page table and the ring of buffers for inputs and outputs
-    loads.py    LOADs, from pinned memory and from disk
+    loads.py    LOADs, from pinned memory and from disk; copies.py says which piece is next. Pure
     graphs.py   executables: an architecture captured at each size of the ladder
     versions.py which versions are prepared, and what they share
     watchdog.py when a device is given up because it hangs. Pure; watching.py observes the threads for it
-    device.py   gpu_worker.devices.base.Device, made of these; records.py what it remembers
+    device.py   gpu_worker.devices.base.Device, made of these; records.py what it remembers, reporting.py what it tells
     opening.py  claims a GPU and sets it up as the settings say
 
 The weight buffer is contiguous memory on the device into which a model's pages are gathered; the code calls it
