@@ -358,9 +358,13 @@ class Catalogue:
             for name, model in sorted(self.models.items())
         )
 
+    def open_calls(self) -> list[CallKey]:
+        """Calls that are not answered yet."""
+        return [key for keys in self._waiting.values() for key in keys]
+
     def awaits(self, peer: str) -> bool:
         """A call of `peer` is not answered yet."""
-        return any(key[0] == peer for keys in self._waiting.values() for key in keys)
+        return any(key[0] == peer for key in self.open_calls())
 
     def drop_calls(self, peer: str) -> None:
         """`peer` is gone; its calls go on, but nobody waits for them."""
