@@ -236,3 +236,25 @@ def test_a_change_that_finds_the_disk_full_is_written_when_there_is_room(opened:
                 store.save(catalogue)
     store.save(catalogue)
     assert opened()[1].models.keys() == many.keys()
+
+
+def test_a_record_that_the_file_does_not_take_is_written_with_all_others_once_it_does(
+    opened: Callable[[], Opened],
+) -> None:
+    store, _ = opened()
+    store.close()
+    with contextlib.closing(sqlite3.connect(store.file, isolation_level=None)) as database:
+        database.execute(
+            "CREATE TRIGGER one BEFORE INSERT ON models "
+            "WHEN NEW.name = 'm5' AND instr(NEW.record, CAST('no graph' AS BLOB)) = 0 "
+            "BEGIN SELECT RAISE(FAIL, 'not this one'); END"
+        )
+    store, catalogue = opened()
+    many = {f"m{number}": ["1"] for number in range(10)}
+    catalogue.scan(many)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"catalogue\.sqlite"):
+            store.save(catalogue)
+    catalogue.reported(wire.PrepareReport(ref="m5:1", ok=False, faults=("no graph",)))
+    store.save(catalogue)
+    assert opened()[1].models.keys() == many.keys()
