@@ -60,6 +60,7 @@ class FrontendService:
         self._clients = ClientPort(runtime.hub, self._client_said)
         self._replies = Replies(self._clients)
         self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._misfit)
+        self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
         self._applications = ApplicationsShell(
@@ -81,13 +82,13 @@ class FrontendService:
     def start(self) -> None:
         """Listens, and calls the broker."""
         settings = self.settings
-        address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
+        self.address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
         self._addresses = self._results.listen(settings.host)
         member = wire.Member(
             id=self._id,
             role="frontend",
             host=host_id(),
-            endpoints={"clients": (address,), "results": self._addresses},
+            endpoints={"clients": (self.address,), "results": self._addresses},
             pid=os.getpid(),
         )
         self._registrar = Registrar(
@@ -97,7 +98,7 @@ class FrontendService:
         self._applications.start()
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
-        log.info("started", member=self._id, address=address, pid=os.getpid())
+        log.info("started", member=self._id, address=self.address, pid=os.getpid())
 
     def drain(self) -> bool:
         """Rejects further requests. Returns True once every request is answered."""

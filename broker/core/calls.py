@@ -27,7 +27,7 @@ class WaitingCalls:
         return [(key, msgspec.structs.replace(reply, call=key[1])) for key in keys]
 
     def open(self) -> list[CallKey]:
-        """Calls that are not answered yet."""
+        """Returns the calls that have not been answered yet."""
         return [key for keys in self.calls.values() for key in keys]
 
     def drop(self, peer: str) -> None:

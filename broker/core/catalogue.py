@@ -255,7 +255,7 @@ class Catalogue:
         return tuple(model.known() for _, model in sorted(self.models.items()))
 
     def open_calls(self) -> list[CallKey]:
-        """Calls that are not answered yet."""
+        """Returns the calls that have not been answered yet."""
         return self._waiting.open()
 
     def awaits(self, peer: str) -> bool:

@@ -28,6 +28,11 @@ class Reporter:
         self._finished, self._lost = finished, lost
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def idle(self) -> bool:
+        """Whether every phase that was begun has ended. On the loop's thread."""
+        return not self._begun
+
     def begun(self, phase: Phase, job: Job) -> None:
         """The phase begins; it ends by `tell`, by `give_up` or by `over`. On the loop's thread."""
         self._begun[job] = phase

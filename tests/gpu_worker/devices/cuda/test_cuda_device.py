@@ -220,9 +220,7 @@ async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(
                 on.device.release(job)
             for pages in held.values():
                 free |= set(pages)
-        assert on.device._timed.free == on.device._timed.count
-        assert on.device._loader.events.free == on.device._loader.events.count
-        on.device._loader.copies.check()
+        on.device.check()
 
 
 @drivers
@@ -345,7 +343,7 @@ async def test_what_fails_on_the_device_is_that_action_s_outcome_alone(repositor
         x, i = torch.randn(1, 4), torch.tensor([6])
         (y, _) = await on.run(infer_job("two:1", (0,), x, i), (1, 3), (1,), dtypes=("<f4", "<i8"))
         assert torch.allclose(y, repository.outputs("two:1", x, i)[0], **CLOSE)
-        assert on.device._timed.free == on.device._timed.count
+        on.device.check()
 
 
 class Lost(HostStream):
@@ -431,7 +429,7 @@ async def test_a_load_whose_later_pieces_cannot_be_started_fails_when_those_on_t
     driver.lose(2)
     done = await on.load("tall:1", (1, 2, 3))
     assert (done.code, done.message) == ("device_error", "the device is lost")
-    assert on.device._loader.copies.next() is None
+    on.device.check()
     assert on.lost == ["the device is lost"]
     on.device.close()
 
@@ -463,7 +461,7 @@ async def test_a_device_that_is_full_refuses_what_is_deployed_and_serves_on(repo
     async with served("host") as on:
         on.device.prepare(repository.package("linear:1"))
         await on.load("linear:1", (0,))
-        on.driver._memory_bytes = on.driver._used
+        on.driver.memory_bytes = on.driver.used_bytes
         with pytest.raises(PackageError, match=r"host:0.*GEARMESH_ARENA_MB"):
             on.device.prepare(repository.package("tall:1"))
         x = torch.randn(2, 4)
