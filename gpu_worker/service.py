@@ -17,14 +17,15 @@ from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.versions import Versions
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
 from mesh.net.links import Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
-from mesh.versions import CHANGED
 from mesh.wire import Buffer
 
+OK, CONTENT_CHANGED, INFER = ActionCode.OK, ActionCode.CONTENT_CHANGED, ActionKind.INFER
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, but perhaps for the next one
 CALL_AGAIN_S = 0.05  # after the controller was lost
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
@@ -205,14 +206,14 @@ class WorkerService:
 
     def _report(self, report: Report) -> None:
         result, job = report.result, report.job
-        if job is not None and result.code == "ok" and result.kind == "infer":
+        if job is not None and result.code == OK and result.kind == INFER:
             self._answering.send(job)
         self._tell(result)
         if job is None:
             return
-        if result.code == CHANGED:
+        if result.code == CONTENT_CHANGED:
             self._hub.loop.call_soon(self.versions.withdraw, job.action.ref, result.message)  # the pump is at work
-        elif result.code == "ok" and result.duration_s is not None:
+        elif result.code == OK and result.duration_s is not None:
             self.versions.executed(job.action, result.duration_s)
 
     def _device_lost(self, why: str) -> None:

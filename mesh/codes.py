@@ -262,6 +262,14 @@ class PackageCode(Coded):
     BAD_PACKAGE = "bad_package", 400, False, "files of a package are missing, damaged, or do not fit each other"
 
 
+class ActionKind(StrEnum):
+    """`kind` of an action, and of its result."""
+
+    LOAD = "load"
+    UNLOAD = "unload"
+    INFER = "infer"
+
+
 class ActionCode(Coded):
     """`code` of an action's result; `follows`: what the controller does. `retry`: it plans the requests again.
 
