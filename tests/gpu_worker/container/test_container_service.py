@@ -13,6 +13,7 @@ from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerOptions
 from mesh import wire
+from mesh.codes import PackageCode
 from tests.gpu_worker.container.container_builders import X, Y
 from tests.loops import LIMIT_S, on_loop
 from tests.mesh.net.brokers import Broker, Caller
@@ -122,7 +123,7 @@ async def test_a_number_that_other_code_has_is_refused_with_a_code_and_ends_the_
         await at.offered(1)
         other = at.container("triple", version="4")
         assert await other.ended == CANNOT
-        assert "version_exists" in other.service.why
+        assert PackageCode.VERSION_EXISTS in other.service.why
         assert await at.container("triple").version() == "5"
         assert await at.offered(2) == ["f:4", "f:5"]
 

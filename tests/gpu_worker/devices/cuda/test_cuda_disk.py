@@ -21,6 +21,7 @@ from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.executables import read_image
 from gpu_worker.devices.images import DISK, HOST, DiskImage
 from gpu_worker.packages.package import Package, read_package
+from mesh.codes import ActionCode
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import DRIVERS, Served, infer_job, numbers, served
 from tests.gpu_worker.worker_builders import load
@@ -64,7 +65,7 @@ async def test_weights_beyond_the_budget_stay_on_disk_and_are_the_same_in_the_pa
         places = {"tall:1": tuple(range(11)), "tall:2": tuple(range(31, 20, -1)), "linear:1": (15,)}
         dones = await asyncio.gather(*(on.load(ref, pages) for ref, pages in places.items()))
         for done in dones:
-            assert done.code == "ok", done
+            assert done.code == ActionCode.OK, done
             assert done.duration_s > 0
             assert done.end_s == pytest.approx(done.begin_s + done.duration_s)
         x = torch.randn(2, 4)
@@ -152,7 +153,11 @@ async def test_a_file_that_is_not_there_as_it_was_is_the_failure_of_that_load_al
         first, second, third = await asyncio.gather(
             on.load("tall:1", range(11)), on.load("tall:2", range(11, 22)), on.load("tall:1", range(11))
         )
-        assert [done.code for done in (first, second, third)] == ["content_changed", "ok", "content_changed"]
+        assert [done.code for done in (first, second, third)] == [
+            ActionCode.CONTENT_CHANGED,
+            ActionCode.OK,
+            ActionCode.CONTENT_CHANGED,
+        ]
         assert "weights.safetensors" in first.message
         x = torch.randn(2, 4)
         (y,) = await on.run(infer_job("tall:2", range(11, 22), x), (2, 140_000))
@@ -210,7 +215,7 @@ async def test_a_file_that_is_cut_while_it_is_read_fails_that_load_once_its_copi
     assert not loading.done()
     driver.gate.set()
     done = await loading
-    assert done.code == "content_changed"
+    assert done.code == ActionCode.CONTENT_CHANGED
     assert "weights.safetensors" in done.message
     assert not on.device._loader.copies._in_flight
     on.device._loader.copies.check()
@@ -231,7 +236,7 @@ async def test_a_load_whose_window_is_past_when_its_turn_comes_is_not_read(folde
     assert await asyncio.to_thread(driver.loads[0].came.wait, LIMIT_S)
     assert not second.done(), "it waits for its turn"
     asyncio.get_running_loop().call_later(0.01, driver.gate.set)
-    assert [(await first).code, (await second).code] == ["ok", "late"]
+    assert [(await first).code, (await second).code] == [ActionCode.OK, ActionCode.LATE]
     on.device.close()
 
 
@@ -267,7 +272,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_exec_and_no_loop(reposito
             assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
         assert not loading.done()
         slow.answer.set()
-        assert (await loading).code == "ok"
+        assert (await loading).code == ActionCode.OK
         assert_in_pages(on, repository.package("tall:1"), tuple(range(11)))
 
 
@@ -285,7 +290,7 @@ async def test_a_piece_is_read_while_others_are_copied(folder: Path) -> None:
     (transfer,) = copies._queue
     assert [len(queue) for queue in (transfer.in_flight, transfer.waiting, transfer.unread)] == [2, 1, 8]
     driver.gate.set()
-    assert (await ended).code == "ok"
+    assert (await ended).code == ActionCode.OK
     on.device.close()
 
 
