@@ -10,7 +10,7 @@ wait for it until slot k, and no longer. Then
 by then. The program may split LOADs, move them between devices and do them before anybody asks, and its memory holds
 everything. So no scheduler can do better, as no LOAD is quicker than the profile says.
 
-Source: gpu_and_literature 2.5, "+ memory/PCIe".
+Source: docs/design/bounds.md#load-bound.
 """
 
 import numpy as np

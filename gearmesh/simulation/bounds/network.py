@@ -10,7 +10,7 @@ A pair with many slots needs no variable for each of them. The slots are the lea
 from the few nodes that make up its interval, and a node takes it from its children. This program has the same optimum
 and is far smaller.
 
-Source: the program, gpu_and_literature 2.5 (UB2); the tree, as in segment trees (Bentley, 1977).
+Source: the program, docs/design/bounds.md#interval-bound; the tree, as in segment trees (Bentley, 1977).
 """
 
 from dataclasses import dataclass

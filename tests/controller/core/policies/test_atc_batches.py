@@ -106,7 +106,7 @@ def test_batches_come_as_large_as_the_rest_of_the_queue_supports() -> None:
 
 
 def reference_batch(deadlines: list[float], durations: list[float], start_s: float) -> tuple[int, int] | None:
-    """(batch, heads given up) on an idle device, naively. Source: policy_study, section 1."""
+    """(batch, heads given up) on an idle device, naively. Source: docs/design/policy.md#the-rule."""
     late = sum(deadline < start_s + durations[1] for deadline in deadlines)
     rest = sorted(deadlines)[late:]
     most = min(len(rest), len(durations) - 1)
