@@ -154,10 +154,9 @@ class RepositoryVersions:
         """See Versions."""
         if self._ledger.report(ref) is None:
             return  # it was forgotten in the meantime
-        code = PackageCode.CONTENT_CHANGED
-        log.warning("withdrawn", ref=ref, why=why, code=code)
+        log.warning("withdrawn", ref=ref, why=why, code=PackageCode.CONTENT_CHANGED)
         self.forget(ref)
-        self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=code))
+        self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED))
 
     def device_lost(self, why: str) -> None:
         """See Versions. A preparation that has begun has GIVE_UP_S to end: it may be what the device was lost by."""

@@ -19,7 +19,6 @@ from mesh import wire
 from mesh.codes import ActionCode, PackageCode
 from mesh.versions import why_changed
 
-CHANGED = PackageCode.CONTENT_CHANGED
 LOAD_FAULTS_MAX = 5  # final failures of LOADs in a row after which a version cannot be served from the device
 
 
@@ -73,8 +72,9 @@ class Readiness:
             preparation = self.preparations[device.worker]
             preparation.again(ref)
             if decision is ContentDecision.REFUSED:
-                faults = (why_changed(ref),)
-                preparation.reported(wire.Prepared(ref=ref, ok=False, faults=faults, code=CHANGED))
+                preparation.reported(
+                    wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED)
+                )
         elif report.ok and report.spec is not None and device.is_whole(report) and not device.leaving:
             if decision is ContentDecision.SERVED:
                 self.state.add_ready(device, report, report.spec)
@@ -90,7 +90,7 @@ class Readiness:
             if stage is not None and stage.report is not None and stage.content:
                 self._not_ready(self.state.devices[worker], ref)
                 self._decide(self.state.devices[worker], stage.report, orders)
-            elif stage is not None and stage.failed and stage.code == CHANGED:
+            elif stage is not None and stage.failed and stage.code == PackageCode.CONTENT_CHANGED:
                 preparation.again(ref)
 
     def try_again(self, ref: str) -> None:
