@@ -64,6 +64,7 @@ class FrontendService:
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_said)
+        self.address = ""  # where clients connect, once it listens
         self._results: Port[wire.ToResults, wire.FromResults] = Port(
             runtime.transport, "results", RESULTS, self._outputs, _ignore, watch=False
         )
@@ -90,13 +91,13 @@ class FrontendService:
     def start(self) -> None:
         """Listens, and calls the broker."""
         settings = self.settings
-        address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
+        self.address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
         self._addresses = self._results.listen(settings.host, 0, "GEARMESH_HOST")
         member = wire.Member(
             id=self._id,
             role="frontend",
             host=host_id(),
-            endpoints={"clients": (address,), "results": self._addresses},
+            endpoints={"clients": (self.address,), "results": self._addresses},
             pid=os.getpid(),
         )
         self._registrar = Registrar(
@@ -106,7 +107,7 @@ class FrontendService:
         self._applications.start()
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
-        log.info("started", member=self._id, address=address, pid=os.getpid())
+        log.info("started", member=self._id, address=self.address, pid=os.getpid())
 
     def drain(self) -> bool:
         """Rejects further requests. Returns True once every request is answered."""

@@ -32,7 +32,7 @@ from scripts import ROOT
 from scripts.rigs.gpu_needs import PYTHON, complaint, fetch, missing
 from scripts.rigs.gpu_tables import table
 
-TESTS = "tests/gpu_worker"  # those named test_cuda_*
+TESTS = "tests/gpu_worker/devices/cuda"  # those named test_cuda_*
 MINUTES = 7.5
 SPARE_S = 5.0  # reserved for writing the results
 BUILD_S_MAX = 120.0
@@ -84,7 +84,7 @@ def _text(raw: str | bytes | None) -> str:
 
 def files_of_tests() -> list[str]:
     """All test files of the device with graphs."""
-    return sorted(map(str, (ROOT / TESTS).glob("test_cuda_*.py")))
+    return sorted(map(str, (ROOT / TESTS).rglob("test_cuda_*.py")))
 
 
 def run_tests(limit_s: float) -> Figures:
@@ -111,14 +111,21 @@ def run_tests(limit_s: float) -> Figures:
 
 
 def run_json(arguments: list[str], limit_s: float) -> Figures:
-    """{ok, took_s, figures} of a command whose last line is one object, or {ok, took_s, error}."""
+    """{ok, took_s, figures} of a command whose last line is one object, or {ok, took_s, error}.
+
+    Figures that could not be had are in its `failed`, {figure: why}: the step is not ok, and the others are kept.
+    """
     done = run(arguments, limit_s)
     lines = done["out"].strip().splitlines()
     if done["code"] == 0 and lines:
         try:
-            return {"ok": True, "took_s": done["took_s"], "figures": json.loads(lines[-1])}
+            figures = json.loads(lines[-1])
         except ValueError:
-            return {"ok": False, "took_s": done["took_s"], "error": f"its last line is no JSON: {lines[-1][:200]}"}
+            figures = None
+        if not isinstance(figures, dict):
+            return {"ok": False, "took_s": done["took_s"], "error": f"its last line is no object: {lines[-1][:200]}"}
+        step, failed = {"ok": True, "took_s": done["took_s"], "figures": figures}, figures.get("failed", {})
+        return {**step, "ok": False, "error": "; ".join(map(": ".join, failed.items()))} if failed else step
     return {"ok": False, "took_s": done["took_s"], "error": (done["error"] or done["out"])[-2000:]}
 
 
@@ -129,7 +136,7 @@ def steps(device: str, repository: Path, clock: Clock, quick: bool) -> Iterator[
     driver, seconds = ("cuda" if gpu else "host"), ("0.05" if quick else "1.0" if gpu else "0.3")
     probes = [sys.executable, "-m", "scripts.gpu_probes", "--driver", driver, "--seconds", seconds]
     probes += ["--budget", f"{min(90.0, clock.left_s / 3):.0f}"]
-    yield "probes", _all_or_not(run_json(probes, min(150.0, clock.left_s)))
+    yield "probes", run_json(probes, min(150.0, clock.left_s))
     models = [name for name in DEMO if (repository / name).is_dir()]
     if not models:
         yield "models", build_models(repository, min(BUILD_S_MAX, clock.left_s))
@@ -141,12 +148,6 @@ def steps(device: str, repository: Path, clock: Clock, quick: bool) -> Iterator[
         yield "worker", run_json(command, clock.left_s)
     else:
         yield "worker", {"ok": False, "took_s": 0.0, "error": "scripts/bench_worker.py is not there"}
-
-
-def _all_or_not(probes: Figures) -> Figures:
-    """The results; not ok if one figure failed, but the others are kept."""
-    failed = probes.get("figures", {}).get("failed", {})
-    return {**probes, "ok": False, "error": "; ".join(map(": ".join, failed.items()))} if failed else probes
 
 
 def build_models(repository: Path, limit_s: float) -> Figures:

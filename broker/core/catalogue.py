@@ -381,9 +381,13 @@ class Catalogue:
             for name, model in sorted(self.models.items())
         )
 
+    def open_calls(self) -> list[CallKey]:
+        """Returns the calls that have not been answered yet."""
+        return [key for keys in self._waiting.values() for key in keys]
+
     def awaits(self, peer: str) -> bool:
         """Whether a call of `peer` has not been answered yet."""
-        return any(key[0] == peer for keys in self._waiting.values() for key in keys)
+        return any(key[0] == peer for key in self.open_calls())
 
     def drop_calls(self, peer: str) -> None:
         """`peer` is gone: its deployments continue, and their replies go to nobody."""

@@ -78,6 +78,11 @@ class ContainerDevice:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
+    @property
+    def pid(self) -> int | None:
+        """The process that the code runs in; None while there is none, before it is started again."""
+        return self._child.pid if self._child is not None else None
+
     def claimed(self, version: str) -> None:
         """The code is this version of the model. Call it before the device is attached."""
         self.options = replace(self.options, version=version)

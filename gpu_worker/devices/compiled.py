@@ -60,7 +60,7 @@ class Compiler:
             file = self._file(package)
             if not file.exists() and not self._compile(graph, file):
                 return None
-            compiled = _open(file)
+            compiled = open_executable(file)
             gain, steady = compare(package, weights, eager, compiled)
         except Exception as error:  # the compiler's output may raise anything; the eager executable remains
             log.warning("not_compiled", architecture=package.architecture, error=f"{type(error).__name__}: {error}")
@@ -160,7 +160,8 @@ def _check_same(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor],
             raise ValueError(f"output {index} of the compiled executable differs from the eager one's")
 
 
-def _open(file: Path) -> Forward:
+def open_executable(file: Path) -> Forward:
+    """What was compiled, as a function of weights and inputs."""
     compiled: Any = torch._inductor.aoti_load_package(str(file), run_single_threaded=True)
     loader = compiled.loader
 

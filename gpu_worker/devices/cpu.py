@@ -78,7 +78,15 @@ class Version:
 class CpuDevice:
     """A Device that runs on the CPU."""
 
-    def __init__(self, settings: Settings, name: str = "", lock: DeviceLock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str = "",
+        lock: DeviceLock | None = None,
+        *,
+        host_bytes_max: int | None = None,
+    ) -> None:
+        """`host_bytes_max`: for weights outside the arena, in place of what the settings say."""
         folder = settings.data_dir / "locks"
         self._lock = lock if lock is not None else DeviceLock(folder, "cpu:0")
         torch.set_num_threads(settings.threads)
@@ -103,14 +111,15 @@ class CpuDevice:
         self._compiler = Compiler(
             settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
         )
-        self._images = Images(host_budget(settings.host_memory_mb), read_image)
+        budget = host_budget(settings.host_memory_mb) if host_bytes_max is None else host_bytes_max
+        self._images = Images(budget, read_image)
         self._slots: deque[Bytes] = deque()
         self._slot_bytes = 0
         self._window_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exec = _Lane("exec", self._run_exec)
-        self._load = _Lane("load", self._run_load)
+        self._load = _Lane("load", self.load)
 
     @classmethod
     def claim(cls, settings: Settings) -> "CpuDevice":
@@ -177,6 +186,11 @@ class CpuDevice:
         onnx = package.graph is not None and package.graph.suffix == ONNX
         return Executable(forward, "onnxruntime" if onnx else "eager", dtypes)
 
+    def check(self) -> None:
+        """Every invariant holds. On the loop's thread."""
+        self._images.check()
+        assert {version.package.architecture for version in self._versions.values()} <= self._executables.keys()
+
     def traits(self, ref: str) -> Traits:
         """Returns the engine and the place of the image of a prepared version."""
         version = self._versions[ref]
@@ -204,7 +218,7 @@ class CpuDevice:
             return None
         version = self._versions.get(job.action.ref)
         if self._load.idle and (version is None or _short(version.image)):
-            return self._run_load(job)
+            return self.load(job)
         self._load.give((phase, job))
         return None
 
@@ -283,7 +297,8 @@ class CpuDevice:
         now = time.monotonic()  # host memory: the outputs are already in place
         return Done(now, now, 0.0)
 
-    def _run_load(self, job: Job) -> Done:
+    def load(self, job: Job) -> Done:
+        """The weights are in the pages of the job, or why they are not. On any thread."""
         begin_s = time.monotonic()
         version = self._versions.get(job.action.ref)
         if version is None:

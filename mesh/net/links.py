@@ -83,6 +83,10 @@ class Port(Generic[In, Out]):
         """Whether `peer` has been heard and has not been lost since."""
         return peer in self._lines
 
+    def backlog(self, peer: str) -> int:
+        """Messages that wait until `peer` reads what it was sent before. Raises: KeyError."""
+        return len(self._lines[peer].outbox)
+
     def forget(self, peer: str) -> None:
         """`peer` is no longer watched, and nothing is sent to it until it is heard again."""
         line = self._lines.pop(peer, None)

@@ -32,7 +32,7 @@ def _libc() -> ctypes.CDLL | None:
     return libc
 
 
-_LIBC = _libc()
+LIBC = _libc()  # None where there is no timerfd
 
 
 class Alarm:
@@ -45,8 +45,8 @@ class Alarm:
         self._fd = -1
         self._handle: asyncio.TimerHandle | None = None
         self._spec = _Itimerspec()
-        if _LIBC is not None:
-            self._fd = _LIBC.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if LIBC is not None:
+            self._fd = LIBC.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd >= 0:
             loop.add_reader(self._fd, self._readable)
 
@@ -78,10 +78,10 @@ class Alarm:
             self._fd = -1
 
     def _settime(self, at: float) -> None:
-        assert _LIBC is not None
+        assert LIBC is not None
         seconds, nanos = divmod(int(at * _NANO), _NANO)
         self._spec.it_value.tv_sec, self._spec.it_value.tv_nsec = seconds, nanos
-        if _LIBC.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None) != 0:
+        if LIBC.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None) != 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def _readable(self) -> None:

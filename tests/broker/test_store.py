@@ -12,6 +12,7 @@ import pytest
 from broker.core.catalogue import Catalogue
 from broker.store import SCHEMA_VERSION, CatalogueStore, StoreError
 from mesh import wire
+from tests.broker.full_disks import full_disk
 
 SPEC = wire.ModelSpec(
     inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
@@ -66,9 +67,10 @@ def test_everything_is_there_again_when_the_file_is_opened_again(opened: Callabl
 
 def test_a_catalogue_of_a_release_that_kept_no_contents_opens(opened: Callable[[], Opened]) -> None:
     store, _ = opened()
+    store.close()
     old = {"name": "m", "current": "1", "versions": ["1", "2"], "history": ["2"], "fault": "no graph"}
-    assert store._db is not None
-    store._db.execute("INSERT INTO models VALUES (?, ?)", ("m", msgspec.msgpack.encode(old)))
+    with contextlib.closing(sqlite3.connect(store.file, isolation_level=None)) as database:
+        database.execute("INSERT INTO models VALUES (?, ?)", ("m", msgspec.msgpack.encode(old)))
     _, again = opened()
     again.check()
     model = again.models["m"]
@@ -224,27 +226,35 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         CatalogueStore(tmp_path / "file" / "catalogue.sqlite").open()
 
 
-def fill(store: CatalogueStore) -> None:
-    """Fills the disk: it takes not a single page more."""
-    assert store._db is not None
-    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-    store._db.execute(f"PRAGMA max_page_count={pages}")
-
-
-def make_room(store: CatalogueStore) -> None:
-    """Frees some space on the disk."""
-    assert store._db is not None
-    store._db.execute("PRAGMA max_page_count=100000")
-
-
 def test_a_change_that_finds_the_disk_full_is_written_when_there_is_room(opened: Callable[[], Opened]) -> None:
     store, catalogue = opened()
     many = {f"m{number}": ["1"] for number in range(500)}
     catalogue.scan(many)
-    fill(store)
+    with full_disk(store.file.parent):
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"catalogue\.sqlite"):
+                store.save(catalogue)
+    store.save(catalogue)
+    assert opened()[1].models.keys() == many.keys()
+
+
+def test_a_record_that_the_file_does_not_take_is_written_with_all_others_once_it_does(
+    opened: Callable[[], Opened],
+) -> None:
+    store, _ = opened()
+    store.close()
+    with contextlib.closing(sqlite3.connect(store.file, isolation_level=None)) as database:
+        database.execute(
+            "CREATE TRIGGER one BEFORE INSERT ON models "
+            "WHEN NEW.name = 'm5' AND instr(NEW.record, CAST('no graph' AS BLOB)) = 0 "
+            "BEGIN SELECT RAISE(FAIL, 'not this one'); END"
+        )
+    store, catalogue = opened()
+    many = {f"m{number}": ["1"] for number in range(10)}
+    catalogue.scan(many)
     for _ in range(2):
         with pytest.raises(StoreError, match=r"catalogue\.sqlite"):
             store.save(catalogue)
-    make_room(store)
+    catalogue.reported(wire.PrepareReport(ref="m5:1", ok=False, faults=("no graph",)))
     store.save(catalogue)
     assert opened()[1].models.keys() == many.keys()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_worker.devices.compiled import Compiler, _open, compare, find_compiler
+from gpu_worker.devices.compiled import Compiler, compare, find_compiler, open_executable
 from gpu_worker.devices.executables import load_forward
 from gpu_worker.packages.export import write_package
 
@@ -27,7 +27,7 @@ def test_a_compiled_graph_takes_any_batch_and_any_weights_and_is_kept(tmp_path: 
         Compiler(tmp_path / "executables", "cpu x", 3600.0, 1).better(package, eager, weights)
         (file,) = (tmp_path / "executables").iterdir()
         assert file.suffix == ".pt2"
-        compiled = _open(file)
+        compiled = open_executable(file)
         compare(package, weights, eager, compiled)
         for rows in (1, 3, 8):
             x = torch.randn(rows, 6)

@@ -94,6 +94,7 @@ async def said(running: Mesh, *words: str, times: int = 1) -> None:
     await until(lambda: sum(all(word in line for word in words) for line in running.lines) >= times)
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_files_of_a_deployed_version_changes_nothing(made: Path, tmp_path: Path) -> None:
     repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
     shutil.copytree(made / "m" / "1", repository / "m" / "1")
@@ -122,6 +123,7 @@ def test_a_folder_with_other_files_of_a_deployed_version_changes_nothing(made: P
     assert before.items() <= files(repository).items()
 
 
+@pytest.mark.slow
 def test_files_that_changed_while_the_mesh_was_down_are_not_served_until_they_are_back(
     made: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_version_whose_files_have_changed_does_not_come_back_and_the_current_o
     run_with_mesh(scenario, repository, tmp_path / "data", **SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two processors")
 def test_two_workers_that_read_different_files_serve_one_content_whoever_dies(made: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"

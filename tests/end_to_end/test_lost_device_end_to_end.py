@@ -74,6 +74,7 @@ def test_a_lost_device_ends_its_worker_with_a_code_of_its_own_and_the_next_one_s
     run_with_mesh(scenario, repository, tmp_path / "data", device="fragile", log_format="json", compact=True)
 
 
+@pytest.mark.slow
 def test_a_device_that_hangs_ends_its_worker_and_the_next_one_serves(repository: Path, tmp_path: Path) -> None:
     async def scenario(running: Mesh) -> None:
         async with AsyncClient(running.address) as client:
@@ -89,6 +90,7 @@ def test_a_device_that_hangs_ends_its_worker_and_the_next_one_serves(repository:
     run_with_mesh(scenario, repository, tmp_path / "data", device="hanging", log_format="json", compact=True)
 
 
+@pytest.mark.slow
 def test_versions_whose_preparation_ends_workers_are_refused_in_the_end_and_the_others_are_served(
     repository: Path, tmp_path: Path
 ) -> None:

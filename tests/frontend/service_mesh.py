@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 
 from frontend.client.client import AsyncClient
-from frontend.reports import describe_models
 from frontend.service import FrontendService
 from mesh import wire
 from mesh.net.links import Link
+from tests.frontend.client.fakes import ROW
 from tests.loops import Told
 from tests.mesh.net.brokers import Broker, Caller, package
 from tests.mesh.net.processes import Listening, Processes, processes
@@ -86,7 +86,8 @@ class Mesh:
         self.runtime = made.runtime(frontend_port=0, **settings)
         self.frontend = FrontendService(self.runtime, self.broker.addresses)
         self.frontend.start()
-        self.address = self.frontend._registrar.member.endpoints["clients"][0]  # type: ignore[union-attr]
+        self.running = True
+        self.address = self.frontend.address
         self.client = AsyncClient(self.address)
         self._link: Link[Any, Any] | None = None
 
@@ -98,12 +99,18 @@ class Mesh:
         self._link.call(hello.results)
         self.controller.report("m:1")
         self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))
-        await self.until(lambda: self.frontend._targets.bound and self.ready())
-        await self.client.models()
+        await self.models(lambda models: models["m"]["ready"])
 
-    def ready(self) -> bool:
-        """The field `ready` of the first model in `models`."""
-        return bool(describe_models(self.frontend._targets.models, self.frontend._controllers)[0]["ready"])
+    async def models(self, wanted: Any) -> None:
+        """{name: what the frontend says of the model} is as wanted, and known to the client."""
+        while not wanted({model["name"]: model for model in await self.client.models()}):
+            pass
+
+    async def status(self, wanted: Any = lambda status: True) -> Any:
+        """What the frontend says of itself, once it is as wanted."""
+        while not wanted(status := await self.client.call("status")):
+            pass
+        return status
 
     async def until(self, holds: Any) -> None:
         """Returns after the turn of the frontend in which `holds` became true."""
@@ -137,8 +144,14 @@ class Mesh:
 
     def close(self) -> None:
         self.client.close()
-        self.frontend.stop()
+        self.stop_frontend()
         self.broker.stop()
+
+    def stop_frontend(self) -> None:
+        """As at the end of its process, however often."""
+        if self.running:
+            self.running = False
+            self.frontend.stop()
 
 
 @contextlib.asynccontextmanager
@@ -153,5 +166,23 @@ async def mesh(folder: Path, **settings: Any) -> AsyncIterator[Mesh]:
 
 
 async def hear(sock: Any) -> Any:
-    """The next answer; the loop runs in the meantime."""
-    return msgpack.unpackb(await asyncio.to_thread(sock.recv))
+    """The next answer, while the loop goes on."""
+    (answer,) = await hear_parts(sock)
+    return msgpack.unpackb(answer)
+
+
+async def hear_parts(sock: Any) -> list[bytes]:
+    """The frames of the next answer, while the loop goes on."""
+    parts: list[bytes] = await asyncio.to_thread(sock.recv_multipart)
+    return parts
+
+
+def tensor(x: Any = ROW) -> dict[str, Any]:
+    """An input of model m, as a client that is no client of ours writes it."""
+    return {"name": "x", "dtype": "float32", "shape": list(x.shape), "data": x.tobytes()}
+
+
+def request(call: Any, **fields: Any) -> bytes:
+    """A request for an answer of model m, written by hand."""
+    body: bytes = msgpack.packb({"op": "infer", "id": call, "model": "m", "inputs": [tensor()], **fields})
+    return body

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from frontend.client.client import Failed, Prediction, TimedOut
 from frontend.service import FrontendService
 from mesh import wire
 from tests.frontend.client.fakes import ROW
-from tests.frontend.service_mesh import QUICK, SPEC, Controller, hear, mesh
-from tests.loops import Told, on_loop
+from tests.frontend.service_mesh import QUICK, SPEC, Controller, hear, mesh, request
+from tests.loops import on_loop
 from tests.mesh.net.brokers import Broker, Caller, package
-from tests.mesh.net.processes import processes
+from tests.mesh.net.processes import Processes, processes
 
 
 @on_loop
@@ -34,12 +35,22 @@ async def test_what_a_lost_controller_had_goes_to_its_successor_with_the_budget_
         at.finish(again[0])
         at.finish(first[1])  # a worker that got it from the first controller is faster
         assert [type(await future) for future in futures] == [Prediction] * 2
-        assert at.frontend._answers == {"ok": 2}
+        assert (await at.status())["answers"] == {"ok": 2}
+
+
+@dataclass
+class Starting:
+    """A frontend whose broker is down, but knew model m in version 1; a bare client; and how the broker comes back."""
+
+    made: Processes
+    frontend: FrontendService
+    sock: Any
+    start_broker: Callable[[], Broker]
 
 
 @contextlib.asynccontextmanager
-async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
-    """A frontend that knows model m in version 1 but whose broker is down; a bare client, and a function that asks."""
+async def starting(folder: Path, **settings: Any) -> AsyncIterator[Starting]:
+    """A frontend that starts before its broker."""
     package(folder / "repository", "m", "1")
     async with processes(**QUICK) as made:
         broker = Broker(made, folder)
@@ -51,91 +62,84 @@ async def starting(folder: Path, **settings: Any) -> AsyncIterator[Any]:
         runtime = made.runtime(frontend_port=0, **settings)
         frontend = FrontendService(runtime, broker.addresses)
         frontend.start()
-        (address,) = frontend._registrar.member.endpoints["clients"]  # type: ignore[union-attr]
         sock = made.bare(zmq.DEALER)
-        sock.connect(address)
+        sock.connect(frontend.address)
         brokers: list[Broker] = []
+
+        def start_broker() -> Broker:
+            brokers.append(Broker(made, folder, broker.number))
+            return brokers[-1]
+
         try:
-            yield frontend, runtime, sock, lambda: brokers.append(Broker(made, folder, broker.number))
+            yield Starting(made, frontend, sock, start_broker)
         finally:
             frontend.stop()
             for other in brokers:
                 other.stop()
 
 
-async def held(frontend: FrontendService, runtime: Any, number: int) -> None:
-    """Returns once so many requests are held."""
-    turns = Told()
-    runtime.hub.on_turn(turns)
-    await turns.until(lambda _: len(frontend._early) == number)
-
-
 @on_loop
 async def test_a_frontend_that_does_not_know_the_models_yet_holds_requests_until_it_does(tmp_path: Path) -> None:
-    async with starting(tmp_path) as (frontend, _, sock, start_broker):
-        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
-        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 60_000}))
-        sock.send(msgpack.packb({"op": "infer", "id": 2, "model": "nosuch", "inputs": [row], "slo_ms": 60_000}))
-        sock.send(msgpack.packb({"op": "infer", "id": 1, "model": "m", "inputs": [row], "slo_ms": 60_000}))
-        sock.send(msgpack.packb({"op": "infer", "id": 3, "model": "m", "inputs": [row], "slo_ms": -1}))
+    async with starting(tmp_path) as at:
+        sock, sent_s = at.sock, time.monotonic()
+        sock.send(request(1, slo_ms=60_000))
+        sock.send(request(2, slo_ms=60_000, model="nosuch"))
+        sock.send(request(1, slo_ms=60_000))
+        sock.send(request(3, slo_ms=-1))
         sock.send(msgpack.packb({"op": "models", "id": 4}))
         sock.send(msgpack.packb({"op": "ping", "id": 5}))
         again, bad, ping = [await hear(sock) for _ in range(3)]
         assert (again["id"], again["error"]["code"]) == (1, "duplicate_id")
         assert (bad["id"], bad["error"]["code"]) == (3, "bad_slo")
         assert ping == {"id": 5, "status": "ok"}
-        assert len(frontend._early) == 3
-        start_broker()
+        held_s = time.monotonic()
+        broker = at.start_broker()
+        started_s = time.monotonic()
         unknown, models = [await hear(sock) for _ in range(2)]
         assert (unknown["id"], unknown["error"]["code"]) == (2, "unknown_model")
         assert [model["name"] for model in models["models"]] == ["m"]
-        (part,) = frontend._requests.unsubmitted()  # waiting for a controller
-        assert part.call.id == 1
-        assert part.call.deadline_s - part.call.received_s == pytest.approx(60)
+        (submit,) = await Controller(at.made, broker, "controller-2").wait(wire.Submit, 1)
+        assert (submit.ref, [bytes(data) for data in submit.inline]) == ("m:1", [ROW.tobytes()])
+        assert 60 - (time.monotonic() - sent_s) <= submit.budget_s <= 60 - (started_s - held_s), "since it was received"
 
 
 @on_loop
 async def test_what_is_held_longer_than_its_budget_is_told_when_to_come_back(tmp_path: Path) -> None:
-    async with starting(tmp_path, in_flight_max=1) as (frontend, _, sock, _):
-        row = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": ROW.tobytes()}
+    async with starting(tmp_path, in_flight_max=1) as at:
+        sent_s = time.monotonic()
         for number in (1, 2):
-            sock.send(msgpack.packb({"op": "infer", "id": number, "model": "m", "inputs": [row], "slo_ms": 60_000}))
-        full = await hear(sock)
-        frontend._ring(time.monotonic() + 60)
-        late = await hear(sock)
+            at.sock.send(request(number, slo_ms=500))
+        full = await hear(at.sock)
+        late = await hear(at.sock)
+        assert time.monotonic() - sent_s >= 0.5
         assert (full["id"], full["status"], full["error"]["code"]) == (2, "rejected", "frontend_full")
         assert (late["id"], late["status"], late["error"]["code"]) == (1, "rejected", "not_ready")
         assert late["error"]["retry_after_ms"] > 0
-        assert len(frontend._early) == 0
+        assert at.frontend.drain() is True, "nothing is held any more"
 
 
 @on_loop
 async def test_a_frontend_stopped_before_it_knew_anything_answers_what_it_held(tmp_path: Path) -> None:
-    async with starting(tmp_path) as (frontend, runtime, sock, _):
-        sock.send(msgpack.packb({"op": "models", "id": 1}))
-        await held(frontend, runtime, 1)
-        assert frontend.drain() is False
-        sock.send(msgpack.packb({"op": "infer", "id": 2, "app": "a", "inputs": []}))
-        refused = await hear(sock)
-        assert (refused["id"], refused["status"]) == (2, "rejected")
-        frontend.stop()
-        stopped = await hear(sock)
+    async with starting(tmp_path) as at:
+        at.sock.send(msgpack.packb({"op": "models", "id": 1}))
+        at.sock.send(msgpack.packb({"op": "ping", "id": 2}))
+        assert (await hear(at.sock))["id"] == 2, "and so the first one is held"
+        assert at.frontend.drain() is False
+        at.sock.send(msgpack.packb({"op": "infer", "id": 3, "app": "a", "inputs": []}))
+        refused = await hear(at.sock)
+        assert (refused["id"], refused["status"]) == (3, "rejected")
+        at.frontend.stop()
+        stopped = await hear(at.sock)
         assert (stopped["id"], stopped["status"], stopped["error"]["code"]) == (1, "failed", "stopping")
-        frontend.stop = lambda: None
 
 
 @on_loop
 async def test_without_a_controller_requests_wait_as_long_as_their_budget_lasts(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
         at.controller.leave()
-        registrar = at.frontend._registrar
-        assert registrar is not None
-        await at.until(  # it has to leave the table too, or the frontend would call it again
-            lambda: (
-                registrar.table is not None
-                and all(member.role != "controller" for member in registrar.table.members)
-                and at.frontend._controllers.owner("m") is None
-            )
+        await at.models(lambda models: not models["m"]["ready"])
+        await at.status(  # gone from the table as well, or the frontend would call it once more
+            lambda status: all(member["role"] != "controller" for member in status["members"])
         )
         short, long = at.client.submit("m", ROW, slo_ms=30), at.client.submit("m", ROW, slo_ms=60_000)
         outcome: Any = await short
@@ -152,7 +156,7 @@ async def test_without_a_controller_requests_wait_as_long_as_their_budget_lasts(
 async def test_a_controller_that_was_replaced_at_its_address_is_left(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
         at.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-9"))
-        await at.until(lambda: at.frontend._controllers.owner("m") is None)
+        await at.models(lambda models: not models["m"]["ready"])
 
 
 @on_loop
@@ -173,7 +177,7 @@ async def test_a_request_stays_bound_to_the_version_that_was_current_when_it_cam
         operator.link.send(wire.Deploy(call=1, name="m", version="2"))
         await at.controller.caller.table(lambda table: table.models[0].target == "2")
         at.controller.report("m:2")
-        await at.until(lambda: at.frontend._targets.bound["m"].ref == "m:2")
+        await at.models(lambda models: models["m"]["version"] == "2")
         new = at.client.submit("m", ROW)
         await at.controller.wait(wire.Submit, 2)
         at.controller.leave()

@@ -14,11 +14,12 @@ pytest.importorskip("onnxruntime")
 CASES = [case for name in families.LAYERS for case in families.FAMILIES[name]]
 KNOWN = {case.name: case for cases in families.FAMILIES.values() for case in cases}
 OF_FEW_ROWS = (
-    "keyword_only", "a_dozen_inputs", "multihead_attention", "lstm", "recommender", "onnx_two_inputs", "bert",
+    "keyword_only", "a_dozen_inputs", "recommender", "onnx_two_inputs",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("multihead_attention", "lstm", "bert")),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", families.params(CASES))
 def test_it_is_served_as_it_is_or_refused(
     case: Case, tmp_path: Path, device: CpuDevice, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,13 +14,13 @@ CASES = [case for name, cases in families.FAMILIES.items() if name not in famili
 TAKEN, REFUSED = [case for case in CASES if not case.code], [case for case in CASES if case.code]
 
 
-@pytest.mark.parametrize("case", TAKEN, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", families.params(TAKEN))
 def test_it_is_served_as_it_is(case: Case, tmp_path: Path, device: CpuDevice) -> None:
     error = judging.check(case, tmp_path, device)
     assert error is None
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", families.params(REFUSED))
 def test_it_is_refused_and_told_why(
     case: Case, tmp_path: Path, device: CpuDevice, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,3 +32,4 @@ def test_it_is_refused_and_told_why(
 def test_every_name_is_there_once() -> None:
     names = [case.name for cases in families.FAMILIES.values() for case in cases]
     assert len(names) == len(set(names))
+    assert set(names) > families.QUICK > families.QUICK_LAYERS

@@ -93,10 +93,10 @@ class CudaDevice:
         self._is_lost = False
         self._hangs = False
         self._begun: dict[Job, Phase] = {}  # {job: its phase} that has not ended, oldest first
-        self._threads: tuple[DeviceThread, ...] = (
+        self.threads: tuple[DeviceThread, ...] = (  # in the order in which to stop them
             self._issuer, *self._loader.threads, *self._watchers.values(), self._helper
         )  # fmt: skip
-        self._watching = Watching(self._threads, patience or Patience(), self._give_up)
+        self.watching = Watching(self.threads, patience or Patience(), self._give_up)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.info = wire.DeviceInfo(
             name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
@@ -115,22 +115,29 @@ class CudaDevice:
         self._loader.start()
         for watcher in self._watchers.values():
             watcher.start()
-        self._watching.start()
+        self.watching.start()
 
     def close(self) -> None:
         """The threads have ended, and the device is free for another process.
 
         A thread stuck in the driver is not waited for: it and the lock last until the process ends.
         """
-        self._watching.stop()
+        self.watching.stop()
         if self._attempts is not None and not self._is_lost:
             self._attempts.close()
         ends_s = time.monotonic() + (0.0 if self._hangs else CLOSE_S)
-        stopped = [thread.stop(max(0.0, ends_s - time.monotonic())) for thread in self._threads]
-        if all(stopped) and not self._watching.prepares:
+        stopped = [thread.stop(max(0.0, ends_s - time.monotonic())) for thread in self.threads]
+        if all(stopped) and not self.watching.prepares:
             self._driver.close()
             if self._lock is not None:
                 self._lock.release()
+
+    def check(self) -> None:
+        """Every invariant holds while nothing is on its way: all events are free. On the loop's thread."""
+        assert not self._begun
+        self._loader.check()
+        self._versions.images.check()
+        assert self._timed.free == self._timed.count
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
@@ -141,7 +148,7 @@ class CudaDevice:
             raise PackageError(package.ref, faults)
         self._driver.enter()
         try:
-            with self._watching.preparing(package.ref, package.image_bytes):
+            with self.watching.preparing(package.ref, package.image_bytes):
                 self._prepare(package)
         except MemoryFull as error:
             raise PackageError(package.ref, [f"{self.info.name} is full: {error}; lower GEARMESH_ARENA_MB"]) from error

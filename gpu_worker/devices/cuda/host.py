@@ -101,8 +101,8 @@ class HostDriver:
         self.name = name
         self.kind = f"host, torch {torch.__version__}"
         self.place = torch.device("cpu")
-        self._memory_bytes = memory_bytes
-        self._used = 0
+        self.memory_bytes = memory_bytes  # lowered to `used_bytes`, it is full
+        self.used_bytes = 0
         self._asked: Counter[str] = Counter()
         self._streams: list[HostStream] = []
 
@@ -112,14 +112,14 @@ class HostDriver:
 
     def memory(self) -> tuple[int, int]:
         """Returns (free, total) bytes. What was allocated is never freed: devices keep what they allocate."""
-        return self._memory_bytes - self._used, self._memory_bytes
+        return self.memory_bytes - self.used_bytes, self.memory_bytes
 
     def allocate(self, size: int) -> torch.Tensor:
         """Returns zeros, uint8 `[size]`. Raises: MemoryFull."""
         self._asked["device"] += 1
-        if size > self._memory_bytes - self._used:
-            raise MemoryFull(f"tried to allocate {size} bytes; {self._memory_bytes - self._used} are free")
-        self._used += size
+        if size > self.memory_bytes - self.used_bytes:
+            raise MemoryFull(f"tried to allocate {size} bytes; {self.memory_bytes - self.used_bytes} are free")
+        self.used_bytes += size
         return torch.zeros(size, dtype=torch.uint8)
 
     def pin(self, size: int) -> Pinned:

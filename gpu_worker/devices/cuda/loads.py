@@ -47,12 +47,12 @@ class Loader:
         """`tell`: reports the outcome of a LOAD. `suspect`: called if something failed, maybe by the device's fault."""
         self._driver, self._memory, self._issuer = driver, memory, issuer
         self._tell, self._suspect = tell, suspect
-        self.events = EventPool(partial(driver.event, sleeps=True), EVENTS)
+        self._events = EventPool(partial(driver.event, sleeps=True), EVENTS)
         self._stream = driver.stream("load")
         self._watcher = Watcher("load", driver.enter)
         self._disk = Helper("disk")
         self._staging: Staging | None = None
-        self.copies: Copies[Loading] = Copies()
+        self._copies: Copies[Loading] = Copies()
 
     def start(self) -> None:
         """The threads run. On the loop's thread."""
@@ -64,6 +64,12 @@ class Loader:
         """The threads, in the order in which to stop them once nothing is issued any more."""
         return self._disk, self._watcher
 
+    def check(self) -> None:
+        """Every invariant holds while no LOAD is on its way: nothing of those that are over is kept. On any thread."""
+        assert self._copies.idle
+        self._copies.check()
+        assert self._events.free == self._events.count
+
     def prepare_disk(self) -> None:
         """Images can be loaded from disk. On the thread that prepares, before the first one. Raises: MemoryError."""
         if self._staging is None:
@@ -74,42 +80,42 @@ class Loader:
         version, pages = loading.version, loading.job.pages
         loading.row = self._memory.row(pages)
         wanted = pieces(version.package.image_bytes, pages, self._memory.room.page_bytes, PIECE_BYTES)
-        self.copies.add(loading, wanted, from_disk=version.image.place == DISK)
+        self._copies.add(loading, wanted, from_disk=version.image.place == DISK)
         self._advance()
 
     def _advance(self) -> None:
         now = time.monotonic()
         while True:
-            due = self.copies.due()
+            due = self._copies.due()
             if due is not None and now > due.job.action.latest_s:
-                self.copies.drop()
+                self._copies.drop()
                 self._tell(due.job, Done(now, now, 0.0, ActionCode.LATE))
                 continue
-            wanted = self.copies.to_read()
+            wanted = self._copies.to_read()
             if wanted is not None:
                 loading = wanted[0].load
                 loading.read_s = now if loading.read_s is None else loading.read_s
                 self._disk.do(partial(self._read, *wanted))
                 continue
-            found = self.copies.next()
+            found = self._copies.next()
             if found is None:
                 return
             transfer, piece = found
             try:
                 self._start(transfer.load, piece, last=transfer.started)
             except Exception as error:  # the outcome of this LOAD; it does not delay the next one
-                self._failed(transfer.load, self.copies.failed(transfer), error)
+                self._failed(transfer.load, self._copies.failed(transfer), error)
 
     def _start(self, loading: Loading, piece: Piece, *, last: bool) -> None:
         if loading.begin is None:
-            loading.begin = self.events.take()
+            loading.begin = self._events.take()
             self._stream.record(loading.begin)
         target = self._memory.arena[piece.target : piece.target + piece.size]
         self._stream.run(partial(_copy, target, self._source(loading, piece)))
         if last:
             assert loading.row is not None
             self._stream.run(partial(_copy, *loading.row))
-        with self.events.lend(1) as (end,):
+        with self._events.lend(1) as (end,):
             self._stream.record(end)
             self._watcher.watch(end, partial(self._reached, loading, end), loading.job.action.ref)
 
@@ -129,17 +135,17 @@ class Loader:
 
     def _was_read(self, transfer: Transfer[Loading], error: Exception | None) -> None:
         if error is not None:
-            self._failed(transfer.load, self.copies.unreadable(transfer), error)
-        elif (over := self.copies.read(transfer)) is not None:  # it had failed meanwhile
+            self._failed(transfer.load, self._copies.unreadable(transfer), error)
+        elif (over := self._copies.read(transfer)) is not None:  # it had failed meanwhile
             self._over(over, None, time.monotonic())
         self._advance()
 
     def _ended(self, loading: Loading, end: Event, end_s: float, error: Exception | None) -> None:
         loading.error = loading.error or error
-        over = self.copies.ended()
+        over = self._copies.ended()
         self._advance()
         if over is None:
-            self.events.give(end)
+            self._events.give(end)
         else:
             self._over(over, end, end_s)
 
@@ -159,7 +165,7 @@ class Loader:
             done, loading.error = done_of(self._driver, begin, end, end_s, None)
             if done.code == OK and loading.read_s is not None:
                 done = Done(loading.read_s, end_s, end_s - loading.read_s)
-        self.events.give(*(event for event in (begin, end) if event is not None))
+        self._events.give(*(event for event in (begin, end) if event is not None))
         if loading.error is not None and not isinstance(loading.error, WeightsChanged):
             self._suspect()
         self._tell(loading.job, done)

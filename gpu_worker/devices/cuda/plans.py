@@ -224,6 +224,11 @@ class Copies(Generic[T]):
         self._in_flight -= 1
         return self._broken(transfer)
 
+    @property
+    def idle(self) -> bool:
+        """Every LOAD is over."""
+        return not self._queue
+
     def check(self) -> None:
         """Asserts every invariant."""
         assert self._in_flight == sum(len(transfer.in_flight) for transfer in self._queue) <= self.in_flight_max

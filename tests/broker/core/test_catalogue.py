@@ -520,8 +520,7 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "catalogue"):
             return
         self.catalogue.check()
-        waiting = [key for keys in self.catalogue._waiting.values() for key in keys]
-        assert sorted(waiting) == sorted(self.open)
+        assert sorted(self.catalogue.open_calls()) == sorted(self.open)
         for name, model in self.catalogue.models.items():
             assert not model.history or model.history[-1] != model.current
             for version, content in model.contents.items():  # contents never change

@@ -1,49 +1,53 @@
-"""gearmesh/cli/screens.py: what status and top show of two views of a mesh."""
+"""gearmesh/cli/screens.py: what status and top show of two looks at a mesh.
+
+How a figure is worded is the screen's affair: tests look up a row and a column by their heads, and read figures there.
+"""
 
 import io
 
 import msgspec
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from frontend.admin.observer import View
-from gearmesh.cli.screens import Screen, change
+from gearmesh.cli.screens import Screen, change, devices_table, members_line, members_table, models_table, summary
 from mesh import wire
 from mesh.facts import Snapshot
 from tests.facts import FRONTEND, SNAPSHOT
+from tests.messages import names
 
 replace = msgspec.structs.replace
 MEMBERS = (
     wire.Member(id="controller-1", role="controller", host="h", endpoints={"control": ("memory://x", "tcp://h:1")}),
     wire.Member(id="frontend-1", role="frontend", host="h", endpoints={"clients": ("tcp://h:2",)}, pid=12),
     wire.Member(id="gpu_worker-1", role="gpu_worker", host="h"),
-    wire.Member(id="gpu_worker-2", role="gpu_worker", host="h"),
+    wire.Member(id="gpu_worker-2", role="gpu_worker", host="h"),  # no controller has it
 )
 
 
 def view(
     snapshot: Snapshot | None = SNAPSHOT, *, at_s: float = 10.0, frontend: bool = True, broker: bool = True
 ) -> View:
-    """A view of a mesh."""
+    """A look at a mesh."""
     snapshots = {"controller-1": snapshot} if snapshot is not None else {}
     return View(at_s, broker, 5, MEMBERS, snapshots, {"frontend-1": FRONTEND} if frontend else {})
 
 
-def lines(before: View | None, after: View, width: int = 240, height: int | None = None) -> list[str]:
-    """The screen; with a height, the live one."""
-    out = io.StringIO()
-    console = Console(file=out, width=width, height=height, color_system=None)
-    console.print(Screen(before, after, live=height is not None))
-    return out.getvalue().splitlines()
-
-
-def text(before: View | None, after: View) -> str:
-    """The text of the screen without box characters."""
-    return " ".join(" ".join(lines(before, after)).replace("│", " ").split())
+def later(seconds: float = 2.0) -> Snapshot:
+    """The same controller a while later, after 40 more in time and 10 more refused."""
+    (device,) = SNAPSHOT.devices
+    (model,) = SNAPSHOT.models
+    return replace(
+        SNAPSHOT, now_s=SNAPSHOT.now_s + seconds, submitted=150, in_time=120, refused={"deadline": 16, "overload": 2},
+        batches=60, batched_rows=150, devices=(replace(device, exec_busy_s=device.exec_busy_s + 1.5, batches=60),),
+        models=(replace(model, in_time=120, refused=18),),
+    )  # fmt: skip
 
 
 def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int = 50) -> View:
-    """A mesh with many devices and models with long names."""
+    """A mesh with many devices and models, whose names are long."""
     (device,), (model,) = SNAPSHOT.devices, SNAPSHOT.models
     snapshot = replace(
         SNAPSHOT,
@@ -60,15 +64,42 @@ def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int
     return View(10.0, True, 5, members, {"controller-1": snapshot}, {"frontend-1": FRONTEND})
 
 
-def later(seconds: float = 2.0) -> Snapshot:
-    """The same controller `seconds` later, after 40 more in time and 10 more refused."""
-    (device,) = SNAPSHOT.devices
-    (model,) = SNAPSHOT.models
-    return replace(
-        SNAPSHOT, now_s=SNAPSHOT.now_s + seconds, submitted=150, in_time=120, refused={"deadline": 16, "overload": 2},
-        batches=60, batched_rows=150, devices=(replace(device, exec_busy_s=device.exec_busy_s + 1.5, batches=60),),
-        models=(replace(model, in_time=120, refused=18),),
-    )  # fmt: skip
+def cells(table: Table) -> list[list[str]]:
+    """The text of each row's cells."""
+    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def rows(table: Table) -> dict[str, dict[str, str]]:
+    """{first cell: {head: cell}}."""
+    heads = [str(column.header) for column in table.columns]
+    return {row[0]: dict(zip(heads, row, strict=True)) for row in cells(table)}
+
+
+def facts(before: View | None, after: View) -> dict[str, str]:
+    """{what: said of it}, of the requests."""
+    return {row[0].strip(): row[1] for row in cells(summary(before, after, 240))}
+
+
+def healths(after: View) -> dict[str, str]:
+    """{member: its health}."""
+    return {name: row["health"] for name, row in rows(members_table(after)).items()}
+
+
+def lines(before: View | None, after: View, width: int = 240, height: int | None = None) -> list[str]:
+    """The screen; with a height, the live one."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=height, color_system=None)
+    console.print(Screen(before, after, live=height is not None))
+    return out.getvalue().splitlines()
+
+
+def first_line(shown: list[str], *named: str) -> int:
+    """Where the first line is in which all of these are."""
+    return next(i for i, line in enumerate(shown) if all(name in line for name in named))
+
+
+# -- what happened between two looks ----------------------------------------------------------------------------------
 
 
 def test_a_change_is_the_difference_of_two_looks() -> None:
@@ -87,48 +118,105 @@ def test_without_requests_there_is_no_attainment() -> None:
     assert change(view(), view(at_s=11.0)).attainment is None
 
 
-def test_the_screen_shows_rates_shares_reasons_and_errors_of_prediction() -> None:
-    said = text(view(), view(later(), at_s=12.0))
-    for expected in (
-        "goodput 20.0/s of 25.0/s offered",
-        "attainment 80.00%",
-        "refused 10 deadline",
-        "mean batch 3.0 rows",
-        "latency p50 20.00 ms, p99 40.00 ms",
-        "p50/p99 of predictions: EXEC 2.0%/20.0%, LOAD 10.0%/30.0%, latency 10.0%/50.0%",
-        "cpu:0 1 ██████ 75%",
-        "2/8 1/2 1 m:1*",
-        "m:1 1/1 5 25.0 20.0 80.0%",
-        "10 lines in logs, 2 dropped",
-        "answers: 82 ok, 8 rejected; in flight: 3; 4 dropped: clients gone, or not reading",
-        "60.0% hits of 10, 1 shared an evaluation; 1.0 of 64 MiB",
-        "paused: no [store]; 4 feedback held",
-    ):
-        assert expected in said
-
-
-def test_everybody_s_health_is_shown() -> None:
-    said = text(None, view())
-    for expected in (
-        "broker broker ok", "controller-1 controller 0 ok tcp://h:1", "frontend-1 frontend 12 ok tcp://h:2",
-        "gpu_worker-1 gpu_worker 0 ok", "gpu_worker-2 gpu_worker 0 no controller has it",
-    ):  # fmt: skip
-        assert expected in said
-
-
-def test_who_is_silent_is_shown_as_such() -> None:
-    said = text(None, view(None, frontend=False, broker=False))
-    for name in ("broker broker", "controller-1 controller 0", "frontend-1 frontend 12"):
-        assert f"{name} silent" in said
-    assert "goodput" not in said
+# -- requests, devices and models -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"), [({"heard_ago_s": 1.2}, "silent for 1.2 s"), ({"leaving": True}, "leaving")]
+    ("what", "figures"),
+    [
+        ("goodput", ("20.0/s", "25.0/s")),
+        ("attainment", ("80.00%",)),
+        ("refused", ("10 deadline",)),
+        ("mean batch", ("3.0",)),
+        ("latency", ("20.00", "40.00", 82)),
+        ("error", ("EXEC 2.0%/20.0%", "LOAD 10.0%/30.0%", "latency 10.0%/50.0%")),
+        ("logs", (10, "logs", 2)),
+        ("frontend-1", ("82 ok", "8 rejected", 3, 4)),
+        ("cache", ("60.0%", 10, 1, "1.0", 64)),
+        ("learning", ("paused: no [store]", 4)),
+    ],
 )
-def test_a_worker_s_health_is_what_its_controller_says(changes: dict[str, object], expected: str) -> None:
+def test_the_screen_tells_of_requests_what_happened_between_the_looks(what: str, figures: tuple[object, ...]) -> None:
+    assert names(facts(view(), view(later(), at_s=12.0))[what], *figures)
+
+
+def test_the_screen_shows_all_that_is_told_of_requests_devices_and_models() -> None:
+    before, after = view(), view(later(), at_s=12.0)
+    shown = lines(before, after)
+    for label, said in facts(before, after).items():
+        assert first_line(shown, label, said)
+    assert first_line(shown, "cpu:0", "75%")
+    assert first_line(shown, "m:1", "25.0", "20.0", "80.0%")
+
+
+def test_a_device_s_lanes_pages_and_models_are_shown() -> None:
+    row = rows(devices_table(view(), view(later(), at_s=12.0), 240))["cpu:0"]
+    (*figures, last) = list(row.values())
+    assert figures[:2] == ["cpu:0", "1"]
+    assert names(row["EXEC"], "75%")
+    assert row["EXEC"].count("█") == 6, "of 8, as wide as this screen is"
+    assert row["batch/s"] == "10.0"
+    assert (row["pages"], row["models"], row["failed"]) == ("2/8", "1/2", "1")
+    assert names(last, "m:1")
+
+
+def test_models_that_are_loaded_or_run_on_a_device_are_marked_as_such() -> None:
+    (device,), shown = SNAPSHOT.devices, set()
+    for state in ("ready", "loading", "running"):
+        places = (replace(device.places[0], state=state),)
+        table = devices_table(None, view(replace(SNAPSHOT, devices=(replace(device, places=places),))), 240)
+        shown.add(cells(table)[0][-1])
+    assert len(shown) == 3
+    assert "m:1" in shown
+
+
+def test_a_model_s_devices_queue_rates_and_attainment_are_shown() -> None:
+    (row,) = cells(models_table(view(), view(later(), at_s=12.0), 240, 20))
+    assert row[:6] == ["m:1", "1/1", "5", "25.0", "20.0", "80.0%"]
+
+
+# -- members ----------------------------------------------------------------------------------------------------------
+
+
+def test_everybody_is_shown_with_its_role_process_and_address() -> None:
+    shown = rows(members_table(view()))
+    assert [(row["role"], row["pid"], row["address"]) for row in shown.values()] == [
+        ("broker", "", ""),
+        ("controller", "0", "tcp://h:1"),
+        ("frontend", "12", "tcp://h:2"),
+        ("gpu_worker", "0", ""),
+        ("gpu_worker", "0", ""),
+    ]
+    screen = lines(None, view())
+    for name, row in shown.items():
+        assert first_line(screen, name, row["role"], row["health"], row["address"])
+
+
+def test_who_answers_is_well_and_a_worker_that_no_controller_has_is_not() -> None:
+    found = healths(view())
+    assert found["broker"] == found["controller-1"] == found["frontend-1"] == found["gpu_worker-1"]
+    assert found["gpu_worker-2"] != found["broker"]
+
+
+def test_who_is_silent_is_shown_as_such() -> None:
+    well, found = healths(view())["broker"], healths(view(None, frontend=False, broker=False))
+    silence = found["controller-1"]
+    assert silence != well
+    assert found["frontend-1"] == silence
+    assert names(found["broker"], silence)
+    shown = lines(None, view(None, frontend=False, broker=False))
+    assert not any(line.startswith("goodput") for line in shown), "nothing is known of requests"
+
+
+@pytest.mark.parametrize("changes", [{"heard_ago_s": 1.2}, {"leaving": True}, {"leaving": True, "heard_ago_s": 1.2}])
+def test_a_worker_s_health_is_what_its_controller_says(changes: dict[str, object]) -> None:
     (device,) = SNAPSHOT.devices
-    assert expected in text(None, view(replace(SNAPSHOT, devices=(replace(device, **changes),))))
+    found = healths(view(replace(SNAPSHOT, devices=(replace(device, **changes),))))
+    assert found["gpu_worker-1"] not in (found["broker"], found["gpu_worker-2"])
+    assert names(found["gpu_worker-1"], "1.2") == ("leaving" not in changes), "who leaves may be silent"
+
+
+# -- widths and heights -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -148,14 +236,17 @@ def test_every_number_is_readable_at_the_usual_widths(width: int) -> None:
 def test_top_fits_the_terminal_with_what_matters_most_first(width: int, height: int) -> None:
     shown = lines(None, large(), width, height)
     assert len(shown) <= height
-    assert shown[0].startswith("11 members, all ok")
-    assert shown[2].startswith("goodput")
-    assert any(line.startswith("devices") for line in shown)
-    busiest = next(line for line in shown if "test/" in line)
-    assert "test/7" in busiest or height > 24
-    assert any("somebody.49:12" in line for line in shown)
+    assert names(shown[0], 11), "members"
+    requests, devices = first_line(shown, "goodput"), first_line(shown, "test/")
+    assert (requests, requests < devices < first_line(shown, "somebody.49:12")) == (2, True)
+    assert "test/7" in shown[devices] or height > 24, "the busiest first, where there is no room for all"
 
 
 def test_top_names_only_members_that_are_not_well() -> None:
-    (first, *_) = lines(None, view(), 80, 24)
-    assert first.startswith("5 members, gpu_worker-2 no controller has it")
+    ill = members_line(view()).plain
+    assert names(ill, 5, "gpu_worker-2", healths(view())["gpu_worker-2"])
+    assert not names(ill, "gpu_worker-1")
+    well = members_line(large()).plain
+    assert names(well, 11)
+    assert not names(well, "gpu_worker")
+    assert lines(None, view(), 80, 24)[0].startswith(ill)

@@ -37,9 +37,15 @@ class Rig:
 
     @property
     def pid(self) -> int:
-        """The process that runs the code."""
-        assert self.device._child is not None
-        return self.device._child.pid
+        """The process that the code runs in."""
+        assert self.device.pid is not None
+        return self.device.pid
+
+    async def started(self) -> int:
+        """The process, once there is one: a timer starts it again."""
+        while self.device.pid is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        return self.device.pid
 
     async def run(self, x: Any = ROW, *, parts: int = 1, overdue_s: float = 0.0, cold_s: float = 0.0) -> Any:
         """Returns the output of one batch of `parts` requests, or how its EXEC failed.

@@ -39,15 +39,13 @@ async def test_the_first_batch_of_a_process_may_take_longer_than_the_next(folder
 @on_loop
 async def test_a_batch_hangs_when_its_own_time_is_over_not_that_of_one_before(folder: Path) -> None:
     async with rig(folder, "import time\ndef f(x):\n    time.sleep(3600 if x[0, 0] < 0 else 0)\n    return x") as one:
-        np.testing.assert_array_equal(await one.run(overdue_s=LIMIT_S), ROW)
+        np.testing.assert_array_equal(await one.run(overdue_s=1.0), ROW)
         began_s = time.monotonic()
-        hangs = asyncio.ensure_future(one.run(-1 - ROW, overdue_s=3 * LIMIT_S))
-        await asyncio.sleep(0)
-        one.device._overdue(began_s + 2 * LIMIT_S)  # the alarm that was set for the previous batch
-        await asyncio.sleep(0)
+        hangs = asyncio.ensure_future(one.run(-1 - ROW, overdue_s=2.0))
+        await asyncio.sleep(1.2)  # the alarm that was set for the one before has rung
         assert not hangs.done()
-        one.device._overdue(time.monotonic() + 3 * LIMIT_S)
         assert ActionCode.CONTAINER_DIED in await hangs
+        assert time.monotonic() - began_s >= 2.0
 
 
 @on_loop
@@ -121,21 +119,25 @@ async def test_code_that_cannot_be_imported_any_more_is_tried_again_until_it_can
         np.testing.assert_array_equal(await one.run(), ROW * 2)
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_start_that_failed_takes_nothing_of_the_next_one_s_time(folder: Path) -> None:
-    async with rig(folder, "if os.path.exists('dies'):\n    os._exit(3)\ndef f(x): return x") as one:
+    """The next one begins half a second later, and is not ready when the time of the first one is over."""
+    code = "while os.path.exists('hold'): pass\nif os.path.exists('dies'):\n    os._exit(3)\ndef f(x): return x"
+    async with rig(folder, code, start_s=5.0) as one:
         (folder / "dies").touch()
         os.kill(one.pid, signal.SIGKILL)
         assert "SIGKILL" in await one.news.get()
-        while one.device._child is None:  # noqa: ASYNC110  # it is started by a timer
-            await asyncio.sleep(0)
-        too_slow = one.device._timers["slow"]
+        await one.started()
+        began_s = time.monotonic()
         assert "exit code 3" in await one.news.get()
-        assert too_slow.cancelled()
         (folder / "dies").unlink()
-        while await one.news.get():
-            pass
-        assert "slow" not in one.device._timers
+        (folder / "hold").touch()
+        second = await one.started()
+        await asyncio.sleep(began_s + 5.2 - time.monotonic())
+        assert (one.device.pid, one.news.empty()) == (second, True), "it has time"
+        (folder / "hold").unlink()
+        assert await one.news.get() == ""
 
 
 @on_loop
@@ -144,8 +146,7 @@ async def test_a_batch_that_comes_while_the_code_is_being_started_again_goes_els
         (folder / "hold").touch()
         os.kill(one.pid, signal.SIGKILL)
         assert "SIGKILL" in await one.news.get()
-        while one.device._child is None:  # noqa: ASYNC110  # it is started by a timer
-            await asyncio.sleep(0)
+        await one.started()
         assert ActionCode.CONTAINER_DIED in await one.run()
         (folder / "hold").unlink()
         assert await one.news.get() == ""

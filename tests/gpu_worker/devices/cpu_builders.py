@@ -51,7 +51,7 @@ def at_once(device: CpuDevice, phase: Phase, job: Job) -> Done:
 
 def put(device: CpuDevice, ref: str, pages: Sequence[int]) -> None:
     """The weights are in these pages, copied on this thread."""
-    assert device._run_load(load_job(ref, pages)).code == ActionCode.OK
+    assert device.load(load_job(ref, pages)).code == ActionCode.OK
 
 
 def outputs_of(job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:

@@ -90,9 +90,11 @@ def test_a_compilation_that_takes_too_long_is_ended_and_not_tried_again(reposito
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 def test_a_damaged_executable_is_passed_over(repository: Repository, tmp_path: Path) -> None:
     package = repository.package("linear:1")
-    compiler = Compiler(tmp_path, "cpu x", 60.0, 1)
-    compiler._file(package).write_bytes(b"nonsense")
-    assert compiler.better(package, linear, WEIGHTS) is None
+    Compiler(tmp_path, "cpu x", 0.05, 1).better(package, linear, WEIGHTS)
+    (word,) = tmp_path.iterdir()  # that it was not compiled
+    word.unlink()
+    word.with_suffix(".pt2").write_bytes(b"nonsense")
+    assert Compiler(tmp_path, "cpu x", 60.0, 1).better(package, linear, WEIGHTS) is None
 
 
 @pytest.mark.parametrize(

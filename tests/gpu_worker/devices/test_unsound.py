@@ -96,10 +96,12 @@ async def test_a_version_is_tried_with_its_own_weights_and_batches_though_its_ar
                     device.prepare(other)
                 assert caught.value.code == code
             device.prepare(sound)
-        processor._images.check()
-        on.device._versions.images.check()
-        assert list(processor._versions) == [f"{name}:1"]
-        assert on.device._versions.get(f"{name}:2") is None
+        for device in (processor, on.device):
+            device.check()
+            assert device.traits(f"{name}:1").load_from == "host"
+            refused = device.begin(Phase.INPUT, infer_job(f"{name}:2", (0,), torch.zeros(1, 4)))
+            assert refused is not None
+            assert refused.code == ActionCode.UNKNOWN_MODEL
         processor.close()
 
 

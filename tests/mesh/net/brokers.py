@@ -95,6 +95,7 @@ class Registered:
     """A service's registrar, and what it was told."""
 
     def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str, role: str) -> None:
+        self.runtime = runtime
         self.tables, self.replies = Told(), Told()
         self.member = wire.Member(id=identity, role=role, host="here")
         self.registrar = Registrar(runtime.transport, addresses, self.member, self.tables, self.replies)

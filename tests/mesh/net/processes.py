@@ -1,7 +1,7 @@
 """The hub, links and settings of a mesh process, and bare sockets as its peers; several of each on a test's loop."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -74,11 +74,20 @@ async def processes(**settings: Any) -> AsyncIterator[Processes]:
 
 
 class Listening:
-    """A port, and what it was told."""
+    """A port, and what it was told; `received`, if it is given, is called in place of `mail`."""
 
-    def __init__(self, runtime: Runtime, name: str, number: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        name: str,
+        number: int = 0,
+        received: Callable[[Mail[Any]], None] | None = None,
+        **options: Any,
+    ) -> None:
         self.mail, self.lost = Told(), Told()
-        self.port: Port[Any, Any] = Port(runtime.transport, name, TO_CONTROLLER, self.mail, self.lost, **options)
+        self.port: Port[Any, Any] = Port(
+            runtime.transport, name, TO_CONTROLLER, received or self.mail, self.lost, **options
+        )
         self.addresses = self.port.listen("127.0.0.1", number, "GEARMESH_CONTROLLER_PORT")
         self.tcp = self.addresses[-1]
 
@@ -88,14 +97,20 @@ class Listening:
 
 
 class Calling:
-    """A link, and what it was told."""
+    """A link, and what it was told; `received`, if it is given, is called in place of `mail`."""
 
     def __init__(
-        self, runtime: Runtime, addresses: tuple[str, ...], identity: str, peer: str = "controller-1", **options: Any
+        self,
+        runtime: Runtime,
+        addresses: tuple[str, ...],
+        identity: str,
+        peer: str = "controller-1",
+        received: Callable[[Mail[Any]], None] | None = None,
+        **options: Any,
     ) -> None:
         self.mail, self.lost = Told(), Told()
         self.link: Link[Any, Any] = Link(
-            runtime.transport, identity, peer, FROM_CONTROLLER, self.mail, self.lost, **options
+            runtime.transport, identity, peer, FROM_CONTROLLER, received or self.mail, self.lost, **options
         ).call(addresses)
 
     async def messages(self, number: int) -> list[Any]:

@@ -1,15 +1,16 @@
 """mesh/net/registrar.py: a service's side of the broker, against a real broker."""
 
+import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from mesh import wire
-from mesh.codes import LinkLoss
 from mesh.process.runtime import Runtime
-from tests.loops import on_loop
+from tests.loops import Told, on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Registered, members, package
 from tests.mesh.net.processes import Processes, processes
 
@@ -20,10 +21,10 @@ both_makes = pytest.mark.parametrize("make", ["zeromq", "memory"])
 
 
 @contextlib.asynccontextmanager
-async def mesh(folder: Path) -> AsyncIterator[tuple[Processes, Broker]]:
+async def mesh(folder: Path, **settings: float) -> AsyncIterator[tuple[Processes, Broker]]:
     """A broker whose repository holds version 1 of model m."""
     package(folder / "repository", "m", "1")
-    async with processes(**QUICK) as made:
+    async with processes(**{**QUICK, **settings}) as made:
         broker = Broker(made, folder)
         try:
             yield made, broker
@@ -87,20 +88,12 @@ async def test_a_service_that_starts_long_before_the_broker_keeps_calling(tmp_pa
     async with mesh(tmp_path) as (made, broker):
         broker.stop()
         service = Registered(made.runtime(), broker.addresses, "frontend-1", "frontend")
-        opened = []
-        open_ = service.registrar._open
-        enough = made.runtime().hub.loop.create_future()
-
-        def count() -> None:
-            opened.append(service.registrar.send(wire.Heartbeat()))
-            open_()
-            if len(opened) == 3 and not enough.done():
-                enough.set_result(None)
-
-        service.registrar._open = count  # type: ignore[method-assign]
-        service.registrar.start()
-        await enough  # longer than two silences that are too long
-        assert opened == [False] * 3
+        with contextlib.ExitStack() as stack:
+            deaf = stack.enter_context(socket.create_server(("127.0.0.1", broker.number)))
+            service.registrar.start()
+            for _ in range(3):  # two silences too long have passed then
+                caller, _ = await asyncio.to_thread(deaf.accept)
+                stack.enter_context(caller)
         again = Broker(made, tmp_path, broker.number)
         assert members(await service.table()) == ["frontend-1"]
         service.registrar.stop()
@@ -136,22 +129,16 @@ async def test_everybody_comes_back_when_the_broker_does_and_the_catalogue_is_as
 
 @on_loop
 async def test_nothing_can_be_sent_while_the_broker_is_known_to_be_gone(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as (made, broker):
+    async with mesh(tmp_path, **PATIENT) as (made, broker):
         service = Registered(made.runtime(), broker.addresses, "frontend-1", "frontend")
         assert service.registrar.send(wire.GetTable(call=1)) is False
         service.registrar.start()
         await service.table()
-        lost = made.runtime().hub.loop.create_future()
-        tell = service.registrar._link._lost  # type: ignore[union-attr]
-
-        def told(peer: str, why: str) -> None:
-            tell(peer, why)
-            lost.set_result(why)
-
-        service.registrar._link._lost = told  # type: ignore[union-attr]
+        assert service.registrar.send(wire.Heartbeat()) is True
+        turns = Told()
+        service.runtime.hub.on_turn(turns)
         broker.stop()
-        assert await lost == LinkLoss.CLOSED
-        assert service.registrar.send(wire.GetTable(call=1)) is False
+        await turns.until(lambda _: service.registrar.send(wire.GetTable(call=1)) is False)
         service.registrar.stop()
 
 
@@ -188,7 +175,7 @@ async def test_a_service_that_the_broker_lost_introduces_itself_again(tmp_path: 
         service = Registered(made.runtime(), broker.addresses, "frontend-1", "frontend")
         service.registrar.start()
         first = await service.table()
-        broker.service._leave("frontend-1", "as if it had been silent")
+        service.registrar.send(wire.Goodbye())  # which it does not mean: it goes on
         again = await service.table(lambda table: table.epoch > first.epoch)
         assert members(again) == ["frontend-1"]
         service.registrar.stop()

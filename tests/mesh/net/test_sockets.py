@@ -46,22 +46,18 @@ async def test_scheduling_a_turn_again_and_again_makes_one() -> None:
 async def test_messages_in_memory_that_cause_each_other_leave_the_sockets_their_turn() -> None:
     async with processes() as made:
         here = made.runtime()
-        listening = made.port(here)
-        calling = made.link(here, listening.addresses, "frontend-1")
         ended = []
 
         def answer(mail: object) -> None:  # endless: each in-memory message causes the next
             if not ended:
                 calling.link.send(wire.Cancel(request=1))
 
-        calling.link._received = answer
-        take = listening.port._received
-
         def ask(mail: object) -> None:
-            take(mail)
+            listening.mail(mail)
             listening.port.send("frontend-1", wire.Introduce())
 
-        listening.port._received = ask
+        listening = made.port(here, received=ask)
+        calling = made.link(here, listening.addresses, "frontend-1", received=answer)
         calling.link.send(wire.Cancel(request=0))
         await listening.mail.count(1)
         sock = made.bare(zmq.DEALER, "frontend-2")

@@ -20,7 +20,7 @@ from tests.loops import LIMIT_S, Told
 def timer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The timer that the alarm uses: the kernel's on Linux, or, as elsewhere, only the loop's."""
     if request.param != "timerfd":
-        monkeypatch.setattr(timers, "_LIBC", None)
+        monkeypatch.setattr(timers, "LIBC", None)
     return str(request.param)
 
 
@@ -209,7 +209,7 @@ def kernels_timers_s() -> list[float]:
     return [int(seconds) + int(nanoseconds) / 1e9 for seconds, nanoseconds in found]
 
 
-@pytest.mark.skipif(timers._LIBC is None, reason="no timerfd on this system")
+@pytest.mark.skipif(timers.LIBC is None, reason="no timerfd on this system")
 def test_the_kernel_is_told_the_instant_itself_and_not_whole_milliseconds() -> None:
     async def test() -> None:
         alarm = Alarm(asyncio.get_running_loop(), Rings())

@@ -25,6 +25,7 @@ from tests.gpu_worker.worker_builders import load
 NO_GPU = "" if torch.cuda.is_available() else "torch finds no GPU here"
 DRIVERS = ["host", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)])]
 ROOM = Room(page_bytes=MIB, pages=8, window_pages=4)
+SMALL_PAGES = Room(page_bytes=MIB // 4, pages=32, window_pages=16)  # so that a model of 2.7 MiB takes eleven pieces
 numbers = itertools.count(1)
 
 
@@ -128,13 +129,15 @@ def infer_job(
 
 
 @asynccontextmanager
-async def served(driver: str, room: Room = ROOM, host_bytes_max: int = 1 << 30) -> AsyncIterator[Served]:
-    """Yields a device, which is closed after the test."""
+async def served(driver: str | Driver, room: Room = ROOM, host_bytes_max: int = 1 << 30) -> AsyncIterator[Served]:
+    """A device on that driver, or one of that kind. Behind its test all is as it should be, and closed."""
     grad = torch.is_grad_enabled()
     helper = Helper("helper")
-    made = Served(make_driver(driver, helper), helper, room, host_bytes_max)
+    used = make_driver(driver, helper) if isinstance(driver, str) else driver
+    made = Served(used, helper, room, host_bytes_max)
     try:
         yield made
+        made.device.check()
     finally:
         made.device.close()
         torch.set_grad_enabled(grad)

@@ -16,7 +16,7 @@ from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda import device as device_module
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
-from gpu_worker.devices.cuda.issuer import DeviceThread, Helper
+from gpu_worker.devices.cuda.issuer import Helper
 from gpu_worker.devices.cuda.watchdog import Patience
 from mesh.codes import ActionCode
 from mesh.errors import PackageError
@@ -36,6 +36,7 @@ class HangingDriver(HostDriver):
         self.waits = threading.Event()  # set when somebody waits for the device
         self.goes_on = threading.Event()
         self.closed = False
+        self.ends_its_caller = False  # a call ends the thread that makes it
 
     def hang(self, *what: str) -> None:
         """These streams and calls hang from now on, and no others."""
@@ -83,6 +84,8 @@ class HangingStream(HostStream):
     def record(self, event: Event) -> None:
         """The event is recorded, unless issuing hangs."""
         self._driver.pass_by("issuing")
+        if self._driver.ends_its_caller:
+            raise SystemExit("no outcome of any action")
         super().record(event)
 
 
@@ -98,7 +101,7 @@ async def hanging(
     driver = HangingDriver()
     on = Served(driver, Helper("helper"), ROOM, 1 << 30, attempts, patience)
     if patience is None:
-        on.device._watching.stop()
+        on.device.watching.stop()
     on.device.prepare(repository.package("linear:1"))
     assert (await on.load("linear:1", (0,))).code == ActionCode.OK
     try:
@@ -106,7 +109,7 @@ async def hanging(
     finally:
         driver.goes_on.set()
         on.device.close()
-        for thread in on.device._threads:
+        for thread in on.device.threads:
             assert await asyncio.to_thread(thread.stop)
         if not driver.closed:
             driver.close()
@@ -115,12 +118,14 @@ async def hanging(
 
 
 def looked(on: Served, seconds: int, since_s: float = 0.0) -> bool:
-    """Observes the device once a second for `seconds`. Returns whether it is given up."""
-    return any([on.device._watching.look(since_s + second) for second in range(seconds + 1)])
+    """The device was looked at once a second, for so long; whether it is given up."""
+    return any([on.device.watching.look(since_s + second) for second in range(seconds + 1)])
 
 
-async def hangs(driver: HangingDriver, *threads: DeviceThread) -> None:
-    """Returns once something hangs in the driver and these threads are at work that it delays."""
+async def hangs(on: Served, driver: HangingDriver, *names: str) -> None:
+    """Something hangs in the driver now, and the threads of these names are at work that it holds up."""
+    threads = [thread for thread in on.device.threads if thread.name in names]
+    assert len(threads) == len(names)
     assert await asyncio.to_thread(driver.waits.wait, LIMIT_S)
 
     def see() -> None:
@@ -144,7 +149,7 @@ async def test_an_exec_that_never_ends_is_noticed_and_everything_that_was_begun_
             assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec", "load")
         begun = [*(on.begin(Phase.EXEC, job) for job in jobs), asyncio.ensure_future(on.load("tall:1", (1, 2, 3)))]
-        await hangs(driver, on.device._watchers[Phase.EXEC], on.device._loader.threads[1])
+        await hangs(on, driver, "watch exec", "watch load")
         assert not looked(on, 10)
         assert (on.lost, [future.done() for future in begun]) == ([], [False] * 3)
         assert looked(on, 1, 11.0)
@@ -152,9 +157,8 @@ async def test_an_exec_that_never_ends_is_noticed_and_everything_that_was_begun_
         assert names(why, "LOAD", "tall:1", "11 s", "10 s")
         dones = await asyncio.gather(*begun)
         assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_ERROR, why)] * 3
-        assert (
-            await on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
-        ).code == ActionCode.DEVICE_ERROR
+        after = await on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
+        assert after.code == ActionCode.DEVICE_ERROR
 
 
 @pytest.mark.parametrize(("phase", "lane"), [(Phase.INPUT, "input"), (Phase.EXEC, "exec"), (Phase.OUTPUT, "output")])
@@ -170,7 +174,7 @@ async def test_each_stream_that_hangs_is_noticed_with_what_it_hangs_in(
             if each is phase:
                 break
             assert (await future).code == ActionCode.OK
-        await hangs(driver, on.device._watchers[phase])
+        await hangs(on, driver, f"watch {lane}")
         assert not looked(on, 10)
         assert looked(on, 1, 11.0)
         (why,) = on.lost
@@ -185,7 +189,7 @@ async def test_an_exec_that_is_expected_to_take_long_is_waited_for(repository: R
         assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
-        await hangs(driver, on.device._watchers[Phase.EXEC])
+        await hangs(on, driver, "watch exec")
         assert not looked(on, 60)
         driver.goes_on.set()
         assert (await ended).code == ActionCode.OK
@@ -198,7 +202,7 @@ async def test_a_call_that_does_not_come_back_is_noticed_though_nothing_is_watch
     async with hanging(repository) as (on, driver):
         driver.hang("issuing")
         begun = on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
-        await hangs(driver)
+        await hangs(on, driver)
         assert not looked(on, 10)
         assert looked(on, 1, 11.0)
         (why,) = on.lost
@@ -216,16 +220,17 @@ async def test_a_device_that_hangs_is_closed_without_waiting_for_it(
         assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
-        await hangs(driver, on.device._watchers[Phase.EXEC])
+        await hangs(on, driver, "watch exec")
         assert looked(on, 11)
         assert (await ended).code == ActionCode.DEVICE_ERROR
         began_s = time.monotonic()
         on.device.close()
         assert time.monotonic() - began_s < LIMIT_S / 2
         assert not driver.closed, "that would wait for the device"
-        assert on.device._watchers[Phase.EXEC]._thread.is_alive()
+        (watcher,) = (thread for thread in on.device.threads if thread.name == "watch exec")
+        assert not watcher.stop(0.0), "it waits for the device"
         driver.goes_on.set()
-        assert await asyncio.to_thread(on.device._watchers[Phase.EXEC].stop)
+        assert await asyncio.to_thread(watcher.stop)
         await asyncio.sleep(0)
         assert ended.done(), "what comes after all is told to nobody: it would be a second end"
 
@@ -240,7 +245,7 @@ async def test_a_preparation_has_its_own_time_and_others_are_given_more_meanwhil
         assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("preparing")
         preparing = asyncio.ensure_future(asyncio.to_thread(on.device.prepare, repository.package("other:1")))
-        await hangs(driver)
+        await hangs(on, driver)
         assert not looked(on, 600)
         assert looked(on, 1, 601.0)
         (why,) = on.lost
@@ -260,7 +265,7 @@ async def test_a_worker_that_ends_while_it_prepares_waits_for_no_device_and_leav
     async with hanging(repository, attempts) as (on, driver):
         driver.hang("preparing")
         preparing = asyncio.ensure_future(asyncio.to_thread(on.device.prepare, repository.package("other:1")))
-        await hangs(driver)
+        await hangs(on, driver)
         assert records(tmp_path) == ["other@1.json"]
         on.device.close()
         assert records(tmp_path) == []
@@ -276,11 +281,11 @@ async def test_a_preparation_that_breaks_the_device_stays_on_record_and_a_refuse
     driver = FragileDriver()
     on = Served(driver, Helper("helper"), ROOM, 1 << 30, Attempts(tmp_path, "fragile:0"))
     on.device.prepare(repository.package("linear:1"))
-    driver._memory_bytes = driver._used
+    driver.memory_bytes = driver.used_bytes
     with pytest.raises(PackageError, match="fragile:0"):
         on.device.prepare(repository.package("tall:1"))
     assert records(tmp_path) == []
-    driver._used, driver.why = 0, WHY
+    driver.used_bytes, driver.why = 0, WHY
     with pytest.raises(PackageError, match=WHY):
         on.device.prepare(repository.package("two:1"))
     await on.told_lost.wait()
@@ -307,15 +312,17 @@ async def test_a_device_is_looked_at_again_and_again_until_it_is_closed(reposito
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @on_loop
 async def test_a_thread_that_is_gone_is_noticed(repository: Repository) -> None:
-    """Otherwise nothing would be issued any more, and nobody would be told why."""
-    async with hanging(repository) as (on, _):
-
-        def fault() -> None:
-            raise AssertionError("a fault of ours")
-
-        on.device._issuer.now(fault)
-        await asyncio.to_thread(on.device._issuer._thread.join, LIMIT_S)
+    """Else nothing would be issued any more, and nobody told why."""
+    async with hanging(repository) as (on, driver):
+        (issuing,) = (thread for thread in on.device.threads if thread.name == "issue")
+        driver.ends_its_caller = True
         begun = on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
+
+        def see() -> None:
+            while not issuing.broken:
+                os.sched_yield()
+
+        await asyncio.to_thread(see)
         assert looked(on, 1)
         (why,) = on.lost
         assert "issue" in why

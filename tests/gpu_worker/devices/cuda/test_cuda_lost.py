@@ -77,7 +77,7 @@ async def test_a_device_that_one_action_or_package_was_too_much_for_is_not_lost(
         on.device.prepare(repository.package("two:1"))
         await on.load("two:1", (0,))
         assert (await on.through(infer_job("two:1", (0,), torch.randn(1, 4), BAD))).code == ActionCode.DEVICE_ERROR
-        on.driver._memory_bytes = on.driver._used
+        on.driver.memory_bytes = on.driver.used_bytes
         with pytest.raises(PackageError, match="host:0"):
             on.device.prepare(repository.package("tall:1"))
         await asyncio.sleep(0)
@@ -92,4 +92,4 @@ async def test_a_lost_device_can_be_closed(repository: Repository) -> None:
     driver.why = WHY
     assert (await on.load("linear:1", (0,))).code == ActionCode.DEVICE_ERROR
     on.device.close()
-    assert not on.device._issuer._thread.is_alive()
+    assert all(thread.stop(0.0) for thread in on.device.threads), "they have ended"

@@ -184,10 +184,11 @@ def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order(
     copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
     copies.add("b", [Piece(0, 0, 1)])
     assert copies.due() == "a"
-    assert to_be_read(copies) == [("a", 0, 0), ("a", 1, 1), ("a", 2, 2)]
+    reads: dict[str, Transfer[str]] = {}
+    assert to_be_read(copies, reads) == [("a", 0, 0), ("a", 1, 1), ("a", 2, 2)]
     assert copies.due() is None, "it has begun"
     assert begun(copies) == [], "nothing of it was read yet, and b is behind it"
-    (a, _) = copies._queue
+    a = reads["a"]
     assert [copies.read(a), begun(copies)] == [None, [("a", 0)]]
     assert [copies.read(a), copies.read(a), begun(copies)] == [None, None, [("a", 1)]]
     assert to_be_read(copies) == [], "two are on their way, and one has to wait for that"
@@ -201,10 +202,12 @@ def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order(
     copies.check()
 
 
-def to_be_read(copies: Copies[str]) -> list[tuple[str, int, int | None]]:
-    """Returns (load, source, buffer) of all pieces that may be read now."""
+def to_be_read(copies: Copies[str], reads: dict[str, Transfer[str]] | None = None) -> list[tuple[str, int, int | None]]:
+    """(load, source, buffer) of all pieces that may be read now; `reads` gets their {load: transfer}."""
     found = []
     while (wanted := copies.to_read()) is not None:
+        if reads is not None:
+            reads[wanted[0].load] = wanted[0]
         found.append((wanted[0].load, wanted[1].source, wanted[1].buffer))
     return found
 
@@ -226,26 +229,28 @@ def test_a_load_that_cannot_be_read_is_over_when_nothing_of_it_is_on_its_way() -
     copies: Copies[str] = Copies()
     copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
     copies.add("b", [Piece(0, 0, 1)], from_disk=True)
-    assert len(to_be_read(copies)) == 3
-    (a, _) = copies._queue
+    reads: dict[str, Transfer[str]] = {}
+    assert len(to_be_read(copies, reads)) == 3
+    a = reads["a"]
     copies.read(a)
     assert begun(copies) == [("a", 0)]
     assert copies.unreadable(a) is None, "one piece is copied, and another is read"
     assert to_be_read(copies) == [], "the thread that reads is not done with it"
     assert copies.read(a) is None
     copies.check()
-    assert to_be_read(copies) == [("b", 0, 1)]
+    assert to_be_read(copies, reads) == [("b", 0, 1)]
     assert copies.ended() == "a"
     copies.check()
-    copies.read(copies._queue[0])
+    copies.read(reads["b"])
     assert [begun(copies), copies.ended()] == [[("b", 0)], "b"]
 
 
 def test_a_piece_from_disk_that_cannot_be_started_ends_its_load_when_its_reads_have_ended() -> None:
     copies: Copies[str] = Copies()
     copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
-    assert len(to_be_read(copies)) == 3
-    (a,) = copies._queue
+    reads: dict[str, Transfer[str]] = {}
+    assert len(to_be_read(copies, reads)) == 3
+    a = reads["a"]
     copies.read(a)
     copies.read(a)
     assert copies.next() is not None
@@ -297,7 +302,10 @@ def test_whatever_comes_first_every_load_ends_once_and_every_buffer_is_free_agai
         copies.check()
         ended += [load for load in over if load is not None]
     assert sorted(ended) == list(range(len(loads)))
-    assert len(copies._buffers) == BUFFERS
+    assert copies.idle
+    copies.check()
+    copies.add(-1, [Piece(i, 0, 1) for i in range(BUFFERS)], from_disk=True)
+    assert [copies.to_read() is not None for _ in range(BUFFERS)] == [True] * BUFFERS
 
 
 # -- EXEC -------------------------------------------------------------------------------------------------------------

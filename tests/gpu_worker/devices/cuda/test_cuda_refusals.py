@@ -11,8 +11,7 @@ from gpu_worker.devices.cuda.issuer import EventPool, Helper
 from gpu_worker.devices.cuda.plans import Room
 from mesh.codes import ActionCode
 from tests.gpu_worker.conftest import Repository
-from tests.gpu_worker.devices.cuda.cuda_builders import Served, infer_job
-from tests.gpu_worker.devices.cuda.test_cuda_disk import SMALL_PAGES
+from tests.gpu_worker.devices.cuda.cuda_builders import SMALL_PAGES, Served, infer_job
 from tests.loops import on_loop
 
 CALLS = {Phase.INPUT: 3, Phase.EXEC: 7}  # calls to streams that issuing the phase takes
@@ -24,22 +23,22 @@ class RefusingDriver(HostDriver):
 
     def __init__(self) -> None:
         super().__init__()
-        self._left = -1
+        self.left = -1  # calls that are taken before one is refused; negative: it was
         self.refuse_times = False
 
     def refuse(self, call: int) -> None:
-        """`call` more calls are accepted, and the next one is refused."""
-        self._left = call
+        """So many more calls are taken, then one is not."""
+        self.left = call
 
     @property
     def refused(self) -> bool:
-        """Whether that call has come."""
-        return self._left < 0
+        """That call has come."""
+        return self.left < 0
 
     def call(self) -> None:
-        """Counts a call. Raises: RuntimeError if it is the one to refuse."""
-        self._left -= 1
-        if self._left == -1:
+        """A call comes. Raises: RuntimeError."""
+        self.left -= 1
+        if self.left == -1:
             raise RuntimeError("one call was refused")
 
     def stream(self, name: str) -> Stream:
@@ -84,11 +83,6 @@ def refusing(room: Room) -> tuple[Served, RefusingDriver]:
     return Served(driver, Helper("helper"), room, 0), driver
 
 
-def all_free(pool: EventPool) -> bool:
-    """Returns whether nobody holds an event."""
-    return pool.free == pool.count
-
-
 @pytest.mark.parametrize("phase", [Phase.INPUT, Phase.EXEC])
 @on_loop
 async def test_however_often_issuing_fails_events_come_back_and_the_next_one_runs(
@@ -106,12 +100,12 @@ async def test_however_often_issuing_fails_events_come_back_and_the_next_one_run
         done = await on.begin(phase, job)
         assert (done.code, done.message) == (ActionCode.DEVICE_ERROR, "one call was refused")
         on.device.release(job)
-        assert all_free(on.device._timed), f"call {call}"
+        on.device.check()
     driver.refuse(1000)
     x = torch.randn(3, 4)
     (y,) = await on.run(infer_job("linear:1", (0,), x), (3, 3))
     assert torch.allclose(y, repository.outputs("linear:1", x)[0])
-    assert all_free(on.device._timed)
+    on.device.check()
     on.device.close()
 
 
@@ -124,7 +118,7 @@ async def test_issuing_takes_as_many_calls_as_are_refused_above(repository: Repo
     for phase, calls in CALLS.items():
         driver.refuse(calls)
         assert (await on.begin(phase, job)).code == ActionCode.OK
-        assert driver._left == 0, phase
+        assert driver.left == 0, phase
     driver.refuse(0)
     assert (await on.begin(Phase.OUTPUT, job)).code == ActionCode.OK, "it was issued with EXEC"
     on.device.close()
@@ -143,8 +137,7 @@ async def test_a_load_that_cannot_be_issued_gives_its_events_back_whichever_call
         while True:
             driver.refuse(call)
             done = await on.load("tall:1", pages)
-            assert all_free(on.device._loader.events), f"call {call}"
-            on.device._loader.copies.check()
+            on.device.check()
             if not driver.refused:
                 break
             assert (done.code, done.message) == (ActionCode.DEVICE_ERROR, "one call was refused")
@@ -172,7 +165,7 @@ async def test_an_exec_whose_duration_cannot_be_had_gives_the_events_of_its_outp
         assert (await on.begin(Phase.EXEC, job)).message == "no time is told"
         driver.refuse_times = False
         on.device.release(job)
-    assert all_free(on.device._timed)
+    on.device.check()
     on.device.close()
 
 
