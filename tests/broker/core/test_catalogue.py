@@ -352,9 +352,15 @@ def test_applications_are_listed_in_order_of_name(serving: Any) -> None:
 @pytest.mark.parametrize(
     ("definition", "create", "field", "code", "message"),
     [
-        (app(name="9 lives"), True, "app.name", "", f"an application's name matches {NAME.pattern}; got '9 lives'"),
-        (app(name=7), True, "app.name", "", f"an application's name matches {NAME.pattern}; got 7"),
-        ({"models": ["m"]}, True, "app.name", "", f"an application's name matches {NAME.pattern}; got None"),
+        (
+            app(name="9 lives"),
+            True,
+            "app.name",
+            "bad_app",
+            f"an application's name matches {NAME.pattern}; got '9 lives'",
+        ),
+        (app(name=7), True, "app.name", "bad_app", f"an application's name matches {NAME.pattern}; got 7"),
+        ({"models": ["m"]}, True, "app.name", "bad_app", f"an application's name matches {NAME.pattern}; got None"),
         (
             app(name="there"),
             True,
@@ -363,8 +369,8 @@ def test_applications_are_listed_in_order_of_name(serving: Any) -> None:
             "application 'there' exists already; change it with update_app",
         ),
         (app(name="x"), False, "app.name", "unknown_app", "there is no application 'x'; there are: there"),
-        (app(models=["m", "y", "z"]), True, "app.models", "", "unknown models: y, z; deployed are: m"),
-        (app(name="there", models=["y"]), False, "app.models", "", "unknown models: y; deployed are: m"),
+        (app(models=["m", "y", "z"]), True, "app.models", "bad_app", "unknown models: y, z; deployed are: m"),
+        (app(name="there", models=["y"]), False, "app.models", "bad_app", "unknown models: y; deployed are: m"),
     ],
 )
 def test_a_wrong_application_is_refused_with_the_field(
@@ -381,7 +387,7 @@ def test_a_wrong_application_is_refused_with_the_field(
 @pytest.mark.parametrize("models", [5, None, "m", {"m": 1}, [["m"]], [{}], []])
 def test_an_application_whose_models_are_no_list_of_names_is_refused(serving: Any, models: object) -> None:
     reply = serving.put_app(5, app(models=models), create=True)
-    assert (reply.ok, reply.field) == (False, "app.models")
+    assert (reply.ok, reply.field, reply.code) == (False, "app.models", "bad_app")
 
 
 def test_an_application_that_is_not_there_cannot_be_deleted(serving: Any) -> None:
