@@ -58,10 +58,10 @@ def _http() -> Iterator[Row]:
 def _logged() -> Iterator[Row]:
     """Codes in the logs of requests and actions."""
     for error in CONTROLLERS:
-        yield f"`{error}`", "rejected", error.meaning
+        yield f"`{error}`", RequestOutcome.REJECTED, error.meaning
     for action in ActionCode:
         if action is not ActionCode.OK:
-            yield f"`{action}`", "failed, action" if action in FAILED else "action", action.meaning
+            yield f"`{action}`", f"{RequestOutcome.FAILED}, action" if action in FAILED else "action", action.meaning
 
 
 TABLES: dict[str, list[Table]] = {  # {document: its tables}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.admin.observer import Recording
+from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, Fact, RequestFact
 
 # names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model in both
@@ -32,7 +33,7 @@ COLOURS = (
 )
 FAILED_COLOUR = "terrible"
 LANES = {"load": ("LOAD", 1000), "infer": ("EXEC", 4000)}  # {action: (lane, number of its first row)}
-WORKERLESS = ("lost", "worker_lost")  # codes of actions without a worker's report: the free pages are unknown, too
+WORKERLESS = (ActionCode.LOST, ActionCode.WORKER_LOST)  # no worker reported: the free pages are unknown, too
 ROWS_MAX = 1000  # of one kind
 REQUEST_ROW = 1
 SLACK_US = 20.0  # a lane does one thing at a time; a smaller overlap comes from the translation of clocks
@@ -177,7 +178,7 @@ def _controller(
         begin_s = request.arrived_s - offset_s
         place = made.bar(
             pid, rows, begin_s, begin_s + request.latency_s, request.ref, cat=request.outcome,
-            cname=_colour(request.ref, request.outcome == "in_time"), args=_arguments(request),
+            cname=_colour(request.ref, request.outcome == RequestOutcome.IN_TIME), args=_arguments(request),
         )  # fmt: skip
         target = executed.get((controller, request.action))
         if target is not None:
@@ -233,7 +234,7 @@ def _draw(made: Timeline, pid: int, rows: Rows, one: Ordered, begin_s: float, en
     fact = one.fact
     return made.bar(
         pid, rows, begin_s - one.offset_s, end_s - one.offset_s, fact.ref, cat=fact.code,
-        cname=_colour(fact.ref, fact.code == "ok"), args=_arguments(fact),
+        cname=_colour(fact.ref, fact.code == ActionCode.OK), args=_arguments(fact),
     )  # fmt: skip
 
 
