@@ -64,8 +64,12 @@ class WorkerService:
         device: Device,
         fixture: Fixture | None = None,
         refused: Callable[[wire.CallReply], None] | None = None,
+        welcomed: Callable[[], None] | None = None,
     ) -> None:
-        """`fixture`: it serves this and nothing else; `refused` hears if the broker does not want it."""
+        """`fixture`: it serves this and nothing else; `refused` hears if the broker does not want it.
+
+        `welcomed` is called whenever a controller has taken the device over.
+        """
         self.settings = runtime.settings
         self._end = runtime.end
         self._transport = runtime.transport
@@ -84,6 +88,7 @@ class WorkerService:
         )
         self._fixture = fixture
         self._refused = refused
+        self._on_welcome = welcomed
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # whom that link was opened for, or who answered there
         self._frontends: dict[str, tuple[str, ...]] = {}  # {member id: addresses for outputs}
@@ -226,6 +231,8 @@ class WorkerService:
                 self._device.release(job)
             self._controller_id = message.controller
             log.info("welcomed", controller=message.controller, epoch=epoch)
+            if self._on_welcome is not None:
+                self._on_welcome()
         elif isinstance(message, wire.Frontends):
             self._frontends = dict(message.results)
             for gone in self._links.keys() - self._frontends.keys():

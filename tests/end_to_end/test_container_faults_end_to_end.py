@@ -157,7 +157,7 @@ def test_a_replica_that_dies_in_the_middle_of_a_batch_costs_nobody_an_answer(sha
             container(running, HERE, target, *SPECS, model="pair") as second,
             AsyncClient(running.address) as client,
         ):
-            await second.says("welcomed")
+            await second.welcomed.wait()
             await asyncio.gather(*(client.infer("pair", X, slo_ms=LONG_MS, cache=False) for _ in range(20)))
             flag.touch()
             answers = await asyncio.gather(*(client.infer("pair", X + i, slo_ms=LONG_MS) for i in range(40)))
@@ -179,7 +179,7 @@ def test_one_stuck_replica_blocks_nobody_else(shared: Shared, tmp_path: Path) ->
             container(running, HERE, target, *SPECS, model="stuck") as second,
             AsyncClient(running.address) as client,
         ):
-            await second.says("welcomed")
+            await second.welcomed.wait()
             await asyncio.gather(*(client.infer("stuck", X, slo_ms=LONG_MS, cache=False) for _ in range(10)))
             flag.touch()
             victim = asyncio.ensure_future(client.submit("stuck", X, slo_ms=1000))
@@ -201,7 +201,7 @@ def test_scaling_from_four_to_two_to_one_to_none_to_two_answers_everything(share
         outcomes: list[Prediction | RequestError] = []
         async with AsyncClient(running.address) as client:
             replicas = [await start_container(running, HERE, target, *SPECS, model="scaled") for _ in range(4)]
-            await asyncio.gather(*(replica.says("welcomed") for replica in replicas))
+            await asyncio.gather(*(replica.welcomed.wait() for replica in replicas))
             await is_ready(running, "scaled")
             stop = asyncio.Event()
 
