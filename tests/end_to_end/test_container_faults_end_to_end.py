@@ -16,6 +16,7 @@ from scripts.rigs.containers import SPECS, X, child_pid, container, cpu_s, is_re
 from scripts.rigs.meshes import LONG_MS
 from tests.end_to_end.conftest import Shared
 from tests.memory import resident_kib
+from tests.messages import names
 
 pytestmark = pytest.mark.end_to_end
 HERE = Path(__file__).parent
@@ -81,7 +82,7 @@ def test_a_process_that_dies_is_started_again_and_says_so(shared: Shared) -> Non
             outcome = await client.submit("mortal", order(-9), slo_ms=LONG_MS)
             assert isinstance(outcome, Failed), outcome
             assert outcome.code == "container_died"
-            await started.says("exit code 9")
+            assert names(await started.says("container_died"), 9)
             assert await answer_in_time(client, "mortal") is not None
             assert started.process.returncode is None
 
@@ -138,7 +139,7 @@ def test_code_that_leaks_is_restarted_at_its_limit(shared: Shared) -> None:
             first = child_pid(started)
             for _ in range(8):
                 await client.submit("leak", order(-11), slo_ms=LONG_MS, cache=False)
-            await started.says("the limit is 150 MiB")
+            assert names(await started.says("container_died"), 150, "--memory-mb")
             await started.says("container_restarted")
             await answer_in_time(client, "leak")
             assert child_pid(started) != first
