@@ -1,7 +1,7 @@
 """The request log and the action log on disk: JSON lines, written by a thread of its own, in files of limited size.
 
-The controller's loop only hands over what ended; encoding and writing happen on the thread, a few lines at a time, so
-that the interpreter is never held for longer than a fraction of a millisecond.
+The controller's loop only hands over what ended. The thread encodes and writes it, a few lines at a time, so that the
+interpreter is never held for longer than a fraction of a millisecond.
 """
 
 import os
@@ -19,16 +19,16 @@ from mesh.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, JournalSt
 
 LOGS: dict[type[Fact], str] = {RequestFact: "requests", ActionFact: "actions"}
 CHUNK = 64  # lines encoded and written in one go: some 50 us
-INTERVAL_S = 0.1  # between looks for lines to write
-FAULT_S = 5.0  # after the disk failed: lines are dropped for so long before it is tried again
+INTERVAL_S = 0.1  # between two looks for lines to write
+FAULT_S = 5.0  # after the disk failed, lines are dropped for so long before it is tried again
 log = structlog.get_logger("journal")
 
 
 class LogFile:
-    """One log, in files of limited size of which so many are kept: the folder's newest of this log, whoever wrote them.
+    """One log, in files of limited size. The newest `files` of this log in the folder are kept, whoever wrote them.
 
-    Not thread-safe. Raises OSError from whatever the disk refuses; what the disk took of those lines is the end of a
-    file, so that only a last line can be cut short.
+    Not thread-safe. Raises OSError if the disk refuses lines. What the disk took of them is the end of a file, so only
+    a last line can be cut short.
     """
 
     def __init__(self, folder: Path, header: Callable[[], Header], *, bytes_max: int, files: int, stamp: str) -> None:
@@ -43,7 +43,7 @@ class LogFile:
         self._encoder = msgspec.json.Encoder()
 
     def write(self, lines: Sequence[Fact | Dropped]) -> None:
-        """The lines are in the file, which is then changed for a new one if it is full."""
+        """The lines are in the file. If it is full, the next lines begin a new one."""
         if self._file is None:
             self._file = self._begin()
         data = self._encoder.encode_lines(lines)
@@ -80,7 +80,7 @@ class LogFile:
         return file
 
     def _remove_old(self, name: str) -> None:
-        """One fewer than may be kept are left."""
+        """So many old files are left that there is room for one more."""
         found = []
         for path in self._folder.glob(f"{name}-*.jsonl"):
             try:
@@ -92,14 +92,14 @@ class LogFile:
 
 
 def _write_all(file: RawIOBase, data: bytes) -> None:
-    """All of it is in the file; a disk that is nearly full takes a part first. Raises: OSError."""
+    """All of the data is in the file, though a disk that is nearly full takes a part first. Raises: OSError."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) or 0 :]
 
 
 class Journal:
-    """Both logs of one controller. `offer` and `state` are the loop's; everything else is the thread's."""
+    """Both logs of one controller. The loop calls `start`, `offer`, `state` and `stop`; the rest is for the thread."""
 
     def __init__(
         self, folder: Path, controller: str, policy: str, *, bytes_max: int, files: int, pending_max: int
@@ -107,9 +107,9 @@ class Journal:
         self._folder = folder
         self._pending: deque[Fact] = deque()  # offered and not taken, oldest first, at most pending_max
         self._pending_max = pending_max
-        self._refused = 0  # lines for which there was no room; the loop's
-        self._lost = 0  # lines that the disk refused; the thread's
-        self._told = 0  # of both, told in the log; the thread's
+        self._refused = 0  # lines for which there was no room; written by the loop
+        self._lost = 0  # lines that the disk refused; written by the thread, as are all below
+        self._told = 0  # how many of both the log tells of
         self._written = 0
         self._fault = ""
         self._retry_s = 0.0  # the disk is not tried before
@@ -136,7 +136,7 @@ class Journal:
         self._refused += len(facts) - max(0, room)
 
     def state(self) -> JournalState:
-        """How it goes."""
+        """How many lines were written, dropped and are waiting, and what fault the disk has."""
         return JournalState(
             on=True,
             folder=str(self._folder),
@@ -147,7 +147,7 @@ class Journal:
         )
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """All that was offered is written, or the time is up; the files are closed."""
+        """All that was offered is written and the files are closed, or the time is up."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -160,12 +160,17 @@ class Journal:
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # serving goes first
         while not self._stopping.wait(INTERVAL_S):
-            self._drain()
-        self._drain()
+            self.drain()
+        self.close()
+
+    def close(self) -> None:
+        """All that was offered is written, and the files are closed."""
+        self.drain()
         for file in self._files.values():
             file.close()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """All that was offered is written, or dropped and counted where the disk refuses it."""
         pending = self._pending
         while pending:
             self._write([pending.popleft() for _ in range(min(CHUNK, len(pending)))])
@@ -186,7 +191,7 @@ class Journal:
                 self._lost += len(mine)
 
     def _attempt(self, file: LogFile, lines: Sequence[Fact | Dropped]) -> bool:
-        """False if the disk refuses, or did so a moment ago."""
+        """The lines are written. False if the disk refuses them, or refused others a moment ago."""
         if self._fault and time.monotonic() < self._retry_s:
             return False
         try:
@@ -216,7 +221,7 @@ def _header_maker(name: str, controller: str, policy: str) -> Callable[[], Heade
 
 
 def check_folder(folder: Path) -> list[str]:
-    """What keeps a controller from writing logs into `folder`: nothing, or one sentence."""
+    """What keeps a controller from writing logs into the folder: nothing, or one sentence."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

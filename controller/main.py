@@ -5,5 +5,5 @@ from mesh.process.runtime import serve
 
 
 def main() -> None:
-    """Runs a controller until a signal; exits 0, or 2 with the reason if it cannot start."""
+    """Runs a controller until a signal. Exits with 0, or with 2 and the reason if it cannot start."""
     serve("controller", lambda runtime: [ControllerService(runtime)])

@@ -3,16 +3,18 @@
 import os
 import time
 from collections.abc import Iterator
+from typing import assert_never
 
 import msgspec
 import structlog
 
-from controller.core.orders import Order, ToBroker, ToFrontend
+from controller.core.failures import MENDED_BY_PEOPLE
+from controller.core.orders import Order, ToBroker, ToFrontend, ToWorker
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
 from controller.core.state import State
 from controller.core.versions.preparation import terms_of
-from controller.observation import OPERATOR, ControllerPort, Observation
+from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
@@ -22,15 +24,15 @@ from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
-MENDED_BY_PEOPLE = ("device_error", "rows_changed", "bad_outputs")  # codes of actions that failed
 log = structlog.get_logger("controller")
 
 
 class ControllerService:
-    """One port, for frontends and workers alike; one scheduler behind it."""
+    """One port, for frontends, workers and operators alike; one scheduler behind it."""
 
     def __init__(self, runtime: Runtime, broker: tuple[str, ...] = ()) -> None:
         settings = self.settings = runtime.settings
+        self.addresses: tuple[str, ...] = ()  # where it listens, once it does
         self._hub = runtime.hub
         self._transport = runtime.transport
         self._id = member_id("controller")
@@ -38,12 +40,12 @@ class ControllerService:
         self.scheduler = Scheduler(
             make_policy(settings.policy, state, settings.policy_parameters),
             state,
-            Parameters(slack_s=settings.slack_ms / 1e3, queue_max=settings.queue_max),
+            Parameters(return_allowance_s=settings.slack_ms / 1e3, queue_max=settings.queue_max),
             name=self._id,
             started_s=time.monotonic(),
         )
         self._port: ControllerPort = Port(runtime.transport, "controller", DECODER, self._received, self._lost)
-        self._observation = Observation(settings, self.scheduler, self._port, self._id)
+        self._monitoring = Monitoring(settings, self.scheduler, self._port, self._id)
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
         self._alarm: Alarm | None = None
@@ -54,24 +56,24 @@ class ControllerService:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Listens, and calls the broker."""
-        self._observation.start(time.monotonic())
-        addresses = self._port.listen(self.settings.host, self.settings.controller_port, "GEARMESH_CONTROLLER_PORT")
-        member = wire.Member(
-            id=self._id, role="controller", host=host_id(), endpoints={"control": addresses}, pid=os.getpid()
-        )
+        """It listens, and calls the broker."""
+        settings = self.settings
+        self._monitoring.start(time.monotonic())
+        self.addresses = self._port.listen(settings.host, settings.controller_port, "GEARMESH_CONTROLLER_PORT")
+        endpoints = {"control": self.addresses}
+        member = wire.Member(id=self._id, role="controller", host=host_id(), endpoints=endpoints, pid=os.getpid())
         self._registrar = Registrar(self._transport, self._broker, member, self._table_changed)
         self._registrar.start()
         self._alarm = Alarm(self._hub.loop, lambda now: self._hub.schedule_turn())
         self._hub.on_turn(self._turn)
-        log.info("started", member=self._id, address=addresses[-1], policy=self.settings.policy, pid=os.getpid())
+        log.info("started", member=self._id, address=self.addresses[-1], policy=settings.policy, pid=os.getpid())
 
     def drain(self) -> bool:
         """True once no request is open here."""
         return not self.scheduler.open_requests
 
     def stop(self) -> None:
-        """Everybody is told, and the port closed."""
+        """Everybody is told, and the port is closed."""
         for peer in [*self._workers, *self._frontends]:
             self._port.send(peer, wire.Goodbye())
         if self._registrar is not None:
@@ -79,51 +81,53 @@ class ControllerService:
         if self._alarm is not None:
             self._alarm.close()
         self._hub.loop.call_soon(self._port.close)
-        self._observation.stop()
+        self._monitoring.stop()
         log.info("stopped", member=self._id)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _received(self, mail: Mail[wire.ToController]) -> None:
-        scheduler = self.scheduler
+        """A peer has sent something. One that has not introduced itself is asked to."""
         peer = mail.peer
-        frames = iter(mail.frames)
         if peer in self._workers:
-            scheduler.clock(peer, mail.clock.offset_s)
-            self._observation.heard(peer, mail.now)
+            self.scheduler.clock(peer, mail.clock.offset_s)
+            self._monitoring.heard(peer, mail.now)
         elif peer.startswith(OPERATOR):
-            self._observation.asked(mail)
+            self._monitoring.asked(mail)
             return
         elif peer not in self._frontends and not _introduces(mail.messages):
             self._port.send(peer, wire.Introduce())
             return
+        frames = iter(mail.frames)
         for message in mail.messages:
-            if isinstance(message, wire.Submit):
-                tensors = message.inline or _take(frames, message.frames)
-                self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=mail.now))
-            elif isinstance(message, wire.ActionResult):
-                self._log_result(peer, message)
-                self._order(scheduler.result(peer, message, now=mail.now))
-            else:
-                self._manage(peer, message, mail.now)
+            self._handle(message, frames, mail)
 
-    def _manage(self, peer: str, message: wire.ToController, now: float) -> None:
-        scheduler = self.scheduler
-        if isinstance(message, wire.Cancel):
-            scheduler.cancel(peer, message.request, now=now)
-        elif isinstance(message, wire.Prepared):
-            self._order(scheduler.prepared(peer, message, now=now))
-        elif isinstance(message, wire.WorkerHello):
-            self._worker_joined(peer, message, now)
-        elif isinstance(message, wire.FrontendHello):
-            self._frontend_joined(peer, message)
-        elif isinstance(message, wire.Goodbye):
-            if peer in self._workers:
-                log.info("worker_leaves", worker=peer)
-                self._order(scheduler.worker_leaving(peer))
-                self._port.send(peer, wire.Goodbye())  # behind the last order: it may go when that is done
-            else:
-                self._lost(peer, "left")
+    def _handle(self, message: wire.ToController, frames: Iterator[Buffer], mail: Mail[wire.ToController]) -> None:
+        """One message goes where it belongs. `frames`: what the mail's messages have not taken yet."""
+        scheduler, peer, now = self.scheduler, mail.peer, mail.now
+        match message:
+            case wire.Submit():
+                tensors = message.inline or _take(frames, message.frames)
+                self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=now))
+            case wire.ActionResult():
+                self._log_result(peer, message)
+                self._order(scheduler.result(peer, message, now=now))
+            case wire.Cancel():
+                scheduler.cancel(peer, message.request, now=now)
+            case wire.Prepared():
+                self._order(scheduler.prepared(peer, message, now=now))
+            case wire.WorkerHello():
+                self._worker_joined(peer, message, now)
+            case wire.FrontendHello():
+                self._frontend_joined(peer, message)
+            case wire.Goodbye():
+                self._left(peer)
+            case wire.Heartbeat():
+                pass  # the port has noted it
+            case wire.AskSnapshot() | wire.AskFacts():
+                pass  # only operators are answered
+            case _:
+                assert_never(message)
 
     def _worker_joined(self, peer: str, hello: wire.WorkerHello, now: float) -> None:
         if self._port.epoch == 0:
@@ -145,6 +149,15 @@ class ControllerService:
         for worker in self._workers:
             self._port.send(worker, wire.Frontends(results=dict(self._frontends)))
 
+    def _left(self, peer: str) -> None:
+        """A peer said goodbye. A worker first ends what it has."""
+        if peer in self._workers:
+            log.info("worker_leaves", worker=peer)
+            self._order(self.scheduler.worker_leaving(peer))
+            self._port.send(peer, wire.Goodbye())  # behind the last order: it may go when that is done
+        else:
+            self._lost(peer, "left")
+
     def _lost(self, peer: str, why: str) -> None:
         now = time.monotonic()
         if peer in self._workers:
@@ -156,7 +169,7 @@ class ControllerService:
             log.warning("frontend_lost", frontend=peer, why=why)
             self.scheduler.frontend_lost(peer, now=now)
             self._tell_frontends()
-        self._observation.lost(peer)
+        self._monitoring.lost(peer)
         self._port.forget(peer)
 
     def _table_changed(self, table: wire.Table) -> None:
@@ -174,7 +187,7 @@ class ControllerService:
                     terms[ref] = terms_of(model, version)
                     contained += [ref] if model.container else []
         self._order(self.scheduler.want(list(terms), contained, terms, now=time.monotonic()))
-        early, self._early = self._early, []  # only now: what is wanted, and they have, they keep
+        early, self._early = self._early, []  # only now, so that workers keep what they have and is wanted
         for peer, hello in early:
             self._worker_joined(peer, hello, time.monotonic())
 
@@ -188,20 +201,24 @@ class ControllerService:
     # -- orders -------------------------------------------------------------------------------------------------------
 
     def _turn(self, now: float) -> None:
+        """Everything that has arrived was handled: now it is decided, once."""
         self._order(self.scheduler.wake(now=now))
-        self._observation.turn(now)
+        self._monitoring.turn(now)
         assert self._alarm is not None
         self._alarm.by(self.scheduler.wake_at())
 
     def _order(self, orders: list[Order]) -> None:
         for order in orders:
-            if isinstance(order, ToFrontend):
-                self._port.send(order.frontend, order.message)
-            elif isinstance(order, ToBroker):
-                assert self._registrar is not None
-                self._registrar.send(order.message)
-            else:
-                self._port.send(order.worker, order.message, order.frames)
+            match order:
+                case ToWorker():
+                    self._port.send(order.worker, order.message, order.frames)
+                case ToFrontend():
+                    self._port.send(order.frontend, order.message)
+                case ToBroker():
+                    assert self._registrar is not None
+                    self._registrar.send(order.message)
+                case _:
+                    assert_never(order)
 
     def _log_result(self, peer: str, result: wire.ActionResult) -> None:
         if result.code != "ok":

@@ -1,4 +1,4 @@
-"""One version made ready on a device, from files that are the same from first to last."""
+"""Makes one version ready on a device, from files that do not change while they are read."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -21,12 +21,12 @@ class Made:
 
     package: Package
     profile: wire.Profile | None
-    content: str  # digest; empty: the device reads no weights
+    content: str  # digest of the files; empty: the device reads no weights
 
 
 @dataclass(slots=True)
 class Preparer:
-    """Reads packages for one device. On the thread for preparations, but for `kind`."""
+    """Reads packages for one device. Runs on the thread for preparations, except for `kind`."""
 
     repository: Path
     factory_allow: tuple[str, ...]
@@ -34,13 +34,13 @@ class Preparer:
     contents: Contents = field(default_factory=Contents)
 
     def prepare(self, ref: str, asked: str) -> Made:
-        """The version is ready on the device. `asked`: the content that it has to have; empty: any.
+        """The version is ready on the device. `asked`: the digest that its content must have; empty: any content.
 
-        Raises: PackageError, or whatever the package makes others raise; then the device is to forget the version.
+        Raises: PackageError, or what the package's code raises. Then the caller makes the device forget the version.
         """
         package = self._read(ref)
         before, content = identities(package), ""
-        if self.device.measured:  # an emulated one reads no weights: digests of gigabytes of hollow files say nothing
+        if self.device.measured:  # an emulated device reads no weights: digests of its hollow files say nothing
             digests = self.contents.digests(package)
             package, content = replace(package, digests=digests), digests.content
             if asked not in ("", content):
@@ -55,7 +55,7 @@ class Preparer:
         return Made(package, profile, content)
 
     def kind(self, ref: str) -> str:
-        """What the figures of this version hold for."""
+        """The kind of device, engine and place of the weights for which a profile of this version holds."""
         traits = self.device.traits(ref)
         usual = Traits()
         return ", ".join(
@@ -70,7 +70,7 @@ class Preparer:
         return read_package(self.repository, ref, self.factory_allow)
 
     def _check_unchanged(self, package: Package, before: object, content: str) -> None:
-        """What the device has read is what the digest is of."""
+        """The device has read the files that the digest was made of. Raises: PackageError if they have changed."""
         fault = "its files changed while they were read: deploy it again once they stay as they are"
         try:
             again = self._read(package.ref)
@@ -82,7 +82,7 @@ class Preparer:
 
 
 def _leave_to_the_disk(file: Path) -> None:
-    """The system keeps nothing of the file in memory: a LOAD takes what the disk takes, and is estimated by that."""
+    """The system keeps no page of the file in memory: each LOAD takes the disk's time, as its estimate says."""
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -6,7 +6,7 @@ strings, so that a code which a newer peer sends is no error; a receiver compare
 Each member has
     `http`     HTTP's status for it; None: that of the answer's status (`http_of`), or never told over HTTP
     `retry`    whether the same, asked again a little later, may end otherwise though nobody mends anything
-    `meaning`  one line; `scripts/document_codes.py` writes the tables in the documents from it
+    `meaning`  one line; `scripts/document_codes.py` writes the lists in the documents from it
 
 `AnswerStatus.OK` costs 50 ns on Python 3.11: code that runs for each request binds the member to a module's constant.
 """

@@ -112,7 +112,7 @@ def suites(seconds: float) -> dict[str, Callable[[], Suite]]:
             mapping["models"][1]["count"] = count
             found = longer(parse_scenario(mapping, "w2_many_models", FOLDER), seconds)
             points.append(Point(str(count), found))
-        title = "Models that share 1,000 r/s beside one of 200 r/s, one V100 with memory for 201, SLO 100 ms (W2)"
+        title = "Models that share 1,000 r/s beside one of 200 r/s, a V100 with room for 201, SLO 100 ms (W2)"
         return Suite("many", title, "models", tuple(points), belady=True)
 
     def grid() -> Suite:

@@ -12,7 +12,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,11 @@ def find_models(repository: Path, names: list[str]) -> list[str]:
     return [wire.ref_of(name, max(there[name], key=int)) for name in wanted]
 
 
-def main() -> int:
-    """Measures. Exit code 0; 1 if the device or a model cannot be used; 2 for wrong arguments."""
+def main(given: Sequence[str] | None = None) -> int:
+    """Measures. `given`: arguments in place of the command line's.
+
+    Returns the exit code: 0, or 1 if the device or a model cannot be used. Wrong arguments end the process with 2.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="default: the demo models")
@@ -186,7 +189,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="or so many seconds [20 on cpu, 3 on cuda]")
     parser.add_argument("--repository", type=Path)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     default = LIMITS["cuda" if arguments.device.startswith("cuda") else "cpu"]
     limits = Limits(
         default.runs if arguments.runs is None else arguments.runs,

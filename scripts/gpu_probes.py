@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from gearmesh.telemetry.machine import describe, quantile
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver, Event, Stream
 from gpu_worker.devices.cuda.graphs import build

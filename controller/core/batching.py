@@ -1,17 +1,17 @@
-"""How large may the batches of a black-box container become, and how long will one take? Pure.
+"""How large the batches of a black box may become, and how long a batch takes. Pure.
 
 Nothing is ever run with inputs that nobody sent: all that is known comes from clients' own batches. The first batches
-are small, and the limit of each replica is moved by one of
+are small. Each replica has a limit of rows, which follows one of these methods:
 
-    aimd       +STEP rows after a full batch within the objective, x BACK_OFF after one that missed it for its size;
-               smaller steps after a miss, when the edge is near
-    quantile   the size whose 99th percentile, fitted as a line over recent batches, meets the objective
+    aimd       it grows by STEP rows after a full batch within the objective, and shrinks to BACK_OFF of its size after
+               a batch that missed the objective for its size; the steps are smaller for a while after a miss
+    quantile   the size whose 99th percentile of durations, a line fitted to recent batches, meets the objective
     fixed      the size that the operator gave
     none       1
 
-Source of aimd (additive step, back-off by 10 %) and quantile regression: Clipper (NSDI'17) section 4.3.1; that only
-full batches raise the limit, which misses count, and the step of 4 rows, are ours (scripts/bench_batching.py shows its
-convergence).
+Source of aimd (additive step, back-off by 10 %) and of quantile regression: Clipper (NSDI'17), section 4.3.1. Which
+batches raise the limit, which misses count and how large the step is are ours: docs/design/policy.md, "Black boxes".
+scripts/bench_batching.py shows how the limit converges.
 """
 
 import math
@@ -26,22 +26,22 @@ from controller.core.estimation.estimates import Curve, Term
 from mesh import wire
 
 STEP = 4.0  # rows
-STEP_NEAR = 1 / 40  # ... or this part of the limit, if that is less, after a miss
-STEP_MIN = 0.1
-QUIET = 16  # full batches without a miss: the edge is not near any more
-BACK_OFF = 0.9
-RECENT = 15  # batches that a miss is compared with, ...
-ALIKE_MIN = 5  # ... if so many of them were about as large
+STEP_NEAR = 1 / 40  # a step shortly after a miss is at most this part of the limit, ...
+STEP_MIN = 0.1  # ... but at least so many rows
+QUIET = 16  # full batches without a miss after which steps are whole again
+BACK_OFF = 0.9  # what a miss leaves of the limit
+RECENT = 15  # batches that a miss is compared with ...
+ALIKE_MIN = 5  # ... if at least so many of them were about as large
 QUANTILE = 0.99
-WINDOW = 256  # batches that the quantile is fitted to
-REFIT_EVERY = 8
+FITTED = 256  # latest batches that the quantile is fitted to
+REFIT_EVERY = 8  # batches
 REACH = 1.5  # the fitted size may exceed the largest that was seen by this factor
-FORGET = 0.97  # weight of a batch in the line, when the next has come
-FIRST_S = 1e-4  # of a row never seen: whoever is first is let in, and shows how long it takes
-CAUTION = 16  # ... and each further row is taken to need this part of the objective
-OUTLIER = 4.0  # a batch this many times as long as expected counts as so much longer, and no more
-REBUILD_AT = 0.01  # the line may move by this part before the table of sizes is made again
-MIXED = 0.1  # relative spread of sizes below which their slope says little
+FORGET = 0.97  # factor on the weight of a batch in the line with each further batch
+FIRST_S = 1e-4  # expected of one row before any was seen: the first request is let in and shows how long it takes
+CAUTION = 16  # before anything was seen, each further row is expected to need this part of the objective
+OUTLIER = 4.0  # a batch that took longer than this many times its expected duration counts as that long
+REBUILD_AT = 0.01  # share by which the line may move before the table of sizes is made anew
+MIXED = 0.1  # relative spread of sizes below which the slope between them says little
 
 
 class Limit(Protocol):
@@ -60,29 +60,29 @@ class Aimd:
     objective_s: float
     rows_max: int
     rows: int = 1
-    _exact: float = 1.0  # rows, before rounding down
+    exact: float = 1.0  # the limit before it is rounded down to `rows`
     _good: int = QUIET  # full batches within the objective since the last miss
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))  # (rows, duration)
 
     def ran(self, rows: int, duration_s: float) -> None:
-        """See Limit. A batch that was not full says nothing about larger ones, and leaves the limit as it is."""
+        """The limit follows. A batch that was not full says nothing about larger ones, and leaves it as it is."""
         self._recent.append((rows, duration_s))
         if duration_s > self.objective_s:
             if self._stalled(rows):
                 return
             self._good = 0
-            if rows * BACK_OFF < self._exact:  # else it was sent before the last one lowered the limit
-                self._exact = max(1.0, self._exact * BACK_OFF)
+            if rows * BACK_OFF < self.exact:  # otherwise it was sent before the limit was last lowered
+                self.exact = max(1.0, self.exact * BACK_OFF)
         elif rows >= self.rows:
             self._good += 1
-            step = STEP if self._good > QUIET else min(STEP, max(STEP_MIN, self._exact * STEP_NEAR))
-            self._exact = min(float(self.rows_max), self._exact + step)
-        self.rows = int(self._exact)
+            step = STEP if self._good > QUIET else min(STEP, max(STEP_MIN, self.exact * STEP_NEAR))
+            self.exact = min(float(self.rows_max), self.exact + step)
+        self.rows = int(self.exact)
 
     def _stalled(self, rows: int) -> bool:
         """Whether such batches usually take less than half of the objective: this one missed it, but not for its size.
 
-        The limit would fall to 1 otherwise, where something takes the processor away now and again, and stay there.
+        Where something else takes the processor now and then, the limit would otherwise fall to 1 and stay there.
         """
         alike = [duration_s for size, duration_s in self._recent if 2 * size >= rows]
         return len(alike) >= ALIKE_MIN and median(alike) < self.objective_s / 2
@@ -95,11 +95,11 @@ class QuantileLine:
     objective_s: float
     rows_max: int
     rows: int = 1
-    _batches: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _batches: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=FITTED))
     _new: int = 0  # batches since the last fit
 
     def ran(self, rows: int, duration_s: float) -> None:
-        """See Limit."""
+        """The limit follows, by a new fit now and then and after a miss."""
         self._batches.append((rows, duration_s))
         self._new += 1
         missed = duration_s > self.objective_s
@@ -125,7 +125,7 @@ class Fixed:
     rows: int
 
     def ran(self, rows: int, duration_s: float) -> None:
-        """See Limit."""
+        """The limit stays."""
 
 
 def make_limit(batching: wire.Batching, rows_max: int) -> Limit:
@@ -138,7 +138,9 @@ def make_limit(batching: wire.Batching, rows_max: int) -> Limit:
 
 
 def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) -> tuple[float, float]:
-    """(base, per row) of the line that `quantile` of the durations lie below; neither is negative.
+    """(seconds of a batch, seconds of each row) of the line below which `quantile` of the durations lie.
+
+    Neither is negative. `sizes` and `durations` have shape [batches].
 
     Iteratively reweighted least squares on the pinball loss. Source: Koenker and Bassett (1978) for the loss;
     Schlossmacher, "An iterative technique for absolute deviations curve fitting" (1973), for the iteration.
@@ -153,7 +155,7 @@ def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) 
         spread = float(weights @ (sizes - mean_x) ** 2) / total
         slope = 0.0 if spread < 1e-12 else float(weights @ ((sizes - mean_x) * (y - mean_y))) / total / spread
         if spread < (MIXED * mean_x) ** 2 / 4:
-            slope = mean_y / mean_x  # one size only: in proportion, which is never too hopeful for smaller ones
+            slope = mean_y / mean_x  # one size only: in proportion, which is never too short for larger ones
         row = min(max(0.0, slope), mean_y / mean_x)
         base = mean_y - row * mean_x
         error = y - base - row * sizes
@@ -162,11 +164,11 @@ def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) 
 
 
 @dataclass(slots=True)
-class Line:
-    """Durations as a line over rows, by least squares over recent batches, older ones fading."""
+class DurationLine:
+    """Durations as a line over rows: least squares over all batches, whose weights fade with age."""
 
-    weight: float = 0.0
-    rows: float = 0.0  # weighted means from here on
+    weight: float = 0.0  # sum over batches
+    rows: float = 0.0  # weighted mean, as are all below
     duration_s: float = 0.0
     rows_squared: float = 0.0
     product: float = 0.0
@@ -181,7 +183,10 @@ class Line:
         self.product += share * (rows * duration_s - self.product)
 
     def fit(self) -> tuple[float, float]:
-        """(base, per row). Where all batches were about equal, half of their time is taken to be in proportion."""
+        """(seconds of a batch, seconds of each row).
+
+        Where all batches were of about one size, half of their time is taken to be in proportion to the rows.
+        """
         variance = max(0.0, self.rows_squared - self.rows**2)
         covariance = self.product - self.rows * self.duration_s
         prior = 0.5 * self.duration_s / self.rows
@@ -193,12 +198,12 @@ class Line:
 
 @dataclass(slots=True)
 class BlackBoxCurve(Curve):
-    """EXEC of a container on one replica, by rows: learned from clients' batches. `batch_max` is the limit's."""
+    """EXEC on one replica of a container, by rows, learned from clients' batches. `batch_max` is that of the limit."""
 
     limit: Limit = field(default_factory=lambda: Fixed(1))
     objective_s: float = 0.05
-    wait_s: float = 0.0  # a batch that is not full may wait so long
-    _line: Line = field(default_factory=Line)
+    wait_s: float = 0.0  # how long a batch that is not full may wait
+    _line: DurationLine = field(default_factory=DurationLine)
     _seen: int = 0  # batches
     _largest: int = 0  # rows of the largest batch seen
 
@@ -207,22 +212,22 @@ class BlackBoxCurve(Curve):
 
     @property
     def scale(self) -> float:
-        """Factor on base_s: the device's and the model's corrections are in the line already."""
+        """Factor on `base_s`: always 1, because the line has all corrections in it."""
         return 1.0
 
     @property
     def cold(self) -> bool:
-        """Nothing has ended in this process yet."""
+        """Whether no batch has ended in this process yet."""
         return self._seen == 0
 
     def padded(self, rows: int) -> int:
-        """A container is never given rows that nobody sent."""
+        """The rows themselves: a container is never given rows that nobody sent."""
         return rows
 
     def learn(self, batch: int, duration_s: float) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed.
 
-        The very first one is not learned from: it may have loaded, compiled or cached what no later one has to.
+        The first batch of a process teaches nothing: it may have loaded, compiled or cached what no later one has to.
         """
         self._seen += 1
         if self._seen == 1:
@@ -238,19 +243,19 @@ class BlackBoxCurve(Curve):
         return error
 
     def forget(self) -> None:
-        """The estimates are out of date: the next request is let in, and shows how long it takes now."""
-        self._line = Line()
+        """The estimates are out of date: the next request is let in and shows how long it takes now."""
+        self._line = DurationLine()
         self._largest = 0
         self._prior()
 
     def inherit(self, other: "BlackBoxCurve") -> None:
-        """Another process of the same code has shown how long it takes: start from that, but for its cold start."""
+        """It starts from what another process of the same code has shown, but is cold itself."""
         line = other._line
-        self._line = Line(min(line.weight, 8.0), line.rows, line.duration_s, line.rows_squared, line.product)
+        self._line = DurationLine(min(line.weight, 8.0), line.rows, line.duration_s, line.rows_squared, line.product)
         self._largest = other._largest
         self.base_s = list(other.base_s)
         if isinstance(self.limit, Aimd) and isinstance(other.limit, Aimd):
-            self.limit.rows, self.limit._exact = other.limit.rows, other.limit._exact
+            self.limit.rows, self.limit.exact = other.limit.rows, other.limit.exact
         self.batch_max = self.limit.rows
 
     def _prior(self) -> None:
@@ -258,7 +263,7 @@ class BlackBoxCurve(Curve):
         self.base_s = [0.0, *(FIRST_S + row_s * i for i in range(self.rows_max))]
 
     def _build(self) -> None:
-        """Makes base_s anew, if the line has moved."""
+        """Makes `base_s` anew if the line has moved."""
         base_s, row_s = self._line.fit()
         if all(abs(base_s + row_s * n - self.base_s[n]) <= REBUILD_AT * self.base_s[n] for n in (1, self._largest)):
             return
@@ -272,7 +277,7 @@ class BlackBoxCurve(Curve):
 
 
 def make_black_box(batching: wire.Batching, rows_max: int) -> BlackBoxCurve:
-    """The curve of a container that was never heard of."""
+    """The curve of a container of which nothing is known yet."""
     limit = make_limit(batching, rows_max)
     return BlackBoxCurve(
         [],

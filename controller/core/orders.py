@@ -1,4 +1,4 @@
-"""What the scheduler wants done, and what it has to tell. Pure data."""
+"""What the scheduler wants done, and what it tells others. Pure data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mesh import wire
 
 @dataclass(slots=True)
 class ToWorker:
-    """This message goes to this worker; `frames` are large tensors that go with it."""
+    """The message goes to the worker; `frames` are large tensors that go beside it."""
 
     worker: str
     message: wire.FromControllerToWorker
@@ -18,7 +18,7 @@ class ToWorker:
 
 @dataclass(slots=True)
 class ToFrontend:
-    """This message goes to this frontend."""
+    """The message goes to the frontend."""
 
     frontend: str
     message: wire.FromControllerToFrontend
@@ -26,7 +26,7 @@ class ToFrontend:
 
 @dataclass(slots=True)
 class ToBroker:
-    """This message goes to the broker."""
+    """The message goes to the broker."""
 
     message: wire.ToBroker
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-COMPACT_AT = 256  # heads taken before the lists are cut
+COMPACT_AT = 256  # requests taken from the head before the lists are cut
 
 
 @dataclass(slots=True, eq=False)
@@ -18,10 +18,10 @@ class Request:
     ref: str
     rows: int
     arrived_s: float
-    deadline_s: float  # for the end of OUTPUT: the way back to the client is already taken off
+    deadline_s: float  # for the end of OUTPUT; the return allowance is already taken off
     weight: float
-    tensors: Sequence[Any] = ()  # opaque: on their way from frontend to worker
-    large: bool = False  # they travel as frames of their own
+    tensors: Sequence[Any] = ()  # not looked at: on their way from frontend to worker
+    large: bool = False  # the tensors travel as frames of their own
     predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
     cold: bool = False  # its model was on no device when it arrived
@@ -34,21 +34,21 @@ class Request:
 class ModelQueue:
     """Waiting requests, earliest deadline first, ties in order of arrival.
 
-    `deadlines[i]` belongs to `requests[i]`; both start at `head`, what lies before it has been taken.
+    `deadlines[i]` belongs to `requests[i]`. Both start at `head`; what lies before it has been taken.
     """
 
     deadlines: list[float] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     head: int = 0
-    rows: int = 0  # of all that wait
-    many: int = 0  # of those, requests with more than one row
-    weighted: int = 0  # of those, requests whose weight is not 1
+    rows: int = 0  # of all waiting requests
+    many: int = 0  # waiting requests with more than one row
+    weighted: int = 0  # waiting requests whose weight is not 1
 
     def __len__(self) -> int:
         return len(self.requests) - self.head
 
     def push(self, request: Request) -> None:
-        """`request` waits, behind all whose deadline is not later."""
+        """The request waits, behind all whose deadline is not later."""
         if self.deadlines and self.deadlines[-1] > request.deadline_s:
             at = bisect_right(self.deadlines, request.deadline_s, self.head)
             self.deadlines.insert(at, request.deadline_s)
@@ -63,11 +63,11 @@ class ModelQueue:
         return self.requests[self.head]
 
     def before(self, deadline_s: float) -> int:
-        """How many wait whose deadline is earlier than this."""
+        """How many of the waiting requests have an earlier deadline than this."""
         return bisect_left(self.deadlines, deadline_s, self.head) - self.head
 
     def take(self, count: int) -> list[Request]:
-        """The first `count`, which wait no longer."""
+        """The first `count` requests, which wait no longer."""
         end = self.head + count
         taken = self.requests[self.head : end]
         self.head = end
@@ -84,7 +84,7 @@ class ModelQueue:
         return taken
 
     def remove(self, request: Request) -> bool:
-        """`request` waits no longer. False if it did not."""
+        """The request waits no longer. False if it did not."""
         at = bisect_left(self.deadlines, request.deadline_s, self.head)
         while at < len(self.requests) and self.deadlines[at] == request.deadline_s:
             if self.requests[at] is request:
@@ -96,7 +96,7 @@ class ModelQueue:
         return False
 
     def count_for(self, rows: int, skip: int = 0) -> int:
-        """How many requests from the head on, after `skip`, fit into a batch of so many rows."""
+        """How many requests fit into a batch of so many rows, from the head on, after `skip` of them."""
         if not self.many:
             return min(len(self) - skip, rows)
         count = 0
@@ -108,14 +108,14 @@ class ModelQueue:
         return count
 
     def rows_of(self, count: int, skip: int = 0) -> int:
-        """Rows of `count` requests from the head on, after `skip`."""
+        """Rows of `count` requests from the head on, after `skip` of them."""
         if not self.many:
             return count
         start = self.head + skip
         return sum(request.rows for request in self.requests[start : start + count])
 
     def weight_of(self, count: int, skip: int = 0) -> float:
-        """Sum of the weights of `count` requests from the head on, after `skip`."""
+        """Sum of the weights of `count` requests from the head on, after `skip` of them."""
         if not self.weighted:
             return float(count)
         start = self.head + skip

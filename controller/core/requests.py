@@ -1,23 +1,25 @@
 """The requests of a shard that have not ended: they wait, are bound, wait anew, and end in exactly one way. Pure.
 
-They end in one of: outputs sent by a worker, a refusal sent from here, or silence towards a frontend that is gone.
+A request ends in one of three ways: a worker sends its outputs, it is refused from here, or nothing is said because
+its frontend is gone or gave it up.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from controller.core.containers import Containers
-from controller.core.fleet import Fleet
+from controller.core.devices.action import Action
+from controller.core.devices.base import Device
 from controller.core.orders import Order, ToFrontend
 from controller.core.policies.base import Policy
 from controller.core.queues import Request
-from controller.core.state import Action, Device, Model, State
+from controller.core.state import Model, State
 from controller.core.telemetry.totals import Counters, Telemetry
+from controller.core.versions.reasons import RETRY_S, Reason, Reasons
 from mesh import wire
 
-EXPIRE_EVERY_S = 0.0005  # between looks for hopeless heads
-DESERTED_S = 0.02  # before its deadline a request of a model that is ready nowhere is told so
-RETRY_S = 1.0  # what is told where nothing better is known
+EXPIRE_EVERY_S = 0.0005  # between two looks for requests that are hopeless
+UNREADY_S = 0.02  # a request whose model is ready nowhere is refused so long before its deadline
 RETRY_S_MIN = 1e-3
 
 
@@ -27,14 +29,13 @@ class OpenRequests:
 
     state: State
     policy: Policy
-    fleet: Fleet
-    containers: Containers
+    reasons: Reasons
     counters: Counters
     telemetry: Telemetry
-    slack_s: float  # taken off every deadline
+    return_allowance_s: float  # taken off every deadline
     open: dict[tuple[str, int], Request] = field(default_factory=dict)  # {(frontend, number): it}; others only read
-    _first_hopeless_s: float = float("inf")  # no head becomes hopeless before, on devices that are free
-    _expire_after_s: float = 0.0  # heads are not looked through again before
+    _first_hopeless_s: float = math.inf  # no first request of a queue is hopeless before, even if devices are free
+    _expire_after_s: float = 0.0  # queues are not looked through again before
 
     def uses(self, ref: str) -> bool:
         """Whether a request for this version has not ended."""
@@ -46,64 +47,60 @@ class OpenRequests:
         """The request is open, and waits for a batch."""
         self.open[request.frontend, request.number] = request
         self._wait(model, request, now)
+        if model.delay is not None:
+            model.delay.arrived(now)
 
-    def again(self, request: Request, code: str, message: str, orders: list[Order], now: float) -> None:
-        """The request's action came to nothing: it waits anew; if time is too short, it expires from there."""
-        if request.closed:
-            return
+    def retry(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
+        """The action came to nothing: its requests wait anew. One whose time is too short expires from there."""
+        for request in action.requests:
+            if not request.closed:
+                self._retry(request, code, message, orders, now)
+
+    def _retry(self, request: Request, code: str, message: str, orders: list[Order], now: float) -> None:
         request.tries += 1
         model = self.state.models.get(request.ref)
-        fault = self._why_unserved(request.ref)
-        if fault:
-            orders.append(self._refuse_unserved(request, fault, now))
-            return
-        if request.tries >= self.policy.window.tries or model is None or not model.ready:
+        never = self.reasons.never(request.ref)
+        if never is not None:
+            orders.append(self.reject(request, never, now))
+        elif request.tries >= self.policy.lead.tries or model is None or not model.ready:
             orders.append(self.refuse(request, "failed", code, message, now))
-            return
-        self._wait(model, request, now)
+        else:
+            self._wait(model, request, now)
 
     def unserved(self, ref: str, orders: list[Order], now: float) -> None:
-        """Where no device can serve the version any more, all that waits for it is refused with the reason."""
-        model, fault = self.state.models.get(ref), self._why_unserved(ref)
-        if model is not None and fault:
+        """If no device can serve the version any more, all that waits for it is rejected with the reason."""
+        model, never = self.state.models.get(ref), self.reasons.never(ref)
+        if model is not None and never is not None:
             for request in self.state.take_first(model, len(model.queue)):
-                orders.append(self._refuse_unserved(request, fault, now))
-
-    def _why_unserved(self, ref: str) -> str:
-        model = self.state.models.get(ref)
-        if ref in self.fleet.contained or (model is not None and model.ready):
-            return ""
-        return self.fleet.reporting.why_unserved(ref)
-
-    def _refuse_unserved(self, request: Request, fault: str, now: float) -> Order:
-        return self.refuse(request, "rejected", "not_ready", f"{request.ref} cannot be served: {fault}", now)
+                orders.append(self.reject(request, never, now))
 
     def worker_lost(self, actions: Iterable[Action], orders: list[Order], now: float) -> None:
         """The worker that had these actions is gone: their requests are planned again where time allows."""
         for action in actions:
-            for request in action.requests:
-                self.again(request, "worker_lost", "its worker was lost, and no other can serve it", orders, now)
+            self.retry(action, "worker_lost", "its worker was lost, and no other can serve it", orders, now)
 
     def _wait(self, model: Model, request: Request, now: float) -> None:
         self.state.push(model, request)
         self.policy.arrived(model, request, now)
-        if not request.tries:
-            self.containers.arrived(model.ref, now)
         self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
-    def served(
-        self, request: Request, action: Action, device: Device, result: wire.ActionResult, end_s: float, now: float
-    ) -> None:
-        """Its outputs were made, and ended at `end_s`."""
-        in_time = end_s <= request.deadline_s + self.slack_s
-        if in_time:
-            self.counters.in_time += 1
-        else:
-            self.counters.late += 1
-        self._close(request, in_time=in_time, now=now)
-        self.telemetry.served(request, action, device, result, end_s, in_time)
+    def served(self, action: Action, device: Device, result: wire.ActionResult, end_s: float, now: float) -> None:
+        """The outputs of the action's requests were made, and ended at `end_s`."""
+        for request in action.requests:
+            if request.closed:
+                continue
+            in_time = end_s <= request.deadline_s + self.return_allowance_s
+            self.counters.served(in_time)
+            self._close(request, in_time=in_time, now=now)
+            self.telemetry.served(request, action, device, result, end_s, in_time)
+
+    def fail(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
+        """The action's requests have failed, and would again."""
+        for request in action.requests:
+            if not request.closed:
+                orders.append(self.refuse(request, "failed", code, message, now))
 
     def cancel(self, frontend: str, number: int, now: float) -> None:
         """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
@@ -123,6 +120,10 @@ class OpenRequests:
         self._close(request, in_time=False, now=now)
         self.telemetry.abandoned(request, outcome, now)
 
+    def reject(self, request: Request, reason: Reason, now: float) -> Order:
+        """The request is rejected for this reason, whether it was admitted or not."""
+        return self.refuse(request, "rejected", reason.code, reason.message, now, retry_s=reason.retry_s)
+
     def refuse(
         self,
         request: Request,
@@ -134,9 +135,9 @@ class OpenRequests:
         predicted_s: float | None = None,
         retry_s: float | None = None,
     ) -> Order:
-        """It is rejected or failed (`status`), whether it was admitted or not."""
+        """The request is rejected or failed (`status`), whether it was admitted or not."""
         self._close(request, in_time=False, now=now)
-        self.counters.refused[code] = self.counters.refused.get(code, 0) + 1
+        self.counters.refuse(code)
         self.telemetry.refused(request, status, code, now)
         return ToFrontend(
             request.frontend,
@@ -152,38 +153,41 @@ class OpenRequests:
         )
 
     def give_up(self, model: Model, requests: Iterable[Request], orders: list[Order], now: float) -> None:
-        """These, which wait no longer, are refused so that others are in time."""
+        """These requests, which wait no longer, are refused so that others are in time."""
         for request in requests:
             text = "given up so that others are in time"
             orders.append(self.refuse(request, "rejected", "overload", text, now, retry_s=self._retry_s(model, now)))
 
     def _close(self, request: Request, *, in_time: bool, now: float) -> None:
-        if not request.closed:
-            request.closed = True
-            self.open.pop((request.frontend, request.number), None)
-            self.policy.ended(request, in_time, now)
-            if request.admitted:
-                self.containers.ended(request.ref, now)
+        """The request has ended; it may have been refused at its arrival."""
+        if request.closed:
+            return
+        request.closed = True
+        self.open.pop((request.frontend, request.number), None)
+        self.policy.ended(request, in_time, now)
+        if request.admitted:
+            model = self.state.models.get(request.ref)
+            if model is not None and model.delay is not None:
+                model.delay.ended(now)
 
     # -- too late to be served ----------------------------------------------------------------------------------------
 
     def expire(self, now: float, reach_s: float, orders: list[Order]) -> None:
-        """Heads that have become hopeless are refused. Looked for now and again, not after every event.
+        """First requests of queues that have become hopeless are refused. It looks now and again, not at each event.
 
-        `reach_s`: devices were never busy for longer.
+        `reach_s`: the longest time ahead that a device was ever busy.
         """
         if now < self._expire_after_s or now + reach_s < self._first_hopeless_s:
             return
         self._expire_after_s = now + EXPIRE_EVERY_S
-        first = float("inf")
+        first = math.inf
         for model in list(self.state.active.values()):
-            count = self.policy.expired(model, now) if model.ready else model.queue.before(now + DESERTED_S)
+            ready = bool(model.ready)
+            count = self.policy.expired(model, now) if ready else model.queue.before(now + UNREADY_S)
             for request in self.state.take_first(model, count) if count else ():
-                code, text = "deadline", "it can no longer be served in time"
-                if not model.ready and model.ref in self.fleet.contained:
-                    code, text = "no_replica", self.fleet.reporting.why_no_replica(model.ref)
+                reason = self.reasons.too_late(model.ref, ready=ready)
                 retry_s = self._retry_s(model, now)
-                orders.append(self.refuse(request, "rejected", code, text, now, retry_s=retry_s))
+                orders.append(self.refuse(request, "rejected", reason.code, reason.message, now, retry_s=retry_s))
             if len(model.queue):
                 first = min(first, self._hopeless_s(model, model.queue.first()))
         self._first_hopeless_s = first
@@ -193,12 +197,12 @@ class OpenRequests:
         return max(self._first_hopeless_s, self._expire_after_s)
 
     def _hopeless_s(self, model: Model, request: Request) -> float:
-        """From when on the request is hopeless, if its devices are free by then; earlier, if they are not."""
+        """From when on the request is hopeless, if its devices are free by then; it is earlier if they are not."""
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
-        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else DESERTED_S)
+        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else UNREADY_S)
 
     def _retry_s(self, model: Model, now: float) -> float:
-        """When the first of the model's devices has done what it has and what waits for it."""
+        """How long until the first of the model's devices has done what it has and what waits for it."""
         devices = model.hosts or model.ready
         ends = (device.exec.free_at(now) - now + device.backlog_s for device in devices.values())
         return max(RETRY_S_MIN, min(ends, default=RETRY_S))

@@ -1,13 +1,13 @@
-"""Which models are on one device, in how many pages, and whom to evict. Pure.
+"""Which models are on one device, in how many pages, and which ones may leave for another. Pure.
 
-The controller counts pages; the worker picks them. Never evicted: a model with waiting or running work.
+The controller counts pages; the worker picks them. A model with waiting or running work is never evicted.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-DECAY_S = 15.0  # time constant of popularity; Source: gpu_and_literature 2.4, "LFU with 10-20 s decay"
+DECAY_S = 15.0  # time constant of popularity; Source: docs/design/policy.md (eviction by decayed frequency)
 
 
 @dataclass(slots=True)
@@ -15,11 +15,11 @@ class Popularity:
     """Decayed count of one model's requests: about its rate x DECAY_S."""
 
     count: float = 0.0
-    at_s: float = 0.0
+    at_s: float = 0.0  # when `count` was right
     decay_s: float = DECAY_S
 
     def add(self, now: float, requests: int = 1) -> None:
-        """Requests arrived."""
+        """So many requests have arrived."""
         self.count = self.value(now) + requests
         self.at_s = now
 
@@ -37,15 +37,15 @@ class Resident:
     """One model's place on the device."""
 
     pages: int
-    loading: int | None  # the LOAD action on its way; None: the weights are there
-    ready_s: float  # when they are, or are expected to be
+    loading: int | None  # id of the LOAD on its way; None: the weights are there
+    ready_s: float  # when the weights are there, or are expected to be
     used_s: float  # when a batch was last sent
     bound: int = 0  # batches sent and not ended
 
 
 @dataclass(slots=True)
 class Residency:
-    """All models on one device. `free` is what the worker will have when all that was sent is done."""
+    """All models on one device. `free` counts the pages that are free once all that was sent is done."""
 
     total: int
     free: int
@@ -53,13 +53,20 @@ class Residency:
 
     def loading(self, ref: str, pages: int, action: int, ready_s: float, now: float) -> None:
         """A LOAD is sent."""
+        self._put(ref, Resident(pages, action, ready_s, now))
+
+    def place(self, ref: str, pages: int, since_s: float) -> None:
+        """The model is there without a LOAD of ours, since then."""
+        self._put(ref, Resident(pages, None, since_s, since_s))
+
+    def _put(self, ref: str, place: Resident) -> None:
         assert ref not in self.models, f"{ref} is resident already"
-        assert pages <= self.free, f"{ref} needs {pages} pages, {self.free} are free"
-        self.models[ref] = Resident(pages, action, ready_s, now)
-        self.free -= pages
+        assert place.pages <= self.free, f"{ref} needs {place.pages} pages, {self.free} are free"
+        self.models[ref] = place
+        self.free -= place.pages
 
     def loaded(self, ref: str, action: int, end_s: float) -> bool:
-        """The LOAD has ended well. False if it is not the one we wait for."""
+        """The LOAD has ended well. False if it is not the one that we wait for."""
         place = self.models.get(ref)
         if place is None or place.loading != action:
             return False
@@ -68,22 +75,22 @@ class Residency:
         return True
 
     def used(self, ref: str, now: float) -> Resident:
-        """A batch of the model is sent. Returns the place that it is bound to."""
+        """A batch of the model is sent. Returns the place that the batch is bound to."""
         place = self.models[ref] = self.models.pop(ref)
         place.bound += 1
         place.used_s = now
         return place
 
     def gone(self, ref: str) -> None:
-        """The model is not there: unloaded, or its LOAD failed."""
+        """The model is not there: it was unloaded, or its LOAD failed."""
         place = self.models.pop(ref, None)
         if place is not None:
             self.free += place.pages
 
     def victims(self, pages: int, protected: Callable[[str], bool], worth: Callable[[str], float]) -> list[str] | None:
-        """Whom to evict so that `pages` are free, least worth first; ties: least recently used, then name.
+        """The models to evict so that `pages` are free, least worth first; ties: least recently used, then by name.
 
-        Empty if there is room already; None if not even evicting all that may go makes enough.
+        Empty if there is room already; None if even evicting all that may go does not make enough.
         """
         missing = pages - self.free
         if missing <= 0:

@@ -1,50 +1,40 @@
-"""What the end of an action changes: forecasts, estimates, residency, and how its requests go on. Pure."""
+"""What the end of an action changes: the device it ran on, the version it concerned, and its requests. Pure."""
 
-import math
 from dataclasses import dataclass
 
-from controller.core.fleet import Fleet
+from controller.core.devices.action import Action
+from controller.core.devices.base import Device
+from controller.core.failures import INFER_FINAL, INFER_NOT_THERE, LOADED
 from controller.core.orders import Order
 from controller.core.policies.base import Policy
 from controller.core.requests import OpenRequests
-from controller.core.state import Action, Device, State
+from controller.core.state import State
 from controller.core.telemetry.totals import Counters, Telemetry
+from controller.core.versions.readiness import Readiness
 from mesh import wire
-
-FINAL = (
-    "device_error",
-    "model_error",
-    "bad_input",
-    "bad_batch",
-    "rows_changed",
-    "bad_outputs",
-)  # codes of an INFER that would fail again
-NOT_THERE = ("weights_missing", "unknown_model", "wrong_version")  # codes of an INFER whose model was not in place
 
 
 @dataclass(slots=True)
 class Results:
-    """Takes in the results of actions, and does without those that do not come."""
+    """Takes in the results of actions, and goes on without those that do not come."""
 
     state: State
     policy: Policy
-    fleet: Fleet
+    readiness: Readiness
     requests: OpenRequests
     counters: Counters
     telemetry: Telemetry
 
     def take(self, worker: str, result: wire.ActionResult, now: float) -> list[Order]:
         """An action has ended, one way or another."""
-        device = self.state.devices.get(worker)
-        action = device.actions.get(result.action) if device is not None else None
-        if device is None or action is None or action.kind != result.kind:
-            return []  # of an earlier life of ours, or taken for lost
-        del device.actions[action.id]
         orders: list[Order] = []
+        device = self.state.devices.get(worker)
+        action = device.end(result) if device is not None else None
+        if device is None or action is None:
+            return orders
         in_time = self.counters.in_time
         if result.code != "ok":
-            counts = self.counters.failed_actions
-            counts[result.code] = counts.get(result.code, 0) + 1
+            self.counters.failed(result.code)
         if action.kind == "infer":
             self._inferred(device, action, result, orders, now)
         elif action.kind == "load":
@@ -62,72 +52,37 @@ class Results:
                     action=action.id, kind=action.kind, code="lost", received_s=now, free_pages=0, message=text
                 )
                 orders.extend(self.take(device.worker, lost, now))
-        device.overdue_s = min((action.overdue_s for action in device.actions.values()), default=math.inf)
+        device.found_overdue()
 
     def _inferred(
         self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
-        end_s = now if result.end_s is None else min(now, result.end_s - device.offset_s)
-        device.exec.ended(action.id, end_s)
-        if action.place is not None:
-            action.place.bound -= 1
-        if result.code in NOT_THERE and device.residency.models.get(action.ref) is action.place:
-            self.fleet.not_resident(device, action.ref)  # it has not left and come again since the action was sent
-        duration_s = result.duration_s if result.code == "ok" else None
+        end_s = device.end_s(result, now)
+        device.infer_ended(action, end_s)
+        if result.code in INFER_NOT_THERE and device.residency.models.get(action.ref) is action.place:
+            self.state.not_resident(device, action.ref)  # it has not left and come again since the action was sent
         if not action.requests:
-            if result.code in FINAL:
-                orders.extend(self.fleet.not_measurable(device, action.ref, result, now))
-            else:
-                self.fleet.preparations[device.worker].measured(action.ref, action.batch, duration_s, now)
-            return
-        if duration_s is None:
-            self._infer_failed(action, result, orders, now)
-            return
-        _learn(device, action, result, duration_s, now)
-        model = self.state.models.get(action.ref)
-        if model is not None:
-            self.policy.completed(device, model, action.requests, now)
-        for request in action.requests:
-            if not request.closed:
-                self.requests.served(request, action, device, result, end_s, now)
-
-    def _infer_failed(self, action: Action, result: wire.ActionResult, orders: list[Order], now: float) -> None:
-        for request in action.requests:
-            if request.closed:
-                continue
-            if result.code in FINAL:
-                orders.append(self.requests.refuse(request, "failed", result.code, result.message, now))
-            else:
-                self.requests.again(request, result.code, result.message, orders, now)
+            orders.extend(self.readiness.measured(device, action, result, now))
+        elif result.code == "ok" and result.duration_s is not None:
+            device.learn(action, result, result.duration_s, now)
+            model = self.state.models.get(action.ref)
+            if model is not None:
+                self.policy.completed(device, model, action.requests, now)
+            self.requests.served(action, device, result, end_s, now)
+        elif result.code in INFER_FINAL:
+            self.requests.fail(action, result.code, result.message, orders, now)
+        else:
+            self.requests.retry(action, result.code, result.message, orders, now)
 
     def _loaded(
         self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
-        end_s = now if result.end_s is None else min(now, result.end_s - device.offset_s)
-        device.load.ended(action.id, end_s)
-        device.room_for_more = True
-        place = device.residency.models.get(action.ref)
-        if result.code in ("ok", "already_loaded"):
-            device.load_faults.pop(action.ref, None)
-            self.fleet.preparations[device.worker].loaded(action.ref)
-            estimate = device.loads.get(action.ref)
-            if device.residency.loaded(action.ref, action.id, end_s) and estimate and result.duration_s is not None:
-                estimate.learn(result.duration_s)
+        ref, end_s = action.ref, device.end_s(result, now)
+        device.load_ended(action, end_s)
+        place = device.residency.models.get(ref)
+        if result.code in LOADED:
+            device.loaded(action, end_s, result.duration_s)
+            self.readiness.loaded(device, ref)
         elif place is not None and place.loading == action.id:
-            self.fleet.not_resident(device, action.ref)
-            orders.extend(self.fleet.not_loadable(device, action.ref, result, now))
-            self.requests.unserved(action.ref, orders, now)
-
-
-def _learn(device: Device, action: Action, result: wire.ActionResult, duration_s: float, now: float) -> None:
-    """How long EXEC took, and how long after sending it began where nothing but the way was planned to delay it."""
-    curve = device.curves.get(action.ref)
-    if curve is not None:
-        device.pace.seen(result.clock_mhz)
-        error = curve.learn(action.batch, duration_s)
-        curve.learned_s = now
-        device.noise.learn(max(0.0, error))
-    if result.begin_s is not None:
-        planned_s = action.expected_end_s - action.expected_s - action.sent_s
-        if planned_s <= device.dispatch.value_s * 1.5:
-            device.dispatch.learn(max(0.0, result.begin_s - device.offset_s - action.sent_s))
+            orders.extend(self.readiness.load_failed(device, ref, result, now))
+            self.requests.unserved(ref, orders, now)

@@ -11,7 +11,8 @@ from typing import Any
 from controller.core.policies.registry import make_policy
 from controller.core.state import State
 from gearmesh.simulation.arrivals.loads import Trace, arrivals
-from gearmesh.simulation.engine import Outcome, Simulation
+from gearmesh.simulation.engine import Simulation
+from gearmesh.simulation.outcome import Outcome
 from gearmesh.simulation.scenario import Scenario
 
 Progress = Callable[[float], None]  # called with the share that is done

@@ -12,7 +12,7 @@ import structlog
 
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.packages.package import Package
 from mesh import wire

@@ -9,7 +9,8 @@ from typing import assert_never
 import structlog
 
 from gpu_worker.container.device import ContainerDevice
-from gpu_worker.service import Fixture, WorkerService
+from gpu_worker.container.version import ContainerVersion
+from gpu_worker.service import WorkerService
 from mesh import wire
 from mesh.net.links import Link
 from mesh.net.registrar import DECODER
@@ -106,9 +107,9 @@ class ContainerService:
         self._device.claimed(reply.version)
         log.info("claimed", ref=self._device.options.ref)
         offer = wire.Offer(ref=self._device.options.ref, spec=self._device.spec, code=self._device.content)
-        fixture = Fixture(offer, self._device.options.wording())
-        self._worker = WorkerService(self._runtime, self._device, fixture, self._refused, self._ready.give)
-        self._device.on_change(self._worker.changed, self._outdated)
+        version = ContainerVersion(offer, self._device.options.wording())
+        self._worker = WorkerService(self._runtime, self._device, version, self._refused, self._ready.give)
+        self._device.on_change(version.changed, self._outdated)
         self._worker.start()
         self._runtime.hub.schedule_turn()
 

@@ -1,10 +1,10 @@
-"""Durations of a device that is not there: how long LOAD and EXEC take, from a file. Pure.
+"""A device that is only emulated: how long its LOADs and EXECs take, as a profile file says. Pure.
 
     {"name": "h100", "memory_mb": 65536, "page_mb": 16, "load_gb_per_s": 50.0, "load_fixed_ms": 0.02,
      "models": {"resnet50": {"weights_mb": 51, "exec_ms": {"1": 0.9, "2": 1.0, "4": 1.3}}},
      "default": {"exec_ms": {"intercept": 0.8, "slope": 0.11}}}
 
-`exec_ms` gives a duration for each batch size, or a line over the batch size. The simulator reads the same files.
+`exec_ms` gives durations for some batch sizes, or a line over the batch size. The simulator reads such files, too.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from mesh.codes import ActionCode
 from mesh.errors import GearmeshError
 
@@ -28,7 +28,7 @@ class ProfileError(GearmeshError):
 
 
 class ModelTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model's times on the device."""
+    """How long one model takes on the device."""
 
     exec_ms: dict[str, NotNegative]  # {batch: ms}, or {"intercept": ms, "slope": ms}
     weights_mb: Positive | None = None
@@ -36,7 +36,7 @@ class ModelTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kind of device."""
+    """One kind of device, and the models whose times on it are known."""
 
     name: str
     memory_mb: Positive = 65536.0
@@ -48,16 +48,16 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def pages(self) -> int:
-        """Pages of the arena."""
+        """Number of pages in the arena."""
         return int(self.memory_mb // self.page_mb)
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page."""
+        """Bytes in a page."""
         return int(self.page_mb * (1 << 20))
 
     def times(self, model: str) -> ModelTimes | None:
-        """The model's times, or the default ones."""
+        """The times of the model, or the default times; None if there are neither."""
         return self.models.get(model, self.default)
 
     def load_s(self, weights_bytes: int) -> float:
@@ -69,7 +69,7 @@ LINE = {"intercept", "slope"}
 
 
 def exec_s(times: ModelTimes, batch: int) -> float:
-    """Seconds that EXEC of this batch takes; between given sizes on the line through their neighbours."""
+    """Seconds that EXEC of this batch takes. Between two sizes that are given, times lie on a line."""
     given = times.exec_ms
     if given.keys() == LINE:
         return (given["intercept"] + given["slope"] * batch) / 1e3
@@ -77,10 +77,10 @@ def exec_s(times: ModelTimes, batch: int) -> float:
 
 
 def interpolate(points: list[tuple[int, float]], batch: int) -> float:
-    """The value at `batch` on the line through the points around it; beyond the last, on the line through the last two,
-    which never falls: otherwise a large batch would take no time.
+    """The value at `batch` on the line through the two points around it.
 
-    `points`: sorted, at least one.
+    Beyond the last point, the line through the last two goes on; if it falls, the last value holds, as a large batch
+    would take no time otherwise. `points`: (batch, value), sorted, at least one.
     """
     sizes = [size for size, _ in points]
     if len(points) == 1:
@@ -95,7 +95,7 @@ def interpolate(points: list[tuple[int, float]], batch: int) -> float:
 
 
 def parse_profile(text: str, place: str) -> DeviceProfile:
-    """The profile in a file's text. Raises: ProfileError, naming the key."""
+    """The profile in the text of a file. `place` names it in faults. Raises: ProfileError, which names the key."""
     try:
         profile = msgspec.json.decode(text, type=DeviceProfile)
     except msgspec.MsgspecError as error:
@@ -126,18 +126,18 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
 
 @dataclass(slots=True)
 class Emulator:
-    """A device that takes the time it is told to: LOAD and EXEC one thing at a time each, INPUT and OUTPUT none.
+    """A device whose phases take as long as `duration_s` says. It runs one LOAD and one EXEC at a time, in order.
 
-    Pure: the emulated device drives it with the real clock, the simulator with a virtual one.
+    INPUT and OUTPUT take no time. The emulated device drives it with the real clock, the simulator with a virtual one.
     """
 
     duration_s: Callable[[Phase, Job], float]
-    _free_s: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))  # when a lane is done
-    _ends: list[tuple[float, int, Phase, Job, Done]] = field(default_factory=list)  # heap of what runs, by its end
-    _begun: int = 0
+    _free_s: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))  # {lane: when it is free}
+    _ends: list[tuple[float, int, Phase, Job, Done]] = field(default_factory=list)  # heap of phases that run, by end
+    _begun: int = 0  # phases so far
 
     def begin(self, phase: Phase, job: Job, now: float) -> Done | None:
-        """Starts a phase, behind what the lane has. How it went, if it is over at once."""
+        """Queues a phase behind the others of its lane. Returns how it went if it is over already."""
         if phase is Phase.INPUT or phase is Phase.OUTPUT:
             return Done(now, now, 0.0)
         begin_s = max(now, self._free_s[phase])
@@ -150,7 +150,7 @@ class Emulator:
         return None
 
     def due(self, now: float) -> list[tuple[Phase, Job, Done]]:
-        """What has ended by now, in order of its end."""
+        """Phases that have ended by now, in the order of their ends. Each is returned once."""
         ended = []
         while self._ends and self._ends[0][0] <= now:
             _, _, phase, job, done = heapq.heappop(self._ends)
@@ -158,5 +158,5 @@ class Emulator:
         return ended
 
     def wake_at(self) -> float | None:
-        """When the next thing ends."""
+        """When the next phase ends; None if none runs."""
         return self._ends[0][0] if self._ends else None

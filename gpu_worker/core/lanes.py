@@ -1,25 +1,27 @@
-"""Lanes of one device: LOAD, INPUT, EXEC, OUTPUT. Holds actions until their window opens, refuses those past it. Pure.
+"""Lanes of one device: LOAD, INPUT, EXEC, OUTPUT. An action waits until its window opens, and then starts. Pure.
 
-Nothing here queues, batches, reorders or caches on its own initiative: every action is the controller's, starts inside
-its window or not at all, and ends in exactly one report. Source of the semantics: Clockwork (OSDI'20) section 4.4.
+The lanes do not batch, reorder or cache on their own initiative. The controller orders every action. An action starts
+inside its window, from `earliest_s` to `latest_s`, or not at all, and ends in exactly one report.
 
-    LOAD    from `earliest`, until `latest`; takes pages when it starts.
-    UNLOAD  at once; pages that an execution still reads are given back when it ends.
-    INFER   INPUT from INPUT_AHEAD_S before `earliest`; EXEC from `earliest` until `latest`, once INPUT is done and the
-            weights are there (a LOAD that is still on its way is waited for); OUTPUT at once.
+    LOAD    starts inside its window, and takes its pages then.
+    UNLOAD  happens at once. Pages that an EXEC still reads become free when that EXEC ends.
+    INFER   INPUT starts up to INPUT_AHEAD_S before the window opens. EXEC starts inside the window, after INPUT has
+            ended and a LOAD of the weights, if one is on its way, has ended. OUTPUT follows at once.
+
+Source: Clockwork (OSDI'20), section 4.4.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any
 
-from gpu_worker.core.pages import Holding, PageTable
+from gpu_worker.core.endings import failed, infer_ended, load_ended, unload_ended, wrong_outputs
+from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
+from gpu_worker.core.pages import PageTable
 from mesh import wire
 
-INPUT_AHEAD_S = 0.005  # Source: Clockwork, worker: inputs are copied up to 5 ms before EXEC may start
-ACTIONS_MAX = 1024  # at one device; the controller keeps a handful there
+INPUT_AHEAD_S = 0.005  # Source: Clockwork's worker copies inputs up to 5 ms before EXEC may start
+ACTIONS_MAX = 1024  # that wait or run at one device; a controller orders only a handful ahead
 
 CODES = {
     "ok": "done",
@@ -43,97 +45,29 @@ CODES = {
 }
 
 
-class Phase(Enum):
-    """What a lane does. Members are the lanes' names in traces."""
-
-    LOAD = "load"
-    INPUT = "input"
-    EXEC = "exec"
-    OUTPUT = "output"
-
-    __hash__ = object.__hash__  # identity: an enum's own hash is computed in Python, on the hot path
-
-
-@dataclass(slots=True)
-class Done:
-    """How one phase went, as the device measured it. Instants in the worker's clock."""
-
-    begin_s: float
-    end_s: float
-    duration_s: float
-    code: str = "ok"
-    message: str = ""
-    gathered: bool = False
-    clock_mhz: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One LOAD or INFER on its way through the lanes."""
-
-    action: wire.Load | wire.Infer
-    received_s: float
-    order: int
-    tensors: Sequence[Sequence[bytes | memoryview]] = ()  # of each part of an INFER: its inputs, in the spec's order
-    phase: Phase | None = None  # being executed by the device; None: waiting
-    input: Done | None = None
-    exec: Done | None = None  # or the copy, of a LOAD
-    pages: tuple[int, ...] = ()  # where the weights are
-    holding: Holding | None = None  # while EXEC reads them
-    slot: Any = None  # the device's: where the inputs lie
-    output_row_bytes: tuple[int, ...] = ()  # promised, of each output
-    outputs: list[memoryview] = field(default_factory=list)  # the device's: one tensor per output, all rows
-
-
-@dataclass(slots=True)
-class Start:
-    """The device starts this phase of this job now."""
-
-    phase: Phase
-    job: Job
-
-
-@dataclass(slots=True)
-class Report:
-    """The controller is told this. `job`, where there is one, has ended; with code ok it carries the outputs."""
-
-    result: wire.ActionResult
-    job: Job | None = None
-
-
-Effect = Start | Report
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What the lanes need to know of a version that can be executed here."""
-
-    pages: int
-    batch_max: int
-    batch_sizes: frozenset[int] | None  # None: any up to the maximum
-    output_row_bytes: tuple[int, ...]  # of each output
-
-
 @dataclass(slots=True)
 class Lanes:
     """All lanes of one device."""
 
     table: PageTable
-    depth: dict[Phase, int]  # phases begun at a time: 1, or more where the device queues in order itself
-    ahead_s: float = 0.0  # EXECs are given so long before `earliest` to a device that keeps the time itself
+    depth: dict[Phase, int]  # phases that may run at a time; more than 1 where the device itself queues them in order
+    ahead_s: float = 0.0  # EXEC goes to the device so long before `earliest_s`, if the device waits for the time itself
     epoch: int = 0  # of the controller that is obeyed
-    models: dict[str, Prepared] = field(default_factory=dict)  # {ref: what is prepared}
-    _loads: list[Job] = field(default_factory=list)  # LOADs not ended, by (earliest, order)
-    _infers: list[Job] = field(default_factory=list)  # INFERs whose EXEC has not begun, by (earliest, order)
-    _busy: dict[Phase, int] = field(default_factory=lambda: dict.fromkeys(Phase, 0))  # phases begun, not ended
-    _orders: int = 0
-    _advanced_s: float = -1.0  # `now` of the last advance: what was due by then was done
-    _halted: bool = False  # nothing more is begun
+    servables: dict[str, Servable] = field(default_factory=dict)  # {ref: what is prepared}
+    _loads: list[Job] = field(default_factory=list)  # LOADs that have not ended, by (earliest_s, order)
+    _infers: list[Job] = field(default_factory=list)  # INFERs whose EXEC has not begun, by (earliest_s, order)
+    _busy: dict[Phase, int] = field(default_factory=lambda: dict.fromkeys(Phase, 0))  # phases that run
+    _orders: int = 0  # jobs made so far
+    _advanced_s: float = -1.0  # `now` of the last advance, which did everything that was due by then
+    _halted: bool = False  # no phase begins any more
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def welcome(self, epoch: int) -> list[Job]:
-        """A controller took this device over: what its predecessor ordered and has not begun is dropped."""
+        """A controller with this epoch took the device over. Jobs that wait for the device are dropped, and returned.
+
+        A controller that is not newer than the one that is obeyed changes nothing.
+        """
         if epoch <= self.epoch:
             return []
         self.epoch = epoch
@@ -143,22 +77,22 @@ class Lanes:
         return dropped
 
     def halt(self) -> None:
-        """The device is lost: nothing more is begun, or taken.
+        """The device is lost: no phase begins, and no action is taken any more.
 
-        What waits, or comes, is not answered: whoever ordered it will hear that the worker is gone, and plan it
-        elsewhere. What was begun ends in a report as ever.
+        Actions that wait, or come later, are not reported: the controller learns that the worker is gone, and plans
+        them elsewhere. A phase that runs still ends in a report.
         """
         self._halted = True
         self._loads = [job for job in self._loads if job.phase is not None]
         self._infers = [job for job in self._infers if job.phase is not None]
 
-    def prepared(self, ref: str, model: Prepared) -> None:
+    def prepared(self, ref: str, servable: Servable) -> None:
         """`ref` can be executed here from now on."""
-        self.models[ref] = model
+        self.servables[ref] = servable
 
     def forgotten(self, ref: str, *, now: float) -> list[Effect]:
-        """`ref` cannot be executed here any more; its pages are free, or will be when what runs has ended."""
-        self.models.pop(ref, None)
+        """`ref` cannot be executed here any more. Its pages are free, or will be when the phases that use them end."""
+        self.servables.pop(ref, None)
         if self.table.is_loaded(ref):
             self.table.release(ref)
         waiting = [job for job in self._loads if job.action.ref == ref and job.phase is None]
@@ -166,7 +100,7 @@ class Lanes:
         return [*(self._failed(job, "unknown_model") for job in waiting), *self._advance(now)]
 
     def load(self, action: wire.Load, epoch: int, *, now: float) -> list[Effect]:
-        """A LOAD was ordered."""
+        """A LOAD was ordered; it waits for its window, starts, or is refused."""
         if self._halted:
             return []
         job = self._job(action, now)
@@ -179,7 +113,7 @@ class Lanes:
         return self._advance(now)
 
     def unload(self, action: wire.Unload, epoch: int, *, now: float) -> list[Effect]:
-        """An UNLOAD was ordered; done at once, and INFERs that wait for these weights are refused."""
+        """An UNLOAD was ordered, and is done. INFERs that wait for these weights are refused."""
         code = "ok"
         if epoch < self.epoch:
             code = "stale_epoch"
@@ -187,21 +121,12 @@ class Lanes:
             code = "weights_missing"
         else:
             self.table.release(action.ref)
-        result = wire.ActionResult(
-            action=action.action,
-            kind="unload",
-            code=code,
-            received_s=now,
-            free_pages=self.table.free,
-            begin_s=now,
-            end_s=now,
-        )
-        return [Report(result), *self._advance(now)]
+        return [unload_ended(action, code, self.table.free, now), *self._advance(now)]
 
     def infer(
         self, action: wire.Infer, epoch: int, *, now: float, tensors: Sequence[Sequence[bytes | memoryview]] = ()
     ) -> list[Effect]:
-        """An INFER was ordered; `tensors`: of each part, its inputs."""
+        """An INFER was ordered. `tensors`: the inputs of each part, in the order of the model's spec."""
         if self._halted:
             return []
         job = self._job(action, now)
@@ -211,12 +136,12 @@ class Lanes:
             code = "weights_missing"
         if code is not None:
             return [self._failed(job, code)]
-        job.output_row_bytes = self.models[action.ref].output_row_bytes
+        job.output_row_bytes = self.servables[action.ref].output_row_bytes
         _insert(self._infers, job)
         return self._advance(now)
 
     def finished(self, phase: Phase, job: Job, done: Done, *, now: float) -> list[Effect]:
-        """The device ended a phase that it was told to start."""
+        """The device has ended a phase that a StartPhase told it to start."""
         assert job.phase is phase, f"{phase} of action {job.action.action} had not begun"
         self._busy[phase] -= 1
         job.phase = None
@@ -237,27 +162,30 @@ class Lanes:
             job.exec = done
             effects.append(self._start(Phase.OUTPUT, job))
         else:
-            fault = _misfit(job)
-            effects.append(self._failed(job, "bad_outputs", fault) if fault else self._inferred(job, done))
+            fault = wrong_outputs(job)
+            if fault:
+                effects.append(self._failed(job, "bad_outputs", fault))
+            else:
+                effects.append(infer_ended(job, done, self.table.free))
         effects.extend(self._advance(now))
         return effects
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
+        """Whether no job waits and no phase runs."""
         return not (self._loads or self._infers or self.running)
 
     @property
     def running(self) -> bool:
-        """The device has not ended all that was begun."""
+        """Whether a phase runs on the device."""
         return any(self._busy.values())
 
     def wake(self, *, now: float) -> list[Effect]:
-        """What has become due by `now`. Calling early is harmless."""
+        """Does what is due by `now`. Calling early is harmless."""
         return self._advance(now)
 
     def wake_at(self) -> float | None:
-        """When `wake` next has something to do, if nothing else happens before."""
+        """When `wake` next has something to do, if nothing else happens before; None: never."""
         if not self._loads and not self._infers:
             return None
         times = [job.action.earliest_s for job in self._loads if job.phase is None]
@@ -291,7 +219,7 @@ class Lanes:
                 self._loads.remove(job)
                 effects.append(self._failed(job, "late"))
             elif now >= action.earliest_s and self._busy[Phase.LOAD] < self.depth[Phase.LOAD]:
-                pages = self.table.take(action.ref, self.models[action.ref].pages)
+                pages = self.table.take(action.ref, self.servables[action.ref].pages)
                 if pages is None:
                     self._loads.remove(job)
                     effects.append(self._failed(job, "no_pages"))
@@ -340,9 +268,9 @@ class Lanes:
         if epoch < self.epoch:
             return "stale_epoch"
         ref = job.action.ref
-        if ref not in self.models:
+        if ref not in self.servables:
             name = wire.split_ref(ref)[0]
-            same = any(wire.split_ref(known)[0] == name for known in self.models)
+            same = any(wire.split_ref(known)[0] == name for known in self.servables)
             return "wrong_version" if same else "unknown_model"
         if len(self._loads) + len(self._infers) >= ACTIONS_MAX:
             return "overfull"
@@ -351,7 +279,7 @@ class Lanes:
         return None
 
     def _refuse_batch(self, action: wire.Infer) -> str | None:
-        model = self.models[action.ref]
+        model = self.servables[action.ref]
         rows = sum(part.rows for part in action.parts)
         if not 1 <= action.batch <= model.batch_max or rows > action.batch:
             return "bad_batch"
@@ -363,12 +291,12 @@ class Lanes:
         self._orders += 1
         return Job(action, now, self._orders)
 
-    def _start(self, phase: Phase, job: Job) -> Start:
+    def _start(self, phase: Phase, job: Job) -> StartPhase:
         self._busy[phase] += 1
         job.phase = phase
-        return Start(phase, job)
+        return StartPhase(phase, job)
 
-    # -- reports ------------------------------------------------------------------------------------------------------
+    # -- endings ------------------------------------------------------------------------------------------------------
 
     def _load_ended(self, job: Job, done: Done) -> Report:
         self._loads.remove(job)
@@ -377,57 +305,12 @@ class Lanes:
             self.table.release(ref)
             return self._failed(job, done.code, done.message)
         self.table.loaded(ref)
-        if ref not in self.models:
-            self.table.release(ref)  # forgotten while it was being copied
-        return Report(
-            wire.ActionResult(
-                action=job.action.action,
-                kind="load",
-                code="ok",
-                received_s=job.received_s,
-                free_pages=self.table.free,
-                begin_s=done.begin_s,
-                end_s=done.end_s,
-                duration_s=done.duration_s,
-            ),
-            job,
-        )
-
-    def _inferred(self, job: Job, done: Done) -> Report:
-        assert job.exec is not None
-        assert job.input is not None
-        ran = job.exec
-        return Report(
-            wire.ActionResult(
-                action=job.action.action,
-                kind="infer",
-                code="ok",
-                received_s=job.received_s,
-                free_pages=self.table.free,
-                begin_s=ran.begin_s,
-                end_s=ran.end_s,
-                duration_s=ran.duration_s,
-                input_s=job.input.duration_s,
-                output_s=done.duration_s,
-                gathered=ran.gathered,
-                clock_mhz=ran.clock_mhz,
-            ),
-            job,
-        )
+        if ref not in self.servables:
+            self.table.release(ref)  # the version was forgotten during the copy
+        return load_ended(job, done, self.table.free)
 
     def _failed(self, job: Job, code: str, message: str = "") -> Report:
-        kind = "load" if isinstance(job.action, wire.Load) else "infer"
-        return Report(
-            wire.ActionResult(
-                action=job.action.action,
-                kind=kind,
-                code=code,
-                received_s=job.received_s,
-                free_pages=self.table.free,
-                message=message or CODES.get(code, ""),
-            ),
-            job,
-        )
+        return failed(job, code, self.table.free, message or CODES.get(code, ""))
 
     def check(self) -> None:
         """Every invariant holds."""
@@ -442,24 +325,12 @@ class Lanes:
 
 
 def _past(latest_s: float) -> float:
-    """The first instant at which what had to start by `latest_s` is late."""
+    """The first instant at which an action that has to start by `latest_s` is late."""
     return math.nextafter(latest_s, math.inf)
 
 
-def _misfit(job: Job) -> str:
-    """Why nobody may get a row of the job's outputs, whatever the device says of them; or nothing.
-
-    Rows are told apart by their bytes: with one too many, each would be its neighbour's.
-    """
-    action = job.action
-    assert isinstance(action, wire.Infer)
-    found = [len(output) for output in job.outputs]
-    wanted = [size * action.batch for size in job.output_row_bytes]
-    return "" if found == wanted else f"outputs of {found} bytes; {action.batch} rows take {wanted}"
-
-
 def _insert(jobs: list[Job], job: Job) -> None:
-    """Keeps `jobs` in order of (earliest, order); a new one almost always comes last."""
+    """Inserts the job; `jobs` stay in order of (earliest_s, order). A new job almost always comes last."""
     at = len(jobs)
     while at and jobs[at - 1].action.earliest_s > job.action.earliest_s:
         at -= 1

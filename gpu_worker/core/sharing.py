@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from gpu_worker.profiling import Measurement
+from gpu_worker.core.measuring import Measurement
 from mesh import wire
 
 Group = tuple[str, str, int]  # (architecture, where LOAD finds the image, batch_max): refs of one group take equal time

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.errors import GearmeshError

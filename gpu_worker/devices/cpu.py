@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.devices.arena import Arena, Bytes, Windows
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from gpu_worker.core.emulation import Emulator, ProfileError, exec_s, parse_profile
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.packages.package import Package
 from mesh import wire

@@ -33,7 +33,7 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address that every port listens on. Beyond loopback it needs keys.")
     frontend_port: int = Field(5555, ge=0, le=65535, description="Where clients call (ZeroMQ). 0: any free port.")
     http_port: int = Field(
-        8000, ge=0, le=65535, description="Where HTTP clients call, on this machine only (docs/http.md). 0: no HTTP."
+        8000, ge=0, le=65535, description="Where HTTP clients call, on this machine only. 0: no HTTP."
     )
     broker_port: int = Field(5550, ge=0, le=65535, description="The one address that every service knows.")
     broker_host: str = Field("", description="Host of the broker, if it is not `host`.")
@@ -44,41 +44,37 @@ class Settings(BaseModel):
     keys_dir: str = Field("", description="Folder of CURVE keys made by `gearmesh keys`; empty: no encryption.")
 
     # device
-    device: str = Field("auto", description="auto | cpu | cuda | cuda:N | emulated:PROFILE.json")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or emulated:PROFILE.json.")
     arena_mb: int = Field(0, ge=0, description="Size of the weight arena, MiB. 0: 1024 on cpu, what is left on cuda.")
     page_mb: int = Field(0, ge=0, le=1024, description="Size of a page, MiB. 0: 2 on cpu, 16 on cuda.")
-    window_mb: int = Field(512, ge=1, description="Largest model that can be executed, MiB of weights.")
+    window_mb: int = Field(512, ge=1, description="Weight buffer: largest model that can be executed, MiB of weights.")
     host_memory_mb: int = Field(
-        0, ge=0, description="Host memory for weights, MiB; weights beyond it stay on disk. 0: half of what is free."
+        0, ge=0, description="Host memory for weights, MiB; others stay on disk. 0: half the free."
     )
     compile_s_max: float = Field(
-        0.0, ge=0, le=3600, description="Seconds that PREPARE may compile one architecture on cpu. 0: run eagerly."
+        0.0, ge=0, le=3600, description="Seconds to compile an architecture in PREPARE on cpu. 0: run eagerly."
     )
     threads: int = Field(1, ge=1, le=256, description="Threads of one EXEC on the cpu device.")
     tf32: Literal["convolutions", "all", "none"] = Field(
-        "convolutions", description="What of float32 is in TF32 on cuda: convolutions (as torch by itself), all, none."
+        "convolutions", description="What of float32 is in TF32 on cuda: convolutions, all, none."
     )
     cores: tuple[int, ...] = Field((), description="Cores that a worker's process runs on, as 0,1; empty: any.")
-    real_time: bool = Field(
-        False, description="Real-time priority for what keeps a worker's time, where it is allowed."
-    )
+    real_time: bool = Field(False, description="Real-time priority for what keeps a worker's time, where allowed.")
     factory_allow: tuple[str, ...] = Field(
-        ("pytorchcv.models.",), description="Prefixes of module:callable names that a package may use as its factory."
+        ("pytorchcv.models.",), description="Prefixes of allowed factories, module:callable."
     )
     emulated_count: int = Field(1, ge=1, le=512, description="Emulated devices in one worker process.")
 
     # policy
     policy: Literal["atc", "clockwork", "fifo"] = Field("atc", description="Order of work and admission.")
-    policy_parameters: dict[str, float] = Field(
-        {}, description="Parameters of the policy, as name=value,name=value; docs/operations.md lists them."
-    )
+    policy_parameters: dict[str, float] = Field({}, description="Parameters of the policy, as name=value,name=value.")
     queue_max: int = Field(20_000, ge=1, description="Requests waiting in one controller; more are rejected at once.")
     slack_ms: float = Field(1.0, ge=0, le=1000, description="Part of every deadline kept for the way back.")
 
     # frontend
     in_flight_max: int = Field(10_000, ge=1, description="Requests in one frontend; more are rejected at once.")
     in_flight_mb: int = Field(
-        1024, ge=1, description="Inputs of the requests in one frontend, MiB; more are rejected at once."
+        1024, ge=1, description="Inputs of requests in one frontend, MiB; more are rejected at once."
     )
     message_bytes_max: int = Field(256 << 20, ge=1024, description="Largest message; a larger one closes the link.")
     request_bytes_max: int = Field(64 << 20, ge=1024, description="Largest frame of a client's request.")
@@ -106,7 +102,7 @@ class Settings(BaseModel):
     telemetry_file_mb: int = Field(64, ge=1, le=4096, description="A log file that has grown to this many MiB is full.")
     telemetry_files: int = Field(8, ge=1, le=10_000, description="Files of each log that are kept; older ones go.")
     telemetry_pending_max: int = Field(
-        50_000, ge=100, le=10_000_000, description="Lines that wait for the disk; more are dropped, counted, reported."
+        50_000, ge=100, le=10_000_000, description="Lines waiting for the disk; more are dropped."
     )
 
     # logs

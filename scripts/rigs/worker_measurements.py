@@ -1,4 +1,4 @@
-"""Measurements of one device: the spread of EXEC, the speed of LOAD, the delay of starts."""
+"""Measurements of one device: how much EXEC scatters, how fast LOAD copies, how late actions start."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ from scripts.rigs.worker_rig import Rig, good
 
 WARM_RUNS = 3
 PROFILE_RUNS = 5  # the estimator's prior is the median of so many runs,
-PROFILE_SHARE = 0.05  # or of those that fit into this share of the measurement's time, per size
-GAP_S = (0.002, 0.006)  # between an order and its planned start, when delays are measured
+PROFILE_SHARE = 0.05  # or of as many as fit into this share of the measurement's time, per size
+GAP_S = (0.002, 0.006)  # from an order to its planned start, when lateness is measured
 QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
 Figures = dict[str, Any]
-BareCopy = Callable[[int], Callable[[], float]]  # bytes -> a function that copies so many and returns the seconds
+BareCopy = Callable[[int], Callable[[], float]]  # bytes -> a function that copies them and returns the seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class Limits:
     runs: int
     seconds: float
 
-    def over(self, n: int, began_s: float) -> bool:
-        """Whether a limit is reached."""
-        return n >= self.runs or time.monotonic() - began_s >= self.seconds
+    def over(self, n: int, began_s: float, *, now: float | None = None) -> bool:
+        """Whether a measurement that began then (time.monotonic()) and has done n runs has seen enough."""
+        return n >= self.runs or (time.monotonic() if now is None else now) - began_s >= self.seconds
 
 
 def spread(seconds: list[float], unit: float, suffix: str = "") -> Figures:
-    """p50, p99 and p99.9 in units of `unit` seconds; null if too few values support them."""
+    """p50, p99 and p99.9 in units of `unit` seconds; None where there are too few values for the percentile."""
     ordered = sorted(seconds)
     return {
         name + suffix: None if (value := quantile(ordered, share)) is None else round(value / unit, 5)
@@ -44,7 +44,7 @@ def spread(seconds: list[float], unit: float, suffix: str = "") -> Figures:
 
 
 async def exec_spread(rig: Rig, ref: str, batch: int, limits: Limits) -> Figures:
-    """EXEC alone on the device, repeated."""
+    """Durations of EXEC, repeated on a device that does nothing else."""
     await rig.resident(ref)
     for _ in range(WARM_RUNS):
         await rig.ran(ref, batch)
@@ -62,7 +62,7 @@ async def exec_spread(rig: Rig, ref: str, batch: int, limits: Limits) -> Figures
 
 
 async def load_bandwidth(rig: Rig, ref: str, bare_copy: BareCopy, limits: Limits) -> Figures:
-    """LOAD, each with a bare copy of as many bytes right before it, so that both see the same state of the machine."""
+    """Bandwidth of LOAD, and of a bare copy of as many bytes right before each LOAD: both see the same machine."""
     size = rig.packages[ref].image_bytes
     copy = bare_copy(size)
     loads: list[float] = []
@@ -87,13 +87,13 @@ async def load_bandwidth(rig: Rig, ref: str, bare_copy: BareCopy, limits: Limits
 
 
 async def gather_cost(rig: Rig, ref: str, limits: Limits) -> Figures:
-    """EXEC of one row with the weights in the weight buffer already, and with a gather first."""
+    """EXEC of one row with the weights in the execution buffer already, and without."""
     await rig.resident(ref)
     warm: list[float] = []
     gathered: list[float] = []
     began_s = time.monotonic()
     while not limits.over(len(warm), began_s):
-        rig.device.unloaded(ref)  # drops what the device made of the pages, but not the pages
+        rig.device.unloaded(ref)  # the device drops its views of the pages; the pages stay
         result = await rig.ran(ref, 1)
         if result.gathered:
             gathered.append(result.duration_s or 0.0)
@@ -110,7 +110,7 @@ async def gather_cost(rig: Rig, ref: str, limits: Limits) -> Figures:
 
 
 async def issue_lateness(rig: Rig, ref: str, limits: Limits) -> Figures:
-    """Actual minus planned start of EXEC on an idle device, with the order given ahead."""
+    """Actual start of EXEC minus its planned start; the device is idle, and the order comes before the start."""
     await rig.resident(ref)
     rng = np.random.default_rng(3)
     late: list[float] = []
@@ -123,7 +123,7 @@ async def issue_lateness(rig: Rig, ref: str, limits: Limits) -> Figures:
 
 
 async def cold_and_warm(rig: Rig, ref: str, limits: Limits) -> tuple[Figures, Figures]:
-    """From order to outputs, for one row: LOAD and INFER ordered together (cold), and INFER alone (warm)."""
+    """Time from the order to the outputs of one row: cold, with LOAD and INFER ordered together, and warm."""
     cold: list[float] = []
     warm: list[float] = []
     began_s = time.monotonic()
@@ -145,7 +145,7 @@ async def cold_and_warm(rig: Rig, ref: str, limits: Limits) -> tuple[Figures, Fi
 
 
 async def disturbance(rig: Rig, runs: str, loads: str, limits: Limits) -> Figures:
-    """EXEC of one model alone and during LOADs of another one; those LOADs alone and during EXEC."""
+    """EXEC of one model alone and beside a stream of LOADs of another one, and that stream alone and beside EXEC."""
     await rig.resident(runs)
     alone = await _repeat_exec(rig, runs, limits)
     quiet = await _repeat_load(rig, loads, limits, asyncio.Event())
@@ -170,7 +170,7 @@ async def _repeat_exec(rig: Rig, ref: str, limits: Limits) -> list[float]:
     began_s = time.monotonic()
     while not limits.over(len(durations), began_s):
         durations.append((await rig.ran(ref, 1)).duration_s or 0.0)
-        await asyncio.sleep(0)  # an action that ends at once does not yield, and the other stream has to go on
+        await asyncio.sleep(0)  # a run that ends at once does not yield, and the other stream has to go on
     return durations
 
 
@@ -185,9 +185,9 @@ async def _repeat_load(rig: Rig, ref: str, limits: Limits | None, done: asyncio.
 
 
 async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: Limits) -> Figures:
-    """The controller's estimate before each EXEC, compared with its duration; models and sizes at random.
+    """Relative error of the controller's estimate before each EXEC. Models and batch sizes are drawn at random.
 
-    `batches`: the only sizes in the profile, and the largest one that is run; empty: all of the ladder.
+    `batches`: the sizes in the profile, the largest of which is the largest that is run; empty: all of the ladder.
     """
     await rig.resident(*refs)
     device, pace = Term(), Pace()
@@ -215,7 +215,7 @@ async def estimate_error(rig: Rig, refs: list[str], batches: list[int], limits: 
 
 
 async def _profiled(rig: Rig, ref: str, batch: int, seconds: float) -> float:
-    """The median of some runs after a first one; of one run only if they take long."""
+    """The median of up to PROFILE_RUNS runs after a first one, or of fewer where they take longer than `seconds`."""
     began_s = time.monotonic()
     await rig.ran(ref, batch)
     times: list[float] = []

@@ -125,19 +125,18 @@ def test_what_the_disk_refused_is_told_in_the_log_once_it_takes_lines_again(
     (tmp_path / "logs").write_text("in the way")
     writing = journal(tmp_path / "logs")
     writing.offer([REQUEST] * 3)
-    writing._drain()
+    writing.drain()
     assert writing.state().fault
     (tmp_path / "logs").unlink()
     writing.offer([REQUEST])
-    writing._drain()
+    writing.drain()
     (log,) = read_requests(tmp_path / "logs")
     assert (len(log.facts), log.dropped) == (1, 3)
     assert (writing.state().written, writing.state().dropped, writing.state().fault) == (1, 3, "")
-    writing._drain()
+    writing.drain()
     (log,) = read_requests(tmp_path / "logs")
     assert log.dropped == 3
-    for kept in writing._files.values():
-        kept.close()
+    writing.close()
 
 
 def test_a_folder_that_cannot_be_made_is_said_so_with_the_setting(tmp_path: Path) -> None:

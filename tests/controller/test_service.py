@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import msgspec
-import zmq
 
 from controller.service import ControllerService
 from gpu_worker.service import CONTROLLER
@@ -29,11 +28,10 @@ async def test_a_worker_that_comes_before_the_broker_keeps_what_it_has_of_what_i
         service = ControllerService(runtime)
         service.start()
         mail = Told()
-        address = service._port.sock.getsockopt_string(zmq.LAST_ENDPOINT)  # type: ignore[union-attr]
         worker: Link[wire.FromControllerToWorker, wire.ToController] = Link(
             made.runtime().transport, "w1", "controller-1", CONTROLLER, mail, Told()
         )
-        worker.call((address,))
+        worker.call(service.addresses)
         has = msgspec.structs.replace(prepared("m:1", TEN_MS), content="A")
         worker.send(hello("w1", has, prepared("old:1", TEN_MS), resident=["m:1"]))
         worker.transport.hub.schedule_turn()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.devices.emulated import EmulatedDevice
 from gpu_worker.packages.contents import Contents
@@ -134,11 +135,15 @@ def test_a_link_to_a_file_and_other_options_are_no_change(folder: Path, device: 
     assert made.prepare(REF, "").package.spec.slo_ms == 5.0
 
 
-def test_a_version_that_stays_on_disk_has_its_digest_too(folder: Path, device: CpuDevice) -> None:
-    device._images.budget_bytes = 0
+def test_a_version_that_stays_on_disk_has_its_digest_too(
+    folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, torch_as_it_was: None
+) -> None:
+    monkeypatch.setattr(cpu, "host_budget", lambda setting_mb: 0)
+    device = CpuDevice(settings)
     made, _ = preparer(folder, device)
     assert made.prepare(REF, "").content == Contents().of(read_package(folder, REF, ()))
     assert device.traits(REF).load_from == "disk"
+    device.close()
 
 
 def test_a_device_that_reads_no_weights_has_no_digest(folder: Path, settings: Settings, tmp_path: Path) -> None:

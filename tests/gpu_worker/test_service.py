@@ -1,5 +1,6 @@
 """gpu_worker/service.py: a real worker between a real broker and a controller's port."""
 
+import asyncio
 import contextlib
 import shutil
 import threading
@@ -7,9 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.package import Package, read_package
+from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
 from mesh import wire
 from tests.gpu_worker.conftest import Repository
@@ -43,7 +48,7 @@ class Gated:
 class World:
     """One worker, and what it says to its controller."""
 
-    def __init__(self, made: Processes, repository: Repository, folder: Path, host_bytes_max: int | None) -> None:
+    def __init__(self, made: Processes, repository: Repository, folder: Path) -> None:
         self.folder = folder / "models"
         shutil.copytree(repository.folder / "linear", self.folder / "linear")
         self.broker = Broker(made, folder / "broker")
@@ -58,11 +63,9 @@ class World:
             broker_port=self.broker.number, model_repository=self.folder, data_dir=folder / "data", device="cpu",
             arena_mb=8, page_mb=1,
         )  # fmt: skip
-        device = CpuDevice(runtime.settings)
-        if host_bytes_max is not None:
-            device._images.budget_bytes = host_bytes_max
-        self.device = Gated(device)
-        self.worker = WorkerService(runtime, self.device)  # type: ignore[arg-type]
+        self.device = Gated(CpuDevice(runtime.settings))
+        versions = RepositoryVersions(runtime.hub.loop, self.device, self.folder, ())  # type: ignore[arg-type]
+        self.worker = WorkerService(runtime, self.device, versions)  # type: ignore[arg-type]
         self.peer = ""
         self._seen = 0
 
@@ -93,9 +96,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(repository: Repository, folder: Path, host_bytes_max: int | None = None) -> AsyncIterator[World]:
+async def world(repository: Repository, folder: Path) -> AsyncIterator[World]:
     async with processes() as made:
-        begun = World(made, repository, folder, host_bytes_max)
+        begun = World(made, repository, folder)
         try:
             await begun.begin()
             yield begun
@@ -149,9 +152,10 @@ async def test_what_is_prepared_with_another_content_than_is_asked_for_is_read_a
 
 @on_loop
 async def test_a_version_whose_file_on_disk_is_another_s_is_given_up_with_its_reason_and_may_be_prepared_again(
-    repository: Repository, tmp_path: Path
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with world(repository, tmp_path, host_bytes_max=0) as on:
+    monkeypatch.setattr(cpu, "host_budget", lambda setting_mb: 0)  # weights stay on disk
+    async with world(repository, tmp_path) as on:
         content = on.content()
         on.tell(wire.Prepare(ref=REF, content=content))
         assert (await on.said(wire.Prepared)).ok
@@ -182,7 +186,7 @@ async def test_a_preparation_that_was_forgotten_does_not_answer_for_the_next_one
     async with world(repository, tmp_path) as at:
         at.device.gate.clear()
         at.tell(wire.Prepare(ref=REF))
-        await at.worker._hub.loop.run_in_executor(None, at.device.begun.acquire)
+        await asyncio.get_running_loop().run_in_executor(None, at.device.begun.acquire)
         at.tell(wire.Forget(ref=REF))
         at.tell(wire.Prepare(ref=REF, content="another"))
         at.tell(wire.Prepare(ref="linear:2"))

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from gpu_worker.core.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report, Start
+from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
+from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
 
@@ -52,7 +53,7 @@ def said(effects: Iterable[Effect]) -> list[str]:
 
 
 def _say(effect: Effect) -> str:
-    if isinstance(effect, Start):
+    if isinstance(effect, StartPhase):
         return f"start {effect.phase.value} #{effect.job.action.action}"
     result = effect.result
     return f"{result.kind} #{result.action} {result.code}, {result.free_pages} free"
@@ -74,7 +75,7 @@ class Device:
         self.lanes.welcome(EPOCH)
         sizes = None if batch_sizes is None else frozenset(batch_sizes)
         for ref in prepared or ("m:1",):
-            self.lanes.prepared(ref, Prepared(pages_each, batch_max, sizes, ()))
+            self.lanes.prepared(ref, Servable(pages_each, batch_max, sizes, ()))
         self.running: dict[tuple[Phase, int], Job] = {}  # {(phase, action): job}
         self.results: dict[int, wire.ActionResult] = {}  # {action: its result}
 
@@ -123,7 +124,7 @@ class Device:
 
     def _noted(self, effects: list[Effect]) -> list[str]:
         for effect in effects:
-            if isinstance(effect, Start):
+            if isinstance(effect, StartPhase):
                 self.running[effect.phase, effect.job.action.action] = effect.job
             else:
                 assert isinstance(effect, Report)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gpu_worker.core.lanes import Job, Phase
+from gpu_worker.core.jobs import Job, Phase
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.packages.comparing import TOLERANCE, difference
 from gpu_worker.packages.package import Package

@@ -1,12 +1,13 @@
-"""How long will this action take on this device? A profile as the prior, corrected by every result. Pure.
+"""How long an action takes on a device: the measured profile, corrected by every result. Pure.
 
     EXEC of b rows = anchor(b) x exp(device term + model term + anchor's term) x usual clock / clock of the last result
 
-The terms follow a quantile of the logarithm of (actual / estimated) by small steps of fixed size (stochastic gradient
-of the pinball loss), so one outlier, however large, moves an estimate by one step and not for as long as a window
-remembers it; only errors that repeat with the same sign make the steps larger.
-Source of the step rule: Koenker and Bassett, "Regression Quantiles" (1978), its gradient; the growth with the streak is
-ours, as in Rprop (Riedmiller and Braun, 1993). scripts/bench_estimates.py compares it with Clockwork's window.
+An anchor is a size that was profiled. The terms follow a quantile of log(actual / estimated) by small steps of fixed
+size, the stochastic gradient of the pinball loss. So one outlier, however large, moves an estimate by one step; only
+errors that repeat with the same sign make the steps larger.
+Source of the step rule: the gradient in Koenker and Bassett, "Regression Quantiles" (1978); the growth with a streak is
+ours, after Rprop (Riedmiller and Braun, 1993). Constants: docs/design/policy.md, "Estimates".
+scripts/bench_estimates.py compares the estimates with the highest of the last ten durations, which Clockwork takes.
 """
 
 import math
@@ -19,30 +20,29 @@ from mesh import wire
 QUANTILE = 0.75  # estimates are a little longer than the median: being late costs more than being early
 STEP = 0.02  # of a settled term, in log units: 2 %
 STEP_MAX = 0.25
-SETTLING = 8  # observations until a new term's steps are down to STEP
-GRACE_UP = 2  # under-estimates in a row before the steps grow: 0.25^3 by chance
-GRACE_DOWN = 14  # over-estimates, which are three of four anyhow: 0.75^15, as rare
-PAD_GAIN = 0.05  # a batch is padded up to a profiled size that takes so much less time: libraries have favourite sizes
-SILENCE_S = 0.3  # an estimate that nothing confirmed for so long may be out of date
+SETTLING = 8  # observations until the steps of a new term are down to STEP
+GRACE_UP = 2  # under-estimates in a row before the steps grow; one more happens by chance with 0.25^3
+GRACE_DOWN = 14  # over-estimates in a row before the steps grow; one more happens as rarely, with 0.75^15
+PAD_GAIN = 0.05  # a batch is padded up to a profiled size that takes so much less time: some sizes run faster
+SILENCE_S = 0.3  # an estimate that no result has confirmed for so long may be out of date
 DOUBT_S_MAX = 60.0  # each doubt that was wrong doubles the time until the next, up to this
 DOUBT_SHARE_MIN = 0.5  # less than this share of an estimate is not tried
-REBUILD_AT = 0.03  # an anchor's term may move so far before the table of sizes is made again
-CLOCK_MAX = 0.15  # log units that a clock explains at most: drift under load is 2 to 15 %; more is a device that rests,
-# whose clock climbs faster than it is sampled, and memory, which keeps a clock of its own
-CLOCK_FOLLOW = 0.01  # share of the way to each result's clock that the usual one goes, while the terms learn the rest
-UNKNOWN_LOAD_GB_PER_S = 1.0  # guess for a LOAD never seen
+REBUILD_AT = 0.03  # log units that an anchor's term may move before the table of sizes is made anew
+CLOCK_MAX = 0.15  # log units that a clock explains at most. Drift under load is 2 to 15 %. A larger difference is that
+# of a resting device, whose clock climbs faster than it is sampled, and memory has a clock of its own
+CLOCK_FOLLOW = 0.01  # share of the way to each result's clock that the usual clock goes; the terms learn the rest
 
 
 @dataclass(slots=True)
 class Term:
-    """A correction in log units that tracks QUANTILE of the errors it sees."""
+    """A correction in log units that follows QUANTILE of the errors it sees."""
 
     value: float = 0.0
-    seen: int = 0
+    seen: int = 0  # errors
     streak: int = 0  # errors of the same sign in a row, negative for over-estimates
 
     def learn(self, error: float, share: float) -> None:
-        """`error`: log(actual / estimated). Moves by at most STEP_MAX x share."""
+        """The term follows `error`, which is log(actual / estimated), by at most STEP_MAX x share."""
         up = error > 0
         self.streak = max(self.streak, 0) + 1 if up else min(self.streak, 0) - 1
         step = max(STEP, STEP_MAX / (1 + self.seen * STEP_MAX / STEP / SETTLING))
@@ -59,15 +59,15 @@ class Term:
 class Pace:
     """How much slower a device runs than usual, by the clock that came with its last result.
 
-    What a change of clock does to a duration is believed at once, for all models, and teaches no term anything.
+    What a change of clock does to durations is believed at once, for all models, and no term learns it.
     Source: Clockwork's estimator (OSDI'20) multiplies durations by the clock and divides by the present one.
     """
 
-    usual_mhz: float = 0.0  # 0: none was told yet
+    usual_mhz: float = 0.0  # 0: no result has told it yet
     slower: float = 0.0  # log units
 
     def seen(self, mhz: float) -> None:
-        """A result came with this clock; 0: it did not say."""
+        """A result came with this clock; 0: it did not say one."""
         if mhz <= 0:
             return
         self.usual_mhz = self.usual_mhz or mhz
@@ -77,24 +77,24 @@ class Pace:
 
 @dataclass(slots=True)
 class Curve:
-    """EXEC of one model version on one device, by rows."""
+    """EXEC of one version on one device, by rows."""
 
     sizes: list[int]  # profiled, ascending
     anchors_s: list[float]  # their durations in the profile
     batch_max: int
-    any_batch: bool  # rows may be executed as they are; False: padded up to a profiled size
+    any_batch: bool  # rows are executed as they are; False: they are padded up to a profiled size
     device: Term
     pace: Pace = field(default_factory=Pace)  # the device's
     model: Term = field(default_factory=Term)
-    terms: list[Term] = field(default_factory=list)  # of each anchor
-    base_s: list[float] = field(default_factory=list)  # by rows, 0 to batch_max, padding included; never falls
+    terms: list[Term] = field(default_factory=list)  # one for each anchor
+    base_s: list[float] = field(default_factory=list)  # duration by rows, 0 to batch_max, with padding; never falls
     _padded: list[int] = field(default_factory=list)  # by rows: the batch that is executed
-    _nearest: tuple[int, ...] = ()  # by rows: the anchor that they teach
+    _nearest: tuple[int, ...] = ()  # by rows: the anchor whose term learns from them
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
-    _scale_of: float = 0.0  # the sum of terms that _scale belongs to
-    rows_max: int = 0  # rows that one request may have: batch_max, or more where that limits what is put together
-    learned_s: float = 0.0  # when a batch last showed something
+    _scale_of: float = 0.0  # the sum of terms of which _scale was made
+    rows_max: int = 0  # rows that one request may have; more than batch_max where that limits joint batches only
+    learned_s: float = 0.0  # when a batch last showed how long it takes
     _doubt: float = 0.0  # log units taken off until the next batch ends
     _patience_s: float = SILENCE_S  # silence before the next doubt
 
@@ -106,7 +106,7 @@ class Curve:
 
     @property
     def scale(self) -> float:
-        """Factor on base_s."""
+        """Factor on `base_s`."""
         total = self.device.value + self.model.value + self.pace.slower - self._doubt
         if total != self._scale_of:
             self._scale_of = total
@@ -118,12 +118,12 @@ class Curve:
         return self.base_s[rows] * self.scale
 
     def total_s(self, rows: int) -> float:
-        """Expected duration of so many rows, in the largest batches and one of what is left."""
+        """Expected duration of so many rows, in batches of the largest size and one of the rest."""
         full, rest = divmod(rows, self.batch_max)
         return (full * self.base_s[self.batch_max] + (self.base_s[rest] if rest else 0.0)) * self.scale
 
     def largest(self, budget_s: float, rows_max: int) -> int:
-        """Most rows, up to rows_max, whose EXEC is expected to fit the budget; 0 if not even one does."""
+        """Most rows, up to `rows_max`, whose EXEC is expected to fit the budget; 0 if not even one row does."""
         limit = bisect_right(self.base_s, budget_s / self.scale, 1, min(rows_max, self.batch_max) + 1)
         return limit - 1
 
@@ -132,12 +132,12 @@ class Curve:
         return self._padded[rows]
 
     def doubt(self, rows: int, wanted_s: float, now: float) -> bool:
-        """Whether a batch of so many rows, expected to take longer than wanted, is tried: nothing ran for long.
+        """After a silence the estimate is lowered so that a batch of so many rows fits `wanted_s`. Whether it was.
 
-        An estimate that is too long would otherwise stand for ever, since nobody is let in to show that it is. The
-        doubt holds until a batch ends; one that was wrong makes the next one rarer.
+        Otherwise an estimate that is too long would stand for ever: nobody is let in to show that it is. The doubt
+        holds until a batch ends. After a doubt that was wrong, the silence before the next one has to be longer.
         """
-        self.learned_s = self.learned_s or now  # the profile is news, when it is first asked
+        self.learned_s = self.learned_s or now  # the first time the profile is still news
         expected_s = self.exec_s(rows)
         if now - self.learned_s < self._patience_s or not DOUBT_SHARE_MIN * expected_s <= wanted_s < expected_s:
             return False
@@ -165,12 +165,12 @@ class Curve:
         return error
 
     def _build(self) -> None:
-        """Makes base_s anew from the anchors and their terms."""
+        """Makes `base_s` anew from the anchors and their terms."""
         self._built = [term.value for term in self.terms]
         points = [s * math.exp(t) for s, t in zip(self.anchors_s, self._built, strict=True)]
         table, padded = [0.0] * (self.batch_max + 1), [0] * (self.batch_max + 1)
         at = bisect_left(self.sizes, self.batch_max)
-        best = min(at, len(self.sizes) - 1)  # of the profiled sizes from `rows` on, the quickest
+        best = min(at, len(self.sizes) - 1)  # the quickest of the profiled sizes from `rows` on
         for rows in range(self.batch_max, 0, -1):
             while at > 0 and self.sizes[at - 1] >= rows:
                 at -= 1
@@ -184,7 +184,7 @@ class Curve:
         self.base_s, self._padded = table, padded
 
     def _between(self, points: list[float], at: int, rows: int) -> tuple[float, int]:
-        """(duration, batch) of so many rows, padded no further than need be; `at`: the first size that holds them."""
+        """(duration, batch) of so many rows, padded no further than necessary. `at`: the first size that holds them."""
         if at == len(self.sizes):
             return points[-1] * rows / self.sizes[-1], rows  # beyond the profile: in proportion
         if not self.any_batch:
@@ -197,13 +197,13 @@ class Curve:
 
 @lru_cache(maxsize=256)
 def _nearest_anchors(sizes: tuple[int, ...], batch_max: int) -> tuple[int, ...]:
-    """Index of the anchor that a batch of so many rows teaches, by rows. The same for every copy of an architecture."""
+    """By rows: the index of the anchor that learns from such a batch. Copies of an architecture share the result."""
     near = [min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / r))) for r in range(1, batch_max + 1)]
     return (0, *near)
 
 
 def make_curve(profile: wire.Profile, batch_max: int, any_batch: bool, device: Term, pace: Pace | None = None) -> Curve:
-    """The curve of a freshly profiled version; `device` and `pace` are shared by all curves of a device."""
+    """The curve of a version that was just profiled. All curves of a device share `device` and `pace`."""
     sizes = sorted(profile.exec_s)
     if not any_batch:
         batch_max = min(batch_max, sizes[-1])
@@ -213,13 +213,13 @@ def make_curve(profile: wire.Profile, batch_max: int, any_batch: bool, device: T
 
 @dataclass(slots=True)
 class LoadEstimate:
-    """LOAD of one model version on one device."""
+    """LOAD of one version on one device."""
 
     profile_s: float
     device: Term
     own: Term = field(default_factory=Term)
     _load_s: float = 0.0
-    _load_s_of: float = math.nan  # the sum of terms that _load_s belongs to
+    _load_s_of: float = math.nan  # the sum of terms of which _load_s was made
 
     def load_s(self) -> float:
         """Expected duration."""
@@ -239,7 +239,7 @@ class LoadEstimate:
 
 @dataclass(slots=True)
 class Margin:
-    """A quantile of some delay, learned in place of a constant: dispatch to a worker, the way back, jitter."""
+    """A quantile of some delay that is learned: of the way to a worker, or of what EXEC takes over its estimate."""
 
     value_s: float
     quantile: float = 0.9

@@ -1,8 +1,11 @@
-"""One lane's future: when it comes free, from what was sent to it and what came back. Pure."""
+"""When one lane comes free, from what was sent to it and what came back. Pure.
+
+Source of the constants: docs/design/policy.md, "Forecast".
+"""
 
 from dataclasses import dataclass, field
 
-OVERDUE_SHARE = 0.1  # an action past its expected end is expected to end after another tenth of what it took so far
+OVERDUE_SHARE = 0.1  # an action past its expected end is expected to take another tenth of what it took so far
 OVERDUE_S_MIN = 50e-6
 
 
@@ -10,15 +13,15 @@ OVERDUE_S_MIN = 50e-6
 class Pending:
     """An action that was sent and has not ended."""
 
-    not_before_s: float  # when it can start at the earliest: sent, and delivered
-    expected_s: float
+    not_before_s: float  # it can start no earlier: it has to be delivered first
+    expected_s: float  # duration
 
 
 @dataclass(slots=True)
 class LaneForecast:
-    """Actions of one lane run one at a time, in the order they were sent."""
+    """The actions of one lane, which run one at a time in the order in which they were sent."""
 
-    free_s: float = 0.0  # when the last one that ended did
+    free_s: float = 0.0  # end of the last action that has ended
     pending: dict[int, Pending] = field(default_factory=dict)  # {action: ...}, in order of sending
 
     def add(self, action: int, expected_s: float, not_before_s: float, now: float) -> float:
@@ -28,7 +31,7 @@ class LaneForecast:
         return start_s + expected_s
 
     def ended(self, action: int, end_s: float) -> None:
-        """The action ended at `end_s`; a refused one, when its report came."""
+        """The action ended at `end_s`; one that was refused ended when its report came."""
         if self.pending.pop(action, None) is not None:
             self.free_s = max(self.free_s, end_s)
 

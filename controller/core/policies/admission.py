@@ -1,38 +1,39 @@
 """Who is let in. Pure.
 
-A request is refused at arrival when
-  * it could not be served in time even alone and first ("deadline"), or
-  * its own model's queue alone, in the largest batches and with every host at its service, takes too long ("overload"):
-    somebody in that queue must be lost, and the newest loses least by hearing so at once, or
-  * the devices have more to do than fits before its deadline, and its model is priced out ("overload"): of what was
-    admitted of it lately more than `loss_max` was lost, because others earn more per device-second. Then so much less
-    of it is admitted that about that share is lost, but never less than PRICE_SHARE_MIN of what arrives.
+A request is refused at arrival in three cases:
+  * It could not be served in time even alone and first ("deadline").
+  * The queue of its own model, in the largest batches and with every host at its service, takes too long ("overload").
+    Somebody in that queue is going to be lost, and the newest request loses least by hearing so at once.
+  * The devices have more to do than fits before its deadline, and its model is priced out ("overload"): more than
+    `loss_max` of the model's admitted requests were lost lately, because other models earn more per device-second. So
+    much less of it is then admitted that about that share is lost, but at least PRICE_SHARE_MIN of what arrives.
 
-gearmesh/cli/simulate.py shows what this brings, refusals that are known at once instead of at the deadline, and
-what it costs in attainment (docs/benchmarks_scheduler.md, "Refusing early").
+Refusals are so known at once instead of at the deadline. What that costs in attainment is in
+docs/benchmarks_scheduler.md, "Refusing early". Source of the constants: docs/design/policy.md, "Admission".
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from controller.core.devices.base import Device
 from controller.core.policies.base import Verdict
 from controller.core.queues import Request
 from controller.core.residency import Popularity
-from controller.core.state import Device, Model
+from controller.core.state import Model
 
 RECENT_S = 0.1  # time constant of the rate of admission that fills the last batch of a queue
-PRICE_LOSS = 0.8  # Source: simulation of 11 overloaded scenarios: 0.8 costs 0.2 points of attainment, 0.6 0.5, 0.4 1.5
-PRICE_BAND = 0.25  # this share below it, more is admitted again
-PRICE_STEP = 0.03  # relative, per ended request
-PRICE_SHARE_MIN = 0.05
-ENOUGH = 2  # devices looked at, if one of them serves the request in time
+PRICE_LOSS = 0.8  # largest share of admitted requests to be lost; in overload 0.8 costs 0.2 points of attainment
+PRICE_BAND = 0.25  # more is admitted again once the loss is this share below its limit
+PRICE_STEP = 0.03  # relative change of what is admitted, for each ended request
+PRICE_SHARE_MIN = 0.05  # of arrivals; a model must still be able to show that it is served
+ENOUGH = 2  # devices looked at if one of them serves the request in time; more cost time and change little
 LOSS_WEIGHT = 0.05  # of one ended request in its model's loss
 
 
 @dataclass(slots=True)
 class Price:
-    """What is admitted of one model."""
+    """How much is admitted of one model."""
 
     loss: float = 0.0  # share of admitted requests that were lost, decayed
     share: float = 1.0  # of arrivals that are admitted
@@ -49,7 +50,7 @@ class Price:
         return True
 
     def ended(self, lost: bool, loss_max: float) -> None:
-        """An admitted request has ended. More than `loss_max` of them are not to be lost."""
+        """An admitted request has ended. Less is admitted if more than `loss_max` of them are lost, more otherwise."""
         self.loss += LOSS_WEIGHT * (lost - self.loss)
         if self.loss > loss_max:
             self.share = max(PRICE_SHARE_MIN, self.share * (1 - PRICE_STEP))
@@ -66,7 +67,7 @@ class Admission:
     _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
-        """See Policy.admit."""
+        """Whether the request is let in, and how long it will take."""
         arrivals = self._arrivals.get(model.ref)
         if arrivals is None:
             arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
@@ -90,14 +91,14 @@ class Admission:
         if own_s > request.deadline_s:
             return Verdict(False, own_s - now, "overload", own_s - request.deadline_s)
         price = self._prices.get(model.ref)
-        contended = behind_s > request.deadline_s  # else it is served in time whatever the others earn
+        contended = behind_s > request.deadline_s  # otherwise it is in time whatever other models earn
         if contended and price is not None and not price.admits():
             return Verdict(False, predicted_s, "overload", max(request.deadline_s - now, behind_s - request.deadline_s))
         arrivals.add(now, request.rows)
         return Verdict(True, predicted_s)
 
     def ended(self, request: Request, in_time: bool) -> None:
-        """An admitted request has ended."""
+        """An admitted request has ended: its model's price follows."""
         price = self._prices.get(request.ref)
         if price is None:
             price = self._prices[request.ref] = Price()
@@ -106,7 +107,7 @@ class Admission:
     def _ends(
         self, device: Device, model: Model, request: Request, start_s: float, rate: float, hosts: int, now: float
     ) -> tuple[float, float]:
-        """End of the request's batch on this device: behind its own model's queue alone, and behind all that waits."""
+        """(end of the request's batch behind its own model's queue alone, end behind all that waits) on this device."""
         curve = device.curves[model.ref]
         top = curve.batch_max
         full, rest = divmod(model.queue.rows, top)
@@ -126,7 +127,7 @@ class Admission:
         return own_s, behind_s
 
     def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
-        """When the same budget would suffice, if nothing else came; None if it never does."""
+        """After how long the same budget would suffice if nothing else came; None if it never does."""
         idle_s = min(
             device.curves[model.ref].exec_s(min(request.rows, device.curves[model.ref].rows_max))
             + device.dispatch.value_s
@@ -136,13 +137,13 @@ class Admission:
 
 
 def _nearest(model: Model) -> Iterator[Device]:
-    """Devices that can serve the model: those where it is, then the others."""
+    """The devices that can serve the model: its hosts first, then the others."""
     yield from model.hosts.values()
     yield from (device for worker, device in model.ready.items() if worker not in model.hosts)
 
 
 def start_of(device: Device, model: Model, now: float) -> float:
-    """When EXEC of the model could start on the device, the LOAD included if it is not there."""
+    """When EXEC of the model could start on the device, after a LOAD if it is not resident."""
     if model.ref in device.residency.models:
         return device.start_s(model.ref, now)
     there_s = device.load.free_at(now) + device.loads[model.ref].load_s() + device.dispatch.value_s

@@ -1,55 +1,60 @@
 """Apparent tardiness cost with free batch sizes: the default policy. Pure.
 
-The next batch is the one with the highest value per device-second, discounted by how long it could still wait:
+The next batch is the one with the highest value per device-second, discounted by its slack, the time for which it could
+still wait:
 
     score = weight x batch / duration x exp(-slack / (k x SLO))
 
-k grows with the share of requests being lost: near 0 the order is by slack alone (EDF), in overload by value.
-Source: Vepsalainen and Morton, "Priority rules for job shops with weighted tardiness costs" (1987), for the rule; the
-window per SLO, its adaptation, the skipping of heads and the bonus for full batches: policy_study, section 1.
-Admission, placement, waiting for clients that return and fairness are in modules of their own, beside this one.
+The look-ahead k grows with the share of requests that are lost. Near 0 the order is by slack alone (earliest deadline
+first), in overload it is by value.
+Source: Vepsalainen and Morton, "Priority rules for job shops with weighted tardiness costs" (1987), for the rule. For
+the look-ahead in SLOs, its adaptation, the heads that are passed over and the bonus of full batches:
+docs/design/policy.md, "The rule". Admission, placement, returning clients and fairness are modules beside this one.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from controller.core.devices.base import Device
 from controller.core.policies.admission import PRICE_LOSS, Admission, start_of
-from controller.core.policies.base import Batch, LoadPlan, Policy, Verdict, Window
-from controller.core.policies.echo import Echo
+from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
+from controller.core.policies.returning_clients import ReturningClients
 from controller.core.queues import Request
-from controller.core.state import Device, Model, State
+from controller.core.state import Model, State
 
-ECHO_GAIN = 1.05  # going apart must take so much more of the device's time than waiting and going together
-ECHO_SLACK = 0.05  # and leave this share of the SLO; policy_study section 6 has 0.3, which is too shy for 25 ms
+# Source of both: docs/design/policy.md, "Returning clients"
+APART_GAIN = 1.05  # a batch waits for clients only if going apart takes so much more device time than going together
+RETURN_ROOM = 0.05  # a batch that waits for clients still has this share of its SLO to spare
+EXPONENT_MIN = -700.0  # exp() of less is 0
 
 
 @dataclass(frozen=True, slots=True)
 class AtcParameters:
-    """Source of the values: policy_study section 1; each is flat around its optimum there."""
+    """What can be set of the policy. Source of the values: docs/design/policy.md, "Constants of the rule"."""
 
-    window_min: float = 0.10  # k while nothing is lost
-    window_max: float = 0.25  # k while `loss_full` or more of all requests are lost
+    window_min: float = 0.10  # look-ahead k while nothing is lost
+    window_max: float = 0.25  # look-ahead k while `loss_full` or more of all requests are lost
     loss_full: float = 0.25
     loss_decay_s: float = 0.1  # time constant of the loss rate
-    full_bonus: float = 0.5  # least urgency of a full batch: it cannot gain by waiting
-    skip_gain: float = 1.02  # heads are given up only if the batch then earns more than this, per second
+    full_bonus: float = 0.5  # least urgency of a full batch, which cannot gain by waiting
+    skip_gain: float = 1.02  # heads are passed over only if the batch then earns more than this, per second
     lead_ms: float = 0.0  # how long before a device comes free its next batch goes out; 0: learned from its delays
     depth: int = 2  # batches at a device: one running, the next bound as late as can be
     echo: bool = True  # wait for clients that are known to return, where that pays
-    price_loss: float = PRICE_LOSS  # of a model's admitted requests; beyond, fewer are. Less: told sooner, served fewer
+    price_loss: float = PRICE_LOSS  # largest share of a model's admitted requests to be lost; beyond, fewer are let in
 
 
 @dataclass(slots=True)
-class Plan:
+class BatchPlan:
     """One model's candidate for a device's next batch."""
 
     model: Model
     count: int  # requests
     rows: int
-    skip: int  # requests at the head of the queue that are passed over
+    skip: int  # heads of the queue that are passed over
     start_s: float
     expected_s: float
     latest_s: float
@@ -64,31 +69,31 @@ class Plan:
 
 
 class Atc(Policy):
-    """See policies.base.Policy."""
+    """Chooses batches itself, and asks the modules beside it for the rest."""
 
     def __init__(self, state: State, parameters: AtcParameters | None = None) -> None:
         self.state = state
         self.parameters = p = parameters or AtcParameters()
-        self.window = Window(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
+        self.lead = Lead(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
         self._admission = Admission(p.price_loss)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
-        self._echoes: dict[str, Echo] = {}  # {ref: its returns}, models that completed a batch
+        self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
         self._lost = 0.0  # decayed count
-        self._counted_s = 0.0
+        self._counted_s = 0.0  # when both were last decayed
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
-        """See controller.core.policies.admission."""
-        echo = self._echoes.get(model.ref)
-        if echo is not None:
-            echo.arrived(now)
+        """Whether the request is let in; what was refused because its model is nowhere is noted for placement."""
+        clients = self._clients.get(model.ref)
+        if clients is not None:
+            clients.arrived(now)
         verdict = self._admission.admit(model, request, now)
         if verdict.code == "deadline" and not model.hosts:
-            self._placement.missed(model)
+            self._placement.refused_unplaced(model)
         return verdict
 
     def expired(self, model: Model, now: float) -> int:
@@ -103,15 +108,15 @@ class Atc(Policy):
         return queue.before(first_end_s) if first_end_s < math.inf else 0
 
     def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
-        """See Policy."""
+        """The returns to the batch are counted, if all of them would come to one device."""
         if len(model.hosts) == 1 and self.parameters.echo:
-            echo = self._echoes.get(model.ref)
-            if echo is None:
-                echo = self._echoes[model.ref] = Echo()
-            echo.completed(len(requests), now)
+            clients = self._clients.get(model.ref)
+            if clients is None:
+                clients = self._clients[model.ref] = ReturningClients()
+            clients.completed(len(requests), now)
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
-        """See Policy."""
+        """The loss rate follows, and fairness and the prices of admission hear of it."""
         if now > self._counted_s:
             decay = math.exp((self._counted_s - now) / self.parameters.loss_decay_s)
             self._in_time *= decay
@@ -133,8 +138,8 @@ class Atc(Policy):
         plan = self._starving(device, free_s, now)
         if plan is None:
             best_score = 0.0
-            window = self._urgency_window()
-            horizon_s = max(free_s, now + self.window.lead_of(device))
+            lookahead = self._lookahead()
+            horizon_s = max(free_s, now + self.lead.of(device))
             for ref in device.waiting:
                 model = self.state.models[ref]
                 start_s = max(free_s, device.ready_s(ref, now))
@@ -144,19 +149,19 @@ class Atc(Policy):
                 candidate = self._plan(device, model, start_s)
                 if candidate is None:
                     continue
-                score = self._score(candidate, device.curves[ref].batch_max, window, free_s)
+                score = self._score(candidate, device.curves[ref].batch_max, lookahead, free_s)
                 if score > best_score:
                     plan, best_score = candidate, score
-            if plan is not None and self._waits_for_returns(device, plan, now):
+            if plan is not None and self._waits_for_clients(device, plan, now):
                 return None
         return plan.batch() if plan is not None else None
 
     def bound(self, device: Device, batch: Batch, now: float) -> None:
-        """See Policy."""
+        """The model has been served."""
         self._fairness.served(batch.model.ref, now)
 
-    def _starving(self, device: Device, free_s: float, now: float) -> Plan | None:
-        """A batch of the model whose patience ended first, if one can be in time."""
+    def _starving(self, device: Device, free_s: float, now: float) -> BatchPlan | None:
+        """A batch of the starving model whose patience ended first, if one can be in time."""
         self._fairness.accrue(now, len(self.state.devices))
         for ref in self._fairness.first(device.waiting, now):
             plan = self._plan(device, self.state.models[ref], max(free_s, device.residency.models[ref].ready_s))
@@ -165,8 +170,8 @@ class Atc(Policy):
                 return plan
         return None
 
-    def _plan(self, device: Device, model: Model, start_s: float) -> Plan | None:
-        """The model's best batch if EXEC starts at `start_s`."""
+    def _plan(self, device: Device, model: Model, start_s: float) -> BatchPlan | None:
+        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
         queue = model.queue
         curve = device.curves[model.ref]
         scale = curve.scale
@@ -193,7 +198,10 @@ class Atc(Policy):
     def _without_heads(
         self, model: Model, skip: int, low: int, high: int, start_s: float, guard: float, base: list[float]
     ) -> tuple[int, int]:
-        """(rows, heads passed over): the largest batch for which enough requests remain that can wait for it."""
+        """(rows, heads passed over) of the largest batch for which enough requests remain that can wait for it.
+
+        It is found by halving between `low` and `high` rows.
+        """
         queue = model.queue
         waiting = len(queue)
         while low < high:
@@ -206,8 +214,11 @@ class Atc(Policy):
 
     def _plan_of_many(
         self, model: Model, rows_max: int, cap: int, skip: int, start_s: float, scale: float, base: list[float]
-    ) -> Plan | None:
-        """Requests of several rows are kept whole: as many from the head on as fit, or the head if none does."""
+    ) -> BatchPlan | None:
+        """Requests of several rows are kept whole: as many from the head on as fit into `cap`, or else the head alone.
+
+        None if the head has more rows than `rows_max`.
+        """
         queue = model.queue
         count = max(1, queue.count_for(cap, skip))
         rows = queue.rows_of(count, skip)
@@ -215,19 +226,21 @@ class Atc(Policy):
             return None
         return _plan_of(model, count, rows, skip, start_s, base[rows] * scale)
 
-    def _score(self, plan: Plan, batch_max: int, window: float, free_s: float) -> float:
+    def _score(self, plan: BatchPlan, batch_max: int, lookahead: float, free_s: float) -> float:
+        """Value per second of device time from `free_s` on, times urgency."""
         queue = plan.model.queue
         head = queue.requests[queue.head + plan.skip]
         slack_s = head.deadline_s - plan.start_s - plan.expected_s
         urgency = 1.0
         if slack_s > 0:
-            urgency = math.exp(max(-700.0, -slack_s / (window * (head.deadline_s - head.arrived_s))))
+            urgency = math.exp(max(EXPONENT_MIN, -slack_s / (lookahead * (head.deadline_s - head.arrived_s))))
         if plan.rows >= batch_max:
             urgency = max(urgency, self.parameters.full_bonus)
         weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
         return weight / (plan.start_s + plan.expected_s - free_s) * urgency
 
-    def _urgency_window(self) -> float:
+    def _lookahead(self) -> float:
+        """The look-ahead k, from the share of requests lost lately."""
         p = self.parameters
         total = self._in_time + self._lost
         loss = self._lost / total if total > 1e-9 else 0.0
@@ -235,19 +248,21 @@ class Atc(Policy):
 
     # -- returning clients --------------------------------------------------------------------------------------------
 
-    def _waits_for_returns(self, device: Device, plan: Plan, now: float) -> bool:
-        """Whether the batch had better wait for clients that return. Only a model that is alone on the device does."""
-        model = plan.model
-        echo = self._echoes.get(model.ref)
-        if echo is None or echo.share <= 0 or len(device.waiting) > 1 or len(model.hosts) > 1 or model.queue.many:
+    def _waits_for_clients(self, device: Device, plan: BatchPlan, now: float) -> bool:
+        """Whether the batch should wait for clients that return. Only a model that is alone on the device waits."""
+        model, queue = plan.model, plan.model.queue
+        clients = self._clients.get(model.ref)
+        if clients is None or clients.share <= 0:
+            return False
+        if len(device.waiting) > 1 or len(model.hosts) > 1 or queue.many:
             return False
         running = [action for action in device.actions.values() if action.kind == "infer"]
         if any(action.ref != model.ref for action in running):
             return False
-        coming, left_s = echo.missing(now)
+        coming, left_s = clients.missing(now)
         starts_s = now + left_s
         if running:
-            count, return_s = echo.of_running(sum(len(action.requests) for action in running))
+            count, return_s = clients.of_running(sum(len(action.requests) for action in running))
             coming += count
             starts_s = device.exec.free_at(now) + return_s
         curve = device.curves[model.ref]
@@ -255,14 +270,14 @@ class Atc(Policy):
         together = min(curve.batch_max, plan.rows + count)
         if together <= plan.rows:
             return False
-        head_s = model.queue.first().deadline_s
-        slo_s = head_s - model.queue.first().arrived_s
+        head_s = queue.first().deadline_s
+        slo_s = head_s - queue.first().arrived_s
         starts_s += device.dispatch.value_s
-        if starts_s + curve.exec_s(together) > head_s - ECHO_SLACK * slo_s:
+        if starts_s + curve.exec_s(together) > head_s - RETURN_ROOM * slo_s:
             return False
         idle_s = starts_s - max(now, device.exec.free_at(now))
         apart_s = curve.total_s(plan.rows) + curve.total_s(count)
-        if apart_s <= ECHO_GAIN * (idle_s + curve.total_s(plan.rows + count)):
+        if apart_s <= APART_GAIN * (idle_s + curve.total_s(plan.rows + count)):
             return False
         if not running:
             self._look_again_s = min(self._look_again_s, starts_s)
@@ -276,12 +291,12 @@ class Atc(Policy):
     # -- LOAD ---------------------------------------------------------------------------------------------------------
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
-        """See controller.core.policies.placement."""
+        """The device's next LOAD, which placement chooses."""
         return self._placement.choose(device, now)
 
 
-def _plan_of(model: Model, count: int, rows: int, skip: int, start_s: float, expected_s: float) -> Plan:
-    """`latest_s`: started later, fewer than half of the batch would be in time."""
+def _plan_of(model: Model, count: int, rows: int, skip: int, start_s: float, expected_s: float) -> BatchPlan:
+    """The plan with its `latest_s`: started later, fewer than half of its requests would be in time."""
     queue = model.queue
     middle_s = queue.deadlines[queue.head + skip + count // 2]
-    return Plan(model, count, rows, skip, start_s, expected_s, max(middle_s - expected_s, start_s))
+    return BatchPlan(model, count, rows, skip, start_s, expected_s, max(middle_s - expected_s, start_s))

@@ -1,10 +1,11 @@
-"""The paper's policy (INFER5), faithful in its rules, its margins and its lead; for comparison. Pure.
+"""The policy of Clockwork, faithful in its rules, its margins and its lead; for comparison. Pure.
 
-Source: Clockwork (OSDI'20) and its published scheduler in the batch-queue form, as described in the reference study,
-section 3. Its two LOAD bugs are repaired: demand that is met causes no further LOAD (the code compared a pointer), and
-load demand ends with the request (the code stored 0). A model with work in flight is not evicted, which the code does.
+Source: Clockwork (OSDI'20) and its published scheduler in the batch-queue form (INFER5), as docs/design/policy.md
+describes it under "Clockwork's policy". Its two LOAD bugs are repaired: demand that is met causes no further LOAD (the
+code compared a pointer), and LOAD demand ends with the request (the code stored 0). A model with work in flight is not
+evicted, which the code does.
 
-Nobody is refused at arrival. A request that is in no action by its internal deadline is answered then.
+Nobody is refused at arrival. A request that is in no action by its internal deadline is refused then.
 """
 
 import math
@@ -12,22 +13,23 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from controller.core.policies.base import Batch, LoadPlan, Policy, Verdict, Window
+from controller.core.devices.base import Device
+from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
 from controller.core.queues import Request
-from controller.core.state import Device, Model, State
+from controller.core.state import Model, State
 
-BUFFER_S = 0.005  # taken off every SLO
+BUFFER_S = 0.005  # taken off every SLO for the way back
 FUTURE_S = 0.001  # least delay from controller to worker
-WEIGHTS_SLO_S_MAX = 0.025  # cap on "must have started loading by"
-SIZES = (1, 2, 4, 8, 16)
+WEIGHTS_SLO_S_MAX = 0.025  # longest time after arrival by which a LOAD must have started
+SIZES = (1, 2, 4, 8, 16)  # of batches
 
 
 @dataclass(frozen=True, slots=True)
 class ClockworkParameters:
-    """Source: section 3.1 of the reference study; the experiments' scripts pass 5 ms and batches up to 16."""
+    """What can be set of the policy. The values are those of Clockwork's experiments."""
 
-    schedule_ahead_ms: float = 5.0  # how far ahead a device's queue is filled; also the width of the start window
-    default_slo_ms: float = 100.0  # the constant C of the load formulas
+    schedule_ahead_ms: float = 5.0  # how far ahead a device's queue is filled; also the width of an action's window
+    default_slo_ms: float = 100.0  # the constant C of the formulas of LOAD demand
     max_exec_ms: float = 250.0  # batch sizes that take longer are not used
     batch_max: int = 16
 
@@ -43,19 +45,19 @@ class Instance:
 
 
 class Clockwork(Policy):
-    """See policies.base.Policy."""
+    """Keeps a queue for each batch size of each model, and the demand for EXEC and LOAD."""
 
     def __init__(self, state: State, parameters: ClockworkParameters | None = None) -> None:
         self.state = state
         self.parameters = p = parameters or ClockworkParameters()
         self._ahead_s = p.schedule_ahead_ms / 1e3
         self._capacity_s = p.default_slo_ms / 1e3
-        self.window = Window(self._ahead_s, depth=1 << 30, loads=1 << 30, load_lead_s=self._ahead_s, tries=1)
+        self.lead = Lead(self._ahead_s, depth=1 << 30, loads=1 << 30, load_s=self._ahead_s, tries=1)
         self._instances: dict[str, Instance] = {}  # {ref: its queues and demand}
-        self._demands: dict[int, tuple[float, float]] = {}  # {id of an open request: (execution, load demand)}
+        self._demands: dict[int, tuple[float, float]] = {}  # {id of an open request: (execution, LOAD demand)}
         self._stamp = 0
 
-    # -- requests: section 3.3, 3.4 -----------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Everybody is let in."""
@@ -63,7 +65,7 @@ class Clockwork(Policy):
         return Verdict(True, device.exec.free_at(now) + device.curves[model.ref].exec_s(1) - now)
 
     def arrived(self, model: Model, request: Request, now: float) -> None:
-        """The request joins the queue of every batch size, and its demand counts."""
+        """The request is in the queue of every batch size, and its demand counts."""
         instance = self._instances.setdefault(model.ref, Instance())
         for size in self._sizes(model):
             instance.queues.setdefault(size, deque()).append(request)
@@ -74,7 +76,7 @@ class Clockwork(Policy):
             instance.load_demand += demand[1]
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
-        """Its demand counts no longer."""
+        """The request's demand counts no longer."""
         demand = self._demands.pop(id(request), None)
         if demand is not None:
             instance = self._instances[request.ref]
@@ -82,7 +84,7 @@ class Clockwork(Policy):
             instance.load_demand = max(0.0, instance.load_demand - demand[1])
 
     def expired(self, model: Model, now: float) -> int:
-        """Those whose internal deadline has come: they are answered now, not before."""
+        """Those whose internal deadline has come: they are refused now, not before."""
         queue = model.queue
         count = 0
         for request in queue.requests[queue.head :]:
@@ -92,7 +94,7 @@ class Clockwork(Policy):
         return count
 
     def wake_at(self, now: float) -> float | None:
-        """The next internal deadline."""
+        """When the next internal deadline is due."""
         firsts = (self._deadline_s(model.queue.first()) for model in self.state.active.values())
         return min(firsts, default=None)
 
@@ -103,7 +105,7 @@ class Clockwork(Policy):
         return request.arrived_s + max(tight_s, self._ahead_s + BUFFER_S)
 
     def _demand(self, model: Model, request: Request) -> tuple[float, float]:
-        """(execution, load) demand of one request: batch-1 time scaled to the time there is for it."""
+        """(execution, LOAD) demand of one request: the time of a batch of one, scaled to the time there is for it."""
         device = next(iter(model.ready.values()))
         alone_s = device.curves[model.ref].exec_s(1)
         slo_s = request.deadline_s - request.arrived_s
@@ -122,24 +124,24 @@ class Clockwork(Policy):
             if size == 1 or curve.exec_s(size) <= self.parameters.max_exec_ms / 1e3:
                 yield size
 
-    # -- EXEC: sections 3.5, 3.6 --------------------------------------------------------------------------------------
+    # -- EXEC ---------------------------------------------------------------------------------------------------------
 
     def choose(self, device: Device, now: float) -> Batch | None:
-        """Strategies (model, size) by latest start of the oldest request at that size; the first that can be filled."""
+        """The first batch that can be filled, over models and sizes by latest start of the oldest request."""
         start_s = max(device.exec.free_at(now), now + FUTURE_S)
         strategies = sorted(self._strategies(device))
-        given_up: dict[str, int] = {}  # {ref: sizes from here on were tried in vain}
+        unfilled: dict[str, int] = {}  # {ref: batches of this size and more could not be filled}
         for _, size, ref in strategies:
-            if size >= given_up.get(ref, 1 << 30):
+            if size >= unfilled.get(ref, 1 << 30):
                 continue
             requests = self._dequeue(device, ref, start_s, size)
             if requests:
                 return self._batch(device, ref, requests, start_s, now)
-            given_up[ref] = size
+            unfilled[ref] = size
         return None
 
     def _strategies(self, device: Device) -> Iterator[tuple[float, int, str]]:
-        """(latest start, size, ref) of everything that is resident and waits. A LOAD on its way does not count."""
+        """(latest start, size, ref) for each model whose weights are there, and each size with a request that waits."""
         for ref in device.waiting:
             if device.residency.models[ref].loading is not None:
                 continue
@@ -150,7 +152,7 @@ class Clockwork(Policy):
                     yield self._deadline_s(queue[0]) - curve.exec_s(size), size, ref
 
     def _dequeue(self, device: Device, ref: str, start_s: float, least: int) -> list[Request]:
-        """Full batches only: grow while the next size can be filled; nothing if that is less than `least`."""
+        """The requests of the largest batch that can be filled; none if it is smaller than `least`."""
         curve = device.curves[ref]
         queues = self._instances[ref].queues
         sizes = sorted(queues)
@@ -191,7 +193,7 @@ class Clockwork(Policy):
         return Batch(self.state.models[ref], requests, (), rows, start_s, expected_s, latest_s)
 
     def bound(self, device: Device, batch: Batch, now: float) -> None:
-        """The batch's requests want no LOAD any more."""
+        """The batch's requests need no LOAD any more."""
         instance = self._instances[batch.model.ref]
         for request in batch.requests:
             execution, load = self._demands[id(request)]
@@ -199,10 +201,10 @@ class Clockwork(Policy):
             self._demands[id(request)] = (execution, 0.0)
         self._use(instance)
 
-    # -- LOAD: section 3.7 --------------------------------------------------------------------------------------------
+    # -- LOAD ---------------------------------------------------------------------------------------------------------
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
-        """The model with most unmet load demand; room is made by those without demand first, least recently used."""
+        """The model with most unmet LOAD demand. First models without demand make room, least recently used first."""
         best: tuple[float, int, str] | None = None
         for ref, instance in self._instances.items():
             if instance.load_demand <= 1e-12 or ref not in device.curves or ref in device.residency.models:
@@ -216,7 +218,7 @@ class Clockwork(Policy):
         return None if evict is None else LoadPlan(self.state.models[best[2]], tuple(evict))
 
     def _unmet(self, ref: str, instance: Instance) -> float:
-        """Load demand that its hosts do not serve."""
+        """The LOAD demand that the model's hosts do not serve."""
         hosts = self.state.models[ref].hosts.values()
         if not hosts:
             return instance.load_demand
@@ -229,7 +231,7 @@ class Clockwork(Policy):
         return instance.load_demand - served
 
     def _load_of(self, device: Device) -> float:
-        """1 ms plus the execution demand allotted to the device, an equal share of each of its models'."""
+        """Load of a device: 1 ms, plus its equal share of the execution demand of each of its models."""
         total = 0.001
         for ref in device.residency.models:
             instance = self._instances.get(ref)

@@ -1,30 +1,32 @@
 """Nobody starves. Pure.
 
 A model that has lost requests and was not served for PATIENCE_S is served next, ahead of everything, as soon as it has
-a batch that can be in time; if it is nowhere, it is loaded next, whoever has to make room. All devices together give at
-most SHARE of their time away like this. So a model with a request in time whenever its turn comes is served at least
-once in
+a batch that can be in time. If it is on no device, it is loaded next, whichever models have to make room. All devices
+together give at most SHARE of their time away like this. So a model that has a request in time whenever its turn comes
+is served at least once in
 
     max(PATIENCE_S, (sum over starving models of the time of their LOAD and batch) / (SHARE x devices)) + one of each.
+
+Source: docs/design/policy.md, "Fairness".
 """
 
 from dataclasses import dataclass, field
 
 PATIENCE_S = 1.0
 SHARE = 0.1  # of device time that starving models may take
-LOOK_EVERY_S = 0.01  # for starving models, while there is none
+LOOK_EVERY_S = 0.01  # between two searches for starving models, while there is none
 CREDIT_S_MAX = 0.05  # credit does not grow further while nobody starves
 
 
 @dataclass(slots=True)
 class Fairness:
-    """Who was served when, and how much time may be given away."""
+    """Knows which models were served when, and how much time may be given away."""
 
     credit_s: float = CREDIT_S_MAX
-    _served_s: dict[str, float] = field(default_factory=dict)  # {ref: when it was last served, or first lost}
+    _served_s: dict[str, float] = field(default_factory=dict)  # {ref: when it was last served, or first lost a request}
     _starving: dict[str, None] = field(default_factory=dict)  # refs that lost requests since they were last served
-    _at_s: float = 0.0
-    _look_after_s: float = 0.0
+    _at_s: float = 0.0  # when the credit was last brought up to date
+    _look_after_s: float = 0.0  # no search before
 
     def served(self, ref: str, now: float) -> None:
         """A batch of the model was sent."""
@@ -37,7 +39,7 @@ class Fairness:
         self._served_s.setdefault(ref, now)
 
     def accrue(self, now: float, devices: int) -> None:
-        """Time passes."""
+        """Time has passed on so many devices: the credit grows."""
         self.credit_s = min(CREDIT_S_MAX, self.credit_s + (now - self._at_s) * SHARE * devices)
         self._at_s = now
 
@@ -51,5 +53,5 @@ class Fairness:
         return sorted(due, key=lambda ref: (self._served_s[ref], ref))
 
     def spend(self, seconds: float) -> None:
-        """A starving model's batch was sent; credit may become negative, and the next one waits for it."""
+        """A starving model was served. The credit may become negative; the next starving model then waits for it."""
         self.credit_s -= seconds

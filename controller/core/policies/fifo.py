@@ -1,22 +1,24 @@
 """What ordinary servers do: requests in order of arrival, a fixed batch size, a fixed wait for it to fill. Pure.
 
-Nobody is refused, and nothing is dropped but what a frontend cancels. The rival of servers such as mosec or Triton with
-a dynamic batcher; here for comparison.
+Nobody is refused, and nothing is dropped but what a frontend cancels. It stands for servers such as mosec, or Triton
+with a dynamic batcher, and is here for comparison.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
-from controller.core.policies.base import Batch, LoadPlan, Policy, Verdict, Window
+from controller.core.devices.base import Device
+from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
 from controller.core.queues import Request
-from controller.core.state import Device, Model, State
+from controller.core.state import Model, State
 
 FOREVER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class FifoParameters:
-    """Source of the values: the usual defaults of dynamic batchers (measured.md, part B)."""
+    """What can be set of the policy. Source of the values: docs/design/policy.md, "What servers do by default"."""
 
     batch_max: int = 16
     wait_ms: float = 2.0  # from the oldest request's arrival until a batch goes out that is not full
@@ -24,12 +26,12 @@ class FifoParameters:
 
 
 class Fifo(Policy):
-    """See policies.base.Policy."""
+    """First in, first out."""
 
     def __init__(self, state: State, parameters: FifoParameters | None = None) -> None:
         self.state = state
         self.parameters = p = parameters or FifoParameters()
-        self.window = Window(lead_s=FOREVER_S, depth=p.depth, loads=1)
+        self.lead = Lead(exec_s=FOREVER_S, depth=p.depth, loads=1)
         self._order: dict[str, deque[Request]] = {}  # {ref: requests in order of arrival}; taken ones leave it late
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
@@ -39,13 +41,13 @@ class Fifo(Policy):
         return Verdict(True, behind_s + device.curves[model.ref].exec_s(1) - now)
 
     def expired(self, model: Model, now: float) -> int:
-        """Nothing ever is."""
+        """No request ever is."""
         return 0
 
     def choose(self, device: Device, now: float) -> Batch | None:
         """The model whose oldest request came first, if its batch is full or has waited long enough."""
         best: Model | None = None
-        oldest_s = float("inf")
+        oldest_s = math.inf
         for ref in device.waiting:
             model = self.state.models[ref]
             arrived_s = self._oldest(ref).arrived_s
@@ -62,6 +64,7 @@ class Fifo(Policy):
         return order[0]
 
     def _due_s(self, model: Model, arrived_s: float) -> float:
+        """When the model's next batch goes out, if its oldest request arrived then."""
         full = model.queue.rows >= self._limit(model)
         return 0.0 if full else arrived_s + self.parameters.wait_ms / 1e3
 
@@ -82,13 +85,13 @@ class Fifo(Policy):
         return Batch(model, chosen, (), rows, start_s, device.curves[model.ref].exec_s(rows), now + FOREVER_S)
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
-        """The model without a home whose oldest request came first; the least recently used idle ones make room."""
-        homeless = [
+        """The unplaced model whose oldest request came first; idle models make room, the least recently used first."""
+        unplaced = [
             (self._oldest(ref).arrived_s, ref)
-            for ref in self.state.homeless
+            for ref in self.state.unplaced
             if ref in device.curves and ref not in device.residency.models
         ]
-        for _, ref in sorted(homeless):
+        for _, ref in sorted(unplaced):
             evict = device.residency.victims(
                 device.pages[ref],
                 lambda resident: resident in self.state.active,
@@ -99,13 +102,13 @@ class Fifo(Policy):
         return None
 
     def arrived(self, model: Model, request: Request, now: float) -> None:
-        """See Policy."""
+        """The request is the last in its model's order."""
         self._order.setdefault(model.ref, deque()).append(request)
 
     def wake_at(self, now: float) -> float | None:
         """When the next batch has waited long enough, and a device has room for it."""
         times = []
         for device in self.state.devices.values():
-            if device.infers < self.window.depth:
+            if device.infers < self.lead.depth:
                 times += [self._due_s(self.state.models[ref], self._oldest(ref).arrived_s) for ref in device.waiting]
         return min((time for time in times if time > now), default=None)

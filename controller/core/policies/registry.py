@@ -1,4 +1,4 @@
-"""Policies by name, made from what a person may set of them."""
+"""Makes a policy by its name, from what a person may set of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -20,7 +20,7 @@ POLICIES: dict[str, tuple[Maker, Any]] = {
 
 
 def make_policy(name: str, state: State, given: Mapping[str, Any] | None = None) -> Policy:
-    """The policy of that name; `given` replaces some of its parameters. Raises: SettingsError, naming the key."""
+    """The policy of that name. `given`: values in place of its parameters. Raises: SettingsError, naming the key."""
     if name not in POLICIES:
         raise SettingsError([f"policy: {name!r} is none of {', '.join(POLICIES)}"])
     maker, parameters = POLICIES[name]

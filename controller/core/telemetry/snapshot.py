@@ -1,15 +1,16 @@
-"""The state of a shard, put together when an operator asks. Pure."""
+"""The state of a shard as an operator sees it. It is put together only when somebody asks. Pure."""
 
 import heapq
 from collections.abc import Callable
 
+from controller.core.devices.base import Device
 from controller.core.scheduler import Scheduler
-from controller.core.state import Device, Model
+from controller.core.state import Model
 from controller.core.telemetry.totals import DeviceTotals, ModelTotals, spread
 from mesh.facts import DeviceState, JournalState, ModelState, Place, Snapshot
 
-PLACES_MAX = 32  # models of one device that are named
-MODELS_MAX = 100  # models of the shard that are named
+PLACES_MAX = 32  # models listed for one device
+MODELS_MAX = 100  # models listed for the shard
 
 
 def snapshot(
@@ -22,7 +23,7 @@ def snapshot(
     journal: JournalState,
     now: float,
 ) -> Snapshot:
-    """How the shard is. `heard_s(worker)`: when its last word came."""
+    """The shard at this instant. `heard_s(worker)`: when the worker's last message came."""
     state, counters, telemetry = scheduler.state, scheduler.counters, scheduler.telemetry
     busiest = heapq.nlargest(
         MODELS_MAX, state.models.values(), key=lambda model: (len(model.queue), model.popularity.value(now))
@@ -32,7 +33,7 @@ def snapshot(
         policy=policy,
         now_s=now,
         uptime_s=now - started_s,
-        frontends=len(scheduler.fleet.reporting.frontends),
+        frontends=len(scheduler.reporting.frontends),
         waiting=state.waiting,
         open=scheduler.open_requests,
         submitted=counters.submitted,

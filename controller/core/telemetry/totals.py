@@ -1,19 +1,20 @@
 """What became of requests and actions: totals and rings that are always kept, and facts for whoever records. Pure.
 
-Totals are plain numbers, added to as things end and put together when somebody asks. Facts are made only while
-`recording`; the shell takes them once per turn.
+Totals are plain numbers: they are added to as things end, and put together when somebody asks. Facts are made only
+while `recording`; the shell takes them once per turn.
 """
 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from controller.core.devices.action import Action
+from controller.core.devices.base import Device
 from controller.core.queues import Request
-from controller.core.state import Action, Device
 from mesh import wire
 from mesh.facts import ActionFact, Fact, RequestFact, Spread
 
-RING = 1024  # last values that quantiles are of: p99 is the tenth largest
+RING = 1024  # latest values that quantiles are taken of: p99 is the tenth largest
 
 
 def _ring() -> deque[float]:
@@ -22,7 +23,7 @@ def _ring() -> deque[float]:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, for status."""
+    """Totals since the start, for operators."""
 
     submitted: int = 0
     in_time: int = 0
@@ -33,6 +34,21 @@ class Counters:
     loads: int = 0
     unloads: int = 0
     failed_actions: dict[str, int] = field(default_factory=dict)  # {code: count}
+
+    def served(self, in_time: bool) -> None:
+        """A request was answered."""
+        if in_time:
+            self.in_time += 1
+        else:
+            self.late += 1
+
+    def refuse(self, code: str) -> None:
+        """A request was refused with this code."""
+        self.refused[code] = self.refused.get(code, 0) + 1
+
+    def failed(self, code: str) -> None:
+        """An action ended with this code, which is not "ok"."""
+        self.failed_actions[code] = self.failed_actions.get(code, 0) + 1
 
 
 @dataclass(slots=True)
@@ -60,13 +76,13 @@ class DeviceTotals:
 class Telemetry:
     """The record of one shard."""
 
-    slack_s: float = 0.0  # what the scheduler takes off every deadline
+    return_allowance_s: float = 0.0  # what the scheduler takes off every deadline for the way back
     recording: bool = False  # somebody takes the facts
     cancelled: int = 0
     cold: int = 0
     models: dict[str, ModelTotals] = field(default_factory=dict)  # {ref: totals}
-    devices: dict[str, DeviceTotals] = field(default_factory=dict)  # {worker: totals}, of those that ended an action
-    exec_errors: deque[float] = field(default_factory=_ring)  # |actual - predicted| / actual, newest last; as below
+    devices: dict[str, DeviceTotals] = field(default_factory=dict)  # {worker: totals}, workers that ended an action
+    exec_errors: deque[float] = field(default_factory=_ring)  # |actual - predicted| / actual, newest last; so below
     load_errors: deque[float] = field(default_factory=_ring)
     latency_errors: deque[float] = field(default_factory=_ring)
     latencies_s: deque[float] = field(default_factory=_ring)  # of answered requests
@@ -104,7 +120,7 @@ class Telemetry:
             self._note(request, status, code, now)
 
     def abandoned(self, request: Request, outcome: str, now: float) -> None:
-        """Nobody waits for the request any more: cancelled | frontend_lost."""
+        """Nobody waits for the request any more. `outcome`: cancelled | frontend_lost."""
         self.cancelled += 1
         if self.recording:
             self._note(request, outcome, "", now)
@@ -137,7 +153,7 @@ class Telemetry:
                 rows=request.rows,
                 weight=request.weight,
                 arrived_s=arrived_s,
-                slo_s=request.deadline_s - arrived_s + self.slack_s,
+                slo_s=request.deadline_s - arrived_s + self.return_allowance_s,
                 outcome=outcome,
                 code=code,
                 latency_s=end_s - arrived_s,
@@ -158,7 +174,7 @@ class Telemetry:
     def ended(
         self, device: Device, action: Action, result: wire.ActionResult, *, in_time: int, waiting: int, now: float
     ) -> None:
-        """An action ended, one way or another. `in_time`: its requests that were answered so; `waiting`: in queues."""
+        """An action ended. `in_time`: how many of its requests were answered in time; `waiting`: requests in queues."""
         totals = self.devices.get(device.worker)
         if totals is None:
             totals = self.devices[device.worker] = DeviceTotals()

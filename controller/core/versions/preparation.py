@@ -1,8 +1,8 @@
-"""Gets every wanted version prepared and measured on one device, in slack time. Pure.
+"""Gets every wanted version prepared and measured on one device, in idle time. Pure.
 
-A version is: wanted -> being prepared -> to be measured (loaded, then run in every size) -> ready; or failed, with its
-faults, until it is wanted anew, or asked for again. One that was ready and turned out not to be is looked at again now
-and then, too: its files may be back.
+A version goes through these stages: wanted, being prepared, to be measured (it is loaded, then run in every size),
+ready. Or it has failed, with its faults, until it is wanted anew or an operator asks for it. A version that was ready
+and turned out not to be is also prepared again now and then: its files may be back.
 """
 
 import math
@@ -10,29 +10,32 @@ from dataclasses import dataclass, field
 
 from mesh import wire
 
-PREPARES_MAX = 2  # at a worker: one being prepared, one behind it
-FIRST_GUESS_S = 0.05  # of a run never seen
+PREPARES_MAX = 2  # versions at a worker: one being prepared, one behind it
+FIRST_GUESS_S = 0.05  # duration of a measuring run before any was seen
 SHARE_OF_TIME = 0.1  # measuring takes at most this share of a device's time while it has other work
-RETRY_S = 0.1  # after a run that failed, doubled with each
+RETRY_S = 0.1  # pause after a measuring run that failed; it doubles with each further failure
 RETRY_S_MAX = 5.0
-AGAIN_S = 5.0  # after a version that was ready was given up, doubled with each
+AGAIN_S = 5.0  # until a version that was ready and was given up is prepared again; it doubles each time
 AGAIN_S_MAX = 600.0
-FAULTS_MAX = 3  # runs in a row that ended by a fault of the model's: it cannot be served from the device
-IDLE_S = 1.0  # a device without a client's batch for so long has no other work
+FAULTS_MAX = 3  # runs in a row that another one would repeat: the version cannot be served from the device
+IDLE_S = 1.0  # a device that ran no client's batch for so long has no other work
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the catalogue says of one version that is wanted."""
 
-    content: str = ""  # digest of what is served under it; empty: nothing was, or of devices that read no weights
-    tries: int = 0  # how often operators have asked for it: with each, what failed is tried again
-    pending: bool = False  # it is to become current, and the catalogue waits for word of it
+    content: str = ""  # digest of what is served under it; empty: nothing was yet, or devices read no weights
+    tries: int = 0  # how often operators have asked for it; each time, what failed is tried again
+    pending: bool = False  # it is to become current, and the catalogue waits for a report of it
     unserved: bool | None = None  # the catalogue was told that no device can prepare it; None: it does not say
 
 
 def terms_of(model: wire.ModelEntry, version: str) -> Terms:
-    """What the table says of one of the model's versions. Of a container's, who is there says whether it is served."""
+    """What the table says of one of the model's versions.
+
+    Whether a version in containers is served depends on who is there, so that is left open.
+    """
     return Terms(
         content=model.contents.get(version, ""),
         tries=model.tries,
@@ -47,14 +50,14 @@ class Stage:
 
     asked: str = ""  # content that the worker was told to look for
     report: wire.Prepared | None = None  # what the worker said last
-    left: list[tuple[int, int]] = field(default_factory=list)  # (batch, runs) still to be sent
+    left: list[tuple[int, int]] = field(default_factory=list)  # (batch, measuring runs) still to be sent
     running: bool = False  # a measuring run is at the device
     guess_s: float = FIRST_GUESS_S  # duration of the last run
     guess_batch: int = 1  # and its size
-    faults: int = 0  # measuring runs in a row that ended so that another would, too
-    failures: int = 0  # measuring runs in a row that ended in any other way than well
+    faults: int = 0  # measuring runs in a row with an end that another one would repeat
+    failures: int = 0  # measuring runs in a row that did not end well
     retry_s: float = 0.0  # no measuring run before
-    given_up: int = 0  # times in a row that it was ready, or to be again, and turned out not to be
+    given_up: int = 0  # times in a row that it was ready, or prepared again, and turned out not to be
 
     @property
     def failed(self) -> bool:
@@ -63,12 +66,12 @@ class Stage:
 
     @property
     def code(self) -> str:
-        """Of which kind the faults are, if there are."""
+        """Which kind of fault the report has; empty if none."""
         return self.report.code if self.report is not None else ""
 
     @property
     def content(self) -> str:
-        """Digest of what the worker has prepared; empty if nothing, or where no weights are read."""
+        """Digest of what the worker has prepared; empty if that is nothing, or reads no weights."""
         return self.report.content if self.report is not None and self.report.ok else ""
 
 
@@ -77,14 +80,14 @@ class Preparation:
     """All versions on one device."""
 
     stages: dict[str, Stage] = field(default_factory=dict)  # {ref: stage}, exactly the wanted ones, in their order
-    _unsent: dict[str, None] = field(default_factory=dict)  # refs whose PREPARE was not sent
+    _unsent: dict[str, None] = field(default_factory=dict)  # refs whose PREPARE is still to be sent
     _at_worker: dict[str, None] = field(default_factory=dict)  # refs being prepared
     _unmeasured: dict[str, None] = field(default_factory=dict)  # refs with runs left
-    _measure_after_s: float = 0.0  # while the device has other work
+    _measure_after_s: float = 0.0  # no measuring run before, while the device has other work
     _again: dict[str, float] = field(default_factory=dict)  # {ref given up: when it is prepared again}
 
     def want(self, refs: list[str]) -> list[str]:
-        """These versions and no others are wanted. Returns those that the worker is to forget."""
+        """These versions and no others are wanted. Returns the versions that the worker is to forget."""
         wanted = set(refs)
         dropped = [ref for ref in self.stages if ref not in wanted]
         for ref in dropped:
@@ -98,20 +101,20 @@ class Preparation:
         return dropped
 
     def again(self, ref: str) -> None:
-        """The version is to be prepared as if it was wanted only now."""
+        """The version is to be prepared as if it had not been wanted before."""
         self.stages[ref] = Stage()
         for group in (self._at_worker, self._unmeasured, self._again):
             group.pop(ref, None)
         self._unsent[ref] = None
 
     def give_up(self, ref: str, now: float) -> None:
-        """The version was ready, and cannot be served as it is: it is prepared again after a while."""
+        """The version was ready and cannot be served as it is: it is prepared again after a while."""
         stage = self.stages[ref]
         self._again[ref] = now + min(AGAIN_S_MAX, AGAIN_S * 2.0**stage.given_up)
         stage.given_up += 1
 
     def look_again(self, now: float) -> None:
-        """What was given up long enough ago is to be prepared."""
+        """Versions that were given up long enough ago are to be prepared."""
         for ref in [ref for ref, again_s in self._again.items() if now >= again_s]:
             given_up = self.stages[ref].given_up
             self.again(ref)
@@ -128,7 +131,7 @@ class Preparation:
             stage.given_up = 0
 
     def to_prepare(self) -> list[str]:
-        """Versions whose PREPARE is to be sent now; they are taken as sent."""
+        """The versions whose PREPARE is to be sent now; they count as sent."""
         chosen = list(self._unsent)[: PREPARES_MAX - len(self._at_worker)] if self._unsent else []
         for ref in chosen:
             del self._unsent[ref]
@@ -136,7 +139,7 @@ class Preparation:
         return chosen
 
     def reported(self, report: wire.Prepared) -> bool:
-        """The worker said how far a version is. False if it is not wanted (any more)."""
+        """The worker said how far a version is. False if the version is not wanted (any more)."""
         stage = self.stages.get(report.ref)
         if stage is None:
             return False
@@ -151,7 +154,7 @@ class Preparation:
         return True
 
     def to_measure(self, now: float, busy_until_s: float) -> tuple[str, int, float] | None:
-        """(ref, batch, expected duration) of the measuring run to be sent now, if one is. The device runs nothing.
+        """(ref, batch, expected duration) of the measuring run to be sent now to a device that runs nothing, or None.
 
         `busy_until_s`: when it last ran something for a client.
         """
@@ -172,11 +175,11 @@ class Preparation:
         return not (self._unsent or self._unmeasured)
 
     def measuring(self, ref: str) -> None:
-        """The run was sent."""
+        """A measuring run of the version was sent."""
         self.stages[ref].running = True
 
     def measured(self, ref: str, batch: int, duration_s: float | None, now: float) -> None:
-        """The run has ended; with no duration it failed, and is tried again, later with each time."""
+        """The run has ended. Without a duration it failed; it is tried again, later with each time."""
         stage = self.stages.get(ref)
         if stage is None:
             return
@@ -194,11 +197,11 @@ class Preparation:
             stage.left[0:1] = [(batch, runs)] if runs else []
 
     def faulted(self, ref: str, now: float) -> bool:
-        """The run ended so that another would, too. True if it was tried often enough: the version has failed here."""
+        """The run ended as another one would. True after FAULTS_MAX of them: the version cannot be served from here."""
         self.measured(ref, 0, None, now)
         stage = self.stages.get(ref)
         if stage is None or not stage.left:
-            return False  # it is not wanted any more, or is another one by now
+            return False  # it is not wanted any more, or has been prepared anew
         stage.faults += 1
         return stage.faults >= FAULTS_MAX
 

@@ -5,22 +5,24 @@ from dataclasses import dataclass, field
 
 from controller.core.orders import Order, ToBroker, ToFrontend
 from controller.core.state import State
-from controller.core.versions.contents import NO_TERMS, Contents
+from controller.core.versions.contents import NO_TERMS, VersionContents
 from controller.core.versions.preparation import Terms
 from mesh import wire
-from mesh.versions import CHANGED
+from mesh.codes import PackageCode
 
 
 @dataclass(slots=True)
 class Reporting:
-    """Everybody hears of each change once."""
+    """Tells everybody each change once."""
 
     state: State
-    contents: Contents
+    contents: VersionContents
     name: str = ""  # member id of this controller
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
     _told: dict[str, wire.PrepareReport] = field(default_factory=dict)  # {ref: what the broker was told of it last}
+
+    # -- frontends ----------------------------------------------------------------------------------------------------
 
     def frontend_joined(self, frontend: str) -> list[Order]:
         """A frontend is there; it is told what is served."""
@@ -28,14 +30,35 @@ class Reporting:
         message = wire.Serving(added=tuple(self._serving), removed=(), reset=True, controller=self.name)
         return [ToFrontend(frontend, message)]
 
+    def frontend_lost(self, frontend: str) -> None:
+        """A frontend is gone; it is told nothing more."""
+        self.frontends.pop(frontend, None)
+
+    def tell_serving(self, orders: list[Order], changed: Iterable[str] | None = None) -> None:
+        """Frontends hear what has changed. `changed`: the only versions that can have; None: any can."""
+        looked = dict.fromkeys([*self.state.models, *self._serving]) if changed is None else changed
+        added = tuple(ref for ref in looked if ref not in self._serving and self._is_served(ref))
+        removed = tuple(ref for ref in looked if ref in self._serving and not self._is_served(ref))
+        if not added and not removed:
+            return
+        self._serving.update(dict.fromkeys(added))
+        for ref in removed:
+            del self._serving[ref]
+        message = wire.Serving(added=added, removed=removed, controller=self.name)
+        orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
+
+    def _is_served(self, ref: str) -> bool:
+        model = self.state.models.get(ref)
+        return model is not None and bool(model.ready)
+
     # -- the broker ---------------------------------------------------------------------------------------------------
 
     def forget(self, ref: str) -> None:
-        """Whatever the broker was told of this version, it is told again."""
+        """The next report of this version goes to the broker, even if it says what the last one said."""
         self._told.pop(ref, None)
 
     def compare(self, ref: str, terms: Terms) -> None:
-        """What the catalogue waits for, or does not know as it was told, it is told again."""
+        """If the catalogue waits for word of the version, or does not know what it was told, it is told again."""
         told = self._told.get(ref)
         if told is not None and (terms.pending or not _is_heard(told, terms)):
             del self._told[ref]
@@ -56,11 +79,10 @@ class Reporting:
         self._tell_broker(report, orders)
 
     def _report_failed(self, ref: str, terms: Terms, orders: list[Order]) -> None:
-        stages = [stage for _, stage in self.contents.stages(ref)]
-        if stages and all(stage.failed for stage in stages):
-            codes = [stage.code for stage in stages]
-            code = CHANGED if CHANGED in codes else codes[0]
-            faults = tuple(self._faults(ref))
+        codes = [stage.code for stage in self.contents.failed_everywhere(ref)]
+        if codes:
+            code = PackageCode.CONTENT_CHANGED if PackageCode.CONTENT_CHANGED in codes else codes[0]
+            faults = tuple(self.contents.faults(ref))
             self._tell_broker(
                 wire.PrepareReport(ref=ref, ok=False, faults=faults, code=code, tries=terms.tries), orders
             )
@@ -71,47 +93,9 @@ class Reporting:
             self._told[report.ref] = report
             orders.append(ToBroker(report))
 
-    # -- those who ask ------------------------------------------------------------------------------------------------
-
-    def why_no_replica(self, ref: str) -> str:
-        """A sentence for whoever asks a container's model that nobody serves."""
-        faults = self._faults(ref)
-        if faults:
-            return f"no replica of {ref} can serve now: {faults[0]}"
-        return f"no container of {ref} is running (any more); start one with `gearmesh container` or `gearmesh scale`"
-
-    def why_unserved(self, ref: str) -> str:
-        """Why no device can prepare the version; empty as long as one may."""
-        stages = [stage for _, stage in self.contents.stages(ref)]
-        return self._faults(ref)[0] if stages and all(stage.failed for stage in stages) else ""
-
-    def _faults(self, ref: str) -> list[str]:
-        """What devices said, each fault once."""
-        reports = [stage.report for _, stage in self.contents.stages(ref) if stage.report is not None]
-        return list(dict.fromkeys(fault for report in reports for fault in report.faults))
-
-    # -- frontends ----------------------------------------------------------------------------------------------------
-
-    def tell_serving(self, orders: list[Order], changed: Iterable[str] | None = None) -> None:
-        """Frontends hear what has changed; `changed`: only these can have, None: any."""
-        looked = dict.fromkeys([*self.state.models, *self._serving]) if changed is None else changed
-        added = tuple(ref for ref in looked if ref not in self._serving and self._is_served(ref))
-        removed = tuple(ref for ref in looked if ref in self._serving and not self._is_served(ref))
-        if not added and not removed:
-            return
-        self._serving.update(dict.fromkeys(added))
-        for ref in removed:
-            del self._serving[ref]
-        message = wire.Serving(added=added, removed=removed, controller=self.name)
-        orders.extend(ToFrontend(frontend, message) for frontend in self.frontends)
-
-    def _is_served(self, ref: str) -> bool:
-        model = self.state.models.get(ref)
-        return model is not None and bool(model.ready)
-
 
 def _is_heard(told: wire.PrepareReport, terms: Terms) -> bool:
-    """The catalogue knows what it was told."""
+    """Whether the catalogue knows what it was told."""
     if told.ok and told.content != terms.content:
         return False
     return terms.unserved is None or terms.unserved is not told.ok

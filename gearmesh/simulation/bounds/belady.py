@@ -13,9 +13,10 @@ from math import inf
 
 import numpy as np
 
-from controller.core.policies.base import Batch, LoadPlan, Policy, Verdict, Window
+from controller.core.devices.base import Device
+from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
 from controller.core.queues import Request
-from controller.core.state import Device, Model, State
+from controller.core.state import Model, State
 from gearmesh.simulation.arrivals.loads import Trace
 
 
@@ -26,7 +27,7 @@ class Clairvoyant:
     inner: Policy
     state: State
     asked_s: dict[str, list[float]]  # {ref: arrival times of its requests, sorted}
-    window: Window  # of the inner policy
+    lead: Lead  # of the inner policy
 
     @classmethod
     def of(cls, inner: Policy, state: State, refs: Sequence[str], trace: Trace) -> "Clairvoyant":
@@ -35,7 +36,7 @@ class Clairvoyant:
         edges = np.searchsorted(trace.model[order], np.arange(len(refs) + 1))
         times = trace.time_s[order]
         asked = {ref: times[edges[i] : edges[i + 1]].tolist() for i, ref in enumerate(refs)}
-        return cls(inner, state, asked, inner.window)
+        return cls(inner, state, asked, inner.lead)
 
     def choose_load(self, device: Device, now: float) -> LoadPlan | None:
         """What the inner policy would load, in place of the models whose next requests are furthest away."""

@@ -1,16 +1,16 @@
-"""How much could be answered at most if only LOADs took time: every model needs one before its first answer. Pure.
+"""A bound on the requests answered in time if only LOADs take time: each model needs one before its first answer. Pure.
 
-Devices start empty. A request can be answered only if a LOAD of its model has ended, on some device, by the time that
-is left before its deadline once its EXEC is taken off. Let x[m, k] be the share of model m's first LOAD that is done
-for the sake of requests that can wait for it until slot k, no longer. Then
+Devices start empty. A request is answered in time only if some device has ended a LOAD of its model by the request's
+deadline minus the time of its EXEC. Let x[m, k] be the share of model m's first LOAD that is done for requests that can
+wait for it until slot k, and no longer. Then
 
     maximise   sum x[m, k] x (requests of m that can wait until k or longer)
     subject to sum over k of x[m, k] <= 1,   LOADs for the slots up to k take no more than the devices' time
 
-by then. LOADs may be split, moved between devices and done before anybody asks, and memory is taken to hold everything.
-No scheduler can do better, as no LOAD is quicker than the profile says.
+by then. The program may split LOADs, move them between devices and do them before anybody asks, and its memory holds
+everything. So no scheduler can do better, as no LOAD is quicker than the profile says.
 
-Source: gpu_and_literature 2.5, "+ memory/PCIe".
+Source: docs/design/bounds.md#load-bound.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ SLOTS = 200
 
 
 def answered_at_most(scenario: Scenario, requests: Requests) -> float:
-    """A bound on the requests answered in time. Raises: RuntimeError if HiGHS fails."""
+    """No scheduler answers more requests than this in time. Raises: RuntimeError if HiGHS fails."""
     wait_s = (requests.deadline - requests.durations[requests.model, 1]) / NS
     possible = wait_s > 0
     if not possible.any():
@@ -44,7 +44,7 @@ def answered_at_most(scenario: Scenario, requests: Requests) -> float:
 
 
 def _from_here_on(model: Longs, counts: Longs) -> Longs:
-    """Requests of the group's model in the group and those after it [groups]. Groups are in order."""
+    """For each group, the requests of its model in this group and in later ones [groups]. Groups are sorted."""
     before = np.cumsum(counts) - counts
     ends = np.searchsorted(model, model, side="right")
     return np.asarray(np.append(before, counts.sum())[ends] - before)

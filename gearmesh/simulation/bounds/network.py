@@ -1,16 +1,16 @@
-"""Who gets the devices' time: a flow from requests to slots, solved as a linear program. Pure.
+"""Shares the devices' time among requests: a flow from requests to slots of time, as a linear program. Pure.
 
-Requests with the same first slot, the same last slot and about the same cost are one group; groups with the same slots
-are one pair. The program: answer as many requests as possible,
+Requests with the same first slot, the same last slot and about the same cost form a group. Groups with the same slots
+form a pair. The program answers as many requests as possible:
 
     maximise sum y_g   0 <= y_g <= n_g,   sum over the pair's groups of cost_g y_g = time the pair takes,
-    every pair takes time only from its own slots, and no slot gives more than devices x length.
+    each pair takes time only from its own slots, and no slot gives more than devices x length.
 
-A pair with many slots does not have a variable for each: the slots are the leaves of a binary tree, a pair takes from
-the few nodes that make up its interval, and a node hands on to its children. The program is the same, and far
-smaller.
+A pair with many slots needs no variable for each of them. The slots are the leaves of a binary tree: a pair takes time
+from the few nodes that make up its interval, and a node takes it from its children. This program has the same optimum
+and is far smaller.
 
-Source: the program, gpu_and_literature 2.5 (UB2); the tree, as in segment trees (Bentley, 1977).
+Source: the program, docs/design/bounds.md#interval-bound; the tree, as in segment trees (Bentley, 1977).
 """
 
 from dataclasses import dataclass

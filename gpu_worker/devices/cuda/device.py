@@ -20,7 +20,7 @@ from functools import partial
 
 import torch
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work

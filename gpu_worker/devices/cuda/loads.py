@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from gpu_worker.core.lanes import Done, Job
+from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.cuda.driver import Driver, Event
 from gpu_worker.devices.cuda.issuer import EventPool, Helper, Issuer, Watcher
 from gpu_worker.devices.cuda.memory import Memory, Staging

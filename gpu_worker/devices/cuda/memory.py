@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gpu_worker.core.lanes import Job
+from gpu_worker.core.jobs import Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from gpu_worker.core.measuring import LADDER
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.profiling import LADDER
 from mesh import wire
 from mesh.tensors import byte_count
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gpu_worker.core.lanes import Done, Job
+from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
 from gpu_worker.devices.cuda.graphs import Executable

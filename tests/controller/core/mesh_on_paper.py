@@ -1,30 +1,33 @@
-"""A controller's scheduler and the lanes of its workers on a virtual clock: chance decides how long everything takes.
+"""Stories of the virtual mesh: chance decides how long everything takes, what goes wrong, and who gives up.
 
 Links keep order and lose nothing, as ZeroMQ's do, until they break; what one turn has for a peer travels together. Each
 event is followed by a check of every core's invariants.
 """
 
-import heapq
 import itertools
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from controller.core.orders import Order, ToBroker, ToFrontend
+import msgspec
+
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
 from controller.core.state import State
-from gpu_worker.core.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Report
-from gpu_worker.core.pages import PageTable
+from gearmesh.simulation.mesh import CLIENTS, Mesh
+from gearmesh.simulation.timeline import Timeline
+from gearmesh.simulation.workers import SimWorker
+from gpu_worker.core.jobs import Job, Phase, Servable
+from gpu_worker.core.pump import Pump
 from mesh import wire
 from tests.controller.core.controller_builders import PAGE_BYTES, line, spec
 
 BEGIN_S = 100.0
 BATCH_MAX = 8
-DEPTH = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
+RUNS = ((1, 2), (8, 1))  # of a version without a profile: (batch, measuring runs)
 WAKES_MAX = 500  # of the controller, in a row, without an event: more is a busy loop
-TURNS_MAX = 20_000  # of everybody: some 3,000 are enough for a story; more is a busy loop, too
+TURNS_MAX = 20_000  # of everybody: 600 to 3,000 are enough for a story; more is a busy loop, too
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,98 @@ class Outcomes:
     given_up: bool = False
 
 
-@dataclass
-class Worker:
-    """One worker: the real lanes, and a device that is made of chance."""
+class OrderedNetwork:
+    """Between the controller and a worker: in order, and all that one turn sends is one envelope. Others: at once."""
 
-    id: str
-    lanes: Lanes
-    offset_s: float  # its clock minus the controller's
-    content: list[str]  # of each page of its arena: the ref whose weights lie there
-    prepared: dict[str, wire.Prepared] = field(default_factory=dict)
-    left: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # {ref: measuring runs to be done}
-    free_s: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, -math.inf))
-    outbox: list[wire.ActionResult | wire.Prepared] = field(default_factory=list)
-    alive: bool = True
-    link: int = 0  # messages of an older link are lost
-    told_s: float = 0.0  # arrival of the last envelope there
-    heard_s: float = 0.0  # arrival of the last envelope from there
+    def __init__(self, rng: random.Random) -> None:
+        self.sent = 0  # envelopes so far
+        self.drops = 0  # so many of the next ones with results are lost
+        self._rng = rng
+        self._envelopes: dict[tuple[str, str], tuple[float, float | None]] = {}  # {link: (sent, arrival)} of the last
+        self._arrivals: dict[tuple[str, str], float] = {}  # {link: when the last envelope arrives}
+
+    def delay_s(self, sender: str, receiver: str, message: object, now: float) -> float | None:
+        """See gearmesh.simulation.mesh.Network."""
+        if receiver == CLIENTS or isinstance(message, wire.Refused):
+            return 0.0
+        link = (sender, receiver)
+        sent_s, delay_s = self._envelopes.get(link, (-math.inf, None))
+        if sent_s != now:
+            delay_s = self._envelope(link, message, now)
+            self._envelopes[link] = (now, delay_s)
+        return delay_s
+
+    def _envelope(self, link: tuple[str, str], message: object, now: float) -> float | None:
+        self.sent += 1
+        if self.drops and isinstance(message, wire.ActionResult):
+            self.drops -= 1
+            return None
+        behind_s = self._arrivals.get(link, -math.inf) - now + 1e-9
+        delay_s = max(behind_s, self._rng.uniform(0.0001, 0.0004))
+        self._arrivals[link] = now + delay_s
+        return delay_s
 
 
-class Mesh:
+class PreparedInTime:
+    """Versions that take a while to be prepared, and, without a profile, a few runs to be measured. See SimVersions."""
+
+    def __init__(self, sizes: dict[str, int], profiles: dict[str, wire.Profile], measured: bool) -> None:
+        self.later: Callable[[Callable[[], None]], None] = lambda call: call()
+        self._sizes = sizes  # {ref: pages}
+        self._profiles = profiles
+        self._measured = measured
+        self._reports: dict[str, wire.Prepared] = {}
+        self._left: dict[str, list[tuple[int, int]]] = {}  # {ref: (batch, measuring runs) to be done}
+
+    def attach(self, pump: Pump, tell: Callable[[wire.Prepared], None]) -> None:
+        """See SimVersions."""
+        self._pump, self._tell = pump, tell
+        self._reports.clear()
+        self._left.clear()
+
+    def reports(self) -> tuple[wire.Prepared, ...]:
+        """See SimVersions."""
+        return tuple(self._reports.values())
+
+    def prepare(self, ref: str, content: str) -> None:
+        """See SimVersions."""
+        self.later(lambda: self._prepared(ref))
+
+    def forget(self, ref: str) -> None:
+        """See SimVersions."""
+        self._reports.pop(ref, None)
+        self._left.pop(ref, None)
+
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+        """See SimVersions. Measuring runs are counted."""
+        left = self._left.get(action.ref)
+        if left is None or isinstance(action, wire.Load) or action.parts:
+            return
+        if left and left[0][0] == action.batch:
+            runs = left[0][1] - 1
+            left[0:1] = [(action.batch, runs)] if runs else []
+        if not left:
+            del self._left[action.ref]
+            self._report(action.ref, self._profiles[action.ref], ())
+
+    def _prepared(self, ref: str) -> None:
+        self._pump.lanes.prepared(ref, Servable(self._sizes[ref], BATCH_MAX, None, ()))
+        if self._measured:
+            self._report(ref, self._profiles[ref], ())
+        else:
+            self._left[ref] = list(RUNS)
+            self._report(ref, None, RUNS)
+
+    def _report(self, ref: str, profile: wire.Profile | None, measure: tuple[tuple[int, int], ...]) -> None:
+        pages = self._sizes[ref]
+        self._reports[ref] = wire.Prepared(
+            ref=ref, ok=True, spec=spec(BATCH_MAX), pages=pages, weights_bytes=pages * PAGE_BYTES, profile=profile,
+            measure=measure,
+        )  # fmt: skip
+        self._tell(self._reports[ref])
+
+
+class Story:
     """One controller, some workers, two frontends."""
 
     def __init__(
@@ -79,9 +155,6 @@ class Mesh:
     ) -> None:
         self.rng = random.Random(seed)
         self.chances = chances
-        self.now = BEGIN_S
-        self.state = State()
-        self.scheduler = Scheduler(make_policy(policy, self.state), self.state, Parameters())
         self.pages = pages
         self.refs = [f"m{i}:1" for i in range(models)]
         self.sizes = {ref: self.rng.choice((1, 1, 2, 3)) for ref in self.refs}
@@ -93,79 +166,73 @@ class Mesh:
             )
             for ref in self.refs
         }
-        self.workers: dict[str, Worker] = {}
         self.outcomes: dict[tuple[str, int], Outcomes] = {}
         self.executed: list[tuple[str, int]] = []  # (model, rows) of every batch that ran for clients
         self.turns = 0
-        self._calls: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
+        self._policy = policy
         self._names = itertools.count(1)
-        self._wakes = 0
-        self._drops = 0
         self._requests: dict[tuple[str, int], wire.Submit] = {}
         self._deadlines: dict[tuple[str, int], float] = {}
-        for frontend in ("f", "g"):
-            self._decide(self.scheduler.frontend_joined(frontend))
-        self._decide(self.scheduler.want(self.refs, now=self.now))
+        self._network = OrderedNetwork(self.rng)
+        self.mesh = Mesh(
+            self._scheduler, self._network, self, now=BEGIN_S, page_bytes=PAGE_BYTES, clock_error_s=self._clock_error_s,
+            checked=True,
+        )  # fmt: skip
+        self.mesh.begin(self.refs, "fg")
         for _ in range(workers):
             self._join()
 
+    def _scheduler(self, now: float) -> Scheduler:
+        state = State()
+        return Scheduler(make_policy(self._policy, state), state, Parameters())
+
+    def _clock_error_s(self) -> float:
+        return self.rng.uniform(-1.0, 1.0) * self.chances.clock_error_s
+
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def at(self, when_s: float, call: Callable[[], None]) -> None:
-        """`call` happens then."""
-        heapq.heappush(self._calls, (max(when_s, self.now), next(self._order), call))
+    @property
+    def now(self) -> float:
+        """The controller's clock."""
+        return self.mesh.now
+
+    @property
+    def timeline(self) -> Timeline:
+        """What is planned."""
+        return self.mesh.timeline
+
+    def later(self, delay_s: float, call: Callable[[], object]) -> None:
+        """`call` happens so much later."""
+        self.timeline.at(self.now + delay_s, call)
 
     def run(self, until_s: float) -> None:
         """All that is due by then happens."""
-        while True:
-            alarms = [(self.scheduler.wake_at(), self._wake)]
-            for worker in self.workers.values():
-                due_s = worker.lanes.wake_at()
-                alarms.append((None if due_s is None else due_s - worker.offset_s, lambda w=worker: self._ring(w)))
-            due = [(max(at, self.now), call) for at, call in alarms if at is not None]
-            first_s, first = min(due, key=lambda alarm: alarm[0], default=(math.inf, self._wake))
-            planned_s = self._calls[0][0] if self._calls else math.inf
-            if min(first_s, planned_s) > until_s:
-                self.now = until_s
-                return
-            if planned_s <= first_s:
-                first_s, _, first = heapq.heappop(self._calls)
-                self._wakes = 0
-            self.now = first_s
+        while self.timeline.next_s() <= until_s:
+            self.timeline.advance(self.timeline.next_s())
+            self.mesh.settle()
             self.turns += 1
             assert self.turns < TURNS_MAX, "everybody talks without end"
-            first()
-            self.check()
+            assert self.mesh.wakes < WAKES_MAX, "the controller is woken without end"
+        self.timeline.advance(until_s)
 
     def run_out(self) -> None:
-        """Nothing new comes; everything that is under way ends."""
+        """Nothing new comes; everything that is under way ends: for a second nobody had anything to say."""
         for _ in range(60):
+            sent = self._network.sent
             self.run(self.now + 1.0)
-            if (
-                not self._calls
-                and not self.scheduler.open_requests
-                and not any(device.actions for device in self.state.devices.values())
-            ):
+            if sent == self._network.sent and not self.mesh.scheduler.open_requests and not self.ordered():
                 return
 
-    def check(self) -> None:
-        """Every invariant of every core holds."""
-        self.scheduler.check()
-        for worker in self.workers.values():
-            worker.lanes.check()
-
-    def _wake(self) -> None:
-        self._wakes += 1
-        assert self._wakes < WAKES_MAX, "the controller is woken without end"
-        self._decide([])
+    def ordered(self) -> int:
+        """Actions whose results the controller waits for."""
+        return sum(len(device.actions) for device in self.mesh.scheduler.state.devices.values())
 
     # -- frontends ----------------------------------------------------------------------------------------------------
 
     def arrive(self, requests: int, for_s: float) -> None:
         """So many requests come in, at random instants; some are given up again."""
         for number in range(1, requests + 1):
-            self.at(self.now + self.rng.uniform(0.0, for_s), lambda n=number: self._submit(n))
+            self.later(self.rng.uniform(0.0, for_s), lambda n=number: self._submit(n))
 
     def _submit(self, number: int) -> None:
         rng = self.rng
@@ -179,244 +246,79 @@ class Mesh:
         self.outcomes[key] = Outcomes()
         self._send(key)
         if rng.random() < self.chances.cancels:
-            self.at(self.now + rng.uniform(0.0, budget_s), lambda: self._cancel(key))
+            self.later(rng.uniform(0.0, budget_s), lambda: self._cancel(key))
 
     def _send(self, key: tuple[str, int]) -> None:
-        age_s = self.rng.uniform(0.0001, 0.0005)
-        self._decide(self.scheduler.submit(self._requests[key], key[0], (), age_s=age_s, now=self.now))
+        self.mesh.submit(self._requests[key], key[0], age_s=self.rng.uniform(0.0001, 0.0005))
 
     def _cancel(self, key: tuple[str, int]) -> None:
         self.outcomes[key].given_up = True
-        self.scheduler.cancel(*key, now=self.now)
-        self._decide([])
+        self.mesh.cancel(*key)
 
     def lose_frontend(self, frontend: str) -> None:
         """Its link breaks; it is there again at once, and submits again what it has no answer to."""
-        self.scheduler.frontend_lost(frontend, now=self.now)
-        self.check()
-        self._decide(self.scheduler.frontend_joined(frontend))
+        self.mesh.frontend_lost(frontend)
+        self.mesh.check()
+        self.mesh.frontend_joined(frontend)
         for key, heard in self.outcomes.items():
             left_s = self._deadlines[key] - self.now
             heard.given_up = heard.given_up or (key[0] == frontend and left_s <= 0)  # answered by its own clock
             if key[0] == frontend and not heard.outputs and not heard.refusals and not heard.given_up and left_s > 0:
                 old = self._requests[key]
                 heard.attempts += 1
-                self._requests[key] = wire.Submit(
-                    request=old.request, attempt=old.attempt + 1, ref=old.ref, rows=old.rows, budget_s=left_s,
-                    weight=old.weight,
-                )  # fmt: skip
+                self._requests[key] = msgspec.structs.replace(old, attempt=old.attempt + 1, budget_s=left_s)
                 self._send(key)
 
-    # -- controller ---------------------------------------------------------------------------------------------------
+    def answered(self, action: wire.Infer) -> None:
+        """See gearmesh.simulation.mesh.Clients."""
+        self.executed.append((action.ref, action.batch))
+        for part in action.parts:
+            self.outcomes[part.frontend, part.request].outputs += 1
 
-    def want(self, refs: list[str]) -> None:
-        """The routing table names these versions."""
-        self._decide(self.scheduler.want(refs, now=self.now))
-
-    def _decide(self, orders: list[Order]) -> None:
-        """One turn of the controller: what was ordered at once, and what it decides then."""
-        self.scheduler.check()
-        orders = [*orders, *self.scheduler.wake(now=self.now)]
-        mail: dict[str, list[Order]] = {}
-        for order in orders:
-            if isinstance(order, ToFrontend):
-                if isinstance(order.message, wire.Refused):
-                    heard = self.outcomes[order.frontend, order.message.request]
-                    heard.refusals.append(order.message.code)
-            elif not isinstance(order, ToBroker):
-                mail.setdefault(order.worker, []).append(order)
-        for name, letter in mail.items():
-            worker = self.workers.get(name)
-            if worker is not None:
-                worker.told_s = max(worker.told_s, self.now + self.rng.uniform(0.0001, 0.0004))
-                self.at(worker.told_s, lambda w=worker, link=worker.link, mail=letter: self._told(w, link, mail))
-
-    def _heard(self, worker: Worker, link: int, letter: list[wire.ActionResult | wire.Prepared]) -> None:
-        if not worker.alive or link != worker.link:
-            return
-        error_s = self.rng.uniform(-1.0, 1.0) * self.chances.clock_error_s
-        self.scheduler.clock(worker.id, worker.offset_s + error_s)
-        orders: list[Order] = []
-        for message in letter:
-            if isinstance(message, wire.Prepared):
-                orders += self.scheduler.prepared(worker.id, message, now=self.now)
-            else:
-                orders += self.scheduler.result(worker.id, message, now=self.now)
-            self.scheduler.check()
-        self._decide(orders)
+    def refused(self, frontend: str, refused: wire.Refused) -> None:
+        """See gearmesh.simulation.mesh.Clients."""
+        self.outcomes[frontend, refused.request].refusals.append(refused.code)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
-        name = f"w{next(self._names)}"
-        worker = Worker(
-            name, Lanes(PageTable(self.pages), DEPTH), self.rng.uniform(-50.0, 1e4), ["nothing"] * self.pages
-        )
-        self.workers[name] = worker
-        self._hello(worker)
+        versions = PreparedInTime(self.sizes, self.profiles, self.chances.measured)
+        versions.later = lambda call: self.later(self.rng.uniform(0.001, 0.05), call)
+        name, offset_s = f"w{next(self._names)}", self.rng.uniform(-50.0, 1e4)
+        worker = SimWorker(name, self.timeline, self.pages, versions, self._duration_s, offset_s=offset_s, checked=True)
+        self.mesh.join(worker)
 
-    def _hello(self, worker: Worker) -> None:
-        worker.lanes.welcome(1)
-        info = wire.DeviceInfo(
-            name=f"paper:{worker.id}", kind="paper", pages=self.pages, page_bytes=PAGE_BYTES, any_batch=True
-        )
-        words = wire.WorkerHello(
-            member=worker.id, host="h", device=info, free_pages=worker.lanes.table.free,
-            resident=worker.lanes.table.resident(), prepared=tuple(worker.prepared.values()),
-        )  # fmt: skip
-        worker.told_s = worker.heard_s = self.now
-        orders = self.scheduler.worker_joined(words, now=self.now)
-        self.scheduler.clock(worker.id, worker.offset_s)
-        self._decide(orders)
+    def _duration_s(self, phase: Phase, job: Job) -> float:
+        action = job.action
+        profile = self.profiles[action.ref]
+        duration_s = profile.load_s if isinstance(action, wire.Load) else _exec_s(profile, action.batch)
+        duration_s *= math.exp(self.rng.gauss(0.0, self.chances.noise))
+        return duration_s * 10.0 if self.rng.random() < self.chances.outlier else duration_s
 
     def kill(self) -> None:
         """A worker dies; another one comes in its place a little later."""
-        if not self.workers:
+        if not self.mesh.workers:
             return
-        worker = self.rng.choice(list(self.workers.values()))
-        worker.alive = False
-        del self.workers[worker.id]
-        self._decide(self.scheduler.worker_lost(worker.id, now=self.now))
-        self.at(self.now + self.rng.uniform(0.0, 0.2), self._join)
+        worker = self.rng.choice(list(self.mesh.workers.values()))
+        del self.mesh.workers[worker.name]
+        self.mesh.kill(worker)
+        self.later(self.rng.uniform(0.0, 0.2), self._join)
 
     def relink(self, back_s_max: float = 0.01) -> None:
         """A worker's link breaks, with all that is on it; it is there again soon. The worker goes on meanwhile."""
-        if not self.workers:
+        if not self.mesh.workers:
             return
-        worker = self.rng.choice(list(self.workers.values()))
-        worker.link += 1
-        self._decide(self.scheduler.worker_lost(worker.id, now=self.now))
-        self.at(self.now + self.rng.uniform(0.0, back_s_max), lambda: worker.alive and self._hello(worker))
+        worker = self.rng.choice(list(self.mesh.workers.values()))
+        self.mesh.unlink(worker)
+        self.later(
+            self.rng.uniform(0.0, back_s_max), lambda: worker.name in self.mesh.workers and self.mesh.link(worker)
+        )
 
     def drop(self) -> None:
-        """The next envelope of some worker is lost."""
-        self._drops += 1
+        """The next envelope with a result, from whichever worker, is lost."""
+        self._network.drops += 1
 
-    def _told(self, worker: Worker, link: int, letter: list[Order]) -> None:
-        if not worker.alive or link != worker.link:
-            return
-        now = self.now + worker.offset_s
-        for order in letter:
-            message = order.message
-            if isinstance(message, wire.Infer):
-                self._apply(worker, worker.lanes.infer(message, 1, now=now))
-            elif isinstance(message, wire.Load):
-                self._apply(worker, worker.lanes.load(message, 1, now=now))
-            elif isinstance(message, wire.Unload):
-                self._apply(worker, worker.lanes.unload(message, 1, now=now))
-            elif isinstance(message, wire.Prepare):
-                self.at(
-                    self.now + self.rng.uniform(0.001, 0.05),
-                    lambda ref=message.ref: worker.alive and self._prepared(worker, ref),
-                )
-            elif isinstance(message, wire.Forget):
-                worker.prepared.pop(message.ref, None)
-                worker.left.pop(message.ref, None)
-                self._apply(worker, worker.lanes.forgotten(message.ref, now=now))
-            worker.lanes.check()
-        self._post(worker)
 
-    def _prepared(self, worker: Worker, ref: str) -> None:
-        profile = self.profiles[ref]
-        worker.lanes.prepared(ref, Prepared(self.sizes[ref], BATCH_MAX, None, ()))
-        if not self.chances.measured:
-            worker.left[ref] = [(1, 2), (8, 1)]
-        self._report(worker, ref, profile if self.chances.measured else None)
-        self._post(worker)
-
-    def _report(self, worker: Worker, ref: str, profile: wire.Profile | None) -> None:
-        worker.prepared[ref] = report = wire.Prepared(
-            ref=ref, ok=True, spec=spec(BATCH_MAX), pages=self.sizes[ref], weights_bytes=self.sizes[ref] * PAGE_BYTES,
-            profile=profile, measure=() if profile else tuple(worker.left[ref]),
-        )  # fmt: skip
-        worker.outbox.append(report)
-
-    def _ring(self, worker: Worker) -> None:
-        self._apply(worker, worker.lanes.wake(now=self.now + worker.offset_s))
-        self._post(worker)
-
-    def _apply(self, worker: Worker, effects: list[Effect]) -> None:
-        waiting = list(effects)
-        now = self.now + worker.offset_s
-        while waiting:
-            effect = waiting.pop(0)
-            if isinstance(effect, Report):
-                self._reported(worker, effect)
-                continue
-            done = self._begin(worker, effect.phase, effect.job)
-            if done is not None:
-                waiting += worker.lanes.finished(effect.phase, effect.job, done, now=now)
-
-    def _begin(self, worker: Worker, phase: Phase, job: Job) -> Done | None:
-        now = self.now + worker.offset_s
-        action = job.action
-        if phase in (Phase.INPUT, Phase.OUTPUT):
-            return Done(now, now, 0.0)
-        assert action.earliest_s <= now <= action.latest_s, f"{phase} of {action} was started at {now}"
-        begin_s = max(now, worker.free_s[phase])
-        if begin_s > action.latest_s:
-            return Done(now, now, 0.0, "late")
-        profile = self.profiles[action.ref]
-        duration_s = profile.load_s if isinstance(action, wire.Load) else self._exec_s(profile, action.batch)
-        duration_s *= math.exp(self.rng.gauss(0.0, self.chances.noise))
-        if self.rng.random() < self.chances.outlier:
-            duration_s *= 10.0
-        worker.free_s[phase] = begin_s + duration_s
-        if phase is Phase.LOAD:
-            for page in job.pages:
-                worker.content[page] = f"half of {action.ref}"
-        else:
-            self._reads(worker, job)
-        done = Done(begin_s, begin_s + duration_s, duration_s)
-        self.at(done.end_s - worker.offset_s, lambda: self._ended(worker, phase, job, done))
-        return None
-
-    def _exec_s(self, profile: wire.Profile, batch: int) -> float:
-        """The profiles are lines."""
-        return profile.exec_s[1] + (profile.exec_s[8] - profile.exec_s[1]) * (batch - 1) / 7
-
-    def _reads(self, worker: Worker, job: Job) -> None:
-        assert [worker.content[page] for page in job.pages] == [job.action.ref] * self.sizes[job.action.ref]
-
-    def _ended(self, worker: Worker, phase: Phase, job: Job, done: Done) -> None:
-        if not worker.alive:
-            return
-        if phase is Phase.LOAD:
-            for page in job.pages:
-                worker.content[page] = job.action.ref
-        else:
-            self._reads(worker, job)
-        self._apply(worker, worker.lanes.finished(phase, job, done, now=self.now + worker.offset_s))
-        self._post(worker)
-
-    def _reported(self, worker: Worker, report: Report) -> None:
-        result, job = report.result, report.job
-        worker.outbox.append(result)
-        if job is None or result.code != "ok" or isinstance(job.action, wire.Load):
-            return
-        for part in job.action.parts:
-            self.outcomes[part.frontend, part.request].outputs += 1
-        if job.action.parts:
-            self.executed.append((job.action.ref, job.action.batch))
-        elif job.action.ref in worker.left:
-            self._measured(worker, job.action.ref, job.action.batch)
-
-    def _measured(self, worker: Worker, ref: str, batch: int) -> None:
-        left = worker.left[ref]
-        if left and left[0][0] == batch:
-            runs = left[0][1] - 1
-            left[0:1] = [(batch, runs)] if runs else []
-        if not left:
-            del worker.left[ref]
-            self._report(worker, ref, self.profiles[ref])
-
-    def _post(self, worker: Worker) -> None:
-        """One turn of the worker is over: what it has to say leaves."""
-        letter, worker.outbox = worker.outbox, []
-        if not letter:
-            return
-        if self._drops and any(isinstance(message, wire.ActionResult) for message in letter):
-            self._drops -= 1
-            return
-        worker.heard_s = max(worker.heard_s, self.now + self.rng.uniform(0.0001, 0.0004))
-        self.at(worker.heard_s, lambda link=worker.link: self._heard(worker, link, letter))
+def _exec_s(profile: wire.Profile, batch: int) -> float:
+    """Seconds of an EXEC; the profiles here are lines."""
+    return profile.exec_s[1] + (profile.exec_s[8] - profile.exec_s[1]) * (batch - 1) / 7

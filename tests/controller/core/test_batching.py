@@ -44,7 +44,7 @@ def test_a_full_batch_within_the_objective_adds_a_step_and_a_miss_takes_a_tenth(
 
 
 def test_a_batch_that_was_not_full_raises_nothing() -> None:
-    limit = Aimd(0.02, 1024, rows=9, _exact=9.0)
+    limit = Aimd(0.02, 1024, rows=9, exact=9.0)
     limit.ran(8, 0.001)
     assert limit.rows == 9
 
@@ -149,7 +149,7 @@ def test_code_that_really_became_slower_is_believed_though_it_usually_took_littl
 
 
 def test_one_row_that_stalled_says_nothing_about_full_batches() -> None:
-    limit = Aimd(0.02, 1024, rows=100, _exact=100.0)
+    limit = Aimd(0.02, 1024, rows=100, exact=100.0)
     for _ in range(10):
         limit.ran(1, 0.001)
     limit.ran(1, 0.5)
@@ -159,20 +159,20 @@ def test_one_row_that_stalled_says_nothing_about_full_batches() -> None:
 
 
 def test_a_step_is_small_after_a_miss_until_all_has_gone_well_for_long() -> None:
-    limit = Aimd(0.02, 1024, rows=80, _exact=80.0)
+    limit = Aimd(0.02, 1024, rows=80, exact=80.0)
     limit.ran(80, 0.03)
-    assert limit._exact == 72.0
+    assert limit.exact == 72.0
     limit.ran(72, 0.01)
-    assert limit._exact == pytest.approx(72.0 * 41 / 40)
+    assert limit.exact == pytest.approx(72.0 * 41 / 40)
     for _ in range(QUIET - 1):
         limit.ran(limit.rows, 0.01)
-    before = limit._exact
+    before = limit.exact
     limit.ran(limit.rows, 0.01)
-    assert limit._exact == before + STEP
+    assert limit.exact == before + STEP
 
 
 def test_a_batch_sent_before_the_limit_was_lowered_does_not_lower_it_once_more() -> None:
-    limit = Aimd(0.02, 1024, rows=100, _exact=100.0)
+    limit = Aimd(0.02, 1024, rows=100, exact=100.0)
     limit.ran(100, 0.03)
     limit.ran(100, 0.03)
     assert limit.rows == 90

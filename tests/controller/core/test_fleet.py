@@ -2,9 +2,9 @@
 
 import pytest
 
-from controller.core.fleet import LET_GO_S
 from controller.core.orders import ToBroker
 from controller.core.versions.preparation import Terms
+from controller.core.versions.wanted import LET_GO_S
 from mesh import wire
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, spec
 

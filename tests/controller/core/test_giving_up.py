@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from controller.core.fleet import LOAD_FAULTS_MAX, LOAD_FINAL
+from controller.core.failures import LOAD_FINAL
 from controller.core.versions.preparation import AGAIN_S, RETRY_S, RETRY_S_MAX, Terms
+from controller.core.versions.readiness import LOAD_FAULTS_MAX
 from mesh import wire
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared
 from tests.controller.core.test_fleet import to_be_measured

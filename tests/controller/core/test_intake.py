@@ -2,9 +2,9 @@
 
 import pytest
 
+from controller.core.devices.base import DISPATCH_S
 from controller.core.orders import ToFrontend
 from controller.core.scheduler import Parameters
-from controller.core.state import DISPATCH_S
 from mesh import wire
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, one
 from tests.messages import names

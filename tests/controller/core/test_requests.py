@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.core.requests import DESERTED_S
+from controller.core.requests import UNREADY_S
 from tests.controller.core.controller_builders import Shard, line, one, woken
 
 # -- too late to be served --------------------------------------------------------------------------------------------
@@ -51,8 +51,8 @@ def test_requests_of_a_model_that_nobody_can_serve_any_more_are_refused_shortly_
     shard.submit(1, now=100.0, budget_s=0.5)
     shard.lose("w1", now=100.0)
     assert shard.wake(100.4) == []
-    assert shard.wake(100.499 - DESERTED_S - 1e-4) == []
-    assert shard.wake(100.499 - DESERTED_S + 1e-4) + woken(shard, until=100.5) == ["f: 1 rejected deadline"]
+    assert shard.wake(100.499 - UNREADY_S - 1e-4) == []
+    assert shard.wake(100.499 - UNREADY_S + 1e-4) + woken(shard, until=100.5) == ["f: 1 rejected deadline"]
 
 
 # -- nobody waits for it any more -------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 import pytest
 
-from controller.core.actions import OVERDUE_S_MIN
-from controller.core.state import DISPATCH_S
+from controller.core.devices.action import OVERDUE_S_MIN
+from controller.core.devices.base import DISPATCH_S
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, line, one, prepared, wake_at, woken
 
 # -- workers lost, actions failed -------------------------------------------------------------------------------------

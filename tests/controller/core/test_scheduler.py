@@ -2,9 +2,8 @@
 
 import pytest
 
-from controller.core.actions import EARLY_S
+from controller.core.devices.base import DISPATCH_S, EARLY_S
 from controller.core.orders import ToWorker
-from controller.core.state import DISPATCH_S
 from mesh import wire
 from tests.controller.core.controller_builders import TEN_MS, Shard, line, one, wake_at, woken
 

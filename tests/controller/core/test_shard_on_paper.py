@@ -4,136 +4,138 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.core.lanes import Done, Effect, Lanes, Phase, Prepared, Report, Start
+from gearmesh.simulation.workers import DEPTH
+from gpu_worker.core.jobs import Done, Effect, Phase, Report, Servable, StartPhase
+from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared
-from tests.controller.core.mesh_on_paper import BEGIN_S, DEPTH, Chances, Mesh
+from tests.controller.core.mesh_on_paper import BEGIN_S, Chances, Story
 
 REQUESTS = 150
 FOR_S = 1.0
 
 
-def play(seed: int, chances: Chances, **shape: Any) -> Mesh:
+def play(seed: int, chances: Chances, **shape: Any) -> Story:
     """A second of requests, with what chance has in store; then all that is under way ends."""
-    mesh = Mesh(seed, chances, **shape)
-    mesh.run(BEGIN_S + 0.5)  # prepared, and loaded as far as there is room
-    rng = mesh.rng
-    mesh.arrive(REQUESTS, FOR_S)
+    story = Story(seed, chances, **shape)
+    story.run(BEGIN_S + 0.5)  # prepared, and loaded as far as there is room
+    rng = story.rng
+    story.arrive(REQUESTS, FOR_S)
     for call, times in (
-        (mesh.kill, chances.kills),
-        (mesh.relink, chances.relinks),
-        (mesh.drop, chances.drops),
-        (lambda: mesh.lose_frontend(rng.choice("fg")), chances.lost_frontends),
-        (lambda: mesh.want([ref for ref in mesh.refs if rng.random() < 0.7]), chances.churn),
+        (story.kill, chances.kills),
+        (story.relink, chances.relinks),
+        (story.drop, chances.drops),
+        (lambda: story.lose_frontend(rng.choice("fg")), chances.lost_frontends),
+        (lambda: story.mesh.want([ref for ref in story.refs if rng.random() < 0.7]), chances.churn),
     ):
         for _ in range(times):
-            mesh.at(mesh.now + rng.uniform(0.0, FOR_S), call)
-    mesh.run(mesh.now + FOR_S)
-    mesh.want(mesh.refs)
-    mesh.run_out()
-    return mesh
+            story.later(rng.uniform(0.0, FOR_S), call)
+    story.run(story.now + FOR_S)
+    story.mesh.want(story.refs)
+    story.run_out()
+    return story
 
 
-def assert_all_has_ended(mesh: Mesh) -> None:
-    assert mesh.scheduler.open_requests == 0
-    assert all(not device.actions for device in mesh.state.devices.values())
-    assert all(worker.lanes.idle for worker in mesh.workers.values())
+def assert_all_has_ended(story: Story) -> None:
+    assert story.mesh.scheduler.open_requests == 0
+    assert story.ordered() == 0
+    assert all(worker.lanes.idle for worker in story.mesh.workers.values())
 
 
-def assert_everybody_was_answered(mesh: Mesh) -> None:
+def assert_everybody_was_answered(story: Story) -> None:
     """The first word counts, as it does at a frontend; there may be a second one only where something was lost."""
-    for key, heard in mesh.outcomes.items():
+    for key, heard in story.outcomes.items():
         if not heard.given_up:
             assert heard.outputs + len(heard.refusals) >= 1, key
         assert len(heard.refusals) <= heard.attempts, (key, heard)
 
 
-def assert_everybody_was_answered_once(mesh: Mesh) -> None:
-    for key, heard in mesh.outcomes.items():
+def assert_everybody_was_answered_once(story: Story) -> None:
+    for key, heard in story.outcomes.items():
         assert heard.outputs + len(heard.refusals) <= 1, (key, heard)
-    assert_everybody_was_answered(mesh)
+    assert_everybody_was_answered(story)
 
 
-def assert_page_counts_agree(mesh: Mesh) -> None:
+def assert_page_counts_agree(story: Story) -> None:
     """What the controller believes of every worker's memory is so."""
-    for worker in mesh.workers.values():
-        residency = mesh.state.devices[worker.id].residency
-        assert residency.free == worker.lanes.table.free, worker.id
-        assert set(residency.models) == set(worker.lanes.table.resident()), worker.id
-        assert all(place.loading is None for place in residency.models.values()), worker.id
+    for worker in story.mesh.workers.values():
+        residency = story.mesh.scheduler.state.devices[worker.name].residency
+        assert residency.free == worker.lanes.table.free, worker.name
+        assert set(residency.models) == set(worker.lanes.table.resident()), worker.name
+        assert all(place.loading is None for place in residency.models.values()), worker.name
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_request_is_answered_exactly_once_while_nothing_is_lost(seed: int) -> None:
-    mesh = play(seed, Chances())
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered_once(mesh)
-    assert_page_counts_agree(mesh)
+    story = play(seed, Chances())
+    assert_all_has_ended(story)
+    assert_everybody_was_answered_once(story)
+    assert_page_counts_agree(story)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_request_is_answered_exactly_once_though_durations_are_wild(seed: int) -> None:
-    mesh = play(seed, Chances(noise=0.7, outlier=0.05, clock_error_s=2e-3))
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered_once(mesh)
-    assert_page_counts_agree(mesh)
+    story = play(seed, Chances(noise=0.7, outlier=0.05, clock_error_s=2e-3))
+    assert_all_has_ended(story)
+    assert_everybody_was_answered_once(story)
+    assert_page_counts_agree(story)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_request_is_answered_exactly_once_where_memory_holds_two_models_of_eight(seed: int) -> None:
-    mesh = play(seed, Chances(), workers=1, models=8, pages=3)
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered_once(mesh)
-    assert_page_counts_agree(mesh)
+    story = play(seed, Chances(), workers=1, models=8, pages=3)
+    assert_all_has_ended(story)
+    assert_everybody_was_answered_once(story)
+    assert_page_counts_agree(story)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_versions_are_measured_beside_the_work_and_served_in_the_end(seed: int) -> None:
-    mesh = play(seed, Chances(measured=False), pages=8)
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered_once(mesh)
-    assert_page_counts_agree(mesh)
-    assert all(len(mesh.state.models[ref].ready) == len(mesh.workers) for ref in mesh.refs)
+    story = play(seed, Chances(measured=False), pages=8)
+    assert_all_has_ended(story)
+    assert_everybody_was_answered_once(story)
+    assert_page_counts_agree(story)
+    assert all(len(story.mesh.scheduler.state.models[ref].ready) == len(story.mesh.workers) for ref in story.refs)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_request_is_answered_though_workers_die(seed: int) -> None:
-    mesh = play(seed, Chances(kills=5))
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered(mesh)
-    assert_page_counts_agree(mesh)
+    story = play(seed, Chances(kills=5))
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
+    assert_page_counts_agree(story)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_request_is_answered_though_links_break_and_come_back(seed: int) -> None:
-    mesh = play(seed, Chances(relinks=6))
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered(mesh)
-    assert_page_counts_agree(mesh)
+    story = play(seed, Chances(relinks=6))
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
+    assert_page_counts_agree(story)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_request_is_answered_though_results_are_lost(seed: int) -> None:
-    mesh = play(seed, Chances(drops=8))
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered(mesh)
+    story = play(seed, Chances(drops=8))
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_request_is_answered_though_frontends_come_back_and_submit_again(seed: int) -> None:
-    mesh = play(seed, Chances(lost_frontends=10, cancels=0.1))
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered(mesh)
-    assert_page_counts_agree(mesh)
+    story = play(seed, Chances(lost_frontends=10, cancels=0.1))
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
+    assert_page_counts_agree(story)
 
 
 @pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_request_is_answered_though_versions_come_and_go(seed: int, measured: bool) -> None:
-    mesh = play(seed, Chances(churn=10, measured=measured))
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered_once(mesh)
+    story = play(seed, Chances(churn=10, measured=measured))
+    assert_all_has_ended(story)
+    assert_everybody_was_answered_once(story)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -142,9 +144,9 @@ def test_every_request_is_answered_whatever_goes_wrong(seed: int) -> None:
         noise=0.4, outlier=0.03, kills=3, relinks=3, drops=4, lost_frontends=4, churn=5, cancels=0.1,
         measured=seed % 2 == 0,
     )  # fmt: skip
-    mesh = play(seed, chances)
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered(mesh)
+    story = play(seed, chances)
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
 
 
 @pytest.mark.parametrize("policy", ["clockwork", "fifo"])
@@ -154,18 +156,18 @@ def test_the_other_policies_answer_everybody_too_whatever_goes_wrong(policy: str
         noise=0.4, outlier=0.03, kills=3, relinks=3, drops=4, lost_frontends=4, churn=5, cancels=0.1,
         measured=seed % 2 == 0,
     )  # fmt: skip
-    mesh = play(seed, chances, policy=policy)
-    assert_all_has_ended(mesh)
-    assert_everybody_was_answered(mesh)
+    story = play(seed, chances, policy=policy)
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
 
 
 def test_a_load_that_was_under_way_when_the_link_broke_does_not_keep_its_pages_for_ever() -> None:
     """Three pages, two models of two: what nobody knows to be there must not keep the other one out."""
     shard = Shard().serve({"m:1": TEN_MS, "n:1": TEN_MS}, resident=[], pages=3)
-    lanes = Lanes(PageTable(3), DEPTH)
+    lanes = Lanes(PageTable(3), dict(DEPTH))
     lanes.welcome(1)
     for ref in ("m:1", "n:1"):
-        lanes.prepared(ref, Prepared(2, 8, None, ()))
+        lanes.prepared(ref, Servable(2, 8, None, ()))
     shard.submit(1, "m:1", now=100.0)
     (order,) = shard.orders(100.0)
     (start,) = lanes.load(order.message, 1, now=100.0)
@@ -197,20 +199,20 @@ def run_at_once(lanes: Lanes, message: wire.Load | wire.Unload | wire.Infer, now
     take = {wire.Load: lanes.load, wire.Unload: lanes.unload, wire.Infer: lanes.infer}[type(message)]
     effects = take(message, 1, now=now)
     for effect in effects:
-        if isinstance(effect, Start):
+        if isinstance(effect, StartPhase):
             effects += lanes.finished(effect.phase, effect.job, Done(now, now, 0.0), now=now)
     return effects
 
 
 def test_batches_form_under_load() -> None:
     """One device, one model, more requests than it could take one by one."""
-    mesh = Mesh(1, Chances(noise=0.02, outlier=0.0), workers=1, models=1)
-    mesh.run(BEGIN_S + 0.5)
-    mesh.arrive(400, 0.4)
-    mesh.run_out()
-    rows = [batch for _, batch in mesh.executed]
+    story = Story(1, Chances(noise=0.02, outlier=0.0), workers=1, models=1)
+    story.run(BEGIN_S + 0.5)
+    story.arrive(400, 0.4)
+    story.run_out()
+    rows = [batch for _, batch in story.executed]
     assert sum(rows) / len(rows) > 2.0
-    assert_everybody_was_answered_once(mesh)
+    assert_everybody_was_answered_once(story)
 
 
 def test_the_same_seed_gives_the_same_story() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from controller.core.policies.registry import POLICIES
 from gearmesh.simulation.arrivals.loads import arrivals
-from gearmesh.simulation.engine import Outcome, Simulation
+from gearmesh.simulation.engine import Simulation
+from gearmesh.simulation.outcome import Outcome
 from gearmesh.simulation.scenario import Scenario
 from tests.gearmesh.simulation.scenarios import scenario, trace
 

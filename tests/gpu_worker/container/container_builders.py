@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.specs import ContainerOptions
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from mesh import wire
 from tests.gpu_worker.worker_builders import never
 from tests.loops import LIMIT_S

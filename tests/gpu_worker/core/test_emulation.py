@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.core.emulation import Emulator, ModelTimes, ProfileError, exec_s, interpolate, parse_profile
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from tests.gpu_worker.worker_builders import infer, load
 
 H100 = {

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpu_worker.core.lanes import ACTIONS_MAX, CODES, INPUT_AHEAD_S, Done, Phase, Prepared
+from gpu_worker.core.jobs import Done, Phase, Servable
+from gpu_worker.core.lanes import ACTIONS_MAX, CODES, INPUT_AHEAD_S
 from mesh import wire
 from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, Device, infer, load, said, unload
 
@@ -254,7 +255,7 @@ def test_what_the_device_fails_is_reported_with_its_words(phase: Phase) -> None:
 )
 def test_outputs_that_have_not_one_row_for_each_of_the_batch_are_nobody_s(outputs: list[int], code: str) -> None:
     device = Device().loaded()
-    device.lanes.prepared("m:1", Prepared(2, 8, None, (4, 1)))
+    device.lanes.prepared("m:1", Servable(2, 8, None, (4, 1)))
     device.order(infer(1, batch=3, rows=[1, 1]), now=1.0)
     device.end(Phase.INPUT, 1, now=1.0)
     device.end(Phase.EXEC, 1, now=1.1)
@@ -521,7 +522,7 @@ def test_another_version_of_a_forgotten_model_goes_on() -> None:
 def test_a_version_may_be_prepared_again_with_other_needs() -> None:
     device = Device().loaded()
     device.forget("m:1", now=10.0)
-    device.lanes.prepared("m:1", Prepared(3, 2, None, ()))
+    device.lanes.prepared("m:1", Servable(3, 2, None, ()))
     device.order(load(1), now=10.0)
     assert device.lanes.table.free == 1
     assert device.order(infer(2, batch=3), now=10.0) == ["infer #2 bad_batch, 1 free"]

@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpu_worker.core.lanes import Done, Effect, Job, Lanes, Phase, Prepared, Start
+from gpu_worker.core.jobs import Done, Effect, Job, Phase, Servable, StartPhase
+from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
 from tests.gpu_worker.worker_builders import infer, load, unload
@@ -34,7 +35,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule(ref=st.sampled_from(REFS))
     def prepare(self, ref: str) -> None:
-        self.lanes.prepared(ref, Prepared(PAGES[ref], 4, None, ()))
+        self.lanes.prepared(ref, Servable(PAGES[ref], 4, None, ()))
 
     @rule(ref=st.sampled_from(REFS), earliest=SOON, latest=SOON)
     def load(self, ref: str, earliest: int, latest: int) -> None:
@@ -93,7 +94,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     def _take(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Start):
+            if isinstance(effect, StartPhase):
                 self._started(effect.phase, effect.job)
             else:
                 self.open.remove(effect.result.action)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.cpu import INLINE_S_MAX, CpuDevice
 from tests.gpu_worker.worker_builders import infer, load
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDevice
 from gpu_worker.devices.opening import open_device

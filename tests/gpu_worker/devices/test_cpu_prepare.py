@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from gpu_worker.core.lanes import Phase
+from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.packages.package import read_package
 from mesh.errors import PackageError

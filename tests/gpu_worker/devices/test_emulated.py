@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.emulated import EmulatedDevice
 from gpu_worker.devices.opening import open_device

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gpu_worker.core.lanes import Done, Phase
+from gpu_worker.core.jobs import Done, Phase
 from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.devices.executables import check_by_running

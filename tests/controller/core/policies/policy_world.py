@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from controller.core.devices.base import Device
 from controller.core.policies.atc import Atc
 from controller.core.policies.base import LoadPlan, Verdict
 from controller.core.queues import Request
-from controller.core.state import Device, Model
+from controller.core.state import Model
 from mesh import wire
 from tests.controller.core.controller_builders import Shard, line, request
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.core.policies.base import LoadPlan, Verdict
-from controller.core.policies.fairness import PATIENCE_S
+from controller.core.policies.fairness import PATIENCE_S, Fairness
+from controller.core.policies.placement import Placement
 from mesh import wire
 from tests.controller.core.controller_builders import line, request
 from tests.controller.core.policies.policy_world import NOW, SECONDS, World, heads
@@ -143,7 +144,7 @@ def test_a_model_whose_hosts_are_far_behind_gets_another_one_before_anything_is_
 
 
 def _relief(world: World) -> LoadPlan | None:
-    return world.policy._placement._relieve(world.state.devices["w2"], NOW)
+    return Placement(world.state, Fairness()).relieve(world.state.devices["w2"], NOW)
 
 
 def test_a_model_is_loaded_though_every_request_for_it_is_refused_for_the_time_of_its_load() -> None:
@@ -260,7 +261,7 @@ def test_of_a_models_future_counts_a_share_of_the_time_in_which_loads_fill_the_d
     assert world.load() == ("a:1", ("b:1",))
 
 
-def test_a_model_asked_in_vain_is_loaded_before_one_that_saves_less() -> None:
+def test_a_model_whose_requests_were_all_refused_is_loaded_before_one_that_saves_less() -> None:
     world = crowded("a:1", "b:1", resident=[])
     world.waits(103.0, ref="a:1")
     assert not world.admit(1.5, ref="b:1").admitted  # its LOAD takes 2 s

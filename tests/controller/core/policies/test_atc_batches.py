@@ -106,7 +106,7 @@ def test_batches_come_as_large_as_the_rest_of_the_queue_supports() -> None:
 
 
 def reference_batch(deadlines: list[float], durations: list[float], start_s: float) -> tuple[int, int] | None:
-    """(batch, heads given up) on an idle device, naively. Source: policy_study, section 1."""
+    """(batch, heads given up) on an idle device, naively. Source: docs/design/policy.md#the-rule."""
     late = sum(deadline < start_s + durations[1] for deadline in deadlines)
     rest = sorted(deadlines)[late:]
     most = min(len(rest), len(durations) - 1)
@@ -262,7 +262,7 @@ def test_a_deadline_centuries_away_does_not_stop_the_work() -> None:
     assert world.choose() == ("m:1", 2, 0)
 
 
-def test_the_window_follows_the_share_that_is_lost() -> None:
+def test_the_look_ahead_follows_the_share_that_is_lost() -> None:
     """A batch of "n:1" is 1.6 times as dense; how much slack outweighs that depends on the loss alone."""
 
     def last_slack_that_wins(lost: int) -> float:

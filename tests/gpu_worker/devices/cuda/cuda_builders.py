@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.core.lanes import Done, Job, Phase
+from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver

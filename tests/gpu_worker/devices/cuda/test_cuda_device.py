@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpu_worker.core.lanes import Phase
+from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Event, Stream, Work

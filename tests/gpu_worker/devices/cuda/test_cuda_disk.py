@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.core.lanes import Job, Phase
+from gpu_worker.core.jobs import Job, Phase
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream

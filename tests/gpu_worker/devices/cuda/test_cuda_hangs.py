@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_worker.core.lanes import Phase
+from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda import device as device_module
 from gpu_worker.devices.cuda.driver import Event, Stream, Work

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from gpu_worker.core.lanes import Phase
+from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.cuda.issuer import Helper
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpu_worker.core.lanes import Phase
+from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.cuda.device import EVENTS
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream

@@ -1,8 +1,10 @@
 """What goes out about a controller: its logs, and its replies to operators."""
 
+from typing import assert_never
+
 from controller.core.scheduler import Scheduler
+from controller.core.telemetry.followers import Followers
 from controller.core.telemetry.snapshot import snapshot
-from controller.core.telemetry.watchers import Watchers
 from controller.journal import Journal, check_folder
 from mesh import wire
 from mesh.errors import SettingsError
@@ -18,7 +20,7 @@ ControllerPort = Port[
 ]
 
 
-class Observation:
+class Monitoring:
     """Takes the facts of each turn from the scheduler to the journal and to operators that follow."""
 
     def __init__(self, settings: Settings, scheduler: Scheduler, port: ControllerPort, name: str) -> None:
@@ -27,12 +29,12 @@ class Observation:
         self._port = port
         self._name = name
         self._started_s = 0.0
-        self._heard_s: dict[str, float] = {}  # {worker: when its last word came}
-        self._watchers = Watchers()
+        self._heard_s: dict[str, float] = {}  # {worker: when its last message came}
+        self._followers = Followers()
         self._journal: Journal | None = None
 
     def start(self, now: float) -> None:
-        """The logs are open, if there are to be any. Raises: SettingsError."""
+        """The logs are open, if the settings ask for any. Raises: SettingsError."""
         settings = self._settings
         self._started_s = now
         if not settings.telemetry:
@@ -49,7 +51,7 @@ class Observation:
             pending_max=settings.telemetry_pending_max,
         )
         self._journal.start()
-        self._scheduler.telemetry.recording = True
+        self._record()
 
     def stop(self) -> None:
         """The logs are complete on disk."""
@@ -58,37 +60,55 @@ class Observation:
             self._journal.stop()
 
     def heard(self, worker: str, now: float) -> None:
-        """A worker said something."""
+        """A worker has sent something."""
         self._heard_s[worker] = now
 
     def lost(self, peer: str) -> None:
         """A peer is gone."""
         self._heard_s.pop(peer, None)
-        self._watchers.forget(peer)
+        self._followers.forget(peer)
 
     def turn(self, now: float) -> None:
-        """What ended in this turn goes where it is wanted."""
+        """What ended in this turn is with the journal and with the operators that follow."""
         telemetry = self._scheduler.telemetry
         if not telemetry.recording:
             return
         facts = telemetry.take()
         if facts and self._journal is not None:
             self._journal.offer(facts)
-        if len(self._watchers):
-            self._watchers.told(facts, now)
-        telemetry.recording = self._journal is not None or len(self._watchers) > 0
+        if len(self._followers):
+            self._followers.told(facts, now)
+        self._record()
+
+    def _record(self) -> None:
+        """Facts are recorded as long as somebody takes them."""
+        self._scheduler.telemetry.recording = self._journal is not None or len(self._followers) > 0
 
     def asked(self, mail: Mail[wire.ToController]) -> None:
-        """An operator said something."""
+        """An operator has sent something."""
         for message in mail.messages:
-            if isinstance(message, wire.AskSnapshot):
-                self._port.send(mail.peer, self._reply(message.call, mail.now))
-            elif isinstance(message, wire.AskFacts):
-                self._port.send(mail.peer, self._watchers.asked(mail.peer, message, mail.now))
-                self._scheduler.telemetry.recording = self._journal is not None or len(self._watchers) > 0
-            elif isinstance(message, wire.Goodbye):
-                self._watchers.forget(mail.peer)
-                self._port.forget(mail.peer)
+            match message:
+                case wire.AskSnapshot():
+                    self._port.send(mail.peer, self._reply(message.call, mail.now))
+                case wire.AskFacts():
+                    self._port.send(mail.peer, self._followers.asked(mail.peer, message, mail.now))
+                    self._record()
+                case wire.Goodbye():
+                    self._followers.forget(mail.peer)
+                    self._port.forget(mail.peer)
+                case wire.Heartbeat():
+                    pass  # the port has noted it
+                case (
+                    wire.Submit()
+                    | wire.Cancel()
+                    | wire.ActionResult()
+                    | wire.Prepared()
+                    | wire.WorkerHello()
+                    | wire.FrontendHello()
+                ):
+                    pass  # not for operators to say
+                case _:
+                    assert_never(message)
 
     def _reply(self, call: int, now: float) -> wire.SnapshotReply:
         state = snapshot(

@@ -1,9 +1,7 @@
-"""Containers in the scheduler: who serves them, whom a batch waits for, what happens when their code dies."""
+"""Containers in the scheduler: who serves them, what a batch waits for, what happens when their code dies."""
 
-import numpy as np
 import pytest
 
-from controller.core.containers import Gathering
 from mesh import wire
 from tests.controller.core.controller_builders import Shard, hello, prepared, spec
 
@@ -139,68 +137,6 @@ def test_whether_a_batch_is_the_first_of_its_process_is_for_the_worker_to_say() 
     orders = made.orders(1.0) + made.orders(1.002)  # the second is bound before the first one's result has come
     assert [(order.message.action, order.message.cold_s) for order in orders] == [(1, 30.0), (2, 30.0)]  # type: ignore[union-attr]
     assert all(60.0 < order.message.overdue_s < 63.0 for order in orders)  # type: ignore[union-attr]
-
-
-def test_a_lone_client_is_never_waited_with() -> None:
-    gathering = Gathering(0.002)
-    now = 0.0
-    for _ in range(50):
-        gathering.arrived(now)
-        assert gathering.until(1, 8, now, now) is None
-        gathering.ended(now + 0.0005)
-        now += 0.0007
-
-
-def test_requests_that_come_now_and_then_are_not_waited_with() -> None:
-    rng = np.random.default_rng(1)
-    gathering = Gathering(0.005)
-    now = 0.0
-    for _ in range(500):  # of many clients, who know nothing of each other
-        now += rng.exponential(0.1)
-        gathering.arrived(now)
-        assert gathering.until(1, 64, now, now) is None
-        now += 0.004
-        gathering.ended(now)
-
-
-def test_expected_requests_are_waited_for_until_the_wait_is_over_or_all_are_there() -> None:
-    gathering = Gathering(0.002)
-    for i in range(200):  # sixteen at a time, all of them answered together
-        for j in range(16):
-            gathering.arrived(i * 0.01 + j * 0.0001)
-        for _ in range(16):
-            gathering.ended(i * 0.01 + 0.008)
-    gathering.arrived(2.0)
-    gathering.arrived(2.0)
-    assert gathering.until(2, 8, 2.0, 2.0005) == pytest.approx(2.002)
-    assert gathering.until(8, 8, 2.0, 2.0005) is None
-    assert gathering.until(2, 8, 2.0, 2.0021) is None
-    for _ in range(14):
-        gathering.arrived(2.001)
-    assert gathering.until(16, 32, 2.0, 2.001) is None  # nobody else is known
-
-
-def test_who_is_alone_again_is_waited_with_once() -> None:
-    gathering = Gathering(0.05)
-    now = 0.0
-    for _ in range(100):  # sixteen at a time, all of them answered together
-        for _ in range(16):
-            gathering.arrived(now)
-            now += 0.0001
-        now += 0.003
-        for _ in range(16):
-            gathering.ended(now)
-    waits = 0
-    for _ in range(50):  # and then one, who asks again when it has its answer
-        gathering.arrived(now)
-        until_s = gathering.until(1, 64, now, now)
-        if until_s is not None:
-            waits += 1
-            assert gathering.until(1, 64, now, until_s) is None
-            now = until_s
-        gathering.ended(now + 0.001)
-        now += 0.0012
-    assert waits == 1
 
 
 def test_a_batch_that_waits_goes_out_when_its_wait_is_over() -> None:

@@ -1,0 +1,1 @@
+"""Devices as the controller plans for them: one interface, two makes."""

@@ -1,0 +1,43 @@
+"""What a device has under way, and what failed there lately. Pure."""
+
+from dataclasses import dataclass, field
+
+from controller.core.queues import Request
+from controller.core.residency import Resident
+
+OVERDUE_S_MIN = 2.0  # an action this long past its expected end is lost, though its worker is alive; or ...
+OVERDUE_FACTOR = 5.0  # ... this many times its expected duration past it, if that is more
+
+
+@dataclass(slots=True)
+class Action:
+    """One action that was sent to a device and has not ended. Instants are in the controller's clock."""
+
+    id: int
+    kind: str  # load | unload | infer
+    ref: str
+    sent_s: float
+    expected_s: float  # duration
+    expected_end_s: float = 0.0
+    overdue_s: float = 0.0  # if it has not ended by then, it is taken for lost
+    batch: int = 0
+    requests: list[Request] = field(default_factory=list)  # of an INFER; a measuring run has none
+    earliest_s: float = 0.0  # its window
+    latest_s: float = 0.0
+    hangs_s: float = 0.0  # if EXEC has not ended by then, the worker takes its code for hanging; 0: no such limit
+    cold_s: float = 0.0  # added to `hangs_s` for the first batch of a process
+    place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
+
+    @property
+    def usual_overdue_s(self) -> float:
+        """When an action whose worker is not asked to watch it is taken for lost."""
+        return self.expected_end_s + max(OVERDUE_S_MIN, OVERDUE_FACTOR * self.expected_s)
+
+
+@dataclass(slots=True)
+class LoadFault:
+    """The latest LOADs of one version on one device have failed."""
+
+    count: int = 0  # failures in a row
+    final: int = 0  # of these, failures that another attempt would repeat
+    retry_s: float = 0.0  # no attempt before

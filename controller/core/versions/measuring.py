@@ -1,0 +1,66 @@
+"""Sends what prepares and measures versions on paged devices, in time that nothing else needs. Pure."""
+
+from dataclasses import dataclass
+
+from controller.core.actions import Actions
+from controller.core.devices.base import Device
+from controller.core.orders import Order, ToWorker
+from controller.core.state import State
+from controller.core.versions.contents import VersionContents
+from controller.core.versions.preparation import Preparation
+from mesh import wire
+
+LOAD_GUESS_BYTES_PER_S = 1e9  # of a version that was never loaded
+LOAD_GUESS_S = 1e-3  # ... and whatever its size
+
+
+@dataclass(slots=True)
+class Measuring:
+    """Carries out what `Preparation` has left to do."""
+
+    state: State
+    actions: Actions
+    contents: VersionContents
+    preparations: dict[str, Preparation]  # {worker: its versions}; the fleet's
+
+    def due(self, device: Device, now: float) -> bool:
+        """Whether `advance` may have something to send."""
+        preparation = self.preparations[device.worker]
+        return not preparation.complete or now >= preparation.again_at()
+
+    def advance(self, device: Device, now: float, orders: list[Order]) -> None:
+        """PREPAREs that fit the worker's queue go out, and the next measuring run if the device has nothing to do."""
+        preparation = self.preparations[device.worker]
+        preparation.look_again(now)
+        for ref in preparation.to_prepare():
+            preparation.stages[ref].asked = content = self.contents.of(ref)
+            orders.append(ToWorker(device.worker, wire.Prepare(ref=ref, content=content)))
+        if len(device.exec) or device.waiting:
+            return
+        run = preparation.to_measure(now, device.busy_until_s)
+        if run is None:
+            return
+        ref, batch, expected_s = run
+        if ref not in device.residency.models and not self._load(device, ref, now, orders):
+            return
+        preparation.measuring(ref)
+        start_s = device.start_s(ref, now)
+        orders.append(
+            self.actions.infer(device, ref, batch, [], start_s=start_s, expected_s=expected_s, latest_s=None, now=now)
+        )
+
+    def _load(self, device: Device, ref: str, now: float, orders: list[Order]) -> bool:
+        """The version is loaded to be measured. False if there is no room, or a LOAD failed a short time ago."""
+        report = self.preparations[device.worker].stages[ref].report
+        if device.load_barred(ref, now) or report is None:
+            return False
+        evict = device.residency.victims(
+            device.pages[ref], self.state.active.__contains__, lambda resident: float(resident in device.curves)
+        )
+        if evict is None:
+            return False
+        for resident in evict:
+            orders.append(self.actions.unload(device, resident, now=now))
+        expected_s = report.weights_bytes / LOAD_GUESS_BYTES_PER_S + LOAD_GUESS_S
+        orders.append(self.actions.load(device, ref, expected_s=expected_s, now=now))
+        return True

@@ -1,0 +1,203 @@
+"""Workers on virtual time: the production lanes and pump, on a device that takes as long as it is told to. Pure."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol, assert_never
+
+from gearmesh.simulation.timeline import Timeline
+from gpu_worker.core.emulation import Emulator
+from gpu_worker.core.jobs import Done, Job, Phase, Report
+from gpu_worker.core.lanes import Lanes
+from gpu_worker.core.pages import PageTable
+from gpu_worker.core.pump import Pump
+from mesh import wire
+
+DEPTH = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
+Said = wire.ActionResult | wire.Prepared
+Duration = Callable[[Phase, Job], float]  # seconds of a LOAD or an EXEC
+
+
+class SimVersions(Protocol):
+    """What a simulated worker serves: the part of `gpu_worker.versions.Versions` that a simulation needs."""
+
+    def attach(self, pump: Pump, tell: Callable[[wire.Prepared], None]) -> None:
+        """The worker starts, or starts again."""
+
+    def reports(self) -> tuple[wire.Prepared, ...]:
+        """See Versions."""
+
+    def prepare(self, ref: str, content: str) -> None:
+        """See Versions."""
+
+    def forget(self, ref: str) -> None:
+        """See Versions; but the lanes are told by the worker."""
+
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+        """See Versions."""
+
+
+class SimWorker:
+    """One worker. What it has to say goes to `say`, and each batch with outputs for clients to `answer`."""
+
+    def __init__(
+        self,
+        name: str,
+        timeline: Timeline,
+        pages: int,
+        versions: SimVersions,
+        duration_s: Duration,
+        *,
+        offset_s: float = 0.0,
+        checked: bool = False,
+    ) -> None:
+        """`offset_s`: its clock minus the timeline's. `checked`: what the device is told to do is checked, too."""
+        self.name = name
+        self.pages = pages
+        self.versions = versions
+        self.offset_s = offset_s
+        self.say: Callable[[SimWorker, Said], None] = _nobody
+        self.answer: Callable[[SimWorker, wire.Infer], None] = _nobody
+        self.linked = False  # with the controller
+        self.link_in = 0  # number of the link from there; what was sent on an earlier one is lost
+        self.link_out = 0  # and of the link to there
+        self.hung = False  # nothing ends, and nothing is begun that waits for its time
+        self.losing = 0  # so many of the next results are lost on their way to the controller
+        self.epoch = 1  # of the controller that is obeyed
+        self._timeline = timeline
+        self._duration_s = duration_s
+        self._checked = checked
+        self._clock_s = -math.inf
+        self.renew()
+
+    def renew(self) -> None:
+        """The worker is as if just started, and its arena is empty."""
+        self.lanes = Lanes(PageTable(self.pages), dict(DEPTH))
+        self.lanes.welcome(self.epoch)
+        self.pump = Pump(self.lanes, self, self._reported)
+        self._emulator = Emulator(self._duration_s)
+        self._contents = ["nothing"] * self.pages  # by page: whose weights are there
+        self.versions.attach(self.pump, lambda report: self.say(self, report))
+
+    def welcome(self, epoch: int) -> None:
+        """A controller took over; what its predecessor ordered and has not begun is dropped."""
+        self.epoch = epoch
+        self.pump.welcome(epoch)
+
+    def hello(self, page_bytes: int) -> wire.WorkerHello:
+        """How the worker introduces itself."""
+        info = wire.DeviceInfo(
+            name=self.name, kind="simulated", pages=self.pages, page_bytes=page_bytes, any_batch=True
+        )
+        table = self.lanes.table
+        return wire.WorkerHello(
+            member=self.name,
+            host="simulated",
+            device=info,
+            free_pages=table.free,
+            resident=table.resident(),
+            prepared=self.versions.reports(),
+        )
+
+    def take(self, message: wire.FromControllerToWorker, epoch: int) -> None:
+        """A message of the controller has arrived."""
+        match message:
+            case wire.Infer() | wire.Load() | wire.Unload():
+                self.pump.take(message, epoch, now=self._now_s())
+                self._arm()
+            case wire.Prepare():
+                self.versions.prepare(message.ref, message.content)
+            case wire.Forget():
+                self.versions.forget(message.ref)
+                self.pump.forget(message.ref, now=self._now_s())
+                self._arm()
+            case wire.Welcome() | wire.Frontends() | wire.Introduce() | wire.Heartbeat() | wire.Goodbye():
+                pass  # the mesh does what these would lead to
+            case _:
+                assert_never(message)
+
+    def resume(self) -> None:
+        """The worker does not hang any more; what has ended meanwhile is reported."""
+        self.hung = False
+        self._wake(self.lanes, self._now_s())
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        self.lanes.check()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _now_s(self) -> float:
+        """Its own clock, which never goes back, whatever rounding makes of the offset."""
+        self._clock_s = max(self._clock_s, self._timeline.now + self.offset_s)
+        return self._clock_s
+
+    def _arm(self) -> None:
+        lanes, timeline = self.lanes, self._timeline
+        for wake_s in (self._emulator.wake_at(), lanes.wake_at()):
+            if wake_s is not None:
+                at_s = max(wake_s - self.offset_s, timeline.now)
+                timeline.at(at_s, lambda wake_s=wake_s: self._wake(lanes, wake_s))  # type: ignore[misc]
+
+    def _wake(self, lanes: Lanes, wake_s: float) -> None:
+        """The clock shows `wake_s`, or later."""
+        if self.lanes is not lanes or self.hung:
+            return
+        self._clock_s = max(self._clock_s, wake_s)
+        now = self._now_s()
+        for phase, job, done in self._emulator.due(now):
+            self._ended(phase, job)
+            self.pump.finished(phase, job, done, now=now)
+            self._arm()
+        if self.pump.wake(now=now):
+            self._arm()
+
+    # -- the device ---------------------------------------------------------------------------------------------------
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """See gpu_worker.core.pump.Executor."""
+        now = self._now_s()
+        if self._checked and phase in (Phase.LOAD, Phase.EXEC):
+            action = job.action
+            assert action.earliest_s <= now <= action.latest_s, f"{phase} of {action} was started at {now}"
+        done = self._emulator.begin(phase, job, now)
+        if self._checked and done is None:
+            if phase is Phase.EXEC:
+                self._check_weights(job)
+            for page in job.pages if phase is Phase.LOAD else ():
+                self._contents[page] = f"half of {job.action.ref}"
+        return done
+
+    def release(self, job: Job) -> None:
+        """See gpu_worker.core.pump.Executor. Jobs hold nothing here."""
+
+    def unloaded(self, ref: str) -> None:
+        """See gpu_worker.core.pump.Executor. There are no views of pages here."""
+
+    def _ended(self, phase: Phase, job: Job) -> None:
+        if not self._checked:
+            return
+        if phase is Phase.EXEC:
+            self._check_weights(job)
+        for page in job.pages if phase is Phase.LOAD else ():
+            self._contents[page] = job.action.ref
+
+    def _check_weights(self, job: Job) -> None:
+        ref = job.action.ref
+        read = {self._contents[page] for page in job.pages}
+        assert read == {ref}, f"{ref} reads {read}"
+
+    def _reported(self, report: Report) -> None:
+        result, job = report.result, report.job
+        well = job is not None and result.code == "ok"
+        if job is not None and well and isinstance(job.action, wire.Infer) and job.action.parts:
+            self.answer(self, job.action)
+        if self.losing:
+            self.losing -= 1
+        else:
+            self.say(self, result)
+        if job is not None and well and result.duration_s is not None:
+            self.versions.executed(job.action, result.duration_s)
+
+
+def _nobody(worker: SimWorker, message: object) -> None:
+    """A worker that belongs to no mesh has nobody to tell."""

@@ -1,0 +1,80 @@
+"""What the lanes, the devices and the pump say to each other about one LOAD or INFER. Pure data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from gpu_worker.core.pages import Holding
+from mesh import wire
+
+
+class Phase(Enum):
+    """What a lane does. The values are the names of the lanes in traces."""
+
+    LOAD = "load"
+    INPUT = "input"
+    EXEC = "exec"
+    OUTPUT = "output"
+
+    __hash__ = object.__hash__  # by identity: an enum computes its own hash in Python, which costs on the hot path
+
+
+@dataclass(slots=True)
+class Done:
+    """How one phase went, as the device measured it. Instants are in the worker's clock."""
+
+    begin_s: float
+    end_s: float
+    duration_s: float
+    code: str = "ok"
+    message: str = ""
+    gathered: bool = False  # EXEC gathered the weights into the execution buffer first
+    clock_mhz: float = 0.0  # 0: unknown
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One LOAD or INFER on its way through the lanes."""
+
+    action: wire.Load | wire.Infer
+    received_s: float
+    order: int  # in which the lanes took it
+    tensors: Sequence[Sequence[bytes | memoryview]] = ()  # an INFER's inputs: per part, in the order of the spec
+    phase: Phase | None = None  # the device executes it now; None: the job waits
+    input: Done | None = None
+    exec: Done | None = None  # of a LOAD: the copy
+    pages: tuple[int, ...] = ()  # where the weights are
+    holding: Holding | None = None  # while EXEC reads them
+    slot: Any = None  # belongs to the device: where the inputs lie
+    output_row_bytes: tuple[int, ...] = ()  # bytes of one row of each output, as the model's spec promises
+    outputs: list[memoryview] = field(default_factory=list)  # written by the device: one tensor per output, all rows
+
+
+@dataclass(slots=True)
+class StartPhase:
+    """The device has to start this phase of this job now."""
+
+    phase: Phase
+    job: Job
+
+
+@dataclass(slots=True)
+class Report:
+    """The controller has to be told this. The job, if there is one, has ended; with code ok it carries the outputs."""
+
+    result: wire.ActionResult
+    job: Job | None = None
+
+
+Effect = StartPhase | Report
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """What the lanes have to know of a version that the device can execute."""
+
+    pages: int
+    batch_max: int
+    batch_sizes: frozenset[int] | None  # None: any size up to the maximum
+    output_row_bytes: tuple[int, ...]  # of each output

@@ -1,0 +1,197 @@
+"""Versions from a model repository: prepared on a thread when the controller asks for them, and then measured."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import structlog
+
+from gpu_worker import tuning
+from gpu_worker.core.jobs import Servable
+from gpu_worker.core.ledger import Ledger, News, Ready
+from gpu_worker.core.measuring import Measurement
+from gpu_worker.core.outputs import row_bytes
+from gpu_worker.core.pump import Pump
+from gpu_worker.devices.base import Device
+from gpu_worker.packages.package import Package
+from gpu_worker.preparing import Made, Preparer
+from gpu_worker.profiling import write_profile
+from gpu_worker.versions import Tell
+from mesh import wire
+from mesh.codes import PackageCode
+from mesh.errors import PackageError
+from mesh.versions import why_changed
+
+GIVE_UP_S = 2.0  # after the device is lost: a preparation that takes longer is stuck in the device
+log = structlog.get_logger("worker")
+
+
+class RepositoryVersions:
+    """See gpu_worker.versions.Versions. One version is prepared at a time."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        device: Device,
+        repository: Path,
+        factory_allow: tuple[str, ...],
+    ) -> None:
+        self.offer: wire.Offer | None = None
+        self._loop = loop
+        self._device = device
+        self._preparer = Preparer(repository, factory_allow, device)
+        self._thread = ThreadPoolExecutor(1, "prepare")
+        self._packages: dict[str, Package] = {}  # {ref: package}, of the versions that are prepared
+        self._preparing: dict[str, Future[None]] = {}  # {ref: the preparation whose end is waited for}
+        self._ledger = Ledger()
+        self._lost = False  # the device
+        self._pump: Pump | None = None
+        self._tell: Tell | None = None
+
+    def attach(self, pump: Pump, tell: Tell) -> None:
+        """See Versions."""
+        self._pump, self._tell = pump, tell
+
+    def reports(self) -> tuple[wire.Prepared, ...]:
+        """See Versions."""
+        return self._ledger.reports()
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """See Versions."""
+        return tuple(sorted(self._preparing))
+
+    def close(self) -> None:
+        """See Versions. A preparation that has begun goes on; nobody hears of its end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # -- preparing ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, ref: str, content: str) -> None:
+        """See Versions."""
+        report = self._ledger.report(ref)
+        if report is not None and report.content and content not in ("", report.content):
+            self.forget(ref)  # it was prepared with another content
+            report = None
+        if report is not None:
+            self._send(report)
+        elif ref not in self._preparing and not self._lost:
+            future: Future[None] = Future()
+            self._preparing[ref] = future
+            self._thread.submit(self._prepare_there, ref, content, future)
+
+    def _prepare_there(self, ref: str, content: str, future: "Future[None]") -> None:
+        """Runs on the thread for preparations; the loop's thread hears of the end."""
+        if not future.set_running_or_notify_cancel():
+            return
+        began_s = time.monotonic()
+        try:
+            made = self._preparer.prepare(ref, content)
+        except PackageError as error:
+            self._loop.call_soon_threadsafe(self._not_prepared, ref, future, tuple(error.faults), error.code)
+        except Exception as error:  # a package must not end the worker, whatever it contains
+            faults = (f"{type(error).__name__}: {error}",)
+            self._loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, "bad_package")
+        else:
+            self._loop.call_soon_threadsafe(self._is_prepared, made, future, time.monotonic() - began_s)
+
+    def _is_prepared(self, made: Made, future: "Future[None]", took_s: float) -> None:
+        assert self._pump is not None
+        package, ref = made.package, made.package.ref
+        if not self._is_wanted(ref, future):
+            return
+        if all(other.architecture != package.architecture for other in self._packages.values()):
+            tuning.freeze()  # an executable consists of very many objects
+        self._packages[ref] = package
+        spec, pages = package.spec, package.pages(self._device.info.page_bytes)
+        sizes = None if self._device.info.any_batch else frozenset(Measurement(spec.batch_max).sizes)
+        self._pump.lanes.prepared(ref, Servable(pages, spec.batch_max, sizes, row_bytes(spec.outputs)))
+        group = None
+        if self._device.measured:
+            group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
+        ready = Ready(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
+        news = self._ledger.prepared(ready)
+        profiled = news.reports[0].profile is not None
+        log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
+        self._spread(news)
+
+    def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: str) -> None:
+        if not self._is_wanted(ref, future):
+            return
+        self._free(ref)
+        log.warning("not_prepared", ref=ref, faults=list(faults), code=code)
+        self._send(wire.Prepared(ref=ref, ok=False, faults=tuple(faults), code=code))
+
+    def _is_wanted(self, ref: str, future: "Future[None]") -> bool:
+        """Whether the controller still waits for this preparation, which has ended. If not, what it made is freed."""
+        if self._preparing.get(ref) is future:
+            del self._preparing[ref]
+            return True
+        if ref not in self._preparing:  # a newer preparation replaces on the device what this one made
+            self._free(ref)
+        return False
+
+    def _free(self, ref: str) -> None:
+        """The device holds nothing of the version. A lost device cannot free anything."""
+        if not self._lost:
+            self._device.forget(ref)
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def forget(self, ref: str) -> None:
+        """See Versions."""
+        assert self._pump is not None
+        self._preparing.pop(ref, None)
+        self._packages.pop(ref, None)
+        self._spread(self._ledger.forget(ref))
+        self._pump.forget(ref, now=time.monotonic())
+        self._device.forget(ref)
+        log.info("forgotten", ref=ref)
+
+    def withdraw(self, ref: str, why: str) -> None:
+        """See Versions."""
+        if self._ledger.report(ref) is None:
+            return  # it was forgotten in the meantime
+        log.warning("withdrawn", ref=ref, why=why, code=PackageCode.CONTENT_CHANGED)
+        self.forget(ref)
+        self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED))
+
+    def device_lost(self, why: str) -> None:
+        """See Versions. A preparation that has begun has GIVE_UP_S to end: it may be what the device was lost by."""
+        self._lost = True
+        for ref, preparation in list(self._preparing.items()):
+            if preparation.cancel():  # it has not begun: the next process prepares the version
+                del self._preparing[ref]
+        self._loop.call_later(GIVE_UP_S, self._give_up, why)
+
+    def _give_up(self, why: str) -> None:
+        """The preparations that are still under way will not end, and nobody waits for them."""
+        for ref, future in list(self._preparing.items()):
+            faults = (f"the device was lost while it was being prepared: {why}",)
+            self._not_prepared(ref, future, faults, "device_lost")
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+        """See Versions."""
+        if self._ledger.is_measured(action.ref):
+            traits = self._device.traits(action.ref)
+            self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from))
+
+    def _spread(self, news: News) -> None:
+        for ref, profile in news.profiles:
+            self._keep(ref, profile)
+        for report in news.reports:
+            self._send(report)
+
+    def _keep(self, ref: str, profile: wire.Profile) -> None:
+        try:
+            write_profile(self._packages[ref].folder, self._preparer.kind(ref), profile)
+        except OSError as error:
+            log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
+
+    def _send(self, report: wire.Prepared) -> None:
+        assert self._tell is not None
+        self._tell(report)

@@ -1,0 +1,127 @@
+"""The pump: what it begins on a device and reports, in which order, and what the device hears of it."""
+
+from gpu_worker.core.jobs import Done, Job, Phase, Report, Servable
+from gpu_worker.core.lanes import Lanes
+from gpu_worker.core.pages import PageTable
+from gpu_worker.core.pump import Action, Pump
+from mesh import wire
+from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, infer, load, unload
+
+
+class Recorder:
+    """A device and a listener that note what they hear. INPUT and OUTPUT are over at once, LOAD and EXEC when told."""
+
+    def __init__(self) -> None:
+        lanes = Lanes(PageTable(4), dict(ONE_AT_A_TIME))
+        lanes.welcome(EPOCH)
+        for ref in ("m:1", "n:1", "o:1"):
+            lanes.prepared(ref, Servable(2, 8, None, ()))
+        self.pump = Pump(lanes, self, self._reported)
+        self.running: dict[tuple[Phase, int], Job] = {}  # {(phase, action): job}
+        self._now = 0.0
+        self._heard: list[str] = []
+
+    def begin(self, phase: Phase, job: Job) -> Done | None:
+        """See Executor."""
+        self._heard.append(f"begin {phase.value} #{job.action.action}")
+        if phase in (Phase.INPUT, Phase.OUTPUT):
+            return Done(self._now, self._now, 0.0)
+        self.running[phase, job.action.action] = job
+        return None
+
+    def release(self, job: Job) -> None:
+        """See Executor."""
+        self._heard.append(f"release #{job.action.action}")
+
+    def unloaded(self, ref: str) -> None:
+        """See Executor."""
+        self._heard.append(f"unloaded {ref}")
+
+    def _reported(self, report: Report) -> None:
+        self._heard.append(f"{report.result.kind} #{report.result.action} {report.result.code}")
+
+    def take(self, action: Action, now: float = 1.0) -> list[str]:
+        """The action is ordered."""
+        self._now = now
+        self.pump.take(action, EPOCH, now=now)
+        return self.heard()
+
+    def end(self, phase: Phase, action: int, now: float = 1.0) -> list[str]:
+        """The device ends a phase."""
+        self._now = now
+        self.pump.finished(phase, self.running.pop((phase, action)), Done(now, now, 0.0), now=now)
+        return self.heard()
+
+    def heard(self) -> list[str]:
+        """What was noted since the last time; the lanes' invariants hold."""
+        self.pump.lanes.check()
+        heard, self._heard = self._heard, []
+        return heard
+
+
+def loaded(*refs: str) -> Recorder:
+    made = Recorder()
+    for number, ref in enumerate(refs):
+        made.take(load(900 + number, ref))
+        made.end(Phase.LOAD, 900 + number)
+    return made
+
+
+def test_phases_that_are_over_at_once_lead_to_the_next_ones_in_the_same_call() -> None:
+    at = loaded("m:1")
+    assert at.take(infer(1)) == ["begin input #1", "begin exec #1"]
+    assert at.end(Phase.EXEC, 1) == ["begin output #1", "infer #1 ok", "release #1"]
+
+
+def test_a_job_is_reported_and_then_released_before_another_one_begins() -> None:
+    at = loaded("m:1")
+    at.take(infer(1))
+    at.take(infer(2))
+    at.take(infer(3))
+    assert at.end(Phase.EXEC, 1) == ["begin output #1", "begin exec #2", "infer #1 ok", "release #1"]
+    assert at.end(Phase.EXEC, 2) == ["begin output #2", "begin exec #3", "infer #2 ok", "release #2"]
+
+
+def test_what_the_lanes_refuse_is_reported_and_released_and_never_begun() -> None:
+    assert Recorder().take(infer(1)) == ["infer #1 weights_missing", "release #1"]
+
+
+def test_the_device_hears_of_an_unload_after_it_was_reported() -> None:
+    at = loaded("m:1")
+    assert at.take(unload(1)) == ["unload #1 ok", "unloaded m:1"]
+
+
+def test_a_version_that_is_forgotten_leaves_the_arena() -> None:
+    at = loaded("m:1", "n:1")
+    at.pump.forget("m:1", now=1.0)
+    assert at.heard() == ["unloaded m:1"]
+    assert at.take(infer(1)) == ["infer #1 unknown_model", "release #1"]
+    assert at.take(load(2, "o:1")) == ["begin load #2"]
+
+
+def test_waking_begins_what_is_due_and_waking_early_begins_nothing() -> None:
+    at = loaded("m:1")
+    assert at.take(load(1, "n:1", earliest_s=5.0)) == []
+    assert at.pump.wake_at() == 5.0
+    at.pump.wake(now=4.9)
+    assert at.heard() == []
+    at.pump.wake(now=5.0)
+    assert at.heard() == ["begin load #1"]
+    assert at.pump.wake_at() is None
+
+
+def test_what_waits_for_a_controller_that_was_replaced_is_released_and_not_reported() -> None:
+    at = loaded("m:1")
+    at.take(infer(1, earliest_s=5.0), now=4.996)  # its inputs are there
+    assert at.running == {}
+    at.pump.welcome(EPOCH + 1)
+    assert at.heard() == ["release #1"]
+    at.pump.wake(now=5.0)
+    assert at.heard() == []
+
+
+def test_actions_are_told_apart_by_their_kind() -> None:
+    kinds = {type(action): loaded("m:1").take(action) for action in (infer(1), load(1, "n:1"), unload(1))}
+    assert kinds[wire.Infer] == ["begin input #1", "begin exec #1"]
+    assert kinds[wire.Load] == ["begin load #1"]
+    assert kinds[wire.Unload] == ["unload #1 ok", "unloaded m:1"]
