@@ -93,7 +93,7 @@ class RepositoryVersions:
             self._loop.call_soon_threadsafe(self._not_prepared, ref, future, tuple(error.faults), error.code)
         except Exception as error:  # a package must not end the worker, whatever it contains
             faults = (f"{type(error).__name__}: {error}",)
-            self._loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, "bad_package")
+            self._loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, PackageCode.BAD_PACKAGE)
         else:
             self._loop.call_soon_threadsafe(self._is_prepared, made, future, time.monotonic() - began_s)
 
@@ -170,7 +170,7 @@ class RepositoryVersions:
         """The preparations that are still under way will not end, and nobody waits for them."""
         for ref, future in list(self._preparing.items()):
             faults = (f"the device was lost while it was being prepared: {why}",)
-            self._not_prepared(ref, future, faults, "device_lost")
+            self._not_prepared(ref, future, faults, PackageCode.DEVICE_LOST)
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 

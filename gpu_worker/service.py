@@ -25,6 +25,7 @@ from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
+OK = ActionCode.OK  # for what runs for every action
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, but perhaps for the next one
 CALL_AGAIN_S = 0.05  # after the controller was lost
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
@@ -212,14 +213,14 @@ class WorkerService:
 
     def _report(self, report: Report) -> None:
         result, job = report.result, report.job
-        if job is not None and result.code == "ok" and result.kind == "infer":
+        if job is not None and result.code == OK and result.kind == "infer":
             self._answering.send(job)
         self._tell(result)
         if job is None:
             return
         if result.code == ActionCode.CONTENT_CHANGED:
             self._hub.loop.call_soon(self.versions.withdraw, job.action.ref, result.message)  # the pump is at work
-        elif result.code == "ok" and result.duration_s is not None:
+        elif result.code == OK and result.duration_s is not None:
             self.versions.executed(job.action, result.duration_s)
 
     def _device_lost(self, why: str) -> None:

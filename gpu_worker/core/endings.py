@@ -2,6 +2,9 @@
 
 from gpu_worker.core.jobs import Done, Job, Report
 from mesh import wire
+from mesh.codes import ActionCode
+
+OK = ActionCode.OK  # for what runs for every action
 
 
 def load_ended(job: Job, done: Done, free_pages: int) -> Report:
@@ -9,7 +12,7 @@ def load_ended(job: Job, done: Done, free_pages: int) -> Report:
     result = wire.ActionResult(
         action=job.action.action,
         kind="load",
-        code="ok",
+        code=OK,
         received_s=job.received_s,
         free_pages=free_pages,
         begin_s=done.begin_s,
@@ -27,7 +30,7 @@ def infer_ended(job: Job, output: Done, free_pages: int) -> Report:
     result = wire.ActionResult(
         action=job.action.action,
         kind="infer",
-        code="ok",
+        code=OK,
         received_s=job.received_s,
         free_pages=free_pages,
         begin_s=ran.begin_s,

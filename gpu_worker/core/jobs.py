@@ -7,6 +7,9 @@ from typing import Any
 
 from gpu_worker.core.pages import Holding
 from mesh import wire
+from mesh.codes import ActionCode
+
+OK = ActionCode.OK  # for what runs for every action
 
 
 class Phase(Enum):
@@ -27,7 +30,7 @@ class Done:
     begin_s: float
     end_s: float
     duration_s: float
-    code: str = "ok"
+    code: str = OK
     message: str = ""
     gathered: bool = False  # EXEC gathered the weights into the execution buffer first
     clock_mhz: float = 0.0  # 0: unknown

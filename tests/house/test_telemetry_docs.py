@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gpu_worker.core.lanes import CODES
+from mesh.codes import ActionCode
 from mesh.facts import ActionFact, Header, RequestFact
 from mesh.metrics import METRICS
 from mesh.process.settings import Settings
@@ -20,7 +20,7 @@ WRITTEN = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "telemetry.md").read_t
         set(ActionFact.__struct_fields__),
         set(Header.__struct_fields__),
         set(METRICS),
-        set(CODES),
+        set(ActionCode),
         {name for name in Settings.model_fields if name.startswith("telemetry")},
     ],
     ids=["requests", "actions", "header", "metrics", "codes", "settings"],

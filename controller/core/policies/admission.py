@@ -21,6 +21,7 @@ from controller.core.policies.base import Verdict
 from controller.core.queues import Request
 from controller.core.residency import Popularity
 from controller.core.state import Model
+from mesh.codes import ErrorCode
 
 RECENT_S = 0.1  # time constant of the rate of admission that fills the last batch of a queue
 PRICE_LOSS = 0.8  # largest share of admitted requests to be lost; in overload 0.8 costs 0.2 points of attainment
@@ -87,13 +88,14 @@ class Admission:
             behind_s = min(behind_s, others_s)
         predicted_s = behind_s - now
         if alone_s > request.deadline_s:
-            return Verdict(False, alone_s - now, "deadline", self._retry_s(model, request, own_s, now))
+            return Verdict(False, alone_s - now, ErrorCode.DEADLINE, self._retry_s(model, request, own_s, now))
         if own_s > request.deadline_s:
-            return Verdict(False, own_s - now, "overload", own_s - request.deadline_s)
+            return Verdict(False, own_s - now, ErrorCode.OVERLOAD, own_s - request.deadline_s)
         price = self._prices.get(model.ref)
         contended = behind_s > request.deadline_s  # otherwise it is in time whatever other models earn
         if contended and price is not None and not price.admits():
-            return Verdict(False, predicted_s, "overload", max(request.deadline_s - now, behind_s - request.deadline_s))
+            retry_s = max(request.deadline_s - now, behind_s - request.deadline_s)
+            return Verdict(False, predicted_s, ErrorCode.OVERLOAD, retry_s)
         arrivals.add(now, request.rows)
         return Verdict(True, predicted_s)
 

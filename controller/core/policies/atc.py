@@ -24,6 +24,7 @@ from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
 from controller.core.queues import Request
 from controller.core.state import Model, State
+from mesh.codes import ErrorCode
 
 # Source of both: docs/design/policy.md, "Returning clients"
 APART_GAIN = 1.05  # a batch waits for clients only if going apart takes so much more device time than going together
@@ -92,7 +93,7 @@ class Atc(Policy):
         if clients is not None:
             clients.arrived(now)
         verdict = self._admission.admit(model, request, now)
-        if verdict.code == "deadline" and not model.hosts:
+        if verdict.code == ErrorCode.DEADLINE and not model.hosts:
             self._placement.refused_unplaced(model)
         return verdict
 

@@ -34,7 +34,7 @@ class Verdict:
 
     admitted: bool
     predicted_s: float  # latency from arrival to the end of OUTPUT
-    code: str = ""  # why not: "deadline" (not even alone and first) | "overload"
+    code: str = ""  # why not: DEADLINE (not even alone and first) or OVERLOAD, of ErrorCode
     retry_after_s: float | None = None  # after how long the same budget would suffice; None: never, as things are
 
 

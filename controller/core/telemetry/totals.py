@@ -12,8 +12,10 @@ from controller.core.devices.action import Action
 from controller.core.devices.base import Device
 from controller.core.queues import Request
 from mesh import wire
+from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, Fact, RequestFact, Spread
 
+OK = ActionCode.OK  # for what runs for every action
 RING = 1024  # latest values that quantiles are taken of: p99 is the tenth largest
 
 
@@ -111,7 +113,8 @@ class Telemetry:
         if latency_s > 0:
             self.latency_errors.append(abs(latency_s - request.predicted_s) / latency_s)
         if self.recording:
-            self._note(request, "in_time" if in_time else "late", "", end_s, action, device, result.duration_s)
+            outcome = RequestOutcome.IN_TIME if in_time else RequestOutcome.LATE
+            self._note(request, outcome, "", end_s, action, device, result.duration_s)
 
     def refused(self, request: Request, status: str, code: str, now: float) -> None:
         """The request was rejected or failed (`status`)."""
@@ -179,7 +182,7 @@ class Telemetry:
         if totals is None:
             totals = self.devices[device.worker] = DeviceTotals()
         duration_s = result.duration_s
-        if result.code != "ok":
+        if result.code != OK:
             totals.failed += 1
         elif duration_s is not None:
             error = abs(duration_s - action.expected_s) / duration_s if duration_s > 0 else 0.0
@@ -198,9 +201,8 @@ class Telemetry:
     def lost(self, device: Device, actions: Iterable[Action], *, waiting: int, now: float) -> None:
         """A worker is gone, with these actions."""
         for action in actions:
-            result = wire.ActionResult(
-                action=action.id, kind=action.kind, code="worker_lost", received_s=now + device.offset_s, free_pages=0
-            )
+            lost_s, code = now + device.offset_s, ActionCode.WORKER_LOST
+            result = wire.ActionResult(action=action.id, kind=action.kind, code=code, received_s=lost_s, free_pages=0)
             self.ended(device, action, result, in_time=0, waiting=waiting, now=now)
         self.devices.pop(device.worker, None)
 

@@ -16,9 +16,10 @@ from controller.core.versions.preparation import FAULTS_MAX, Preparation
 from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
-from mesh.codes import PackageCode
+from mesh.codes import ActionCode, PackageCode
 from mesh.versions import why_changed
 
+OK = ActionCode.OK  # for what runs for every action
 LOAD_FAULTS_MAX = 5  # final failures of LOADs in a row after which a version cannot be served from the device
 
 
@@ -107,7 +108,7 @@ class Readiness:
         """A measuring run has ended. After a few that another one would repeat, the version is not served from here."""
         preparation = self.preparations[device.worker]
         if result.code not in INFER_FINAL:
-            duration_s = result.duration_s if result.code == "ok" else None
+            duration_s = result.duration_s if result.code == OK else None
             preparation.measured(action.ref, action.batch, duration_s, now)
         elif preparation.faulted(action.ref, now):
             return self._give_up(device, action.ref, "it fails where it is measured", result, now)

@@ -3,8 +3,9 @@
 import pytest
 
 from gpu_worker.core.jobs import Done, Phase, Servable
-from gpu_worker.core.lanes import ACTIONS_MAX, CODES, INPUT_AHEAD_S
+from gpu_worker.core.lanes import ACTIONS_MAX, INPUT_AHEAD_S
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, Device, infer, load, said, unload
 
 TWO = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
@@ -382,7 +383,7 @@ def test_a_model_whose_load_is_still_running_is_not_unloaded() -> None:
 def test_an_infer_without_weights_is_refused() -> None:
     device = Device()
     assert device.order(infer(1), now=10.0) == ["infer #1 weights_missing, 4 free"]
-    assert device.results[1].message == CODES["weights_missing"]
+    assert device.results[1].message == ActionCode.WEIGHTS_MISSING.meaning
 
 
 @pytest.mark.parametrize("make", [load, infer])
@@ -437,9 +438,8 @@ def test_every_code_has_its_sentence() -> None:
     device.order(load(1, "n:1"), now=10.0)
     device.order(load(2, "m:1"), now=10.0)
     device.order(infer(3, latest_s=9.0), now=10.0)
-    assert [device.results[n].message for n in (1, 2, 3)] == [
-        CODES["no_pages"], CODES["already_loaded"], CODES["late"],
-    ]  # fmt: skip
+    codes = [ActionCode.NO_PAGES, ActionCode.ALREADY_LOADED, ActionCode.LATE]
+    assert [device.results[n].message for n in (1, 2, 3)] == [code.meaning for code in codes]
 
 
 # -- controllers come and go ------------------------------------------------------------------------------------------
