@@ -84,7 +84,7 @@ def _text(raw: str | bytes | None) -> str:
 
 def files_of_tests() -> list[str]:
     """All test files of the device with graphs."""
-    return sorted(map(str, (ROOT / TESTS).glob("test_cuda_*.py")))
+    return sorted(map(str, (ROOT / TESTS).rglob("test_cuda_*.py")))
 
 
 def run_tests(limit_s: float) -> Figures:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from gearmesh.cli.main import app
 from gearmesh.operations.meshes import Mesh, mesh
+from gearmesh.operations.up import first_of
 
 LONG_MS = 40_000.0  # a budget for what is to be answered, however slow the machine is
 LIMIT_S = 600.0  # nothing takes so long but what will never end
@@ -74,7 +75,14 @@ def run_with_mesh(scenario: Callable[[Mesh], Any], repository: Path, data_dir: P
     async def run() -> None:
         async with mesh(repository, data_dir, **settings) as running:
             try:
-                await asyncio.wait_for(scenario(running), LIMIT_S)
+                played = asyncio.ensure_future(scenario(running))
+                await first_of(played, running.supervisor.failed, timeout_s=LIMIT_S)
+                if not played.done():
+                    played.cancel()
+                    await asyncio.gather(played, return_exceptions=True)
+                    failed = running.supervisor.failed
+                    raise AssertionError(failed.result() if failed.done() else f"nothing came of it in {LIMIT_S} s")
+                await played
             except BaseException as error:
                 error.add_note(f"the mesh's log:\n{running.log(120)}")
                 raise

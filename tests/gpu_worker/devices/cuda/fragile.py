@@ -106,5 +106,5 @@ def install(folder: Path) -> None:
     about = folder / "fragile-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
-    devices = [f"{name} = tests.gpu_worker.{name}:open_{name}\n" for name in ("fragile", "hanging")]
+    devices = [f"{name} = {__package__}.{name}:open_{name}\n" for name in ("fragile", "hanging")]
     (about / "entry_points.txt").write_text("".join(["[gearmesh.devices]\n", *devices]))
