@@ -24,6 +24,7 @@ from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
+OK = ActionCode.OK  # for what runs for every action
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 log = structlog.get_logger("controller")
 

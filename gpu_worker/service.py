@@ -41,8 +41,12 @@ class WorkerService:
         device: Device,
         versions: Versions,
         refused: Callable[[wire.CallReply], None] | None = None,
+        welcomed: Callable[[], None] | None = None,
     ) -> None:
-        """`versions`: what is served; `refused` is told if the broker does not want what the worker offers."""
+        """`versions`: what is served; `refused` is told if the broker does not want what the worker offers.
+
+        `welcomed` is called whenever a controller has taken the device over.
+        """
         self.settings = runtime.settings
         self.versions = versions
         self._end = runtime.end
@@ -58,6 +62,7 @@ class WorkerService:
             runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
         )
         self._refused = refused
+        self._on_welcome = welcomed
         self._answering = Answering(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
@@ -184,6 +189,8 @@ class WorkerService:
         self._pump.welcome(epoch)
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
+        if self._on_welcome is not None:
+            self._on_welcome()
 
     def _tell(self, message: wire.Prepared | wire.ActionResult) -> None:
         """Sends to the controller. Without one, nothing is sent: the next one learns all from the hello."""

@@ -34,11 +34,13 @@ from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.operations.up import client
 from gearmesh.telemetry.machine import Watch, describe, median, quantile
+from mesh.codes import AnswerStatus
 from mesh.process.settings import read_settings
 from scripts import ROOT
 from scripts.bench_mesh import Drive, HttpDriver, ZmqDriver, family, peer_environment, start
 from scripts.rigs import batching_functions
 
+OK = AnswerStatus.OK
 IN_FLIGHT = (8, 32, 128, 512)
 METHODS = {
     "aimd": ["--batching", "aimd"],
@@ -102,9 +104,9 @@ async def containers(
 
     def check(body: bytes) -> tuple[int, bool]:
         answer = msgpack.unpackb(body)
-        if answer["status"] == "ok":
+        if answer["status"] == OK:
             sizes.append((time.perf_counter(), answer["batch_size"]))
-        return answer["id"], answer["status"] == "ok"
+        return answer["id"], answer["status"] == OK
 
     driver = ZmqDriver(running.address, ask, check)
     try:

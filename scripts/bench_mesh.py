@@ -30,9 +30,11 @@ from rich.table import Table
 from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.telemetry.machine import Watch, describe, median, quantile
+from mesh.codes import AnswerStatus
 from scripts import ROOT
 from scripts.build_models import build_noop
 
+OK = AnswerStatus.OK
 IN_FLIGHT = (1, 16, 64, 256)
 FLOATS = struct.pack("<16f", *range(16))
 console = Console(width=None if sys.stdout.isatty() else 140, stderr=False)
@@ -120,7 +122,7 @@ def ask_noop(number: int) -> bytes:
 def check_noop(body: bytes) -> tuple[int, bool]:
     """(id, whether it is the right answer)."""
     answer = msgpack.unpackb(body)
-    return answer["id"], answer["status"] == "ok" and answer["outputs"][0]["data"] == FLOATS
+    return answer["id"], answer["status"] == OK and answer["outputs"][0]["data"] == FLOATS
 
 
 def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":

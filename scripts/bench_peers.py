@@ -166,8 +166,7 @@ async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: d
     if model in arguments.parts:
         cells += [(str(n), n, LOOSE_SLO_MS) for n in arguments.in_flight]
     if model == "m5" and "goodput" in arguments.parts:
-        for load in loads_of(arguments):
-            shape = arguments.clients if "clients" in load else float(load.removesuffix("/s"))
+        for load, shape in loads_of(arguments).items():
             cells += [(f"{load}@{s:g}", shape, s) for s in arguments.slos] if is_ours else [(load, shape, LOOSE_SLO_MS)]
     await driver.closed(16, WARM_S, LOOSE_SLO_MS)
     for cell, shape, slo_ms in cells:
@@ -217,9 +216,12 @@ async def run(bench: Bench, say: Any) -> None:
                 say(f"round {round_ + 1} of {arguments.rounds}: {system}, {model}: {time.monotonic() - began_s:.0f} s")
 
 
-def loads_of(arguments: argparse.Namespace) -> list[str]:
-    """Names of the loads for which goodput is measured."""
-    return [f"{arguments.clients} clients", *(f"{rate:g}/s" for rate in arguments.rates)]
+def loads_of(arguments: argparse.Namespace) -> dict[str, int | float]:
+    """{name: clients of a closed loop (int), or requests per second (float)} for which goodput is measured."""
+    return {
+        f"{arguments.clients} clients": arguments.clients,
+        **{f"{rate:g}/s": float(rate) for rate in arguments.rates},
+    }
 
 
 def rotated(systems: Sequence[str], by: int) -> list[str]:
@@ -246,11 +248,11 @@ def report(bench: Bench) -> str:
             ahead += tables.behind_throughput(title, bench.runs[model], arguments.in_flight)
     if "goodput" in arguments.parts and "m5" in bench.runs:
         loads = loads_of(arguments)
-        for load in loads:
-            kind = "closed loop" if "clients" in load else "open loop, Poisson"
+        for load, shape in loads.items():
+            kind = "closed loop" if isinstance(shape, int) else "open loop, Poisson"
             parts.append(tables.goodput_table(f"Goodput on m5, {kind}, {load}", bench.runs["m5"], load, arguments.slos))
-        ahead += tables.behind(bench.runs["m5"], loads, arguments.slos)
-        parts.append(_capacity(bench, loads[-1]))
+        ahead += tables.behind(bench.runs["m5"], list(loads), arguments.slos)
+        parts.append(_capacity(bench, list(loads)[-1]))
     parts.append(tables.lateness(bench.runs))
     for system, why in bench.missing.items():
         parts.append(f"**{system} is not compared (or only in part)**: {why}\n")
@@ -339,7 +341,7 @@ def main() -> int:
         uvloop.run(run(bench, say))
     print(report(bench))
     if arguments.plot is not None and "m5" in bench.runs and "goodput" in arguments.parts:
-        plots.draw(bench.runs["m5"], loads_of(arguments), arguments.slos, arguments.plot)
+        plots.draw(bench.runs["m5"], list(loads_of(arguments)), arguments.slos, arguments.plot)
     result = {
         "machine": describe(),
         "peers": {

@@ -35,6 +35,7 @@ from gpu_worker.devices.executables import read_image
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.codes import ActionCode
 
 PAGE = 16 * MIB
 ROOM = Room(page_bytes=PAGE, pages=16, window_pages=8)
@@ -247,7 +248,7 @@ class Serving:
         done = self.device.begin(phase, job)
         if done is None:
             done = await future
-        if done.code != "ok":
+        if done.code != ActionCode.OK:
             raise RuntimeError(f"{phase}: {done.code}: {done.message}")
         return done
 

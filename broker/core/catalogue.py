@@ -25,7 +25,6 @@ HISTORY_MAX = 16  # versions that a rollback can return to
 Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
 CallKey = tuple[str, int]  # (peer, its call number)
 Replies = list[tuple[CallKey, wire.CallReply]]
-APP_EXISTS, UNKNOWN_APP = "app_exists", "unknown_app"  # codes of replies about applications
 
 
 @dataclass(slots=True)
@@ -441,21 +440,23 @@ class Catalogue:
         """The application is stored as defined. Checks names and models; frontends have checked the policy already."""
         name = definition.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            return _no(f"an application's name matches {NAME.pattern}; got {name!r}", "app.name", call)
+            return _no(
+                f"an application's name matches {NAME.pattern}; got {name!r}", "app.name", call, ReplyCode.BAD_APP
+            )
         app = self.apps.get(name)
         if create and app is not None:
             text = f"application {name!r} exists already; change it with update_app"
-            return _no(text, "app.name", call, APP_EXISTS)
+            return _no(text, "app.name", call, ReplyCode.APP_EXISTS)
         if not create and app is None:
             text = f"there is no application {name!r}; there are: {listed(self.apps)}"
-            return _no(text, "app.name", call, UNKNOWN_APP)
+            return _no(text, "app.name", call, ReplyCode.UNKNOWN_APP)
         models = definition.get("models")
         if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
-            return _no(f"models is a list of names; got {models!r}", "app.models", call)
+            return _no(f"models is a list of names; got {models!r}", "app.models", call, ReplyCode.BAD_APP)
         unknown = [model for model in definition.get("models", ()) if model not in self.deployed()]
         if unknown:
-            there = listed(self.deployed())
-            return _no(f"unknown models: {', '.join(map(str, unknown))}; deployed are: {there}", "app.models", call)
+            text = f"unknown models: {', '.join(map(str, unknown))}; deployed are: {listed(self.deployed())}"
+            return _no(text, "app.models", call, ReplyCode.BAD_APP)
         revision = self.revisions = self.revisions + 1
         self.apps[name] = AppRecord(name, definition, revision, app.created if app is not None else revision)
         self.changed_apps.add(name)
@@ -466,7 +467,7 @@ class Catalogue:
         app = self.apps.pop(name, None)
         if app is None:
             text = f"there is no application {name!r}; there are: {listed(self.apps)}"
-            return _no(text, "app", call, UNKNOWN_APP)
+            return _no(text, "app", call, ReplyCode.UNKNOWN_APP)
         self.changed_apps.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")
 

@@ -121,7 +121,7 @@ class TensorOut(msgspec.Struct, omit_defaults=True):
 class Error(msgspec.Struct, omit_defaults=True):
     """Why an answer is not ok."""
 
-    code: str
+    code: str  # an ErrorCode or an ActionCode; a controller that is newer than this frontend may name others
     message: str
     field: str | None = None
     retry_after_ms: float | None = None
@@ -131,7 +131,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     """The single answer to a request. Fields that do not apply are absent."""
 
     id: Id | None
-    status: str  # ok | rejected | timed_out | failed | invalid
+    status: str  # an AnswerStatus
     outputs: list[TensorOut] | None = None
     model: str | None = None
     version: str | None = None
@@ -155,11 +155,11 @@ class Answer(msgspec.Struct, omit_defaults=True):
 class Invalid(Exception):
     """A request that is not valid or cannot be served; with `rejected`, only not now. Becomes an answer."""
 
-    code: str
+    code: ErrorCode
     message: str
     field: str | None = None
     id: Id | None = None
-    status: str = AnswerStatus.INVALID
+    status: AnswerStatus = AnswerStatus.INVALID
     retry_after_ms: float | None = None
 
     def answer(self) -> Answer:
@@ -223,12 +223,6 @@ def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Inva
     return Invalid(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
 
 
-def worded(error: str) -> tuple[str | None, str]:
-    """(the field, the sentence) of msgspec's error, in the words of the protocol."""
-    fault = read_fault(msgspec.ValidationError(error))
-    return fault.place, fault.text
-
-
 def duplicate(request_id: Id) -> Invalid:
     """The error for an id that is in use."""
     return Invalid(
@@ -277,11 +271,12 @@ def check_names(request: Infer) -> None:
     """Checks that exactly one of model and app is given, and that names have the form of names. Raises: Invalid."""
     if (request.model is None) == (request.app is None):
         raise Invalid(ErrorCode.BAD_TARGET, "give either model or app", "model", request.id)
-    field, name = ("model", request.model) if request.model is not None else ("app", request.app)
-    if name is None or not NAME.fullmatch(name):
-        raise Invalid(
-            f"unknown_{field}", f"{field} must match {NAME.pattern}; got {str(name)[:80]!r}", field, request.id
-        )
+    if request.model is not None:
+        field, name, code = "model", request.model, ErrorCode.UNKNOWN_MODEL
+    else:
+        field, name, code = "app", request.app or "", ErrorCode.UNKNOWN_APP
+    if not NAME.fullmatch(name):
+        raise Invalid(code, f"{field} must match {NAME.pattern}; got {name[:80]!r}", field, request.id)
     if request.version is not None and not VERSION.fullmatch(request.version):
         text = f"version is a string of digits; got {request.version[:32]!r}"
         raise Invalid(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)

@@ -19,6 +19,7 @@ from mesh import wire
 from mesh.codes import ActionCode, PackageCode
 from mesh.versions import why_changed
 
+OK = ActionCode.OK  # for what runs for every action
 LOAD_FAULTS_MAX = 5  # final failures of LOADs in a row after which a version cannot be served from the device
 
 
