@@ -15,6 +15,7 @@ from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerOptions
 from mesh import wire
 from mesh.codes import PackageCode
+from mesh.process.readiness import ReadyPipe, ReadySignal
 from tests.gpu_worker.container.container_builders import X, Y
 from tests.loops import LIMIT_S, Told, on_loop
 from tests.mesh.net.brokers import Broker, Caller
