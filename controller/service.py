@@ -16,6 +16,7 @@ from controller.core.state import State
 from controller.core.versions.preparation import terms_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
+from mesh.codes import ActionCode, LinkLoss
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
@@ -23,6 +24,7 @@ from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
+OK = ActionCode.OK  # for what runs for every action
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 log = structlog.get_logger("controller")
 
@@ -156,7 +158,7 @@ class ControllerService:
             self._order(self.scheduler.worker_leaving(peer))
             self._port.send(peer, wire.Goodbye())  # behind the last order: it may go when that is done
         else:
-            self._lost(peer, "left")
+            self._lost(peer, LinkLoss.LEFT)
 
     def _lost(self, peer: str, why: str) -> None:
         now = time.monotonic()
@@ -221,7 +223,7 @@ class ControllerService:
                     assert_never(order)
 
     def _log_result(self, peer: str, result: wire.ActionResult) -> None:
-        if result.code != "ok":
+        if result.code != ActionCode.OK:
             (log.warning if result.code in MENDED_BY_PEOPLE else log.debug)(
                 "action_failed",
                 worker=peer,

@@ -16,7 +16,6 @@ from typing import Any, assert_never
 import msgspec
 import structlog
 
-from frontend.core.applications import codes
 from frontend.core.applications.messages import (
     Claim,
     DecisionClaimed,
@@ -29,6 +28,7 @@ from frontend.core.applications.messages import (
     StoreChanged,
     StoreEvent,
     StoreOrder,
+    StoreOutcome,
 )
 from selection.base import State, adapt, checked, fresh
 from selection.contexts import Key
@@ -178,7 +178,7 @@ class StateKeeper:
         room = len(self._held) < HELD_MAX
         if room:
             self._held.append(order)
-        outcome = codes.HELD if room else codes.REFUSED
+        outcome = StoreOutcome.HELD if room else StoreOutcome.REFUSED
         why = "" if room else self._down
         if isinstance(order, Learn):
             self._outcomes.append(FeedbackStored(order.number, outcome, why=why))
@@ -204,11 +204,11 @@ class StateKeeper:
             known = self._store.claim(order.decision)
 
         if self._reach(claim):
-            self._outcomes.append(DecisionClaimed(order.number, codes.DONE, known))
+            self._outcomes.append(DecisionClaimed(order.number, StoreOutcome.DONE, known))
         elif order.hold:
             self._hold(order)
         else:
-            self._outcomes.append(DecisionClaimed(order.number, codes.REFUSED, why=self._down))
+            self._outcomes.append(DecisionClaimed(order.number, StoreOutcome.REFUSED, why=self._down))
 
     def _learn(self, orders: Sequence[Learn]) -> bool:
         """All feedback for one context is in its state, by one write. Returns False if the store cannot be reached.
@@ -239,8 +239,8 @@ class StateKeeper:
             return False
         for order in orders:
             why = refused.get(order.number)
-            done = FeedbackStored(order.number, codes.DONE, state)
-            self._outcomes.append(done if why is None else FeedbackStored(order.number, codes.REFUSED, why=why))
+            done = FeedbackStored(order.number, StoreOutcome.DONE, state)
+            self._outcomes.append(done if why is None else FeedbackStored(order.number, StoreOutcome.REFUSED, why=why))
         return True
 
     def _tell_all(self, outcomes: Sequence[StoreEvent]) -> None:

@@ -315,7 +315,7 @@ class FrontendService:
         for part in self._evaluations.ended(call):
             self._submit(part, now)
         if call.ask is not None:
-            failure = Failure(status, code, message, predicted_ms, retry_after_ms)
+            failure = Failure.of(status, code, message, predicted_ms, retry_after_ms)
             self._applications.handle(ModelFailed(call.ask, failure))
             return
         self._replies.error(call, status, code, message, now, predicted_ms, retry_after_ms)

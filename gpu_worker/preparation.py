@@ -20,8 +20,9 @@ from gpu_worker.preparing import Made, Preparer
 from gpu_worker.profiling import write_profile
 from gpu_worker.versions import Tell
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
-from mesh.versions import CHANGED, why_changed
+from mesh.versions import why_changed
 
 GIVE_UP_S = 2.0  # after the device is lost: a preparation that takes longer is stuck in the device
 log = structlog.get_logger("worker")
@@ -92,7 +93,7 @@ class RepositoryVersions:
             self._loop.call_soon_threadsafe(self._not_prepared, ref, future, tuple(error.faults), error.code)
         except Exception as error:  # a package must not end the worker, whatever it contains
             faults = (f"{type(error).__name__}: {error}",)
-            self._loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, "bad_package")
+            self._loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, PackageCode.BAD_PACKAGE)
         else:
             self._loop.call_soon_threadsafe(self._is_prepared, made, future, time.monotonic() - began_s)
 
@@ -116,7 +117,7 @@ class RepositoryVersions:
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
         self._spread(news)
 
-    def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: str) -> None:
+    def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: PackageCode) -> None:
         if not self._is_wanted(ref, future):
             return
         self._free(ref)
@@ -153,9 +154,9 @@ class RepositoryVersions:
         """See Versions."""
         if self._ledger.report(ref) is None:
             return  # it was forgotten in the meantime
-        log.warning("withdrawn", ref=ref, why=why, code=CHANGED)
+        log.warning("withdrawn", ref=ref, why=why, code=PackageCode.CONTENT_CHANGED)
         self.forget(ref)
-        self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=CHANGED))
+        self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED))
 
     def device_lost(self, why: str) -> None:
         """See Versions. A preparation that has begun has GIVE_UP_S to end: it may be what the device was lost by."""
@@ -169,7 +170,7 @@ class RepositoryVersions:
         """The preparations that are still under way will not end, and nobody waits for them."""
         for ref, future in list(self._preparing.items()):
             faults = (f"the device was lost while it was being prepared: {why}",)
-            self._not_prepared(ref, future, faults, "device_lost")
+            self._not_prepared(ref, future, faults, PackageCode.DEVICE_LOST)
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 

@@ -17,14 +17,15 @@ from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.versions import Versions
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
 from mesh.net.links import Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime, host_id, member_id
 from mesh.process.timers import Alarm
-from mesh.versions import CHANGED
 from mesh.wire import Buffer
 
+OK, CONTENT_CHANGED, INFER = ActionCode.OK, ActionCode.CONTENT_CHANGED, ActionKind.INFER
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, but perhaps for the next one
 CALL_AGAIN_S = 0.05  # after the controller was lost
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
@@ -40,8 +41,12 @@ class WorkerService:
         device: Device,
         versions: Versions,
         refused: Callable[[wire.CallReply], None] | None = None,
+        welcomed: Callable[[], None] | None = None,
     ) -> None:
-        """`versions`: what is served; `refused` is told if the broker does not want what the worker offers."""
+        """`versions`: what is served; `refused` is told if the broker does not want what the worker offers.
+
+        `welcomed` is called whenever a controller has taken the device over.
+        """
         self.settings = runtime.settings
         self.versions = versions
         self._end = runtime.end
@@ -57,6 +62,7 @@ class WorkerService:
             runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
         )
         self._refused = refused
+        self._on_welcome = welcomed
         self._answering = Answering(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
@@ -183,6 +189,8 @@ class WorkerService:
         self._pump.welcome(epoch)
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
+        if self._on_welcome is not None:
+            self._on_welcome()
 
     def _tell(self, message: wire.Prepared | wire.ActionResult) -> None:
         """Sends to the controller. Without one, nothing is sent: the next one learns all from the hello."""
@@ -205,14 +213,14 @@ class WorkerService:
 
     def _report(self, report: Report) -> None:
         result, job = report.result, report.job
-        if job is not None and result.code == "ok" and result.kind == "infer":
+        if job is not None and result.code == OK and result.kind == INFER:
             self._answering.send(job)
         self._tell(result)
         if job is None:
             return
-        if result.code == CHANGED:
+        if result.code == CONTENT_CHANGED:
             self._hub.loop.call_soon(self.versions.withdraw, job.action.ref, result.message)  # the pump is at work
-        elif result.code == "ok" and result.duration_s is not None:
+        elif result.code == OK and result.duration_s is not None:
             self.versions.executed(job.action, result.duration_s)
 
     def _device_lost(self, why: str) -> None:

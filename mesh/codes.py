@@ -30,6 +30,11 @@ class Coded(StrEnum):
     def __init__(self, value: str, http: int | None, retry: bool, meaning: str) -> None:
         self.http, self.retry, self.meaning = http, retry, meaning
 
+    @classmethod
+    def named(cls, value: str) -> Self | None:
+        """The member that is this string; None if it is none, as what only a newer mesh knows is."""
+        return next((code for code in cls if code == value), None)
+
 
 class AnswerStatus(Coded):
     """`status` of an answer to a client."""
@@ -159,6 +164,9 @@ class ErrorCode(Coded):
     NO_BROKER = "no_broker", 503, True, (
         "applications, and what is deployed, can only be changed while the broker is there"
     ), AnswerStatus.REJECTED, AnswerStatus.TIMED_OUT  # fmt: skip
+    NOT_SAVED = "not_saved", None, False, (
+        "the change of an application is in effect, but not on disk: a broker started again will not know it"
+    ), AnswerStatus.FAILED  # fmt: skip
 
     # the Python clients' own
     CLIENT_FULL = "client_full", None, True, "as many requests wait in this client as it keeps", AnswerStatus.REJECTED
@@ -168,7 +176,13 @@ class ErrorCode(Coded):
     TOO_LARGE = "too_large", 413, False, (
         "a tensor, or over HTTP the body, is larger than a frontend takes (`GEARMESH_REQUEST_BYTES_MAX`)"
     ), AnswerStatus.INVALID  # fmt: skip
-    UNNAMED = "unknown", None, False, "the answer names no code", AnswerStatus.FAILED
+    UNNAMED = (
+        "unknown",
+        None,
+        False,
+        "the answer names no code, or one that only a newer mesh knows",
+        AnswerStatus.FAILED,
+    )
 
 
 CLIENTS_OWN = (
@@ -260,6 +274,14 @@ class PackageCode(Coded):
     DEVICE_LOST = "device_lost", 400, True, "the device failed while it was prepared there"
     ENDED_WORKER = "ended_worker", 400, False, "preparing it ended the worker twice"
     BAD_PACKAGE = "bad_package", 400, False, "files of a package are missing, damaged, or do not fit each other"
+
+
+class ActionKind(StrEnum):
+    """`kind` of an action, and of its result."""
+
+    LOAD = "load"
+    UNLOAD = "unload"
+    INFER = "infer"
 
 
 class ActionCode(Coded):

@@ -6,6 +6,7 @@ Source of the format: "Exposition formats", text format 0.0.4 (Prometheus docume
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mesh.codes import RequestOutcome
 from mesh.facts import Snapshot, Spread
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -108,7 +109,11 @@ def _controller(samples: dict[str, list[Sample]], s: Snapshot) -> None:
     }
     for name, value in plain.items():
         samples[f"gearmesh_{name}"].append((who, value))
-    outcomes = {"in_time": s.in_time, "late": s.late, "cancelled": s.cancelled}
+    outcomes: dict[str, float] = {
+        RequestOutcome.IN_TIME: s.in_time,
+        RequestOutcome.LATE: s.late,
+        RequestOutcome.CANCELLED: s.cancelled,
+    }
     _each(samples["gearmesh_requests_total"], outcomes, who, "outcome")
     _each(samples["gearmesh_requests_refused_total"], s.refused, who, "code")
     _each(samples["gearmesh_actions_failed_total"], s.failed_actions, who, "code")
@@ -123,7 +128,7 @@ def _controller(samples: dict[str, list[Sample]], s: Snapshot) -> None:
         samples["gearmesh_device_free_pages"].append((labels, device.free_pages))
         samples["gearmesh_device_models"].append((labels, device.resident))
     for model in s.models:
-        counts = {"in_time": model.in_time, "late": model.late, "refused": model.refused}
+        counts = {RequestOutcome.IN_TIME: model.in_time, RequestOutcome.LATE: model.late, "refused": model.refused}
         _each(samples["gearmesh_model_requests_total"], counts, {**who, "model": model.ref}, "outcome")
 
 

@@ -6,9 +6,6 @@ A version is its content, and never changes.
 from collections.abc import Iterable, Mapping
 
 from mesh import wire
-from mesh.codes import PackageCode
-
-CHANGED = PackageCode.CONTENT_CHANGED
 
 
 def next_free(numbers: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from rich.table import Table
 from controller.core.estimation.estimates import Term, make_curve
 from gearmesh.telemetry.journals import LogError, read_actions
 from mesh import wire
+from mesh.codes import ActionCode
 
 WINDOW = 10
 SETTLED = 20  # runs before errors are counted
@@ -107,7 +108,7 @@ def logged(source: Path) -> Iterator[tuple[str, list[float]]]:
     found: dict[str, list[float]] = {}
     for log in read_actions(source):
         for fact in log.facts:
-            if fact.type == "infer" and fact.code == "ok" and fact.duration_s:
+            if fact.type == "infer" and fact.code == ActionCode.OK and fact.duration_s:
                 found.setdefault(f"{fact.ref} x{fact.batch} on {fact.device}", []).append(fact.duration_s)
     yield from ((name, durations) for name, durations in found.items() if len(durations) >= 3 * SETTLED)
 

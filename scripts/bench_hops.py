@@ -24,6 +24,8 @@ import msgpack
 import numpy as np
 import zmq
 
+from mesh.codes import AnswerStatus
+
 STAMPS_MAX = 2_000_000
 SERVICES = ("frontend", "controller", "gpu_worker")
 HOPS = (
@@ -80,7 +82,7 @@ def ask(address: str, requests: int) -> list[tuple[float, float]]:
             sock.send(message)
             answer = msgpack.unpackb(sock.recv())
             times.append((sent_s, time.monotonic()))
-            if answer["status"] != "ok":
+            if answer["status"] != AnswerStatus.OK:
                 raise SystemExit(f"bench_hops: {answer}")
     return times
 

@@ -28,9 +28,11 @@ from frontend.gateway.tensors import NAMES, to_json
 from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.telemetry.machine import describe, quantile
+from mesh.codes import AnswerStatus
 from mesh.tensors import raw
 from scripts.rigs.closed_loops import Drive, HttpDriver, ZmqDriver
 
+OK = AnswerStatus.OK
 WIDTHS = {"digit, 256 bytes": 64, "photograph, 602 kB": 3 * 224 * 224}  # {what: floats of one row}
 IN_FLIGHT = (1, 16)
 SLO_MS = 5000.0
@@ -99,7 +101,7 @@ def over_zmq(address: str, model: str, x: npt.NDArray[Any]) -> Drive:
 
     def check(body: bytes) -> tuple[int, bool]:
         answer = msgpack.unpackb(body)
-        return answer["id"], answer["status"] == "ok"
+        return answer["id"], answer["status"] == OK
 
     return ZmqDriver(address, ask, check).drive
 

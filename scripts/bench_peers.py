@@ -76,11 +76,11 @@ def report(bench: Bench) -> str:
             ahead += tables.behind_throughput(title, bench.runs[model], arguments.in_flight)
     if "goodput" in arguments.parts and "m5" in bench.runs:
         loads = loads_of(arguments)
-        for load in loads:
-            kind = "closed loop" if "clients" in load else "open loop, Poisson"
+        for load, shape in loads.items():
+            kind = "closed loop" if isinstance(shape, int) else "open loop, Poisson"
             parts.append(tables.goodput_table(f"Goodput on m5, {kind}, {load}", bench.runs["m5"], load, arguments.slos))
-        ahead += tables.behind(bench.runs["m5"], loads, arguments.slos)
-        parts.append(_capacity(bench, loads[-1]))
+        ahead += tables.behind(bench.runs["m5"], list(loads), arguments.slos)
+        parts.append(_capacity(bench, list(loads)[-1]))
     parts.append(tables.lateness(bench.runs))
     for system, why in bench.missing.items():
         parts.append(f"**{system} is not compared (or only in part)**: {why}\n")
@@ -169,7 +169,7 @@ def main() -> int:
         uvloop.run(run(bench, say))
     print(report(bench))
     if arguments.plot is not None and "m5" in bench.runs and "goodput" in arguments.parts:
-        plots.draw(bench.runs["m5"], loads_of(arguments), arguments.slos, arguments.plot)
+        plots.draw(bench.runs["m5"], list(loads_of(arguments)), arguments.slos, arguments.plot)
     result = {
         "machine": describe(),
         "peers": {

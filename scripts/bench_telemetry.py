@@ -24,6 +24,7 @@ import uvloop
 from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.telemetry.journals import read_actions, read_requests
 from gearmesh.telemetry.machine import describe
+from mesh.codes import ErrorCode, RequestOutcome
 from scripts import ROOT
 from scripts.bench_mesh import IN_FLIGHT, measure, report
 from scripts.build_models import build_noop
@@ -99,7 +100,7 @@ def handing_over() -> dict[str, float]:
         for name, kept in (("counted", silent), ("counted and recorded", telemetry)):
             began_s = time.process_time()
             for request in requests:
-                kept.refused(request, "rejected", "deadline", 1.5)
+                kept.refused(request, RequestOutcome.REJECTED, ErrorCode.DEADLINE, 1.5)
             journal.offer(kept.take())
             times[name] = (time.process_time() - began_s) / count * 1e6
         began_s = time.process_time()

@@ -78,10 +78,12 @@ def _actions() -> Iterator[Entry]:
 def _logged() -> Iterator[Entry]:
     """Codes in the logs of requests and actions."""
     for error in CONTROLLERS:
-        yield Entry(f"`{error}`", error.meaning, ("rejected",))
+        yield Entry(f"`{error}`", error.meaning, (RequestOutcome.REJECTED,))
     for action in ActionCode:
         if action is not ActionCode.OK:
-            yield Entry(f"`{action}`", action.meaning, ("failed", "action") if action in FAILED else ("action",))
+            yield Entry(
+                f"`{action}`", action.meaning, (RequestOutcome.FAILED, "action") if action in FAILED else ("action",)
+            )
 
 
 LISTS: dict[str, dict[str, list[Entry]]] = {  # {document: {name of a list: its entries}}

@@ -7,9 +7,8 @@ from typing import Any
 from broker.core.records import AppRecord
 from broker.core.refusals import refusal
 from mesh import wire
+from mesh.codes import ReplyCode
 from mesh.names import NAME, listed
-
-APP_EXISTS, UNKNOWN_APP = "app_exists", "unknown_app"  # codes of replies about applications
 
 
 @dataclass(slots=True)
@@ -27,21 +26,22 @@ class Applications:
         """
         name = definition.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            return refusal(f"an application's name matches {NAME.pattern}; got {name!r}", "app.name", call)
+            text = f"an application's name matches {NAME.pattern}; got {name!r}"
+            return refusal(text, "app.name", call, ReplyCode.BAD_APP)
         app = self.records.get(name)
         if create and app is not None:
             text = f"application {name!r} exists already; change it with update_app"
-            return refusal(text, "app.name", call, APP_EXISTS)
+            return refusal(text, "app.name", call, ReplyCode.APP_EXISTS)
         if not create and app is None:
             text = f"there is no application {name!r}; there are: {listed(self.records)}"
-            return refusal(text, "app.name", call, UNKNOWN_APP)
+            return refusal(text, "app.name", call, ReplyCode.UNKNOWN_APP)
         models = definition.get("models")
         if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
-            return refusal(f"models is a list of names; got {models!r}", "app.models", call)
+            return refusal(f"models is a list of names; got {models!r}", "app.models", call, ReplyCode.BAD_APP)
         unknown = [model for model in definition.get("models", ()) if model not in deployed]
         if unknown:
-            there = listed(deployed)
-            return refusal(f"unknown models: {', '.join(map(str, unknown))}; deployed are: {there}", "app.models", call)
+            text = f"unknown models: {', '.join(map(str, unknown))}; deployed are: {listed(deployed)}"
+            return refusal(text, "app.models", call, ReplyCode.BAD_APP)
         revision = self.revisions = self.revisions + 1
         self.records[name] = AppRecord(name, definition, revision, app.created if app is not None else revision)
         self.changed.add(name)
@@ -52,7 +52,7 @@ class Applications:
         app = self.records.pop(name, None)
         if app is None:
             text = f"there is no application {name!r}; there are: {listed(self.records)}"
-            return refusal(text, "app", call, UNKNOWN_APP)
+            return refusal(text, "app", call, ReplyCode.UNKNOWN_APP)
         self.changed.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")
 

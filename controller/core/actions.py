@@ -10,6 +10,9 @@ from controller.core.orders import ToWorker
 from controller.core.queues import Request
 from controller.core.state import State
 from mesh import wire
+from mesh.codes import ActionKind
+
+LOAD, UNLOAD, INFER = ActionKind.LOAD, ActionKind.UNLOAD, ActionKind.INFER
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class Actions:
 
         Without requests it is a measuring run; without `latest_s` it may start until it is overdue.
         """
-        action = self._make("infer", ref, expected_s, now)
+        action = self._make(INFER, ref, expected_s, now)
         action.batch, action.requests = batch, requests
         device.infer_sent(action, start_s, latest_s, now)
         parts, frames = _parts(requests)
@@ -54,7 +57,7 @@ class Actions:
 
     def load(self, device: Device, ref: str, *, expected_s: float, now: float) -> ToWorker:
         """A LOAD goes to the device, which has room for it."""
-        action = self._make("load", ref, expected_s, now)
+        action = self._make(LOAD, ref, expected_s, now)
         device.load_sent(action, now)
         message = wire.Load(
             action=action.id,
@@ -70,11 +73,11 @@ class Actions:
         model = self.state.models.get(ref)
         if model is not None:
             self.state.drop_host(model, device)
-        action = self._make("unload", ref, 0.0, now)
+        action = self._make(UNLOAD, ref, 0.0, now)
         device.unload_sent(action)
         return ToWorker(device.worker, wire.Unload(action=action.id, ref=ref))
 
-    def _make(self, kind: str, ref: str, expected_s: float, now: float) -> Action:
+    def _make(self, kind: ActionKind, ref: str, expected_s: float, now: float) -> Action:
         self.count += 1
         return Action(self.count, kind, ref, now, expected_s)
 

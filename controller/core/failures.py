@@ -1,10 +1,19 @@
 """What the codes of results mean for the controller. Pure data."""
 
-from mesh.versions import CHANGED
+from mesh.codes import ActionCode
 
 # codes of an INFER that another attempt would end with as well
-INFER_FINAL = ("device_error", "model_error", "bad_input", "bad_batch", "rows_changed", "bad_outputs")
-INFER_NOT_THERE = ("weights_missing", "unknown_model", "wrong_version")  # ... whose model was not in place
-LOADED = ("ok", "already_loaded")  # codes of a LOAD after which the weights are in place
-LOAD_FINAL = ("device_error", CHANGED)  # ... that another attempt would end with as well
-MENDED_BY_PEOPLE = ("device_error", "rows_changed", "bad_outputs")  # codes that an operator should see in the log
+INFER_FINAL = frozenset(
+    (
+        ActionCode.DEVICE_ERROR, ActionCode.MODEL_ERROR, ActionCode.BAD_INPUT, ActionCode.BAD_BATCH,
+        ActionCode.ROWS_CHANGED, ActionCode.BAD_OUTPUTS,
+    )
+)  # fmt: skip
+# ... whose model was not in place
+INFER_NOT_THERE = frozenset((ActionCode.WEIGHTS_MISSING, ActionCode.UNKNOWN_MODEL, ActionCode.WRONG_VERSION))
+# codes of a LOAD after which the weights are in place
+LOADED = frozenset((ActionCode.OK, ActionCode.ALREADY_LOADED))
+# ... that another attempt would end with as well
+LOAD_FINAL = frozenset((ActionCode.DEVICE_ERROR, ActionCode.CONTENT_CHANGED))
+# codes that an operator should see in the log
+MENDED_BY_PEOPLE = frozenset((ActionCode.DEVICE_ERROR, ActionCode.ROWS_CHANGED, ActionCode.BAD_OUTPUTS))

@@ -12,7 +12,9 @@ from controller.core.state import Model, State
 from controller.core.telemetry.totals import Counters
 from controller.core.versions.reasons import Reasons
 from mesh import wire
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode
 
+REJECTED, DEADLINE, QUEUE_FULL = AnswerStatus.REJECTED, ErrorCode.DEADLINE, ErrorCode.QUEUE_FULL
 QUEUE_FULL_RETRY_S = 0.05  # what a client is told when too many requests wait
 
 
@@ -69,12 +71,12 @@ class Intake:
         request.cold = not model.hosts
         if message.rows > model.spec.batch_max:
             text = f"{message.rows} rows are more than the largest batch, {model.spec.batch_max}"
-            return [requests.refuse(request, "failed", "bad_batch", text, now)]
+            return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_BATCH, text, now)]
         if self.state.waiting >= self.queue_max:
             text = "too many requests wait"
-            return [requests.refuse(request, "rejected", "queue_full", text, now, retry_s=QUEUE_FULL_RETRY_S)]
+            return [requests.refuse(request, REJECTED, QUEUE_FULL, text, now, retry_s=QUEUE_FULL_RETRY_S)]
         verdict = self.policy.admit(model, request, now)
-        if verdict.code == "deadline" and self._doubt(model, request, now):
+        if verdict.code is DEADLINE and self._doubt(model, request, now):
             verdict = self.policy.admit(model, request, now)
         request.predicted_s = verdict.predicted_s + age_s
         if not verdict.admitted:
@@ -105,13 +107,14 @@ class Intake:
         return any([device.doubt(ref, rows, deadline_s, now) for device in model.ready.values()])
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
+        assert verdict.code is not None
         left_ms = max(0.0, request.deadline_s - request.arrived_s + self.return_allowance_s) * 1e3
         took = f"{request.predicted_s * 1e3:.1f} ms"
-        took = f"{took} even alone" if verdict.code == "deadline" else f"up to {took} behind what runs and waits"
+        took = f"{took} even alone" if verdict.code is DEADLINE else f"up to {took} behind what runs and waits"
         text = (
             f"it would take {took}, and {self.return_allowance_s * 1e3:.1f} ms for the way back; "
             f"{left_ms:.1f} ms of the budget are left"
         )
         return self.requests.refuse(
-            request, "rejected", verdict.code, text, now, predicted_s=request.predicted_s, retry_s=verdict.retry_after_s
+            request, REJECTED, verdict.code, text, now, predicted_s=request.predicted_s, retry_s=verdict.retry_after_s
         )

@@ -17,7 +17,10 @@ from controller.core.state import Model, State
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.reasons import RETRY_S, Reason, Reasons
 from mesh import wire
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 
+REJECTED, FAILED, OVERLOAD = AnswerStatus.REJECTED, AnswerStatus.FAILED, ErrorCode.OVERLOAD
+OUTCOMES = {REJECTED: RequestOutcome.REJECTED, FAILED: RequestOutcome.FAILED}
 EXPIRE_EVERY_S = 0.0005  # between two looks for requests that are hopeless
 UNREADY_S = 0.02  # a request whose model is ready nowhere is refused so long before its deadline
 RETRY_S_MIN = 1e-3
@@ -63,7 +66,7 @@ class OpenRequests:
         if never is not None:
             orders.append(self.reject(request, never, now))
         elif request.tries >= self.policy.lead.tries or model is None or not model.ready:
-            orders.append(self.refuse(request, "failed", code, message, now))
+            orders.append(self.refuse(request, FAILED, code, message, now))
         else:
             self._wait(model, request, now)
 
@@ -77,7 +80,7 @@ class OpenRequests:
     def worker_lost(self, actions: Iterable[Action], orders: list[Order], now: float) -> None:
         """The worker that had these actions is gone: their requests are planned again where time allows."""
         for action in actions:
-            self.retry(action, "worker_lost", "its worker was lost, and no other can serve it", orders, now)
+            self.retry(action, ActionCode.WORKER_LOST, "its worker was lost, and no other can serve it", orders, now)
 
     def _wait(self, model: Model, request: Request, now: float) -> None:
         self.state.push(model, request)
@@ -100,20 +103,20 @@ class OpenRequests:
         """The action's requests have failed, and would again."""
         for request in action.requests:
             if not request.closed:
-                orders.append(self.refuse(request, "failed", code, message, now))
+                orders.append(self.refuse(request, FAILED, code, message, now))
 
     def cancel(self, frontend: str, number: int, now: float) -> None:
         """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
         request = self.open.get((frontend, number))
         if request is not None:
-            self._abandon(request, "cancelled", now)
+            self._abandon(request, RequestOutcome.CANCELLED, now)
 
     def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""
         for request in [request for request in self.open.values() if request.frontend == frontend]:
-            self._abandon(request, "frontend_lost", now)
+            self._abandon(request, RequestOutcome.FRONTEND_LOST, now)
 
-    def _abandon(self, request: Request, outcome: str, now: float) -> None:
+    def _abandon(self, request: Request, outcome: RequestOutcome, now: float) -> None:
         model = self.state.models.get(request.ref)
         if model is not None:
             self.state.remove(model, request)
@@ -122,12 +125,12 @@ class OpenRequests:
 
     def reject(self, request: Request, reason: Reason, now: float) -> Order:
         """The request is rejected for this reason, whether it was admitted or not."""
-        return self.refuse(request, "rejected", reason.code, reason.message, now, retry_s=reason.retry_s)
+        return self.refuse(request, REJECTED, reason.code, reason.message, now, retry_s=reason.retry_s)
 
     def refuse(
         self,
         request: Request,
-        status: str,
+        status: AnswerStatus,
         code: str,
         message: str,
         now: float,
@@ -138,7 +141,7 @@ class OpenRequests:
         """The request is rejected or failed (`status`), whether it was admitted or not."""
         self._close(request, in_time=False, now=now)
         self.counters.refuse(code)
-        self.telemetry.refused(request, status, code, now)
+        self.telemetry.refused(request, OUTCOMES[status], code, now)
         return ToFrontend(
             request.frontend,
             wire.Refused(
@@ -156,7 +159,7 @@ class OpenRequests:
         """These requests, which wait no longer, are refused so that others are in time."""
         for request in requests:
             text = "given up so that others are in time"
-            orders.append(self.refuse(request, "rejected", "overload", text, now, retry_s=self._retry_s(model, now)))
+            orders.append(self.refuse(request, REJECTED, OVERLOAD, text, now, retry_s=self._retry_s(model, now)))
 
     def _close(self, request: Request, *, in_time: bool, now: float) -> None:
         """The request has ended; it may have been refused at its arrival."""
@@ -187,7 +190,7 @@ class OpenRequests:
             for request in self.state.take_first(model, count) if count else ():
                 reason = self.reasons.too_late(model.ref, ready=ready)
                 retry_s = self._retry_s(model, now)
-                orders.append(self.refuse(request, "rejected", reason.code, reason.message, now, retry_s=retry_s))
+                orders.append(self.refuse(request, REJECTED, reason.code, reason.message, now, retry_s=retry_s))
             if len(model.queue):
                 first = min(first, self._hopeless_s(model, model.queue.first()))
         self._first_hopeless_s = first

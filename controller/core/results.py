@@ -12,6 +12,9 @@ from controller.core.state import State
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.readiness import Readiness
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
+
+OK, INFER, LOAD = ActionCode.OK, ActionKind.INFER, ActionKind.LOAD
 
 
 @dataclass(slots=True)
@@ -33,11 +36,11 @@ class Results:
         if device is None or action is None:
             return orders
         in_time = self.counters.in_time
-        if result.code != "ok":
+        if result.code != OK:
             self.counters.failed(result.code)
-        if action.kind == "infer":
+        if action.kind is INFER:
             self._inferred(device, action, result, orders, now)
-        elif action.kind == "load":
+        elif action.kind is LOAD:
             self._loaded(device, action, result, orders, now)
         in_time = self.counters.in_time - in_time
         self.telemetry.ended(device, action, result, in_time=in_time, waiting=self.state.waiting, now=now)
@@ -49,7 +52,7 @@ class Results:
             if now >= action.overdue_s:
                 text = f"no result for {now - action.sent_s:.1f} s"
                 lost = wire.ActionResult(
-                    action=action.id, kind=action.kind, code="lost", received_s=now, free_pages=0, message=text
+                    action=action.id, kind=action.kind, code=ActionCode.LOST, received_s=now, free_pages=0, message=text
                 )
                 orders.extend(self.take(device.worker, lost, now))
         device.found_overdue()
@@ -63,7 +66,7 @@ class Results:
             self.state.not_resident(device, action.ref)  # it has not left and come again since the action was sent
         if not action.requests:
             orders.extend(self.readiness.measured(device, action, result, now))
-        elif result.code == "ok" and result.duration_s is not None:
+        elif result.code == OK and result.duration_s is not None:
             device.learn(action, result, result.duration_s, now)
             model = self.state.models.get(action.ref)
             if model is not None:

@@ -45,11 +45,12 @@ def check_names(request: Infer) -> None:
     """Checks that exactly one of model and app is given, and that names have the form of names. Raises: Invalid."""
     if (request.model is None) == (request.app is None):
         raise Invalid(ErrorCode.BAD_TARGET, "give either model or app", "model", request.id)
-    field, name = ("model", request.model) if request.model is not None else ("app", request.app)
-    if name is None or not NAME.fullmatch(name):
-        raise Invalid(
-            f"unknown_{field}", f"{field} must match {NAME.pattern}; got {str(name)[:80]!r}", field, request.id
-        )
+    if request.model is not None:
+        field, name, code = "model", request.model, ErrorCode.UNKNOWN_MODEL
+    else:
+        field, name, code = "app", request.app or "", ErrorCode.UNKNOWN_APP
+    if not NAME.fullmatch(name):
+        raise Invalid(code, f"{field} must match {NAME.pattern}; got {name[:80]!r}", field, request.id)
     if request.version is not None and not VERSION.fullmatch(request.version):
         text = f"version is a string of digits; got {request.version[:32]!r}"
         raise Invalid(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)

@@ -116,7 +116,7 @@ class TensorOut(msgspec.Struct, omit_defaults=True):
 class Error(msgspec.Struct, omit_defaults=True):
     """Why an answer is not ok."""
 
-    code: str
+    code: str  # an ErrorCode or an ActionCode; a controller that is newer than this frontend may name others
     message: str
     field: str | None = None
     retry_after_ms: float | None = None
@@ -126,7 +126,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     """The single answer to a request. Fields that do not apply are absent."""
 
     id: Id | None
-    status: str  # ok | rejected | timed_out | failed | invalid
+    status: str  # an AnswerStatus
     outputs: list[TensorOut] | None = None
     model: str | None = None
     version: str | None = None
@@ -150,11 +150,11 @@ class Answer(msgspec.Struct, omit_defaults=True):
 class Invalid(Exception):
     """A request that is not valid or cannot be served; with `rejected`, only not now. Becomes an answer."""
 
-    code: str
+    code: ErrorCode
     message: str
     field: str | None = None
     id: Id | None = None
-    status: str = AnswerStatus.INVALID
+    status: AnswerStatus = AnswerStatus.INVALID
     retry_after_ms: float | None = None
 
     def answer(self) -> Answer:
@@ -208,12 +208,6 @@ def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Inva
             ErrorCode.BAD_OP, f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
         )
     return Invalid(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
-
-
-def worded(error: str) -> tuple[str | None, str]:
-    """(the field, the sentence) of msgspec's error, in the words of the protocol."""
-    fault = read_fault(msgspec.ValidationError(error))
-    return fault.place, fault.text
 
 
 def duplicate(request_id: Id) -> Invalid:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.gateway.tensors import NAMES
+from mesh.codes import AnswerStatus
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics", "gearmesh_slo", "gearmesh_applications")
 NOBODY = "no worker can serve it at the moment"
+OK = AnswerStatus.OK  # for what runs for every request
 MODELS_SHOWN = 200  # on the dashboard; models that are not ready come first
 
 Described = Mapping[str, Any]  # a frontend's description of a model or an application
@@ -134,7 +136,7 @@ class Statistics:
         tally = self._tally(name, answer.get("version") or "")
         latency_ms = answer.get("latency_ms") or 0.0
         tally.success.add(latency_ms)
-        tally.outcomes["ok"] = tally.outcomes.get("ok", 0) + 1
+        tally.outcomes[OK] = tally.outcomes.get(OK, 0) + 1
         tally.rows += rows
         tally.last_ms = unix_ms
         if answer.get("cached"):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gearmesh.load.errors import LoadError
 from gearmesh.load.plan import Phase, Plan, Target
-from gearmesh.load.reporting.records import OUTCOMES
+from gearmesh.load.reporting.records import OK, OUTCOMES
 from gearmesh.load.results import PhaseRun, Seen
 from gearmesh.load.runner import run_plan
 from gearmesh.load.targets import Where, measure_batch1
@@ -91,7 +91,7 @@ async def carry_out(
 
 
 def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
-    came = [(name, count) for name, count in zip(OUTCOMES, seen.outcomes, strict=True) if count or name == "ok"]
+    came = [(OUTCOMES[i], count) for i, count in enumerate(seen.outcomes) if count or i == OK]
     table = Table("s", "sent", "per s", "in flight", *(name for name, _ in came), "sent late ms", box=None)
     table.title = (
         f"{plan.name}: {phase.name} ({[p.name for p in plan.phases].index(phase.name) + 1} of {len(plan.phases)})"

@@ -24,7 +24,6 @@ from mesh.process.settings import Settings
 
 LOOK_S = 0.3  # between two reads of the file
 REPLICAS_MAX = 64
-UP = "welcomed"  # by its controller: from then on it serves
 TAKES_OVER_S = 5.0  # longest wait for the broker's reply that another version is current
 
 
@@ -140,7 +139,7 @@ async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Sett
                 if asked.get(model) != container.asked:
                     asked[model] = container.asked
                     supervisor.retry(model)
-                extra = Extra(_command(container), container.version, container.code, UP)
+                extra = Extra(_command(container), container.version, container.code)
                 if supervisor.scale(model, extra, container.replicas):
                     await _take_over(supervisor, model, extra, container.replicas, settings)
             await asyncio.sleep(LOOK_S)

@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from honcho.environ import parse_procfile
+
+from mesh.process.readiness import ReadyPipe
 
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # wait before the next start, by number of failed starts in a row
 HEALTHY_S = 5.0  # a process that lived this long resets its wait
@@ -39,7 +42,6 @@ class Extra:
     command: str
     version: str = ""  # programs with different versions may run side by side
     code: str = ""  # digest of the content that the command finds
-    up: str = ""  # a line that contains this says that it serves
 
 
 @dataclass(slots=True)
@@ -222,27 +224,48 @@ class Supervisor:
                 await asyncio.wait_for(self._asked.wait(), wait_s)
 
     async def _run(self, child: Child) -> int:
-        child.process = await asyncio.create_subprocess_exec(
-            "/bin/sh", "-c", child.command,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
-            env=dict(child.environment), start_new_session=True, limit=LINE_BYTES_MAX, preexec_fn=_end_with_us,
-        )  # fmt: skip
-        child.starts += 1
+        """Runs the process once. Returns its exit code."""
         child.up = False
-        assert child.process.stdout is not None
+        if child.extra is None:
+            return await self._follow(child, await _start(child, child.environment, ()))
+        pipe = ReadyPipe(asyncio.get_running_loop(), partial(_serves, child))
+        with contextlib.closing(pipe.open()):
+            process = await _start(child, {**child.environment, **pipe.environment}, pipe.descriptors)
+            pipe.handed_over()
+            return await self._follow(child, process)
+
+    async def _follow(self, child: Child, process: asyncio.subprocess.Process) -> int:
+        """Says what the process writes, until it ends. Returns its exit code."""
+        child.process = process
+        child.starts += 1
+        assert process.stdout is not None
         while True:
             try:
-                line = await child.process.stdout.readline()
+                line = await process.stdout.readline()
             except ValueError:
                 line = b"(a line of more than a megabyte was left out)\n"
             if not line:
                 break
             text = line.decode(errors="replace").rstrip()
             child.tail = [*child.tail[-40:], text]
-            if child.extra is not None and child.extra.up in text:
-                child.up, child.why = True, ""
             self._say(child.name, text)
-        return await child.process.wait()
+        return await process.wait()
+
+
+def _serves(child: Child) -> None:
+    """The replica has reported that it serves."""
+    child.up, child.why = True, ""
+
+
+async def _start(
+    child: Child, environment: Mapping[str, str], descriptors: tuple[int, ...]
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", child.command,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
+        env=dict(environment), start_new_session=True, limit=LINE_BYTES_MAX, preexec_fn=_end_with_us,
+        pass_fds=descriptors,
+    )  # fmt: skip
 
 
 def _end_with_us() -> None:

@@ -19,7 +19,9 @@ from gearmesh.simulation.outcome import Outcome
 from gearmesh.simulation.scenario import Fault, Noise, Scenario
 from gearmesh.simulation.workers import SimWorker
 from mesh import wire
+from mesh.codes import AnswerStatus
 
+OK = AnswerStatus.OK
 FRONTEND = "frontend"
 PROGRESS_EVERY = 1000  # requests
 
@@ -141,7 +143,7 @@ class _Run:
     def _deadline(self, i: int) -> None:
         """The frontend's timer: it answers the client if nothing else did, and tells the controller."""
         if self.outcome.status[i] is None:
-            self._answer(i, "timed_out")
+            self._answer(i, AnswerStatus.TIMED_OUT)
             self.mesh.cancel(FRONTEND, i)
 
     def _answer(self, i: int, status: str, batch: int = 0) -> None:
@@ -166,7 +168,7 @@ class _Run:
         """See gearmesh.simulation.mesh.Clients."""
         for part in action.parts:
             self.outcome.heard[part.request] += 1
-            self._answer(part.request, "ok", action.batch)
+            self._answer(part.request, OK, action.batch)
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
         """See gearmesh.simulation.mesh.Clients. A refusal of an earlier attempt is not heeded."""

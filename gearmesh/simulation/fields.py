@@ -19,6 +19,29 @@ class ScenarioError(GearmeshError):
         return f"{self.place} cannot be simulated:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
 
 
+class UnusableFile(ScenarioError):
+    """The file at `load.path` cannot be used. `texts`: the faults without that key."""
+
+    def __init__(self, place: str, texts: Sequence[str]) -> None:
+        super().__init__(place, [f"load.path: {text}" for text in texts])
+        self.texts = list(texts)
+        self.args = (place, texts)  # from which another process makes it again
+
+
+class EmptyTrace(ScenarioError):
+    """No request arrives in `seconds`, from the file or at the rate that the load has."""
+
+    def __init__(self, place: str, seconds: float, from_file: bool) -> None:
+        self.seconds, self.from_file = seconds, from_file
+        super().__init__(place, [f"load: {self.told('load.rate_rps', 'load.seconds')}"])
+        self.args = (place, seconds, from_file)  # from which another process makes it again
+
+    def told(self, rate: str, seconds: str) -> str:
+        """The fault and its remedy, with these names of the rate and of the duration."""
+        wanted = "give a file with requests" if self.from_file else f"raise {rate} or {seconds}"
+        return f"the trace is empty, no request arrives in {self.seconds:g} s: {wanted}"
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """The numbers that a key may have."""

@@ -11,7 +11,9 @@ from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Pump
 from mesh import wire
+from mesh.codes import ActionCode
 
+OK = ActionCode.OK
 DEPTH = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
 Said = wire.ActionResult | wire.Prepared
 Duration = Callable[[Phase, Job], float]  # seconds of a LOAD or an EXEC
@@ -188,7 +190,7 @@ class SimWorker:
 
     def _reported(self, report: Report) -> None:
         result, job = report.result, report.job
-        well = job is not None and result.code == "ok"
+        well = job is not None and result.code == OK
         if job is not None and well and isinstance(job.action, wire.Infer) and job.action.parts:
             self.answer(self, job.action)
         if self.losing:

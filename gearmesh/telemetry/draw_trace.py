@@ -9,30 +9,40 @@ EXEC, counters.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gearmesh.telemetry.timeline import FAILED_COLOUR
+from gearmesh.telemetry.timeline import FAILED_COLOUR, RowKind
 
 FAILED = "#d62728"
 Events = list[dict[str, Any]]
 ROW_MAX = 60  # most rows of a picture
+SHADES = {RowKind.REQUESTS: 1.0, RowKind.WINDOWS: 0.25, RowKind.PLANS: 0.55, RowKind.ACTIONS: 1.0}
 
 
-def rows_of(events: Events) -> tuple[dict[tuple[int, int], int], list[str]]:
-    """({(process, thread): row from the top}, titles) of these bars; titles come from the trace's metadata."""
-    processes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
-    threads = {
-        (event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"
-    }
+class Row(NamedTuple):
+    """One row of the picture. Rows come in order of process and thread."""
+
+    number: int  # from the top
+    title: str
+    shade: float  # opacity of its bars, 0 to 1
+
+
+def rows_of(events: Events) -> dict[tuple[int, int], Row]:
+    """{(process, thread): its row} of these bars, from the top, by the trace's metadata."""
+    devices = devices_of(events)
+    threads = {(event["pid"], event["tid"]): event["args"] for event in events if event["name"] == "thread_name"}
     used = sorted({(event["pid"], event["tid"]) for event in events if event["ph"] == "X"})
-    titles = []
-    for place in used:
-        device = processes.get(place[0], "").partition(" of ")[0]
-        row = threads.get(place, "")
-        titles.append(row if row.startswith(device) else f"{device}  {row}".strip())
-    return {place: row for row, place in enumerate(used)}, titles
+    return {
+        place: Row(number, f"{devices[place[0]]}  {threads[place]['name']}".strip(), SHADES[threads[place]["kind"]])
+        for number, place in enumerate(used)
+    }
+
+
+def devices_of(events: Events) -> dict[int, str]:
+    """{process: the device that it stands for}; empty for one that stands for a controller."""
+    return {event["pid"]: event["args"]["device"] for event in events if event["name"] == "process_name"}
 
 
 def visible(events: Events, begin_us: float, end_us: float) -> Events:
@@ -57,7 +67,7 @@ def draw(trace: dict[str, Any], file: Path, from_ms: float | None, length_ms: fl
     ends_us = max(event["ts"] + event["dur"] for event in bars)
     begin_us = from_ms * 1e3 if from_ms is not None else max(0.0, ends_us / 2 - length_ms * 500)
     events = visible(everything, begin_us, begin_us + length_ms * 1e3)
-    rows, titles = rows_of(events)
+    rows = rows_of(events)
     if not rows:
         raise ValueError(f"nothing happened in the {length_ms:g} ms from {begin_us / 1e3:g} ms on")
     if len(rows) > ROW_MAX:
@@ -68,10 +78,10 @@ def draw(trace: dict[str, Any], file: Path, from_ms: float | None, length_ms: fl
         figsize=(13, 0.8 + 0.24 * len(rows) + 0.8 * len(counters)),
         height_ratios=[0.24 * len(rows) + 0.4, *[0.8] * len(counters)],
     )  # fmt: skip
-    _bars(axes, events, rows, titles, begin_us, length_ms)
+    _bars(axes, events, rows, begin_us, length_ms)
     _arrows(axes, events, rows, begin_us)
-    axes.set(yticks=range(len(titles)), ylim=(len(titles) - 0.4, -0.6), xlim=(0, length_ms))
-    axes.set_yticklabels(titles, fontsize=7)
+    axes.set(yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6), xlim=(0, length_ms))
+    axes.set_yticklabels([row.title for row in rows.values()], fontsize=7)
     for lower, (name, points) in zip(below, counters.items(), strict=True):
         lower.step(*zip(*points, strict=True), where="post", linewidth=1, color="black")
         most = max(value for _, value in points)
@@ -83,9 +93,7 @@ def draw(trace: dict[str, Any], file: Path, from_ms: float | None, length_ms: fl
     pyplot.close(figure)
 
 
-def _bars(
-    axes: Any, events: Events, rows: dict[tuple[int, int], int], titles: list[str], begin_us: float, length_ms: float
-) -> None:
+def _bars(axes: Any, events: Events, rows: Mapping[tuple[int, int], Row], begin_us: float, length_ms: float) -> None:
     """Draws each bar in its model's colour: pale for windows and plans, red for failed actions and refused requests."""
     from matplotlib import pyplot
     from matplotlib.patches import Patch
@@ -96,8 +104,7 @@ def _bars(
     for event in events:
         if event["ph"] != "X":
             continue
-        row = rows[event["pid"], event["tid"]]
-        shade = 0.25 if "window" in titles[row] else 0.55 if "planned" in titles[row] else 1.0
+        row, _, shade = rows[event["pid"], event["tid"]]
         colour = FAILED if event["cname"] == FAILED_COLOUR else colours[event["name"]]
         at_ms, took_ms = (event["ts"] - begin_us) / 1e3, event["dur"] / 1e3
         axes.barh(row, max(took_ms, length_ms / 800), left=at_ms, height=0.8, color=colour, alpha=shade)
@@ -112,11 +119,10 @@ def _bars(
 
 def _counters(events: Events, begin_us: float, end_us: float) -> dict[str, list[tuple[float, float]]]:
     """{counter: (ms from the beginning, value)}, in order, starting with the value at the beginning."""
-    processes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    devices = devices_of(events)
     found: dict[str, list[tuple[float, float]]] = {}
     for event in sorted((event for event in events if event["ph"] == "C"), key=lambda event: event["ts"]):
-        whose = processes.get(event["pid"], "").partition(" of ")[0]
-        points = found.setdefault(f"{event['name']}\n{whose}" if whose != "requests" else event["name"], [])
+        points = found.setdefault(f"{event['name']}\n{devices[event['pid']]}".rstrip(), [])
         point = (event["ts"] - begin_us) / 1e3, float(next(iter(event["args"].values())))
         if point[0] <= 0:
             points[:] = [(0.0, point[1])]
@@ -128,7 +134,7 @@ def _counters(events: Events, begin_us: float, end_us: float) -> dict[str, list[
     return {name: points for name, points in found.items() if points}
 
 
-def _arrows(axes: Any, events: Events, rows: dict[tuple[int, int], int], begin_us: float) -> None:
+def _arrows(axes: Any, events: Events, rows: Mapping[tuple[int, int], Row], begin_us: float) -> None:
     """Draws an arrow from every request to the EXEC that served it, if both are visible."""
     begins = {event["id"]: event for event in events if event["ph"] == "s"}
     for event in events:
@@ -138,7 +144,7 @@ def _arrows(axes: Any, events: Events, rows: dict[tuple[int, int], int], begin_u
         places = [(each["pid"], each["tid"]) for each in (start, event)]
         if all(place in rows for place in places):
             xs = [(each["ts"] - begin_us) / 1e3 for each in (start, event)]
-            axes.plot(xs, [rows[place] for place in places], color="black", linewidth=0.4, alpha=0.4)
+            axes.plot(xs, [rows[place].number for place in places], color="black", linewidth=0.4, alpha=0.4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,10 +9,12 @@ from rich.table import Table
 
 from gearmesh.telemetry.journals import Log, LogError, kind_of, read_actions, read_requests
 from gearmesh.telemetry.machine import quantile
+from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, RequestFact
 
 DEVICE_SHOWN = 8  # characters of a device's name
 SHARES = (0.5, 0.99, 0.999)
+ANSWERED = (RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.REJECTED, RequestOutcome.FAILED)
 
 
 def run_logs(source: Path, out: Console, err: Console) -> int:
@@ -43,8 +45,8 @@ def requests_table(log: Log[RequestFact]) -> Table:
         table.add_row(outcome, code, str(len(values)), *_quantiles(values), f"{max(values):.2f}")
     served = [fact for fact in facts if fact.exec_s is not None and fact.predicted_s is not None and fact.latency_s > 0]
     errors = [abs(fact.latency_s - (fact.predicted_s or 0.0)) / fact.latency_s * 100 for fact in served]
-    in_time = sum(fact.outcome == "in_time" for fact in facts)
-    ended = sum(fact.outcome in ("in_time", "late", "rejected", "failed") for fact in facts)
+    in_time = sum(fact.outcome == RequestOutcome.IN_TIME for fact in facts)
+    ended = sum(fact.outcome in ANSWERED for fact in facts)
     caption = [f"{fact_share(in_time, ended)} in time", f"{sum(fact.cold for fact in facts)} cold"]
     if errors:
         caption.append(
@@ -71,19 +73,19 @@ def actions_table(log: Log[ActionFact]) -> Table:
             device if len(device) <= DEVICE_SHOWN else f"…{device[1 - DEVICE_SHOWN :]}"
         )  # cut at the front: names differ at their ends
         table.add_row(short, worker.rpartition("-")[2], type_, *_action_row(facts))
-    failed = Counter(fact.code for fact in log.facts if fact.code != "ok")
+    failed = Counter(fact.code for fact in log.facts if fact.code != ActionCode.OK)
     reasons = [", ".join(f"{count} {code}" for code, count in failed.most_common())] if failed else []
     table.caption = "; ".join([*reasons, *_missing(log)])
     return table
 
 
 def _action_row(facts: Sequence[ActionFact]) -> Iterable[str]:
-    done = [fact for fact in facts if fact.code == "ok" and fact.duration_s]
+    done = [fact for fact in facts if fact.code == ActionCode.OK and fact.duration_s]
     durations = [(fact.duration_s or 0.0) * 1e3 for fact in done]
     errors = [abs((fact.error_s or 0.0) / (fact.duration_s or 1.0)) * 100 for fact in done]
     batches = [fact.batch for fact in done if fact.batch]
     yield str(len(facts))
-    yield str(sum(fact.code != "ok" for fact in facts))
+    yield str(sum(fact.code != ActionCode.OK for fact in facts))
     yield f"{sum(batches) / len(batches):.1f}" if batches else "-"
     yield f"{sum(durations) / 1e3:.2f}"
     yield from _quantiles(durations)[:2]

@@ -10,9 +10,11 @@ import heapq
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from frontend.admin.observer import Recording
+from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, Fact, RequestFact
 
 # names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model in both
@@ -32,7 +34,7 @@ COLOURS = (
 )
 FAILED_COLOUR = "terrible"
 LANES = {"load": ("LOAD", 1000), "infer": ("EXEC", 4000)}  # {action: (lane, number of its first row)}
-WORKERLESS = ("lost", "worker_lost")  # codes of actions without a worker's report: the free pages are unknown, too
+WORKERLESS = (ActionCode.LOST, ActionCode.WORKER_LOST)  # no worker reported: the free pages are unknown, too
 ROWS_MAX = 1000  # of one kind
 REQUEST_ROW = 1
 SLACK_US = 20.0  # a lane does one thing at a time; a smaller overlap comes from the translation of clocks
@@ -41,11 +43,21 @@ Event = dict[str, Any]
 Place = tuple[int, int, float]  # process, row, microseconds
 
 
+class RowKind(StrEnum):
+    """What the bars of a row are; `kind` in the arguments of the row's `thread_name`."""
+
+    REQUESTS = "requests"
+    WINDOWS = "windows"
+    PLANS = "plans"
+    ACTIONS = "actions"  # as they were executed
+
+
 @dataclass(slots=True)
 class Rows:
     """Rows of one kind in one process, as many as needed to put overlapping bars into different rows."""
 
     name: str
+    kind: RowKind
     first: int  # number of the first row
     slack_us: float = 0.0  # a bar that begins up to this long before the end of another one is moved to that end
     _free: list[int] = field(default_factory=list)  # heap of free rows
@@ -105,13 +117,13 @@ class Timeline:
         """Adds a counter's value, which holds from then on."""
         self.events.append({"ph": "C", "pid": pid, "tid": 0, "ts": self.us(at_s), "name": name, "args": {name: value}})
 
-    def describe(self, pid: int, name: str, rows: Iterable[Rows]) -> None:
-        """Names the process and its rows, and fixes their order."""
-        self._meta(pid, 0, "process_name", name=name)
+    def describe(self, pid: int, name: str, rows: Iterable[Rows], device: str = "") -> None:
+        """Names the process and its rows, and fixes their order. `device`: that it is; empty for a controller."""
+        self._meta(pid, 0, "process_name", name=name, device=device)
         self._meta(pid, 0, "process_sort_index", sort_index=pid)
         for kind in rows:
             for row, label in kind.names():
-                self._meta(pid, row, "thread_name", name=label)
+                self._meta(pid, row, "thread_name", name=label, kind=kind.kind)
                 self._meta(pid, row, "thread_sort_index", sort_index=row)
 
     def _meta(self, pid: int, tid: int, what: str, **arguments: Any) -> None:
@@ -172,12 +184,12 @@ def _controller(
     executed: Mapping[tuple[str, int], Place],
 ) -> None:
     """Draws the requests of one controller, and arrows to the EXECs that served them."""
-    rows = Rows("requests", REQUEST_ROW)
+    rows = Rows("requests", RowKind.REQUESTS, REQUEST_ROW)
     for request in sorted((f for f in facts if isinstance(f, RequestFact)), key=lambda fact: fact.arrived_s):
         begin_s = request.arrived_s - offset_s
         place = made.bar(
             pid, rows, begin_s, begin_s + request.latency_s, request.ref, cat=request.outcome,
-            cname=_colour(request.ref, request.outcome == "in_time"), args=_arguments(request),
+            cname=_colour(request.ref, request.outcome == RequestOutcome.IN_TIME), args=_arguments(request),
         )  # fmt: skip
         target = executed.get((controller, request.action))
         if target is not None:
@@ -196,9 +208,9 @@ def _device(made: Timeline, pid: int, actions: Sequence[Ordered]) -> dict[tuple[
         mine = [one for one in actions if one.fact.type == type_]
         if not mine:
             continue
-        windows = Rows(f"{lane} window", first)
-        plans = Rows(f"{lane} planned", first + ROWS_MAX)
-        bars = Rows(lane, first + 2 * ROWS_MAX, SLACK_US)
+        windows = Rows(f"{lane} window", RowKind.WINDOWS, first)
+        plans = Rows(f"{lane} planned", RowKind.PLANS, first + ROWS_MAX)
+        bars = Rows(lane, RowKind.ACTIONS, first + 2 * ROWS_MAX, SLACK_US)
         kinds += [windows, plans, bars]
         for rows, span in ((windows, _window), (plans, _plan), (bars, _actual)):
             spans = [(span(one.fact), one) for one in mine]
@@ -210,7 +222,7 @@ def _device(made: Timeline, pid: int, actions: Sequence[Ordered]) -> dict[tuple[
         if one.fact.code not in WORKERLESS:
             made.counter(pid, one.fact.result_s - one.offset_s, "free pages", one.fact.free_pages)
     fact = actions[0].fact
-    made.describe(pid, f"{fact.device} of {fact.worker}", kinds)
+    made.describe(pid, f"{fact.device} of {fact.worker}", kinds, fact.device)
     return executed
 
 
@@ -233,7 +245,7 @@ def _draw(made: Timeline, pid: int, rows: Rows, one: Ordered, begin_s: float, en
     fact = one.fact
     return made.bar(
         pid, rows, begin_s - one.offset_s, end_s - one.offset_s, fact.ref, cat=fact.code,
-        cname=_colour(fact.ref, fact.code == "ok"), args=_arguments(fact),
+        cname=_colour(fact.ref, fact.code == ActionCode.OK), args=_arguments(fact),
     )  # fmt: skip
 
 

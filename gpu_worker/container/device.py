@@ -58,6 +58,7 @@ class ContainerDevice:
         self._running: Job | None = None  # job that runs in the child
         self._overdue_s: float | None = None  # the job counts as hung from then on
         self._why = ""  # why the child is being ended
+        self._outlived = False  # its code is not the announced one any more: it is not started again
         self._lives = 0  # short lives in a row
         self._born_s = time.monotonic()
         self._logged: tuple[int, int] = (0, 0)  # (second, errors logged in it)
@@ -267,7 +268,7 @@ class ContainerDevice:
             assert self._finished is not None
             now = time.monotonic()
             self._finished(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.CONTAINER_DIED, why))
-        if not self._closed and why != OTHER_CODE:
+        if not self._closed and not self._outlived:
             self._later("start", BACKOFF_S[min(self._lives, len(BACKOFF_S) - 1)], self._start_again)
 
     def _start_again(self) -> None:
@@ -294,6 +295,7 @@ class ContainerDevice:
             self._end(message["text"].strip().rpartition("\n")[2])
             return
         if not self._announced(message):
+            self._outlived = True
             self._end(OTHER_CODE)
             self._outdated(OTHER_CODE)
             return

@@ -1,5 +1,6 @@
 """Runs a container: first the function, so that its errors are reported at once, then the worker around it."""
 
+import os
 import sys
 
 import uvloop
@@ -10,6 +11,7 @@ from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from mesh.errors import GearmeshError
 from mesh.process import logs
+from mesh.process.readiness import take_ready_signal
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
 
@@ -18,6 +20,7 @@ START_S = 60.0  # time limit for importing the code
 
 def run_container(settings: Settings, options: ContainerOptions, *, start_s: float = START_S) -> int:
     """Serves until a signal, or until the code has changed. Returns the exit code; the reason is on standard error."""
+    ready = take_ready_signal(os.environ)
     try:
         options.check()
         logs.set_up(settings, f"container {options.ref}")
@@ -27,7 +30,7 @@ def run_container(settings: Settings, options: ContainerOptions, *, start_s: flo
 
     async def serve() -> tuple[int, str]:
         runtime = Runtime(settings)
-        service = ContainerService(runtime, device)
+        service = ContainerService(runtime, device, ready)
         return await runtime.run([service]), service.why
 
     try:

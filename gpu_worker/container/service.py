@@ -15,6 +15,7 @@ from mesh import wire
 from mesh.net.links import Link
 from mesh.net.registrar import DECODER
 from mesh.net.transport import Mail
+from mesh.process.readiness import ReadySignal
 from mesh.process.runtime import Runtime, member_id
 
 ALONE_S = 3.0  # without an answer of the broker: then whoever started the container by hand is told
@@ -25,10 +26,14 @@ log = structlog.get_logger("container")
 
 
 class ContainerService:
-    """The shell. `why`: what ended it, if the broker refused it or its code has changed."""
+    """The shell. `why`: what ended it, if the broker refused it or its code has changed.
 
-    def __init__(self, runtime: Runtime, device: ContainerDevice) -> None:
+    `ready`: given once a controller has welcomed it, from when on it serves.
+    """
+
+    def __init__(self, runtime: Runtime, device: ContainerDevice, ready: ReadySignal) -> None:
         self.why = ""
+        self._ready = ready
         self._runtime = runtime
         self._device = device
         self._id = member_id("claim")
@@ -103,7 +108,7 @@ class ContainerService:
         log.info("claimed", ref=self._device.options.ref)
         offer = wire.Offer(ref=self._device.options.ref, spec=self._device.spec, code=self._device.content)
         version = ContainerVersion(offer, self._device.options.wording())
-        self._worker = WorkerService(self._runtime, self._device, version, self._refused)
+        self._worker = WorkerService(self._runtime, self._device, version, self._refused, self._ready.give)
         self._device.on_change(version.changed, self._outdated)
         self._worker.start()
         self._runtime.hub.schedule_turn()

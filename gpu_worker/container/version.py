@@ -5,6 +5,7 @@ from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
 from gpu_worker.versions import Tell
 from mesh import wire
+from mesh.codes import PackageCode
 
 
 class ContainerVersion:
@@ -40,7 +41,7 @@ class ContainerVersion:
             self._send(self._report)
             return
         faults = (f"this container serves {self._served.ref}, and nothing else",)
-        self._send(wire.Prepared(ref=ref, ok=False, faults=faults, code="bad_package"))
+        self._send(wire.Prepared(ref=ref, ok=False, faults=faults, code=PackageCode.BAD_PACKAGE))
 
     def forget(self, ref: str) -> None:
         """See Versions."""

@@ -2,14 +2,18 @@
 
 from gpu_worker.core.jobs import Done, Job, Report
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
+
+OK = ActionCode.OK
+LOAD, UNLOAD, INFER = ActionKind.LOAD, ActionKind.UNLOAD, ActionKind.INFER
 
 
 def load_ended(job: Job, done: Done, free_pages: int) -> Report:
     """The LOAD went well."""
     result = wire.ActionResult(
         action=job.action.action,
-        kind="load",
-        code="ok",
+        kind=LOAD,
+        code=OK,
         received_s=job.received_s,
         free_pages=free_pages,
         begin_s=done.begin_s,
@@ -26,8 +30,8 @@ def infer_ended(job: Job, output: Done, free_pages: int) -> Report:
     ran = job.exec
     result = wire.ActionResult(
         action=job.action.action,
-        kind="infer",
-        code="ok",
+        kind=INFER,
+        code=OK,
         received_s=job.received_s,
         free_pages=free_pages,
         begin_s=ran.begin_s,
@@ -41,11 +45,11 @@ def infer_ended(job: Job, output: Done, free_pages: int) -> Report:
     return Report(result, job)
 
 
-def unload_ended(action: wire.Unload, code: str, free_pages: int, now: float) -> Report:
+def unload_ended(action: wire.Unload, code: ActionCode, free_pages: int, now: float) -> Report:
     """The UNLOAD was done, or refused, at `now`."""
     result = wire.ActionResult(
         action=action.action,
-        kind="unload",
+        kind=UNLOAD,
         code=code,
         received_s=now,
         free_pages=free_pages,
@@ -55,11 +59,11 @@ def unload_ended(action: wire.Unload, code: str, free_pages: int, now: float) ->
     return Report(result)
 
 
-def failed(job: Job, code: str, free_pages: int, message: str) -> Report:
+def failed(job: Job, code: ActionCode, free_pages: int, message: str) -> Report:
     """The LOAD or INFER did not go well."""
     result = wire.ActionResult(
         action=job.action.action,
-        kind="load" if isinstance(job.action, wire.Load) else "infer",
+        kind=LOAD if isinstance(job.action, wire.Load) else INFER,
         code=code,
         received_s=job.received_s,
         free_pages=free_pages,

@@ -7,6 +7,9 @@ from typing import Any
 
 from gpu_worker.core.pages import Holding
 from mesh import wire
+from mesh.codes import ActionCode
+
+OK = ActionCode.OK
 
 
 class Phase(Enum):
@@ -27,7 +30,7 @@ class Done:
     begin_s: float
     end_s: float
     duration_s: float
-    code: str = "ok"
+    code: ActionCode = OK
     message: str = ""
     gathered: bool = False  # EXEC gathered the weights into the execution buffer first
     clock_mhz: float = 0.0  # 0: unknown
@@ -61,7 +64,7 @@ class StartPhase:
 
 @dataclass(slots=True)
 class Report:
-    """The controller has to be told this. The job, if there is one, has ended; with code ok it carries the outputs."""
+    """The controller has to be told this. The job, if there is one, has ended; with code OK it carries the outputs."""
 
     result: wire.ActionResult
     job: Job | None = None

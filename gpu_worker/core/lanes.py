@@ -19,30 +19,11 @@ from gpu_worker.core.endings import failed, infer_ended, load_ended, unload_ende
 from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.pages import PageTable
 from mesh import wire
+from mesh.codes import ActionCode
 
+OK = ActionCode.OK
 INPUT_AHEAD_S = 0.005  # Source: Clockwork's worker copies inputs up to 5 ms before EXEC may start
 ACTIONS_MAX = 1024  # that wait or run at one device; a controller orders only a handful ahead
-
-CODES = {
-    "ok": "done",
-    "late": "its window had passed before it could start",
-    "unknown_model": "the model is not prepared here",
-    "wrong_version": "another version of the model is prepared here, not this one",
-    "weights_missing": "the weights are not in the arena, and no LOAD of them is on its way",
-    "already_loaded": "the weights are in the arena already, or on their way",
-    "no_pages": "not enough free pages",
-    "bad_batch": "the device cannot execute this batch size",
-    "bad_input": "the inputs do not fit the model",
-    "no_slots": "no free buffer for inputs",
-    "stale_epoch": "ordered by a controller that has been replaced",
-    "overfull": "too many actions wait at this device",
-    "rows_changed": "the model gave another number of rows than it got",
-    "bad_outputs": "the model gave outputs that are not those it promised",
-    "content_changed": "the weights on disk are not, or not any more, those of the version",
-    "device_error": "the device failed",
-    "model_error": "a container's code raised an exception, or returned what it must not",
-    "container_died": "a container's code died or hung; it is being started again",
-}
 
 
 @dataclass(slots=True)
@@ -97,7 +78,7 @@ class Lanes:
             self.table.release(ref)
         waiting = [job for job in self._loads if job.action.ref == ref and job.phase is None]
         self._loads = [job for job in self._loads if job not in waiting]
-        return [*(self._failed(job, "unknown_model") for job in waiting), *self._advance(now)]
+        return [*(self._failed(job, ActionCode.UNKNOWN_MODEL) for job in waiting), *self._advance(now)]
 
     def load(self, action: wire.Load, epoch: int, *, now: float) -> list[Effect]:
         """A LOAD was ordered; it waits for its window, starts, or is refused."""
@@ -106,7 +87,7 @@ class Lanes:
         job = self._job(action, now)
         code = self._refuse(job, epoch)
         if code is None and (self.table.holds(action.ref) or any(j.action.ref == action.ref for j in self._loads)):
-            code = "already_loaded"
+            code = ActionCode.ALREADY_LOADED
         if code is not None:
             return [self._failed(job, code)]
         _insert(self._loads, job)
@@ -114,11 +95,11 @@ class Lanes:
 
     def unload(self, action: wire.Unload, epoch: int, *, now: float) -> list[Effect]:
         """An UNLOAD was ordered, and is done. INFERs that wait for these weights are refused."""
-        code = "ok"
+        code = OK
         if epoch < self.epoch:
-            code = "stale_epoch"
+            code = ActionCode.STALE_EPOCH
         elif not self.table.is_loaded(action.ref):
-            code = "weights_missing"
+            code = ActionCode.WEIGHTS_MISSING
         else:
             self.table.release(action.ref)
         return [unload_ended(action, code, self.table.free, now), *self._advance(now)]
@@ -133,7 +114,7 @@ class Lanes:
         job.tensors = tensors
         code = self._refuse(job, epoch) or self._refuse_batch(action)
         if code is None and not self._weights_coming(action.ref):
-            code = "weights_missing"
+            code = ActionCode.WEIGHTS_MISSING
         if code is not None:
             return [self._failed(job, code)]
         job.output_row_bytes = self.servables[action.ref].output_row_bytes
@@ -152,7 +133,7 @@ class Lanes:
         effects: list[Effect] = []
         if phase is Phase.LOAD:
             effects.append(self._load_ended(job, done))
-        elif done.code != "ok":
+        elif done.code != OK:
             if phase is Phase.INPUT:
                 self._infers.remove(job)
             effects.append(self._failed(job, done.code, done.message))
@@ -164,7 +145,7 @@ class Lanes:
         else:
             fault = wrong_outputs(job)
             if fault:
-                effects.append(self._failed(job, "bad_outputs", fault))
+                effects.append(self._failed(job, ActionCode.BAD_OUTPUTS, fault))
             else:
                 effects.append(infer_ended(job, done, self.table.free))
         effects.extend(self._advance(now))
@@ -217,12 +198,12 @@ class Lanes:
                 continue
             if now > action.latest_s:
                 self._loads.remove(job)
-                effects.append(self._failed(job, "late"))
+                effects.append(self._failed(job, ActionCode.LATE))
             elif now >= action.earliest_s and self._busy[Phase.LOAD] < self.depth[Phase.LOAD]:
                 pages = self.table.take(action.ref, self.servables[action.ref].pages)
                 if pages is None:
                     self._loads.remove(job)
-                    effects.append(self._failed(job, "no_pages"))
+                    effects.append(self._failed(job, ActionCode.NO_PAGES))
                     continue
                 job.pages = pages
                 effects.append(self._start(Phase.LOAD, job))
@@ -240,10 +221,10 @@ class Lanes:
                 continue
             elif now > action.latest_s:
                 begun.append(job)
-                effects.append(self._failed(job, "late"))
+                effects.append(self._failed(job, ActionCode.LATE))
             elif not self._weights_coming(action.ref):
                 begun.append(job)
-                effects.append(self._failed(job, "weights_missing"))
+                effects.append(self._failed(job, ActionCode.WEIGHTS_MISSING))
             elif (
                 job.input is None
                 and now >= action.earliest_s - INPUT_AHEAD_S
@@ -264,27 +245,27 @@ class Lanes:
     def _weights_coming(self, ref: str) -> bool:
         return self.table.is_loaded(ref) or any(job.action.ref == ref for job in self._loads)
 
-    def _refuse(self, job: Job, epoch: int) -> str | None:
+    def _refuse(self, job: Job, epoch: int) -> ActionCode | None:
         if epoch < self.epoch:
-            return "stale_epoch"
+            return ActionCode.STALE_EPOCH
         ref = job.action.ref
         if ref not in self.servables:
             name = wire.split_ref(ref)[0]
             same = any(wire.split_ref(known)[0] == name for known in self.servables)
-            return "wrong_version" if same else "unknown_model"
+            return ActionCode.WRONG_VERSION if same else ActionCode.UNKNOWN_MODEL
         if len(self._loads) + len(self._infers) >= ACTIONS_MAX:
-            return "overfull"
+            return ActionCode.OVERFULL
         if job.received_s > job.action.latest_s:
-            return "late"
+            return ActionCode.LATE
         return None
 
-    def _refuse_batch(self, action: wire.Infer) -> str | None:
+    def _refuse_batch(self, action: wire.Infer) -> ActionCode | None:
         model = self.servables[action.ref]
         rows = sum(part.rows for part in action.parts)
         if not 1 <= action.batch <= model.batch_max or rows > action.batch:
-            return "bad_batch"
+            return ActionCode.BAD_BATCH
         if model.batch_sizes is not None and action.batch not in model.batch_sizes:
-            return "bad_batch"
+            return ActionCode.BAD_BATCH
         return None
 
     def _job(self, action: wire.Load | wire.Infer, now: float) -> Job:
@@ -301,7 +282,7 @@ class Lanes:
     def _load_ended(self, job: Job, done: Done) -> Report:
         self._loads.remove(job)
         ref = job.action.ref
-        if done.code != "ok":
+        if done.code != OK:
             self.table.release(ref)
             return self._failed(job, done.code, done.message)
         self.table.loaded(ref)
@@ -309,8 +290,8 @@ class Lanes:
             self.table.release(ref)  # the version was forgotten during the copy
         return load_ended(job, done, self.table.free)
 
-    def _failed(self, job: Job, code: str, message: str = "") -> Report:
-        return failed(job, code, self.table.free, message or CODES.get(code, ""))
+    def _failed(self, job: Job, code: ActionCode, message: str = "") -> Report:
+        return failed(job, code, self.table.free, message or code.meaning)
 
     def check(self) -> None:
         """Every invariant holds."""

@@ -29,7 +29,7 @@ from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
 from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
 from mesh import wire
-from mesh.codes import ActionCode
+from mesh.codes import ActionCode, PackageCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from mesh.tensors import DTYPES, raw
@@ -351,7 +351,9 @@ def _broken(package: Package, outputs: Sequence[torch.Tensor], rows: int, begin_
     """Returns the outcome of a batch whose outputs are not as promised: no client gets a row of it."""
     end_s = time.monotonic()
     faults = misfits(package.spec.outputs, outputs, rows)
-    return Done(begin_s, end_s, end_s - begin_s, code_of(outputs, rows), f"{package.ref}: {'; '.join(faults)}")
+    changed = code_of(outputs, rows) is PackageCode.ROWS_CHANGED
+    code = ActionCode.ROWS_CHANGED if changed else ActionCode.BAD_OUTPUTS
+    return Done(begin_s, end_s, end_s - begin_s, code, f"{package.ref}: {'; '.join(faults)}")
 
 
 def _kind(threads: int) -> str:

@@ -97,7 +97,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
     try:
         expected = original.expected(trial)
     except PackageError as error:
-        if error.code == "random":
+        if error.code is PackageCode.RANDOM:
             _name_the_draw(original, example)
         raise
     author.check(original, trial, expected)
@@ -108,7 +108,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
         close = tolerance(program.dtypes, CPU)
         results = _equal_results(original, trial, expected, program, close)
     except PackageError as error:
-        if error.code in ("not_equal", "batch_fixed") and not isinstance(error, NotExported):
+        if error.code in (PackageCode.NOT_EQUAL, PackageCode.BATCH_FIXED) and not isinstance(error, NotExported):
             original.check_rows(trial, expected)  # it names the cause more exactly if this is one
         raise
     trials.check_repeated(place, original.names, program.run, trial, results, close)
@@ -133,7 +133,7 @@ def _exported(
     try:
         return export(place, module, binding, example, batch_max)
     except NotExported as error:
-        if error.code != "data_dependent":
+        if error.code is not PackageCode.DATA_DEPENDENT:
             original.check_rows(trial, expected, error.where)  # it names the cause more exactly if this is one
             readable = read(module, binding, example, batch_max)
             with contextlib.suppress(NotExported):

@@ -19,7 +19,8 @@ from mesh.errors import SettingsError
 from mesh.process.settings import Settings, documentation
 
 PREFIX = "GEARMESH_"
-NOT_SETTINGS = {"GEARMESH_CONFIG", "GEARMESH_PYTHON"}  # read elsewhere, before the settings are
+READY_FD = "GEARMESH_READY_FD"  # for processes that `gearmesh up` starts; see readiness.py
+NOT_SETTINGS = {"GEARMESH_CONFIG", "GEARMESH_PYTHON", READY_FD}  # read elsewhere, before the settings are
 
 
 def read_settings(

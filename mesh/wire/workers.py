@@ -118,8 +118,8 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
     """Worker -> controller: the outcome of an action. Instants in the worker's clock, None if not reached."""
 
     action: int
-    kind: str  # load | unload | infer
-    code: str  # "ok", or one of gpu_worker.core.lanes.CODES
+    kind: str  # an ActionKind
+    code: str  # an ActionCode
     received_s: float
     free_pages: int
     message: str = ""

@@ -149,8 +149,7 @@ async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: d
     if model in arguments.parts:
         cells += [(str(n), n, LOOSE_SLO_MS) for n in arguments.in_flight]
     if model == "m5" and "goodput" in arguments.parts:
-        for load in loads_of(arguments):
-            shape = arguments.clients if "clients" in load else float(load.removesuffix("/s"))
+        for load, shape in loads_of(arguments).items():
             cells += [(f"{load}@{s:g}", shape, s) for s in arguments.slos] if is_ours else [(load, shape, LOOSE_SLO_MS)]
     await driver.closed(16, WARM_S, LOOSE_SLO_MS)
     for cell, shape, slo_ms in cells:
@@ -182,6 +181,9 @@ def measure_capacity(batch_max: int) -> dict[int, float]:
     return {int(k): float(v) for k, _, v in (pair.partition(":") for pair in text.strip().strip("{}").split(","))}
 
 
-def loads_of(arguments: argparse.Namespace) -> list[str]:
-    """Names of the loads for which goodput is measured."""
-    return [f"{arguments.clients} clients", *(f"{rate:g}/s" for rate in arguments.rates)]
+def loads_of(arguments: argparse.Namespace) -> dict[str, int | float]:
+    """{name: clients of a closed loop (int), or requests per second (float)} for which goodput is measured."""
+    return {
+        f"{arguments.clients} clients": arguments.clients,
+        **{f"{rate:g}/s": float(rate) for rate in arguments.rates},
+    }

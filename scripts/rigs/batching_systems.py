@@ -20,6 +20,7 @@ import numpy as np
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.operations.up import client
+from mesh.codes import AnswerStatus
 from mesh.process.configuration import read_settings
 from scripts import ROOT
 from scripts.rigs import batching_functions
@@ -82,9 +83,9 @@ async def containers(
 
     def check(body: bytes) -> tuple[int, bool]:
         answer = msgpack.unpackb(body)
-        if answer["status"] == "ok":
+        if answer["status"] == AnswerStatus.OK:
             sizes.append((time.perf_counter(), answer["batch_size"]))
-        return answer["id"], answer["status"] == "ok"
+        return answer["id"], answer["status"] == AnswerStatus.OK
 
     driver = ZmqDriver(running.address, ask, check)
     try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from frontend.client.client import AsyncClient
 from gearmesh.operations.meshes import Mesh
+from mesh.process.readiness import ReadyPipe
 from scripts import ROOT
 from scripts.rigs.meshes import until
 
@@ -20,10 +21,10 @@ X = np.arange(4, dtype=np.float32)[np.newaxis]
 
 
 class Container:
-    """One running container, and what it has printed."""
+    """One running container, and what it has printed. `welcomed`: set once a controller has welcomed it."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, welcomed: asyncio.Event, pipe: ReadyPipe) -> None:
+        self.process, self.welcomed, self._pipe = process, welcomed, pipe
         self.lines: list[str] = []
         self._reading = asyncio.create_task(self._read())
         self._changed = asyncio.Event()
@@ -47,6 +48,7 @@ class Container:
         """Its exit code, once it has ended."""
         code = await self.process.wait()
         await self._reading
+        self._pipe.close()
         return code
 
     async def stop(self) -> int:
@@ -66,12 +68,15 @@ everybody: list[Container] = []  # started by this test
 
 async def start_container(running: Mesh, folder: Path, predict: str, *options: str, model: str = "f") -> Container:
     """A container of `predict`, which lies in `folder`; it registers in its own time."""
+    welcomed = asyncio.Event()
+    pipe = ReadyPipe(asyncio.get_running_loop(), welcomed.set).open()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gearmesh", "container", "--model", model, "--predict", predict, *options,
-        cwd=folder, env={**running.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        cwd=folder, env={**running.environment, **pipe.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, pass_fds=pipe.descriptors,
     )  # fmt: skip
-    everybody.append(Container(process))
+    pipe.handed_over()
+    everybody.append(Container(process, welcomed, pipe))
     return everybody[-1]
 
 
@@ -92,7 +97,7 @@ async def container(
     started = await start_container(running, folder, predict, *(options or SPECS), model=model)
     try:
         if ready:
-            await started.says("welcomed")
+            await started.welcomed.wait()
             await is_ready(running, model)
         yield started
     except BaseException as error:

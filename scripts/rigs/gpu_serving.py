@@ -10,6 +10,7 @@ from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.codes import ActionCode
 from scripts.rigs.gpu_figures import PAGE, ROOM, Figures, spread
 
 
@@ -35,7 +36,7 @@ class Serving:
         done = self.device.begin(phase, job)
         if done is None:
             done = await future
-        if done.code != "ok":
+        if done.code != ActionCode.OK:
             raise RuntimeError(f"{phase}: {done.code}: {done.message}")
         return done
 

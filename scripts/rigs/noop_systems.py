@@ -14,6 +14,7 @@ import msgpack
 
 from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
+from mesh.codes import AnswerStatus
 from scripts.rigs.closed_loops import Drive, HttpDriver, ZmqDriver
 from scripts.rigs.processes import family, peer_environment, start
 
@@ -40,7 +41,7 @@ def ask_noop(number: int) -> bytes:
 def check_noop(body: bytes) -> tuple[int, bool]:
     """(id, whether it is the right answer)."""
     answer = msgpack.unpackb(body)
-    return answer["id"], answer["status"] == "ok" and answer["outputs"][0]["data"] == FLOATS
+    return answer["id"], answer["status"] == AnswerStatus.OK and answer["outputs"][0]["data"] == FLOATS
 
 
 ECHO = """

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,10 @@ def learning(queries: int) -> dict[str, Any]:
             state = policy.observe(state, Observation(losses, selection.chances))
         errors[name] = wrong
     alone = {name: float((scores.argmax(1) != labels).mean()) for name, scores in said.items()}
-    errors |= in_hindsight(said, broken, labels, order, falls, mended)
+    hindsight = in_hindsight(said, broken, labels, order, falls, mended)
+    errors |= hindsight
     phases = {"before": slice(0, falls), "degraded": slice(falls, mended), "repaired": slice(mended, queries)}
-    _plot_learning(errors, falls, mended)
+    _plot_learning(errors, hindsight.keys(), falls, mended)
     return {
         "queries": queries, "best": best, "error_alone": alone,
         "error": {name: {phase: round(float(wrong[at].mean()), 4) for phase, at in phases.items()}
@@ -132,7 +133,7 @@ def without_the_slow(sizes: Sequence[int]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
+def _plot_learning(errors: dict[str, Array], dashed: Container[str], falls: int, mended: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -143,7 +144,7 @@ def _plot_learning(errors: dict[str, Array], falls: int, mended: int) -> None:
     for name, wrong in errors.items():
         means = np.convolve(wrong, np.ones(window) / window, "valid")
         ends = np.arange(window - 1, len(wrong))  # each mean is drawn at the last of its queries
-        axes.plot(ends, means, "--" if "hindsight" in name else "-", label=name, linewidth=1)
+        axes.plot(ends, means, "--" if name in dashed else "-", label=name, linewidth=1)
     for at, text in ((falls, "best model degrades"), (mended, "repaired")):
         axes.axvline(at, color="grey", linewidth=0.8)
         axes.annotate(text, (at, axes.get_ylim()[1] * 0.96), (4, 0), textcoords="offset points", fontsize=8)

@@ -17,6 +17,7 @@ from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package, read_package
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.errors import GearmeshError
 from mesh.process.timers import Alarm
 from mesh.tensors import DTYPES, byte_count
@@ -182,6 +183,6 @@ class _Timed:
 
 def good(result: wire.ActionResult) -> wire.ActionResult:
     """The result, if the action succeeded. Raises: ActionFailed."""
-    if result.code != "ok":
+    if result.code != ActionCode.OK:
         raise ActionFailed(result)
     return result

@@ -16,6 +16,7 @@ from scripts.rigs.containers import SPECS, X, child_pid, container, cpu_s, is_re
 from scripts.rigs.meshes import LONG_MS
 from tests.end_to_end.conftest import Shared
 from tests.memory import resident_kib
+from tests.messages import names
 
 pytestmark = pytest.mark.end_to_end
 HERE = Path(__file__).parent
@@ -81,7 +82,7 @@ def test_a_process_that_dies_is_started_again_and_says_so(shared: Shared) -> Non
             outcome = await client.submit("mortal", order(-9), slo_ms=LONG_MS)
             assert isinstance(outcome, Failed), outcome
             assert outcome.code == "container_died"
-            await started.says("exit code 9")
+            assert names(await started.says("container_died"), 9)
             assert await answer_in_time(client, "mortal") is not None
             assert started.process.returncode is None
 
@@ -138,7 +139,7 @@ def test_code_that_leaks_is_restarted_at_its_limit(shared: Shared) -> None:
             first = child_pid(started)
             for _ in range(8):
                 await client.submit("leak", order(-11), slo_ms=LONG_MS, cache=False)
-            await started.says("the limit is 150 MiB")
+            assert names(await started.says("container_died"), 150, "--memory-mb")
             await started.says("container_restarted")
             await answer_in_time(client, "leak")
             assert child_pid(started) != first
@@ -157,7 +158,7 @@ def test_a_replica_that_dies_in_the_middle_of_a_batch_costs_nobody_an_answer(sha
             container(running, HERE, target, *SPECS, model="pair") as second,
             AsyncClient(running.address) as client,
         ):
-            await second.says("welcomed")
+            await second.welcomed.wait()
             await asyncio.gather(*(client.infer("pair", X, slo_ms=LONG_MS, cache=False) for _ in range(20)))
             flag.touch()
             answers = await asyncio.gather(*(client.infer("pair", X + i, slo_ms=LONG_MS) for i in range(40)))
@@ -179,7 +180,7 @@ def test_one_stuck_replica_blocks_nobody_else(shared: Shared, tmp_path: Path) ->
             container(running, HERE, target, *SPECS, model="stuck") as second,
             AsyncClient(running.address) as client,
         ):
-            await second.says("welcomed")
+            await second.welcomed.wait()
             await asyncio.gather(*(client.infer("stuck", X, slo_ms=LONG_MS, cache=False) for _ in range(10)))
             flag.touch()
             victim = asyncio.ensure_future(client.submit("stuck", X, slo_ms=1000))
@@ -201,7 +202,7 @@ def test_scaling_from_four_to_two_to_one_to_none_to_two_answers_everything(share
         outcomes: list[Prediction | RequestError] = []
         async with AsyncClient(running.address) as client:
             replicas = [await start_container(running, HERE, target, *SPECS, model="scaled") for _ in range(4)]
-            await asyncio.gather(*(replica.says("welcomed") for replica in replicas))
+            await asyncio.gather(*(replica.welcomed.wait() for replica in replicas))
             await is_ready(running, "scaled")
             stop = asyncio.Event()
 

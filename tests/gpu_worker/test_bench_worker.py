@@ -14,6 +14,7 @@ import uvloop
 from rich.console import Console
 
 from gpu_worker.devices.cpu import CpuDevice
+from mesh.codes import ActionCode
 from mesh.errors import GearmeshError
 from mesh.process.repository import scan_repository
 from mesh.process.settings import Settings
@@ -156,12 +157,12 @@ async def test_an_action_that_fails_ends_a_measurement_with_the_reason(tmp_path:
     rig = Rig(CpuDevice(settings(tmp_path, repository)))
     rig.start()
     await rig.prepare(repository.folder, "linear:1", ())
-    for batch, code in ((0, "bad_batch"), (9, "bad_batch"), (1, "weights_missing")):
+    for batch, code in ((0, ActionCode.BAD_BATCH), (9, ActionCode.BAD_BATCH), (1, ActionCode.WEIGHTS_MISSING)):
         with pytest.raises(ActionFailed) as caught:
             await rig.ran("linear:1", batch)
         assert caught.value.code == code
     await rig.resident("linear:1")
-    assert (await rig.ran("linear:1", 8)).code == "ok"
+    assert (await rig.ran("linear:1", 8)).code == ActionCode.OK
     rig.close()
 
 

@@ -17,6 +17,7 @@ from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.preparing import Preparer
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.conftest import Repository
@@ -85,7 +86,7 @@ def test_other_files_than_those_asked_for_do_not_reach_the_device(folder: Path, 
     made, meddled = preparer(folder, device)
     content = made.prepare(REF, "").content
     other_weights(folder)
-    assert refused(made, content) == "content_changed"
+    assert refused(made, content) == PackageCode.CONTENT_CHANGED
     assert meddled.prepared == [REF]
     assert made.prepare(REF, "").content != content  # nobody asked for the old ones
 
@@ -106,7 +107,8 @@ def test_files_that_change_while_they_are_read_are_refused(
 ) -> None:
     made, _ = preparer(folder, device, **{when: lambda: change(folder)})
     code = refused(made)
-    assert code == "content_changed" or (change, when) == (cut_short, "before")  # which the device noticed itself
+    noticed = (change, when) == (cut_short, "before")  # by the device itself
+    assert noticed or code == PackageCode.CONTENT_CHANGED
 
 
 def test_files_that_change_and_come_back_while_they_are_read_are_refused(folder: Path, device: CpuDevice) -> None:
@@ -118,7 +120,7 @@ def test_files_that_change_and_come_back_while_they_are_read_are_refused(folder:
         other_weights(folder)
 
     made, _ = preparer(folder, device, away, lambda: shutil.copy(file.with_suffix(".old"), file))
-    assert refused(made) == "content_changed"
+    assert refused(made) == PackageCode.CONTENT_CHANGED
 
 
 def test_a_link_to_a_file_and_other_options_are_no_change(folder: Path, device: CpuDevice, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from gpu_worker.packages.package import Package, read_package
 from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
 from mesh import wire
+from mesh.codes import ActionCode, PackageCode
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
 from tests.gpu_worker.worker_builders import load
@@ -128,7 +129,7 @@ async def test_files_that_are_not_those_that_were_asked_for_are_refused_with_a_c
     async with world(repository, tmp_path) as at:
         at.tell(wire.Prepare(ref=REF, content="another"))
         report = await at.said(wire.Prepared)
-        assert (report.ok, report.code, report.content) == (False, "content_changed", "")
+        assert (report.ok, report.code, report.content) == (False, PackageCode.CONTENT_CHANGED, "")
         assert report.faults
         at.tell(wire.Prepare(ref=REF, content=at.content()))
         assert (await at.said(wire.Prepared)).ok
@@ -147,7 +148,7 @@ async def test_what_is_prepared_with_another_content_than_is_asked_for_is_read_a
         at.tell(wire.Prepare(ref=REF, content=at.content()))
         assert (await at.said(wire.Prepared)).content == at.content() != first.content
         at.tell(wire.Prepare(ref=REF, content=first.content))
-        assert (await at.said(wire.Prepared)).code == "content_changed"
+        assert (await at.said(wire.Prepared)).code == PackageCode.CONTENT_CHANGED
 
 
 @on_loop
@@ -163,17 +164,17 @@ async def test_a_version_whose_file_on_disk_is_another_s_is_given_up_with_its_re
         good = file.read_bytes()
         file.write_bytes(good)
         on.tell(load(1, REF))
-        assert (await on.said(wire.ActionResult)).code == "ok"  # the same bytes: it goes on
+        assert (await on.said(wire.ActionResult)).code == ActionCode.OK  # the same bytes: it goes on
         on.tell(wire.Unload(action=2, ref=REF))
         file.write_bytes((file.parent.parent / "2" / file.name).read_bytes())
         on.tell(load(3, REF))
         unloaded, failed = [await on.said(wire.ActionResult) for _ in range(2)]
-        assert (unloaded.code, failed.code) == ("ok", "content_changed")
+        assert (unloaded.code, failed.code) == (ActionCode.OK, ActionCode.CONTENT_CHANGED)
         told = await on.said(wire.Prepared)
-        assert (told.ref, told.ok, told.code) == (REF, False, "content_changed")
+        assert (told.ref, told.ok, told.code) == (REF, False, PackageCode.CONTENT_CHANGED)
         assert told.faults
         on.tell(wire.Prepare(ref=REF, content=content))
-        assert (await on.said(wire.Prepared)).code == "content_changed"
+        assert (await on.said(wire.Prepared)).code == PackageCode.CONTENT_CHANGED
         file.write_bytes(good)
         on.tell(wire.Prepare(ref=REF, content=content))
         assert (await on.said(wire.Prepared)).ok

@@ -6,6 +6,7 @@ from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, Sta
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
+from mesh.codes import ActionCode
 
 ONE_AT_A_TIME = dict.fromkeys(Phase, 1)
 EPOCH = 3
@@ -94,7 +95,7 @@ class Device:
             return self._noted(self.lanes.unload(action, epoch, now=now))
         return self._noted(self.lanes.infer(action, epoch, now=now, tensors=tensors))
 
-    def end(self, phase: Phase, action: int, *, now: float, code: str = "ok", message: str = "") -> list[str]:
+    def end(self, phase: Phase, action: int, *, now: float, code: str = ActionCode.OK, message: str = "") -> list[str]:
         """The device ends a phase, which took a millisecond. Returns the effects."""
         job = self.running.pop((phase, action))
         done = Done(now - 0.001, now, 0.001, code, message)

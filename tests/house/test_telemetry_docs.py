@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gpu_worker.core.lanes import CODES
+from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, Header, RequestFact
 from mesh.metrics import METRICS
 from mesh.process.settings import Settings
@@ -20,10 +20,11 @@ WRITTEN = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "telemetry.md").read_t
         set(ActionFact.__struct_fields__),
         set(Header.__struct_fields__),
         set(METRICS),
-        set(CODES),
+        set(ActionCode),
+        set(RequestOutcome),
         {name for name in Settings.model_fields if name.startswith("telemetry")},
     ],
-    ids=["requests", "actions", "header", "metrics", "codes", "settings"],
+    ids=["requests", "actions", "header", "metrics", "codes", "outcomes", "settings"],
 )
 def test_every_name_is_explained(names: set[str]) -> None:
     assert names - WRITTEN == set()

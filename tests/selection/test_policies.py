@@ -215,11 +215,12 @@ def test_a_shadow_is_no_candidate_of_the_policy() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "field", "says"),
     [
-        ("exp9", {}, "policy", "there are: single, exp3"),
+        ("exp9", {}, "policy", "single, exp3"),
         ("exp3", {"eta": 0}, "policy_args.eta", "> 0.0"),
-        ("exp3", {"etta": 1}, "policy_args.etta", "no parameter 'etta'; it takes: eta, gamma"),
+        ("exp3", {"etta": 1}, "policy_args.etta", "'etta'"),
+        ("exp3", {"etta": 1}, "policy_args.etta", "eta, gamma"),
         ("exp3", {"eta": "fast"}, "policy_args.eta", "eta"),
-        ("exp4", {"gamma": 0.1}, "policy_args.gamma", "no parameter"),
+        ("exp4", {"gamma": 0.1}, "policy_args.gamma", "'gamma'"),
         ("epsilon_greedy", {"epsilon": 1.5}, "policy_args.epsilon", "<= 1.0"),
         ("single", {"model": "z"}, "policy_args.model", "a, b, c"),
         ("split", {"shares": {"z": 1.0}}, "policy_args.shares", "'z'"),

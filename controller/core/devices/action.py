@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from controller.core.queues import Request
 from controller.core.residency import Resident
+from mesh.codes import ActionKind
 
 OVERDUE_S_MIN = 2.0  # an action this long past its expected end is lost, though its worker is alive; or ...
 OVERDUE_FACTOR = 5.0  # ... this many times its expected duration past it, if that is more
@@ -14,7 +15,7 @@ class Action:
     """One action that was sent to a device and has not ended. Instants are in the controller's clock."""
 
     id: int
-    kind: str  # load | unload | infer
+    kind: ActionKind
     ref: str
     sent_s: float
     expected_s: float  # duration

@@ -13,7 +13,9 @@ from controller.core.devices.action import OVERDUE_FACTOR, Action
 from controller.core.devices.base import Device, Served
 from controller.core.estimation.estimates import LoadEstimate
 from mesh import wire
+from mesh.codes import ActionKind
 
+INFER = ActionKind.INFER
 NOISE = 0.3  # relative; a container's times scatter more than a device's, until it is learned how much
 LOAD_S = 1e-6  # it loads nothing
 SILENCE_S = 0.5  # after so long without a batch, while all are refused for their deadlines, an estimate is out of date
@@ -98,7 +100,7 @@ class BlackBox(Device):
     def _seems_stuck(self, now: float) -> bool:
         """Whether its oldest batch has taken far longer than expected."""
         for action in self.actions.values():
-            if action.kind == "infer":
+            if action.kind is INFER:
                 return now > action.expected_end_s + max(STUCK_S_MIN, STUCK_FACTOR * action.expected_s)
         return False
 

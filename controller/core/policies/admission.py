@@ -21,7 +21,9 @@ from controller.core.policies.base import Verdict
 from controller.core.queues import Request
 from controller.core.residency import Popularity
 from controller.core.state import Model
+from mesh.codes import ErrorCode
 
+DEADLINE, OVERLOAD = ErrorCode.DEADLINE, ErrorCode.OVERLOAD
 RECENT_S = 0.1  # time constant of the rate of admission that fills the last batch of a queue
 PRICE_LOSS = 0.8  # largest share of admitted requests to be lost; in overload 0.8 costs 0.2 points of attainment
 PRICE_BAND = 0.25  # more is admitted again once the loss is this share below its limit
@@ -87,13 +89,13 @@ class Admission:
             behind_s = min(behind_s, others_s)
         predicted_s = behind_s - now
         if alone_s > request.deadline_s:
-            return Verdict(False, alone_s - now, "deadline", self._retry_s(model, request, own_s, now))
+            return Verdict(False, alone_s - now, DEADLINE, self._retry_s(model, request, own_s, now))
         if own_s > request.deadline_s:
-            return Verdict(False, own_s - now, "overload", own_s - request.deadline_s)
+            return Verdict(False, own_s - now, OVERLOAD, own_s - request.deadline_s)
         price = self._prices.get(model.ref)
         contended = behind_s > request.deadline_s  # otherwise it is in time whatever other models earn
         if contended and price is not None and not price.admits():
-            return Verdict(False, predicted_s, "overload", max(request.deadline_s - now, behind_s - request.deadline_s))
+            return Verdict(False, predicted_s, OVERLOAD, max(request.deadline_s - now, behind_s - request.deadline_s))
         arrivals.add(now, request.rows)
         return Verdict(True, predicted_s)
 

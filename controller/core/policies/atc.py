@@ -24,6 +24,9 @@ from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
 from controller.core.queues import Request
 from controller.core.state import Model, State
+from mesh.codes import ActionKind, ErrorCode
+
+DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
 
 # Source of both: docs/design/policy.md, "Returning clients"
 APART_GAIN = 1.05  # a batch waits for clients only if going apart takes so much more device time than going together
@@ -92,7 +95,7 @@ class Atc(Policy):
         if clients is not None:
             clients.arrived(now)
         verdict = self._admission.admit(model, request, now)
-        if verdict.code == "deadline" and not model.hosts:
+        if verdict.code is DEADLINE and not model.hosts:
             self._placement.refused_unplaced(model)
         return verdict
 
@@ -256,7 +259,7 @@ class Atc(Policy):
             return False
         if len(device.waiting) > 1 or len(model.hosts) > 1 or queue.many:
             return False
-        running = [action for action in device.actions.values() if action.kind == "infer"]
+        running = [action for action in device.actions.values() if action.kind is INFER]
         if any(action.ref != model.ref for action in running):
             return False
         coming, left_s = clients.missing(now)

@@ -7,6 +7,7 @@ from typing import Protocol
 from controller.core.devices.base import Device
 from controller.core.queues import Request
 from controller.core.state import Model
+from mesh.codes import ErrorCode
 
 # Source of both: docs/design/policy.md, "Lead, depth and dispatch"
 LEAD_FACTOR = 3.0  # x the way to the worker: the way there, the last result's way back, and some room
@@ -34,7 +35,7 @@ class Verdict:
 
     admitted: bool
     predicted_s: float  # latency from arrival to the end of OUTPUT
-    code: str = ""  # why not: "deadline" (not even alone and first) | "overload"
+    code: ErrorCode | None = None  # why not: DEADLINE (not even alone and first) or OVERLOAD; None if admitted
     retry_after_s: float | None = None  # after how long the same budget would suffice; None: never, as things are
 
 

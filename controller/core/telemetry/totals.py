@@ -12,8 +12,11 @@ from controller.core.devices.action import Action
 from controller.core.devices.base import Device
 from controller.core.queues import Request
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind, RequestOutcome
 from mesh.facts import ActionFact, Fact, RequestFact, Spread
 
+LOAD, OK, WORKER_LOST = ActionKind.LOAD, ActionCode.OK, ActionCode.WORKER_LOST
+IN_TIME, LATE = RequestOutcome.IN_TIME, RequestOutcome.LATE
 RING = 1024  # latest values that quantiles are taken of: p99 is the tenth largest
 
 
@@ -47,7 +50,7 @@ class Counters:
         self.refused[code] = self.refused.get(code, 0) + 1
 
     def failed(self, code: str) -> None:
-        """An action ended with this code, which is not "ok"."""
+        """An action ended with this code, which is not OK."""
         self.failed_actions[code] = self.failed_actions.get(code, 0) + 1
 
 
@@ -111,16 +114,16 @@ class Telemetry:
         if latency_s > 0:
             self.latency_errors.append(abs(latency_s - request.predicted_s) / latency_s)
         if self.recording:
-            self._note(request, "in_time" if in_time else "late", "", end_s, action, device, result.duration_s)
+            self._note(request, IN_TIME if in_time else LATE, "", end_s, action, device, result.duration_s)
 
-    def refused(self, request: Request, status: str, code: str, now: float) -> None:
-        """The request was rejected or failed (`status`)."""
+    def refused(self, request: Request, outcome: RequestOutcome, code: str, now: float) -> None:
+        """The request was refused with this code. `outcome`: REJECTED or FAILED."""
         self._model(request).refused += 1
         if self.recording:
-            self._note(request, status, code, now)
+            self._note(request, outcome, code, now)
 
-    def abandoned(self, request: Request, outcome: str, now: float) -> None:
-        """Nobody waits for the request any more. `outcome`: cancelled | frontend_lost."""
+    def abandoned(self, request: Request, outcome: RequestOutcome, now: float) -> None:
+        """Nobody waits for the request any more. `outcome`: CANCELLED or FRONTEND_LOST."""
         self.cancelled += 1
         if self.recording:
             self._note(request, outcome, "", now)
@@ -137,7 +140,7 @@ class Telemetry:
     def _note(
         self,
         request: Request,
-        outcome: str,
+        outcome: RequestOutcome,
         code: str,
         end_s: float,
         action: Action | None = None,
@@ -179,11 +182,11 @@ class Telemetry:
         if totals is None:
             totals = self.devices[device.worker] = DeviceTotals()
         duration_s = result.duration_s
-        if result.code != "ok":
+        if result.code != OK:
             totals.failed += 1
         elif duration_s is not None:
             error = abs(duration_s - action.expected_s) / duration_s if duration_s > 0 else 0.0
-            if action.kind == "load":
+            if action.kind is LOAD:
                 totals.loads += 1
                 totals.load_busy_s += duration_s
                 self.load_errors.append(error)
@@ -199,7 +202,7 @@ class Telemetry:
         """A worker is gone, with these actions."""
         for action in actions:
             result = wire.ActionResult(
-                action=action.id, kind=action.kind, code="worker_lost", received_s=now + device.offset_s, free_pages=0
+                action=action.id, kind=action.kind, code=WORKER_LOST, received_s=now + device.offset_s, free_pages=0
             )
             self.ended(device, action, result, in_time=0, waiting=waiting, now=now)
         self.devices.pop(device.worker, None)

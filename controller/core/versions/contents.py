@@ -9,7 +9,7 @@ from enum import Enum
 
 from controller.core.versions.preparation import Preparation, Stage, Terms
 from mesh import wire
-from mesh.versions import CHANGED
+from mesh.codes import PackageCode
 
 NO_TERMS = Terms()
 
@@ -82,7 +82,7 @@ class VersionContents:
         if self.of(ref):
             return
         for preparation, stage in self.stages(ref):
-            if stage.failed and stage.code == CHANGED:
+            if stage.failed and stage.code == PackageCode.CONTENT_CHANGED:
                 preparation.again(ref)
 
     def stages(self, ref: str) -> list[tuple[Preparation, Stage]]:

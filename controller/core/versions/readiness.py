@@ -16,8 +16,10 @@ from controller.core.versions.preparation import FAULTS_MAX, Preparation
 from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
-from mesh.versions import CHANGED, why_changed
+from mesh.codes import ActionCode, PackageCode
+from mesh.versions import why_changed
 
+OK = ActionCode.OK  # for what runs for every action
 LOAD_FAULTS_MAX = 5  # final failures of LOADs in a row after which a version cannot be served from the device
 
 
@@ -71,7 +73,9 @@ class Readiness:
             preparation = self.preparations[device.worker]
             preparation.again(ref)
             if decision is ContentDecision.REFUSED:
-                preparation.reported(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=CHANGED))
+                preparation.reported(
+                    wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED)
+                )
         elif report.ok and report.spec is not None and device.is_whole(report) and not device.leaving:
             if decision is ContentDecision.SERVED:
                 self.state.add_ready(device, report, report.spec)
@@ -87,7 +91,7 @@ class Readiness:
             if stage is not None and stage.report is not None and stage.content:
                 self._not_ready(self.state.devices[worker], ref)
                 self._decide(self.state.devices[worker], stage.report, orders)
-            elif stage is not None and stage.failed and stage.code == CHANGED:
+            elif stage is not None and stage.failed and stage.code == PackageCode.CONTENT_CHANGED:
                 preparation.again(ref)
 
     def try_again(self, ref: str) -> None:
@@ -104,7 +108,7 @@ class Readiness:
         """A measuring run has ended. After a few that another one would repeat, the version is not served from here."""
         preparation = self.preparations[device.worker]
         if result.code not in INFER_FINAL:
-            duration_s = result.duration_s if result.code == "ok" else None
+            duration_s = result.duration_s if result.code == ActionCode.OK else None
             preparation.measured(action.ref, action.batch, duration_s, now)
         elif preparation.faulted(action.ref, now):
             return self._give_up(device, action.ref, "it fails where it is measured", result, now)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from controller.core.state import State
 from controller.core.versions.contents import VersionContents
 from controller.core.versions.wanted import WantedVersions
+from mesh.codes import ErrorCode
 
 RETRY_S = 1.0  # what a client is told where nothing better is known
 
@@ -13,7 +14,7 @@ RETRY_S = 1.0  # what a client is told where nothing better is known
 class Reason:
     """Why a request is rejected."""
 
-    code: str
+    code: ErrorCode
     message: str
     retry_s: float | None = None  # after how long to ask again; None: nothing is known of that
 
@@ -29,12 +30,12 @@ class Reasons:
     def now(self, ref: str) -> Reason:
         """Why no device can serve the version now."""
         if ref not in self.versions:
-            return Reason("not_deployed", f"{ref} is not deployed (any more)")
+            return Reason(ErrorCode.NOT_DEPLOYED, f"{ref} is not deployed (any more)")
         if ref in self.versions.contained:
-            return Reason("no_replica", self._no_replica(ref), RETRY_S)
+            return Reason(ErrorCode.NO_REPLICA, self._no_replica(ref), RETRY_S)
         if not self.state.devices:
-            return Reason("no_worker", "no worker is there", RETRY_S)
-        return self.never(ref) or Reason("not_ready", f"{ref} is still being prepared", RETRY_S)
+            return Reason(ErrorCode.NO_WORKER, "no worker is there", RETRY_S)
+        return self.never(ref) or Reason(ErrorCode.NOT_READY, f"{ref} is still being prepared", RETRY_S)
 
     def never(self, ref: str) -> Reason | None:
         """Why no device can prepare the version; None while one serves it, or may yet prepare it.
@@ -46,13 +47,14 @@ class Reasons:
             return None
         if not self.contents.failed_everywhere(ref):
             return None
-        return Reason("not_ready", f"{ref} cannot be served: {self.contents.faults(ref)[0]}")
+        why = next(iter(self.contents.faults(ref)), "no device said why")
+        return Reason(ErrorCode.NOT_READY, f"{ref} cannot be served: {why}")
 
     def too_late(self, ref: str, *, ready: bool) -> Reason:
         """Why a request that has waited is not served in time. `ready`: some device can serve its version."""
         if not ready and ref in self.versions.contained:
-            return Reason("no_replica", self._no_replica(ref))
-        return Reason("deadline", "it can no longer be served in time")
+            return Reason(ErrorCode.NO_REPLICA, self._no_replica(ref))
+        return Reason(ErrorCode.DEADLINE, "it can no longer be served in time")
 
     def _no_replica(self, ref: str) -> str:
         faults = self.contents.faults(ref)

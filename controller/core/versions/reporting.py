@@ -8,7 +8,7 @@ from controller.core.state import State
 from controller.core.versions.contents import NO_TERMS, VersionContents
 from controller.core.versions.preparation import Terms
 from mesh import wire
-from mesh.versions import CHANGED
+from mesh.codes import PackageCode
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Reporting:
     def _report_failed(self, ref: str, terms: Terms, orders: list[Order]) -> None:
         codes = [stage.code for stage in self.contents.failed_everywhere(ref)]
         if codes:
-            code = CHANGED if CHANGED in codes else codes[0]
+            code = PackageCode.CONTENT_CHANGED if PackageCode.CONTENT_CHANGED in codes else codes[0]
             faults = tuple(self.contents.faults(ref))
             self._tell_broker(
                 wire.PrepareReport(ref=ref, ok=False, faults=faults, code=code, tries=terms.tries), orders

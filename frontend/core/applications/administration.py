@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from frontend.core import protocol
-from frontend.core.applications import codes
 from frontend.core.applications.definitions import Application, read_definition
 from frontend.core.applications.descriptions import describe, describe_unserved, with_bytes
 from frontend.core.applications.learned import LearnedStates
@@ -13,6 +12,7 @@ from frontend.core.applications.messages import CallBroker, Client, Drop, Order,
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
 from frontend.core.protocol import Invalid
 from mesh import wire
+from mesh.codes import AnswerStatus, ErrorCode, ReplyCode
 from mesh.names import NAME
 from selection.contexts import check_context
 
@@ -69,7 +69,7 @@ class Administration:
         definition = read_definition(request.app)
         if create and definition.name in self._registry.apps:
             text = f"application {definition.name!r} exists already; change it with update_app"
-            raise Invalid(codes.APP_EXISTS, text, "app.name")
+            raise Invalid(ErrorCode.APP_EXISTS, text, "app.name")
         self._registry.make(definition, 0, strict=True)
         number = self._call(client, request.id, now, definition.name if create else "")
         return [CallBroker(wire.PutApp(call=number, definition=with_bytes(request.app), create=create))]
@@ -77,7 +77,7 @@ class Administration:
     def _delete(self, client: Client, request: protocol.DeleteApp, now: float) -> list[Order]:
         if not NAME.fullmatch(request.app):
             text = f"app must match {NAME.pattern}; got {request.app[:80]!r}"
-            raise Invalid(codes.UNKNOWN_APP, text, "app")
+            raise Invalid(ErrorCode.UNKNOWN_APP, text, "app")
         number = self._call(client, request.id, now, request.app)
         return [CallBroker(wire.DropApp(call=number, name=request.app))]
 
@@ -85,7 +85,7 @@ class Administration:
         """Returns the number of a new call. Raises: Invalid, if too many are open."""
         if len(self._calls) >= CALLS_MAX:
             text = "the broker has not answered so many calls yet"
-            raise Invalid(codes.BUSY, text, None, None, codes.REJECTED, RETRY_AFTER_MS)
+            raise Invalid(ErrorCode.BUSY, text, None, None, AnswerStatus.REJECTED, RETRY_AFTER_MS)
         number = next(self._numbers)
         self._calls[number] = BrokerCall(client, request_id, now + REPLY_S_MAX, forget)
         return number
@@ -94,21 +94,29 @@ class Administration:
         """The call is refused: it was not sent."""
         call = self._calls.pop(number)
         text = "the broker is not there, and only it can change applications; those that are there are served"
-        return [Refuse(call.client, Invalid(codes.NO_BROKER, text, None, call.id, codes.REJECTED, RETRY_AFTER_MS))]
+        invalid = Invalid(ErrorCode.NO_BROKER, text, None, call.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
+        return [Refuse(call.client, invalid)]
 
     def replied(self, reply: wire.CallReply) -> list[Order]:
-        """The client gets the broker's answer. What a new or deleted application had learned is deleted."""
+        """The client gets the broker's answer. What a new or deleted application had learned is deleted.
+
+        A change that the broker could not save is in effect, and the client is told that it is not on disk.
+        """
         call = self._calls.pop(reply.call, None)
         if call is None:
             return []
-        if not reply.ok:
-            code = reply.code or codes.BAD_APP
+        unsaved = reply.code == ReplyCode.NOT_SAVED  # it is in effect nevertheless
+        if not (reply.ok or unsaved):
+            code = ErrorCode.named(reply.code) or ErrorCode.BAD_APP
             return [Refuse(call.client, Invalid(code, reply.message, reply.field or None, call.id))]
         orders: list[Order] = []
         if call.forget:
             self._learned.cache.forget(call.forget)
             orders.append(Drop(call.forget))
-        answer = {"id": call.id, "status": codes.OK, "message": reply.message, "revision": reply.revision}
+        if unsaved:
+            invalid = Invalid(ErrorCode.NOT_SAVED, reply.message, None, call.id, AnswerStatus.FAILED)
+            return [*orders, Refuse(call.client, invalid)]
+        answer = {"id": call.id, "status": AnswerStatus.OK, "message": reply.message, "revision": reply.revision}
         return [*orders, Tell(call.client, answer)]
 
     def wake(self, now: float) -> list[Order]:
@@ -116,7 +124,10 @@ class Administration:
         late = [number for number, call in self._calls.items() if call.until_s <= now]
         text = f"the broker did not answer within {REPLY_S_MAX:g} s; `apps` says what is in effect"
         calls = [self._calls.pop(number) for number in late]
-        return [Refuse(call.client, Invalid(codes.NO_BROKER, text, None, call.id, codes.TIMED_OUT)) for call in calls]
+        return [
+            Refuse(call.client, Invalid(ErrorCode.NO_BROKER, text, None, call.id, AnswerStatus.TIMED_OUT))
+            for call in calls
+        ]
 
     def wake_at(self) -> float | None:
         """The instant from which `wake` has something to do."""
@@ -129,7 +140,7 @@ class Administration:
         context = request.context or ""
         fault = check_context(context)
         if fault is not None:
-            raise Invalid(codes.BAD_CONTEXT, fault, "context")
+            raise Invalid(ErrorCode.BAD_CONTEXT, fault, "context")
         listing = Listing(client, request.id, context, dict(sorted(self._registry.apps.items())))
         if not listing.apps:
             return [self._listed(listing)]
@@ -153,4 +164,6 @@ class Administration:
         others = {name: describe_unserved(each, listing.context) for name, each in unserved}
         entries = [entry for _, entry in sorted({**others, **listing.described}.items())]
         most = self._limits.request_bytes_max
-        return Tell(listing.client, {"id": listing.id, "status": codes.OK, "apps": entries, "frame_bytes_max": most})
+        return Tell(
+            listing.client, {"id": listing.id, "status": AnswerStatus.OK, "apps": entries, "frame_bytes_max": most}
+        )

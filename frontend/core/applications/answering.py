@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from frontend.core import checks, protocol
-from frontend.core.applications import codes
 from frontend.core.applications.decisions import DecisionTable, Predicted, encoded
 from frontend.core.applications.ensembles import (
     Conclusion,
@@ -31,6 +30,7 @@ from frontend.core.applications.messages import (
 )
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
 from frontend.core.protocol import Answer, Error, Invalid
+from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import unusable
 from selection.combining import predictions
 from selection.contexts import Key, check_context
@@ -70,7 +70,7 @@ class Answering:
         context = request.context or ""
         fault = check_context(context)
         if fault is not None:
-            raise Invalid(codes.BAD_CONTEXT, fault, "context", request.id)
+            raise Invalid(ErrorCode.BAD_CONTEXT, fault, "context", request.id)
         budget_s = checks.check_budget(request, app.slo_ms, self._limits.slo_ms_max)
         weight = checks.check_weight(request)
         checked = rules.check(request, asked.frames)
@@ -174,7 +174,7 @@ class Answering:
 
     def stop(self, now: float) -> list[Order]:
         """Every open question is answered: the frontend stops."""
-        failure = Failure(codes.FAILED, codes.STOPPING, "the frontend is being stopped")
+        failure = Failure(AnswerStatus.FAILED, ErrorCode.STOPPING, "the frontend is being stopped")
         nothing = Conclusion(None, False, [], None, failure)
         return [order for request in self.open.all() for order in self._answer(request, nothing, now)]
 
@@ -190,7 +190,7 @@ class Answering:
 
     def _policy_raised(self, request: EnsembleRequest, error: Exception, now: float) -> list[Order]:
         text = f"the policy {request.app.definition.policy} raised {type(error).__name__}: {error}"
-        conclusion = Conclusion(None, False, [], None, Failure(codes.FAILED, codes.POLICY_ERROR, text))
+        conclusion = Conclusion(None, False, [], None, Failure(AnswerStatus.FAILED, ErrorCode.POLICY_ERROR, text))
         return [PolicyRaised(request.app.name, text), *self._answer(request, conclusion, now)]
 
     def _answer(self, request: EnsembleRequest, conclusion: Conclusion, now: float) -> list[Order]:
@@ -222,7 +222,7 @@ def _answer_of(request: EnsembleRequest, conclusion: Conclusion) -> Answer:
     failure, combined, used = conclusion.failure, conclusion.combined, conclusion.models_used
     answer = Answer(
         id=request.id,
-        status=codes.OK if conclusion.outputs is not None or failure is None else failure.status,
+        status=AnswerStatus.OK if conclusion.outputs is not None or failure is None else failure.status,
         app=request.app.name,
         cached=bool(used) and not conclusion.default_used and request.from_cache == len(used),
         default_used=conclusion.default_used,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from frontend.core.applications import codes
+from mesh.codes import FeedbackReason
 from selection.base import Array, Kind
 
 BYTES_MAX = 256 << 20  # that the decisions of one frontend may take
@@ -61,7 +61,7 @@ class Decision(msgspec.Struct):
 class NotApplied(NamedTuple):
     """Why feedback is not applied."""
 
-    code: str
+    code: FeedbackReason
     message: str
     elsewhere: bool = False  # the decision may be another frontend's
 
@@ -117,17 +117,17 @@ class DecisionTable:
         if decision is not None and now - decision.made_s <= self.keep_s:
             return decision
         if not ID.fullmatch(decision_id):
-            return NotApplied(codes.UNKNOWN, "no answer ever carried this decision_id")
+            return NotApplied(FeedbackReason.UNKNOWN, "no answer ever carried this decision_id")
         name, _, _ = decision_id.rpartition("-")
         if name.startswith(self.incarnation):
             if not compare_digest(self._sealed(name), decision_id):
-                return NotApplied(codes.UNKNOWN, "no answer ever carried this decision_id")
+                return NotApplied(FeedbackReason.UNKNOWN, "no answer ever carried this decision_id")
             text = (
                 f"feedback comes too late: it is taken for {self.keep_s:g} s, and the last {self.decisions_max} answers"
             )
-            return NotApplied(codes.LATE, text)
+            return NotApplied(FeedbackReason.LATE, text)
         text = "this frontend has made no such decision: another one has, or it was before a restart"
-        return NotApplied(codes.UNKNOWN, text, elsewhere=True)
+        return NotApplied(FeedbackReason.UNKNOWN, text, elsewhere=True)
 
     def _over(self, oldest: Decision, now: float) -> bool:
         crowded = len(self._kept) > self.decisions_max or self.size > self.bytes_max

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from frontend.core.applications import codes
 from frontend.core.applications.decisions import Decision, Predicted
 from frontend.core.applications.definitions import Application
 from frontend.core.applications.messages import Client, Failure
+from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import Answers, Array, Combined, Selection, State, finite
 from selection.combining import predictions
 
 MARGIN_S_MAX = 0.002  # part of the budget that is left for combining the answers and sending the result
 MARGIN_SHARE = 0.05
-NO_ANSWER = Failure(codes.TIMED_OUT, codes.DEADLINE, "no model answered within the budget")
+NO_ANSWER = Failure(AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, "no model answered within the budget")
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +69,7 @@ class EnsembleRequest:
         """The outputs count, if they are finite numbers; otherwise the model has failed."""
         if self.app.kind != "labels" and not finite(outputs):
             text = f"{model} answered with numbers that are not finite"
-            self.model_failed(model, Failure(codes.FAILED, codes.BAD_OUTPUTS, text))
+            self.model_failed(model, Failure(AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text))
             return
         self.outputs[model] = outputs
         self.waiting.discard(model)
@@ -170,7 +170,7 @@ def conclude(request: EnsembleRequest, state: State) -> Conclusion:
     least = app.definition.confidence_min
     if combined.confidence < least:
         text = f"confidence {combined.confidence:.3g} is below the application's confidence_min, {least:g}"
-        return _default(request, list(outputs), combined, Failure(codes.FAILED, codes.LOW_CONFIDENCE, text))
+        return _default(request, list(outputs), combined, Failure(AnswerStatus.FAILED, ErrorCode.LOW_CONFIDENCE, text))
     return Conclusion(combined.outputs, False, list(outputs), combined, None)
 
 
@@ -229,6 +229,6 @@ def _why_no_answer(request: EnsembleRequest) -> Failure:
     """Returns one failure for all models: late if one was still waited for, else the one easiest to act on."""
     if request.waiting or not request.failures:
         return NO_ANSWER
-    order = {codes.REJECTED: 0, codes.TIMED_OUT: 1, codes.FAILED: 2, codes.INVALID: 3}
+    order = {AnswerStatus.REJECTED: 0, AnswerStatus.TIMED_OUT: 1, AnswerStatus.FAILED: 2, AnswerStatus.INVALID: 3}
     failures = [request.failures[model] for model in request.selected if model in request.failures]
     return min(failures, key=lambda failure: order.get(failure.status, 4)) if failures else NO_ANSWER

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from frontend.core import protocol
-from frontend.core.applications import codes
 from frontend.core.applications.decisions import Decision, DecisionTable, NotApplied, Predicted, chances_of, decoded
 from frontend.core.applications.definitions import Application
 from frontend.core.applications.learned import LearnedStates
@@ -25,10 +24,12 @@ from frontend.core.applications.messages import (
     Learn,
     Order,
     Refuse,
+    StoreOutcome,
     Tell,
 )
 from frontend.core.applications.registry import ApplicationRegistry
 from frontend.core.protocol import Invalid
+from mesh.codes import AnswerStatus, ErrorCode, FeedbackReason
 from selection.base import Observation
 from selection.contexts import check_context
 from selection.losses import FeedbackError, check_label, check_loss, losses_of
@@ -67,13 +68,13 @@ class FeedbackDesk:
     def take(self, client: Client, request: protocol.Feedback, now: float) -> list[Order]:
         """The feedback is learned and then answered, or answered at once. Raises: Invalid."""
         if (request.label is None) == (request.loss is None):
-            raise Invalid(codes.BAD_FEEDBACK, "give either label or loss", "label", request.id)
+            raise Invalid(ErrorCode.BAD_FEEDBACK, "give either label or loss", "label", request.id)
         fault = check_context(request.context) if request.context is not None else None
         if fault is not None:
-            raise Invalid(codes.BAD_CONTEXT, fault, "context", request.id)
+            raise Invalid(ErrorCode.BAD_CONTEXT, fault, "context", request.id)
         if self._learned.store.full:
             text = "more feedback came than can be learned; this one was not taken in"
-            raise Invalid(codes.BUSY, text, None, request.id, codes.REJECTED, 1000.0)
+            raise Invalid(ErrorCode.BUSY, text, None, request.id, AnswerStatus.REJECTED, 1000.0)
         feedback = PendingFeedback(client, request)
         found = self._decisions.find(request.decision_id, now)
         if isinstance(found, NotApplied):
@@ -94,7 +95,7 @@ class FeedbackDesk:
         """The feedback goes on to be learned if this frontend got the decision; otherwise it is answered."""
         feedback, found = self._claims[event.number]
         mine = found if isinstance(found, Decision) else None
-        if event.outcome == codes.HELD:
+        if event.outcome == StoreOutcome.HELD:
             if mine is not None:
                 mine.taken = HELD_BACK
             return self._held(feedback)
@@ -102,12 +103,12 @@ class FeedbackDesk:
         taken_elsewhere = event.known == b""
         if mine is not None:
             mine.taken = APPLIED if taken_elsewhere else ""
-        if event.outcome == codes.REFUSED:
+        if event.outcome == StoreOutcome.REFUSED:
             text = f"{event.why}; give the feedback again later"
-            return self._not_applied(feedback, NotApplied(codes.STORE_DOWN, text))
+            return self._not_applied(feedback, NotApplied(FeedbackReason.STORE_DOWN, text))
         if taken_elsewhere:
             text = "feedback for this decision was given already"
-            return self._not_applied(feedback, NotApplied(codes.DUPLICATE, text))
+            return self._not_applied(feedback, NotApplied(FeedbackReason.DUPLICATE, text))
         if event.known is None and isinstance(found, NotApplied):
             return self._not_applied(feedback, found)
         return self._learn_claimed(feedback, mine, event.known or b"", now)
@@ -121,7 +122,8 @@ class FeedbackDesk:
                 return [HeldFeedbackLost(feedback.request.decision_id, invalid.code, invalid.message)]
             return [Refuse(feedback.client, invalid)]
         except msgspec.MsgspecError as error:
-            return self._not_applied(feedback, NotApplied(codes.UNKNOWN, f"the decision cannot be read: {error}"))
+            text = f"the decision cannot be read: {error}"
+            return self._not_applied(feedback, NotApplied(FeedbackReason.UNKNOWN, text))
 
     def _adopted(self, known: bytes, now: float) -> Decision:
         """Another frontend's decision is this one's now, and accepts feedback that comes again, corrected."""
@@ -136,7 +138,7 @@ class FeedbackDesk:
         """The store learns from the feedback, if there is anything to learn. Raises: Invalid."""
         if decision.taken:
             text = f"feedback for this decision was given already, and is {decision.taken}"
-            return self._not_applied(feedback, NotApplied(codes.DUPLICATE, text))
+            return self._not_applied(feedback, NotApplied(FeedbackReason.DUPLICATE, text))
         observation = self._observation(feedback.request, decision)
         if observation is None:
             return self._not_applied(feedback, self._why_nothing(decision))
@@ -150,13 +152,13 @@ class FeedbackDesk:
         """The feedback is answered; once it is applied, this frontend knows what was learned."""
         lesson = self._lessons[event.number]
         feedback, decision = lesson.feedback, lesson.decision
-        if event.outcome == codes.HELD:
+        if event.outcome == StoreOutcome.HELD:
             decision.taken = HELD_BACK
             return self._held(feedback)
         del self._lessons[event.number]
-        if event.outcome == codes.REFUSED or event.state is None:
+        if event.outcome == StoreOutcome.REFUSED or event.state is None:
             decision.taken = ""
-            return self._not_applied(feedback, NotApplied(codes.NOT_LEARNED, event.why))
+            return self._not_applied(feedback, NotApplied(FeedbackReason.NOT_LEARNED, event.why))
         if self._app(decision) is not None:
             self._learned.cache.came((decision.app, decision.context), event.state, now)
         decision.taken = APPLIED
@@ -174,7 +176,7 @@ class FeedbackDesk:
         if app is None:
             other = "; another one has its name now" if decision.app in self._registry.apps else ""
             text = f"the application {decision.app!r} that gave this answer is gone{other}"
-            return NotApplied(codes.UNKNOWN_APP, text)
+            return NotApplied(FeedbackReason.UNKNOWN_APP, text)
         if not decision.predictions:
             text = "no model answered in time, so that there is nothing to learn"
         elif app.kind != decision.kind:
@@ -183,13 +185,13 @@ class FeedbackDesk:
             text = f"those that answered are no models of the application any more: {', '.join(decision.predictions)}"
         else:
             text = "only shadows answered: they learn from a label, not from the loss of an answer"
-        return NotApplied(codes.NOTHING_TO_LEARN, text)
+        return NotApplied(FeedbackReason.NOTHING_TO_LEARN, text)
 
     def _observation(self, request: protocol.Feedback, decision: Decision) -> Observation | None:
         """Returns the losses, 0 to 1, of the models that answered; None if none can be learned. Raises: Invalid."""
         if request.context is not None and request.context != decision.context:
             text = f"the decision was made in the context {decision.context!r}; got {request.context[:40]!r}"
-            raise Invalid(codes.BAD_CONTEXT, text, "context", request.id)
+            raise Invalid(ErrorCode.BAD_CONTEXT, text, "context", request.id)
         app = self._app(decision)
         if app is None or app.kind != decision.kind:
             return None
@@ -201,14 +203,14 @@ class FeedbackDesk:
             else:
                 losses = _losses(request.label, app, said)
         except FeedbackError as error:
-            raise Invalid(codes.BAD_FEEDBACK, error.message, error.field, request.id) from None
+            raise Invalid(ErrorCode.BAD_FEEDBACK, error.message, error.field, request.id) from None
         return Observation(losses, chances_of(decision)) if losses else None
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def _held(self, feedback: PendingFeedback) -> list[Order]:
         """The store is down: the feedback is answered now, and applied later."""
-        return self._answer(feedback, _outcome(codes.STORE_DOWN, HELD))
+        return self._answer(feedback, _outcome(FeedbackReason.STORE_DOWN, HELD))
 
     def _not_applied(self, feedback: PendingFeedback, why: NotApplied) -> list[Order]:
         """The feedback is answered with the reason; if it was answered before, a fact tells of its loss."""
@@ -221,10 +223,10 @@ class FeedbackDesk:
         if feedback.answered:
             return []
         feedback.answered = True
-        return [Tell(feedback.client, {"id": feedback.request.id, "status": codes.OK, **outcome})]
+        return [Tell(feedback.client, {"id": feedback.request.id, "status": AnswerStatus.OK, **outcome})]
 
 
-def _outcome(reason: str, message: str) -> dict[str, Any]:
+def _outcome(reason: FeedbackReason, message: str) -> dict[str, Any]:
     return {"applied": False, "reason": reason, "message": message}
 
 

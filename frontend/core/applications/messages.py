@@ -5,11 +5,13 @@ An order that has an outcome carries a `number`, and the event with its outcome 
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from frontend.core import protocol
 from frontend.core.protocol import Answer, Invalid
 from mesh import wire
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, FeedbackReason
 from selection.base import Array, Observation, Policy, State
 from selection.contexts import Key
 
@@ -20,11 +22,19 @@ Client = Hashable  # the connection that an answer goes to
 class Failure:
     """Why one model, or the application, gives no answer; or why the answer is the default."""
 
-    status: str  # as in an answer
-    code: str
+    status: AnswerStatus
+    code: ErrorCode | ActionCode
     message: str
     predicted_ms: float | None = None
     retry_after_ms: float | None = None
+
+    @classmethod
+    def of(
+        cls, status: str, code: str, message: str, predicted_ms: float | None, retry_after_ms: float | None
+    ) -> "Failure":
+        """Returns the failure that these strings of an answer are; what only a newer mesh knows is UNNAMED."""
+        known = ErrorCode.named(code) or ActionCode.named(code) or ErrorCode.UNNAMED
+        return cls(AnswerStatus.named(status) or AnswerStatus.FAILED, known, message, predicted_ms, retry_after_ms)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -68,12 +78,20 @@ class StateRead:
     error: str = ""
 
 
+class StoreOutcome(StrEnum):
+    """What became of an order to the store."""
+
+    DONE = "done"
+    HELD = "held"  # the store is down; the order is kept, and its outcome is told a second time
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True)
 class FeedbackStored:
     """The outcome of one `Learn`."""
 
     number: int
-    outcome: str  # DONE, HELD (a second event follows), or REFUSED
+    outcome: StoreOutcome
     state: State | None = None  # after DONE: with the feedback in it
     why: str = ""  # after REFUSED
 
@@ -83,7 +101,7 @@ class DecisionClaimed:
     """The outcome of one `Claim`."""
 
     number: int
-    outcome: str  # DONE, HELD (a second event follows), or REFUSED
+    outcome: StoreOutcome
     known: bytes | None = None  # after DONE: as Store.claim gives it
     why: str = ""  # after REFUSED
 
@@ -235,7 +253,7 @@ class HeldFeedbackLost:
     """Feedback was answered with "held", and then could not be applied."""
 
     decision: str
-    reason: str  # the code that its answer would have had
+    reason: FeedbackReason | ErrorCode  # that its answer would have had
     why: str
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from frontend.core import checks, protocol
-from frontend.core.applications import codes
 from frontend.core.applications.definitions import Application, Definition, fits, make_application, read_definition
 from frontend.core.applications.learned import LearnedStates
 from frontend.core.applications.messages import Failure, NotServed
 from frontend.core.checks import InputRules
 from frontend.core.protocol import Invalid
 from mesh import wire
+from mesh.codes import AnswerStatus, ErrorCode
 from mesh.names import listed
 
 RETRY_AFTER_MS = 1000.0  # a version that is being prepared is often there by then
@@ -33,7 +33,7 @@ class Unserved:
 
     definition: Mapping[str, Any]  # as the table has it
     revision: int
-    code: str
+    code: ErrorCode
     why: str
 
 
@@ -75,7 +75,7 @@ class ApplicationRegistry:
             before = self.unserved.get(entry.name)
             self.apps.pop(entry.name, None)
             self.unserved[entry.name] = Unserved(entry.definition, entry.revision, invalid.code, invalid.message)
-            told = invalid.code == codes.NOT_READY or (before is not None and before.why == invalid.message)
+            told = invalid.code == ErrorCode.NOT_READY or (before is not None and before.why == invalid.message)
             return None if told else NotServed(entry.name, invalid.message)
         app.created = entry.created
         self.unserved.pop(entry.name, None)
@@ -105,26 +105,26 @@ class ApplicationRegistry:
         checks.check_names(request)
         if request.version is not None:
             text = "version goes with model; an application has none"
-            return Invalid(codes.BAD_TARGET, text, "version", request.id)
+            return Invalid(ErrorCode.BAD_TARGET, text, "version", request.id)
         unserved = self.unserved.get(request.app or "")
-        if unserved is not None and unserved.code == codes.NOT_READY:
+        if unserved is not None and unserved.code == ErrorCode.NOT_READY:
             text = f"no model of the application {request.app!r} is prepared yet"
-            return Invalid(codes.NOT_READY, text, "app", request.id, codes.REJECTED, RETRY_AFTER_MS)
+            return Invalid(ErrorCode.NOT_READY, text, "app", request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
         if unserved is not None:
             text = f"the application {request.app!r} is not served: {unserved.why}"
-            return Invalid(codes.NOT_SERVED, text, "app", request.id, codes.FAILED)
+            return Invalid(ErrorCode.NOT_SERVED, text, "app", request.id, AnswerStatus.FAILED)
         text = f"there is no application {request.app!r}; there are: {listed(self.apps)}"
-        return Invalid(codes.UNKNOWN_APP, text, "app", request.id)
+        return Invalid(ErrorCode.UNKNOWN_APP, text, "app", request.id)
 
     def why_not_asked(self, app: Application, model: str) -> Failure | None:
         """Returns why this model of the application cannot be asked now; None if it can."""
         spec = self._specs.get(model)
         if spec is None:
             text = f"model {model} has no version that can be served"
-            return Failure(codes.REJECTED, codes.NOT_READY, text, None, RETRY_AFTER_MS)
+            return Failure(AnswerStatus.REJECTED, ErrorCode.NOT_READY, text, None, RETRY_AFTER_MS)
         if not fits(spec, app.spec):
             text = f"the version of {model} that is deployed now has other inputs or outputs"
-            return Failure(codes.FAILED, codes.MODELS_DIFFER, text)
+            return Failure(AnswerStatus.FAILED, ErrorCode.MODELS_DIFFER, text)
         return None
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gearmesh.load.errors import LoadError
 from gearmesh.load.plan import Closed, Growing, Open, Phase, Replay, Stream, Target
 from gearmesh.simulation.arrivals import loads
-from gearmesh.simulation.fields import ScenarioError
+from gearmesh.simulation.fields import EmptyTrace, UnusableFile
 from gearmesh.simulation.parts import Devices, Load, Scenario, SimModel
 
 Floats = npt.NDArray[np.float64]
@@ -81,8 +81,10 @@ def open_arrivals(
         models = np.array([index[model] for model in stream.models], np.int32)
         try:
             due_s, model, slo_s, rows_of = _stream_arrivals(phase, stream, targets, _seed(seed, number), rows)
-        except ScenarioError as error:
-            raise LoadError("; ".join(_as_option(fault) for fault in error.faults)) from error
+        except UnusableFile as error:
+            raise LoadError("; ".join(f"--file: {text}" for text in error.texts)) from error
+        except EmptyTrace as error:
+            raise LoadError(error.told("--rate", "--seconds")) from error
         parts.append((due_s, models[model], slo_s, rows_of, np.full(len(due_s), number, np.int32)))
     if not parts:
         none, nothing = np.empty(0), np.empty(0, np.int32)
@@ -90,19 +92,6 @@ def open_arrivals(
     due_s, model, slo_s, rows_of, stream_of = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(due_s, kind="stable")
     return Arrivals(due_s[order], model[order], slo_s[order], rows_of[order], stream_of[order])
-
-
-def _as_option(fault: str) -> str:
-    """The simulator's fault about a scenario's key, reworded for the option that set it."""
-    options = {
-        "load.rate_rps": "--rate",
-        "load.seconds": "--seconds",
-        "load.minutes": "--minutes",
-        "load.path": "--file",
-    }
-    for key, option in options.items():
-        fault = fault.replace(key, option)
-    return fault.removeprefix("load: ")
 
 
 def _seed(seed: int, number: int) -> int:

@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from gearmesh.load.plan import Plan
-from gearmesh.load.reporting.records import LATE, OUTCOMES
+from gearmesh.load.reporting.records import LATE, OK, OUTCOMES
 from gearmesh.load.reporting.statistics import PhaseReport
 from gearmesh.load.results import PhaseRun
 
-COLOURS = {
-    "ok": "#2a9d8f", "late": "#e9c46a", "rejected": "#8d99ae", "timed_out": "#f4a261", "failed": "#e63946",
-    "invalid": "#9b5de5", "no_answer": "#222222",
-}  # fmt: skip
+COLOURS = ("#2a9d8f", "#e9c46a", "#8d99ae", "#f4a261", "#e63946", "#9b5de5", "#222222")  # of OUTCOMES
 POINTS_MAX = 2000  # of one curve
 LEGEND_MAX = 36  # curves in the legend
 
@@ -71,7 +68,7 @@ def _draw_goodput(axes: "object", runs: Sequence[PhaseRun], found: Sequence[Phas
         windows = one.goodput_over_time
         edges = [begins_s + run.phase.warmup_s, *(begins_s + end for end, _, _ in windows)]
         axes.stairs([offered for _, offered, _ in windows], edges, color="#999999", lw=0.8, baseline=None)
-        axes.stairs([good for _, _, good in windows], edges, color=COLOURS["ok"], lw=1.5, baseline=None)
+        axes.stairs([good for _, _, good in windows], edges, color=COLOURS[OK], lw=1.5, baseline=None)
         begins_s += run.phase.seconds
         if len(runs) > 1:
             axes.axvline(begins_s, color="#cccccc", lw=0.6)
@@ -86,10 +83,10 @@ def _draw_outcomes(axes: "object", found: Sequence[PhaseReport]) -> None:
     assert isinstance(axes, Axes)
     at = np.arange(len(found))
     bottom = np.zeros(len(found))
-    for outcome in OUTCOMES:
+    for outcome, colour in zip(OUTCOMES, COLOURS, strict=True):
         counts = [one.outcomes[outcome].n / max(1, one.n) if outcome in one.outcomes else 0.0 for one in found]
         if any(counts):
-            axes.bar(at, counts, bottom=bottom, color=COLOURS[outcome], label=outcome, width=0.8)
+            axes.bar(at, counts, bottom=bottom, color=colour, label=outcome, width=0.8)
             bottom += counts
     axes.set_xticks(
         at,

@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-OUTCOMES = ("ok", "late", "rejected", "timed_out", "failed", "invalid", "no_answer")
-OK, LATE, NO_ANSWER = OUTCOMES.index("ok"), OUTCOMES.index("late"), OUTCOMES.index("no_answer")
+from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
+
+OUTCOMES = (
+    AnswerStatus.OK, RequestOutcome.LATE, AnswerStatus.REJECTED, AnswerStatus.TIMED_OUT, AnswerStatus.FAILED,
+    AnswerStatus.INVALID, ErrorCode.NO_ANSWER,
+)  # fmt: skip
+_INDEX: dict[str, int] = {outcome: index for index, outcome in enumerate(OUTCOMES)}
+OK, LATE, REJECTED, _, FAILED, _, NO_ANSWER = _INDEX.values()
 NOT_SENT = "not_sent"  # code: the generator's queue to the mesh was full
 NOT_TOLD = 255  # value of cold: the answer did not say
 
@@ -82,7 +88,7 @@ class Recorder:
 
         An ok answer after the budget, counted from `due_s`, is late.
         """
-        outcome = OUTCOMES.index(status) if status in OUTCOMES else OUTCOMES.index("failed")
+        outcome = _INDEX.get(status, FAILED)
         if outcome == OK and done_s - self._due_s[row] > self._slo_s[row]:
             outcome = LATE
         self._done_s[row] = done_s

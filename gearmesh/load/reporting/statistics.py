@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
-from gearmesh.load.reporting.records import LATE, NOT_TOLD, OK, OUTCOMES, Records
+from gearmesh.load.reporting.records import LATE, NOT_TOLD, OK, OUTCOMES, REJECTED, Records
 
 Floats = npt.NDArray[np.float64]
 HDR_MAX_US, HDR_DIGITS = 3_600_000_000, 3
@@ -20,7 +20,6 @@ BEYOND_MIN = 10  # samples needed above a quantile; with fewer it is not reporte
 LATE_MS = 20.0  # a request sent, or an answer read, more than this too late counts as delayed
 LATE_SHARE_MAX = 0.05  # with a larger share of either, the generator could not keep the rate
 SLOS_MAX = 16  # distinct budgets reported one by one; more are put into bins, four to a factor of 10
-REJECTED = OUTCOMES.index("rejected")
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gearmesh.simulation.arrivals import maf, recorded
 from gearmesh.simulation.arrivals.periods import on_periods, place_on, within
-from gearmesh.simulation.fields import ScenarioError
+from gearmesh.simulation.fields import EmptyTrace
 from gearmesh.simulation.parts import Scenario
 
 Floats = npt.NDArray[np.float64]
@@ -39,7 +39,7 @@ class Trace:
 def arrivals(scenario: Scenario, seed: int) -> Trace:
     """The requests of a scenario. Of a closed loop only each client's first: the others follow the answers.
 
-    Raises: ScenarioError if there are none, or a file cannot be used.
+    Raises: EmptyTrace, UnusableFile.
     """
     popular, arriving, due = np.random.default_rng(seed).spawn(3)
     load = scenario.load
@@ -60,11 +60,7 @@ def arrivals(scenario: Scenario, seed: int) -> Trace:
 def _trace(scenario: Scenario, pair: Arrivals, slo_s: Floats, rows: Ints) -> Trace:
     times, models = pair
     if not len(times):
-        load = scenario.load
-        wanted = "give a file with requests" if load.path else "raise load.rate_rps or load.seconds"
-        raise ScenarioError(
-            scenario.name, [f"load: the trace is empty, no request arrives in {load.seconds:g} s: {wanted}"]
-        )
+        raise EmptyTrace(scenario.name, scenario.load.seconds, scenario.load.path is not None)
     weights = np.array([model.weight for model in scenario.models])
     return Trace(times, models, slo_s, weights[models], rows)
 

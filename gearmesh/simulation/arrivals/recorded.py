@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gearmesh.simulation.fields import ScenarioError
+from gearmesh.simulation.fields import UnusableFile
 from gearmesh.simulation.parts import Scenario
 from gearmesh.telemetry.journals import LogError, arrivals
 from mesh import wire
@@ -88,7 +88,7 @@ class Log:
 
 
 def read_log(scenario: Scenario) -> Log:
-    """The log at `load.path`, cut after `load.seconds`. Raises: ScenarioError, which names lines."""
+    """The log at `load.path`, cut after `load.seconds`. Raises: UnusableFile, which names lines."""
     load = scenario.load
     assert load.path is not None
     lines = _lines(scenario, load.path)
@@ -96,14 +96,12 @@ def read_log(scenario: Scenario) -> Log:
     strange = sorted({line.model for line in lines} - index.keys())
     if strange:
         known = ", ".join(list(index)[:5]) + (", ..." if len(index) > 5 else "")
-        raise ScenarioError(
-            scenario.name, [f"load.path: model {', '.join(strange[:5])} must be one of the scenario's: {known}"]
-        )
+        raise UnusableFile(scenario.name, [f"model {', '.join(strange[:5])} must be one of the scenario's: {known}"])
     for line in lines:
         largest = scenario.models[index[line.model]].batch_max
         if line.rows > largest:
             wanted = f"rows of {line.model} must be at most its largest batch, {largest}; got {line.rows}"
-            raise ScenarioError(scenario.name, [f"load.path: {wanted}"])
+            raise UnusableFile(scenario.name, [wanted])
     models = np.array([index[line.model] for line in lines], np.int32)
     default_ms = [(model.slo_ms or load.slo_ms)[0] for model in scenario.models]
     slo_ms = np.array([line.slo_ms or default_ms[m] for line, m in zip(lines, models, strict=True)], np.float64)
@@ -121,15 +119,15 @@ def _lines(scenario: Scenario, file: Path) -> list[Line]:
     try:
         own = controllers_log(file)
     except LogError as error:
-        raise ScenarioError(scenario.name, [f"load.path: {error}"]) from error
+        raise UnusableFile(scenario.name, [str(error)]) from error
     lines: list[Line] = own or []
     faults: list[str] = []
     if own is None:
         _plain_lines(file, lines, faults)
     if not lines and not faults:
-        faults.append(f'load.path: {file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
+        faults.append(f'{file.name} holds no request; each line is one, like {{"t_s": 0.5, "model": "a"}}')
     if faults:
-        raise ScenarioError(scenario.name, faults)
+        raise UnusableFile(scenario.name, faults)
     return lines
 
 
@@ -141,7 +139,7 @@ def _plain_lines(file: Path, lines: list[Line], faults: list[str]) -> None:
         try:
             line = _line(text)
         except msgspec.MsgspecError as error:
-            faults.append(f"load.path: line {number}: must be an object with t_s and model: {error}")
+            faults.append(f"line {number}: must be an object with t_s and model: {error}")
             if len(faults) >= FAULTS_MAX:
                 break
             continue
@@ -163,7 +161,7 @@ def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:
     """Requests per minute [functions, minutes] of an Azure day file: one row per function, counts in columns 1 to 1440.
 
     Reads `load.minutes` columns from `load.start_minute` on; after midnight it continues at the day's start. Raises:
-    ScenarioError.
+    UnusableFile.
     """
     load = scenario.load
     assert load.path is not None
@@ -173,15 +171,15 @@ def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:
         columns = [header.index(str(minute)) for minute in range(1, DAY_MIN + 1) if str(minute) in header]
         if len(columns) < load.minutes:
             wanted = f"must have a header with columns 1 to {DAY_MIN}, {load.minutes} of them at least"
-            raise ScenarioError(scenario.name, [f"load.path: {wanted}; it has {len(columns)}"])
+            raise UnusableFile(scenario.name, [f"{wanted}; it has {len(columns)}"])
         chosen = [columns[(load.start_minute + i) % len(columns)] for i in range(load.minutes)]
         rows = []
         for number, row in enumerate(reader, 2):
             try:
                 rows.append([float(row[column] or 0) for column in chosen])
             except (ValueError, IndexError) as error:
-                raise ScenarioError(scenario.name, [f"load.path: line {number}: must hold counts: {error}"]) from error
+                raise UnusableFile(scenario.name, [f"line {number}: must hold counts: {error}"]) from error
     counts = np.array(rows, np.float64).reshape(len(rows), load.minutes)
     if not np.isfinite(counts).all() or (counts < 0).any():
-        raise ScenarioError(scenario.name, ["load.path: counts must be 0 or more"])
+        raise UnusableFile(scenario.name, ["counts must be 0 or more"])
     return counts

@@ -125,7 +125,7 @@ class Author:
                         self._place, [f"{name} of the module itself is another one. {COPIED}"], PackageCode.NOT_EQUAL
                     )
         except PackageError as error:
-            if error.code != "forward_failed":
+            if error.code is not PackageCode.FORWARD_FAILED:
                 raise
             why = f"a copy of the module can be run, and the module itself: {error.faults[0]}. {COPIED}"
             raise PackageError(self._place, [why], PackageCode.NOT_EQUAL) from None

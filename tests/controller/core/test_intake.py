@@ -6,6 +6,7 @@ from controller.core.devices.base import DISPATCH_S
 from controller.core.orders import ToFrontend
 from controller.core.scheduler import Parameters
 from mesh import wire
+from mesh.codes import AnswerStatus, ErrorCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, one
 from tests.messages import names
 
@@ -33,8 +34,8 @@ def test_a_version_that_no_worker_has_prepared_yet_is_not_ready() -> None:
         ToFrontend(
             "f",
             wire.Refused(
-                request=1, attempt=2, status="rejected", code="not_ready", message="m:1 is still being prepared",
-                retry_after_s=1.0,
+                request=1, attempt=2, status=AnswerStatus.REJECTED, code=ErrorCode.NOT_READY,
+                message="m:1 is still being prepared", retry_after_s=1.0,
             ),
         )
     ]  # fmt: skip
@@ -58,7 +59,7 @@ def test_a_budget_that_cannot_be_met_even_alone_is_refused_with_the_prediction()
     message = wire.Submit(request=1, attempt=0, ref="m:1", rows=1, budget_s=0.008)
     (order,) = shard.scheduler.submit(message, "f", (), age_s=0.0, now=100.0)
     assert isinstance(order.message, wire.Refused)
-    assert (order.message.code, order.message.retry_after_s) == ("deadline", None)
+    assert (order.message.code, order.message.retry_after_s) == (ErrorCode.DEADLINE, None)
     assert order.message.predicted_s == pytest.approx(DISPATCH_S + 0.010)
     assert names(order.message.message, "10.3 ms", "1.0 ms", "8.0 ms")  # it would take, for the way back, are left
     shard.scheduler.check()
@@ -90,13 +91,13 @@ def test_a_budget_that_what_waits_uses_up_is_refused_for_overload_and_told_when_
     message = wire.Submit(request=9, attempt=0, ref="m:1", rows=1, budget_s=0.020)
     (order,) = shard.scheduler.submit(message, "f", (), age_s=0.0, now=100.0)
     assert isinstance(order.message, wire.Refused)
-    assert (order.message.status, order.message.code) == ("rejected", "overload")
+    assert (order.message.status, order.message.code) == (AnswerStatus.REJECTED, ErrorCode.OVERLOAD)
     took, _, rest = order.message.message.removeprefix("it would take up to ").partition(" ms ")
     assert float(took) == pytest.approx(order.message.predicted_s * 1e3, abs=0.05)
     assert rest == "behind what runs and waits, and 1.0 ms for the way back; 20.0 ms of the budget are left"
     late_s = DISPATCH_S + 0.024 + 0.010 - 0.019
     assert late_s <= order.message.retry_after_s <= late_s + 0.003
-    assert shard.scheduler.counters.refused == {"overload": 1}
+    assert shard.scheduler.counters.refused == {ErrorCode.OVERLOAD: 1}
 
 
 # -- the same request again -------------------------------------------------------------------------------------------

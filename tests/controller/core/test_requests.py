@@ -3,6 +3,7 @@
 import pytest
 
 from controller.core.requests import UNREADY_S
+from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import Shard, line, one, woken
 
 # -- too late to be served --------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_a_request_that_is_cancelled_while_it_runs_is_not_planned_again() -> Non
     shard.submit(1, now=100.0, budget_s=1.0)
     shard.wake(100.0)
     shard.cancel(1)
-    assert shard.result(1, now=100.01, code="late") == []
+    assert shard.result(1, now=100.01, code=ActionCode.LATE) == []
     assert shard.wake(100.01) == []
     assert shard.scheduler.open_requests == 0
 
@@ -96,7 +97,7 @@ def test_all_that_waits_for_a_lost_frontend_is_dropped() -> None:
     assert shard.wake(100.0) == ["w1: infer #1 m:1 x1 g/2"]
     shard.lose_frontend("g")
     assert shard.scheduler.open_requests == 0
-    assert shard.result(1, now=100.01, code="late") == []
+    assert shard.result(1, now=100.01, code=ActionCode.LATE) == []
     assert shard.wake(100.01) == []
 
 
@@ -105,10 +106,10 @@ def test_a_lost_frontend_hears_nothing_more_of_what_ran_for_it() -> None:
     shard.submit(1, now=100.0)
     shard.wake(100.0)
     shard.lose_frontend("f")
-    assert shard.result(1, now=100.01, code="device_error") == []
+    assert shard.result(1, now=100.01, code=ActionCode.DEVICE_ERROR) == []
 
 
-@pytest.mark.parametrize("code", ["ok", "device_error", "late"])
+@pytest.mark.parametrize("code", [ActionCode.OK, ActionCode.DEVICE_ERROR, ActionCode.LATE])
 def test_a_frontend_that_comes_back_may_submit_what_still_runs_for_its_former_self(code: str) -> None:
     """Its link was lost and is there again: the new attempt is a request of its own, whatever becomes of the old."""
     shard = one()

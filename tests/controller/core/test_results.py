@@ -4,6 +4,7 @@ import pytest
 
 from controller.core.devices.action import OVERDUE_S_MIN
 from controller.core.devices.base import DISPATCH_S
+from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, line, one, prepared, wake_at, woken
 
 # -- workers lost, actions failed -------------------------------------------------------------------------------------
@@ -57,13 +58,16 @@ def test_a_worker_that_says_hello_again_begins_anew_with_what_it_had() -> None:
     assert shard.scheduler.open_requests == 1
 
 
-@pytest.mark.parametrize("code", ["late", "no_slots", "overfull", "weights_missing", "lost"])
+@pytest.mark.parametrize(
+    "code", [ActionCode.LATE, ActionCode.NO_SLOTS, ActionCode.OVERFULL, ActionCode.WEIGHTS_MISSING, ActionCode.LOST]
+)
 def test_a_request_whose_action_came_to_nothing_is_planned_again(code: str) -> None:
     shard = one()
     shard.submit(1, now=100.0, budget_s=1.0)
     shard.wake(100.0)
     assert shard.result(1, now=100.01, code=code) == []
-    assert any(order.endswith("infer #2 m:1 x1 f/1") for order in shard.wake(100.01)) or code == "weights_missing"
+    planned = any(order.endswith("infer #2 m:1 x1 f/1") for order in shard.wake(100.01))
+    assert planned or code == ActionCode.WEIGHTS_MISSING
     assert shard.scheduler.counters.failed_actions == {code: 1}
 
 
@@ -72,12 +76,12 @@ def test_a_request_is_not_planned_more_often_than_three_times() -> None:
     shard.submit(1, now=100.0, budget_s=5.0)
     for action in (1, 2, 3):
         assert shard.wake(100.0 + action) == [f"w1: infer #{action} m:1 x1 f/1"]
-        refused = shard.result(action, now=100.01 + action, code="late", message="too late")
+        refused = shard.result(action, now=100.01 + action, code=ActionCode.LATE, message="too late")
         assert refused == (["f: 1 failed late"] if action == 3 else [])
     assert shard.scheduler.open_requests == 0
 
 
-@pytest.mark.parametrize("code", ["device_error", "bad_input", "bad_batch"])
+@pytest.mark.parametrize("code", [ActionCode.DEVICE_ERROR, ActionCode.BAD_INPUT, ActionCode.BAD_BATCH])
 def test_a_request_that_would_fail_again_is_failed_at_once(code: str) -> None:
     shard = one()
     shard.submit(1, now=100.0, budget_s=1.0)
@@ -90,7 +94,7 @@ def test_missing_weights_are_loaded_again_before_the_request_is_planned_again() 
     shard = one()
     shard.submit(1, now=100.0, budget_s=1.0)
     shard.wake(100.0)
-    shard.result(1, now=100.001, code="weights_missing")
+    shard.result(1, now=100.001, code=ActionCode.WEIGHTS_MISSING)
     assert shard.wake(100.001) == ["w1: load #2 m:1"]
     assert "w1: infer #3 m:1 x1 f/1" in woken(shard, until=100.1)
 

@@ -5,6 +5,7 @@ import pytest
 from controller.core.devices.base import DISPATCH_S, EARLY_S
 from controller.core.orders import ToWorker
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind, ErrorCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, line, one, wake_at, woken
 
 BOTH = {"m:1": TEN_MS, "n:1": TEN_MS}
@@ -234,31 +235,31 @@ def test_requests_that_take_turns_for_one_place_are_all_served() -> None:
             shard.wake(now)
             for action in list(shard.state.devices["w1"].actions.values()):
                 now += 0.01
-                if action.kind == "infer":
+                if action.kind == ActionKind.INFER:
                     served += len(action.requests)
                     shard.ran(action.id, begin_s=now - 0.01, duration_s=0.01)
-                elif action.kind == "load":
+                elif action.kind == ActionKind.LOAD:
                     shard.loaded(action.id, now=now)
                 else:
-                    shard.result(action.id, "unload", now=now)
+                    shard.result(action.id, ActionKind.UNLOAD, now=now)
     assert served == 6
 
 
-@pytest.mark.parametrize("code", ["late", "no_pages", "device_error"])
+@pytest.mark.parametrize("code", [ActionCode.LATE, ActionCode.NO_PAGES, ActionCode.DEVICE_ERROR])
 def test_a_load_that_failed_is_tried_again_while_somebody_waits_for_it(code: str) -> None:
     shard = Shard().serve({"m:1": TEN_MS}, resident=[])
     shard.submit(1, now=100.0, budget_s=1.0)
     shard.wake(100.0)
     shard.wake(100.0)
-    assert shard.result(1, "load", now=100.01, code=code) == []
-    assert shard.result(2, now=100.01, code="weights_missing") == []
+    assert shard.result(1, ActionKind.LOAD, now=100.01, code=code) == []
+    assert shard.result(2, now=100.01, code=ActionCode.WEIGHTS_MISSING) == []
     orders = shard.wake(100.01) + woken(shard, until=100.5)
     assert orders[:2] == ["w1: load #3 m:1", "w1: infer #4 m:1 x1 f/1"]
 
 
 @pytest.mark.parametrize("requests", [0, 1])
 def test_a_load_that_fails_every_time_is_not_sent_without_end(requests: int) -> None:
-    for code in ("no_pages", "device_error", "late"):
+    for code in (ActionCode.NO_PAGES, ActionCode.DEVICE_ERROR, ActionCode.LATE):
         shard = Shard().serve({"m:1": TEN_MS}, resident=[])
         for number in range(requests):
             shard.submit(number, now=100.0, budget_s=5.0)
@@ -266,7 +267,7 @@ def test_a_load_that_fails_every_time_is_not_sent_without_end(requests: int) -> 
             now = 100.0 + half_milliseconds / 2000
             shard.wake(now)
             for action in list(shard.state.devices["w1"].actions.values()):
-                answer = code if action.kind == "load" else "weights_missing"
+                answer = code if action.kind == ActionKind.LOAD else ActionCode.WEIGHTS_MISSING
                 shard.result(action.id, action.kind, now=now + 0.0004, code=answer)
         assert shard.scheduler.counters.loads < 100, code
 
@@ -275,7 +276,7 @@ def test_a_model_that_turned_out_to_be_there_already_serves_and_may_leave_again(
     shard = Shard().serve({"a:1": TEN_MS, "b:1": TEN_MS}, resident=[], pages=3)
     shard.submit(1, "a:1", now=100.0, budget_s=1.0)
     assert shard.wake(100.0) == ["w1: load #1 a:1"]
-    assert shard.result(1, "load", now=100.001, code="already_loaded") == []
+    assert shard.result(1, ActionKind.LOAD, now=100.001, code=ActionCode.ALREADY_LOADED) == []
     assert shard.wake(100.001) == ["w1: infer #2 a:1 x1 f/1"]
     shard.ran(2, begin_s=100.0015, duration_s=0.01)
     shard.submit(2, "b:1", now=100.02, budget_s=1.0)
@@ -290,11 +291,11 @@ def test_a_model_s_second_life_on_a_device_is_not_ended_by_what_was_sent_in_its_
     assert shard.wake(100.0) == ["w1: infer #2 m:1 x1 f/1"]
     shard.submit(2, now=100.0, budget_s=1.0)
     assert shard.wake(100.0) == ["w1: infer #3 m:1 x1 f/2"]
-    shard.result(1, "load", now=100.01, code="late")
+    shard.result(1, ActionKind.LOAD, now=100.01, code=ActionCode.LATE)
     shard.submit(3, now=100.2, budget_s=1.0)
     assert shard.wake(100.2) == ["w1: load #4 m:1"]
-    shard.result(2, now=100.201, code="weights_missing")
-    shard.result(3, now=100.202, code="weights_missing")
+    shard.result(2, now=100.201, code=ActionCode.WEIGHTS_MISSING)
+    shard.result(3, now=100.202, code=ActionCode.WEIGHTS_MISSING)
     assert shard.state.devices["w1"].residency.models["m:1"].loading == 4
 
 
@@ -331,7 +332,7 @@ def test_an_action_that_fails_on_a_worker_that_leaves_is_planned_on_another() ->
     shard.submit(1, now=100.0, budget_s=1.0)
     assert shard.wake(100.0) == ["w1: infer #1 m:1 x1 f/1"]
     shard.leave("w1")
-    shard.result(1, now=100.001, code="late")
+    shard.result(1, now=100.001, code=ActionCode.LATE)
     assert shard.wake(100.001) == ["w2: infer #2 m:1 x1 f/1"]
 
 
@@ -354,4 +355,4 @@ def test_counters_add_up() -> None:
     counters = shard.scheduler.counters
     assert (counters.submitted, counters.batches, counters.batched_rows) == (5, 1, 3)
     assert (counters.in_time, counters.late) == (3, 0)
-    assert counters.refused == {"not_deployed": 1, "deadline": 1}
+    assert counters.refused == {ErrorCode.NOT_DEPLOYED: 1, ErrorCode.DEADLINE: 1}

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from broker.core.records import ModelRecord
+from mesh.codes import PackageCode
 from tests.controller.core.versions_on_paper import Mesh
 
 TWO = {"w1": "A", "w2": "B"}
@@ -107,6 +108,6 @@ def test_a_version_whose_files_are_not_the_right_ones_is_refused_with_a_code() -
     world.settle()
     world.deploy()
     world.settle()
-    assert [(reply.ok, reply.code) for reply in world.replies] == [(False, "content_changed")]
+    assert [(reply.ok, reply.code) for reply in world.replies] == [(False, PackageCode.CONTENT_CHANGED)]
     assert world.table is not None
-    assert (world.table.unserved, world.table.fault_code) == (True, "content_changed")
+    assert (world.table.unserved, world.table.fault_code) == (True, PackageCode.CONTENT_CHANGED)

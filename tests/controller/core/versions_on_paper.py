@@ -16,7 +16,7 @@ from controller.core.scheduler import Parameters, Scheduler
 from controller.core.state import State
 from controller.core.versions.preparation import terms_of
 from mesh import wire
-from mesh.versions import CHANGED
+from mesh.codes import PackageCode
 from tests.controller.core.controller_builders import TEN_MS, hello, prepared
 
 NAME, REF = "m", "m:1"
@@ -40,7 +40,7 @@ class Worker:
         """It does what it was asked first."""
         asked = self.reading.popleft()
         if asked.content and asked.content != self.disk:
-            return wire.Prepared(ref=REF, ok=False, faults=("other files",), code=CHANGED)
+            return wire.Prepared(ref=REF, ok=False, faults=("other files",), code=PackageCode.CONTENT_CHANGED)
         self.held = self.disk
         return self.report()
 

@@ -14,7 +14,7 @@ from mesh.process.runtime import host_id
 from mesh.process.settings import Settings
 from tests.loops import LIMIT_S, on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller, package
-from tests.mesh.net.processes import processes
+from tests.mesh.net.processes import Processes, processes
 
 
 @contextlib.asynccontextmanager
@@ -101,42 +101,31 @@ async def test_a_broker_that_is_started_again_is_asked_again(
 ) -> None:
     loop = asyncio.get_running_loop()
     heard = asyncio.Event()
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
 
     def ask(settings: Settings) -> wire.CallReply:
         with Operator(settings) as operator:
             return operator.call(message, LIMIT_S, lambda: loop.call_soon_threadsafe(heard.set) and None)
 
     async with processes(heartbeat_ms=20.0) as made:
-        lives = []
-        for life in ("1", "2"):  # the second broker does not know the calls of the first
-            package(tmp_path / life / "repository", "m", "1")
-            broker = Broker(made, tmp_path / life, lives[0].number if lives else 0)
-            lives.append(broker)
-            controller = Caller(made.runtime(), broker.addresses, "controller-1")
-            controller.register("controller")
-            controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
-            await controller.table(lambda table: table.models and table.models[0].current == "1")
-            package(tmp_path / life / "repository", "m", "2")
-            operator = Caller(made.runtime(), broker.addresses, "operator-1")
-            operator.link.send(wire.Deploy(call=9, name="m", version="2"))
-            await controller.table(lambda table: table.models[0].target == "2")
-            if isinstance(message, wire.Rollback):
-                controller.link.send(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC))
-                await controller.table(lambda table: table.models[0].current == "2")
-            if life == "1":
-                call = asyncio.ensure_future(asyncio.to_thread(ask, Settings(broker_port=broker.number)))
-                await heard.wait()
-                if isinstance(message, wire.Rollback):
-                    await controller.table(lambda table: table.models[0].target == "1")
-                else:
-                    await controller.table(lambda table: table.models[0].tries == 2)
-                broker.stop()
+        elsewhere, before = await with_history(made, tmp_path / "2", isinstance(message, wire.Rollback))
+        before.link.close()
+        elsewhere.stop()  # it had a port of its own, so that whoever calls the first one has not heard of it
+        first, controller = await with_history(made, tmp_path / "1", isinstance(message, wire.Rollback))
+        call = asyncio.ensure_future(asyncio.to_thread(ask, Settings(broker_port=first.number)))
+        await heard.wait()
+        if isinstance(message, wire.Rollback):
+            await controller.table(lambda table: table.models[0].target == "1")
+        else:
+            await controller.table(lambda table: table.models[0].tries == 2)
+        controller.link.close()
+        first.stop()
+        second = Broker(made, tmp_path / "2", first.number)  # it does not know the calls of the first
+        controller = Caller(made.runtime(), second.addresses, "controller-1")
+        controller.register("controller")
         if not again:
             with pytest.raises(NoBroker):
                 await call
-            assert controller.tables()[-1].models[0].target is None
+            assert (await controller.table()).models[0].target is None
         else:
             wanted = message.version
             if isinstance(message, wire.Rollback):
@@ -145,7 +134,26 @@ async def test_a_broker_that_is_started_again_is_asked_again(
                 await controller.table(lambda table: table.models[0].tries == 2)
             controller.link.send(wire.PrepareReport(ref=f"m:{wanted}", ok=True, spec=SPEC))
             assert (await call).ok
-        lives[-1].stop()
+        second.stop()
+
+
+async def with_history(made: Processes, folder: Path, deployed: bool) -> tuple[Broker, Caller]:
+    """Returns a broker, and its controller: m:1 is current there and m:2 its target, or current after it."""
+    package(folder / "repository", "m", "1")
+    broker = Broker(made, folder)
+    controller = Caller(made.runtime(), broker.addresses, "controller-1")
+    controller.register("controller")
+    controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC))
+    await controller.table(lambda table: table.models and table.models[0].current == "1")
+    package(folder / "repository", "m", "2")
+    operator = Caller(made.runtime(), broker.addresses, "operator-1")
+    operator.link.send(wire.Deploy(call=9, name="m", version="2"))
+    await controller.table(lambda table: table.models[0].target == "2")
+    if deployed:
+        controller.link.send(wire.PrepareReport(ref="m:2", ok=True, spec=SPEC))
+        await controller.table(lambda table: table.models[0].current == "2")
+    operator.link.close()
+    return broker, controller
 
 
 @on_loop

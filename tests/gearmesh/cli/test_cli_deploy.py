@@ -22,6 +22,7 @@ from mesh import wire
 from tests.loops import on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller
 from tests.mesh.net.processes import processes
+from tests.messages import names
 
 Command = Callable[..., Awaitable[tuple[int, str]]]
 MODULE = """
@@ -96,7 +97,8 @@ async def test_what_is_imported_where_nobody_serves_it_is_served_by_the_command_
         assert code == 1
         assert str(repository) in output
         assert "model_repository/m" in output
-        assert await command("deploy", "model_repository/m") == (0, "m:1 is current")
+        code, output = await command("deploy", "model_repository/m")
+        assert (code, names(output, "m:1")) == (0, True), output
         assert Contents().of(read_package(repository, "m:1", ())) == Contents().of(
             read_package(shell / "model_repository", "m:1", ())
         )
@@ -128,8 +130,9 @@ async def test_files_that_changed_are_neither_deployed_nor_rolled_back_to(
             assert (code, "content_changed" in output) == (1, True), output
             assert current(controller) == "2"
         (repository / "m" / "1" / "weights.safetensors").write_bytes(kept)
-        assert await command("rollback", "m") == (0, "m:1 is current")
-        assert (await command("deploy", str(repository / "m")))[1] == "m:2 is current"
+        for words, served in ((["rollback", "m"], "1"), (["deploy", str(repository / "m")], "2")):
+            code, output = await command(*words)
+            assert (code, names(output, f"m:{served}")) == (0, True), output
         (repository / "m" / "2" / "weights.safetensors").write_bytes(b"junk")
         code, output = await command("deploy", "m")
         assert (code, "content_changed" in output) == (1, True), output

@@ -316,8 +316,9 @@ async def test_processes_get_the_environment_and_no_input() -> None:
 
 
 def replica(name: str, *, before: str = "", at_the_end: str = "") -> str:
-    """A command that reports when it serves, and when it ends."""
-    return f"{before}trap '{at_the_end}echo {name} ends; exit 0' TERM; echo {name} up; while :; do sleep 0.01; done"
+    """A command that reports when it serves, and says so and when it ends."""
+    serve = f"printf x > /dev/fd/$GEARMESH_READY_FD; echo {name} up; while :; do sleep 0.01; done"
+    return f"{before}trap '{at_the_end}echo {name} ends; exit 0' TERM; {serve}"
 
 
 def wait_for(file: Path) -> str:
@@ -326,16 +327,17 @@ def wait_for(file: Path) -> str:
 
 @on_loop
 async def test_replicas_of_another_version_take_over_once_they_serve(tmp_path: Path) -> None:
-    old = Extra(replica("old"), "1", up="up")
-    new = Extra(replica("new", before=wait_for(tmp_path / "go")), "2", up="up")
+    old = Extra(replica("old"), "1")
+    new = Extra(replica("new", before=wait_for(tmp_path / "go")), "2")
     async with running({}) as (supervisor, said):
         supervisor.scale("f", old, 2)
         await heard(said, ("f.1", "old up"), ("f.2", "old up"))
         for _ in range(3):
             assert not supervisor.scale("f", new, 1)
         (tmp_path / "go").touch()
+        while not supervisor.scale("f", new, 1):  # noqa: ASYNC110  # until it serves
+            await asyncio.sleep(0)
         await heard(said, ("f.3", "new up"))
-        assert supervisor.scale("f", new, 1)
         assert not any("ends" in line for _, line in said.items)
         supervisor.retire("f", new)
         assert not supervisor.scale("f", new, 1)
@@ -345,8 +347,8 @@ async def test_replicas_of_another_version_take_over_once_they_serve(tmp_path: P
 
 @on_loop
 async def test_replicas_of_other_code_under_one_version_start_when_the_old_ones_have_ended(tmp_path: Path) -> None:
-    old = Extra(replica("old", at_the_end=wait_for(tmp_path / "go")), "1", code="a", up="up")
-    new = Extra(replica("new"), "1", code="b", up="up")
+    old = Extra(replica("old", at_the_end=wait_for(tmp_path / "go")), "1", code="a")
+    new = Extra(replica("new"), "1", code="b")
     async with running({}) as (supervisor, said):
         supervisor.scale("f", old, 1)
         await heard(said, ("f.1", "old up"))
@@ -364,9 +366,9 @@ async def test_replicas_of_other_code_under_one_version_start_when_the_old_ones_
 @on_loop
 async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone() -> None:
     async with running({}) as (supervisor, said):
-        supervisor.scale("f", Extra(replica("old"), "1", up="up"), 1)
+        supervisor.scale("f", Extra(replica("old"), "1"), 1)
         await heard(said, ("f.1", "old up"))
-        bad = Extra("exit 2", "2", up="up")
+        bad = Extra("exit 2", "2")
         supervisor.scale("f", bad, 1)
         await said.until(lambda items: any(name == "up" and "f.2" in line for name, line in items))
         for _ in range(3):
@@ -378,7 +380,7 @@ async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone
 @on_loop
 async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tmp_path: Path) -> None:
     script = f"[ -e {tmp_path / 'mended'} ] || {{ echo loading; echo no module; echo; exit 2; }}; {replica('one')}"
-    extra = Extra(script, up="up")
+    extra = Extra(script)
     async with running({}) as (supervisor, said):
         supervisor.scale("f", extra, 1)
         await said.until(lambda items: any(name == "up" and "f.1" in line for name, line in items))
@@ -400,18 +402,42 @@ async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tm
 async def test_a_replica_that_dies_is_down_until_it_serves_again(tmp_path: Path) -> None:
     script = replica("one", before=f"[ -e {tmp_path / 'mended'} ] || exit 3; ")
     async with running({}) as (supervisor, said):
-        supervisor.scale("f", Extra(script, up="up"), 1)
+        supervisor.scale("f", Extra(script), 1)
         await said.count(1)
         assert list(supervisor.down()) == ["f.1"]
         assert "code 3" in supervisor.down()["f.1"]
         (tmp_path / "mended").touch()
+        while supervisor.down():  # noqa: ASYNC110  # until it serves
+            await asyncio.sleep(0)
         await heard(said, ("f.1", "one up"))
-        assert supervisor.down() == {}
+
+
+@on_loop
+async def test_a_replica_serves_when_it_reports_so_whatever_it_prints() -> None:
+    old, new = Extra(replica("old"), "1"), Extra("echo welcomed, up, ready; exec sleep 6000", "2")
+    closing = Extra(
+        "exec python3 -c \"import os; os.close(int(os.environ['GEARMESH_READY_FD'])); print('closed')\"", "3"
+    )
+    async with running({}) as (supervisor, said):
+        supervisor.scale("f", old, 1)
+        await heard(said, ("f.1", "old up"))
+        supervisor.scale("f", new, 1)
+        await heard(said, ("f.2", "welcomed, up, ready"))
+        assert not supervisor.scale("f", new, 1)
+        supervisor.scale("f", closing, 1)
+        await heard(said, ("f.3", "closed"))
+        assert not supervisor.scale("f", closing, 1)
+
+
+@on_loop
+async def test_only_replicas_are_asked_to_report() -> None:
+    async with running({"a": "echo fd=$GEARMESH_READY_FD; exec sleep 6000"}) as (_, said):
+        await heard(said, ("a", "fd="))
 
 
 @on_loop
 async def test_replicas_are_as_many_as_was_said_last() -> None:
-    extra = Extra(replica("one"), up="up")
+    extra = Extra(replica("one"))
     async with running({}) as (supervisor, _):
         for count in (3, 1, 2, 0, 1):
             assert not supervisor.scale("f", extra, count)

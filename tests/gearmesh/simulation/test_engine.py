@@ -10,6 +10,7 @@ from gearmesh.simulation.arrivals.loads import arrivals
 from gearmesh.simulation.engine import Simulation
 from gearmesh.simulation.outcome import Outcome
 from gearmesh.simulation.scenario import Scenario
+from mesh.codes import AnswerStatus
 from tests.gearmesh.simulation.scenarios import scenario, trace
 
 NOISE = {
@@ -42,7 +43,7 @@ def crowded(faults: list[dict[str, Any]], **changes: Any) -> Scenario:
 def test_every_request_ends_once_whatever_breaks(policy: str, fault: str) -> None:
     outcome = play(crowded([BROKEN[fault]]), policy, check=True)
     assert None not in outcome.status
-    assert outcome.status.count("ok") > 20
+    assert outcome.status.count(AnswerStatus.OK) > 20
     if fault != "lose" and fault != "restart":
         assert max(outcome.heard) == 1
 
@@ -52,13 +53,13 @@ def test_every_request_ends_once_whatever_breaks(policy: str, fault: str) -> Non
 def test_every_request_ends_once_though_all_breaks_and_nothing_is_as_predicted(policy: str, seed: int) -> None:
     outcome = play(crowded([*BROKEN.values()], noise=NOISE), policy, seed, check=True)
     assert None not in outcome.status
-    assert outcome.status.count("ok") > 5
+    assert outcome.status.count(AnswerStatus.OK) > 5
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_answer_comes_after_its_deadline_and_none_twice(policy: str) -> None:
     outcome = play(crowded([]), policy)
-    late = [i for i, status in enumerate(outcome.status) if status == "ok" and not outcome.in_time(i)]
+    late = [i for i, status in enumerate(outcome.status) if status == AnswerStatus.OK and not outcome.in_time(i)]
     assert late == []
     assert max(outcome.heard) <= 1
 
@@ -105,7 +106,7 @@ def test_a_record_says_what_became_of_the_requests() -> None:
     assert record["offered"] == len(outcome.status)
     assert record["attainment"] == good / len(outcome.status)
     assert record["goodput_rps"] == pytest.approx(good / 0.3)
-    assert record["rejected"] == outcome.status.count("rejected")
+    assert record["rejected"] == outcome.status.count(AnswerStatus.REJECTED)
     assert 0 < record["device_utilisation"] <= 1
 
 

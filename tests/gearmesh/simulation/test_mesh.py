@@ -12,6 +12,7 @@ from gearmesh.simulation.mesh import CLIENTS, CONTROLLER, Mesh
 from gearmesh.simulation.workers import SimWorker
 from gpu_worker.core.jobs import Job, Phase
 from mesh import wire
+from mesh.codes import AnswerStatus
 from tests.controller.core.controller_builders import PAGE_BYTES, TEN_MS, prepared
 
 REF = "m:1"
@@ -47,7 +48,7 @@ class World:
 
     def answered(self, action: wire.Infer) -> None:
         """See Clients."""
-        self.heard += [("ok", part.request, self.mesh.now) for part in action.parts]
+        self.heard += [(AnswerStatus.OK, part.request, self.mesh.now) for part in action.parts]
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
         """See Clients."""
@@ -70,7 +71,7 @@ class World:
     @property
     def answers(self) -> list[int]:
         """Requests that were served."""
-        return [number for code, number, _ in self.heard if code == "ok"]
+        return [number for code, number, _ in self.heard if code == AnswerStatus.OK]
 
 
 @pytest.mark.parametrize("offset_s", [0.0, 12345.678, -70.0])
@@ -83,7 +84,7 @@ def test_a_request_takes_the_way_there_its_work_and_the_way_back_whatever_the_wo
     world.submit()
     world.run(BEGIN_S + 1.0)
     ((code, number, at_s),) = world.heard
-    assert (code, number) == ("ok", 1)
+    assert (code, number) == (AnswerStatus.OK, 1)
     assert at_s == pytest.approx(BEGIN_S + 0.1 + DELAY_S + EXEC_S + DELAY_S)
 
 

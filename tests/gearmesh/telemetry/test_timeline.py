@@ -228,9 +228,9 @@ def test_whatever_was_recorded_the_format_holds(facts: list[Fact]) -> None:
 def test_a_trace_can_be_drawn_and_what_is_empty_cannot(tmp_path: Path) -> None:
     trace = timeline(recorded(REQUEST, ACTION))
     events = [event for event in trace["traceEvents"] if event["ph"] in "MX"]
-    rows, titles = rows_of(events)
-    assert len(rows) == len(titles) == 4
-    assert titles[0].endswith("requests")
+    rows = list(rows_of(events).values())
+    assert [(row.number, row.shade) for row in rows] == [(0, 1.0), (1, 0.25), (2, 0.55), (3, 1.0)]
+    assert [row.title for row in rows] == ["requests", "cpu:0  EXEC window", "cpu:0  EXEC planned", "cpu:0  EXEC"]
     draw(trace, tmp_path / "picture.png", None, 60.0)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"60.*9000"):

@@ -14,6 +14,7 @@ from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.specs import ContainerOptions
 from gpu_worker.core.jobs import Done, Job, Phase
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import never
 from tests.loops import LIMIT_S
 
@@ -59,10 +60,10 @@ class Rig:
         job = Job(action, 0.0, self._actions, [[part.tobytes()] for part in np.split(x, parts)])
         filled = self.device.begin(Phase.INPUT, job)
         assert filled is not None
-        assert filled.code == "ok", filled
+        assert filled.code == ActionCode.OK, filled
         done = self.device.begin(Phase.EXEC, job) or await self._ended.get()
         try:
-            if done.code != "ok":
+            if done.code != ActionCode.OK:
                 return f"{done.code}: {done.message}"
             self.device.begin(Phase.OUTPUT, job)
             return np.frombuffer(job.outputs[0], self.device.spec.outputs[0].dtype).reshape(len(x), -1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpu_worker.container.specs import ContainerError
+from mesh.codes import ActionCode
 from tests.gpu_worker.container.container_builders import ROW, rig, write
 from tests.loops import LIMIT_S, on_loop
 from tests.memory import resident_kib
@@ -28,7 +29,7 @@ async def test_the_first_batch_of_a_process_may_take_longer_than_the_next(folder
     code = "import time\ncalls = []\ndef f(x):\n    calls.append(1)\n    time.sleep(%s)\n    return x * 2"
     async with rig(folder, code % "0.3 if len(calls) == 1 else 3600") as one:
         np.testing.assert_array_equal(await one.run(overdue_s=0.05, cold_s=LIMIT_S), ROW * 2)
-        assert "container_died" in await one.run(overdue_s=0.05, cold_s=LIMIT_S)
+        assert ActionCode.CONTAINER_DIED in await one.run(overdue_s=0.05, cold_s=LIMIT_S)
         assert await one.news.get()
         assert await one.news.get() == ""
         # the first batch of a new process
@@ -43,7 +44,7 @@ async def test_a_batch_hangs_when_its_own_time_is_over_not_that_of_one_before(fo
         hangs = asyncio.ensure_future(one.run(-1 - ROW, overdue_s=2.0))
         await asyncio.sleep(1.2)  # the alarm that was set for the one before has rung
         assert not hangs.done()
-        assert "container_died" in await hangs
+        assert ActionCode.CONTAINER_DIED in await hangs
         assert time.monotonic() - began_s >= 2.0
 
 
@@ -102,7 +103,7 @@ async def test_code_that_was_changed_meanwhile_does_not_serve_under_the_old_name
         assert "SIGKILL" in await one.news.get()
         assert await one.news.get()
         assert len(one.outdated) == 1
-        assert "container_died" in await one.run()
+        assert ActionCode.CONTAINER_DIED in await one.run()
 
 
 @on_loop
@@ -146,7 +147,7 @@ async def test_a_batch_that_comes_while_the_code_is_being_started_again_goes_els
         os.kill(one.pid, signal.SIGKILL)
         assert "SIGKILL" in await one.news.get()
         await one.started()
-        assert "container_died" in await one.run()
+        assert ActionCode.CONTAINER_DIED in await one.run()
         (folder / "hold").unlink()
         assert await one.news.get() == ""
         np.testing.assert_array_equal(await one.run(), ROW)
@@ -247,7 +248,7 @@ async def test_whatever_else_is_returned_or_raised_is_an_answer_that_says_what_w
         for expression, named in WRONG:
             answer = await one.run()
             assert isinstance(answer, str), (expression, answer)
-            assert names(answer, "model_error", *named)
+            assert names(answer, ActionCode.MODEL_ERROR, *named)
         assert one.pid == pid
 
 
@@ -255,7 +256,7 @@ async def test_whatever_else_is_returned_or_raised_is_an_answer_that_says_what_w
 async def test_integers_that_do_not_fit_are_not_cut(folder: Path) -> None:
     small = {"name": "y", "dtype": "int8", "shape": [-1, 4]}
     async with rig(folder, "def f(x): return x.astype(np.int64) * 50", output=small) as one:
-        assert names(await one.run(), "model_error", "WrongOutput", "'y'", "int8", "int64")
+        assert names(await one.run(), ActionCode.MODEL_ERROR, "WrongOutput", "'y'", "int8", "int64")
         np.testing.assert_array_equal(await one.run(ROW / 2), [[0, 0, 50, 50]])
 
 
@@ -297,7 +298,7 @@ async def test_habits_that_harm_nobody_else_cost_nothing(folder: Path) -> None:
 @on_loop
 async def test_code_that_closes_every_descriptor_dies_and_is_started_again(folder: Path) -> None:
     async with rig(folder, "def f(x):\n    if x[0, 0]: os.closerange(0, 1000)\n    return x") as one:
-        assert "container_died" in await one.run(chosen(1))
+        assert ActionCode.CONTAINER_DIED in await one.run(chosen(1))
         assert await one.news.get()
         assert await one.news.get() == ""
         np.testing.assert_array_equal(await one.run(), ROW)

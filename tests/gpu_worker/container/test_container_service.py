@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerOptions
 from mesh import wire
+from mesh.codes import PackageCode
+from mesh.process.readiness import ReadyPipe, ReadySignal
 from tests.gpu_worker.container.container_builders import X, Y
-from tests.loops import LIMIT_S, on_loop
+from tests.loops import LIMIT_S, Told, on_loop
 from tests.mesh.net.brokers import Broker, Caller
 from tests.mesh.net.processes import Processes, processes
 
@@ -22,13 +25,15 @@ from tests.mesh.net.processes import Processes, processes
 class Container:
     """One container in this process, and how it ended, if it did."""
 
-    def __init__(self, made: Processes, folder: Path, module: str, number: int, **options: Any) -> None:
+    def __init__(
+        self, made: Processes, folder: Path, module: str, number: int, ready: ReadySignal, **options: Any
+    ) -> None:
         told = ContainerOptions(
             model="f", predict=f"{module}:f", python=sys.executable, inputs=(X,), outputs=(Y,), **options
         )
         self.runtime = made.runtime(data_dir=folder / "data", broker_port=number)
         self.device = ContainerDevice(told, start_s=LIMIT_S)
-        self.service = ContainerService(self.runtime, self.device)
+        self.service = ContainerService(self.runtime, self.device, ready)
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.runtime.end = self.ended.set_result  # type: ignore[method-assign]
         self.service.start()
@@ -49,8 +54,9 @@ class World:
         self.number = self.broker.number
         self.started: list[Container] = []
 
-    def container(self, module: str, **options: Any) -> Container:
-        self.started.append(Container(self.made, self.folder, module, self.number, **options))
+    def container(self, module: str, ready: ReadySignal | None = None, **options: Any) -> Container:
+        ready = ready or ReadySignal(None)
+        self.started.append(Container(self.made, self.folder, module, self.number, ready, **options))
         return self.started[-1]
 
     def again(self) -> None:
@@ -122,7 +128,7 @@ async def test_a_number_that_other_code_has_is_refused_with_a_code_and_ends_the_
         await at.offered(1)
         other = at.container("triple", version="4")
         assert await other.ended == CANNOT
-        assert "version_exists" in other.service.why
+        assert PackageCode.VERSION_EXISTS in other.service.why
         assert await at.container("triple").version() == "5"
         assert await at.offered(2) == ["f:4", "f:5"]
 
@@ -146,3 +152,23 @@ async def test_a_container_that_serves_registers_again_with_a_broker_that_was_st
         at.again()
         assert await at.offered(1) == ["f:1"]
         assert not started.ended.done()
+
+
+@on_loop
+async def test_a_container_reports_that_it_serves_once_a_controller_has_welcomed_it(folder: Path) -> None:
+    told = Told()
+    pipe = ReadyPipe(asyncio.get_running_loop(), told).open()
+    async with world(folder) as at:
+        control = at.made.port(at.made.runtime())
+        control.port.epoch = 1
+        controller = Caller(at.made.runtime(), at.broker.addresses, "controller-1")
+        endpoints = {"control": control.addresses}
+        member = wire.Member(id="controller-1", role="controller", host="here", endpoints=endpoints)
+        controller.link.send(wire.Register(member=member, epoch=1))
+        at.container("double", ReadySignal(os.dup(pipe.descriptors[0])))
+        (hello,) = await control.messages(1)
+        assert told.items == []
+        control.port.send(hello.member, wire.Welcome(controller="controller-1"))
+        control.port.transport.hub.schedule_turn()
+        await told.count(1)
+    pipe.close()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gpu_worker.core.emulation import Emulator, ModelTimes, ProfileError, exec_s, interpolate, parse_profile
 from gpu_worker.core.jobs import Done, Job, Phase
+from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import infer, load
 
 H100 = {
@@ -198,7 +199,7 @@ def test_what_could_only_begin_after_its_window_is_late_at_once(latest_s: float,
     device = emulator()
     device.begin(Phase.EXEC, job(1), 10.0)
     done = device.begin(Phase.EXEC, job(2, latest_s=latest_s), 10.0)
-    assert done == (Done(10.0, 10.0, 0.0, "late") if late else None)
+    assert done == (Done(10.0, 10.0, 0.0, ActionCode.LATE) if late else None)
 
 
 def test_things_that_end_together_end_in_the_order_they_began() -> None:

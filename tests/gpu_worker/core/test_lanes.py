@@ -3,8 +3,9 @@
 import pytest
 
 from gpu_worker.core.jobs import Done, Phase, Servable
-from gpu_worker.core.lanes import ACTIONS_MAX, CODES, INPUT_AHEAD_S
+from gpu_worker.core.lanes import ACTIONS_MAX, INPUT_AHEAD_S
 from mesh import wire
+from mesh.codes import ActionCode, ActionKind
 from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, Device, infer, load, said, unload
 
 TWO = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
@@ -99,7 +100,7 @@ def test_what_is_there_or_on_its_way_is_not_loaded_again() -> None:
 def test_a_load_that_the_device_fails_gives_its_pages_back() -> None:
     device = Device()
     device.order(load(1), now=10.0)
-    assert device.end(Phase.LOAD, 1, now=11.0, code="device_error", message="out of order") == [
+    assert device.end(Phase.LOAD, 1, now=11.0, code=ActionCode.DEVICE_ERROR, message="out of order") == [
         "load #1 device_error, 4 free"
     ]
     assert device.results[1].message == "out of order"
@@ -128,8 +129,8 @@ def test_the_report_says_what_the_device_measured() -> None:
     device.lanes.finished(Phase.EXEC, job, done, now=10.5)
     (report,) = device.lanes.finished(Phase.OUTPUT, job, Done(10.5, 10.6, 0.1), now=10.6)
     assert report.result == wire.ActionResult(
-        action=1, kind="infer", code="ok", received_s=10.0, free_pages=2, begin_s=10.0, end_s=10.5, duration_s=0.4,
-        input_s=0.001, output_s=0.1, gathered=True, clock_mhz=1400.0,
+        action=1, kind=ActionKind.INFER, code=ActionCode.OK, received_s=10.0, free_pages=2,
+        begin_s=10.0, end_s=10.5, duration_s=0.4, input_s=0.001, output_s=0.1, gathered=True, clock_mhz=1400.0,
     )  # fmt: skip
     assert report.job is job
 
@@ -235,7 +236,9 @@ def test_what_the_device_fails_is_reported_with_its_words(phase: Phase) -> None:
         if before is phase:
             break
         device.end(before, 1, now=10.1)
-    assert device.end(phase, 1, now=10.2, code="device_error", message="it burns") == ["infer #1 device_error, 2 free"]
+    assert device.end(phase, 1, now=10.2, code=ActionCode.DEVICE_ERROR, message="it burns") == [
+        "infer #1 device_error, 2 free"
+    ]
     assert device.results[1].message == "it burns"
     assert device.lanes.idle
     assert device.order(unload(2), now=10.3) == ["unload #2 ok, 4 free"]
@@ -244,13 +247,13 @@ def test_what_the_device_fails_is_reported_with_its_words(phase: Phase) -> None:
 @pytest.mark.parametrize(
     ("outputs", "code"),
     [
-        ([12, 3], "ok"),
-        ([16, 3], "bad_outputs"),
-        ([13, 3], "bad_outputs"),
-        ([12, 2], "bad_outputs"),
-        ([12], "bad_outputs"),
-        ([12, 3, 3], "bad_outputs"),
-        ([], "bad_outputs"),
+        ([12, 3], ActionCode.OK),
+        ([16, 3], ActionCode.BAD_OUTPUTS),
+        ([13, 3], ActionCode.BAD_OUTPUTS),
+        ([12, 2], ActionCode.BAD_OUTPUTS),
+        ([12], ActionCode.BAD_OUTPUTS),
+        ([12, 3, 3], ActionCode.BAD_OUTPUTS),
+        ([], ActionCode.BAD_OUTPUTS),
     ],
 )
 def test_outputs_that_have_not_one_row_for_each_of_the_batch_are_nobody_s(outputs: list[int], code: str) -> None:
@@ -263,7 +266,7 @@ def test_outputs_that_have_not_one_row_for_each_of_the_batch_are_nobody_s(output
     device.end(Phase.OUTPUT, 1, now=1.2)
     result = device.results[1]
     assert result.code == code
-    assert code == "ok" or (str(outputs) in result.message and "[12, 3]" in result.message)
+    assert code == ActionCode.OK or (str(outputs) in result.message and "[12, 3]" in result.message)
 
 
 def test_the_end_of_a_phase_that_had_not_begun_is_a_mistake() -> None:
@@ -295,16 +298,16 @@ def test_an_infer_behind_a_load_that_waits_for_its_window_waits_for_both() -> No
 
 
 def test_an_infer_is_refused_with_the_load_it_waits_for() -> None:
-    for now, code in ((11.001, "late"), (10.5, "device_error")):
+    for now, code in ((11.001, ActionCode.LATE), (10.5, ActionCode.DEVICE_ERROR)):
         device = Device("m:1", "n:1")
         device.order(load(1, "n:1"), now=10.0)
         device.order(load(2, latest_s=11.0), now=10.0)
         device.order(infer(3), now=10.0)
         device.end(Phase.INPUT, 3, now=10.1)
         device.end(Phase.LOAD, 1, now=now)
-        if code == "device_error":
+        if code == ActionCode.DEVICE_ERROR:
             device.end(Phase.LOAD, 2, now=10.6, code=code)
-        assert (device.results[2].code, device.results[3].code) == (code, "weights_missing")
+        assert (device.results[2].code, device.results[3].code) == (code, ActionCode.WEIGHTS_MISSING)
 
 
 def test_an_infer_whose_load_comes_too_late_is_refused() -> None:
@@ -382,7 +385,7 @@ def test_a_model_whose_load_is_still_running_is_not_unloaded() -> None:
 def test_an_infer_without_weights_is_refused() -> None:
     device = Device()
     assert device.order(infer(1), now=10.0) == ["infer #1 weights_missing, 4 free"]
-    assert device.results[1].message == CODES["weights_missing"]
+    assert device.results[1].message == ActionCode.WEIGHTS_MISSING.meaning
 
 
 @pytest.mark.parametrize("make", [load, infer])
@@ -438,7 +441,7 @@ def test_every_code_has_its_sentence() -> None:
     device.order(load(2, "m:1"), now=10.0)
     device.order(infer(3, latest_s=9.0), now=10.0)
     assert [device.results[n].message for n in (1, 2, 3)] == [
-        CODES["no_pages"], CODES["already_loaded"], CODES["late"],
+        ActionCode.NO_PAGES.meaning, ActionCode.ALREADY_LOADED.meaning, ActionCode.LATE.meaning,
     ]  # fmt: skip
 
 
@@ -556,9 +559,9 @@ def test_lanes_of_a_lost_device_end_what_was_begun_and_leave_the_rest_to_others(
     assert device.order(infer(5), now=10.1) == []
     assert device.order(load(6, "m:2"), now=10.1) == []
     assert device.end(Phase.INPUT, 2, now=10.2) == [], "no EXEC is begun"
-    assert device.end(Phase.EXEC, 1, now=10.3, code="device_error") == ["infer #1 device_error, 0 free"]
+    assert device.end(Phase.EXEC, 1, now=10.3, code=ActionCode.DEVICE_ERROR) == ["infer #1 device_error, 0 free"]
     assert device.lanes.running
-    assert device.end(Phase.LOAD, 4, now=10.4, code="device_error") == ["load #4 device_error, 2 free"]
+    assert device.end(Phase.LOAD, 4, now=10.4, code=ActionCode.DEVICE_ERROR) == ["load #4 device_error, 2 free"]
     assert not device.lanes.running
     assert device.wake(99.0) == []
 

@@ -10,6 +10,7 @@ from gpu_worker.core.jobs import Done, Effect, Job, Phase, Servable, StartPhase
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import infer, load, unload
 
 REFS = ("a:1", "b:1", "b:2")
@@ -54,12 +55,12 @@ class LanesMachine(RuleBasedStateMachine):
         self._take(self.lanes.unload(unload(self._number(), ref), self.epoch, now=self.now))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), code=st.sampled_from(["ok", "ok", "ok", "device_error"]))
+    @rule(data=st.data(), code=st.sampled_from([ActionCode.OK, ActionCode.OK, ActionCode.OK, ActionCode.DEVICE_ERROR]))
     def end(self, data: Any, code: str) -> None:
         phase, job = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if phase is Phase.EXEC:
             self._reads(job)
-        if phase is Phase.LOAD and code == "ok":
+        if phase is Phase.LOAD and code == ActionCode.OK:
             self.pages |= dict.fromkeys(job.pages, job.action.ref)
         self._take(self.lanes.finished(phase, job, Done(self.now, self.now, 0.0, code), now=self.now))
 

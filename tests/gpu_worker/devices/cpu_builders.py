@@ -8,6 +8,7 @@ import torch
 
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.cpu import INLINE_S_MAX, CpuDevice
+from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import infer, load
 
 FLOAT = np.dtype("<f4")
@@ -50,7 +51,7 @@ def at_once(device: CpuDevice, phase: Phase, job: Job) -> Done:
 
 def put(device: CpuDevice, ref: str, pages: Sequence[int]) -> None:
     """The weights are in these pages, copied on this thread."""
-    assert device.load(load_job(ref, pages)).code == "ok"
+    assert device.load(load_job(ref, pages)).code == ActionCode.OK
 
 
 def outputs_of(job: Job, *shapes: tuple[int, ...], dtypes: Sequence[np.dtype] = ()) -> list[torch.Tensor]:
@@ -65,7 +66,7 @@ def run(device: CpuDevice, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[
     """Runs INPUT, EXEC and OUTPUT of the job at once. Returns its outputs."""
     for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
         done = at_once(device, phase, job)
-        assert done.code == "ok", done
+        assert done.code == ActionCode.OK, done
     outputs = outputs_of(job, *shapes, dtypes=dtypes)
     device.release(job)
     return outputs

@@ -19,6 +19,7 @@ from gpu_worker.devices.cpu import INLINE_BYTES_MAX, INLINE_S_MAX, SLOTS, CpuDev
 from gpu_worker.devices.opening import open_device
 from gpu_worker.packages.package import read_package
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.process.settings import Settings
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cpu_builders import (
@@ -177,7 +178,7 @@ def test_a_small_load_is_over_at_once_and_says_how_long_it_took(device: CpuDevic
     assert package.image_bytes <= INLINE_BYTES_MAX
     device.prepare(package)
     done = at_once(device, Phase.LOAD, load_job("linear:1", (0,)))
-    assert done.code == "ok"
+    assert done.code == ActionCode.OK
     assert done.end_s - done.begin_s == pytest.approx(done.duration_s)
     assert done.duration_s > 0
 
@@ -191,7 +192,7 @@ async def test_a_large_load_runs_on_a_thread_of_its_own(settings: Settings, repo
     job = load_job("tall:1", (1, 2, 3))
     assert device.begin(Phase.LOAD, job) is None
     ((phase, ended, done),) = await told.count(1)
-    assert (phase, ended, done.code) == (Phase.LOAD, job, "ok")
+    assert (phase, ended, done.code) == (Phase.LOAD, job, ActionCode.OK)
     x = torch.randn(1, 4)
     (y,) = run(device, infer_job("tall:1", (1, 2, 3), x), (1, 140_000))
     assert torch.allclose(y, repository.outputs("tall:1", x)[0], atol=1e-6)
@@ -226,7 +227,7 @@ async def test_a_short_exec_is_over_at_once_and_a_long_one_runs_on_a_thread(
             ((phase, ended, done),) = await told.count(1)
             assert (phase, ended) == (Phase.EXEC, job)
         assert done is not None
-        assert done.code == "ok"
+        assert done.code == ActionCode.OK
         assert torch.allclose(outputs_of(job, (3, 3))[0], repository.outputs("linear:1", x)[0])
         device.release(job)
     device.close()
@@ -268,7 +269,7 @@ async def test_closing_waits_for_what_runs(settings: Settings, repository: Repos
     assert [thread.name for thread in threading.enumerate() if thread.name in ("exec", "load")] == []
 
 
-@pytest.mark.parametrize(("margin_s", "code"), [(-1.0, "late"), (LIMIT_S, "ok")])
+@pytest.mark.parametrize(("margin_s", "code"), [(-1.0, ActionCode.LATE), (LIMIT_S, ActionCode.OK)])
 def test_an_exec_that_comes_to_its_turn_after_its_window_is_not_run(
     device: CpuDevice, repository: Repository, margin_s: float, code: str
 ) -> None:
@@ -277,7 +278,7 @@ def test_an_exec_that_comes_to_its_turn_after_its_window_is_not_run(
     job = infer_job("linear:1", (0,), torch.randn(1, 4), latest_s=time.monotonic() + margin_s)
     at_once(device, Phase.INPUT, job)
     assert at_once(device, Phase.EXEC, job).code == code
-    assert bool(job.outputs) == (code == "ok")
+    assert bool(job.outputs) == (code == ActionCode.OK)
 
 
 @pytest.mark.parametrize("expected_s", [SHORT_S, LONG_S])
@@ -289,14 +290,14 @@ def test_a_model_that_fails_is_an_outcome_and_the_device_goes_on(
         device, told = attached(settings)
         device.prepare(repository.package("two:1"))
         put(device, "two:1", (0,))
-        for index, code in ((7, "device_error"), (6, "ok")):
+        for index, code in ((7, ActionCode.DEVICE_ERROR), (6, ActionCode.OK)):
             job = infer_job("two:1", (0,), torch.randn(1, 4), torch.tensor([index]), expected_s=expected_s)
             at_once(device, Phase.INPUT, job)
             done = device.begin(Phase.EXEC, job)
             if done is None:
                 done = (await told.count(1)).pop()[2]
             assert done.code == code
-            assert ("index" in done.message) == (code == "device_error")
+            assert ("index" in done.message) == (code == ActionCode.DEVICE_ERROR)
             device.release(job)
         device.close()
 
@@ -331,8 +332,8 @@ def test_bytes_that_are_not_those_of_the_part_s_rows_are_refused(device: CpuDevi
         [(1, [row, row])],
     ):
         batch = sum(rows for rows, _ in parts)
-        assert input_done(device, "linear:1", batch, parts).code == "bad_input", parts
-        assert input_done(device, "linear:1", batch, [(batch, [row * batch])]).code == "ok"
+        assert input_done(device, "linear:1", batch, parts).code == ActionCode.BAD_INPUT, parts
+        assert input_done(device, "linear:1", batch, [(batch, [row * batch])]).code == ActionCode.OK
 
 
 def test_what_a_request_brought_is_not_seen_by_the_next(device: CpuDevice, repository: Repository) -> None:
@@ -372,11 +373,11 @@ def test_there_are_so_many_buffers_for_inputs_and_each_can_be_used_again(
     device.prepare(repository.package("linear:1"))
     jobs = [infer_job("linear:1", (0,), torch.randn(1, 4)) for _ in range(SLOTS + 1)]
     codes = [at_once(device, Phase.INPUT, job).code for job in jobs]
-    assert codes == ["ok"] * SLOTS + ["no_slots"]
+    assert codes == [ActionCode.OK] * SLOTS + [ActionCode.NO_SLOTS]
     device.release(jobs[-1])
     device.release(jobs[3])
-    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "ok"
-    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "no_slots"
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == ActionCode.OK
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == ActionCode.NO_SLOTS
 
 
 def test_buffers_grow_with_the_largest_model_though_old_ones_are_still_in_use(
@@ -455,7 +456,7 @@ def test_wire_and_device_agree_on_what_a_row_is(device: CpuDevice, repository: R
     package = repository.package("two:1")
     device.prepare(package)
     assert [wire_bytes(spec) for spec in package.spec.inputs] == [16, 8]
-    assert input_done(device, "two:1", 1, [(1, [bytes(16), bytes(8)])]).code == "ok"
+    assert input_done(device, "two:1", 1, [(1, [bytes(16), bytes(8)])]).code == ActionCode.OK
 
 
 def wire_bytes(spec: wire.TensorSpec) -> int:

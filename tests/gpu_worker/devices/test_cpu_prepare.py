@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.packages.package import read_package
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.conftest import Repository
@@ -32,8 +33,8 @@ def test_a_forgotten_version_is_unknown_and_others_of_its_architecture_go_on(
     device.forget("linear:1")
     device.forget("linear:1")
     x = torch.randn(1, 4)
-    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), x)).code == "unknown_model"
-    assert at_once(device, Phase.EXEC, infer_job("linear:1", (0,), x)).code == "unknown_model"
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), x)).code == ActionCode.UNKNOWN_MODEL
+    assert at_once(device, Phase.EXEC, infer_job("linear:1", (0,), x)).code == ActionCode.UNKNOWN_MODEL
     assert torch.allclose(linear(device, "linear:2", (0,), x), repository.outputs("linear:2", x)[0])
 
 
@@ -133,7 +134,7 @@ def test_a_version_that_was_refused_leaves_nothing_on_the_device(
 ) -> None:
     replace(broken / "linear" / "1" / "model.toml", ("[-1, 3]", "[-1, 4]"))
     not_prepared(device, broken)
-    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == "unknown_model"
+    assert at_once(device, Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4))).code == ActionCode.UNKNOWN_MODEL
     device.prepare(repository.package("linear:1"))
     put(device, "linear:1", (0,))
     x = torch.randn(1, 4)

@@ -11,6 +11,7 @@ from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.emulated import EmulatedDevice
 from gpu_worker.devices.opening import open_device
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.conftest import Repository
@@ -109,7 +110,7 @@ async def test_exec_and_load_take_the_time_that_the_file_says(file: Path, reposi
     ):
         ended, how = done[phase]
         assert ended is job
-        assert how.code == "ok"
+        assert how.code == ActionCode.OK
         assert how.duration_s == pytest.approx(duration_s)
         assert how.end_s - how.begin_s == pytest.approx(duration_s)
         assert began_s <= how.begin_s
@@ -138,7 +139,7 @@ async def test_what_comes_to_its_turn_after_its_window_is_late_at_once(file: Pat
     device.begin(Phase.EXEC, Job(infer(1, "linear:1"), 0.0, 0))
     done = device.begin(Phase.EXEC, Job(infer(2, "linear:1", latest_s=time.monotonic()), 0.0, 0))
     assert done is not None
-    assert (done.code, done.duration_s) == ("late", 0.0)
+    assert (done.code, done.duration_s) == (ActionCode.LATE, 0.0)
     await told.count(1)
     device.close()
 
@@ -153,7 +154,7 @@ async def test_inputs_and_outputs_take_no_time_and_outputs_are_zeros_of_the_righ
     for phase in (Phase.INPUT, Phase.OUTPUT):
         done = device.begin(phase, job)
         assert done is not None
-        assert (done.code, done.duration_s) == ("ok", 0.0)
+        assert (done.code, done.duration_s) == (ActionCode.OK, 0.0)
     assert [bytes(output) for output in job.outputs] == [bytes(5 * 3 * 4)]
     device.close()
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.packages.importing.onnx_files import write_onnx_package
 from gpu_worker.packages.package import read_package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.devices.cpu_builders import infer_job, put, run
@@ -101,7 +102,11 @@ def refused(tmp_path: Path, **options: Any) -> PackageError:
 
 @pytest.mark.parametrize(
     ("fields", "code"),
-    [({"batch": 1}, "batch_fixed"), ({"batch": 4}, "batch_fixed"), ({"features": "any"}, "bad_inputs")],
+    [
+        ({"batch": 1}, PackageCode.BATCH_FIXED),
+        ({"batch": 4}, PackageCode.BATCH_FIXED),
+        ({"features": "any"}, PackageCode.BAD_INPUTS),
+    ],
 )
 def test_a_fixed_batch_or_an_open_feature_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], code: str) -> None:
     write_file(tmp_path / "m.onnx", **fields)
@@ -119,7 +124,7 @@ def test_a_batch_of_one_row_is_taken_where_no_more_is_asked_for(tmp_path: Path) 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "m.onnx").write_bytes(content)
-    assert refused(tmp_path).code == "not_onnx"
+    assert refused(tmp_path).code == PackageCode.NOT_ONNX
 
 
 def prepared(device: CpuDevice, folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.devices.executables import check_by_running
 from gpu_worker.packages.package import Package, read_package
+from mesh.codes import ActionCode, PackageCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from tests.gpu_worker.devices import unsound
@@ -50,16 +51,16 @@ def package(repository: Path, name: str, version: str = "1", *, weight: float = 
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("Counts", "state_changed"),
-        ("AddsNothing", "state_changed"),
-        ("Remembers", "state_changed"),
-        ("Largest", "rows_mixed"),
-        ("Sorts", "rows_mixed"),
-        ("Places", "rows_mixed"),
-        ("Sizes", "rows_mixed"),
-        ("Drops", "random"),
-        ("OneMore", "rows_changed"),
-        ("Raises", "forward_failed"),
+        ("Counts", PackageCode.STATE_CHANGED),
+        ("AddsNothing", PackageCode.STATE_CHANGED),
+        ("Remembers", PackageCode.STATE_CHANGED),
+        ("Largest", PackageCode.ROWS_MIXED),
+        ("Sorts", PackageCode.ROWS_MIXED),
+        ("Places", PackageCode.ROWS_MIXED),
+        ("Sizes", PackageCode.ROWS_MIXED),
+        ("Drops", PackageCode.RANDOM),
+        ("OneMore", PackageCode.ROWS_CHANGED),
+        ("Raises", PackageCode.FORWARD_FAILED),
     ],
 )
 def test_what_breaks_a_rule_is_refused_when_it_is_prepared(
@@ -68,13 +69,13 @@ def test_what_breaks_a_rule_is_refused_when_it_is_prepared(
     with pytest.raises(PackageError) as caught:
         device.prepare(package(tmp_path, name))
     assert caught.value.code == code
-    assert at_once(device, Phase.INPUT, infer_job(f"{name}:1", (0,), torch.ones(1, 4))).code == "unknown_model"
+    assert at_once(device, Phase.INPUT, infer_job(f"{name}:1", (0,), torch.ones(1, 4))).code == ActionCode.UNKNOWN_MODEL
 
 
 LATER = [
-    ("Gate", {}, {"weight": 2.0}, "rows_mixed"),
-    ("Centred", {"batch_max": 1}, {}, "rows_mixed"),
-    ("OneRow", {"batch_max": 1}, {}, "forward_failed"),
+    ("Gate", {}, {"weight": 2.0}, PackageCode.ROWS_MIXED),
+    ("Centred", {"batch_max": 1}, {}, PackageCode.ROWS_MIXED),
+    ("OneRow", {"batch_max": 1}, {}, PackageCode.FORWARD_FAILED),
 ]  # (class, options of the first preparation, of the later one, code of its refusal)
 
 
@@ -100,7 +101,7 @@ async def test_a_version_is_tried_with_its_own_weights_and_batches_though_its_ar
             assert device.traits(f"{name}:1").load_from == "host"
             refused = device.begin(Phase.INPUT, infer_job(f"{name}:2", (0,), torch.zeros(1, 4)))
             assert refused is not None
-            assert refused.code == "unknown_model"
+            assert refused.code == ActionCode.UNKNOWN_MODEL
         processor.close()
 
 
@@ -155,9 +156,9 @@ def test_a_batch_that_comes_out_with_other_rows_fails_as_the_model_s_fault_and_t
     x = torch.ones(4, 4)
     x[1] = 101
     job = infer_job(f"{name}:1", (0,), x, parts=[1, 1, 1, 1])
-    assert at_once(device, Phase.INPUT, job).code == "ok"
+    assert at_once(device, Phase.INPUT, job).code == ActionCode.OK
     done: Done = at_once(device, Phase.EXEC, job)
-    assert done.code == "rows_changed"
+    assert done.code == ActionCode.ROWS_CHANGED
     assert "[4, 4]" not in done.message
     assert f"{name}:1" in done.message
     assert job.outputs == []

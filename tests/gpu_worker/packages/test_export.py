@@ -10,6 +10,7 @@ from torch import nn
 
 from gpu_worker.devices.executables import load_forward, read_image, views
 from gpu_worker.packages.export import write_package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW, Repository
 
@@ -104,7 +105,7 @@ def test_text_in_the_manifest_is_kept_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "outputs", "code"),
-    [(Branches(), ["y"], "data_dependent"), (nn.Linear(4, 3), ["y", "z"], "bad_names")],
+    [(Branches(), ["y"], PackageCode.DATA_DEPENDENT), (nn.Linear(4, 3), ["y", "z"], PackageCode.BAD_NAMES)],
 )
 def test_a_module_that_is_refused_leaves_nothing_behind(
     tmp_path: Path, module: nn.Module, outputs: list[str], code: str

@@ -9,6 +9,7 @@ from gpu_worker.packages import examples
 from gpu_worker.packages.comparing import difference, same
 from gpu_worker.packages.trials import ROWS, Draw, Trial, check, check_beside
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -77,7 +78,7 @@ def without_near_ones(x: torch.Tensor) -> torch.Tensor:
 def test_rows_that_depend_on_each_other_are_seen_in_batches_of_any_size(
     function: Function, draw: Draw, batch_max: int
 ) -> None:
-    assert code_of(function, draw, batch_max) == "rows_mixed"
+    assert code_of(function, draw, batch_max) == PackageCode.ROWS_MIXED
 
 
 @pytest.mark.parametrize(
@@ -92,12 +93,12 @@ def test_rows_that_depend_on_each_other_are_seen_in_batches_of_any_size(
     ],
 )  # fmt: skip
 def test_what_is_decided_for_a_batch_by_rare_values_is_seen(function: Function, draw: Draw) -> None:
-    assert code_of(function, draw) == "rows_mixed"
+    assert code_of(function, draw) == PackageCode.ROWS_MIXED
 
 
 @pytest.mark.parametrize("batch_max", [5, 6, 17])
 def test_the_last_place_of_a_batch_is_no_other_place(batch_max: int) -> None:
-    assert code_of(last_place, batch_max=batch_max) == "rows_mixed"
+    assert code_of(last_place, batch_max=batch_max) == PackageCode.ROWS_MIXED
 
 
 @pytest.mark.parametrize("batch_max", [1, 2, 3, 4, 5, 6, 32])
@@ -140,7 +141,7 @@ def test_what_rounding_makes_of_a_row_is_no_other_row() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
 def test_what_others_make_of_a_row_is_another_row_however_much_rounding_makes(share: float) -> None:
-    assert code_of(lambda x: chaotic(x) + share * x.mean()) == "rows_mixed"
+    assert code_of(lambda x: chaotic(x) + share * x.mean()) == PackageCode.ROWS_MIXED
 
 
 def test_integers_that_rounding_tips_are_no_other_row() -> None:
@@ -158,7 +159,7 @@ def test_integers_that_rounding_tips_are_no_other_row() -> None:
     ],
 )
 def test_integers_that_a_last_bit_changes_altogether_are_compared_all_the_same(function: Function) -> None:
-    assert code_of(function) == "rows_mixed"
+    assert code_of(function) == PackageCode.ROWS_MIXED
 
 
 def test_a_few_of_many_integers_may_be_tipped_but_not_the_same_ones_in_several_rows() -> None:

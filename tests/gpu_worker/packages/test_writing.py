@@ -15,6 +15,7 @@ from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.writing import OptionsKept, adopt, check_free
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW, Repository
 
@@ -41,20 +42,20 @@ def refused(code: str, act: object) -> PackageError:
 
 HALF = "\ud800"  # a lone surrogate: half of a character
 WRONG: list[tuple[str, object, str]] = [
-    *[("labels", value, "bad_argument") for value in (5, [1], "abc", {"a"}, [HALF])],
-    *[("inputs", value, "bad_argument") for value in ([("x", "float32", 4)], None, {}, {"x": "float32"})],
-    *[("inputs", {"x": about}, "bad_argument") for about in (
+    *[("labels", value, PackageCode.BAD_ARGUMENT) for value in (5, [1], "abc", {"a"}, [HALF])],
+    *[("inputs", value, PackageCode.BAD_ARGUMENT) for value in ([("x", "float32", 4)], None, {}, {"x": "float32"})],
+    *[("inputs", {"x": about}, PackageCode.BAD_ARGUMENT) for about in (
         ("float32", 4), ("float32", None), ("float32", (True,)), ("float32", (4.0,)), ("float", (4,)), ([], (4,)),
         ("float32", (10**13,)), ("float32", "4"), ("float32", (0,)), 7,
     )],
-    *[("inputs", {name: ("float32", (4,))}, "bad_names") for name in (5, "", "x" * 65, HALF, None)],
-    *[("outputs", value, "bad_argument") for value in (5, "ab")],
-    *[("outputs", value, "bad_names") for value in ([1], [HALF], [""], [None])],
-    *[("batch_max", value, "bad_argument") for value in (True, 0, 2.0, None, "8", 1025)],
-    *[("slo_ms", value, "bad_argument") for value in (True, 0, None, float("nan"), "5")],
-    *[("cache", value, "bad_argument") for value in (1, "yes", None)],
-    *[("description", value, "bad_argument") for value in (5, HALF, b"x")],
-    *[("version", value, "bad_argument") for value in (1, "", HALF)],
+    *[("inputs", {name: ("float32", (4,))}, PackageCode.BAD_NAMES) for name in (5, "", "x" * 65, HALF, None)],
+    *[("outputs", value, PackageCode.BAD_ARGUMENT) for value in (5, "ab")],
+    *[("outputs", value, PackageCode.BAD_NAMES) for value in ([1], [HALF], [""], [None])],
+    *[("batch_max", value, PackageCode.BAD_ARGUMENT) for value in (True, 0, 2.0, None, "8", 1025)],
+    *[("slo_ms", value, PackageCode.BAD_ARGUMENT) for value in (True, 0, None, float("nan"), "5")],
+    *[("cache", value, PackageCode.BAD_ARGUMENT) for value in (1, "yes", None)],
+    *[("description", value, PackageCode.BAD_ARGUMENT) for value in (5, HALF, b"x")],
+    *[("version", value, PackageCode.BAD_ARGUMENT) for value in (1, "", HALF)],
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def test_what_is_said_of_a_model_is_looked_at_before_anything_else(
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
-    error = refused("bad_argument", lambda: written(tmp_path, batch_max=0, slo_ms=-1, labels=7, cache=None))
+    error = refused(PackageCode.BAD_ARGUMENT, lambda: written(tmp_path, batch_max=0, slo_ms=-1, labels=7, cache=None))
     assert len(error.faults) == 4
 
 
@@ -98,7 +99,7 @@ def test_another_module_graph_or_label_under_a_version_that_is_there_is_refused_
 ) -> None:
     written(tmp_path)
     before = files(tmp_path)
-    error = refused("version_exists", lambda: written(tmp_path, **change))  # type: ignore[arg-type]
+    error = refused(PackageCode.VERSION_EXISTS, lambda: written(tmp_path, **change))  # type: ignore[arg-type]
     assert named in str(error)
     assert "2" in str(error)
     assert files(tmp_path) == before
@@ -149,7 +150,7 @@ def test_a_repository_that_cannot_be_written_is_said_and_named(tmp_path: Path, r
     (tmp_path / "file").write_text("")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "m").write_text("")  # in the place of the model's folder
-    error = refused("not_written", lambda: written(tmp_path / repository))
+    error = refused(PackageCode.NOT_WRITTEN, lambda: written(tmp_path / repository))
     assert str(tmp_path / repository) in error.faults[0]
     assert list((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "m"]
 
@@ -159,11 +160,11 @@ def test_a_number_is_free_after_all_that_there_are_and_were(tmp_path: Path) -> N
     package = written(tmp_path / "other", seed=1)
     written(repository)
     (repository / "m" / "\u00b2").mkdir()  # a digit that is not a number
-    error = refused("version_exists", lambda: check_free(package, repository, (), {"4": "abc"}))
+    error = refused(PackageCode.VERSION_EXISTS, lambda: check_free(package, repository, (), {"4": "abc"}))
     assert error.faults[0].endswith(" 5")
     assert all(str(folder / "m" / "1") in error.faults[0] for folder in (repository, tmp_path / "other"))
     gone = written(tmp_path / "other", seed=1, version="3")
-    refused("version_exists", lambda: check_free(gone, repository, (), {"3": "abc"}))
+    refused(PackageCode.VERSION_EXISTS, lambda: check_free(gone, repository, (), {"3": "abc"}))
     assert check_free(gone, repository, (), {"3": Contents().of(gone)}) == ""
 
 
@@ -190,7 +191,9 @@ def test_other_bytes_from_elsewhere_are_not_adopted(repository: Repository, tmp_
     file = tmp_path / "other" / "linear" / "1" / "weights.safetensors"
     save_file({name: np.ones_like(array) for name, array in load_file(file).items()}, file)
     before = files(tmp_path / "r")
-    error = refused("version_exists", lambda: adopt(read_package(tmp_path / "other", "linear:1", ()), tmp_path / "r"))
+    error = refused(
+        PackageCode.VERSION_EXISTS, lambda: adopt(read_package(tmp_path / "other", "linear:1", ()), tmp_path / "r")
+    )
     assert "weights.safetensors" in str(error)
     assert files(tmp_path / "r") == before
 

@@ -72,7 +72,13 @@ def test_the_process_environment_is_used_where_none_is_given(monkeypatch: pytest
 
 def test_variables_of_others_and_those_read_elsewhere_are_let_be(elsewhere: Path) -> None:
     file = written(elsewhere, "")
-    environment = {"PATH": "/bin", "GEARMESH": "x", "GEARMESH_PYTHON": "python", "GEARMESH_CONFIG": str(file)}
+    environment = {
+        "PATH": "/bin",
+        "GEARMESH": "x",
+        "GEARMESH_PYTHON": "python",
+        "GEARMESH_CONFIG": str(file),
+        "GEARMESH_READY_FD": "9",
+    }
     assert read(None, environment) == Settings()
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import Shard, hello, prepared, spec
 
 REF = "f:1"
@@ -81,7 +82,7 @@ def test_requests_of_code_that_died_go_to_another_replica() -> None:
     made.submit(1, REF, now=1.0, budget_s=1.0)
     made.wake(1.0)
     assert made.report(report(ok=False), "c1", now=1.01) == []
-    assert made.result(1, now=1.01, worker="c1", code="container_died") == []
+    assert made.result(1, now=1.01, worker="c1", code=ActionCode.CONTAINER_DIED) == []
     assert made.wake(1.01) == ["c2: infer #2 f:1 x1 f/1"]
 
 
@@ -98,7 +99,7 @@ def test_an_exception_fails_the_requests_and_nothing_else() -> None:
     made = shard(container("c1"))
     made.submit(1, REF, now=1.0)
     made.wake(1.0)
-    assert made.result(1, now=1.01, worker="c1", code="model_error", message="ValueError: no") == [
+    assert made.result(1, now=1.01, worker="c1", code=ActionCode.MODEL_ERROR, message="ValueError: no") == [
         "f: 1 failed model_error"
     ]
     made.submit(2, REF, now=1.02)

@@ -9,6 +9,7 @@ from controller.core.devices.base import Device
 from controller.core.devices.black_box import COLD_S, HANGS_AFTER_S, LAST_WORD_S, NOISE, SILENCE_S, STUCK_LOOK_S
 from controller.core.devices.factory import make_device
 from mesh import wire
+from mesh.codes import ActionKind
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, request, spec
 
 OWN = "f:1"
@@ -121,7 +122,9 @@ def test_a_worker_s_first_words_are_for_its_make_to_judge() -> None:
 
 def test_a_black_box_hangs_only_after_the_last_deadline_of_its_batch() -> None:
     device = black_box()
-    action = Action(1, "infer", OWN, NOW, 0.01, requests=[request(1, deadline_s=NOW + 5), request(2, deadline_s=NOW)])
+    action = Action(
+        1, ActionKind.INFER, OWN, NOW, 0.01, requests=[request(1, deadline_s=NOW + 5), request(2, deadline_s=NOW)]
+    )
     device.infer_sent(action, NOW, NOW + 1.0, NOW)
     assert action.hangs_s == NOW + 5 + HANGS_AFTER_S + OVERDUE_FACTOR * 0.01
     assert action.overdue_s == action.hangs_s + COLD_S + LAST_WORD_S

@@ -11,6 +11,7 @@ from controller.core.policies.base import LoadPlan, Verdict
 from controller.core.policies.fairness import PATIENCE_S, Fairness
 from controller.core.policies.placement import Placement
 from mesh import wire
+from mesh.codes import ErrorCode
 from tests.controller.core.controller_builders import line, request
 from tests.controller.core.policies.policy_world import NOW, SECONDS, World, heads
 
@@ -22,22 +23,22 @@ def test_a_request_with_time_enough_is_let_in_with_the_predicted_latency() -> No
 
 
 def test_a_request_that_could_not_make_it_even_alone_is_refused_and_told_never_to_come_again() -> None:
-    assert World().admit(0.5) == Verdict(False, 1.0, "deadline", None)
+    assert World().admit(0.5) == Verdict(False, 1.0, ErrorCode.DEADLINE, None)
 
 
 def test_a_request_that_was_long_on_its_way_here_is_told_to_come_again_if_its_whole_budget_would_suffice() -> None:
-    assert World().admit(1.5, age_s=0.75) == Verdict(False, 1.0, "deadline", pytest.approx(0.25, rel=0.05))
-    assert World().admit(0.9, age_s=0.75) == Verdict(False, 1.0, "deadline", None)
+    assert World().admit(1.5, age_s=0.75) == Verdict(False, 1.0, ErrorCode.DEADLINE, pytest.approx(0.25, rel=0.05))
+    assert World().admit(0.9, age_s=0.75) == Verdict(False, 1.0, ErrorCode.DEADLINE, None)
 
 
 def test_a_request_that_comes_too_late_behind_what_runs_is_told_when_its_budget_would_suffice() -> None:
     verdict = World().busy(3.0).admit(2.0)
-    assert verdict == Verdict(False, 4.0, "deadline", pytest.approx(2.0, rel=0.05))
+    assert verdict == Verdict(False, 4.0, ErrorCode.DEADLINE, pytest.approx(2.0, rel=0.05))
 
 
 def test_a_request_that_is_too_late_only_behind_its_own_models_queue_is_refused_for_overload() -> None:
     verdict = World().waits(*[200.0] * 8).admit(3.0)
-    assert (verdict.admitted, verdict.code) == (False, "overload")
+    assert (verdict.admitted, verdict.code) == (False, ErrorCode.OVERLOAD)
     assert verdict.retry_after_s == pytest.approx(4.5 + 1.0 - 3.0, rel=0.05)
 
 
@@ -67,7 +68,7 @@ def test_a_budget_below_need_is_refused_and_one_above_it_is_let_in() -> None:
 
 def test_a_request_for_a_model_that_is_not_there_waits_for_its_load() -> None:
     world = World({"m:1": SECONDS, "n:1": SECONDS}, resident=["n:1"])
-    assert world.admit(1.5) == Verdict(False, 3.0, "deadline", pytest.approx(1.5, rel=0.05))
+    assert world.admit(1.5) == Verdict(False, 3.0, ErrorCode.DEADLINE, pytest.approx(1.5, rel=0.05))
     assert world.admit(10.0) == Verdict(True, 3.0)
     world.device.load.add(1, 4.0, NOW, NOW)
     assert world.admit(10.0) == Verdict(True, 7.0)
@@ -88,7 +89,7 @@ def test_a_device_that_leaves_does_not_count() -> None:
 
 def test_a_request_of_several_rows_is_predicted_as_such() -> None:
     assert World().admit(10.0, rows=4) == Verdict(True, 2.5)
-    assert World().admit(2.0, rows=4) == Verdict(False, 2.5, "deadline", None)
+    assert World().admit(2.0, rows=4) == Verdict(False, 2.5, ErrorCode.DEADLINE, None)
 
 
 def test_rows_beyond_the_largest_batch_of_a_device_are_refused_and_not_a_crash() -> None:
@@ -153,7 +154,7 @@ def test_a_model_is_loaded_though_every_request_for_it_is_refused_for_the_time_o
     for number in range(20):
         model.popularity.add(NOW)
         verdict = world.policy.admit(model, request(number, ref="b:1", arrived_s=NOW, deadline_s=NOW + 1.5), NOW)
-        assert verdict.code == "deadline"
+        assert verdict.code == ErrorCode.DEADLINE
     assert world.policy.choose_load(world.device, NOW) == LoadPlan(model, ("a:1",))
 
 

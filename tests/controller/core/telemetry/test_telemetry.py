@@ -4,6 +4,7 @@ import pytest
 
 from controller.core.telemetry.snapshot import MODELS_MAX, PLACES_MAX, snapshot
 from controller.core.telemetry.totals import RING, spread
+from mesh.codes import ActionCode, ActionKind, ErrorCode, RequestOutcome
 from mesh.facts import ActionFact, Fact, JournalState, RequestFact
 from tests.controller.core.controller_builders import TEN_MS, Shard, line
 
@@ -42,7 +43,7 @@ def test_a_served_request_is_told_with_its_plan_its_action_and_what_it_took() ->
     fact = request(shard)
     assert (fact.frontend, fact.request, fact.ref, fact.rows) == ("f", 7, "m:1", 2)
     assert (fact.outcome, fact.code, fact.action, fact.batch, fact.device, fact.worker) == (
-        "in_time", "", 1, 2, "test:w1", "w1",
+        RequestOutcome.IN_TIME, "", 1, 2, "test:w1", "w1",
     )  # fmt: skip
     assert fact.arrived_s == pytest.approx(99.998, abs=NEAR)
     assert fact.slo_s == pytest.approx(0.05, abs=NEAR)
@@ -62,7 +63,7 @@ def test_its_action_is_told_with_its_window_in_the_controller_s_clock() -> None:
     shard.ran(1, begin_s=5100.001, duration_s=0.0115, now=100.014)
     fact = action(shard)
     assert (fact.action, fact.type, fact.code, fact.ref, fact.worker, fact.device) == (
-        1, "infer", "ok", "m:1", "w1", "test:w1",
+        1, ActionKind.INFER, ActionCode.OK, "m:1", "w1", "test:w1",
     )  # fmt: skip
     assert (fact.batch, fact.requests, fact.in_time, fact.waiting) == (2, 2, 2, 0)
     assert (fact.sent_s, fact.earliest_s) == (100.0, pytest.approx(99.999, abs=NEAR))
@@ -81,7 +82,7 @@ def test_a_late_one_is_told_as_late() -> None:
     shard.wake(100.0)
     shard.ran(1, begin_s=100.045, duration_s=0.010, now=100.06)
     told = facts(shard)
-    assert [fact.outcome for fact in told if isinstance(fact, RequestFact)] == ["late"]
+    assert [fact.outcome for fact in told if isinstance(fact, RequestFact)] == [RequestOutcome.LATE]
     assert [fact.in_time for fact in told if isinstance(fact, ActionFact)] == [0]
 
 
@@ -90,7 +91,7 @@ def test_a_refused_one_is_told_with_the_reason_and_the_prediction() -> None:
     shard.submit(1, now=100.0, budget_s=0.005)
     fact = request(shard)
     assert (fact.outcome, fact.code, fact.action, fact.batch, fact.device, fact.exec_s, fact.queued_s) == (
-        "rejected", "deadline", 0, 0, "", None, None,
+        RequestOutcome.REJECTED, ErrorCode.DEADLINE, 0, 0, "", None, None,
     )  # fmt: skip
     assert fact.latency_s == 0.0
     assert fact.predicted_s == pytest.approx(0.0103, abs=NEAR)
@@ -99,7 +100,7 @@ def test_a_refused_one_is_told_with_the_reason_and_the_prediction() -> None:
 def test_one_that_was_never_looked_at_has_no_prediction() -> None:
     shard = recording(started_s=0.0)
     shard.submit(1, "x:1", now=100.0)
-    assert (fact := request(shard)).code == "not_deployed"
+    assert (fact := request(shard)).code == ErrorCode.NOT_DEPLOYED
     assert fact.predicted_s is None
 
 
@@ -110,7 +111,10 @@ def test_those_that_nobody_waits_for_any_more_are_told_once_each() -> None:
     shard.cancel(1, now=100.001)
     shard.cancel(1, now=100.001)
     shard.lose_frontend(now=100.002)
-    assert [fact.outcome for fact in facts(shard) if isinstance(fact, RequestFact)] == ["cancelled", "frontend_lost"]
+    assert [fact.outcome for fact in facts(shard) if isinstance(fact, RequestFact)] == [
+        RequestOutcome.CANCELLED,
+        RequestOutcome.FRONTEND_LOST,
+    ]
     assert shard.scheduler.telemetry.cancelled == 2
 
 
@@ -122,7 +126,7 @@ def test_a_request_whose_model_is_on_no_device_is_cold_and_its_load_is_told() ->
     shard.loaded(1, now=100.006)
     shard.wake(100.006)
     fact = action(shard)
-    assert (fact.type, fact.batch, fact.requests, fact.duration_s) == ("load", 0, 0, 0.005)
+    assert (fact.type, fact.batch, fact.requests, fact.duration_s) == (ActionKind.LOAD, 0, 0, 0.005)
     assert fact.latest_s > fact.expected_end_s
     shard.ran(2, begin_s=100.007, duration_s=0.010)
     assert request(shard).cold
@@ -139,8 +143,10 @@ def test_actions_of_a_lost_worker_are_told_and_their_requests_when_they_end() ->
     shard.wake(100.0)
     shard.lose("w1", now=100.002)
     told = facts(shard)
-    assert [fact.code for fact in told if isinstance(fact, ActionFact)] == ["worker_lost"]
-    assert [(f.outcome, f.code) for f in told if isinstance(f, RequestFact)] == [("failed", "worker_lost")]
+    assert [fact.code for fact in told if isinstance(fact, ActionFact)] == [ActionCode.WORKER_LOST]
+    assert [(f.outcome, f.code) for f in told if isinstance(f, RequestFact)] == [
+        (RequestOutcome.FAILED, ActionCode.WORKER_LOST)
+    ]
     assert shard.scheduler.telemetry.devices == {}
 
 
@@ -193,7 +199,7 @@ def test_a_snapshot_shows_devices_models_and_counts() -> None:
         journal=JournalState(on=False), now=100.101,
     )  # fmt: skip
     assert (seen.controller, seen.uptime_s) == ("controller-1", pytest.approx(10.101))
-    assert (seen.submitted, seen.in_time, seen.refused, seen.open) == (3, 1, {"deadline": 1}, 1)
+    assert (seen.submitted, seen.in_time, seen.refused, seen.open) == (3, 1, {ErrorCode.DEADLINE: 1}, 1)
     (device,) = seen.devices
     assert (device.worker, device.pages, device.free_pages, device.exec_pending) == ("w1", 8, 4, 1)
     assert (device.batches, device.exec_busy_s, device.prepared, device.resident) == (1, 0.010, 2, 2)

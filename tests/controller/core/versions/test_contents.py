@@ -4,6 +4,7 @@ import pytest
 
 from controller.core.versions.preparation import Terms
 from mesh import wire
+from mesh.codes import ErrorCode, PackageCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared
 
 NEW = {"a:1": Terms(pending=True)}  # nobody has served it
@@ -26,7 +27,7 @@ def brought(content: str) -> wire.Prepared:
 
 
 def changed() -> wire.Prepared:
-    return wire.Prepared(ref="a:1", ok=False, faults=("other files",), code="content_changed")
+    return wire.Prepared(ref="a:1", ok=False, faults=("other files",), code=PackageCode.CONTENT_CHANGED)
 
 
 def named(content: str, *, pending: bool = True, tries: int = 0) -> dict[str, Terms]:
@@ -141,7 +142,7 @@ def test_a_request_for_a_version_that_no_device_can_prepare_is_told_why_and_not_
     message = wire.Submit(request=1, attempt=0, ref="a:1", rows=1, budget_s=0.1)
     (order,) = made.scheduler.submit(message, "f", (), age_s=0.0, now=10.0)
     assert isinstance(order.message, wire.Refused)
-    assert (order.message.code, order.message.retry_after_s) == ("not_ready", None)
+    assert (order.message.code, order.message.retry_after_s) == (ErrorCode.NOT_READY, None)
     assert "other files" in order.message.message
 
 

@@ -58,13 +58,32 @@ def test_the_broker_is_called_and_the_client_told_once_it_has_agreed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "code"), [("app_exists", "app_exists"), ("unknown_app", "unknown_app"), ("", "bad_app")]
+    ("told", "code"),
+    [("app_exists", "app_exists"), ("unknown_app", "unknown_app"), ("", "bad_app"), ("a_newer_brokers", "bad_app")],
 )
 def test_what_the_broker_refuses_has_the_brokers_code_whatever_its_sentence(told: str, code: str) -> None:
     at = Core()
     at.ask(CreateApp(id=1, app=OTHER))
     reply = wire.CallReply(call=1, ok=False, message="there is no application; it exists already", field="f", code=told)
     assert refusal(at.handle(reply)) == (code, "invalid", "f", 1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "forgotten"),
+    [
+        (CreateApp(id=1, app=OTHER), [Drop("other")]),
+        (UpdateApp(id=1, app=OTHER), []),
+        (DeleteApp(id=1, app="app"), [Drop("app")]),
+    ],
+)
+def test_what_the_broker_could_not_save_is_in_effect_and_the_client_told_so(
+    request_: Any, forgotten: list[Order]
+) -> None:
+    at = Core()
+    at.ask(request_)
+    *orders, last = at.handle(wire.CallReply(call=1, ok=False, message="in effect, no room on disk", code="not_saved"))
+    assert orders == forgotten
+    assert refusal([last]) == ("not_saved", "failed", None, 1)
 
 
 def test_a_broker_that_is_gone_or_silent_is_told() -> None:

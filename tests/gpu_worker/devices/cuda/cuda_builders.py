@@ -19,6 +19,7 @@ from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.cuda.watchdog import Patience
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import load
 
 NO_GPU = "" if torch.cuda.is_available() else "torch finds no GPU here"
@@ -82,7 +83,7 @@ class Served:
         for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
             done = await self.begin(phase, job)
             executed = done if phase is Phase.EXEC else executed
-            if done.code != "ok":
+            if done.code != ActionCode.OK:
                 return done
         assert executed is not None
         return executed
@@ -90,7 +91,7 @@ class Served:
     async def run(self, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[str] = ()) -> list[torch.Tensor]:
         """Returns the outputs of the job, which has ended."""
         done = await self.through(job)
-        assert done.code == "ok", done
+        assert done.code == ActionCode.OK, done
         outputs = tensors(job, *shapes, dtypes=dtypes)
         self.device.release(job)
         return outputs

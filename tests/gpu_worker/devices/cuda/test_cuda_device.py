@@ -21,6 +21,7 @@ from gpu_worker.devices.cuda.nvidia import set_tf32
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.packages.export import write_package
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW, Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import DRIVERS, ROOM, Served, infer_job, served, tensors
@@ -43,7 +44,7 @@ async def linear(on: Served, ref: str, pages: tuple[int, ...], x: torch.Tensor) 
 async def test_results_are_those_of_the_module_for_each_batch_size(driver: str, repository: Repository) -> None:
     async with served(driver) as on:
         on.device.prepare(repository.package("linear:1"))
-        assert (await on.load("linear:1", (3,))).code == "ok"
+        assert (await on.load("linear:1", (3,))).code == ActionCode.OK
         for rows in range(1, 9):
             x = torch.randn(rows, 4)
             y = await linear(on, "linear:1", (3,), x)
@@ -73,7 +74,7 @@ async def test_weights_may_lie_in_any_pages_in_any_order(driver: str, repository
             on.device.prepare(repository.package(ref))
         x = torch.randn(2, 4)
         for ref, pages in (("tall:1", (0, 1, 2)), ("tall:2", (7, 2, 5)), ("tall:1", (5, 4, 3))):
-            assert (await on.load(ref, pages)).code == "ok"
+            assert (await on.load(ref, pages)).code == ActionCode.OK
             (y,) = await on.run(infer_job(ref, pages, x), (2, 140_000))
             assert torch.allclose(y, repository.outputs(ref, x)[0], **CLOSE)
 
@@ -102,7 +103,7 @@ async def test_a_measuring_run_has_no_inputs(driver: str, repository: Repository
         on.device.prepare(repository.package("two:1"))
         await on.load("two:1", (0,))
         done = await on.through(infer_job("two:1", (0,), batch=8))
-        assert done.code == "ok"
+        assert done.code == ActionCode.OK
         assert done.duration_s > 0
 
 
@@ -111,7 +112,7 @@ async def test_a_measuring_run_has_no_inputs(driver: str, repository: Repository
 async def test_a_model_without_weights_has_a_page_and_nothing_to_gather(driver: str, repository: Repository) -> None:
     async with served(driver) as on:
         on.device.prepare(repository.package("echo:1"))
-        assert (await on.load("echo:1", (2,))).code == "ok"
+        assert (await on.load("echo:1", (2,))).code == ActionCode.OK
         x = torch.randn(3, 4)
         same, twice = await on.run(infer_job("echo:1", (2,), x), (3, 4), (3, 4))
         assert torch.equal(same, x)
@@ -208,7 +209,7 @@ async def test_loads_and_executions_side_by_side_do_not_disturb_each_other(
                 held[ref] = tuple(rng.sample(sorted(free), wanted))
                 free -= set(held[ref])
             loads = await asyncio.gather(*(on.load(ref, pages) for ref, pages in held.items()))
-            assert {done.code for done in loads} == {"ok"}
+            assert {done.code for done in loads} == {ActionCode.OK}
             jobs = []
             for ref in rng.choices(chosen, k=4):
                 x = torch.randn(rng.randint(1, 8), 4)
@@ -239,7 +240,7 @@ async def test_serving_allocates_pins_and_captures_nothing(
                 inputs = (torch.randn(5, 4),) + ((torch.ones(5, dtype=torch.int64),) if ref == "two:1" else ())
                 await on.load(ref, (0, 1, 2) if ref == "tall:1" else (4,))
                 job = infer_job(ref, (0, 1, 2) if ref == "tall:1" else (4,), *inputs)
-                assert (await on.through(job)).code == "ok"
+                assert (await on.through(job)).code == ActionCode.OK
                 on.device.release(job)
 
         await serve()
@@ -260,7 +261,7 @@ async def test_an_exec_is_issued_at_its_time_and_says_how_late(driver: str, repo
         await on.load("linear:1", (0,))
         job = infer_job("linear:1", (0,), torch.randn(1, 4), earliest_s=time.monotonic() + 0.03)
         done = await on.through(job)
-        assert done.code == "ok"
+        assert done.code == ActionCode.OK
         assert done.end_s >= job.action.earliest_s
         (late_s,) = on.device.figures.late_s
         assert late_s >= 0
@@ -276,13 +277,15 @@ async def test_an_exec_past_its_window_is_refused_and_so_is_one_that_would_start
         await on.load("linear:1", (0,))
         x = torch.randn(1, 4)
         past = infer_job("linear:1", (0,), x, latest_s=time.monotonic() - 1.0)
-        assert (await on.through(past)).code == "late"
+        assert (await on.through(past)).code == ActionCode.LATE
         long = infer_job("linear:1", (0,), x, expected_s=3600.0)
         behind = infer_job("linear:1", (0,), x, latest_s=time.monotonic() + 60.0)
         for job in (long, behind):
-            assert (await on.begin(Phase.INPUT, job)).code == "ok"
+            assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         dones = await asyncio.gather(*(on.begin(Phase.EXEC, job) for job in (long, behind)))
-        assert [done.code for done in dones] in (["ok", "late"], ["ok", "ok"]), "ok, if the first was over already"
+        first, second = (done.code for done in dones)
+        assert first == ActionCode.OK
+        assert second in (ActionCode.LATE, ActionCode.OK), "ok, if the first was over already"
         await on.begin(Phase.OUTPUT, long)
 
 
@@ -291,8 +294,8 @@ async def test_an_exec_past_its_window_is_refused_and_so_is_one_that_would_start
 async def test_a_load_past_its_window_is_refused(driver: str, repository: Repository) -> None:
     async with served(driver) as on:
         on.device.prepare(repository.package("linear:1"))
-        assert (await on.load("linear:1", (0,), latest_s=time.monotonic() - 1.0)).code == "late"
-        assert (await on.load("linear:1", (0,))).code == "ok"
+        assert (await on.load("linear:1", (0,), latest_s=time.monotonic() - 1.0)).code == ActionCode.LATE
+        assert (await on.load("linear:1", (0,))).code == ActionCode.OK
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -308,7 +311,7 @@ async def test_inputs_that_are_not_those_of_their_rows_are_refused(driver: str, 
             job = infer_job("linear:1", (0,), torch.randn(2, 4))
             job.tensors[1][0] = wrong
             done = await on.through(job)
-            assert done.code == "bad_input"
+            assert done.code == ActionCode.BAD_INPUT
             assert names(done.message, "input 0", len(wrong), 1, 16)
             on.device.release(job)
 
@@ -321,7 +324,7 @@ async def test_more_inputs_than_slots_are_refused_and_slots_come_back(driver: st
         await on.load("linear:1", (0,))
         jobs = [infer_job("linear:1", (0,), torch.randn(1, 4)) for _ in range(SLOTS + 1)]
         codes = [(await on.begin(Phase.INPUT, job)).code for job in jobs]
-        assert codes == ["ok"] * SLOTS + ["no_slots"]
+        assert codes == [ActionCode.OK] * SLOTS + [ActionCode.NO_SLOTS]
         for job in jobs:
             on.device.release(job)
         x = torch.randn(2, 4)
@@ -337,7 +340,7 @@ async def test_what_fails_on_the_device_is_that_action_s_outcome_alone(repositor
         await on.load("two:1", (0,))
         bad = infer_job("two:1", (0,), torch.randn(1, 4), torch.tensor([99]))
         done = await on.through(bad)
-        assert done.code == "device_error"
+        assert done.code == ActionCode.DEVICE_ERROR
         assert "index" in done.message
         on.device.release(bad)
         x, i = torch.randn(1, 4), torch.tensor([6])
@@ -403,11 +406,11 @@ async def test_a_device_that_is_lost_says_so_of_everything_from_then_on(reposito
         on.device.prepare(repository.package(ref))
     await on.load("linear:1", (0,))
     job = infer_job("linear:1", (0,), torch.randn(1, 4))
-    assert (await on.through(job)).code == "ok"
+    assert (await on.through(job)).code == ActionCode.OK
     on.device.release(job)
     assert await asyncio.to_thread(driver.warmed.wait, 5.0), "it was kept warm, until then"
     held = infer_job("linear:1", (0,), torch.randn(1, 4))
-    assert (await on.begin(Phase.INPUT, held)).code == "ok"
+    assert (await on.begin(Phase.INPUT, held)).code == ActionCode.OK
     driver.lose(0)
     codes = [(await on.begin(Phase.EXEC, held)).code]
     for _ in range(3):
@@ -415,7 +418,7 @@ async def test_a_device_that_is_lost_says_so_of_everything_from_then_on(reposito
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
         codes.append((await on.begin(Phase.INPUT, job)).code)
         on.device.release(job)
-    assert codes == ["device_error"] * 10
+    assert codes == [ActionCode.DEVICE_ERROR] * 10
     on.device.close()
 
 
@@ -428,7 +431,7 @@ async def test_a_load_whose_later_pieces_cannot_be_started_fails_when_those_on_t
     on.device.prepare(repository.package("tall:1"))
     driver.lose(2)
     done = await on.load("tall:1", (1, 2, 3))
-    assert (done.code, done.message) == ("device_error", "the device is lost")
+    assert (done.code, done.message) == (ActionCode.DEVICE_ERROR, "the device is lost")
     on.device.check()
     assert on.lost == ["the device is lost"]
     on.device.close()
@@ -437,8 +440,8 @@ async def test_a_load_whose_later_pieces_cannot_be_started_fails_when_those_on_t
 @on_loop
 async def test_a_model_that_was_never_prepared_is_refused(repository: Repository) -> None:
     async with served("host") as on:
-        assert (await on.load("linear:1", (0,))).code == "unknown_model"
-        assert (await on.through(infer_job("linear:1", (0,), torch.randn(1, 4)))).code == "unknown_model"
+        assert (await on.load("linear:1", (0,))).code == ActionCode.UNKNOWN_MODEL
+        assert (await on.through(infer_job("linear:1", (0,), torch.randn(1, 4)))).code == ActionCode.UNKNOWN_MODEL
 
 
 @on_loop

@@ -12,6 +12,7 @@ from torch import nn
 from gpu_worker.devices.images import DISK, HOST
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import read_package
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW, Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import DRIVERS, SMALL_PAGES, Served, infer_job, served
@@ -57,7 +58,7 @@ async def test_weights_beyond_the_budget_stay_on_disk_and_are_the_same_in_the_pa
         places = {"tall:1": tuple(range(11)), "tall:2": tuple(range(31, 20, -1)), "linear:1": (15,)}
         dones = await asyncio.gather(*(on.load(ref, pages) for ref, pages in places.items()))
         for done in dones:
-            assert done.code == "ok", done
+            assert done.code == ActionCode.OK, done
             assert done.duration_s > 0
             assert done.end_s == pytest.approx(done.begin_s + done.duration_s)
         for ref, pages in places.items():
@@ -128,7 +129,7 @@ async def test_a_load_whose_window_is_past_when_its_turn_comes_is_not_read(
         assert await asyncio.to_thread(driver.came.wait, LIMIT_S)
         assert not second.done(), "it waits for its turn"
         asyncio.get_running_loop().call_later(0.01, driver.gate.set)
-        assert [(await first).code, (await second).code] == ["ok", "late"]
+        assert [(await first).code, (await second).code] == [ActionCode.OK, ActionCode.LATE]
 
 
 @on_loop
@@ -148,7 +149,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_exec_and_no_loop(
             assert torch.allclose(y, repository.outputs("linear:1", x)[0], **CLOSE)
         assert not loading.done()
         disk.answer()
-        assert (await loading).code == "ok"
+        assert (await loading).code == ActionCode.OK
         await assert_in_pages(on, repository, "tall:1", tuple(range(11)))
 
 
@@ -174,6 +175,6 @@ async def test_pieces_are_read_while_others_are_copied_and_never_more_than_there
         await assert_in_pages(on, repository, "linear:1", (31,))  # issued behind whatever the third piece brings about
         assert (driver.issued, driver.copied) == (2, 0)
         driver.gate.set()
-        assert (await loading).code == "ok"
+        assert (await loading).code == ActionCode.OK
     assert 2 * piece_bytes < max(ahead) <= 3 * piece_bytes
     assert disk.bytes_read == 140_000 * 5 * 4

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gpu_worker.packages.package import read_package
+from mesh.codes import ActionCode
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import SMALL_PAGES, infer_job, served
 from tests.gpu_worker.devices.cuda.slow_loads import GatedDriver, SlowDisk
@@ -60,7 +61,8 @@ async def test_a_file_that_is_not_there_as_it_was_is_the_failure_of_that_load_al
         first, second, third = await asyncio.gather(
             on.load("tall:1", range(11)), on.load("tall:2", range(11, 22)), on.load("tall:1", range(11))
         )
-        assert [done.code for done in (first, second, third)] == ["content_changed", "ok", "content_changed"]
+        assert (first.code, third.code) == (ActionCode.CONTENT_CHANGED, ActionCode.CONTENT_CHANGED)
+        assert second.code == ActionCode.OK
         assert names(first.message, "weights.safetensors")
         x = torch.randn(2, 4)
         (y,) = await on.run(infer_job("tall:2", range(11, 22), x), (2, 140_000))
@@ -78,7 +80,7 @@ async def test_a_file_that_is_cut_while_it_is_read_fails_that_load_once_its_copi
         for ref in ("tall:1", "linear:1"):
             on.device.prepare(read_package(folder, ref, ()))
         driver.gate.set()
-        assert (await on.load("linear:1", (31,))).code == "ok"
+        assert (await on.load("linear:1", (31,))).code == ActionCode.OK
         driver.gate.clear()
         driver.came.clear()
         disk = SlowDisk(monkeypatch)
@@ -96,6 +98,6 @@ async def test_a_file_that_is_cut_while_it_is_read_fails_that_load_once_its_copi
         assert not loading.done()
         driver.gate.set()
         done = await loading
-        assert done.code == "content_changed"
+        assert done.code == ActionCode.CONTENT_CHANGED
         assert names(done.message, "weights.safetensors")
         assert on.lost == []

@@ -18,6 +18,7 @@ from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.cuda.watchdog import Patience
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import ROOM, Served, infer_job
@@ -102,7 +103,7 @@ async def hanging(
     if patience is None:
         on.device.watching.stop()
     on.device.prepare(repository.package("linear:1"))
-    assert (await on.load("linear:1", (0,))).code == "ok"
+    assert (await on.load("linear:1", (0,))).code == ActionCode.OK
     try:
         yield on, driver
     finally:
@@ -145,7 +146,7 @@ async def test_an_exec_that_never_ends_is_noticed_and_everything_that_was_begun_
         on.device.prepare(repository.package("tall:1"))
         jobs = [infer_job("linear:1", (0,), torch.randn(1, 4)) for _ in range(2)]
         for job in jobs:
-            assert (await on.begin(Phase.INPUT, job)).code == "ok"
+            assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec", "load")
         begun = [*(on.begin(Phase.EXEC, job) for job in jobs), asyncio.ensure_future(on.load("tall:1", (1, 2, 3)))]
         await hangs(on, driver, "watch exec", "watch load")
@@ -155,8 +156,9 @@ async def test_an_exec_that_never_ends_is_noticed_and_everything_that_was_begun_
         (why,) = on.lost
         assert names(why, "LOAD", "tall:1", "11 s", "10 s")
         dones = await asyncio.gather(*begun)
-        assert [(done.code, done.message) for done in dones] == [("device_error", why)] * 3
-        assert (await on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))).code == "device_error"
+        assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_ERROR, why)] * 3
+        after = await on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
+        assert after.code == ActionCode.DEVICE_ERROR
 
 
 @pytest.mark.parametrize(("phase", "lane"), [(Phase.INPUT, "input"), (Phase.EXEC, "exec"), (Phase.OUTPUT, "output")])
@@ -171,28 +173,28 @@ async def test_each_stream_that_hangs_is_noticed_with_what_it_hangs_in(
             future = on.begin(each, job)
             if each is phase:
                 break
-            assert (await future).code == "ok"
+            assert (await future).code == ActionCode.OK
         await hangs(on, driver, f"watch {lane}")
         assert not looked(on, 10)
         assert looked(on, 1, 11.0)
         (why,) = on.lost
         assert names(why, lane.upper(), "linear:1", "11 s", "10 s")
-        assert (await future).code == "device_error"
+        assert (await future).code == ActionCode.DEVICE_ERROR
 
 
 @on_loop
 async def test_an_exec_that_is_expected_to_take_long_is_waited_for(repository: Repository) -> None:
     async with hanging(repository) as (on, driver):
         job = infer_job("linear:1", (0,), torch.randn(1, 4), expected_s=3.0)
-        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
         await hangs(on, driver, "watch exec")
         assert not looked(on, 60)
         driver.goes_on.set()
-        assert (await ended).code == "ok"
+        assert (await ended).code == ActionCode.OK
         assert not looked(on, 100, 61.0), "it is over"
-        assert (await on.begin(Phase.OUTPUT, job)).code == "ok"
+        assert (await on.begin(Phase.OUTPUT, job)).code == ActionCode.OK
 
 
 @on_loop
@@ -205,7 +207,7 @@ async def test_a_call_that_does_not_come_back_is_noticed_though_nothing_is_watch
         assert looked(on, 1, 11.0)
         (why,) = on.lost
         assert names(why, "issuing", "11 s", "10 s")
-        assert (await begun).code == "device_error"
+        assert (await begun).code == ActionCode.DEVICE_ERROR
 
 
 @on_loop
@@ -215,12 +217,12 @@ async def test_a_device_that_hangs_is_closed_without_waiting_for_it(
     monkeypatch.setattr(device_module, "CLOSE_S", LIMIT_S)
     async with hanging(repository) as (on, driver):
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
-        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
         await hangs(on, driver, "watch exec")
         assert looked(on, 11)
-        assert (await ended).code == "device_error"
+        assert (await ended).code == ActionCode.DEVICE_ERROR
         began_s = time.monotonic()
         on.device.close()
         assert time.monotonic() - began_s < LIMIT_S / 2
@@ -240,7 +242,7 @@ async def test_a_preparation_has_its_own_time_and_others_are_given_more_meanwhil
     attempts = Attempts(tmp_path, "host:0")
     async with hanging(repository, attempts) as (on, driver):
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
-        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("preparing")
         preparing = asyncio.ensure_future(asyncio.to_thread(on.device.prepare, repository.package("other:1")))
         await hangs(on, driver)
@@ -295,11 +297,11 @@ async def test_a_preparation_that_breaks_the_device_stays_on_record_and_a_refuse
 async def test_a_device_is_looked_at_again_and_again_until_it_is_closed(repository: Repository) -> None:
     async with hanging(repository, patience=Patience(least_s=1.0, look_s=0.001)) as (on, driver):
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
-        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
         await on.told_lost.wait()
-        assert (await ended).code == "device_error"
+        assert (await ended).code == ActionCode.DEVICE_ERROR
     async with hanging(repository, patience=Patience(look_s=0.0)) as (on, _):
         on.device.close()
         for _ in range(100):
@@ -324,4 +326,4 @@ async def test_a_thread_that_is_gone_is_noticed(repository: Repository) -> None:
         assert looked(on, 1)
         (why,) = on.lost
         assert "issue" in why
-        assert (await begun).code == "device_error"
+        assert (await begun).code == ActionCode.DEVICE_ERROR

@@ -7,6 +7,7 @@ import torch
 
 from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.cuda.threads import Helper
+from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import ROOM, Served, infer_job, served
@@ -32,10 +33,10 @@ async def test_what_ends_all_use_of_a_device_is_told_once_and_all_that_was_begun
     bad = infer_job("two:1", (0,), torch.randn(1, 4), BAD)
     behind = infer_job("linear:1", (1,), torch.randn(1, 4))
     for job in (bad, behind):
-        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
     dones = await asyncio.gather(on.begin(Phase.EXEC, bad), on.begin(Phase.EXEC, behind))
-    assert [(done.code, done.message) for done in dones] == [("device_error", WHY)] * 2
-    assert (await on.load("tall:1", (2, 3, 4))).code == "device_error"
+    assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_ERROR, WHY)] * 2
+    assert (await on.load("tall:1", (2, 3, 4))).code == ActionCode.DEVICE_ERROR
     assert on.lost == [WHY]
     on.device.close()
 
@@ -75,7 +76,7 @@ async def test_a_device_that_one_action_or_package_was_too_much_for_is_not_lost(
     async with served("host") as on:
         on.device.prepare(repository.package("two:1"))
         await on.load("two:1", (0,))
-        assert (await on.through(infer_job("two:1", (0,), torch.randn(1, 4), BAD))).code == "device_error"
+        assert (await on.through(infer_job("two:1", (0,), torch.randn(1, 4), BAD))).code == ActionCode.DEVICE_ERROR
         on.driver.memory_bytes = on.driver.used_bytes
         with pytest.raises(PackageError, match="host:0"):
             on.device.prepare(repository.package("tall:1"))
@@ -89,6 +90,6 @@ async def test_a_lost_device_can_be_closed(repository: Repository) -> None:
     on, driver = fragile()
     on.device.prepare(repository.package("linear:1"))
     driver.why = WHY
-    assert (await on.load("linear:1", (0,))).code == "device_error"
+    assert (await on.load("linear:1", (0,))).code == ActionCode.DEVICE_ERROR
     on.device.close()
     assert all(thread.stop(0.0) for thread in on.device.threads), "they have ended"

@@ -10,6 +10,7 @@ from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.plans import Room
 from gpu_worker.devices.cuda.threads import Helper
+from mesh.codes import ActionCode
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import SMALL_PAGES, Served, infer_job
 from tests.loops import on_loop
@@ -90,15 +91,15 @@ async def test_however_often_issuing_fails_events_come_back_and_the_next_one_run
 ) -> None:
     on, driver = refusing(SMALL_PAGES)
     on.device.prepare(repository.package("linear:1"))
-    assert (await on.load("linear:1", (0,))).code == "ok"
+    assert (await on.load("linear:1", (0,))).code == ActionCode.OK
     rounds = EVENTS // EVENTS_EACH[phase] // CALLS[phase] + 1  # more rounds than the pool has events for
     for call in (*range(CALLS[phase]),) * rounds:
         job = infer_job("linear:1", (0,), torch.randn(2, 4))
         if phase is Phase.EXEC:
-            assert (await on.begin(Phase.INPUT, job)).code == "ok"
+            assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.refuse(call)
         done = await on.begin(phase, job)
-        assert (done.code, done.message) == ("device_error", "one call was refused")
+        assert (done.code, done.message) == (ActionCode.DEVICE_ERROR, "one call was refused")
         on.device.release(job)
         on.device.check()
     driver.refuse(1000)
@@ -113,14 +114,14 @@ async def test_however_often_issuing_fails_events_come_back_and_the_next_one_run
 async def test_issuing_takes_as_many_calls_as_are_refused_above(repository: Repository) -> None:
     on, driver = refusing(SMALL_PAGES)
     on.device.prepare(repository.package("linear:1"))
-    assert (await on.load("linear:1", (0,))).code == "ok"
+    assert (await on.load("linear:1", (0,))).code == ActionCode.OK
     job = infer_job("linear:1", (0,), torch.randn(2, 4))
     for phase, calls in CALLS.items():
         driver.refuse(calls)
-        assert (await on.begin(phase, job)).code == "ok"
+        assert (await on.begin(phase, job)).code == ActionCode.OK
         assert driver.left == 0, phase
     driver.refuse(0)
-    assert (await on.begin(Phase.OUTPUT, job)).code == "ok", "it was issued with EXEC"
+    assert (await on.begin(Phase.OUTPUT, job)).code == ActionCode.OK, "it was issued with EXEC"
     on.device.close()
 
 
@@ -140,10 +141,10 @@ async def test_a_load_that_cannot_be_issued_gives_its_events_back_whichever_call
             on.device.check()
             if not driver.refused:
                 break
-            assert (done.code, done.message) == ("device_error", "one call was refused")
+            assert (done.code, done.message) == (ActionCode.DEVICE_ERROR, "one call was refused")
             call += 1
         assert call == 1 + 11 * 2 + 1, "an event before; copy and event for each piece; the list of pages"
-        assert done.code == "ok"
+        assert done.code == ActionCode.OK
         driver.refuse(1000)
         x = torch.randn(2, 4)
         (y,) = await on.run(infer_job("tall:1", pages, x), (2, 140_000))
@@ -160,7 +161,7 @@ async def test_an_exec_whose_duration_cannot_be_had_gives_the_events_of_its_outp
     await on.load("linear:1", (0,))
     for _ in range(EVENTS):
         job = infer_job("linear:1", (0,), torch.randn(2, 4))
-        assert (await on.begin(Phase.INPUT, job)).code == "ok"
+        assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.refuse_times = True
         assert (await on.begin(Phase.EXEC, job)).message == "no time is told"
         driver.refuse_times = False

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gpu_worker.packages.export import write_package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW
 
@@ -110,4 +111,4 @@ def test_a_module_that_holds_itself_is_told_of_it(tmp_path: Path) -> None:
     module.append(Child(module))
     with pytest.raises(PackageError) as caught:
         write_package(tmp_path, "m", "1", module, inputs=ROW)
-    assert caught.value.code == "bad_module"
+    assert caught.value.code == PackageCode.BAD_MODULE

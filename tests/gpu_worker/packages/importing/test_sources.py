@@ -18,6 +18,7 @@ from gpu_worker.devices.executables import load_forward, read_image, views
 from gpu_worker.packages.contents import Contents
 from gpu_worker.packages.importing.sources import Source, import_model
 from gpu_worker.packages.package import Package
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
 MODULE = """
@@ -101,7 +102,7 @@ def test_an_exported_program_is_served_with_the_names_that_it_has(here: Path) ->
 def test_a_program_whose_batch_is_too_narrow_is_refused(here: Path, batch: Any, batch_max: int, named: str) -> None:
     file = program(here / "m.pt2", Masked().eval(), (torch.randn(4, 4),), {"mask": torch.ones(4)}, batch)
     error = refused(lambda: import_model(Source(str(file), "m", batch_max=batch_max), here / "r", None))
-    assert error.code == "batch_fixed"
+    assert error.code == PackageCode.BATCH_FIXED
     assert named in error.faults[0]
 
 
@@ -130,7 +131,7 @@ def test_without_a_version_the_same_model_keeps_its_number_and_another_one_takes
 
     assert [numbered(0.5), numbered(0.5), numbered(1.0), numbered(1.0), numbered(2.0)] == ["1", "1", "2", "2", "3"]
     assert numbered(9.0, "7") == "7"
-    assert refused(lambda: numbered(9.5, "7")).code == "version_exists"
+    assert refused(lambda: numbered(9.5, "7")).code == PackageCode.VERSION_EXISTS
     assert sorted(entry.name for entry in (here / "r").iterdir()) == ["m"]
 
 
@@ -148,7 +149,7 @@ def test_a_number_that_was_served_is_not_given_again_but_to_what_was_served(here
         shutil.rmtree(here / "r" / "m" / gone)
     assert numbered(4.0, known) == "4"
     assert numbered(2.0, known) == "3"
-    assert refused(lambda: numbered(5.0, known, "2")).code == "version_exists"
+    assert refused(lambda: numbered(5.0, known, "2")).code == PackageCode.VERSION_EXISTS
     assert numbered(1.0, known, "2") == "2"
 
 
@@ -171,7 +172,7 @@ def test_a_folder_that_is_named_by_a_digit_and_no_number_is_no_version(here: Pat
 def test_a_repository_that_cannot_be_written_is_said(here: Path, repository: str) -> None:
     (here / "file").write_text("")
     source = Source("author_module:Scaled", "m", {"x": ("float32", (4,))})
-    assert refused(lambda: import_model(source, here / repository, None)).code == "not_written"
+    assert refused(lambda: import_model(source, here / repository, None)).code == PackageCode.NOT_WRITTEN
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_what_cannot_be_imported_is_refused_by_name_and_leaves_nothing(
         (here / what).write_bytes(content)
     inputs = {"x": ("float32", (4,))} if ":" in what else {}
     error = refused(lambda: import_model(Source(what, "m", inputs), here / "r", None))
-    assert error.code == "bad_source"
+    assert error.code == PackageCode.BAD_SOURCE
     assert what in str(error)
     assert list((here / "r").iterdir()) == []
 

@@ -10,6 +10,7 @@ from torch import nn
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.importing.copying import whole_copy
 from gpu_worker.packages.importing.reaching import Held
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW
 
@@ -95,7 +96,7 @@ def test_a_copy_that_reaches_the_module_by_name_leaves_it_as_it_was(tmp_path: Pa
     if training:
         with pytest.raises(PackageError) as caught:
             write_package(tmp_path, "m", "1", the_one, inputs=inputs)
-        assert caught.value.code == "bad_module"
+        assert caught.value.code == PackageCode.BAD_MODULE
         assert "norm.running_mean" in str(caught.value)
     else:
         write_package(tmp_path, "m", "1", the_one, inputs=inputs)
@@ -130,7 +131,7 @@ class Unlike(nn.Module):
 def test_a_copy_that_answers_otherwise_than_the_module_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(PackageError) as caught:
         write_package(tmp_path, "m", "1", Unlike(), inputs=ROW)
-    assert caught.value.code == "not_equal"
+    assert caught.value.code == PackageCode.NOT_EQUAL
     assert not (tmp_path / "m").exists()
 
 
