@@ -98,7 +98,7 @@ def served(*, workers: tuple[str, ...] = ("w1",)) -> Shard:
     return Shard().serve({"a:1": TEN_MS}, workers=workers, resident=[])
 
 
-@pytest.mark.parametrize("code", LOAD_FINAL)
+@pytest.mark.parametrize("code", sorted(LOAD_FINAL))
 def test_a_served_version_whose_loads_fail_again_and_again_is_given_up_and_what_waits_is_told_why(code: str) -> None:
     shard = served()
     said, now = fail_loads(shard, LOAD_FAULTS_MAX - 1, now=100.0, code=code)
