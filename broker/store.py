@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.core.applications import Applications
+from broker.core.applications import ApplicationRecords
 from broker.core.catalogue import Catalogue
 from broker.core.records import AppRecord, ModelRecord
 from mesh.errors import GearmeshError
@@ -56,7 +56,7 @@ class CatalogueStore:
         revisions = max(counted[0] if counted else 0, *(app.revision for app in apps), 0)
         return Catalogue(
             {model.name: model for model in models},
-            Applications({app.name: app for app in apps}, revisions),
+            ApplicationRecords({app.name: app for app in apps}, revisions),
         )
 
     def starts(self) -> int:

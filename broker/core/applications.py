@@ -12,7 +12,7 @@ from mesh.names import NAME, listed
 
 
 @dataclass(slots=True)
-class Applications:
+class ApplicationRecords:
     """All applications. `changed` names the records that the store has to write or delete."""
 
     records: dict[str, AppRecord] = field(default_factory=dict)

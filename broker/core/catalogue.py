@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.core.applications import Applications
+from broker.core.applications import ApplicationRecords
 from broker.core.calls import CallKey, Replies, WaitingCalls
 from broker.core.containers import Containers
 from broker.core.records import ModelRecord
@@ -30,7 +30,7 @@ class Catalogue:
     """All models and applications. `changed_models` names the records of models that the store has to write."""
 
     models: dict[str, ModelRecord] = field(default_factory=dict)
-    apps: Applications = field(default_factory=Applications)
+    apps: ApplicationRecords = field(default_factory=ApplicationRecords)
     changed_models: set[str] = field(default_factory=set)
     repository: str = "the model repository"  # where packages are looked for; for error messages
     _waiting: WaitingCalls = field(default_factory=WaitingCalls)

@@ -62,7 +62,7 @@ class Bodies:
         return found
 
 
-class Targets:
+class PathTargets:
     """Finds models and applications among those that the frontends describe."""
 
     def __init__(self, pool: Pool) -> None:

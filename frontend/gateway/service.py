@@ -16,7 +16,7 @@ from frontend.gateway.admission import Gate, budget_of, check_origin, json_lengt
 from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
 from frontend.gateway.inference import read_question, respond
 from frontend.gateway.pool import Pool
-from frontend.gateway.requests import Bodies, Targets
+from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
 from frontend.gateway.watch import Watch
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
@@ -41,7 +41,7 @@ class Gateway:
         size_max = settings.request_bytes_max
         self.gate = Gate(settings.in_flight_max, size_max, HELD_BODIES * size_max)
         self._bodies = Bodies(self.gate)
-        self._targets = Targets(pool)
+        self._targets = PathTargets(pool)
         self._statistics = descriptions.Statistics()
         self._responses: dict[int, int] = {}  # {HTTP status: answers}
         self._version = importlib.metadata.version("gearmesh")

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from gpu_worker.container.process import ChildProcess
-from gpu_worker.container.slots import Slots
+from gpu_worker.container.slots import SharedSlots
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost, Traits
@@ -49,7 +49,7 @@ class ContainerDevice:
             raise
         self.code: str = ready["code"]
         self.content = content_of(self.code, self.spec)
-        self._slots = Slots(self.spec, self._layout)
+        self._slots = SharedSlots(self.spec, self._layout)
         self._child.share(self._slots.fd, self._layout)
         self.info = _info(options.ref)
         self.depth = {Phase.LOAD: 1, Phase.INPUT: SLOTS, Phase.EXEC: 1, Phase.OUTPUT: SLOTS}

@@ -9,7 +9,7 @@ from mesh import wire
 from mesh.tensors import byte_count
 
 
-class Slots:
+class SharedSlots:
     """Slots of equal size. A job has at most one, whose offset is `job.slot`."""
 
     def __init__(self, spec: wire.ModelSpec, layout: Layout) -> None:
