@@ -10,13 +10,13 @@ import structlog
 
 from gpu_worker import tuning
 from gpu_worker.core.jobs import Servable
-from gpu_worker.core.ledger import Ledger, News, Ready
+from gpu_worker.core.ledger import Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import Measurement
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
-from gpu_worker.preparing import Made, Preparer
+from gpu_worker.preparing import PreparedVersion, Preparer
 from gpu_worker.profiling import write_profile
 from gpu_worker.versions import Tell
 from mesh import wire
@@ -97,7 +97,7 @@ class RepositoryVersions:
         else:
             self._loop.call_soon_threadsafe(self._is_prepared, made, future, time.monotonic() - began_s)
 
-    def _is_prepared(self, made: Made, future: "Future[None]", took_s: float) -> None:
+    def _is_prepared(self, made: PreparedVersion, future: "Future[None]", took_s: float) -> None:
         assert self._pump is not None
         package, ref = made.package, made.package.ref
         if not self._is_wanted(ref, future):
@@ -111,7 +111,7 @@ class RepositoryVersions:
         group = None
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
-        ready = Ready(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
+        ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
         news = self._ledger.prepared(ready)
         profiled = news.reports[0].profile is not None
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from gpu_worker import tuning
-from gpu_worker.answering import Answering
+from gpu_worker.answering import OutputLinks
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
@@ -63,7 +63,7 @@ class WorkerService:
         )
         self._refused = refused
         self._on_welcome = welcomed
-        self._answering = Answering(runtime.transport, self._member.id, device.info.name)
+        self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
         self._alarm: Alarm | None = None

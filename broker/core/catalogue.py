@@ -16,7 +16,7 @@ from broker.core.applications import ApplicationRecords
 from broker.core.calls import CallKey, Replies, WaitingCalls
 from broker.core.containers import Containers
 from broker.core.records import ModelRecord
-from broker.core.refusals import Found, cannot_deploy, cannot_roll_back, refusal
+from broker.core.refusals import KnownVersions, cannot_deploy, cannot_roll_back, refusal
 from mesh import wire
 from mesh.codes import PackageCode, ReplyCode
 from mesh.names import listed
@@ -44,7 +44,7 @@ class Catalogue:
 
     # -- models -------------------------------------------------------------------------------------------------------
 
-    def scan(self, found: Found) -> None:
+    def scan(self, found: KnownVersions) -> None:
         """New packages are deployed, each in its newest version. Known packages get their new versions, undeployed."""
         for name, versions in found.items():
             model = self.models.get(name)
@@ -59,7 +59,7 @@ class Catalogue:
                 self.changed_models.add(name)
 
     def deploy(
-        self, key: CallKey, name: str, version: str | None, found: Found, faults: Mapping[str, str] | None = None
+        self, key: CallKey, name: str, version: str | None, found: KnownVersions, faults: Mapping[str, str] | None = None
     ) -> Replies:
         """The version (None: the newest) is being prepared. The reply comes once the version is current or its
         preparation failed.
@@ -224,7 +224,7 @@ class Catalogue:
         """Removes a member that is gone, if it was a container."""
         self._containers.withdraw(member)
 
-    def _versions(self, name: str, found: Found) -> list[str]:
+    def _versions(self, name: str, found: KnownVersions) -> list[str]:
         """The versions that can be deployed: those of packages, or those that at least one container serves."""
         model = self.models.get(name)
         if model is None or not model.container:

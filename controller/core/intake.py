@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.core.orders import Order
-from controller.core.policies.base import Policy, Verdict
+from controller.core.policies.base import SchedulingPolicy, Verdict
 from controller.core.queues import Request
 from controller.core.requests import OpenRequests
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 from controller.core.telemetry.totals import Counters
 from controller.core.versions.reasons import Reasons
 from mesh import wire
@@ -32,8 +32,8 @@ class EarlyRequest:
 class Intake:
     """Decides about a request at its arrival."""
 
-    state: State
-    policy: Policy
+    state: ShardState
+    policy: SchedulingPolicy
     reasons: Reasons
     requests: OpenRequests
     counters: Counters

@@ -12,14 +12,14 @@ from typing import Any
 
 from controller.core.actions import Actions
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.fleet import Fleet
 from controller.core.intake import Intake
 from controller.core.orders import Order
-from controller.core.policies.base import Batch, LoadPlan, Policy
+from controller.core.policies.base import Batch, LoadPlan, SchedulingPolicy
 from controller.core.requests import OpenRequests
 from controller.core.results import Results
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.contents import VersionContents
 from controller.core.versions.measuring import Measuring
@@ -48,8 +48,8 @@ class Scheduler:
 
     def __init__(
         self,
-        policy: Policy,
-        state: State,
+        policy: SchedulingPolicy,
+        state: ShardState,
         parameters: Parameters | None = None,
         *,
         name: str = "",
@@ -224,7 +224,7 @@ class Scheduler:
             times.append(policy_s)
         return max(min(times), now + WAKE_S_MIN) if times else None
 
-    def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
+    def _fill_exec(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets the batches that are due."""
         lead = self.policy.lead
         while len(device.exec) < lead.depth:
@@ -237,7 +237,7 @@ class Scheduler:
                 return
             self._send_batch(device, batch, now, orders)
 
-    def _send_batch(self, device: Device, batch: Batch, now: float, orders: list[Order]) -> None:
+    def _send_batch(self, device: RemoteDevice, batch: Batch, now: float, orders: list[Order]) -> None:
         model = batch.model
         self.state.take(model, [*batch.given_up, *batch.requests])
         self._requests.give_up(model, batch.given_up, orders, now)
@@ -257,7 +257,7 @@ class Scheduler:
         self.counters.batched_rows += batch.rows
         orders.append(order)
 
-    def _fill_load(self, device: Device, now: float, orders: list[Order]) -> None:
+    def _fill_load(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets the LOADs that are due."""
         lead = self.policy.lead
         while len(device.load) < lead.loads:
@@ -269,7 +269,7 @@ class Scheduler:
                 return
             self._send_load(device, plan, now, orders)
 
-    def _send_load(self, device: Device, plan: LoadPlan, now: float, orders: list[Order]) -> None:
+    def _send_load(self, device: RemoteDevice, plan: LoadPlan, now: float, orders: list[Order]) -> None:
         for ref in plan.evict:
             orders.append(self._actions.unload(device, ref, now=now))
             self.counters.unloads += 1

@@ -22,7 +22,7 @@ from frontend.client.connection import (
     CALL_TIMEOUT_S,
     DEFAULT_ADDRESS,
     Connection,
-    Flight,
+    PendingRequest,
     budget_of,
     closed,
     definition_of,
@@ -38,7 +38,7 @@ from frontend.client.conversation import (
     Prediction,
     Rejected,
     RequestError,
-    Target,
+    RequestTarget,
     TimedOut,
     target_of,
 )
@@ -94,10 +94,10 @@ class Client:
         self, requests: Iterable[tuple[str, Inputs]], *, slo_ms: float | None = None, **options: Any
     ) -> list[Prediction | RequestError]:
         """Sends all requests at once. Returns their outcomes in the same order; an error is returned, not raised."""
-        return self._infer_all([(Target(model), x) for model, x in requests], slo_ms, options)
+        return self._infer_all([(RequestTarget(model), x) for model, x in requests], slo_ms, options)
 
     def _infer_all(
-        self, requests: Sequence[tuple[Target, Inputs]], slo_ms: float | None, options: Mapping[str, Any]
+        self, requests: Sequence[tuple[RequestTarget, Inputs]], slo_ms: float | None, options: Mapping[str, Any]
     ) -> list[Prediction | RequestError]:
         connection = self._connection
         flights = []
@@ -161,7 +161,7 @@ class Client:
         answer: Mapping[str, Any] = flight.result
         return answer
 
-    def _wait(self, flights: Sequence[Flight]) -> None:
+    def _wait(self, flights: Sequence[PendingRequest]) -> None:
         connection = self._connection
         left = {id(flight) for flight in flights if flight.result is None}
         while left:
@@ -255,7 +255,7 @@ class AsyncClient:
         return self._submit(target, x, slo_ms, options)
 
     def _submit(
-        self, target: Target, x: Inputs, slo_ms: float | None, options: Mapping[str, Any]
+        self, target: RequestTarget, x: Inputs, slo_ms: float | None, options: Mapping[str, Any]
     ) -> "asyncio.Future[Prediction | RequestError]":
         connection = self._connection
         call = connection.talk.next_id()
@@ -316,7 +316,7 @@ class AsyncClient:
             self._learning.add_done_callback(lambda _: setattr(self, "_learning", None))
         await asyncio.shield(self._learning)
 
-    def _ask(self, flight: Flight) -> "asyncio.Future[Any]":
+    def _ask(self, flight: PendingRequest) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = self._loop.create_future()
         flight.future = future
         try:
@@ -350,7 +350,7 @@ class AsyncClient:
             self._settle(flight, outcome)
         self._check_soon()
 
-    def _settle(self, flight: Flight, outcome: Any) -> None:
+    def _settle(self, flight: PendingRequest, outcome: Any) -> None:
         if flight.future is not None and not flight.future.done():
             flight.future.set_result(outcome)
 

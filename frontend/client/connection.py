@@ -20,7 +20,7 @@ from frontend.client.conversation import (
     Failed,
     Invalid,
     Rejected,
-    Target,
+    RequestTarget,
     TimedOut,
     tensor,
     told,
@@ -39,7 +39,7 @@ EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAK
 
 
 @dataclass(slots=True)
-class Flight:
+class PendingRequest:
     """One request in flight."""
 
     message: dict[str, Any]
@@ -48,14 +48,14 @@ class Flight:
     deadline_s: float  # when the client gives it up
     budget_s: float | None  # as requested, or the target's own; None: not known
     asked_s: float
-    way: "Way | None" = None  # on which it was sent
+    way: "FrontendSocket | None" = None  # on which it was sent
     late: bool = False  # it is sent later than it was asked, with what is left of its budget
     again: bool = False  # sent more than once
     future: "asyncio.Future[Any] | None" = None
     result: Any = None
 
 
-class Way:
+class FrontendSocket:
     """The socket to one frontend.
 
     It is used only while `up`: otherwise messages would wait for a frontend that may be gone.
@@ -121,15 +121,15 @@ class Connection:
 
     def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
         self.talk = Conversation()
-        self.flights: dict[int, Flight] = {}  # {id: request}, unanswered ones
-        self._unsent: dict[int, Flight] = {}  # {id: request}, those that wait for a connection, oldest first
+        self.flights: dict[int, PendingRequest] = {}  # {id: request}, unanswered ones
+        self._unsent: dict[int, PendingRequest] = {}  # {id: request}, those that wait for a connection, oldest first
         self._context = zmq.Context()
         each = [addresses] if isinstance(addresses, str) else addresses
-        self.ways = [Way(self._context, address, keys) for address in each]
+        self.ways = [FrontendSocket(self._context, address, keys) for address in each]
         self._turn = 0  # index of the way for the next request
         self.closed = False
 
-    def ask(self, flight: Flight) -> None:
+    def ask(self, flight: PendingRequest) -> None:
         """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected."""
         call = flight.message["id"]
         if self.closed:
@@ -170,7 +170,7 @@ class Connection:
         """Whether requests wait for a connection, or for room on one."""
         return bool(self._unsent)
 
-    def _send(self, flight: Flight) -> bool:
+    def _send(self, flight: PendingRequest) -> bool:
         """Sends the request, or drops it if its budget is used up. Returns False if no connection has room for it."""
         if flight.late and flight.budget_s is not None:
             left_s = flight.budget_s - (time.monotonic() - flight.asked_s)
@@ -187,12 +187,12 @@ class Connection:
                 return True
         return False
 
-    def read(self) -> Iterable[tuple[Flight, Any]]:
+    def read(self) -> Iterable[tuple[PendingRequest, Any]]:
         """Yields (request, outcome) for every answer that has arrived."""
         for way in self.ways:
             yield from self._read(way.sock)
 
-    def watch(self) -> Iterable[tuple[Flight, Any]]:
+    def watch(self) -> Iterable[tuple[PendingRequest, Any]]:
         """To be called when a monitor is readable.
 
         As `read`; requests open on a lost connection then wait to be sent again.
@@ -207,7 +207,7 @@ class Connection:
                     flight.late = flight.again = True
                 self._unsent = {**open_, **self._unsent}
 
-    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[Flight, Any]]:
+    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[PendingRequest, Any]]:
         while True:
             try:
                 parts = sock.recv_multipart(zmq.NOBLOCK)
@@ -229,18 +229,18 @@ class Connection:
             del self.flights[header["id"]]
             yield flight, outcome
 
-    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> Flight:
+    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> PendingRequest:
         """A new infer request for a model or an application, ready for `ask`."""
         now = time.monotonic()
         wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
-        return Flight(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
+        return PendingRequest(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
 
-    def call(self, message: dict[str, Any], timeout_s: float) -> Flight:
+    def call(self, message: dict[str, Any], timeout_s: float) -> PendingRequest:
         """A new request of any other kind, ready for `ask`."""
         now = time.monotonic()
-        return Flight(message, packed(message), [], now + timeout_s, None, now)
+        return PendingRequest(message, packed(message), [], now + timeout_s, None, now)
 
-    def expired(self, now: float) -> list[Flight]:
+    def expired(self, now: float) -> list[PendingRequest]:
         """Gives up and returns the requests whose time is over without an answer."""
         late = [call for call, flight in self.flights.items() if flight.deadline_s <= now]
         for call in late:
@@ -266,7 +266,7 @@ def no_answer() -> TimedOut:
     return TimedOut(told(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
 
 
-def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
+def budget_of(connection: Connection, target: RequestTarget, slo_ms: float | None) -> float | None:
     """The budget in seconds: as requested, or the target's own; None if it is not known."""
     chosen = _plain(slo_ms) if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
     return min(float(chosen) / 1e3, BUDGET_S_MAX) if isinstance(chosen, (int, float)) and chosen > 0 else None

@@ -28,7 +28,7 @@ class Call:
     deadline_s: float
     framed: bool  # the answer's tensors travel as frames
     weight: float = 1.0
-    parts: list["Part"] = field(default_factory=list)
+    parts: list["CallPart"] = field(default_factory=list)
     size: int = 0  # bytes of its inputs, once it has parts
     missing: int = 0  # parts without outputs
     answered: bool = False
@@ -37,7 +37,7 @@ class Call:
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class CallPart:
     """One submission."""
 
     call: Call
@@ -75,7 +75,7 @@ class RequestTable:
     bytes_max: int
     bytes_held: int = 0  # inputs of open calls that have parts
     _calls: dict[tuple[Hashable, int | str], Call] = field(default_factory=dict)  # {(client, id): open call}
-    _parts: dict[int, Part] = field(default_factory=dict)  # {number: part without outputs of an open call}
+    _parts: dict[int, CallPart] = field(default_factory=dict)  # {number: part without outputs of an open call}
     _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; may still hold answered calls
     _count: int = 0  # parts so far
     _opened: int = 0  # calls so far
@@ -98,7 +98,7 @@ class RequestTable:
         """Whether a call with this id is open on this connection."""
         return (client, call_id) in self._calls
 
-    def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
+    def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Opens the call and returns its parts, to be submitted. The table must not be `full`, nor the id in use."""
         self.wait(call)
         return self.start(call, tensors)
@@ -112,7 +112,7 @@ class RequestTable:
         expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
         heapq.heappush(self._deadlines, (expires_s, self._opened, call))
 
-    def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
+    def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Gives an open call without parts its parts, and returns them, to be submitted."""
         batch_max = call.spec.batch_max
         if call.rows <= batch_max:
@@ -134,11 +134,11 @@ class RequestTable:
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
         self._count += 1
-        part = Part(call, self._count, rows, tensors)
+        part = CallPart(call, self._count, rows, tensors)
         call.parts.append(part)
         self._parts[part.number] = part
 
-    def submitted(self, part: Part, controller: str) -> int:
+    def submitted(self, part: CallPart, controller: str) -> int:
         """Records that the part goes to this controller. Returns the number of the attempt."""
         part.controller = controller
         part.attempt += 1
@@ -194,14 +194,14 @@ class RequestTable:
             self._end(call)
         return calls
 
-    def controller_lost(self, controller: str) -> list[Part]:
+    def controller_lost(self, controller: str) -> list[CallPart]:
         """The parts that the lost controller had; to be submitted elsewhere, with what is left of their budgets."""
         parts = [part for part in self._parts.values() if part.controller == controller]
         for part in parts:
             part.controller = None
         return parts
 
-    def unsubmitted(self) -> list[Part]:
+    def unsubmitted(self) -> list[CallPart]:
         """Parts that no controller has, oldest first."""
         return [part for part in self._parts.values() if part.controller is None]
 

@@ -124,7 +124,7 @@ class Tally:
     last_ms: int = 0  # time of day
 
 
-class Statistics:
+class ModelStatistics:
     """Requests through this gateway since it started, by model and version (an application has version "")."""
 
     def __init__(self, targets_max: int = 10_000) -> None:

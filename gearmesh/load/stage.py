@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.outputs import Outputs
-from gearmesh.load.paper import RESNET, V100_BATCH1_MS, Stand, default_scale, experiment
-from gearmesh.load.plan import Phase, Plan
+from gearmesh.load.outputs import ReportFiles
+from gearmesh.load.paper import RESNET, V100_BATCH1_MS, ExperimentMesh, default_scale, experiment
+from gearmesh.load.plan import LoadPhase, LoadTestPlan
 from gearmesh.load.results import PhaseRun
 from gearmesh.load.targets import Where, find_targets, measure_batch1, mesh_pids
 from gearmesh.operations.meshes import NotReady, mesh
@@ -50,7 +50,7 @@ async def run_scenario(
     seed: int,
     processes: int,
     back_off: bool,
-    outputs: Outputs,
+    outputs: ReportFiles,
 ) -> int:
     """Runs and reports the experiment. Returns the exit code. Raises: LoadError."""
     profile = msgspec.json.decode(PROFILE.read_bytes(), type=DeviceProfile)
@@ -69,11 +69,11 @@ async def run_scenario(
     if device == "cpu" and most > 1:
         raise LoadError(f"--device {device}: this scenario needs {most} devices at this --scale; emulated has so many")
     runs: list[PhaseRun] = []
-    phases: list[Phase] = []
+    phases: list[LoadPhase] = []
     ratios = {}
     for stand in stands:
         with tempfile.TemporaryDirectory(prefix="gearmesh-paper-") as folder:
-            plan = Plan(chosen.name, (), seed=seed, back_off=back_off)
+            plan = LoadTestPlan(chosen.name, (), seed=seed, back_off=back_off)
             try:
                 plan, stand_runs, ratio = await _run_stand(
                     stand, profile, device, Path(folder), plan, processes, outputs
@@ -86,19 +86,19 @@ async def run_scenario(
     note = f"{chosen.name}: {chosen.title}. Device: {device}. Scale {scale:g} of: {chosen.scaled}."
     times = ", ".join(f"{stand} x{ratio:.2f}" for stand, ratio in ratios.items() if ratio != 1.0)
     notes = [note, *([f"Budgets stretched, rates shrunk by batch-1 time / the paper's: {times}."] if times else [])]
-    whole = Plan(chosen.name, tuple(phases), seed=seed, notes=tuple(notes))
+    whole = LoadTestPlan(chosen.name, tuple(phases), seed=seed, notes=tuple(notes))
     return outputs.write(whole, runs, scale=scale, device=device, time_ratios=ratios, processes=processes)
 
 
 async def _run_stand(
-    stand: Stand,
+    stand: ExperimentMesh,
     profile: DeviceProfile,
     device: str,
     folder: Path,
-    plan: Plan,
+    plan: LoadTestPlan,
     processes: int,
-    outputs: Outputs,
-) -> tuple[Plan, list[PhaseRun], float]:
+    outputs: ReportFiles,
+) -> tuple[LoadTestPlan, list[PhaseRun], float]:
     """(plan, its runs, time ratio)."""
     repository = folder / "models"
     settings: dict[str, Any] = {"slo_ms_max": 200_000_000, "log_level": "warning"}
@@ -153,7 +153,7 @@ def _write_hollow(file: Path, floats: int) -> None:
         out.truncate(8 + len(header) + 4 * floats)
 
 
-def write_profile(file: Path, stand: Stand, profile: DeviceProfile) -> Path:
+def write_profile(file: Path, stand: ExperimentMesh, profile: DeviceProfile) -> Path:
     """Writes the profile of the emulated devices: the paper's V100, with memory for `stand.resident` models if set."""
     memory_mb = profile.memory_mb
     if stand.resident is not None:

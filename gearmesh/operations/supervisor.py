@@ -36,7 +36,7 @@ class CannotStart(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Extra:
+class ReplicaProgram:
     """The program of replicas beside the Procfile. If any field differs, it is another program."""
 
     command: str
@@ -56,7 +56,7 @@ class Child:
     failures: int = 0  # in a row
     device_lost: bool = False  # it ran before, so its settings are right: a failed start comes from the device
     tail: list[str] = field(default_factory=list)  # its last lines of output
-    extra: Extra | None = None  # not a line of the Procfile: the mesh runs without it
+    extra: ReplicaProgram | None = None  # not a line of the Procfile: the mesh runs without it
     up: bool = False  # a replica beside the Procfile has reported that it serves
     unwanted: bool = False  # it has to end, and is not restarted
     ended: bool = False  # it cannot start, and is not tried again
@@ -110,7 +110,7 @@ class Supervisor:
         """Prints the line among those of the processes."""
         self._say(name, line)
 
-    def scale(self, name: str, extra: Extra, count: int) -> bool:
+    def scale(self, name: str, extra: ReplicaProgram, count: int) -> bool:
         """Starts or ends replicas until `count` run beside the Procfile's lines. To be called repeatedly.
 
         Replicas of another program with the same version end before the first new one starts. Returns True if all new
@@ -135,7 +135,7 @@ class Supervisor:
             self._tasks.append(asyncio.create_task(self._keep(child), name=label))
         return serving and any(not child.unwanted for child in others)
 
-    def retire(self, name: str, extra: Extra) -> None:
+    def retire(self, name: str, extra: ReplicaProgram) -> None:
         """Ends all replicas of other programs under this name."""
         for child in [child for child in self._extras.get(name, []) if child.extra != extra]:
             self._end(child)

@@ -10,13 +10,13 @@ import numpy as np
 
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from gearmesh.simulation.arrivals.loads import Trace
 from gearmesh.simulation.bounds.belady import Clairvoyant
 from gearmesh.simulation.devices import AllPrepared, Durations, prepared
-from gearmesh.simulation.mesh import CONTROLLER, Mesh
+from gearmesh.simulation.mesh import CONTROLLER, VirtualMesh
 from gearmesh.simulation.outcome import Outcome
-from gearmesh.simulation.scenario import Fault, Noise, Scenario
+from gearmesh.simulation.scenario import InjectedFault, Noise, Scenario
 from gearmesh.simulation.workers import SimWorker
 from mesh import wire
 from mesh.codes import AnswerStatus
@@ -70,7 +70,7 @@ class _Run:
         self.outcome = Outcome()
         self.asked: list[wire.Submit] = []  # by request: as it was sent last
         network = NoisyNetwork(scenario.noise, self.rng)
-        self.mesh = Mesh(self._scheduler, network, self, page_bytes=scenario.devices.page_bytes, checked=given.check)
+        self.mesh = VirtualMesh(self._scheduler, network, self, page_bytes=scenario.devices.page_bytes, checked=given.check)
         self.devices = [Durations(scenario, self.rng) for _ in range(scenario.devices.count)]
         reports = [prepared(model, scenario) for model in scenario.models]
         for index, device in enumerate(self.devices):
@@ -84,7 +84,7 @@ class _Run:
         """The scheduler of a controller that has just started."""
         given, noise = self.given, self.scenario.noise
         way_s = _way_s(noise)
-        state = State(dispatch_s=way_s, noise=noise.exec_cv)
+        state = ShardState(dispatch_s=way_s, noise=noise.exec_cv)
         policy = make_policy(given.policy, state, given.parameters)
         if given.clairvoyant:
             policy = Clairvoyant.of(policy, state, self.refs, given.trace)
@@ -178,7 +178,7 @@ class _Run:
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
-    def _fault(self, fault: Fault) -> None:
+    def _fault(self, fault: InjectedFault) -> None:
         mesh, worker, device = self.mesh, self.workers[fault.device], self.devices[fault.device]
         over_s = mesh.now + fault.seconds
         mesh.happened()

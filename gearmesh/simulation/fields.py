@@ -71,7 +71,7 @@ def is_number(value: object) -> bool:
 
 
 @dataclass(slots=True)
-class Table:
+class TomlTable:
     """One table of the file. `end` reports every key that was never asked for."""
 
     place: str  # its name for error messages, e.g. "load"
@@ -154,23 +154,23 @@ class Table:
         self.fault(name, f"must be a list of some of {', '.join(allowed)}")
         return tuple(allowed)
 
-    def table(self, name: str) -> "Table":
+    def table(self, name: str) -> "TomlTable":
         """The table of this name; an empty one if the key is not given."""
         value = self.given.get(name, {})
         self.asked[name] = None
         if not isinstance(value, Mapping):
             self.fault(name, "must be a table")
             value = {}
-        return Table(self.key(name), value, self.faults)
+        return TomlTable(self.key(name), value, self.faults)
 
-    def tables(self, name: str) -> "list[Table]":
+    def tables(self, name: str) -> "list[TomlTable]":
         """One table, or a list of tables."""
         value = self.given.get(name, [])
         self.asked[name] = None
         if isinstance(value, Mapping):
-            return [Table(self.key(name), value, self.faults)]
+            return [TomlTable(self.key(name), value, self.faults)]
         if isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
-            return [Table(f"{self.key(name)}[{i}]", one, self.faults) for i, one in enumerate(value)]
+            return [TomlTable(f"{self.key(name)}[{i}]", one, self.faults) for i, one in enumerate(value)]
         self.fault(name, "must be a table, or a list of tables")
         return []
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from controller.core.orders import Order, ToFrontend, ToWorker
 from controller.core.scheduler import Scheduler
-from gearmesh.simulation.timeline import Timeline
+from gearmesh.simulation.timeline import VirtualTime
 from gearmesh.simulation.workers import Said, SimWorker
 from mesh import wire
 
@@ -37,7 +37,7 @@ class Clients(Protocol):
         """The controller's refusal of a request has arrived."""
 
 
-class Mesh:
+class VirtualMesh:
     """One controller at a time, and some workers. Whoever drives it calls `advance` and then `settle`, again and again.
 
     `make_scheduler(now)` makes the scheduler of a controller that starts. `clock_error_s` draws by how much the
@@ -55,7 +55,7 @@ class Mesh:
         clock_error_s: Callable[[], float] | None = None,
         checked: bool = False,
     ) -> None:
-        self.timeline = Timeline(now)
+        self.timeline = VirtualTime(now)
         self.network = network
         self.scheduler = make_scheduler(now)
         self.workers: dict[str, SimWorker] = {}  # {name: worker}, all that live or may live again

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from gearmesh.simulation.timeline import Timeline
+from gearmesh.simulation.timeline import VirtualTime
 from gpu_worker.core.emulation import Emulator
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
@@ -44,7 +44,7 @@ class SimWorker:
     def __init__(
         self,
         name: str,
-        timeline: Timeline,
+        timeline: VirtualTime,
         pages: int,
         versions: SimVersions,
         duration_s: Duration,

@@ -25,7 +25,7 @@ WATCH_S = 0.5  # between checks of the child's memory
 ERRORS_LOGGED_PER_S = 2
 log = structlog.get_logger("container")
 # called with (the reason why it cannot serve,), or with () once it can serve again
-Told = Callable[[tuple[str, ...]], None]
+ServingChanged = Callable[[tuple[str, ...]], None]
 OTHER_CODE = (
     "its code has changed since it was started, and is not what was announced any more: "
     "the container ends, and is to be started again"
@@ -64,7 +64,7 @@ class ContainerDevice:
         self._logged: tuple[int, int] = (0, 0)  # (second, errors logged in it)
         self._memory_max = (options.memory_mb << 20) or _half_of_memory()
         self._finished: Finished | None = None
-        self._told: Told | None = None
+        self._told: ServingChanged | None = None
         self._outdated: Callable[[str], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: Alarm | None = None
@@ -89,7 +89,7 @@ class ContainerDevice:
         self._listen()
         self._later("watch", WATCH_S, self._watch_memory)
 
-    def on_change(self, told: Told, outdated: Callable[[str], None]) -> None:
+    def on_change(self, told: ServingChanged, outdated: Callable[[str], None]) -> None:
         """`told` is called when the code has died or serves again.
 
         `outdated` is called with the reason if the container must end.

@@ -89,7 +89,7 @@ class Arena:
         os.close(self._fd)
 
 
-class Windows:
+class MappingCache:
     """A cache of recent mappings of pages: the next model of the same size mostly gets the same pages.
 
     Source of the gain: scripts/bench_worker.py; a mapping of 100 MB takes 3 ms to make and 14 ms to fill. Any thread

@@ -17,7 +17,7 @@ import torch
 
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.outputs import row_bytes
-from gpu_worker.devices.arena import Arena, Bytes, Windows
+from gpu_worker.devices.arena import Arena, Bytes, MappingCache
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.devices.compiled import Compiler
 from gpu_worker.devices.executables import Checks, Forward, check_by_running, dtypes_of, load_forward, read_image, views
@@ -36,7 +36,7 @@ from mesh.tensors import DTYPES, raw
 
 ARENA_MB = 1024
 PAGE_MB = 2
-WINDOWS_SHARE = 2  # address space for mappings of pages, in sizes of the arena; page tables take 1/512 of it
+MAPPINGS_SHARE = 2  # address space for mappings of pages, in sizes of the arena; page tables take 1/512 of it
 # longer actions go to a thread. Source: scripts/bench_worker.py, a hand-over costs 0.1-0.2 ms here
 INLINE_S_MAX = 0.001
 INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes some 30 us
@@ -44,7 +44,7 @@ SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Executable:
+class CpuExecutable:
     """One architecture, ready to run."""
 
     forward: Forward
@@ -53,11 +53,11 @@ class Executable:
 
 
 @dataclass(slots=True)
-class Version:
+class CpuVersion:
     """One prepared version of a model."""
 
     package: Package
-    executable: Executable
+    executable: CpuExecutable
     image: Image  # the weights, outside the arena
     row_bytes: tuple[int, ...]  # of each input
     padding: tuple[Bytes, ...]  # one row of each input
@@ -88,15 +88,15 @@ class CpuDevice:
         except DeviceError:
             self._lock.release()
             raise
-        self._windows = Windows(self._arena, WINDOWS_SHARE * count * page_bytes)
+        self._windows = MappingCache(self._arena, MAPPINGS_SHARE * count * page_bytes)
         self.info = wire.DeviceInfo(
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
         )
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
         self.ahead_s = 0.0
         self.measured = True
-        self._versions: dict[str, Version] = {}
-        self._executables: dict[str, Executable] = {}  # {architecture: executable}, shared by its models
+        self._versions: dict[str, CpuVersion] = {}
+        self._executables: dict[str, CpuExecutable] = {}  # {architecture: executable}, shared by its models
         self._checks = Checks()
         self._compiler = Compiler(
             settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
@@ -150,12 +150,12 @@ class CpuDevice:
         self._executables[package.architecture] = executable
         sizes = row_bytes(package.spec.inputs)
         self._grow_slots(sum(sizes) * package.spec.batch_max)
-        self._versions[package.ref] = Version(
+        self._versions[package.ref] = CpuVersion(
             package, executable, image, sizes, padding_rows(package), promise(package.spec.outputs)
         )
         return None
 
-    def _executable(self, package: Package, image: Image) -> Executable:
+    def _executable(self, package: Package, image: Image) -> CpuExecutable:
         """Returns the executable of the package's architecture, checked with the version's own weights and batches."""
         executable = self._executables.get(package.architecture)
         if executable is None:
@@ -168,13 +168,13 @@ class CpuDevice:
         self._checks.passed(package)
         return executable
 
-    def _quickest(self, package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> Executable:
+    def _quickest(self, package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> CpuExecutable:
         dtypes = frozenset(dtypes_of(forward))
         compiled = self._compiler.better(package, forward, weights)
         if compiled is not None:
-            return Executable(compiled, "aot", dtypes)
+            return CpuExecutable(compiled, "aot", dtypes)
         onnx = package.graph is not None and package.graph.suffix == ONNX
-        return Executable(forward, "onnxruntime" if onnx else "eager", dtypes)
+        return CpuExecutable(forward, "onnxruntime" if onnx else "eager", dtypes)
 
     def check(self) -> None:
         """Every invariant holds. On the loop's thread."""
@@ -274,7 +274,7 @@ class CpuDevice:
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s, gathered=gathered)
 
-    def _inputs(self, version: Version, slot: Bytes, batch: int) -> list[torch.Tensor]:
+    def _inputs(self, version: CpuVersion, slot: Bytes, batch: int) -> list[torch.Tensor]:
         inputs = []
         at = 0
         for spec, size in zip(version.package.spec.inputs, version.row_bytes, strict=True):

@@ -27,7 +27,7 @@ from gpu_worker.packages.judging.culprits import where_mixed
 from gpu_worker.packages.judging.original import Original
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
-from gpu_worker.packages.trials import Batch, Trial, counted, named
+from gpu_worker.packages.trials import TrialBatch, Trial, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
 from mesh.codes import PackageCode
@@ -68,7 +68,7 @@ def write_package(
     """
     repository, place = Path(repository), f"{name}:{version}"
     labels, description = () if labels is None else labels, "" if description is None else description
-    options = arguments.Options(name, version, batch_max, slo_ms, labels, cache, description)
+    options = arguments.PackageOptions(name, version, batch_max, slo_ms, labels, cache, description)
     specs = arguments.check(place, inputs, outputs, options)
     author = Author(place, module)
     with quiet(), author.restored() as plain:
@@ -182,7 +182,7 @@ def _equal_results(
     return results
 
 
-def _is_rounding(rounding: Rounding, output: int, batch: Batch, expected: torch.Tensor, found: torch.Tensor) -> bool:
+def _is_rounding(rounding: Rounding, output: int, batch: TrialBatch, expected: torch.Tensor, found: torch.Tensor) -> bool:
     origins, kept = batch.tried
     if expected.shape != found.shape or difference(expected, found) > REWRITTEN_MOST:
         return False

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.declared import manifest_of
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.stored import EXAMPLE
@@ -132,7 +132,7 @@ def check_free(
     if not there.exists():
         check_known(package, version, repository, known or {})
         return ""
-    contents = Contents()
+    contents = ContentDigests()
     try:
         other = read_package(repository, package.ref, factory_allow)
         differing, options = contents.differing(package, other), contents.options_differing(package, other)
@@ -154,7 +154,7 @@ def check_free(
 
 def check_known(package: Package, number: str, repository: Path, known: Mapping[str, str]) -> None:
     """No other content was ever served under this number, even if its folder is gone. Raises: PackageError."""
-    if number not in known or Contents().of(package) == known[number]:
+    if number not in known or ContentDigests().of(package) == known[number]:
         return
     name, _ = wire.split_ref(package.ref)
     raise PackageError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controller.core.orders import Order, ToBroker, ToFrontend
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.contents import NO_TERMS, VersionContents
 from controller.core.versions.preparation import Terms
 from mesh import wire
@@ -15,7 +15,7 @@ from mesh.codes import PackageCode
 class Reporting:
     """Tells everybody each change once."""
 
-    state: State
+    state: ShardState
     contents: VersionContents
     name: str = ""  # member id of this controller
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served

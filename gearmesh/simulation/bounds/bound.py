@@ -36,7 +36,7 @@ from gearmesh.simulation.parts import Scenario
 
 Floats = npt.NDArray[np.float64]
 SLOTS_MAX = 6000
-SLOTS_PER_WINDOW = 16  # for the shorter windows
+SLOTS_PER_SPAN = 16  # for the shorter windows
 GROWTH = 1.25  # factor from slot to slot after the last arrival, when only deadlines are left
 ROUNDS = 40  # of improving prices for whole batches; measured: each further one gains less than 0.01 % of the bound
 EPSILON = 1e-6  # requests; margin for rounding errors of floats
@@ -149,7 +149,7 @@ def cut(requests: Requests) -> Slots:
     """Slots as fine as the windows need and the program can handle; they grow after the last arrival."""
     begin, end, last = requests.arrival.min(), requests.deadline.max(), requests.arrival.max()
     window = float(np.quantile(requests.deadline - requests.arrival, 0.05))
-    width = max(1, int(max(window / SLOTS_PER_WINDOW, (last - begin) / SLOTS_MAX)))
+    width = max(1, int(max(window / SLOTS_PER_SPAN, (last - begin) / SLOTS_MAX)))
     edges = list(range(int(begin), int(min(last + 1, end)), width))
     while edges[-1] + width < end:
         edges.append(edges[-1] + width)

@@ -15,14 +15,14 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Market:
+class PricedTime:
     """Prices as a step function."""
 
     edges: Floats  # ns [slots + 1]
     paid: Floats  # price of the time from the first edge to each edge, in answers [slots + 1]
 
     @classmethod
-    def of(cls, edges: Floats, prices: Floats) -> "Market":
+    def of(cls, edges: Floats, prices: Floats) -> "PricedTime":
         """A market with these prices. `prices` [slots], per ns."""
         return cls(edges, np.concatenate([[0.0], np.cumsum(prices * np.diff(edges))]))
 

@@ -12,7 +12,7 @@ from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.copies import BUFFERS
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
-from gpu_worker.devices.cuda.plans import MIB, Layout, Room, lay_out
+from gpu_worker.devices.cuda.plans import MIB, BatchLayout, Room, lay_out
 from gpu_worker.devices.rows import pad
 from gpu_worker.packages.package import Package
 from mesh import wire
@@ -125,7 +125,7 @@ class WrongBytes(ValueError):
     """An input does not have the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None:
+def fill(slot: Slot, layout: BatchLayout, job: Job, padding: Sequence[Bytes]) -> None:
     """The slot's pinned part holds the job's inputs, and `padding` (one row of each input) up to the captured size.
 
     Raises: WrongBytes.
@@ -147,7 +147,7 @@ def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None
         pad(target[at : place.at + place.size], padding[i])
 
 
-def outputs_of(slot: Slot, layout: Layout, rows: int) -> list[memoryview]:
+def outputs_of(slot: Slot, layout: BatchLayout, rows: int) -> list[memoryview]:
     """Returns copies of the first rows of each output: the slot will soon be reused."""
     source = slot.here.numpy()
     return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]

@@ -33,7 +33,7 @@ def padded(batch: int, sizes: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """One tensor inside a buffer."""
 
     at: int
@@ -49,11 +49,11 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BatchLayout:
     """Inputs, then outputs, of one batch size, each at an aligned place of one buffer."""
 
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
+    inputs: tuple[TensorPlace, ...]
+    outputs: tuple[TensorPlace, ...]
     inputs_end: int
     end: int
 
@@ -63,17 +63,17 @@ class Layout:
         return self.outputs[0].at
 
 
-def lay_out(spec: wire.ModelSpec, size: int) -> Layout:
+def lay_out(spec: wire.ModelSpec, size: int) -> BatchLayout:
     """Returns the places for a batch of this size."""
     inputs, end = _places(spec.inputs, size, 0)
     outputs, last = _places(spec.outputs, size, end)
-    return Layout(inputs, outputs, end, last)
+    return BatchLayout(inputs, outputs, end, last)
 
 
-def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[Place, ...], int]:
+def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[TensorPlace, ...], int]:
     places = []
     for spec in specs:
-        place = Place(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
+        place = TensorPlace(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
         places.append(place)
         at += -(-place.size // ALIGNMENT) * ALIGNMENT
     return tuple(places), at
@@ -83,7 +83,7 @@ def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple
 
 
 @dataclass(slots=True)
-class Window:
+class ExecutionBuffer:
     """Whose weights the weight buffer holds, after everything issued so far.
 
     The weights of a version never change once it is prepared, so the number of its preparation identifies them: the
@@ -112,7 +112,7 @@ class Window:
 
 
 @dataclass(slots=True)
-class Lane:
+class StreamForecast:
     """Predicts when a stream will be free: what was issued runs one after the other."""
 
     _free_s: float = 0.0

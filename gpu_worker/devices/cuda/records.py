@@ -8,9 +8,9 @@ import torch
 from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
-from gpu_worker.devices.cuda.graphs import Executable
+from gpu_worker.devices.cuda.graphs import GraphExecutable
 from gpu_worker.devices.cuda.memory import Slot
-from gpu_worker.devices.cuda.plans import Layout
+from gpu_worker.devices.cuda.plans import BatchLayout
 from gpu_worker.devices.images import HostImage, Image
 from gpu_worker.packages.package import Package
 from mesh.codes import ActionCode
@@ -27,13 +27,13 @@ class PinnedImage(HostImage):
 
 
 @dataclass(slots=True, eq=False)
-class Version:
+class CudaVersion:
     """One prepared version of a model."""
 
     package: Package
     number: int  # of its preparation
     image: Image  # shared by versions with equal weights
-    executable: Executable
+    executable: GraphExecutable
     padding: tuple[Bytes, ...]  # one row of each input
 
 
@@ -42,7 +42,7 @@ class Loading:
     """One LOAD in progress."""
 
     job: Job
-    version: Version
+    version: CudaVersion
     row: tuple[torch.Tensor, torch.Tensor] | None = None  # (on the device, pinned) row of the page table
     read_s: float | None = None  # when the read of its first piece was ordered, if it comes from disk
     begin: Event | None = None  # before its first copy
@@ -50,13 +50,13 @@ class Loading:
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class InferResources:
     """What one INFER holds from its INPUT until it has ended."""
 
     slot: Slot
-    version: Version
+    version: CudaVersion
     size: int  # of the ladder
-    layout: Layout
+    layout: BatchLayout
     output: tuple[Event, Event] | None = None  # around its OUTPUT, once that is issued
 
 

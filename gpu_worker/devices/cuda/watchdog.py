@@ -11,7 +11,7 @@ PREPARE = "prepare"  # the thread that prepares versions
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class HangLimits:
     """How long a device may take.
 
     Limits are generous: giving up a device that would recover ends everything served there.
@@ -26,7 +26,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class ObservedWork:
     """One thread at work, as it was observed."""
 
     thread: str
@@ -42,13 +42,13 @@ class Watchdog:
     Only observed time counts: a process that was stopped, or a machine that slept, is not a hanging device.
     """
 
-    patience: Patience = field(default_factory=Patience)
+    patience: HangLimits = field(default_factory=HangLimits)
     _seen_s: float = 0.0  # observed time so far
     _looked_s: float | None = None  # `now` of the last observation
     # {thread at work: (turn, observed time when first seen)}
     _since: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def look(self, waits: Sequence[Wait], *, ended: Sequence[str] = (), now: float) -> str:
+    def look(self, waits: Sequence[ObservedWork], *, ended: Sequence[str] = (), now: float) -> str:
         """Returns why the device is given up; "" if it is not. `ended`: threads that should run and do not."""
         if self._looked_s is not None:
             self._seen_s += min(now - self._looked_s, 2 * self.patience.look_s)
@@ -64,7 +64,7 @@ class Watchdog:
                 return f"{wait.what} has not ended after {waited_s:.0f} s, which is beyond its limit of {limit_s:.0f} s"
         return f"thread {ended[0]} of the device has ended" if ended else ""
 
-    def limit_s(self, wait: Wait, preparing: bool) -> float:
+    def limit_s(self, wait: ObservedWork, preparing: bool) -> float:
         """Returns how long this may take, in seconds."""
         patience = self.patience
         if wait.thread == PREPARE:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file as save_tensors
 
 from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require, said
 from gpu_worker.packages import examples, trials
-from gpu_worker.packages.arguments import Options, printable
+from gpu_worker.packages.arguments import PackageOptions, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
 from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
 from gpu_worker.packages.importing.shapes import counts, output_spec
@@ -68,7 +68,7 @@ def write_onnx_package(
     repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
     labels, description = () if labels is None else labels, "" if description is None else description
-    faults = Options(name, version, batch_max, slo_ms, labels, cache, description).faults
+    faults = PackageOptions(name, version, batch_max, slo_ms, labels, cache, description).faults
     if faults:
         raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
     model = _read(place, file)

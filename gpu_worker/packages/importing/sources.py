@@ -15,7 +15,7 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.examples import said
 from gpu_worker.packages.export import Inputs, write_package
 from gpu_worker.packages.importing.arrays import array_of, arrays_of
@@ -103,7 +103,7 @@ def _is_factory(what: str) -> bool:
 
 def _number(package: Package, repository: Path, known: Mapping[str, str]) -> str:
     name, _ = wire.split_ref(package.ref)
-    folder, contents = repository / name, Contents()
+    folder, contents = repository / name, ContentDigests()
     with written_in(repository, package.ref):
         there = sorted(versions_in(folder), key=int) if folder.is_dir() else []
     # the newest version is no package that can be read here: it keeps its number

@@ -14,9 +14,9 @@ import msgspec
 
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
-from gearmesh.simulation.mesh import CLIENTS, Mesh
-from gearmesh.simulation.timeline import Timeline
+from controller.core.state import ShardState
+from gearmesh.simulation.mesh import CLIENTS, VirtualMesh
+from gearmesh.simulation.timeline import VirtualTime
 from gearmesh.simulation.workers import SimWorker
 from gpu_worker.core.jobs import Job, Phase, Servable
 from gpu_worker.core.pump import Pump
@@ -174,7 +174,7 @@ class Story:
         self._requests: dict[tuple[str, int], wire.Submit] = {}
         self._deadlines: dict[tuple[str, int], float] = {}
         self._network = OrderedNetwork(self.rng)
-        self.mesh = Mesh(
+        self.mesh = VirtualMesh(
             self._scheduler, self._network, self, now=BEGIN_S, page_bytes=PAGE_BYTES, clock_error_s=self._clock_error_s,
             checked=True,
         )  # fmt: skip
@@ -183,7 +183,7 @@ class Story:
             self._join()
 
     def _scheduler(self, now: float) -> Scheduler:
-        state = State()
+        state = ShardState()
         return Scheduler(make_policy(self._policy, state), state, Parameters())
 
     def _clock_error_s(self) -> float:
@@ -197,7 +197,7 @@ class Story:
         return self.mesh.now
 
     @property
-    def timeline(self) -> Timeline:
+    def timeline(self) -> VirtualTime:
         """What is planned."""
         return self.mesh.timeline
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from frontend.core.requests import REFUSAL_S, Call, Completed, Part, RequestTable
+from frontend.core.requests import REFUSAL_S, Call, Completed, CallPart, RequestTable
 from mesh import wire
 from tests.cores import Checked
 
@@ -28,16 +28,16 @@ def table() -> Any:
     return Checked(RequestTable(in_flight_max=3, bytes_max=1 << 20))
 
 
-def opened(table: Any, call: Call, controller: str | None = "controller-1") -> list[Part]:
+def opened(table: Any, call: Call, controller: str | None = "controller-1") -> list[CallPart]:
     """Opens the call and submits its parts to the controller."""
-    parts: list[Part] = table.open(call, [bytes(range(2 * call.rows))])
+    parts: list[CallPart] = table.open(call, [bytes(range(2 * call.rows))])
     for part in parts:
         if controller is not None:
             table.submitted(part, controller)
     return parts
 
 
-def outputs(table: Any, part: Part, data: bytes = b"out") -> Completed | None:
+def outputs(table: Any, part: CallPart, data: bytes = b"out") -> Completed | None:
     completed: Completed | None = table.outputs(part.number, [data], 4, 0.01, "cpu:0")
     return completed
 
@@ -325,7 +325,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.table = RequestTable(in_flight_max=150, bytes_max=1 << 20)
         self.now = 100.0
         self.calls: list[Call] = []
-        self.parts: list[Part] = []
+        self.parts: list[CallPart] = []
         self.answers: dict[int, int] = {}  # {index of the call: number of answers}
 
     def _answer(self, call: Call) -> None:

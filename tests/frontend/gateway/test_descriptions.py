@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from frontend.gateway.descriptions import (
-    Statistics,
+    ModelStatistics,
     application_metadata,
     dashboard_models,
     model_metadata,
@@ -102,7 +102,7 @@ def test_the_dashboard_shows_what_is_not_ready_first_and_not_everything() -> Non
 
 
 def test_statistics_count_what_went_through_by_model_and_version() -> None:
-    statistics = Statistics()
+    statistics = ModelStatistics()
     ok = {"version": "1", "latency_ms": 2.0, "batch_size": 4}
     statistics.succeeded("m", ok, 3, 1000)
     statistics.succeeded("m", {"version": "1", "latency_ms": 1.0, "cached": True}, 1, 2000)
@@ -127,7 +127,7 @@ def test_statistics_count_what_went_through_by_model_and_version() -> None:
 
 
 def test_statistics_keep_a_bounded_number_of_targets() -> None:
-    statistics = Statistics(targets_max=2)
+    statistics = ModelStatistics(targets_max=2)
     for name in ("a", "b", "c"):
         statistics.failed(name, "1", "failed", 1.0, 0)
     assert [entry["name"] for entry in statistics.told()["model_stats"]] == ["b", "c"]

@@ -6,7 +6,7 @@ import pytest
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.schedule import closed_clients, open_arrivals
 from gearmesh.load.paper import default_scale, experiment, experiments
-from gearmesh.load.plan import Plan, Target
+from gearmesh.load.plan import LoadTestPlan, LoadTarget
 from gearmesh.load.stage import PROFILE, write_emulated, write_profile
 from gpu_worker.core.emulation import DeviceProfile, parse_profile
 from gpu_worker.packages.package import read_package
@@ -21,9 +21,9 @@ KINDS = list(V100.models)
 def test_every_experiment_can_be_scheduled_at_every_scale(name, scale):
     chosen = experiment(name, KINDS)
     for stand in chosen.stands(scale, 2.0):
-        plan = Plan(name, stand.phases(1.5))
+        plan = LoadTestPlan(name, stand.phases(1.5))
         assert set(plan.models) <= {model for model, _ in stand.models}
-        targets = {model: Target(model, (), 16) for model in plan.models}
+        targets = {model: LoadTarget(model, (), 16) for model in plan.models}
         index = {model: i for i, model in enumerate(plan.models)}
         for phase in plan.phases:
             requests = len(open_arrivals(phase, index, targets, 0))

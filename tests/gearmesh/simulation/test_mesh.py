@@ -6,9 +6,9 @@ import pytest
 
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from gearmesh.simulation.devices import AllPrepared
-from gearmesh.simulation.mesh import CLIENTS, CONTROLLER, Mesh
+from gearmesh.simulation.mesh import CLIENTS, CONTROLLER, VirtualMesh
 from gearmesh.simulation.workers import SimWorker
 from gpu_worker.core.jobs import Job, Phase
 from mesh import wire
@@ -28,7 +28,7 @@ class World:
     def __init__(self, offset_s: float = 0.0) -> None:
         self.heard: list[tuple[str, int, float]] = []
         self.lost: set[str] = set()  # receivers that no message reaches
-        self.mesh = Mesh(self._scheduler, self, self, now=BEGIN_S, page_bytes=PAGE_BYTES, checked=True)
+        self.mesh = VirtualMesh(self._scheduler, self, self, now=BEGIN_S, page_bytes=PAGE_BYTES, checked=True)
         versions = AllPrepared([prepared(REF, TEN_MS)])
         self.worker = SimWorker("w", self.mesh.timeline, 4, versions, self._duration_s, offset_s=offset_s, checked=True)
         self.mesh.begin([REF], ["f"])
@@ -36,7 +36,7 @@ class World:
         self.mesh.scheduler.clock("w", offset_s)
 
     def _scheduler(self, now: float) -> Scheduler:
-        state = State(dispatch_s=DELAY_S)
+        state = ShardState(dispatch_s=DELAY_S)
         return Scheduler(make_policy("atc", state), state, started_s=now)
 
     def _duration_s(self, phase: Phase, job: Job) -> float:

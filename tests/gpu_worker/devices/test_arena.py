@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_worker.devices.arena import Arena, Bytes, Windows
+from gpu_worker.devices.arena import Arena, Bytes, MappingCache
 
 PAGE = mmap.PAGESIZE
 
@@ -150,14 +150,14 @@ def test_a_window_shows_the_last_write_of_each_page(writes: list[tuple[list[int]
 
 
 def test_a_window_of_the_same_pages_in_the_same_order_is_had_again() -> None:
-    windows = Windows(Arena(8, PAGE), 8 * PAGE)
+    windows = MappingCache(Arena(8, PAGE), 8 * PAGE)
     first = windows.get((3, 1))
     assert windows.get((3, 1)) is first
     assert windows.get((1, 3)) is not first
 
 
 def test_windows_that_were_not_used_for_longest_make_room() -> None:
-    windows = Windows(Arena(8, PAGE), 4 * PAGE)
+    windows = MappingCache(Arena(8, PAGE), 4 * PAGE)
     first, second = windows.get((0, 1)), windows.get((2, 3))
     assert windows.get((0, 1)) is first
     windows.get((4, 5))
@@ -166,5 +166,5 @@ def test_windows_that_were_not_used_for_longest_make_room() -> None:
 
 
 def test_a_window_larger_than_all_that_may_be_kept_is_made_each_time() -> None:
-    windows = Windows(Arena(8, PAGE), PAGE)
+    windows = MappingCache(Arena(8, PAGE), PAGE)
     assert windows.get((0, 1)) is not windows.get((0, 1))

@@ -17,7 +17,7 @@ from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.cuda.threads import Helper
-from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.cuda.watchdog import HangLimits
 from mesh import wire
 from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import load
@@ -44,7 +44,7 @@ class Served:
         room: Room,
         host_bytes_max: int,
         attempts: Attempts | None = None,
-        patience: Patience | None = None,
+        patience: HangLimits | None = None,
     ) -> None:
         self.driver = driver
         self.device = CudaDevice(
