@@ -9,7 +9,7 @@ import numpy as np
 
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
-from frontend.core.protocol import RequestRefused, AnswerTensor
+from frontend.core.protocol import AnswerTensor, RequestRefused
 from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
 from mesh.codes import AnswerStatus

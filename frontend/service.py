@@ -28,7 +28,7 @@ from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.protocol import RequestRefused
-from frontend.core.requests import Call, Completed, CallPart, RequestTable
+from frontend.core.requests import Call, CallPart, Completed, RequestTable
 from frontend.core.targets import Targets
 from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
@@ -111,7 +111,9 @@ class FrontendService:
         text = "the frontend is being stopped"
         for early in self._early.release():
             asked: Any = early.client
-            self._replies.refuse(asked, RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED))
+            self._replies.refuse(
+                asked, RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
+            )
         for call in self._requests.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
@@ -182,7 +184,9 @@ class FrontendService:
             except RequestRefused as invalid:
                 self._replies.refuse(client, invalid)
 
-    def _infer(self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float) -> None:
+    def _infer(
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
+    ) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
         if request.app is not None:

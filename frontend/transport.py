@@ -7,7 +7,7 @@ from typing import NamedTuple
 import structlog
 import zmq
 
-from frontend.backlog import QueuedAnswer, Backlog
+from frontend.backlog import Backlog, QueuedAnswer
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.wire import Buffer

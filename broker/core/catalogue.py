@@ -59,7 +59,12 @@ class Catalogue:
                 self.changed_models.add(name)
 
     def deploy(
-        self, key: CallKey, name: str, version: str | None, found: KnownVersions, faults: Mapping[str, str] | None = None
+        self,
+        key: CallKey,
+        name: str,
+        version: str | None,
+        found: KnownVersions,
+        faults: Mapping[str, str] | None = None,
     ) -> Replies:
         """The version (None: the newest) is being prepared. The reply comes once the version is current or its
         preparation failed.

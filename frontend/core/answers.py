@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from frontend.core.protocol import ClientAnswer, Error, AnswerTensor
+from frontend.core.protocol import AnswerTensor, ClientAnswer, Error
 from frontend.core.requests import Call, Completed
 from mesh import wire
 from mesh.codes import AnswerStatus

@@ -86,7 +86,9 @@ class InputRules:
         return check_inputs(request, frames, self.spec, self.rows_max)
 
 
-def check_inputs(request: InferRequest, frames: Sequence[bytes | memoryview], spec: wire.ModelSpec, rows_max: int) -> Checked:
+def check_inputs(
+    request: InferRequest, frames: Sequence[bytes | memoryview], spec: wire.ModelSpec, rows_max: int
+) -> Checked:
     """As InputRules.check, but for any number of inputs and with a message for every fault. Raises: RequestRefused."""
     given = request.inputs
     if frames and len(frames) != len(given):

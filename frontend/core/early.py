@@ -79,7 +79,9 @@ class EarlyRequests:
             del self._held[(early.client, early.request.id)]
             self.bytes_held -= early.size
             text = "this frontend has just started, and the broker has not told it yet which models there are"
-            refusal = RequestRefused(ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
+            refusal = RequestRefused(
+                ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS
+            )
             expired.append((early.client, refusal))
         return expired
 

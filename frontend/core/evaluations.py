@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frontend.core.cache import Flight, PredictionCache
-from frontend.core.requests import Call, Completed, CallPart, RequestTable
+from frontend.core.requests import Call, CallPart, Completed, RequestTable
 
 Tensors = Sequence[bytes | memoryview]
 

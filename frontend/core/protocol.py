@@ -101,7 +101,17 @@ class FeedbackRequest(msgspec.Struct, tag_field="op", tag="feedback", forbid_unk
 
 AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
 Asking = InferRequest | ModelsRequest | AppRequest  # these need to know what is deployed
-Request = InferRequest | ModelsRequest | StatusRequest | PingRequest | CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
+Request = (
+    InferRequest
+    | ModelsRequest
+    | StatusRequest
+    | PingRequest
+    | CreateApp
+    | UpdateApp
+    | DeleteApp
+    | AppsRequest
+    | FeedbackRequest
+)
 
 
 class AnswerTensor(msgspec.Struct, omit_defaults=True):
@@ -176,7 +186,9 @@ def decode(header: bytes | memoryview) -> Request:
     except msgspec.ValidationError as error:
         raise _explain(header, error) from None
     except msgspec.DecodeError as error:
-        raise RequestRefused(ErrorCode.MALFORMED, f"the message is not msgpack: {str(error) or 'it ends too early'}") from None
+        raise RequestRefused(
+            ErrorCode.MALFORMED, f"the message is not msgpack: {str(error) or 'it ends too early'}"
+        ) from None
     except UnicodeDecodeError as error:
         raise RequestRefused(ErrorCode.MALFORMED, f"a string in the message is not UTF-8: {error.reason}") from None
     if isinstance(request.id, str) and len(request.id) > ID_LENGTH_MAX:

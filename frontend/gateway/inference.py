@@ -146,7 +146,9 @@ def _inputs(given: Sequence[InputTensor], behind: memoryview, spec: Mapping[str,
     for i, tensor in enumerate(given):
         where = f"inputs[{i}]"
         if tensor.name in inputs:
-            raise HttpRefusal(f"{where}.name: {tensor.name[:64]!r} is there twice", ErrorCode.BAD_INPUTS, f"{where}.name")
+            raise HttpRefusal(
+                f"{where}.name: {tensor.name[:64]!r} is there twice", ErrorCode.BAD_INPUTS, f"{where}.name"
+            )
         _none_of(tensor.parameters, where)
         dtype = dtype_of(tensor.datatype, f"{where}.datatype")
         if known.get(tensor.name, dtype) != dtype:
@@ -203,7 +205,9 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
             options[name] = float(value)
         elif name == "context":
             if not isinstance(value, str) or len(value.encode()) > CONTEXT_BYTES_MAX:
-                raise HttpRefusal(f"{where} is a string of at most {CONTEXT_BYTES_MAX} bytes", ErrorCode.BAD_CONTEXT, where)
+                raise HttpRefusal(
+                    f"{where} is a string of at most {CONTEXT_BYTES_MAX} bytes", ErrorCode.BAD_CONTEXT, where
+                )
             options[name] = value
         elif not isinstance(value, bool):
             raise HttpRefusal(f"{where} is true or false; got {str(value)[:32]!r}", ErrorCode.BAD_FIELD, where)

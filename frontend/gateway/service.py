@@ -267,5 +267,7 @@ def _feedback_fields(asked: Mapping[str, Any]) -> dict[str, Any]:
         text = f"{unknown[0][:64]}: there is no such field; there are: {', '.join(known)}"
         raise HttpRefusal(text, ErrorCode.BAD_FIELD, unknown[0][:64])
     if not isinstance(asked.get("decision_id"), str):
-        raise HttpRefusal("decision_id is the string that an application's answer had", ErrorCode.BAD_FIELD, "decision_id")
+        raise HttpRefusal(
+            "decision_id is the string that an application's answer had", ErrorCode.BAD_FIELD, "decision_id"
+        )
     return {name: value for name, value in asked.items() if value is not None}

@@ -98,7 +98,9 @@ def _cast(found: Array, dtype: str, field: str) -> Array:
         raise HttpRefusal(text, ErrorCode.BAD_DATA, field)
     least, most = _range(wanted)
     if int(found.min()) < least or int(found.max()) > most:
-        raise HttpRefusal(f"{field}: {NAMES[dtype]} lies in {least} to {most}; data goes beyond", ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(
+            f"{field}: {NAMES[dtype]} lies in {least} to {most}; data goes beyond", ErrorCode.BAD_DATA, field
+        )
     return found.astype(wanted)
 
 

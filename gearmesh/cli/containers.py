@@ -75,7 +75,7 @@ def container(
 
 def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
     """Checks the container's code, claims its version, and adds it to what the running `gearmesh up` keeps."""
-    from gearmesh.operations.containers import REPLICAS_MAX, KeptContainer, ContainerFile
+    from gearmesh.operations.containers import REPLICAS_MAX, ContainerFile, KeptContainer
     from gpu_worker.container.main import check_container
 
     roster = ContainerFile(config.data_dir)

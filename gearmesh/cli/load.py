@@ -88,7 +88,9 @@ def usage(message: str) -> NoReturn:
 def _refuse_options(options: LoadOptions, model: list[str] | None, address: list[str] | None) -> None:
     """Raises LoadError for options that a scenario excludes, as it brings its own mesh and load."""
     default = replace(LoadOptions(), seconds=options.seconds, seed=options.seed, back_off=options.back_off)
-    given = [field.name for field in fields(LoadOptions) if getattr(options, field.name) != getattr(default, field.name)]
+    given = [
+        field.name for field in fields(LoadOptions) if getattr(options, field.name) != getattr(default, field.name)
+    ]
     given += [name for name, value in (("model", model), ("address", address)) if value]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -109,7 +111,9 @@ def _refuse_existing(file: Path | None, option: str) -> None:
         raise LoadError(f"{option} {file}: there is no folder {file.parent}")
 
 
-async def _run(options: LoadOptions, models: list[str], addresses: list[str], processes: int, outputs: ReportFiles) -> int:
+async def _run(
+    options: LoadOptions, models: list[str], addresses: list[str], processes: int, outputs: ReportFiles
+) -> int:
     config = read_settings()
     plan = plan_of(options, ("-",))
     source = plan.phases[0].streams[0].source

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import OPEN_KINDS, Closed, Open, LoadPhase, LoadTestPlan, Replay, Slo, RequestStream, each_slo
+from gearmesh.load.plan import OPEN_KINDS, Closed, LoadPhase, LoadTestPlan, Open, Replay, RequestStream, Slo, each_slo
 from gearmesh.load.replay import read_lines
 from gearmesh.simulation.parts import Workload
 

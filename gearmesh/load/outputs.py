@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import LoadPhase, LoadTestPlan, LoadTarget
+from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import OK, OUTCOMES
 from gearmesh.load.results import PhaseRun, Seen
 from gearmesh.load.runner import run_plan

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Closed, Growing, Open, LoadPhase, Slo, RequestStream
+from gearmesh.load.plan import Closed, Growing, LoadPhase, Open, RequestStream, Slo
 from gearmesh.simulation.parts import Workload
 
 V100_BATCH1_MS = 2.73  # ResNet50 v2, paper.json

@@ -21,7 +21,7 @@ from gearmesh.load.generating.jobs import (
 )
 from gearmesh.load.generating.processes import GeneratorProcess, generator_process
 from gearmesh.load.generating.schedule import ClosedLoopClients, closed_clients, deal_clients, open_arrivals
-from gearmesh.load.plan import LoadPhase, LoadTestPlan, LoadTarget
+from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import merge
 from gearmesh.load.results import OnProgress, PhaseRun, Seen
 from gearmesh.load.targets import Where
@@ -87,7 +87,12 @@ async def run_plan(
 
 
 async def _hand_out(
-    plan: LoadTestPlan, phase: LoadPhase, number: int, clients: Sequence[ClosedLoopClients], running: Sequence[GeneratorProcess], folder: Path
+    plan: LoadTestPlan,
+    phase: LoadPhase,
+    number: int,
+    clients: Sequence[ClosedLoopClients],
+    running: Sequence[GeneratorProcess],
+    folder: Path,
 ) -> None:
     """Gives every generator its share of the phase, and waits until all can begin."""
     for process in running:

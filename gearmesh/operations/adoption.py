@@ -132,7 +132,9 @@ def check_content(name: str, version: str, told: wire.CatalogueReply) -> None:
         return
     ref = wire.ref_of(name, version)
     try:
-        faults = [] if ContentDigests().of(read_package(repository, ref, ANY_FACTORY)) == content else [why_changed(ref)]
+        faults = (
+            [] if ContentDigests().of(read_package(repository, ref, ANY_FACTORY)) == content else [why_changed(ref)]
+        )
     except PackageError as error:
         faults = [why_changed(ref), *error.faults]
     if faults:

@@ -145,7 +145,9 @@ async def keep_containers(supervisor: Supervisor, roster: ContainerFile, setting
             await asyncio.sleep(LOOK_S)
 
 
-async def _take_over(supervisor: Supervisor, model: str, extra: ReplicaProgram, replicas: int, settings: Settings) -> None:
+async def _take_over(
+    supervisor: Supervisor, model: str, extra: ReplicaProgram, replicas: int, settings: Settings
+) -> None:
     """Makes the new version current and ends the replicas of others; if that fails, nothing changes."""
     why = await asyncio.to_thread(_deploy, model, extra.version, settings) if replicas else ""
     if why:

@@ -70,7 +70,9 @@ class _Run:
         self.outcome = Outcome()
         self.asked: list[wire.Submit] = []  # by request: as it was sent last
         network = NoisyNetwork(scenario.noise, self.rng)
-        self.mesh = VirtualMesh(self._scheduler, network, self, page_bytes=scenario.devices.page_bytes, checked=given.check)
+        self.mesh = VirtualMesh(
+            self._scheduler, network, self, page_bytes=scenario.devices.page_bytes, checked=given.check
+        )
         self.devices = [Durations(scenario, self.rng) for _ in range(scenario.devices.count)]
         reports = [prepared(model, scenario) for model in scenario.models]
         for index, device in enumerate(self.devices):

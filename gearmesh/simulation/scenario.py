@@ -37,18 +37,18 @@ from typing import Any
 
 from controller.core.policies.registry import POLICIES
 from gearmesh.simulation.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range, ScenarioError, TomlTable
-from gearmesh.simulation.parts import Devices, InjectedFault, Workload, Noise, Scenario, SimModel
+from gearmesh.simulation.parts import Devices, InjectedFault, Noise, Scenario, SimModel, Workload
 from gearmesh.simulation.profiles import BATCH_MAX, Architecture, architecture, batches_fault, read_profile
 from gpu_worker.core.emulation import DeviceProfile, ModelTimes
 
 __all__ = [
     "Devices",
     "InjectedFault",
-    "Workload",
     "Noise",
     "Scenario",
     "ScenarioError",
     "SimModel",
+    "Workload",
     "parse_scenario",
     "read_scenario",
 ]

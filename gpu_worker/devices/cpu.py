@@ -88,7 +88,7 @@ class CpuDevice:
         except DeviceError:
             self._lock.release()
             raise
-        self._windows = MappingCache(self._arena, MAPPINGS_SHARE * count * page_bytes)
+        self._mappings = MappingCache(self._arena, MAPPINGS_SHARE * count * page_bytes)
         self.info = wire.DeviceInfo(
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
         )
@@ -105,7 +105,7 @@ class CpuDevice:
         self._images = Images(budget, read_image)
         self._slots: deque[Bytes] = deque()
         self._slot_bytes = 0
-        self._window_bytes_max = settings.window_mb << 20
+        self._weights_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exec = TaskThread("exec", self._run_exec)
@@ -128,9 +128,9 @@ class CpuDevice:
     def prepare(self, package: Package) -> wire.Profile | None:
         """The version can be loaded and executed. Returns None, as its profile is measured. Raises: PackageError."""
         faults = []
-        if package.image_bytes > self._window_bytes_max:
+        if package.image_bytes > self._weights_bytes_max:
             faults.append(
-                f"its weights take {package.image_bytes >> 20} MiB; the window is {self._window_bytes_max >> 20} MiB "
+                f"its weights take {package.image_bytes >> 20} MiB; the execution buffer is {self._weights_bytes_max >> 20} MiB "
                 "(GEARMESH_WINDOW_MB)"
             )
         if package.pages(self.info.page_bytes) > self.info.pages:
@@ -228,7 +228,7 @@ class CpuDevice:
         """The lanes have ended, and the arena and the lock are released."""
         self._exec.stop()
         self._load.stop()
-        self._windows.clear()
+        self._mappings.clear()
         self._arena.close()
         self._lock.release()
 
@@ -260,7 +260,7 @@ class CpuDevice:
         try:
             gathered = version.weights is None
             if version.weights is None:
-                version.weights = views(self._windows.get(job.pages), version.package)
+                version.weights = views(self._mappings.get(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
             outputs = version.executable.forward(*version.weights, *inputs)
             if not keeps(version.promise, outputs, action.batch):
@@ -293,16 +293,16 @@ class CpuDevice:
         version = self._versions.get(job.action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
-        window = self._windows.get(job.pages)
+        mapped = self._mappings.get(job.pages)
         try:
-            version.image.copy_into(window)
+            version.image.copy_into(mapped)
         except WeightsChanged as error:
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, ActionCode.CONTENT_CHANGED, str(error))
         except OSError as error:  # an image on disk: that LOAD has failed, others go on
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, ActionCode.DEVICE_ERROR, str(error))
-        version.weights = views(window, version.package)
+        version.weights = views(mapped, version.package)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 

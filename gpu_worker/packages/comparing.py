@@ -18,7 +18,7 @@ TIES = 0.001  # share of integers that rounding may change, as where argmax choo
 ROUNDING = 10.0
 PERTURBATIONS = 2  # random changes of the last bits that are tried
 ROUNDING_MAX = 0.5  # rounding explains no larger relative difference of floats
-MOST_INTEGERS = 0.05  # rounding explains no larger share of differing integers
+ROUNDING_INTEGERS_MAX = 0.05  # rounding explains no larger share of differing integers
 
 
 def tolerance(dtypes: Iterable[torch.dtype], place: torch.device) -> float:
@@ -123,7 +123,7 @@ class Rounding:
             return False
         if not self._noise:
             self._measure()
-        most = ROUNDING_MAX if found.is_floating_point() else MOST_INTEGERS
+        most = ROUNDING_MAX if found.is_floating_point() else ROUNDING_INTEGERS_MAX
         allowed = (ROUNDING * self._noise[output]).clamp(max=most)[list(origins)]
         return bool((differences(expected[list(origins)], found) <= allowed).all())
 

@@ -23,11 +23,11 @@ from gpu_worker.packages.importing.signature import bindings
 from gpu_worker.packages.judging import graphs
 from gpu_worker.packages.judging.author import Author
 from gpu_worker.packages.judging.behaviour import REMEMBERED
-from gpu_worker.packages.judging.culprits import where_mixed
+from gpu_worker.packages.judging.mixing_lines import where_mixed
 from gpu_worker.packages.judging.original import Original
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
-from gpu_worker.packages.trials import TrialBatch, Trial, counted, named
+from gpu_worker.packages.trials import Trial, TrialBatch, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
 from mesh.codes import PackageCode
@@ -35,7 +35,7 @@ from mesh.errors import PackageError
 
 GRAPH = "graph.pt2"
 CPU = torch.device("cpu")
-REWRITTEN_MOST = 1e-3  # largest difference that a leaner graph may have where rounding explains it
+SIMPLIFIED_DIFFERENCE_MAX = 1e-3  # largest difference that a leaner graph may have where rounding explains it
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
 
 
@@ -116,13 +116,13 @@ def _seen_equal(original: Original, author: Author) -> Program:
     trials.check_rows(place, original.names, program.run, trial, results, close, where)
     trials.check_beside(place, original.names, program.run, trial, results, close, where)
     try:
-        leaner = program.leaner(place, example, batch_max)
-        if leaner is not None:
+        simplified = program.simplified(place, example, batch_max)
+        if simplified is not None:
             rounding = trials.rounding_of(program.run, trial, results)
-            _equal_results(original, trial, expected, leaner, close, rounding)
+            _equal_results(original, trial, expected, simplified, close, rounding)
     except PackageError:  # the leaner program differs, or torch cannot export it: the first one is kept
-        leaner = None
-    return leaner or program
+        simplified = None
+    return simplified or program
 
 
 def _exported(
@@ -182,9 +182,11 @@ def _equal_results(
     return results
 
 
-def _is_rounding(rounding: Rounding, output: int, batch: TrialBatch, expected: torch.Tensor, found: torch.Tensor) -> bool:
+def _is_rounding(
+    rounding: Rounding, output: int, batch: TrialBatch, expected: torch.Tensor, found: torch.Tensor
+) -> bool:
     origins, kept = batch.tried
-    if expected.shape != found.shape or difference(expected, found) > REWRITTEN_MOST:
+    if expected.shape != found.shape or difference(expected, found) > SIMPLIFIED_DIFFERENCE_MAX:
         return False
     return rounding.explains(output, origins, found[kept])
 

@@ -2,7 +2,7 @@
 
 import random
 
-from frontend.backlog import BYTES_EACH, QueuedAnswer, Backlog
+from frontend.backlog import BYTES_EACH, Backlog, QueuedAnswer
 
 ONE = QueuedAnswer(b"x" * 50, [b"y" * 50])
 SIZE = BYTES_EACH + 100

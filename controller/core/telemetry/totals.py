@@ -101,7 +101,13 @@ class Telemetry:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def served(
-        self, request: Request, action: Action, device: RemoteDevice, result: wire.ActionResult, end_s: float, in_time: bool
+        self,
+        request: Request,
+        action: Action,
+        device: RemoteDevice,
+        result: wire.ActionResult,
+        end_s: float,
+        in_time: bool,
     ) -> None:
         """The request's outputs were made, and ended at `end_s`."""
         totals = self._model(request)

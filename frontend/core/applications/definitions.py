@@ -186,6 +186,8 @@ def _default(tensors: Sequence[RequestTensor], spec: wire.ModelSpec) -> list[Arr
             raise RequestRefused(ErrorCode.BAD_APP, text + f"{tensor.shape[:8]}", "app.default")
         if len(data) != byte_count(tensor_spec.dtype, shape):
             size = byte_count(tensor_spec.dtype, shape)
-            raise RequestRefused(ErrorCode.BAD_APP, f"default {name} takes {size} bytes; got {len(data)}", "app.default")
+            raise RequestRefused(
+                ErrorCode.BAD_APP, f"default {name} takes {size} bytes; got {len(data)}", "app.default"
+            )
         arrays.append(np.frombuffer(data, np.dtype(tensor_spec.dtype)).reshape(shape))
     return arrays

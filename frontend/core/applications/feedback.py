@@ -116,7 +116,9 @@ class FeedbackDesk:
     def _learn_claimed(self, feedback: PendingFeedback, mine: Decision | None, known: bytes, now: float) -> list[Order]:
         try:
             return self._learn(feedback, mine if mine is not None else self._adopted(known, now))
-        except RequestRefused as invalid:  # only now, as the decision was another frontend's or the application has changed
+        except (
+            RequestRefused
+        ) as invalid:  # only now, as the decision was another frontend's or the application has changed
             invalid.id = feedback.request.id
             if feedback.answered:
                 return [HeldFeedbackLost(feedback.request.decision_id, invalid.code, invalid.message)]

@@ -73,7 +73,9 @@ class Generator:
         self._unread = Unread(0.0)
         self._arrivals: Iterator[Arrival] = iter(())
         self._coming: Arrival | None = None  # next of the schedule
-        self._pausing: list[tuple[float, int, ClosedLoopClient]] = []  # heap: (time of the next request, tie-breaker, client)
+        self._pausing: list[
+            tuple[float, int, ClosedLoopClient]
+        ] = []  # heap: (time of the next request, tie-breaker, client)
         self._ties = 0
         self._timer: asyncio.TimerHandle | None = None  # of the next request
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of the sweep and the progress report, while a phase runs

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Closed, Growing, Open, LoadPhase, Replay, RequestStream, LoadTarget
+from gearmesh.load.plan import Closed, Growing, LoadPhase, LoadTarget, Open, Replay, RequestStream
 from gearmesh.simulation.arrivals import loads
 from gearmesh.simulation.fields import EmptyTrace, UnusableFile
-from gearmesh.simulation.parts import Devices, Workload, Scenario, SimModel
+from gearmesh.simulation.parts import Devices, Scenario, SimModel, Workload
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
@@ -153,7 +153,9 @@ def growing(source: Growing, models: int, seconds: float, rng: np.random.Generat
     return due_s, np.minimum((rng.random(len(due_s)) * in_use).astype(np.int32), models - 1)
 
 
-def closed_clients(phase: LoadPhase, index: Mapping[str, int], targets: Mapping[str, LoadTarget], seed: int) -> list[ClosedLoopClients]:
+def closed_clients(
+    phase: LoadPhase, index: Mapping[str, int], targets: Mapping[str, LoadTarget], seed: int
+) -> list[ClosedLoopClients]:
     """The clients of all closed streams of a phase. Raises: LoadError."""
     found = []
     for number, stream in enumerate(phase.streams):

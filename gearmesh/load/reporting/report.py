@@ -7,7 +7,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from gearmesh.load.plan import Open, LoadTestPlan, Replay
+from gearmesh.load.plan import LoadTestPlan, Open, Replay
 from gearmesh.load.reporting.records import OUTCOMES
 from gearmesh.load.reporting.statistics import LATE_MS, PhaseReport, Quantiles, report
 from gearmesh.load.results import PhaseRun

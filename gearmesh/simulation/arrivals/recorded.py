@@ -44,7 +44,9 @@ def controllers_log(source: Path) -> list[RecordedRequest] | None:
     """
     if not source.is_dir() and not _has_header(source):
         return None
-    return [RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)]
+    return [
+        RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)
+    ]
 
 
 def _has_header(file: Path) -> bool:

@@ -174,7 +174,9 @@ def _offers(requests: Requests, batch: int, length: int, last: Longs, first: Lon
     return [BatchPlaces(batch, float(length), last, earliest, latest)] if len(last) else []
 
 
-def _taken(market: PricedTime, offers: BatchPlaces, which: Bools, weights: Floats | float) -> tuple[Floats, Floats, Floats]:
+def _taken(
+    market: PricedTime, offers: BatchPlaces, which: Bools, weights: Floats | float
+) -> tuple[Floats, Floats, Floats]:
     """(starts, lengths, weights) of the places that are used."""
     starts = market.cheapest_start(offers.length, offers.earliest[which], offers.latest[which])
     weight = np.broadcast_to(weights, which.shape)[which].astype(np.float64)

@@ -1,7 +1,7 @@
-"""The price of device time when every instant has a price: the cheapest place for a batch inside its window. Pure.
+"""The price of device time when every instant has a price: the cheapest place for a batch inside its span. Pure.
 
 Times are in ns, prices in answers per ns. The price of a batch is piecewise linear in its start, so its minimum over a
-window is at an end of the window, or where the batch begins or ends on an edge of the price steps.
+span is at an end of the span, or where the batch begins or ends on an edge of the price steps.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 All times are whole nanoseconds. A batch of b rows of one model occupies a device from s to s + l(b); every member has
 arrived by s and is due at s + l(b) or later. So all members wait at s, and the batch has at most as many rows as have
-windows that contain [s, s + l(b)]. The size of a request's batch is therefore at most the largest b for which some s in
-its window finds b such rows, that request included; this limit is exact for any mix of deadlines. A member's part of
+spans that contain [s, s + l(b)]. The size of a request's batch is therefore at most the largest b for which some s in
+its span finds b such rows, that request included; this limit is exact for any mix of deadlines. A member's part of
 the batch is l(b) / b per row.
 
 Arrivals are rounded down, deadlines up, durations down. l(b) is the least duration of b or more rows, since a batch may

@@ -27,10 +27,10 @@ from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.loads import Loader
 from gpu_worker.devices.cuda.memory import Memory, WrongBytes, fill, misfits, outputs_of
-from gpu_worker.devices.cuda.plans import MIB, StreamForecast, Room, ExecutionBuffer, padded
-from gpu_worker.devices.cuda.records import Figures, InferResources, Loading, CudaVersion, done_of, said
+from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast, padded
+from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, said
 from gpu_worker.devices.cuda.reporting import Reporter
-from gpu_worker.devices.cuda.threads import DeviceThread, Helper, EventWatcher
+from gpu_worker.devices.cuda.threads import DeviceThread, EventWatcher, Helper
 from gpu_worker.devices.cuda.versions import CudaVersions
 from gpu_worker.devices.cuda.watchdog import HangLimits
 from gpu_worker.devices.cuda.watching import ThreadObserver
@@ -89,7 +89,7 @@ class CudaDevice:
             driver, self._memory, self._helper, self.figures, host_bytes_max=host_bytes_max,
             prepare_disk=self._loader.prepare_disk, attempts=attempts,
         )  # fmt: skip
-        self._window = ExecutionBuffer()
+        self._execution_buffer = ExecutionBuffer()
         self._lane = StreamForecast()
         self._executed_s = 0.0
         self._clock_mhz = driver.clock_mhz()
@@ -99,7 +99,7 @@ class CudaDevice:
         self.watching = ThreadObserver(self.threads, patience or HangLimits(), self._reporter.give_up)
         self.info = wire.DeviceInfo(
             name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
-            memory_note=f"arena {room.arena_bytes // MIB} MiB, window {room.window_bytes // MIB} MiB",
+            memory_note=f"arena {room.arena_bytes // MIB} MiB, execution buffer {room.buffer_bytes // MIB} MiB",
         )  # fmt: skip
         self.depth = dict(DEPTH)
         self.ahead_s = AHEAD_S
@@ -181,7 +181,7 @@ class CudaDevice:
         """
         version = self._versions.get(ref)
         if version is not None:
-            self._issuer.now(partial(self._window.leave, version.number))
+            self._issuer.now(partial(self._execution_buffer.invalidate_if, version.number))
 
     # -- phases, on the loop's thread ---------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class CudaDevice:
             work()
         # whatever the device raises is the outcome of this action, and must not end the thread
         except Exception as error:
-            self._window.spoil()
+            self._execution_buffer.invalidate()
             now = time.monotonic()
             self._reporter.suspect()
             self._reporter.tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
@@ -287,7 +287,7 @@ class CudaDevice:
             self._reporter.tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL))
             return
         self.figures.late_s.append(now - max(action.earliest_s, given_s))
-        gather = version.package.image_bytes > 0 and self._window.bring(version.number)
+        gather = version.package.image_bytes > 0 and self._execution_buffer.switch_to(version.number)
         execute, output = self._streams[Phase.EXEC], self._streams[Phase.OUTPUT]
         with self._timed.lend(4) as (begin, end, output_begin, output_end):
             execute.record(begin)
@@ -310,7 +310,7 @@ class CudaDevice:
         _copy(executable.static[: layout.inputs_end], there[: layout.inputs_end])
         if pages:
             memory = self._memory
-            self._driver.gather(memory.arena_pages, memory.window_pages, memory.tables[pages[0], : len(pages)])
+            self._driver.gather(memory.arena_pages, memory.buffer_pages, memory.tables[pages[0], : len(pages)])
         executable.replays[held.size]()
         _copy(there[layout.outputs_at : layout.end], executable.static[layout.outputs_at : layout.end])
 
@@ -351,7 +351,7 @@ class CudaDevice:
         if done.code == OK:
             self._reporter.tell(Phase.EXEC, job, done)
             return
-        self._issuer.now(self._window.spoil)
+        self._issuer.now(self._execution_buffer.invalidate)
         assert held.output is not None  # its copy still writes to the slot, so the job must not end before
         reached = partial(self._failed_reached, job, held, done)
         self._watchers[Phase.OUTPUT].watch(held.output[1], reached, job.action.ref)

@@ -44,11 +44,11 @@ def tensor_at(flat: torch.Tensor, place: TensorPlace) -> torch.Tensor:
 
 
 def build(
-    driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor, sizes: Sequence[int] = ()
+    driver: Driver, package: Package, image: torch.Tensor, execution_buffer: torch.Tensor, sizes: Sequence[int] = ()
 ) -> GraphExecutable:
     """Returns the architecture of `package`, warmed up with the weights of `image` and captured on the weight buffer.
 
-    `image`: uint8, on the host. `window`: the weight buffer. `sizes`: to capture, ascending up to the largest batch;
+    `image`: uint8, on the host. `execution_buffer`: as bytes. `sizes`: to capture, ascending up to the largest batch;
     none: the ladder. Runs on the thread that prepares, and writes to nothing that serving uses: the warm-up has its own
     weights and outputs.
 
@@ -61,7 +61,7 @@ def build(
     layouts = {size: lay_out(package.spec, size) for size in sizes}
     static = driver.allocate(max(layout.end for layout in layouts.values()))
     weights = try_out(driver, package, forward, image)
-    captured = weights_of(window, package)
+    captured = weights_of(execution_buffer, package)
     promised = promise(package.spec.outputs)
     padding = [torch.from_numpy(row) for row in padding_rows(package)]
     replays, graph_bytes = {}, 0

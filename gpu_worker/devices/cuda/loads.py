@@ -23,7 +23,7 @@ from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB
 from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
-from gpu_worker.devices.cuda.threads import Helper, EventWatcher
+from gpu_worker.devices.cuda.threads import EventWatcher, Helper
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
 from mesh.codes import ActionCode
 

@@ -26,9 +26,9 @@ ROW_WORDS = 32  # rows of the page table are aligned to this: Triton recompiles 
 def misfits(package: Package, room: Room) -> list[str]:
     """Returns what of the package is too large for a device with this room, each with the figure and the limit."""
     faults = []
-    if package.image_bytes > room.window_bytes:
+    if package.image_bytes > room.buffer_bytes:
         faults.append(
-            f"its weights take {package.image_bytes / MIB:.1f} MiB; the window is {room.window_bytes // MIB} MiB "
+            f"its weights take {package.image_bytes / MIB:.1f} MiB; the execution buffer is {room.buffer_bytes // MIB} MiB "
             "(GEARMESH_WINDOW_MB)"
         )
     batch_bytes = lay_out(package.spec, package.spec.batch_max).end
@@ -48,21 +48,21 @@ class Memory:
 
     def __init__(self, driver: Driver, room: Room) -> None:
         self.room = room
-        row = -(-room.window_pages // ROW_WORDS) * ROW_WORDS
+        row = -(-room.buffer_pages // ROW_WORDS) * ROW_WORDS
         table_bytes = room.pages * row * WORD.itemsize
         try:
             arena = driver.allocate(room.arena_bytes)
-            self.window = driver.allocate(room.window_bytes)
+            self.execution_buffer = driver.allocate(room.buffer_bytes)
             tables = driver.allocate(table_bytes)
             self._host_tables = driver.pin(table_bytes)
         except (MemoryFull, MemoryError) as error:
             raise DeviceError(
-                f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and a window of "
-                f"{room.window_bytes // MIB} MiB cannot be allocated: {error}; lower GEARMESH_ARENA_MB"
+                f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and an execution buffer of "
+                f"{room.buffer_bytes // MIB} MiB cannot be allocated: {error}; lower GEARMESH_ARENA_MB"
             ) from error
         self.arena = arena
         self.arena_pages = arena.view(WORD).view(room.pages, -1)
-        self.window_pages = self.window.view(WORD).view(room.window_pages, -1)
+        self.buffer_pages = self.execution_buffer.view(WORD).view(room.buffer_pages, -1)
         self.tables = tables.view(WORD).view(room.pages, row)
         self.host_tables = self._host_tables.tensor.view(WORD).view(room.pages, row)
 

@@ -9,7 +9,7 @@ from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.graphs import GraphExecutable, build, try_out
 from gpu_worker.devices.cuda.memory import Memory, Ring
-from gpu_worker.devices.cuda.records import Figures, PinnedImage, CudaVersion
+from gpu_worker.devices.cuda.records import CudaVersion, Figures, PinnedImage
 from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.executables import Checks, read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
@@ -106,7 +106,7 @@ class CudaVersions:
 
     def _build(self, package: Package, image: Image) -> GraphExecutable:
         """Returns the executable of the architecture, checked with the weights of the image."""
-        executable = build(self._driver, package, self._weights(package, image), self._memory.window)
+        executable = build(self._driver, package, self._weights(package, image), self._memory.execution_buffer)
         self._figures.graphs += len(executable.sizes)
         self._figures.graph_bytes += executable.graph_bytes
         return executable

@@ -19,7 +19,7 @@ from gpu_worker.packages.importing.plain import (
 from gpu_worker.packages.importing.reaching import ReachableState
 from gpu_worker.packages.judging.behaviour import REMEMBERED, differing, mark, version
 from gpu_worker.packages.judging.original import Original
-from gpu_worker.packages.trials import TrialBatch, Trial
+from gpu_worker.packages.trials import Trial, TrialBatch
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
@@ -105,7 +105,9 @@ class Author:
             )
             raise PackageError(self._place, [why], PackageCode.BAD_MODULE)
 
-    def _check_own(self, original: Original, known: list[tuple[TrialBatch, list[torch.Tensor]]], changing: bool) -> None:
+    def _check_own(
+        self, original: Original, known: list[tuple[TrialBatch, list[torch.Tensor]]], changing: bool
+    ) -> None:
         """The module gives what its copy gives, if it computes on the CPU as the copy does.
 
         `changing`: the module writes into its tensors when it runs first. Raises: PackageError, code not_equal.

@@ -21,7 +21,7 @@ from gpu_worker.packages.importing.signature import (
     tensors_of,
 )
 from gpu_worker.packages.judging.behaviour import ModuleState, check_repeats
-from gpu_worker.packages.trials import TrialBatch, Draw, Trial, counted
+from gpu_worker.packages.trials import Draw, Trial, TrialBatch, counted
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

@@ -3,7 +3,7 @@
 import pytest
 
 from frontend.core.answers import error_answer, ok_answer
-from frontend.core.protocol import Error, AnswerTensor
+from frontend.core.protocol import AnswerTensor, Error
 from frontend.core.requests import Call, Completed
 from mesh import wire
 

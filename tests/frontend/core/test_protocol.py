@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontend.core import protocol
-from frontend.core.protocol import ClientAnswer, Error, RequestRefused, AnswerTensor
+from frontend.core.protocol import AnswerTensor, ClientAnswer, Error, RequestRefused
 from tests.frontend.core.client_messages import decode, infer, outcome, refused, tensor
 from tests.messages import names
 
@@ -37,7 +37,8 @@ def test_every_field_of_an_infer_request_may_be_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "kind"), [("models", protocol.ModelsRequest), ("status", protocol.StatusRequest), ("ping", protocol.PingRequest)]
+    ("op", "kind"),
+    [("models", protocol.ModelsRequest), ("status", protocol.StatusRequest), ("ping", protocol.PingRequest)],
 )
 def test_the_other_messages_bear_only_an_id(op: str, kind: Any) -> None:
     assert decode({"op": op, "id": "a"}) == kind(id="a")

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from frontend.core.requests import REFUSAL_S, Call, Completed, CallPart, RequestTable
+from frontend.core.requests import REFUSAL_S, Call, CallPart, Completed, RequestTable
 from mesh import wire
 from tests.cores import Checked
 

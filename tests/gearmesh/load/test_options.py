@@ -9,7 +9,7 @@ from gearmesh.cli.main import app
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.schedule import open_arrivals
 from gearmesh.load.options import LoadOptions, numbers, plan_of, with_models
-from gearmesh.load.plan import Closed, Open, LoadTarget
+from gearmesh.load.plan import Closed, LoadTarget, Open
 from gearmesh.load.replay import read_lines
 from mesh.errors import GearmeshError
 from tests.messages import names

@@ -6,7 +6,7 @@ import pytest
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.schedule import closed_clients, open_arrivals
 from gearmesh.load.paper import default_scale, experiment, experiments
-from gearmesh.load.plan import LoadTestPlan, LoadTarget
+from gearmesh.load.plan import LoadTarget, LoadTestPlan
 from gearmesh.load.stage import PROFILE, write_emulated, write_profile
 from gpu_worker.core.emulation import DeviceProfile, parse_profile
 from gpu_worker.packages.package import read_package

@@ -13,7 +13,7 @@ from gearmesh.load.generating.jobs import Run, StartGenerator
 from gearmesh.load.generating.port import GeneratorSocket
 from gearmesh.load.generating.schedule import open_arrivals, unpacked
 from gearmesh.load.generating.unread import Unread
-from gearmesh.load.plan import Open, LoadPhase, Slo, RequestStream, LoadTarget, ModelInput
+from gearmesh.load.plan import LoadPhase, LoadTarget, ModelInput, Open, RequestStream, Slo
 from gearmesh.load.reporting.records import NO_ANSWER
 from gearmesh.simulation.parts import Workload
 from tests.loops import on_loop

@@ -7,7 +7,7 @@ import pytest
 from gearmesh.cli.load import ReportFiles, carry_out
 from gearmesh.load.errors import LoadError
 from gearmesh.load.options import LoadOptions, plan_of
-from gearmesh.load.plan import Closed, Open, LoadPhase, LoadTestPlan, Slo, RequestStream
+from gearmesh.load.plan import Closed, LoadPhase, LoadTestPlan, Open, RequestStream, Slo
 from gearmesh.load.targets import Where, find_targets, mesh_pids
 from gearmesh.simulation.parts import Workload
 from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh

@@ -8,7 +8,9 @@ from frontend.core import protocol
 from gearmesh.load.generating.messages import Template, random_inputs, read_answer
 from gearmesh.load.plan import LoadTarget, ModelInput
 
-SMALL = LoadTarget("m", (ModelInput("x", "float32", (4,)), ModelInput("flags", "bool", ()), ModelInput("ids", "int64", (2,))))
+SMALL = LoadTarget(
+    "m", (ModelInput("x", "float32", (4,)), ModelInput("flags", "bool", ()), ModelInput("ids", "int64", (2,)))
+)
 LARGE = LoadTarget("m", (ModelInput("x", "float32", (3, 224, 224)),))
 
 

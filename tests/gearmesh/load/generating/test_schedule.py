@@ -7,7 +7,18 @@ import pytest
 
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.schedule import closed_clients, deal_clients, draws, first_asked, growing, open_arrivals
-from gearmesh.load.plan import Closed, Growing, Open, LoadPhase, LoadTestPlan, Slo, RequestStream, LoadTarget, ModelInput, each_slo
+from gearmesh.load.plan import (
+    Closed,
+    Growing,
+    LoadPhase,
+    LoadTarget,
+    LoadTestPlan,
+    ModelInput,
+    Open,
+    RequestStream,
+    Slo,
+    each_slo,
+)
 from gearmesh.simulation.parts import Workload
 
 X = (ModelInput("x", "float32", (4,)),)
@@ -86,7 +97,9 @@ def test_every_client_is_dealt_to_one_generator():
 
 
 def test_clients_that_draw_their_model_follow_zipf():
-    (group,) = closed_clients(phase_of(RequestStream("s", ("a", "b"), Closed(4, zipf=1.0), Slo((50.0,)))), INDEX, TARGETS, 0)
+    (group,) = closed_clients(
+        phase_of(RequestStream("s", ("a", "b"), Closed(4, zipf=1.0), Slo((50.0,)))), INDEX, TARGETS, 0
+    )
     assert sorted(group.weights) == pytest.approx([1 / 3, 2 / 3])
     drawn = [model for model, _, _ in itertools.islice(draws(group, np.random.default_rng(0)), 6000)]
     popular = group.models[int(np.argmax(group.weights))]

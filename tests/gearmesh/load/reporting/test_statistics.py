@@ -10,7 +10,7 @@ from hdrh.histogram import HdrHistogram
 
 from gearmesh.cli.load import ReportFiles
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Closed, Open, LoadPhase, LoadTestPlan, Replay, Slo, RequestStream
+from gearmesh.load.plan import Closed, LoadPhase, LoadTestPlan, Open, Replay, RequestStream, Slo
 from gearmesh.load.reporting.records import OUTCOMES, RECORD, Recorder, merge
 from gearmesh.load.reporting.statistics import lateness, over_time, quantiles, report
 from gearmesh.load.results import PhaseRun
@@ -194,7 +194,9 @@ def test_the_file_says_what_was_asked_and_of_whom(tmp_path):
     ))  # fmt: skip
     run = phase_run(recorded([(1.0, 1.0, 1.2, 1.0, "ok")]))
     run.phase = phase
-    ReportFiles(tmp_path / "r.json", None, progress=False).write(LoadTestPlan("load", (phase,), seed=7), [run], processes=2)
+    ReportFiles(tmp_path / "r.json", None, progress=False).write(
+        LoadTestPlan("load", (phase,), seed=7), [run], processes=2
+    )
     found = json.loads((tmp_path / "r.json").read_text())
     assert {"at", "command", "machine", "plan", "phases"} <= found.keys()
     assert (found["processes"], found["plan"]["seed"], found["machine"]["commit"]) == (2, 7, describe()["commit"])

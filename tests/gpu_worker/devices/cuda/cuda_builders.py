@@ -24,8 +24,8 @@ from tests.gpu_worker.worker_builders import load
 
 NO_GPU = "" if torch.cuda.is_available() else "torch finds no GPU here"
 DRIVERS = ["host", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)])]
-ROOM = Room(page_bytes=MIB, pages=8, window_pages=4)
-SMALL_PAGES = Room(page_bytes=MIB // 4, pages=32, window_pages=16)  # so that a model of 2.7 MiB takes eleven pieces
+ROOM = Room(page_bytes=MIB, pages=8, buffer_pages=4)
+SMALL_PAGES = Room(page_bytes=MIB // 4, pages=32, buffer_pages=16)  # so that a model of 2.7 MiB takes eleven pieces
 numbers = itertools.count(1)
 
 

@@ -71,7 +71,7 @@ def open_hanging(settings: Settings) -> CudaDevice:
     lock = DeviceLock(settings.data_dir / "locks", name)
     attempts = Attempts(settings.data_dir / "attempts", name)
     attempts.open()
-    room = Room(page_bytes=MIB, pages=8, window_pages=4)
+    room = Room(page_bytes=MIB, pages=8, buffer_pages=4)
     driver = HangingDriver(name)
     least_s = max(LEAST_S, age_s())
     patience = HangLimits(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)

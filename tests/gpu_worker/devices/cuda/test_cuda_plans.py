@@ -14,8 +14,8 @@ from gpu_worker.devices.cuda.plans import (
     ALIGNMENT,
     MIB,
     RESERVE_BYTES,
-    StreamForecast,
     ExecutionBuffer,
+    StreamForecast,
     ladder,
     lay_out,
     make_room,
@@ -198,7 +198,9 @@ def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order(
     copies.check()
 
 
-def to_be_read(copies: CopyQueue[str], reads: dict[str, Transfer[str]] | None = None) -> list[tuple[str, int, int | None]]:
+def to_be_read(
+    copies: CopyQueue[str], reads: dict[str, Transfer[str]] | None = None
+) -> list[tuple[str, int, int | None]]:
     """(load, source, buffer) of all pieces that may be read now; `reads` gets their {load: transfer}."""
     found = []
     while (wanted := copies.to_read()) is not None:
@@ -308,14 +310,14 @@ def test_whatever_comes_first_every_load_ends_once_and_every_buffer_is_free_agai
 
 
 def test_the_window_is_filled_when_it_holds_something_else_or_is_spoilt() -> None:
-    window = ExecutionBuffer()
-    assert [window.bring(n) for n in (1, 1, 2, 1, 1)] == [True, False, True, True, False]
-    window.leave(2)
-    assert not window.bring(1), "it was another's"
-    window.leave(1)
-    assert window.bring(1)
-    window.spoil()
-    assert window.bring(1)
+    buffer = ExecutionBuffer()
+    assert [buffer.switch_to(n) for n in (1, 1, 2, 1, 1)] == [True, False, True, True, False]
+    buffer.invalidate_if(2)
+    assert not buffer.switch_to(1), "it was another's"
+    buffer.invalidate_if(1)
+    assert buffer.switch_to(1)
+    buffer.invalidate()
+    assert buffer.switch_to(1)
 
 
 def test_what_is_issued_starts_when_what_runs_is_expected_to_end() -> None:
@@ -337,31 +339,31 @@ def test_what_is_issued_starts_when_what_runs_is_expected_to_end() -> None:
 
 def test_the_arena_takes_what_windows_and_the_rest_leave() -> None:
     room = make_room(
-        "cuda:0", free=79 * GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=0, window_bytes=512 * MIB
+        "cuda:0", free=79 * GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=0, buffer_bytes=512 * MIB
     )
-    assert (room.window_pages, room.window_bytes) == (32, 512 * MIB)
+    assert (room.buffer_pages, room.buffer_bytes) == (32, 512 * MIB)
     kept = int(80 * GIB * 0.06) + 2 * 512 * MIB
     assert room.pages == (79 * GIB - kept) // (16 * MIB)
     assert 79 * GIB - kept - 16 * MIB < room.arena_bytes <= 79 * GIB - kept
 
 
 def test_a_window_is_a_whole_number_of_pages() -> None:
-    room = make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=100 * MIB, window_bytes=17 * MIB)
-    assert (room.pages, room.window_pages) == (6, 2)
+    room = make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=100 * MIB, buffer_bytes=17 * MIB)
+    assert (room.pages, room.buffer_pages) == (6, 2)
 
 
 def test_an_arena_larger_than_what_is_free_is_refused_with_the_figures() -> None:
     with pytest.raises(DeviceError) as raised:
-        make_room("cuda:1", free=GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=2 * GIB, window_bytes=512 * MIB)
+        make_room("cuda:1", free=GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=2 * GIB, buffer_bytes=512 * MIB)
     assert names(str(raised.value), "cuda:1", 1024, 81920, 2560, "GEARMESH_ARENA_MB", "GEARMESH_WINDOW_MB")
 
 
 def test_a_device_that_another_process_fills_is_refused_with_what_is_kept() -> None:
     with pytest.raises(DeviceError, match=r"cuda:0.*2048.*8192.*3584"):
-        make_room("cuda:0", free=2 * GIB, total=8 * GIB, page_bytes=16 * MIB, arena_bytes=0, window_bytes=512 * MIB)
+        make_room("cuda:0", free=2 * GIB, total=8 * GIB, page_bytes=16 * MIB, arena_bytes=0, buffer_bytes=512 * MIB)
     assert RESERVE_BYTES == 3 * GIB
 
 
 def test_an_arena_smaller_than_a_page_is_refused() -> None:
     with pytest.raises(DeviceError, match=r"\b8\b.*\b16\b.*GEARMESH_ARENA_MB"):
-        make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=8 * MIB, window_bytes=16 * MIB)
+        make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=8 * MIB, buffer_bytes=16 * MIB)

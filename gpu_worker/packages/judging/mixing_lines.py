@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from gpu_worker.packages.comparing import same
 from gpu_worker.packages.judging.decisions import OF_SHAPES, operation_of
 from gpu_worker.packages.judging.graphs import place_of
-from gpu_worker.packages.trials import TrialBatch, Trial
+from gpu_worker.packages.trials import Trial, TrialBatch
 
 
 def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Trial, close: float) -> str:
