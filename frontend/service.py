@@ -57,9 +57,9 @@ class FrontendService:
         self._early = EarlyRequests(settings.in_flight_max, bytes_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
-        self._clients = ClientPort(runtime.hub, self._client_said)
+        self._clients = ClientPort(runtime.hub, self._client_message)
         self._replies = Replies(self._clients)
-        self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._misfit)
+        self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
@@ -130,7 +130,7 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _client_said(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
+    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
         now = time.monotonic()
         try:
             request = protocol.decode(header)
@@ -214,7 +214,7 @@ class FrontendService:
     def _check_room(self, request: protocol.InferRequest) -> None:
         if self._requests.full or self._draining:
             raise protocol.no_room(len(self._requests), request.id)
-        if self._requests.heavy:
+        if self._requests.memory_full:
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
 
     def _enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
@@ -278,7 +278,7 @@ class FrontendService:
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
         self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
 
-    def _misfit(self, call: Call, device: str) -> None:
+    def _outputs_malformed(self, call: Call, device: str) -> None:
         text = f"{device} sent outputs that are not those of {call.ref}"
         self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 

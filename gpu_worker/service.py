@@ -76,7 +76,7 @@ class WorkerService:
 
     def start(self) -> None:
         """The worker registers, and waits for a controller."""
-        tuned = tuning.settle(self.settings.cores, self.settings.real_time)
+        tuned = tuning.apply(self.settings.cores, self.settings.real_time)
         self._device.attach(self._finished, self._device_lost)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)

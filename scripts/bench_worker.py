@@ -78,7 +78,7 @@ def _bare_copy_cuda(device: str) -> Callable[[int], Callable[[], float]]:
 async def bench(settings: Settings, refs: list[str], batches: list[int], limits: Limits, out: Console) -> Figures:
     """All measurements of one device. Raises: GearmeshError."""
     watch = MachineWatch({})
-    tuned = tuning.settle(settings.cores, settings.real_time)
+    tuned = tuning.apply(settings.cores, settings.real_time)
     rig = Rig(open_device(settings))
     try:
         rig.start()

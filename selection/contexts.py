@@ -47,8 +47,8 @@ class StateCache:
             self._held.move_to_end(key)
         return held
 
-    def stale(self, key: Key, now: float) -> bool:
-        """True if the caller has to read the state from the store; then False for others until `came` or `failed`."""
+    def begin_read(self, key: Key, now: float) -> bool:
+        """True if the caller has to read the state from the store; then False for others until `refreshed` or `failed`."""
         held = self._held.get(key)
         if held is None:
             held = self._put(key, CachedState(None, now))
@@ -57,7 +57,7 @@ class StateCache:
         held.reading = True
         return True
 
-    def came(self, key: Key, state: State | None, now: float) -> None:
+    def refreshed(self, key: Key, state: State | None, now: float) -> None:
         """The store was read or written: `state` is held as of `now`."""
         self._put(key, CachedState(state, now))
 

@@ -107,7 +107,7 @@ class Catalogue:
         if users:
             text = f"model {name!r} is used by the applications {', '.join(users)}"
             return [(key, refusal(text, "name", code=ReplyCode.IN_USE))]
-        replies = self._settle(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
+        replies = self._close_deployment(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
         replies += self._current_leaves(model, f"{name} was undeployed", ReplyCode.UNDEPLOYED)
         if model.current is not None:
             self._remember(model)
@@ -158,14 +158,14 @@ class Catalogue:
             self.changed_models.add(model.name)
             model.fault, model.fault_code = "; ".join(report.faults), report.code
             text = f"{report.ref} could not be prepared"
-            return self._settle(model, ok=False, message=text, faults=report.faults, code=report.code)
+            return self._close_deployment(model, ok=False, message=text, faults=report.faults, code=report.code)
         if not report.ready:
             return []  # the controller has to learn of the content first
         self.changed_models.add(model.name)
         content = self._proposed.get(report.ref)
         if content is not None:
             model.contents[version] = content
-        replies = self._settle(model, ok=True, message=f"{report.ref} is current")
+        replies = self._close_deployment(model, ok=True, message=f"{report.ref} is current")
         replies += self._current_leaves(model, f"another version is current now: {report.ref}", ReplyCode.SUPERSEDED)
         if model.current is None or model.rolling_back:
             if model.history and model.history[-1] == version:
@@ -220,7 +220,7 @@ class Catalogue:
         unserved = model.current is None or not self._containers.serve(name, model.current)
         if not model.deployed or (model.current != version and model.target is None and (unserved or not known)):
             text = f"another deployment took over: {offer.ref}"
-            self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
+            self._close_deployment(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, False
             model.fault = model.fault_code = ""
         return None
@@ -276,7 +276,7 @@ class Catalogue:
         self.changed_models.add(model.name)
         if model.deployed and model.current == version:
             text = f"{ref} stays current: it was deployed again"
-            replies = self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
+            replies = self._close_deployment(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.fault = model.fault_code = ""
             if not model.unserved:
                 return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{ref} is current already"))]
@@ -284,14 +284,14 @@ class Catalogue:
             replies = []
             if model.target != version:
                 text = f"another deployment took over: {ref}"
-                replies = self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
+                replies = self._close_deployment(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, rolling_back
             model.fault = model.fault_code = ""
         model.tries += 1
         self._waiting.add(ref, key)
         return replies
 
-    def _settle(
+    def _close_deployment(
         self, model: ModelRecord, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = ""
     ) -> Replies:
         """Clears the model's target. Returns the replies to the calls that waited for it."""

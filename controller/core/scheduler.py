@@ -30,7 +30,9 @@ from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 
-SETTLE_S = 3.0  # after the start requests wait so long for workers, which may be on their way from our predecessor
+WORKERS_COME_S = (
+    3.0  # after the start requests wait so long for workers, which may be on their way from our predecessor
+)
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
 WAKE_S_MIN = 50e-6  # between two decisions that no event causes
 
@@ -72,7 +74,7 @@ class Scheduler:
         reasons = Reasons(state, self.versions, contents)
         self._requests = OpenRequests(state, policy, reasons, self.counters, self.telemetry, return_allowance_s)
         self._intake = Intake(
-            state, policy, reasons, self._requests, self.counters, started_s + SETTLE_S, return_allowance_s,
+            state, policy, reasons, self._requests, self.counters, started_s + WORKERS_COME_S, return_allowance_s,
             parameters.queue_max,
         )  # fmt: skip
         self._results = Results(state, policy, self._readiness, self._requests, self.counters, self.telemetry)
@@ -175,7 +177,7 @@ class Scheduler:
         self._now = now
         self._load_sent = False
         orders: list[Order] = []
-        if len(self._intake) and now >= self._intake.settled_s:
+        if len(self._intake) and now >= self._intake.workers_come_until_s:
             orders.extend(self._intake.submit_early(now))
         if self.state.waiting:
             self._requests.expire(now, self._reach_s, orders)
@@ -214,7 +216,7 @@ class Scheduler:
         if self.state.waiting:
             times.append(self._requests.expire_at())
         if len(self._intake):
-            times.append(self._intake.settled_s)
+            times.append(self._intake.workers_come_until_s)
         if self.state.unplaced:
             retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
             times += [retry_s for retry_s in retries if retry_s > now]

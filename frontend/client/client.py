@@ -57,8 +57,8 @@ class Client:
         """`addresses`: one frontend or several. `keys`: (server's public, own public, own secret) CURVE keys."""
         self._connection = Connection(addresses, keys)
         self._poller = zmq.Poller()
-        for way in self._connection.ways:
-            self._poller.register(way.monitor, zmq.POLLIN)
+        for socket in self._connection.sockets:
+            self._poller.register(socket.monitor, zmq.POLLIN)
 
     def __enter__(self) -> "Client":
         return self
@@ -172,10 +172,12 @@ class Client:
             if not left:
                 return
             first_s = min(flight.deadline_s for flight in connection.flights.values())
-            for way in connection.ways:
-                self._poller.register(way.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and way.up else zmq.POLLIN)
+            for socket in connection.sockets:
+                self._poller.register(
+                    socket.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and socket.up else zmq.POLLIN
+                )
             ready = dict(self._poller.poll(max(1, int((first_s - now) * 1e3) + 1)))
-            watched = connection.watch() if any(way.monitor in ready for way in connection.ways) else ()
+            watched = connection.watch() if any(socket.monitor in ready for socket in connection.sockets) else ()
             for flight, outcome in itertools.chain(watched, connection.read()):
                 flight.result = outcome
                 left.discard(id(flight))
@@ -192,8 +194,8 @@ class AsyncClient:
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(addresses, keys)
         self._fds: list[int] = []
-        for way in self._connection.ways:
-            for sock, readable in ((way.sock, self._readable), (way.monitor, self._watched)):
+        for socket in self._connection.sockets:
+            for sock, readable in ((socket.sock, self._readable), (socket.monitor, self._watched)):
                 self._fds.append(int(sock.getsockopt(zmq.FD)))
                 self._loop.add_reader(self._fds[-1], readable)
                 self._loop.call_soon(readable)  # a socket that was never read does not announce its first message
@@ -220,7 +222,7 @@ class AsyncClient:
             self._timer.cancel()
         self._connection.close()
         for flight in self._connection.flights.values():
-            self._settle(flight, closed())
+            self._resolve(flight, closed())
         self._connection.flights.clear()
 
     async def infer(
@@ -339,7 +341,7 @@ class AsyncClient:
         if self._closed:
             return
         for flight, outcome in self._connection.read():
-            self._settle(flight, outcome)
+            self._resolve(flight, outcome)
         if self._connection.ask_waiting():
             self._check_soon()
 
@@ -347,10 +349,10 @@ class AsyncClient:
         if self._closed:
             return
         for flight, outcome in self._connection.watch():
-            self._settle(flight, outcome)
+            self._resolve(flight, outcome)
         self._check_soon()
 
-    def _settle(self, flight: PendingRequest, outcome: Any) -> None:
+    def _resolve(self, flight: PendingRequest, outcome: Any) -> None:
         if flight.future is not None and not flight.future.done():
             flight.future.set_result(outcome)
 
@@ -368,5 +370,5 @@ class AsyncClient:
     def _ring(self) -> None:
         self._timer = None
         for flight in self._connection.expired(time.monotonic()):
-            self._settle(flight, no_answer())
+            self._resolve(flight, no_answer())
         self._arm()

@@ -184,7 +184,7 @@ class Conversation:
             return None
         largest = max(map(len, frames))
         text = f"an input of {largest} bytes is more than a frontend takes, {most} (GEARMESH_REQUEST_BYTES_MAX)"
-        return Invalid(told(AnswerStatus.INVALID, ErrorCode.TOO_LARGE, text, field="inputs"))
+        return Invalid(error_answer(AnswerStatus.INVALID, ErrorCode.TOO_LARGE, text, field="inputs"))
 
     def understand(self, header: Any, frames: Sequence[Any]) -> Prediction | RequestError | Mapping[str, Any]:
         """A prediction, an error to be raised, or any other answer as it is."""
@@ -219,7 +219,7 @@ class Conversation:
         )
 
 
-def told(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:
+def error_answer(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:
     """An answer that is not ok, as a frontend would send it."""
     return {"status": status, "error": {"code": code, "message": message, **fields}}
 

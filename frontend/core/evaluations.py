@@ -58,7 +58,7 @@ class Evaluations:
             return []
         followers = [call for call in self.cache.landed(flight) if not call.answered]
         for call in followers:
-            self.table.settle(call)
+            self.table.end(call)
         if remember:
             self.cache.put(flight, outputs)
         return followers

@@ -76,7 +76,7 @@ class Admitted:
     gate: Gate
     body_bytes: int = 0  # received so far
 
-    def came(self, more_bytes: int) -> None:
+    def received(self, more_bytes: int) -> None:
         """Counts bytes of its body that arrived. Raises: HttpRefusal."""
         self.body_bytes = self.gate.hold(self.body_bytes, more_bytes)
 

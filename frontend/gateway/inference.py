@@ -104,7 +104,7 @@ def read_question(
     options = _options(request.parameters)
     asked_ms = options.pop("slo_ms", None)
     binary_default = options.pop("binary_data_output", False)
-    wanted, binary = _wishes(request.outputs, spec)
+    wanted, binary = _requested_outputs(request.outputs, spec)
     return Question(
         request.id, inputs, slo_ms if asked_ms is None else asked_ms, options, wanted, binary, binary_default
     )
@@ -219,7 +219,7 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _wishes(
+def _requested_outputs(
     outputs: Sequence[RequestedOutput] | None, spec: Mapping[str, Any]
 ) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
     if not outputs:

@@ -18,8 +18,8 @@ ANSWER_S_MAX = 1.5  # a frontend that takes longer has missed the call
 MISSES_MAX = 2  # in a row; then it gets no requests until it answers again
 CHANGE_S_MAX = 1.0  # longest wait of a client that deployed something until frontends show it
 CHANGE_POLL_S = 0.01
-SETTLED_S = 1.0  # age at which the list of what is deployed is refreshed, in parallel to the request that notices it
-SETTLED_S_PER_ENTRY = 0.01  # and so much more for each model: listing thousands takes a frontend about 10 ms
+FRESH_S = 1.0  # age at which the list of what is deployed is refreshed, in parallel to the request that notices it
+FRESH_S_PER_ENTRY = 0.01  # and so much more for each model: listing thousands takes a frontend about 10 ms
 UNKNOWN_S_PER_ENTRY = 1e-4  # per model: requests with unknown names refresh the list no more often than this
 log = structlog.get_logger("gateway")
 
@@ -48,9 +48,9 @@ class Directory:
     asking: "asyncio.Task[None] | None" = None
 
     @property
-    def settled_s(self) -> float:
+    def fresh_s(self) -> float:
         """Age up to which the list serves callers that need not see the last change."""
-        return SETTLED_S + SETTLED_S_PER_ENTRY * len(self.entries)
+        return FRESH_S + FRESH_S_PER_ENTRY * len(self.entries)
 
 
 class Pool:
@@ -114,8 +114,8 @@ class Pool:
         return directory.entries
 
     async def recent(self, kind: str) -> dict[str, Mapping[str, Any]]:
-        """The same, at most settled_s old, for callers that ask often. Raises: HttpRefusal, RequestError."""
-        return await self.all(kind, older_s=self._directories[kind].settled_s)
+        """The same, at most fresh_s old, for callers that ask often. Raises: HttpRefusal, RequestError."""
+        return await self.all(kind, older_s=self._directories[kind].fresh_s)
 
     async def find(self, kind: str, name: str) -> Mapping[str, Any] | None:
         """The description, possibly 1 s old; an unknown name is asked for. Raises: HttpRefusal, RequestError."""
@@ -123,7 +123,7 @@ class Pool:
         found = directory.entries.get(name)
         if found is None:
             return (await self.all(kind, older_s=UNKNOWN_S_PER_ENTRY * len(directory.entries))).get(name)
-        if self._loop.time() - directory.asked_s > directory.settled_s:
+        if self._loop.time() - directory.asked_s > directory.fresh_s:
             self._ask(directory, kind)
         return found
 

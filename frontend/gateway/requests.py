@@ -29,7 +29,7 @@ class Bodies:
         try:
             async with asyncio.timeout(BODY_S_MAX):
                 async for chunk in request.content.iter_any():
-                    admitted.came(len(chunk))
+                    admitted.received(len(chunk))
                     body += chunk
         except TimeoutError:
             raise HttpRefusal(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None

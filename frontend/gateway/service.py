@@ -180,9 +180,9 @@ class Gateway:
 
     async def _stats(self, request: web.Request) -> web.Response:
         if "name" not in request.match_info:
-            return json_response(self._statistics.told())
+            return json_response(self._statistics.as_json())
         _, described = await self._targets.fresh(request)
-        return json_response(self._statistics.told(described["name"], request.match_info.get("version")))
+        return json_response(self._statistics.as_json(described["name"], request.match_info.get("version")))
 
     # -- for operators ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The experiments of the Clockwork paper (OSDI'20, sections 6.1 to 6.6), scaled to the machine. Pure.
 
-Each experiment consists of one or more stands: a mesh with a number of devices and models, and phases of load on it. On
+Each experiment consists of one or more setups: a mesh with a number of devices and models, and phases of load on it. On
 a real device an MLP replaces the paper's ResNet50; all budgets are multiplied, and all rates divided, by the ratio of
 the two models' batch-1 times, so that the load is equally hard for the device. Emulated devices use the paper's V100
 times. `scale` shrinks what a machine has too few cores for: rates, and with them devices, models and memory, as stated
@@ -26,7 +26,7 @@ RESNET = "resnet50_v2"
 
 
 @dataclass(frozen=True, slots=True)
-class ExperimentMesh:
+class ExperimentSetup:
     """A mesh, and the phases of load on it."""
 
     name: str
@@ -44,7 +44,7 @@ class Experiment:
     title: str
     device: str  # auto or emulated; the default
     seconds: float  # of each phase; the default
-    stands: Callable[[float, float], Sequence[ExperimentMesh]]  # (scale, seconds)
+    setups: Callable[[float, float], Sequence[ExperimentSetup]]  # (scale, seconds)
     scaled: str  # what `scale` changes, for the report
 
 
@@ -69,7 +69,7 @@ def _names(models: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(name for name, _ in models)
 
 
-def _comparison(scale: float, seconds: float) -> list[ExperimentMesh]:
+def _comparison(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.1: 15 models with 16 closed-loop clients each, one device, a phase for each budget."""
     models = _copies(15)
 
@@ -82,10 +82,10 @@ def _comparison(scale: float, seconds: float) -> list[ExperimentMesh]:
             for slo in (10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
         )  # fmt: skip
 
-    return [ExperimentMesh("6.1", 1, models, phases)]
+    return [ExperimentSetup("6.1", 1, models, phases)]
 
 
-def _many_models(scale: float, seconds: float) -> list[ExperimentMesh]:
+def _many_models(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.2: one busy model beside a growing number of others, more than the device holds."""
     models = _copies(max(12, round(3601 * scale)))
     crowd = _names(models)[1:]
@@ -96,7 +96,7 @@ def _many_models(scale: float, seconds: float) -> list[ExperimentMesh]:
         major = RequestStream("major", crowd, Growing(1000.0 / ratio, seconds / len(crowd)), slo)
         return (LoadPhase("growing crowd", seconds, (minor, major)),)
 
-    return [ExperimentMesh("6.2", 1, models, phases, resident=max(4, round(RESIDENT * scale)))]
+    return [ExperimentSetup("6.2", 1, models, phases, resident=max(4, round(RESIDENT * scale)))]
 
 
 def _ramp(rate: float, ratio: float) -> Open:
@@ -104,10 +104,10 @@ def _ramp(rate: float, ratio: float) -> Open:
     return Open(Workload("ramp", rate / ratio, steps=SLO_STEPS, slo_end_ms=end_ms))
 
 
-def _how_low(scale: float, seconds: float) -> list[ExperimentMesh]:
+def _how_low(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.3: N models at R requests/s in all; the budget grows from 1x to 130x of the batch-1 time."""
     devices = max(1, round(6 * scale))
-    stands = []
+    setups = []
     for count in (12, 48):
         models = _copies(count)
 
@@ -121,11 +121,11 @@ def _how_low(scale: float, seconds: float) -> list[ExperimentMesh]:
                 for rate in (600.0, 1200.0, 2400.0)
             )  # fmt: skip
 
-        stands.append(ExperimentMesh(f"6.3 N={count}", devices, models, phases))
-    return stands
+        setups.append(ExperimentSetup(f"6.3 N={count}", devices, models, phases))
+    return setups
 
 
-def _isolation(scale: float, seconds: float) -> list[ExperimentMesh]:
+def _isolation(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.4: six models with tight budgets beside closed-loop clients with a budget of 24 hours."""
     devices = max(1, round(6 * scale))
     models = _copies(54)
@@ -142,10 +142,10 @@ def _isolation(scale: float, seconds: float) -> list[ExperimentMesh]:
             found.append(LoadPhase(f"M={background}x{clients}", seconds, tuple(streams)))
         return tuple(found)
 
-    return [ExperimentMesh("6.4", devices, models, phases)]
+    return [ExperimentSetup("6.4", devices, models, phases)]
 
 
-def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> list[ExperimentMesh]:
+def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> list[ExperimentSetup]:
     """6.5: thousands of models under a load like the Azure Functions trace."""
     count = max(60, round(4026 * scale))
     kinds = [architectures[i % len(architectures)] for i in range(count)]
@@ -156,12 +156,12 @@ def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> l
         stream = RequestStream("functions", _names(models), Open(load), Slo((100.0 * ratio,)))
         return (LoadPhase("functions", seconds, (stream,)),)
 
-    return [ExperimentMesh("6.5", max(1, round(6 * scale)), models, phases)]
+    return [ExperimentSetup("6.5", max(1, round(6 * scale)), models, phases)]
 
 
-def _scaling(scale: float, seconds: float) -> list[ExperimentMesh]:
+def _scaling(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.6: a growing number of emulated devices under rising load, to find where the controller is the limit."""
-    stands = []
+    setups = []
     for workers in sorted({max(1, round(count * scale)) for count in (10, 30, 50, 80, 110, 150)}):
         models = _copies(8 * workers)
 
@@ -177,8 +177,8 @@ def _scaling(scale: float, seconds: float) -> list[ExperimentMesh]:
                 for factor in (0.5, 1.0, 1.5)
             )  # fmt: skip
 
-        stands.append(ExperimentMesh(f"6.6 {workers} workers", workers, models, phases))
-    return stands
+        setups.append(ExperimentSetup(f"6.6 {workers} workers", workers, models, phases))
+    return setups
 
 
 def experiments(architectures: Sequence[str]) -> dict[str, Experiment]:

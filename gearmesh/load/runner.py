@@ -20,7 +20,7 @@ from gearmesh.load.generating.jobs import (
     write_arrivals,
 )
 from gearmesh.load.generating.processes import GeneratorProcess, generator_process
-from gearmesh.load.generating.schedule import ClosedLoopClients, closed_clients, deal_clients, open_arrivals
+from gearmesh.load.generating.schedule import ClosedLoopClients, closed_clients, open_arrivals, share_clients
 from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import merge
 from gearmesh.load.results import OnProgress, PhaseRun, Seen
@@ -96,12 +96,12 @@ async def _hand_out(
 ) -> None:
     """Gives every generator its share of the phase, and waits until all can begin."""
     for process in running:
-        dealt = deal_clients(clients, process.number, len(running))
+        shares = share_clients(clients, process.number, len(running))
         name = f"{number}-{process.number}"
         await process.send(
             Run(
                 str(folder / f"{name}.npz"),
-                dealt,
+                shares,
                 phase.seconds,
                 plan.seed * 1000 + process.number,
                 str(folder / f"{name}.records"),

@@ -118,18 +118,18 @@ class ContainerFile:
         return False
 
 
-async def keep_containers(supervisor: Supervisor, roster: ContainerFile, settings: Settings) -> None:
-    """Runs until cancelled: starts and stops replicas as the roster says, and records there which are down."""
+async def keep_containers(supervisor: Supervisor, container_file: ContainerFile, settings: Settings) -> None:
+    """Runs until cancelled: starts and stops replicas as the file says, and records there which are down."""
     said: Any = None
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
-    with roster.watched():
+    with container_file.watched():
         while True:
             kept = None
             try:
-                kept = roster.read()
+                kept = container_file.read()
                 if supervisor.down() != told:
-                    roster.tell_down(supervisor.down())
+                    container_file.tell_down(supervisor.down())
                     told = supervisor.down()
             except (OSError, ValueError) as error:
                 if str(error) != said:
@@ -139,21 +139,21 @@ async def keep_containers(supervisor: Supervisor, roster: ContainerFile, setting
                 if asked.get(model) != container.asked:
                     asked[model] = container.asked
                     supervisor.retry(model)
-                extra = ReplicaProgram(_command(container), container.version, container.code)
-                if supervisor.scale(model, extra, container.replicas):
-                    await _take_over(supervisor, model, extra, container.replicas, settings)
+                program = ReplicaProgram(_command(container), container.version, container.code)
+                if supervisor.scale(model, program, container.replicas):
+                    await _take_over(supervisor, model, program, container.replicas, settings)
             await asyncio.sleep(LOOK_S)
 
 
 async def _take_over(
-    supervisor: Supervisor, model: str, extra: ReplicaProgram, replicas: int, settings: Settings
+    supervisor: Supervisor, model: str, program: ReplicaProgram, replicas: int, settings: Settings
 ) -> None:
     """Makes the new version current and ends the replicas of others; if that fails, nothing changes."""
-    why = await asyncio.to_thread(_deploy, model, extra.version, settings) if replicas else ""
+    why = await asyncio.to_thread(_deploy, model, program.version, settings) if replicas else ""
     if why:
-        supervisor.say("up", f"version {extra.version} of {model} does not take over yet: {why}")
+        supervisor.say("up", f"version {program.version} of {model} does not take over yet: {why}")
     else:
-        supervisor.retire(model, extra)
+        supervisor.retire(model, program)
 
 
 def _deploy(model: str, version: str, settings: Settings) -> str:

@@ -109,7 +109,7 @@ class _Run:
                 position += 1
                 if self.given.progress is not None and position % PROGRESS_EVERY == 0:
                     self.given.progress(position / len(times))
-            mesh.settle()
+            mesh.run_due()
         self.outcome.busy_s = sum(device.busy_s for device in self.devices)
         self.outcome.load_s = sum(device.load_s for device in self.devices)
         return self.outcome

@@ -33,10 +33,10 @@ class EmptyTrace(ScenarioError):
 
     def __init__(self, place: str, seconds: float, from_file: bool) -> None:
         self.seconds, self.from_file = seconds, from_file
-        super().__init__(place, [f"load: {self.told('load.rate_rps', 'load.seconds')}"])
+        super().__init__(place, [f"load: {self.explanation('load.rate_rps', 'load.seconds')}"])
         self.args = (place, seconds, from_file)  # from which another process makes it again
 
-    def told(self, rate: str, seconds: str) -> str:
+    def explanation(self, rate: str, seconds: str) -> str:
         """The fault and its remedy, with these names of the rate and of the duration."""
         wanted = "give a file with requests" if self.from_file else f"raise {rate} or {seconds}"
         return f"the trace is empty, no request arrives in {self.seconds:g} s: {wanted}"

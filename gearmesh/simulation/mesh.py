@@ -13,7 +13,7 @@ from typing import Protocol
 from controller.core.orders import Order, ToFrontend, ToWorker
 from controller.core.scheduler import Scheduler
 from gearmesh.simulation.timeline import VirtualTime
-from gearmesh.simulation.workers import Said, SimWorker
+from gearmesh.simulation.workers import FromWorker, SimWorker
 from mesh import wire
 
 CONTROLLER = "controller"
@@ -38,7 +38,7 @@ class Clients(Protocol):
 
 
 class VirtualMesh:
-    """One controller at a time, and some workers. Whoever drives it calls `advance` and then `settle`, again and again.
+    """One controller at a time, and some workers. Whoever drives it calls `advance` and then `run_due`, again and again.
 
     `make_scheduler(now)` makes the scheduler of a controller that starts. `clock_error_s` draws by how much the
     controller is wrong about the clock of a worker that it hears; None: all clocks agree.
@@ -77,7 +77,7 @@ class VirtualMesh:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def run_due(self) -> None:
         """All that is due has happened, and the controller has decided."""
         pop_due = self.timeline.pop_due
         call = pop_due()
@@ -208,7 +208,7 @@ class VirtualMesh:
 
     def add(self, worker: SimWorker) -> None:
         """The worker belongs to this mesh, and has a link with whoever is the controller, whom it has yet to meet."""
-        worker.say, worker.answer = self._said, self._answered
+        worker.say, worker.answer = self._on_message, self._answered
         worker.linked = True
         self.workers[worker.name] = worker
 
@@ -248,7 +248,7 @@ class VirtualMesh:
             self._obey(self.scheduler.worker_lost(worker.name, now=self.now))
         self.happened()
 
-    def _said(self, worker: SimWorker, message: Said) -> None:
+    def _on_message(self, worker: SimWorker, message: FromWorker) -> None:
         if not worker.linked:
             return  # without a controller nothing is sent: the next one learns all from the hello
         link, epoch = worker.link_out, self.epoch
@@ -259,7 +259,7 @@ class VirtualMesh:
 
         self.send(worker.name, CONTROLLER, message, arrived)
 
-    def _heard(self, worker: SimWorker, message: Said) -> None:
+    def _heard(self, worker: SimWorker, message: FromWorker) -> None:
         if self._clock_error_s is not None:
             self.scheduler.clock(worker.name, worker.offset_s + self._clock_error_s())
         if isinstance(message, wire.ActionResult):

@@ -15,7 +15,7 @@ from mesh.codes import ActionCode
 
 OK = ActionCode.OK
 DEPTH = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
-Said = wire.ActionResult | wire.Prepared
+FromWorker = wire.ActionResult | wire.Prepared
 Duration = Callable[[Phase, Job], float]  # seconds of a LOAD or an EXEC
 
 
@@ -57,7 +57,7 @@ class SimWorker:
         self.pages = pages
         self.versions = versions
         self.offset_s = offset_s
-        self.say: Callable[[SimWorker, Said], None] = _nobody
+        self.say: Callable[[SimWorker, FromWorker], None] = _nobody
         self.answer: Callable[[SimWorker, wire.Infer], None] = _nobody
         self.linked = False  # with the controller
         self.link_in = 0  # number of the link from there; what was sent on an earlier one is lost

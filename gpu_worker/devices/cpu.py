@@ -27,7 +27,7 @@ from gpu_worker.devices.rows import fill, owned, padding_rows
 from gpu_worker.devices.task_thread import TaskThread
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
-from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
+from gpu_worker.packages.trials import Promise, code_of, keeps, output_faults, promise
 from mesh import wire
 from mesh.codes import ActionCode, PackageCode
 from mesh.errors import PackageError
@@ -350,7 +350,7 @@ def _short(image: Image) -> bool:
 def _broken(package: Package, outputs: Sequence[torch.Tensor], rows: int, begin_s: float) -> Done:
     """Returns the outcome of a batch whose outputs are not as promised: no client gets a row of it."""
     end_s = time.monotonic()
-    faults = misfits(package.spec.outputs, outputs, rows)
+    faults = output_faults(package.spec.outputs, outputs, rows)
     changed = code_of(outputs, rows) is PackageCode.ROWS_CHANGED
     code = ActionCode.ROWS_CHANGED if changed else ActionCode.BAD_OUTPUTS
     return Done(begin_s, end_s, end_s - begin_s, code, f"{package.ref}: {'; '.join(faults)}")

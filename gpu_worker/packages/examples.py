@@ -194,7 +194,7 @@ class _Search:
             return None
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Returns the type and the first line of a foreign error. The rest of it is for those who wrote what raised it."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__

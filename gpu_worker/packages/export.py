@@ -167,7 +167,7 @@ def _equal_results(
         try:
             found = program.run([tensor.clone() for tensor in batch.inputs])
         except Exception as error:  # the graph may raise anything for some number of rows
-            why = f"the exported graph fails on {counted(batch.rows)}: {examples.said(error)}. {MEND}"
+            why = f"the exported graph fails on {counted(batch.rows)}: {examples.message_of(error)}. {MEND}"
             raise PackageError(place, [why], PackageCode.BATCH_FIXED) from None
         for i, (name, one, other) in enumerate(zip(original.names, wanted, found, strict=True)):
             if not same(one, other, close) and not (rounding and _is_rounding(rounding, i, batch, one, other)):
@@ -205,7 +205,7 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
             forward = torch.export.load(file).graph_module.forward
             found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
         except Exception as error:  # torch.export may raise anything
-            why = f"torch.export cannot load the graph that it saved: {examples.said(error)}. Serve it as a container"
+            why = f"torch.export cannot load the graph that it saved: {examples.message_of(error)}. Serve it as a container"
             raise PackageError(place, [why], PackageCode.NOT_EXPORTABLE) from None
         if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
             why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"

@@ -186,7 +186,7 @@ def keeps(promised: Promise, outputs: Sequence[torch.Tensor], rows: int) -> bool
     )
 
 
-def misfits(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], rows: int) -> list[str]:
+def output_faults(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], rows: int) -> list[str]:
     """Returns one sentence for each output that is not as promised."""
     if len(outputs) != len(specs):
         return [f"the model gives {len(outputs)} outputs, {len(specs)} are promised"]
@@ -204,7 +204,7 @@ def counted(rows: int) -> str:
 
 
 def code_of(outputs: Sequence[torch.Tensor], rows: int) -> PackageCode:
-    """The code of outputs that misfit: what is wrong with them most."""
+    """The code of outputs that are not as promised: what is wrong with them most."""
     changed = any(tensor.ndim < 1 or len(tensor) != rows for tensor in outputs)
     return PackageCode.ROWS_CHANGED if changed else PackageCode.BAD_OUTPUTS
 
@@ -219,7 +219,7 @@ def check(
     results = []
     for batch in trial.batches:
         outputs = list(run([tensor.clone() for tensor in batch.inputs]))
-        faults = misfits(specs, outputs, batch.rows)
+        faults = output_faults(specs, outputs, batch.rows)
         if faults:
             raise PackageError(place, faults, code_of(outputs, batch.rows))
         results.append(outputs)

@@ -48,7 +48,7 @@ def staged(
             folder.mkdir(parents=True)
             yield folder
             _set_modes(stage, folder)
-            note = _settle(read_package(stage, ref, factory_allow), repository, factory_allow)
+            note = _install(read_package(stage, ref, factory_allow), repository, factory_allow)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     if note and notes is None:
@@ -105,7 +105,7 @@ def _set_modes(stage: Path, folder: Path) -> None:
             path.chmod(file_mode)
 
 
-def _settle(written: Package, repository: Path, factory_allow: tuple[str, ...]) -> str:
+def _install(written: Package, repository: Path, factory_allow: tuple[str, ...]) -> str:
     name, version = wire.split_ref(written.ref)
     target = repository / name / version
     target.parent.mkdir(exist_ok=True)

@@ -87,7 +87,7 @@ class Answering:
         app, key, store = request.app, (request.app.name, request.context), self._learned.store
         unread = not store.full and self._learned.cache.get(key) is None
         orders: list[Order] = []
-        if not store.full and self._learned.cache.stale(key, now):
+        if not store.full and self._learned.cache.begin_read(key, now):
             orders.append(ReadState(key))
         awaited = self._awaited.get(key)
         if not app.learns or store.down or (awaited is None and not unread):

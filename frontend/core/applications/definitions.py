@@ -162,11 +162,11 @@ def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
         for what in ("inputs", "outputs"):
             ours, theirs = getattr(spec, what), getattr(other, what)
             if ours != theirs:
-                text = f"the {what} of {first} and {name} differ: {_told(ours)} and {_told(theirs)}"
+                text = f"the {what} of {first} and {name} differ: {_described(ours)} and {_described(theirs)}"
                 raise RequestRefused(ErrorCode.MODELS_DIFFER, text, "app.models")
 
 
-def _told(tensors: Sequence[wire.TensorSpec]) -> str:
+def _described(tensors: Sequence[wire.TensorSpec]) -> str:
     return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
 
 
@@ -175,7 +175,7 @@ def _default(tensors: Sequence[RequestTensor], spec: wire.ModelSpec) -> list[Arr
     wanted = {tensor.name: tensor for tensor in spec.outputs}
     given = {tensor.name: tensor for tensor in tensors}
     if given.keys() != wanted.keys() or len(given) != len(tensors):
-        text = f"default gives every output of the models: {_told(spec.outputs)}"
+        text = f"default gives every output of the models: {_described(spec.outputs)}"
         raise RequestRefused(ErrorCode.BAD_APP, text, "app.default")
     arrays = []
     for name, tensor_spec in wanted.items():

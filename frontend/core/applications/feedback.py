@@ -162,7 +162,7 @@ class FeedbackDesk:
             decision.taken = ""
             return self._not_applied(feedback, NotApplied(FeedbackReason.NOT_LEARNED, event.why))
         if self._app(decision) is not None:
-            self._learned.cache.came((decision.app, decision.context), event.state, now)
+            self._learned.cache.refreshed((decision.app, decision.context), event.state, now)
         decision.taken = APPLIED
         lesson.app.counts.feedback += 1
         return self._answer(feedback, {"applied": True})

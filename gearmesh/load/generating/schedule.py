@@ -84,7 +84,7 @@ def open_arrivals(
         except UnusableFile as error:
             raise LoadError("; ".join(f"--file: {text}" for text in error.texts)) from error
         except EmptyTrace as error:
-            raise LoadError(error.told("--rate", "--seconds")) from error
+            raise LoadError(error.explanation("--rate", "--seconds")) from error
         parts.append((due_s, models[model], slo_s, rows_of, np.full(len(due_s), number, np.int32)))
     if not parts:
         none, nothing = np.empty(0), np.empty(0, np.int32)
@@ -178,15 +178,15 @@ def closed_clients(
     return found
 
 
-def deal_clients(clients: Sequence[ClosedLoopClients], part: int, parts: int) -> list[ClosedLoopClients]:
+def share_clients(clients: Sequence[ClosedLoopClients], part: int, parts: int) -> list[ClosedLoopClients]:
     """The clients that this generator process plays; each client is played by exactly one process."""
-    dealt, first = [], 0
+    shares, first = [], 0
     for group in clients:
         count = len(range((part - first) % parts, group.count, parts))
         first += group.count
         if count:
-            dealt.append(replace(group, count=count))
-    return dealt
+            shares.append(replace(group, count=count))
+    return shares
 
 
 def draws(group: ClosedLoopClients, rng: np.random.Generator) -> Iterator[tuple[int, float, float]]:

@@ -82,7 +82,7 @@ def cheapest_share(requests: Requests, market: PricedTime, alone: Iterable[Place
     return share, size
 
 
-def raised(own: Floats, after: Longs) -> Floats:
+def nested_rewards(own: Floats, after: Longs) -> Floats:
     """The lowest rewards from `own` up, of which none inside a stretch exceeds rewards on both its sides [requests].
 
     The stretch of request i reaches to before after[i]. In it, the run at the end that never falls is left out, because

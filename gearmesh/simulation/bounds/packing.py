@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gearmesh.simulation.bounds.nesting import cheapest_share, raised, whole_or_skipped
+from gearmesh.simulation.bounds.nesting import cheapest_share, nested_rewards, whole_or_skipped
 from gearmesh.simulation.bounds.pricing import PricedTime, usage
 from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, in_one_batch, most_waiting
 
@@ -134,7 +134,7 @@ class Packing:
             price = market.cheapest(offers.length, offers.earliest, offers.latest)
             earned[offers.last, offers.batch - 1] = offers.batch - price
         charge, inner_size = cheapest_share(self.requests, market, self.inner)
-        reward = raised(np.maximum(0.0, 1.0 - charge), self.after)
+        reward = nested_rewards(np.maximum(0.0, 1.0 - charge), self.after)
         value, chosen = whole_or_skipped(self.requests, self.orderly, earned, reward)
         batches = [_taken(market, o, chosen[o.last] == o.batch, 1.0) for o in self.groups]
         share, size = cheapest_share(self.requests, market, self.alone)

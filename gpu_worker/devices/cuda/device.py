@@ -26,9 +26,9 @@ from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Wo
 from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.loads import Loader
-from gpu_worker.devices.cuda.memory import Memory, WrongBytes, fill, misfits, outputs_of
+from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of
 from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast, padded
-from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, said
+from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, message_of
 from gpu_worker.devices.cuda.reporting import Reporter
 from gpu_worker.devices.cuda.threads import DeviceThread, EventWatcher, Helper
 from gpu_worker.devices.cuda.versions import CudaVersions
@@ -65,7 +65,7 @@ class CudaDevice:
         host_bytes_max: int,
         keep_warm: bool = True,
         attempts: Attempts | None = None,
-        patience: HangLimits | None = None,
+        hang_limits: HangLimits | None = None,
     ) -> None:
         self._driver, self._lock, self._attempts = driver, lock, attempts
         driver.enter()
@@ -96,7 +96,7 @@ class CudaDevice:
         self.threads: tuple[DeviceThread, ...] = (  # in the order in which to stop them
             self._issuer, *self._loader.threads, *self._watchers.values(), self._helper
         )  # fmt: skip
-        self.watching = ThreadObserver(self.threads, patience or HangLimits(), self._reporter.give_up)
+        self.watching = ThreadObserver(self.threads, hang_limits or HangLimits(), self._reporter.give_up)
         self.info = wire.DeviceInfo(
             name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
             memory_note=f"arena {room.arena_bytes // MIB} MiB, execution buffer {room.buffer_bytes // MIB} MiB",
@@ -141,7 +141,7 @@ class CudaDevice:
 
     def prepare(self, package: Package) -> wire.Profile | None:
         """The version can be loaded and executed. Returns None, as its profile is measured. Raises: PackageError."""
-        faults = misfits(package, self._memory.room)
+        faults = capacity_faults(package, self._memory.room)
         if faults:
             raise PackageError(package.ref, faults)
         self._driver.enter()
@@ -153,7 +153,7 @@ class CudaDevice:
         except MemoryError as error:
             raise PackageError(package.ref, [f"{error}; lower GEARMESH_HOST_MEMORY_MB"]) from error
         except RuntimeError as error:
-            why = f"{self.info.name}: cannot be captured as a graph: {said(error)}"
+            why = f"{self.info.name}: cannot be captured as a graph: {message_of(error)}"
             raise PackageError(package.ref, [why]) from error
         return None
 
@@ -266,7 +266,7 @@ class CudaDevice:
             self._execution_buffer.invalidate()
             now = time.monotonic()
             self._reporter.suspect()
-            self._reporter.tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
+            self._reporter.tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, message_of(error)))
 
     def _issue_input(self, job: Job, held: InferResources) -> None:
         stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end

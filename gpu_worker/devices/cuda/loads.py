@@ -22,7 +22,7 @@ from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB
-from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
+from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, message_of
 from gpu_worker.devices.cuda.threads import EventWatcher, Helper
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
 from mesh.codes import ActionCode
@@ -161,7 +161,7 @@ class Loader:
         if loading.error is not None:
             changed = isinstance(loading.error, WeightsChanged)
             code = ActionCode.CONTENT_CHANGED if changed else ActionCode.DEVICE_ERROR
-            done = Done(end_s, end_s, 0.0, code, said(loading.error))
+            done = Done(end_s, end_s, 0.0, code, message_of(loading.error))
         else:
             assert begin is not None
             assert end is not None

@@ -23,7 +23,7 @@ WORD = torch.int64
 ROW_WORDS = 32  # rows of the page table are aligned to this: Triton recompiles for an unaligned address
 
 
-def misfits(package: Package, room: Room) -> list[str]:
+def capacity_faults(package: Package, room: Room) -> list[str]:
     """Returns what of the package is too large for a device with this room, each with the figure and the limit."""
     faults = []
     if package.image_bytes > room.buffer_bytes:

@@ -83,9 +83,9 @@ def done_of(
             error = fault
         else:
             return Done(end_s - duration_s, end_s, duration_s), None
-    return Done(end_s, end_s, 0.0, ActionCode.DEVICE_ERROR, said(error)), error
+    return Done(end_s, end_s, 0.0, ActionCode.DEVICE_ERROR, message_of(error)), error
 
 
-def said(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Returns what failed, without the debugging advice that torch appends to CUDA's message."""
     return str(error).partition("\n")[0] or type(error).__name__

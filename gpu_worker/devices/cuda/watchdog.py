@@ -42,7 +42,7 @@ class Watchdog:
     Only observed time counts: a process that was stopped, or a machine that slept, is not a hanging device.
     """
 
-    patience: HangLimits = field(default_factory=HangLimits)
+    limits: HangLimits = field(default_factory=HangLimits)
     _seen_s: float = 0.0  # observed time so far
     _looked_s: float | None = None  # `now` of the last observation
     # {thread at work: (turn, observed time when first seen)}
@@ -51,7 +51,7 @@ class Watchdog:
     def look(self, waits: Sequence[ObservedWork], *, ended: Sequence[str] = (), now: float) -> str:
         """Returns why the device is given up; "" if it is not. `ended`: threads that should run and do not."""
         if self._looked_s is not None:
-            self._seen_s += min(now - self._looked_s, 2 * self.patience.look_s)
+            self._seen_s += min(now - self._looked_s, 2 * self.limits.look_s)
         self._looked_s = now
         preparing = any(wait.thread == PREPARE for wait in waits)
         before, self._since = self._since, {}
@@ -66,8 +66,8 @@ class Watchdog:
 
     def limit_s(self, wait: ObservedWork, preparing: bool) -> float:
         """Returns how long this may take, in seconds."""
-        patience = self.patience
+        limits = self.limits
         if wait.thread == PREPARE:
-            return patience.prepare_s + wait.expected_s
-        least_s = patience.preparing_s if preparing else patience.least_s
-        return max(least_s, patience.times * wait.expected_s)
+            return limits.prepare_s + wait.expected_s
+        least_s = limits.preparing_s if preparing else limits.least_s
+        return max(least_s, limits.times * wait.expected_s)

@@ -13,12 +13,12 @@ from gpu_worker.devices.cuda.watchdog import PREPARE, HangLimits, ObservedWork, 
 class ThreadObserver:
     """Reports once when the device is given up. Everything but `preparing` is for the loop's thread."""
 
-    def __init__(self, threads: Sequence[DeviceThread], patience: HangLimits, given_up: Callable[[str], None]) -> None:
+    def __init__(self, threads: Sequence[DeviceThread], limits: HangLimits, given_up: Callable[[str], None]) -> None:
         self._threads = threads
         self._given_up = given_up
-        self._look_s = patience.look_s
-        self._watchdog = Watchdog(patience)
-        self._bytes_per_s = patience.prepare_bytes_per_s
+        self._look_s = limits.look_s
+        self._watchdog = Watchdog(limits)
+        self._bytes_per_s = limits.prepare_bytes_per_s
         self._preparations = itertools.count(1)
         self._preparing: ObservedWork | None = None
         self._next: asyncio.TimerHandle | None = None

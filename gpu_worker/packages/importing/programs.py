@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.overrides import TorchFunctionMode
 
 from gpu_worker.devices.executables import dtypes_of
-from gpu_worker.packages.examples import said
+from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.importing.folding import simplify, without_dead_code
 from gpu_worker.packages.importing.plain import tensors_in
 from gpu_worker.packages.importing.quiet import authors_line, compiler_enabled, guards, ignoring_guards
@@ -229,10 +229,10 @@ def _export(
         try:
             return torch.export.export(module, arguments, dynamic_shapes=(shapes,))
         except Exception as error:  # torch.export and the author's code may raise anything
-            raise _told(place, error, seen.line) from None  # torch's own words and stack help nobody here
+            raise _not_exported(place, error, seen.line) from None  # torch's own words and stack help nobody here
 
 
-def _told(place: str, error: Exception, guarded: str) -> NotExported:
+def _not_exported(place: str, error: Exception, guarded: str) -> NotExported:
     """Returns the error in this package's words.
 
     `guarded`: the line that made torch assume something about the batch.
@@ -254,7 +254,7 @@ def _told(place: str, error: Exception, guarded: str) -> NotExported:
     else:
         code = PackageCode.NOT_EXPORTABLE
         why = (
-            f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone "
+            f"torch.export cannot follow forward{where}: {message_of(error)}. Use operations of torch on tensors alone "
             "there, and none behind its back (set_(), .data), or serve the function as a container"
         )
     return NotExported(place, why, code, where)

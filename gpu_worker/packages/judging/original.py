@@ -110,7 +110,9 @@ class Original:
                 except Exception as error:  # the author's code may raise anything
                     why = error
         assert why is not None
-        told = f"forward fails on the rows of example: {_said(why)}" if kept else examples.not_run(_said(why))
+        told = (
+            f"forward fails on the rows of example: {_message_of(why)}" if kept else examples.not_run(_message_of(why))
+        )
         raise PackageError(self.place, [told], PackageCode.FORWARD_FAILED)
 
     def answers(self, module: nn.Module, batch: TrialBatch) -> list[torch.Tensor]:
@@ -125,7 +127,7 @@ class Original:
         try:
             return example_call(module or self.module, self.binding, inputs)
         except Exception as error:  # the author's code may raise anything
-            why = f"forward fails on {counted(rows)}: {_said(error)}. It must take any number of rows up to batch_max"
+            why = f"forward fails on {counted(rows)}: {_message_of(error)}. It must take any number of rows up to batch_max"
             raise PackageError(self.place, [why], PackageCode.FORWARD_FAILED) from None
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -134,5 +136,5 @@ class Original:
         return tensors_of(value, inputs[0].shape[0])
 
 
-def _said(error: Exception) -> str:
-    return f"{examples.said(error)}{authors_line(traceback.extract_tb(error.__traceback__))}"
+def _message_of(error: Exception) -> str:
+    return f"{examples.message_of(error)}{authors_line(traceback.extract_tb(error.__traceback__))}"

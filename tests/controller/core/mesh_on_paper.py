@@ -209,7 +209,7 @@ class Story:
         """All that is due by then happens."""
         while self.timeline.next_s() <= until_s:
             self.timeline.advance(self.timeline.next_s())
-            self.mesh.settle()
+            self.mesh.run_due()
             self.turns += 1
             assert self.turns < TURNS_MAX, "everybody talks without end"
             assert self.mesh.wakes < WAKES_MAX, "the controller is woken without end"

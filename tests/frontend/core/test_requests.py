@@ -95,16 +95,16 @@ def test_the_table_is_full_at_its_limit_and_not_before(table: Any) -> None:
 
 def test_the_table_is_heavy_once_the_inputs_of_its_open_calls_reach_the_limit() -> None:
     table: Any = Checked(RequestTable(in_flight_max=10, bytes_max=10))
-    assert not table.heavy
+    assert not table.memory_full
     (first,) = opened(table, call_of(1, rows=4))
     table.wait(call_of(2, rows=4))  # it waits for another call's outputs, so its own inputs are not kept
-    assert (table.heavy, table.bytes_held) == (False, 8)
+    assert (table.memory_full, table.bytes_held) == (False, 8)
     opened(table, call_of(3, rows=5))
-    assert (table.heavy, table.bytes_held) == (True, 18)
+    assert (table.memory_full, table.bytes_held) == (True, 18)
     outputs(table, first)
-    assert (table.heavy, table.bytes_held) == (True, 10)
+    assert (table.memory_full, table.bytes_held) == (True, 10)
     table.close_all()
-    assert (table.heavy, table.bytes_held) == (False, 0)
+    assert (table.memory_full, table.bytes_held) == (False, 0)
 
 
 def test_an_id_is_in_use_on_its_own_connection_until_it_is_answered(table: Any) -> None:

@@ -380,21 +380,21 @@ async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone
 @on_loop
 async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tmp_path: Path) -> None:
     script = f"[ -e {tmp_path / 'mended'} ] || {{ echo loading; echo no module; echo; exit 2; }}; {replica('one')}"
-    extra = ReplicaProgram(script)
+    program = ReplicaProgram(script)
     async with running({}) as (supervisor, said):
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         await said.until(lambda items: any(name == "up" and "f.1" in line for name, line in items))
         assert list(supervisor.down()) == ["f.1"]
         assert "no module" in supervisor.down()["f.1"]
         (tmp_path / "mended").touch()
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         assert supervisor.pids() == {}
         supervisor.retry("f")
         assert supervisor.down() == {}
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         await heard(said, ("f.1", "one up"))
         supervisor.retry("f")  # leaves replicas that serve alone
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         assert list(supervisor.pids()) == ["f.1"]
 
 
@@ -437,9 +437,9 @@ async def test_only_replicas_are_asked_to_report() -> None:
 
 @on_loop
 async def test_replicas_are_as_many_as_was_said_last() -> None:
-    extra = ReplicaProgram(replica("one"))
+    program = ReplicaProgram(replica("one"))
     async with running({}) as (supervisor, _):
         for count in (3, 1, 2, 0, 1):
-            assert not supervisor.scale("f", extra, count)
+            assert not supervisor.scale("f", program, count)
             while len(supervisor.pids()) != count:  # noqa: ASYNC110  # processes start and end in their own time
                 await asyncio.sleep(0)

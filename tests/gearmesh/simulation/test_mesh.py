@@ -62,10 +62,10 @@ class World:
 
     def run(self, until_s: float) -> None:
         """All that is due by then happens."""
-        self.mesh.settle()
+        self.mesh.run_due()
         while self.mesh.timeline.next_s() <= until_s:
             self.mesh.timeline.advance(self.mesh.timeline.next_s())
-            self.mesh.settle()
+            self.mesh.run_due()
         self.mesh.timeline.advance(until_s)
 
     @property

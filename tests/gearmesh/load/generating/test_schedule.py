@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.generating.schedule import closed_clients, deal_clients, draws, first_asked, growing, open_arrivals
+from gearmesh.load.generating.schedule import closed_clients, draws, first_asked, growing, open_arrivals, share_clients
 from gearmesh.load.plan import (
     Closed,
     Growing,
@@ -90,10 +90,10 @@ def test_every_client_is_dealt_to_one_generator():
     closed = RequestStream("s", ("a", "b"), Closed(5, per_model=True), Slo((50.0,)))
     groups = closed_clients(phase_of(closed, opened()), INDEX, TARGETS, 0)
     assert [(group.count, group.models, group.stream) for group in groups] == [(5, (0,), 0), (5, (1,), 0)]
-    dealt = [deal_clients(groups, part, 3) for part in range(3)]
+    shares = [share_clients(groups, part, 3) for part in range(3)]
     for model in (0, 1):
-        assert sum(group.count for part in dealt for group in part if group.models == (model,)) == 5
-    assert sorted(sum(group.count for group in part) for part in dealt) == [3, 3, 4]
+        assert sum(group.count for part in shares for group in part if group.models == (model,)) == 5
+    assert sorted(sum(group.count for group in part) for part in shares) == [3, 3, 4]
 
 
 def test_clients_that_draw_their_model_follow_zipf():

@@ -44,11 +44,11 @@ class Served:
         room: Room,
         host_bytes_max: int,
         attempts: Attempts | None = None,
-        patience: HangLimits | None = None,
+        hang_limits: HangLimits | None = None,
     ) -> None:
         self.driver = driver
         self.device = CudaDevice(
-            driver, room, helper, host_bytes_max=host_bytes_max, attempts=attempts, patience=patience
+            driver, room, helper, host_bytes_max=host_bytes_max, attempts=attempts, hang_limits=hang_limits
         )
         self.lost: list[str] = []
         self.told_lost = asyncio.Event()

@@ -74,8 +74,8 @@ def open_hanging(settings: Settings) -> CudaDevice:
     room = Room(page_bytes=MIB, pages=8, buffer_pages=4)
     driver = HangingDriver(name)
     least_s = max(LEAST_S, age_s())
-    patience = HangLimits(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
-    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, patience=patience)
+    hang_limits = HangLimits(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
+    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, hang_limits=hang_limits)
 
 
 def age_s() -> float:
