@@ -51,26 +51,26 @@ class RepositoryVersions:
         self._tell: Tell | None = None
 
     def attach(self, pump: Pump, tell: Tell) -> None:
-        """See Versions."""
+        """`pump` learns what can be executed, and reports go to `tell`. Called once, before everything else."""
         self._pump, self._tell = pump, tell
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See Versions."""
+        """The last report of each version that is prepared: part of the worker's hello."""
         return self._ledger.reports()
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """See Versions."""
+        """Refs of the versions that are being prepared, in alphabetical order."""
         return tuple(sorted(self._preparing))
 
     def close(self) -> None:
-        """See Versions. A preparation that has begun goes on; nobody hears of its end."""
+        """Nothing is prepared any more. A preparation that has begun goes on; nobody hears of its end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
     def prepare(self, ref: str, content: str) -> None:
-        """See Versions."""
+        """The version is being prepared, with this content if one is named. The controller will be told how it went."""
         report = self._ledger.report(ref)
         if report is not None and report.content and content not in ("", report.content):
             self.forget(ref)  # it was prepared with another content
@@ -141,7 +141,7 @@ class RepositoryVersions:
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def forget(self, ref: str) -> None:
-        """See Versions."""
+        """The version is neither prepared nor measured here any more, and what it held on the device is given back."""
         assert self._pump is not None
         self._preparing.pop(ref, None)
         self._packages.pop(ref, None)
@@ -151,7 +151,7 @@ class RepositoryVersions:
         log.info("forgotten", ref=ref)
 
     def withdraw(self, ref: str, why: str) -> None:
-        """See Versions."""
+        """The version, whose files have changed, is not served until the controller asks again; it is told why."""
         if self._ledger.report(ref) is None:
             return  # it was forgotten in the meantime
         log.warning("withdrawn", ref=ref, why=why, code=PackageCode.CONTENT_CHANGED)
@@ -159,7 +159,7 @@ class RepositoryVersions:
         self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED))
 
     def device_lost(self, why: str) -> None:
-        """See Versions. A preparation that has begun has GIVE_UP_S to end: it may be what the device was lost by."""
+        """No preparation begins. One that has begun has GIVE_UP_S to end: it may be what the device was lost by."""
         self._lost = True
         for ref, preparation in list(self._preparing.items()):
             if preparation.cancel():  # it has not begun: the next process prepares the version
@@ -175,7 +175,7 @@ class RepositoryVersions:
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See Versions."""
+        """The measurement of the version, if it is being measured, has one more duration."""
         if self._ledger.is_measured(action.ref):
             traits = self._device.traits(action.ref)
             self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from))

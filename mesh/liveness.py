@@ -42,7 +42,7 @@ class Liveness:
     def wake(self, now: float, *, blind: bool = False) -> Due:
         """Returns the heartbeats due and the peers lost at `now`.
 
-        `blind_since`: this process did not run since then (it was stopped, or starved); the silence until `now` then
+        `blind`: this process did not run for a while until `now` (it was stopped, or starved); the silence so far then
         counts as at most one interval.
         """
         if blind:

@@ -102,7 +102,7 @@ class Bench:
         return found
 
     def gathers(self) -> list[Figures]:
-        """Copies seven pages into the weight buffer: with the driver's gather, with torch's, with one copy per page."""
+        """Copies seven pages into the execution buffer: with the driver's gather, torch's, and one copy per page."""
         arena = self.driver.allocate(ROOM.arena_bytes).view(torch.int64).view(ROOM.pages, -1)
         execution_buffer = self.driver.allocate(ROOM.buffer_bytes).view(torch.int64).view(ROOM.buffer_pages, -1)
         chosen = [11, 2, 13, 5, 0, 8, 3]

@@ -48,7 +48,7 @@ class StateCache:
         return held
 
     def begin_read(self, key: Key, now: float) -> bool:
-        """True if the caller has to read the state from the store; then False for others until `refreshed` or `failed`."""
+        """True if the caller has to read the state from the store; then False until `refreshed` or `failed`."""
         held = self._held.get(key)
         if held is None:
             held = self._put(key, CachedState(None, now))

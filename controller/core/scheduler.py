@@ -30,9 +30,7 @@ from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 
-WORKERS_COME_S = (
-    3.0  # after the start requests wait so long for workers, which may be on their way from our predecessor
-)
+WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
 WAKE_S_MIN = 50e-6  # between two decisions that no event causes
 

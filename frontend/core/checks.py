@@ -42,7 +42,7 @@ def check_weight(request: InferRequest) -> float:
 
 
 def check_names(request: InferRequest) -> None:
-    """Checks that exactly one of model and app is given, and that names have the form of names. Raises: RequestRefused."""
+    """Exactly one of model and app is given, and names have the form of names. Raises: RequestRefused."""
     if (request.model is None) == (request.app is None):
         raise RequestRefused(ErrorCode.BAD_TARGET, "give either model or app", "model", request.id)
     if request.model is not None:
@@ -68,7 +68,7 @@ class InputRules:
         self._row_bytes = byte_count(first.dtype, self._rest)
 
     def check(self, request: InferRequest, frames: Sequence[bytes | memoryview]) -> Checked:
-        """The request's tensors, in the order of the spec, not copied. Raises: RequestRefused, which names the field."""
+        """The request's tensors in the order of the spec, not copied. Raises: RequestRefused, which names the field."""
         if self._single and len(request.inputs) == 1:
             tensor = request.inputs[0]
             shape = tensor.shape

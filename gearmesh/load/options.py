@@ -70,7 +70,7 @@ class LoadOptions:
 
 
 def takes_options(command: Any) -> Any:
-    """Turns the command's `**options` into flags: one for each field of Options, after its parameter `model`."""
+    """Turns the command's `**options` into flags: one for each field of LoadOptions, after its parameter `model`."""
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:

@@ -172,7 +172,11 @@ def _scaling(scale: float, seconds: float) -> list[ExperimentSetup]:
             return tuple(
                 LoadPhase(
                     f"{workers} workers x{factor:g}", seconds,
-                    (RequestStream("all", _names(models), Open(Workload("poisson", 700.0 * factor * workers / ratio)), slo),),
+                    (
+                        RequestStream(
+                            "all", _names(models), Open(Workload("poisson", 700.0 * factor * workers / ratio)), slo
+                        ),
+                    ),
                 )
                 for factor in (0.5, 1.0, 1.5)
             )  # fmt: skip

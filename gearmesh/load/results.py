@@ -20,7 +20,7 @@ class PhaseRun:
     stray: int
     broken: int  # connections to the mesh that were lost
     full: bool  # a generator could record no more requests, and its clients stopped
-    watched: dict[str, object]  # result of machine.Watch.stop()
+    watched: dict[str, object]  # result of MachineWatch.stop()
 
 
 @dataclass(slots=True)

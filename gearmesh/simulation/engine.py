@@ -167,13 +167,13 @@ class _Run:
         self._arrive(self.outcome.model[i], self.outcome.slo_s[i], first.weight, first.rows)
 
     def answered(self, action: wire.Infer) -> None:
-        """See gearmesh.simulation.mesh.Clients."""
+        """Each request in the batch has its outcome: outputs have arrived."""
         for part in action.parts:
             self.outcome.heard[part.request] += 1
             self._answer(part.request, OK, action.batch)
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
-        """See gearmesh.simulation.mesh.Clients. A refusal of an earlier attempt is not heeded."""
+        """The request has its outcome, unless the refusal is of an earlier attempt."""
         if refused.attempt == self.asked[refused.request].attempt:
             self.outcome.heard[refused.request] += 1
             self._answer(refused.request, refused.status)

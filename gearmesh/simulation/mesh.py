@@ -38,7 +38,7 @@ class Clients(Protocol):
 
 
 class VirtualMesh:
-    """One controller at a time, and some workers. Whoever drives it calls `advance` and then `run_due`, again and again.
+    """One controller at a time, and some workers. Its driver calls `advance` and then `run_due`, again and again.
 
     `make_scheduler(now)` makes the scheduler of a controller that starts. `clock_error_s` draws by how much the
     controller is wrong about the clock of a worker that it hears; None: all clocks agree.

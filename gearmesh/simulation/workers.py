@@ -26,16 +26,16 @@ class SimVersions(Protocol):
         """The worker starts, or starts again."""
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See Versions."""
+        """The last report of each version that is prepared: part of the worker's hello."""
 
     def prepare(self, ref: str, content: str) -> None:
-        """See Versions."""
+        """The controller asks for a version, with this content if one is named. It will be told how that went."""
 
     def forget(self, ref: str) -> None:
-        """See Versions; but the lanes are told by the worker."""
+        """The controller does not want the version any more. The worker itself tells the lanes."""
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See Versions."""
+        """An action ended well."""
 
 
 class SimWorker:
@@ -156,7 +156,7 @@ class SimWorker:
     # -- the device ---------------------------------------------------------------------------------------------------
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See gpu_worker.core.pump.Executor."""
+        """The phase has started. Returns how it went if it is over already; None: its end comes by `wake`."""
         now = self._now_s()
         if self._checked and phase in (Phase.LOAD, Phase.EXEC):
             action = job.action

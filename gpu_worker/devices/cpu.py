@@ -1,4 +1,4 @@
-"""The CPU as a device: the same pages, weight buffers and lanes as a GPU, in host memory, with a real copy on LOAD.
+"""The CPU as a device: the same pages, execution buffers and lanes as a GPU, in host memory, with a real copy on LOAD.
 
 EXEC runs on one thread at a time: short ones on the loop's thread (handing them over costs more than they take), long
 ones on their own thread, so that the worker keeps answering its controller.
@@ -130,8 +130,8 @@ class CpuDevice:
         faults = []
         if package.image_bytes > self._weights_bytes_max:
             faults.append(
-                f"its weights take {package.image_bytes >> 20} MiB; the execution buffer is {self._weights_bytes_max >> 20} MiB "
-                "(GEARMESH_WINDOW_MB)"
+                f"its weights take {package.image_bytes >> 20} MiB; the execution buffer is "
+                f"{self._weights_bytes_max >> 20} MiB (GEARMESH_WINDOW_MB)"
             )
         if package.pages(self.info.page_bytes) > self.info.pages:
             faults.append(

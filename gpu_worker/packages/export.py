@@ -205,7 +205,8 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
             forward = torch.export.load(file).graph_module.forward
             found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
         except Exception as error:  # torch.export may raise anything
-            why = f"torch.export cannot load the graph that it saved: {examples.message_of(error)}. Serve it as a container"
+            text = examples.message_of(error)
+            why = f"torch.export cannot load the graph that it saved: {text}. Serve it as a container"
             raise PackageError(place, [why], PackageCode.NOT_EXPORTABLE) from None
         if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
             why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"

@@ -33,7 +33,7 @@ class Meddled:
         self.prepared: list[str] = []
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device."""
+        """The version is prepared; the files were meddled with before and after."""
         self._before()
         profile = self._device.prepare(package)
         self.prepared.append(package.ref)

@@ -37,7 +37,7 @@ class Gated:
         self.gate.set()
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device."""
+        """The version is prepared, once the gate is open."""
         self.begun.release()
         self.gate.wait()
         return self._device.prepare(package)

@@ -44,7 +44,7 @@ class Served(Protocol):
 
 @dataclass(slots=True, eq=False)
 class RemoteDevice(ABC):
-    """One worker's device. Its fields are for everybody to read; only its own methods and `State` change them.
+    """One worker's device. Its fields are for everybody to read; only its own methods and `ShardState` change them.
 
     Instants are in the controller's clock.
     """

@@ -20,9 +20,7 @@ class Reporting:
     name: str = ""  # member id of this controller
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
-    _last_reports: dict[str, wire.PrepareReport] = field(
-        default_factory=dict
-    )  # {ref: what the broker was told of it last}
+    _last_reports: dict[str, wire.PrepareReport] = field(default_factory=dict)  # {ref: what the broker was told last}
 
     # -- frontends ----------------------------------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ class FeedbackDesk:
         return NotApplied(FeedbackReason.NOTHING_TO_LEARN, text)
 
     def _observation(self, request: protocol.FeedbackRequest, decision: Decision) -> Observation | None:
-        """Returns the losses, 0 to 1, of the models that answered; None if none can be learned. Raises: RequestRefused."""
+        """The losses, 0 to 1, of the models that answered; None if none can be learned. Raises: RequestRefused."""
         if request.context is not None and request.context != decision.context:
             text = f"the decision was made in the context {decision.context!r}; got {request.context[:40]!r}"
             raise RequestRefused(ErrorCode.BAD_CONTEXT, text, "context", request.id)

@@ -101,7 +101,7 @@ class ApplicationRegistry:
         return app, self._rules[app.name]
 
     def _refusal(self, request: protocol.InferRequest) -> RequestRefused:
-        """Returns why no application can be asked. Raises: RequestRefused, if the request is at fault whatever there is."""
+        """Why no application can be asked. Raises: RequestRefused, if the request is at fault whatever there is."""
         checks.check_names(request)
         if request.version is not None:
             text = "version goes with model; an application has none"

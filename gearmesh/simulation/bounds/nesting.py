@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Places(Protocol):
-    """What this module needs of packing.Offers."""
+    """What this module needs of packing.BatchPlaces."""
 
     @property
     def batch(self) -> int: ...

@@ -4,7 +4,7 @@ One thread issues. The loop's thread hands phases over; threads that wait for ev
 
     LOAD    loads.py                                                                              stream load
     INPUT   bytes into a pinned slot (large ones by a helper), from there to the device           stream input
-    EXEC    slot to static input, gather unless the weight buffer holds the model, replay, back   stream exec
+    EXEC    slot to static input, gather unless the execution buffer holds the model, replay, back   stream exec
     OUTPUT  issued with EXEC, after it; the phase waits for it and copies it out of the slot      stream output
 
 Instants are the host's: when work was issued, and when its end was observed. Durations are the device's, between two
@@ -175,7 +175,7 @@ class CudaDevice:
         return Traits(engine="graph", load_from=version.image.place)
 
     def unloaded(self, ref: str) -> None:
-        """The weight buffer must gather the version's weights again.
+        """The execution buffer must gather the version's weights again.
 
         The buffer's copy would still be valid, but then no figure would show the cost of a gather.
         """

@@ -89,7 +89,7 @@ class Driver(Protocol):
     def gather(self, arena: torch.Tensor, buffer: torch.Tensor, pages: torch.Tensor) -> None:
         """Copies, inside `Stream.run`: buffer[i] = arena[pages[i]].
 
-        `arena` `[all pages, words]` int64, `buffer` (the weight buffer) `[its pages, words]` int64, `pages` `[n]`
+        `arena` `[all pages, words]` int64, `buffer` (for execution) `[its pages, words]` int64, `pages` `[n]`
         int64.
         """
 

@@ -1,4 +1,4 @@
-"""The gather as one kernel: copies pages from anywhere in the arena, one after the other, into the weight buffer.
+"""The gather as one kernel: copies pages from anywhere in the arena, one after the other, into the execution buffer.
 
 One program copies one block of one page with the widest loads. `torch.index_select` does the same with an index
 computed for every element; one copy per page goes through the copy engine, which is slower within one device.

@@ -1,7 +1,7 @@
 """Executables of one architecture: its operations, captured once for each size of the ladder.
 
-The captured operations read weights from the weight buffer and inputs from `static`, and write outputs to `static`.
-These places are fixed and shared by all models of the architecture; models differ in what the weight buffer holds.
+The captured operations read weights from the execution buffer and inputs from `static`, and write outputs to `static`.
+These places are fixed and shared by all models of the architecture; models differ in what the execution buffer holds.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class GraphExecutable:
 
 
 def weights_of(flat: torch.Tensor, package: Package) -> list[torch.Tensor]:
-    """Returns views of an image or of the weight buffer (uint8), in the order in which the architecture takes them."""
+    """Views of an image or of the execution buffer (uint8), in the order in which the architecture takes them."""
     return [view(flat, weight) for weight in package.layout]
 
 
@@ -46,7 +46,7 @@ def tensor_at(flat: torch.Tensor, place: TensorPlace) -> torch.Tensor:
 def build(
     driver: Driver, package: Package, image: torch.Tensor, execution_buffer: torch.Tensor, sizes: Sequence[int] = ()
 ) -> GraphExecutable:
-    """Returns the architecture of `package`, warmed up with the weights of `image` and captured on the weight buffer.
+    """The architecture of `package`, warmed up with the weights of `image` and captured on the execution buffer.
 
     `image`: uint8, on the host. `execution_buffer`: as bytes. `sizes`: to capture, ascending up to the largest batch;
     none: the ladder. Runs on the thread that prepares, and writes to nothing that serving uses: the warm-up has its own

@@ -69,7 +69,7 @@ class Issuer:
         """`work` runs at `due_s`, or at once if that is past."""
         self._given.put((due_s, work))
 
-    def wait(self) -> ObservedWork | None:
+    def observed(self) -> ObservedWork | None:
         """Returns what the thread is issuing; None if nothing."""
         return ObservedWork(self.name, self._turn, "issuing what was ordered") if self._at_work else None
 

@@ -28,8 +28,8 @@ def capacity_faults(package: Package, room: Room) -> list[str]:
     faults = []
     if package.image_bytes > room.buffer_bytes:
         faults.append(
-            f"its weights take {package.image_bytes / MIB:.1f} MiB; the execution buffer is {room.buffer_bytes // MIB} MiB "
-            "(GEARMESH_WINDOW_MB)"
+            f"its weights take {package.image_bytes / MIB:.1f} MiB; the execution buffer is "
+            f"{room.buffer_bytes // MIB} MiB (GEARMESH_WINDOW_MB)"
         )
     batch_bytes = lay_out(package.spec, package.spec.batch_max).end
     if batch_bytes > SLOT_BYTES_MAX:
@@ -44,7 +44,7 @@ def capacity_faults(package: Package, room: Room) -> list[str]:
 
 
 class Memory:
-    """Arena, weight buffer and page table of one device. Raises: DeviceError."""
+    """Arena, execution buffer and page table of one device. Raises: DeviceError."""
 
     def __init__(self, driver: Driver, room: Room) -> None:
         self.room = room

@@ -1,4 +1,4 @@
-"""What goes where and when: batch sizes, places in buffers, contents of the weight buffer, sizes of what is allocated.
+"""What goes where and when: batch sizes, places in buffers, contents of the execution buffer, sizes to allocate.
 
 Pure. Sizes are bytes and instants are seconds of one clock, unless a name says otherwise.
 """
@@ -84,7 +84,7 @@ def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple
 
 @dataclass(slots=True)
 class ExecutionBuffer:
-    """Whose weights the weight buffer holds, after everything issued so far.
+    """Whose weights the execution buffer holds, after everything issued so far.
 
     The weights of a version never change once it is prepared, so the number of its preparation identifies them: the
     buffer may still hold a model whose pages were given to others long ago.
@@ -150,7 +150,7 @@ class Room:
 
     page_bytes: int
     pages: int  # of the arena
-    buffer_pages: int  # of the weight buffer
+    buffer_pages: int  # of the execution buffer
 
     @property
     def arena_bytes(self) -> int:
@@ -159,7 +159,7 @@ class Room:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of the weight buffer."""
+        """Bytes of the execution buffer."""
         return self.buffer_pages * self.page_bytes
 
 
@@ -170,7 +170,7 @@ RESERVE_SHARE = 0.06
 def make_room(name: str, *, free: int, total: int, page_bytes: int, arena_bytes: int, buffer_bytes: int) -> Room:
     """Returns what to allocate on a device with so much free memory; `arena_bytes` 0: everything that is left.
 
-    Room for a second weight buffer stays free: preparing a model needs its weights on the device once more. Raises:
+    Room for a second execution buffer stays free: preparing a model needs its weights on the device once more. Raises:
     DeviceError.
     """
     buffer_pages = -(-buffer_bytes // page_bytes)

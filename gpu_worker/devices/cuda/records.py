@@ -66,7 +66,7 @@ class Figures:
 
     # of each EXEC: time from due to issued, in seconds
     late_s: deque[float] = field(default_factory=lambda: deque(maxlen=FIGURES_MAX))
-    gathers: int = 0  # EXECs whose model was not in the weight buffer
+    gathers: int = 0  # EXECs whose model was not in the execution buffer
     graphs: int = 0
     graph_bytes: int = 0
     kept_warm: int = 0

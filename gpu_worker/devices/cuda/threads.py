@@ -19,7 +19,7 @@ class DeviceThread(Protocol):
 
     name: str
 
-    def wait(self) -> ObservedWork | None:
+    def observed(self) -> ObservedWork | None:
         """Returns what the thread waits for or does, if a device can delay that; else None."""
 
     @property
@@ -56,7 +56,7 @@ class EventWatcher:
         """
         self._given.put((event, reached, ref, expected_s))
 
-    def wait(self) -> ObservedWork | None:
+    def observed(self) -> ObservedWork | None:
         """Returns what the thread waits for: the oldest event that it watches; None if it watches none."""
         waiting = self._waiting
         if waiting is None:
@@ -123,7 +123,7 @@ class Helper:
         """The caller's reference to `thing` will be dropped on this thread."""
         self._given.put(partial(_let_go, thing))
 
-    def wait(self) -> ObservedWork | None:
+    def observed(self) -> ObservedWork | None:
         """Returns None always: a disk may delay this thread, and freeing takes its time."""
 
     @property

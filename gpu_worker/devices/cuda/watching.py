@@ -49,10 +49,10 @@ class ThreadObserver:
 
     def look(self, now: float) -> bool:
         """Observes once. Returns whether the device is given up; then `given_up` was called."""
-        seen = [*(thread.wait() for thread in self._threads), self._preparing]
-        waits = [wait for wait in seen if wait is not None]
+        seen = [*(thread.observed() for thread in self._threads), self._preparing]
+        works = [work for work in seen if work is not None]
         ended = [thread.name for thread in self._threads if thread.broken]
-        why = self._watchdog.look(waits, ended=ended, now=now)
+        why = self._watchdog.look(works, ended=ended, now=now)
         if why:
             self._given_up(why)
         return bool(why)

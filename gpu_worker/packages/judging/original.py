@@ -110,10 +110,9 @@ class Original:
                 except Exception as error:  # the author's code may raise anything
                     why = error
         assert why is not None
-        told = (
-            f"forward fails on the rows of example: {_message_of(why)}" if kept else examples.not_run(_message_of(why))
-        )
-        raise PackageError(self.place, [told], PackageCode.FORWARD_FAILED)
+        text = _message_of(why)
+        fault = f"forward fails on the rows of example: {text}" if kept else examples.not_run(text)
+        raise PackageError(self.place, [fault], PackageCode.FORWARD_FAILED)
 
     def answers(self, module: nn.Module, batch: TrialBatch) -> list[torch.Tensor]:
         """Returns what another module gives for the batch, flattened as this one's.
@@ -127,7 +126,8 @@ class Original:
         try:
             return example_call(module or self.module, self.binding, inputs)
         except Exception as error:  # the author's code may raise anything
-            why = f"forward fails on {counted(rows)}: {_message_of(error)}. It must take any number of rows up to batch_max"
+            text = _message_of(error)
+            why = f"forward fails on {counted(rows)}: {text}. It must take any number of rows up to batch_max"
             raise PackageError(self.place, [why], PackageCode.FORWARD_FAILED) from None
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

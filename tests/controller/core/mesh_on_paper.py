@@ -67,7 +67,7 @@ class OrderedNetwork:
         self._arrivals: dict[tuple[str, str], float] = {}  # {link: when the last envelope arrives}
 
     def delay_s(self, sender: str, receiver: str, message: object, now: float) -> float | None:
-        """See gearmesh.simulation.mesh.Network."""
+        """Seconds until the message arrives, the same for all that one turn sends over this link; None: it is lost."""
         if receiver == CLIENTS or isinstance(message, wire.Refused):
             return 0.0
         link = (sender, receiver)
@@ -100,26 +100,26 @@ class PreparedInTime:
         self._left: dict[str, list[tuple[int, int]]] = {}  # {ref: (batch, measuring runs) to be done}
 
     def attach(self, pump: Pump, tell: Callable[[wire.Prepared], None]) -> None:
-        """See SimVersions."""
+        """The worker starts, or starts again, with no version prepared."""
         self._pump, self._tell = pump, tell
         self._reports.clear()
         self._left.clear()
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See SimVersions."""
+        """The last report of each version that is prepared."""
         return tuple(self._reports.values())
 
     def prepare(self, ref: str, content: str) -> None:
-        """See SimVersions."""
+        """The version will be prepared later."""
         self.later(lambda: self._prepared(ref))
 
     def forget(self, ref: str) -> None:
-        """See SimVersions."""
+        """The version is neither prepared nor measured any more."""
         self._reports.pop(ref, None)
         self._left.pop(ref, None)
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See SimVersions. Measuring runs are counted."""
+        """A measuring run is counted; the last one completes the report."""
         left = self._left.get(action.ref)
         if left is None or isinstance(action, wire.Load) or action.parts:
             return
@@ -270,13 +270,13 @@ class Story:
                 self._send(key)
 
     def answered(self, action: wire.Infer) -> None:
-        """See gearmesh.simulation.mesh.Clients."""
+        """The batch is noted, and that its requests got outputs."""
         self.executed.append((action.ref, action.batch))
         for part in action.parts:
             self.outcomes[part.frontend, part.request].outputs += 1
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
-        """See gearmesh.simulation.mesh.Clients."""
+        """The code of the refusal is noted."""
         self.outcomes[frontend, refused.request].refusals.append(refused.code)
 
     # -- workers ------------------------------------------------------------------------------------------------------

@@ -43,15 +43,15 @@ class World:
         return LOAD_S if phase is Phase.LOAD else EXEC_S
 
     def delay_s(self, sender: str, receiver: str, message: Any, now: float) -> float | None:
-        """See Network."""
+        """The same delay for every message; None to a receiver that is lost."""
         return None if receiver in self.lost else DELAY_S
 
     def answered(self, action: wire.Infer) -> None:
-        """See Clients."""
+        """The outputs are noted, with their instant."""
         self.heard += [(AnswerStatus.OK, part.request, self.mesh.now) for part in action.parts]
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
-        """See Clients."""
+        """The refusal is noted, with its instant."""
         self.heard.append((refused.code, refused.request, self.mesh.now))
 
     def submit(self, number: int = 1, budget_s: float = 1.0) -> None:

@@ -189,7 +189,8 @@ def test_the_file_says_what_was_asked_and_of_whom(tmp_path):
     lines = tuple(RecordedRequest(float(i), "m") for i in range(1000))
     slo = Slo((100.0,))
     phase = LoadPhase("p", 10.0, (
-        RequestStream("open", ("m",), Open(Workload("gamma", 5.0, cv=2.0)), slo), RequestStream("closed", ("m",), Closed(3), slo),
+        RequestStream("open", ("m",), Open(Workload("gamma", 5.0, cv=2.0)), slo),
+        RequestStream("closed", ("m",), Closed(3), slo),
         RequestStream("replayed", ("m",), Replay(lines), slo),
     ))  # fmt: skip
     run = phase_run(recorded([(1.0, 1.0, 1.2, 1.0, "ok")]))

@@ -129,7 +129,7 @@ async def hangs(on: Served, driver: HangingDriver, *names: str) -> None:
     assert await asyncio.to_thread(driver.waits.wait, LIMIT_S)
 
     def see() -> None:
-        while not all(thread.wait() for thread in threads):
+        while not all(thread.observed() for thread in threads):
             os.sched_yield()
 
     await asyncio.to_thread(see)

@@ -5,18 +5,18 @@ import pytest
 from gpu_worker.devices.cuda.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
 from tests.messages import names
 
-PATIENCE = HangLimits(least_s=10.0, times=20.0, preparing_s=60.0, prepare_s=600.0, look_s=1.0)
+LIMITS = HangLimits(least_s=10.0, times=20.0, preparing_s=60.0, prepare_s=600.0, look_s=1.0)
 
 
 def exec_of(turn: int, expected_s: float = 0.001) -> ObservedWork:
     return ObservedWork("watch exec", turn, "EXEC of m:1", expected_s)
 
 
-def given_up_at(*waits: ObservedWork, until_s: int = 5000, ended: tuple[str, ...] = ()) -> tuple[int, str] | None:
+def given_up_at(*works: ObservedWork, until_s: int = 5000, ended: tuple[str, ...] = ()) -> tuple[int, str] | None:
     """Returns the second at which a device whose threads stay at these works is given up, and why."""
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     for second in range(until_s):
-        why = dog.look(waits, ended=ended, now=1000.0 + second)
+        why = dog.look(works, ended=ended, now=1000.0 + second)
         if why:
             return second, why
     return None
@@ -30,7 +30,7 @@ def test_what_was_issued_may_take_ten_seconds_and_no_more() -> None:
 
 
 def test_the_limit_itself_is_not_beyond_it() -> None:
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     for now in (0.0, *range(1, 10), 10.0):
         assert dog.look([exec_of(1)], now=now) == ""
     assert dog.look([exec_of(1)], now=10.001) != ""
@@ -42,8 +42,8 @@ def test_what_is_expected_to_take_long_may_take_twenty_times_that(expected_s: fl
 
 
 def test_each_work_has_its_own_time() -> None:
-    """One thread waits for one event after the other: only the same event, observed again and again, is too long."""
-    dog = Watchdog(PATIENCE)
+    """One thread works for one event after the other: only the same event, observed again and again, is too long."""
+    dog = Watchdog(LIMITS)
     for second in range(200):
         assert dog.look([exec_of(turn=second // 10)], now=float(second)) == ""
     for second in range(200, 211):
@@ -52,14 +52,14 @@ def test_each_work_has_its_own_time() -> None:
 
 
 def test_a_thread_that_rested_begins_anew() -> None:
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     for second in range(100):
         assert dog.look([exec_of(1)] if second % 10 else [], now=float(second)) == ""
 
 
 def test_a_process_that_stood_still_is_no_device_that_hangs() -> None:
     """The process was stopped, or asleep with its machine: of an hour without observation, only two intervals count."""
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     assert dog.look([exec_of(1)], now=0.0) == ""
     assert dog.look([exec_of(1)], now=3600.0) == ""
     for second in range(3601, 3609):
