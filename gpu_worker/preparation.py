@@ -29,7 +29,7 @@ log = structlog.get_logger("worker")
 
 
 class RepositoryVersions:
-    """See gpu_worker.versions.Versions. One version is prepared at a time."""
+    """The `Versions` of a repository. One version is prepared at a time."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class NoisyNetwork:
         self._rng = rng
 
     def delay_s(self, sender: str, receiver: str, message: object, now: float) -> float:
-        """See gearmesh.simulation.mesh.Network. Nothing is lost."""
+        """Seconds until the message arrives, with the noise of the scenario; nothing is lost."""
         if not self._mean_ms and not self._jitter_ms:
             return 0.0
         jitter_ms = self._rng.exponential(self._jitter_ms) if self._jitter_ms else 0.0

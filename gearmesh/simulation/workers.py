@@ -170,10 +170,10 @@ class SimWorker:
         return done
 
     def release(self, job: Job) -> None:
-        """See gpu_worker.core.pump.Executor. Jobs hold nothing here."""
+        """Nothing changes: jobs hold nothing here."""
 
     def unloaded(self, ref: str) -> None:
-        """See gpu_worker.core.pump.Executor. There are no views of pages here."""
+        """Nothing changes: there are no views of pages here."""
 
     def _ended(self, phase: Phase, job: Job) -> None:
         if not self._checked:
