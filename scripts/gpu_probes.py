@@ -23,10 +23,10 @@ from torch import nn
 from gearmesh.telemetry.machine import describe
 from gpu_worker.devices.cuda.driver import Driver, Event, Stream
 from gpu_worker.devices.cuda.graphs import build
-from gpu_worker.devices.cuda.loads import PIECE_BYTES
 from gpu_worker.devices.cuda.nvidia import index_gather
 from gpu_worker.devices.cuda.plans import MIB
-from gpu_worker.devices.executables import read_image
+from gpu_worker.devices.cuda.transfer.loads import PIECE_BYTES
+from gpu_worker.devices.execution.executables import read_image
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package
 from scripts.rigs.gpu_figures import PAGE, ROOM, Figures, open_driver, spread

@@ -1,0 +1,1 @@
+"""What a frontend decides: requests, the prediction cache, applications, and the public protocol."""

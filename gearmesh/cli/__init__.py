@@ -1,0 +1,1 @@
+"""The command `gearmesh`: one module per group of commands, imported when it is typed."""

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from frontend.client.client import Client, RequestError
-from gearmesh.cli.session import client, err, out, settings
+from gearmesh.cli.terminal.session import client, err, out, settings
 
 applications = typer.Typer(
     add_completion=False, help="Applications: several models behind one name, learning from feedback."

@@ -6,9 +6,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from frontend.client.client import RequestError
-from gearmesh.cli.answers import show
 from gearmesh.cli.applications import from_json
-from gearmesh.cli.session import client, err, out, settings, usage
+from gearmesh.cli.terminal.answers import show
+from gearmesh.cli.terminal.session import client, err, out, settings, usage
 
 app = typer.Typer(add_completion=False)
 
@@ -23,7 +23,7 @@ def infer(
     context: Annotated[str | None, typer.Option(help="Whose selection state; with --app.")] = None,
 ) -> None:
     """Asks a model or an application once, and prints what it says."""
-    from gearmesh.cli.inputs import InputError, read_input
+    from gearmesh.cli.terminal.inputs import InputError, read_input
 
     if context is not None and not as_app:
         usage("--context goes with --app: a model has no state to select")

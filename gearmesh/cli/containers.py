@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gearmesh.cli.calls import operator_of, refused
-from gearmesh.cli.session import err, out, settings, usage
+from gearmesh.cli.terminal.calls import operator_of, refused
+from gearmesh.cli.terminal.session import err, out, settings, usage
 from mesh import wire
 from mesh.errors import GearmeshError
 from mesh.process.settings import Settings

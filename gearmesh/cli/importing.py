@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import typer
 
-from gearmesh.cli.session import err, out
+from gearmesh.cli.terminal.session import err, out
 from mesh.errors import GearmeshError
 from mesh.process.configuration import read_settings
 from mesh.tensors import DTYPES

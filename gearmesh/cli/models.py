@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from frontend.client.client import RequestError
-from gearmesh.cli.calls import operator_of, refused
-from gearmesh.cli.session import client, err, out, settings
+from gearmesh.cli.terminal.calls import operator_of, refused
+from gearmesh.cli.terminal.session import client, err, out, settings
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gearmesh.cli.session import out, settings, usage
+from gearmesh.cli.terminal.session import out, settings, usage
 from mesh.net.keys import Keys
 
 app = typer.Typer(add_completion=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gearmesh.cli.models import models_table
-from gearmesh.cli.session import err, out, settings
+from gearmesh.cli.terminal.session import err, out, settings
 
 app = typer.Typer(add_completion=False)
 

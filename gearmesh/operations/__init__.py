@@ -1,0 +1,1 @@
+"""Meshes on this machine: started, supervised, examined, and given models."""

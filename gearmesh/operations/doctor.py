@@ -100,7 +100,7 @@ def _cores(settings: Settings) -> str:
 
 
 def _compiler() -> Finding:
-    from gpu_worker.devices.compiled import find_compiler
+    from gpu_worker.devices.execution.compiled import find_compiler
 
     found = find_compiler()
     if found is None:

@@ -1,0 +1,1 @@
+"""What happened in a mesh: logs read back, timelines, and the machine that it ran on."""

@@ -19,11 +19,19 @@ from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.devices.arena import Arena, Bytes, MappingCache
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
-from gpu_worker.devices.compiled import Compiler
-from gpu_worker.devices.executables import Checks, Forward, check_by_running, dtypes_of, load_forward, read_image, views
+from gpu_worker.devices.execution.compiled import Compiler
+from gpu_worker.devices.execution.executables import (
+    Checks,
+    Forward,
+    check_by_running,
+    dtypes_of,
+    load_forward,
+    read_image,
+    views,
+)
+from gpu_worker.devices.execution.rows import fill, owned, padding_rows
 from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
-from gpu_worker.devices.rows import fill, owned, padding_rows
 from gpu_worker.devices.task_thread import TaskThread
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX

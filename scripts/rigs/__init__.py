@@ -1,0 +1,1 @@
+"""What benchmarks and tests share: meshes of real processes, systems under test, tables."""

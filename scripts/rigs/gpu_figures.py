@@ -7,7 +7,7 @@ from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
-from gpu_worker.devices.cuda.threads import Helper
+from gpu_worker.devices.cuda.waiting.threads import Helper
 
 PAGE = 16 * MIB
 ROOM = Room(page_bytes=PAGE, pages=16, buffer_pages=8)

@@ -7,7 +7,7 @@ import time
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Driver
-from gpu_worker.devices.cuda.threads import Helper
+from gpu_worker.devices.cuda.waiting.threads import Helper
 from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.codes import ActionCode

@@ -1,0 +1,1 @@
+"""Where selection state is kept: SQLite on one host, Redis for several."""

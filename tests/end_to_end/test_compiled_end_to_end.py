@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_worker.devices.compiled import Compiler, compare, find_compiler, open_executable
-from gpu_worker.devices.executables import load_forward
+from gpu_worker.devices.execution.compiled import Compiler, compare, find_compiler, open_executable
+from gpu_worker.devices.execution.executables import load_forward
 from gpu_worker.packages.export import write_package
 
 pytestmark = [

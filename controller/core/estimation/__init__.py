@@ -1,0 +1,1 @@
+"""How long actions take, and when a lane comes free."""

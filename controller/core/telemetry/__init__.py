@@ -1,0 +1,1 @@
+"""What is told of requests and actions: totals, snapshots, and facts for whoever follows."""

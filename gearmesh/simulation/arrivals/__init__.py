@@ -1,0 +1,1 @@
+"""When which model is asked: generated from a seed, or recorded."""

@@ -23,17 +23,17 @@ from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
-from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
-from gpu_worker.devices.cuda.loads import Loader
 from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of
 from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast, padded
 from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, message_of
 from gpu_worker.devices.cuda.reporting import Reporter
-from gpu_worker.devices.cuda.threads import DeviceThread, EventWatcher, Helper
+from gpu_worker.devices.cuda.transfer.loads import Loader
 from gpu_worker.devices.cuda.versions import CudaVersions
-from gpu_worker.devices.cuda.watchdog import HangLimits
-from gpu_worker.devices.cuda.watching import ThreadObserver
+from gpu_worker.devices.cuda.waiting.events import EventPool
+from gpu_worker.devices.cuda.waiting.threads import DeviceThread, EventWatcher, Helper
+from gpu_worker.devices.cuda.waiting.watchdog import HangLimits
+from gpu_worker.devices.cuda.waiting.watching import ThreadObserver
 from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.packages.package import Package
 from mesh import wire

@@ -11,8 +11,8 @@ import torch
 
 from gpu_worker.devices.cuda.driver import Driver, Work
 from gpu_worker.devices.cuda.plans import BatchLayout, TensorPlace, ladder, lay_out
-from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
-from gpu_worker.devices.rows import padding_rows
+from gpu_worker.devices.execution.executables import Forward, check_by_running, load_forward, view
+from gpu_worker.devices.execution.rows import padding_rows
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
 from gpu_worker.packages.trials import Promise, keeps, promise

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpu_worker.devices.cuda.driver import Work
-from gpu_worker.devices.cuda.threads import FOREVER_S, STOP_S, has_ended, stop_thread
-from gpu_worker.devices.cuda.threads import Helper as Helper  # tools outside this repository find it here
-from gpu_worker.devices.cuda.watchdog import ObservedWork
+from gpu_worker.devices.cuda.waiting.threads import FOREVER_S, STOP_S, has_ended, stop_thread
+from gpu_worker.devices.cuda.waiting.threads import Helper as Helper  # tools outside this repository find it here
+from gpu_worker.devices.cuda.waiting.watchdog import ObservedWork
 from gpu_worker.tuning import inherit_priority
 
 # a work due within this time is waited for without sleeping. Source: a sleeping thread is 50 us late or more

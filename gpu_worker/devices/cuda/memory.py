@@ -10,10 +10,10 @@ import torch
 from gpu_worker.core.jobs import Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.copies import BUFFERS
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
 from gpu_worker.devices.cuda.plans import MIB, BatchLayout, Room, lay_out
-from gpu_worker.devices.rows import pad
+from gpu_worker.devices.cuda.transfer.copies import BUFFERS
+from gpu_worker.devices.execution.rows import pad
 from gpu_worker.packages.package import Package
 from mesh import wire
 

@@ -296,7 +296,7 @@ def _gather_of(place: torch.device) -> Callable[[torch.Tensor, torch.Tensor, tor
     arena = torch.arange(4 * 8192, device=place).view(4, 8192)
     buffer, pages = torch.zeros(2, 8192, dtype=torch.int64, device=place), torch.tensor([3, 1], device=place)
     try:
-        from gpu_worker.devices.cuda.gather_kernel import gather
+        from gpu_worker.devices.cuda.transfer.gather_kernel import gather
 
         gather(arena, buffer, pages)
         if torch.equal(buffer, arena[pages]):

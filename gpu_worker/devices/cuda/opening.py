@@ -10,7 +10,7 @@ from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda import nvidia
 from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.plans import MIB, make_room
-from gpu_worker.devices.cuda.threads import Helper
+from gpu_worker.devices.cuda.waiting.threads import Helper
 from gpu_worker.devices.images import host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
 

@@ -10,10 +10,10 @@ from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.graphs import GraphExecutable, build, try_out
 from gpu_worker.devices.cuda.memory import Memory, Ring
 from gpu_worker.devices.cuda.records import CudaVersion, Figures, PinnedImage
-from gpu_worker.devices.cuda.threads import Helper
-from gpu_worker.devices.executables import Checks, read_image
+from gpu_worker.devices.cuda.waiting.threads import Helper
+from gpu_worker.devices.execution.executables import Checks, read_image
+from gpu_worker.devices.execution.rows import padding_rows
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
-from gpu_worker.devices.rows import padding_rows
 from gpu_worker.packages.package import Package
 
 

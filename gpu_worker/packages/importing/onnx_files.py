@@ -19,7 +19,7 @@ import xxhash
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
-from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, message_of, open_session, require
+from gpu_worker.devices.execution.onnx import ORT_DTYPES, OnnxForward, message_of, open_session, require
 from gpu_worker.packages import examples, trials
 from gpu_worker.packages.arguments import PackageOptions, printable
 from gpu_worker.packages.comparing import Run, same, tolerance

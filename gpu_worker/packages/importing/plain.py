@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gpu_worker.devices.executables import TORCH_DTYPES
+from gpu_worker.devices.execution.executables import TORCH_DTYPES
 from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.importing.copying import whole_copy
 from mesh.codes import PackageCode

@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.overrides import TorchFunctionMode
 
-from gpu_worker.devices.executables import dtypes_of
+from gpu_worker.devices.execution.executables import dtypes_of
 from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.importing.folding import simplify, without_dead_code
 from gpu_worker.packages.importing.plain import tensors_in

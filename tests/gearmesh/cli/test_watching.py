@@ -23,7 +23,7 @@ def gearmesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ports: list[int]) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEARMESH_BROKER_PORT", str(ports[0]))
     monkeypatch.setenv("GEARMESH_FRONTEND_PORT", str(ports[1]))
-    monkeypatch.setattr("gearmesh.cli.session.ANSWERS_WITHIN_S", 0.1)
+    monkeypatch.setattr("gearmesh.cli.terminal.session.ANSWERS_WITHIN_S", 0.1)
     monkeypatch.setattr("frontend.admin.observer.REPLY_S_MAX", 0.1)
     return CliRunner()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_worker.devices.executables import read_image
+from gpu_worker.devices.execution.executables import read_image
 from gpu_worker.devices.images import DISK, HOST, DiskImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.packages.package import Package, read_package
 from mesh.errors import PackageError

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from gpu_worker.core.jobs import Done, Phase
 from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
-from gpu_worker.devices.executables import check_by_running
+from gpu_worker.devices.execution.executables import check_by_running
 from gpu_worker.packages.package import Package, read_package
 from mesh.codes import ActionCode, PackageCode
 from mesh.errors import PackageError

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from gpu_worker.devices.executables import load_forward, read_image, views
+from gpu_worker.devices.execution.executables import load_forward, read_image, views
 from gpu_worker.packages.export import write_package
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

@@ -16,8 +16,8 @@ from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
-from gpu_worker.devices.cuda.threads import Helper
-from gpu_worker.devices.cuda.watchdog import HangLimits
+from gpu_worker.devices.cuda.waiting.threads import Helper
+from gpu_worker.devices.cuda.waiting.watchdog import HangLimits
 from mesh import wire
 from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import load

@@ -14,7 +14,7 @@ from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.plans import MIB, Room
-from gpu_worker.devices.cuda.watchdog import HangLimits
+from gpu_worker.devices.cuda.waiting.watchdog import HangLimits
 from gpu_worker.devices.locks import DeviceLock
 
 if TYPE_CHECKING:

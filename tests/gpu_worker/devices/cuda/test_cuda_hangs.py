@@ -16,8 +16,8 @@ from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda import device as device_module
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
-from gpu_worker.devices.cuda.threads import Helper
-from gpu_worker.devices.cuda.watchdog import HangLimits
+from gpu_worker.devices.cuda.waiting.threads import Helper
+from gpu_worker.devices.cuda.waiting.watchdog import HangLimits
 from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository

@@ -17,7 +17,7 @@ from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.memory import SLOTS, Memory
 from gpu_worker.devices.cuda.nvidia import set_tf32
 from gpu_worker.devices.cuda.plans import MIB, Room
-from gpu_worker.devices.cuda.threads import Helper
+from gpu_worker.devices.cuda.waiting.threads import Helper
 from gpu_worker.packages.export import write_package
 from mesh.codes import ActionCode
 from mesh.errors import PackageError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpu_worker.core.jobs import Phase
-from gpu_worker.devices.cuda.threads import Helper
+from gpu_worker.devices.cuda.waiting.threads import Helper
 from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.copies import BUFFERS, CopyQueue, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.plans import (
     ALIGNMENT,
     MIB,
@@ -21,6 +20,7 @@ from gpu_worker.devices.cuda.plans import (
     make_room,
     padded,
 )
+from gpu_worker.devices.cuda.transfer.copies import BUFFERS, CopyQueue, Piece, Transfer, pieces
 from mesh import wire
 from tests.messages import names
 

@@ -6,10 +6,10 @@ import torch
 from gpu_worker.core.jobs import Phase
 from gpu_worker.devices.cuda.device import EVENTS
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
-from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.plans import Room
-from gpu_worker.devices.cuda.threads import Helper
+from gpu_worker.devices.cuda.waiting.events import EventPool
+from gpu_worker.devices.cuda.waiting.threads import Helper
 from mesh.codes import ActionCode
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.cuda.cuda_builders import SMALL_PAGES, Served, infer_job

@@ -11,10 +11,10 @@ import torch
 
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Work
-from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Agenda, Issuer
-from gpu_worker.devices.cuda.threads import EventWatcher, Helper
+from gpu_worker.devices.cuda.waiting.events import EventPool
+from gpu_worker.devices.cuda.waiting.threads import EventWatcher, Helper
 from gpu_worker.devices.opening import open_device
 from gpu_worker.tuning import REAL_TIME_PRIORITY, may_be_real_time
 from mesh.process.settings import Settings

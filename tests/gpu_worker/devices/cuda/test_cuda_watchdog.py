@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpu_worker.devices.cuda.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
+from gpu_worker.devices.cuda.waiting.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
 from tests.messages import names
 
 LIMITS = HangLimits(least_s=10.0, times=20.0, preparing_s=60.0, prepare_s=600.0, look_s=1.0)

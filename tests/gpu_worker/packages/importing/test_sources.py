@@ -14,7 +14,7 @@ from torch.export import Dim
 from typer.testing import CliRunner
 
 from gearmesh.cli.main import app
-from gpu_worker.devices.executables import load_forward, read_image, views
+from gpu_worker.devices.execution.executables import load_forward, read_image, views
 from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.importing.sources import Source, import_model
 from gpu_worker.packages.package import Package

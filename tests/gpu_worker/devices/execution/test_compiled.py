@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_worker.devices.compiled import Compiler, compare, find_compiler, run_bounded
+from gpu_worker.devices.execution.compiled import Compiler, compare, find_compiler, run_bounded
 from tests.gpu_worker.conftest import Repository
 from tests.loops import LIMIT_S
 from tests.messages import names

@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from frontend.client.client import Client, RequestError
-from gearmesh.cli.consoles import console
+from gearmesh.cli.terminal.consoles import console
 from mesh.errors import GearmeshError
 from mesh.process.configuration import read_settings
 from mesh.process.settings import Settings

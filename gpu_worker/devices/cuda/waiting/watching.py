@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from gpu_worker.devices.cuda.threads import DeviceThread
-from gpu_worker.devices.cuda.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
+from gpu_worker.devices.cuda.waiting.threads import DeviceThread
+from gpu_worker.devices.cuda.waiting.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
 
 
 class ThreadObserver:

@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from frontend.admin.operator import NoBroker, Operator
-from gearmesh.cli.session import err, usage
+from gearmesh.cli.terminal.session import err, usage
 from mesh import wire
 from mesh.process.settings import Settings
 

@@ -2,7 +2,7 @@
 
 Compiling runs in its own process, which is ended when it takes too long: PREPARE stays bounded, and a compiler that
 crashes ends nothing else. The result is kept under the data folder, by architecture and kind of device, and so is a
-failure. `python -m gpu_worker.devices.compiled GRAPH OUT THREADS` is that process.
+failure. `python -m gpu_worker.devices.execution.compiled GRAPH OUT THREADS` is that process.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from typing import Any
 import structlog
 import torch
 
-from gpu_worker.devices.executables import CPU, dtypes_of
-from gpu_worker.devices.rows import inputs_for
+from gpu_worker.devices.execution.executables import CPU, dtypes_of
+from gpu_worker.devices.execution.rows import inputs_for
 from gpu_worker.packages.comparing import same, tolerance
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
@@ -80,7 +80,7 @@ class Compiler:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.pt2")
-        module = "gpu_worker.devices.compiled"
+        module = "gpu_worker.devices.execution.compiled"
         command = [sys.executable, "-P", "-m", module, str(graph), str(temporary), str(self.threads)]
         why = run_bounded(command, self.seconds_max)
         if not why and temporary.exists():

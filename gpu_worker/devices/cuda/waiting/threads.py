@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from gpu_worker.devices.cuda.driver import Event, Work
-from gpu_worker.devices.cuda.watchdog import ObservedWork
+from gpu_worker.devices.cuda.waiting.watchdog import ObservedWork
 
 FOREVER_S = 3600.0
 STOP_S = 5.0  # a thread that has not ended by then is stuck in the driver

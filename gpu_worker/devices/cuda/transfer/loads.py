@@ -16,14 +16,14 @@ from functools import partial
 import torch
 
 from gpu_worker.core.jobs import Done, Job
-from gpu_worker.devices.cuda.copies import CopyQueue, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.driver import Driver, Event
-from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB
 from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, message_of
-from gpu_worker.devices.cuda.threads import EventWatcher, Helper
+from gpu_worker.devices.cuda.transfer.copies import CopyQueue, Piece, Transfer, pieces
+from gpu_worker.devices.cuda.waiting.events import EventPool
+from gpu_worker.devices.cuda.waiting.threads import EventWatcher, Helper
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
 from mesh.codes import ActionCode
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gearmesh.cli.answers import row_text
+from gearmesh.cli.terminal.answers import row_text
 
 
 def test_a_row_of_scores_shows_the_best_by_name() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from gpu_worker.devices.executables import load_forward
-from gpu_worker.devices.moving import VIEWS, reshape_views
+from gpu_worker.devices.execution.executables import load_forward
+from gpu_worker.devices.execution.moving import VIEWS, reshape_views
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package
 

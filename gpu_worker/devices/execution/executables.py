@@ -12,9 +12,9 @@ from torch.export.passes import move_to_device_pass
 from torch.func import functional_call
 
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.devices.moving import reshape_views
-from gpu_worker.devices.onnx import load_onnx
-from gpu_worker.devices.rows import inputs_for, padding_rows
+from gpu_worker.devices.execution.moving import reshape_views
+from gpu_worker.devices.execution.onnx import load_onnx
+from gpu_worker.devices.execution.rows import inputs_for, padding_rows
 from gpu_worker.packages import trials
 from gpu_worker.packages.comparing import Run, tolerance
 from gpu_worker.packages.contents import digests_of

@@ -1,4 +1,4 @@
-"""gearmesh/cli/inputs.py: arrays from files, JSON and images."""
+"""gearmesh/cli/terminal/inputs.py: arrays from files, JSON and images."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gearmesh.cli.inputs import MEAN, SPREAD, InputError, read_input
+from gearmesh.cli.terminal.inputs import MEAN, SPREAD, InputError, read_input
 from tests.messages import names
 
 

@@ -1,0 +1,1 @@
+"""What commands share: consoles, settings, clients, inputs that a person has, answers that one reads."""

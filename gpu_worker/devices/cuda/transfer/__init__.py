@@ -1,0 +1,1 @@
+"""Weights on their way to a GPU: pieces of LOADs, and the gather from pages."""

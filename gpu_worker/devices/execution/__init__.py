@@ -1,0 +1,1 @@
+"""Packages made executable on a host: with torch, compiled, or with onnxruntime."""
