@@ -223,7 +223,7 @@ class ControllerService:
                     assert_never(order)
 
     def _log_result(self, peer: str, result: wire.ActionResult) -> None:
-        if result.code != ActionCode.OK:
+        if result.code != OK:
             (log.warning if result.code in MENDED_BY_PEOPLE else log.debug)(
                 "action_failed",
                 worker=peer,

@@ -12,7 +12,7 @@ Each member has
 """
 
 from enum import StrEnum
-from typing import Self
+from typing import Self, cast
 
 
 class Coded(StrEnum):
@@ -33,7 +33,7 @@ class Coded(StrEnum):
     @classmethod
     def named(cls, value: str) -> Self | None:
         """The member that is this string; None if it is none, as what only a newer mesh knows is."""
-        return next((code for code in cls if code == value), None)
+        return cast("Self | None", cls._value2member_map_.get(value))
 
 
 class AnswerStatus(Coded):

@@ -69,7 +69,7 @@ class Tracing:
         return found
 
     async def _start(self) -> None:
-        command = [sys.executable, "-m", "gearmesh", "trace", str(self.file), "--force", "--seconds", "60"]
+        command = [sys.executable, "-P", "-m", "gearmesh", "trace", str(self.file), "--force", "--seconds", "60"]
         silent = subprocess.DEVNULL
         self.process = await asyncio.create_subprocess_exec(
             *command, cwd=ROOT, env=self.running.environment, stdout=silent, stderr=silent

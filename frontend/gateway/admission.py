@@ -29,7 +29,7 @@ class Gate:
         """Counts one more request. Raises: Refused."""
         if self.requests >= self.requests_max:
             text = f"{self.requests} requests are in this gateway, which is its limit (GEARMESH_IN_FLIGHT_MAX)"
-            raise Refused(text, HttpCode.GATEWAY_FULL, None, RETRY_AFTER_MS)
+            raise Refused(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
         self.requests += 1
 
     def leave(self, held_bytes: int) -> None:
@@ -59,7 +59,7 @@ class Gate:
             raise self.too_large(body_bytes)
         if self.held_bytes + more_bytes > self.held_bytes_max:
             text = f"{self.held_bytes} bytes of bodies are in this gateway, as many as it holds at once"
-            raise Refused(text, HttpCode.GATEWAY_FULL, None, RETRY_AFTER_MS)
+            raise Refused(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
         self.held_bytes += more_bytes
         return body_bytes
 

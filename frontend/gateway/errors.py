@@ -5,6 +5,7 @@ Refused    a request that the gateway itself cannot pass on; `status` is HTTP's
 
 import math
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from frontend.client.conversation import RequestError
@@ -22,8 +23,8 @@ class Refused(Exception):
     message: str
     code: str
     field: str | None = None
-    retry_after_ms: float | None = None
-    http: int | None = None  # where it is not the code's own
+    retry_after_ms: float | None = dataclass_field(default=None, kw_only=True)
+    http: int | None = dataclass_field(default=None, kw_only=True)  # where it is not the code's own
 
     def __str__(self) -> str:
         return self.message

@@ -90,7 +90,7 @@ class Pool:
         up = [frontend for frontend in self._frontends.values() if frontend.up]
         if not up:
             text = f"no frontend answers at {', '.join(self._frontends)}, or none that has a table; is the mesh up?"
-            raise Refused(text, HttpCode.NO_FRONTEND, None, 1000.0)
+            raise Refused(text, HttpCode.NO_FRONTEND, retry_after_ms=1000.0)
         frontend = min(up, key=lambda frontend: frontend.in_flight)
         frontend.in_flight += 1
         try:

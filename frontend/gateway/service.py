@@ -150,7 +150,9 @@ class Gateway:
             raise Refused("the gateway is being stopped", ErrorCode.STOPPING)
         if not descriptions.server_ready((await self._pool.all("models")).values()):
             raise Refused(
-                "not every deployed model can be served yet (see /v2/models)", ErrorCode.NOT_READY, None, 1000.0
+                "not every deployed model can be served yet (see /v2/models)",
+                ErrorCode.NOT_READY,
+                retry_after_ms=1000.0,
             )
         return json_response({"ready": True})
 
@@ -175,7 +177,7 @@ class Gateway:
         kind, described = await self._targets.fresh(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
             why = described["fault"] or descriptions.NOBODY
-            raise Refused(f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, None, 1000.0)
+            raise Refused(f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, retry_after_ms=1000.0)
         return json_response({"name": described["name"], "ready": True})
 
     async def _stats(self, request: web.Request) -> web.Response:
@@ -228,7 +230,7 @@ class Gateway:
         try:
             view = await self._watch.look()
         except NoMesh as error:
-            raise Refused(str(error), HttpCode.NO_FRONTEND, None, 1000.0) from error
+            raise Refused(str(error), HttpCode.NO_FRONTEND, retry_after_ms=1000.0) from error
         told = {
             **describe(view),
             "at_s": view.at_s,

@@ -55,20 +55,18 @@ class Watch:
         """The outcome of a deploy or undeploy. Raises: Refused."""
         if self._operations >= OPERATIONS_MAX:
             text = f"{OPERATIONS_MAX} models are being loaded or unloaded already"
-            raise Refused(text, HttpCode.GATEWAY_FULL, None, 1000.0)
+            raise Refused(text, HttpCode.GATEWAY_FULL, retry_after_ms=1000.0)
         call = next(self._calls)
         message = wire.Deploy(call=call, name=name, version=version) if deploy else wire.Undeploy(call=call, name=name)
         self._operations += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._operating, self._operate_now, message)
         except NoBroker as error:
-            raise Refused(str(error), ErrorCode.NO_BROKER, None, 1000.0) from error
+            raise Refused(str(error), ErrorCode.NO_BROKER, retry_after_ms=1000.0) from error
         except TimeoutError as error:
             raise Refused(str(error), ErrorCode.DEADLINE, http=504) from error
         except Stopped:
-            raise Refused(
-                "the gateway is being stopped; the broker goes on with it", ErrorCode.STOPPING, None, 503
-            ) from None
+            raise Refused("the gateway is being stopped; the broker goes on with it", ErrorCode.STOPPING) from None
         finally:
             self._operations -= 1
 

@@ -5,7 +5,6 @@ import errno
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from frontend.client.client import AsyncClient, RequestError
 from gearmesh.operations.containers import Roster, keep_containers
-from gearmesh.operations.supervisor import FRONT, PROCFILE, Supervisor, procfile_commands
+from gearmesh.operations.supervisor import FRONT, PROCFILE, Say, Supervisor, procfile_commands
 from mesh.errors import AddressInUse
 from mesh.process.settings import Settings
 
@@ -47,17 +46,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
     if taken:
         _refuse(taken)
         return 2
-    width = max(map(len, commands))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate([*commands, "up"])}
-
-    def say(name: str, line: str) -> None:
-        if console.is_terminal:
-            console.print(f"[{colours[name]}]{name:>{width}} |[/]", end=" ")
-        else:
-            sys.stdout.write(f"{name:>{width}} | ")
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
+    say = printer(console, commands)
     environment = with_ports(settings, os.environ)
     if console.is_terminal:
         environment.setdefault("GEARMESH_LOG_FORMAT", "console")
@@ -79,6 +68,26 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         _refuse(supervisor.failed.result())
         return 2
     return 0
+
+
+def printer(console: Console, processes: Iterable[str]) -> Say:
+    """A function that prints a line of a process behind its name, in the process's colour on a terminal.
+
+    `processes` have colours of their own and set the column's width; a replica that comes later has a colour, too.
+    """
+    names = [*processes, "up"]
+    width = max(map(len, names))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+    def say(name: str, line: str) -> None:
+        if console.is_terminal:
+            console.print(f"[{colours.get(name, COLOURS[0])}]{name:>{width}} |[/]", end=" ", highlight=False)
+        else:
+            console.file.write(f"{name:>{width}} | ")
+        console.file.write(line + "\n")
+        console.file.flush()
+
+    return say
 
 
 def _refuse(text: str) -> None:

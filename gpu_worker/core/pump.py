@@ -96,9 +96,11 @@ class Pump:
         lanes, device = self.lanes, self._device
         for effect in effects:  # the list grows meanwhile: what follows from an effect comes behind all others
             if isinstance(effect, Report):
-                self._report(effect)
-                if effect.job is not None:
-                    device.release(effect.job)
+                try:
+                    self._report(effect)
+                finally:
+                    if effect.job is not None:
+                        device.release(effect.job)
                 continue
             done = device.begin(effect.phase, effect.job)
             if done is not None:

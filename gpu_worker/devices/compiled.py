@@ -80,7 +80,8 @@ class Compiler:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.pt2")
-        command = [sys.executable, "-m", "gpu_worker.devices.compiled", str(graph), str(temporary), str(self.threads)]
+        module = "gpu_worker.devices.compiled"
+        command = [sys.executable, "-P", "-m", module, str(graph), str(temporary), str(self.threads)]
         why = run_bounded(command, self.seconds_max)
         if not why and temporary.exists():
             os.replace(temporary, file)

@@ -6,12 +6,15 @@ takes its end with `take_ready_signal` and writes once it serves. A process that
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import stat
 from collections.abc import Callable, MutableMapping
 from typing import Self
 
 from mesh.process.configuration import READY_FD
+
+STANDARD_MAX = 2  # standard input, output and error are never a ready pipe
 
 
 class ReadyPipe:
@@ -75,7 +78,7 @@ class ReadySignal:
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        with contextlib.suppress(BrokenPipeError):  # whoever waited does not any more
+        with contextlib.suppress(OSError):  # whoever waited does not any more
             os.write(descriptor, b"\1")
         os.close(descriptor)
 
@@ -83,12 +86,15 @@ class ReadySignal:
 def take_ready_signal(environment: MutableMapping[str, str]) -> ReadySignal:
     """The signal that `environment` names. The variable is gone from it, and child processes do not inherit the pipe.
 
-    A variable that names no pipe of this process, such as one that was inherited by mistake, is ignored.
+    A variable that names no pipe that this process can write to, or a standard stream, is ignored: it was inherited by
+    mistake.
     """
     named = environment.pop(READY_FD, "")
     try:
         descriptor = int(named)
-        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        can_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+        if not (is_pipe and can_write) or descriptor <= STANDARD_MAX:
             return ReadySignal(None)
         os.set_inheritable(descriptor, False)
     except (ValueError, OverflowError, OSError):

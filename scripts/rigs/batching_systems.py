@@ -57,7 +57,7 @@ async def containers(
     """Replicas of one container beside a running mesh, and a driver for them with the objective as budget."""
     model = f"{function}.{METHODS[method][1]}.{len(METHODS[method])}.{replicas}".replace(":", "-")
     command = [
-        sys.executable, "-m", "gearmesh", "container", "--model", model,
+        sys.executable, "-P", "-m", "gearmesh", "container", "--model", model,
         "--predict", f"scripts.rigs.batching_functions:{function}",
         "--input", f"x:float32:-1,{FEATURES}", "--output", "y:int64:-1",
         "--slo-ms", str(objective_ms), "--batch-max", str(BATCH_MAX), *METHODS[method],

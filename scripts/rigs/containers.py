@@ -71,7 +71,7 @@ async def start_container(running: Mesh, folder: Path, predict: str, *options: s
     welcomed = asyncio.Event()
     pipe = ReadyPipe(asyncio.get_running_loop(), welcomed.set).open()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gearmesh", "container", "--model", model, "--predict", predict, *options,
+        sys.executable, "-P", "-m", "gearmesh", "container", "--model", model, "--predict", predict, *options,
         cwd=folder, env={**running.environment, **pipe.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, pass_fds=pipe.descriptors,
     )  # fmt: skip

@@ -20,7 +20,7 @@ def open_store(url: str, data_dir: Path, contexts_max: int, decision_s: float) -
 
             return RedisStore(url, contexts_max, decision_s)
         except ModuleNotFoundError as error:
-            raise SettingsError([f"GEARMESH_STATE_URL={url!r}: {advice(error)}"]) from error
+            raise SettingsError([f"GEARMESH_STATE_URL={url!r}: {advice(error) or error}"]) from error
         except ValueError as error:
             raise SettingsError([f"GEARMESH_STATE_URL={url!r}: {error}"]) from error
     text = "is redis://HOST:PORT/DB, rediss://, unix://, sqlite:///PATH, or empty for SQLite in GEARMESH_DATA_DIR"

@@ -11,6 +11,8 @@ from redis.retry import Retry
 from selection.stores.base import NOTHING, TIMEOUT_S, StoreDown, Versioned, next_version
 
 PREFIX = "gearmesh"
+# One step in Redis, so that no other writer comes between comparison and write. KEYS: state, set of contexts by last
+# use.
 _SWAP = """
 if (redis.call('HGET', KEYS[1], 'version') or '0') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'state', ARGV[3])
@@ -81,7 +83,7 @@ class RedisStore:
         return int(self._do(lambda: self._client.zcard(self._used(app))))
 
     def park(self, decisions: Sequence[tuple[str, bytes]]) -> None:
-        """Stores decisions. After every SWEEP_EVERY, deletes those expired or beyond PARKED_MAX. Raises: StoreDown."""
+        """Stores decisions, which expire by themselves. Raises: StoreDown."""
 
         def write() -> None:
             with self._client.pipeline(transaction=False) as pipeline:
@@ -97,7 +99,7 @@ class RedisStore:
         return known
 
     def close(self) -> None:
-        """Closes the file; a later call opens it again."""
+        """Closes the connection; a later call opens it again."""
         self._client.close()
 
     def _key(self, app: str, context: str) -> str:

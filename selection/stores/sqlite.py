@@ -123,7 +123,3 @@ class SqliteStore:
             db.close()
             raise
         return db
-
-
-# One step in Redis, so that no other writer comes between comparison and write. KEYS: state, set of contexts by last
-# use.

@@ -93,7 +93,9 @@ class Answering:
         if not app.learns or store.down or (awaited is None and not unread):
             return [*orders, *self._ask(request, now)]
         if awaited is None:
-            awaited = self._awaited[key] = AwaitedState(now + min(STATE_WAIT_S, budget_s / 2), [])
+            # from receipt on: before the first table, a request waits before it comes here
+            until_s = request.received_s + min(STATE_WAIT_S, budget_s / 2)
+            awaited = self._awaited[key] = AwaitedState(until_s, [])
         awaited.requests.append(request)
         return orders
 

@@ -60,7 +60,7 @@ def test_a_field_is_named_as_http_has_it() -> None:
 
 
 def test_the_gateways_own_refusals_look_the_same() -> None:
-    told = refusal(Refused("too many", HttpCode.GATEWAY_FULL, None, 50.0))
+    told = refusal(Refused("too many", HttpCode.GATEWAY_FULL, retry_after_ms=50.0))
     assert (told.status, told.headers) == (429, {"Retry-After": "1"})
     assert told.body == {"error": "too many", "code": "gateway_full", "status": "rejected", "retry_after_ms": 50.0}
     assert plain_error(404, "no path").body == {"error": "no path", "code": "no_such_path"}

@@ -1,17 +1,21 @@
 """gearmesh/operations/up.py: checks before a mesh starts."""
 
+import ast
 import asyncio
+import io
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from gearmesh.operations.supervisor import PROCFILE, procfile_commands
-from gearmesh.operations.up import ports_taken, procfile_of, wait_ready, with_ports
+from gearmesh.operations.up import ports_taken, printer, procfile_of, wait_ready, with_ports
 from mesh.process.settings import Settings
 from scripts import ROOT
+from scripts.rigs.house import PRODUCT
 
 
 def test_free_ports_are_no_hindrance() -> None:
@@ -97,3 +101,25 @@ def test_the_procfile_inside_runs_what_the_projects_own_runs() -> None:
     modules = [{name: command.partition("}")[2] for name, (command, _) in found.items()} for found in (inside, own)]
     assert modules[0] == modules[1]
     assert all(" -P -m " in command for command in modules[0].values())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_of_a_process_that_came_later_is_printed_like_any_other(terminal: bool) -> None:
+    printed = io.StringIO()
+    say = printer(Console(file=printed, force_terminal=terminal, width=80), ["broker"])
+    say("broker", "one")
+    say("f.1", "two")
+    lines = printed.getvalue().splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["one", "two"]
+    assert "f.1" in lines[1]
+
+
+def test_nothing_of_ours_is_started_so_that_the_working_folder_could_take_its_place() -> None:
+    found = []
+    for path in (path for top in PRODUCT for path in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.List | ast.Tuple | ast.Call):
+                parts = node.args if isinstance(node, ast.Call) else node.elts
+                words = [getattr(part, "value", None) for part in parts]
+                found += [str(path) for at, word in enumerate(words[1:], 1) if word == "-m" and words[at - 1] != "-P"]
+    assert [path for path in found if not path.endswith("cli/load.py")] == []

@@ -85,3 +85,20 @@ def test_what_names_no_pipe_is_ignored(named: str) -> None:
         assert not file.closed
         os.fstat(file.fileno())
     take_ready_signal({}).give()
+
+
+def test_an_end_to_read_from_and_the_standard_streams_are_no_signal() -> None:
+    ours, theirs = os.pipe()
+    take_ready_signal({READY_FD: str(ours)}).give()
+    os.write(theirs, b"x")
+    assert os.read(ours, 1) == b"x"
+    standard = os.dup(1)
+    try:
+        os.dup2(theirs, 1)
+        take_ready_signal({READY_FD: "1"}).give()
+        os.write(1, b"y")  # it is open, and nothing was written before
+        assert os.read(ours, 1) == b"y"
+    finally:
+        os.dup2(standard, 1)
+        for descriptor in (standard, ours, theirs):
+            os.close(descriptor)
