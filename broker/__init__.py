@@ -1,3 +1,1 @@
-"""What all services share (messages, transport, settings), and the broker: the registry that tells services of each
-other.
-"""
+"""The broker: the registry that tells services of each other, and the catalogue of models and applications."""

@@ -109,7 +109,7 @@ class Journal:
         self._pending_max = pending_max
         self._refused = 0  # lines for which there was no room; written by the loop
         self._lost = 0  # lines that the disk refused; written by the thread, as are all below
-        self._told = 0  # how many of both the log tells of
+        self._reported = 0  # how many of both the log tells of
         self._written = 0
         self._fault = ""
         self._retry_s = 0.0  # the disk is not tried before
@@ -175,12 +175,12 @@ class Journal:
         while pending:
             self._write([pending.popleft() for _ in range(min(CHUNK, len(pending)))])
         missing = self._refused + self._lost
-        if missing > self._told and not self._fault:
-            dropped = Dropped(count=missing - self._told)
+        if missing > self._reported and not self._fault:
+            dropped = Dropped(count=missing - self._reported)
             why = "the disk does not keep up" if missing > self._lost else "the disk refused them"
             log.warning("telemetry_dropped", lines=dropped.count, total=missing, why=why)
             if any([self._attempt(file, [dropped]) for file in self._files.values()]):
-                self._told = missing
+                self._reported = missing
 
     def _write(self, facts: list[Fact]) -> None:
         for kind, file in self._files.items():

@@ -77,7 +77,7 @@ class Monitoring:
         if facts and self._journal is not None:
             self._journal.offer(facts)
         if len(self._followers):
-            self._followers.told(facts, now)
+            self._followers.add(facts, now)
         self._record()
 
     def _record(self) -> None:

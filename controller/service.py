@@ -12,7 +12,7 @@ from controller.core.failures import MENDED_BY_PEOPLE
 from controller.core.orders import Order, ToBroker, ToFrontend, ToWorker
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.preparation import terms_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
@@ -38,7 +38,7 @@ class ControllerService:
         self._hub = runtime.hub
         self._transport = runtime.transport
         self._id = member_id("controller")
-        state = State()
+        state = ShardState()
         self.scheduler = Scheduler(
             make_policy(settings.policy, state, settings.policy_parameters),
             state,

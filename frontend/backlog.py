@@ -10,7 +10,7 @@ BYTES_EACH = 200  # size of an answer in memory, without its frames
 C = TypeVar("C")
 
 
-class Answer(NamedTuple):
+class QueuedAnswer(NamedTuple):
     """One answer to be sent."""
 
     header: bytes
@@ -28,7 +28,7 @@ class Backlog(Generic[C]):
     def __init__(self, client_bytes_max: int, bytes_max: int) -> None:
         self._client_bytes_max = client_bytes_max
         self._bytes_max = bytes_max
-        self._waiting: dict[C, deque[Answer]] = {}  # {client: answers}, without empty ones
+        self._waiting: dict[C, deque[QueuedAnswer]] = {}  # {client: answers}, without empty ones
         self._bytes: dict[C, int] = {}  # {client: bytes of its answers}
         self._bytes_all = 0
         self.count = 0  # answers of all clients
@@ -36,7 +36,7 @@ class Backlog(Generic[C]):
     def __contains__(self, client: C) -> bool:
         return client in self._waiting
 
-    def put(self, client: C, answer: Answer) -> bool:
+    def put(self, client: C, answer: QueuedAnswer) -> bool:
         """Queues the answer behind the client's earlier ones. Returns False, and drops it, if there is no room."""
         size = answer.size
         held = self._bytes.get(client, 0)
@@ -48,7 +48,7 @@ class Backlog(Generic[C]):
         self.count += 1
         return True
 
-    def flush(self, send: Callable[[C, Answer], bool], most: int) -> int:
+    def flush(self, send: Callable[[C, QueuedAnswer], bool], most: int) -> int:
         """Sends each client's answers until `send` returns False, at most `most` in all. Returns how many were sent."""
         sent = 0
         for client, answers in list(self._waiting.items()):

@@ -45,13 +45,13 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class StateKeeper:
-    """One thread, one store. `submit` is called on the loop, and so is `told`, with the outcome of each order.
+    """One thread, one store. `submit` is called on the loop, and so is `on_outcome`, with the outcome of each order.
 
-    `told` gets one event for each order but Park and Drop, and a second one where the first says that it is held.
+    `on_outcome` gets one event for each order but Park and Drop, and a second one where the first says that it is held.
     """
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, told: Callable[[StoreEvent], None]) -> None:
-        self._store, self._loop, self._told = store, loop, told
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, on_outcome: Callable[[StoreEvent], None]) -> None:
+        self._store, self._loop, self._on_outcome = store, loop, on_outcome
         self._orders: queue.SimpleQueue[StoreOrder | None] = queue.SimpleQueue()  # None: end
         self._held: deque[Learn | Drop | Claim] = deque()  # oldest first
         self._down = ""  # why the store cannot be reached; empty: it can be
@@ -247,7 +247,7 @@ class StateKeeper:
         """On the loop: each outcome is told. If one of them raises, the loop hears of it, and the others follow."""
         for outcome in outcomes:
             try:
-                self._told(outcome)
+                self._on_outcome(outcome)
             except Exception as error:
                 self._loop.call_exception_handler({"message": "selection state", "exception": error})
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
-from frontend.core.protocol import Invalid, TensorOut
+from frontend.core.protocol import AnswerTensor, RequestRefused
 from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
 from mesh.codes import AnswerStatus
@@ -64,13 +64,13 @@ class Replies:
         data = [np.ascontiguousarray(array).tobytes() for _, array in order.outputs]
         if data:
             answer.outputs = [
-                TensorOut(spec.name, spec.dtype, array.shape, None if order.framed else buffer)
+                AnswerTensor(spec.name, spec.dtype, array.shape, None if order.framed else buffer)
                 for (spec, array), buffer in zip(order.outputs, data, strict=True)
             ]
         answer.latency_ms = (time.monotonic() - order.received_s) * 1e3
         self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
 
-    def refuse(self, client: ClientId, invalid: Invalid) -> None:
+    def refuse(self, client: ClientId, invalid: RequestRefused) -> None:
         """Answers a request that is not valid."""
         self._count(invalid.status)
         self.refusals[invalid.code] = self.refusals.get(invalid.code, 0) + 1

@@ -23,11 +23,11 @@ class ResultsPort:
         transport: Transport,
         requests: RequestTable,
         completed: Callable[[Completed, float], None],
-        misfit: Callable[[Call, str], None],
+        malformed: Callable[[Call, str], None],
     ) -> None:
         self._requests = requests
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
-        self._misfit = misfit  # called with a call that was sent outputs of another form, and the worker's device
+        self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
         self._port: Port[wire.ToResults, wire.FromResults] = Port(
             transport, "results", RESULTS, self._outputs, _ignore, watch=False
         )
@@ -59,9 +59,9 @@ class ResultsPort:
         """Answers that are complete with these leave. `frames`: the mail's, as far as they are not taken yet."""
         for answer in message.answers:
             outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
-            misfit = self._requests.misfit(answer.request, outputs)
-            if misfit is not None:
-                self._misfit(misfit, message.device)
+            malformed = self._requests.end_if_malformed(answer.request, outputs)
+            if malformed is not None:
+                self._malformed(malformed, message.device)
                 continue
             completed = self._requests.outputs(
                 answer.request, outputs, message.batch, answer.predicted_s, message.device, answer.cold

@@ -27,8 +27,8 @@ from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
-from frontend.core.protocol import Invalid
-from frontend.core.requests import Call, Completed, Part, RequestTable
+from frontend.core.protocol import RequestRefused
+from frontend.core.requests import Call, CallPart, Completed, RequestTable
 from frontend.core.targets import Targets
 from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
@@ -57,9 +57,9 @@ class FrontendService:
         self._early = EarlyRequests(settings.in_flight_max, bytes_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
-        self._clients = ClientPort(runtime.hub, self._client_said)
+        self._clients = ClientPort(runtime.hub, self._client_message)
         self._replies = Replies(self._clients)
-        self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._misfit)
+        self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
@@ -111,7 +111,9 @@ class FrontendService:
         text = "the frontend is being stopped"
         for early in self._early.release():
             asked: Any = early.client
-            self._replies.refuse(asked, Invalid(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED))
+            self._replies.refuse(
+                asked, RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
+            )
         for call in self._requests.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
@@ -128,41 +130,41 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _client_said(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
+    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
         now = time.monotonic()
         try:
             request = protocol.decode(header)
             match request:
-                case protocol.Ping():
+                case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
-                case protocol.Status():
+                case protocol.StatusRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
                 case _ if self._knows_nothing() and not self._draining:
                     self._early.hold(Early(client, request, frames, now))
                 case _:
                     self._obey(client, request, frames, now)
-        except Invalid as invalid:
+        except RequestRefused as invalid:
             self._replies.refuse(client, invalid)
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
-        """Executes the request, or starts to. Raises: Invalid."""
+        """Executes the request, or starts to. Raises: RequestRefused."""
         match request:
-            case protocol.Infer():
+            case protocol.InferRequest():
                 self._infer(client, request, frames, received_s)
-            case protocol.Models():
+            case protocol.ModelsRequest():
                 self._tell_models(client, request)
             case (
                 protocol.CreateApp()
                 | protocol.UpdateApp()
                 | protocol.DeleteApp()
-                | protocol.Apps()
-                | protocol.Feedback()
+                | protocol.AppsRequest()
+                | protocol.FeedbackRequest()
             ):
                 self._applications.handle(ClientAsked(client, request, frames, received_s))
             case _:
                 assert_never(request)
 
-    def _tell_models(self, client: ClientId, request: protocol.Models) -> None:
+    def _tell_models(self, client: ClientId, request: protocol.ModelsRequest) -> None:
         models = describe_models(self._targets.models, self._controllers)
         most = self.settings.request_bytes_max
         self._replies.tell(
@@ -179,10 +181,12 @@ class FrontendService:
             client: Any = early.client
             try:
                 self._obey(client, early.request, early.frames, early.received_s)
-            except Invalid as invalid:
+            except RequestRefused as invalid:
                 self._replies.refuse(client, invalid)
 
-    def _infer(self, client: ClientId, request: protocol.Infer, frames: Sequence[Buffer], received_s: float) -> None:
+    def _infer(
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
+    ) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
         if request.app is not None:
@@ -207,10 +211,10 @@ class FrontendService:
         )
         self._enter(call, checked, request.cache)
 
-    def _check_room(self, request: protocol.Infer) -> None:
+    def _check_room(self, request: protocol.InferRequest) -> None:
         if self._requests.full or self._draining:
             raise protocol.no_room(len(self._requests), request.id)
-        if self._requests.heavy:
+        if self._requests.memory_full:
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
 
     def _enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
@@ -221,7 +225,7 @@ class FrontendService:
         for part in entered.parts:
             self._submit(part, time.monotonic())
 
-    def _submit(self, part: Part, now: float) -> None:
+    def _submit(self, part: CallPart, now: float) -> None:
         """Submits the part to its model's controller. Without one it waits, as long as its budget lasts."""
         call = part.call
         model, _ = wire.split_ref(call.ref)
@@ -274,7 +278,7 @@ class FrontendService:
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
         self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
 
-    def _misfit(self, call: Call, device: str) -> None:
+    def _outputs_malformed(self, call: Call, device: str) -> None:
         text = f"{device} sent outputs that are not those of {call.ref}"
         self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import structlog
 import zmq
 
-from frontend.backlog import Answer, Backlog
+from frontend.backlog import Backlog, QueuedAnswer
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.wire import Buffer
@@ -64,7 +64,7 @@ class ClientPort:
         if sock is None:
             return
         if client in self._backlog or not self._send(sock, client, header, frames):
-            self._keep(client, Answer(header, frames))
+            self._keep(client, QueuedAnswer(header, frames))
         self._hub.sent(sock)
 
     @property
@@ -91,7 +91,7 @@ class ClientPort:
             self._dropped(str(error))
         return True
 
-    def _keep(self, client: ClientId, answer: Answer) -> None:
+    def _keep(self, client: ClientId, answer: QueuedAnswer) -> None:
         if not self._backlog.put(client, answer):
             self._dropped("the client does not read")
         if self._flushing is None:

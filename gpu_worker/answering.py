@@ -16,7 +16,7 @@ log = structlog.get_logger("worker")
 ResultsLink = Link[wire.FromResults, wire.ToResults]
 
 
-class Answering:
+class OutputLinks:
     """One link per frontend, opened when a batch first has an answer for it."""
 
     def __init__(self, transport: Transport, member: str, device: str) -> None:

@@ -10,13 +10,13 @@ import structlog
 
 from gpu_worker import tuning
 from gpu_worker.core.jobs import Servable
-from gpu_worker.core.ledger import Ledger, News, Ready
+from gpu_worker.core.ledger import Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import Measurement
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
-from gpu_worker.preparing import Made, Preparer
+from gpu_worker.preparing import PreparedVersion, Preparer
 from gpu_worker.profiling import write_profile
 from gpu_worker.versions import Tell
 from mesh import wire
@@ -29,7 +29,7 @@ log = structlog.get_logger("worker")
 
 
 class RepositoryVersions:
-    """See gpu_worker.versions.Versions. One version is prepared at a time."""
+    """The `Versions` of a repository. One version is prepared at a time."""
 
     def __init__(
         self,
@@ -51,26 +51,26 @@ class RepositoryVersions:
         self._tell: Tell | None = None
 
     def attach(self, pump: Pump, tell: Tell) -> None:
-        """See Versions."""
+        """`pump` learns what can be executed, and reports go to `tell`. Called once, before everything else."""
         self._pump, self._tell = pump, tell
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See Versions."""
+        """The last report of each version that is prepared: part of the worker's hello."""
         return self._ledger.reports()
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """See Versions."""
+        """Refs of the versions that are being prepared, in alphabetical order."""
         return tuple(sorted(self._preparing))
 
     def close(self) -> None:
-        """See Versions. A preparation that has begun goes on; nobody hears of its end."""
+        """Nothing is prepared any more. A preparation that has begun goes on; nobody hears of its end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
     def prepare(self, ref: str, content: str) -> None:
-        """See Versions."""
+        """The version is being prepared, with this content if one is named. The controller will be told how it went."""
         report = self._ledger.report(ref)
         if report is not None and report.content and content not in ("", report.content):
             self.forget(ref)  # it was prepared with another content
@@ -97,7 +97,7 @@ class RepositoryVersions:
         else:
             self._loop.call_soon_threadsafe(self._is_prepared, made, future, time.monotonic() - began_s)
 
-    def _is_prepared(self, made: Made, future: "Future[None]", took_s: float) -> None:
+    def _is_prepared(self, made: PreparedVersion, future: "Future[None]", took_s: float) -> None:
         assert self._pump is not None
         package, ref = made.package, made.package.ref
         if not self._is_wanted(ref, future):
@@ -111,7 +111,7 @@ class RepositoryVersions:
         group = None
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
-        ready = Ready(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
+        ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
         news = self._ledger.prepared(ready)
         profiled = news.reports[0].profile is not None
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
@@ -141,7 +141,7 @@ class RepositoryVersions:
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def forget(self, ref: str) -> None:
-        """See Versions."""
+        """The version is neither prepared nor measured here any more, and what it held on the device is given back."""
         assert self._pump is not None
         self._preparing.pop(ref, None)
         self._packages.pop(ref, None)
@@ -151,7 +151,7 @@ class RepositoryVersions:
         log.info("forgotten", ref=ref)
 
     def withdraw(self, ref: str, why: str) -> None:
-        """See Versions."""
+        """The version, whose files have changed, is not served until the controller asks again; it is told why."""
         if self._ledger.report(ref) is None:
             return  # it was forgotten in the meantime
         log.warning("withdrawn", ref=ref, why=why, code=PackageCode.CONTENT_CHANGED)
@@ -159,7 +159,7 @@ class RepositoryVersions:
         self._send(wire.Prepared(ref=ref, ok=False, faults=(why_changed(ref),), code=PackageCode.CONTENT_CHANGED))
 
     def device_lost(self, why: str) -> None:
-        """See Versions. A preparation that has begun has GIVE_UP_S to end: it may be what the device was lost by."""
+        """No preparation begins. One that has begun has GIVE_UP_S to end: it may be what the device was lost by."""
         self._lost = True
         for ref, preparation in list(self._preparing.items()):
             if preparation.cancel():  # it has not begun: the next process prepares the version
@@ -175,7 +175,7 @@ class RepositoryVersions:
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See Versions."""
+        """The measurement of the version, if it is being measured, has one more duration."""
         if self._ledger.is_measured(action.ref):
             traits = self._device.traits(action.ref)
             self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpu_worker.devices.base import Device, Traits
 from gpu_worker.devices.images import DISK
-from gpu_worker.packages.contents import Contents, identities
+from gpu_worker.packages.contents import ContentDigests, identities
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.profiling import read_profile
 from mesh import wire
@@ -16,7 +16,7 @@ from mesh.versions import why_changed
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class PreparedVersion:
     """A version that the device can load and execute."""
 
     package: Package
@@ -31,9 +31,9 @@ class Preparer:
     repository: Path
     factory_allow: tuple[str, ...]
     device: Device
-    contents: Contents = field(default_factory=Contents)
+    contents: ContentDigests = field(default_factory=ContentDigests)
 
-    def prepare(self, ref: str, asked: str) -> Made:
+    def prepare(self, ref: str, asked: str) -> PreparedVersion:
         """The version is ready on the device. `asked`: the digest that its content must have; empty: any content.
 
         Raises: PackageError, or what the package's code raises. Then the caller makes the device forget the version.
@@ -52,7 +52,7 @@ class Preparer:
                 _leave_to_the_disk(package.weights_file)
         if profile is None and self.device.measured:
             profile = read_profile(package.folder, self.kind(ref), package.spec.batch_max)
-        return Made(package, profile, content)
+        return PreparedVersion(package, profile, content)
 
     def kind(self, ref: str) -> str:
         """The kind of device, engine and place of the weights for which a profile of this version holds."""

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from gpu_worker import tuning
-from gpu_worker.answering import Answering
+from gpu_worker.answering import OutputLinks
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
@@ -63,7 +63,7 @@ class WorkerService:
         )
         self._refused = refused
         self._on_welcome = welcomed
-        self._answering = Answering(runtime.transport, self._member.id, device.info.name)
+        self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
         self._alarm: Alarm | None = None
@@ -76,7 +76,7 @@ class WorkerService:
 
     def start(self) -> None:
         """The worker registers, and waits for a controller."""
-        tuned = tuning.settle(self.settings.cores, self.settings.real_time)
+        tuned = tuning.apply(self.settings.cores, self.settings.real_time)
         self._device.attach(self._finished, self._device_lost)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)

@@ -15,7 +15,7 @@ _PR_SET_TIMERSLACK = 29
 REAL_TIME_PRIORITY = 10  # of 1 to 99: above all ordinary processes, below the kernel's own threads
 
 
-def settle(cores: Sequence[int], real_time: bool) -> dict[str, str]:
+def apply(cores: Sequence[int], real_time: bool) -> dict[str, str]:
     """The calling thread and the threads that it starts keep time as well as they can.
 
     Returns {setting: what took effect}.

@@ -39,13 +39,13 @@ class Liveness:
         if peer in self._heard_s:
             self._sent_s[peer] = now
 
-    def wake(self, now: float, blind_since: float | None = None) -> Due:
+    def wake(self, now: float, *, blind: bool = False) -> Due:
         """Returns the heartbeats due and the peers lost at `now`.
 
-        `blind_since`: this process did not run since then (it was stopped, or starved); the silence until `now` then
+        `blind`: this process did not run for a while until `now` (it was stopped, or starved); the silence so far then
         counts as at most one interval.
         """
-        if blind_since is not None:
+        if blind:
             for peer in self._heard_s:
                 self._heard_s[peer] = max(self._heard_s[peer], now - self.interval_s)
         lost = tuple(p for p, heard in self._heard_s.items() if now - heard >= self.silence_s_max)

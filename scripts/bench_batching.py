@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gearmesh.operations.meshes import Mesh, mesh
-from gearmesh.telemetry.machine import Watch, describe, median, quantile
+from gearmesh.telemetry.machine import MachineWatch, describe, median, quantile
 from scripts.rigs import batching_functions
 from scripts.rigs.batching_systems import METHODS, System, bentoml, containers, mosec
 
@@ -37,7 +37,7 @@ async def measure(system: System, seconds: float, objective_ms: float) -> None:
     for in_flight in IN_FLIGHT:
         await system.drive(in_flight, max(0.5, seconds / 2))
         system.sizes.clear()
-        watch = Watch({**system.pids, "client": os.getpid()})
+        watch = MachineWatch({**system.pids, "client": os.getpid()})
         latencies, not_ok = await system.drive(in_flight, seconds)
         watched = watch.stop()
         ordered = sorted(latencies)

@@ -17,7 +17,7 @@ from typing import Any
 import uvloop
 from rich.table import Table
 
-from gearmesh.telemetry.machine import Watch, describe, median, quantile
+from gearmesh.telemetry.machine import MachineWatch, describe, median, quantile
 from scripts.build_models import build_noop
 from scripts.rigs.noop_systems import System, echo, mosec, ours
 from scripts.rigs.processes import console
@@ -31,7 +31,7 @@ async def measure(systems: list[System], rounds: int, seconds: float) -> None:
         for system in systems:
             for in_flight in IN_FLIGHT:
                 await system.drive(in_flight, 0.3)
-                watch = Watch({**system.pids, "client": os.getpid()})
+                watch = MachineWatch({**system.pids, "client": os.getpid()})
                 latencies, not_ok = await system.drive(in_flight, seconds)
                 system.runs.setdefault(in_flight, []).append(_summary(latencies, not_ok, watch.stop()))
         console.print(f"round {round_ + 1} of {rounds} done", style="dim")

@@ -22,7 +22,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gearmesh.telemetry.machine import Watch, describe
+from gearmesh.telemetry.machine import MachineWatch, describe
 from gpu_worker import tuning
 from gpu_worker.devices.opening import open_device
 from mesh import wire
@@ -77,8 +77,8 @@ def _bare_copy_cuda(device: str) -> Callable[[int], Callable[[], float]]:
 
 async def bench(settings: Settings, refs: list[str], batches: list[int], limits: Limits, out: Console) -> Figures:
     """All measurements of one device. Raises: GearmeshError."""
-    watch = Watch({})
-    tuned = tuning.settle(settings.cores, settings.real_time)
+    watch = MachineWatch({})
+    tuned = tuning.apply(settings.cores, settings.real_time)
     rig = Rig(open_device(settings))
     try:
         rig.start()

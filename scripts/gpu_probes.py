@@ -102,20 +102,20 @@ class Bench:
         return found
 
     def gathers(self) -> list[Figures]:
-        """Copies seven pages into the weight buffer: with the driver's gather, with torch's, with one copy per page."""
+        """Copies seven pages into the execution buffer: with the driver's gather, torch's, and one copy per page."""
         arena = self.driver.allocate(ROOM.arena_bytes).view(torch.int64).view(ROOM.pages, -1)
-        window = self.driver.allocate(ROOM.window_bytes).view(torch.int64).view(ROOM.window_pages, -1)
+        execution_buffer = self.driver.allocate(ROOM.buffer_bytes).view(torch.int64).view(ROOM.buffer_pages, -1)
         chosen = [11, 2, 13, 5, 0, 8, 3]
         pages = torch.tensor(chosen).to(self.driver.place)
 
         def one_by_one() -> None:
             for i, page in enumerate(chosen):
-                window[i].copy_(arena[page], non_blocking=True)
+                execution_buffer[i].copy_(arena[page], non_blocking=True)
 
         found = []
         for name, work in (
-            ("driver", partial(self.driver.gather, arena, window, pages)),
-            ("index_select", partial(index_gather, arena, window, pages)),
+            ("driver", partial(self.driver.gather, arena, execution_buffer, pages)),
+            ("index_select", partial(index_gather, arena, execution_buffer, pages)),
             ("copies", one_by_one),
         ):
             self.timed(self.streams["exec"], work, 3)
@@ -176,11 +176,11 @@ class Bench:
         """
         image = self.driver.pin(package.image_bytes)
         read_image(package, image.tensor.numpy())
-        window = self.driver.allocate(ROOM.window_bytes)
-        window[: package.image_bytes].copy_(image.tensor)
+        execution_buffer = self.driver.allocate(ROOM.buffer_bytes)
+        execution_buffer[: package.image_bytes].copy_(image.tensor)
         began_s = time.perf_counter()
         chosen = range(1, package.spec.batch_max + 1) if every else ()
-        executable = build(self.driver, package, image.tensor, window, chosen)
+        executable = build(self.driver, package, image.tensor, execution_buffer, chosen)
         built_s = time.perf_counter() - began_s
         sizes = []
         for size in executable.sizes:

@@ -26,7 +26,7 @@ GAPS_MIN = 10  # a source with fewer gaps is left out of the mean CV
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class TraceStatistics:
     """Statistics of one trace. Sources are models, or functions."""
 
     requests: int
@@ -38,7 +38,7 @@ class Statistics:
 
 def describe(
     times: Floats, sources: npt.NDArray[np.int32], classes: npt.NDArray[np.int32], names: list[str], seconds: float
-) -> Statistics:
+) -> TraceStatistics:
     """The statistics of a trace. `times`, `sources` [requests]; `classes` [sources], each an index into `names`."""
     counts = np.bincount(sources, minlength=len(classes))
     ranked = np.sort(counts)[::-1]
@@ -56,7 +56,7 @@ def describe(
             found = np.bincount((times[times < bins * window_s] // window_s).astype(np.int64), minlength=bins)
             dispersion[window_s] = float(found.var() / found.mean()) if found.any() else 0.0
     quantiles = dict(zip(QUANTILES, (np.quantile(counts, QUANTILES) / seconds).tolist(), strict=True))
-    return Statistics(len(times), quantiles, tops, by_class, dispersion)
+    return TraceStatistics(len(times), quantiles, tops, by_class, dispersion)
 
 
 def gap_cvs(times: Floats, sources: npt.NDArray[np.int32], count: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -123,7 +123,7 @@ def span(scenario: Scenario, trace: Trace) -> float:
     return min(scenario.load.seconds, float(trace.time_s[-1]) + 1e-9)
 
 
-def _table(title: str, found: Statistics, seconds: float) -> Table:
+def _table(title: str, found: TraceStatistics, seconds: float) -> Table:
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_row("requests", f"{found.requests} in {seconds:g} s, {found.requests / seconds:.1f} r/s")
     rates = ", ".join(f"{q:.0%}: {rate:.4g}" for q, rate in found.rate_quantiles.items())

@@ -22,7 +22,7 @@ def check_context(context: str) -> str | None:
 
 
 @dataclass(slots=True)
-class Held:
+class CachedState:
     """One state held in memory."""
 
     state: State | None  # None: the store has none, or could not be reached
@@ -35,31 +35,31 @@ class StateCache:
 
     def __init__(self, states_max: int) -> None:
         self._states_max = states_max
-        self._held: OrderedDict[Key, Held] = OrderedDict()
+        self._held: OrderedDict[Key, CachedState] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, key: Key) -> Held | None:
+    def get(self, key: Key) -> CachedState | None:
         """The state, which becomes the most recently used; None if it was never read or was evicted."""
         held = self._held.get(key)
         if held is not None:
             self._held.move_to_end(key)
         return held
 
-    def stale(self, key: Key, now: float) -> bool:
-        """True if the caller has to read the state from the store; then False for others until `came` or `failed`."""
+    def begin_read(self, key: Key, now: float) -> bool:
+        """True if the caller has to read the state from the store; then False until `refreshed` or `failed`."""
         held = self._held.get(key)
         if held is None:
-            held = self._put(key, Held(None, now))
+            held = self._put(key, CachedState(None, now))
         elif held.reading or now - held.read_s < FRESH_S:
             return False
         held.reading = True
         return True
 
-    def came(self, key: Key, state: State | None, now: float) -> None:
+    def refreshed(self, key: Key, state: State | None, now: float) -> None:
         """The store was read or written: `state` is held as of `now`."""
-        self._put(key, Held(state, now))
+        self._put(key, CachedState(state, now))
 
     def failed(self, key: Key, now: float) -> None:
         """The store could not be read: the held state counts as fresh again."""
@@ -72,7 +72,7 @@ class StateCache:
         for key in [key for key in self._held if key[0] == app]:
             del self._held[key]
 
-    def _put(self, key: Key, held: Held) -> Held:
+    def _put(self, key: Key, held: CachedState) -> CachedState:
         self._held[key] = held
         self._held.move_to_end(key)
         while len(self._held) > self._states_max:

@@ -16,7 +16,7 @@ from broker.core.applications import ApplicationRecords
 from broker.core.calls import CallKey, Replies, WaitingCalls
 from broker.core.containers import Containers
 from broker.core.records import ModelRecord
-from broker.core.refusals import Found, cannot_deploy, cannot_roll_back, refusal
+from broker.core.refusals import KnownVersions, cannot_deploy, cannot_roll_back, refusal
 from mesh import wire
 from mesh.codes import PackageCode, ReplyCode
 from mesh.names import listed
@@ -44,7 +44,7 @@ class Catalogue:
 
     # -- models -------------------------------------------------------------------------------------------------------
 
-    def scan(self, found: Found) -> None:
+    def scan(self, found: KnownVersions) -> None:
         """New packages are deployed, each in its newest version. Known packages get their new versions, undeployed."""
         for name, versions in found.items():
             model = self.models.get(name)
@@ -59,7 +59,12 @@ class Catalogue:
                 self.changed_models.add(name)
 
     def deploy(
-        self, key: CallKey, name: str, version: str | None, found: Found, faults: Mapping[str, str] | None = None
+        self,
+        key: CallKey,
+        name: str,
+        version: str | None,
+        found: KnownVersions,
+        faults: Mapping[str, str] | None = None,
     ) -> Replies:
         """The version (None: the newest) is being prepared. The reply comes once the version is current or its
         preparation failed.
@@ -102,7 +107,7 @@ class Catalogue:
         if users:
             text = f"model {name!r} is used by the applications {', '.join(users)}"
             return [(key, refusal(text, "name", code=ReplyCode.IN_USE))]
-        replies = self._settle(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
+        replies = self._close_deployment(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
         replies += self._current_leaves(model, f"{name} was undeployed", ReplyCode.UNDEPLOYED)
         if model.current is not None:
             self._remember(model)
@@ -153,14 +158,14 @@ class Catalogue:
             self.changed_models.add(model.name)
             model.fault, model.fault_code = "; ".join(report.faults), report.code
             text = f"{report.ref} could not be prepared"
-            return self._settle(model, ok=False, message=text, faults=report.faults, code=report.code)
+            return self._close_deployment(model, ok=False, message=text, faults=report.faults, code=report.code)
         if not report.ready:
             return []  # the controller has to learn of the content first
         self.changed_models.add(model.name)
         content = self._proposed.get(report.ref)
         if content is not None:
             model.contents[version] = content
-        replies = self._settle(model, ok=True, message=f"{report.ref} is current")
+        replies = self._close_deployment(model, ok=True, message=f"{report.ref} is current")
         replies += self._current_leaves(model, f"another version is current now: {report.ref}", ReplyCode.SUPERSEDED)
         if model.current is None or model.rolling_back:
             if model.history and model.history[-1] == version:
@@ -215,7 +220,7 @@ class Catalogue:
         unserved = model.current is None or not self._containers.serve(name, model.current)
         if not model.deployed or (model.current != version and model.target is None and (unserved or not known)):
             text = f"another deployment took over: {offer.ref}"
-            self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
+            self._close_deployment(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, False
             model.fault = model.fault_code = ""
         return None
@@ -224,7 +229,7 @@ class Catalogue:
         """Removes a member that is gone, if it was a container."""
         self._containers.withdraw(member)
 
-    def _versions(self, name: str, found: Found) -> list[str]:
+    def _versions(self, name: str, found: KnownVersions) -> list[str]:
         """The versions that can be deployed: those of packages, or those that at least one container serves."""
         model = self.models.get(name)
         if model is None or not model.container:
@@ -271,7 +276,7 @@ class Catalogue:
         self.changed_models.add(model.name)
         if model.deployed and model.current == version:
             text = f"{ref} stays current: it was deployed again"
-            replies = self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
+            replies = self._close_deployment(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.fault = model.fault_code = ""
             if not model.unserved:
                 return [*replies, (key, wire.CallReply(call=key[1], ok=True, message=f"{ref} is current already"))]
@@ -279,14 +284,14 @@ class Catalogue:
             replies = []
             if model.target != version:
                 text = f"another deployment took over: {ref}"
-                replies = self._settle(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
+                replies = self._close_deployment(model, ok=False, message=text, code=ReplyCode.SUPERSEDED)
             model.deployed, model.target, model.rolling_back = True, version, rolling_back
             model.fault = model.fault_code = ""
         model.tries += 1
         self._waiting.add(ref, key)
         return replies
 
-    def _settle(
+    def _close_deployment(
         self, model: ModelRecord, *, ok: bool, message: str, faults: tuple[str, ...] = (), code: str = ""
     ) -> Replies:
         """Clears the model's target. Returns the replies to the calls that waited for it."""

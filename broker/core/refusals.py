@@ -8,7 +8,7 @@ from mesh.codes import PackageCode, ReplyCode
 from mesh.names import NAME, VERSION, listed
 from mesh.versions import next_free, why_container, why_exists
 
-Found = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
+KnownVersions = Mapping[str, Sequence[str]]  # {model in the repository: its versions}
 
 
 def refusal(message: str, field_name: str, call: int = 0, code: str = "") -> wire.CallReply:
@@ -21,7 +21,7 @@ def cannot_deploy(
     name: str,
     version: str | None,
     versions: Sequence[str],
-    found: Found,
+    found: KnownVersions,
     faults: Mapping[str, str],
     repository: str,
 ) -> wire.CallReply | None:

@@ -29,7 +29,7 @@ class Routing:
         self.epoch += 1
         if member.role == "controller":
             self.shards[member.id] = shard_epoch or self.epoch
-        self._deal()
+        self._assign_workers()
         return True
 
     def leave(self, member: str) -> bool:
@@ -39,7 +39,7 @@ class Routing:
         self.epoch += 1
         self.shards.pop(member, None)
         self.workers.pop(member, None)
-        self._deal()
+        self._assign_workers()
         return True
 
     def next_epoch(self) -> int:
@@ -55,7 +55,7 @@ class Routing:
             return {}
         return {model: max(manned, key=lambda controller: _weight(controller, model)) for model in models}
 
-    def _deal(self) -> None:
+    def _assign_workers(self) -> None:
         """Assigns each worker to a live controller, if there is one; a worker whose controller lives keeps it."""
         for member in self.members.values():
             if member.role != "gpu_worker" or member.offer is not None or self.workers.get(member.id) in self.shards:
@@ -68,9 +68,9 @@ class Routing:
                 if controller in loads:
                     loads[controller] += 1
             self.workers[member.id] = min(loads, key=lambda controller: (loads[controller], controller))
-        self._deal_containers()
+        self._assign_containers()
 
-    def _deal_containers(self) -> None:
+    def _assign_containers(self) -> None:
         """Assigns each container to the controller that owns its model."""
         for member in self.members.values():
             if member.offer is None:

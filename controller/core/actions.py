@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.orders import ToWorker
 from controller.core.queues import Request
-from controller.core.state import State
+from controller.core.state import ShardState
 from mesh import wire
 from mesh.codes import ActionKind
 
@@ -19,12 +19,12 @@ LOAD, UNLOAD, INFER = ActionKind.LOAD, ActionKind.UNLOAD, ActionKind.INFER
 class Actions:
     """Numbers every action of this controller."""
 
-    state: State
+    state: ShardState
     count: int = 0
 
     def infer(
         self,
-        device: Device,
+        device: RemoteDevice,
         ref: str,
         batch: int,
         requests: list[Request],
@@ -55,7 +55,7 @@ class Actions:
         )
         return ToWorker(device.worker, message, frames)
 
-    def load(self, device: Device, ref: str, *, expected_s: float, now: float) -> ToWorker:
+    def load(self, device: RemoteDevice, ref: str, *, expected_s: float, now: float) -> ToWorker:
         """A LOAD goes to the device, which has room for it."""
         action = self._make(LOAD, ref, expected_s, now)
         device.load_sent(action, now)
@@ -68,7 +68,7 @@ class Actions:
         )
         return ToWorker(device.worker, message)
 
-    def unload(self, device: Device, ref: str, *, now: float) -> ToWorker:
+    def unload(self, device: RemoteDevice, ref: str, *, now: float) -> ToWorker:
         """An UNLOAD goes to the device, which hosts the model no more."""
         model = self.state.models.get(ref)
         if model is not None:

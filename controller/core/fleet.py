@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.devices.factory import make_device
 from controller.core.orders import Order, ToWorker
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.contents import NO_TERMS, VersionContents
 from controller.core.versions.preparation import Preparation, Terms
 from controller.core.versions.readiness import Readiness
@@ -20,7 +20,7 @@ from mesh import wire
 class Fleet:
     """Keeps what devices have in line with what is wanted."""
 
-    state: State
+    state: ShardState
     versions: WantedVersions
     preparations: dict[str, Preparation]  # {worker: its versions}, one for each device
     contents: VersionContents
@@ -49,7 +49,7 @@ class Fleet:
             orders.extend(ToWorker(worker, wire.Unload(action=0, ref=ref)) for ref in unknown)
         return orders
 
-    def _found_resident(self, device: Device, ref: str, orders: list[Order], now: float) -> None:
+    def _found_resident(self, device: RemoteDevice, ref: str, orders: list[Order], now: float) -> None:
         """The worker came with this version in its memory: it has its place, or is unloaded if it is not wanted."""
         pages = device.pages.get(ref)
         if pages is None or pages > device.residency.free:
@@ -139,7 +139,7 @@ class Fleet:
             self.reporting.report(ref, orders)
         self.reporting.tell_serving(orders)
 
-    def _wanted_of(self, device: Device) -> list[str]:
+    def _wanted_of(self, device: RemoteDevice) -> list[str]:
         """What this device is to have ready."""
         contained = self.versions.contained
         return [ref for ref in self.versions.kept() if device.may_hold(ref, contained=ref in contained)]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.core.orders import Order
-from controller.core.policies.base import Policy, Verdict
+from controller.core.policies.base import SchedulingPolicy, Verdict
 from controller.core.queues import Request
 from controller.core.requests import OpenRequests
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 from controller.core.telemetry.totals import Counters
 from controller.core.versions.reasons import Reasons
 from mesh import wire
@@ -32,12 +32,12 @@ class EarlyRequest:
 class Intake:
     """Decides about a request at its arrival."""
 
-    state: State
-    policy: Policy
+    state: ShardState
+    policy: SchedulingPolicy
     reasons: Reasons
     requests: OpenRequests
     counters: Counters
-    settled_s: float  # until then requests wait for workers, which may be on their way from our predecessor
+    workers_come_until_s: float  # until then requests wait for workers, which may be on their way from our predecessor
     return_allowance_s: float  # part of every deadline kept for the way back to the client
     queue_max: int  # requests waiting; more are refused
     _early: list[EarlyRequest] = field(default_factory=list)  # oldest first
@@ -63,7 +63,7 @@ class Intake:
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
-            if now < self.settled_s and len(self._early) < self.queue_max:
+            if now < self.workers_come_until_s and len(self._early) < self.queue_max:
                 self._early.append(EarlyRequest(message, frontend, tensors, now - age_s))
                 return []
             return [requests.reject(request, self.reasons.now(message.ref), now)]
@@ -90,7 +90,7 @@ class Intake:
         early, self._early = self._early, []
         for waiting in early:
             model = self.state.models.get(waiting.message.ref)
-            if now < self.settled_s and (model is None or not model.ready):
+            if now < self.workers_come_until_s and (model is None or not model.ready):
                 self._early.append(waiting)
                 continue
             self.counters.submitted -= 1  # `submit` counts it once more

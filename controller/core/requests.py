@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.orders import Order, ToFrontend
-from controller.core.policies.base import Policy
+from controller.core.policies.base import SchedulingPolicy
 from controller.core.queues import Request
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.reasons import RETRY_S, Reason, Reasons
 from mesh import wire
@@ -30,8 +30,8 @@ RETRY_S_MIN = 1e-3
 class OpenRequests:
     """Every request that was admitted and has not ended."""
 
-    state: State
-    policy: Policy
+    state: ShardState
+    policy: SchedulingPolicy
     reasons: Reasons
     counters: Counters
     telemetry: Telemetry
@@ -89,7 +89,7 @@ class OpenRequests:
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
-    def served(self, action: Action, device: Device, result: wire.ActionResult, end_s: float, now: float) -> None:
+    def served(self, action: Action, device: RemoteDevice, result: wire.ActionResult, end_s: float, now: float) -> None:
         """The outputs of the action's requests were made, and ended at `end_s`."""
         for request in action.requests:
             if request.closed:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.failures import INFER_FINAL, INFER_NOT_THERE, LOADED
 from controller.core.orders import Order
-from controller.core.policies.base import Policy
+from controller.core.policies.base import SchedulingPolicy
 from controller.core.requests import OpenRequests
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.readiness import Readiness
 from mesh import wire
@@ -21,8 +21,8 @@ OK, INFER, LOAD = ActionCode.OK, ActionKind.INFER, ActionKind.LOAD
 class Results:
     """Takes in the results of actions, and goes on without those that do not come."""
 
-    state: State
-    policy: Policy
+    state: ShardState
+    policy: SchedulingPolicy
     readiness: Readiness
     requests: OpenRequests
     counters: Counters
@@ -46,7 +46,7 @@ class Results:
         self.telemetry.ended(device, action, result, in_time=in_time, waiting=self.state.waiting, now=now)
         return orders
 
-    def lose_overdue(self, device: Device, orders: list[Order], now: float) -> None:
+    def lose_overdue(self, device: RemoteDevice, orders: list[Order], now: float) -> None:
         """Actions whose result is overdue are taken for lost."""
         for action in list(device.actions.values()):
             if now >= action.overdue_s:
@@ -58,7 +58,7 @@ class Results:
         device.found_overdue()
 
     def _inferred(
-        self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
         end_s = device.end_s(result, now)
         device.infer_ended(action, end_s)
@@ -78,7 +78,7 @@ class Results:
             self.requests.retry(action, result.code, result.message, orders, now)
 
     def _loaded(
-        self, device: Device, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
     ) -> None:
         ref, end_s = action.ref, device.end_s(result, now)
         device.load_ended(action, end_s)

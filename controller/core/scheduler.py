@@ -12,14 +12,14 @@ from typing import Any
 
 from controller.core.actions import Actions
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.fleet import Fleet
 from controller.core.intake import Intake
 from controller.core.orders import Order
-from controller.core.policies.base import Batch, LoadPlan, Policy
+from controller.core.policies.base import Batch, LoadPlan, SchedulingPolicy
 from controller.core.requests import OpenRequests
 from controller.core.results import Results
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.contents import VersionContents
 from controller.core.versions.measuring import Measuring
@@ -30,7 +30,7 @@ from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 
-SETTLE_S = 3.0  # after the start requests wait so long for workers, which may be on their way from our predecessor
+WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
 WAKE_S_MIN = 50e-6  # between two decisions that no event causes
 
@@ -48,8 +48,8 @@ class Scheduler:
 
     def __init__(
         self,
-        policy: Policy,
-        state: State,
+        policy: SchedulingPolicy,
+        state: ShardState,
         parameters: Parameters | None = None,
         *,
         name: str = "",
@@ -72,7 +72,7 @@ class Scheduler:
         reasons = Reasons(state, self.versions, contents)
         self._requests = OpenRequests(state, policy, reasons, self.counters, self.telemetry, return_allowance_s)
         self._intake = Intake(
-            state, policy, reasons, self._requests, self.counters, started_s + SETTLE_S, return_allowance_s,
+            state, policy, reasons, self._requests, self.counters, started_s + WORKERS_COME_S, return_allowance_s,
             parameters.queue_max,
         )  # fmt: skip
         self._results = Results(state, policy, self._readiness, self._requests, self.counters, self.telemetry)
@@ -175,7 +175,7 @@ class Scheduler:
         self._now = now
         self._load_sent = False
         orders: list[Order] = []
-        if len(self._intake) and now >= self._intake.settled_s:
+        if len(self._intake) and now >= self._intake.workers_come_until_s:
             orders.extend(self._intake.submit_early(now))
         if self.state.waiting:
             self._requests.expire(now, self._reach_s, orders)
@@ -214,7 +214,7 @@ class Scheduler:
         if self.state.waiting:
             times.append(self._requests.expire_at())
         if len(self._intake):
-            times.append(self._intake.settled_s)
+            times.append(self._intake.workers_come_until_s)
         if self.state.unplaced:
             retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
             times += [retry_s for retry_s in retries if retry_s > now]
@@ -224,7 +224,7 @@ class Scheduler:
             times.append(policy_s)
         return max(min(times), now + WAKE_S_MIN) if times else None
 
-    def _fill_exec(self, device: Device, now: float, orders: list[Order]) -> None:
+    def _fill_exec(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets the batches that are due."""
         lead = self.policy.lead
         while len(device.exec) < lead.depth:
@@ -237,7 +237,7 @@ class Scheduler:
                 return
             self._send_batch(device, batch, now, orders)
 
-    def _send_batch(self, device: Device, batch: Batch, now: float, orders: list[Order]) -> None:
+    def _send_batch(self, device: RemoteDevice, batch: Batch, now: float, orders: list[Order]) -> None:
         model = batch.model
         self.state.take(model, [*batch.given_up, *batch.requests])
         self._requests.give_up(model, batch.given_up, orders, now)
@@ -257,7 +257,7 @@ class Scheduler:
         self.counters.batched_rows += batch.rows
         orders.append(order)
 
-    def _fill_load(self, device: Device, now: float, orders: list[Order]) -> None:
+    def _fill_load(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets the LOADs that are due."""
         lead = self.policy.lead
         while len(device.load) < lead.loads:
@@ -269,7 +269,7 @@ class Scheduler:
                 return
             self._send_load(device, plan, now, orders)
 
-    def _send_load(self, device: Device, plan: LoadPlan, now: float, orders: list[Order]) -> None:
+    def _send_load(self, device: RemoteDevice, plan: LoadPlan, now: float, orders: list[Order]) -> None:
         for ref in plan.evict:
             orders.append(self._actions.unload(device, ref, now=now))
             self.counters.unloads += 1

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from controller.core.devices.base import DISPATCH_S, NOISE, Device
+from controller.core.devices.base import DISPATCH_S, NOISE, RemoteDevice
 from controller.core.devices.batch_delay import BatchDelay, new_delay
 from controller.core.queues import ModelQueue, Request
 from controller.core.residency import Popularity
@@ -18,8 +18,8 @@ class Model:
     spec: wire.ModelSpec
     queue: ModelQueue = field(default_factory=ModelQueue)
     popularity: Popularity = field(default_factory=Popularity)
-    ready: dict[str, Device] = field(default_factory=dict)  # {worker: device} that can serve it, resident or not
-    hosts: dict[str, Device] = field(default_factory=dict)  # {worker: device} where it is resident or loading
+    ready: dict[str, RemoteDevice] = field(default_factory=dict)  # {worker: device} that can serve it, resident or not
+    hosts: dict[str, RemoteDevice] = field(default_factory=dict)  # {worker: device} where it is resident or loading
     cost_s: float = 0.0  # EXEC time of all that waits; each host's backlog has an equal share of it
     delay: BatchDelay | None = None  # how long its batches wait for more requests; None: they never had to
 
@@ -31,12 +31,12 @@ class Model:
 
 
 @dataclass(slots=True)
-class State:
+class ShardState:
     """Everything. The scheduler changes it through these methods; the policy only reads."""
 
     dispatch_s: float = DISPATCH_S  # what the dispatch margins of new devices start from
     noise: float = NOISE  # what their noise margins start from
-    devices: dict[str, Device] = field(default_factory=dict)  # {worker: device}
+    devices: dict[str, RemoteDevice] = field(default_factory=dict)  # {worker: device}
     models: dict[str, Model] = field(default_factory=dict)  # {ref: model}, ready on some device or with requests
     waiting: int = 0  # requests in all queues
     active: dict[str, Model] = field(default_factory=dict)  # {ref: model} with requests that wait
@@ -95,7 +95,7 @@ class State:
 
     # -- who serves what ----------------------------------------------------------------------------------------------
 
-    def add_ready(self, device: Device, report: wire.Prepared, spec: wire.ModelSpec) -> None:
+    def add_ready(self, device: RemoteDevice, report: wire.Prepared, spec: wire.ModelSpec) -> None:
         """The device can serve the version that it reports, and hosts it if it is resident."""
         ref = report.ref
         model = self.models.get(ref)
@@ -106,7 +106,7 @@ class State:
         if ref in device.residency.models:
             self.add_host(model, device)
 
-    def drop_ready(self, device: Device, ref: str) -> None:
+    def drop_ready(self, device: RemoteDevice, ref: str) -> None:
         """The device cannot serve the version any more."""
         model = self.models.get(ref)
         if model is not None:
@@ -114,14 +114,14 @@ class State:
             model.ready.pop(device.worker, None)
         device.remove(ref)
 
-    def add_host(self, model: Model, device: Device) -> None:
+    def add_host(self, model: Model, device: RemoteDevice) -> None:
         """The model is on its way to the device, or there."""
         self._share(model, -model.cost_s)
         model.hosts[device.worker] = device
         self._share(model, model.cost_s)
         self._mark(model)
 
-    def drop_host(self, model: Model, device: Device) -> None:
+    def drop_host(self, model: Model, device: RemoteDevice) -> None:
         """The model is not on the device any more."""
         if device.worker in model.hosts:
             self._share(model, -model.cost_s)
@@ -130,14 +130,14 @@ class State:
             self._share(model, model.cost_s)
             self._mark(model)
 
-    def found_resident(self, device: Device, ref: str, now: float) -> None:
+    def found_resident(self, device: RemoteDevice, ref: str, now: float) -> None:
         """The version, which is prepared there, is in the device's memory without a LOAD of ours."""
         device.residency.place(ref, device.pages[ref], now)
         model = self.models.get(ref)
         if model is not None and device.worker in model.ready:
             self.add_host(model, device)
 
-    def not_resident(self, device: Device, ref: str) -> None:
+    def not_resident(self, device: RemoteDevice, ref: str) -> None:
         """The version turned out not to be in the device's memory."""
         model = self.models.get(ref)
         if model is not None:
@@ -190,6 +190,6 @@ class State:
             device.check()
             self._check_backlog(device, self.models.values())
 
-    def _check_backlog(self, device: Device, models: Iterable[Model]) -> None:
+    def _check_backlog(self, device: RemoteDevice, models: Iterable[Model]) -> None:
         total = sum(model.cost_s / len(model.hosts) for model in models if device.worker in model.hosts)
         assert abs(total - device.backlog_s) < 1e-6 + 0.01 * total, (device.worker, total, device.backlog_s)

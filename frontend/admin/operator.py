@@ -16,7 +16,7 @@ TOLD_WITHIN_S = 3.0  # even a slow broker answers within this time
 GONE_S = 10.0  # a broker that was heard may be silent for so long: `gearmesh up` restarts it within a few seconds
 BEAT_S = 0.2
 UNKNOWN = "what was asked may have been done, or not; `gearmesh models` tells, once it is back"
-Told = TypeVar("Told", wire.CallReply, wire.CatalogueReply)
+Reply = TypeVar("Reply", wire.CallReply, wire.CatalogueReply)
 
 
 class NoBroker(Exception):
@@ -65,8 +65,8 @@ class Operator:
         return self._ask(wire.GetCatalogue(call=1), wire.CatalogueReply, timeout_s, lambda: None)[0]
 
     def _ask(
-        self, message: wire.ToBroker, wanted: type[Told], timeout_s: float, waiting: Callable[[], None]
-    ) -> tuple[Told, wire.Table | None]:
+        self, message: wire.ToBroker, wanted: type[Reply], timeout_s: float, waiting: Callable[[], None]
+    ) -> tuple[Reply, wire.Table | None]:
         self._send(message)
         began_s = beat_s = asked_s = time.monotonic()
         heard_s: float | None = None

@@ -22,7 +22,7 @@ from frontend.client.connection import (
     CALL_TIMEOUT_S,
     DEFAULT_ADDRESS,
     Connection,
-    Flight,
+    PendingRequest,
     budget_of,
     closed,
     definition_of,
@@ -38,7 +38,7 @@ from frontend.client.conversation import (
     Prediction,
     Rejected,
     RequestError,
-    Target,
+    RequestTarget,
     TimedOut,
     target_of,
 )
@@ -57,8 +57,8 @@ class Client:
         """`addresses`: one frontend or several. `keys`: (server's public, own public, own secret) CURVE keys."""
         self._connection = Connection(addresses, keys)
         self._poller = zmq.Poller()
-        for way in self._connection.ways:
-            self._poller.register(way.monitor, zmq.POLLIN)
+        for socket in self._connection.sockets:
+            self._poller.register(socket.monitor, zmq.POLLIN)
 
     def __enter__(self) -> "Client":
         return self
@@ -94,10 +94,10 @@ class Client:
         self, requests: Iterable[tuple[str, Inputs]], *, slo_ms: float | None = None, **options: Any
     ) -> list[Prediction | RequestError]:
         """Sends all requests at once. Returns their outcomes in the same order; an error is returned, not raised."""
-        return self._infer_all([(Target(model), x) for model, x in requests], slo_ms, options)
+        return self._infer_all([(RequestTarget(model), x) for model, x in requests], slo_ms, options)
 
     def _infer_all(
-        self, requests: Sequence[tuple[Target, Inputs]], slo_ms: float | None, options: Mapping[str, Any]
+        self, requests: Sequence[tuple[RequestTarget, Inputs]], slo_ms: float | None, options: Mapping[str, Any]
     ) -> list[Prediction | RequestError]:
         connection = self._connection
         flights = []
@@ -161,7 +161,7 @@ class Client:
         answer: Mapping[str, Any] = flight.result
         return answer
 
-    def _wait(self, flights: Sequence[Flight]) -> None:
+    def _wait(self, flights: Sequence[PendingRequest]) -> None:
         connection = self._connection
         left = {id(flight) for flight in flights if flight.result is None}
         while left:
@@ -172,10 +172,12 @@ class Client:
             if not left:
                 return
             first_s = min(flight.deadline_s for flight in connection.flights.values())
-            for way in connection.ways:
-                self._poller.register(way.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and way.up else zmq.POLLIN)
+            for socket in connection.sockets:
+                self._poller.register(
+                    socket.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and socket.up else zmq.POLLIN
+                )
             ready = dict(self._poller.poll(max(1, int((first_s - now) * 1e3) + 1)))
-            watched = connection.watch() if any(way.monitor in ready for way in connection.ways) else ()
+            watched = connection.watch() if any(socket.monitor in ready for socket in connection.sockets) else ()
             for flight, outcome in itertools.chain(watched, connection.read()):
                 flight.result = outcome
                 left.discard(id(flight))
@@ -192,8 +194,8 @@ class AsyncClient:
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(addresses, keys)
         self._fds: list[int] = []
-        for way in self._connection.ways:
-            for sock, readable in ((way.sock, self._readable), (way.monitor, self._watched)):
+        for socket in self._connection.sockets:
+            for sock, readable in ((socket.sock, self._readable), (socket.monitor, self._watched)):
                 self._fds.append(int(sock.getsockopt(zmq.FD)))
                 self._loop.add_reader(self._fds[-1], readable)
                 self._loop.call_soon(readable)  # a socket that was never read does not announce its first message
@@ -220,7 +222,7 @@ class AsyncClient:
             self._timer.cancel()
         self._connection.close()
         for flight in self._connection.flights.values():
-            self._settle(flight, closed())
+            self._resolve(flight, closed())
         self._connection.flights.clear()
 
     async def infer(
@@ -255,7 +257,7 @@ class AsyncClient:
         return self._submit(target, x, slo_ms, options)
 
     def _submit(
-        self, target: Target, x: Inputs, slo_ms: float | None, options: Mapping[str, Any]
+        self, target: RequestTarget, x: Inputs, slo_ms: float | None, options: Mapping[str, Any]
     ) -> "asyncio.Future[Prediction | RequestError]":
         connection = self._connection
         call = connection.talk.next_id()
@@ -316,7 +318,7 @@ class AsyncClient:
             self._learning.add_done_callback(lambda _: setattr(self, "_learning", None))
         await asyncio.shield(self._learning)
 
-    def _ask(self, flight: Flight) -> "asyncio.Future[Any]":
+    def _ask(self, flight: PendingRequest) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = self._loop.create_future()
         flight.future = future
         try:
@@ -339,7 +341,7 @@ class AsyncClient:
         if self._closed:
             return
         for flight, outcome in self._connection.read():
-            self._settle(flight, outcome)
+            self._resolve(flight, outcome)
         if self._connection.ask_waiting():
             self._check_soon()
 
@@ -347,10 +349,10 @@ class AsyncClient:
         if self._closed:
             return
         for flight, outcome in self._connection.watch():
-            self._settle(flight, outcome)
+            self._resolve(flight, outcome)
         self._check_soon()
 
-    def _settle(self, flight: Flight, outcome: Any) -> None:
+    def _resolve(self, flight: PendingRequest, outcome: Any) -> None:
         if flight.future is not None and not flight.future.done():
             flight.future.set_result(outcome)
 
@@ -368,5 +370,5 @@ class AsyncClient:
     def _ring(self) -> None:
         self._timer = None
         for flight in self._connection.expired(time.monotonic()):
-            self._settle(flight, no_answer())
+            self._resolve(flight, no_answer())
         self._arm()

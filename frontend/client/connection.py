@@ -20,10 +20,10 @@ from frontend.client.conversation import (
     Failed,
     Invalid,
     Rejected,
-    Target,
+    RequestTarget,
     TimedOut,
+    error_answer,
     tensor,
-    told,
 )
 from mesh.codes import AnswerStatus, ErrorCode
 
@@ -39,7 +39,7 @@ EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAK
 
 
 @dataclass(slots=True)
-class Flight:
+class PendingRequest:
     """One request in flight."""
 
     message: dict[str, Any]
@@ -48,14 +48,14 @@ class Flight:
     deadline_s: float  # when the client gives it up
     budget_s: float | None  # as requested, or the target's own; None: not known
     asked_s: float
-    way: "Way | None" = None  # on which it was sent
+    socket: "FrontendSocket | None" = None  # on which it was sent
     late: bool = False  # it is sent later than it was asked, with what is left of its budget
     again: bool = False  # sent more than once
     future: "asyncio.Future[Any] | None" = None
     result: Any = None
 
 
-class Way:
+class FrontendSocket:
     """The socket to one frontend.
 
     It is used only while `up`: otherwise messages would wait for a frontend that may be gone.
@@ -121,15 +121,15 @@ class Connection:
 
     def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
         self.talk = Conversation()
-        self.flights: dict[int, Flight] = {}  # {id: request}, unanswered ones
-        self._unsent: dict[int, Flight] = {}  # {id: request}, those that wait for a connection, oldest first
+        self.flights: dict[int, PendingRequest] = {}  # {id: request}, unanswered ones
+        self._unsent: dict[int, PendingRequest] = {}  # {id: request}, those that wait for a connection, oldest first
         self._context = zmq.Context()
         each = [addresses] if isinstance(addresses, str) else addresses
-        self.ways = [Way(self._context, address, keys) for address in each]
-        self._turn = 0  # index of the way for the next request
+        self.sockets = [FrontendSocket(self._context, address, keys) for address in each]
+        self._turn = 0  # index of the socket for the next request
         self.closed = False
 
-    def ask(self, flight: Flight) -> None:
+    def ask(self, flight: PendingRequest) -> None:
         """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected."""
         call = flight.message["id"]
         if self.closed:
@@ -147,9 +147,9 @@ class Connection:
     def _full(self) -> Rejected:
         text = (
             f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at "
-            f"{', '.join(way.address for way in self.ways)}, or it reads more slowly than it is asked"
+            f"{', '.join(socket.address for socket in self.sockets)}, or it reads more slowly than it is asked"
         )
-        return Rejected(told(AnswerStatus.REJECTED, ErrorCode.CLIENT_FULL, text, retry_after_ms=FULL_RETRY_MS))
+        return Rejected(error_answer(AnswerStatus.REJECTED, ErrorCode.CLIENT_FULL, text, retry_after_ms=FULL_RETRY_MS))
 
     def ask_waiting(self) -> bool:
         """Sends waiting requests while there is room, with what is left of their budgets.
@@ -170,7 +170,7 @@ class Connection:
         """Whether requests wait for a connection, or for room on one."""
         return bool(self._unsent)
 
-    def _send(self, flight: Flight) -> bool:
+    def _send(self, flight: PendingRequest) -> bool:
         """Sends the request, or drops it if its budget is used up. Returns False if no connection has room for it."""
         if flight.late and flight.budget_s is not None:
             left_s = flight.budget_s - (time.monotonic() - flight.asked_s)
@@ -179,35 +179,35 @@ class Connection:
             flight.message["slo_ms"] = left_s * 1e3
             flight.body = packed(flight.message)
         parts = [flight.body, *flight.frames]
-        for _ in self.ways:
-            way = self.ways[self._turn]
-            self._turn = (self._turn + 1) % len(self.ways)
-            if way.up and way.send(parts):
-                flight.way = way
+        for _ in self.sockets:
+            socket = self.sockets[self._turn]
+            self._turn = (self._turn + 1) % len(self.sockets)
+            if socket.up and socket.send(parts):
+                flight.socket = socket
                 return True
         return False
 
-    def read(self) -> Iterable[tuple[Flight, Any]]:
+    def read(self) -> Iterable[tuple[PendingRequest, Any]]:
         """Yields (request, outcome) for every answer that has arrived."""
-        for way in self.ways:
-            yield from self._read(way.sock)
+        for socket in self.sockets:
+            yield from self._read(socket.sock)
 
-    def watch(self) -> Iterable[tuple[Flight, Any]]:
+    def watch(self) -> Iterable[tuple[PendingRequest, Any]]:
         """To be called when a monitor is readable.
 
         As `read`; requests open on a lost connection then wait to be sent again.
         """
-        for way in self.ways:
-            if way.lost():
-                yield from self._read(way.sock)
-                way.forget()
-                open_ = {call: flight for call, flight in self.flights.items() if flight.way is way}
+        for socket in self.sockets:
+            if socket.lost():
+                yield from self._read(socket.sock)
+                socket.forget()
+                open_ = {call: flight for call, flight in self.flights.items() if flight.socket is socket}
                 for flight in open_.values():
-                    flight.way = None
+                    flight.socket = None
                     flight.late = flight.again = True
                 self._unsent = {**open_, **self._unsent}
 
-    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[Flight, Any]]:
+    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[PendingRequest, Any]]:
         while True:
             try:
                 parts = sock.recv_multipart(zmq.NOBLOCK)
@@ -223,24 +223,24 @@ class Connection:
             try:
                 outcome = self.talk.understand(header, parts[1:])
             except Exception as error:
-                outcome = Failed(told(AnswerStatus.FAILED, ErrorCode.BAD_ANSWER, str(error)))
+                outcome = Failed(error_answer(AnswerStatus.FAILED, ErrorCode.BAD_ANSWER, str(error)))
             if flight.again and isinstance(outcome, Invalid) and outcome.code == ErrorCode.DUPLICATE_ID:
                 continue  # the connection only seemed lost; the first copy is still being answered
             del self.flights[header["id"]]
             yield flight, outcome
 
-    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> Flight:
+    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> PendingRequest:
         """A new infer request for a model or an application, ready for `ask`."""
         now = time.monotonic()
         wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
-        return Flight(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
+        return PendingRequest(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
 
-    def call(self, message: dict[str, Any], timeout_s: float) -> Flight:
+    def call(self, message: dict[str, Any], timeout_s: float) -> PendingRequest:
         """A new request of any other kind, ready for `ask`."""
         now = time.monotonic()
-        return Flight(message, packed(message), [], now + timeout_s, None, now)
+        return PendingRequest(message, packed(message), [], now + timeout_s, None, now)
 
-    def expired(self, now: float) -> list[Flight]:
+    def expired(self, now: float) -> list[PendingRequest]:
         """Gives up and returns the requests whose time is over without an answer."""
         late = [call for call, flight in self.flights.items() if flight.deadline_s <= now]
         for call in late:
@@ -252,21 +252,21 @@ class Connection:
         if self.closed:
             return
         self.closed = True
-        for way in self.ways:
-            way.close()
+        for socket in self.sockets:
+            socket.close()
         self._context.term()
 
 
 def closed() -> Disconnected:
-    return Disconnected(told(AnswerStatus.FAILED, ErrorCode.CLOSED, "the client was closed"))
+    return Disconnected(error_answer(AnswerStatus.FAILED, ErrorCode.CLOSED, "the client was closed"))
 
 
 def no_answer() -> TimedOut:
     text = "no answer came; is a frontend running at this address?"
-    return TimedOut(told(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
+    return TimedOut(error_answer(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
 
 
-def budget_of(connection: Connection, target: Target, slo_ms: float | None) -> float | None:
+def budget_of(connection: Connection, target: RequestTarget, slo_ms: float | None) -> float | None:
     """The budget in seconds: as requested, or the target's own; None if it is not known."""
     chosen = _plain(slo_ms) if slo_ms is not None else connection.talk.spec(target).get("slo_ms")
     return min(float(chosen) / 1e3, BUDGET_S_MAX) if isinstance(chosen, (int, float)) and chosen > 0 else None
@@ -289,7 +289,7 @@ def packed(message: Mapping[str, Any]) -> bytes:
     except (OverflowError, UnicodeEncodeError) as error:
         field = next(name for name, value in message.items() if not _writable(value))
         text = f"{field}: a message cannot hold it: {error}"
-        raise Invalid(told(AnswerStatus.INVALID, ErrorCode.BAD_FIELD, text, field=field)) from None
+        raise Invalid(error_answer(AnswerStatus.INVALID, ErrorCode.BAD_FIELD, text, field=field)) from None
     return body
 
 

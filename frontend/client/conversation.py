@@ -94,24 +94,24 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RequestTarget:
     """The model or application that a request asks."""
 
     name: str
     app: bool = False
 
 
-def target_of(model: Any, x: Any, app: str | None) -> tuple[Target, Any]:
+def target_of(model: Any, x: Any, app: str | None) -> tuple[RequestTarget, Any]:
     """(target, input) from the arguments of a call: infer("m", x) or infer(x, app="a"). Raises: TypeError."""
     if app is None:
         if not isinstance(model, str) or x is None:
             raise TypeError("infer takes a model's name and an input, or an input and app=")
-        return Target(model), x
+        return RequestTarget(model), x
     if x is None:
         model, x = None, model
     if model is not None or x is None:
         raise TypeError("infer with app= takes an input, and no model")
-    return Target(app, app=True), x
+    return RequestTarget(app, app=True), x
 
 
 class Conversation:
@@ -137,12 +137,12 @@ class Conversation:
         self.apps = {app["name"]: app for app in answer["apps"]}
         self.frame_bytes_max = answer.get("frame_bytes_max")
 
-    def spec(self, target: "Target") -> Mapping[str, Any]:
+    def spec(self, target: "RequestTarget") -> Mapping[str, Any]:
         """The description of a model or an application; empty if it is not known."""
         return (self.apps if target.app else self.specs).get(target.name, {})
 
     def infer(
-        self, call: int, target: "Target", x: Inputs, options: Mapping[str, Any]
+        self, call: int, target: "RequestTarget", x: Inputs, options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Any]]:
         """(header, frames) of an infer request; small tensors are inside the header."""
         tensors = self._tensors(target, x)
@@ -160,7 +160,7 @@ class Conversation:
         message["inputs"] = inputs
         return message, frames
 
-    def _tensors(self, target: "Target", x: Inputs) -> list[tuple[str, Array]]:
+    def _tensors(self, target: "RequestTarget", x: Inputs) -> list[tuple[str, Array]]:
         """(name, array) in the model's dtypes, contiguous and little endian; a single row gets a batch dimension."""
         specs = self.spec(target).get("inputs", [])
         if not isinstance(x, Mapping):
@@ -184,7 +184,7 @@ class Conversation:
             return None
         largest = max(map(len, frames))
         text = f"an input of {largest} bytes is more than a frontend takes, {most} (GEARMESH_REQUEST_BYTES_MAX)"
-        return Invalid(told(AnswerStatus.INVALID, ErrorCode.TOO_LARGE, text, field="inputs"))
+        return Invalid(error_answer(AnswerStatus.INVALID, ErrorCode.TOO_LARGE, text, field="inputs"))
 
     def understand(self, header: Any, frames: Sequence[Any]) -> Prediction | RequestError | Mapping[str, Any]:
         """A prediction, an error to be raised, or any other answer as it is."""
@@ -219,7 +219,7 @@ class Conversation:
         )
 
 
-def told(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:
+def error_answer(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:
     """An answer that is not ok, as a frontend would send it."""
     return {"status": status, "error": {"code": code, "message": message, **fields}}
 

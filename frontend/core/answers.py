@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from frontend.core.protocol import Answer, Error, TensorOut
+from frontend.core.protocol import AnswerTensor, ClientAnswer, Error
 from frontend.core.requests import Call, Completed
 from mesh import wire
 from mesh.codes import AnswerStatus
@@ -13,17 +13,17 @@ OK = AnswerStatus.OK  # for what runs for every request
 
 def ok_answer(
     call: Call, outputs: Sequence[Any], now: float, completed: Completed | None = None, *, cached: bool = False
-) -> Answer:
+) -> ClientAnswer:
     """The ok answer of a call, from the cache if `completed` is None.
 
     Outputs of a framed call travel as frames beside it.
     """
     name, version = wire.split_ref(call.ref)
-    return Answer(
+    return ClientAnswer(
         id=call.id,
         status=OK,
         outputs=[
-            TensorOut(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
+            AnswerTensor(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
             for spec, data in zip(call.spec.outputs, outputs, strict=True)
         ],
         model=name,
@@ -45,10 +45,10 @@ def error_answer(
     now: float,
     predicted_ms: float | None = None,
     retry_after_ms: float | None = None,
-) -> Answer:
+) -> ClientAnswer:
     """The answer of a call that ended without outputs."""
     name, version = wire.split_ref(call.ref)
-    return Answer(
+    return ClientAnswer(
         id=call.id,
         status=status,
         model=name,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core import checks, protocol
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode
 
 HELD_S_MAX = 2.0  # of a request without a budget of its own
@@ -25,7 +25,7 @@ class Early:
     @property
     def size(self) -> int:
         """Bytes of its inputs."""
-        inside = self.request.inputs if isinstance(self.request, protocol.Infer) else ()
+        inside = self.request.inputs if isinstance(self.request, protocol.InferRequest) else ()
         return sum(map(len, self.frames)) + sum(len(tensor.data or b"") for tensor in inside)
 
 
@@ -45,13 +45,13 @@ class EarlyRequests:
         return len(self._held)
 
     def hold(self, early: Early) -> None:
-        """Holds the request. Raises: Invalid, if it will be refused whatever the table says."""
+        """Holds the request. Raises: RequestRefused, if it will be refused whatever the table says."""
         request = early.request
         key = (early.client, request.id)
         if key in self._held:
             raise protocol.duplicate(request.id)
         budget_s = HELD_S_MAX
-        if isinstance(request, protocol.Infer):
+        if isinstance(request, protocol.InferRequest):
             checks.check_names(request)
             budget_s = checks.check_budget(request, min(HELD_S_MAX * 1e3, self.slo_ms_max), self.slo_ms_max)
         if len(self._held) >= self.count_max:
@@ -71,7 +71,7 @@ class EarlyRequests:
         self.bytes_held = 0
         return released
 
-    def expire(self, now: float) -> list[tuple[Hashable, Invalid]]:
+    def expire(self, now: float) -> list[tuple[Hashable, RequestRefused]]:
         """Drops requests whose budget has ended. Returns (client, answer) for each."""
         expired = []
         while self._ends and self._ends[0][0] <= now:
@@ -79,7 +79,9 @@ class EarlyRequests:
             del self._held[(early.client, early.request.id)]
             self.bytes_held -= early.size
             text = "this frontend has just started, and the broker has not told it yet which models there are"
-            refusal = Invalid(ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
+            refusal = RequestRefused(
+                ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS
+            )
             expired.append((early.client, refusal))
         return expired
 

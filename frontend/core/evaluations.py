@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frontend.core.cache import Flight, PredictionCache
-from frontend.core.requests import Call, Completed, Part, RequestTable
+from frontend.core.requests import Call, CallPart, Completed, RequestTable
 
 Tensors = Sequence[bytes | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
-class Entered:
+class EvaluationStart:
     """Result of `enter`: `outputs` from the cache, `parts` to submit, or neither: it waits for an identical call."""
 
     outputs: tuple[bytes, ...] | None = None
-    parts: Sequence[Part] = ()
+    parts: Sequence[CallPart] = ()
 
 
 class Evaluations:
@@ -26,27 +26,27 @@ class Evaluations:
     def __init__(self, table: RequestTable, cache: PredictionCache[Call]) -> None:
         self.table, self.cache = table, cache
 
-    def enter(self, call: Call, tensors: Tensors, cached: bool) -> Entered:
+    def enter(self, call: Call, tensors: Tensors, cached: bool) -> EvaluationStart:
         """Enters a call.
 
         `cached`: the caller and the model allow the cache. With outputs, the call has ended unopened.
         """
         cache = self.cache
         if not cached or not cache.on:
-            return Entered(parts=self.table.open(call, tensors))
+            return EvaluationStart(parts=self.table.open(call, tensors))
         edition = call.spec.edition(call.ref)
         key = cache.key(edition, tensors)
         outputs = cache.get(key, edition, tensors)
         if outputs is not None:
             call.answered = True
-            return Entered(outputs=outputs)
+            return EvaluationStart(outputs=outputs)
         flight = cache.flight(key, edition, tensors)
         if flight is not None and flight.leader.deadline_s <= call.deadline_s:  # a later flight may end too late
             cache.follow(flight, call)
             self.table.wait(call)
-            return Entered()
+            return EvaluationStart()
         call.flight = cache.lead(key, edition, tensors, call)
-        return Entered(parts=self.table.open(call, tensors))
+        return EvaluationStart(parts=self.table.open(call, tensors))
 
     def succeeded(self, completed: Completed, outputs: Sequence[bytes], remember: bool) -> list[Call]:
         """A call has its outputs; they are cached if `remember`.
@@ -58,12 +58,12 @@ class Evaluations:
             return []
         followers = [call for call in self.cache.landed(flight) if not call.answered]
         for call in followers:
-            self.table.settle(call)
+            self.table.end(call)
         if remember:
             self.cache.put(flight, outputs)
         return followers
 
-    def ended(self, call: Call) -> Sequence[Part]:
+    def ended(self, call: Call) -> Sequence[CallPart]:
         """A call ended without outputs. Of those that waited for it, the most urgent one takes its place.
 
         Returns that call's parts, to be submitted. If another one led, the most urgent might wait for an evaluation

@@ -20,7 +20,7 @@ OPS = (
 Id = int | str
 
 
-class Tensor(msgspec.Struct, forbid_unknown_fields=True):
+class RequestTensor(msgspec.Struct, forbid_unknown_fields=True):
     """One input of a request."""
 
     name: str
@@ -29,11 +29,11 @@ class Tensor(msgspec.Struct, forbid_unknown_fields=True):
     data: memoryview | None = None  # C order, little endian; absent if the bytes follow as a frame
 
 
-class Infer(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_fields=True):
+class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_fields=True):
     """Asks a model, or an application."""
 
     id: Id
-    inputs: list[Tensor]
+    inputs: list[RequestTensor]
     model: str | None = None
     app: str | None = None
     version: str | None = None
@@ -43,19 +43,19 @@ class Infer(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_fields=T
     weight: float = 1.0
 
 
-class Models(msgspec.Struct, tag_field="op", tag="models", forbid_unknown_fields=True):
+class ModelsRequest(msgspec.Struct, tag_field="op", tag="models", forbid_unknown_fields=True):
     """Asks what is deployed."""
 
     id: Id
 
 
-class Status(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields=True):
+class StatusRequest(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields=True):
     """Asks for the state of the mesh."""
 
     id: Id
 
 
-class Ping(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
+class PingRequest(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
     """Asks whether the frontend answers."""
 
     id: Id
@@ -82,14 +82,14 @@ class DeleteApp(msgspec.Struct, tag_field="op", tag="delete_app", forbid_unknown
     app: str
 
 
-class Apps(msgspec.Struct, tag_field="op", tag="apps", forbid_unknown_fields=True):
+class AppsRequest(msgspec.Struct, tag_field="op", tag="apps", forbid_unknown_fields=True):
     """Asks for the applications, and what they learned in a context."""
 
     id: Id
     context: str | None = None
 
 
-class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fields=True):
+class FeedbackRequest(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fields=True):
     """Reports the truth about a decision: a label, or a loss."""
 
     id: Id
@@ -99,12 +99,22 @@ class Feedback(msgspec.Struct, tag_field="op", tag="feedback", forbid_unknown_fi
     context: str | None = None
 
 
-AppRequest = CreateApp | UpdateApp | DeleteApp | Apps | Feedback
-Asking = Infer | Models | AppRequest  # these need to know what is deployed
-Request = Infer | Models | Status | Ping | CreateApp | UpdateApp | DeleteApp | Apps | Feedback
+AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
+Asking = InferRequest | ModelsRequest | AppRequest  # these need to know what is deployed
+Request = (
+    InferRequest
+    | ModelsRequest
+    | StatusRequest
+    | PingRequest
+    | CreateApp
+    | UpdateApp
+    | DeleteApp
+    | AppsRequest
+    | FeedbackRequest
+)
 
 
-class TensorOut(msgspec.Struct, omit_defaults=True):
+class AnswerTensor(msgspec.Struct, omit_defaults=True):
     """One output of an answer."""
 
     name: str
@@ -122,12 +132,12 @@ class Error(msgspec.Struct, omit_defaults=True):
     retry_after_ms: float | None = None
 
 
-class Answer(msgspec.Struct, omit_defaults=True):
+class ClientAnswer(msgspec.Struct, omit_defaults=True):
     """The single answer to a request. Fields that do not apply are absent."""
 
     id: Id | None
     status: str  # an AnswerStatus
-    outputs: list[TensorOut] | None = None
+    outputs: list[AnswerTensor] | None = None
     model: str | None = None
     version: str | None = None
     latency_ms: float | None = None
@@ -147,7 +157,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
 
 @dataclass(slots=True)
-class Invalid(Exception):
+class RequestRefused(Exception):
     """A request that is not valid or cannot be served; with `rejected`, only not now. Becomes an answer."""
 
     code: ErrorCode
@@ -157,9 +167,9 @@ class Invalid(Exception):
     status: AnswerStatus = AnswerStatus.INVALID
     retry_after_ms: float | None = None
 
-    def answer(self) -> Answer:
+    def answer(self) -> ClientAnswer:
         """The answer with this error."""
-        return Answer(
+        return ClientAnswer(
             id=self.id, status=self.status, error=Error(self.code, self.message, self.field, self.retry_after_ms)
         )
 
@@ -168,23 +178,25 @@ _decoder = msgspec.msgpack.Decoder(Request)
 
 
 def decode(header: bytes | memoryview) -> Request:
-    """The request in a header frame. Raises: Invalid."""
+    """The request in a header frame. Raises: RequestRefused."""
     try:
         request: Request = _decoder.decode(header)
     except RecursionError:
-        raise Invalid(ErrorCode.MALFORMED, "the message is nested too deeply") from None
+        raise RequestRefused(ErrorCode.MALFORMED, "the message is nested too deeply") from None
     except msgspec.ValidationError as error:
         raise _explain(header, error) from None
     except msgspec.DecodeError as error:
-        raise Invalid(ErrorCode.MALFORMED, f"the message is not msgpack: {str(error) or 'it ends too early'}") from None
+        raise RequestRefused(
+            ErrorCode.MALFORMED, f"the message is not msgpack: {str(error) or 'it ends too early'}"
+        ) from None
     except UnicodeDecodeError as error:
-        raise Invalid(ErrorCode.MALFORMED, f"a string in the message is not UTF-8: {error.reason}") from None
+        raise RequestRefused(ErrorCode.MALFORMED, f"a string in the message is not UTF-8: {error.reason}") from None
     if isinstance(request.id, str) and len(request.id) > ID_LENGTH_MAX:
-        raise Invalid(ErrorCode.BAD_ID, f"id must not be longer than {ID_LENGTH_MAX} characters", "id")
+        raise RequestRefused(ErrorCode.BAD_ID, f"id must not be longer than {ID_LENGTH_MAX} characters", "id")
     return request
 
 
-def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Invalid:
+def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> RequestRefused:
     """What is wrong with the header, in the protocol's terms, with the request's id if it can be read."""
     fault = read_fault(error)
     field, text = fault.place, fault.text
@@ -192,41 +204,41 @@ def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Inva
         message = msgspec.msgpack.decode(header)
     except Exception:  # what precedes the fault did decode; anything may follow it
         seen = None if fault.kind is FaultKind.MISSING else field  # the id may come after the fault
-        return Invalid(
+        return RequestRefused(
             ErrorCode.MALFORMED, f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen
         )
     if not isinstance(message, dict):
-        return Invalid(ErrorCode.MALFORMED, f"the message must be a map; got {type(message).__name__}")
+        return RequestRefused(ErrorCode.MALFORMED, f"the message must be a map; got {type(message).__name__}")
     found = message.get("id")
     known = found if isinstance(found, (int, str)) and not isinstance(found, bool) else None
     if isinstance(known, str) and len(known) > ID_LENGTH_MAX:
         known = None
     if "op" not in message:
-        return Invalid(ErrorCode.BAD_OP, f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
+        return RequestRefused(ErrorCode.BAD_OP, f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
     if message["op"] not in OPS:
-        return Invalid(
+        return RequestRefused(
             ErrorCode.BAD_OP, f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
         )
-    return Invalid(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
+    return RequestRefused(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
 
 
-def duplicate(request_id: Id) -> Invalid:
+def duplicate(request_id: Id) -> RequestRefused:
     """The error for an id that is in use."""
-    return Invalid(
+    return RequestRefused(
         ErrorCode.DUPLICATE_ID, f"id {request_id!r} is in flight on this connection already", "id", request_id
     )
 
 
-def no_room(count: int, request_id: Id) -> Invalid:
+def no_room(count: int, request_id: Id) -> RequestRefused:
     """The error for too many open requests."""
     text = f"{count} requests are in flight at this frontend, which is its limit"
-    return Invalid(ErrorCode.FRONTEND_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
+    return RequestRefused(ErrorCode.FRONTEND_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
 
 
-def no_memory(count: int, size: int, request_id: Id) -> Invalid:
+def no_memory(count: int, size: int, request_id: Id) -> RequestRefused:
     """The error for too many bytes of open requests."""
     text = (
         f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
         "limit (GEARMESH_IN_FLIGHT_MB)"
     )
-    return Invalid(ErrorCode.MEMORY_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
+    return RequestRefused(ErrorCode.MEMORY_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)

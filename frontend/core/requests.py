@@ -28,7 +28,7 @@ class Call:
     deadline_s: float
     framed: bool  # the answer's tensors travel as frames
     weight: float = 1.0
-    parts: list["Part"] = field(default_factory=list)
+    parts: list["CallPart"] = field(default_factory=list)
     size: int = 0  # bytes of its inputs, once it has parts
     missing: int = 0  # parts without outputs
     answered: bool = False
@@ -37,7 +37,7 @@ class Call:
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class CallPart:
     """One submission."""
 
     call: Call
@@ -75,11 +75,11 @@ class RequestTable:
     bytes_max: int
     bytes_held: int = 0  # inputs of open calls that have parts
     _calls: dict[tuple[Hashable, int | str], Call] = field(default_factory=dict)  # {(client, id): open call}
-    _parts: dict[int, Part] = field(default_factory=dict)  # {number: part without outputs of an open call}
+    _parts: dict[int, CallPart] = field(default_factory=dict)  # {number: part without outputs of an open call}
     _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; may still hold answered calls
     _count: int = 0  # parts so far
     _opened: int = 0  # calls so far
-    _stale: int = 0  # answered calls in the heap
+    _ended_in_heap: int = 0  # answered calls in the heap
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -90,7 +90,7 @@ class RequestTable:
         return len(self._calls) >= self.in_flight_max
 
     @property
-    def heavy(self) -> bool:
+    def memory_full(self) -> bool:
         """Whether the inputs of open calls take so much memory that no further call can be opened."""
         return self.bytes_held >= self.bytes_max
 
@@ -98,7 +98,7 @@ class RequestTable:
         """Whether a call with this id is open on this connection."""
         return (client, call_id) in self._calls
 
-    def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
+    def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Opens the call and returns its parts, to be submitted. The table must not be `full`, nor the id in use."""
         self.wait(call)
         return self.start(call, tensors)
@@ -112,7 +112,7 @@ class RequestTable:
         expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
         heapq.heappush(self._deadlines, (expires_s, self._opened, call))
 
-    def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[Part]:
+    def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Gives an open call without parts its parts, and returns them, to be submitted."""
         batch_max = call.spec.batch_max
         if call.rows <= batch_max:
@@ -128,17 +128,17 @@ class RequestTable:
         self.bytes_held += call.size
         return call.parts
 
-    def settle(self, call: Call) -> None:
+    def end(self, call: Call) -> None:
         """Ends the call, which got the outputs that it waited for."""
         self._end(call)
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
         self._count += 1
-        part = Part(call, self._count, rows, tensors)
+        part = CallPart(call, self._count, rows, tensors)
         call.parts.append(part)
         self._parts[part.number] = part
 
-    def submitted(self, part: Part, controller: str) -> int:
+    def submitted(self, part: CallPart, controller: str) -> int:
         """Records that the part goes to this controller. Returns the number of the attempt."""
         part.controller = controller
         part.attempt += 1
@@ -165,7 +165,7 @@ class RequestTable:
         self._end(part.call)
         return Completed(part.call, batch_size, predicted_s, device, cold, pieces)
 
-    def misfit(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
+    def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
         """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it."""
         part = self._parts.get(number)
         if part is None:
@@ -194,14 +194,14 @@ class RequestTable:
             self._end(call)
         return calls
 
-    def controller_lost(self, controller: str) -> list[Part]:
+    def controller_lost(self, controller: str) -> list[CallPart]:
         """The parts that the lost controller had; to be submitted elsewhere, with what is left of their budgets."""
         parts = [part for part in self._parts.values() if part.controller == controller]
         for part in parts:
             part.controller = None
         return parts
 
-    def unsubmitted(self) -> list[Part]:
+    def unsubmitted(self) -> list[CallPart]:
         """Parts that no controller has, oldest first."""
         return [part for part in self._parts.values() if part.controller is None]
 
@@ -212,9 +212,9 @@ class RequestTable:
         while heap and (heap[0][2].answered or heap[0][0] <= now):
             call = heapq.heappop(heap)[2]
             if call.answered:
-                self._stale -= 1
+                self._ended_in_heap -= 1
             else:
-                self._stale -= 1  # it is no longer in the heap
+                self._ended_in_heap -= 1  # it is no longer in the heap
                 self._end(call)
                 heap = self._deadlines  # it may have been replaced
                 expired.append(call)
@@ -225,7 +225,7 @@ class RequestTable:
         heap = self._deadlines
         while heap and heap[0][2].answered:
             heapq.heappop(heap)
-            self._stale -= 1
+            self._ended_in_heap -= 1
         return heap[0][0] if heap else None
 
     def _end(self, call: Call) -> None:
@@ -237,11 +237,11 @@ class RequestTable:
             part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory
             if part.outputs is not None:
                 part.outputs = ()
-        self._stale += 1
-        if self._stale > 64 and self._stale > 2 * len(self._calls):
+        self._ended_in_heap += 1
+        if self._ended_in_heap > 64 and self._ended_in_heap > 2 * len(self._calls):
             self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
             heapq.heapify(self._deadlines)
-            self._stale = 0
+            self._ended_in_heap = 0
 
     def check(self) -> None:
         """Asserts every invariant."""
@@ -255,5 +255,5 @@ class RequestTable:
         assert self.bytes_held == sum(call.size for call in self._calls.values() if call.parts)
         ended = [part for entry in self._deadlines if entry[2].answered for part in entry[2].parts]
         assert not any(part.tensors or part.outputs for part in ended)
-        assert self._stale == sum(entry[2].answered for entry in self._deadlines)
-        assert len(self._deadlines) - self._stale == len(self._calls)
+        assert self._ended_in_heap == sum(entry[2].answered for entry in self._deadlines)
+        assert len(self._deadlines) - self._ended_in_heap == len(self._calls)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from frontend.core import checks, protocol
 from frontend.core.checks import InputRules
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.names import listed
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class BoundVersion:
     """The version that requests for a model are bound to."""
 
     version: str
@@ -27,13 +27,13 @@ class Targets:
     def __init__(self, rows_max: int) -> None:
         self._rows_max = rows_max  # of one request
         self.models: dict[str, wire.ModelEntry] = {}  # {name: entry} of all models
-        self.bound: dict[str, Target] = {}  # {name: target} of models that can be asked
+        self.bound: dict[str, BoundVersion] = {}  # {name: target} of models that can be asked
 
     def table_changed(self, models: Iterable[wire.ModelEntry]) -> None:
         """Binds requests by this table from now on."""
         self.models = {entry.name: entry for entry in models}
         self.bound = {
-            entry.name: Target(
+            entry.name: BoundVersion(
                 entry.current,
                 wire.ref_of(entry.name, entry.current),
                 entry.spec,
@@ -43,8 +43,8 @@ class Targets:
             if entry.current is not None and entry.spec is not None
         }
 
-    def of(self, request: protocol.Infer) -> Target:
-        """The target of a request for a model. Raises: Invalid."""
+    def of(self, request: protocol.InferRequest) -> BoundVersion:
+        """The target of a request for a model. Raises: RequestRefused."""
         target = self.bound.get(request.model or "")
         if target is None or request.version not in (None, target.version) or request.context is not None:
             raise self._refusal(request)
@@ -59,19 +59,19 @@ class Targets:
         """The editions of all targets."""
         return (target.spec.edition(target.ref) for target in self.bound.values())
 
-    def _refusal(self, request: protocol.Infer) -> Invalid:
+    def _refusal(self, request: protocol.InferRequest) -> RequestRefused:
         """Why the request has no target."""
         checks.check_names(request)
         if request.context is not None:
             text = "context goes with app: only applications learn"
-            return Invalid(ErrorCode.BAD_TARGET, text, "context", request.id)
+            return RequestRefused(ErrorCode.BAD_TARGET, text, "context", request.id)
         entry = self.models.get(str(request.model))
         if entry is None:
             text = f"there is no model {request.model!r}; there are: {listed(self.models)}"
-            return Invalid(ErrorCode.UNKNOWN_MODEL, text, "model", request.id)
+            return RequestRefused(ErrorCode.UNKNOWN_MODEL, text, "model", request.id)
         if entry.current is None or entry.spec is None:
             why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
             text = f"model {entry.name!r} has no version that can be served{why}"
-            return Invalid(ErrorCode.NOT_READY, text, "model", request.id, AnswerStatus.REJECTED, 1000.0)
+            return RequestRefused(ErrorCode.NOT_READY, text, "model", request.id, AnswerStatus.REJECTED, 1000.0)
         text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
-        return Invalid(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)
+        return RequestRefused(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from mesh.codes import ErrorCode, HttpCode
 from mesh.net.keys import LOOPBACK
 
@@ -26,10 +26,10 @@ class Gate:
         self.held_bytes = 0
 
     def enter(self) -> None:
-        """Counts one more request. Raises: Refused."""
+        """Counts one more request. Raises: HttpRefusal."""
         if self.requests >= self.requests_max:
             text = f"{self.requests} requests are in this gateway, which is its limit (GEARMESH_IN_FLIGHT_MAX)"
-            raise Refused(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
+            raise HttpRefusal(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
         self.requests += 1
 
     def leave(self, held_bytes: int) -> None:
@@ -39,7 +39,7 @@ class Gate:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator["Admitted"]:
-        """Counts one request until the block ends, with the bytes that it holds. Raises: Refused."""
+        """Counts one request until the block ends, with the bytes that it holds. Raises: HttpRefusal."""
         self.enter()
         request = Admitted(self)
         try:
@@ -48,25 +48,25 @@ class Gate:
             self.leave(request.body_bytes)
 
     def announced(self, body_bytes: int | None) -> None:
-        """Checks the announced size of a body; None: not announced. Raises: Refused."""
+        """Checks the announced size of a body; None: not announced. Raises: HttpRefusal."""
         if body_bytes is not None and body_bytes > self.body_bytes_max:
             raise self.too_large(body_bytes)
 
     def hold(self, had_bytes: int, more_bytes: int) -> int:
-        """Adds `more_bytes` to a body that holds `had_bytes`. Returns the sum. Raises: Refused."""
+        """Adds `more_bytes` to a body that holds `had_bytes`. Returns the sum. Raises: HttpRefusal."""
         body_bytes = had_bytes + more_bytes
         if body_bytes > self.body_bytes_max:
             raise self.too_large(body_bytes)
         if self.held_bytes + more_bytes > self.held_bytes_max:
             text = f"{self.held_bytes} bytes of bodies are in this gateway, as many as it holds at once"
-            raise Refused(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
+            raise HttpRefusal(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
         self.held_bytes += more_bytes
         return body_bytes
 
-    def too_large(self, size_bytes: int) -> Refused:
+    def too_large(self, size_bytes: int) -> HttpRefusal:
         """The refusal of a body of this size."""
         text = f"a request has at most {self.body_bytes_max} bytes (GEARMESH_REQUEST_BYTES_MAX); this has {size_bytes}"
-        return Refused(text, ErrorCode.TOO_LARGE)
+        return HttpRefusal(text, ErrorCode.TOO_LARGE)
 
 
 @dataclass(slots=True)
@@ -76,15 +76,15 @@ class Admitted:
     gate: Gate
     body_bytes: int = 0  # received so far
 
-    def came(self, more_bytes: int) -> None:
-        """Counts bytes of its body that arrived. Raises: Refused."""
+    def received(self, more_bytes: int) -> None:
+        """Counts bytes of its body that arrived. Raises: HttpRefusal."""
         self.body_bytes = self.gate.hold(self.body_bytes, more_bytes)
 
 
 def check_origin(headers: Mapping[str, str]) -> None:
     """Refuses requests from web pages of other origins, which could use a visitor's access to the mesh.
 
-    Raises: Refused.
+    Raises: HttpRefusal.
     """
     origin = headers.get("Origin")
     if origin is None:
@@ -95,25 +95,25 @@ def check_origin(headers: Mapping[str, str]) -> None:
         host = None
     if host not in LOOPBACK:
         text = f"a page of {origin[:80]!r} may not ask this mesh; only pages of this machine may"
-        raise Refused(text, HttpCode.FOREIGN_ORIGIN, "Origin")
+        raise HttpRefusal(text, HttpCode.FOREIGN_ORIGIN, "Origin")
 
 
 def budget_of(header: str | None) -> float | None:
-    """The budget in X-Gearmesh-Slo-Ms; None without that header. Raises: Refused."""
+    """The budget in X-Gearmesh-Slo-Ms; None without that header. Raises: HttpRefusal."""
     if header is None:
         return None
     try:
         return float(header)
     except ValueError:
         text = f"X-Gearmesh-Slo-Ms is a number of milliseconds; got {header[:32]!r}"
-        raise Refused(text, ErrorCode.BAD_SLO, "X-Gearmesh-Slo-Ms") from None
+        raise HttpRefusal(text, ErrorCode.BAD_SLO, "X-Gearmesh-Slo-Ms") from None
 
 
 def json_length(header: str | None) -> int | None:
-    """The number in Inference-Header-Content-Length; None without that header. Raises: Refused."""
+    """The number in Inference-Header-Content-Length; None without that header. Raises: HttpRefusal."""
     if header is None:
         return None
     if not (header.isascii() and header.isdigit() and len(header) < 20):
         text = f"Inference-Header-Content-Length is a number of bytes; got {header[:32]!r}"
-        raise Refused(text, ErrorCode.MALFORMED, "Inference-Header-Content-Length")
+        raise HttpRefusal(text, ErrorCode.MALFORMED, "Inference-Header-Content-Length")
     return int(header)

@@ -25,27 +25,27 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 def model_metadata(model: Described) -> dict[str, Any]:
     """GET /v2/models/NAME."""
-    told = ("slo_ms", "batch_max", "ready", "preparing", "fault", "fault_code", "labels")
+    shown = ("slo_ms", "batch_max", "ready", "preparing", "fault", "fault_code", "labels")
     return {
         "name": model["name"],
         "versions": list(model["versions"]),
         "platform": "gearmesh",
         "inputs": [_tensor(tensor) for tensor in model["inputs"]],
         "outputs": [_tensor(tensor) for tensor in model["outputs"]],
-        "parameters": {key: model[key] for key in told if model.get(key) not in (None, [])},
+        "parameters": {key: model[key] for key in shown if model.get(key) not in (None, [])},
     }
 
 
 def application_metadata(app: Described) -> dict[str, Any]:
     """GET /v2/applications/NAME: as of a model, with the application's definition and what it learned added."""
-    told = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "context", "weights", "learned", "counts")
+    shown = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "context", "weights", "learned", "counts")
     return {
         "name": app["name"],
         "versions": [],
         "platform": "gearmesh_application",
         "inputs": [_tensor(tensor) for tensor in app["inputs"]],
         "outputs": [_tensor(tensor) for tensor in app["outputs"]],
-        "parameters": {key: app[key] for key in told if key in app},
+        "parameters": {key: app[key] for key in shown if key in app},
     }
 
 
@@ -89,9 +89,9 @@ def _state(model: Described, version: str) -> tuple[str, str]:
 
 def dashboard_models(models: Iterable[Described]) -> list[dict[str, Any]]:
     """The dashboard's data about each model."""
-    told = ("name", "version", "ready", "preparing", "fault", "slo_ms", "batch_max")
+    shown = ("name", "version", "ready", "preparing", "fault", "slo_ms", "batch_max")
     ordered = sorted(models, key=lambda model: (bool(model["ready"]), model["name"]))
-    return [{key: model.get(key) for key in told} for model in ordered[:MODELS_SHOWN]]
+    return [{key: model.get(key) for key in shown} for model in ordered[:MODELS_SHOWN]]
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Timed:
         self.count += 1
         self.ns += int(latency_ms * 1e6)
 
-    def told(self) -> dict[str, int]:
+    def as_json(self) -> dict[str, int]:
         """In the form of the protocol."""
         return {"count": self.count, "ns": self.ns}
 
@@ -124,7 +124,7 @@ class Tally:
     last_ms: int = 0  # time of day
 
 
-class Statistics:
+class ModelStatistics:
     """Requests through this gateway since it started, by model and version (an application has version "")."""
 
     def __init__(self, targets_max: int = 10_000) -> None:
@@ -151,7 +151,7 @@ class Statistics:
         tally.outcomes[status] = tally.outcomes.get(status, 0) + 1
         tally.last_ms = unix_ms
 
-    def told(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+    def as_json(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """GET /v2/models[/NAME[/versions/VERSION]]/stats."""
         chosen = [
             _statistics(key, tally)
@@ -176,12 +176,12 @@ def _statistics(key: tuple[str, str], tally: Tally) -> dict[str, Any]:
         "last_inference": tally.last_ms,
         "inference_count": tally.rows,
         "inference_stats": {
-            "success": tally.success.told(),
-            "fail": tally.fail.told(),
-            "cache_hit": tally.cache_hit.told(),
+            "success": tally.success.as_json(),
+            "fail": tally.fail.as_json(),
+            "cache_hit": tally.cache_hit.as_json(),
         },
         "batch_stats": [
-            {"batch_size": size, "requests": timed.told()} for size, timed in sorted(tally.batches.items())
+            {"batch_size": size, "requests": timed.as_json()} for size, timed in sorted(tally.batches.items())
         ],
         "outcomes": dict(tally.outcomes),
     }

@@ -17,7 +17,7 @@ PLAIN = {404: HttpCode.NO_SUCH_PATH, 405: HttpCode.BAD_METHOD, 413: ErrorCode.TO
 
 
 @dataclass(slots=True)
-class Refused(Exception):
+class HttpRefusal(Exception):
     """A request that the gateway cannot serve."""
 
     message: str
@@ -44,7 +44,7 @@ class ErrorAnswer:
     headers: dict[str, str]
 
 
-def refusal(refused: Refused) -> ErrorAnswer:
+def refusal(refused: HttpRefusal) -> ErrorAnswer:
     """The answer for a refusal by the gateway."""
     body = {
         "error": refused.message,

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from frontend.client.conversation import Prediction
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from frontend.gateway.tensors import NAMES, Array, check_shape, dtype_of, from_bytes, from_json, to_json
 from mesh.codes import ErrorCode
 from mesh.decoder_faults import WORDS, read_fault
@@ -37,7 +37,7 @@ class InputTensor(msgspec.Struct, forbid_unknown_fields=True):
     data: Any = None
 
 
-class OutputWish(msgspec.Struct, forbid_unknown_fields=True):
+class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
     """One requested output."""
 
     name: str
@@ -50,7 +50,7 @@ class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
     inputs: list[InputTensor]
     id: str | None = None
     parameters: dict[str, Any] = {}
-    outputs: list[OutputWish] | None = None
+    outputs: list[RequestedOutput] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ _decoder = msgspec.json.Decoder(InferenceRequest)
 def read_question(
     body: bytearray | bytes, json_bytes: int | None, spec: Mapping[str, Any], slo_ms: float | None = None
 ) -> Question:
-    """The request in `body`; tensors in raw bytes are not copied. Raises: Refused.
+    """The request in `body`; tensors in raw bytes are not copied. Raises: HttpRefusal.
 
     `json_bytes`: length of the JSON in front of raw bytes (Inference-Header-Content-Length); None: all is JSON; 0: all
     is the one input's raw bytes. `spec`: the model's description, empty if unknown. `slo_ms`: the header's.
@@ -95,7 +95,7 @@ def read_question(
         json_bytes = len(whole)
     if not 0 <= json_bytes <= len(whole):
         text = f"Inference-Header-Content-Length is {json_bytes}; the body has {len(whole)} bytes"
-        raise Refused(text, ErrorCode.MALFORMED, "Inference-Header-Content-Length")
+        raise HttpRefusal(text, ErrorCode.MALFORMED, "Inference-Header-Content-Length")
     if json_bytes == 0 and len(whole):
         name, tensor = _whole_body(whole, spec)
         return Question(None, {name: tensor}, slo_ms, {}, None, binary_default=True)
@@ -104,7 +104,7 @@ def read_question(
     options = _options(request.parameters)
     asked_ms = options.pop("slo_ms", None)
     binary_default = options.pop("binary_data_output", False)
-    wanted, binary = _wishes(request.outputs, spec)
+    wanted, binary = _requested_outputs(request.outputs, spec)
     return Question(
         request.id, inputs, slo_ms if asked_ms is None else asked_ms, options, wanted, binary, binary_default
     )
@@ -115,12 +115,12 @@ def _decode(header: memoryview) -> InferenceRequest:
         return _decoder.decode(header)
     except msgspec.ValidationError as error:
         fault = read_fault(error, JSON_WORDS)
-        raise Refused(f"{fault.place or 'request'}: {fault.text}", ErrorCode.BAD_FIELD, fault.place) from None
+        raise HttpRefusal(f"{fault.place or 'request'}: {fault.text}", ErrorCode.BAD_FIELD, fault.place) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = f"the body is not JSON: {error} (raw bytes behind JSON need Inference-Header-Content-Length)"
-        raise Refused(text, ErrorCode.MALFORMED) from None
+        raise HttpRefusal(text, ErrorCode.MALFORMED) from None
     except RecursionError:
-        raise Refused("the JSON is nested too deeply", ErrorCode.MALFORMED) from None
+        raise HttpRefusal("the JSON is nested too deeply", ErrorCode.MALFORMED) from None
 
 
 def _whole_body(data: memoryview, spec: Mapping[str, Any]) -> tuple[str, Array]:
@@ -128,36 +128,38 @@ def _whole_body(data: memoryview, spec: Mapping[str, Any]) -> tuple[str, Array]:
     inputs = spec.get("inputs") or []
     if len(inputs) != 1:
         text = f"a body without JSON goes with models of one input; this one has {len(inputs) or 'none that is known'}"
-        raise Refused(text, ErrorCode.BAD_INPUTS, "inputs")
+        raise HttpRefusal(text, ErrorCode.BAD_INPUTS, "inputs")
     (only,) = inputs
     row = byte_count(only["dtype"], only["shape"][1:])
     if len(data) % row:
         text = f"one row of {only['name']} is {row} bytes; the body's {len(data)} are no multiple of it"
-        raise Refused(text, ErrorCode.BAD_DATA, "inputs[0].data")
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, "inputs[0].data")
     return only["name"], from_bytes(data, only["dtype"], [len(data) // row, *only["shape"][1:]], "inputs[0].data")
 
 
 def _inputs(given: Sequence[InputTensor], behind: memoryview, spec: Mapping[str, Any]) -> dict[str, Array]:
     if len(given) > INPUTS_MAX:
-        raise Refused(f"inputs: at most {INPUTS_MAX}; got {len(given)}", ErrorCode.BAD_INPUTS, "inputs")
+        raise HttpRefusal(f"inputs: at most {INPUTS_MAX}; got {len(given)}", ErrorCode.BAD_INPUTS, "inputs")
     known = {tensor["name"]: tensor["dtype"] for tensor in spec.get("inputs", ())}
     inputs: dict[str, Array] = {}
     at = 0
     for i, tensor in enumerate(given):
         where = f"inputs[{i}]"
         if tensor.name in inputs:
-            raise Refused(f"{where}.name: {tensor.name[:64]!r} is there twice", ErrorCode.BAD_INPUTS, f"{where}.name")
+            raise HttpRefusal(
+                f"{where}.name: {tensor.name[:64]!r} is there twice", ErrorCode.BAD_INPUTS, f"{where}.name"
+            )
         _none_of(tensor.parameters, where)
         dtype = dtype_of(tensor.datatype, f"{where}.datatype")
         if known.get(tensor.name, dtype) != dtype:
             text = f"{where}.datatype: {tensor.name} must be {NAMES[known[tensor.name]]}; got {tensor.datatype}"
-            raise Refused(text, ErrorCode.BAD_DTYPE, f"{where}.datatype")
+            raise HttpRefusal(text, ErrorCode.BAD_DTYPE, f"{where}.datatype")
         check_shape(tensor.shape, f"{where}.shape")
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             if tensor.data is None:
                 text = f"{where}.data is missing, and there is no binary_data_size in its parameters"
-                raise Refused(text, ErrorCode.BAD_DATA, f"{where}.data")
+                raise HttpRefusal(text, ErrorCode.BAD_DATA, f"{where}.data")
             inputs[tensor.name] = from_json(tensor.data, dtype, tensor.shape, f"{where}.data")
             continue
         size = _binary_size(size, tensor, len(behind) - at, where)
@@ -165,26 +167,26 @@ def _inputs(given: Sequence[InputTensor], behind: memoryview, spec: Mapping[str,
         at += size
     if at != len(behind):
         text = f"{len(behind)} bytes follow the JSON; the inputs' binary_data_size name {at}"
-        raise Refused(text, ErrorCode.BAD_DATA, "inputs")
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, "inputs")
     return inputs
 
 
 def _binary_size(size: Any, tensor: InputTensor, left: int, where: str) -> int:
     at = f"{where}.parameters.binary_data_size"
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Refused(f"{at} is a number of bytes; got {str(size)[:32]!r}", ErrorCode.BAD_DATA, at)
+        raise HttpRefusal(f"{at} is a number of bytes; got {str(size)[:32]!r}", ErrorCode.BAD_DATA, at)
     if tensor.data is not None:
-        raise Refused(f"{where} has data and binary_data_size as well", ErrorCode.BAD_DATA, f"{where}.data")
+        raise HttpRefusal(f"{where} has data and binary_data_size as well", ErrorCode.BAD_DATA, f"{where}.data")
     if size > left:
         text = f"{at} is {size}; only {left} bytes are left behind the JSON (see Inference-Header-Content-Length)"
-        raise Refused(text, ErrorCode.BAD_DATA, at)
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, at)
     return size
 
 
 def _none_of(parameters: Mapping[str, Any], where: str) -> None:
     for name in NOT_SERVED:
         if name in parameters:
-            raise Refused(
+            raise HttpRefusal(
                 f"{where}.parameters.{name} is not served here", ErrorCode.BAD_FIELD, f"{where}.parameters.{name}"
             )
 
@@ -196,17 +198,19 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
         where = f"parameters.{name[:64]}"
         if name not in PARAMETERS:
             text = f"{where}: there is no such parameter; there are: {', '.join(PARAMETERS)}"
-            raise Refused(text, ErrorCode.BAD_FIELD, where)
+            raise HttpRefusal(text, ErrorCode.BAD_FIELD, where)
         if name in ("slo_ms", "timeout", "weight"):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise Refused(f"{where} is a number; got {str(value)[:32]!r}", ErrorCode.BAD_FIELD, where)
+                raise HttpRefusal(f"{where} is a number; got {str(value)[:32]!r}", ErrorCode.BAD_FIELD, where)
             options[name] = float(value)
         elif name == "context":
             if not isinstance(value, str) or len(value.encode()) > CONTEXT_BYTES_MAX:
-                raise Refused(f"{where} is a string of at most {CONTEXT_BYTES_MAX} bytes", ErrorCode.BAD_CONTEXT, where)
+                raise HttpRefusal(
+                    f"{where} is a string of at most {CONTEXT_BYTES_MAX} bytes", ErrorCode.BAD_CONTEXT, where
+                )
             options[name] = value
         elif not isinstance(value, bool):
-            raise Refused(f"{where} is true or false; got {str(value)[:32]!r}", ErrorCode.BAD_FIELD, where)
+            raise HttpRefusal(f"{where} is true or false; got {str(value)[:32]!r}", ErrorCode.BAD_FIELD, where)
         else:
             options[name] = value
     timeout_us = options.pop("timeout", None)
@@ -215,8 +219,8 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _wishes(
-    outputs: Sequence[OutputWish] | None, spec: Mapping[str, Any]
+def _requested_outputs(
+    outputs: Sequence[RequestedOutput] | None, spec: Mapping[str, Any]
 ) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
     if not outputs:
         return None, {}
@@ -227,18 +231,18 @@ def _wishes(
         _none_of(wish.parameters, where)
         if known and wish.name not in known:
             text = f"{where}.name: there is no output {wish.name[:64]!r}; there are: {', '.join(known)}"
-            raise Refused(text, ErrorCode.BAD_OUTPUTS, f"{where}.name")
+            raise HttpRefusal(text, ErrorCode.BAD_OUTPUTS, f"{where}.name")
         asked = wish.parameters.get("binary_data")
         if asked is not None:
             if not isinstance(asked, bool):
                 at = f"{where}.parameters.binary_data"
-                raise Refused(f"{at} is true or false; got {str(asked)[:32]!r}", ErrorCode.BAD_FIELD, at)
+                raise HttpRefusal(f"{at} is true or false; got {str(asked)[:32]!r}", ErrorCode.BAD_FIELD, at)
             binary[wish.name] = asked
     return tuple(dict.fromkeys(wish.name for wish in outputs)), binary
 
 
 def respond(question: Question, prediction: Prediction, name: str) -> Response:
-    """The response, in the requested form. Raises: Refused, if a requested output does not exist."""
+    """The response, in the requested form. Raises: HttpRefusal, if a requested output does not exist."""
     wanted = question.outputs if question.outputs is not None else tuple(prediction.outputs)
     outputs: list[dict[str, Any]] = []
     behind: list[bytes | memoryview] = []
@@ -246,7 +250,7 @@ def respond(question: Question, prediction: Prediction, name: str) -> Response:
         array = prediction.outputs.get(output)
         if array is None:
             text = f"there is no output {output[:64]!r}; there are: {', '.join(prediction.outputs)}"
-            raise Refused(text, ErrorCode.BAD_OUTPUTS, "outputs")
+            raise HttpRefusal(text, ErrorCode.BAD_OUTPUTS, "outputs")
         told: dict[str, Any] = {"name": output, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
         if question.binary.get(output, question.binary_default):
             told["parameters"] = {"binary_data_size": array.nbytes}

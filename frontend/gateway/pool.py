@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from frontend.client.client import AsyncClient, RequestError
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from mesh.codes import HttpCode
 from mesh.process.settings import Settings
 
@@ -18,8 +18,8 @@ ANSWER_S_MAX = 1.5  # a frontend that takes longer has missed the call
 MISSES_MAX = 2  # in a row; then it gets no requests until it answers again
 CHANGE_S_MAX = 1.0  # longest wait of a client that deployed something until frontends show it
 CHANGE_POLL_S = 0.01
-SETTLED_S = 1.0  # age at which the list of what is deployed is refreshed, in parallel to the request that notices it
-SETTLED_S_PER_ENTRY = 0.01  # and so much more for each model: listing thousands takes a frontend about 10 ms
+FRESH_S = 1.0  # age at which the list of what is deployed is refreshed, in parallel to the request that notices it
+FRESH_S_PER_ENTRY = 0.01  # and so much more for each model: listing thousands takes a frontend about 10 ms
 UNKNOWN_S_PER_ENTRY = 1e-4  # per model: requests with unknown names refresh the list no more often than this
 log = structlog.get_logger("gateway")
 
@@ -48,9 +48,9 @@ class Directory:
     asking: "asyncio.Task[None] | None" = None
 
     @property
-    def settled_s(self) -> float:
+    def fresh_s(self) -> float:
         """Age up to which the list serves callers that need not see the last change."""
-        return SETTLED_S + SETTLED_S_PER_ENTRY * len(self.entries)
+        return FRESH_S + FRESH_S_PER_ENTRY * len(self.entries)
 
 
 class Pool:
@@ -86,11 +86,11 @@ class Pool:
 
     @contextlib.contextmanager
     def picked(self) -> Iterator[AsyncClient]:
-        """The client for one request, which is counted until the block ends. Raises: Refused."""
+        """The client for one request, which is counted until the block ends. Raises: HttpRefusal."""
         up = [frontend for frontend in self._frontends.values() if frontend.up]
         if not up:
             text = f"no frontend answers at {', '.join(self._frontends)}, or none that has a table; is the mesh up?"
-            raise Refused(text, HttpCode.NO_FRONTEND, retry_after_ms=1000.0)
+            raise HttpRefusal(text, HttpCode.NO_FRONTEND, retry_after_ms=1000.0)
         frontend = min(up, key=lambda frontend: frontend.in_flight)
         frontend.in_flight += 1
         try:
@@ -99,14 +99,14 @@ class Pool:
             frontend.in_flight -= 1
 
     async def call(self, op: str, **fields: Any) -> Mapping[str, Any]:
-        """The answer to any message but infer. Raises: Refused, RequestError."""
+        """The answer to any message but infer. Raises: HttpRefusal, RequestError."""
         with self.picked() as client:
             return await client.call(op, **fields)
 
     # -- what is deployed ---------------------------------------------------------------------------------------------
 
     async def all(self, kind: str, *, older_s: float = 0.0) -> dict[str, Mapping[str, Any]]:
-        """{name: description} of the "models" or "apps", at most `older_s` old. Raises: Refused, RequestError."""
+        """{name: description} of the "models" or "apps", at most `older_s` old. Raises: HttpRefusal, RequestError."""
         directory = self._directories[kind]
         enough_s = self._loop.time() - older_s
         while directory.asked_s < enough_s:  # an answer under way may be to a question asked too early: then ask twice
@@ -114,21 +114,21 @@ class Pool:
         return directory.entries
 
     async def recent(self, kind: str) -> dict[str, Mapping[str, Any]]:
-        """The same, at most settled_s old, for callers that ask often. Raises: Refused, RequestError."""
-        return await self.all(kind, older_s=self._directories[kind].settled_s)
+        """The same, at most fresh_s old, for callers that ask often. Raises: HttpRefusal, RequestError."""
+        return await self.all(kind, older_s=self._directories[kind].fresh_s)
 
     async def find(self, kind: str, name: str) -> Mapping[str, Any] | None:
-        """The description, possibly 1 s old; an unknown name is asked for. Raises: Refused, RequestError."""
+        """The description, possibly 1 s old; an unknown name is asked for. Raises: HttpRefusal, RequestError."""
         directory = self._directories[kind]
         found = directory.entries.get(name)
         if found is None:
             return (await self.all(kind, older_s=UNKNOWN_S_PER_ENTRY * len(directory.entries))).get(name)
-        if self._loop.time() - directory.asked_s > directory.settled_s:
+        if self._loop.time() - directory.asked_s > directory.fresh_s:
             self._ask(directory, kind)
         return found
 
     async def await_change(self, name: str, *, deployed: bool) -> None:
-        """Waits until a frontend shows what the broker confirmed, at most 1 s. Raises: Refused, RequestError."""
+        """Waits until a frontend shows what the broker confirmed, at most 1 s. Raises: HttpRefusal, RequestError."""
         until_s = self._loop.time() + CHANGE_S_MAX
         while self._loop.time() < until_s:
             model = (await self.all("models")).get(name)

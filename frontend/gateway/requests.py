@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import ClientError, web
 
 from frontend.gateway.admission import Admitted, Gate
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from frontend.gateway.pool import Pool
 from mesh.codes import ErrorCode, HttpCode
 
@@ -23,42 +23,42 @@ class Bodies:
         self.gate = gate
 
     async def whole(self, request: web.Request, admitted: Admitted) -> bytearray:
-        """The whole body; refused as soon as it is too long. Raises: Refused."""
+        """The whole body; refused as soon as it is too long. Raises: HttpRefusal."""
         self.gate.announced(request.content_length)
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_S_MAX):
                 async for chunk in request.content.iter_any():
-                    admitted.came(len(chunk))
+                    admitted.received(len(chunk))
                     body += chunk
         except TimeoutError:
-            raise Refused(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None
+            raise HttpRefusal(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None
         except (ClientError, ConnectionError, web.RequestPayloadError) as error:
             request.content.feed_eof()  # the rest of it cannot be read
             request["broken"] = True
             text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())}"
-            raise Refused(text, ErrorCode.MALFORMED) from None
+            raise HttpRefusal(text, ErrorCode.MALFORMED) from None
         return body
 
     async def expected(self, request: web.Request) -> None:
         """Answers a client that sends "Expect: 100-continue": if its body is too large, before it is sent."""
         try:
             self.gate.announced(request.content_length)
-        except Refused:
+        except HttpRefusal:
             return  # the handler refuses it, instead of "100 Continue"
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def map_in(self, request: web.Request) -> dict[str, Any]:
-        """The JSON map in a small body. Raises: Refused."""
+        """The JSON map in a small body. Raises: HttpRefusal."""
         with self.gate.admitted() as admitted:
             body = await self.whole(request, admitted)
             try:
                 found = msgspec.json.decode(body) if body else {}
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise Refused(f"the body is not JSON: {error}", ErrorCode.MALFORMED) from None
+                raise HttpRefusal(f"the body is not JSON: {error}", ErrorCode.MALFORMED) from None
         if not isinstance(found, dict):
-            raise Refused(f"the body is a JSON map; got {type(found).__name__}", ErrorCode.MALFORMED)
+            raise HttpRefusal(f"the body is a JSON map; got {type(found).__name__}", ErrorCode.MALFORMED)
         return found
 
 
@@ -69,7 +69,7 @@ class PathTargets:
         self._pool = pool
 
     async def named(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
-        """("models" or "apps", description) of what the path names. Raises: Refused, RequestError."""
+        """("models" or "apps", description) of what the path names. Raises: HttpRefusal, RequestError."""
         name = request.match_info["name"]
         only_apps = request.path.startswith("/v2/applications/")
         for kind in ("apps",) if only_apps else ("models", "apps"):
@@ -80,15 +80,15 @@ class PathTargets:
         shown = ", ".join(there[:NAMES_SHOWN]) + (", ..." if len(there) > NAMES_SHOWN else "") or "none"
         what = "application" if only_apps else "model or application"
         code = ErrorCode.UNKNOWN_APP if only_apps else ErrorCode.UNKNOWN_MODEL
-        raise Refused(f"there is no {what} {name[:64]!r}; there are: {shown}", code, "model")
+        raise HttpRefusal(f"there is no {what} {name[:64]!r}; there are: {shown}", code, "model")
 
     async def fresh(self, request: web.Request) -> tuple[str, Mapping[str, Any]]:
-        """The target as it is now. Refuses a version that does not exist. Raises: Refused, RequestError."""
+        """The target as it is now. Refuses a version that does not exist. Raises: HttpRefusal, RequestError."""
         kind, described = await self.named(request)
         described = (await self._pool.all(kind)).get(described["name"], described)
         version = request.match_info.get("version")
         if version is not None and version not in described.get("versions", ()):
             there = ", ".join(described.get("versions", ())) or "none"
             text = f"{described['name']} has no version {version[:32]!r}; it has: {there}"
-            raise Refused(text, ErrorCode.UNKNOWN_VERSION, "version")
+            raise HttpRefusal(text, ErrorCode.UNKNOWN_VERSION, "version")
         return kind, described

@@ -11,7 +11,7 @@ from frontend.gateway.errors import plain_error
 from frontend.gateway.pool import Pool
 from frontend.gateway.responses import error_response
 from frontend.gateway.service import Gateway
-from frontend.gateway.watch import Watch
+from frontend.gateway.watch import MeshWatch
 from mesh.errors import AddressInUse
 from mesh.process.settings import Settings
 
@@ -19,7 +19,7 @@ KEEP_ALIVE_S = 75.0  # an idle connection is closed after so long
 log = structlog.get_logger("gateway")
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection. What is not HTTP is answered like any other error, and logged in one line."""
 
     __slots__ = ()
@@ -44,7 +44,7 @@ class Connection(web.RequestHandler):
 
 async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
     """Serves until a signal, then finishes open requests for up to drain_s or a second signal. Raises: AddressInUse."""
-    watch = Watch(settings)
+    watch = MeshWatch(settings)
     try:
         async with Pool(settings) as pool:
             gateway = Gateway(settings, pool, watch)
@@ -80,7 +80,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
     options: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_S, "access_log": None}
     try:
         listener = await loop.create_server(
-            lambda: Connection(manager, loop=loop, **options), settings.http_host, settings.http_port, backlog=1024
+            lambda: HttpConnection(manager, loop=loop, **options), settings.http_host, settings.http_port, backlog=1024
         )
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)

@@ -13,12 +13,12 @@ from frontend.admin.observer import NoMesh, answering, describe
 from frontend.client.client import RequestError
 from frontend.gateway import descriptions
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
-from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
+from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
 from frontend.gateway.inference import read_question, respond
 from frontend.gateway.pool import Pool
 from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
-from frontend.gateway.watch import Watch
+from frontend.gateway.watch import MeshWatch
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
 from mesh.metrics import CONTENT_TYPE, metrics_text
 from mesh.names import VERSION
@@ -35,14 +35,14 @@ log = structlog.get_logger("gateway")
 class Gateway:
     """One HTTP port. `application` is what aiohttp serves."""
 
-    def __init__(self, settings: Settings, pool: Pool, watch: Watch) -> None:
+    def __init__(self, settings: Settings, pool: Pool, watch: MeshWatch) -> None:
         self._pool = pool
         self._watch = watch
         size_max = settings.request_bytes_max
         self.gate = Gate(settings.in_flight_max, size_max, HELD_BODIES * size_max)
         self._bodies = Bodies(self.gate)
         self._targets = PathTargets(pool)
-        self._statistics = descriptions.Statistics()
+        self._statistics = descriptions.ModelStatistics()
         self._responses: dict[int, int] = {}  # {HTTP status: answers}
         self._version = importlib.metadata.version("gearmesh")
         self._page = (Path(__file__).parent / "dashboard.html").read_bytes()
@@ -87,7 +87,7 @@ class Gateway:
             if request.method == "POST":
                 check_origin(request.headers)
             response = await handler(request)
-        except Refused as refused:
+        except HttpRefusal as refused:
             response = error_response(refusal(refused))
         except RequestError as error:
             response = error_response(error_answer(error))
@@ -147,9 +147,9 @@ class Gateway:
 
     async def _ready(self, request: web.Request) -> web.Response:
         if self.draining:
-            raise Refused("the gateway is being stopped", ErrorCode.STOPPING)
+            raise HttpRefusal("the gateway is being stopped", ErrorCode.STOPPING)
         if not descriptions.server_ready((await self._pool.all("models")).values()):
-            raise Refused(
+            raise HttpRefusal(
                 "not every deployed model can be served yet (see /v2/models)",
                 ErrorCode.NOT_READY,
                 retry_after_ms=1000.0,
@@ -177,14 +177,16 @@ class Gateway:
         kind, described = await self._targets.fresh(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
             why = described["fault"] or descriptions.NOBODY
-            raise Refused(f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, retry_after_ms=1000.0)
+            raise HttpRefusal(
+                f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, retry_after_ms=1000.0
+            )
         return json_response({"name": described["name"], "ready": True})
 
     async def _stats(self, request: web.Request) -> web.Response:
         if "name" not in request.match_info:
-            return json_response(self._statistics.told())
+            return json_response(self._statistics.as_json())
         _, described = await self._targets.fresh(request)
-        return json_response(self._statistics.told(described["name"], request.match_info.get("version")))
+        return json_response(self._statistics.as_json(described["name"], request.match_info.get("version")))
 
     # -- for operators ------------------------------------------------------------------------------------------------
 
@@ -204,14 +206,14 @@ class Gateway:
         parameters = asked.get("parameters") or {}
         version = parameters.get("version") if isinstance(parameters, dict) and deploy else None
         if version is not None and not (isinstance(version, str) and VERSION.fullmatch(version)):
-            raise Refused("parameters.version is a string of digits", ErrorCode.BAD_FIELD, "parameters.version")
+            raise HttpRefusal("parameters.version is a string of digits", ErrorCode.BAD_FIELD, "parameters.version")
         name = request.match_info["name"]
         reply = await self._watch.operate(name, version, deploy=deploy)
         if reply.ok:
             await self._pool.await_change(name, deployed=deploy)
             return json_response({"message": reply.message})
         text = reply.message + "".join(f"; {fault}" for fault in reply.faults)
-        raise Refused(text, reply.code or HttpCode.NOT_LOADED, reply.field or None, http=http_of_reply(reply.code))
+        raise HttpRefusal(text, reply.code or HttpCode.NOT_LOADED, reply.field or None, http=http_of_reply(reply.code))
 
     async def _feedback(self, request: web.Request) -> web.Response:
         answer = dict(await self._pool.call("feedback", **_feedback_fields(await self._bodies.map_in(request))))
@@ -230,7 +232,7 @@ class Gateway:
         try:
             view = await self._watch.look()
         except NoMesh as error:
-            raise Refused(str(error), HttpCode.NO_FRONTEND, retry_after_ms=1000.0) from error
+            raise HttpRefusal(str(error), HttpCode.NO_FRONTEND, retry_after_ms=1000.0) from error
         told = {
             **describe(view),
             "at_s": view.at_s,
@@ -267,7 +269,9 @@ def _feedback_fields(asked: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in asked if name not in known]
     if unknown:
         text = f"{unknown[0][:64]}: there is no such field; there are: {', '.join(known)}"
-        raise Refused(text, ErrorCode.BAD_FIELD, unknown[0][:64])
+        raise HttpRefusal(text, ErrorCode.BAD_FIELD, unknown[0][:64])
     if not isinstance(asked.get("decision_id"), str):
-        raise Refused("decision_id is the string that an application's answer had", ErrorCode.BAD_FIELD, "decision_id")
+        raise HttpRefusal(
+            "decision_id is the string that an application's answer had", ErrorCode.BAD_FIELD, "decision_id"
+        )
     return {name: value for name, value in asked.items() if value is not None}

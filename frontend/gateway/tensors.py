@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from mesh.codes import ErrorCode
 from mesh.tensors import DTYPES, byte_count, view
 
@@ -28,45 +28,45 @@ DIMENSIONS_MAX = 32
 
 
 def dtype_of(datatype: str, field: str) -> str:
-    """The numpy dtype of the OIP datatype. Raises: Refused."""
+    """The numpy dtype of the OIP datatype. Raises: HttpRefusal."""
     if datatype in DATATYPES:
         return DATATYPES[datatype]
     why = "strings are not served; send numbers" if datatype == "BYTES" else "it is not one that is served"
-    raise Refused(
+    raise HttpRefusal(
         f"{field}: datatype {datatype[:32]!r}: {why}; datatypes are {', '.join(DATATYPES)}", ErrorCode.BAD_DTYPE, field
     )
 
 
 def check_shape(shape: Sequence[int], field: str) -> None:
-    """Checks that the shape is one of an actual tensor. Raises: Refused."""
+    """Checks that the shape is one of an actual tensor. Raises: HttpRefusal."""
     if not 1 <= len(shape) <= DIMENSIONS_MAX or any(extent < 0 for extent in shape):
         text = f"{field}: shape is 1 to {DIMENSIONS_MAX} numbers from 0 on, rows first; got {list(shape[:8])}"
-        raise Refused(text, ErrorCode.BAD_SHAPE, field)
+        raise HttpRefusal(text, ErrorCode.BAD_SHAPE, field)
 
 
 def from_bytes(data: memoryview, dtype: str, shape: Sequence[int], field: str) -> Array:
-    """The tensor in `data`, not copied. Raises: Refused."""
+    """The tensor in `data`, not copied. Raises: HttpRefusal."""
     wanted = byte_count(dtype, shape)
     if len(data) != wanted:
         text = f"{field}: shape {list(shape)} of {NAMES[dtype]} is {wanted} bytes; got {len(data)}"
-        raise Refused(text, ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, field)
     return view(data, dtype, shape)
 
 
 def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
-    """The tensor of JSON numbers, nested as the shape or flat in row-major order. Raises: Refused."""
+    """The tensor of JSON numbers, nested as the shape or flat in row-major order. Raises: HttpRefusal."""
     count = math.prod(shape)
     if not isinstance(data, list):
-        raise Refused(f"{field}: data is a list of numbers; got {type(data).__name__}", ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(f"{field}: data is a list of numbers; got {type(data).__name__}", ErrorCode.BAD_DATA, field)
     try:
         found = np.asarray(data)
     except (ValueError, OverflowError):
         text = f"{field}: data is nested unevenly; give {count} numbers in one list, or nested as {list(shape)}"
-        raise Refused(text, ErrorCode.BAD_DATA, field) from None
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, field) from None
     if found.size != count or (found.ndim != 1 and found.shape != tuple(shape)):
         got = f"{found.size} in one list" if found.ndim == 1 else f"nested as {list(found.shape)}"
         text = f"{field}: shape {list(shape)} is {count} numbers in one list, or nested so; got {got}"
-        raise Refused(text, ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, field)
     if found.dtype.kind == "f" and DTYPES[dtype].kind == "u":
         found = _whole(data, found)
     return _cast(found, dtype, field).reshape(tuple(shape))
@@ -81,24 +81,26 @@ def _whole(data: list[Any], found: Array) -> Array:
 
 
 def _cast(found: Array, dtype: str, field: str) -> Array:
-    """The numbers in this dtype, none changed except by rounding of floats. Raises: Refused."""
+    """The numbers in this dtype, none changed except by rounding of floats. Raises: HttpRefusal."""
     wanted = DTYPES[dtype]
     if found.size == 0:
         return np.empty(0, wanted)
     if found.dtype.kind not in "biuf" or (found.dtype.kind == "b" and wanted.kind != "b"):
-        raise Refused(f"{field}: data holds something that is no {NAMES[dtype]}", ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(f"{field}: data holds something that is no {NAMES[dtype]}", ErrorCode.BAD_DATA, field)
     if wanted.kind == "f":
         with np.errstate(over="ignore"):
             cast = found.astype(wanted)
         if not np.isfinite(cast).all():
-            raise Refused(f"{field}: data holds a number too large for {NAMES[dtype]}", ErrorCode.BAD_DATA, field)
+            raise HttpRefusal(f"{field}: data holds a number too large for {NAMES[dtype]}", ErrorCode.BAD_DATA, field)
         return cast
     if found.dtype.kind == "f":
         text = f"{field}: {NAMES[dtype]} takes whole numbers in its range; data holds {_odd(found)}"
-        raise Refused(text, ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(text, ErrorCode.BAD_DATA, field)
     least, most = _range(wanted)
     if int(found.min()) < least or int(found.max()) > most:
-        raise Refused(f"{field}: {NAMES[dtype]} lies in {least} to {most}; data goes beyond", ErrorCode.BAD_DATA, field)
+        raise HttpRefusal(
+            f"{field}: {NAMES[dtype]} lies in {least} to {most}; data goes beyond", ErrorCode.BAD_DATA, field
+        )
     return found.astype(wanted)
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from frontend.admin.observer import NoMesh, Observer, View
 from frontend.admin.operator import NoBroker, Operator
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from mesh import wire
 from mesh.codes import ErrorCode, HttpCode
 from mesh.process.settings import Settings
@@ -21,7 +21,7 @@ class Stopped(Exception):
     """The gateway is ending; nobody waits for the outcome any more."""
 
 
-class Watch:
+class MeshWatch:
     """Looks at the mesh, one look at a time for all callers, and makes a few operators' calls at a time."""
 
     def __init__(self, settings: Settings) -> None:
@@ -52,21 +52,21 @@ class Watch:
         return await asyncio.shield(self._look)
 
     async def operate(self, name: str, version: str | None, *, deploy: bool) -> wire.CallReply:
-        """The outcome of a deploy or undeploy. Raises: Refused."""
+        """The outcome of a deploy or undeploy. Raises: HttpRefusal."""
         if self._operations >= OPERATIONS_MAX:
             text = f"{OPERATIONS_MAX} models are being loaded or unloaded already"
-            raise Refused(text, HttpCode.GATEWAY_FULL, retry_after_ms=1000.0)
+            raise HttpRefusal(text, HttpCode.GATEWAY_FULL, retry_after_ms=1000.0)
         call = next(self._calls)
         message = wire.Deploy(call=call, name=name, version=version) if deploy else wire.Undeploy(call=call, name=name)
         self._operations += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._operating, self._operate_now, message)
         except NoBroker as error:
-            raise Refused(str(error), ErrorCode.NO_BROKER, retry_after_ms=1000.0) from error
+            raise HttpRefusal(str(error), ErrorCode.NO_BROKER, retry_after_ms=1000.0) from error
         except TimeoutError as error:
-            raise Refused(str(error), ErrorCode.DEADLINE, http=504) from error
+            raise HttpRefusal(str(error), ErrorCode.DEADLINE, http=504) from error
         except Stopped:
-            raise Refused("the gateway is being stopped; the broker goes on with it", ErrorCode.STOPPING) from None
+            raise HttpRefusal("the gateway is being stopped; the broker goes on with it", ErrorCode.STOPPING) from None
         finally:
             self._operations -= 1
 

@@ -75,13 +75,13 @@ def container(
 
 def _keep_container(config: Settings, options: Any, replicas: int, start_s: float) -> None:
     """Checks the container's code, claims its version, and adds it to what the running `gearmesh up` keeps."""
-    from gearmesh.operations.containers import REPLICAS_MAX, Kept, Roster
+    from gearmesh.operations.containers import REPLICAS_MAX, ContainerFile, KeptContainer
     from gpu_worker.container.main import check_container
 
-    roster = Roster(config.data_dir)
+    container_file = ContainerFile(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
-    if not roster.is_watched:
+    if not container_file.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
     content = check_container(options, start_s=start_s)
@@ -96,7 +96,9 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     at = next(i for i, word in enumerate(given) if word.startswith("--replicas"))
     del given[at : at + (1 if "=" in given[at] else 2)]
     with _roster_is_sound():
-        before = roster.put(options.model, Kept(given, str(Path.cwd()), replicas, reply.version, content))
+        before = container_file.put(
+            options.model, KeptContainer(given, str(Path.cwd()), replicas, reply.version, content)
+        )
     if before is not None and (before.arguments, before.code) != (given, content):
         out.print(f"{options.model}: what was kept under this name is being replaced")
     out.print(
@@ -121,20 +123,20 @@ def scale(
     replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
 ) -> None:
     """Has the running `gearmesh up` keep so many replicas of a container; those that go finish what they have."""
-    from gearmesh.operations.containers import REPLICAS_MAX, Roster
+    from gearmesh.operations.containers import REPLICAS_MAX, ContainerFile
 
     config = settings()
-    roster = Roster(config.data_dir)
+    container_file = ContainerFile(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
-    if not roster.is_watched:
+    if not container_file.is_watched:
         err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
         raise typer.Exit(1)
     with _roster_is_sound():
-        if not roster.scale(model, replicas):
-            known = ", ".join(sorted(roster.read())) or "none"
+        if not container_file.scale(model, replicas):
+            known = ", ".join(sorted(container_file.read())) or "none"
             usage(f"no container {model!r} was started with --replicas; there are: {known}")
     out.print(f"{model}: {replicas} replicas are being kept")
-    for name, why in roster.down().items():
+    for name, why in container_file.down().items():
         if name.rpartition(".")[0] == model and replicas:
             out.print(f"{name} was down, and is tried again: {why}", highlight=False, markup=False, soft_wrap=True)

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.options import Options, plan_of, takes_options, with_models
-from gearmesh.load.outputs import Outputs, carry_out
+from gearmesh.load.options import LoadOptions, plan_of, takes_options, with_models
+from gearmesh.load.outputs import ReportFiles, carry_out
 from gearmesh.load.plan import Replay
 from gearmesh.load.targets import Where, find_targets, mesh_pids
 from mesh.errors import GearmeshError
@@ -58,9 +58,9 @@ def load(
             raise LoadError(f"--json and --plot: are the same file, {plot}; give two names")
         if not 1 <= processes <= PROCESSES_MAX:
             raise LoadError(f"--processes: must be 1 to {PROCESSES_MAX}; got {processes}")
-        outputs = Outputs(json_file, plot, progress)
+        outputs = ReportFiles(json_file, plot, progress)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stops mesh and generators
-        asked = Options(**options)
+        asked = LoadOptions(**options)
         if scenario is not None:
             from gearmesh.load.stage import run_scenario
 
@@ -85,10 +85,12 @@ def usage(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _refuse_options(options: Options, model: list[str] | None, address: list[str] | None) -> None:
+def _refuse_options(options: LoadOptions, model: list[str] | None, address: list[str] | None) -> None:
     """Raises LoadError for options that a scenario excludes, as it brings its own mesh and load."""
-    default = replace(Options(), seconds=options.seconds, seed=options.seed, back_off=options.back_off)
-    given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(default, field.name)]
+    default = replace(LoadOptions(), seconds=options.seconds, seed=options.seed, back_off=options.back_off)
+    given = [
+        field.name for field in fields(LoadOptions) if getattr(options, field.name) != getattr(default, field.name)
+    ]
     given += [name for name, value in (("model", model), ("address", address)) if value]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -109,7 +111,9 @@ def _refuse_existing(file: Path | None, option: str) -> None:
         raise LoadError(f"{option} {file}: there is no folder {file.parent}")
 
 
-async def _run(options: Options, models: list[str], addresses: list[str], processes: int, outputs: Outputs) -> int:
+async def _run(
+    options: LoadOptions, models: list[str], addresses: list[str], processes: int, outputs: ReportFiles
+) -> int:
     config = read_settings()
     plan = plan_of(options, ("-",))
     source = plan.phases[0].streams[0].source

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from frontend.admin.observer import NoMesh, Observer, View, answering, describe
 from gearmesh.cli.screens import Screen
-from gearmesh.operations.containers import Roster
+from gearmesh.operations.containers import ContainerFile
 from gearmesh.telemetry.trace import TraceError, check_seconds, check_target, record, write
 from mesh.metrics import metrics_text
 from mesh.process.settings import Settings
@@ -42,7 +42,7 @@ def run_status(
             after = observer.look(models=True)
     except NoMesh as error:
         return _refuse(err, str(error))
-    down = Roster(settings.data_dir).down()
+    down = ContainerFile(settings.data_dir).down()
     if as_json:
         print(json.dumps({**describe(after), "containers_down": down}))
         return 0

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from typer import Option
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import OPEN_KINDS, Closed, Open, Phase, Plan, Replay, Slo, Stream, each_slo
+from gearmesh.load.plan import OPEN_KINDS, Closed, LoadPhase, LoadTestPlan, Open, Replay, RequestStream, Slo, each_slo
 from gearmesh.load.replay import read_lines
-from gearmesh.simulation.parts import Load
+from gearmesh.simulation.parts import Workload
 
 REQUESTS_MAX = 20_000_000
 LAST_S = 1e-3  # how long a replayed log continues after its last arrival
@@ -31,7 +31,7 @@ BELONGS = (  # {option: its field}, and the loads to which it applies; "closed":
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """The command line's options, each field with its flag; None: not given."""
 
     clients: Annotated[int | None, Option(help="Closed loop: so many requests in flight.")] = None
@@ -70,13 +70,13 @@ class Options:
 
 
 def takes_options(command: Any) -> Any:
-    """Turns the command's `**options` into flags: one for each field of Options, after its parameter `model`."""
+    """Turns the command's `**options` into flags: one for each field of LoadOptions, after its parameter `model`."""
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             flags.append(parameter)
         if parameter.name == "model":
-            flags.extend(inspect.signature(Options).parameters.values())
+            flags.extend(inspect.signature(LoadOptions).parameters.values())
     command.__signature__ = inspect.Signature(flags)
     return command
 
@@ -96,14 +96,14 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
     return values
 
 
-def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
+def plan_of(options: LoadOptions, models: tuple[str, ...]) -> LoadTestPlan:
     """The plan. Raises: LoadError, which names the option that is wrong."""
     _check(options)
     source, seconds = _source(options)
     slo = Slo(numbers(options.slo_ms, "--slo-ms") or (100.0,), "ms", options.slo_draw)
     if options.slo_factor is not None:
         slo = Slo(numbers(options.slo_factor, "--slo-factor"), "batch1", options.slo_draw)
-    stream = Stream("all", models, source, slo)
+    stream = RequestStream("all", models, source, slo)
     name = f"{options.clients} clients" if isinstance(source, Closed) else options.arrivals or "poisson"
     if isinstance(source, Open) and source.load.rate_rps:
         name += f" {source.load.rate_rps:g}/s"
@@ -111,15 +111,15 @@ def plan_of(options: Options, models: tuple[str, ...]) -> Plan:
         name = ""
     if options.warmup_s >= seconds:
         raise LoadError(f"--warmup-s: must be less than the {seconds:g} s that are run; got {options.warmup_s:g}")
-    phase = Phase(name, seconds, (stream,), options.warmup_s)
-    plan = Plan(
+    phase = LoadPhase(name, seconds, (stream,), options.warmup_s)
+    plan = LoadTestPlan(
         "load", (phase,), seed=options.seed, rows=options.rows, cache=options.cache,
         distinct_inputs=options.distinct_inputs, back_off=options.back_off,
     )  # fmt: skip
     return each_slo(plan) if options.each_slo else plan
 
 
-def _source(options: Options) -> tuple[Open | Replay | Closed, float]:
+def _source(options: LoadOptions) -> tuple[Open | Replay | Closed, float]:
     seconds = options.seconds or SECONDS
     if options.clients is not None:
         return Closed(options.clients, think_s=options.think_ms / 1e3, zipf=options.zipf), seconds
@@ -130,7 +130,7 @@ def _source(options: Options) -> tuple[Open | Replay | Closed, float]:
         last_s = source.lines[-1].t_s if options.rate is None else (len(source.lines) - 1) / options.rate
         return source, options.seconds or last_s + LAST_S
     ramp_slo = options.slo_end_ms if kind == "ramp" else None
-    load = Load(
+    load = Workload(
         kind, options.rate, cv=options.cv, zipf=options.zipf, path=options.file, burst_s=options.burst_s,
         idle_s=options.idle_s, steps=options.steps, rate_end_rps=options.rate_end, slo_end_ms=ramp_slo,
         functions=options.functions, minutes=options.minutes, mapping=options.mapping,
@@ -138,7 +138,7 @@ def _source(options: Options) -> tuple[Open | Replay | Closed, float]:
     return Open(load), seconds
 
 
-def _check(options: Options) -> None:
+def _check(options: LoadOptions) -> None:
     """Raises LoadError for the first option that is wrong."""
     kind = options.arrivals or "poisson"
     for name, choice, allowed in (
@@ -152,7 +152,7 @@ def _check(options: Options) -> None:
     _check_together(options, kind)
 
 
-def _check_numbers(options: Options) -> None:
+def _check_numbers(options: LoadOptions) -> None:
     for name, value in (
         ("--rate", options.rate), ("--rate-end", options.rate_end), ("--seconds", options.seconds),
         ("--clients", options.clients), ("--rows", options.rows), ("--distinct-inputs", options.distinct_inputs),
@@ -171,7 +171,7 @@ def _check_numbers(options: Options) -> None:
             raise LoadError(f"{name}: must be 0 or more; got {value:g}")
 
 
-def _check_together(options: Options, kind: str) -> None:
+def _check_together(options: LoadOptions, kind: str) -> None:
     """Checks options that need or exclude each other. Raises: LoadError."""
     seconds = options.seconds or SECONDS
     most = max(options.rate or 0.0, options.rate_end or 0.0) * seconds
@@ -204,10 +204,10 @@ def _loads(loads: tuple[str, ...]) -> str:
     return " or to ".join([*parts, *([f"--arrivals {arrivals}"] if arrivals else [])])
 
 
-DEFAULTS = Options()
+DEFAULTS = LoadOptions()
 
 
-def with_models(plan: Plan, models: tuple[str, ...]) -> Plan:
+def with_models(plan: LoadTestPlan, models: tuple[str, ...]) -> LoadTestPlan:
     """The plan with these models for every stream."""
     phases = tuple(replace(p, streams=tuple(replace(s, models=models) for s in p.streams)) for p in plan.phases)
     return replace(plan, phases=phases)

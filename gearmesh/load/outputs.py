@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Phase, Plan, Target
+from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import OK, OUTCOMES
 from gearmesh.load.results import PhaseRun, Seen
 from gearmesh.load.runner import run_plan
@@ -21,7 +21,7 @@ from gearmesh.load.targets import Where, measure_batch1
 err = Console(stderr=True)
 
 
-class Outputs:
+class ReportFiles:
     """Where the report is written to."""
 
     def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
@@ -30,8 +30,8 @@ class Outputs:
 
     async def follow(
         self,
-        plan: Plan,
-        targets: Mapping[str, Target],
+        plan: LoadTestPlan,
+        targets: Mapping[str, LoadTarget],
         where: Where,
         processes: int,
         pids: Mapping[str, int] | None,
@@ -41,12 +41,12 @@ class Outputs:
             return await run_plan(plan, targets, where, processes, lambda *_: None, pids)
         with Live(console=err, transient=True, refresh_per_second=4) as live:
 
-            def show(phase: Phase, at_s: float, seen: Seen) -> None:
+            def show(phase: LoadPhase, at_s: float, seen: Seen) -> None:
                 live.update(_progress(plan, phase, at_s, seen))
 
             return await run_plan(plan, targets, where, processes, show, pids)
 
-    def write(self, plan: Plan, runs: list[PhaseRun], **more: Any) -> int:
+    def write(self, plan: LoadTestPlan, runs: list[PhaseRun], **more: Any) -> int:
         """Prints the report and writes its files. Returns the exit code: 2 if the generator could not keep a rate.
 
         Raises: LoadError, if a file cannot be written.
@@ -73,11 +73,11 @@ class Outputs:
 
 
 async def carry_out(
-    plan: Plan,
-    targets: Mapping[str, Target],
+    plan: LoadTestPlan,
+    targets: Mapping[str, LoadTarget],
     where: Where,
     processes: int,
-    outputs: Outputs,
+    outputs: ReportFiles,
     pids: Mapping[str, int] | None = None,
     **more: Any,
 ) -> int:
@@ -90,7 +90,7 @@ async def carry_out(
     return outputs.write(plan, runs, **more)
 
 
-def _progress(plan: Plan, phase: Phase, at_s: float, seen: Seen) -> Table:
+def _progress(plan: LoadTestPlan, phase: LoadPhase, at_s: float, seen: Seen) -> Table:
     came = [(OUTCOMES[i], count) for i, count in enumerate(seen.outcomes) if count or i == OK]
     table = Table("s", "sent", "per s", "in flight", *(name for name, _ in came), "sent late ms", box=None)
     table.title = (

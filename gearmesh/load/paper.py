@@ -1,6 +1,6 @@
 """The experiments of the Clockwork paper (OSDI'20, sections 6.1 to 6.6), scaled to the machine. Pure.
 
-Each experiment consists of one or more stands: a mesh with a number of devices and models, and phases of load on it. On
+Each experiment consists of one or more setups: a mesh with a number of devices and models, and phases of load on it. On
 a real device an MLP replaces the paper's ResNet50; all budgets are multiplied, and all rates divided, by the ratio of
 the two models' batch-1 times, so that the load is equally hard for the device. Emulated devices use the paper's V100
 times. `scale` shrinks what a machine has too few cores for: rates, and with them devices, models and memory, as stated
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Closed, Growing, Open, Phase, Slo, Stream
-from gearmesh.simulation.parts import Load
+from gearmesh.load.plan import Closed, Growing, LoadPhase, Open, RequestStream, Slo
+from gearmesh.simulation.parts import Workload
 
 V100_BATCH1_MS = 2.73  # ResNet50 v2, paper.json
 SLO_BASE_MS, SLO_STEP, SLO_STEPS = 2.9, 1.5, 13  # experiments 6.3 and 6.4: 1x to 130x
@@ -26,13 +26,13 @@ RESNET = "resnet50_v2"
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class ExperimentSetup:
     """A mesh, and the phases of load on it."""
 
     name: str
     devices: int
     models: tuple[tuple[str, str], ...]  # (name, architecture of paper.json)
-    phases: Callable[[float], tuple[Phase, ...]]  # given the time ratio; 1.0: the paper's V100
+    phases: Callable[[float], tuple[LoadPhase, ...]]  # given the time ratio; 1.0: the paper's V100
     resident: int | None = None  # models that a device holds; None: all of them, or as many as the card's memory holds
 
 
@@ -44,7 +44,7 @@ class Experiment:
     title: str
     device: str  # auto or emulated; the default
     seconds: float  # of each phase; the default
-    stands: Callable[[float, float], Sequence[Stand]]  # (scale, seconds)
+    setups: Callable[[float, float], Sequence[ExperimentSetup]]  # (scale, seconds)
     scaled: str  # what `scale` changes, for the report
 
 
@@ -69,116 +69,120 @@ def _names(models: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(name for name, _ in models)
 
 
-def _comparison(scale: float, seconds: float) -> list[Stand]:
+def _comparison(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.1: 15 models with 16 closed-loop clients each, one device, a phase for each budget."""
     models = _copies(15)
 
-    def phases(ratio: float) -> tuple[Phase, ...]:
+    def phases(ratio: float) -> tuple[LoadPhase, ...]:
         return tuple(
-            Phase(
+            LoadPhase(
                 f"slo {slo:g}", seconds,
-                (Stream("all", _names(models), Closed(16, per_model=True), Slo((slo * ratio,))),), seconds * 0.1,
+                (RequestStream("all", _names(models), Closed(16, per_model=True), Slo((slo * ratio,))),), seconds * 0.1,
             )
             for slo in (10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
         )  # fmt: skip
 
-    return [Stand("6.1", 1, models, phases)]
+    return [ExperimentSetup("6.1", 1, models, phases)]
 
 
-def _many_models(scale: float, seconds: float) -> list[Stand]:
+def _many_models(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.2: one busy model beside a growing number of others, more than the device holds."""
     models = _copies(max(12, round(3601 * scale)))
     crowd = _names(models)[1:]
 
-    def phases(ratio: float) -> tuple[Phase, ...]:
+    def phases(ratio: float) -> tuple[LoadPhase, ...]:
         slo = Slo((100.0 * ratio,))
-        minor = Stream("minor", _names(models)[:1], Open(Load("poisson", 200.0 / ratio)), slo)
-        major = Stream("major", crowd, Growing(1000.0 / ratio, seconds / len(crowd)), slo)
-        return (Phase("growing crowd", seconds, (minor, major)),)
+        minor = RequestStream("minor", _names(models)[:1], Open(Workload("poisson", 200.0 / ratio)), slo)
+        major = RequestStream("major", crowd, Growing(1000.0 / ratio, seconds / len(crowd)), slo)
+        return (LoadPhase("growing crowd", seconds, (minor, major)),)
 
-    return [Stand("6.2", 1, models, phases, resident=max(4, round(RESIDENT * scale)))]
+    return [ExperimentSetup("6.2", 1, models, phases, resident=max(4, round(RESIDENT * scale)))]
 
 
 def _ramp(rate: float, ratio: float) -> Open:
     end_ms = SLO_BASE_MS * SLO_STEP ** (SLO_STEPS - 1) * ratio
-    return Open(Load("ramp", rate / ratio, steps=SLO_STEPS, slo_end_ms=end_ms))
+    return Open(Workload("ramp", rate / ratio, steps=SLO_STEPS, slo_end_ms=end_ms))
 
 
-def _how_low(scale: float, seconds: float) -> list[Stand]:
+def _how_low(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.3: N models at R requests/s in all; the budget grows from 1x to 130x of the batch-1 time."""
     devices = max(1, round(6 * scale))
-    stands = []
+    setups = []
     for count in (12, 48):
         models = _copies(count)
 
-        def phases(ratio: float, models: Sequence[tuple[str, str]] = models) -> tuple[Phase, ...]:
+        def phases(ratio: float, models: Sequence[tuple[str, str]] = models) -> tuple[LoadPhase, ...]:
             slo = Slo((SLO_BASE_MS * ratio,))
             return tuple(
-                Phase(
+                LoadPhase(
                     f"N={len(models)} R={rate:g}", seconds,
-                    (Stream("all", _names(models), _ramp(rate * devices / 6, ratio), slo),),
+                    (RequestStream("all", _names(models), _ramp(rate * devices / 6, ratio), slo),),
                 )
                 for rate in (600.0, 1200.0, 2400.0)
             )  # fmt: skip
 
-        stands.append(Stand(f"6.3 N={count}", devices, models, phases))
-    return stands
+        setups.append(ExperimentSetup(f"6.3 N={count}", devices, models, phases))
+    return setups
 
 
-def _isolation(scale: float, seconds: float) -> list[Stand]:
+def _isolation(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.4: six models with tight budgets beside closed-loop clients with a budget of 24 hours."""
     devices = max(1, round(6 * scale))
     models = _copies(54)
     sensitive, rest = _names(models)[:6], _names(models)[6:]
 
-    def phases(ratio: float) -> tuple[Phase, ...]:
+    def phases(ratio: float) -> tuple[LoadPhase, ...]:
         found = []
         for background, clients in ((0, 0), (12, 16), (48, 4)):
             slo = Slo((SLO_BASE_MS * ratio,))
-            streams = [Stream("sensitive", sensitive, _ramp(200.0 * devices / 6, ratio), slo)]
+            streams = [RequestStream("sensitive", sensitive, _ramp(200.0 * devices / 6, ratio), slo)]
             if background:
                 crowd = Closed(max(1, round(clients * devices / 6)), per_model=True)
-                streams.append(Stream("background", rest[:background], crowd, Slo((DAY_MS,))))
-            found.append(Phase(f"M={background}x{clients}", seconds, tuple(streams)))
+                streams.append(RequestStream("background", rest[:background], crowd, Slo((DAY_MS,))))
+            found.append(LoadPhase(f"M={background}x{clients}", seconds, tuple(streams)))
         return tuple(found)
 
-    return [Stand("6.4", devices, models, phases)]
+    return [ExperimentSetup("6.4", devices, models, phases)]
 
 
-def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> list[Stand]:
+def _trace(scale: float, seconds: float, architectures: Sequence[str] = ()) -> list[ExperimentSetup]:
     """6.5: thousands of models under a load like the Azure Functions trace."""
     count = max(60, round(4026 * scale))
     kinds = [architectures[i % len(architectures)] for i in range(count)]
     models = tuple((f"{kind}.{i}", kind) for i, kind in enumerate(kinds))
 
-    def phases(ratio: float) -> tuple[Phase, ...]:
-        load = Load("maf", 9638.0 * scale / ratio, functions=max(1000, round(46_000 * scale)), minutes=60)
-        stream = Stream("functions", _names(models), Open(load), Slo((100.0 * ratio,)))
-        return (Phase("functions", seconds, (stream,)),)
+    def phases(ratio: float) -> tuple[LoadPhase, ...]:
+        load = Workload("maf", 9638.0 * scale / ratio, functions=max(1000, round(46_000 * scale)), minutes=60)
+        stream = RequestStream("functions", _names(models), Open(load), Slo((100.0 * ratio,)))
+        return (LoadPhase("functions", seconds, (stream,)),)
 
-    return [Stand("6.5", max(1, round(6 * scale)), models, phases)]
+    return [ExperimentSetup("6.5", max(1, round(6 * scale)), models, phases)]
 
 
-def _scaling(scale: float, seconds: float) -> list[Stand]:
+def _scaling(scale: float, seconds: float) -> list[ExperimentSetup]:
     """6.6: a growing number of emulated devices under rising load, to find where the controller is the limit."""
-    stands = []
+    setups = []
     for workers in sorted({max(1, round(count * scale)) for count in (10, 30, 50, 80, 110, 150)}):
         models = _copies(8 * workers)
 
         def phases(
             ratio: float, workers: int = workers, models: Sequence[tuple[str, str]] = models
-        ) -> tuple[Phase, ...]:
+        ) -> tuple[LoadPhase, ...]:
             slo = Slo((100.0 * ratio,))
             return tuple(
-                Phase(
+                LoadPhase(
                     f"{workers} workers x{factor:g}", seconds,
-                    (Stream("all", _names(models), Open(Load("poisson", 700.0 * factor * workers / ratio)), slo),),
+                    (
+                        RequestStream(
+                            "all", _names(models), Open(Workload("poisson", 700.0 * factor * workers / ratio)), slo
+                        ),
+                    ),
                 )
                 for factor in (0.5, 1.0, 1.5)
             )  # fmt: skip
 
-        stands.append(Stand(f"6.6 {workers} workers", workers, models, phases))
-    return stands
+        setups.append(ExperimentSetup(f"6.6 {workers} workers", workers, models, phases))
+    return setups
 
 
 def experiments(architectures: Sequence[str]) -> dict[str, Experiment]:

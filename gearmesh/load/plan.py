@@ -7,14 +7,14 @@ an answer).
 from dataclasses import dataclass, field, replace
 
 from gearmesh.load.errors import LoadError
-from gearmesh.simulation.arrivals.recorded import Line
-from gearmesh.simulation.parts import Load
+from gearmesh.simulation.arrivals.recorded import RecordedRequest
+from gearmesh.simulation.parts import Workload
 
 OPEN_KINDS = ("poisson", "fixed", "gamma", "burst", "ramp", "maf", "log")
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class ModelInput:
     """One input of a model."""
 
     name: str
@@ -23,11 +23,11 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class LoadTarget:
     """A model that can be asked, as the mesh describes it."""
 
     name: str
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[ModelInput, ...]
     batch_max: int = 1
     batch1_ms: float | None = None  # latency of a request that is alone in the mesh, once measured
 
@@ -40,7 +40,7 @@ class Slo:
     unit: str = "ms"  # or batch1: multiples of the model's batch1_ms
     draw: str = "choice"
 
-    def values_ms(self, target: Target) -> tuple[float, ...]:
+    def values_ms(self, target: LoadTarget) -> tuple[float, ...]:
         """The budgets for one model in ms. Raises: LoadError, if they depend on a time that was not measured."""
         if self.unit == "ms":
             return self.values
@@ -56,14 +56,14 @@ class Open:
     `load.seconds` and `load.slo_ms` are replaced by the phase's and the stream's.
     """
 
-    load: Load
+    load: Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
     """Recorded requests, oldest first, with their own budgets if recorded."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[RecordedRequest, ...]
     rate_rps: float | None = None  # gaps are scaled to this mean rate; None: as recorded
 
 
@@ -86,7 +86,7 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class RequestStream:
     """Requests of one kind."""
 
     name: str
@@ -96,21 +96,21 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class LoadPhase:
     """A period of load; the next one begins once all requests are answered."""
 
     name: str
     seconds: float
-    streams: tuple[Stream, ...]
+    streams: tuple[RequestStream, ...]
     warmup_s: float = 0.0  # requests due before this are sent, but left out of the report
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadTestPlan:
     """What one call of the load generator does."""
 
     name: str
-    phases: tuple[Phase, ...]
+    phases: tuple[LoadPhase, ...]
     seed: int = 0
     rows: int = 1
     cache: bool = False  # True: the mesh may answer from its prediction cache
@@ -129,7 +129,7 @@ class Plan:
         return any(stream.slo.unit != "ms" for phase in self.phases for stream in phase.streams)
 
 
-def each_slo(plan: Plan) -> Plan:
+def each_slo(plan: LoadTestPlan) -> LoadTestPlan:
     """The plan with each phase repeated for each of its budgets, in sequence, with the same arrivals."""
     phases = []
     for phase in plan.phases:

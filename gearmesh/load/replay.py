@@ -5,10 +5,10 @@ from pathlib import Path
 import msgspec
 
 from gearmesh.load.errors import LoadError
-from gearmesh.simulation.arrivals.recorded import Line, controllers_log
+from gearmesh.simulation.arrivals.recorded import RecordedRequest, controllers_log
 
 
-def read_lines(source: Path) -> tuple[Line, ...]:
+def read_lines(source: Path) -> tuple[RecordedRequest, ...]:
     """The requests of a log, oldest first, the first at 0.
 
     Raises: LoadError, which names the line; LogError, for a gearmesh log of another version or a damaged one.
@@ -21,11 +21,11 @@ def read_lines(source: Path) -> tuple[Line, ...]:
     if not lines:
         raise LoadError(f"--file {source}: it holds no request")
     first_s = lines[0].t_s
-    return tuple(Line(line.t_s - first_s, line.model, line.slo_ms, line.rows) for line in lines)
+    return tuple(RecordedRequest(line.t_s - first_s, line.model, line.slo_ms, line.rows) for line in lines)
 
 
-def _plain_lines(file: Path) -> list[Line]:
-    decoder = msgspec.json.Decoder(Line)
+def _plain_lines(file: Path) -> list[RecordedRequest]:
+    decoder = msgspec.json.Decoder(RecordedRequest)
     lines = []
     with file.open("rb") as texts:
         for number, text in enumerate(texts, 1):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gearmesh.load.generating.jobs import Progress
-from gearmesh.load.plan import Phase
+from gearmesh.load.plan import LoadPhase
 from gearmesh.load.reporting.records import Records
 
 
@@ -12,7 +12,7 @@ from gearmesh.load.reporting.records import Records
 class PhaseRun:
     """The results of one phase."""
 
-    phase: Phase
+    phase: LoadPhase
     records: Records
     codes: list[str]
     scheduled: int  # requests of open loops
@@ -20,7 +20,7 @@ class PhaseRun:
     stray: int
     broken: int  # connections to the mesh that were lost
     full: bool  # a generator could record no more requests, and its clients stopped
-    watched: dict[str, object]  # result of machine.Watch.stop()
+    watched: dict[str, object]  # result of MachineWatch.stop()
 
 
 @dataclass(slots=True)
@@ -50,4 +50,4 @@ class Seen:
         return [sum(counts) for counts in zip(*(part.outcomes for part in self.parts.values()), strict=True)]
 
 
-OnProgress = Callable[[Phase, float, Seen], None]  # phase, seconds since it began, counts
+OnProgress = Callable[[LoadPhase, float, Seen], None]  # phase, seconds since it began, counts

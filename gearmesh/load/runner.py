@@ -15,24 +15,24 @@ from gearmesh.load.generating.jobs import (
     Progress,
     Ready,
     Run,
-    Start,
+    StartGenerator,
     read_records,
     write_arrivals,
 )
 from gearmesh.load.generating.processes import GeneratorProcess, generator_process
-from gearmesh.load.generating.schedule import Clients, closed_clients, deal_clients, open_arrivals
-from gearmesh.load.plan import Phase, Plan, Target
+from gearmesh.load.generating.schedule import ClosedLoopClients, closed_clients, open_arrivals, share_clients
+from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import merge
 from gearmesh.load.results import OnProgress, PhaseRun, Seen
 from gearmesh.load.targets import Where
-from gearmesh.telemetry.machine import Watch
+from gearmesh.telemetry.machine import MachineWatch
 
 LEAD_S = 0.1  # from telling the generators when to begin until the first request
 
 
 async def run_plan(
-    plan: Plan,
-    targets: Mapping[str, Target],
+    plan: LoadTestPlan,
+    targets: Mapping[str, LoadTarget],
     where: Where,
     processes: int,
     progress: OnProgress,
@@ -52,7 +52,7 @@ async def run_plan(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gearmesh-load-")))
         running = []
         for number in range(processes):
-            start = Start(
+            start = StartGenerator(
                 list(where.addresses), chosen, plan.rows, plan.cache, plan.distinct_inputs, plan.seed + number,
                 plan.back_off, where.keys_dir,
             )  # fmt: skip
@@ -65,7 +65,7 @@ async def run_plan(
             for process in running:
                 write_arrivals(arrivals.share(process.number, processes), folder / f"{number}-{process.number}.npz")
             await _hand_out(plan, phase, number, clients, running, folder)
-            watch = Watch({**(pids or {}), **generators, "command": os.getpid()})
+            watch = MachineWatch({**(pids or {}), **generators, "command": os.getpid()})
             parts = await _run_phase(phase, running, progress)
             watched = watch.stop()
             files = [folder / f"{number}-{process.number}.records" for process in running]
@@ -87,16 +87,21 @@ async def run_plan(
 
 
 async def _hand_out(
-    plan: Plan, phase: Phase, number: int, clients: Sequence[Clients], running: Sequence[GeneratorProcess], folder: Path
+    plan: LoadTestPlan,
+    phase: LoadPhase,
+    number: int,
+    clients: Sequence[ClosedLoopClients],
+    running: Sequence[GeneratorProcess],
+    folder: Path,
 ) -> None:
     """Gives every generator its share of the phase, and waits until all can begin."""
     for process in running:
-        dealt = deal_clients(clients, process.number, len(running))
+        shares = share_clients(clients, process.number, len(running))
         name = f"{number}-{process.number}"
         await process.send(
             Run(
                 str(folder / f"{name}.npz"),
-                dealt,
+                shares,
                 phase.seconds,
                 plan.seed * 1000 + process.number,
                 str(folder / f"{name}.records"),
@@ -106,7 +111,7 @@ async def _hand_out(
         await process.expect(Loaded)
 
 
-async def _run_phase(phase: Phase, running: Sequence[GeneratorProcess], progress: OnProgress) -> list[Finished]:
+async def _run_phase(phase: LoadPhase, running: Sequence[GeneratorProcess], progress: OnProgress) -> list[Finished]:
     """Starts the phase at all generators at once, and waits until it is over at each."""
     start_s = time.monotonic() + LEAD_S
     seen = Seen()

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.outputs import Outputs
-from gearmesh.load.paper import RESNET, V100_BATCH1_MS, Stand, default_scale, experiment
-from gearmesh.load.plan import Phase, Plan
+from gearmesh.load.outputs import ReportFiles
+from gearmesh.load.paper import RESNET, V100_BATCH1_MS, ExperimentSetup, default_scale, experiment
+from gearmesh.load.plan import LoadPhase, LoadTestPlan
 from gearmesh.load.results import PhaseRun
 from gearmesh.load.targets import Where, find_targets, measure_batch1, mesh_pids
 from gearmesh.operations.meshes import NotReady, mesh
@@ -50,7 +50,7 @@ async def run_scenario(
     seed: int,
     processes: int,
     back_off: bool,
-    outputs: Outputs,
+    outputs: ReportFiles,
 ) -> int:
     """Runs and reports the experiment. Returns the exit code. Raises: LoadError."""
     profile = msgspec.json.decode(PROFILE.read_bytes(), type=DeviceProfile)
@@ -64,67 +64,67 @@ async def run_scenario(
     device = device or chosen.device
     if device not in DEVICES:
         raise LoadError(f"--device: must be one of {', '.join(DEVICES)}; got {device!r}")
-    stands = chosen.stands(scale, seconds or chosen.seconds)
-    most = max(stand.devices for stand in stands)
+    setups = chosen.setups(scale, seconds or chosen.seconds)
+    most = max(setup.devices for setup in setups)
     if device == "cpu" and most > 1:
         raise LoadError(f"--device {device}: this scenario needs {most} devices at this --scale; emulated has so many")
     runs: list[PhaseRun] = []
-    phases: list[Phase] = []
+    phases: list[LoadPhase] = []
     ratios = {}
-    for stand in stands:
+    for setup in setups:
         with tempfile.TemporaryDirectory(prefix="gearmesh-paper-") as folder:
-            plan = Plan(chosen.name, (), seed=seed, back_off=back_off)
+            plan = LoadTestPlan(chosen.name, (), seed=seed, back_off=back_off)
             try:
-                plan, stand_runs, ratio = await _run_stand(
-                    stand, profile, device, Path(folder), plan, processes, outputs
+                plan, setup_runs, ratio = await _run_setup(
+                    setup, profile, device, Path(folder), plan, processes, outputs
                 )
             except NotReady as error:
                 raise LoadError(str(error)) from error
-        runs += stand_runs
+        runs += setup_runs
         phases += plan.phases
-        ratios[stand.name] = ratio
+        ratios[setup.name] = ratio
     note = f"{chosen.name}: {chosen.title}. Device: {device}. Scale {scale:g} of: {chosen.scaled}."
-    times = ", ".join(f"{stand} x{ratio:.2f}" for stand, ratio in ratios.items() if ratio != 1.0)
+    times = ", ".join(f"{setup} x{ratio:.2f}" for setup, ratio in ratios.items() if ratio != 1.0)
     notes = [note, *([f"Budgets stretched, rates shrunk by batch-1 time / the paper's: {times}."] if times else [])]
-    whole = Plan(chosen.name, tuple(phases), seed=seed, notes=tuple(notes))
+    whole = LoadTestPlan(chosen.name, tuple(phases), seed=seed, notes=tuple(notes))
     return outputs.write(whole, runs, scale=scale, device=device, time_ratios=ratios, processes=processes)
 
 
-async def _run_stand(
-    stand: Stand,
+async def _run_setup(
+    setup: ExperimentSetup,
     profile: DeviceProfile,
     device: str,
     folder: Path,
-    plan: Plan,
+    plan: LoadTestPlan,
     processes: int,
-    outputs: Outputs,
-) -> tuple[Plan, list[PhaseRun], float]:
+    outputs: ReportFiles,
+) -> tuple[LoadTestPlan, list[PhaseRun], float]:
     """(plan, its runs, time ratio)."""
     repository = folder / "models"
     settings: dict[str, Any] = {"slo_ms_max": 200_000_000, "log_level": "warning"}
     if device == "emulated":
-        write_emulated(repository, stand.models, profile)
-        settings |= {"device": f"emulated:{write_profile(folder / 'v100.json', stand, profile)}"}
-        settings |= {"emulated_count": stand.devices}
+        write_emulated(repository, setup.models, profile)
+        settings |= {"device": f"emulated:{write_profile(folder / 'v100.json', setup, profile)}"}
+        settings |= {"emulated_count": setup.devices}
         formation: Mapping[str, int] = {}
     else:
-        model_bytes = write_mlps(repository, stand.models)
-        held = stand.resident or len(stand.models)
+        model_bytes = write_mlps(repository, setup.models)
+        held = setup.resident or len(setup.models)
         settings |= {"device": device, "arena_mb": -(-held * (model_bytes + (4 << 20)) >> 20)}
-        formation = {"gpu_worker": stand.devices}
+        formation = {"gpu_worker": setup.devices}
     outputs.console.print(
-        f"{stand.name}: {len(stand.models):,} models, {stand.devices} devices ({device}); starting a mesh", style="dim"
+        f"{setup.name}: {len(setup.models):,} models, {setup.devices} devices ({device}); starting a mesh", style="dim"
     )
     async with mesh(repository, folder / "data", formation=formation, **settings) as running:
         where = Where((running.address,))
-        targets = await find_targets(where, [model for model, _ in stand.models])
+        targets = await find_targets(where, [model for model, _ in setup.models])
         ratio = 1.0
         if device != "emulated":
             first = next(iter(targets))
             measured = (await measure_batch1(where, {first: targets[first]}))[first].batch1_ms
             assert measured is not None
             ratio = measured / V100_BATCH1_MS
-        plan = replace(plan, phases=stand.phases(ratio))
+        plan = replace(plan, phases=setup.phases(ratio))
         runs = await outputs.follow(plan, targets, where, processes, await mesh_pids(where))
         return plan, runs, ratio
 
@@ -153,14 +153,14 @@ def _write_hollow(file: Path, floats: int) -> None:
         out.truncate(8 + len(header) + 4 * floats)
 
 
-def write_profile(file: Path, stand: Stand, profile: DeviceProfile) -> Path:
-    """Writes the profile of the emulated devices: the paper's V100, with memory for `stand.resident` models if set."""
+def write_profile(file: Path, setup: ExperimentSetup, profile: DeviceProfile) -> Path:
+    """Writes the profile of the emulated devices: the paper's V100, with memory for `setup.resident` models if set."""
     memory_mb = profile.memory_mb
-    if stand.resident is not None:
+    if setup.resident is not None:
         page_bytes = profile.page_bytes
         pages = -(-round((profile.models[RESNET].weights_mb or 1.0) * 1e6) // page_bytes)
-        memory_mb = stand.resident * pages * profile.page_mb
-    times: dict[str, ModelTimes] = {name: profile.models[kind] for name, kind in stand.models}
+        memory_mb = setup.resident * pages * profile.page_mb
+    times: dict[str, ModelTimes] = {name: profile.models[kind] for name, kind in setup.models}
     made = msgspec.structs.replace(profile, memory_mb=memory_mb, models=times, default=None)
     file.write_bytes(msgspec.json.encode(made))
     return file

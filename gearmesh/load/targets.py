@@ -9,7 +9,7 @@ import numpy as np
 from frontend.client.client import AsyncClient, RequestError
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.messages import random_inputs
-from gearmesh.load.plan import Target, Tensor
+from gearmesh.load.plan import LoadTarget, ModelInput
 
 CONNECT_S = 5.0
 LONE_RUNS, LONE_WARM = 9, 2  # requests that measure the batch-1 time, and warm-up requests before them
@@ -25,7 +25,7 @@ class Where:
     keys_dir: str = ""
 
 
-async def find_targets(where: Where, models: Sequence[str]) -> dict[str, Target]:
+async def find_targets(where: Where, models: Sequence[str]) -> dict[str, LoadTarget]:
     """The models as the mesh describes them; by default all that are ready. Raises: LoadError."""
     async with _client(where) as client:
         try:
@@ -48,12 +48,12 @@ async def find_targets(where: Where, models: Sequence[str]) -> dict[str, Target]
     return {name: _target(described[name]) for name in models or ready}
 
 
-def _target(model: Mapping[str, object]) -> Target:
+def _target(model: Mapping[str, object]) -> LoadTarget:
     inputs = model["inputs"]
     assert isinstance(inputs, list)
-    tensors = tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"][1:])) for t in inputs)
+    tensors = tuple(ModelInput(t["name"], t["dtype"], tuple(t["shape"][1:])) for t in inputs)
     batch_max = model["batch_max"]
-    return Target(str(model["name"]), tensors, batch_max if isinstance(batch_max, int) else 1)
+    return LoadTarget(str(model["name"]), tensors, batch_max if isinstance(batch_max, int) else 1)
 
 
 def _client(where: Where) -> AsyncClient:
@@ -88,7 +88,7 @@ def _runs_gearmesh(pid: int) -> bool:
     )
 
 
-async def measure_batch1(where: Where, targets: Mapping[str, Target]) -> dict[str, Target]:
+async def measure_batch1(where: Where, targets: Mapping[str, LoadTarget]) -> dict[str, LoadTarget]:
     """The targets with the median latency, at the frontend, of requests sent one at a time. Raises: LoadError.
 
     Of more than 32 models, 32 are measured and the others get the median of those.

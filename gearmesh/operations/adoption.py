@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gearmesh.operations.repositories import is_seen, is_the_broker_s, known_of
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.package import read_package
 from gpu_worker.packages.writing import adopt, check_free, written_in
 from mesh import wire
@@ -132,7 +132,9 @@ def check_content(name: str, version: str, told: wire.CatalogueReply) -> None:
         return
     ref = wire.ref_of(name, version)
     try:
-        faults = [] if Contents().of(read_package(repository, ref, ANY_FACTORY)) == content else [why_changed(ref)]
+        faults = (
+            [] if ContentDigests().of(read_package(repository, ref, ANY_FACTORY)) == content else [why_changed(ref)]
+        )
     except PackageError as error:
         faults = [why_changed(ref), *error.faults]
     if faults:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from frontend.admin.operator import NoBroker, Operator
-from gearmesh.operations.supervisor import Extra, Supervisor
+from gearmesh.operations.supervisor import ReplicaProgram, Supervisor
 from mesh import wire
 from mesh.process.settings import Settings
 
@@ -27,7 +27,7 @@ REPLICAS_MAX = 64
 TAKES_OVER_S = 5.0  # longest wait for the broker's reply that another version is current
 
 
-class Kept(msgspec.Struct):
+class KeptContainer(msgspec.Struct):
     """One container that is kept running."""
 
     arguments: list[str]  # of `gearmesh container`
@@ -38,7 +38,7 @@ class Kept(msgspec.Struct):
     asked: int = 0  # number of commands that set the replicas: each makes failed replicas start again
 
 
-class Roster:
+class ContainerFile:
     """The file. A change is written completely or not at all, and concurrent changes are made one after the other.
 
     A second file beside it lists the replicas that are down, and why; the process that keeps the containers writes it.
@@ -49,16 +49,16 @@ class Roster:
         self._down = data_dir / "containers_down.json"
         self._runner = data_dir / "supervisor.lock"
 
-    def read(self) -> dict[str, Kept]:
+    def read(self) -> dict[str, KeptContainer]:
         """{model: container}. Raises: ValueError, which names the file."""
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Kept])
+            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, KeptContainer])
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:
             raise ValueError(f"{self._file}: {error}") from error
 
-    def put(self, model: str, container: Kept) -> Kept | None:
+    def put(self, model: str, container: KeptContainer) -> KeptContainer | None:
         """Adds the container. Returns the one that was kept under this name before."""
         with self._changing() as kept:
             before = kept.get(model)
@@ -89,7 +89,7 @@ class Roster:
             return {}
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[dict[str, Kept]]:
+    def _changing(self) -> Iterator[dict[str, KeptContainer]]:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._file.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -118,18 +118,18 @@ class Roster:
         return False
 
 
-async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Settings) -> None:
-    """Runs until cancelled: starts and stops replicas as the roster says, and records there which are down."""
+async def keep_containers(supervisor: Supervisor, container_file: ContainerFile, settings: Settings) -> None:
+    """Runs until cancelled: starts and stops replicas as the file says, and records there which are down."""
     said: Any = None
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
-    with roster.watched():
+    with container_file.watched():
         while True:
             kept = None
             try:
-                kept = roster.read()
+                kept = container_file.read()
                 if supervisor.down() != told:
-                    roster.tell_down(supervisor.down())
+                    container_file.tell_down(supervisor.down())
                     told = supervisor.down()
             except (OSError, ValueError) as error:
                 if str(error) != said:
@@ -139,19 +139,21 @@ async def keep_containers(supervisor: Supervisor, roster: Roster, settings: Sett
                 if asked.get(model) != container.asked:
                     asked[model] = container.asked
                     supervisor.retry(model)
-                extra = Extra(_command(container), container.version, container.code)
-                if supervisor.scale(model, extra, container.replicas):
-                    await _take_over(supervisor, model, extra, container.replicas, settings)
+                program = ReplicaProgram(_command(container), container.version, container.code)
+                if supervisor.scale(model, program, container.replicas):
+                    await _take_over(supervisor, model, program, container.replicas, settings)
             await asyncio.sleep(LOOK_S)
 
 
-async def _take_over(supervisor: Supervisor, model: str, extra: Extra, replicas: int, settings: Settings) -> None:
+async def _take_over(
+    supervisor: Supervisor, model: str, program: ReplicaProgram, replicas: int, settings: Settings
+) -> None:
     """Makes the new version current and ends the replicas of others; if that fails, nothing changes."""
-    why = await asyncio.to_thread(_deploy, model, extra.version, settings) if replicas else ""
+    why = await asyncio.to_thread(_deploy, model, program.version, settings) if replicas else ""
     if why:
-        supervisor.say("up", f"version {extra.version} of {model} does not take over yet: {why}")
+        supervisor.say("up", f"version {program.version} of {model} does not take over yet: {why}")
     else:
-        supervisor.retire(model, extra)
+        supervisor.retire(model, program)
 
 
 def _deploy(model: str, version: str, settings: Settings) -> str:
@@ -172,6 +174,6 @@ def _write(file: Path, found: Any) -> None:
     os.replace(temporary, file)
 
 
-def _command(container: Kept) -> str:
+def _command(container: KeptContainer) -> str:
     words = [sys.executable, "-P", "-m", "gearmesh", "container", *container.arguments]
     return f"cd {shlex.quote(container.folder)} && exec {shlex.join(words)}"

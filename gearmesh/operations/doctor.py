@@ -142,7 +142,7 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
 
     If the broker's repository can be reached, that one is examined.
     """
-    from gpu_worker.packages.contents import Contents
+    from gpu_worker.packages.contents import ContentDigests
     from gpu_worker.packages.package import read_package
 
     repository, told, served = settings.model_repository, ask_broker(settings), dict[str, str]()
@@ -152,7 +152,7 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
     if told is not None and is_seen(told):
         repository = Path(told.repository)
         served = {wire.ref_of(m.name, v): content for m in told.models for v, content in m.contents.items()}
-    seen, contents = look(repository), Contents()
+    seen, contents = look(repository), ContentDigests()
     containers = {model.name for model in told.models if model.container} if told is not None and served else set()
     found = {name: versions for name, versions in seen.versions.items() if name not in containers}
     for name in sorted(containers & seen.versions.keys()):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frontend.client.client import AsyncClient
-from gearmesh.operations.containers import Roster, keep_containers
+from gearmesh.operations.containers import ContainerFile, keep_containers
 from gearmesh.operations.ports import free_ports
 from gearmesh.operations.supervisor import PROCFILE, Supervisor, procfile_commands
 from gearmesh.operations.up import first_of, wait_ready
@@ -69,7 +69,7 @@ async def mesh(
     running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
     supervisor.start()
     containers = asyncio.create_task(
-        keep_containers(supervisor, Roster(data_dir), read_settings(environment=environment))
+        keep_containers(supervisor, ContainerFile(data_dir), read_settings(environment=environment))
     )
     try:
         if ready:

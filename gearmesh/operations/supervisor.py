@@ -36,7 +36,7 @@ class CannotStart(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Extra:
+class ReplicaProgram:
     """The program of replicas beside the Procfile. If any field differs, it is another program."""
 
     command: str
@@ -56,7 +56,7 @@ class Child:
     failures: int = 0  # in a row
     device_lost: bool = False  # it ran before, so its settings are right: a failed start comes from the device
     tail: list[str] = field(default_factory=list)  # its last lines of output
-    extra: Extra | None = None  # not a line of the Procfile: the mesh runs without it
+    program: ReplicaProgram | None = None  # not a line of the Procfile: the mesh runs without it
     up: bool = False  # a replica beside the Procfile has reported that it serves
     unwanted: bool = False  # it has to end, and is not restarted
     ended: bool = False  # it cannot start, and is not tried again
@@ -96,7 +96,7 @@ class Supervisor:
             for name, (command, instance) in commands.items()
         ]
         self._base = environment
-        self._extras: dict[str, list[Child]] = {}  # {name: replicas beside the Procfile, oldest first}
+        self._replicas: dict[str, list[Child]] = {}  # {name: replicas beside the Procfile, oldest first}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._asked = asyncio.Event()
@@ -110,16 +110,16 @@ class Supervisor:
         """Prints the line among those of the processes."""
         self._say(name, line)
 
-    def scale(self, name: str, extra: Extra, count: int) -> bool:
+    def scale(self, name: str, program: ReplicaProgram, count: int) -> bool:
         """Starts or ends replicas until `count` run beside the Procfile's lines. To be called repeatedly.
 
         Replicas of another program with the same version end before the first new one starts. Returns True if all new
         replicas serve and those of other versions still run: they can then be ended with `retire`.
         """
-        children = self._extras.setdefault(name, [])
-        mine = [child for child in children if child.extra == extra and not child.unwanted]
-        others = [child for child in children if child.extra is not None and child.extra != extra]
-        rivals = [child for child in others if child.extra is not None and child.extra.version == extra.version]
+        children = self._replicas.setdefault(name, [])
+        mine = [child for child in children if child.program == program and not child.unwanted]
+        others = [child for child in children if child.program is not None and child.program != program]
+        rivals = [child for child in others if child.program is not None and child.program.version == program.version]
         serving = len(mine) >= count and all(child.up for child in mine)
         for child in [*mine[count:], *rivals]:
             self._end(child)
@@ -129,25 +129,25 @@ class Supervisor:
         taken = {child.name for child in children}
         fresh = [f"{name}.{i}" for i in numbers if f"{name}.{i}" not in taken][: max(0, count - len(mine))]
         for label in fresh:
-            child = Child(label, extra.command, _environment(self._base, name, 0), extra=extra)
+            child = Child(label, program.command, _environment(self._base, name, 0), program=program)
             children.append(child)
             self._children.append(child)
             self._tasks.append(asyncio.create_task(self._keep(child), name=label))
         return serving and any(not child.unwanted for child in others)
 
-    def retire(self, name: str, extra: Extra) -> None:
+    def retire(self, name: str, program: ReplicaProgram) -> None:
         """Ends all replicas of other programs under this name."""
-        for child in [child for child in self._extras.get(name, []) if child.extra != extra]:
+        for child in [child for child in self._replicas.get(name, []) if child.program != program]:
             self._end(child)
 
     def retry(self, name: str) -> None:
         """Forgets replicas that could not start, so that `scale` starts others in their place."""
-        for child in [child for child in self._extras.get(name, []) if child.ended]:
+        for child in [child for child in self._replicas.get(name, []) if child.ended]:
             self._dropped(child)
 
     def down(self) -> dict[str, str]:
         """{replica: why} of wanted replicas beside the Procfile that have ended and have not served since."""
-        children = [child for replicas in self._extras.values() for child in replicas]
+        children = [child for replicas in self._replicas.values() for child in replicas]
         return {child.name: child.why for child in children if child.why and not child.unwanted}
 
     def _end(self, child: Child) -> None:
@@ -189,8 +189,8 @@ class Supervisor:
     def _dropped(self, child: Child) -> None:
         """A process beside the Procfile has ended for good."""
         self._children.remove(child)
-        extras = self._extras[child.name.rpartition(".")[0]]
-        extras.remove(child)
+        siblings = self._replicas[child.name.rpartition(".")[0]]
+        siblings.remove(child)
         self._tasks = [task for task in self._tasks if task is not asyncio.current_task() and not task.done()]
 
     async def _keep(self, child: Child) -> None:
@@ -202,7 +202,7 @@ class Supervisor:
             if child.unwanted:
                 self._dropped(child)
                 return
-            if child.extra is not None and code == WRONG_SETTINGS:
+            if child.program is not None and code == WRONG_SETTINGS:
                 name = child.name.rpartition(".")[0]
                 said = next((line for line in reversed(child.tail) if line), _describe(code))
                 child.ended, child.why = True, f"it cannot start: {said}"
@@ -226,7 +226,7 @@ class Supervisor:
     async def _run(self, child: Child) -> int:
         """Runs the process once. Returns its exit code."""
         child.up = False
-        if child.extra is None:
+        if child.program is None:
             return await self._follow(child, await _start(child, child.environment, ()))
         pipe = ReadyPipe(asyncio.get_running_loop(), partial(_serves, child))
         with contextlib.closing(pipe.open()):

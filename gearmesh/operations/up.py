@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from frontend.client.client import AsyncClient, RequestError
-from gearmesh.operations.containers import Roster, keep_containers
+from gearmesh.operations.containers import ContainerFile, keep_containers
 from gearmesh.operations.supervisor import FRONT, PROCFILE, Say, Supervisor, procfile_commands
 from mesh.errors import AddressInUse
 from mesh.process.settings import Settings
@@ -56,7 +56,7 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     supervisor.start()
     ready = asyncio.create_task(_tell_ready(settings, supervisor))
-    containers = asyncio.create_task(keep_containers(supervisor, Roster(settings.data_dir), settings))
+    containers = asyncio.create_task(keep_containers(supervisor, ContainerFile(settings.data_dir), settings))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
     ready.cancel()

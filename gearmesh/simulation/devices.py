@@ -12,29 +12,29 @@ from mesh import wire
 
 
 class AllPrepared:
-    """Versions that are prepared from the start, with known profiles. See gearmesh.simulation.workers.SimVersions."""
+    """Versions that are prepared from the start, with known profiles: the `SimVersions` of scenarios."""
 
     def __init__(self, reports: Sequence[wire.Prepared]) -> None:
         self._reports = tuple(reports)
 
     def attach(self, pump: Pump, tell: Callable[[wire.Prepared], None]) -> None:
-        """See SimVersions."""
+        """The lanes of the worker, which starts or starts again, know all versions."""
         for report in self._reports:
             assert report.spec is not None
             pump.lanes.prepared(report.ref, Servable(report.pages, report.spec.batch_max, None, ()))
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See SimVersions."""
+        """The reports of all versions, as in the worker's hello."""
         return self._reports
 
     def prepare(self, ref: str, content: str) -> None:
-        """See SimVersions. The controller knows already."""
+        """Nothing changes: the controller knows all versions already."""
 
     def forget(self, ref: str) -> None:
-        """See SimVersions. Scenarios want all of their versions all of the time."""
+        """Nothing changes: scenarios want all of their versions all of the time."""
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See SimVersions. Nothing is measured."""
+        """Nothing changes: nothing is measured."""
 
 
 class Durations:

@@ -10,13 +10,13 @@ import numpy as np
 
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from gearmesh.simulation.arrivals.loads import Trace
 from gearmesh.simulation.bounds.belady import Clairvoyant
 from gearmesh.simulation.devices import AllPrepared, Durations, prepared
-from gearmesh.simulation.mesh import CONTROLLER, Mesh
+from gearmesh.simulation.mesh import CONTROLLER, VirtualMesh
 from gearmesh.simulation.outcome import Outcome
-from gearmesh.simulation.scenario import Fault, Noise, Scenario
+from gearmesh.simulation.scenario import InjectedFault, Noise, Scenario
 from gearmesh.simulation.workers import SimWorker
 from mesh import wire
 from mesh.codes import AnswerStatus
@@ -52,7 +52,7 @@ class NoisyNetwork:
         self._rng = rng
 
     def delay_s(self, sender: str, receiver: str, message: object, now: float) -> float:
-        """See gearmesh.simulation.mesh.Network. Nothing is lost."""
+        """Seconds until the message arrives, with the noise of the scenario; nothing is lost."""
         if not self._mean_ms and not self._jitter_ms:
             return 0.0
         jitter_ms = self._rng.exponential(self._jitter_ms) if self._jitter_ms else 0.0
@@ -70,7 +70,9 @@ class _Run:
         self.outcome = Outcome()
         self.asked: list[wire.Submit] = []  # by request: as it was sent last
         network = NoisyNetwork(scenario.noise, self.rng)
-        self.mesh = Mesh(self._scheduler, network, self, page_bytes=scenario.devices.page_bytes, checked=given.check)
+        self.mesh = VirtualMesh(
+            self._scheduler, network, self, page_bytes=scenario.devices.page_bytes, checked=given.check
+        )
         self.devices = [Durations(scenario, self.rng) for _ in range(scenario.devices.count)]
         reports = [prepared(model, scenario) for model in scenario.models]
         for index, device in enumerate(self.devices):
@@ -84,7 +86,7 @@ class _Run:
         """The scheduler of a controller that has just started."""
         given, noise = self.given, self.scenario.noise
         way_s = _way_s(noise)
-        state = State(dispatch_s=way_s, noise=noise.exec_cv)
+        state = ShardState(dispatch_s=way_s, noise=noise.exec_cv)
         policy = make_policy(given.policy, state, given.parameters)
         if given.clairvoyant:
             policy = Clairvoyant.of(policy, state, self.refs, given.trace)
@@ -107,7 +109,7 @@ class _Run:
                 position += 1
                 if self.given.progress is not None and position % PROGRESS_EVERY == 0:
                     self.given.progress(position / len(times))
-            mesh.settle()
+            mesh.run_due()
         self.outcome.busy_s = sum(device.busy_s for device in self.devices)
         self.outcome.load_s = sum(device.load_s for device in self.devices)
         return self.outcome
@@ -165,20 +167,20 @@ class _Run:
         self._arrive(self.outcome.model[i], self.outcome.slo_s[i], first.weight, first.rows)
 
     def answered(self, action: wire.Infer) -> None:
-        """See gearmesh.simulation.mesh.Clients."""
+        """Each request in the batch has its outcome: outputs have arrived."""
         for part in action.parts:
             self.outcome.heard[part.request] += 1
             self._answer(part.request, OK, action.batch)
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
-        """See gearmesh.simulation.mesh.Clients. A refusal of an earlier attempt is not heeded."""
+        """The request has its outcome, unless the refusal is of an earlier attempt."""
         if refused.attempt == self.asked[refused.request].attempt:
             self.outcome.heard[refused.request] += 1
             self._answer(refused.request, refused.status)
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
-    def _fault(self, fault: Fault) -> None:
+    def _fault(self, fault: InjectedFault) -> None:
         mesh, worker, device = self.mesh, self.workers[fault.device], self.devices[fault.device]
         over_s = mesh.now + fault.seconds
         mesh.happened()

@@ -33,10 +33,10 @@ class EmptyTrace(ScenarioError):
 
     def __init__(self, place: str, seconds: float, from_file: bool) -> None:
         self.seconds, self.from_file = seconds, from_file
-        super().__init__(place, [f"load: {self.told('load.rate_rps', 'load.seconds')}"])
+        super().__init__(place, [f"load: {self.explanation('load.rate_rps', 'load.seconds')}"])
         self.args = (place, seconds, from_file)  # from which another process makes it again
 
-    def told(self, rate: str, seconds: str) -> str:
+    def explanation(self, rate: str, seconds: str) -> str:
         """The fault and its remedy, with these names of the rate and of the duration."""
         wanted = "give a file with requests" if self.from_file else f"raise {rate} or {seconds}"
         return f"the trace is empty, no request arrives in {self.seconds:g} s: {wanted}"
@@ -71,7 +71,7 @@ def is_number(value: object) -> bool:
 
 
 @dataclass(slots=True)
-class Table:
+class TomlTable:
     """One table of the file. `end` reports every key that was never asked for."""
 
     place: str  # its name for error messages, e.g. "load"
@@ -154,23 +154,23 @@ class Table:
         self.fault(name, f"must be a list of some of {', '.join(allowed)}")
         return tuple(allowed)
 
-    def table(self, name: str) -> "Table":
+    def table(self, name: str) -> "TomlTable":
         """The table of this name; an empty one if the key is not given."""
         value = self.given.get(name, {})
         self.asked[name] = None
         if not isinstance(value, Mapping):
             self.fault(name, "must be a table")
             value = {}
-        return Table(self.key(name), value, self.faults)
+        return TomlTable(self.key(name), value, self.faults)
 
-    def tables(self, name: str) -> "list[Table]":
+    def tables(self, name: str) -> "list[TomlTable]":
         """One table, or a list of tables."""
         value = self.given.get(name, [])
         self.asked[name] = None
         if isinstance(value, Mapping):
-            return [Table(self.key(name), value, self.faults)]
+            return [TomlTable(self.key(name), value, self.faults)]
         if isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
-            return [Table(f"{self.key(name)}[{i}]", one, self.faults) for i, one in enumerate(value)]
+            return [TomlTable(f"{self.key(name)}[{i}]", one, self.faults) for i, one in enumerate(value)]
         self.fault(name, "must be a table, or a list of tables")
         return []
 

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from controller.core.orders import Order, ToFrontend, ToWorker
 from controller.core.scheduler import Scheduler
-from gearmesh.simulation.timeline import Timeline
-from gearmesh.simulation.workers import Said, SimWorker
+from gearmesh.simulation.timeline import VirtualTime
+from gearmesh.simulation.workers import FromWorker, SimWorker
 from mesh import wire
 
 CONTROLLER = "controller"
@@ -37,8 +37,8 @@ class Clients(Protocol):
         """The controller's refusal of a request has arrived."""
 
 
-class Mesh:
-    """One controller at a time, and some workers. Whoever drives it calls `advance` and then `settle`, again and again.
+class VirtualMesh:
+    """One controller at a time, and some workers. Its driver calls `advance` and then `run_due`, again and again.
 
     `make_scheduler(now)` makes the scheduler of a controller that starts. `clock_error_s` draws by how much the
     controller is wrong about the clock of a worker that it hears; None: all clocks agree.
@@ -55,7 +55,7 @@ class Mesh:
         clock_error_s: Callable[[], float] | None = None,
         checked: bool = False,
     ) -> None:
-        self.timeline = Timeline(now)
+        self.timeline = VirtualTime(now)
         self.network = network
         self.scheduler = make_scheduler(now)
         self.workers: dict[str, SimWorker] = {}  # {name: worker}, all that live or may live again
@@ -77,7 +77,7 @@ class Mesh:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def run_due(self) -> None:
         """All that is due has happened, and the controller has decided."""
         pop_due = self.timeline.pop_due
         call = pop_due()
@@ -208,7 +208,7 @@ class Mesh:
 
     def add(self, worker: SimWorker) -> None:
         """The worker belongs to this mesh, and has a link with whoever is the controller, whom it has yet to meet."""
-        worker.say, worker.answer = self._said, self._answered
+        worker.say, worker.answer = self._on_message, self._answered
         worker.linked = True
         self.workers[worker.name] = worker
 
@@ -248,7 +248,7 @@ class Mesh:
             self._obey(self.scheduler.worker_lost(worker.name, now=self.now))
         self.happened()
 
-    def _said(self, worker: SimWorker, message: Said) -> None:
+    def _on_message(self, worker: SimWorker, message: FromWorker) -> None:
         if not worker.linked:
             return  # without a controller nothing is sent: the next one learns all from the hello
         link, epoch = worker.link_out, self.epoch
@@ -259,7 +259,7 @@ class Mesh:
 
         self.send(worker.name, CONTROLLER, message, arrived)
 
-    def _heard(self, worker: SimWorker, message: Said) -> None:
+    def _heard(self, worker: SimWorker, message: FromWorker) -> None:
         if self._clock_error_s is not None:
             self.scheduler.clock(worker.name, worker.offset_s + self._clock_error_s())
         if isinstance(message, wire.ActionResult):

@@ -45,7 +45,7 @@ class Devices:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """The requests. Fields after `seconds` apply to the kinds named beside them."""
 
     kind: str
@@ -83,7 +83,7 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class InjectedFault:
     """One fault."""
 
     at_s: float
@@ -101,9 +101,9 @@ class Scenario:
     name: str
     devices: Devices
     models: tuple[SimModel, ...]
-    load: Load
+    load: Workload
     noise: Noise = Noise()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[InjectedFault, ...] = ()
     policies: tuple[str, ...] = ("atc",)  # run unless the command names others
     notes: tuple[str, ...] = ()  # warnings about keys without effect
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {policy: its parameters}

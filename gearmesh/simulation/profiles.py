@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gearmesh.simulation.fields import Table, is_number, shown
+from gearmesh.simulation.fields import TomlTable, is_number, shown
 from gpu_worker.core.emulation import LINE, DeviceProfile, ModelTimes, ProfileError, exec_s, parse_profile
 from gpu_worker.profiling import ProfileFile
 
@@ -36,7 +36,7 @@ def built_in() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
-def read_profile(table: Table, folder: Path) -> DeviceProfile | None:
+def read_profile(table: TomlTable, folder: Path) -> DeviceProfile | None:
     """The profile that `table.profile` names; None if it cannot be used (a fault is noted)."""
     name = table.text("profile", None)
     file = FOLDER / f"{name}.json" if name in built_in() else folder / name
@@ -107,7 +107,7 @@ def batches_fault(exec_ms: dict[str, Any]) -> str | None:
     return None
 
 
-def architecture(table: Table, name: str, times: ModelTimes, weights_mb: float) -> Architecture:
+def architecture(table: TomlTable, name: str, times: ModelTimes, weights_mb: float) -> Architecture:
     """The kind of model; `table.batch_max` replaces its own. `weights_mb` is used if `times` has none."""
     sizes = [] if times.exec_ms.keys() == LINE else [int(size) for size in times.exec_ms]
     limit = min(BATCH_LIMIT, STRETCH * max(sizes)) if sizes else BATCH_LIMIT

@@ -36,19 +36,19 @@ from pathlib import Path
 from typing import Any
 
 from controller.core.policies.registry import POLICIES
-from gearmesh.simulation.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range, ScenarioError, Table
-from gearmesh.simulation.parts import Devices, Fault, Load, Noise, Scenario, SimModel
+from gearmesh.simulation.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range, ScenarioError, TomlTable
+from gearmesh.simulation.parts import Devices, InjectedFault, Noise, Scenario, SimModel, Workload
 from gearmesh.simulation.profiles import BATCH_MAX, Architecture, architecture, batches_fault, read_profile
 from gpu_worker.core.emulation import DeviceProfile, ModelTimes
 
 __all__ = [
     "Devices",
-    "Fault",
-    "Load",
+    "InjectedFault",
     "Noise",
     "Scenario",
     "ScenarioError",
     "SimModel",
+    "Workload",
     "parse_scenario",
     "read_scenario",
 ]
@@ -84,7 +84,7 @@ def find_scenario(named: str) -> Path:
 def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scenario:
     """The scenario in a mapping as read from TOML. Raises: ScenarioError with all faults."""
     faults: list[str] = []
-    top = Table("", mapping, faults)
+    top = TomlTable("", mapping, faults)
     groups = top.tables("models")
     if not groups and isinstance(mapping.get("models", []), list):
         top.fault("models", "must be a table [models], or tables [[models]]")
@@ -123,7 +123,7 @@ def _check_whole(models: list[SimModel], devices: Devices, faults: list[str]) ->
         faults.append(f"models.rate_share: the groups' shares must {wanted}; they are {total:g}")
 
 
-def _add_group(models: list[SimModel], table: Table, index: int, folder: Path) -> DeviceProfile | None:
+def _add_group(models: list[SimModel], table: TomlTable, index: int, folder: Path) -> DeviceProfile | None:
     """Adds the models of one [models] table. Returns the profile it names, if any."""
     profile, kinds = _architectures(table, folder)
     name = table.text("name", "")
@@ -141,7 +141,7 @@ def _add_group(models: list[SimModel], table: Table, index: int, folder: Path) -
     return profile
 
 
-def _architectures(table: Table, folder: Path) -> tuple[DeviceProfile | None, list[Architecture]]:
+def _architectures(table: TomlTable, folder: Path) -> tuple[DeviceProfile | None, list[Architecture]]:
     """The kinds of model that a group has copies of; empty if they are not known because of a fault."""
     weights_mb = table.number("weights_mb", 100.0, POSITIVE)
     if table.has("profile") == table.has("exec_ms"):
@@ -176,7 +176,7 @@ def replace_weights(times: ModelTimes, weights_mb: float) -> ModelTimes:
     return ModelTimes(exec_ms=times.exec_ms, weights_mb=weights_mb, batch_max=times.batch_max)
 
 
-def _devices(table: Table, profile: DeviceProfile | None) -> Devices:
+def _devices(table: TomlTable, profile: DeviceProfile | None) -> Devices:
     page_bytes = profile.page_bytes if profile else 1_000_000
     memory_bytes = profile.pages * profile.page_bytes if profile else 65_536_000_000
     if table.has("page_mb"):
@@ -194,12 +194,12 @@ def _devices(table: Table, profile: DeviceProfile | None) -> Devices:
     return devices
 
 
-def _load(table: Table, folder: Path) -> Load:
+def _load(table: TomlTable, folder: Path) -> Workload:
     kind = table.choice("kind", None, KINDS)
     rate = None
     if table.has("rate_rps") or not (kind in ("log", "closed") or (kind == "maf" and table.has("path"))):
         rate = table.number("rate_rps", None, POSITIVE)
-    load = Load(
+    load = Workload(
         kind=kind,
         rate_rps=None if kind == "closed" else rate,
         cv=table.number("cv", 1.0, Range(high=50.0)),
@@ -219,7 +219,7 @@ def _load(table: Table, folder: Path) -> Load:
     return load
 
 
-def _notes(mapping: Mapping[str, Any], load: Load) -> tuple[str, ...]:
+def _notes(mapping: Mapping[str, Any], load: Workload) -> tuple[str, ...]:
     """Warnings about keys of [load] that have no effect."""
     given, notes = mapping["load"], []
     if "cv" in given and load.kind not in ("gamma", "burst") and load.cv != 1:
@@ -229,7 +229,7 @@ def _notes(mapping: Mapping[str, Any], load: Load) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _load_of_kind(table: Table, load: Load, folder: Path) -> Load:
+def _load_of_kind(table: TomlTable, load: Workload, folder: Path) -> Workload:
     """The load with the keys that only its kind has."""
     if load.kind == "log" or (load.kind == "maf" and table.has("path")):
         path = folder / table.text("path", None)
@@ -260,7 +260,7 @@ def _load_of_kind(table: Table, load: Load, folder: Path) -> Load:
     return load
 
 
-def _noise(table: Table) -> Noise:
+def _noise(table: TomlTable) -> Noise:
     share = table.number("outlier_share", 0.0, SHARE)
     noise = Noise(
         exec_cv=table.number("exec_cv", 0.0, Range(high=5.0)),
@@ -274,9 +274,9 @@ def _noise(table: Table) -> Noise:
     return noise
 
 
-def _fault(table: Table, devices: int) -> Fault:
+def _fault(table: TomlTable, devices: int) -> InjectedFault:
     kind = table.choice("kind", None, tuple(FAULTS))
-    fault = Fault(at_s=table.number("at_s", None), kind=kind)
+    fault = InjectedFault(at_s=table.number("at_s", None), kind=kind)
     if kind != "restart":
         fault = replace(fault, device=table.whole("device", 0, 0, devices - 1))
     if kind == "lose":
@@ -290,7 +290,7 @@ def _fault(table: Table, devices: int) -> Fault:
     return fault
 
 
-def _policies(table: Table) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _policies(table: TomlTable) -> tuple[tuple[str, ...], dict[str, Any]]:
     """(names of the policies to run, {policy: parameters}). The policy itself checks its parameters."""
     names = table.given.get("name", "atc")
     if table.has("name"):

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from controller.core.policies.registry import make_policy
-from controller.core.state import State
+from controller.core.state import ShardState
 from gearmesh.simulation.arrivals.loads import Trace, arrivals
 from gearmesh.simulation.engine import Simulation
 from gearmesh.simulation.outcome import Outcome
@@ -33,7 +33,7 @@ class Task:
 def check_policies(scenario: Scenario, names: Sequence[str]) -> None:
     """Raises SettingsError if a policy does not exist, or its parameters in the scenario are wrong."""
     for name in names:
-        make_policy(name, State(), scenario.parameters.get(name, {}))
+        make_policy(name, ShardState(), scenario.parameters.get(name, {}))
 
 
 def span_s(scenario: Scenario, trace: Trace) -> float:
@@ -83,7 +83,7 @@ def run_all(tasks: Sequence[Task], jobs: int | None = None) -> Iterator[tuple[in
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DevicesNeeded:
     """The number of devices that a load needs."""
 
     policy: str
@@ -93,7 +93,7 @@ class Found:
 
 def find_devices(
     scenario: Scenario, policy: str, target: float, seeds: int, tell: Callable[[int, float], None] | None = None
-) -> Found:
+) -> DevicesNeeded:
     """The fewest devices with which at least the share `target` of all requests is answered in time.
 
     Doubles from one until they suffice, then bisects; correct if more devices never do worse. Raises: ScenarioError,
@@ -115,7 +115,7 @@ def find_devices(
     high = 1
     while not enough(high):
         if high >= DEVICES_MAX:
-            return Found(policy, None, tried)
+            return DevicesNeeded(policy, None, tried)
         high *= 2
     low = high // 2
     while high - low > 1:
@@ -124,4 +124,4 @@ def find_devices(
             high = middle
         else:
             low = middle
-    return Found(policy, high, tried)
+    return DevicesNeeded(policy, high, tried)

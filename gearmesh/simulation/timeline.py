@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 
-class Timeline:
+class VirtualTime:
     """An instant, `now`, and the calls that are planned. Calls planned for one instant happen in the order of planning.
 
     A call may be planned for an instant that has passed: then it is due at once.

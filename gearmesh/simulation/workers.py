@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from gearmesh.simulation.timeline import Timeline
+from gearmesh.simulation.timeline import VirtualTime
 from gpu_worker.core.emulation import Emulator
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
@@ -15,7 +15,7 @@ from mesh.codes import ActionCode
 
 OK = ActionCode.OK
 DEPTH = {Phase.LOAD: 2, Phase.INPUT: 64, Phase.EXEC: 2, Phase.OUTPUT: 64}
-Said = wire.ActionResult | wire.Prepared
+FromWorker = wire.ActionResult | wire.Prepared
 Duration = Callable[[Phase, Job], float]  # seconds of a LOAD or an EXEC
 
 
@@ -26,16 +26,16 @@ class SimVersions(Protocol):
         """The worker starts, or starts again."""
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See Versions."""
+        """The last report of each version that is prepared: part of the worker's hello."""
 
     def prepare(self, ref: str, content: str) -> None:
-        """See Versions."""
+        """The controller asks for a version, with this content if one is named. It will be told how that went."""
 
     def forget(self, ref: str) -> None:
-        """See Versions; but the lanes are told by the worker."""
+        """The controller does not want the version any more. The worker itself tells the lanes."""
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See Versions."""
+        """An action ended well."""
 
 
 class SimWorker:
@@ -44,7 +44,7 @@ class SimWorker:
     def __init__(
         self,
         name: str,
-        timeline: Timeline,
+        timeline: VirtualTime,
         pages: int,
         versions: SimVersions,
         duration_s: Duration,
@@ -57,7 +57,7 @@ class SimWorker:
         self.pages = pages
         self.versions = versions
         self.offset_s = offset_s
-        self.say: Callable[[SimWorker, Said], None] = _nobody
+        self.say: Callable[[SimWorker, FromWorker], None] = _nobody
         self.answer: Callable[[SimWorker, wire.Infer], None] = _nobody
         self.linked = False  # with the controller
         self.link_in = 0  # number of the link from there; what was sent on an earlier one is lost
@@ -156,7 +156,7 @@ class SimWorker:
     # -- the device ---------------------------------------------------------------------------------------------------
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See gpu_worker.core.pump.Executor."""
+        """The phase has started. Returns how it went if it is over already; None: its end comes by `wake`."""
         now = self._now_s()
         if self._checked and phase in (Phase.LOAD, Phase.EXEC):
             action = job.action
@@ -170,10 +170,10 @@ class SimWorker:
         return done
 
     def release(self, job: Job) -> None:
-        """See gpu_worker.core.pump.Executor. Jobs hold nothing here."""
+        """Nothing changes: jobs hold nothing here."""
 
     def unloaded(self, ref: str) -> None:
-        """See gpu_worker.core.pump.Executor. There are no views of pages here."""
+        """Nothing changes: there are no views of pages here."""
 
     def _ended(self, phase: Phase, job: Job) -> None:
         if not self._checked:

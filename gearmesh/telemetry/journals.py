@@ -19,7 +19,7 @@ class LogError(GearmeshError):
 
 
 @dataclass(slots=True)
-class Log(Generic[F]):
+class JournalLog(Generic[F]):
     """One log of one life of a controller, in the order in which requests or actions ended."""
 
     headers: list[Header] = field(default_factory=list)  # of its files, oldest first; all of one controller
@@ -28,7 +28,7 @@ class Log(Generic[F]):
     cut: int = 0  # last lines that are incomplete because the controller was killed
 
 
-def read_requests(source: Path) -> list[Log[RequestFact]]:
+def read_requests(source: Path) -> list[JournalLog[RequestFact]]:
     """The request logs in a file or a folder, one for each life of a controller, oldest first.
 
     Raises: LogError, if there is none, or one has another version or a line that is not valid.
@@ -36,7 +36,7 @@ def read_requests(source: Path) -> list[Log[RequestFact]]:
     return _read(source, "requests")
 
 
-def read_actions(source: Path) -> list[Log[ActionFact]]:
+def read_actions(source: Path) -> list[JournalLog[ActionFact]]:
     """The action logs in a file or a folder, one for each life of a controller, oldest first. Raises: LogError."""
     return _read(source, "actions")
 
@@ -74,15 +74,15 @@ def _bytes(path: Path) -> bytes:
         raise LogError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read(source: Path, kind: str) -> list[Log[Any]]:
+def _read(source: Path, kind: str) -> list[JournalLog[Any]]:
     paths = sorted(source.glob(f"{kind}-*.jsonl")) if source.is_dir() else [source]
     if not paths:
         raise LogError(f"{source}: there is no {kind}-*.jsonl here; controllers write them into telemetry_dir")
-    logs: dict[str, Log[Any]] = {}
+    logs: dict[str, JournalLog[Any]] = {}
     for path in paths:
         lines = _bytes(path).split(b"\n")
         header = _header(path, lines[0], kind)
-        log = logs.setdefault(header.controller, Log())
+        log = logs.setdefault(header.controller, JournalLog())
         log.headers.append(header)
         _lines(path, lines, KINDS[kind], log)
     return sorted(logs.values(), key=lambda log: log.headers[0].unix_s)
@@ -112,7 +112,7 @@ def _header(path: Path, line: bytes, kind: str) -> Header:
         raise LogError(f"{path}: line 1: {error}") from None
 
 
-def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: Log[Any]) -> None:
+def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: JournalLog[Any]) -> None:
     decoder = msgspec.json.Decoder(kind | Dropped)
     for number, line in enumerate(lines[1:], 2):
         if number == len(lines) and line:

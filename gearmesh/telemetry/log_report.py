@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gearmesh.telemetry.journals import Log, LogError, kind_of, read_actions, read_requests
+from gearmesh.telemetry.journals import JournalLog, LogError, kind_of, read_actions, read_requests
 from gearmesh.telemetry.machine import quantile
 from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, RequestFact
@@ -32,7 +32,7 @@ def run_logs(source: Path, out: Console, err: Console) -> int:
     return 0
 
 
-def requests_table(log: Log[RequestFact]) -> Table:
+def requests_table(log: JournalLog[RequestFact]) -> Table:
     """Outcomes with their latencies; a quantile is shown only if enough requests support it."""
     facts = log.facts
     span_s = max((f.arrived_s for f in facts), default=0.0) - min((f.arrived_s for f in facts), default=0.0)
@@ -56,7 +56,7 @@ def requests_table(log: Log[RequestFact]) -> Table:
     return table
 
 
-def actions_table(log: Log[ActionFact]) -> Table:
+def actions_table(log: JournalLog[ActionFact]) -> Table:
     """Actions by device and type, with their durations and the prediction errors."""
     table = Table(
         "device", "worker", "action", "count", "failed", "batch", "busy s", "p50 ms", "p99 ms", "err p50", "err p99",
@@ -103,10 +103,10 @@ def _quantiles(values: Iterable[float]) -> list[str]:
     return ["-" if value is None else f"{value:.2f}" for value in found]
 
 
-def _whose(log: Log[RequestFact] | Log[ActionFact]) -> str:
+def _whose(log: JournalLog[RequestFact] | JournalLog[ActionFact]) -> str:
     return f"{log.headers[0].controller} ({log.headers[0].policy})"
 
 
-def _missing(log: Log[RequestFact] | Log[ActionFact]) -> list[str]:
+def _missing(log: JournalLog[RequestFact] | JournalLog[ActionFact]) -> list[str]:
     dropped = [f"{log.dropped} lines were dropped"] if log.dropped else []
     return [*dropped, *([f"{log.cut} last lines were cut short"] if log.cut else [])]

@@ -65,7 +65,7 @@ def _machine_ticks() -> tuple[int, int]:
 
 
 @dataclass(slots=True)
-class Watch:
+class MachineWatch:
     """Measures from construction to `stop`: CPU time of our processes and of others, and time stolen by the host."""
 
     pids: Mapping[str, int]  # {name: process id}; a process with several names counts once, under all of them joined

@@ -37,7 +37,7 @@ LANES = {"load": ("LOAD", 1000), "infer": ("EXEC", 4000)}  # {action: (lane, num
 WORKERLESS = (ActionCode.LOST, ActionCode.WORKER_LOST)  # no worker reported: the free pages are unknown, too
 ROWS_MAX = 1000  # of one kind
 REQUEST_ROW = 1
-SLACK_US = 20.0  # a lane does one thing at a time; a smaller overlap comes from the translation of clocks
+TOLERANCE_US = 20.0  # a lane does one thing at a time; a smaller overlap comes from the translation of clocks
 
 Event = dict[str, Any]
 Place = tuple[int, int, float]  # process, row, microseconds
@@ -210,7 +210,7 @@ def _device(made: Timeline, pid: int, actions: Sequence[Ordered]) -> dict[tuple[
             continue
         windows = Rows(f"{lane} window", RowKind.WINDOWS, first)
         plans = Rows(f"{lane} planned", RowKind.PLANS, first + ROWS_MAX)
-        bars = Rows(lane, RowKind.ACTIONS, first + 2 * ROWS_MAX, SLACK_US)
+        bars = Rows(lane, RowKind.ACTIONS, first + 2 * ROWS_MAX, TOLERANCE_US)
         kinds += [windows, plans, bars]
         for rows, span in ((windows, _window), (plans, _plan), (bars, _actual)):
             spans = [(span(one.fact), one) for one in mine]

@@ -25,7 +25,7 @@ WATCH_S = 0.5  # between checks of the child's memory
 ERRORS_LOGGED_PER_S = 2
 log = structlog.get_logger("container")
 # called with (the reason why it cannot serve,), or with () once it can serve again
-Told = Callable[[tuple[str, ...]], None]
+ServingChanged = Callable[[tuple[str, ...]], None]
 OTHER_CODE = (
     "its code has changed since it was started, and is not what was announced any more: "
     "the container ends, and is to be started again"
@@ -64,7 +64,7 @@ class ContainerDevice:
         self._logged: tuple[int, int] = (0, 0)  # (second, errors logged in it)
         self._memory_max = (options.memory_mb << 20) or _half_of_memory()
         self._finished: Finished | None = None
-        self._told: Told | None = None
+        self._serving_changed: ServingChanged | None = None
         self._outdated: Callable[[str], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: Alarm | None = None
@@ -89,12 +89,12 @@ class ContainerDevice:
         self._listen()
         self._later("watch", WATCH_S, self._watch_memory)
 
-    def on_change(self, told: Told, outdated: Callable[[str], None]) -> None:
-        """`told` is called when the code has died or serves again.
+    def on_change(self, serving_changed: ServingChanged, outdated: Callable[[str], None]) -> None:
+        """`serving_changed` is called when the code has died or serves again.
 
         `outdated` is called with the reason if the container must end.
         """
-        self._told = told
+        self._serving_changed = serving_changed
         self._outdated = outdated
 
     def prepare(self, package: Package) -> wire.Profile | None:
@@ -249,7 +249,7 @@ class ContainerDevice:
 
     def _died(self) -> None:
         assert self._child is not None
-        assert self._told is not None
+        assert self._serving_changed is not None
         self._unlisten()
         how = self._child.end()
         why = self._why or f"its code ended: {how}"
@@ -260,7 +260,7 @@ class ContainerDevice:
         if slow is not None:
             slow.cancel()
         self._lives = 0 if lived_s > HEALTHY_S else self._lives + 1
-        self._told((why,))
+        self._serving_changed((why,))
         job, self._running = self._running, None
         if self._alarm is not None:
             self._alarm.set(None)
@@ -288,7 +288,7 @@ class ContainerDevice:
     def _started(self, message: dict[str, Any]) -> None:
         """Handles the child's first message after a restart."""
         assert self._child is not None
-        assert self._told is not None
+        assert self._serving_changed is not None
         assert self._outdated is not None
         self._timers.pop("slow").cancel()
         if message["op"] == "error":
@@ -302,7 +302,7 @@ class ContainerDevice:
         self._child.ready = message
         self._child.share(self._slots.fd, self._layout)
         log.info("container_restarted", ref=self.options.ref, pid=self._child.pid)
-        self._told(())
+        self._serving_changed(())
 
     def _announced(self, message: dict[str, Any]) -> bool:
         """Returns whether the code is still the announced one, which clients, caches and other replicas know.

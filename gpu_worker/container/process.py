@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from gpu_worker.container.specs import ContainerError, ContainerOptions, Layout
+from gpu_worker.container.specs import ContainerError, ContainerOptions, SlotLayout
 
 SCRIPT = Path(__file__).with_name("child.py")
 PACKET_BYTES_MAX = 1 << 16
@@ -58,7 +58,7 @@ class ChildProcess:
         self.exits = os.pidfd_open(self.pid)
         self.ready: dict[str, Any] | None = None
         self.warm = False  # whether a batch has ended well in it
-        self._printed = Printed(self._process, options.ref)
+        self._printed = ChildOutput(self._process, options.ref)
 
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
         """Returns the code's first message, once it is imported. Raises: ContainerError with the code's traceback."""
@@ -74,7 +74,7 @@ class ChildProcess:
         self.ready = message
         return message
 
-    def share(self, memory: int, layout: Layout) -> None:
+    def share(self, memory: int, layout: SlotLayout) -> None:
         """The child maps the memory (a descriptor) and knows where tensors are in it."""
         message = {
             "op": "memory", "bytes": layout.total_bytes, "inputs": layout.inputs, "outputs": layout.outputs,
@@ -135,7 +135,7 @@ class ChildProcess:
             return None
 
 
-class Printed:
+class ChildOutput:
     """Reads what the code prints, on its own thread, so that printing never blocks the code. Logs part of it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", ref: str) -> None:

@@ -3,7 +3,7 @@
 import mmap
 import os
 
-from gpu_worker.container.specs import SLOTS, Layout
+from gpu_worker.container.specs import SLOTS, SlotLayout
 from gpu_worker.core.jobs import Job
 from mesh import wire
 from mesh.tensors import byte_count
@@ -12,7 +12,7 @@ from mesh.tensors import byte_count
 class SharedSlots:
     """Slots of equal size. A job has at most one, whose offset is `job.slot`."""
 
-    def __init__(self, spec: wire.ModelSpec, layout: Layout) -> None:
+    def __init__(self, spec: wire.ModelSpec, layout: SlotLayout) -> None:
         self._layout = layout
         self.fd = os.memfd_create("gearmesh-container", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, layout.total_bytes)

@@ -143,7 +143,7 @@ def _tensor(tensor: Tensor) -> wire.TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SlotLayout:
     """Where the tensors of one batch are in a slot, and the size of a slot in bytes."""
 
     inputs: tuple[Tensor, ...]
@@ -156,7 +156,7 @@ class Layout:
         return self.slot_bytes * SLOTS
 
 
-def lay_out(spec: wire.ModelSpec) -> Layout:
+def lay_out(spec: wire.ModelSpec) -> SlotLayout:
     """Returns a layout in which every tensor has room for the largest batch. Raises: ContainerError.
 
     Unused parts of a slot are never touched, so they take no memory.
@@ -175,4 +175,4 @@ def lay_out(spec: wire.ModelSpec) -> Layout:
             f"a batch of {spec.batch_max} rows takes {slot_bytes >> 20} MiB, more than {SLOT_BYTES_MAX >> 20}: "
             f"give --batch-max {max(1, fits)}"
         )
-    return Layout(tuple(placed[0]), tuple(placed[1]), slot_bytes)
+    return SlotLayout(tuple(placed[0]), tuple(placed[1]), slot_bytes)

@@ -9,7 +9,7 @@ from mesh.codes import PackageCode
 
 
 class ContainerVersion:
-    """See gpu_worker.versions.Versions. It is never forgotten: it may be wanted again, and nothing needs its room."""
+    """The `Versions` of a container. Its one version is never forgotten, because it may be wanted again."""
 
     def __init__(self, offer: wire.Offer, batching: wire.Batching) -> None:
         self.offer: wire.Offer | None = offer
@@ -19,7 +19,7 @@ class ContainerVersion:
         self._tell: Tell | None = None
 
     def attach(self, pump: Pump, tell: Tell) -> None:
-        """See Versions. The version has its page from now on."""
+        """The version has its page from now on, and its reports go to `tell`."""
         self._tell = tell
         ref, spec = self._served.ref, self._served.spec
         pump.lanes.prepared(ref, Servable(1, spec.batch_max, None, row_bytes(spec.outputs)))
@@ -32,11 +32,11 @@ class ContainerVersion:
         self._send(self._report)
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See Versions."""
+        """The last report of the one version: part of the worker's hello."""
         return (self._report,)
 
     def prepare(self, ref: str, content: str) -> None:
-        """See Versions. The controller hears how the version is, whatever content it asks for."""
+        """The controller hears how the version is, whatever content it asks for."""
         if ref == self._served.ref:
             self._send(self._report)
             return
@@ -44,24 +44,24 @@ class ContainerVersion:
         self._send(wire.Prepared(ref=ref, ok=False, faults=faults, code=PackageCode.BAD_PACKAGE))
 
     def forget(self, ref: str) -> None:
-        """See Versions."""
+        """Nothing changes: the version stays prepared for a controller that wants it again."""
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See Versions. Nothing is measured: the controller learns from the batches of clients."""
+        """Nothing is measured: the controller learns from the batches of clients."""
 
     def withdraw(self, ref: str, why: str) -> None:
-        """See Versions. A container whose code has changed ends instead."""
+        """Nothing changes: a container whose code has changed ends instead."""
 
     def device_lost(self, why: str) -> None:
-        """See Versions."""
+        """Nothing changes: no preparation was under way."""
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """See Versions."""
+        """No version: the only one was prepared before the worker started."""
         return ()
 
     def close(self) -> None:
-        """See Versions."""
+        """Nothing changes: nothing is ever being prepared."""
 
     def _make_report(self, faults: tuple[str, ...]) -> wire.Prepared:
         return wire.Prepared(

@@ -22,7 +22,7 @@ NOTHING = News()
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyVersion:
     """A version that the device can load and execute from now on."""
 
     ref: str
@@ -49,7 +49,7 @@ class Ledger:
         """The last report of every version that is prepared here."""
         return tuple(self._reports.values())
 
-    def prepared(self, ready: Ready) -> News:
+    def prepared(self, ready: ReadyVersion) -> News:
         """The version is prepared. Without a profile it is measured, or waits for the profile of its group."""
         ref, profile, keep = ready.ref, ready.profile, False
         if ready.group is not None:

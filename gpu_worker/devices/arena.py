@@ -68,7 +68,7 @@ class Arena:
             start = page * self.page_bytes
             self._view[start : start + len(piece)] = piece
 
-    def window(self, pages: Sequence[int]) -> Bytes:
+    def map_pages(self, pages: Sequence[int]) -> Bytes:
         """Returns the pages mapped one after the other, uint8.
 
         Callers must not write; mapped as long as the view lives.
@@ -89,7 +89,7 @@ class Arena:
         os.close(self._fd)
 
 
-class Windows:
+class MappingCache:
     """A cache of recent mappings of pages: the next model of the same size mostly gets the same pages.
 
     Source of the gain: scripts/bench_worker.py; a mapping of 100 MB takes 3 ms to make and 14 ms to fill. Any thread
@@ -104,21 +104,21 @@ class Windows:
         self._lock = threading.Lock()
 
     def get(self, pages: tuple[int, ...]) -> Bytes:
-        """Returns the pages mapped one after the other, as Arena.window does."""
+        """Returns the pages mapped one after the other, as Arena.map_pages does."""
         with self._lock:
-            window = self._made.get(pages)
-            if window is not None:
+            mapping = self._made.get(pages)
+            if mapping is not None:
                 self._made.move_to_end(pages)
-                return window
-        window = self._arena.window(pages)
+                return mapping
+        mapping = self._arena.map_pages(pages)
         with self._lock:
             if pages not in self._made:
-                self._made[pages] = window
-                self._bytes += len(window)
+                self._made[pages] = mapping
+                self._bytes += len(mapping)
             while self._bytes > self._bytes_max:
                 _, oldest = self._made.popitem(last=False)
                 self._bytes -= len(oldest)
-        return window
+        return mapping
 
     def clear(self) -> None:
         """The cache is empty."""

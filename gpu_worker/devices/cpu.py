@@ -1,4 +1,4 @@
-"""The CPU as a device: the same pages, weight buffers and lanes as a GPU, in host memory, with a real copy on LOAD.
+"""The CPU as a device: the same pages, execution buffers and lanes as a GPU, in host memory, with a real copy on LOAD.
 
 EXEC runs on one thread at a time: short ones on the loop's thread (handing them over costs more than they take), long
 ones on their own thread, so that the worker keeps answering its controller.
@@ -17,7 +17,7 @@ import torch
 
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.outputs import row_bytes
-from gpu_worker.devices.arena import Arena, Bytes, Windows
+from gpu_worker.devices.arena import Arena, Bytes, MappingCache
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.devices.compiled import Compiler
 from gpu_worker.devices.executables import Checks, Forward, check_by_running, dtypes_of, load_forward, read_image, views
@@ -27,7 +27,7 @@ from gpu_worker.devices.rows import fill, owned, padding_rows
 from gpu_worker.devices.task_thread import TaskThread
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
-from gpu_worker.packages.trials import Promise, code_of, keeps, misfits, promise
+from gpu_worker.packages.trials import Promise, code_of, keeps, output_faults, promise
 from mesh import wire
 from mesh.codes import ActionCode, PackageCode
 from mesh.errors import PackageError
@@ -36,7 +36,7 @@ from mesh.tensors import DTYPES, raw
 
 ARENA_MB = 1024
 PAGE_MB = 2
-WINDOWS_SHARE = 2  # address space for mappings of pages, in sizes of the arena; page tables take 1/512 of it
+MAPPINGS_SHARE = 2  # address space for mappings of pages, in sizes of the arena; page tables take 1/512 of it
 # longer actions go to a thread. Source: scripts/bench_worker.py, a hand-over costs 0.1-0.2 ms here
 INLINE_S_MAX = 0.001
 INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes some 30 us
@@ -44,7 +44,7 @@ SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Executable:
+class CpuExecutable:
     """One architecture, ready to run."""
 
     forward: Forward
@@ -53,11 +53,11 @@ class Executable:
 
 
 @dataclass(slots=True)
-class Version:
+class CpuVersion:
     """One prepared version of a model."""
 
     package: Package
-    executable: Executable
+    executable: CpuExecutable
     image: Image  # the weights, outside the arena
     row_bytes: tuple[int, ...]  # of each input
     padding: tuple[Bytes, ...]  # one row of each input
@@ -88,15 +88,15 @@ class CpuDevice:
         except DeviceError:
             self._lock.release()
             raise
-        self._windows = Windows(self._arena, WINDOWS_SHARE * count * page_bytes)
+        self._mappings = MappingCache(self._arena, MAPPINGS_SHARE * count * page_bytes)
         self.info = wire.DeviceInfo(
             name=name or "cpu:0", kind=_kind(settings.threads), pages=count, page_bytes=page_bytes, any_batch=True
         )
         self.depth = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}
         self.ahead_s = 0.0
         self.measured = True
-        self._versions: dict[str, Version] = {}
-        self._executables: dict[str, Executable] = {}  # {architecture: executable}, shared by its models
+        self._versions: dict[str, CpuVersion] = {}
+        self._executables: dict[str, CpuExecutable] = {}  # {architecture: executable}, shared by its models
         self._checks = Checks()
         self._compiler = Compiler(
             settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
@@ -105,7 +105,7 @@ class CpuDevice:
         self._images = Images(budget, read_image)
         self._slots: deque[Bytes] = deque()
         self._slot_bytes = 0
-        self._window_bytes_max = settings.window_mb << 20
+        self._weights_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exec = TaskThread("exec", self._run_exec)
@@ -128,10 +128,10 @@ class CpuDevice:
     def prepare(self, package: Package) -> wire.Profile | None:
         """The version can be loaded and executed. Returns None, as its profile is measured. Raises: PackageError."""
         faults = []
-        if package.image_bytes > self._window_bytes_max:
+        if package.image_bytes > self._weights_bytes_max:
             faults.append(
-                f"its weights take {package.image_bytes >> 20} MiB; the window is {self._window_bytes_max >> 20} MiB "
-                "(GEARMESH_WINDOW_MB)"
+                f"its weights take {package.image_bytes >> 20} MiB; the execution buffer is "
+                f"{self._weights_bytes_max >> 20} MiB (GEARMESH_WINDOW_MB)"
             )
         if package.pages(self.info.page_bytes) > self.info.pages:
             faults.append(
@@ -150,12 +150,12 @@ class CpuDevice:
         self._executables[package.architecture] = executable
         sizes = row_bytes(package.spec.inputs)
         self._grow_slots(sum(sizes) * package.spec.batch_max)
-        self._versions[package.ref] = Version(
+        self._versions[package.ref] = CpuVersion(
             package, executable, image, sizes, padding_rows(package), promise(package.spec.outputs)
         )
         return None
 
-    def _executable(self, package: Package, image: Image) -> Executable:
+    def _executable(self, package: Package, image: Image) -> CpuExecutable:
         """Returns the executable of the package's architecture, checked with the version's own weights and batches."""
         executable = self._executables.get(package.architecture)
         if executable is None:
@@ -168,13 +168,13 @@ class CpuDevice:
         self._checks.passed(package)
         return executable
 
-    def _quickest(self, package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> Executable:
+    def _quickest(self, package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> CpuExecutable:
         dtypes = frozenset(dtypes_of(forward))
         compiled = self._compiler.better(package, forward, weights)
         if compiled is not None:
-            return Executable(compiled, "aot", dtypes)
+            return CpuExecutable(compiled, "aot", dtypes)
         onnx = package.graph is not None and package.graph.suffix == ONNX
-        return Executable(forward, "onnxruntime" if onnx else "eager", dtypes)
+        return CpuExecutable(forward, "onnxruntime" if onnx else "eager", dtypes)
 
     def check(self) -> None:
         """Every invariant holds. On the loop's thread."""
@@ -228,7 +228,7 @@ class CpuDevice:
         """The lanes have ended, and the arena and the lock are released."""
         self._exec.stop()
         self._load.stop()
-        self._windows.clear()
+        self._mappings.clear()
         self._arena.close()
         self._lock.release()
 
@@ -260,7 +260,7 @@ class CpuDevice:
         try:
             gathered = version.weights is None
             if version.weights is None:
-                version.weights = views(self._windows.get(job.pages), version.package)
+                version.weights = views(self._mappings.get(job.pages), version.package)
             inputs = self._inputs(version, job.slot, action.batch)
             outputs = version.executable.forward(*version.weights, *inputs)
             if not keeps(version.promise, outputs, action.batch):
@@ -274,7 +274,7 @@ class CpuDevice:
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s, gathered=gathered)
 
-    def _inputs(self, version: Version, slot: Bytes, batch: int) -> list[torch.Tensor]:
+    def _inputs(self, version: CpuVersion, slot: Bytes, batch: int) -> list[torch.Tensor]:
         inputs = []
         at = 0
         for spec, size in zip(version.package.spec.inputs, version.row_bytes, strict=True):
@@ -293,16 +293,16 @@ class CpuDevice:
         version = self._versions.get(job.action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
-        window = self._windows.get(job.pages)
+        mapped = self._mappings.get(job.pages)
         try:
-            version.image.copy_into(window)
+            version.image.copy_into(mapped)
         except WeightsChanged as error:
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, ActionCode.CONTENT_CHANGED, str(error))
         except OSError as error:  # an image on disk: that LOAD has failed, others go on
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, ActionCode.DEVICE_ERROR, str(error))
-        version.weights = views(window, version.package)
+        version.weights = views(mapped, version.package)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -350,7 +350,7 @@ def _short(image: Image) -> bool:
 def _broken(package: Package, outputs: Sequence[torch.Tensor], rows: int, begin_s: float) -> Done:
     """Returns the outcome of a batch whose outputs are not as promised: no client gets a row of it."""
     end_s = time.monotonic()
-    faults = misfits(package.spec.outputs, outputs, rows)
+    faults = output_faults(package.spec.outputs, outputs, rows)
     changed = code_of(outputs, rows) is PackageCode.ROWS_CHANGED
     code = ActionCode.ROWS_CHANGED if changed else ActionCode.BAD_OUTPUTS
     return Done(begin_s, end_s, end_s - begin_s, code, f"{package.ref}: {'; '.join(faults)}")

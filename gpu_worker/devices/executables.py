@@ -18,7 +18,7 @@ from gpu_worker.devices.rows import inputs_for, padding_rows
 from gpu_worker.packages import trials
 from gpu_worker.packages.comparing import Run, tolerance
 from gpu_worker.packages.contents import digests_of
-from gpu_worker.packages.examples import said
+from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX, Weight
 from mesh.codes import PackageCode
@@ -194,7 +194,7 @@ def check_by_running(
     except PackageError as error:
         fault = error
     except Exception as error:  # the author's graph may raise anything
-        why = f"the model fails on inputs of its kind: {said(error)}"
+        why = f"the model fails on inputs of its kind: {message_of(error)}"
         raise PackageError(package.ref, [why], PackageCode.FORWARD_FAILED) from error
     if written != [tensor._version for tensor in weights] or before != _digest(weights):
         why = "running the model changes its weights or buffers: an answer would depend on what was asked before"

@@ -41,8 +41,8 @@ class Image(Protocol):
     place: str  # HOST or DISK
     size: int  # bytes
 
-    def copy_into(self, window: Bytes) -> None:
-        """The weights are at the start of `window`, the target. Releases the GIL while it copies. Raises: OSError."""
+    def copy_into(self, target: Bytes) -> None:
+        """The weights are at the start of `target`. Releases the GIL while it copies. Raises: OSError."""
 
 
 class HostImage:
@@ -59,9 +59,9 @@ class HostImage:
         """Returns an image of zeros. Raises: MemoryError."""
         return cls(np.zeros(size, np.uint8))
 
-    def copy_into(self, window: Bytes) -> None:
-        """The weights are at the start of `window`, the target."""
-        window[: self.size] = self.data
+    def copy_into(self, target: Bytes) -> None:
+        """The weights are at the start of `target`."""
+        target[: self.size] = self.data
 
 
 class DiskImage:
@@ -82,9 +82,9 @@ class DiskImage:
         self._tensors = _tensors(package)  # (offset in the image, offset in the file, bytes), in the image's order
         self._offsets = [offset for offset, _, _ in self._tensors]
 
-    def copy_into(self, window: Bytes) -> None:
-        """The weights are at the start of `window`, the target. Raises: WeightsChanged, OSError."""
-        self.read(window[: self.size], 0)
+    def copy_into(self, target: Bytes) -> None:
+        """The weights are at the start of `target`. Raises: WeightsChanged, OSError."""
+        self.read(target[: self.size], 0)
 
     def read(self, target: Bytes, at: int) -> None:
         """`target` holds the image's bytes from offset `at` on; gaps between tensors are left as they were.

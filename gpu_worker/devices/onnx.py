@@ -17,7 +17,7 @@ ORT_DTYPES = {
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
 }  # fmt: skip
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16"}  # {dtype of weights as in safetensors: name}
-SAID_MAX = 420  # characters kept of an onnxruntime message
+MESSAGE_MAX = 420  # characters kept of an onnxruntime message
 # Parts of its messages: the kind of error, the place in its own source, the failed condition, the graph's operation.
 PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .* failed:)?")
 SOURCE = re.compile(r"\S+\.(?:h|cc|cpp|hpp):\d+ ")
@@ -49,10 +49,10 @@ def open_session(model: bytes | str, place: str, code: PackageCode = PackageCode
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own errors
-        raise PackageError(place, [f"onnxruntime cannot load it: {said(error)}"], code) from error
+        raise PackageError(place, [f"onnxruntime cannot load it: {message_of(error)}"], code) from error
 
 
-def said(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Returns onnxruntime's message in one line, without its source, and with the operation of the graph."""
     text = str(error)
     operation = OPERATION.search(text)
@@ -63,7 +63,7 @@ def said(error: Exception) -> str:
         text = text.partition(FALSE)[2] or text
     told = f" (in {' '.join(filter(None, operation.groups()))})" if operation else ""
     words = " ".join(text.split())
-    return f"{words[:SAID_MAX].rstrip('.') or type(error).__name__}{told}"
+    return f"{words[:MESSAGE_MAX].rstrip('.') or type(error).__name__}{told}"
 
 
 def _behind_the_signature(text: str) -> str:

@@ -55,7 +55,7 @@ def inputs_for(package: Package, run: Run, place: torch.device) -> Draw:
     """
     rows = example_rows(package)
     if rows is not None:
-        return examples.Kept(tuple(rows)).draw
+        return examples.KeptRows(tuple(rows)).draw
     if place.type == "cpu":
         drawn, _ = examples.find(package.spec.inputs, run, package.spec.batch_max)
         if drawn is not None:

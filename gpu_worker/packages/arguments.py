@@ -18,7 +18,7 @@ BATCH_BYTES_MAX = 4 << 30  # of one input: the largest batch is made when the mo
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PackageOptions:
     """The options that every kind of model has."""
 
     name: str
@@ -51,7 +51,7 @@ class Options:
 
 
 def check(
-    place: str, inputs: Mapping[str, tuple[str, Sequence[int]]], outputs: Sequence[str] | None, options: Options
+    place: str, inputs: Mapping[str, tuple[str, Sequence[int]]], outputs: Sequence[str] | None, options: PackageOptions
 ) -> tuple[wire.TensorSpec, ...]:
     """Returns the inputs as clients see them.
 

@@ -16,9 +16,9 @@ TIES = 0.001  # share of integers that rounding may change, as where argmax choo
 
 # times the effect of a change of the last bits; rounding made at most 2 times that. Source: tests/zoo, scripts/zoo
 ROUNDING = 10.0
-CHANGES = 2  # random changes of the last bits that are tried
-MOST = 0.5  # rounding explains no larger relative difference of floats
-MOST_INTEGERS = 0.05  # rounding explains no larger share of differing integers
+PERTURBATIONS = 2  # random changes of the last bits that are tried
+ROUNDING_MAX = 0.5  # rounding explains no larger relative difference of floats
+ROUNDING_INTEGERS_MAX = 0.05  # rounding explains no larger share of differing integers
 
 
 def tolerance(dtypes: Iterable[torch.dtype], place: torch.device) -> float:
@@ -123,7 +123,7 @@ class Rounding:
             return False
         if not self._noise:
             self._measure()
-        most = MOST if found.is_floating_point() else MOST_INTEGERS
+        most = ROUNDING_MAX if found.is_floating_point() else ROUNDING_INTEGERS_MAX
         allowed = (ROUNDING * self._noise[output]).clamp(max=most)[list(origins)]
         return bool((differences(expected[list(origins)], found) <= allowed).all())
 
@@ -133,7 +133,7 @@ class Rounding:
     def _measure(self) -> None:
         generator = torch.Generator().manual_seed(SEED)
         noise = [torch.zeros(len(self._alone), dtype=torch.float64) for _ in self._outputs[0]]
-        for _ in range(CHANGES):
+        for _ in range(PERTURBATIONS):
             changed = [self._run([last_bits(tensor, generator) for tensor in inputs]) for inputs in self._alone]
             for i, worst in enumerate(noise):
                 found = torch.cat([outputs[i] for outputs in changed])

@@ -27,7 +27,7 @@ KNOWN_MAX = 100_000
 
 
 @dataclass(slots=True)
-class Contents:
+class ContentDigests:
     """Computes digests of packages. Reads a file whole, and again only after it changed; hard links share one digest.
 
     All methods raise PackageError if a file cannot be read.
@@ -116,7 +116,7 @@ def digests_of(package: Package) -> Digests:
 
     Raises: PackageError.
     """
-    return package.digests or Contents().digests(package)
+    return package.digests or ContentDigests().digests(package)
 
 
 def digest_of(opened: FileIO) -> str:

@@ -28,7 +28,7 @@ SEED = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """How values of one input are drawn: normal | unit | ones | coin | yes | no | range."""
 
     name: str
@@ -58,20 +58,20 @@ class Kind:
         return torch.full(shape, self.name != "no").to(dtype)
 
 
-def kinds(spec: wire.TensorSpec, extents: Sequence[int]) -> list[Kind]:
+def kinds(spec: wire.TensorSpec, extents: Sequence[int]) -> list[ValueKind]:
     """Returns the kinds to try for an input, the widest first.
 
     `extents`: the extents of all inputs; a valid length is at most one of them.
     """
     dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point:
-        return [Kind("normal"), Kind("unit"), Kind("ones")]
+        return [ValueKind("normal"), ValueKind("unit"), ValueKind("ones")]
     if dtype is torch.bool:
-        return [Kind("coin"), Kind("yes"), Kind("no")]
+        return [ValueKind("coin"), ValueKind("yes"), ValueKind("no")]
     most = torch.iinfo(dtype).max + 1
     ranges = {(0, min(width, most)) for width in (*WIDTHS, *extents, min(most, 256))}
     ranges |= {(1, min(extent + 1, most)) for extent in (*extents, 1) if extent < most} | {(0, 1)}
-    return [Kind("range", low, high) for low, high in sorted(ranges, key=lambda r: (r[1], r[0]), reverse=True)]
+    return [ValueKind("range", low, high) for low, high in sorted(ranges, key=lambda r: (r[1], r[0]), reverse=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Drawn:
     """Draws random rows, each input of its kind."""
 
     specs: tuple[wire.TensorSpec, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ValueKind, ...]
 
     def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
         """Returns one tensor `[rows, ...]` for each input."""
@@ -90,7 +90,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptRows:
     """Draws from rows that are known to be valid, in random order."""
 
     rows: tuple[torch.Tensor, ...]  # one tensor for each input
@@ -125,7 +125,7 @@ class _Search:
         self._specs, self._run, self._rows = specs, run, rows
         self._kinds = [kinds(spec, extents) for spec in specs]
         self._floats = [kind[0].name == "normal" for kind in self._kinds]
-        self._shares: dict[tuple[Kind, ...], float | None] = {}
+        self._shares: dict[tuple[ValueKind, ...], float | None] = {}
         self.why: Exception | None = None
 
     def find(self) -> Drawn | None:
@@ -144,7 +144,7 @@ class _Search:
         self.why = None
         return Drawn(self._specs, chosen)
 
-    def _together(self) -> Iterator[tuple[Kind, ...]]:
+    def _together(self) -> Iterator[tuple[ValueKind, ...]]:
         """Yields combinations in which all floats are at one level and all other inputs at one level, widest first."""
         levels = max((len(k) for k, is_float in zip(self._kinds, self._floats, strict=True) if not is_float), default=1)
         for float_level, level in itertools.product(range(3 if any(self._floats) else 1), range(levels)):
@@ -153,7 +153,7 @@ class _Search:
                 for found, is_float in zip(self._kinds, self._floats, strict=True)
             )
 
-    def _widest(self, chosen: tuple[Kind, ...], i: int) -> tuple[Kind, ...]:
+    def _widest(self, chosen: tuple[ValueKind, ...], i: int) -> tuple[ValueKind, ...]:
         for kind in self._kinds[i]:
             if kind == chosen[i]:
                 break
@@ -162,7 +162,7 @@ class _Search:
                 return wider
         return chosen
 
-    def _most_finite(self, chosen: tuple[Kind, ...], i: int) -> tuple[Kind, ...]:
+    def _most_finite(self, chosen: tuple[ValueKind, ...], i: int) -> tuple[ValueKind, ...]:
         """Returns the choice with another kind for this input, if few outputs are finite and that kind makes more
         finite.
         """
@@ -176,13 +176,13 @@ class _Search:
                 best, share = other, found
         return best
 
-    def _tried(self, chosen: tuple[Kind, ...]) -> float | None:
+    def _tried(self, chosen: tuple[ValueKind, ...]) -> float | None:
         """Returns the share of finite outputs; None if the model cannot run on these inputs."""
         if chosen not in self._shares:
             self._shares[chosen] = self._try(chosen)
         return self._shares[chosen]
 
-    def _try(self, chosen: tuple[Kind, ...]) -> float | None:
+    def _try(self, chosen: tuple[ValueKind, ...]) -> float | None:
         drawn = Drawn(self._specs, chosen).draw(TRIED_ROWS, torch.Generator().manual_seed(SEED))
         try:
             batches = zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)
@@ -194,7 +194,7 @@ class _Search:
             return None
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Returns the type and the first line of a foreign error. The rest of it is for those who wrote what raised it."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__
@@ -208,7 +208,7 @@ def not_run(why: str) -> str:
     )
 
 
-def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> Kept:
+def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> KeptRows:
     """Returns the author's rows: {input: array or tensor `[rows, ...]`}, or {"": array} if there is one input.
 
     Raises: PackageError, code bad_example.
@@ -233,7 +233,7 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
         faults.append("example has no rows")
     if faults:
         raise PackageError(place, faults, PackageCode.BAD_EXAMPLE)
-    kept = Kept(tuple(rows))
+    kept = KeptRows(tuple(rows))
     if batch_max > 1 and not varied(kept):
         why = "example must have two rows that differ: of equal ones it cannot be seen that they are independent"
         raise PackageError(place, [why], PackageCode.BAD_EXAMPLE)
@@ -253,7 +253,7 @@ def _listed(shape: Sequence[int]) -> str:
     return ", ".join(map(str, shape))
 
 
-def varied(kept: Kept) -> bool:
+def varied(kept: KeptRows) -> bool:
     """Returns whether the rows differ. Equal rows cannot show whether they depend on each other."""
     return any(bool((tensor != tensor[:1]).any()) for tensor in kept.rows)
 
@@ -272,7 +272,7 @@ def check_kept(
     place: str, specs: Sequence[wire.TensorSpec], run: Run, rows: Sequence[torch.Tensor], batch_max: int, close: float
 ) -> None:
     """The stored rows pass the checks that a worker will run with them. `specs`: the outputs. Raises: PackageError."""
-    check(place, specs, run, Trial(Kept(tuple(rows)).draw, batch_max, [tensor[:1] for tensor in rows]), close)
+    check(place, specs, run, Trial(KeptRows(tuple(rows)).draw, batch_max, [tensor[:1] for tensor in rows]), close)
 
 
 def to_keep(draw: Draw, specs: Sequence[wire.TensorSpec]) -> list[torch.Tensor]:

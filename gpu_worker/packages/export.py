@@ -23,11 +23,11 @@ from gpu_worker.packages.importing.signature import bindings
 from gpu_worker.packages.judging import graphs
 from gpu_worker.packages.judging.author import Author
 from gpu_worker.packages.judging.behaviour import REMEMBERED
-from gpu_worker.packages.judging.culprits import where_mixed
+from gpu_worker.packages.judging.mixing_lines import where_mixed
 from gpu_worker.packages.judging.original import Original
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
-from gpu_worker.packages.trials import Batch, Trial, counted, named
+from gpu_worker.packages.trials import Trial, TrialBatch, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
 from mesh.codes import PackageCode
@@ -35,7 +35,7 @@ from mesh.errors import PackageError
 
 GRAPH = "graph.pt2"
 CPU = torch.device("cpu")
-REWRITTEN_MOST = 1e-3  # largest difference that a leaner graph may have where rounding explains it
+SIMPLIFIED_DIFFERENCE_MAX = 1e-3  # largest difference that a leaner graph may have where rounding explains it
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
 
 
@@ -68,7 +68,7 @@ def write_package(
     """
     repository, place = Path(repository), f"{name}:{version}"
     labels, description = () if labels is None else labels, "" if description is None else description
-    options = arguments.Options(name, version, batch_max, slo_ms, labels, cache, description)
+    options = arguments.PackageOptions(name, version, batch_max, slo_ms, labels, cache, description)
     specs = arguments.check(place, inputs, outputs, options)
     author = Author(place, module)
     with quiet(), author.restored() as plain:
@@ -116,13 +116,13 @@ def _seen_equal(original: Original, author: Author) -> Program:
     trials.check_rows(place, original.names, program.run, trial, results, close, where)
     trials.check_beside(place, original.names, program.run, trial, results, close, where)
     try:
-        leaner = program.leaner(place, example, batch_max)
-        if leaner is not None:
+        simplified = program.simplified(place, example, batch_max)
+        if simplified is not None:
             rounding = trials.rounding_of(program.run, trial, results)
-            _equal_results(original, trial, expected, leaner, close, rounding)
+            _equal_results(original, trial, expected, simplified, close, rounding)
     except PackageError:  # the leaner program differs, or torch cannot export it: the first one is kept
-        leaner = None
-    return leaner or program
+        simplified = None
+    return simplified or program
 
 
 def _exported(
@@ -167,7 +167,7 @@ def _equal_results(
         try:
             found = program.run([tensor.clone() for tensor in batch.inputs])
         except Exception as error:  # the graph may raise anything for some number of rows
-            why = f"the exported graph fails on {counted(batch.rows)}: {examples.said(error)}. {MEND}"
+            why = f"the exported graph fails on {counted(batch.rows)}: {examples.message_of(error)}. {MEND}"
             raise PackageError(place, [why], PackageCode.BATCH_FIXED) from None
         for i, (name, one, other) in enumerate(zip(original.names, wanted, found, strict=True)):
             if not same(one, other, close) and not (rounding and _is_rounding(rounding, i, batch, one, other)):
@@ -182,9 +182,11 @@ def _equal_results(
     return results
 
 
-def _is_rounding(rounding: Rounding, output: int, batch: Batch, expected: torch.Tensor, found: torch.Tensor) -> bool:
+def _is_rounding(
+    rounding: Rounding, output: int, batch: TrialBatch, expected: torch.Tensor, found: torch.Tensor
+) -> bool:
     origins, kept = batch.tried
-    if expected.shape != found.shape or difference(expected, found) > REWRITTEN_MOST:
+    if expected.shape != found.shape or difference(expected, found) > SIMPLIFIED_DIFFERENCE_MAX:
         return False
     return rounding.explains(output, origins, found[kept])
 
@@ -203,7 +205,8 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
             forward = torch.export.load(file).graph_module.forward
             found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
         except Exception as error:  # torch.export may raise anything
-            why = f"torch.export cannot load the graph that it saved: {examples.said(error)}. Serve it as a container"
+            text = examples.message_of(error)
+            why = f"torch.export cannot load the graph that it saved: {text}. Serve it as a container"
             raise PackageError(place, [why], PackageCode.NOT_EXPORTABLE) from None
         if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
             why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"

@@ -39,7 +39,7 @@ DRAWN = "An answer must depend on its request alone: leave out what is drawn at 
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrialBatch:
     """Inputs of some rows, and for each row its index among the rows run alone; None for another row or padding."""
 
     inputs: tuple[torch.Tensor, ...]
@@ -58,12 +58,12 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class RareRowTrial:
     """A row of rare values, alone and in front of a row that is run alone."""
 
     name: str
-    alone: Batch | None  # None: the output for the rare row itself is not compared
-    pair: Batch
+    alone: TrialBatch | None  # None: the output for the rare row itself is not compared
+    pair: TrialBatch
 
 
 class Trial:
@@ -76,7 +76,7 @@ class Trial:
         """`padding`: one row `[1, ...]` of each input."""
         generator = torch.Generator().manual_seed(seed)
         rows = draw(ROWS, generator)
-        self.alone = [Batch(tuple(tensor[i : i + 1] for tensor in rows), (i,)) for i in range(ROWS)]
+        self.alone = [TrialBatch(tuple(tensor[i : i + 1] for tensor in rows), (i,)) for i in range(ROWS)]
         layouts = [list(pair) for pair in PAIRS] if batch_max > 1 else []
         if batch_max > 2:
             several = min(SEVERAL, batch_max)
@@ -88,7 +88,7 @@ class Trial:
         self.beside = _beside(rows) if batch_max > 1 else []
 
     @property
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[TrialBatch]:
         """All batches that must run; those with rare values (`beside`) may fail."""
         return [*self.alone, *self.mixed]
 
@@ -117,7 +117,7 @@ def _batch(
     padding: Sequence[torch.Tensor],
     layout: Sequence[int],
     generator: torch.Generator,
-) -> Batch:
+) -> TrialBatch:
     """Returns the batch of this layout. Each OTHER becomes a new row."""
     drawn = draw(layout.count(OTHER) + ROWS, generator)
     tried = next(i for i in layout if i < ROWS)
@@ -127,7 +127,7 @@ def _batch(
         source, at = (rows, i) if i < ROWS else (padding, 0) if i == PADDING else (drawn, next(others))
         made.append([tensor[at : at + 1] for tensor in source])
     inputs = tuple(torch.cat(pieces) for pieces in zip(*made, strict=True))
-    return Batch(inputs, tuple(i if i < ROWS else None for i in layout))
+    return TrialBatch(inputs, tuple(i if i < ROWS else None for i in layout))
 
 
 def _unlike(drawn: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> list[int]:
@@ -136,7 +136,7 @@ def _unlike(drawn: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> list[
     return sorted(range(len(alike)), key=lambda i: alike[i])
 
 
-def _beside(rows: Sequence[torch.Tensor]) -> list[Beside]:
+def _beside(rows: Sequence[torch.Tensor]) -> list[RareRowTrial]:
     """Returns pairs whose first row may change what is decided for the whole batch, however rarely.
 
     Floats are NaN, infinite or large: the output for such a row need not make sense, the one beside it must. Integers
@@ -147,13 +147,13 @@ def _beside(rows: Sequence[torch.Tensor]) -> list[Beside]:
     if any(tensor.is_floating_point() for tensor in rows):
         for name, value in (("NaN", torch.nan), ("infinity", torch.inf), ("-infinity", -torch.inf)):
             odd = [torch.full_like(t[1:2], value) if t.is_floating_point() else t[1:2] for t in rows]
-            found.append(Beside(name, None, _pair(odd, first)))
+            found.append(RareRowTrial(name, None, _pair(odd, first)))
         large = [t[1:2].sign() * LARGE if t.is_floating_point() else t[1:2] for t in rows]
-        found.append(Beside("large values", None, _pair(large, first)))
+        found.append(RareRowTrial("large values", None, _pair(large, first)))
     if not all(tensor.is_floating_point() for tensor in rows):
         for name, least in (("its smallest values", True), ("its largest values", False)):
             odd = [t[1:2] if t.is_floating_point() else _filled(t, least=least) for t in rows]
-            found.append(Beside(name, Batch(tuple(odd), (None,)), _pair(odd, first)))
+            found.append(RareRowTrial(name, TrialBatch(tuple(odd), (None,)), _pair(odd, first)))
     return found
 
 
@@ -162,8 +162,8 @@ def _filled(rows: torch.Tensor, *, least: bool) -> torch.Tensor:
     return torch.full_like(rows[1:2], (min(values) if least else max(values)) if values else 0)
 
 
-def _pair(odd: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> Batch:
-    return Batch(tuple(torch.cat(two) for two in zip(odd, row, strict=True)), (None, 0))
+def _pair(odd: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> TrialBatch:
+    return TrialBatch(tuple(torch.cat(two) for two in zip(odd, row, strict=True)), (None, 0))
 
 
 def _shuffled(count: int, generator: torch.Generator) -> list[int]:
@@ -186,7 +186,7 @@ def keeps(promised: Promise, outputs: Sequence[torch.Tensor], rows: int) -> bool
     )
 
 
-def misfits(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], rows: int) -> list[str]:
+def output_faults(specs: Sequence[wire.TensorSpec], outputs: Sequence[torch.Tensor], rows: int) -> list[str]:
     """Returns one sentence for each output that is not as promised."""
     if len(outputs) != len(specs):
         return [f"the model gives {len(outputs)} outputs, {len(specs)} are promised"]
@@ -204,7 +204,7 @@ def counted(rows: int) -> str:
 
 
 def code_of(outputs: Sequence[torch.Tensor], rows: int) -> PackageCode:
-    """The code of outputs that misfit: what is wrong with them most."""
+    """The code of outputs that are not as promised: what is wrong with them most."""
     changed = any(tensor.ndim < 1 or len(tensor) != rows for tensor in outputs)
     return PackageCode.ROWS_CHANGED if changed else PackageCode.BAD_OUTPUTS
 
@@ -219,7 +219,7 @@ def check(
     results = []
     for batch in trial.batches:
         outputs = list(run([tensor.clone() for tensor in batch.inputs]))
-        faults = misfits(specs, outputs, batch.rows)
+        faults = output_faults(specs, outputs, batch.rows)
         if faults:
             raise PackageError(place, faults, code_of(outputs, batch.rows))
         results.append(outputs)

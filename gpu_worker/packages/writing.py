@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.declared import manifest_of
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.stored import EXAMPLE
@@ -48,7 +48,7 @@ def staged(
             folder.mkdir(parents=True)
             yield folder
             _set_modes(stage, folder)
-            note = _settle(read_package(stage, ref, factory_allow), repository, factory_allow)
+            note = _install(read_package(stage, ref, factory_allow), repository, factory_allow)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     if note and notes is None:
@@ -105,7 +105,7 @@ def _set_modes(stage: Path, folder: Path) -> None:
             path.chmod(file_mode)
 
 
-def _settle(written: Package, repository: Path, factory_allow: tuple[str, ...]) -> str:
+def _install(written: Package, repository: Path, factory_allow: tuple[str, ...]) -> str:
     name, version = wire.split_ref(written.ref)
     target = repository / name / version
     target.parent.mkdir(exist_ok=True)
@@ -132,7 +132,7 @@ def check_free(
     if not there.exists():
         check_known(package, version, repository, known or {})
         return ""
-    contents = Contents()
+    contents = ContentDigests()
     try:
         other = read_package(repository, package.ref, factory_allow)
         differing, options = contents.differing(package, other), contents.options_differing(package, other)
@@ -154,7 +154,7 @@ def check_free(
 
 def check_known(package: Package, number: str, repository: Path, known: Mapping[str, str]) -> None:
     """No other content was ever served under this number, even if its folder is gone. Raises: PackageError."""
-    if number not in known or Contents().of(package) == known[number]:
+    if number not in known or ContentDigests().of(package) == known[number]:
         return
     name, _ = wire.split_ref(package.ref)
     raise PackageError(

@@ -204,7 +204,7 @@ class Transport:
     def _tick(self) -> None:
         now = time.monotonic()
         late = now - self._ticked_at > 4 * self._tick_s
-        due = self._liveness.wake(now, blind_since=self._ticked_at if late else None)
+        due = self._liveness.wake(now, blind=late)
         self._ticked_at = now
         for key in due.beats:
             line = self._watched.get(key)

@@ -30,7 +30,7 @@ class ReadyPipe:
     def open(self) -> Self:
         """The pipe is there, for a process that is about to be started."""
         self._ours, self._theirs = os.pipe()
-        self._loop.add_reader(self._ours, self._told)
+        self._loop.add_reader(self._ours, self._readable)
         return self
 
     @property
@@ -48,7 +48,7 @@ class ReadyPipe:
         os.close(self._theirs)
         self._theirs = -1
 
-    def _told(self) -> None:
+    def _readable(self) -> None:
         said = os.read(self._ours, 1)
         self._close_ours()
         if said:

@@ -11,16 +11,16 @@ MANIFEST = "model.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RepositoryScan:
     """The result of one scan of a repository."""
 
     versions: dict[str, list[str]] = field(default_factory=dict)  # {package: its versions, oldest first}
     faults: dict[str, str] = field(default_factory=dict)  # {package, or ref of a version: why it is not valid}
 
 
-def look(repository: Path) -> Found:
+def look(repository: Path) -> RepositoryScan:
     """Every package and version, and why each folder that looks like one is not. Other folders are left out."""
-    found = Found()
+    found = RepositoryScan()
     try:
         folders = sorted(repository.iterdir()) if repository.is_dir() else []
     except OSError:
@@ -35,7 +35,7 @@ def look(repository: Path) -> Found:
     return found
 
 
-def _look_at(folder: Path, found: Found) -> None:
+def _look_at(folder: Path, found: RepositoryScan) -> None:
     if not folder.is_dir():
         return
     versions = sorted(versions_in(folder), key=int)

@@ -36,7 +36,9 @@ class Settings(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or emulated:PROFILE.json.")
     arena_mb: int = Field(0, ge=0, description="Size of the weight arena, MiB. 0: 1024 on cpu, what is left on cuda.")
     page_mb: int = Field(0, ge=0, le=1024, description="Size of a page, MiB. 0: 2 on cpu, 16 on cuda.")
-    window_mb: int = Field(512, ge=1, description="Weight buffer: largest model that can be executed, MiB of weights.")
+    window_mb: int = Field(
+        512, ge=1, description="Execution buffer: largest model that can be executed, MiB of weights."
+    )
     host_memory_mb: int = Field(
         0, ge=0, description="Host memory for weights, MiB; others stay on disk. 0: half the free."
     )

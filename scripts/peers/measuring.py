@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from gearmesh.load.generating.messages import Template
-from gearmesh.load.plan import Target, Tensor
+from gearmesh.load.plan import LoadTarget, ModelInput
 from gearmesh.operations.meshes import mesh
-from gearmesh.telemetry.machine import Watch
+from gearmesh.telemetry.machine import MachineWatch
 from gpu_worker.packages.export import write_package
 from scripts import ROOT
 from scripts.peers.catalogue import Peer
@@ -92,7 +92,7 @@ def build_repository(folder: Path, model: str, batch_max: int) -> None:
 @asynccontextmanager
 async def ours(bench: Bench, system: str, model: str) -> AsyncIterator[tuple[Driver, dict[str, int]]]:
     """A mesh with the model, and a driver for it."""
-    target = Target(model, (Tensor("x", "float32", (INPUTS[model],)),))
+    target = LoadTarget(model, (ModelInput("x", "float32", (INPUTS[model],)),))
     template = Template(target, [np.array([row_of(model)], np.float32)], cache=False)
     folder = bench.repositories / model
     with tempfile.TemporaryDirectory(prefix="gearmesh-data-") as data:
@@ -155,7 +155,7 @@ async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: d
     for cell, shape, slo_ms in cells:
         await asyncio.sleep(PAUSE_S)
         await driver.closed(1, 0.1, LOOSE_SLO_MS)
-        watch = Watch({**pids, "client": os.getpid()})
+        watch = MachineWatch({**pids, "client": os.getpid()})
         if isinstance(shape, int):
             samples = await driver.closed(shape, arguments.seconds, slo_ms)
         else:

@@ -10,7 +10,7 @@ from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.cuda.threads import Helper
 
 PAGE = 16 * MIB
-ROOM = Room(page_bytes=PAGE, pages=16, window_pages=8)
+ROOM = Room(page_bytes=PAGE, pages=16, buffer_pages=8)
 Figures = dict[str, Any]
 
 

@@ -74,7 +74,7 @@ async def device_figures(driver: Driver, helper: Helper, package: Package, secon
         cold, warm, copy = list[float](), list[float](), list[float]()
         began_s = time.perf_counter()
         while len(cold) < 1000 and time.perf_counter() - began_s < seconds:
-            on.device.unloaded(package.ref)  # otherwise the weight buffer still holds it, and nothing is gathered
+            on.device.unloaded(package.ref)  # otherwise the execution buffer still holds it, and nothing is gathered
             asked_s = time.perf_counter()
             copy.append((await on.do(Phase.LOAD, on.job(package.ref, pages, load=True))).duration_s)
             await on.infer(package.ref, pages)

@@ -173,7 +173,7 @@ class _Timed:
         self._device = device
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See Device."""
+        """The phase has started on the device; if it is an EXEC that goes on, the time to start it is noted."""
         began_s = time.perf_counter()
         done = self._device.begin(phase, job)
         if done is None and phase is Phase.EXEC:

@@ -2,9 +2,9 @@
 
 import random
 
-from frontend.backlog import BYTES_EACH, Answer, Backlog
+from frontend.backlog import BYTES_EACH, Backlog, QueuedAnswer
 
-ONE = Answer(b"x" * 50, [b"y" * 50])
+ONE = QueuedAnswer(b"x" * 50, [b"y" * 50])
 SIZE = BYTES_EACH + 100
 
 
@@ -12,11 +12,11 @@ def test_answers_leave_in_order_as_far_as_there_is_room() -> None:
     backlog: Backlog[str] = Backlog(10 * SIZE, 100 * SIZE)
     for name in ("a", "b"):
         for i in range(3):
-            assert backlog.put(name, Answer(b"%d" % i, ()))
+            assert backlog.put(name, QueuedAnswer(b"%d" % i, ()))
     left: list[tuple[str, bytes]] = []
     room = {"a": 2, "b": 9}
 
-    def send(client: str, answer: Answer) -> bool:
+    def send(client: str, answer: QueuedAnswer) -> bool:
         room[client] -= 1
         if room[client] >= 0:
             left.append((client, answer.header))
@@ -54,7 +54,7 @@ def test_the_counts_hold_whatever_comes_and_leaves() -> None:
     backlog: Backlog[int] = Backlog(20_000, 50_000)
     for _ in range(2_000):
         if rng.random() < 0.7:
-            backlog.put(rng.randrange(5), Answer(bytes(rng.randrange(2_000)), [bytes(rng.randrange(2_000))]))
+            backlog.put(rng.randrange(5), QueuedAnswer(bytes(rng.randrange(2_000)), [bytes(rng.randrange(2_000))]))
         else:
             backlog.flush(lambda *_: rng.random() < 0.8, rng.randrange(1, 20))
         backlog.check()

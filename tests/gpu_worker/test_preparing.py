@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpu_worker.devices.cpu import CpuDevice
 from gpu_worker.devices.emulated import EmulatedDevice
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.preparing import Preparer
 from mesh import wire
@@ -33,7 +33,7 @@ class Meddled:
         self.prepared: list[str] = []
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device."""
+        """The version is prepared; the files were meddled with before and after."""
         self._before()
         profile = self._device.prepare(package)
         self.prepared.append(package.ref)
@@ -78,7 +78,7 @@ def refused(made: Preparer, content: str = "") -> str:
 def test_a_version_is_prepared_with_the_digest_of_its_content(folder: Path, device: CpuDevice) -> None:
     made, _ = preparer(folder, device)
     first = made.prepare(REF, "")
-    assert first.content == Contents().of(read_package(folder, REF, ()))
+    assert first.content == ContentDigests().of(read_package(folder, REF, ()))
     assert made.prepare(REF, first.content).content == first.content
 
 
@@ -139,7 +139,7 @@ def test_a_link_to_a_file_and_other_options_are_no_change(folder: Path, device: 
 def test_a_version_that_stays_on_disk_has_its_digest_too(folder: Path, settings: Settings) -> None:
     device = CpuDevice(settings, host_bytes_max=0)
     made, _ = preparer(folder, device)
-    assert made.prepare(REF, "").content == Contents().of(read_package(folder, REF, ()))
+    assert made.prepare(REF, "").content == ContentDigests().of(read_package(folder, REF, ()))
     assert device.traits(REF).load_from == "disk"
     device.close()
 

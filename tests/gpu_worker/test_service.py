@@ -12,7 +12,7 @@ import pytest
 
 from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
@@ -37,7 +37,7 @@ class Gated:
         self.gate.set()
 
     def prepare(self, package: Package) -> wire.Profile | None:
-        """See Device."""
+        """The version is prepared, once the gate is open."""
         self.begun.release()
         self.gate.wait()
         return self._device.prepare(package)
@@ -93,7 +93,7 @@ class World:
         return first
 
     def content(self) -> str:
-        return Contents().of(read_package(self.folder, REF, ()))
+        return ContentDigests().of(read_package(self.folder, REF, ()))
 
 
 @contextlib.asynccontextmanager

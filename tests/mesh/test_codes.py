@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from frontend.client.conversation import ERRORS
-from frontend.core.protocol import Answer, Error
+from frontend.core.protocol import ClientAnswer, Error
 from mesh import codes, wire
 from mesh.codes import (
     ActionCode,
@@ -64,7 +64,7 @@ def test_a_code_travels_as_its_plain_string(code: Coded) -> None:
 
 def test_messages_with_codes_are_the_bytes_of_messages_with_strings() -> None:
     def answer(status: str, code: str) -> bytes:
-        return msgspec.msgpack.encode(Answer(id=1, status=status, error=Error(code, "why")))
+        return msgspec.msgpack.encode(ClientAnswer(id=1, status=status, error=Error(code, "why")))
 
     assert answer(AnswerStatus.REJECTED, ErrorCode.OVERLOAD) == answer("rejected", "overload")
     reply = wire.CallReply(call=1, ok=False, message="why", code=ReplyCode.IN_USE)

@@ -70,13 +70,13 @@ def test_a_peer_watched_anew_counts_as_just_heard_and_just_met(liveness: Livenes
 
 
 def test_silence_while_we_did_not_run_proves_nothing(liveness: Liveness) -> None:
-    assert liveness.wake(now=200.0, blind_since=100.5).lost == ()
+    assert liveness.wake(now=200.0, blind=True).lost == ()
     assert liveness.wake(now=202.75).lost == ()
     assert liveness.wake(now=203.0).lost == ("a", "b")  # one interval of silence before 200 still counts
 
 
 def test_a_peer_heard_after_we_woke_keeps_its_own_time(liveness: Liveness) -> None:
     liveness.heard("a", now=200.0)
-    liveness.wake(now=200.0, blind_since=100.5)
+    liveness.wake(now=200.0, blind=True)
     assert liveness.wake(now=203.75).lost == ("b",)
     assert liveness.wake(now=204.0).lost == ("a",)

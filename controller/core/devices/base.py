@@ -35,7 +35,7 @@ class Served(Protocol):
     """One version as a device sees it: what waits for it, and on which devices it is resident."""
 
     queue: ModelQueue
-    hosts: dict[str, "Device"]
+    hosts: dict[str, "RemoteDevice"]
 
     def batch_delay(self, wait_s: float, now: float) -> BatchDelay:
         """How long its batches wait for more requests, where they may wait for `wait_s`."""
@@ -43,8 +43,8 @@ class Served(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Device(ABC):
-    """One worker's device. Its fields are for everybody to read; only its own methods and `State` change them.
+class RemoteDevice(ABC):
+    """One worker's device. Its fields are for everybody to read; only its own methods and `ShardState` change them.
 
     Instants are in the controller's clock.
     """
@@ -93,7 +93,7 @@ class Device(ABC):
         """Whether the report has all that is needed to plan with the version, besides its spec."""
 
     @abstractmethod
-    def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable["Device"]) -> None:
+    def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable["RemoteDevice"]) -> None:
         """The version is ready here: `curves` and `loads` know it. `others`: the devices where it is ready already."""
 
     @abstractmethod

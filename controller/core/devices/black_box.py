@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from controller.core.batching import BlackBoxCurve, make_black_box
 from controller.core.devices.action import OVERDUE_FACTOR, Action
-from controller.core.devices.base import Device, Served
+from controller.core.devices.base import RemoteDevice, Served
 from controller.core.estimation.estimates import LoadEstimate
 from mesh import wire
 from mesh.codes import ActionKind
@@ -28,7 +28,7 @@ LAST_WORD_S = 1.0  # allowed to the worker on top, to say that its code hangs
 
 
 @dataclass(slots=True, eq=False)
-class BlackBox(Device):
+class BlackBox(RemoteDevice):
     """One container of one version."""
 
     curve: BlackBoxCurve | None = None  # of the process that runs now; None: its version is not ready
@@ -50,7 +50,7 @@ class BlackBox(Device):
         """It is never measured, but it has to say how its batches are sized."""
         return report.batching is not None
 
-    def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[Device]) -> None:
+    def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[RemoteDevice]) -> None:
         """The version starts from what this container, or another one of the same code, has shown before."""
         assert report.batching is not None
         ref = report.ref
@@ -67,7 +67,7 @@ class BlackBox(Device):
 
     def remove(self, ref: str) -> None:
         """The version is not ready here any more."""
-        Device.remove(self, ref)
+        RemoteDevice.remove(self, ref)
         self.curve = None
 
     def failed(self, ref: str) -> bool:
@@ -135,5 +135,5 @@ class BlackBox(Device):
             action.overdue_s = action.hangs_s + (COLD_S if cold else 0.0) + LAST_WORD_S
 
 
-def _is_idle(device: Device) -> bool:
+def _is_idle(device: RemoteDevice) -> bool:
     return not len(device.exec) and not device.leaving

@@ -1,21 +1,21 @@
 """Makes the device of a worker that says hello. Pure."""
 
 from controller.core.devices import black_box
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.devices.black_box import BlackBox
 from controller.core.devices.paged import PagedDevice
 from controller.core.residency import Residency
 from mesh import wire
 
 
-def make_device(hello: wire.WorkerHello, *, dispatch_s: float, noise: float, now: float) -> Device:
+def make_device(hello: wire.WorkerHello, *, dispatch_s: float, noise: float, now: float) -> RemoteDevice:
     """The device that the worker drives, with nothing on it and nothing sent to it.
 
     `dispatch_s`, `noise`: what its margins start from; the times of a container scatter more than `noise`.
     """
     info = hello.device
     residency = Residency(info.pages, info.pages)
-    device: Device
+    device: RemoteDevice
     if info.container:
         device = BlackBox(hello.member, info, residency)
         noise = black_box.NOISE

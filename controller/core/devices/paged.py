@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device, Served
+from controller.core.devices.base import RemoteDevice, Served
 from controller.core.estimation.estimates import LoadEstimate, make_curve
 from mesh import wire
 
@@ -13,7 +13,7 @@ LOAD_S_MIN = 1e-6  # of an estimate
 
 
 @dataclass(slots=True, eq=False)
-class PagedDevice(Device):
+class PagedDevice(RemoteDevice):
     """A CPU or GPU, or the emulation of one."""
 
     def may_hold(self, ref: str, *, contained: bool) -> bool:
@@ -32,7 +32,7 @@ class PagedDevice(Device):
         """It has to be measured first."""
         return report.profile is not None
 
-    def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[Device]) -> None:
+    def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[RemoteDevice]) -> None:
         """The version starts from the profile that was measured here."""
         profile = report.profile
         assert profile is not None

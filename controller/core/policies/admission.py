@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.policies.base import Verdict
 from controller.core.queues import Request
 from controller.core.residency import Popularity
@@ -107,7 +107,7 @@ class Admission:
         price.ended(not in_time, self.loss_max)
 
     def _ends(
-        self, device: Device, model: Model, request: Request, start_s: float, rate: float, hosts: int, now: float
+        self, device: RemoteDevice, model: Model, request: Request, start_s: float, rate: float, hosts: int, now: float
     ) -> tuple[float, float]:
         """(end of the request's batch behind its own model's queue alone, end behind all that waits) on this device."""
         curve = device.curves[model.ref]
@@ -138,13 +138,13 @@ class Admission:
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
 
 
-def _nearest(model: Model) -> Iterator[Device]:
+def _nearest(model: Model) -> Iterator[RemoteDevice]:
     """The devices that can serve the model: its hosts first, then the others."""
     yield from model.hosts.values()
     yield from (device for worker, device in model.ready.items() if worker not in model.hosts)
 
 
-def start_of(device: Device, model: Model, now: float) -> float:
+def start_of(device: RemoteDevice, model: Model, now: float) -> float:
     """When EXEC of the model could start on the device, after a LOAD if it is not resident."""
     if model.ref in device.residency.models:
         return device.start_s(model.ref, now)

@@ -16,14 +16,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.policies.admission import PRICE_LOSS, Admission, start_of
-from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
+from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
 from controller.core.queues import Request
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
 
 DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
@@ -71,10 +71,10 @@ class BatchPlan:
         return Batch(self.model, requests, given_up, self.rows, self.start_s, self.expected_s, self.latest_s)
 
 
-class Atc(Policy):
+class Atc(SchedulingPolicy):
     """Chooses batches itself, and asks the modules beside it for the rest."""
 
-    def __init__(self, state: State, parameters: AtcParameters | None = None) -> None:
+    def __init__(self, state: ShardState, parameters: AtcParameters | None = None) -> None:
         self.state = state
         self.parameters = p = parameters or AtcParameters()
         self.lead = Lead(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
@@ -110,7 +110,7 @@ class Atc(Policy):
                 return 0
         return queue.before(first_end_s) if first_end_s < math.inf else 0
 
-    def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
+    def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""
         if len(model.hosts) == 1 and self.parameters.echo:
             clients = self._clients.get(model.ref)
@@ -135,7 +135,7 @@ class Atc(Policy):
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------
 
-    def choose(self, device: Device, now: float) -> Batch | None:
+    def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The model whose batch scores highest. Ties: the one that has waited in `device.waiting` longest."""
         free_s = max(device.exec.free_at(now), now + device.dispatch.value_s)
         plan = self._starving(device, free_s, now)
@@ -159,11 +159,11 @@ class Atc(Policy):
                 return None
         return plan.batch() if plan is not None else None
 
-    def bound(self, device: Device, batch: Batch, now: float) -> None:
+    def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """The model has been served."""
         self._fairness.served(batch.model.ref, now)
 
-    def _starving(self, device: Device, free_s: float, now: float) -> BatchPlan | None:
+    def _starving(self, device: RemoteDevice, free_s: float, now: float) -> BatchPlan | None:
         """A batch of the starving model whose patience ended first, if one can be in time."""
         self._fairness.accrue(now, len(self.state.devices))
         for ref in self._fairness.first(device.waiting, now):
@@ -173,7 +173,7 @@ class Atc(Policy):
                 return plan
         return None
 
-    def _plan(self, device: Device, model: Model, start_s: float) -> BatchPlan | None:
+    def _plan(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | None:
         """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
         queue = model.queue
         curve = device.curves[model.ref]
@@ -251,7 +251,7 @@ class Atc(Policy):
 
     # -- returning clients --------------------------------------------------------------------------------------------
 
-    def _waits_for_clients(self, device: Device, plan: BatchPlan, now: float) -> bool:
+    def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan, now: float) -> bool:
         """Whether the batch should wait for clients that return. Only a model that is alone on the device waits."""
         model, queue = plan.model, plan.model.queue
         clients = self._clients.get(model.ref)
@@ -293,7 +293,7 @@ class Atc(Policy):
 
     # -- LOAD ---------------------------------------------------------------------------------------------------------
 
-    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+    def choose_load(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD, which placement chooses."""
         return self._placement.choose(device, now)
 

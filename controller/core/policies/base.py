@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
 from controller.core.state import Model
 from mesh.codes import ErrorCode
@@ -24,7 +24,7 @@ class Lead:
     load_s: float = 0.0  # a device gets its next LOAD this long before its lane comes free
     tries: int = 3  # most actions that take a request up; then it has failed
 
-    def of(self, device: Device) -> float:
+    def of(self, device: RemoteDevice) -> float:
         """How long before the device comes free its next batch goes out: so that it is there, and no earlier."""
         return min(LEAD_S_MAX, LEAD_FACTOR * device.dispatch.value_s) if self.exec_s is None else self.exec_s
 
@@ -60,7 +60,7 @@ class LoadPlan:
     evict: tuple[str, ...]  # refs that make room for it
 
 
-class Policy(Protocol):
+class SchedulingPolicy(Protocol):
     """One order of work. It is made with the state, which it reads and never changes.
 
     A policy need not override the methods after `choose_load`.
@@ -76,21 +76,21 @@ class Policy(Protocol):
         """How many of the first requests of the queue cannot be served in time any more."""
         ...
 
-    def choose(self, device: Device, now: float) -> Batch | None:
+    def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The device's next batch. Its `lead` allows for one."""
         ...
 
-    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+    def choose_load(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD. Its `lead` allows for one."""
         ...
 
     def arrived(self, model: Model, request: Request, now: float) -> None:
         """The request waits: it was just admitted, or its action came to nothing."""
 
-    def bound(self, device: Device, batch: Batch, now: float) -> None:
+    def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """The batch was sent."""
 
-    def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
+    def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """A batch was executed and its outputs are on their way."""
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:

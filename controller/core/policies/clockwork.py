@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from controller.core.devices.base import Device
-from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
+from controller.core.devices.base import RemoteDevice
+from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
 from controller.core.queues import Request
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 
 BUFFER_S = 0.005  # taken off every SLO for the way back
 FUTURE_S = 0.001  # least delay from controller to worker
@@ -44,10 +44,10 @@ class Instance:
     used: int = 0  # stamp of the last use
 
 
-class Clockwork(Policy):
+class Clockwork(SchedulingPolicy):
     """Keeps a queue for each batch size of each model, and the demand for EXEC and LOAD."""
 
-    def __init__(self, state: State, parameters: ClockworkParameters | None = None) -> None:
+    def __init__(self, state: ShardState, parameters: ClockworkParameters | None = None) -> None:
         self.state = state
         self.parameters = p = parameters or ClockworkParameters()
         self._ahead_s = p.schedule_ahead_ms / 1e3
@@ -126,7 +126,7 @@ class Clockwork(Policy):
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------
 
-    def choose(self, device: Device, now: float) -> Batch | None:
+    def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The first batch that can be filled, over models and sizes by latest start of the oldest request."""
         start_s = max(device.exec.free_at(now), now + FUTURE_S)
         strategies = sorted(self._strategies(device))
@@ -140,7 +140,7 @@ class Clockwork(Policy):
             unfilled[ref] = size
         return None
 
-    def _strategies(self, device: Device) -> Iterator[tuple[float, int, str]]:
+    def _strategies(self, device: RemoteDevice) -> Iterator[tuple[float, int, str]]:
         """(latest start, size, ref) for each model whose weights are there, and each size with a request that waits."""
         for ref in device.waiting:
             if device.residency.models[ref].loading is not None:
@@ -151,7 +151,7 @@ class Clockwork(Policy):
                 if queue:
                     yield self._deadline_s(queue[0]) - curve.exec_s(size), size, ref
 
-    def _dequeue(self, device: Device, ref: str, start_s: float, least: int) -> list[Request]:
+    def _dequeue(self, device: RemoteDevice, ref: str, start_s: float, least: int) -> list[Request]:
         """The requests of the largest batch that can be filled; none if it is smaller than `least`."""
         curve = device.curves[ref]
         queues = self._instances[ref].queues
@@ -186,13 +186,13 @@ class Clockwork(Policy):
                 queue.popleft()
         return taken
 
-    def _batch(self, device: Device, ref: str, requests: list[Request], start_s: float, now: float) -> Batch:
+    def _batch(self, device: RemoteDevice, ref: str, requests: list[Request], start_s: float, now: float) -> Batch:
         latest_s = max(now + FUTURE_S + self._ahead_s, start_s + self._ahead_s)
         rows = sum(request.rows for request in requests)
         expected_s = device.curves[ref].exec_s(rows)
         return Batch(self.state.models[ref], requests, (), rows, start_s, expected_s, latest_s)
 
-    def bound(self, device: Device, batch: Batch, now: float) -> None:
+    def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """The batch's requests need no LOAD any more."""
         instance = self._instances[batch.model.ref]
         for request in batch.requests:
@@ -203,7 +203,7 @@ class Clockwork(Policy):
 
     # -- LOAD ---------------------------------------------------------------------------------------------------------
 
-    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+    def choose_load(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The model with most unmet LOAD demand. First models without demand make room, least recently used first."""
         best: tuple[float, int, str] | None = None
         for ref, instance in self._instances.items():
@@ -230,7 +230,7 @@ class Clockwork(Policy):
         )
         return instance.load_demand - served
 
-    def _load_of(self, device: Device) -> float:
+    def _load_of(self, device: RemoteDevice) -> float:
         """Load of a device: 1 ms, plus its equal share of the execution demand of each of its models."""
         total = 0.001
         for ref in device.residency.models:
@@ -239,7 +239,7 @@ class Clockwork(Policy):
                 total += instance.exec_demand / max(1, len(self.state.models[ref].hosts))
         return total
 
-    def _victims(self, device: Device, pages: int) -> list[str] | None:
+    def _victims(self, device: RemoteDevice, pages: int) -> list[str] | None:
         def worth(ref: str) -> float:
             instance = self._instances.get(ref)
             if instance is None:

@@ -8,10 +8,10 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from controller.core.devices.base import Device
-from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
+from controller.core.devices.base import RemoteDevice
+from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
 from controller.core.queues import Request
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 
 FOREVER_S = 3600.0
 
@@ -25,10 +25,10 @@ class FifoParameters:
     depth: int = 2  # batches at a device
 
 
-class Fifo(Policy):
+class Fifo(SchedulingPolicy):
     """First in, first out."""
 
-    def __init__(self, state: State, parameters: FifoParameters | None = None) -> None:
+    def __init__(self, state: ShardState, parameters: FifoParameters | None = None) -> None:
         self.state = state
         self.parameters = p = parameters or FifoParameters()
         self.lead = Lead(exec_s=FOREVER_S, depth=p.depth, loads=1)
@@ -44,7 +44,7 @@ class Fifo(Policy):
         """No request ever is."""
         return 0
 
-    def choose(self, device: Device, now: float) -> Batch | None:
+    def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The model whose oldest request came first, if its batch is full or has waited long enough."""
         best: Model | None = None
         oldest_s = math.inf
@@ -71,7 +71,7 @@ class Fifo(Policy):
     def _limit(self, model: Model) -> int:
         return min(self.parameters.batch_max, model.spec.batch_max)
 
-    def _batch(self, device: Device, model: Model, now: float) -> Batch:
+    def _batch(self, device: RemoteDevice, model: Model, now: float) -> Batch:
         order = self._order[model.ref]
         chosen: list[Request] = []
         rows = 0
@@ -84,7 +84,7 @@ class Fifo(Policy):
         start_s = device.start_s(model.ref, now)
         return Batch(model, chosen, (), rows, start_s, device.curves[model.ref].exec_s(rows), now + FOREVER_S)
 
-    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+    def choose_load(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The unplaced model whose oldest request came first; idle models make room, the least recently used first."""
         unplaced = [
             (self._oldest(ref).arrived_s, ref)

@@ -18,12 +18,12 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.policies.admission import start_of
 from controller.core.policies.base import LoadPlan
 from controller.core.policies.fairness import Fairness
 from controller.core.residency import DECAY_S
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 
 HORIZON_S = 0.5  # a model's future requests count at most so far ahead
 STAY = 0.25  # a model is taken to stay for this share of the time in which LOADs fill the device anew
@@ -54,7 +54,7 @@ class Candidate:
 class Placement:
     """Chooses LOADs for all devices."""
 
-    state: State
+    state: ShardState
     fairness: Fairness
     _began_s: float = math.inf  # the first search: nothing was counted before
     _waited_s: dict[str, float] = field(default_factory=dict)  # {worker: its last LOAD that requests waited for}
@@ -64,7 +64,7 @@ class Placement:
     _prefetch_s: dict[str, float] = field(default_factory=dict)  # {worker: when its next prefetch may be done}
     _nothing_fits: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) then}
 
-    def choose(self, device: Device, now: float) -> LoadPlan | None:
+    def choose(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
         self._began_s = min(self._began_s, now)
         plan = self._starving(device, now)
@@ -94,7 +94,7 @@ class Placement:
         age_s = max(AGE_S_MIN, now - self._began_s)
         return model.popularity.value(now) / (DECAY_S * -math.expm1(-age_s / DECAY_S))
 
-    def _stay_s(self, device: Device, model: Model) -> float:
+    def _stay_s(self, device: RemoteDevice, model: Model) -> float:
         """How long the model is taken to stay: a share of the time in which LOADs like its own fill the device anew."""
         room = device.residency.total // device.pages[model.ref]
         return min(HORIZON_S, STAY * room * device.loads[model.ref].load_s())
@@ -121,7 +121,7 @@ class Placement:
                 found.append(model)
         return found
 
-    def _candidate(self, device: Device, model: Model, saved: float, slack_s: float, now: float) -> Candidate:
+    def _candidate(self, device: RemoteDevice, model: Model, saved: float, slack_s: float, now: float) -> Candidate:
         rate, load_s = self._rate(model, now) / (1 + len(model.hosts)), device.loads[model.ref].load_s()
         return Candidate(model, saved + rate * load_s, saved + rate * self._stay_s(device, model), slack_s, load_s)
 
@@ -137,7 +137,7 @@ class Placement:
             before_s += candidate.load_s
         return True
 
-    def _starving(self, device: Device, now: float) -> LoadPlan | None:
+    def _starving(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The unplaced model whose patience ended first, whichever models have to leave for it."""
         self.fairness.accrue(now, len(self.state.devices))
         for ref in self.fairness.first(self.state.unplaced, now):
@@ -149,7 +149,7 @@ class Placement:
                     return plan
         return None
 
-    def _wanted(self, device: Device) -> list[Model]:
+    def _wanted(self, device: RemoteDevice) -> list[Model]:
         """Models whose requests wait for a LOAD, and those with hosts if this device has less to do than others."""
         models, devices = self.state.models, self.state.devices
         wanted = [models[ref] for ref in self.state.unplaced]
@@ -159,7 +159,7 @@ class Placement:
                 wanted += [model for model in self.state.active.values() if model.hosts]
         return wanted
 
-    def _saved(self, device: Device, model: Model, now: float) -> tuple[float, float]:
+    def _saved(self, device: RemoteDevice, model: Model, now: float) -> tuple[float, float]:
         """(value of what a LOAD here and now saves, seconds that the LOAD could wait for the first of these requests).
 
         It saves the waiting requests that are in time with it and not otherwise.
@@ -183,7 +183,7 @@ class Placement:
             value *= 1 - kept / queue.rows
         return value, first.deadline_s - end_s
 
-    def relieve(self, device: Device, now: float) -> LoadPlan | None:
+    def relieve(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """A replica of the model whose hosts are furthest behind, if this device has much less to do than any of them.
 
         It is loaded before anything is lost, because later it would save only what waits by then.
@@ -210,7 +210,7 @@ class Placement:
                 return plan
         return None
 
-    def _served_by(self, host: Device, model: Model, deadline_s: float, now: float) -> float:
+    def _served_by(self, host: RemoteDevice, model: Model, deadline_s: float, now: float) -> float:
         """Rows of the model that a host gets done by the deadline, behind half of what waits there for other models."""
         curve = host.curves[model.ref]
         mine_s = model.cost_s / len(model.hosts)
@@ -221,7 +221,7 @@ class Placement:
         return left_s // top_s * curve.batch_max + curve.largest(left_s % top_s, curve.batch_max)
 
     def _make_room(
-        self, device: Device, model: Model, gain: float, now: float, *, relaxed: bool = False
+        self, device: RemoteDevice, model: Model, gain: float, now: float, *, relaxed: bool = False
     ) -> LoadPlan | None:
         """The plan with its victims, if what they would have served is worth less than the gain.
 
@@ -254,7 +254,7 @@ class Placement:
             return None
         return LoadPlan(model, tuple(chosen))
 
-    def _prefetch_one(self, device: Device, now: float) -> LoadPlan | None:
+    def _prefetch_one(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """A model for free pages, if there is one that fits."""
         residency = device.residency
         if len(device.load) or residency.free <= 0:
@@ -284,7 +284,7 @@ class Placement:
         self._nothing_fits[device.worker] = (residency.free, len(device.curves))
         return None
 
-    def _prefetch_list(self, device: Device, now: float) -> list[tuple[str, int]]:
+    def _prefetch_list(self, device: RemoteDevice, now: float) -> list[tuple[str, int]]:
         """Models that are not here and fit, with how many hosts they have: those that are asked most per host first."""
         models, free = self.state.models, device.residency.free
         absent = [models[ref] for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]

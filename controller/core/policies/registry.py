@@ -5,13 +5,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 from controller.core.policies.atc import Atc, AtcParameters
-from controller.core.policies.base import Policy
+from controller.core.policies.base import SchedulingPolicy
 from controller.core.policies.clockwork import Clockwork, ClockworkParameters
 from controller.core.policies.fifo import Fifo, FifoParameters
-from controller.core.state import State
+from controller.core.state import ShardState
 from mesh.errors import SettingsError
 
-Maker = Callable[[State, Any], Policy]
+Maker = Callable[[ShardState, Any], SchedulingPolicy]
 POLICIES: dict[str, tuple[Maker, Any]] = {
     "atc": (Atc, AtcParameters()),
     "clockwork": (Clockwork, ClockworkParameters()),
@@ -19,7 +19,7 @@ POLICIES: dict[str, tuple[Maker, Any]] = {
 }  # {name: (class, its default parameters)}
 
 
-def make_policy(name: str, state: State, given: Mapping[str, Any] | None = None) -> Policy:
+def make_policy(name: str, state: ShardState, given: Mapping[str, Any] | None = None) -> SchedulingPolicy:
     """The policy of that name. `given`: values in place of its parameters. Raises: SettingsError, naming the key."""
     if name not in POLICIES:
         raise SettingsError([f"policy: {name!r} is none of {', '.join(POLICIES)}"])

@@ -46,7 +46,7 @@ class Followers:
         follower.until_s = now + LEASE_S
         return self._reply(message.call, follower, now)
 
-    def told(self, facts: Sequence[Fact], now: float) -> None:
+    def add(self, facts: Sequence[Fact], now: float) -> None:
         """The facts are kept for everybody who follows."""
         for operator, follower in list(self._followers.items()):
             if now > follower.until_s:

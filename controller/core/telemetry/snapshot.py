@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable
 
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.scheduler import Scheduler
 from controller.core.state import Model
 from controller.core.telemetry.totals import DeviceTotals, ModelTotals, spread
@@ -61,7 +61,7 @@ def snapshot(
     )
 
 
-def _device(device: Device, totals: DeviceTotals, heard_ago_s: float) -> DeviceState:
+def _device(device: RemoteDevice, totals: DeviceTotals, heard_ago_s: float) -> DeviceState:
     residency = device.residency
     places: list[Place] = []
     for ref in reversed(residency.models):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
@@ -101,7 +101,13 @@ class Telemetry:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def served(
-        self, request: Request, action: Action, device: Device, result: wire.ActionResult, end_s: float, in_time: bool
+        self,
+        request: Request,
+        action: Action,
+        device: RemoteDevice,
+        result: wire.ActionResult,
+        end_s: float,
+        in_time: bool,
     ) -> None:
         """The request's outputs were made, and ended at `end_s`."""
         totals = self._model(request)
@@ -144,7 +150,7 @@ class Telemetry:
         code: str,
         end_s: float,
         action: Action | None = None,
-        device: Device | None = None,
+        device: RemoteDevice | None = None,
         exec_s: float | None = None,
     ) -> None:
         arrived_s = request.arrived_s
@@ -175,7 +181,7 @@ class Telemetry:
     # -- actions ------------------------------------------------------------------------------------------------------
 
     def ended(
-        self, device: Device, action: Action, result: wire.ActionResult, *, in_time: int, waiting: int, now: float
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, *, in_time: int, waiting: int, now: float
     ) -> None:
         """An action ended. `in_time`: how many of its requests were answered in time; `waiting`: requests in queues."""
         totals = self.devices.get(device.worker)
@@ -198,7 +204,7 @@ class Telemetry:
         if self.recording:
             self._facts.append(_action_fact(device, action, result, in_time, waiting, now))
 
-    def lost(self, device: Device, actions: Iterable[Action], *, waiting: int, now: float) -> None:
+    def lost(self, device: RemoteDevice, actions: Iterable[Action], *, waiting: int, now: float) -> None:
         """A worker is gone, with these actions."""
         for action in actions:
             result = wire.ActionResult(
@@ -209,7 +215,7 @@ class Telemetry:
 
 
 def _action_fact(
-    device: Device, action: Action, result: wire.ActionResult, in_time: int, waiting: int, now: float
+    device: RemoteDevice, action: Action, result: wire.ActionResult, in_time: int, waiting: int, now: float
 ) -> ActionFact:
     offset_s = device.offset_s
     return ActionFact(

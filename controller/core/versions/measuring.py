@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from controller.core.actions import Actions
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.orders import Order, ToWorker
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.contents import VersionContents
 from controller.core.versions.preparation import Preparation
 from mesh import wire
@@ -18,17 +18,17 @@ LOAD_GUESS_S = 1e-3  # ... and whatever its size
 class Measuring:
     """Carries out what `Preparation` has left to do."""
 
-    state: State
+    state: ShardState
     actions: Actions
     contents: VersionContents
     preparations: dict[str, Preparation]  # {worker: its versions}; the fleet's
 
-    def due(self, device: Device, now: float) -> bool:
+    def due(self, device: RemoteDevice, now: float) -> bool:
         """Whether `advance` may have something to send."""
         preparation = self.preparations[device.worker]
         return not preparation.complete or now >= preparation.again_at()
 
-    def advance(self, device: Device, now: float, orders: list[Order]) -> None:
+    def advance(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """PREPAREs that fit the worker's queue go out, and the next measuring run if the device has nothing to do."""
         preparation = self.preparations[device.worker]
         preparation.look_again(now)
@@ -49,7 +49,7 @@ class Measuring:
             self.actions.infer(device, ref, batch, [], start_s=start_s, expected_s=expected_s, latest_s=None, now=now)
         )
 
-    def _load(self, device: Device, ref: str, now: float, orders: list[Order]) -> bool:
+    def _load(self, device: RemoteDevice, ref: str, now: float, orders: list[Order]) -> bool:
         """The version is loaded to be measured. False if there is no room, or a LOAD failed a short time ago."""
         report = self.preparations[device.worker].stages[ref].report
         if device.load_barred(ref, now) or report is None:

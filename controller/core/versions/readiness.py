@@ -7,10 +7,10 @@ catalogue has one is proposed to it, and waits. A device that read other files f
 from dataclasses import dataclass
 
 from controller.core.devices.action import Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.failures import INFER_FINAL, LOAD_FINAL
 from controller.core.orders import Order, ToWorker
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.contents import ContentDecision, VersionContents
 from controller.core.versions.preparation import FAULTS_MAX, Preparation
 from controller.core.versions.reporting import Reporting
@@ -27,7 +27,7 @@ LOAD_FAULTS_MAX = 5  # final failures of LOADs in a row after which a version ca
 class Readiness:
     """Takes in what becomes of versions on devices."""
 
-    state: State
+    state: ShardState
     versions: WantedVersions
     preparations: dict[str, Preparation]  # {worker: its versions}; the fleet's
     contents: VersionContents
@@ -43,7 +43,7 @@ class Readiness:
             self.take(device, report, orders, now)
         return orders
 
-    def take(self, device: Device, report: wire.Prepared, orders: list[Order], now: float) -> None:
+    def take(self, device: RemoteDevice, report: wire.Prepared, orders: list[Order], now: float) -> None:
         """The report of a version that the device is to have counts, and whom it concerns is told."""
         ref = report.ref
         preparation = self.preparations[device.worker]
@@ -64,7 +64,7 @@ class Readiness:
         self.reporting.report(ref, orders)
         self.reporting.tell_serving(orders, [ref])
 
-    def _decide(self, device: Device, report: wire.Prepared, orders: list[Order]) -> None:
+    def _decide(self, device: RemoteDevice, report: wire.Prepared, orders: list[Order]) -> None:
         """What the device has prepared is served, or waits for the catalogue, or is not what the version is."""
         ref = report.ref
         decision = self.contents.decide(device.worker, report)
@@ -104,7 +104,7 @@ class Readiness:
 
     # -- what results show --------------------------------------------------------------------------------------------
 
-    def measured(self, device: Device, action: Action, result: wire.ActionResult, now: float) -> list[Order]:
+    def measured(self, device: RemoteDevice, action: Action, result: wire.ActionResult, now: float) -> list[Order]:
         """A measuring run has ended. After a few that another one would repeat, the version is not served from here."""
         preparation = self.preparations[device.worker]
         if result.code not in INFER_FINAL:
@@ -114,11 +114,11 @@ class Readiness:
             return self._give_up(device, action.ref, "it fails where it is measured", result, now)
         return []
 
-    def loaded(self, device: Device, ref: str) -> None:
+    def loaded(self, device: RemoteDevice, ref: str) -> None:
         """A LOAD of the version has ended well."""
         self.preparations[device.worker].loaded(ref)
 
-    def load_failed(self, device: Device, ref: str, result: wire.ActionResult, now: float) -> list[Order]:
+    def load_failed(self, device: RemoteDevice, ref: str, result: wire.ActionResult, now: float) -> list[Order]:
         """A LOAD failed and is tried again. After a few that another one would repeat, it is not."""
         self.state.not_resident(device, ref)
         final = device.load_failed(ref, now, final=result.code in LOAD_FINAL)
@@ -128,7 +128,7 @@ class Readiness:
             return []
         return self._give_up(device, ref, "its weights cannot be loaded", result, now)
 
-    def _give_up(self, device: Device, ref: str, what: str, result: wire.ActionResult, now: float) -> list[Order]:
+    def _give_up(self, device: RemoteDevice, ref: str, what: str, result: wire.ActionResult, now: float) -> list[Order]:
         """The version is not served from the device, with this reason; the worker forgets what it has of it."""
         orders: list[Order] = []
         name, version = wire.split_ref(ref)
@@ -142,20 +142,20 @@ class Readiness:
 
     # -- what is let go -----------------------------------------------------------------------------------------------
 
-    def forget(self, device: Device, ref: str, orders: list[Order]) -> None:
+    def forget(self, device: RemoteDevice, ref: str, orders: list[Order]) -> None:
         """The version is not on the device any more; its worker is told."""
         self._gone(device, ref)
         orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
 
-    def nothing_ready(self, device: Device) -> None:
+    def nothing_ready(self, device: RemoteDevice) -> None:
         """The device serves no version any more, and none waits there for the catalogue."""
         for ref in [*device.curves, *self.contents.held_by(device.worker)]:
             self._not_ready(device, ref)
 
-    def _gone(self, device: Device, ref: str) -> None:
+    def _gone(self, device: RemoteDevice, ref: str) -> None:
         self._not_ready(device, ref)
         device.forget(ref)
 
-    def _not_ready(self, device: Device, ref: str) -> None:
+    def _not_ready(self, device: RemoteDevice, ref: str) -> None:
         self.state.drop_ready(device, ref)
         self.contents.drop(device.worker, ref)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.contents import VersionContents
 from controller.core.versions.wanted import WantedVersions
 from mesh.codes import ErrorCode
@@ -23,7 +23,7 @@ class Reason:
 class Reasons:
     """Knows why versions are not served now, and which ones never can be."""
 
-    state: State
+    state: ShardState
     versions: WantedVersions
     contents: VersionContents
 

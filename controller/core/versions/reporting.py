@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controller.core.orders import Order, ToBroker, ToFrontend
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.contents import NO_TERMS, VersionContents
 from controller.core.versions.preparation import Terms
 from mesh import wire
@@ -15,12 +15,12 @@ from mesh.codes import PackageCode
 class Reporting:
     """Tells everybody each change once."""
 
-    state: State
+    state: ShardState
     contents: VersionContents
     name: str = ""  # member id of this controller
     frontends: dict[str, None] = field(default_factory=dict)  # those that are to hear what is served
     _serving: dict[str, None] = field(default_factory=dict)  # refs that frontends were told are served
-    _told: dict[str, wire.PrepareReport] = field(default_factory=dict)  # {ref: what the broker was told of it last}
+    _last_reports: dict[str, wire.PrepareReport] = field(default_factory=dict)  # {ref: what the broker was told last}
 
     # -- frontends ----------------------------------------------------------------------------------------------------
 
@@ -55,13 +55,13 @@ class Reporting:
 
     def forget(self, ref: str) -> None:
         """The next report of this version goes to the broker, even if it says what the last one said."""
-        self._told.pop(ref, None)
+        self._last_reports.pop(ref, None)
 
     def compare(self, ref: str, terms: Terms) -> None:
         """If the catalogue waits for word of the version, or does not know what it was told, it is told again."""
-        told = self._told.get(ref)
+        told = self._last_reports.get(ref)
         if told is not None and (terms.pending or not _is_heard(told, terms)):
-            del self._told[ref]
+            del self._last_reports[ref]
 
     def report(self, ref: str, orders: list[Order]) -> None:
         """The broker hears of a version that is ready somewhere, or would be, or that no device can prepare."""
@@ -88,9 +88,9 @@ class Reporting:
             )
 
     def _tell_broker(self, report: wire.PrepareReport, orders: list[Order]) -> None:
-        told = self._told.get(report.ref)
+        told = self._last_reports.get(report.ref)
         if told is None or (told.ok, told.ready, told.content) != (report.ok, report.ready, report.content):
-            self._told[report.ref] = report
+            self._last_reports[report.ref] = report
             orders.append(ToBroker(report))
 
 

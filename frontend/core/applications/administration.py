@@ -10,7 +10,7 @@ from frontend.core.applications.descriptions import describe, describe_unserved,
 from frontend.core.applications.learned import LearnedStates
 from frontend.core.applications.messages import CallBroker, Client, Drop, Order, ReadState, Refuse, StateRead, Tell
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, ReplyCode
 from mesh.names import NAME
@@ -19,7 +19,7 @@ from selection.contexts import check_context
 REPLY_S_MAX = 5.0
 CALLS_MAX = 1000
 RETRY_AFTER_MS = 1000.0
-AdministrativeRequest = protocol.CreateApp | protocol.UpdateApp | protocol.DeleteApp | protocol.Apps
+AdministrativeRequest = protocol.CreateApp | protocol.UpdateApp | protocol.DeleteApp | protocol.AppsRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Administration:
         self._numbers = itertools.count(1)  # of both
 
     def handle(self, client: Client, request: AdministrativeRequest, now: float) -> list[Order]:
-        """What the request asks for is under way. Raises: Invalid."""
+        """What the request asks for is under way. Raises: RequestRefused."""
         match request:
-            case protocol.Apps():
+            case protocol.AppsRequest():
                 return self._list(client, request)
             case protocol.DeleteApp():
                 return self._delete(client, request, now)
@@ -69,7 +69,7 @@ class Administration:
         definition = read_definition(request.app)
         if create and definition.name in self._registry.apps:
             text = f"application {definition.name!r} exists already; change it with update_app"
-            raise Invalid(ErrorCode.APP_EXISTS, text, "app.name")
+            raise RequestRefused(ErrorCode.APP_EXISTS, text, "app.name")
         self._registry.make(definition, 0, strict=True)
         number = self._call(client, request.id, now, definition.name if create else "")
         return [CallBroker(wire.PutApp(call=number, definition=with_bytes(request.app), create=create))]
@@ -77,15 +77,15 @@ class Administration:
     def _delete(self, client: Client, request: protocol.DeleteApp, now: float) -> list[Order]:
         if not NAME.fullmatch(request.app):
             text = f"app must match {NAME.pattern}; got {request.app[:80]!r}"
-            raise Invalid(ErrorCode.UNKNOWN_APP, text, "app")
+            raise RequestRefused(ErrorCode.UNKNOWN_APP, text, "app")
         number = self._call(client, request.id, now, request.app)
         return [CallBroker(wire.DropApp(call=number, name=request.app))]
 
     def _call(self, client: Client, request_id: int | str, now: float, forget: str) -> int:
-        """Returns the number of a new call. Raises: Invalid, if too many are open."""
+        """Returns the number of a new call. Raises: RequestRefused, if too many are open."""
         if len(self._calls) >= CALLS_MAX:
             text = "the broker has not answered so many calls yet"
-            raise Invalid(ErrorCode.BUSY, text, None, None, AnswerStatus.REJECTED, RETRY_AFTER_MS)
+            raise RequestRefused(ErrorCode.BUSY, text, None, None, AnswerStatus.REJECTED, RETRY_AFTER_MS)
         number = next(self._numbers)
         self._calls[number] = BrokerCall(client, request_id, now + REPLY_S_MAX, forget)
         return number
@@ -94,7 +94,7 @@ class Administration:
         """The call is refused: it was not sent."""
         call = self._calls.pop(number)
         text = "the broker is not there, and only it can change applications; those that are there are served"
-        invalid = Invalid(ErrorCode.NO_BROKER, text, None, call.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
+        invalid = RequestRefused(ErrorCode.NO_BROKER, text, None, call.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
         return [Refuse(call.client, invalid)]
 
     def replied(self, reply: wire.CallReply) -> list[Order]:
@@ -108,13 +108,13 @@ class Administration:
         unsaved = reply.code == ReplyCode.NOT_SAVED  # it is in effect nevertheless
         if not (reply.ok or unsaved):
             code = ErrorCode.named(reply.code) or ErrorCode.BAD_APP
-            return [Refuse(call.client, Invalid(code, reply.message, reply.field or None, call.id))]
+            return [Refuse(call.client, RequestRefused(code, reply.message, reply.field or None, call.id))]
         orders: list[Order] = []
         if call.forget:
             self._learned.cache.forget(call.forget)
             orders.append(Drop(call.forget))
         if unsaved:
-            invalid = Invalid(ErrorCode.NOT_SAVED, reply.message, None, call.id, AnswerStatus.FAILED)
+            invalid = RequestRefused(ErrorCode.NOT_SAVED, reply.message, None, call.id, AnswerStatus.FAILED)
             return [*orders, Refuse(call.client, invalid)]
         answer = {"id": call.id, "status": AnswerStatus.OK, "message": reply.message, "revision": reply.revision}
         return [*orders, Tell(call.client, answer)]
@@ -125,7 +125,7 @@ class Administration:
         text = f"the broker did not answer within {REPLY_S_MAX:g} s; `apps` says what is in effect"
         calls = [self._calls.pop(number) for number in late]
         return [
-            Refuse(call.client, Invalid(ErrorCode.NO_BROKER, text, None, call.id, AnswerStatus.TIMED_OUT))
+            Refuse(call.client, RequestRefused(ErrorCode.NO_BROKER, text, None, call.id, AnswerStatus.TIMED_OUT))
             for call in calls
         ]
 
@@ -135,12 +135,12 @@ class Administration:
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
-    def _list(self, client: Client, request: protocol.Apps) -> list[Order]:
+    def _list(self, client: Client, request: protocol.AppsRequest) -> list[Order]:
         """The state of each application in effect is read from the store, however fresh the one in memory is."""
         context = request.context or ""
         fault = check_context(context)
         if fault is not None:
-            raise Invalid(ErrorCode.BAD_CONTEXT, fault, "context")
+            raise RequestRefused(ErrorCode.BAD_CONTEXT, fault, "context")
         listing = Listing(client, request.id, context, dict(sorted(self._registry.apps.items())))
         if not listing.apps:
             return [self._listed(listing)]

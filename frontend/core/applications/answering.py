@@ -29,7 +29,7 @@ from frontend.core.applications.messages import (
     SendAnswer,
 )
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
-from frontend.core.protocol import Answer, Error, Invalid
+from frontend.core.protocol import ClientAnswer, Error, RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import unusable
 from selection.combining import predictions
@@ -64,13 +64,13 @@ class Answering:
         self._asked: dict[int, tuple[EnsembleRequest, str]] = {}  # {number of an Ask without outcome: (for, model)}
         self._numbers = itertools.count(1)
 
-    def infer(self, asked: ClientAsked, request: protocol.Infer, now: float) -> list[Order]:
-        """The question is open. Models are asked now, or once the context's state is read. Raises: Invalid."""
+    def infer(self, asked: ClientAsked, request: protocol.InferRequest, now: float) -> list[Order]:
+        """The question is open. Models are asked now, or once the context's state is read. Raises: RequestRefused."""
         app, rules = self._registry.find(request)
         context = request.context or ""
         fault = check_context(context)
         if fault is not None:
-            raise Invalid(ErrorCode.BAD_CONTEXT, fault, "context", request.id)
+            raise RequestRefused(ErrorCode.BAD_CONTEXT, fault, "context", request.id)
         budget_s = checks.check_budget(request, app.slo_ms, self._limits.slo_ms_max)
         weight = checks.check_weight(request)
         checked = rules.check(request, asked.frames)
@@ -87,7 +87,7 @@ class Answering:
         app, key, store = request.app, (request.app.name, request.context), self._learned.store
         unread = not store.full and self._learned.cache.get(key) is None
         orders: list[Order] = []
-        if not store.full and self._learned.cache.stale(key, now):
+        if not store.full and self._learned.cache.begin_read(key, now):
             orders.append(ReadState(key))
         awaited = self._awaited.get(key)
         if not app.learns or store.down or (awaited is None and not unread):
@@ -219,10 +219,10 @@ class Answering:
             assert request.waiting or any(request in awaited.requests for awaited in self._awaited.values())
 
 
-def _answer_of(request: EnsembleRequest, conclusion: Conclusion) -> Answer:
+def _answer_of(request: EnsembleRequest, conclusion: Conclusion) -> ClientAnswer:
     """Returns the answer without its outputs and its latency."""
     failure, combined, used = conclusion.failure, conclusion.combined, conclusion.models_used
-    answer = Answer(
+    answer = ClientAnswer(
         id=request.id,
         status=AnswerStatus.OK if conclusion.outputs is not None or failure is None else failure.status,
         app=request.app.name,

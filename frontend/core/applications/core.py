@@ -30,7 +30,7 @@ from frontend.core.applications.messages import (
     StoreChanged,
 )
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh import wire
 
 
@@ -92,15 +92,15 @@ class Applications:
         request = asked.request
         try:
             match request:
-                case protocol.Infer():
+                case protocol.InferRequest():
                     return self._answering.infer(asked, request, now)
-                case protocol.Feedback():
+                case protocol.FeedbackRequest():
                     return self._feedback.take(asked.client, request, now)
-                case protocol.Apps() | protocol.CreateApp() | protocol.UpdateApp() | protocol.DeleteApp():
+                case protocol.AppsRequest() | protocol.CreateApp() | protocol.UpdateApp() | protocol.DeleteApp():
                     return self._administration.handle(asked.client, request, now)
                 case _:
                     assert_never(request)
-        except Invalid as invalid:
+        except RequestRefused as invalid:
             invalid.id = request.id
             return [Refuse(asked.client, invalid)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from frontend.core.protocol import Invalid, Tensor
+from frontend.core.protocol import RequestRefused, RequestTensor
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.decoder_faults import read_fault
@@ -29,7 +29,7 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True):
     policy: str = "single"
     policy_args: dict[str, Any] = {}
     slo_ms: float | None = None  # budget of a request that names none; None: the largest of the models'
-    default: list[Tensor] | None = None  # one row; answered when no model answers, or none is sure enough
+    default: list[RequestTensor] | None = None  # one row; answered when no model answers, or none is sure enough
     confidence_min: float = 0.0  # 0 to 1; below it the default is answered
 
 
@@ -83,25 +83,25 @@ class Application:
 
 
 def read_definition(raw: Mapping[str, Any]) -> Definition:
-    """Returns the definition that a message or the catalogue holds. Raises: Invalid, naming the field."""
+    """Returns the definition that a message or the catalogue holds. Raises: RequestRefused, naming the field."""
     try:
         definition = msgspec.convert(dict(raw), Definition, builtin_types=(bytes, memoryview))
     except msgspec.ValidationError as error:
         fault = read_fault(error)
         field = f"app.{fault.place}" if fault.place is not None else "app"
-        raise Invalid(ErrorCode.BAD_APP, f"{field}: {fault.text}", field) from None
+        raise RequestRefused(ErrorCode.BAD_APP, f"{field}: {fault.text}", field) from None
     if not NAME.fullmatch(definition.name):
         text = f"an application's name matches {NAME.pattern}; got {definition.name[:80]!r}"
-        raise Invalid(ErrorCode.BAD_APP, text, "app.name")
+        raise RequestRefused(ErrorCode.BAD_APP, text, "app.name")
     models = definition.models
     if not 1 <= len(models) <= MODELS_MAX:
         text = f"an application has 1 to {MODELS_MAX} models; got {len(models)}"
-        raise Invalid(ErrorCode.BAD_APP, text, "app.models")
+        raise RequestRefused(ErrorCode.BAD_APP, text, "app.models")
     if len(set(models)) != len(models):
-        raise Invalid(ErrorCode.BAD_APP, "a model is named twice", "app.models")
+        raise RequestRefused(ErrorCode.BAD_APP, "a model is named twice", "app.models")
     if not 0 <= definition.confidence_min <= 1:
         text = f"confidence_min must lie in 0 to 1; got {definition.confidence_min:g}"
-        raise Invalid(ErrorCode.BAD_APP, text, "app.confidence_min")
+        raise RequestRefused(ErrorCode.BAD_APP, text, "app.confidence_min")
     return definition
 
 
@@ -114,7 +114,7 @@ def make_application(
     allow: Sequence[str] = (),
     strict: bool = True,
 ) -> Application:
-    """Returns the application, ready to be asked. Raises: Invalid.
+    """Returns the application, ready to be asked. Raises: RequestRefused.
 
     `specs`: {model: spec of its current version}; None where a version is still being prepared.
     `slo_ms_max`: the largest budget that it may have. `allow`: see make_policy.
@@ -125,11 +125,11 @@ def make_application(
     unknown = [model for model in definition.models if model not in specs]
     if strict and unknown:
         text = f"there is no model {unknown[0][:80]!r}; there are: {listed(specs)}"
-        raise Invalid(ErrorCode.UNKNOWN_MODEL, text, "app.models")
+        raise RequestRefused(ErrorCode.UNKNOWN_MODEL, text, "app.models")
     if not known or (strict and len(known) < len(definition.models)):
         late = next(model for model in definition.models if model not in known)
         text = f"model {late!r} is not prepared yet, so that nothing can be said of its inputs and outputs"
-        raise Invalid(ErrorCode.NOT_READY, text, "app.models", None, AnswerStatus.REJECTED, 1000.0)
+        raise RequestRefused(ErrorCode.NOT_READY, text, "app.models", None, AnswerStatus.REJECTED, 1000.0)
     first, spec = next(iter(known.items()))
     assert spec is not None
     if strict:
@@ -137,13 +137,13 @@ def make_application(
     try:
         policy, common = make_policy(definition.policy, definition.policy_args, definition.models, allow)
     except PolicyError as error:
-        raise Invalid(ErrorCode.BAD_POLICY, error.message, f"app.{error.field}") from None
+        raise RequestRefused(ErrorCode.BAD_POLICY, error.message, f"app.{error.field}") from None
     slo_ms = definition.slo_ms
     if slo_ms is None:
         slo_ms = max(each.slo_ms for each in known.values() if each is not None)
     elif not math.isfinite(slo_ms) or not 0 < slo_ms <= slo_ms_max:
         text = f"slo_ms must be a number above 0 and at most {slo_ms_max:g}; got {slo_ms:g}"
-        raise Invalid(ErrorCode.BAD_APP, text, "app.slo_ms")
+        raise RequestRefused(ErrorCode.BAD_APP, text, "app.slo_ms")
     default = _default(definition.default, spec) if definition.default is not None else []
     return Application(definition, revision, policy, common, spec, kind_of(spec.outputs[0]), slo_ms, default)
 
@@ -154,7 +154,7 @@ def fits(one: wire.ModelSpec, other: wire.ModelSpec) -> bool:
 
 
 def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
-    """Returns if all models fit the first. Raises: Invalid, naming the one that does not."""
+    """Returns if all models fit the first. Raises: RequestRefused, naming the one that does not."""
     spec = specs[first]
     assert spec is not None
     for name, other in specs.items():
@@ -162,30 +162,32 @@ def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
         for what in ("inputs", "outputs"):
             ours, theirs = getattr(spec, what), getattr(other, what)
             if ours != theirs:
-                text = f"the {what} of {first} and {name} differ: {_told(ours)} and {_told(theirs)}"
-                raise Invalid(ErrorCode.MODELS_DIFFER, text, "app.models")
+                text = f"the {what} of {first} and {name} differ: {_described(ours)} and {_described(theirs)}"
+                raise RequestRefused(ErrorCode.MODELS_DIFFER, text, "app.models")
 
 
-def _told(tensors: Sequence[wire.TensorSpec]) -> str:
+def _described(tensors: Sequence[wire.TensorSpec]) -> str:
     return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
 
 
-def _default(tensors: Sequence[Tensor], spec: wire.ModelSpec) -> list[Array]:
-    """Returns one array [1, ...] per output, in the order of the spec. Raises: Invalid."""
+def _default(tensors: Sequence[RequestTensor], spec: wire.ModelSpec) -> list[Array]:
+    """Returns one array [1, ...] per output, in the order of the spec. Raises: RequestRefused."""
     wanted = {tensor.name: tensor for tensor in spec.outputs}
     given = {tensor.name: tensor for tensor in tensors}
     if given.keys() != wanted.keys() or len(given) != len(tensors):
-        text = f"default gives every output of the models: {_told(spec.outputs)}"
-        raise Invalid(ErrorCode.BAD_APP, text, "app.default")
+        text = f"default gives every output of the models: {_described(spec.outputs)}"
+        raise RequestRefused(ErrorCode.BAD_APP, text, "app.default")
     arrays = []
     for name, tensor_spec in wanted.items():
         tensor, shape = given[name], [1, *tensor_spec.shape[1:]]
         data = tensor.data
         if tensor.dtype != tensor_spec.dtype or tensor.shape != shape or data is None:
             text = f"default {name} must be {tensor_spec.dtype} of shape {shape}, with data; got {tensor.dtype[:32]} "
-            raise Invalid(ErrorCode.BAD_APP, text + f"{tensor.shape[:8]}", "app.default")
+            raise RequestRefused(ErrorCode.BAD_APP, text + f"{tensor.shape[:8]}", "app.default")
         if len(data) != byte_count(tensor_spec.dtype, shape):
             size = byte_count(tensor_spec.dtype, shape)
-            raise Invalid(ErrorCode.BAD_APP, f"default {name} takes {size} bytes; got {len(data)}", "app.default")
+            raise RequestRefused(
+                ErrorCode.BAD_APP, f"default {name} takes {size} bytes; got {len(data)}", "app.default"
+            )
         arrays.append(np.frombuffer(data, np.dtype(tensor_spec.dtype)).reshape(shape))
     return arrays

@@ -28,7 +28,7 @@ from frontend.core.applications.messages import (
     Tell,
 )
 from frontend.core.applications.registry import ApplicationRegistry
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode, FeedbackReason
 from selection.base import Observation
 from selection.contexts import check_context
@@ -43,7 +43,7 @@ class PendingFeedback:
     """One feedback until its outcome is known, which may be long after it was answered."""
 
     client: Client
-    request: protocol.Feedback
+    request: protocol.FeedbackRequest
     answered: bool = False
 
 
@@ -65,16 +65,16 @@ class FeedbackDesk:
         self._lessons: dict[int, Lesson] = {}  # {number: what it is for}
         self._numbers = itertools.count(1)
 
-    def take(self, client: Client, request: protocol.Feedback, now: float) -> list[Order]:
-        """The feedback is learned and then answered, or answered at once. Raises: Invalid."""
+    def take(self, client: Client, request: protocol.FeedbackRequest, now: float) -> list[Order]:
+        """The feedback is learned and then answered, or answered at once. Raises: RequestRefused."""
         if (request.label is None) == (request.loss is None):
-            raise Invalid(ErrorCode.BAD_FEEDBACK, "give either label or loss", "label", request.id)
+            raise RequestRefused(ErrorCode.BAD_FEEDBACK, "give either label or loss", "label", request.id)
         fault = check_context(request.context) if request.context is not None else None
         if fault is not None:
-            raise Invalid(ErrorCode.BAD_CONTEXT, fault, "context", request.id)
+            raise RequestRefused(ErrorCode.BAD_CONTEXT, fault, "context", request.id)
         if self._learned.store.full:
             text = "more feedback came than can be learned; this one was not taken in"
-            raise Invalid(ErrorCode.BUSY, text, None, request.id, AnswerStatus.REJECTED, 1000.0)
+            raise RequestRefused(ErrorCode.BUSY, text, None, request.id, AnswerStatus.REJECTED, 1000.0)
         feedback = PendingFeedback(client, request)
         found = self._decisions.find(request.decision_id, now)
         if isinstance(found, NotApplied):
@@ -116,7 +116,9 @@ class FeedbackDesk:
     def _learn_claimed(self, feedback: PendingFeedback, mine: Decision | None, known: bytes, now: float) -> list[Order]:
         try:
             return self._learn(feedback, mine if mine is not None else self._adopted(known, now))
-        except Invalid as invalid:  # only now, as the decision was another frontend's or the application has changed
+        except (
+            RequestRefused
+        ) as invalid:  # only now, as the decision was another frontend's or the application has changed
             invalid.id = feedback.request.id
             if feedback.answered:
                 return [HeldFeedbackLost(feedback.request.decision_id, invalid.code, invalid.message)]
@@ -135,7 +137,7 @@ class FeedbackDesk:
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def _learn(self, feedback: PendingFeedback, decision: Decision) -> list[Order]:
-        """The store learns from the feedback, if there is anything to learn. Raises: Invalid."""
+        """The store learns from the feedback, if there is anything to learn. Raises: RequestRefused."""
         if decision.taken:
             text = f"feedback for this decision was given already, and is {decision.taken}"
             return self._not_applied(feedback, NotApplied(FeedbackReason.DUPLICATE, text))
@@ -160,7 +162,7 @@ class FeedbackDesk:
             decision.taken = ""
             return self._not_applied(feedback, NotApplied(FeedbackReason.NOT_LEARNED, event.why))
         if self._app(decision) is not None:
-            self._learned.cache.came((decision.app, decision.context), event.state, now)
+            self._learned.cache.refreshed((decision.app, decision.context), event.state, now)
         decision.taken = APPLIED
         lesson.app.counts.feedback += 1
         return self._answer(feedback, {"applied": True})
@@ -187,11 +189,11 @@ class FeedbackDesk:
             text = "only shadows answered: they learn from a label, not from the loss of an answer"
         return NotApplied(FeedbackReason.NOTHING_TO_LEARN, text)
 
-    def _observation(self, request: protocol.Feedback, decision: Decision) -> Observation | None:
-        """Returns the losses, 0 to 1, of the models that answered; None if none can be learned. Raises: Invalid."""
+    def _observation(self, request: protocol.FeedbackRequest, decision: Decision) -> Observation | None:
+        """The losses, 0 to 1, of the models that answered; None if none can be learned. Raises: RequestRefused."""
         if request.context is not None and request.context != decision.context:
             text = f"the decision was made in the context {decision.context!r}; got {request.context[:40]!r}"
-            raise Invalid(ErrorCode.BAD_CONTEXT, text, "context", request.id)
+            raise RequestRefused(ErrorCode.BAD_CONTEXT, text, "context", request.id)
         app = self._app(decision)
         if app is None or app.kind != decision.kind:
             return None
@@ -203,7 +205,7 @@ class FeedbackDesk:
             else:
                 losses = _losses(request.label, app, said)
         except FeedbackError as error:
-            raise Invalid(ErrorCode.BAD_FEEDBACK, error.message, error.field, request.id) from None
+            raise RequestRefused(ErrorCode.BAD_FEEDBACK, error.message, error.field, request.id) from None
         return Observation(losses, chances_of(decision)) if losses else None
 
     # -- answers ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class LearnedStates:
         if error:
             self.cache.failed(key, now)
         else:
-            self.cache.came(key, state, now)
+            self.cache.refreshed(key, state, now)
 
     @property
     def learning(self) -> str:

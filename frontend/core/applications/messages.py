@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from frontend.core import protocol
-from frontend.core.protocol import Answer, Invalid
+from frontend.core.protocol import ClientAnswer, RequestRefused
 from mesh import wire
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, FeedbackReason
 from selection.base import Array, Observation, Policy, State
@@ -46,7 +46,7 @@ class ClientAsked:
     """A client's request arrived: a question, feedback, or a call about applications themselves."""
 
     client: Client
-    request: protocol.Infer | protocol.AppRequest
+    request: protocol.InferRequest | protocol.AppRequest
     frames: Sequence[Any]  # tensors of a question that travel outside its header
     received_s: float  # the clock that `now` reads
 
@@ -148,7 +148,7 @@ class SendAnswer:
     """The one answer to a question leaves. The sender adds `outputs` and `latency_ms` to it."""
 
     client: Client
-    answer: Answer
+    answer: ClientAnswer
     outputs: Sequence[tuple[wire.TensorSpec, Array]]
     framed: bool  # the outputs travel as frames of their own
     received_s: float  # the latency counts from here
@@ -167,7 +167,7 @@ class Refuse:
     """A request is answered with an error."""
 
     client: Client
-    invalid: Invalid
+    invalid: RequestRefused
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from frontend.core.applications.definitions import Application, Definition, fits
 from frontend.core.applications.learned import LearnedStates
 from frontend.core.applications.messages import Failure, NotServed
 from frontend.core.checks import InputRules
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.names import listed
@@ -71,7 +71,7 @@ class ApplicationRegistry:
             return None
         try:
             app = self.make(read_definition(entry.definition), entry.revision, strict=False)
-        except Invalid as invalid:
+        except RequestRefused as invalid:
             before = self.unserved.get(entry.name)
             self.apps.pop(entry.name, None)
             self.unserved[entry.name] = Unserved(entry.definition, entry.revision, invalid.code, invalid.message)
@@ -93,28 +93,28 @@ class ApplicationRegistry:
             slo_ms_max=limits.slo_ms_max, allow=limits.selection_allow, strict=strict,
         )  # fmt: skip
 
-    def find(self, request: protocol.Infer) -> tuple[Application, InputRules]:
-        """Returns the application that is asked, and the rules for its inputs. Raises: Invalid."""
+    def find(self, request: protocol.InferRequest) -> tuple[Application, InputRules]:
+        """Returns the application that is asked, and the rules for its inputs. Raises: RequestRefused."""
         app = self.apps.get(request.app or "")
         if app is None or request.version is not None or request.model is not None:
             raise self._refusal(request)
         return app, self._rules[app.name]
 
-    def _refusal(self, request: protocol.Infer) -> Invalid:
-        """Returns why no application can be asked. Raises: Invalid, if the request is at fault whatever there is."""
+    def _refusal(self, request: protocol.InferRequest) -> RequestRefused:
+        """Why no application can be asked. Raises: RequestRefused, if the request is at fault whatever there is."""
         checks.check_names(request)
         if request.version is not None:
             text = "version goes with model; an application has none"
-            return Invalid(ErrorCode.BAD_TARGET, text, "version", request.id)
+            return RequestRefused(ErrorCode.BAD_TARGET, text, "version", request.id)
         unserved = self.unserved.get(request.app or "")
         if unserved is not None and unserved.code == ErrorCode.NOT_READY:
             text = f"no model of the application {request.app!r} is prepared yet"
-            return Invalid(ErrorCode.NOT_READY, text, "app", request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
+            return RequestRefused(ErrorCode.NOT_READY, text, "app", request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS)
         if unserved is not None:
             text = f"the application {request.app!r} is not served: {unserved.why}"
-            return Invalid(ErrorCode.NOT_SERVED, text, "app", request.id, AnswerStatus.FAILED)
+            return RequestRefused(ErrorCode.NOT_SERVED, text, "app", request.id, AnswerStatus.FAILED)
         text = f"there is no application {request.app!r}; there are: {listed(self.apps)}"
-        return Invalid(ErrorCode.UNKNOWN_APP, text, "app", request.id)
+        return RequestRefused(ErrorCode.UNKNOWN_APP, text, "app", request.id)
 
     def why_not_asked(self, app: Application, model: str) -> Failure | None:
         """Returns why this model of the application cannot be asked now; None if it can."""

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from gearmesh.load.generating.jobs import Progress, Run, Start, tell
+from gearmesh.load.generating.jobs import Progress, Run, StartGenerator, tell
 from gearmesh.load.generating.messages import Template, random_inputs, read_answer
-from gearmesh.load.generating.port import Port
+from gearmesh.load.generating.port import GeneratorSocket
 from gearmesh.load.generating.schedule import Arrival, Arrivals, draws, first_asked, unpacked
 from gearmesh.load.generating.unread import Unread
 from gearmesh.load.reporting.records import NO_ANSWER, OUTCOMES, Recorder
@@ -34,34 +34,34 @@ LEAST_SLO_MS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class ClosedLoopClient:
     """One client of a closed loop."""
 
     stream: int
     draws: Iterator[tuple[int, float, float]]  # (model, slo_s, pause after the answer); shared by its group
 
 
-class Flight(NamedTuple):
+class SentRequest(NamedTuple):
     """A request without an answer."""
 
     row: int  # of the recorder
     sent_s: float
     until_s: float  # instant at which it is given up
-    client: Client | None  # None: of an open loop
+    client: ClosedLoopClient | None  # None: of an open loop
     pause_s: float  # pause of the client after the answer
 
 
 class Generator:
     """The requests in flight and the next ones. All instants are seconds since the phase began."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: StartGenerator) -> None:
         self._loop = asyncio.get_running_loop()
         self._start = start
-        self._port = Port(start.addresses, start.keys_dir)
+        self._port = GeneratorSocket(start.addresses, start.keys_dir)
         self._rng = np.random.default_rng(start.seed)
         self._templates: dict[tuple[int, int], list[Template]] = {}  # {(model, rows): one for each distinct input}
         self._number = 0  # of the last request
-        self._flights: dict[int, Flight] = {}  # {id: request}
+        self._flights: dict[int, SentRequest] = {}  # {id: request}
         self._inbox: deque[tuple[float, float, bytes]] = deque()  # (when read, longest time unread, answer), up to 128
         self.recorder = Recorder()
         self._counts = [0] * len(OUTCOMES)
@@ -73,7 +73,9 @@ class Generator:
         self._unread = Unread(0.0)
         self._arrivals: Iterator[Arrival] = iter(())
         self._coming: Arrival | None = None  # next of the schedule
-        self._pausing: list[tuple[float, int, Client]] = []  # heap: (time of the next request, tie-breaker, client)
+        self._pausing: list[
+            tuple[float, int, ClosedLoopClient]
+        ] = []  # heap: (time of the next request, tie-breaker, client)
         self._ties = 0
         self._timer: asyncio.TimerHandle | None = None  # of the next request
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of the sweep and the progress report, while a phase runs
@@ -102,7 +104,7 @@ class Generator:
         self._coming = next(self._arrivals, None)
         for group in run.clients:
             seed = [run.seed, group.stream, group.models[0]]
-            client = Client(group.stream, draws(group, np.random.default_rng(seed)))
+            client = ClosedLoopClient(group.stream, draws(group, np.random.default_rng(seed)))
             for due_s in first_asked(group.count, CLIENTS_SPREAD_S):
                 self._pause(due_s, client)
         gc.collect()
@@ -184,7 +186,7 @@ class Generator:
                 return
             now_s = self._now()
 
-    def _ask(self, client: Client, due_s: float) -> None:
+    def _ask(self, client: ClosedLoopClient, due_s: float) -> None:
         """Sends the next request of a closed loop's client, if another one can be recorded."""
         if len(self.recorder) >= ROWS_MAX:
             self.full = True
@@ -199,7 +201,7 @@ class Generator:
         slo_s: float,
         rows: int,
         stream: int,
-        client: Client | None = None,
+        client: ClosedLoopClient | None = None,
         pause_s: float = 0.0,
     ) -> None:
         self._number += 1
@@ -209,7 +211,7 @@ class Generator:
         row = self.recorder.sent(due_s, now_s, slo_s, model, stream)
         head = template.encode(self._number, max(LEAST_SLO_MS, (slo_s - self._late_s) * 1e3))
         if self._port.send(head, template.frames):
-            self._flights[self._number] = Flight(row, now_s, now_s + slo_s + GRACE_S, client, pause_s)
+            self._flights[self._number] = SentRequest(row, now_s, now_s + slo_s + GRACE_S, client, pause_s)
             return
         self.recorder.not_sent(row)
         self._counts[NO_ANSWER] += 1
@@ -267,7 +269,7 @@ class Generator:
         elif (asks_s := self._now()) < self._ends_s:
             self._ask(flight.client, asks_s)
 
-    def _pause(self, until_s: float, client: Client) -> None:
+    def _pause(self, until_s: float, client: ClosedLoopClient) -> None:
         """The client of a closed loop pauses, then sends its next request."""
         self._ties += 1
         heapq.heappush(self._pausing, (until_s, self._ties, client))

@@ -6,16 +6,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from gearmesh.load.generating.schedule import Arrivals, Clients
-from gearmesh.load.plan import Target
+from gearmesh.load.generating.schedule import Arrivals, ClosedLoopClients
+from gearmesh.load.plan import LoadTarget
 from gearmesh.load.reporting.records import RECORD, Records
 
 
-class Start(msgspec.Struct, tag="start"):
+class StartGenerator(msgspec.Struct, tag="start"):
     """Command -> generator, once: the addresses and models to ask."""
 
     addresses: list[str]
-    targets: list[Target]
+    targets: list[LoadTarget]
     rows: int
     cache: bool
     distinct_inputs: int
@@ -28,7 +28,7 @@ class Run(msgspec.Struct, tag="run"):
     """Command -> generator: one phase."""
 
     arrivals: str  # path of the file, see `write_arrivals`
-    clients: list[Clients]
+    clients: list[ClosedLoopClients]
     seconds: float
     seed: int
     results: str  # path of the file to write
@@ -73,7 +73,7 @@ class Broken(msgspec.Struct, tag="broken"):
     why: str
 
 
-FromCommand = Start | Run | Go
+FromCommand = StartGenerator | Run | Go
 FromGenerator = Ready | Loaded | Progress | Finished | Broken
 
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gearmesh.load.plan import Target
+from gearmesh.load.plan import LoadTarget
 
 FRAMED_BYTES = 64 * 1024  # larger inputs travel as frames of their own
 _TAIL = struct.Struct(">3sBI7sBd")  # id as uint32, slo_ms as float64
@@ -23,7 +23,7 @@ FIXMAP = 0x80
 DIGITS_MAX = 17  # raw pixels of the demo models are 0-16; integers are drawn from that range, floats too
 
 
-class Fault(msgspec.Struct):
+class AnswerFault(msgspec.Struct):
     """The error of an answer that is not ok."""
 
     code: str = ""
@@ -41,7 +41,7 @@ class AnswerHead(msgspec.Struct):
     batch_size: int | None = None
     cached: bool | None = None
     cold: bool | None = None
-    error: Fault | None = None
+    error: AnswerFault | None = None
 
 
 _decoder = msgspec.msgpack.Decoder(AnswerHead)
@@ -55,7 +55,7 @@ def read_answer(body: bytes) -> AnswerHead:
 class Template:
     """An infer request without its id and budget."""
 
-    def __init__(self, target: Target, inputs: Sequence[npt.NDArray[Any]], *, cache: bool) -> None:
+    def __init__(self, target: LoadTarget, inputs: Sequence[npt.NDArray[Any]], *, cache: bool) -> None:
         """`inputs`: one array [rows, ...] for each input of the model, in the model's order."""
         framed = sum(array.nbytes for array in inputs) > FRAMED_BYTES
         tensors = []
@@ -75,7 +75,7 @@ class Template:
         return self._prefix + _TAIL.pack(_ID, 0xCE, number, _SLO, 0xCB, slo_ms)
 
 
-def random_inputs(target: Target, rows: int, rng: np.random.Generator) -> list[npt.NDArray[Any]]:
+def random_inputs(target: LoadTarget, rows: int, rng: np.random.Generator) -> list[npt.NDArray[Any]]:
     """One random array [rows, ...] for each input of the model."""
     arrays: list[npt.NDArray[Any]] = []
     for spec in target.inputs:

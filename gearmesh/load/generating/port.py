@@ -14,7 +14,7 @@ QUEUED_MAX = 1_000_000  # messages each way; a message without room is reported 
 EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
-class Port:
+class GeneratorSocket:
     """Sends requests to the frontends in turn, and receives their answers. Only `connect` waits."""
 
     def __init__(self, addresses: Sequence[str], keys_dir: str = "") -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.generating.jobs import Broken, FromCommand, FromGenerator, Loaded, Ready, Start
+from gearmesh.load.generating.jobs import Broken, FromCommand, FromGenerator, Loaded, Ready, StartGenerator
 
 LINE_BYTES_MAX = 1 << 24
 
@@ -57,7 +57,7 @@ class GeneratorProcess:
 
 
 @asynccontextmanager
-async def generator_process(number: int, start: Start) -> AsyncIterator[GeneratorProcess]:
+async def generator_process(number: int, start: StartGenerator) -> AsyncIterator[GeneratorProcess]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "gearmesh.load.generating.serving", limit=LINE_BYTES_MAX,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,

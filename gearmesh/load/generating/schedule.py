@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Closed, Growing, Open, Phase, Replay, Stream, Target
+from gearmesh.load.plan import Closed, Growing, LoadPhase, LoadTarget, Open, Replay, RequestStream
 from gearmesh.simulation.arrivals import loads
 from gearmesh.simulation.fields import EmptyTrace, UnusableFile
-from gearmesh.simulation.parts import Devices, Load, Scenario, SimModel
+from gearmesh.simulation.parts import Devices, Scenario, SimModel, Workload
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
@@ -55,7 +55,7 @@ def unpacked(arrivals: Arrivals) -> Iterator[Arrival]:
 
 
 @dataclass(frozen=True, slots=True)
-class Clients:
+class ClosedLoopClients:
     """Clients of one closed loop with equal behaviour."""
 
     stream: int
@@ -68,7 +68,7 @@ class Clients:
 
 
 def open_arrivals(
-    phase: Phase, index: Mapping[str, int], targets: Mapping[str, Target], seed: int, rows: int = 1
+    phase: LoadPhase, index: Mapping[str, int], targets: Mapping[str, LoadTarget], seed: int, rows: int = 1
 ) -> Arrivals:
     """The requests of all open streams of a phase. Each has `rows` rows, except those of a recorded log.
 
@@ -84,7 +84,7 @@ def open_arrivals(
         except UnusableFile as error:
             raise LoadError("; ".join(f"--file: {text}" for text in error.texts)) from error
         except EmptyTrace as error:
-            raise LoadError(error.told("--rate", "--seconds")) from error
+            raise LoadError(error.explanation("--rate", "--seconds")) from error
         parts.append((due_s, models[model], slo_s, rows_of, np.full(len(due_s), number, np.int32)))
     if not parts:
         none, nothing = np.empty(0), np.empty(0, np.int32)
@@ -99,7 +99,7 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _stream_arrivals(
-    phase: Phase, stream: Stream, targets: Mapping[str, Target], seed: int, rows: int
+    phase: LoadPhase, stream: RequestStream, targets: Mapping[str, LoadTarget], seed: int, rows: int
 ) -> tuple[Floats, Ints, Floats, Ints]:
     """(due_s, index into the stream's models, slo_s, rows)."""
     if isinstance(stream.source, Replay):
@@ -113,21 +113,21 @@ def _stream_arrivals(
     return trace.time_s, trace.model, trace.slo_s, np.full(len(trace), rows, np.int32)
 
 
-def _scenario(phase: Phase, stream: Stream, targets: Mapping[str, Target]) -> Scenario:
+def _scenario(phase: LoadPhase, stream: RequestStream, targets: Mapping[str, LoadTarget]) -> Scenario:
     """The models and the load, in the form of the simulator's generators."""
     own = stream.slo.unit != "ms"
     models = tuple(
         SimModel(name, 1, targets[name].batch_max, (0.0,), slo_ms=stream.slo.values_ms(targets[name]) if own else ())
         for name in stream.models
     )
-    load = stream.source.load if isinstance(stream.source, Open) else Load("poisson")
+    load = stream.source.load if isinstance(stream.source, Open) else Workload("poisson")
     values = stream.slo.values_ms(targets[stream.models[0]])
     load = replace(load, seconds=phase.seconds, slo_ms=values, slo_draw=stream.slo.draw)
     return Scenario(f"stream {stream.name}", NO_DEVICE, models, load)
 
 
 def replayed(
-    source: Replay, stream: Stream, targets: Mapping[str, Target], seconds: float
+    source: Replay, stream: RequestStream, targets: Mapping[str, LoadTarget], seconds: float
 ) -> tuple[Floats, Ints, Floats, Ints]:
     """(due_s, index into the stream's models, slo_s, rows) of the recorded requests to those models."""
     index = {model: i for i, model in enumerate(stream.models)}
@@ -153,7 +153,9 @@ def growing(source: Growing, models: int, seconds: float, rng: np.random.Generat
     return due_s, np.minimum((rng.random(len(due_s)) * in_use).astype(np.int32), models - 1)
 
 
-def closed_clients(phase: Phase, index: Mapping[str, int], targets: Mapping[str, Target], seed: int) -> list[Clients]:
+def closed_clients(
+    phase: LoadPhase, index: Mapping[str, int], targets: Mapping[str, LoadTarget], seed: int
+) -> list[ClosedLoopClients]:
     """The clients of all closed streams of a phase. Raises: LoadError."""
     found = []
     for number, stream in enumerate(phase.streams):
@@ -161,7 +163,7 @@ def closed_clients(phase: Phase, index: Mapping[str, int], targets: Mapping[str,
         if not isinstance(source, Closed):
             continue
         slo_ms = {model: stream.slo.values_ms(targets[model]) for model in stream.models}
-        whole = Clients(
+        whole = ClosedLoopClients(
             number, source.clients, tuple(index[m] for m in stream.models), (), tuple(slo_ms.values()),
             stream.slo.draw, source.think_s,
         )  # fmt: skip
@@ -176,18 +178,18 @@ def closed_clients(phase: Phase, index: Mapping[str, int], targets: Mapping[str,
     return found
 
 
-def deal_clients(clients: Sequence[Clients], part: int, parts: int) -> list[Clients]:
+def share_clients(clients: Sequence[ClosedLoopClients], part: int, parts: int) -> list[ClosedLoopClients]:
     """The clients that this generator process plays; each client is played by exactly one process."""
-    dealt, first = [], 0
+    shares, first = [], 0
     for group in clients:
         count = len(range((part - first) % parts, group.count, parts))
         first += group.count
         if count:
-            dealt.append(replace(group, count=count))
-    return dealt
+            shares.append(replace(group, count=count))
+    return shares
 
 
-def draws(group: Clients, rng: np.random.Generator) -> Iterator[tuple[int, float, float]]:
+def draws(group: ClosedLoopClients, rng: np.random.Generator) -> Iterator[tuple[int, float, float]]:
     """Yields (model, slo_s, think_s) of the group's requests without end."""
     weights = np.cumsum(group.weights)
     while True:

@@ -22,7 +22,7 @@ from gearmesh.load.generating.jobs import (
     Loaded,
     Ready,
     Run,
-    Start,
+    StartGenerator,
     read_arrivals,
     tell,
     write_records,
@@ -39,7 +39,7 @@ async def _serve() -> None:
     try:
         while line := await reader.readline():
             message = decoder.decode(line)
-            if isinstance(message, Start):
+            if isinstance(message, StartGenerator):
                 generator = Generator(message)
                 generator.connect()
                 tell(Ready())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gearmesh.load.plan import Plan
+from gearmesh.load.plan import LoadTestPlan
 from gearmesh.load.reporting.records import LATE, OK, OUTCOMES
 from gearmesh.load.reporting.statistics import PhaseReport
 from gearmesh.load.results import PhaseRun
@@ -15,7 +15,7 @@ POINTS_MAX = 2000  # of one curve
 LEGEND_MAX = 36  # curves in the legend
 
 
-def draw(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], file: Path) -> None:
+def draw(plan: LoadTestPlan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], file: Path) -> None:
     """Writes the plot to the file, a PNG. Raises: OSError."""
     import matplotlib
 

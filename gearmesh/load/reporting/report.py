@@ -7,7 +7,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from gearmesh.load.plan import Open, Plan, Replay
+from gearmesh.load.plan import LoadTestPlan, Open, Replay
 from gearmesh.load.reporting.records import OUTCOMES
 from gearmesh.load.reporting.statistics import LATE_MS, PhaseReport, Quantiles, report
 from gearmesh.load.results import PhaseRun
@@ -16,7 +16,7 @@ FORMAT = 2
 OF_THE_STREAM = ("seconds", "slo_ms", "slo_draw", "clients", "think_s")  # of the simulator's load; the stream's count
 
 
-def reports(plan: Plan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
+def reports(plan: LoadTestPlan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
     """The report of each phase."""
     return [
         report(
@@ -28,7 +28,7 @@ def reports(plan: Plan, runs: Sequence[PhaseRun]) -> list[PhaseReport]:
 
 
 def as_map(
-    plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], machine: dict[str, Any], **more: Any
+    plan: LoadTestPlan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], machine: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
     """The whole report as a map, complete for readers who did not see the run."""
     phases = []
@@ -49,7 +49,7 @@ def as_map(
     return {"format": FORMAT, "machine": machine, **more, "plan": _plan_map(plan), "phases": phases}
 
 
-def _plan_map(plan: Plan) -> dict[str, Any]:
+def _plan_map(plan: LoadTestPlan) -> dict[str, Any]:
     """The plan with the kind of each source; of a recorded log only the number of requests."""
     built: dict[str, Any] = msgspec.to_builtins(plan)
     for phase, own in zip(built["phases"], plan.phases, strict=True):
@@ -63,7 +63,7 @@ def _plan_map(plan: Plan) -> dict[str, Any]:
     return built
 
 
-def show(plan: Plan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], console: Console) -> None:
+def show(plan: LoadTestPlan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], console: Console) -> None:
     """Prints all tables."""
     for note in plan.notes:
         console.print(note, highlight=False, markup=False)

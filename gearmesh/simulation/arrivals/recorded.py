@@ -28,7 +28,7 @@ FAULTS_MAX = 10  # faults of one file that are reported
 DAY_MIN = 1440
 
 
-class Line(msgspec.Struct, frozen=True):
+class RecordedRequest(msgspec.Struct, frozen=True):
     """One request of the log."""
 
     t_s: float
@@ -37,14 +37,16 @@ class Line(msgspec.Struct, frozen=True):
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
 
-def controllers_log(source: Path) -> list[Line] | None:
+def controllers_log(source: Path) -> list[RecordedRequest] | None:
     """The requests in controllers' logs, by arrival, the first at 0; None if `source` is not such a log.
 
     Raises: LogError, if it has another version, is damaged, or is not a request log.
     """
     if not source.is_dir() and not _has_header(source):
         return None
-    return [Line(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)]
+    return [
+        RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)
+    ]
 
 
 def _has_header(file: Path) -> bool:
@@ -58,7 +60,7 @@ def _has_header(file: Path) -> bool:
     return isinstance(found, dict) and "version" in found and "t_s" not in found
 
 
-class OwnLine(msgspec.Struct, frozen=True):
+class OwnRecordedRequest(msgspec.Struct, frozen=True):
     """One request in a controller's log."""
 
     arrived_s: float
@@ -66,19 +68,19 @@ class OwnLine(msgspec.Struct, frozen=True):
     slo_s: Annotated[float, msgspec.Meta(gt=0)]
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
-    def line(self) -> Line:
-        """The same request as a `Line`."""
-        return Line(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
+    def line(self) -> RecordedRequest:
+        """The same request as a `RecordedRequest`."""
+        return RecordedRequest(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
 
 
-class Kind(msgspec.Struct, frozen=True):
+class LineKind(msgspec.Struct, frozen=True):
     """The field that distinguishes the lines of a controller's log."""
 
     kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Log:
+class RecordedLog:
     """The requests, oldest first; arrays [requests]."""
 
     time_s: npt.NDArray[np.float64]
@@ -87,7 +89,7 @@ class Log:
     rows: npt.NDArray[np.int32]
 
 
-def read_log(scenario: Scenario) -> Log:
+def read_log(scenario: Scenario) -> RecordedLog:
     """The log at `load.path`, cut after `load.seconds`. Raises: UnusableFile, which names lines."""
     load = scenario.load
     assert load.path is not None
@@ -112,15 +114,15 @@ def read_log(scenario: Scenario) -> Log:
     order = np.argsort(times, kind="stable")
     order = order[times[order] < load.seconds]
     rows = np.array([line.rows for line in lines], np.int32)
-    return Log(times[order], models[order], slo_ms[order] / 1e3, rows[order])
+    return RecordedLog(times[order], models[order], slo_ms[order] / 1e3, rows[order])
 
 
-def _lines(scenario: Scenario, file: Path) -> list[Line]:
+def _lines(scenario: Scenario, file: Path) -> list[RecordedRequest]:
     try:
         own = controllers_log(file)
     except LogError as error:
         raise UnusableFile(scenario.name, [str(error)]) from error
-    lines: list[Line] = own or []
+    lines: list[RecordedRequest] = own or []
     faults: list[str] = []
     if own is None:
         _plain_lines(file, lines, faults)
@@ -131,7 +133,7 @@ def _lines(scenario: Scenario, file: Path) -> list[Line]:
     return lines
 
 
-def _plain_lines(file: Path, lines: list[Line], faults: list[str]) -> None:
+def _plain_lines(file: Path, lines: list[RecordedRequest], faults: list[str]) -> None:
     """Adds to `lines` and `faults` what a file without a header holds."""
     for number, text in enumerate(file.read_bytes().splitlines(), 1):
         if not text.strip():
@@ -147,14 +149,14 @@ def _plain_lines(file: Path, lines: list[Line], faults: list[str]) -> None:
             lines.append(line)
 
 
-def _line(text: bytes) -> Line | None:
+def _line(text: bytes) -> RecordedRequest | None:
     """The request in a line of either kind; None if the line is about something else."""
-    found = msgspec.json.decode(text, type=Kind)
+    found = msgspec.json.decode(text, type=LineKind)
     if found.kind == "request":
-        return msgspec.json.decode(text, type=OwnLine).line()
+        return msgspec.json.decode(text, type=OwnRecordedRequest).line()
     if found.kind is not None:
         return None
-    return msgspec.json.decode(text, type=Line)
+    return msgspec.json.decode(text, type=RecordedRequest)
 
 
 def read_counts(scenario: Scenario) -> npt.NDArray[np.float64]:

@@ -13,10 +13,10 @@ from math import inf
 
 import numpy as np
 
-from controller.core.devices.base import Device
-from controller.core.policies.base import Batch, Lead, LoadPlan, Policy, Verdict
+from controller.core.devices.base import RemoteDevice
+from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
 from controller.core.queues import Request
-from controller.core.state import Model, State
+from controller.core.state import Model, ShardState
 from gearmesh.simulation.arrivals.loads import Trace
 
 
@@ -24,13 +24,13 @@ from gearmesh.simulation.arrivals.loads import Trace
 class Clairvoyant:
     """The policy `inner`, with its victims replaced."""
 
-    inner: Policy
-    state: State
+    inner: SchedulingPolicy
+    state: ShardState
     asked_s: dict[str, list[float]]  # {ref: arrival times of its requests, sorted}
     lead: Lead  # of the inner policy
 
     @classmethod
-    def of(cls, inner: Policy, state: State, refs: Sequence[str], trace: Trace) -> "Clairvoyant":
+    def of(cls, inner: SchedulingPolicy, state: ShardState, refs: Sequence[str], trace: Trace) -> "Clairvoyant":
         """Wraps `inner` for a trace. `refs`: of the trace's models."""
         order = np.argsort(trace.model, kind="stable")
         edges = np.searchsorted(trace.model[order], np.arange(len(refs) + 1))
@@ -38,7 +38,7 @@ class Clairvoyant:
         asked = {ref: times[edges[i] : edges[i + 1]].tolist() for i, ref in enumerate(refs)}
         return cls(inner, state, asked, inner.lead)
 
-    def choose_load(self, device: Device, now: float) -> LoadPlan | None:
+    def choose_load(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """What the inner policy would load, in place of the models whose next requests are furthest away."""
         plan = self.inner.choose_load(device, now)
         if plan is None or not plan.evict:
@@ -60,7 +60,7 @@ class Clairvoyant:
         """The inner policy's count of expired requests."""
         return self.inner.expired(model, now)
 
-    def choose(self, device: Device, now: float) -> Batch | None:
+    def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The inner policy's batch."""
         return self.inner.choose(device, now)
 
@@ -68,11 +68,11 @@ class Clairvoyant:
         """Passed on to the inner policy."""
         self.inner.arrived(model, request, now)
 
-    def bound(self, device: Device, batch: Batch, now: float) -> None:
+    def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """Passed on to the inner policy."""
         self.inner.bound(device, batch, now)
 
-    def completed(self, device: Device, model: Model, requests: Sequence[Request], now: float) -> None:
+    def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """Passed on to the inner policy."""
         self.inner.completed(device, model, requests, now)
 

@@ -1,14 +1,14 @@
 """Upper bounds on the number of requests that any scheduler can answer in time, to compare policies with.
 
 `interval_bound` gives every request the device time of the best batch that it could possibly be in, spread over its
-window in any way. No scheduler needs less, not even a clairvoyant, preemptive or migrating one:
+span in any way. No scheduler needs less, not even a clairvoyant, preemptive or migrating one:
 
-* A batch of b rows takes l(b) inside the windows of all its members, so each member pays at least its least cost
+* A batch of b rows takes l(b) inside the spans of all its members, so each member pays at least its least cost
   (`sharing.costs`) between its arrival and its deadline. In any interval the devices can spend at most their number
   times its length. These two facts give a linear program (`network`).
 * The bound is computed from the program's prices, not from its value. For any price per device-second in each slot, the
   answers in time are at most the price of all device time, plus for each request 1 minus its cost at the lowest price
-  in its window, if that is positive (weak duality). It is computed here from true costs and windows, so that neither
+  in its span, if that is positive (weak duality). It is computed here from true costs and spans, so that neither
   the grouping of requests nor the solver's tolerance can make it wrong; bad prices only make it loose.
 
 This ignores LOADs. A second bound follows from LOADs alone (loading.py), and the lower of the two holds. Network and
@@ -36,7 +36,7 @@ from gearmesh.simulation.parts import Scenario
 
 Floats = npt.NDArray[np.float64]
 SLOTS_MAX = 6000
-SLOTS_PER_WINDOW = 16  # for the shorter windows
+SLOTS_PER_SPAN = 16  # for the shorter spans
 GROWTH = 1.25  # factor from slot to slot after the last arrival, when only deadlines are left
 ROUNDS = 40  # of improving prices for whole batches; measured: each further one gains less than 0.01 % of the bound
 EPSILON = 1e-6  # requests; margin for rounding errors of floats
@@ -146,10 +146,10 @@ class Problem:
 
 
 def cut(requests: Requests) -> Slots:
-    """Slots as fine as the windows need and the program can handle; they grow after the last arrival."""
+    """Slots as fine as the spans need and the program can handle; they grow after the last arrival."""
     begin, end, last = requests.arrival.min(), requests.deadline.max(), requests.arrival.max()
-    window = float(np.quantile(requests.deadline - requests.arrival, 0.05))
-    width = max(1, int(max(window / SLOTS_PER_WINDOW, (last - begin) / SLOTS_MAX)))
+    span = float(np.quantile(requests.deadline - requests.arrival, 0.05))
+    width = max(1, int(max(span / SLOTS_PER_SPAN, (last - begin) / SLOTS_MAX)))
     edges = list(range(int(begin), int(min(last + 1, end)), width))
     while edges[-1] + width < end:
         edges.append(edges[-1] + width)

@@ -10,7 +10,7 @@ from gearmesh.simulation.arrivals.loads import Trace
 from gearmesh.simulation.parts import Scenario
 
 REQUESTS_MAX = 10
-SLACK_S = 1e-9  # an end this much late counts as in time: simulated clocks add up floats
+TOLERANCE_S = 1e-9  # an end this much late counts as in time: simulated clocks add up floats
 
 
 def exact(scenario: Scenario, trace: Trace) -> int:
@@ -31,7 +31,7 @@ def exact(scenario: Scenario, trace: Trace) -> int:
                 if device and free[device] == free[device - 1]:
                     continue
                 end_s = max(free[device], ready_s) + duration_s
-                if end_s <= due_s + SLACK_S:
+                if end_s <= due_s + TOLERANCE_S:
                     after = tuple(sorted((*free[:device], end_s, *free[device + 1 :])))
                     found = max(found, members.bit_count() + best(left & ~members, after))
         return found
@@ -51,6 +51,6 @@ def _batches(scenario: Scenario, trace: Trace) -> list[tuple[int, float, float, 
             continue
         duration_s = min(model.exec_s[rows:])
         ready_s, due_s = max(arrival[i] for i in chosen), min(due[i] for i in chosen)
-        if ready_s + duration_s <= due_s + SLACK_S:
+        if ready_s + duration_s <= due_s + TOLERANCE_S:
             found.append((members, duration_s, ready_s, due_s))
     return found

@@ -6,14 +6,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gearmesh.simulation.bounds.pricing import Market
+from gearmesh.simulation.bounds.pricing import PricedTime
 from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, range_extreme
 
 Floats = npt.NDArray[np.float64]
 
 
 class Places(Protocol):
-    """What this module needs of packing.Offers."""
+    """What this module needs of packing.BatchPlaces."""
 
     @property
     def batch(self) -> int: ...
@@ -70,7 +70,7 @@ def _walk_back(choice: Longs, first: Longs, sizes: Longs) -> Longs:
     return chosen
 
 
-def cheapest_share(requests: Requests, market: Market, alone: Iterable[Places]) -> tuple[Floats, Longs]:
+def cheapest_share(requests: Requests, market: PricedTime, alone: Iterable[Places]) -> tuple[Floats, Longs]:
     """(least price of a request as part of a batch, that batch's size) [requests]; inf for those without places."""
     share, size = np.full(len(requests), np.inf), np.zeros(len(requests), np.int64)
     for offers in alone:
@@ -82,7 +82,7 @@ def cheapest_share(requests: Requests, market: Market, alone: Iterable[Places]) 
     return share, size
 
 
-def raised(own: Floats, after: Longs) -> Floats:
+def nested_rewards(own: Floats, after: Longs) -> Floats:
     """The lowest rewards from `own` up, of which none inside a stretch exceeds rewards on both its sides [requests].
 
     The stretch of request i reaches to before after[i]. In it, the run at the end that never falls is left out, because

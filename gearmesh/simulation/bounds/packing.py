@@ -37,8 +37,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gearmesh.simulation.bounds.nesting import cheapest_share, raised, whole_or_skipped
-from gearmesh.simulation.bounds.pricing import Market, usage
+from gearmesh.simulation.bounds.nesting import cheapest_share, nested_rewards, whole_or_skipped
+from gearmesh.simulation.bounds.pricing import PricedTime, usage
 from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, in_one_batch, most_waiting
 
 Floats = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ PATIENCE, CALMER = 3, 0.6  # after so many steps without gain, the aim is multip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Offers:
+class BatchPlaces:
     """The places that batches of one size and one profile may have; arrays [places]."""
 
     batch: int
@@ -66,9 +66,9 @@ class Packing:
     edges: Floats  # ns [slots + 1]
     devices: int
     after: Longs  # one past the last later request that may share a stretch with a request [requests]
-    groups: list[Offers]
-    inner: list[Offers]
-    alone: list[Offers]
+    groups: list[BatchPlaces]
+    inner: list[BatchPlaces]
+    alone: list[BatchPlaces]
     orderly: Bools  # whether the dynamic program applies to the request's model [requests]
     widest: int  # rows of the largest group
 
@@ -80,9 +80,9 @@ class Packing:
         orderly = in_order(requests)
         if orderly.sum() * profiles.shape[1] > CELLS_MAX:
             orderly[:] = False
-        groups: list[Offers] = []
-        inner: list[Offers] = []
-        alone: list[Offers] = []
+        groups: list[BatchPlaces] = []
+        inner: list[BatchPlaces] = []
+        alone: list[BatchPlaces] = []
         place = np.arange(len(requests)) - requests.find(np.zeros_like(requests.model), requests.model, "left")
         for batch in range(1, profiles.shape[1]):
             duration = profiles[profile_of, batch]
@@ -128,13 +128,13 @@ class Packing:
 
     def evaluate(self, prices: Floats) -> tuple[float, Floats]:
         """(the bound in requests, unused device time in each slot [slots], ns). `prices`: answers per ns [slots]."""
-        market = Market.of(self.edges, prices)
+        market = PricedTime.of(self.edges, prices)
         earned = np.full((len(self.requests), self.widest), -np.inf)
         for offers in self.groups:
             price = market.cheapest(offers.length, offers.earliest, offers.latest)
             earned[offers.last, offers.batch - 1] = offers.batch - price
         charge, inner_size = cheapest_share(self.requests, market, self.inner)
-        reward = raised(np.maximum(0.0, 1.0 - charge), self.after)
+        reward = nested_rewards(np.maximum(0.0, 1.0 - charge), self.after)
         value, chosen = whole_or_skipped(self.requests, self.orderly, earned, reward)
         batches = [_taken(market, o, chosen[o.last] == o.batch, 1.0) for o in self.groups]
         share, size = cheapest_share(self.requests, market, self.alone)
@@ -167,14 +167,16 @@ def _inner(requests: Requests, batch: int, duration: Longs) -> Bools:
     return np.asarray(most_waiting(requests, duration, fits) > 2 * batch)
 
 
-def _offers(requests: Requests, batch: int, length: int, last: Longs, first: Longs) -> list[Offers]:
+def _offers(requests: Requests, batch: int, length: int, last: Longs, first: Longs) -> list[BatchPlaces]:
     """The places for batches of this size and length; empty if there are none."""
     earliest = requests.arrival[last].astype(np.float64)
     latest = (requests.deadline[first] - length).astype(np.float64)
-    return [Offers(batch, float(length), last, earliest, latest)] if len(last) else []
+    return [BatchPlaces(batch, float(length), last, earliest, latest)] if len(last) else []
 
 
-def _taken(market: Market, offers: Offers, which: Bools, weights: Floats | float) -> tuple[Floats, Floats, Floats]:
+def _taken(
+    market: PricedTime, offers: BatchPlaces, which: Bools, weights: Floats | float
+) -> tuple[Floats, Floats, Floats]:
     """(starts, lengths, weights) of the places that are used."""
     starts = market.cheapest_start(offers.length, offers.earliest[which], offers.latest[which])
     weight = np.broadcast_to(weights, which.shape)[which].astype(np.float64)

@@ -1,7 +1,7 @@
-"""The price of device time when every instant has a price: the cheapest place for a batch inside its window. Pure.
+"""The price of device time when every instant has a price: the cheapest place for a batch inside its span. Pure.
 
 Times are in ns, prices in answers per ns. The price of a batch is piecewise linear in its start, so its minimum over a
-window is at an end of the window, or where the batch begins or ends on an edge of the price steps.
+span is at an end of the span, or where the batch begins or ends on an edge of the price steps.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Market:
+class PricedTime:
     """Prices as a step function."""
 
     edges: Floats  # ns [slots + 1]
     paid: Floats  # price of the time from the first edge to each edge, in answers [slots + 1]
 
     @classmethod
-    def of(cls, edges: Floats, prices: Floats) -> "Market":
+    def of(cls, edges: Floats, prices: Floats) -> "PricedTime":
         """A market with these prices. `prices` [slots], per ns."""
         return cls(edges, np.concatenate([[0.0], np.cumsum(prices * np.diff(edges))]))
 

@@ -2,8 +2,8 @@
 
 All times are whole nanoseconds. A batch of b rows of one model occupies a device from s to s + l(b); every member has
 arrived by s and is due at s + l(b) or later. So all members wait at s, and the batch has at most as many rows as have
-windows that contain [s, s + l(b)]. The size of a request's batch is therefore at most the largest b for which some s in
-its window finds b such rows, that request included; this limit is exact for any mix of deadlines. A member's part of
+spans that contain [s, s + l(b)]. The size of a request's batch is therefore at most the largest b for which some s in
+its span finds b such rows, that request included; this limit is exact for any mix of deadlines. A member's part of
 the batch is l(b) / b per row.
 
 Arrivals are rounded down, deadlines up, durations down. l(b) is the least duration of b or more rows, since a batch may
@@ -34,7 +34,7 @@ class Requests:
     model: Longs
     rows: Longs
     batch_max: Longs  # largest batch of its model
-    durations: Longs  # [models, largest batch_max + 1]: least duration of b or more rows; FAR beyond batch_max
+    durations: Longs  # [models, largest batch_max + 1]: least duration of b or more rows; ENDLESS_NS beyond batch_max
     origin: Longs  # index in the trace
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Requests:
         return Requests(arrival, deadline, model, rows, batch_max, self.durations, self.origin[kept])
 
 
-FAR = np.int64(1) << 60  # ns; longer than any duration
+ENDLESS_NS = np.int64(1) << 60  # ns; longer than any duration
 
 
 def requests_of(scenario: Scenario, trace: Trace) -> Requests:
@@ -68,7 +68,7 @@ def requests_of(scenario: Scenario, trace: Trace) -> Requests:
     # one ns more than rounding up: simulated clocks add up floats
     deadline = np.ceil((trace.time_s + trace.slo_s)[order] * NS).astype(np.int64) + 1
     widest = max(model.batch_max for model in scenario.models)
-    durations = np.full((len(scenario.models), widest + 1), FAR, np.int64)
+    durations = np.full((len(scenario.models), widest + 1), ENDLESS_NS, np.int64)
     for index, model in enumerate(scenario.models):
         exact = np.floor(np.array(model.exec_s) * NS).astype(np.int64)
         durations[index, : len(exact)] = np.minimum.accumulate(exact[::-1])[::-1]

@@ -57,7 +57,7 @@ class Transfer(Generic[T]):
 
 
 @dataclass(slots=True)
-class Copies(Generic[T]):
+class CopyQueue(Generic[T]):
     """LOADs one after the other, in pieces: start what `next` returns, and call `ended` when the oldest piece arrives.
 
     Pieces from disk are first read into one of a few buffers: read what `to_read` returns, and call `read` when that is

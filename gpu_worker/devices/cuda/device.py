@@ -4,7 +4,7 @@ One thread issues. The loop's thread hands phases over; threads that wait for ev
 
     LOAD    loads.py                                                                              stream load
     INPUT   bytes into a pinned slot (large ones by a helper), from there to the device           stream input
-    EXEC    slot to static input, gather unless the weight buffer holds the model, replay, back   stream exec
+    EXEC    slot to static input, gather unless the execution buffer holds the model, replay, back   stream exec
     OUTPUT  issued with EXEC, after it; the phase waits for it and copies it out of the slot      stream output
 
 Instants are the host's: when work was issued, and when its end was observed. Durations are the device's, between two
@@ -26,14 +26,14 @@ from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Wo
 from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.loads import Loader
-from gpu_worker.devices.cuda.memory import Memory, WrongBytes, fill, misfits, outputs_of
-from gpu_worker.devices.cuda.plans import MIB, Lane, Room, Window, padded
-from gpu_worker.devices.cuda.records import Figures, Held, Loading, Version, done_of, said
+from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of
+from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast, padded
+from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, message_of
 from gpu_worker.devices.cuda.reporting import Reporter
-from gpu_worker.devices.cuda.threads import DeviceThread, Helper, Watcher
-from gpu_worker.devices.cuda.versions import Versions
-from gpu_worker.devices.cuda.watchdog import Patience
-from gpu_worker.devices.cuda.watching import Watching
+from gpu_worker.devices.cuda.threads import DeviceThread, EventWatcher, Helper
+from gpu_worker.devices.cuda.versions import CudaVersions
+from gpu_worker.devices.cuda.watchdog import HangLimits
+from gpu_worker.devices.cuda.watching import ThreadObserver
 from gpu_worker.devices.locks import DeviceLock
 from gpu_worker.packages.package import Package
 from mesh import wire
@@ -65,7 +65,7 @@ class CudaDevice:
         host_bytes_max: int,
         keep_warm: bool = True,
         attempts: Attempts | None = None,
-        patience: Patience | None = None,
+        hang_limits: HangLimits | None = None,
     ) -> None:
         self._driver, self._lock, self._attempts = driver, lock, attempts
         driver.enter()
@@ -73,7 +73,7 @@ class CudaDevice:
         self._timed = EventPool(partial(driver.event, sleeps=False), EVENTS)
         lanes = (Phase.INPUT, Phase.EXEC, Phase.OUTPUT)
         self._streams: dict[Phase, Stream] = {phase: driver.stream(phase.value) for phase in lanes}
-        self._watchers = {phase: Watcher(phase.value, driver.enter) for phase in lanes}
+        self._watchers = {phase: EventWatcher(phase.value, driver.enter) for phase in lanes}
         self._warm = driver.keep_warm() if keep_warm else None
         self._issuer = Issuer(driver.enter, self._idle, IDLE_S if self._warm is not None else None, time.monotonic)
         self._reporter = Reporter(driver)
@@ -85,21 +85,21 @@ class CudaDevice:
         # first of all: otherwise memory that it frees would open the first device instead
         self._helper.do(driver.enter)
         self.figures = Figures()
-        self._versions = Versions(
+        self._versions = CudaVersions(
             driver, self._memory, self._helper, self.figures, host_bytes_max=host_bytes_max,
             prepare_disk=self._loader.prepare_disk, attempts=attempts,
         )  # fmt: skip
-        self._window = Window()
-        self._lane = Lane()
+        self._execution_buffer = ExecutionBuffer()
+        self._lane = StreamForecast()
         self._executed_s = 0.0
         self._clock_mhz = driver.clock_mhz()
         self.threads: tuple[DeviceThread, ...] = (  # in the order in which to stop them
             self._issuer, *self._loader.threads, *self._watchers.values(), self._helper
         )  # fmt: skip
-        self.watching = Watching(self.threads, patience or Patience(), self._reporter.give_up)
+        self.watching = ThreadObserver(self.threads, hang_limits or HangLimits(), self._reporter.give_up)
         self.info = wire.DeviceInfo(
             name=driver.name, kind=driver.kind, pages=room.pages, page_bytes=room.page_bytes, any_batch=False,
-            memory_note=f"arena {room.arena_bytes // MIB} MiB, window {room.window_bytes // MIB} MiB",
+            memory_note=f"arena {room.arena_bytes // MIB} MiB, execution buffer {room.buffer_bytes // MIB} MiB",
         )  # fmt: skip
         self.depth = dict(DEPTH)
         self.ahead_s = AHEAD_S
@@ -141,7 +141,7 @@ class CudaDevice:
 
     def prepare(self, package: Package) -> wire.Profile | None:
         """The version can be loaded and executed. Returns None, as its profile is measured. Raises: PackageError."""
-        faults = misfits(package, self._memory.room)
+        faults = capacity_faults(package, self._memory.room)
         if faults:
             raise PackageError(package.ref, faults)
         self._driver.enter()
@@ -153,7 +153,7 @@ class CudaDevice:
         except MemoryError as error:
             raise PackageError(package.ref, [f"{error}; lower GEARMESH_HOST_MEMORY_MB"]) from error
         except RuntimeError as error:
-            why = f"{self.info.name}: cannot be captured as a graph: {said(error)}"
+            why = f"{self.info.name}: cannot be captured as a graph: {message_of(error)}"
             raise PackageError(package.ref, [why]) from error
         return None
 
@@ -175,13 +175,13 @@ class CudaDevice:
         return Traits(engine="graph", load_from=version.image.place)
 
     def unloaded(self, ref: str) -> None:
-        """The weight buffer must gather the version's weights again.
+        """The execution buffer must gather the version's weights again.
 
         The buffer's copy would still be valid, but then no figure would show the cost of a gather.
         """
         version = self._versions.get(ref)
         if version is not None:
-            self._issuer.now(partial(self._window.leave, version.number))
+            self._issuer.now(partial(self._execution_buffer.invalidate_if, version.number))
 
     # -- phases, on the loop's thread ---------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class CudaDevice:
     def _begin(self, phase: Phase, job: Job, now: float) -> Done | None:
         ref = job.action.ref
         if phase is Phase.OUTPUT:
-            held: Held = job.slot
+            held: InferResources = job.slot
             assert held.output is not None
             self._watchers[Phase.OUTPUT].watch(held.output[1], partial(self._output_reached, job, held), ref)
             return None
@@ -221,7 +221,7 @@ class CudaDevice:
         if held is not None:
             self._versions.ring.give(held.slot)
 
-    def _begin_input(self, job: Job, version: Version, now: float) -> Done | None:
+    def _begin_input(self, job: Job, version: CudaVersion, now: float) -> Done | None:
         action = job.action
         assert isinstance(action, wire.Infer)
         size = padded(action.batch, version.executable.sizes)
@@ -229,13 +229,13 @@ class CudaDevice:
         if slot is None:
             return Done(now, now, 0.0, ActionCode.NO_SLOTS)
         layout = version.executable.layouts[size]
-        job.slot = Held(slot, version, size, layout)
+        job.slot = InferResources(slot, version, size, layout)
         if layout.inputs_end > FILL_BYTES_MAX:
             self._helper.do(partial(self._fill_there, job, job.slot, now))
             return None
         return self._fill(job, job.slot, now)
 
-    def _fill(self, job: Job, held: Held, begin_s: float) -> Done | None:
+    def _fill(self, job: Job, held: InferResources, begin_s: float) -> Done | None:
         try:
             fill(held.slot, held.layout, job, held.version.padding)
         except WrongBytes as error:
@@ -245,7 +245,7 @@ class CudaDevice:
 
     # -- on the helper's thread ---------------------------------------------------------------------------------------
 
-    def _fill_there(self, job: Job, held: Held, begin_s: float) -> None:
+    def _fill_there(self, job: Job, held: InferResources, begin_s: float) -> None:
         done = self._fill(job, held, begin_s)
         if done is not None:
             self._reporter.tell(Phase.INPUT, job, done)
@@ -263,12 +263,12 @@ class CudaDevice:
             work()
         # whatever the device raises is the outcome of this action, and must not end the thread
         except Exception as error:
-            self._window.spoil()
+            self._execution_buffer.invalidate()
             now = time.monotonic()
             self._reporter.suspect()
-            self._reporter.tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, said(error)))
+            self._reporter.tell(phase, job, Done(now, now, 0.0, ActionCode.DEVICE_ERROR, message_of(error)))
 
-    def _issue_input(self, job: Job, held: Held) -> None:
+    def _issue_input(self, job: Job, held: InferResources) -> None:
         stream, slot, size = self._streams[Phase.INPUT], held.slot, held.layout.inputs_end
         with self._timed.lend(2) as (begin, end):
             stream.record(begin)
@@ -277,9 +277,9 @@ class CudaDevice:
             reached = partial(self._input_reached, job, begin, end)
             self._watchers[Phase.INPUT].watch(end, reached, job.action.ref)
 
-    def _issue_exec(self, job: Job, version: Version, given_s: float) -> None:
+    def _issue_exec(self, job: Job, version: CudaVersion, given_s: float) -> None:
         action, held, now = job.action, job.slot, time.monotonic()
-        assert isinstance(held, Held)
+        assert isinstance(held, InferResources)
         if self._lane.start_s(now) > action.latest_s:
             self._reporter.tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.LATE))
             return
@@ -287,7 +287,7 @@ class CudaDevice:
             self._reporter.tell(Phase.EXEC, job, Done(now, now, 0.0, ActionCode.UNKNOWN_MODEL))
             return
         self.figures.late_s.append(now - max(action.earliest_s, given_s))
-        gather = version.package.image_bytes > 0 and self._window.bring(version.number)
+        gather = version.package.image_bytes > 0 and self._execution_buffer.switch_to(version.number)
         execute, output = self._streams[Phase.EXEC], self._streams[Phase.OUTPUT]
         with self._timed.lend(4) as (begin, end, output_begin, output_end):
             execute.record(begin)
@@ -305,12 +305,12 @@ class CudaDevice:
             reached = partial(self._exec_reached, job, held, issued_s, gather, begin, end)
             self._watchers[Phase.EXEC].watch(end, reached, action.ref, action.expected_s)
 
-    def _execute(self, held: Held, pages: Sequence[int]) -> None:
+    def _execute(self, held: InferResources, pages: Sequence[int]) -> None:
         executable, layout, there = held.version.executable, held.layout, held.slot.there
         _copy(executable.static[: layout.inputs_end], there[: layout.inputs_end])
         if pages:
             memory = self._memory
-            self._driver.gather(memory.arena_pages, memory.window_pages, memory.tables[pages[0], : len(pages)])
+            self._driver.gather(memory.arena_pages, memory.buffer_pages, memory.tables[pages[0], : len(pages)])
         executable.replays[held.size]()
         _copy(there[layout.outputs_at : layout.end], executable.static[layout.outputs_at : layout.end])
 
@@ -335,7 +335,7 @@ class CudaDevice:
     def _exec_reached(
         self,
         job: Job,
-        held: Held,
+        held: InferResources,
         issued_s: float | None,
         gathered: bool,
         begin: Event,
@@ -351,17 +351,17 @@ class CudaDevice:
         if done.code == OK:
             self._reporter.tell(Phase.EXEC, job, done)
             return
-        self._issuer.now(self._window.spoil)
+        self._issuer.now(self._execution_buffer.invalidate)
         assert held.output is not None  # its copy still writes to the slot, so the job must not end before
         reached = partial(self._failed_reached, job, held, done)
         self._watchers[Phase.OUTPUT].watch(held.output[1], reached, job.action.ref)
 
-    def _failed_reached(self, job: Job, held: Held, done: Done, error: Exception | None) -> None:
+    def _failed_reached(self, job: Job, held: InferResources, done: Done, error: Exception | None) -> None:
         assert held.output is not None
         self._timed.give(*held.output)
         self._reporter.tell(Phase.EXEC, job, done)
 
-    def _output_reached(self, job: Job, held: Held, error: Exception | None) -> None:
+    def _output_reached(self, job: Job, held: InferResources, error: Exception | None) -> None:
         assert held.output is not None
         assert isinstance(job.action, wire.Infer)
         done = self._done(*held.output, error)
@@ -380,6 +380,6 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
 
-def _copy_outputs(held: Held) -> None:
+def _copy_outputs(held: InferResources) -> None:
     layout, slot = held.layout, held.slot
     _copy(slot.here[layout.outputs_at : layout.end], slot.there[layout.outputs_at : layout.end])

@@ -86,10 +86,10 @@ class Driver(Protocol):
         It may wait for everything that runs, and delays what is issued meanwhile. Only while a version is prepared.
         """
 
-    def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
-        """Copies, inside `Stream.run`: window[i] = arena[pages[i]].
+    def gather(self, arena: torch.Tensor, buffer: torch.Tensor, pages: torch.Tensor) -> None:
+        """Copies, inside `Stream.run`: buffer[i] = arena[pages[i]].
 
-        `arena` `[all pages, words]` int64, `window` (the weight buffer) `[its pages, words]` int64, `pages` `[n]`
+        `arena` `[all pages, words]` int64, `buffer` (for execution) `[its pages, words]` int64, `pages` `[n]`
         int64.
         """
 

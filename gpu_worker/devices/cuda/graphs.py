@@ -1,7 +1,7 @@
 """Executables of one architecture: its operations, captured once for each size of the ladder.
 
-The captured operations read weights from the weight buffer and inputs from `static`, and write outputs to `static`.
-These places are fixed and shared by all models of the architecture; models differ in what the weight buffer holds.
+The captured operations read weights from the execution buffer and inputs from `static`, and write outputs to `static`.
+These places are fixed and shared by all models of the architecture; models differ in what the execution buffer holds.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gpu_worker.devices.cuda.driver import Driver, Work
-from gpu_worker.devices.cuda.plans import Layout, Place, ladder, lay_out
+from gpu_worker.devices.cuda.plans import BatchLayout, TensorPlace, ladder, lay_out
 from gpu_worker.devices.executables import Forward, check_by_running, load_forward, view
 from gpu_worker.devices.rows import padding_rows
 from gpu_worker.packages.package import Package
@@ -22,11 +22,11 @@ WARM_UPS = 3  # runs of each size before its capture, in which libraries choose 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Executable:
+class GraphExecutable:
     """One architecture, up to one batch size."""
 
     sizes: tuple[int, ...]
-    layouts: dict[int, Layout]  # {size: places in `static`, and in slots}
+    layouts: dict[int, BatchLayout]  # {size: places in `static`, and in slots}
     static: torch.Tensor  # uint8, on the device: inputs, then outputs
     replays: dict[int, Work]  # {size: issues its operations}
     graph_bytes: int  # bytes that the captures took
@@ -34,21 +34,21 @@ class Executable:
 
 
 def weights_of(flat: torch.Tensor, package: Package) -> list[torch.Tensor]:
-    """Returns views of an image or of the weight buffer (uint8), in the order in which the architecture takes them."""
+    """Views of an image or of the execution buffer (uint8), in the order in which the architecture takes them."""
     return [view(flat, weight) for weight in package.layout]
 
 
-def tensor_at(flat: torch.Tensor, place: Place) -> torch.Tensor:
+def tensor_at(flat: torch.Tensor, place: TensorPlace) -> torch.Tensor:
     """Returns a view of one tensor of a buffer (uint8)."""
     return flat[place.at : place.at + place.size].view(getattr(torch, place.dtype)).view(place.shape)
 
 
 def build(
-    driver: Driver, package: Package, image: torch.Tensor, window: torch.Tensor, sizes: Sequence[int] = ()
-) -> Executable:
-    """Returns the architecture of `package`, warmed up with the weights of `image` and captured on the weight buffer.
+    driver: Driver, package: Package, image: torch.Tensor, execution_buffer: torch.Tensor, sizes: Sequence[int] = ()
+) -> GraphExecutable:
+    """The architecture of `package`, warmed up with the weights of `image` and captured on the execution buffer.
 
-    `image`: uint8, on the host. `window`: the weight buffer. `sizes`: to capture, ascending up to the largest batch;
+    `image`: uint8, on the host. `execution_buffer`: as bytes. `sizes`: to capture, ascending up to the largest batch;
     none: the ladder. Runs on the thread that prepares, and writes to nothing that serving uses: the warm-up has its own
     weights and outputs.
 
@@ -61,7 +61,7 @@ def build(
     layouts = {size: lay_out(package.spec, size) for size in sizes}
     static = driver.allocate(max(layout.end for layout in layouts.values()))
     weights = try_out(driver, package, forward, image)
-    captured = weights_of(window, package)
+    captured = weights_of(execution_buffer, package)
     promised = promise(package.spec.outputs)
     padding = [torch.from_numpy(row) for row in padding_rows(package)]
     replays, graph_bytes = {}, 0
@@ -78,7 +78,7 @@ def build(
             lambda layout=layout: _operate(forward, captured, static, layout, promised)  # type: ignore[misc]
         )
         graph_bytes += max(0, before - driver.memory()[0])
-    return Executable(sizes, layouts, static, replays, graph_bytes, forward)
+    return GraphExecutable(sizes, layouts, static, replays, graph_bytes, forward)
 
 
 def try_out(driver: Driver, package: Package, forward: Forward, image: torch.Tensor) -> list[torch.Tensor]:
@@ -97,7 +97,7 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
 
-def _pad(buffer: torch.Tensor, layout: Layout, padding: Sequence[torch.Tensor]) -> None:
+def _pad(buffer: torch.Tensor, layout: BatchLayout, padding: Sequence[torch.Tensor]) -> None:
     """All inputs are rows that the model can run on: what another size left there may be invalid indices."""
     buffer.zero_()
     for place, row in zip(layout.inputs, padding, strict=True):
@@ -105,7 +105,7 @@ def _pad(buffer: torch.Tensor, layout: Layout, padding: Sequence[torch.Tensor]) 
 
 
 def _operate(
-    forward: Forward, weights: Sequence[torch.Tensor], flat: torch.Tensor, layout: Layout, promised: Promise
+    forward: Forward, weights: Sequence[torch.Tensor], flat: torch.Tensor, layout: BatchLayout, promised: Promise
 ) -> None:
     inputs = [tensor_at(flat, place) for place in layout.inputs]
     outputs = forward(*weights, *inputs)

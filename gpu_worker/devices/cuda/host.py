@@ -156,9 +156,9 @@ class HostDriver:
     def trim(self) -> None:
         """Does nothing: no memory is kept back here."""
 
-    def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
-        """Copies window[i] = arena[pages[i]]."""
-        torch.index_select(arena, 0, pages, out=window[: len(pages)])
+    def gather(self, arena: torch.Tensor, buffer: torch.Tensor, pages: torch.Tensor) -> None:
+        """Copies buffer[i] = arena[pages[i]]."""
+        torch.index_select(arena, 0, pages, out=buffer[: len(pages)])
 
     def clock_mhz(self) -> float:
         """Returns 0: the clock is unknown."""

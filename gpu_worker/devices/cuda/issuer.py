@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from gpu_worker.devices.cuda.driver import Work
 from gpu_worker.devices.cuda.threads import FOREVER_S, STOP_S, has_ended, stop_thread
 from gpu_worker.devices.cuda.threads import Helper as Helper  # tools outside this repository find it here
-from gpu_worker.devices.cuda.watchdog import Wait
+from gpu_worker.devices.cuda.watchdog import ObservedWork
 from gpu_worker.tuning import inherit_priority
 
 # a work due within this time is waited for without sleeping. Source: a sleeping thread is 50 us late or more
 SPIN_S = 0.0001
-DEAF_S = 0.00002  # in this last part nothing else is begun: issuing one thing takes about as long
+EXCLUSIVE_S = 0.00002  # in this last part nothing else is begun: issuing one thing takes about as long
 
 
 @dataclass(slots=True)
@@ -69,9 +69,9 @@ class Issuer:
         """`work` runs at `due_s`, or at once if that is past."""
         self._given.put((due_s, work))
 
-    def wait(self) -> Wait | None:
+    def observed(self) -> ObservedWork | None:
         """Returns what the thread is issuing; None if nothing."""
-        return Wait(self.name, self._turn, "issuing what was ordered") if self._at_work else None
+        return ObservedWork(self.name, self._turn, "issuing what was ordered") if self._at_work else None
 
     @property
     def broken(self) -> bool:
@@ -113,7 +113,7 @@ class Issuer:
     def _await(self, due_s: float) -> bool:
         """Waits without sleeping until the next work is due, then issues it. Returns False if the thread must end."""
         while (now := self._clock()) < due_s:
-            if due_s - now > DEAF_S:
+            if due_s - now > EXCLUSIVE_S:
                 time.sleep(0)
                 if not self._given.empty():
                     given = self._given.get()

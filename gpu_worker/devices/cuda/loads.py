@@ -16,14 +16,14 @@ from functools import partial
 import torch
 
 from gpu_worker.core.jobs import Done, Job
-from gpu_worker.devices.cuda.copies import Copies, Piece, Transfer, pieces
+from gpu_worker.devices.cuda.copies import CopyQueue, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.driver import Driver, Event
 from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.issuer import Issuer
 from gpu_worker.devices.cuda.memory import Memory, Staging
 from gpu_worker.devices.cuda.plans import MIB
-from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, said
-from gpu_worker.devices.cuda.threads import Helper, Watcher
+from gpu_worker.devices.cuda.records import Loading, PinnedImage, done_of, message_of
+from gpu_worker.devices.cuda.threads import EventWatcher, Helper
 from gpu_worker.devices.images import DISK, DiskImage, WeightsChanged
 from mesh.codes import ActionCode
 
@@ -52,10 +52,10 @@ class Loader:
         self._tell, self._suspect = tell, suspect
         self._events = EventPool(partial(driver.event, sleeps=True), EVENTS)
         self._stream = driver.stream("load")
-        self._watcher = Watcher("load", driver.enter)
+        self._watcher = EventWatcher("load", driver.enter)
         self._disk = Helper("disk")
         self._staging: Staging | None = None
-        self._copies: Copies[Loading] = Copies()
+        self._copies: CopyQueue[Loading] = CopyQueue()
 
     def start(self) -> None:
         """The threads run. On the loop's thread."""
@@ -63,7 +63,7 @@ class Loader:
         self._disk.start()
 
     @property
-    def threads(self) -> tuple[Helper, Watcher]:
+    def threads(self) -> tuple[Helper, EventWatcher]:
         """The threads, in the order in which to stop them once nothing is issued any more."""
         return self._disk, self._watcher
 
@@ -161,7 +161,7 @@ class Loader:
         if loading.error is not None:
             changed = isinstance(loading.error, WeightsChanged)
             code = ActionCode.CONTENT_CHANGED if changed else ActionCode.DEVICE_ERROR
-            done = Done(end_s, end_s, 0.0, code, said(loading.error))
+            done = Done(end_s, end_s, 0.0, code, message_of(loading.error))
         else:
             assert begin is not None
             assert end is not None

@@ -12,7 +12,7 @@ from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.copies import BUFFERS
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
-from gpu_worker.devices.cuda.plans import MIB, Layout, Room, lay_out
+from gpu_worker.devices.cuda.plans import MIB, BatchLayout, Room, lay_out
 from gpu_worker.devices.rows import pad
 from gpu_worker.packages.package import Package
 from mesh import wire
@@ -23,13 +23,13 @@ WORD = torch.int64
 ROW_WORDS = 32  # rows of the page table are aligned to this: Triton recompiles for an unaligned address
 
 
-def misfits(package: Package, room: Room) -> list[str]:
+def capacity_faults(package: Package, room: Room) -> list[str]:
     """Returns what of the package is too large for a device with this room, each with the figure and the limit."""
     faults = []
-    if package.image_bytes > room.window_bytes:
+    if package.image_bytes > room.buffer_bytes:
         faults.append(
-            f"its weights take {package.image_bytes / MIB:.1f} MiB; the window is {room.window_bytes // MIB} MiB "
-            "(GEARMESH_WINDOW_MB)"
+            f"its weights take {package.image_bytes / MIB:.1f} MiB; the execution buffer is "
+            f"{room.buffer_bytes // MIB} MiB (GEARMESH_WINDOW_MB)"
         )
     batch_bytes = lay_out(package.spec, package.spec.batch_max).end
     if batch_bytes > SLOT_BYTES_MAX:
@@ -44,25 +44,25 @@ def misfits(package: Package, room: Room) -> list[str]:
 
 
 class Memory:
-    """Arena, weight buffer and page table of one device. Raises: DeviceError."""
+    """Arena, execution buffer and page table of one device. Raises: DeviceError."""
 
     def __init__(self, driver: Driver, room: Room) -> None:
         self.room = room
-        row = -(-room.window_pages // ROW_WORDS) * ROW_WORDS
+        row = -(-room.buffer_pages // ROW_WORDS) * ROW_WORDS
         table_bytes = room.pages * row * WORD.itemsize
         try:
             arena = driver.allocate(room.arena_bytes)
-            self.window = driver.allocate(room.window_bytes)
+            self.execution_buffer = driver.allocate(room.buffer_bytes)
             tables = driver.allocate(table_bytes)
             self._host_tables = driver.pin(table_bytes)
         except (MemoryFull, MemoryError) as error:
             raise DeviceError(
-                f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and a window of "
-                f"{room.window_bytes // MIB} MiB cannot be allocated: {error}; lower GEARMESH_ARENA_MB"
+                f"{driver.name}: an arena of {room.arena_bytes // MIB} MiB and an execution buffer of "
+                f"{room.buffer_bytes // MIB} MiB cannot be allocated: {error}; lower GEARMESH_ARENA_MB"
             ) from error
         self.arena = arena
         self.arena_pages = arena.view(WORD).view(room.pages, -1)
-        self.window_pages = self.window.view(WORD).view(room.window_pages, -1)
+        self.buffer_pages = self.execution_buffer.view(WORD).view(room.buffer_pages, -1)
         self.tables = tables.view(WORD).view(room.pages, row)
         self.host_tables = self._host_tables.tensor.view(WORD).view(room.pages, row)
 
@@ -125,7 +125,7 @@ class WrongBytes(ValueError):
     """An input does not have the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None:
+def fill(slot: Slot, layout: BatchLayout, job: Job, padding: Sequence[Bytes]) -> None:
     """The slot's pinned part holds the job's inputs, and `padding` (one row of each input) up to the captured size.
 
     Raises: WrongBytes.
@@ -147,7 +147,7 @@ def fill(slot: Slot, layout: Layout, job: Job, padding: Sequence[Bytes]) -> None
         pad(target[at : place.at + place.size], padding[i])
 
 
-def outputs_of(slot: Slot, layout: Layout, rows: int) -> list[memoryview]:
+def outputs_of(slot: Slot, layout: BatchLayout, rows: int) -> list[memoryview]:
     """Returns copies of the first rows of each output: the slot will soon be reused."""
     source = slot.here.numpy()
     return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]

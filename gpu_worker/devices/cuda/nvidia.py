@@ -239,9 +239,9 @@ class NvidiaDriver:
         """Memory that torch's allocator caches is free."""
         torch.cuda.empty_cache()
 
-    def gather(self, arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
-        """Copies window[i] = arena[pages[i]], by Triton's kernel or torch's."""
-        self._gather(arena, window, pages)
+    def gather(self, arena: torch.Tensor, buffer: torch.Tensor, pages: torch.Tensor) -> None:
+        """Copies buffer[i] = arena[pages[i]], by Triton's kernel or torch's."""
+        self._gather(arena, buffer, pages)
 
     def clock_mhz(self) -> float:
         """Returns the SM clock in MHz; 0 if unknown."""
@@ -294,22 +294,22 @@ def _replay(graph: torch.cuda.CUDAGraph, captured: Work) -> None:
 def _gather_of(place: torch.device) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
     """Returns the Triton kernel if it works on this device, else torch's own."""
     arena = torch.arange(4 * 8192, device=place).view(4, 8192)
-    window, pages = torch.zeros(2, 8192, dtype=torch.int64, device=place), torch.tensor([3, 1], device=place)
+    buffer, pages = torch.zeros(2, 8192, dtype=torch.int64, device=place), torch.tensor([3, 1], device=place)
     try:
         from gpu_worker.devices.cuda.gather_kernel import gather
 
-        gather(arena, window, pages)
-        if torch.equal(window, arena[pages]):
+        gather(arena, buffer, pages)
+        if torch.equal(buffer, arena[pages]):
             return gather
     except Exception:  # no Triton, no compiler for it, or an unknown device: torch's kernel works
         torch.cuda.synchronize(place)
-    index_gather(arena, window, pages)  # loads the kernel now, because loading it while serving would take time
+    index_gather(arena, buffer, pages)  # loads the kernel now, because loading it while serving would take time
     return index_gather
 
 
-def index_gather(arena: torch.Tensor, window: torch.Tensor, pages: torch.Tensor) -> None:
-    """Copies window[i] = arena[pages[i]], with torch.index_select."""
-    torch.index_select(arena, 0, pages, out=window[: len(pages)])
+def index_gather(arena: torch.Tensor, buffer: torch.Tensor, pages: torch.Tensor) -> None:
+    """Copies buffer[i] = arena[pages[i]], with torch.index_select."""
+    torch.index_select(arena, 0, pages, out=buffer[: len(pages)])
 
 
 class _Clock:

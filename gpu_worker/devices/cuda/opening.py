@@ -48,7 +48,7 @@ def _open(settings: Settings, index: int, lock: DeviceLock) -> CudaDevice:
         total=total,
         page_bytes=(settings.page_mb or PAGE_MB) * MIB,
         arena_bytes=settings.arena_mb * MIB,
-        window_bytes=settings.window_mb * MIB,
+        buffer_bytes=settings.window_mb * MIB,
     )
     attempts = Attempts(settings.data_dir / "attempts", driver.name)
     attempts.open()

@@ -1,4 +1,4 @@
-"""What goes where and when: batch sizes, places in buffers, contents of the weight buffer, sizes of what is allocated.
+"""What goes where and when: batch sizes, places in buffers, contents of the execution buffer, sizes to allocate.
 
 Pure. Sizes are bytes and instants are seconds of one clock, unless a name says otherwise.
 """
@@ -33,7 +33,7 @@ def padded(batch: int, sizes: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """One tensor inside a buffer."""
 
     at: int
@@ -49,11 +49,11 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BatchLayout:
     """Inputs, then outputs, of one batch size, each at an aligned place of one buffer."""
 
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
+    inputs: tuple[TensorPlace, ...]
+    outputs: tuple[TensorPlace, ...]
     inputs_end: int
     end: int
 
@@ -63,17 +63,17 @@ class Layout:
         return self.outputs[0].at
 
 
-def lay_out(spec: wire.ModelSpec, size: int) -> Layout:
+def lay_out(spec: wire.ModelSpec, size: int) -> BatchLayout:
     """Returns the places for a batch of this size."""
     inputs, end = _places(spec.inputs, size, 0)
     outputs, last = _places(spec.outputs, size, end)
-    return Layout(inputs, outputs, end, last)
+    return BatchLayout(inputs, outputs, end, last)
 
 
-def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[Place, ...], int]:
+def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[TensorPlace, ...], int]:
     places = []
     for spec in specs:
-        place = Place(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
+        place = TensorPlace(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
         places.append(place)
         at += -(-place.size // ALIGNMENT) * ALIGNMENT
     return tuple(places), at
@@ -83,8 +83,8 @@ def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple
 
 
 @dataclass(slots=True)
-class Window:
-    """Whose weights the weight buffer holds, after everything issued so far.
+class ExecutionBuffer:
+    """Whose weights the execution buffer holds, after everything issued so far.
 
     The weights of a version never change once it is prepared, so the number of its preparation identifies them: the
     buffer may still hold a model whose pages were given to others long ago.
@@ -92,7 +92,7 @@ class Window:
 
     holds: int | None = None  # number of a preparation
 
-    def bring(self, preparation: int) -> bool:
+    def switch_to(self, preparation: int) -> bool:
         """The buffer holds these weights once what is issued now has run.
 
         Returns True if they must be gathered first.
@@ -101,18 +101,18 @@ class Window:
         self.holds = preparation
         return gather
 
-    def leave(self, preparation: int) -> None:
+    def invalidate_if(self, preparation: int) -> None:
         """These weights must be gathered again, if the buffer holds them."""
         if self.holds == preparation:
             self.holds = None
 
-    def spoil(self) -> None:
+    def invalidate(self) -> None:
         """The contents of the buffer are unknown from now on."""
         self.holds = None
 
 
 @dataclass(slots=True)
-class Lane:
+class StreamForecast:
     """Predicts when a stream will be free: what was issued runs one after the other."""
 
     _free_s: float = 0.0
@@ -150,7 +150,7 @@ class Room:
 
     page_bytes: int
     pages: int  # of the arena
-    window_pages: int  # of the weight buffer
+    buffer_pages: int  # of the execution buffer
 
     @property
     def arena_bytes(self) -> int:
@@ -158,25 +158,25 @@ class Room:
         return self.pages * self.page_bytes
 
     @property
-    def window_bytes(self) -> int:
-        """Bytes of the weight buffer."""
-        return self.window_pages * self.page_bytes
+    def buffer_bytes(self) -> int:
+        """Bytes of the execution buffer."""
+        return self.buffer_pages * self.page_bytes
 
 
 RESERVE_BYTES = 3 << 30  # graphs, activations, buffers, modules. Source: sum of their estimates, unproven
 RESERVE_SHARE = 0.06
 
 
-def make_room(name: str, *, free: int, total: int, page_bytes: int, arena_bytes: int, window_bytes: int) -> Room:
+def make_room(name: str, *, free: int, total: int, page_bytes: int, arena_bytes: int, buffer_bytes: int) -> Room:
     """Returns what to allocate on a device with so much free memory; `arena_bytes` 0: everything that is left.
 
-    Room for a second weight buffer stays free: preparing a model needs its weights on the device once more. Raises:
+    Room for a second execution buffer stays free: preparing a model needs its weights on the device once more. Raises:
     DeviceError.
     """
-    window_pages = -(-window_bytes // page_bytes)
-    rest = 2 * window_pages * page_bytes + max(RESERVE_BYTES, int(total * RESERVE_SHARE))
+    buffer_pages = -(-buffer_bytes // page_bytes)
+    rest = 2 * buffer_pages * page_bytes + max(RESERVE_BYTES, int(total * RESERVE_SHARE))
     pages = arena_bytes // page_bytes if arena_bytes else (free - rest) // page_bytes
-    wanted = max(pages, 1) * page_bytes + window_pages * page_bytes
+    wanted = max(pages, 1) * page_bytes + buffer_pages * page_bytes
     if pages < 1 and arena_bytes:
         raise DeviceError(
             f"{name}: an arena of {arena_bytes // MIB} MiB holds no page of {page_bytes // MIB} MiB: raise "
@@ -184,8 +184,8 @@ def make_room(name: str, *, free: int, total: int, page_bytes: int, arena_bytes:
         )
     if pages < 1 or wanted > free:
         raise DeviceError(
-            f"{name}: {free // MIB} of {total // MIB} MiB are free; arena and window take {wanted // MIB} MiB"
-            + ("" if arena_bytes else f", and {(rest - window_pages * page_bytes) // MIB} MiB are kept for the rest")
+            f"{name}: {free // MIB} of {total // MIB} MiB are free; arena and execution buffer take {wanted // MIB} MiB"
+            + ("" if arena_bytes else f", and {(rest - buffer_pages * page_bytes) // MIB} MiB are kept for the rest")
             + ": lower GEARMESH_ARENA_MB or GEARMESH_WINDOW_MB, or end what else uses the device"
         )
-    return Room(page_bytes, pages, window_pages)
+    return Room(page_bytes, pages, buffer_pages)

@@ -8,9 +8,9 @@ import torch
 from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
-from gpu_worker.devices.cuda.graphs import Executable
+from gpu_worker.devices.cuda.graphs import GraphExecutable
 from gpu_worker.devices.cuda.memory import Slot
-from gpu_worker.devices.cuda.plans import Layout
+from gpu_worker.devices.cuda.plans import BatchLayout
 from gpu_worker.devices.images import HostImage, Image
 from gpu_worker.packages.package import Package
 from mesh.codes import ActionCode
@@ -27,13 +27,13 @@ class PinnedImage(HostImage):
 
 
 @dataclass(slots=True, eq=False)
-class Version:
+class CudaVersion:
     """One prepared version of a model."""
 
     package: Package
     number: int  # of its preparation
     image: Image  # shared by versions with equal weights
-    executable: Executable
+    executable: GraphExecutable
     padding: tuple[Bytes, ...]  # one row of each input
 
 
@@ -42,7 +42,7 @@ class Loading:
     """One LOAD in progress."""
 
     job: Job
-    version: Version
+    version: CudaVersion
     row: tuple[torch.Tensor, torch.Tensor] | None = None  # (on the device, pinned) row of the page table
     read_s: float | None = None  # when the read of its first piece was ordered, if it comes from disk
     begin: Event | None = None  # before its first copy
@@ -50,13 +50,13 @@ class Loading:
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class InferResources:
     """What one INFER holds from its INPUT until it has ended."""
 
     slot: Slot
-    version: Version
+    version: CudaVersion
     size: int  # of the ladder
-    layout: Layout
+    layout: BatchLayout
     output: tuple[Event, Event] | None = None  # around its OUTPUT, once that is issued
 
 
@@ -66,7 +66,7 @@ class Figures:
 
     # of each EXEC: time from due to issued, in seconds
     late_s: deque[float] = field(default_factory=lambda: deque(maxlen=FIGURES_MAX))
-    gathers: int = 0  # EXECs whose model was not in the weight buffer
+    gathers: int = 0  # EXECs whose model was not in the execution buffer
     graphs: int = 0
     graph_bytes: int = 0
     kept_warm: int = 0
@@ -83,9 +83,9 @@ def done_of(
             error = fault
         else:
             return Done(end_s - duration_s, end_s, duration_s), None
-    return Done(end_s, end_s, 0.0, ActionCode.DEVICE_ERROR, said(error)), error
+    return Done(end_s, end_s, 0.0, ActionCode.DEVICE_ERROR, message_of(error)), error
 
 
-def said(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Returns what failed, without the debugging advice that torch appends to CUDA's message."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from gpu_worker.devices.cuda.driver import Event, Work
-from gpu_worker.devices.cuda.watchdog import Wait
+from gpu_worker.devices.cuda.watchdog import ObservedWork
 
 FOREVER_S = 3600.0
 STOP_S = 5.0  # a thread that has not ended by then is stuck in the driver
@@ -19,7 +19,7 @@ class DeviceThread(Protocol):
 
     name: str
 
-    def wait(self) -> Wait | None:
+    def observed(self) -> ObservedWork | None:
         """Returns what the thread waits for or does, if a device can delay that; else None."""
 
     @property
@@ -33,7 +33,7 @@ class DeviceThread(Protocol):
 Reached = Callable[[Exception | None], None]
 
 
-class Watcher:
+class EventWatcher:
     """One thread that waits for events in the order in which they were recorded, and reports each one reached."""
 
     def __init__(self, name: str, enter: Work) -> None:
@@ -56,13 +56,13 @@ class Watcher:
         """
         self._given.put((event, reached, ref, expected_s))
 
-    def wait(self) -> Wait | None:
+    def observed(self) -> ObservedWork | None:
         """Returns what the thread waits for: the oldest event that it watches; None if it watches none."""
         waiting = self._waiting
         if waiting is None:
             return None
         turn, ref, expected_s = waiting
-        return Wait(self.name, turn, f"{self._what} of {ref}", expected_s)
+        return ObservedWork(self.name, turn, f"{self._what} of {ref}", expected_s)
 
     @property
     def broken(self) -> bool:
@@ -123,7 +123,7 @@ class Helper:
         """The caller's reference to `thing` will be dropped on this thread."""
         self._given.put(partial(_let_go, thing))
 
-    def wait(self) -> Wait | None:
+    def observed(self) -> ObservedWork | None:
         """Returns None always: a disk may delay this thread, and freeing takes its time."""
 
     @property

@@ -7,9 +7,9 @@ import torch
 
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.driver import Driver
-from gpu_worker.devices.cuda.graphs import Executable, build, try_out
+from gpu_worker.devices.cuda.graphs import GraphExecutable, build, try_out
 from gpu_worker.devices.cuda.memory import Memory, Ring
-from gpu_worker.devices.cuda.records import Figures, PinnedImage, Version
+from gpu_worker.devices.cuda.records import CudaVersion, Figures, PinnedImage
 from gpu_worker.devices.cuda.threads import Helper
 from gpu_worker.devices.executables import Checks, read_image
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
@@ -17,7 +17,7 @@ from gpu_worker.devices.rows import padding_rows
 from gpu_worker.packages.package import Package
 
 
-class Versions:
+class CudaVersions:
     """The prepared versions. `prepare` runs on the thread that prepares; everything else on any thread."""
 
     def __init__(
@@ -36,12 +36,12 @@ class Versions:
         self._prepare_disk, self._attempts = prepare_disk, attempts
         self.images = Images(host_bytes_max, read_image, self._pinned_image)
         self.ring = Ring(0)
-        self._prepared: dict[str, Version] = {}  # {ref: version}
-        self._executables: dict[tuple[str, int], Executable] = {}  # {(architecture, batch_max): executable}
+        self._prepared: dict[str, CudaVersion] = {}  # {ref: version}
+        self._executables: dict[tuple[str, int], GraphExecutable] = {}  # {(architecture, batch_max): executable}
         self._checks = Checks()
         self._preparations = 0
 
-    def get(self, ref: str) -> Version | None:
+    def get(self, ref: str) -> CudaVersion | None:
         """Returns the version if it is prepared, else None."""
         return self._prepared.get(ref)
 
@@ -102,11 +102,11 @@ class Versions:
             self.ring = Ring.allocate(self._driver, needed)
         self._executables[key] = executable
         self._preparations += 1
-        self._prepared[package.ref] = Version(package, self._preparations, image, executable, padding)
+        self._prepared[package.ref] = CudaVersion(package, self._preparations, image, executable, padding)
 
-    def _build(self, package: Package, image: Image) -> Executable:
+    def _build(self, package: Package, image: Image) -> GraphExecutable:
         """Returns the executable of the architecture, checked with the weights of the image."""
-        executable = build(self._driver, package, self._weights(package, image), self._memory.window)
+        executable = build(self._driver, package, self._weights(package, image), self._memory.execution_buffer)
         self._figures.graphs += len(executable.sizes)
         self._figures.graph_bytes += executable.graph_bytes
         return executable

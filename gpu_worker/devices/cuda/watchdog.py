@@ -11,7 +11,7 @@ PREPARE = "prepare"  # the thread that prepares versions
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class HangLimits:
     """How long a device may take.
 
     Limits are generous: giving up a device that would recover ends everything served there.
@@ -26,7 +26,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class ObservedWork:
     """One thread at work, as it was observed."""
 
     thread: str
@@ -42,32 +42,32 @@ class Watchdog:
     Only observed time counts: a process that was stopped, or a machine that slept, is not a hanging device.
     """
 
-    patience: Patience = field(default_factory=Patience)
+    limits: HangLimits = field(default_factory=HangLimits)
     _seen_s: float = 0.0  # observed time so far
     _looked_s: float | None = None  # `now` of the last observation
     # {thread at work: (turn, observed time when first seen)}
     _since: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def look(self, waits: Sequence[Wait], *, ended: Sequence[str] = (), now: float) -> str:
+    def look(self, works: Sequence[ObservedWork], *, ended: Sequence[str] = (), now: float) -> str:
         """Returns why the device is given up; "" if it is not. `ended`: threads that should run and do not."""
         if self._looked_s is not None:
-            self._seen_s += min(now - self._looked_s, 2 * self.patience.look_s)
+            self._seen_s += min(now - self._looked_s, 2 * self.limits.look_s)
         self._looked_s = now
-        preparing = any(wait.thread == PREPARE for wait in waits)
+        preparing = any(work.thread == PREPARE for work in works)
         before, self._since = self._since, {}
-        for wait in waits:
-            turn, since_s = before.get(wait.thread, (wait.turn, self._seen_s))
-            self._since[wait.thread] = wait.turn, since_s if turn == wait.turn else self._seen_s
-        for wait in waits:
-            waited_s, limit_s = self._seen_s - self._since[wait.thread][1], self.limit_s(wait, preparing)
+        for work in works:
+            turn, since_s = before.get(work.thread, (work.turn, self._seen_s))
+            self._since[work.thread] = work.turn, since_s if turn == work.turn else self._seen_s
+        for work in works:
+            waited_s, limit_s = self._seen_s - self._since[work.thread][1], self.limit_s(work, preparing)
             if waited_s > limit_s:
-                return f"{wait.what} has not ended after {waited_s:.0f} s, which is beyond its limit of {limit_s:.0f} s"
+                return f"{work.what} has not ended after {waited_s:.0f} s, which is beyond its limit of {limit_s:.0f} s"
         return f"thread {ended[0]} of the device has ended" if ended else ""
 
-    def limit_s(self, wait: Wait, preparing: bool) -> float:
+    def limit_s(self, work: ObservedWork, preparing: bool) -> float:
         """Returns how long this may take, in seconds."""
-        patience = self.patience
-        if wait.thread == PREPARE:
-            return patience.prepare_s + wait.expected_s
-        least_s = patience.preparing_s if preparing else patience.least_s
-        return max(least_s, patience.times * wait.expected_s)
+        limits = self.limits
+        if work.thread == PREPARE:
+            return limits.prepare_s + work.expected_s
+        least_s = limits.preparing_s if preparing else limits.least_s
+        return max(least_s, limits.times * work.expected_s)

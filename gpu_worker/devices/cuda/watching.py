@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from gpu_worker.devices.cuda.threads import DeviceThread
-from gpu_worker.devices.cuda.watchdog import PREPARE, Patience, Wait, Watchdog
+from gpu_worker.devices.cuda.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
 
 
-class Watching:
+class ThreadObserver:
     """Reports once when the device is given up. Everything but `preparing` is for the loop's thread."""
 
-    def __init__(self, threads: Sequence[DeviceThread], patience: Patience, given_up: Callable[[str], None]) -> None:
+    def __init__(self, threads: Sequence[DeviceThread], limits: HangLimits, given_up: Callable[[str], None]) -> None:
         self._threads = threads
         self._given_up = given_up
-        self._look_s = patience.look_s
-        self._watchdog = Watchdog(patience)
-        self._bytes_per_s = patience.prepare_bytes_per_s
+        self._look_s = limits.look_s
+        self._watchdog = Watchdog(limits)
+        self._bytes_per_s = limits.prepare_bytes_per_s
         self._preparations = itertools.count(1)
-        self._preparing: Wait | None = None
+        self._preparing: ObservedWork | None = None
         self._next: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -41,7 +41,7 @@ class Watching:
     def preparing(self, ref: str, image_bytes: int) -> Iterator[None]:
         """The calling thread prepares this version during the block; one at a time."""
         expected_s = image_bytes / self._bytes_per_s
-        self._preparing = Wait(PREPARE, next(self._preparations), f"PREPARE of {ref}", expected_s)
+        self._preparing = ObservedWork(PREPARE, next(self._preparations), f"PREPARE of {ref}", expected_s)
         try:
             yield
         finally:
@@ -49,10 +49,10 @@ class Watching:
 
     def look(self, now: float) -> bool:
         """Observes once. Returns whether the device is given up; then `given_up` was called."""
-        seen = [*(thread.wait() for thread in self._threads), self._preparing]
-        waits = [wait for wait in seen if wait is not None]
+        seen = [*(thread.observed() for thread in self._threads), self._preparing]
+        works = [work for work in seen if work is not None]
         ended = [thread.name for thread in self._threads if thread.broken]
-        why = self._watchdog.look(waits, ended=ended, now=now)
+        why = self._watchdog.look(works, ended=ended, now=now)
         if why:
             self._given_up(why)
         return bool(why)

@@ -1,4 +1,4 @@
-"""Makes graphs leaner: folds batch normalisation into the layer before it, and removes weights that nothing reads.
+"""Makes graphs simplified: folds batch normalisation into the layer before it, and removes weights that nothing reads.
 
 A fold is made only where the graph shows that nothing else reads what changes, and the caller compares the result with
 the one from before. Source of the formula: torch.nn.utils.fusion.
@@ -28,7 +28,7 @@ GROUPS = 6  # position of this argument in a convolution
 FOLDED_DTYPES = (torch.float32, torch.float64)  # narrower ones would lose precision that the two steps kept
 
 
-def lean(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def simplify(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The graph is leaner. Returns the weights that it takes now, in its order."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     held = dict(zip(places, weights.items(), strict=False))

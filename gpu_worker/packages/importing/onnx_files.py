@@ -19,9 +19,9 @@ import xxhash
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
-from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, open_session, require, said
+from gpu_worker.devices.onnx import ORT_DTYPES, OnnxForward, message_of, open_session, require
 from gpu_worker.packages import examples, trials
-from gpu_worker.packages.arguments import Options, printable
+from gpu_worker.packages.arguments import PackageOptions, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
 from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
 from gpu_worker.packages.importing.shapes import counts, output_spec
@@ -68,7 +68,7 @@ def write_onnx_package(
     repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
     labels, description = () if labels is None else labels, "" if description is None else description
-    faults = Options(name, version, batch_max, slo_ms, labels, cache, description).faults
+    faults = PackageOptions(name, version, batch_max, slo_ms, labels, cache, description).faults
     if faults:
         raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
     model = _read(place, file)
@@ -111,7 +111,7 @@ def _read(place: str, file: Path) -> Any:
         onnx.load_external_data_for_model(model, str(file.parent))
     except Exception as error:  # protobuf, the checker and the system each raise their own
         raise PackageError(
-            place, [f"is not a readable ONNX file: {examples.said(error)}"], PackageCode.NOT_ONNX
+            place, [f"is not a readable ONNX file: {examples.message_of(error)}"], PackageCode.NOT_ONNX
         ) from None
     if model.functions:
         left = ", ".join(function.name for function in model.functions[:3])
@@ -230,7 +230,7 @@ def _run(forward: OnnxForward, weights: Mapping[str, Array], given: Sequence[tor
     try:
         return forward(*(torch.from_numpy(weight) for weight in weights.values()), *given)
     except Exception as error:  # onnxruntime raises its own errors
-        raise RuntimeError(said(error)) from None
+        raise RuntimeError(message_of(error)) from None
 
 
 def _whole(forward: OnnxForward, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -267,7 +267,7 @@ def _drawn(
         fewest, _ = examples.find(specs, partial(_whole, forward), 1) if batch_max > 1 else (None, None)
         if fewest is not None:
             raise _fixed(place, why)
-        raise PackageError(place, [examples.not_run(examples.said(why))], PackageCode.FORWARD_FAILED)
+        raise PackageError(place, [examples.not_run(examples.message_of(why))], PackageCode.FORWARD_FAILED)
     return drawn.draw
 
 
@@ -284,7 +284,7 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
     if why is not None and found:
         raise _fixed(place, why)
     if why is not None:
-        raise PackageError(place, [f"the graph fails: {examples.said(why)}"], PackageCode.FORWARD_FAILED)
+        raise PackageError(place, [f"the graph fails: {examples.message_of(why)}"], PackageCode.FORWARD_FAILED)
     few, more = found[0], found[len(set(rows)) - 1]
     check_names(place, "outputs", forward.outputs)
     pairs = zip(forward.outputs, few, more, strict=True)
@@ -293,7 +293,7 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
 
 def _fixed(place: str, why: Exception) -> PackageError:
     """Returns the error for a graph that runs on some numbers of rows only."""
-    told = f"the graph runs on some numbers of rows only: {examples.said(why)}"
+    told = f"the graph runs on some numbers of rows only: {examples.message_of(why)}"
     mend = (
         "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gpu_worker.devices.executables import TORCH_DTYPES
-from gpu_worker.packages.examples import said
+from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.importing.copying import whole_copy
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -38,7 +38,7 @@ def plain_copy(place: str, module: nn.Module) -> nn.Module:
     try:
         copied = whole_copy(unwrapped(module))
     except Exception as error:  # the author's objects may raise anything when they are copied
-        why = f"the module cannot be copied: {said(error)}. Keep what cannot be copied out of the module"
+        why = f"the module cannot be copied: {message_of(error)}. Keep what cannot be copied out of the module"
         raise PackageError(place, [why], PackageCode.BAD_MODULE) from None
     for parent in list(nn.Module.modules(copied)):
         parent._compiled_call_impl = None  # set by Module.compile()

@@ -22,10 +22,10 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.overrides import TorchFunctionMode
 
 from gpu_worker.devices.executables import dtypes_of
-from gpu_worker.packages.examples import said
-from gpu_worker.packages.importing.folding import lean, without_dead_code
+from gpu_worker.packages.examples import message_of
+from gpu_worker.packages.importing.folding import simplify, without_dead_code
 from gpu_worker.packages.importing.plain import tensors_in
-from gpu_worker.packages.importing.quiet import authors_line, followed, guards, unheard
+from gpu_worker.packages.importing.quiet import authors_line, compiler_enabled, guards, ignoring_guards
 from gpu_worker.packages.importing.signature import Binding, tensors_of
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -53,14 +53,14 @@ class Program:
         with torch.no_grad():
             return list(self.exported.graph_module.forward(*self.weights.values(), *inputs))
 
-    def leaner(self, place: str, example: Sequence[torch.Tensor], batch_max: int) -> "Program | None":
+    def simplified(self, place: str, example: Sequence[torch.Tensor], batch_max: int) -> "Program | None":
         """Returns the same program with less to compute and to load; None if nothing can be left out.
 
         Raises: PackageError.
         """
         graph = copy.deepcopy(self.exported.graph_module)
         before = len(graph.graph.nodes)
-        weights = lean(graph, self.weights)
+        weights = simplify(graph, self.weights)
         # constants are weights, and stored in the graph a second time
         if len(graph.graph.nodes) == before and not self.exported.constants:
             return None
@@ -92,7 +92,7 @@ class _Lifted(nn.Module):
     def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         module, names, binding = self.__dict__["_held"]
         weights, inputs = dict(zip(names, flat, strict=False)), flat[len(names) :]
-        with unheard():
+        with ignoring_guards():
             for other in inputs[1:]:  # otherwise torch learns only at the end that the inputs share this dimension
                 torch._check(other.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
         args, kwargs = binding.arguments(inputs)
@@ -225,14 +225,14 @@ def _export(
     open_batch = {0: torch.export.Dim("batch", min=1, max=batch_max)} if batch_max > 1 else None
     shapes = (*(None for _ in weights), *(open_batch for _ in example))
     arguments = (*weights.values(), *(tensor.clone() for tensor in example))
-    with torch.no_grad(), guards() as seen, followed():
+    with torch.no_grad(), guards() as seen, compiler_enabled():
         try:
             return torch.export.export(module, arguments, dynamic_shapes=(shapes,))
         except Exception as error:  # torch.export and the author's code may raise anything
-            raise _told(place, error, seen.line) from None  # torch's own words and stack help nobody here
+            raise _not_exported(place, error, seen.line) from None  # torch's own words and stack help nobody here
 
 
-def _told(place: str, error: Exception, guarded: str) -> NotExported:
+def _not_exported(place: str, error: Exception, guarded: str) -> NotExported:
     """Returns the error in this package's words.
 
     `guarded`: the line that made torch assume something about the batch.
@@ -254,7 +254,7 @@ def _told(place: str, error: Exception, guarded: str) -> NotExported:
     else:
         code = PackageCode.NOT_EXPORTABLE
         why = (
-            f"torch.export cannot follow forward{where}: {said(error)}. Use operations of torch on tensors alone "
+            f"torch.export cannot follow forward{where}: {message_of(error)}. Use operations of torch on tensors alone "
             "there, and none behind its back (set_(), .data), or serve the function as a container"
         )
     return NotExported(place, why, code, where)

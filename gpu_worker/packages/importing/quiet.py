@@ -51,7 +51,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def followed() -> AbstractContextManager[None]:
+def compiler_enabled() -> AbstractContextManager[None]:
     """The compiler is on, which `quiet` turned off: torch.export needs it to find what branches and loops close over.
 
     Without it they would hold tensors without values.
@@ -96,7 +96,7 @@ def guards() -> Iterator[Guards]:
 
 
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
+def ignoring_guards() -> Iterator[None]:
     """Assumptions in the block are not recorded. The importer's own statements make them, not the author's code."""
     logger = logging.getLogger(GUARDS)
     disabled = logger.disabled

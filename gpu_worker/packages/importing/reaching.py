@@ -51,7 +51,7 @@ def is_authors(function: types.FunctionType) -> bool:
     return not _is_library(str(function.__globals__.get("__name__")))
 
 
-class Held:
+class ReachableState:
     """What a module holds, and what its functions reach by global names and by attributes of classes.
 
     Remembers which objects are where, and the values of tensors that are neither parameters nor buffers.

@@ -15,8 +15,8 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from gpu_worker.packages.contents import Contents
-from gpu_worker.packages.examples import said
+from gpu_worker.packages.contents import ContentDigests
+from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.export import Inputs, write_package
 from gpu_worker.packages.importing.arrays import array_of, arrays_of
 from gpu_worker.packages.importing.onnx_files import write_onnx_package
@@ -103,7 +103,7 @@ def _is_factory(what: str) -> bool:
 
 def _number(package: Package, repository: Path, known: Mapping[str, str]) -> str:
     name, _ = wire.split_ref(package.ref)
-    folder, contents = repository / name, Contents()
+    folder, contents = repository / name, ContentDigests()
     with written_in(repository, package.ref):
         there = sorted(versions_in(folder), key=int) if folder.is_dir() else []
     # the newest version is no package that can be read here: it keeps its number
@@ -189,7 +189,9 @@ def _made(place: str, source: Source) -> nn.Module:
             return found
         made: Any = found(**source.arguments)
     except (Exception, SystemExit) as error:  # it is the author's code
-        raise PackageError(place, [f"{source.what} cannot be made: {said(error)}"], PackageCode.BAD_SOURCE) from None
+        raise PackageError(
+            place, [f"{source.what} cannot be made: {message_of(error)}"], PackageCode.BAD_SOURCE
+        ) from None
     if not isinstance(made, nn.Module):
         why = f"{source.what} gives a {type(made).__name__}; it must return a torch.nn.Module"
         raise PackageError(place, [why], PackageCode.BAD_SOURCE)
@@ -222,7 +224,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
             exported = torch.export.load(file)
             program = unlifted(exported)
     except Exception as error:  # torch.export may raise anything
-        why = f"is no program that torch.export.save wrote: {said(error)}"
+        why = f"is no program that torch.export.save wrote: {message_of(error)}"
         raise PackageError(place, [why], PackageCode.BAD_SOURCE) from None
     inputs, faults = {}, []
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}

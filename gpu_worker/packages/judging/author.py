@@ -16,10 +16,10 @@ from gpu_worker.packages.importing.plain import (
     tensors_in,
     unwrapped,
 )
-from gpu_worker.packages.importing.reaching import Held
+from gpu_worker.packages.importing.reaching import ReachableState
 from gpu_worker.packages.judging.behaviour import REMEMBERED, differing, mark, version
 from gpu_worker.packages.judging.original import Original
-from gpu_worker.packages.trials import Batch, Trial
+from gpu_worker.packages.trials import Trial, TrialBatch
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
@@ -32,7 +32,7 @@ class Author:
 
     def __init__(self, place: str, module: nn.Module) -> None:
         self._place, self._module = place, module
-        self._held: Held
+        self._held: ReachableState
         self._written: list[_Written]
 
     @contextlib.contextmanager
@@ -42,7 +42,7 @@ class Author:
         Raises: PackageError as `plain_copy` does.
         """
         copied = plain_copy(self._place, self._module)  # first, because it refuses what is not a module
-        self._held = Held(self._module)
+        self._held = ReachableState(self._module)
         self._written = _written(self._module)
         try:
             yield copied
@@ -59,14 +59,14 @@ class Author:
         self._check_untouched()
         at = [0, trial.repeated]
         known = [(trial.batches[i], expected[i]) for i in dict.fromkeys(at)]
-        warm = Held(self._module)  # includes what is kept under global names
+        warm = ReachableState(self._module)  # includes what is kept under global names
         try:
             changed = self._check_first_rows(original, known)
             self._check_own(original, known, changed)
         finally:
             warm.put_back()
 
-    def _check_first_rows(self, original: Original, known: list[tuple[Batch, list[torch.Tensor]]]) -> bool:
+    def _check_first_rows(self, original: Original, known: list[tuple[TrialBatch, list[torch.Tensor]]]) -> bool:
         """Copies that ran on other rows first give the same. Returns whether the first run writes into tensors.
 
         Raises: PackageError, code state_changed.
@@ -80,7 +80,7 @@ class Author:
             before = _written(fresh)
             for batch, _ in known:
                 repeated = tuple(tensor[[first] * batch.rows] for tensor in rows)
-                original.answers(fresh, Batch(repeated, (None,) * batch.rows))
+                original.answers(fresh, TrialBatch(repeated, (None,) * batch.rows))
             for batch, wanted in known:
                 name = differing(original.names, wanted, original.answers(fresh, batch), CLOSE)
                 if name:
@@ -105,7 +105,9 @@ class Author:
             )
             raise PackageError(self._place, [why], PackageCode.BAD_MODULE)
 
-    def _check_own(self, original: Original, known: list[tuple[Batch, list[torch.Tensor]]], changing: bool) -> None:
+    def _check_own(
+        self, original: Original, known: list[tuple[TrialBatch, list[torch.Tensor]]], changing: bool
+    ) -> None:
         """The module gives what its copy gives, if it computes on the CPU as the copy does.
 
         `changing`: the module writes into its tensors when it runs first. Raises: PackageError, code not_equal.

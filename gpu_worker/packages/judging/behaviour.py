@@ -18,7 +18,7 @@ from mesh.errors import PackageError
 REMEMBERED = "Give what is remembered as an input, and return what it becomes"
 
 
-class State:
+class ModuleState:
     """The tensors that a module holds, as they are now."""
 
     def __init__(self, place: str, module: nn.Module) -> None:

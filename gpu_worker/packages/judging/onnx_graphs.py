@@ -53,7 +53,9 @@ def check(place: str, model: Any, inputs: set[str], batch_max: int, sure: set[st
     """
     drawn = next((node for graph in graphs(model.graph) for node in graph.node if _is_random(node, constant)), None)
     if drawn is not None:
-        raise PackageError(place, [f"the graph draws random numbers ({_told(drawn)}). {DRAWN}"], PackageCode.RANDOM)
+        raise PackageError(
+            place, [f"the graph draws random numbers ({_described(drawn)}). {DRAWN}"], PackageCode.RANDOM
+        )
     seen = _Seen(set(inputs))
     _visit(model.graph, seen)
     if seen.decides and batch_max > 1:
@@ -95,7 +97,7 @@ def _graphs(node: Any) -> list[Any]:
     return [graph for attribute in node.attribute for graph in ([attribute.g] if attribute.HasField("g") else [])]
 
 
-def _told(node: Any) -> str:
+def _described(node: Any) -> str:
     return f"{node.op_type} {node.name}".strip()
 
 
@@ -117,7 +119,7 @@ def _visit(graph: Any, seen: _Seen) -> None:
             for inner in _graphs(node):
                 _inner(node, inner, seen)
         if node.op_type == "If" and node.input[0] in seen.tainted:
-            seen.decides = seen.decides or _told(node)
+            seen.decides = seen.decides or _described(node)
         _mark(node, seen)
 
 
@@ -157,7 +159,7 @@ def _loop(node: Any, seen: _Seen) -> None:
     condition, *results = [value.name for value in body.output]
     within = _rounds(body, list(zip(carried, places, strict=False)), list(zip(results, places, strict=False)), seen)
     if rounds in seen.tainted or goes_on in seen.tainted or condition in within.tainted:
-        seen.decides = seen.decides or _told(node)
+        seen.decides = seen.decides or _described(node)
     seen.decides = seen.decides or within.decides
     for result, name in zip(results, node.output, strict=False):
         _follow(result, name, within, seen)

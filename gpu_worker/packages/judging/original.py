@@ -20,8 +20,8 @@ from gpu_worker.packages.importing.signature import (
     output_names,
     tensors_of,
 )
-from gpu_worker.packages.judging.behaviour import State, check_repeats
-from gpu_worker.packages.trials import Batch, Draw, Trial, counted
+from gpu_worker.packages.judging.behaviour import ModuleState, check_repeats
+from gpu_worker.packages.trials import Draw, Trial, TrialBatch, counted
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -43,7 +43,7 @@ class Original:
         self.specs, self.outputs = specs, list[wire.TensorSpec]()
         self.draw: Draw
         self._ways = ways
-        self._state: State  # after its first run
+        self._state: ModuleState  # after its first run
         self._known: tuple[list[torch.Tensor], int]  # (outputs as the module returns them, their number of rows)
 
     @property
@@ -54,7 +54,7 @@ class Original:
     def look(self, example: Mapping[str, Any] | None, names: Sequence[str] | None) -> None:
         """Inputs that the module runs on, and its outputs, are known. Raises: PackageError."""
         self.draw = self._inputs(example)
-        self._state = State(self.place, self.module)
+        self._state = ModuleState(self.place, self.module)
         generator = torch.Generator().manual_seed(trials.SEED)
         rows = counts(self.batch_max)
         few, more = (self._called(self.draw(count, generator), count) for count in rows)
@@ -110,10 +110,11 @@ class Original:
                 except Exception as error:  # the author's code may raise anything
                     why = error
         assert why is not None
-        told = f"forward fails on the rows of example: {_said(why)}" if kept else examples.not_run(_said(why))
-        raise PackageError(self.place, [told], PackageCode.FORWARD_FAILED)
+        text = _message_of(why)
+        fault = f"forward fails on the rows of example: {text}" if kept else examples.not_run(text)
+        raise PackageError(self.place, [fault], PackageCode.FORWARD_FAILED)
 
-    def answers(self, module: nn.Module, batch: Batch) -> list[torch.Tensor]:
+    def answers(self, module: nn.Module, batch: TrialBatch) -> list[torch.Tensor]:
         """Returns what another module gives for the batch, flattened as this one's.
 
         Raises: PackageError, forward_failed.
@@ -125,7 +126,8 @@ class Original:
         try:
             return example_call(module or self.module, self.binding, inputs)
         except Exception as error:  # the author's code may raise anything
-            why = f"forward fails on {counted(rows)}: {_said(error)}. It must take any number of rows up to batch_max"
+            text = _message_of(error)
+            why = f"forward fails on {counted(rows)}: {text}. It must take any number of rows up to batch_max"
             raise PackageError(self.place, [why], PackageCode.FORWARD_FAILED) from None
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -134,5 +136,5 @@ class Original:
         return tensors_of(value, inputs[0].shape[0])
 
 
-def _said(error: Exception) -> str:
-    return f"{examples.said(error)}{authors_line(traceback.extract_tb(error.__traceback__))}"
+def _message_of(error: Exception) -> str:
+    return f"{examples.message_of(error)}{authors_line(traceback.extract_tb(error.__traceback__))}"

@@ -6,7 +6,7 @@ from controller.core.orders import Order, ToBroker, ToFrontend
 from controller.core.policies.registry import make_policy
 from controller.core.queues import Request
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.preparation import Terms
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
@@ -119,7 +119,7 @@ class Shard:
         policy: Mapping[str, float] | None = None,
         started_s: float = 0.0,
     ) -> None:
-        self.state = State()
+        self.state = ShardState()
         atc = make_policy("atc", self.state, {"lead_ms": lead_ms, **(policy or {})})
         self.scheduler = Scheduler(atc, self.state, parameters, started_s=started_s)
 

@@ -14,9 +14,9 @@ import msgspec
 
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
-from gearmesh.simulation.mesh import CLIENTS, Mesh
-from gearmesh.simulation.timeline import Timeline
+from controller.core.state import ShardState
+from gearmesh.simulation.mesh import CLIENTS, VirtualMesh
+from gearmesh.simulation.timeline import VirtualTime
 from gearmesh.simulation.workers import SimWorker
 from gpu_worker.core.jobs import Job, Phase, Servable
 from gpu_worker.core.pump import Pump
@@ -67,7 +67,7 @@ class OrderedNetwork:
         self._arrivals: dict[tuple[str, str], float] = {}  # {link: when the last envelope arrives}
 
     def delay_s(self, sender: str, receiver: str, message: object, now: float) -> float | None:
-        """See gearmesh.simulation.mesh.Network."""
+        """Seconds until the message arrives, the same for all that one turn sends over this link; None: it is lost."""
         if receiver == CLIENTS or isinstance(message, wire.Refused):
             return 0.0
         link = (sender, receiver)
@@ -100,26 +100,26 @@ class PreparedInTime:
         self._left: dict[str, list[tuple[int, int]]] = {}  # {ref: (batch, measuring runs) to be done}
 
     def attach(self, pump: Pump, tell: Callable[[wire.Prepared], None]) -> None:
-        """See SimVersions."""
+        """The worker starts, or starts again, with no version prepared."""
         self._pump, self._tell = pump, tell
         self._reports.clear()
         self._left.clear()
 
     def reports(self) -> tuple[wire.Prepared, ...]:
-        """See SimVersions."""
+        """The last report of each version that is prepared."""
         return tuple(self._reports.values())
 
     def prepare(self, ref: str, content: str) -> None:
-        """See SimVersions."""
+        """The version will be prepared later."""
         self.later(lambda: self._prepared(ref))
 
     def forget(self, ref: str) -> None:
-        """See SimVersions."""
+        """The version is neither prepared nor measured any more."""
         self._reports.pop(ref, None)
         self._left.pop(ref, None)
 
     def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """See SimVersions. Measuring runs are counted."""
+        """A measuring run is counted; the last one completes the report."""
         left = self._left.get(action.ref)
         if left is None or isinstance(action, wire.Load) or action.parts:
             return
@@ -174,7 +174,7 @@ class Story:
         self._requests: dict[tuple[str, int], wire.Submit] = {}
         self._deadlines: dict[tuple[str, int], float] = {}
         self._network = OrderedNetwork(self.rng)
-        self.mesh = Mesh(
+        self.mesh = VirtualMesh(
             self._scheduler, self._network, self, now=BEGIN_S, page_bytes=PAGE_BYTES, clock_error_s=self._clock_error_s,
             checked=True,
         )  # fmt: skip
@@ -183,7 +183,7 @@ class Story:
             self._join()
 
     def _scheduler(self, now: float) -> Scheduler:
-        state = State()
+        state = ShardState()
         return Scheduler(make_policy(self._policy, state), state, Parameters())
 
     def _clock_error_s(self) -> float:
@@ -197,7 +197,7 @@ class Story:
         return self.mesh.now
 
     @property
-    def timeline(self) -> Timeline:
+    def timeline(self) -> VirtualTime:
         """What is planned."""
         return self.mesh.timeline
 
@@ -209,7 +209,7 @@ class Story:
         """All that is due by then happens."""
         while self.timeline.next_s() <= until_s:
             self.timeline.advance(self.timeline.next_s())
-            self.mesh.settle()
+            self.mesh.run_due()
             self.turns += 1
             assert self.turns < TURNS_MAX, "everybody talks without end"
             assert self.mesh.wakes < WAKES_MAX, "the controller is woken without end"
@@ -270,13 +270,13 @@ class Story:
                 self._send(key)
 
     def answered(self, action: wire.Infer) -> None:
-        """See gearmesh.simulation.mesh.Clients."""
+        """The batch is noted, and that its requests got outputs."""
         self.executed.append((action.ref, action.batch))
         for part in action.parts:
             self.outcomes[part.frontend, part.request].outputs += 1
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
-        """See gearmesh.simulation.mesh.Clients."""
+        """The code of the refusal is noted."""
         self.outcomes[frontend, refused.request].refusals.append(refused.code)
 
     # -- workers ------------------------------------------------------------------------------------------------------

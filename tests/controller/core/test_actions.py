@@ -4,17 +4,17 @@ import pytest
 
 from controller.core.actions import Actions
 from controller.core.devices.action import OVERDUE_FACTOR, OVERDUE_S_MIN
-from controller.core.devices.base import DISPATCH_S, EARLY_S, LOAD_LATE_S, Device
+from controller.core.devices.base import DISPATCH_S, EARLY_S, LOAD_LATE_S, RemoteDevice
 from controller.core.devices.paged import PagedDevice
 from controller.core.orders import ToWorker
 from controller.core.residency import Residency
-from controller.core.state import State
+from controller.core.state import ShardState
 from mesh import wire
 from mesh.codes import ActionKind
 from tests.controller.core.controller_builders import TEN_MS, hello, prepared, request
 
 
-def device(offset_s: float = 0.0) -> Device:
+def device(offset_s: float = 0.0) -> RemoteDevice:
     """Eight pages; "m:1" would take three of them."""
     info = hello("w1", prepared("m:1", TEN_MS)).device
     one = PagedDevice("w1", info, Residency(8, 8), offset_s=offset_s)
@@ -22,7 +22,7 @@ def device(offset_s: float = 0.0) -> Device:
     return one
 
 
-def with_weights(offset_s: float = 0.0) -> Device:
+def with_weights(offset_s: float = 0.0) -> RemoteDevice:
     one = device(offset_s)
     one.residency.place("m:1", 3, 0.0)
     return one
@@ -30,7 +30,7 @@ def with_weights(offset_s: float = 0.0) -> Device:
 
 def test_an_infer_is_noted_and_worded_in_the_worker_s_clock() -> None:
     one = with_weights(offset_s=1000.0)
-    actions = Actions(State())
+    actions = Actions(ShardState())
     first = request(1, rows=2, frontend="f")
     first.predicted_s, first.tensors = 0.02, (b"ab", b"c")
     order = actions.infer(one, "m:1", 4, [first], start_s=10.5, expected_s=0.25, latest_s=11.0, now=10.0)
@@ -61,7 +61,7 @@ def test_large_tensors_go_beside_the_message_in_the_order_of_the_parts() -> None
     small.tensors = (b"s",)
     large.tensors, large.large = (b"L1", b"L2"), True
     larger.tensors, larger.large = (b"X1", b"X2"), True
-    order = Actions(State()).infer(
+    order = Actions(ShardState()).infer(
         with_weights(), "m:1", 3, [large, small, larger], start_s=1.0, expected_s=0.1, latest_s=2.0, now=1.0
     )
     assert isinstance(order.message, wire.Infer)
@@ -73,7 +73,7 @@ def test_large_tensors_go_beside_the_message_in_the_order_of_the_parts() -> None
 
 def test_a_measuring_run_may_start_until_it_is_overdue() -> None:
     one = with_weights(offset_s=-5.0)
-    order = Actions(State()).infer(one, "m:1", 1, [], start_s=10.0, expected_s=0.1, latest_s=None, now=10.0)
+    order = Actions(ShardState()).infer(one, "m:1", 1, [], start_s=10.0, expected_s=0.1, latest_s=None, now=10.0)
     assert isinstance(order.message, wire.Infer)
     assert order.message.parts == ()
     assert order.message.latest_s == one.actions[1].overdue_s - 5.0
@@ -82,13 +82,13 @@ def test_a_measuring_run_may_start_until_it_is_overdue() -> None:
 @pytest.mark.parametrize(("expected_s", "grace_s"), [(0.1, OVERDUE_S_MIN), (1.0, OVERDUE_FACTOR * 1.0)])
 def test_an_action_is_overdue_some_time_after_its_expected_end(expected_s: float, grace_s: float) -> None:
     one = with_weights()
-    Actions(State()).infer(one, "m:1", 1, [], start_s=10.0, expected_s=expected_s, latest_s=None, now=10.0)
+    Actions(ShardState()).infer(one, "m:1", 1, [], start_s=10.0, expected_s=expected_s, latest_s=None, now=10.0)
     assert one.actions[1].overdue_s == pytest.approx(10.0 + expected_s + grace_s)
 
 
 def test_a_load_takes_its_pages_and_its_place_in_the_lane() -> None:
     one = device(offset_s=7.0)
-    actions = Actions(State(), count=41)
+    actions = Actions(ShardState(), count=41)
     order = actions.load(one, "m:1", expected_s=0.5, now=10.0)
     end_s = 10.0 + DISPATCH_S + 0.5
     assert order == ToWorker(
@@ -107,7 +107,7 @@ def test_a_load_takes_its_pages_and_its_place_in_the_lane() -> None:
 
 def test_a_batch_behind_a_load_starts_when_the_weights_are_there() -> None:
     one = device()
-    Actions(State()).load(one, "m:1", expected_s=0.5, now=10.0)
+    Actions(ShardState()).load(one, "m:1", expected_s=0.5, now=10.0)
     assert one.start_s("m:1", 10.0) == 10.0 + DISPATCH_S + 0.5
     assert one.start_s("m:1", 20.0) == 20.0 + DISPATCH_S
 
@@ -116,7 +116,7 @@ def test_an_unload_frees_its_pages_at_once() -> None:
     one = with_weights()
     one.no_load_found()
     assert not one.room_for_more
-    order = Actions(State()).unload(one, "m:1", now=10.0)
+    order = Actions(ShardState()).unload(one, "m:1", now=10.0)
     assert order == ToWorker("w1", wire.Unload(action=1, ref="m:1"))
     assert one.residency.free == 8
     assert one.room_for_more
@@ -124,7 +124,7 @@ def test_an_unload_frees_its_pages_at_once() -> None:
 
 
 def test_every_action_has_a_number_of_its_own_over_all_devices() -> None:
-    actions = Actions(State())
+    actions = Actions(ShardState())
     first, second = with_weights(), with_weights()
     actions.unload(first, "m:1", now=1.0)
     actions.unload(second, "m:1", now=1.0)

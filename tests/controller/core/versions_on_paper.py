@@ -13,7 +13,7 @@ from broker.core.records import ModelRecord
 from controller.core.orders import Order, ToBroker, ToFrontend
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from controller.core.versions.preparation import terms_of
 from mesh import wire
 from mesh.codes import PackageCode
@@ -76,7 +76,7 @@ class Mesh:
 
     def restart_controller(self) -> None:
         """Its successor knows nothing; workers and broker find it."""
-        state = State()
+        state = ShardState()
         self.scheduler = Scheduler(make_policy("atc", state), state, Parameters())
         for name, worker in self.workers.items():
             words = hello(name, *([worker.report()] if worker.held else []))

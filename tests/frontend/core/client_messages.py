@@ -7,7 +7,7 @@ import pytest
 
 from frontend.core import protocol
 from frontend.core.checks import Checked, InputRules
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh import wire
 
 
@@ -37,9 +37,9 @@ def decode(message: Any) -> Any:
     return protocol.decode(msgpack.packb(message))
 
 
-def refused(message: Any) -> Invalid:
+def refused(message: Any) -> RequestRefused:
     """The decoder's refusal of a message, or of bytes."""
-    with pytest.raises(Invalid) as raised:
+    with pytest.raises(RequestRefused) as raised:
         protocol.decode(message if isinstance(message, bytes) else msgpack.packb(message))
     return raised.value
 
@@ -48,9 +48,9 @@ def checked(request: Any, frames: Any = (), spec: wire.ModelSpec = ONE) -> Check
     return InputRules(spec, ROWS_MAX).check(decode(request), frames)
 
 
-def misfit(request: Any, frames: Any = (), spec: wire.ModelSpec = ONE) -> Invalid:
+def misfit(request: Any, frames: Any = (), spec: wire.ModelSpec = ONE) -> RequestRefused:
     """The refusal of a decoded request by the rules for its inputs."""
-    with pytest.raises(Invalid) as raised:
+    with pytest.raises(RequestRefused) as raised:
         checked(request, frames, spec)
     return raised.value
 
@@ -59,5 +59,5 @@ def outcome(call: Any, *arguments: Any) -> Any:
     """What a call returns, or its refusal."""
     try:
         return call(*arguments)
-    except Invalid as invalid:
+    except RequestRefused as invalid:
         return invalid

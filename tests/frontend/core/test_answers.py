@@ -3,7 +3,7 @@
 import pytest
 
 from frontend.core.answers import error_answer, ok_answer
-from frontend.core.protocol import Error, TensorOut
+from frontend.core.protocol import AnswerTensor, Error
 from frontend.core.requests import Call, Completed
 from mesh import wire
 
@@ -19,7 +19,7 @@ def call(*, framed: bool = False) -> Call:
 def test_outputs_are_described_and_inside_unless_they_travel_as_frames(framed: bool) -> None:
     made = call(framed=framed)
     answer = ok_answer(made, [b"abcd"], 100.25, Completed(made, 8, 0.125, "cpu:0", cold=True))
-    assert answer.outputs == [TensorOut("x", "uint8", (2, 2), None if framed else b"abcd")]
+    assert answer.outputs == [AnswerTensor("x", "uint8", (2, 2), None if framed else b"abcd")]
     assert (answer.id, answer.status, answer.model, answer.version) == (7, "ok", "m", "2")
     assert (answer.latency_ms, answer.predicted_ms, answer.batch_size) == (250.0, 125.0, 8)
     assert (answer.device, answer.cached, answer.cold) == ("cpu:0", False, True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from frontend.core import checks
 from frontend.core.checks import Checked, InputRules
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 from mesh import wire
 from mesh.names import NAME
 from tests.frontend.core.client_messages import (
@@ -42,7 +42,7 @@ def test_a_budget_is_above_zero_and_at_most_the_largest(slo_ms: Any, budget_s: f
 
 @pytest.mark.parametrize("slo_ms", [0, 0.0, -0.0, -1, -50.5, math.nan, math.inf, -math.inf, 1000.001, 1e300, 2**63])
 def test_any_other_budget_is_refused(slo_ms: float) -> None:
-    with pytest.raises(Invalid) as raised:
+    with pytest.raises(RequestRefused) as raised:
         budget(slo_ms=slo_ms)
     invalid = raised.value
     assert (invalid.code, invalid.field, invalid.id) == ("bad_slo", "slo_ms", 7)
@@ -55,14 +55,14 @@ def test_a_weight_lies_between_a_hundredth_and_a_hundred(weight: float, good: bo
     if good:
         assert checks.check_weight(request) == weight
         return
-    with pytest.raises(Invalid, match="weight") as raised:
+    with pytest.raises(RequestRefused, match="weight") as raised:
         checks.check_weight(request)
     assert (raised.value.code, raised.value.field, raised.value.id) == ("bad_weight", "weight", 7)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_a_weight_that_is_no_positive_number_is_refused(weight: float) -> None:
-    with pytest.raises(Invalid) as raised:
+    with pytest.raises(RequestRefused) as raised:
         checks.check_weight(decode(infer(weight=weight)))
     assert raised.value.code == "bad_weight"
 
@@ -87,7 +87,7 @@ def test_a_weight_that_is_no_positive_number_is_refused(weight: float) -> None:
     ],
 )
 def test_a_target_that_cannot_be_is_refused(fields: dict[str, Any], code: str, field: str) -> None:
-    with pytest.raises(Invalid) as raised:
+    with pytest.raises(RequestRefused) as raised:
         checks.check_names(decode(infer(**fields)))
     assert (raised.value.code, raised.value.field, raised.value.id) == (code, field, 7)
 
@@ -98,7 +98,7 @@ def test_a_target_that_can_be_is_let_pass(fields: dict[str, Any]) -> None:
 
 
 def test_a_wrong_name_is_answered_with_what_a_name_is_like_and_is_not_repeated_at_length() -> None:
-    with pytest.raises(Invalid) as raised:
+    with pytest.raises(RequestRefused) as raised:
         checks.check_names(decode(infer(model="x" * 100_000)))
     assert NAME.pattern in raised.value.message
     assert len(raised.value.message) < 200

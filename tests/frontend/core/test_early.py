@@ -6,12 +6,12 @@ import pytest
 
 from frontend.core import protocol
 from frontend.core.early import HELD_S_MAX, RETRY_AFTER_MS, Early, EarlyRequests
-from frontend.core.protocol import Invalid
+from frontend.core.protocol import RequestRefused
 
 
-def infer(number: int, **fields: Any) -> protocol.Infer:
+def infer(number: int, **fields: Any) -> protocol.InferRequest:
     """A request for model m."""
-    return protocol.Infer(**{"id": number, "inputs": [], "model": "m", "slo_ms": 100.0, **fields})
+    return protocol.InferRequest(**{"id": number, "inputs": [], "model": "m", "slo_ms": 100.0, **fields})
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def hold(early: EarlyRequests, request: Any, now: float = 5.0, client: str = "c"
 def test_everything_is_released_once_oldest_first(early: EarlyRequests) -> None:
     hold(early, infer(2), 5.0)
     hold(early, infer(1, slo_ms=10.0), 5.1)
-    hold(early, protocol.Models(id=3), 5.2)
+    hold(early, protocol.ModelsRequest(id=3), 5.2)
     assert len(early) == 3
     assert [(held.request.id, held.received_s) for held in early.release()] == [(2, 5.0), (1, 5.1), (3, 5.2)]
     early.check()
@@ -36,7 +36,7 @@ def test_everything_is_released_once_oldest_first(early: EarlyRequests) -> None:
 
 
 def test_what_has_a_budget_is_held_as_long_as_that_lasts_the_rest_for_a_while(early: EarlyRequests) -> None:
-    hold(early, protocol.Apps(id=1), 5.0)
+    hold(early, protocol.AppsRequest(id=1), 5.0)
     hold(early, infer(2, slo_ms=None), 5.5)
     hold(early, infer(3), 6.0)
     assert early.wake_at() == 6.1
@@ -57,7 +57,7 @@ def test_what_has_a_budget_is_held_as_long_as_that_lasts_the_rest_for_a_while(ea
     ("request_", "code", "field"),
     [
         (infer(1), "duplicate_id", "id"),
-        (protocol.Models(id=1), "duplicate_id", "id"),
+        (protocol.ModelsRequest(id=1), "duplicate_id", "id"),
         (infer(2, slo_ms=0.0), "bad_slo", "slo_ms"),
         (infer(2, slo_ms=1000.1), "bad_slo", "slo_ms"),
         (infer(2, app="a"), "bad_target", "model"),
@@ -68,7 +68,7 @@ def test_what_no_table_can_make_right_is_refused_at_once(
     early: EarlyRequests, request_: Any, code: str, field: str
 ) -> None:
     hold(early, infer(1))
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(RequestRefused) as refused:
         hold(early, request_)
     assert (refused.value.code, refused.value.field, refused.value.id) == (code, field, request_.id)
     assert refused.value.status == "invalid"
@@ -79,7 +79,7 @@ def test_what_no_table_can_make_right_is_refused_at_once(
 def test_no_more_than_the_limit_are_held(early: EarlyRequests) -> None:
     for number in range(3):
         hold(early, infer(number))
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(RequestRefused) as refused:
         hold(early, infer(3))
     assert (refused.value.status, refused.value.code) == ("rejected", "frontend_full")
     assert refused.value.retry_after_ms is not None
@@ -88,11 +88,11 @@ def test_no_more_than_the_limit_are_held(early: EarlyRequests) -> None:
 
 
 def test_no_more_bytes_than_the_limit_are_held(early: EarlyRequests) -> None:
-    inside = protocol.Tensor("x", "uint8", [60], memoryview(bytes(60)))
+    inside = protocol.RequestTensor("x", "uint8", [60], memoryview(bytes(60)))
     hold(early, infer(1, inputs=[inside], slo_ms=10.0))
     early.hold(Early("c", infer(2), (bytes(40),), 5.0))
     early.check()
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(RequestRefused) as refused:
         hold(early, infer(3))
     assert (refused.value.status, refused.value.code) == ("rejected", "memory_full")
     assert refused.value.retry_after_ms is not None

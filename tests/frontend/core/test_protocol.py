@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontend.core import protocol
-from frontend.core.protocol import Answer, Error, Invalid, TensorOut
+from frontend.core.protocol import AnswerTensor, ClientAnswer, Error, RequestRefused
 from tests.frontend.core.client_messages import decode, infer, outcome, refused, tensor
 from tests.messages import names
 
@@ -17,9 +17,9 @@ from tests.messages import names
 
 
 def test_an_infer_request_is_understood_with_its_defaults() -> None:
-    assert decode(infer()) == protocol.Infer(
+    assert decode(infer()) == protocol.InferRequest(
         id=7,
-        inputs=[protocol.Tensor("x", "float32", [1, 2, 3], memoryview(bytes(24)))],
+        inputs=[protocol.RequestTensor("x", "float32", [1, 2, 3], memoryview(bytes(24)))],
         model="m",
         app=None,
         version=None,
@@ -37,7 +37,8 @@ def test_every_field_of_an_infer_request_may_be_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "kind"), [("models", protocol.Models), ("status", protocol.Status), ("ping", protocol.Ping)]
+    ("op", "kind"),
+    [("models", protocol.ModelsRequest), ("status", protocol.StatusRequest), ("ping", protocol.PingRequest)],
 )
 def test_the_other_messages_bear_only_an_id(op: str, kind: Any) -> None:
     assert decode({"op": op, "id": "a"}) == kind(id="a")
@@ -219,7 +220,7 @@ def test_any_id_that_may_be_is_given_back_with_a_refusal(known: Any) -> None:
 @given(body=st.binary(max_size=120))
 def test_no_bytes_whatever_do_more_than_be_refused(body: bytes) -> None:
     found = outcome(protocol.decode, body)
-    if isinstance(found, Invalid):
+    if isinstance(found, RequestRefused):
         assert msgpack.unpackb(msgspec.msgpack.encode(found.answer()))["status"] == "invalid"
 
 
@@ -239,7 +240,7 @@ ANYTHING = st.recursive(
 @given(name=st.sampled_from(sorted(infer(version=1, slo_ms=1, context=1, cache=1, weight=1, app=1))), value=ANYTHING)
 def test_no_value_of_any_field_does_more_than_be_refused_with_the_id(name: str, value: Any) -> None:
     found = outcome(decode, infer(**{name: value}))
-    if not isinstance(found, Invalid):
+    if not isinstance(found, RequestRefused):
         assert found.id == (value if name == "id" else 7)
         return
     assert found.status == "invalid"
@@ -252,19 +253,19 @@ def test_no_value_of_any_field_does_more_than_be_refused_with_the_id(name: str, 
 
 
 def test_an_invalid_request_becomes_an_answer_that_says_so() -> None:
-    invalid = Invalid("bad_slo", "slo_ms must be", "slo_ms", 7)
-    assert invalid.answer() == Answer(id=7, status="invalid", error=Error("bad_slo", "slo_ms must be", "slo_ms"))
-    full = Invalid("frontend_full", "full", None, "a", "rejected", 50.0)
-    assert full.answer() == Answer(id="a", status="rejected", error=Error("frontend_full", "full", None, 50.0))
+    invalid = RequestRefused("bad_slo", "slo_ms must be", "slo_ms", 7)
+    assert invalid.answer() == ClientAnswer(id=7, status="invalid", error=Error("bad_slo", "slo_ms must be", "slo_ms"))
+    full = RequestRefused("frontend_full", "full", None, "a", "rejected", 50.0)
+    assert full.answer() == ClientAnswer(id="a", status="rejected", error=Error("frontend_full", "full", None, 50.0))
 
 
 def test_fields_that_do_not_apply_are_absent_and_an_unknown_id_is_null() -> None:
-    assert msgpack.unpackb(msgspec.msgpack.encode(Invalid("malformed", "not msgpack").answer())) == {
+    assert msgpack.unpackb(msgspec.msgpack.encode(RequestRefused("malformed", "not msgpack").answer())) == {
         "id": None,
         "status": "invalid",
         "error": {"code": "malformed", "message": "not msgpack"},
     }
-    ok = Answer(id=1, status="ok", outputs=[TensorOut("y", "float32", (1, 2), b"12345678")], cached=False)
+    ok = ClientAnswer(id=1, status="ok", outputs=[AnswerTensor("y", "float32", (1, 2), b"12345678")], cached=False)
     assert msgpack.unpackb(msgspec.msgpack.encode(ok)) == {
         "id": 1,
         "status": "ok",

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from frontend.core.requests import REFUSAL_S, Call, Completed, Part, RequestTable
+from frontend.core.requests import REFUSAL_S, Call, CallPart, Completed, RequestTable
 from mesh import wire
 from tests.cores import Checked
 
@@ -28,16 +28,16 @@ def table() -> Any:
     return Checked(RequestTable(in_flight_max=3, bytes_max=1 << 20))
 
 
-def opened(table: Any, call: Call, controller: str | None = "controller-1") -> list[Part]:
+def opened(table: Any, call: Call, controller: str | None = "controller-1") -> list[CallPart]:
     """Opens the call and submits its parts to the controller."""
-    parts: list[Part] = table.open(call, [bytes(range(2 * call.rows))])
+    parts: list[CallPart] = table.open(call, [bytes(range(2 * call.rows))])
     for part in parts:
         if controller is not None:
             table.submitted(part, controller)
     return parts
 
 
-def outputs(table: Any, part: Part, data: bytes = b"out") -> Completed | None:
+def outputs(table: Any, part: CallPart, data: bytes = b"out") -> Completed | None:
     completed: Completed | None = table.outputs(part.number, [data], 4, 0.01, "cpu:0")
     return completed
 
@@ -95,16 +95,16 @@ def test_the_table_is_full_at_its_limit_and_not_before(table: Any) -> None:
 
 def test_the_table_is_heavy_once_the_inputs_of_its_open_calls_reach_the_limit() -> None:
     table: Any = Checked(RequestTable(in_flight_max=10, bytes_max=10))
-    assert not table.heavy
+    assert not table.memory_full
     (first,) = opened(table, call_of(1, rows=4))
     table.wait(call_of(2, rows=4))  # it waits for another call's outputs, so its own inputs are not kept
-    assert (table.heavy, table.bytes_held) == (False, 8)
+    assert (table.memory_full, table.bytes_held) == (False, 8)
     opened(table, call_of(3, rows=5))
-    assert (table.heavy, table.bytes_held) == (True, 18)
+    assert (table.memory_full, table.bytes_held) == (True, 18)
     outputs(table, first)
-    assert (table.heavy, table.bytes_held) == (True, 10)
+    assert (table.memory_full, table.bytes_held) == (True, 10)
     table.close_all()
-    assert (table.heavy, table.bytes_held) == (False, 0)
+    assert (table.memory_full, table.bytes_held) == (False, 0)
 
 
 def test_an_id_is_in_use_on_its_own_connection_until_it_is_answered(table: Any) -> None:
@@ -325,7 +325,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.table = RequestTable(in_flight_max=150, bytes_max=1 << 20)
         self.now = 100.0
         self.calls: list[Call] = []
-        self.parts: list[Part] = []
+        self.parts: list[CallPart] = []
         self.answers: dict[int, int] = {}  # {index of the call: number of answers}
 
     def _answer(self, call: Call) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from frontend.core.protocol import Infer, Invalid
+from frontend.core.protocol import InferRequest, RequestRefused
 from frontend.core.targets import Targets
 from mesh import wire
 
@@ -26,8 +26,8 @@ def targets(*models: wire.ModelEntry) -> Targets:
     return made
 
 
-def infer(**fields: Any) -> Infer:
-    return Infer(id=7, inputs=[], **fields)
+def infer(**fields: Any) -> InferRequest:
+    return InferRequest(id=7, inputs=[], **fields)
 
 
 @pytest.mark.parametrize("version", [None, "2"])
@@ -46,15 +46,15 @@ def test_a_request_is_bound_to_the_current_version(version: str | None) -> None:
         (infer(model="broken"), "not_ready", "rejected", "no weights"),
     ],
 )
-def test_whoever_is_bound_to_nothing_is_told_why(request_: Infer, code: str, status: str, says: str) -> None:
+def test_whoever_is_bound_to_nothing_is_told_why(request_: InferRequest, code: str, status: str, says: str) -> None:
     made = targets(entry("m", "2"), entry("coming", None, spec=None), entry("broken", None, fault="no weights"))
-    with pytest.raises(Invalid, match=says) as caught:
+    with pytest.raises(RequestRefused, match=says) as caught:
         made.of(request_)
     assert (caught.value.code, caught.value.status, caught.value.id) == (code, status, 7)
 
 
 def test_a_model_of_no_model_is_named_as_such() -> None:
-    with pytest.raises(Invalid) as caught:
+    with pytest.raises(RequestRefused) as caught:
         targets().of(infer(model="m"))
     assert caught.value.code == "unknown_model"
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from frontend.gateway.descriptions import (
-    Statistics,
+    ModelStatistics,
     application_metadata,
     dashboard_models,
     model_metadata,
@@ -102,14 +102,14 @@ def test_the_dashboard_shows_what_is_not_ready_first_and_not_everything() -> Non
 
 
 def test_statistics_count_what_went_through_by_model_and_version() -> None:
-    statistics = Statistics()
+    statistics = ModelStatistics()
     ok = {"version": "1", "latency_ms": 2.0, "batch_size": 4}
     statistics.succeeded("m", ok, 3, 1000)
     statistics.succeeded("m", {"version": "1", "latency_ms": 1.0, "cached": True}, 1, 2000)
     statistics.failed("m", "1", "rejected", 0.5, 3000)
     statistics.succeeded("app", {"latency_ms": 2.0}, 1, 1000)
-    assert [entry["name"] for entry in statistics.told()["model_stats"]] == ["app", "m"]
-    (told,) = statistics.told("m", "1")["model_stats"]
+    assert [entry["name"] for entry in statistics.as_json()["model_stats"]] == ["app", "m"]
+    (told,) = statistics.as_json("m", "1")["model_stats"]
     assert told == {
         "name": "m",
         "version": "1",
@@ -123,11 +123,11 @@ def test_statistics_count_what_went_through_by_model_and_version() -> None:
         "batch_stats": [{"batch_size": 4, "requests": {"count": 1, "ns": 2_000_000}}],
         "outcomes": {"ok": 2, "rejected": 1},
     }
-    assert statistics.told("m", "2") == {"model_stats": []}
+    assert statistics.as_json("m", "2") == {"model_stats": []}
 
 
 def test_statistics_keep_a_bounded_number_of_targets() -> None:
-    statistics = Statistics(targets_max=2)
+    statistics = ModelStatistics(targets_max=2)
     for name in ("a", "b", "c"):
         statistics.failed(name, "1", "failed", 1.0, 0)
-    assert [entry["name"] for entry in statistics.told()["model_stats"]] == ["b", "c"]
+    assert [entry["name"] for entry in statistics.as_json()["model_stats"]] == ["b", "c"]

@@ -6,7 +6,7 @@ import pytest
 
 from frontend.client.conversation import ERRORS
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
-from frontend.gateway.errors import Refused, error_answer, plain_error, refusal
+from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
 from mesh.codes import HttpCode
 
 
@@ -60,7 +60,7 @@ def test_a_field_is_named_as_http_has_it() -> None:
 
 
 def test_the_gateways_own_refusals_look_the_same() -> None:
-    told = refusal(Refused("too many", HttpCode.GATEWAY_FULL, retry_after_ms=50.0))
+    told = refusal(HttpRefusal("too many", HttpCode.GATEWAY_FULL, retry_after_ms=50.0))
     assert (told.status, told.headers) == (429, {"Retry-After": "1"})
     assert told.body == {"error": "too many", "code": "gateway_full", "status": "rejected", "retry_after_ms": 50.0}
     assert plain_error(404, "no path").body == {"error": "no path", "code": "no_such_path"}
@@ -70,7 +70,7 @@ def test_so_many_requests_at_once_and_no_more() -> None:
     gate = Gate(2, 100, 100)
     gate.enter()
     gate.enter()
-    with pytest.raises(Refused, match=r"\b2\b") as caught:
+    with pytest.raises(HttpRefusal, match=r"\b2\b") as caught:
         gate.enter()
     assert caught.value.status == 429
     gate.leave(0)
@@ -82,11 +82,11 @@ def test_a_body_is_refused_as_soon_as_it_is_known_to_be_too_large() -> None:
     gate = Gate(9, 100, 1000)
     gate.announced(100)
     gate.announced(None)
-    with pytest.raises(Refused, match=r"100.*GEARMESH_REQUEST_BYTES_MAX.*101") as caught:
+    with pytest.raises(HttpRefusal, match=r"100.*GEARMESH_REQUEST_BYTES_MAX.*101") as caught:
         gate.announced(101)
     assert caught.value.status == 413
     assert gate.hold(0, 100) == 100
-    with pytest.raises(Refused, match="101"):
+    with pytest.raises(HttpRefusal, match="101"):
         gate.hold(100, 1)
     assert gate.held_bytes == 100
 
@@ -97,7 +97,7 @@ def test_all_bodies_together_are_bounded_and_freed_when_they_are_answered() -> N
     gate.enter()
     gate.hold(0, 100)
     gate.hold(0, 50)
-    with pytest.raises(Refused, match="150") as caught:
+    with pytest.raises(HttpRefusal, match="150") as caught:
         gate.hold(50, 1)
     assert caught.value.status == 429
     gate.leave(100)
@@ -110,7 +110,7 @@ def test_all_bodies_together_are_bounded_and_freed_when_they_are_answered() -> N
     "origin", ["http://evil.example", "http://127.0.0.1.evil.example:8000", "null", "http://[", ""]
 )
 def test_pages_from_elsewhere_may_not_ask(origin: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         check_origin({"Origin": origin})
     assert (caught.value.status, caught.value.code) == (403, "foreign_origin")
 
@@ -122,8 +122,8 @@ def test_programs_and_pages_of_this_machine_may(headers: dict[str, str]) -> None
 
 def test_headers_that_are_no_numbers_are_refused_by_name() -> None:
     assert (budget_of(None), budget_of("12.5"), json_length(None), json_length("0")) == (None, 12.5, None, 0)
-    with pytest.raises(Refused, match=r"X-Gearmesh-Slo-Ms.*'soon'"):
+    with pytest.raises(HttpRefusal, match=r"X-Gearmesh-Slo-Ms.*'soon'"):
         budget_of("soon")
     for wrong in ("-1", "1.5", "", "²", "9" * 20):
-        with pytest.raises(Refused, match="Inference-Header-Content-Length"):
+        with pytest.raises(HttpRefusal, match="Inference-Header-Content-Length"):
             json_length(wrong)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.client.conversation import Prediction
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from frontend.gateway.inference import Question, read_question, respond
 from frontend.gateway.tensors import from_bytes, from_json
 from scripts.bench_http import request_body
@@ -106,9 +106,9 @@ def test_a_body_without_json_is_the_rows_of_the_only_input() -> None:
     question = read_question(X.tobytes(), 0, SPEC)
     np.testing.assert_array_equal(question.inputs["x"], X)
     assert question.binary_default
-    with pytest.raises(Refused, match=r"\bx\b.*16.*17"):
+    with pytest.raises(HttpRefusal, match=r"\bx\b.*16.*17"):
         read_question(bytes(17), 0, SPEC)
-    with pytest.raises(Refused, match=r"\b2\b"):
+    with pytest.raises(HttpRefusal, match=r"\b2\b"):
         read_question(bytes(16), 0, {"inputs": SPEC["inputs"] * 2})  # type: ignore[operator]
 
 
@@ -194,7 +194,7 @@ BINARY = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"bina
 def test_a_request_that_is_not_as_it_should_be_is_refused_with_the_field(
     body: bytes, field: str | None, code: str, named: tuple[str, ...]
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         read_question(body, None, SPEC)
     assert (caught.value.status, caught.value.field, caught.value.code) == (400, field, code)
     assert names(caught.value.message, *named)
@@ -202,12 +202,12 @@ def test_a_request_that_is_not_as_it_should_be_is_refused_with_the_field(
 
 def test_bytes_that_nobody_named_are_refused() -> None:
     body = request() + bytes(5)
-    with pytest.raises(Refused, match=r"\b5\b.*binary_data_size.*\b0\b"):
+    with pytest.raises(HttpRefusal, match=r"\b5\b.*binary_data_size.*\b0\b"):
         read_question(body, len(body) - 5, SPEC)
 
 
 def test_a_length_of_the_json_beyond_the_body_is_refused() -> None:
-    with pytest.raises(Refused, match="999"):
+    with pytest.raises(HttpRefusal, match="999"):
         read_question(request(), 999, SPEC)
 
 
@@ -215,11 +215,11 @@ def test_a_length_of_the_json_beyond_the_body_is_refused() -> None:
 def test_whatever_comes_is_a_question_or_refused(body: bytes, length: int | None) -> None:
     try:
         question = read_question(body, length, SPEC)
-    except Refused:
+    except HttpRefusal:
         return
     assert question.inputs["x"].shape[1:] == (4,)
 
 
 def test_an_output_that_the_answer_lacks_is_refused() -> None:
-    with pytest.raises(Refused, match=r"'q'.*\by\b"):
+    with pytest.raises(HttpRefusal, match=r"'q'.*\by\b"):
         respond(Question(None, {}, None, {}, ("q",)), prediction(y=X), "m")

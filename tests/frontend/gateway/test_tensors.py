@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from frontend.gateway.errors import Refused
+from frontend.gateway.errors import HttpRefusal
 from frontend.gateway.tensors import DATATYPES, NAMES, check_shape, dtype_of, from_bytes, from_json, to_json
 from mesh.tensors import DTYPES, raw
 from tests.messages import names
@@ -88,7 +88,7 @@ def test_raw_bytes_bring_every_number_back_uncopied(tensor: Array) -> None:
 def test_data_that_is_not_the_tensor_is_refused_with_what_would_be_right(
     data: Any, dtype: str, shape: tuple[int, ...], named: tuple[str, ...]
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         from_json(data, dtype, shape, "inputs[2].data")
     assert (caught.value.code, caught.value.field) == ("bad_data", "inputs[2].data")
     assert names(caught.value.message, "inputs[2].data", *named)
@@ -103,25 +103,25 @@ def test_the_ends_of_a_range_are_in_it(data: list[int], dtype: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 15, 17])
 def test_bytes_that_do_not_fill_the_shape_are_refused(size: int) -> None:
-    with pytest.raises(Refused, match=rf"\[2, 2\].*FP32.*16.*{size}"):
+    with pytest.raises(HttpRefusal, match=rf"\[2, 2\].*FP32.*16.*{size}"):
         from_bytes(memoryview(bytes(size)), "float32", (2, 2), "inputs[0]")
 
 
 def test_an_extent_beyond_all_memory_is_only_a_wrong_size() -> None:
-    with pytest.raises(Refused, match=r"\b4\b"):
+    with pytest.raises(HttpRefusal, match=r"\b4\b"):
         from_bytes(memoryview(bytes(4)), "float32", (2**62, 2**62), "inputs[0]")
 
 
 def test_strings_and_unknown_datatypes_are_refused_with_those_that_are_served() -> None:
-    with pytest.raises(Refused, match=r"'BYTES'.*FP32"):
+    with pytest.raises(HttpRefusal, match=r"'BYTES'.*FP32"):
         dtype_of("BYTES", "inputs[0].datatype")
-    with pytest.raises(Refused, match=r"'float32'.*FP32"):
+    with pytest.raises(HttpRefusal, match=r"'float32'.*FP32"):
         dtype_of("float32", "inputs[0].datatype")
 
 
 @pytest.mark.parametrize("shape", [[], [-1, 4], [1] * 33])
 def test_a_shape_is_that_of_a_tensor(shape: list[int]) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         check_shape(shape, "inputs[0].shape")
     assert caught.value.field == "inputs[0].shape"
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gearmesh.cli import asking
 from gearmesh.cli import main as cli
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import read_package
 from mesh import wire
@@ -51,7 +51,7 @@ async def prepare(controller: Caller, repository: Path) -> None:
         for model in tables[-1].models:
             if model.target is not None and not model.container:
                 ref = wire.ref_of(model.name, model.target)
-                content = Contents().of(read_package(repository, ref, ()))
+                content = ContentDigests().of(read_package(repository, ref, ()))
                 controller.link.send(wire.PrepareReport(ref=ref, ok=True, spec=SPEC, content=content))
 
 
@@ -99,7 +99,7 @@ async def test_what_is_imported_where_nobody_serves_it_is_served_by_the_command_
         assert "model_repository/m" in output
         code, output = await command("deploy", "model_repository/m")
         assert (code, names(output, "m:1")) == (0, True), output
-        assert Contents().of(read_package(repository, "m:1", ())) == Contents().of(
+        assert ContentDigests().of(read_package(repository, "m:1", ())) == ContentDigests().of(
             read_package(shell / "model_repository", "m:1", ())
         )
         other_weights(shell / "model_repository" / "m" / "1")

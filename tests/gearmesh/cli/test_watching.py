@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gearmesh.cli.main import app
-from gearmesh.operations.containers import Roster
+from gearmesh.operations.containers import ContainerFile
 from gearmesh.operations.ports import free_ports
 from tests.messages import names
 
@@ -94,8 +94,8 @@ def test_a_procfile_that_is_not_there_is_named(gearmesh: CliRunner) -> None:
 
 
 def test_a_damaged_list_of_containers_is_named(gearmesh: CliRunner, tmp_path: Path) -> None:
-    roster = Roster(tmp_path / ".gearmesh")
-    with roster.watched():
+    container_file = ContainerFile(tmp_path / ".gearmesh")
+    with container_file.watched():
         (tmp_path / ".gearmesh" / "containers.json").write_text("junk")
         result = gearmesh.invoke(app, ("scale", "m", "1"))
     assert result.exit_code == 1

@@ -8,18 +8,18 @@ from typer.testing import CliRunner
 from gearmesh.cli.main import app
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.schedule import open_arrivals
-from gearmesh.load.options import Options, numbers, plan_of, with_models
-from gearmesh.load.plan import Closed, Open, Target
+from gearmesh.load.options import LoadOptions, numbers, plan_of, with_models
+from gearmesh.load.plan import Closed, LoadTarget, Open
 from gearmesh.load.replay import read_lines
 from mesh.errors import GearmeshError
 from tests.messages import names
 
 
 def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
-    closed = plan_of(Options(clients=16, think_ms=5.0, slo_ms="25"), ("a",)).phases[0].streams[0]
+    closed = plan_of(LoadOptions(clients=16, think_ms=5.0, slo_ms="25"), ("a",)).phases[0].streams[0]
     assert closed.source == Closed(16, think_s=0.005)
     assert closed.slo.values == (25.0,)
-    opened = plan_of(Options(rate=400.0, arrivals="gamma", cv=2.0, slo_factor="2,4"), ("a",)).phases[0].streams[0]
+    opened = plan_of(LoadOptions(rate=400.0, arrivals="gamma", cv=2.0, slo_factor="2,4"), ("a",)).phases[0].streams[0]
     assert isinstance(opened.source, Open)
     assert (opened.source.load.kind, opened.source.load.rate_rps, opened.source.load.cv) == ("gamma", 400.0, 2.0)
     assert (opened.slo.unit, opened.slo.values) == ("batch1", (2.0, 4.0))
@@ -28,26 +28,26 @@ def test_clients_are_a_closed_loop_and_a_rate_is_an_open_one():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (Options(), "--clients N"),
-        (Options(clients=1, rate=5.0), "--clients"),
-        (Options(rate=0.0), "--rate"),
-        (Options(rate=float("nan")), "--rate"),
-        (Options(rate=1e9), "--rate"),
-        (Options(rate=5.0, arrivals="lumpy"), "--arrivals.*poisson"),
-        (Options(rate=5.0, slo_ms="1", slo_factor="1"), "--slo-factor"),
-        (Options(rate=5.0, rate_end=9.0), "--arrivals ramp"),
-        (Options(arrivals="log"), "--file"),
-        (Options(rate=5.0, warmup_s=10.0), "--warmup-s"),
-        (Options(rate=5.0, cv=-1.0), "--cv"),
-        (Options(clients=0), "--clients"),
-        (Options(rate=5.0, seed=-1), "--seed"),
-        (Options(rate=5.0, distinct_inputs=1_000_000), "--distinct-inputs.* 10,000"),
-        (Options(rate=5.0, burst_s=2.0), "--burst-s.* --arrivals burst"),
-        (Options(rate=5.0, think_ms=2.0), "--think-ms.*--clients"),
-        (Options(rate=5.0, mapping="stripe"), "--mapping.* --arrivals maf"),
-        (Options(clients=5, cv=2.0), "--cv.* --arrivals gamma .*burst"),
-        (Options(rate=5.0, arrivals="maf", zipf=1.0), "--zipf.* --clients .*--arrivals poisson"),
-        (Options(rate=5.0, file=Path(__file__)), "--file.* --arrivals log .*maf"),
+        (LoadOptions(), "--clients N"),
+        (LoadOptions(clients=1, rate=5.0), "--clients"),
+        (LoadOptions(rate=0.0), "--rate"),
+        (LoadOptions(rate=float("nan")), "--rate"),
+        (LoadOptions(rate=1e9), "--rate"),
+        (LoadOptions(rate=5.0, arrivals="lumpy"), "--arrivals.*poisson"),
+        (LoadOptions(rate=5.0, slo_ms="1", slo_factor="1"), "--slo-factor"),
+        (LoadOptions(rate=5.0, rate_end=9.0), "--arrivals ramp"),
+        (LoadOptions(arrivals="log"), "--file"),
+        (LoadOptions(rate=5.0, warmup_s=10.0), "--warmup-s"),
+        (LoadOptions(rate=5.0, cv=-1.0), "--cv"),
+        (LoadOptions(clients=0), "--clients"),
+        (LoadOptions(rate=5.0, seed=-1), "--seed"),
+        (LoadOptions(rate=5.0, distinct_inputs=1_000_000), "--distinct-inputs.* 10,000"),
+        (LoadOptions(rate=5.0, burst_s=2.0), "--burst-s.* --arrivals burst"),
+        (LoadOptions(rate=5.0, think_ms=2.0), "--think-ms.*--clients"),
+        (LoadOptions(rate=5.0, mapping="stripe"), "--mapping.* --arrivals maf"),
+        (LoadOptions(clients=5, cv=2.0), "--cv.* --arrivals gamma .*burst"),
+        (LoadOptions(rate=5.0, arrivals="maf", zipf=1.0), "--zipf.* --clients .*--arrivals poisson"),
+        (LoadOptions(rate=5.0, file=Path(__file__)), "--file.* --arrivals log .*maf"),
     ],
 )
 def test_an_option_that_cannot_stand_is_named(options, named):
@@ -64,8 +64,8 @@ def test_lists_of_numbers_are_checked(text):
 def test_a_recorded_log_is_replayed_from_its_first_request_with_its_own_budgets(tmp_path):
     file = tmp_path / "log.jsonl"
     file.write_text('{"t_s": 7.5, "model": "a", "rows": 2, "extra": 1}\n{"t_s": 5.0, "model": "b", "slo_ms": 20}\n')
-    plan = with_models(plan_of(Options(arrivals="log", file=file), ("-",)), ("a", "b"))
-    targets = {name: Target(name, ()) for name in ("a", "b")}
+    plan = with_models(plan_of(LoadOptions(arrivals="log", file=file), ("-",)), ("a", "b"))
+    targets = {name: LoadTarget(name, ()) for name in ("a", "b")}
     found = open_arrivals(plan.phases[0], {"a": 0, "b": 1}, targets, 0)
     assert found.due_s.tolist() == [0.0, 2.5]
     assert found.model.tolist() == [1, 0]
@@ -129,17 +129,17 @@ def test_what_the_simulator_says_of_a_load_is_said_of_the_options(tmp_path):
     day = tmp_path / "day.csv"
     day.write_bytes(bytes(range(256)))
     for options, said in (
-        (Options(rate=0.001, seconds=1.0), "--rate.*--seconds"),
-        (Options(arrivals="maf", rate=5.0, file=day), "--file"),
+        (LoadOptions(rate=0.001, seconds=1.0), "--rate.*--seconds"),
+        (LoadOptions(arrivals="maf", rate=5.0, file=day), "--file"),
     ):
         plan = with_models(plan_of(options, ("-",)), ("a",))
         with pytest.raises(LoadError, match=said):
-            open_arrivals(plan.phases[0], {"a": 0}, {"a": Target("a", ())}, 0)
+            open_arrivals(plan.phases[0], {"a": 0}, {"a": LoadTarget("a", ())}, 0)
 
 
 def test_requests_have_the_rows_asked_for():
-    plan = with_models(plan_of(Options(rate=50.0, rows=4), ("-",)), ("a",))
-    found = open_arrivals(plan.phases[0], {"a": 0}, {"a": Target("a", ())}, 0, plan.rows)
+    plan = with_models(plan_of(LoadOptions(rate=50.0, rows=4), ("-",)), ("a",))
+    found = open_arrivals(plan.phases[0], {"a": 0}, {"a": LoadTarget("a", ())}, 0, plan.rows)
     assert set(found.rows.tolist()) == {4}
 
 

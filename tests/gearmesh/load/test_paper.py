@@ -6,7 +6,7 @@ import pytest
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.schedule import closed_clients, open_arrivals
 from gearmesh.load.paper import default_scale, experiment, experiments
-from gearmesh.load.plan import Plan, Target
+from gearmesh.load.plan import LoadTarget, LoadTestPlan
 from gearmesh.load.stage import PROFILE, write_emulated, write_profile
 from gpu_worker.core.emulation import DeviceProfile, parse_profile
 from gpu_worker.packages.package import read_package
@@ -20,10 +20,10 @@ KINDS = list(V100.models)
 @pytest.mark.parametrize("scale", [0.05, 0.3])
 def test_every_experiment_can_be_scheduled_at_every_scale(name, scale):
     chosen = experiment(name, KINDS)
-    for stand in chosen.stands(scale, 2.0):
-        plan = Plan(name, stand.phases(1.5))
-        assert set(plan.models) <= {model for model, _ in stand.models}
-        targets = {model: Target(model, (), 16) for model in plan.models}
+    for setup in chosen.setups(scale, 2.0):
+        plan = LoadTestPlan(name, setup.phases(1.5))
+        assert set(plan.models) <= {model for model, _ in setup.models}
+        targets = {model: LoadTarget(model, (), 16) for model in plan.models}
         index = {model: i for i, model in enumerate(plan.models)}
         for phase in plan.phases:
             requests = len(open_arrivals(phase, index, targets, 0))
@@ -36,11 +36,11 @@ def test_an_experiment_that_there_is_not_is_named_with_those_that_there_are():
 
 
 def test_budgets_are_stretched_and_rates_shrunk_by_the_same_ratio():
-    (stand,) = experiment("paper-6.2", KINDS).stands(0.05, 10.0)
-    slow, fast = stand.phases(2.0)[0].streams[0], stand.phases(1.0)[0].streams[0]
+    (setup,) = experiment("paper-6.2", KINDS).setups(0.05, 10.0)
+    slow, fast = setup.phases(2.0)[0].streams[0], setup.phases(1.0)[0].streams[0]
     assert slow.slo.values[0] == 2 * fast.slo.values[0]
     assert slow.source.load.rate_rps == fast.source.load.rate_rps / 2
-    (comparison,) = experiment("paper-6.1", KINDS).stands(1.0, 10.0)
+    (comparison,) = experiment("paper-6.1", KINDS).setups(1.0, 10.0)
     assert [phase.streams[0].slo.values[0] for phase in comparison.phases(1.0)] == [10, 25, 50, 100, 250, 500]
 
 
@@ -50,10 +50,10 @@ def test_the_scale_follows_the_cores(cores, scale):
 
 
 def test_stands_of_one_experiment_number_their_models_alike():
-    stands = experiment("paper-6.6", KINDS).stands(0.1, 1.0)
-    longest = [model for model, _ in stands[-1].models]
-    for stand in stands:
-        assert [model for model, _ in stand.models] == longest[: len(stand.models)]
+    setups = experiment("paper-6.6", KINDS).setups(0.1, 1.0)
+    longest = [model for model, _ in setups[-1].models]
+    for setup in setups:
+        assert [model for model, _ in setup.models] == longest[: len(setup.models)]
 
 
 def test_emulated_packages_have_the_papers_weights_and_take_no_room(tmp_path):
@@ -65,8 +65,8 @@ def test_emulated_packages_have_the_papers_weights_and_take_no_room(tmp_path):
 
 
 def test_a_device_of_the_stand_holds_as_many_models_as_it_says(tmp_path):
-    (stand,) = experiment("paper-6.2", KINDS).stands(0.05, 10.0)
-    profile = parse_profile(write_profile(tmp_path / "p.json", stand, V100).read_text(), "p")
+    (setup,) = experiment("paper-6.2", KINDS).setups(0.05, 10.0)
+    profile = parse_profile(write_profile(tmp_path / "p.json", setup, V100).read_text(), "p")
     pages = -(-102_200_000 // profile.page_bytes)
-    assert profile.pages // pages == stand.resident == 10
-    assert len(profile.models) == len(stand.models) == 180
+    assert profile.pages // pages == setup.resident == 10
+    assert len(profile.models) == len(setup.models) == 180

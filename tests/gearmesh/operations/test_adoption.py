@@ -15,7 +15,7 @@ from torch import nn
 
 from gearmesh.operations.adoption import check_content, order
 from gearmesh.operations.repositories import command_for
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import read_package
 from mesh import wire
@@ -52,7 +52,7 @@ def told(repository: Path, *models: wire.KnownModel, **other: Any) -> wire.Catal
 
 def known(repository: Path, *versions: str, **fields: Any) -> wire.KnownModel:
     """Model m with these versions, all of which were served."""
-    contents = {version: Contents().of(read_package(repository, f"m:{version}", ())) for version in versions}
+    contents = {version: ContentDigests().of(read_package(repository, f"m:{version}", ())) for version in versions}
     return wire.KnownModel(name="m", current=versions[-1], previous=None, contents=contents, **fields)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gearmesh.operations.doctor import examine_repository
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from mesh import wire
 from mesh.process.settings import Settings
@@ -26,7 +26,7 @@ async def test_files_that_are_not_those_that_are_served_are_to_be_mended(tmp_pat
         broker = Broker(made, tmp_path)
         controller = Caller(made.runtime(), broker.addresses, "controller-1")
         controller.register("controller")
-        content = Contents().of(package)
+        content = ContentDigests().of(package)
         controller.link.send(wire.PrepareReport(ref="m:1", ok=True, spec=SPEC, content=content))
         await controller.table(lambda table: table.models and table.models[0].current == "1")
         settings = Settings(model_repository=repository, broker_port=broker.number, data_dir=tmp_path / "data")
@@ -64,7 +64,7 @@ async def test_versions_that_are_not_current_other_folders_and_containers_names_
         controller.register("controller")
         for call, version in enumerate(("2", "1")):
             controller.link.send(wire.Deploy(call=call, name="m", version=version))
-            content = Contents().of(written[version])
+            content = ContentDigests().of(written[version])
             controller.link.send(wire.PrepareReport(ref=f"m:{version}", ok=True, spec=SPEC, content=content))
             await controller.table(lambda table, version=version: table.models[0].current == version)
         assert (await controller.ask(wire.ClaimVersion(call=9, name="c", content="abc"))).ok

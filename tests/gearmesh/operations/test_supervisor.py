@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gearmesh.operations import supervisor as module
-from gearmesh.operations.supervisor import Extra, Supervisor, procfile_commands
+from gearmesh.operations.supervisor import ReplicaProgram, Supervisor, procfile_commands
 from scripts import ROOT
 from tests.loops import LIMIT_S, Told, on_loop
 from tests.messages import names
@@ -327,8 +327,8 @@ def wait_for(file: Path) -> str:
 
 @on_loop
 async def test_replicas_of_another_version_take_over_once_they_serve(tmp_path: Path) -> None:
-    old = Extra(replica("old"), "1")
-    new = Extra(replica("new", before=wait_for(tmp_path / "go")), "2")
+    old = ReplicaProgram(replica("old"), "1")
+    new = ReplicaProgram(replica("new", before=wait_for(tmp_path / "go")), "2")
     async with running({}) as (supervisor, said):
         supervisor.scale("f", old, 2)
         await heard(said, ("f.1", "old up"), ("f.2", "old up"))
@@ -347,8 +347,8 @@ async def test_replicas_of_another_version_take_over_once_they_serve(tmp_path: P
 
 @on_loop
 async def test_replicas_of_other_code_under_one_version_start_when_the_old_ones_have_ended(tmp_path: Path) -> None:
-    old = Extra(replica("old", at_the_end=wait_for(tmp_path / "go")), "1", code="a")
-    new = Extra(replica("new"), "1", code="b")
+    old = ReplicaProgram(replica("old", at_the_end=wait_for(tmp_path / "go")), "1", code="a")
+    new = ReplicaProgram(replica("new"), "1", code="b")
     async with running({}) as (supervisor, said):
         supervisor.scale("f", old, 1)
         await heard(said, ("f.1", "old up"))
@@ -366,9 +366,9 @@ async def test_replicas_of_other_code_under_one_version_start_when_the_old_ones_
 @on_loop
 async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone() -> None:
     async with running({}) as (supervisor, said):
-        supervisor.scale("f", Extra(replica("old"), "1"), 1)
+        supervisor.scale("f", ReplicaProgram(replica("old"), "1"), 1)
         await heard(said, ("f.1", "old up"))
-        bad = Extra("exit 2", "2")
+        bad = ReplicaProgram("exit 2", "2")
         supervisor.scale("f", bad, 1)
         await said.until(lambda items: any(name == "up" and "f.2" in line for name, line in items))
         for _ in range(3):
@@ -380,21 +380,21 @@ async def test_replicas_that_cannot_start_leave_those_of_the_other_version_alone
 @on_loop
 async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tmp_path: Path) -> None:
     script = f"[ -e {tmp_path / 'mended'} ] || {{ echo loading; echo no module; echo; exit 2; }}; {replica('one')}"
-    extra = Extra(script)
+    program = ReplicaProgram(script)
     async with running({}) as (supervisor, said):
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         await said.until(lambda items: any(name == "up" and "f.1" in line for name, line in items))
         assert list(supervisor.down()) == ["f.1"]
         assert "no module" in supervisor.down()["f.1"]
         (tmp_path / "mended").touch()
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         assert supervisor.pids() == {}
         supervisor.retry("f")
         assert supervisor.down() == {}
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         await heard(said, ("f.1", "one up"))
         supervisor.retry("f")  # leaves replicas that serve alone
-        supervisor.scale("f", extra, 1)
+        supervisor.scale("f", program, 1)
         assert list(supervisor.pids()) == ["f.1"]
 
 
@@ -402,7 +402,7 @@ async def test_a_replica_that_could_not_start_is_down_until_it_is_tried_again(tm
 async def test_a_replica_that_dies_is_down_until_it_serves_again(tmp_path: Path) -> None:
     script = replica("one", before=f"[ -e {tmp_path / 'mended'} ] || exit 3; ")
     async with running({}) as (supervisor, said):
-        supervisor.scale("f", Extra(script), 1)
+        supervisor.scale("f", ReplicaProgram(script), 1)
         await said.count(1)
         assert list(supervisor.down()) == ["f.1"]
         assert "code 3" in supervisor.down()["f.1"]
@@ -414,8 +414,8 @@ async def test_a_replica_that_dies_is_down_until_it_serves_again(tmp_path: Path)
 
 @on_loop
 async def test_a_replica_serves_when_it_reports_so_whatever_it_prints() -> None:
-    old, new = Extra(replica("old"), "1"), Extra("echo welcomed, up, ready; exec sleep 6000", "2")
-    closing = Extra(
+    old, new = ReplicaProgram(replica("old"), "1"), ReplicaProgram("echo welcomed, up, ready; exec sleep 6000", "2")
+    closing = ReplicaProgram(
         "exec python3 -c \"import os; os.close(int(os.environ['GEARMESH_READY_FD'])); print('closed')\"", "3"
     )
     async with running({}) as (supervisor, said):
@@ -437,9 +437,9 @@ async def test_only_replicas_are_asked_to_report() -> None:
 
 @on_loop
 async def test_replicas_are_as_many_as_was_said_last() -> None:
-    extra = Extra(replica("one"))
+    program = ReplicaProgram(replica("one"))
     async with running({}) as (supervisor, _):
         for count in (3, 1, 2, 0, 1):
-            assert not supervisor.scale("f", extra, count)
+            assert not supervisor.scale("f", program, count)
             while len(supervisor.pids()) != count:  # noqa: ASYNC110  # processes start and end in their own time
                 await asyncio.sleep(0)

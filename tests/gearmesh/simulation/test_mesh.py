@@ -6,9 +6,9 @@ import pytest
 
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Scheduler
-from controller.core.state import State
+from controller.core.state import ShardState
 from gearmesh.simulation.devices import AllPrepared
-from gearmesh.simulation.mesh import CLIENTS, CONTROLLER, Mesh
+from gearmesh.simulation.mesh import CLIENTS, CONTROLLER, VirtualMesh
 from gearmesh.simulation.workers import SimWorker
 from gpu_worker.core.jobs import Job, Phase
 from mesh import wire
@@ -28,7 +28,7 @@ class World:
     def __init__(self, offset_s: float = 0.0) -> None:
         self.heard: list[tuple[str, int, float]] = []
         self.lost: set[str] = set()  # receivers that no message reaches
-        self.mesh = Mesh(self._scheduler, self, self, now=BEGIN_S, page_bytes=PAGE_BYTES, checked=True)
+        self.mesh = VirtualMesh(self._scheduler, self, self, now=BEGIN_S, page_bytes=PAGE_BYTES, checked=True)
         versions = AllPrepared([prepared(REF, TEN_MS)])
         self.worker = SimWorker("w", self.mesh.timeline, 4, versions, self._duration_s, offset_s=offset_s, checked=True)
         self.mesh.begin([REF], ["f"])
@@ -36,22 +36,22 @@ class World:
         self.mesh.scheduler.clock("w", offset_s)
 
     def _scheduler(self, now: float) -> Scheduler:
-        state = State(dispatch_s=DELAY_S)
+        state = ShardState(dispatch_s=DELAY_S)
         return Scheduler(make_policy("atc", state), state, started_s=now)
 
     def _duration_s(self, phase: Phase, job: Job) -> float:
         return LOAD_S if phase is Phase.LOAD else EXEC_S
 
     def delay_s(self, sender: str, receiver: str, message: Any, now: float) -> float | None:
-        """See Network."""
+        """The same delay for every message; None to a receiver that is lost."""
         return None if receiver in self.lost else DELAY_S
 
     def answered(self, action: wire.Infer) -> None:
-        """See Clients."""
+        """The outputs are noted, with their instant."""
         self.heard += [(AnswerStatus.OK, part.request, self.mesh.now) for part in action.parts]
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
-        """See Clients."""
+        """The refusal is noted, with its instant."""
         self.heard.append((refused.code, refused.request, self.mesh.now))
 
     def submit(self, number: int = 1, budget_s: float = 1.0) -> None:
@@ -62,10 +62,10 @@ class World:
 
     def run(self, until_s: float) -> None:
         """All that is due by then happens."""
-        self.mesh.settle()
+        self.mesh.run_due()
         while self.mesh.timeline.next_s() <= until_s:
             self.mesh.timeline.advance(self.mesh.timeline.next_s())
-            self.mesh.settle()
+            self.mesh.run_due()
         self.mesh.timeline.advance(until_s)
 
     @property

@@ -1,6 +1,6 @@
 """What a controller is told of versions, from their preparation to the end of their measurement."""
 
-from gpu_worker.core.ledger import NOTHING, Ledger, News, Ready
+from gpu_worker.core.ledger import NOTHING, Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import FIRST_RUNS
 from gpu_worker.core.sharing import Group
 from mesh import wire
@@ -11,13 +11,13 @@ PROFILE = wire.Profile(exec_s={1: 0.01, 2: 0.02}, load_s=0.5)
 SLOW_S = 1.0  # of EXEC: a few runs are enough
 
 
-def ready(ref: str = "m:1", profile: wire.Profile | None = None, group: Group | None = GROUP) -> Ready:
+def ready(ref: str = "m:1", profile: wire.Profile | None = None, group: Group | None = GROUP) -> ReadyVersion:
     tensor = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 1))
     spec = wire.ModelSpec(inputs=(tensor,), outputs=(tensor,), batch_max=2, slo_ms=50.0)
-    return Ready(ref, spec, pages=3, weights_bytes=3000, content="abc", profile=profile, group=group)
+    return ReadyVersion(ref, spec, pages=3, weights_bytes=3000, content="abc", profile=profile, group=group)
 
 
-def ledger(*versions: Ready) -> Ledger:
+def ledger(*versions: ReadyVersion) -> Ledger:
     made = Ledger()
     for version in versions:
         made.prepared(version)

@@ -22,7 +22,7 @@ class Recorder:
         self._heard: list[str] = []
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
-        """See Executor."""
+        """The call is noted. INPUT and OUTPUT are over at once; LOAD and EXEC run until the test ends them."""
         self._heard.append(f"begin {phase.value} #{job.action.action}")
         if phase in (Phase.INPUT, Phase.OUTPUT):
             return Done(self._now, self._now, 0.0)
@@ -30,11 +30,11 @@ class Recorder:
         return None
 
     def release(self, job: Job) -> None:
-        """See Executor."""
+        """The call is noted."""
         self._heard.append(f"release #{job.action.action}")
 
     def unloaded(self, ref: str) -> None:
-        """See Executor."""
+        """The call is noted."""
         self._heard.append(f"unloaded {ref}")
 
     def _reported(self, report: Report) -> None:

@@ -15,13 +15,13 @@ from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository
 
 
-def window(package: Package) -> np.ndarray:
+def memory_for(package: Package) -> np.ndarray:
     return np.full(package.image_bytes + 64, 7, np.uint8)
 
 
 def assert_loaded(image: Image, package: Package) -> None:
     """The image copies what is in the package's file now, and writes nothing after it."""
-    target, expected = window(package), by_torch(package)
+    target, expected = memory_for(package), by_torch(package)
     image.copy_into(target)
     for weight in package.layout:
         piece = slice(weight.offset, weight.offset + weight.size)
@@ -52,7 +52,7 @@ def test_an_image_on_disk_can_be_read_in_pieces_of_any_size(repository: Reposito
     package = repository.package(ref)
     image = Images(0, read_image).take(package)
     assert isinstance(image, DiskImage)
-    target, expected = window(package), by_torch(package)
+    target, expected = memory_for(package), by_torch(package)
     step = max(piece, package.image_bytes // 500)
     for at in range(0, package.image_bytes, step):
         image.read(target[at : min(at + step, package.image_bytes)], at)
@@ -124,7 +124,7 @@ def test_images_on_disk_are_not_shared_as_the_file_of_one_may_go_and_of_the_othe
     images.drop("a:1")
     images.check()
     shutil.rmtree(tmp_path / "a")
-    other.copy_into(window(packages[1]))
+    other.copy_into(memory_for(packages[1]))
 
 
 def overwrite(file: Path, content: bytes) -> None:
@@ -162,7 +162,7 @@ def test_an_image_on_disk_is_not_loaded_from_a_file_that_is_not_the_version_s_an
         file.write_bytes(others)
     for _ in range(2):
         with pytest.raises(WeightsChanged, match=r"weights\.safetensors"):
-            image.copy_into(window(package))
+            image.copy_into(memory_for(package))
 
 
 @pytest.mark.parametrize("change", ["replaced", "overwritten", "touched", "put back"])
@@ -175,7 +175,7 @@ def test_an_image_on_disk_goes_on_from_a_file_with_the_same_bytes(
     if change == "put back":
         overwrite(file, bytes(len(content)))
         with pytest.raises(WeightsChanged):
-            image.copy_into(window(package))
+            image.copy_into(memory_for(package))
     if change == "touched":
         file.touch()
     elif change == "replaced":
@@ -203,7 +203,7 @@ def test_what_is_written_while_an_image_is_read_is_seen(
     assert_loaded(image, package)
     contents.append(bytes(len(package.weights_file.read_bytes())))
     with pytest.raises(WeightsChanged):
-        image.copy_into(window(package))
+        image.copy_into(memory_for(package))
     assert contents == []
 
 

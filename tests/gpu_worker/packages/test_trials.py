@@ -30,7 +30,7 @@ def flags(rows: int, generator: torch.Generator) -> list[torch.Tensor]:
 
 def two_rows(rows: int, generator: torch.Generator) -> list[torch.Tensor]:
     """Returns the author's two rows, again and again."""
-    return examples.Kept((torch.tensor([[1, 2, 3], [3, 1, 1]]),)).draw(rows, generator)
+    return examples.KeptRows((torch.tensor([[1, 2, 3], [3, 1, 1]]),)).draw(rows, generator)
 
 
 def code_of(function: Function, draw: Draw = floats, batch_max: int = 17) -> str:

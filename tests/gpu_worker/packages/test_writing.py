@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.writing import OptionsKept, adopt, check_free
@@ -165,7 +165,7 @@ def test_a_number_is_free_after_all_that_there_are_and_were(tmp_path: Path) -> N
     assert all(str(folder / "m" / "1") in error.faults[0] for folder in (repository, tmp_path / "other"))
     gone = written(tmp_path / "other", seed=1, version="3")
     refused(PackageCode.VERSION_EXISTS, lambda: check_free(gone, repository, (), {"3": "abc"}))
-    assert check_free(gone, repository, (), {"3": Contents().of(gone)}) == ""
+    assert check_free(gone, repository, (), {"3": ContentDigests().of(gone)}) == ""
 
 
 def test_a_new_version_leaves_what_others_promise_as_it_was(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_package_from_elsewhere_is_adopted_whole_and_once(repository: Reposito
     adopt(package, tmp_path)
     assert files(tmp_path) == before
     copy = read_package(tmp_path, "two:1", ())
-    assert Contents().of(copy) == Contents().of(package)
+    assert ContentDigests().of(copy) == ContentDigests().of(package)
     assert (copy.example_file is None) == (package.example_file is None)
 
 
@@ -199,7 +199,7 @@ def test_other_bytes_from_elsewhere_are_not_adopted(repository: Repository, tmp_
 
 
 def test_the_content_is_that_of_the_bytes_whatever_the_file_s_times(tmp_path: Path) -> None:
-    contents = Contents()
+    contents = ContentDigests()
     package = written(tmp_path)
     stat = package.weights_file.stat()
     first = contents.of(package)
@@ -216,6 +216,6 @@ def test_how_a_version_is_served_is_not_its_content(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace("slo_ms = 1000.0", "slo_ms = 77.0"))
     other = read_package(tmp_path, "m:1", ())
     assert other.spec.slo_ms == 77.0
-    assert Contents().of(other) == Contents().of(package)
-    assert Contents().differing(other, package) == []
-    assert Contents().options_differing(other, package) == ["slo_ms"]
+    assert ContentDigests().of(other) == ContentDigests().of(package)
+    assert ContentDigests().differing(other, package) == []
+    assert ContentDigests().options_differing(other, package) == ["slo_ms"]

@@ -15,7 +15,7 @@ from tests.loops import LIMIT_S, on_loop
 
 STUCK = """
 import ctypes
-from broker import runtime
+from mesh.process import runtime
 
 class Stuck:
     def __init__(self, mine):

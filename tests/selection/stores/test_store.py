@@ -98,17 +98,17 @@ def test_a_context_key_is_short_and_printable() -> None:
 
 def test_states_in_memory_are_bounded_and_read_again_once_they_are_old() -> None:
     cache = StateCache(2)
-    assert cache.stale(("app", "u"), 10.0)
-    assert not cache.stale(("app", "u"), 99.0)  # it is being read already
-    cache.came(("app", "u"), fresh(MODELS), 11.0)
-    assert not cache.stale(("app", "u"), 11.0 + FRESH_S * 0.9)
-    assert cache.stale(("app", "u"), 11.0 + FRESH_S)
+    assert cache.begin_read(("app", "u"), 10.0)
+    assert not cache.begin_read(("app", "u"), 99.0)  # it is being read already
+    cache.refreshed(("app", "u"), fresh(MODELS), 11.0)
+    assert not cache.begin_read(("app", "u"), 11.0 + FRESH_S * 0.9)
+    assert cache.begin_read(("app", "u"), 11.0 + FRESH_S)
     cache.failed(("app", "u"), 12.0)
     held = cache.get(("app", "u"))
     assert held is not None
     assert held.state == fresh(MODELS)
     for name in "vw":
-        cache.came(("app", name), None, 12.0)
+        cache.refreshed(("app", name), None, 12.0)
     assert len(cache) == 2
     assert cache.get(("app", "u")) is None
     cache.forget("app")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from controller.core.devices.action import OVERDUE_FACTOR, Action
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.devices.black_box import COLD_S, HANGS_AFTER_S, LAST_WORD_S, NOISE, SILENCE_S, STUCK_LOOK_S
 from controller.core.devices.factory import make_device
 from mesh import wire
@@ -16,14 +16,14 @@ OWN = "f:1"
 NOW = 100.0
 
 
-def made(container: str = "") -> Device:
+def made(container: str = "") -> RemoteDevice:
     """A new worker's device, a container if it is to serve a ref."""
     info = wire.DeviceInfo(name="d", kind="k", pages=4, page_bytes=1, any_batch=True, container=container)
     words = wire.WorkerHello(member="w", host="h", device=info, free_pages=4, resident=("a:1",), prepared=())
     return make_device(words, dispatch_s=0.001, noise=0.05, now=NOW)
 
 
-def paged() -> Device:
+def paged() -> RemoteDevice:
     """A device that has "m:1" ready, but not resident."""
     device = made()
     device.prepared("m:1", 2)
@@ -31,7 +31,7 @@ def paged() -> Device:
     return device
 
 
-def black_box() -> Device:
+def black_box() -> RemoteDevice:
     """A container that is ready."""
     device = made(OWN)
     device.add(of_container(), spec(64), ())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from controller.core.devices.base import Device
+from controller.core.devices.base import RemoteDevice
 from controller.core.policies.atc import Atc
 from controller.core.policies.base import LoadPlan, Verdict
 from controller.core.queues import Request
@@ -38,7 +38,7 @@ class World:
         self._count = 0
 
     @property
-    def device(self) -> Device:
+    def device(self) -> RemoteDevice:
         return self.state.devices["w1"]
 
     def model(self, ref: str = "m:1") -> Model:

@@ -6,7 +6,7 @@ import pytest
 
 from controller.core.policies.atc import Atc
 from controller.core.policies.registry import POLICIES, make_policy
-from controller.core.state import State
+from controller.core.state import ShardState
 from mesh.errors import SettingsError
 from mesh.process.settings import Settings
 from tests.messages import names
@@ -14,7 +14,7 @@ from tests.messages import names
 
 @pytest.mark.parametrize(("given", "taken"), [(0.0, False), (1.0, True), (0, False), (True, True), (False, False)])
 def test_switches_are_set_as_truth_values_or_as_the_numbers_that_settings_hold(given: float, taken: bool) -> None:
-    policy = make_policy("atc", State(), {"echo": given})
+    policy = make_policy("atc", ShardState(), {"echo": given})
     assert isinstance(policy, Atc)
     assert policy.parameters.echo is taken
 
@@ -31,13 +31,13 @@ def test_switches_are_set_as_truth_values_or_as_the_numbers_that_settings_hold(g
 )
 def test_what_cannot_be_set_is_named_with_what_can(given: dict[str, object], said: str) -> None:
     with pytest.raises(SettingsError) as error:
-        make_policy("atc", State(), given)
+        make_policy("atc", ShardState(), given)
     assert said in str(error.value)
 
 
 def test_an_unknown_policy_is_told_the_known_ones() -> None:
     with pytest.raises(SettingsError) as error:
-        make_policy("edf", State())
+        make_policy("edf", ShardState())
     assert names(str(error.value), "edf", "atc", "clockwork", "fifo")
 
 

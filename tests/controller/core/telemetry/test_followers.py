@@ -20,9 +20,9 @@ def numbered(count: int, first: int = 0) -> list[RequestFact]:
 
 def test_the_first_word_starts_the_recording_and_later_ones_fetch() -> None:
     followers = Followers()
-    followers.told([REQUEST], 1.0)
+    followers.add([REQUEST], 1.0)
     assert followers.asked("operator-1", ask(1), 2.0) == wire.FactsReply(call=1, now_s=2.0, facts=())
-    followers.told([REQUEST, ACTION], 2.5)
+    followers.add([REQUEST, ACTION], 2.5)
     assert followers.asked("operator-1", ask(2), 3.0) == wire.FactsReply(call=2, now_s=3.0, facts=(REQUEST, ACTION))
     assert followers.asked("operator-1", ask(3), 3.0).facts == ()
 
@@ -30,7 +30,7 @@ def test_the_first_word_starts_the_recording_and_later_ones_fetch() -> None:
 def test_long_stores_are_fetched_in_several_replies() -> None:
     followers = Followers()
     followers.asked("operator-1", ask(), 1.0)
-    followers.told(numbered(REPLY_MAX + 1), 1.0)
+    followers.add(numbered(REPLY_MAX + 1), 1.0)
     first, second = followers.asked("operator-1", ask(), 1.0), followers.asked("operator-1", ask(), 1.0)
     assert (len(first.facts), first.more) == (REPLY_MAX, True)
     assert (second.facts, second.more) == (tuple(numbered(1, REPLY_MAX)), False)
@@ -39,8 +39,8 @@ def test_long_stores_are_fetched_in_several_replies() -> None:
 def test_what_finds_no_room_is_dropped_counted_and_told_once() -> None:
     followers = Followers()
     followers.asked("operator-1", ask(), 1.0)
-    followers.told(numbered(STORE_MAX - 1), 1.0)
-    followers.told(numbered(3), 1.0)
+    followers.add(numbered(STORE_MAX - 1), 1.0)
+    followers.add(numbered(3), 1.0)
     assert followers.asked("operator-1", ask(), 1.0).dropped == 2
     assert followers.asked("operator-1", ask(), 1.0).dropped == 0
 
@@ -48,9 +48,9 @@ def test_what_finds_no_room_is_dropped_counted_and_told_once() -> None:
 def test_who_stops_asking_is_forgotten_and_who_stops_at_once() -> None:
     followers = Followers()
     followers.asked("operator-1", ask(), 1.0)
-    followers.told([], 1.0 + LEASE_S)
+    followers.add([], 1.0 + LEASE_S)
     assert len(followers) == 1
-    followers.told([], 1.001 + LEASE_S)
+    followers.add([], 1.001 + LEASE_S)
     assert len(followers) == 0
     followers.asked("operator-1", ask(), 9.0)
     followers.asked("operator-1", ask(stop=True), 9.0)

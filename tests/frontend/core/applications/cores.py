@@ -98,8 +98,8 @@ class Core:
 
     def infer(self, request_id: int = 1, now: float = 0.0, **fields: Any) -> list[Order]:
         """A client asks the application about one row."""
-        tensor = protocol.Tensor("x", "float32", [1, 2], memoryview(X))
-        return self.ask(protocol.Infer(id=request_id, inputs=[tensor], app="app", **fields), now)
+        tensor = protocol.RequestTensor("x", "float32", [1, 2], memoryview(X))
+        return self.ask(protocol.InferRequest(id=request_id, inputs=[tensor], app="app", **fields), now)
 
     def read(self, state: State | None = None, context: str = "", now: float = 0.0) -> list[Order]:
         """The store was read to serve this context."""

@@ -15,7 +15,7 @@ from frontend.core.applications.messages import (
     StateRead,
     Tell,
 )
-from frontend.core.protocol import Apps, CreateApp, DeleteApp, Infer, Invalid, UpdateApp
+from frontend.core.protocol import AppsRequest, CreateApp, DeleteApp, InferRequest, RequestRefused, UpdateApp
 from mesh import wire
 from selection.base import Arm, State, fresh
 from tests.frontend.core.applications.cores import MODELS, Core, asks, definition, entry, table
@@ -115,7 +115,7 @@ def test_so_many_calls_may_be_open_and_no_more() -> None:
         (UpdateApp(id=1, app={**OTHER, "slo_ms": 0.0}), "bad_app", "app.slo_ms"),
         (UpdateApp(id=1, app={**OTHER, "slo_ms": 60_001.0}), "bad_app", "app.slo_ms"),
         (DeleteApp(id=1, app="no spaces"), "unknown_app", "app"),
-        (Apps(id=1, context="a\nb"), "bad_context", "context"),
+        (AppsRequest(id=1, context="a\nb"), "bad_context", "context"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_broker_hears_of_it(request_: Any, code: str, field: str) -> None:
@@ -133,7 +133,7 @@ def test_models_have_to_fit_and_to_be_prepared_when_an_application_is_made() -> 
 def test_a_listing_reads_each_state_anew_and_is_told_after_the_last() -> None:
     at = Core("exp4")
     at.handle(table(entry(OTHER), at.entry))
-    assert at.ask(Apps(id=4, context="u")) == [ReadState(("app", "u"), 1), ReadState(("other", "u"), 1)]
+    assert at.ask(AppsRequest(id=4, context="u")) == [ReadState(("app", "u"), 1), ReadState(("other", "u"), 1)]
     assert at.handle(StateRead(("other", "u"), 1, None, "no disk")) == []
     seen = State({model: Arm(log_weight=-1.0, seen=2, lost=1.0) for model in MODELS}, 2)
     app, other = listed(at.handle(StateRead(("app", "u"), 1, seen)))
@@ -146,7 +146,7 @@ def test_a_listing_reads_each_state_anew_and_is_told_after_the_last() -> None:
 def test_without_applications_the_listing_is_told_at_once() -> None:
     at = Core()
     at.handle(table())
-    assert listed(at.ask(Apps(id=4))) == []
+    assert listed(at.ask(AppsRequest(id=4))) == []
 
 
 def test_an_application_that_cannot_be_in_effect_here_says_why_wherever_it_is_asked_for() -> None:
@@ -156,22 +156,22 @@ def test_an_application_that_cannot_be_in_effect_here_says_why_wherever_it_is_as
     assert isinstance(fact, NotServed)
     assert (fact.app, names(fact.why, OWN)) == ("own", True)
     assert at.handle(table(at.entry, own)) == []  # told once
-    (refused,) = at.ask(Infer(id=1, inputs=[], app="own"))
+    (refused,) = at.ask(InferRequest(id=1, inputs=[], app="own"))
     assert isinstance(refused, Refuse)
     assert (refused.invalid.code, refused.invalid.status) == ("not_served", "failed")
     assert names(refused.invalid.message, "'own'", OWN)
-    assert at.ask(Apps(id=2)) == [ReadState(("app", ""), 1)]
+    assert at.ask(AppsRequest(id=2)) == [ReadState(("app", ""), 1)]
     app, unserved = listed(at.handle(StateRead(("app", ""), 1, None)))
     assert (app["learning"], unserved["models"], unserved["policy"]) == ("on", MODELS, OWN)
     assert (unserved["weights"], names(unserved["learning"], OWN)) == ({}, True)
     assert app.keys() == unserved.keys()
     assert at.handle(table(at.entry, entry(definition("exp4", name="own"), revision=2))) == []
-    assert len(at.ask(Apps(id=3))) == 2
+    assert len(at.ask(AppsRequest(id=3))) == 2
 
 
 def test_a_policy_that_cannot_tell_its_shares_is_listed_without_weights() -> None:
     at = Core("tests.selection.own_policy:Forgetful", allow=("tests.",))
-    at.ask(Apps(id=2))
+    at.ask(AppsRequest(id=2))
     (app,) = listed(at.handle(StateRead(("app", ""), 1, None)))
     assert app["weights"] == dict.fromkeys(MODELS, 0.0)
     assert names(app["learning"], "RuntimeError", "no shares")
@@ -195,5 +195,5 @@ def test_a_changed_application_keeps_its_counts_and_one_made_again_forgets_what_
 def test_an_error_has_the_id_of_its_request() -> None:
     (refused,) = Core().ask(CreateApp(id="é", app={"name": ""}))
     assert isinstance(refused, Refuse)
-    assert isinstance(refused.invalid, Invalid)
+    assert isinstance(refused.invalid, RequestRefused)
     assert refused.invalid.id == "é"

@@ -17,7 +17,7 @@ from frontend.core.applications.messages import (
     SendAnswer,
     StateRead,
 )
-from frontend.core.protocol import Answer, Error
+from frontend.core.protocol import ClientAnswer, Error
 from selection.base import fresh
 from tests.frontend.core.applications.cores import DEFAULT, MODELS, Core, X, asks, entry, scores, table
 
@@ -25,7 +25,7 @@ OWN = "tests.selection.own_policy:"
 BUSY = Failure("rejected", "overload", "no", 120.0, 500.0)
 
 
-def answer_in(orders: list[Order]) -> Answer:
+def answer_in(orders: list[Order]) -> ClientAnswer:
     """The answer, which is the last order."""
     assert isinstance(orders[-1], SendAnswer)
     return orders[-1].answer
@@ -46,7 +46,7 @@ def test_all_models_are_asked_at_once_and_the_last_one_to_answer_makes_the_answe
     assert (sent.client, sent.framed, sent.received_s) == ("client", False, 100.0)
     ((spec, array),) = sent.outputs
     assert (spec.name, array.argmax()) == ("y", 1)
-    assert sent.answer == Answer(
+    assert sent.answer == ClientAnswer(
         id=7, status="ok", app="app", cached=False, default_used=False, confidence=pytest.approx(2 / 3),  # type: ignore[arg-type]
         margin=sent.answer.margin, disagreement=pytest.approx(1 / 3), models_used=MODELS,  # type: ignore[arg-type]
         decision_id=sent.answer.decision_id,
@@ -137,8 +137,8 @@ def test_a_read_that_fails_lets_the_question_go_on() -> None:
 
 def test_without_any_answer_the_default_is_answered_with_the_reason_for_every_row() -> None:
     at = Core(default=DEFAULT, slo_ms=60.0)
-    rows = protocol.Tensor("x", "float32", [2, 2], memoryview(X * 2))
-    at.ask(protocol.Infer(id=1, inputs=[rows], app="app"))
+    rows = protocol.RequestTensor("x", "float32", [2, 2], memoryview(X * 2))
+    at.ask(protocol.InferRequest(id=1, inputs=[rows], app="app"))
     (sent,) = at.wake(0.06)
     assert isinstance(sent, SendAnswer)
     assert sent.outputs[0][1].tolist() == [[0.25] * 4] * 2

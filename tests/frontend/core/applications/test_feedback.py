@@ -16,7 +16,7 @@ from frontend.core.applications.messages import (
     Refuse,
     Tell,
 )
-from frontend.core.protocol import Feedback
+from frontend.core.protocol import FeedbackRequest
 from selection.base import Observation, fresh
 from tests.frontend.core.applications.cores import MODELS, Core, entry, table
 from tests.messages import names
@@ -25,7 +25,7 @@ CERTAIN = dict.fromkeys(MODELS, 1.0)
 
 
 def give(at: Core, decision_id: str, now: float = 0.0, **fields: Any) -> list[Order]:
-    return at.ask(Feedback(id=9, decision_id=decision_id, **fields), now)
+    return at.ask(FeedbackRequest(id=9, decision_id=decision_id, **fields), now)
 
 
 def told(orders: list[Order]) -> tuple[bool, str]:

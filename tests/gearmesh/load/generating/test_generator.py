@@ -9,17 +9,17 @@ import zmq
 
 from gearmesh.load.generating import generator, schedule
 from gearmesh.load.generating.generator import Generator
-from gearmesh.load.generating.jobs import Run, Start
-from gearmesh.load.generating.port import Port
+from gearmesh.load.generating.jobs import Run, StartGenerator
+from gearmesh.load.generating.port import GeneratorSocket
 from gearmesh.load.generating.schedule import open_arrivals, unpacked
 from gearmesh.load.generating.unread import Unread
-from gearmesh.load.plan import Open, Phase, Slo, Stream, Target, Tensor
+from gearmesh.load.plan import LoadPhase, LoadTarget, ModelInput, Open, RequestStream, Slo
 from gearmesh.load.reporting.records import NO_ANSWER
-from gearmesh.simulation.parts import Load
+from gearmesh.simulation.parts import Workload
 from tests.loops import on_loop
 from tests.mesh.net.processes import Processes, processes
 
-TARGET = Target("a", (Tensor("x", "float32", (4,)),))
+TARGET = LoadTarget("a", (ModelInput("x", "float32", (4,)),))
 
 
 class Frontend:
@@ -61,7 +61,7 @@ def test_an_answer_lay_unread_no_longer_than_the_generator_was_busy():
 
 def test_a_schedule_is_unpacked_in_order_whatever_its_length(monkeypatch):
     monkeypatch.setattr(schedule, "ARRIVALS_BLOCK", 7)
-    phase = Phase("p", 1.0, (Stream("s", ("a",), Open(Load("poisson", 100.0)), Slo((50.0,))),))
+    phase = LoadPhase("p", 1.0, (RequestStream("s", ("a",), Open(Workload("poisson", 100.0)), Slo((50.0,))),))
     arrivals = open_arrivals(phase, {"a": 0}, {"a": TARGET}, 0)
     found = list(unpacked(arrivals))
     assert [arrival[0] for arrival in found] == arrivals.due_s.tolist()
@@ -72,7 +72,7 @@ def test_a_schedule_is_unpacked_in_order_whatever_its_length(monkeypatch):
 async def test_addresses_where_nobody_answers_are_named():
     async with processes() as made:
         with Frontend(made) as frontend:
-            port = Port([frontend.address, "tcp://127.0.0.1:9"])
+            port = GeneratorSocket([frontend.address, "tcp://127.0.0.1:9"])
             with pytest.raises(TimeoutError, match=r"tcp://127\.0\.0\.1:9\b"):
                 port.connect(0.3)
             port.close()
@@ -83,7 +83,7 @@ async def test_a_request_for_which_there_is_no_room_is_said_not_waited_for(monke
     monkeypatch.setattr("gearmesh.load.generating.port.QUEUED_MAX", 10)
     async with processes() as made:
         with Frontend(made) as frontend:
-            port = Port([frontend.address])
+            port = GeneratorSocket([frontend.address])
             port.connect()
         frontend.sock.close(0)
         sent = 0
@@ -99,9 +99,9 @@ async def test_what_a_frontend_took_with_it_is_given_up_long_before_its_budget_e
     monkeypatch.setattr(generator, "SWEEP_S", 0.01)
     async with processes() as made:
         with Frontend(made) as frontend:
-            asking = Generator(Start([frontend.address], [TARGET], 1, False, 1, 0))
+            asking = Generator(StartGenerator([frontend.address], [TARGET], 1, False, 1, 0))
             asking.connect()
-        phase = Phase("p", 0.01, (Stream("s", ("a",), Open(Load("fixed", 1000.0)), Slo((3.6e6,))),))
+        phase = LoadPhase("p", 0.01, (RequestStream("s", ("a",), Open(Workload("fixed", 1000.0)), Slo((3.6e6,))),))
         arrivals = open_arrivals(phase, {"a": 0}, {"a": TARGET}, 0)
         asking.load(Run("", [], 0.01, 0, ""), arrivals)
         over = asyncio.ensure_future(asking.run(asyncio.get_running_loop().time()))

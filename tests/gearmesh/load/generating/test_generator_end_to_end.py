@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from gearmesh.cli.load import Outputs, carry_out
+from gearmesh.cli.load import ReportFiles, carry_out
 from gearmesh.load.errors import LoadError
-from gearmesh.load.options import Options, plan_of
-from gearmesh.load.plan import Closed, Open, Phase, Plan, Slo, Stream
+from gearmesh.load.options import LoadOptions, plan_of
+from gearmesh.load.plan import Closed, LoadPhase, LoadTestPlan, Open, RequestStream, Slo
 from gearmesh.load.targets import Where, find_targets, mesh_pids
-from gearmesh.simulation.parts import Load
+from gearmesh.simulation.parts import Workload
 from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, run_with_mesh
 
 ALL_AT_ONCE = 20_000  # requests: no machine sends 95 % of them within 20 ms, at 1 us each
@@ -27,11 +27,11 @@ def test_open_and_closed_loops_side_by_side_reported_in_tables_a_file_and_a_pict
             await find_targets(where, ["c"])
         targets = await find_targets(where, [])
         streams = (
-            Stream("open", ("a",), Open(Load("poisson", 200.0)), Slo((2.0,), "batch1")),
-            Stream("closed", ("b",), Closed(4), Slo((LONG_MS,))),
+            RequestStream("open", ("a",), Open(Workload("poisson", 200.0)), Slo((2.0,), "batch1")),
+            RequestStream("closed", ("b",), Closed(4), Slo((LONG_MS,))),
         )
-        plan = Plan("both", (Phase("one", 1.0, streams), Phase("two", 0.5, streams[1:])))
-        outputs = Outputs(tmp_path / "report.json", tmp_path / "report.png", progress=False)
+        plan = LoadTestPlan("both", (LoadPhase("one", 1.0, streams), LoadPhase("two", 0.5, streams[1:])))
+        outputs = ReportFiles(tmp_path / "report.json", tmp_path / "report.png", progress=False)
         await carry_out(plan, targets, where, 2, outputs, await mesh_pids(where))
 
     run_with_mesh(scenario, tmp_path / "models", tmp_path / "data", device=emulated_device(tmp_path), compact=True)
@@ -53,8 +53,8 @@ def test_a_rate_that_the_generator_cannot_keep_is_said_and_ends_with_2(tmp_path,
     async def scenario(running):
         where = Where((running.address,))
         targets = await find_targets(where, ["a"])
-        plan = plan_of(Options(rate=ALL_AT_ONCE / 1e-4, seconds=1e-4), ("a",))
-        outputs = Outputs(tmp_path / "report.json", None, progress=False)
+        plan = plan_of(LoadOptions(rate=ALL_AT_ONCE / 1e-4, seconds=1e-4), ("a",))
+        outputs = ReportFiles(tmp_path / "report.json", None, progress=False)
         assert await carry_out(plan, targets, where, 1, outputs) == 2
 
     run_with_mesh(scenario, tmp_path / "models", tmp_path / "data", device=emulated_device(tmp_path), compact=True)

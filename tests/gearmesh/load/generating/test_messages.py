@@ -6,16 +6,18 @@ import pytest
 
 from frontend.core import protocol
 from gearmesh.load.generating.messages import Template, random_inputs, read_answer
-from gearmesh.load.plan import Target, Tensor
+from gearmesh.load.plan import LoadTarget, ModelInput
 
-SMALL = Target("m", (Tensor("x", "float32", (4,)), Tensor("flags", "bool", ()), Tensor("ids", "int64", (2,))))
-LARGE = Target("m", (Tensor("x", "float32", (3, 224, 224)),))
+SMALL = LoadTarget(
+    "m", (ModelInput("x", "float32", (4,)), ModelInput("flags", "bool", ()), ModelInput("ids", "int64", (2,)))
+)
+LARGE = LoadTarget("m", (ModelInput("x", "float32", (3, 224, 224)),))
 
 
 def test_a_request_is_one_that_the_frontend_understands():
     inputs = random_inputs(SMALL, 3, np.random.default_rng(0))
     request = protocol.decode(Template(SMALL, inputs, cache=False).encode(70_000, 12.5))
-    assert isinstance(request, protocol.Infer)
+    assert isinstance(request, protocol.InferRequest)
     assert (request.id, request.model, request.slo_ms, request.cache) == (70_000, "m", 12.5, False)
     assert [(t.name, t.dtype, t.shape) for t in request.inputs] == [
         ("x", "float32", [3, 4]), ("flags", "bool", [3]), ("ids", "int64", [3, 2]),
@@ -26,7 +28,7 @@ def test_a_request_is_one_that_the_frontend_understands():
 def test_a_large_input_travels_as_a_frame_of_its_own():
     template = Template(LARGE, random_inputs(LARGE, 1, np.random.default_rng(0)), cache=True)
     request = protocol.decode(template.encode(1, 50.0))
-    assert isinstance(request, protocol.Infer)
+    assert isinstance(request, protocol.InferRequest)
     assert request.inputs[0].data is None
     assert [len(frame) for frame in template.frames] == [3 * 224 * 224 * 4]
 
@@ -44,5 +46,5 @@ def test_answers_are_read_without_their_outputs():
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "uint8", "int32", "bool"])
 def test_inputs_have_the_dtype_and_rows_asked_for(dtype):
-    (array,) = random_inputs(Target("m", (Tensor("x", dtype, (2, 3)),)), 5, np.random.default_rng(0))
+    (array,) = random_inputs(LoadTarget("m", (ModelInput("x", dtype, (2, 3)),)), 5, np.random.default_rng(0))
     assert (array.dtype.name, array.shape) == (dtype, (5, 2, 3))

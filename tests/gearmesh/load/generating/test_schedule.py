@@ -6,22 +6,33 @@ import numpy as np
 import pytest
 
 from gearmesh.load.errors import LoadError
-from gearmesh.load.generating.schedule import closed_clients, deal_clients, draws, first_asked, growing, open_arrivals
-from gearmesh.load.plan import Closed, Growing, Open, Phase, Plan, Slo, Stream, Target, Tensor, each_slo
-from gearmesh.simulation.parts import Load
+from gearmesh.load.generating.schedule import closed_clients, draws, first_asked, growing, open_arrivals, share_clients
+from gearmesh.load.plan import (
+    Closed,
+    Growing,
+    LoadPhase,
+    LoadTarget,
+    LoadTestPlan,
+    ModelInput,
+    Open,
+    RequestStream,
+    Slo,
+    each_slo,
+)
+from gearmesh.simulation.parts import Workload
 
-X = (Tensor("x", "float32", (4,)),)
-TARGETS = {name: Target(name, X, 8, batch1) for name, batch1 in (("a", 2.0), ("b", 5.0), ("c", None))}
+X = (ModelInput("x", "float32", (4,)),)
+TARGETS = {name: LoadTarget(name, X, 8, batch1) for name, batch1 in (("a", 2.0), ("b", 5.0), ("c", None))}
 BUDGET = Slo((50.0,))
 INDEX = {"a": 0, "b": 1, "c": 2}
 
 
-def phase_of(*streams: Stream, seconds: float = 10.0) -> Phase:
-    return Phase("p", seconds, streams)
+def phase_of(*streams: RequestStream, seconds: float = 10.0) -> LoadPhase:
+    return LoadPhase("p", seconds, streams)
 
 
-def opened(kind: str = "poisson", rate: float = 200.0, models=("a", "b"), slo=BUDGET, **load) -> Stream:
-    return Stream("s", models, Open(Load(kind, rate, **load)), slo)
+def opened(kind: str = "poisson", rate: float = 200.0, models=("a", "b"), slo=BUDGET, **load) -> RequestStream:
+    return RequestStream("s", models, Open(Workload(kind, rate, **load)), slo)
 
 
 @pytest.mark.parametrize("kind", ["poisson", "fixed", "gamma", "burst", "ramp", "maf"])
@@ -76,17 +87,19 @@ def test_a_growing_set_uses_one_model_more_every_interval():
 
 
 def test_every_client_is_dealt_to_one_generator():
-    closed = Stream("s", ("a", "b"), Closed(5, per_model=True), Slo((50.0,)))
+    closed = RequestStream("s", ("a", "b"), Closed(5, per_model=True), Slo((50.0,)))
     groups = closed_clients(phase_of(closed, opened()), INDEX, TARGETS, 0)
     assert [(group.count, group.models, group.stream) for group in groups] == [(5, (0,), 0), (5, (1,), 0)]
-    dealt = [deal_clients(groups, part, 3) for part in range(3)]
+    shares = [share_clients(groups, part, 3) for part in range(3)]
     for model in (0, 1):
-        assert sum(group.count for part in dealt for group in part if group.models == (model,)) == 5
-    assert sorted(sum(group.count for group in part) for part in dealt) == [3, 3, 4]
+        assert sum(group.count for part in shares for group in part if group.models == (model,)) == 5
+    assert sorted(sum(group.count for group in part) for part in shares) == [3, 3, 4]
 
 
 def test_clients_that_draw_their_model_follow_zipf():
-    (group,) = closed_clients(phase_of(Stream("s", ("a", "b"), Closed(4, zipf=1.0), Slo((50.0,)))), INDEX, TARGETS, 0)
+    (group,) = closed_clients(
+        phase_of(RequestStream("s", ("a", "b"), Closed(4, zipf=1.0), Slo((50.0,)))), INDEX, TARGETS, 0
+    )
     assert sorted(group.weights) == pytest.approx([1 / 3, 2 / 3])
     drawn = [model for model, _, _ in itertools.islice(draws(group, np.random.default_rng(0)), 6000)]
     popular = group.models[int(np.argmax(group.weights))]
@@ -95,13 +108,13 @@ def test_clients_that_draw_their_model_follow_zipf():
 
 def test_drawn_budgets_and_pauses_are_those_asked_for():
     (group,) = closed_clients(
-        phase_of(Stream("s", ("a",), Closed(1, think_s=0.2), Slo((10.0, 40.0)))), INDEX, TARGETS, 0
+        phase_of(RequestStream("s", ("a",), Closed(1, think_s=0.2), Slo((10.0, 40.0)))), INDEX, TARGETS, 0
     )
     drawn = list(itertools.islice(draws(group, np.random.default_rng(0)), 4000))
     assert {slo_s for _, slo_s, _ in drawn} == {0.010, 0.040}
     assert np.mean([pause for _, _, pause in drawn]) == pytest.approx(0.2, rel=0.1)
     (spread,) = closed_clients(
-        phase_of(Stream("s", ("a",), Closed(1), Slo((10.0, 40.0), draw="log_uniform"))), INDEX, TARGETS, 0
+        phase_of(RequestStream("s", ("a",), Closed(1), Slo((10.0, 40.0), draw="log_uniform"))), INDEX, TARGETS, 0
     )
     budgets = [slo_s for _, slo_s, _ in itertools.islice(draws(spread, np.random.default_rng(0)), 2000)]
     assert 0.010 <= min(budgets) < 0.011
@@ -113,7 +126,7 @@ def test_clients_begin_evenly_spread():
 
 
 def test_one_phase_for_each_budget_meets_the_same_arrivals():
-    plan = each_slo(Plan("p", (phase_of(opened(slo=Slo((10.0, 25.0)))),)))
+    plan = each_slo(LoadTestPlan("p", (phase_of(opened(slo=Slo((10.0, 25.0)))),)))
     assert [phase.name for phase in plan.phases] == ["p slo 10 ms", "p slo 25 ms"]
     first, second = (open_arrivals(phase, INDEX, TARGETS, 3) for phase in plan.phases)
     assert np.array_equal(first.due_s, second.due_s)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from gearmesh.cli.load import Outputs
+from gearmesh.cli.load import ReportFiles
 from gearmesh.load.errors import LoadError
-from gearmesh.load.plan import Closed, Open, Phase, Plan, Replay, Slo, Stream
+from gearmesh.load.plan import Closed, LoadPhase, LoadTestPlan, Open, Replay, RequestStream, Slo
 from gearmesh.load.reporting.records import OUTCOMES, RECORD, Recorder, merge
 from gearmesh.load.reporting.statistics import lateness, over_time, quantiles, report
 from gearmesh.load.results import PhaseRun
-from gearmesh.simulation.arrivals.recorded import Line
-from gearmesh.simulation.parts import Load
+from gearmesh.simulation.arrivals.recorded import RecordedRequest
+from gearmesh.simulation.parts import Workload
 from gearmesh.telemetry.machine import describe
 
 
@@ -128,7 +128,7 @@ def test_nor_did_one_that_left_more_than_a_twentieth_of_the_answers_unread_for_s
 
 
 def phase_run(records, codes=("",), **more) -> PhaseRun:
-    phase = Phase("p", 10.0, (Stream("s", ("m",), Closed(1), Slo((100.0,))),))
+    phase = LoadPhase("p", 10.0, (RequestStream("s", ("m",), Closed(1), Slo((100.0,))),))
     more = {"broken": 0, "full": False, **more}
     return PhaseRun(phase, records, list(codes), len(records), [0.1], 0, watched={"foreign": 0, "steal": 0}, **more)
 
@@ -148,8 +148,8 @@ def phase_run(records, codes=("",), **more) -> PhaseRun:
 )
 def test_a_rate_that_was_not_kept_is_said_and_the_exit_code_is_2(late_s, full, code, said, tmp_path, capsys):
     run = phase_run(recorded([(1.0, 1.0 + late_s, 1.2, 1.0, "ok")] * 20), full=full)
-    outputs = Outputs(tmp_path / "report.json", None, progress=False)
-    assert outputs.write(Plan("load", (run.phase,)), [run]) == code
+    outputs = ReportFiles(tmp_path / "report.json", None, progress=False)
+    assert outputs.write(LoadTestPlan("load", (run.phase,)), [run]) == code
     assert said in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "report.json").read_text())["phases"][0]["lateness"]["kept"] is (late_s == 0)
 
@@ -158,7 +158,7 @@ def test_connections_that_were_lost_and_requests_that_found_no_room_are_said(cap
     recorder = Recorder()
     recorder.not_sent(recorder.sent(1.0, 1.0, 1.0, 0, 0))
     run = phase_run(recorder.records(), recorder.codes, broken=3)
-    assert Outputs(None, None, progress=False).write(Plan("load", (run.phase,)), [run]) == 0
+    assert ReportFiles(None, None, progress=False).write(LoadTestPlan("load", (run.phase,)), [run]) == 0
     said = capsys.readouterr().out
     assert re.search(r"\b1\b.*not_sent", said)
     assert re.search(r"'p'.*\b3\b", said)
@@ -186,15 +186,18 @@ def test_no_request_at_all_is_no_error():
 
 
 def test_the_file_says_what_was_asked_and_of_whom(tmp_path):
-    lines = tuple(Line(float(i), "m") for i in range(1000))
+    lines = tuple(RecordedRequest(float(i), "m") for i in range(1000))
     slo = Slo((100.0,))
-    phase = Phase("p", 10.0, (
-        Stream("open", ("m",), Open(Load("gamma", 5.0, cv=2.0)), slo), Stream("closed", ("m",), Closed(3), slo),
-        Stream("replayed", ("m",), Replay(lines), slo),
+    phase = LoadPhase("p", 10.0, (
+        RequestStream("open", ("m",), Open(Workload("gamma", 5.0, cv=2.0)), slo),
+        RequestStream("closed", ("m",), Closed(3), slo),
+        RequestStream("replayed", ("m",), Replay(lines), slo),
     ))  # fmt: skip
     run = phase_run(recorded([(1.0, 1.0, 1.2, 1.0, "ok")]))
     run.phase = phase
-    Outputs(tmp_path / "r.json", None, progress=False).write(Plan("load", (phase,), seed=7), [run], processes=2)
+    ReportFiles(tmp_path / "r.json", None, progress=False).write(
+        LoadTestPlan("load", (phase,), seed=7), [run], processes=2
+    )
     found = json.loads((tmp_path / "r.json").read_text())
     assert {"at", "command", "machine", "plan", "phases"} <= found.keys()
     assert (found["processes"], found["plan"]["seed"], found["machine"]["commit"]) == (2, 7, describe()["commit"])
@@ -208,5 +211,5 @@ def test_the_file_says_what_was_asked_and_of_whom(tmp_path):
 def test_a_file_that_cannot_be_written_costs_a_file_and_not_the_report(tmp_path, capsys):
     run = phase_run(recorded([(1.0, 1.0, 1.2, 1.0, "ok")]))
     with pytest.raises(LoadError, match=r"gone/r\.json"):
-        Outputs(tmp_path / "gone" / "r.json", None, progress=False).write(Plan("load", (run.phase,)), [run])
+        ReportFiles(tmp_path / "gone" / "r.json", None, progress=False).write(LoadTestPlan("load", (run.phase,)), [run])
     assert "100.00%" in capsys.readouterr().out

@@ -17,15 +17,15 @@ from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.plans import MIB, Room
 from gpu_worker.devices.cuda.threads import Helper
-from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.cuda.watchdog import HangLimits
 from mesh import wire
 from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import load
 
 NO_GPU = "" if torch.cuda.is_available() else "torch finds no GPU here"
 DRIVERS = ["host", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)])]
-ROOM = Room(page_bytes=MIB, pages=8, window_pages=4)
-SMALL_PAGES = Room(page_bytes=MIB // 4, pages=32, window_pages=16)  # so that a model of 2.7 MiB takes eleven pieces
+ROOM = Room(page_bytes=MIB, pages=8, buffer_pages=4)
+SMALL_PAGES = Room(page_bytes=MIB // 4, pages=32, buffer_pages=16)  # so that a model of 2.7 MiB takes eleven pieces
 numbers = itertools.count(1)
 
 
@@ -44,11 +44,11 @@ class Served:
         room: Room,
         host_bytes_max: int,
         attempts: Attempts | None = None,
-        patience: Patience | None = None,
+        hang_limits: HangLimits | None = None,
     ) -> None:
         self.driver = driver
         self.device = CudaDevice(
-            driver, room, helper, host_bytes_max=host_bytes_max, attempts=attempts, patience=patience
+            driver, room, helper, host_bytes_max=host_bytes_max, attempts=attempts, hang_limits=hang_limits
         )
         self.lost: list[str] = []
         self.told_lost = asyncio.Event()

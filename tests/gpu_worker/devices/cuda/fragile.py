@@ -96,7 +96,7 @@ class FragileEvent(HostEvent):
 
 def open_fragile(settings: Settings) -> CudaDevice:
     """Opens the device for `GEARMESH_DEVICE=fragile`, as installed by `install`."""
-    room = Room(page_bytes=MIB, pages=8, window_pages=4)
+    room = Room(page_bytes=MIB, pages=8, buffer_pages=4)
     lock = DeviceLock(settings.data_dir / "locks", "fragile:0")
     return CudaDevice(FragileDriver(), room, None, lock, host_bytes_max=64 * MIB)
 

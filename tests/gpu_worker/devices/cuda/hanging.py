@@ -14,7 +14,7 @@ from gpu_worker.devices.cuda.device import CudaDevice
 from gpu_worker.devices.cuda.driver import Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.plans import MIB, Room
-from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.cuda.watchdog import HangLimits
 from gpu_worker.devices.locks import DeviceLock
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def open_hanging(settings: Settings) -> CudaDevice:
     lock = DeviceLock(settings.data_dir / "locks", name)
     attempts = Attempts(settings.data_dir / "attempts", name)
     attempts.open()
-    room = Room(page_bytes=MIB, pages=8, window_pages=4)
+    room = Room(page_bytes=MIB, pages=8, buffer_pages=4)
     driver = HangingDriver(name)
     least_s = max(LEAST_S, age_s())
-    patience = Patience(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
-    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, patience=patience)
+    hang_limits = HangLimits(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
+    return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, hang_limits=hang_limits)
 
 
 def age_s() -> float:

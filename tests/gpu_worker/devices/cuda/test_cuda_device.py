@@ -123,7 +123,7 @@ async def test_attention_that_was_exported_on_the_processor_gives_what_the_modul
                 assert torch.allclose(y, encoder(x), **CLOSE)
 
 
-# -- the weight buffer ------------------------------------------------------------------------------------------------
+# -- the execution buffer ----------------------------------------------------------------------------------------------
 
 
 @drivers

@@ -17,7 +17,7 @@ from gpu_worker.devices.cuda import device as device_module
 from gpu_worker.devices.cuda.driver import Event, Stream, Work
 from gpu_worker.devices.cuda.host import HostDriver, HostStream
 from gpu_worker.devices.cuda.threads import Helper
-from gpu_worker.devices.cuda.watchdog import Patience
+from gpu_worker.devices.cuda.watchdog import HangLimits
 from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import Repository
@@ -91,16 +91,16 @@ class HangingStream(HostStream):
 
 @asynccontextmanager
 async def hanging(
-    repository: Repository, attempts: Attempts | None = None, patience: Patience | None = None
+    repository: Repository, attempts: Attempts | None = None, hang_limits: HangLimits | None = None
 ) -> AsyncIterator[tuple[Served, HangingDriver]]:
     """Yields a device that has linear:1 in page 0. After the test it stops hanging, and all its threads have ended.
 
-    Without `patience` the device does not observe its threads by itself.
+    Without `hang_limits` the device does not observe its threads by itself.
     """
     grad, before = torch.is_grad_enabled(), set(threading.enumerate())
     driver = HangingDriver()
-    on = Served(driver, Helper("helper"), ROOM, 1 << 30, attempts, patience)
-    if patience is None:
+    on = Served(driver, Helper("helper"), ROOM, 1 << 30, attempts, hang_limits)
+    if hang_limits is None:
         on.device.watching.stop()
     on.device.prepare(repository.package("linear:1"))
     assert (await on.load("linear:1", (0,))).code == ActionCode.OK
@@ -129,7 +129,7 @@ async def hangs(on: Served, driver: HangingDriver, *names: str) -> None:
     assert await asyncio.to_thread(driver.waits.wait, LIMIT_S)
 
     def see() -> None:
-        while not all(thread.wait() for thread in threads):
+        while not all(thread.observed() for thread in threads):
             os.sched_yield()
 
     await asyncio.to_thread(see)
@@ -295,14 +295,14 @@ async def test_a_preparation_that_breaks_the_device_stays_on_record_and_a_refuse
 
 @on_loop
 async def test_a_device_is_looked_at_again_and_again_until_it_is_closed(repository: Repository) -> None:
-    async with hanging(repository, patience=Patience(least_s=1.0, look_s=0.001)) as (on, driver):
+    async with hanging(repository, hang_limits=HangLimits(least_s=1.0, look_s=0.001)) as (on, driver):
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
         assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
         await on.told_lost.wait()
         assert (await ended).code == ActionCode.DEVICE_ERROR
-    async with hanging(repository, patience=Patience(look_s=0.0)) as (on, _):
+    async with hanging(repository, hang_limits=HangLimits(look_s=0.0)) as (on, _):
         on.device.close()
         for _ in range(100):
             await asyncio.sleep(0)

@@ -175,7 +175,7 @@ async def test_a_model_that_was_never_prepared_is_refused(repository: Repository
 
 @on_loop
 async def test_a_model_larger_than_window_or_arena_is_refused_with_all_figures(repository: Repository) -> None:
-    async with served("host", Room(page_bytes=MIB, pages=2, window_pages=1)) as on:
+    async with served("host", Room(page_bytes=MIB, pages=2, buffer_pages=1)) as on:
         with pytest.raises(PackageError) as raised:
             on.device.prepare(repository.package("tall:1"))
         window, arena = raised.value.faults
@@ -185,7 +185,7 @@ async def test_a_model_larger_than_window_or_arena_is_refused_with_all_figures(r
 
 def test_memory_that_is_not_there_is_refused_at_start() -> None:
     with pytest.raises(DeviceError, match=r"host:0.*\b8\b.*\b4\b.*GEARMESH_ARENA"):
-        CudaDevice(HostDriver(memory_bytes=4 * MIB), Room(page_bytes=MIB, pages=8, window_pages=4), host_bytes_max=0)
+        CudaDevice(HostDriver(memory_bytes=4 * MIB), Room(page_bytes=MIB, pages=8, buffer_pages=4), host_bytes_max=0)
 
 
 @on_loop
@@ -219,7 +219,7 @@ async def test_what_was_unloaded_is_gathered_again(driver: str, repository: Repo
 
 def test_rows_of_the_page_table_are_aligned_whatever_the_window_s_size() -> None:
     """A kernel is compiled for aligned addresses; an unaligned address would make it compile again while serving."""
-    memory = Memory(HostDriver(), Room(page_bytes=MIB, pages=8, window_pages=3))
+    memory = Memory(HostDriver(), Room(page_bytes=MIB, pages=8, buffer_pages=3))
     rows = [memory.row((first, (first + 3) % 8))[0] for first in range(8)]
     assert all((row.data_ptr() - rows[0].data_ptr()) % 256 == 0 for row in rows)
     assert memory.host_tables[5, :2].tolist() == [5, 0]

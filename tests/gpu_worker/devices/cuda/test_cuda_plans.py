@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.copies import BUFFERS, Copies, Piece, Transfer, pieces
+from gpu_worker.devices.cuda.copies import BUFFERS, CopyQueue, Piece, Transfer, pieces
 from gpu_worker.devices.cuda.plans import (
     ALIGNMENT,
     MIB,
     RESERVE_BYTES,
-    Lane,
-    Window,
+    ExecutionBuffer,
+    StreamForecast,
     ladder,
     lay_out,
     make_room,
@@ -101,7 +101,7 @@ def test_pieces_copy_every_byte_once_to_where_its_page_is(image: int, pages: lis
         assert p.source // page == (p.source + p.size - 1) // page, "inside one page"
 
 
-def begun(copies: Copies[str]) -> list[tuple[str, int]]:
+def begun(copies: CopyQueue[str]) -> list[tuple[str, int]]:
     """Returns (load, source) of all pieces that may be started now."""
     started = []
     while (found := copies.next()) is not None:
@@ -110,7 +110,7 @@ def begun(copies: Copies[str]) -> list[tuple[str, int]]:
 
 
 def test_two_pieces_are_on_their_way_at_most_and_loads_follow_each_other() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(source, 0, 1) for source in range(3)])
     copies.add("b", [Piece(source, 0, 1) for source in range(2)])
     assert begun(copies) == [("a", 0), ("a", 1)]
@@ -126,7 +126,7 @@ def test_two_pieces_are_on_their_way_at_most_and_loads_follow_each_other() -> No
 
 
 def test_a_load_can_be_dropped_until_its_first_piece_is_started() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(0, 0, 1), Piece(1, 0, 1)])
     copies.add("b", [Piece(0, 0, 1)])
     copies.add("c", [Piece(0, 0, 1)])
@@ -142,7 +142,7 @@ def test_a_load_can_be_dropped_until_its_first_piece_is_started() -> None:
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.randoms(use_true_random=False))
 def test_every_load_ends_once_and_in_order(sizes: list[int], rng: object) -> None:
-    copies: Copies[int] = Copies()
+    copies: CopyQueue[int] = CopyQueue()
     waiting, ended, flying = deque(enumerate(sizes)), [], 0
     while waiting or flying:
         if waiting and (not flying or rng.random() < 0.5):  # type: ignore[attr-defined]
@@ -158,7 +158,7 @@ def test_every_load_ends_once_and_in_order(sizes: list[int], rng: object) -> Non
 
 
 def test_a_piece_that_cannot_be_started_ends_its_load_and_no_other() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(source, 0, 1) for source in range(3)])
     copies.add("b", [Piece(0, 0, 1)])
     first, second = copies.next(), copies.next()
@@ -176,7 +176,7 @@ def test_a_piece_that_cannot_be_started_ends_its_load_and_no_other() -> None:
 
 
 def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
     copies.add("b", [Piece(0, 0, 1)])
     assert copies.due() == "a"
@@ -198,7 +198,9 @@ def test_pieces_from_disk_are_read_ahead_into_a_few_buffers_and_copied_in_order(
     copies.check()
 
 
-def to_be_read(copies: Copies[str], reads: dict[str, Transfer[str]] | None = None) -> list[tuple[str, int, int | None]]:
+def to_be_read(
+    copies: CopyQueue[str], reads: dict[str, Transfer[str]] | None = None
+) -> list[tuple[str, int, int | None]]:
     """(load, source, buffer) of all pieces that may be read now; `reads` gets their {load: transfer}."""
     found = []
     while (wanted := copies.to_read()) is not None:
@@ -209,7 +211,7 @@ def to_be_read(copies: Copies[str], reads: dict[str, Transfer[str]] | None = Non
 
 
 def test_a_load_from_disk_has_its_turn_when_those_before_it_are_on_their_way() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(source, 0, 1) for source in range(3)])
     copies.add("b", [Piece(0, 0, 1)], from_disk=True)
     assert begun(copies) == [("a", 0), ("a", 1)]
@@ -222,7 +224,7 @@ def test_a_load_from_disk_has_its_turn_when_those_before_it_are_on_their_way() -
 
 
 def test_a_load_that_cannot_be_read_is_over_when_nothing_of_it_is_on_its_way() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
     copies.add("b", [Piece(0, 0, 1)], from_disk=True)
     reads: dict[str, Transfer[str]] = {}
@@ -242,7 +244,7 @@ def test_a_load_that_cannot_be_read_is_over_when_nothing_of_it_is_on_its_way() -
 
 
 def test_a_piece_from_disk_that_cannot_be_started_ends_its_load_when_its_reads_have_ended() -> None:
-    copies: Copies[str] = Copies()
+    copies: CopyQueue[str] = CopyQueue()
     copies.add("a", [Piece(source, 0, 1) for source in range(5)], from_disk=True)
     reads: dict[str, Transfer[str]] = {}
     assert len(to_be_read(copies, reads)) == 3
@@ -263,7 +265,7 @@ def test_a_piece_from_disk_that_cannot_be_started_ends_its_load_when_its_reads_h
 def test_whatever_comes_first_every_load_ends_once_and_every_buffer_is_free_again(
     loads: list[tuple[int, bool, str]], rng: Random
 ) -> None:
-    copies: Copies[int] = Copies()
+    copies: CopyQueue[int] = CopyQueue()
     left, ended = deque(enumerate(loads)), []
     reading: deque[Transfer[int]] = deque()
     flying = 0
@@ -308,18 +310,18 @@ def test_whatever_comes_first_every_load_ends_once_and_every_buffer_is_free_agai
 
 
 def test_the_window_is_filled_when_it_holds_something_else_or_is_spoilt() -> None:
-    window = Window()
-    assert [window.bring(n) for n in (1, 1, 2, 1, 1)] == [True, False, True, True, False]
-    window.leave(2)
-    assert not window.bring(1), "it was another's"
-    window.leave(1)
-    assert window.bring(1)
-    window.spoil()
-    assert window.bring(1)
+    buffer = ExecutionBuffer()
+    assert [buffer.switch_to(n) for n in (1, 1, 2, 1, 1)] == [True, False, True, True, False]
+    buffer.invalidate_if(2)
+    assert not buffer.switch_to(1), "it was another's"
+    buffer.invalidate_if(1)
+    assert buffer.switch_to(1)
+    buffer.invalidate()
+    assert buffer.switch_to(1)
 
 
 def test_what_is_issued_starts_when_what_runs_is_expected_to_end() -> None:
-    lane = Lane()
+    lane = StreamForecast()
     assert (lane.busy, lane.start_s(10.0)) == (False, 10.0)
     lane.issued(10.0, 2.0)
     assert (lane.busy, lane.start_s(10.5)) == (True, 12.0)
@@ -337,31 +339,31 @@ def test_what_is_issued_starts_when_what_runs_is_expected_to_end() -> None:
 
 def test_the_arena_takes_what_windows_and_the_rest_leave() -> None:
     room = make_room(
-        "cuda:0", free=79 * GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=0, window_bytes=512 * MIB
+        "cuda:0", free=79 * GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=0, buffer_bytes=512 * MIB
     )
-    assert (room.window_pages, room.window_bytes) == (32, 512 * MIB)
+    assert (room.buffer_pages, room.buffer_bytes) == (32, 512 * MIB)
     kept = int(80 * GIB * 0.06) + 2 * 512 * MIB
     assert room.pages == (79 * GIB - kept) // (16 * MIB)
     assert 79 * GIB - kept - 16 * MIB < room.arena_bytes <= 79 * GIB - kept
 
 
 def test_a_window_is_a_whole_number_of_pages() -> None:
-    room = make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=100 * MIB, window_bytes=17 * MIB)
-    assert (room.pages, room.window_pages) == (6, 2)
+    room = make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=100 * MIB, buffer_bytes=17 * MIB)
+    assert (room.pages, room.buffer_pages) == (6, 2)
 
 
 def test_an_arena_larger_than_what_is_free_is_refused_with_the_figures() -> None:
     with pytest.raises(DeviceError) as raised:
-        make_room("cuda:1", free=GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=2 * GIB, window_bytes=512 * MIB)
+        make_room("cuda:1", free=GIB, total=80 * GIB, page_bytes=16 * MIB, arena_bytes=2 * GIB, buffer_bytes=512 * MIB)
     assert names(str(raised.value), "cuda:1", 1024, 81920, 2560, "GEARMESH_ARENA_MB", "GEARMESH_WINDOW_MB")
 
 
 def test_a_device_that_another_process_fills_is_refused_with_what_is_kept() -> None:
     with pytest.raises(DeviceError, match=r"cuda:0.*2048.*8192.*3584"):
-        make_room("cuda:0", free=2 * GIB, total=8 * GIB, page_bytes=16 * MIB, arena_bytes=0, window_bytes=512 * MIB)
+        make_room("cuda:0", free=2 * GIB, total=8 * GIB, page_bytes=16 * MIB, arena_bytes=0, buffer_bytes=512 * MIB)
     assert RESERVE_BYTES == 3 * GIB
 
 
 def test_an_arena_smaller_than_a_page_is_refused() -> None:
     with pytest.raises(DeviceError, match=r"\b8\b.*\b16\b.*GEARMESH_ARENA_MB"):
-        make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=8 * MIB, window_bytes=16 * MIB)
+        make_room("cuda:0", free=GIB, total=GIB, page_bytes=16 * MIB, arena_bytes=8 * MIB, buffer_bytes=16 * MIB)

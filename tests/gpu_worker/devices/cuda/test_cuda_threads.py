@@ -14,7 +14,7 @@ from gpu_worker.devices.cuda.driver import Work
 from gpu_worker.devices.cuda.events import EventPool
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.issuer import Agenda, Issuer
-from gpu_worker.devices.cuda.threads import Helper, Watcher
+from gpu_worker.devices.cuda.threads import EventWatcher, Helper
 from gpu_worker.devices.opening import open_device
 from gpu_worker.tuning import REAL_TIME_PRIORITY, may_be_real_time
 from mesh.process.settings import Settings
@@ -174,7 +174,7 @@ def test_threads_keep_nothing_of_what_they_have_done() -> None:
 
 def test_a_watcher_tells_in_the_order_given_and_what_failed() -> None:
     driver = HostDriver()
-    stream, watcher = driver.stream("s"), Watcher("s", nothing)
+    stream, watcher = driver.stream("s"), EventWatcher("s", nothing)
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def fail() -> None:

@@ -2,21 +2,21 @@
 
 import pytest
 
-from gpu_worker.devices.cuda.watchdog import PREPARE, Patience, Wait, Watchdog
+from gpu_worker.devices.cuda.watchdog import PREPARE, HangLimits, ObservedWork, Watchdog
 from tests.messages import names
 
-PATIENCE = Patience(least_s=10.0, times=20.0, preparing_s=60.0, prepare_s=600.0, look_s=1.0)
+LIMITS = HangLimits(least_s=10.0, times=20.0, preparing_s=60.0, prepare_s=600.0, look_s=1.0)
 
 
-def exec_of(turn: int, expected_s: float = 0.001) -> Wait:
-    return Wait("watch exec", turn, "EXEC of m:1", expected_s)
+def exec_of(turn: int, expected_s: float = 0.001) -> ObservedWork:
+    return ObservedWork("watch exec", turn, "EXEC of m:1", expected_s)
 
 
-def given_up_at(*waits: Wait, until_s: int = 5000, ended: tuple[str, ...] = ()) -> tuple[int, str] | None:
+def given_up_at(*works: ObservedWork, until_s: int = 5000, ended: tuple[str, ...] = ()) -> tuple[int, str] | None:
     """Returns the second at which a device whose threads stay at these works is given up, and why."""
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     for second in range(until_s):
-        why = dog.look(waits, ended=ended, now=1000.0 + second)
+        why = dog.look(works, ended=ended, now=1000.0 + second)
         if why:
             return second, why
     return None
@@ -30,7 +30,7 @@ def test_what_was_issued_may_take_ten_seconds_and_no_more() -> None:
 
 
 def test_the_limit_itself_is_not_beyond_it() -> None:
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     for now in (0.0, *range(1, 10), 10.0):
         assert dog.look([exec_of(1)], now=now) == ""
     assert dog.look([exec_of(1)], now=10.001) != ""
@@ -42,8 +42,8 @@ def test_what_is_expected_to_take_long_may_take_twenty_times_that(expected_s: fl
 
 
 def test_each_work_has_its_own_time() -> None:
-    """One thread waits for one event after the other: only the same event, observed again and again, is too long."""
-    dog = Watchdog(PATIENCE)
+    """One thread works for one event after the other: only the same event, observed again and again, is too long."""
+    dog = Watchdog(LIMITS)
     for second in range(200):
         assert dog.look([exec_of(turn=second // 10)], now=float(second)) == ""
     for second in range(200, 211):
@@ -52,14 +52,14 @@ def test_each_work_has_its_own_time() -> None:
 
 
 def test_a_thread_that_rested_begins_anew() -> None:
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     for second in range(100):
         assert dog.look([exec_of(1)] if second % 10 else [], now=float(second)) == ""
 
 
 def test_a_process_that_stood_still_is_no_device_that_hangs() -> None:
     """The process was stopped, or asleep with its machine: of an hour without observation, only two intervals count."""
-    dog = Watchdog(PATIENCE)
+    dog = Watchdog(LIMITS)
     assert dog.look([exec_of(1)], now=0.0) == ""
     assert dog.look([exec_of(1)], now=3600.0) == ""
     for second in range(3601, 3609):
@@ -68,7 +68,7 @@ def test_a_process_that_stood_still_is_no_device_that_hangs() -> None:
 
 
 def test_while_a_version_is_prepared_all_have_a_minute() -> None:
-    preparing = Wait(PREPARE, 1, "PREPARE of n:1")
+    preparing = ObservedWork(PREPARE, 1, "PREPARE of n:1")
     found = given_up_at(exec_of(1), preparing)
     assert found is not None
     assert found[0] == 61
@@ -77,15 +77,15 @@ def test_while_a_version_is_prepared_all_have_a_minute() -> None:
 
 
 def test_a_preparation_has_ten_minutes_and_the_time_that_its_weights_take() -> None:
-    found = given_up_at(Wait(PREPARE, 1, "PREPARE of n:1"))
+    found = given_up_at(ObservedWork(PREPARE, 1, "PREPARE of n:1"))
     assert found is not None
     assert found[0] == 601
     assert names(found[1], "PREPARE of n:1", "601 s", "600 s")
-    assert (given_up_at(Wait(PREPARE, 1, "PREPARE of n:1", 50.0)) or (None,))[0] == 651
+    assert (given_up_at(ObservedWork(PREPARE, 1, "PREPARE of n:1", 50.0)) or (None,))[0] == 651
 
 
 def test_issuing_that_does_not_come_back_counts_like_what_was_issued() -> None:
-    found = given_up_at(Wait("issue", 7, "issuing what was ordered"))
+    found = given_up_at(ObservedWork("issue", 7, "issuing what was ordered"))
     assert found is not None
     assert found[0] == 11
     assert names(found[1], "issuing what was ordered", "11 s", "10 s")
@@ -103,6 +103,6 @@ def test_an_idle_device_is_never_given_up() -> None:
 
 
 def test_patience_is_what_the_document_says() -> None:
-    usual = Patience()
+    usual = HangLimits()
     assert (usual.least_s, usual.times, usual.preparing_s, usual.prepare_s) == (10.0, 20.0, 60.0, 600.0)
     assert usual.prepare_bytes_per_s == 10e6

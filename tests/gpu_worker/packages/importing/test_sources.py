@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gearmesh.cli.main import app
 from gpu_worker.devices.executables import load_forward, read_image, views
-from gpu_worker.packages.contents import Contents
+from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.importing.sources import Source, import_model
 from gpu_worker.packages.package import Package
 from mesh.codes import PackageCode
@@ -139,7 +139,7 @@ def test_a_number_that_was_served_is_not_given_again_but_to_what_was_served(here
     def numbered(fill: float, known: dict[str, str], version: str | None = None) -> str:
         source = Source("author_module:Scaled", "m", {"x": ("float32", (4,))}, arguments={"fill": fill})
         package = import_model(source, here / "r", version, known=known)
-        contents[package.folder.name] = Contents().of(package)
+        contents[package.folder.name] = ContentDigests().of(package)
         return package.folder.name
 
     contents: dict[str, str] = {}

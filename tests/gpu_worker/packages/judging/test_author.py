@@ -9,7 +9,7 @@ from torch import nn
 
 from gpu_worker.packages.export import write_package
 from gpu_worker.packages.importing.copying import whole_copy
-from gpu_worker.packages.importing.reaching import Held
+from gpu_worker.packages.importing.reaching import ReachableState
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from tests.gpu_worker.conftest import ROW
@@ -62,7 +62,7 @@ def test_what_a_module_leaves_when_it_is_run_is_nowhere_once_it_is_written(tmp_p
 def test_what_a_module_held_lies_where_it_lay_before() -> None:
     module = Leaves()
     module(torch.zeros(2, 4))
-    before, held = left(module), Held(module)
+    before, held = left(module), ReachableState(module)
     module(torch.ones(1, 4))
     assert len(module.seen) == 2
     held.put_back()

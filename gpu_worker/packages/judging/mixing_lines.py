@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from gpu_worker.packages.comparing import same
 from gpu_worker.packages.judging.decisions import OF_SHAPES, operation_of
 from gpu_worker.packages.judging.graphs import place_of
-from gpu_worker.packages.trials import Batch, Trial
+from gpu_worker.packages.trials import Trial, TrialBatch
 
 
 def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Trial, close: float) -> str:
@@ -59,7 +59,7 @@ def _alike(
     node: Node,
     alone: Sequence[Mapping[Node, torch.Tensor]],
     among: Mapping[Node, torch.Tensor],
-    batch: Batch,
+    batch: TrialBatch,
     close: float,
 ) -> bool | None:
     """Returns whether each row in the batch is the same as alone; None if the value has no rows to compare."""
@@ -85,7 +85,7 @@ class _Keeping(Interpreter):
         return value
 
 
-def _values(graph: GraphModule, weights: Sequence[torch.Tensor], batch: Batch) -> dict[Node, torch.Tensor]:
+def _values(graph: GraphModule, weights: Sequence[torch.Tensor], batch: TrialBatch) -> dict[Node, torch.Tensor]:
     runner = _Keeping(graph)
     with torch.no_grad():
         runner.run(*weights, *(tensor.clone() for tensor in batch.inputs))
