@@ -105,9 +105,8 @@ class ClientPort:
         if sock is None:
             return
         sent = self._backlog.flush(lambda client, answer: self._send(sock, client, *answer), FLUSHED_MAX)
-        if sent:
-            self._hub.sent(sock)
-            self._hub.schedule_turn()
+        self._hub.sent(sock)
+        self._hub.schedule_turn()
         if self._backlog.count:
             self._flush_s = FLUSH_S if sent else min(2 * self._flush_s, FLUSH_S_MAX)
             self._flushing = self._hub.loop.call_later(self._flush_s, self._flush)

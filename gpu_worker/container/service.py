@@ -84,8 +84,8 @@ class ContainerService:
 
     def _received(self, mail: Mail[wire.FromBroker]) -> None:
         for message in mail.messages:
-            if self._worker is not None or self._draining:
-                return
+            if self._worker is not None or self._draining or self.why:
+                return  # it was answered: one that introduced itself again is answered twice
             match message:
                 case wire.CallReply():
                     self._answered(message)

@@ -105,7 +105,7 @@ class Hub:
         return monitor
 
     def sent(self, sock: zmq.Socket[bytes]) -> None:
-        """Re-checks `sock` at the end of the turn, because a send may consume the readable edge of its FD."""
+        """Re-checks `sock` at the end of the turn: a send, even one that fails, may consume its FD's readable edge."""
         self._sent.add(sock)
 
     def on_turn(self, decide: Callable[[float], None]) -> None:

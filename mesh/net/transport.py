@@ -154,6 +154,7 @@ class Transport:
             return
         body = self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, line.outbox))
         flags = NOBLOCK | (MORE if line.frames else 0)
+        self.hub.sent(sock)  # a send that fails consumes the edge of what arrived from others as well
         try:
             if port is not None:
                 sock.send(line.peer.encode(), NOBLOCK | MORE)
@@ -170,7 +171,6 @@ class Transport:
             sock.send(frame, MORE if i < last else 0, copy=copy)
         line.outbox = []
         line.frames = []
-        self.hub.sent(sock)
         self._liveness.sent(line.key, now)
 
     def _held(self, line: Line) -> None:

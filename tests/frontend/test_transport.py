@@ -1,6 +1,8 @@
 """frontend/transport.py: the clients' socket, which has to withstand any client."""
 
 import asyncio
+import select
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import zmq
 from frontend import transport as module
 from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
 from mesh.errors import AddressInUse
-from tests.loops import Told, on_loop
+from tests.loops import LIMIT_S, Told, on_loop
 from tests.mesh.net.processes import Processes, processes
 
 SIZE_MAX = 4096
@@ -203,6 +205,51 @@ async def test_a_client_that_does_not_read_loses_its_own_answers_only() -> None:
         listening.port.answer(keen_one, b"answer")
         assert keen.recv() == b"answer"
         assert listening.port.answers_dropped == 1
+
+
+class HandTimers:
+    """A loop whose timers ring when a test calls them, and whose readers are known."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.timers: list[Callable[[], None]] = []
+        self.read: list[int] = []  # file descriptors
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Keeps the call."""
+        self.timers.append(call)
+        return self._loop.call_later(LIMIT_S, call)
+
+    def add_reader(self, fd: int, *call: Any) -> None:
+        """Adds the reader."""
+        self.read.append(fd)
+        self._loop.add_reader(fd, *call)
+
+
+@on_loop
+async def test_a_request_that_comes_before_a_vain_try_to_send_waiting_answers_is_received() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        listening.port.close()
+        loop = listening.hub.loop = HandTimers(listening.hub.loop)  # type: ignore[assignment]
+        listening.address = listening.port.listen("127.0.0.1", 0, SIZE_MAX)
+        lazy, keen = client(made, listening), client(made, listening)
+        lazy.setsockopt(zmq.RCVHWM, 1)
+        lazy.send(b"lazy")
+        await listening.messages(1)
+        keen.send(b"keen")
+        (lazy_one, _, _), _ = await listening.said.count(2)
+        while listening.port.answers_dropped == 0:
+            listening.port.answer(lazy_one, b"x" * 20_000)
+        listening.hub.schedule_turn()
+        await listening.turns.count(len(listening.turns.items) + 1)
+        keen.send(b"again")
+        assert select.select([loop.read[-1]], [], [], LIMIT_S)[0]
+        loop.timers[-1]()
+        assert (await listening.messages(3))[2] == (b"again", [])
 
 
 @on_loop

@@ -1,10 +1,15 @@
 """mesh/net/sockets.py: in a turn, everything that has arrived is drained before anything is decided."""
 
+import errno
+import select
+import time
+
 import zmq
 
 from mesh import wire
-from tests.loops import Told, on_loop
-from tests.mesh.net.processes import envelope, messages_of, processes
+from tests.loops import LIMIT_S, Told, on_loop
+from tests.mesh.net.pairs import QUIET, cancel
+from tests.mesh.net.processes import Listening, envelope, messages_of, processes
 
 
 @on_loop
@@ -81,3 +86,74 @@ async def test_a_closed_hub_has_no_more_turns() -> None:
         runtime.hub.loop.call_soon(done.set_result, None)
         await done
         assert turns.items == []
+
+
+# -- a send that fails consumes the edge that announces what others have sent -----------------------------------------
+
+
+def arrives_just_before_the_sends_of_a_turn(listening: Listening, sender: "zmq.Socket[bytes]") -> None:
+    """One turn, in which the sender's message is there before something is sent to frontend-1, but not yet read."""
+    port, once = listening.port, [cancel(2)]
+
+    def decide(now: float) -> None:
+        while once:
+            sender.send(envelope(once.pop()))
+            assert select.select([port.sock.getsockopt(zmq.FD)], [], [], LIMIT_S)[0]
+            be_busy()
+            port.send("frontend-1", wire.Introduce())
+
+    port.transport.hub.on_turn(decide)
+    port.transport.hub.schedule_turn()
+
+
+def be_busy() -> None:
+    """ZeroMQ looks for what has arrived at the next send. Source: libzmq, max_command_delay, 3 million cycles."""
+    until_s = time.monotonic() + 0.01
+    while time.monotonic() < until_s:
+        pass
+
+
+def is_gone(sock: "zmq.Socket[bytes]", peer: bytes) -> bool:
+    """Whether the socket has noticed that the peer is not there any more."""
+    try:
+        sock.send_multipart([peer, envelope()])
+    except zmq.ZMQError as error:
+        return error.errno == errno.EHOSTUNREACH
+    return False
+
+
+@on_loop
+async def test_what_arrives_before_a_send_to_a_peer_that_is_gone_is_received() -> None:
+    async with processes(**QUIET) as made:
+        listening = made.port(made.runtime(), watch=False)  # no heartbeat looks again
+        leaving, staying = (made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
+        for sock in (leaving, staying):
+            sock.connect(listening.tcp)
+            sock.send(envelope(cancel(1)))
+        await listening.messages(2)
+        leaving.close(0)
+        while not is_gone(listening.port.sock, b"frontend-1"):
+            pass
+        arrives_just_before_the_sends_of_a_turn(listening, staying)
+        assert await listening.messages(3) == [cancel(1), cancel(1), cancel(2)]
+        assert [peer for peer, _ in listening.lost.items] == ["frontend-1"]
+
+
+@on_loop
+async def test_what_arrives_before_a_send_to_a_peer_that_does_not_read_is_received() -> None:
+    async with processes(**QUIET) as made:
+        listening = made.port(made.runtime(), watch=False)  # no heartbeat looks again
+        lazy, keen = (made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
+        lazy.setsockopt(zmq.RCVHWM, 1)
+        lazy.setsockopt(zmq.RCVBUF, 4096)
+        for sock in (lazy, keen):
+            sock.connect(listening.tcp)
+            sock.send(envelope(cancel(1)))
+        await listening.messages(2)
+        hub, port, turns = listening.port.transport.hub, listening.port, Told()
+        hub.on_turn(turns)
+        while port.backlog("frontend-1") < 2:  # one envelope a turn, until the pipe is full
+            port.send("frontend-1", wire.Serving(added=("x" * 4000,), removed=()))
+            await turns.count(len(turns.items) + 1)
+        arrives_just_before_the_sends_of_a_turn(listening, keen)
+        assert await listening.messages(3) == [cancel(1), cancel(1), cancel(2)]

@@ -88,6 +88,8 @@ async def test_a_file_that_is_cut_while_it_is_read_fails_that_load_once_its_copi
         loading = asyncio.ensure_future(on.load("tall:1", range(11)))
         assert await asyncio.to_thread(driver.came.wait, LIMIT_S), "a first piece was read, and is on its way"
         await asyncio.to_thread(disk.wait_for_answer)
+        for _ in range(2):  # the second piece is being read: its file is open, and was what it should be
+            await asyncio.to_thread(disk.wait_for_ask)
         os.truncate(folder / "tall" / "1" / "weights.safetensors", 0)
         disk.answer()
         await asyncio.to_thread(disk.wait_for_answer)
