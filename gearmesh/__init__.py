@@ -9,8 +9,9 @@
 Each name is imported when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from gearmesh.loading import load
 
 if TYPE_CHECKING:
     from frontend.client.client import AsyncClient as AsyncClient
@@ -45,7 +46,7 @@ def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        found = getattr(import_module(MODULES[name]), name)
+        found = getattr(load(MODULES[name]), name)
     except ModuleNotFoundError as error:
         from mesh.process.extras import advice
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from frontend.client.connection import (
+from .connection import (
     CALL_TIMEOUT_S,
     DEFAULT_ADDRESS,
     Connection,
@@ -30,7 +30,7 @@ from frontend.client.connection import (
     no_answer,
     options_of,
 )
-from frontend.client.conversation import (
+from .conversation import (
     Disconnected,
     Failed,
     Inputs,

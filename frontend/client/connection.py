@@ -14,7 +14,8 @@ from typing import Any
 import msgpack
 import zmq
 
-from frontend.client.conversation import (
+from .codes import AnswerStatus, ErrorCode
+from .conversation import (
     Conversation,
     Disconnected,
     Failed,
@@ -25,7 +26,6 @@ from frontend.client.conversation import (
     error_answer,
     tensor,
 )
-from mesh.codes import AnswerStatus, ErrorCode
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 GRACE_S = 1.0  # a request without an answer is given up so long after its deadline; the frontend promises 20 ms

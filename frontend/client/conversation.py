@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mesh.codes import AnswerStatus, ErrorCode
+from .codes import AnswerStatus, ErrorCode
 
 FRAMED_BYTES = 64 * 1024  # larger tensors travel as frames of their own, not copied
 

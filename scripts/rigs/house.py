@@ -67,7 +67,7 @@ def read(root: Path) -> dict[str, Module]:
 def _module(root: Path, name: str, file: str, files: Mapping[str, str]) -> Module:
     text = (root / file).read_text()
     ours, others = set(), set()
-    for found in _imported(ast.parse(text)):
+    for found in _imported(ast.parse(text), file):
         known = found
         while known and known not in files:
             known = known.rpartition(".")[0]
@@ -78,13 +78,16 @@ def _module(root: Path, name: str, file: str, files: Mapping[str, str]) -> Modul
     return Module(name, file, text.count("\n"), tuple(sorted(ours - {name})), tuple(sorted(others)))
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def _imported(tree: ast.AST, file: str) -> Iterator[str]:
     """Dotted names; of `from a import b`, "a.b", whether b is a module or something in one."""
+    folders = file.split("/")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = folders[: len(folders) - node.level + 1] if node.level else []  # of a relative import
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def circles(modules: Mapping[str, Module]) -> list[list[str]]:

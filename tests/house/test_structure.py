@@ -42,7 +42,7 @@ def made(root: Path, **files: str) -> dict[str, house.Module]:
 def test_a_circle_is_found_however_long_and_wherever_the_import_stands(tmp_path: Path) -> None:
     modules = made(
         tmp_path,
-        mesh__a="from mesh.b import x",
+        mesh__a="from .b import x",
         mesh__b="def f():\n    from mesh import c",
         mesh__c="import typing\nif typing.TYPE_CHECKING:\n    import mesh.a",
         mesh__d="import mesh.a",

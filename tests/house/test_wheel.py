@@ -17,6 +17,7 @@ import pytest
 
 from frontend.client.client import AsyncClient
 from gearmesh.operations.ports import free_ports
+from mesh.codes import ErrorCode
 from scripts import ROOT
 from scripts.rigs.house import PRODUCT
 from scripts.rigs.meshes import emulated_device, emulated_model, until
@@ -66,10 +67,10 @@ class Environment:
         (site,) = folder.glob("lib/python*/site-packages")
         (site / "libraries.pth").write_text("".join(f"{path}\n" for path in paths))
 
-    def run(self, program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(self, program: str, *arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """The program of this environment, in that folder, with nothing of ours in its environment variables."""
         return subprocess.run(
-            [self.bin / program, *arguments], cwd=cwd, env=plain(), capture_output=True, text=True, check=False
+            [self.bin / program, *arguments], cwd=cwd, env=plain() | more, capture_output=True, text=True, check=False
         )
 
 
@@ -133,6 +134,42 @@ def test_a_command_without_its_extra_names_it(bare: Environment, folder: Path) -
 def test_a_name_that_needs_an_extra_says_which(bare: Environment, folder: Path) -> None:
     told = bare.run("python", "-P", "-c", "from gearmesh import write_package", cwd=folder)
     assert "gearmesh[serve]" in told.stderr.splitlines()[-1]
+
+
+IN_THE_WAY = ("frontend/__init__.py", "mesh.py")
+REFUSED = """
+import gearmesh
+with gearmesh.Client("tcp://127.0.0.1:9") as client:
+    try:
+        client.call("ping", timeout_s=0.01)
+    except gearmesh.RequestError as error:
+        print(error.code)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's project that has packages and files of the names of ours, and imports them."""
+    for name in IN_THE_WAY:
+        file = tmp_path / "project" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("OURS = False\n")
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize("first", ["", "import frontend, mesh\n"])
+def test_the_client_works_in_a_project_that_has_our_names(bare: Environment, project: Path, first: str) -> None:
+    check = "import frontend, mesh\nassert frontend.OURS is mesh.OURS is False\n"
+    (project / "main.py").write_text(first + REFUSED + check)
+    told = bare.run("python", "main.py", cwd=project)
+    assert (told.stdout.strip(), told.stderr) == (ErrorCode.NO_ANSWER, "")
+
+
+@pytest.mark.parametrize("program", [("gearmesh", "models"), ("python", "-c", "from gearmesh import write_package")])
+def test_what_cannot_work_there_names_the_files(bare: Environment, project: Path, program: tuple[str, ...]) -> None:
+    told = bare.run(*program, cwd=project, PYTHONPATH=str(project))
+    assert told.returncode != 0
+    assert all(str(project / name.partition("/")[0]) in told.stderr.splitlines()[-1] for name in IN_THE_WAY)
 
 
 def test_the_import_costs_no_library(bare: Environment, folder: Path) -> None:
