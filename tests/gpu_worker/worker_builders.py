@@ -9,6 +9,7 @@ from mesh import wire
 from mesh.codes import ActionCode
 
 ONE_AT_A_TIME = dict.fromkeys(Phase, 1)
+TWO = {Phase.LOAD: 2, Phase.INPUT: 4, Phase.EXEC: 2, Phase.OUTPUT: 4}  # two LOADs and two EXECs at a time
 EPOCH = 3
 
 

@@ -101,6 +101,24 @@ def infers(behaviour: Behaviour) -> Behaviour:
     return lambda asked: behaviour(asked) if asked.message["op"] == "infer" else usual(asked)
 
 
+def then(*behaviours: Any) -> Any:
+    """The first behaviour for the first infer request, and so on; the last one for all further ones."""
+    left = list(behaviours)
+    return infers(lambda asked: (left.pop(0) if len(left) > 1 else left[0])(asked))
+
+
+def drop(asked: Asked) -> Any:
+    return DROP
+
+
+def answer(asked: Asked) -> Any:
+    return [ok(asked)]
+
+
+def silent(asked: Asked) -> Any:
+    return []
+
+
 class FakeFrontend:
     """A context manager. `asked` holds all messages received, in order."""
 

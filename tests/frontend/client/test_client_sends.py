@@ -13,9 +13,9 @@ import pytest
 import zmq
 
 from frontend.client import connection as module
-from frontend.client.client import AsyncClient, Prediction
-from tests.frontend.client.fakes import ROW, Asked, ok
-from tests.loops import LIMIT_S
+from frontend.client.client import AsyncClient, Prediction, Rejected
+from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, ok
+from tests.loops import LIMIT_S, on_loop
 
 BYTES = 16 << 20  # of one request: more than the kernel's buffers of a connection hold
 STUCK = 8  # requests of this size: the frontend holds two, one is on the wire, one in the socket; the others wait
@@ -116,3 +116,42 @@ def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(lazy: L
 
     with asyncio.Runner(loop_factory=KnownReaders) as runner:
         runner.run(asyncio.wait_for(scenario(), LIMIT_S))
+
+
+def test_more_than_may_wait_for_a_frontend_are_refused_at_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeFrontend() as frontend:
+        address = frontend.address
+    monkeypatch.setattr(module, "UNSENT_MAX", 0)
+    with make(address) as client:
+        for ask in (lambda: client.infer("m", ROW), client.models, lambda: client.call("ping")):
+            with pytest.raises(Rejected, match=address) as raised:
+                ask()
+            assert (raised.value.code, raised.value.retry_after_ms) == ("client_full", 100.0)
+
+
+@on_loop
+async def test_of_many_requests_those_that_may_not_wait_get_it_as_their_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FakeFrontend() as frontend:
+        address = frontend.address
+    monkeypatch.setattr(module, "UNSENT_MAX", 3)
+    async with AsyncClient(address) as client:
+        futures = [client.submit("m", ROW, slo_ms=60_000) for _ in range(5)]
+        assert [future.done() for future in futures] == [False, False, False, True, True]
+        assert all(isinstance(future.result(), Rejected) for future in futures[3:])
+        later = FakeFrontend()
+        later.address = address
+        with later:
+            assert all(isinstance(outcome, Prediction) for outcome in await asyncio.gather(*futures[:3]))
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_what_is_asked_faster_than_it_is_read_waits_and_is_answered(
+    make: Any, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(module, "SENDING_MAX", 2)
+    with FakeFrontend() as frontend, make(frontend.address) as client:
+        client.models()
+        outcomes = client.infer_many([("m", np.repeat(ROW * i, rows, axis=0)) for i in range(40)], slo_ms=60_000)
+        assert [outcome["y"][0, 0] for outcome in outcomes] == [2.0 * i for i in range(40)]

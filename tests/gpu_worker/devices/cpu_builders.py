@@ -1,4 +1,4 @@
-"""Jobs for the CPU device, and their outcomes."""
+"""Jobs for the CPU device, and their outcomes; the device on a loop."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import torch
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.cpu import INLINE_S_MAX, CpuDevice
 from mesh.codes import ActionCode
-from tests.gpu_worker.worker_builders import infer, load
+from mesh.process.settings import Settings
+from tests.gpu_worker.worker_builders import infer, load, never
+from tests.loops import Told
 
 FLOAT = np.dtype("<f4")
 SHORT_S = INLINE_S_MAX / 2
@@ -74,3 +76,11 @@ def run(device: CpuDevice, job: Job, *shapes: tuple[int, ...], dtypes: Sequence[
 
 def linear(device: CpuDevice, ref: str, pages: Sequence[int], x: torch.Tensor) -> torch.Tensor:
     return run(device, infer_job(ref, pages, x), (len(x), 3))[0]
+
+
+def attached(settings: Settings) -> tuple[CpuDevice, Told]:
+    """A device on this loop, and what it reports."""
+    told = Told()
+    device = CpuDevice(settings)
+    device.attach(told, never)
+    return device, told
