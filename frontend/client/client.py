@@ -331,7 +331,7 @@ class AsyncClient:
         return future
 
     def _check_soon(self) -> None:
-        """Checks for messages soon, because a send may consume the edge that announces them."""
+        """Checks for messages soon, because a send, even one that fails, may consume the edge that announces them."""
         if not self._check_scheduled:
             self._check_scheduled = True
             self._loop.call_soon(self._readable)
@@ -342,7 +342,7 @@ class AsyncClient:
             return
         for flight, outcome in self._connection.read():
             self._resolve(flight, outcome)
-        if self._connection.ask_waiting():
+        if self._connection.ask_waiting() or self._connection.can_go_on:
             self._check_soon()
 
     def _watched(self) -> None:

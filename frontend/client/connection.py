@@ -109,6 +109,11 @@ class FrontendSocket:
             return False
         return True
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a message can be read, or sent, now."""
+        return bool(int(self.sock.getsockopt(zmq.EVENTS)) & (zmq.POLLIN | zmq.POLLOUT if self.up else zmq.POLLIN))
+
     def close(self) -> None:
         """The socket is closed."""
         self.sock.disable_monitor()
@@ -169,6 +174,14 @@ class Connection:
     def waits(self) -> bool:
         """Whether requests wait for a connection, or for room on one."""
         return bool(self._unsent)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether requests wait, and something can be read or sent now.
+
+        The attempt to send may have consumed the edge of the FD that announced it.
+        """
+        return self.waits and any(socket.is_ready for socket in self.sockets)
 
     def _send(self, flight: PendingRequest) -> bool:
         """Sends the request, or drops it if its budget is used up. Returns False if no connection has room for it."""

@@ -20,10 +20,15 @@ import msgspec
 from frontend.admin.operator import NoBroker, Operator
 from gearmesh.operations.supervisor import ReplicaProgram, Supervisor
 from mesh import wire
+from mesh.process.configuration import CONFIG, environment_of
 from mesh.process.settings import Settings
 
 LOOK_S = 0.3  # between two reads of the file
 REPLICAS_MAX = 64
+REPLICA_SETTINGS = (  # what a replica needs to find and join the mesh, and to behave there as the services do
+    "host", "broker_host", "broker_port", "keys_dir", "model_repository", "data_dir", "heartbeat_ms", "silence_ms_max",
+    "drain_s", "message_bytes_max", "log_level", "log_format",
+)  # fmt: skip
 TAKES_OVER_S = 5.0  # longest wait for the broker's reply that another version is current
 
 
@@ -123,6 +128,7 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
     said: Any = None
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
+    environment = replica_environment(settings)
     with container_file.watched():
         while True:
             kept = None
@@ -139,10 +145,18 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
                 if asked.get(model) != container.asked:
                     asked[model] = container.asked
                     supervisor.retry(model)
-                program = ReplicaProgram(_command(container), container.version, container.code)
+                program = ReplicaProgram(_command(container), container.version, container.code, environment)
                 if supervisor.scale(model, program, container.replicas):
                     await _take_over(supervisor, model, program, container.replicas, settings)
             await asyncio.sleep(LOOK_S)
+
+
+def replica_environment(settings: Settings) -> dict[str, str]:
+    """The environment in which a replica joins the mesh of these settings, whatever folder it works in.
+
+    The folder is where its code is, and may have a gearmesh.toml of another mesh: so no file is read.
+    """
+    return {CONFIG: os.devnull, **environment_of(settings, REPLICA_SETTINGS)}
 
 
 async def _take_over(

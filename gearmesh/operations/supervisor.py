@@ -43,6 +43,7 @@ class ReplicaProgram:
     command: str
     version: str = ""  # programs with different versions may run side by side
     code: str = ""  # digest of the content that the command finds
+    environment: Mapping[str, str] = field(default_factory=dict)  # goes before the supervisor's own
 
 
 @dataclass(slots=True)
@@ -135,7 +136,8 @@ class Supervisor:
         taken = {child.name for child in children}
         fresh = [f"{name}.{i}" for i in numbers if f"{name}.{i}" not in taken][: max(0, count - len(mine))]
         for label in fresh:
-            child = Child(label, program.command, _environment(self._base, name, 0), program=program)
+            environment = _environment({**self._base, **program.environment}, name, 0)
+            child = Child(label, program.command, environment, program=program)
             children.append(child)
             self._children.append(child)
             self._tasks.append(asyncio.create_task(self._keep(child), name=label))

@@ -16,6 +16,7 @@ from frontend.client.client import AsyncClient, RequestError
 from gearmesh.operations.containers import ContainerFile, keep_containers
 from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Supervisor, processes_of, procfile_commands
 from mesh.errors import AddressInUse
+from mesh.process.configuration import environment_of
 from mesh.process.settings import Settings
 
 POLL_S = 0.2
@@ -63,9 +64,9 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     say = printer(console, commands)
     if remark:
         say("up", remark)
-    environment = with_ports(settings, os.environ)
-    if console.is_terminal:
-        environment.setdefault("GEARMESH_LOG_FORMAT", "console")
+    if console.is_terminal and settings.log_format == "auto":  # processes write into a pipe
+        settings = settings.model_copy(update={"log_format": "console"})
+    environment = {**with_ports(settings, os.environ), **environment_of(settings, ["log_format"])}
     supervisor = Supervisor(commands, say, environment)
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,8 +113,7 @@ def _refuse(text: str) -> None:
 
 def with_ports(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment with the settings' ports added: further instances of a service count up from them."""
-    ports = ("frontend_port", "controller_port", "http_port")
-    return {**environment, **{f"GEARMESH_{port.upper()}": str(getattr(settings, port)) for port in ports}}
+    return {**environment, **environment_of(settings, ("frontend_port", "controller_port", "http_port"))}
 
 
 def ports_taken(settings: Settings, processes: Iterable[str]) -> str:

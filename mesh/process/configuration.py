@@ -9,7 +9,7 @@ import difflib
 import os
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from mesh.process.settings import Settings, documentation
 
 PREFIX = "GEARMESH_"
 READY_FD = "GEARMESH_READY_FD"  # for processes that `gearmesh up` starts; see readiness.py
-NOT_SETTINGS = {"GEARMESH_CONFIG", "GEARMESH_PYTHON", READY_FD}  # read elsewhere, before the settings are
+FOLDERS = {"model_repository", "data_dir", "keys_dir", "telemetry_dir"}  # relative ones: to the working folder
+CONFIG = "GEARMESH_CONFIG"
+NOT_SETTINGS = {CONFIG, "GEARMESH_PYTHON", READY_FD}  # read elsewhere, before the settings are
 
 
 def read_settings(
@@ -51,8 +53,23 @@ def read_settings(
     return settings
 
 
+def environment_of(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """The variables in which `read_settings` finds these settings again, whatever the working folder is then."""
+    return {PREFIX + name.upper(): _written(name, getattr(settings, name)) for name in names}
+
+
+def _written(name: str, value: Any) -> str:
+    if name in FOLDERS:
+        return os.path.abspath(value) if str(value) else ""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return ",".join(f"{key}={item}" for key, item in value.items())
+    return str(value)
+
+
 def _config_file(environment: Mapping[str, str]) -> Path | None:
-    named = environment.get("GEARMESH_CONFIG")
+    named = environment.get(CONFIG)
     if named:
         return Path(named)
     return Path("gearmesh.toml") if Path("gearmesh.toml").exists() else None

@@ -1,9 +1,13 @@
 """Black-box containers: real processes, numpy-only functions."""
 
 import asyncio
+import contextlib
 import json
+import os
 import re
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,10 @@ import pytest
 
 from frontend.client.client import AsyncClient, Prediction
 from gearmesh.operations.meshes import Mesh
+from gearmesh.operations.ports import free_ports
 from scripts import ROOT
 from scripts.rigs.containers import SPECS, X, container, is_ready
-from scripts.rigs.meshes import LONG_MS, gearmesh, until
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, gearmesh, until
 from tests.end_to_end.conftest import Shared
 
 pytestmark = pytest.mark.end_to_end
@@ -81,6 +86,60 @@ def test_scale_changes_how_many_replicas_a_running_mesh_keeps(shared: Shared, tm
             assert "scaled_by_hand" in output
 
     shared.play(scenario)
+
+
+@contextlib.contextmanager
+def up_in(folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """`gearmesh up` without a device works in that folder. Its log is part of an error."""
+    command = [sys.executable, "-P", "-m", "gearmesh", "up", "--compact", "-f", "gpu_worker=0", "-f", "gateway=0"]
+    log = folder / "log"
+    with log.open("w") as lines:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=lines, stderr=lines)
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"the mesh's log:\n{log.read_text()}")
+        raise
+    finally:
+        process.terminate()
+        process.wait(LIMIT_S)
+
+
+def test_a_replica_kept_from_another_folder_serves_the_mesh_that_keeps_it_whatever_mesh_is_set_there(
+    tmp_path: Path,
+) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    for folder in (ours, other):
+        folder.mkdir()
+        frontend, broker, controller = free_ports(3)
+        (folder / "gearmesh.toml").write_text(
+            f"broker_port = {broker}\ncontroller_port = {controller}\nfrontend_port = {frontend}\nhttp_port = 0\n"
+            f'data_dir = "data-{folder.name}"\n'
+        )
+        if folder is ours:
+            address = f"tcp://127.0.0.1:{frontend}"
+    (other / "toy.py").write_text("def double(x):\n    return x * 2\n")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
+    plain["PYTHONPATH"] = str(ROOT)
+    named = {"GEARMESH_CONFIG": str(ours / "gearmesh.toml"), "GEARMESH_DATA_DIR": str(ours / "data-ours")}
+
+    async def scenario() -> None:
+        async with AsyncClient(address) as client:
+            await client.call("models", timeout_s=LIMIT_S)  # the mesh is up
+            command = ("container", "--model", "far", "--predict", "toy:double", *SPECS, "--replicas", "1")
+            keeping = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "gearmesh", *command, cwd=other, env={**plain, **named}
+            )
+            assert await keeping.wait() == 0
+
+            async def is_ready_there() -> bool:
+                return any(entry["ready"] for entry in await client.models())
+
+            await until(is_ready_there)
+            np.testing.assert_array_equal((await client.infer("far", X, slo_ms=LONG_MS))["y"], X * 2)
+
+    with up_in(ours, plain):
+        asyncio.run(asyncio.wait_for(scenario(), LIMIT_S))
 
 
 def test_a_kept_replica_that_cannot_start_says_why_and_is_tried_again_when_it_is_scaled(

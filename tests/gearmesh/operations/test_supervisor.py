@@ -346,6 +346,14 @@ async def test_replicas_of_another_version_take_over_once_they_serve(tmp_path: P
 
 
 @on_loop
+async def test_the_environment_of_a_replicas_program_goes_before_the_mesh_s() -> None:
+    program = ReplicaProgram("echo $A $B $C; exec sleep 6000", environment={"B": "its", "C": "own"})
+    async with running({}, {"PATH": os.environ["PATH"], "A": "ours", "B": "ours"}) as (supervisor, said):
+        supervisor.scale("f", program, 1)
+        await heard(said, ("f.1", "ours its own"))
+
+
+@on_loop
 async def test_replicas_of_other_code_under_one_version_start_when_the_old_ones_have_ended(tmp_path: Path) -> None:
     old = ReplicaProgram(replica("old", at_the_end=wait_for(tmp_path / "go")), "1", code="a")
     new = ReplicaProgram(replica("new"), "1", code="b")

@@ -7,7 +7,7 @@ import pytest
 
 from mesh.errors import SettingsError, UnsafeBind
 from mesh.net.keys import Keys
-from mesh.process.configuration import read_settings, settings_or_exit
+from mesh.process.configuration import environment_of, read_settings, settings_or_exit
 from mesh.process.settings import Settings, documentation
 from tests.messages import names
 
@@ -89,6 +89,22 @@ def test_a_list_is_split_at_commas(text: str) -> None:
     expected = ("torchvision.models.", "mine.")
     assert read(None, {"GEARMESH_FACTORY_ALLOW": text}).factory_allow == expected
     assert read(None, None, "--factory-allow", text).factory_allow == expected
+
+
+def test_settings_that_were_written_for_another_process_are_found_again_there_whatever_its_working_folder(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = read(
+        None, None, "--host", "::1", "--model-repository", "models", "--data-dir", "/data", "--keys-dir", "keys",
+        "--cores", "0,3", "--factory-allow", "a.,b.c.", "--policy-parameters", "echo=1,window_min=0.25",
+        "--real-time", "true", "--slack-ms", "0.1", "--cache-mb", "0", "--log-level", "debug",
+    )  # fmt: skip
+    environment = environment_of(given, Settings.model_fields)
+    assert len(environment) == len(Settings.model_fields)
+    (elsewhere / "there").mkdir()
+    monkeypatch.chdir(elsewhere / "there")
+    folders = {"model_repository": elsewhere / "models", "keys_dir": str(elsewhere / "keys")}
+    assert read(None, environment) == given.model_copy(update=folders)
 
 
 def test_a_list_in_the_file_is_a_list(elsewhere: Path) -> None:

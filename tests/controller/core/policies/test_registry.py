@@ -1,14 +1,11 @@
 """controller/core/policies/registry.py: what a person may set of a policy, and what is said of anything else."""
 
-from typing import get_args
-
 import pytest
 
 from controller.core.policies.atc import Atc
-from controller.core.policies.registry import POLICIES, make_policy
+from controller.core.policies.registry import make_policy
 from controller.core.state import ShardState
 from mesh.errors import SettingsError
-from mesh.process.settings import Settings
 from tests.messages import names
 
 
@@ -39,7 +36,3 @@ def test_an_unknown_policy_is_told_the_known_ones() -> None:
     with pytest.raises(SettingsError) as error:
         make_policy("edf", ShardState())
     assert names(str(error.value), "edf", "atc", "clockwork", "fifo")
-
-
-def test_every_policy_can_be_chosen_by_the_settings() -> None:
-    assert sorted(get_args(Settings.model_fields["policy"].annotation)) == sorted(POLICIES)

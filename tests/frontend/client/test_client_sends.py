@@ -1,0 +1,118 @@
+"""frontend/client/client.py: requests that a connection has no room for, and what arrives while they wait."""
+
+import asyncio
+import select
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from frontend.client import connection as module
+from frontend.client.client import AsyncClient, Prediction
+from tests.frontend.client.fakes import ROW, Asked, ok
+from tests.loops import LIMIT_S
+
+BYTES = 16 << 20  # of one request: more than the kernel's buffers of a connection hold
+STUCK = 8  # requests of this size: the frontend holds two, one is on the wire, one in the socket; the others wait
+ROUNDS = 5
+
+
+class KnownReaders(asyncio.SelectorEventLoop):
+    """A loop that keeps which file descriptors it reads, oldest first."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+        super().__init__()
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+        """Adds the reader."""
+        self.read.append(fd)
+        super().add_reader(fd, callback, *args)
+
+
+class LazyFrontend:
+    """A frontend that reads only when it is told to, so that a client's connection to it becomes full."""
+
+    def __init__(self, sock: "zmq.Socket[bytes]", address: str) -> None:
+        self._sock, self.address = sock, address
+
+    def read(self) -> Asked:
+        """The next message, once it is there."""
+        assert self._sock.poll(int(LIMIT_S * 1e3))
+        peer, header, *frames = self._sock.recv_multipart()
+        return Asked(msgpack.unpackb(header), frames, peer)
+
+    def answer(self, asked: Asked, header: dict[str, Any]) -> None:
+        """Sends the answer to that message."""
+        self._sock.send_multipart([asked.peer, msgpack.packb(header)])
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> Iterator[LazyFrontend]:
+    """A frontend that reads when it is told to; clients queue one request per connection in ZeroMQ."""
+    monkeypatch.setattr(module, "SENDING_MAX", 1)
+    context = zmq.Context()
+    sock = context.socket(zmq.ROUTER)
+    sock.setsockopt(zmq.RCVHWM, 1)
+    sock.setsockopt(zmq.RCVBUF, 1 << 16)
+    port = sock.bind_to_random_port("tcp://127.0.0.1")
+    yield LazyFrontend(sock, f"tcp://127.0.0.1:{port}")
+    context.destroy(linger=0)
+
+
+class Hook:
+    """The context of a request. It calls `packing` whenever the request is packed, which is just before it is sent."""
+
+    def __init__(self) -> None:
+        self.packing: Callable[[], None] | None = None
+
+    def tolist(self) -> str:
+        """As numpy's values do, what is written into the message."""
+        packing, self.packing = self.packing, None
+        if packing is not None:
+            packing()
+        return "c"
+
+
+def be_busy() -> None:
+    """ZeroMQ looks for what has arrived at the next send. Source: libzmq, max_command_delay, 3 million cycles."""
+    until_s = time.monotonic() + 0.01
+    while time.monotonic() < until_s:
+        pass
+
+
+def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(lazy: LazyFrontend) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, KnownReaders)
+        seen = len(loop.read)
+        async with AsyncClient(lazy.address) as client:
+            socket_fd = loop.read[seen]
+            early = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(ROUNDS)]
+            asked = [await asyncio.to_thread(lazy.read) for _ in early]
+            hook = Hook()
+            x = np.zeros((BYTES >> 4, 4), np.float32)
+            for _ in range(STUCK):
+                client.submit("m", x, slo_ms=600_000, context=hook)
+
+            def comes(question: Asked) -> None:
+                """The answer is there, and not read yet, when the client tries to send."""
+                lazy.answer(question, ok(question)[0])
+                assert select.select([socket_fd], [], [], LIMIT_S)[0]
+                be_busy()
+
+            for i, one in enumerate(early):
+                hook.packing = partial(comes, asked[i])
+                late = client.submit("m", ROW, slo_ms=600_000)
+                outcome = await one
+                assert isinstance(outcome, Prediction)
+                np.testing.assert_array_equal(outcome["y"], ROW * 2 * i)
+                assert not late.done()
+
+    with asyncio.Runner(loop_factory=KnownReaders) as runner:
+        runner.run(asyncio.wait_for(scenario(), LIMIT_S))
