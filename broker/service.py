@@ -16,8 +16,9 @@ from mesh import wire
 from mesh.codes import LinkLoss, ReplyCode
 from mesh.net.links import Port
 from mesh.net.transport import Mail
+from mesh.process.ids import host_id
 from mesh.process.repository import look, scan_repository
-from mesh.process.runtime import Runtime, host_id
+from mesh.process.runtime import Runtime
 from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])

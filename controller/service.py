@@ -20,7 +20,8 @@ from mesh.codes import ActionCode, LinkLoss
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
-from mesh.process.runtime import Runtime, host_id, member_id
+from mesh.process.ids import host_id, member_id
+from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 

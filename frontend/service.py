@@ -37,7 +37,8 @@ from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.net.registrar import Registrar
-from mesh.process.runtime import Runtime, host_id, member_id
+from mesh.process.ids import host_id, member_id
+from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 

@@ -6,7 +6,8 @@
         prediction = client.infer("digits_mlp", pixels, slo_ms=50)
 
 `Client`, `AsyncClient` and their errors need pyzmq, msgpack and numpy. `write_package` needs the extra `serve` (torch).
-Each name is imported when it is first used.
+Each name is imported when it is first used. `from gearmesh import *` leaves `write_package` out, so that it needs no
+torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from gpu_worker.packages.export import write_package as write_package
     from mesh.errors import PackageError as PackageError
 
+    __version__: str
+
+__all__ = [
+    "AsyncClient", "Client", "Disconnected", "Failed", "Invalid", "PackageError", "Prediction", "Rejected",
+    "RequestError", "TimedOut",
+]  # fmt: skip
 MODULES = {  # {name: where it lives}
     "AsyncClient": "frontend.client.client",
     "Client": "frontend.client.client",
@@ -43,6 +50,8 @@ MODULES = {  # {name: where it lives}
 
 def __getattr__(name: str) -> Any:
     """The public name, imported now. Raises: AttributeError; ImportError with the extra to install."""
+    if name == "__version__":
+        return _version()
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -58,5 +67,15 @@ def __getattr__(name: str) -> Any:
     return found
 
 
+def _version() -> str:
+    """The version that is installed; "unknown" if the files are only on Python's path."""
+    from importlib import metadata  # here: it costs more than all else of `import gearmesh`
+
+    try:
+        return metadata.version("gearmesh")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *MODULES})
+    return sorted({*globals(), *MODULES, "__version__"})

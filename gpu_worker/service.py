@@ -21,7 +21,8 @@ from mesh.codes import ActionCode, ActionKind
 from mesh.net.links import Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
-from mesh.process.runtime import Runtime, host_id, member_id
+from mesh.process.ids import host_id, member_id
+from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 

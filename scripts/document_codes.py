@@ -1,8 +1,9 @@
 """Writes the lists of statuses and codes in the documents anew from mesh/codes.py.
 
-.venv/bin/python -m scripts.document_codes
+.venv/bin/python scripts/document_codes.py
 """
 
+import argparse
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -120,6 +121,7 @@ def with_codes(name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in LISTS:
         document = DOCS / name
         document.write_text(with_codes(name, document.read_text()))

@@ -1,8 +1,9 @@
 """Rewrites the table of settings in docs/operations.md from mesh/process/settings.py.
 
-.venv/bin/python -m scripts.document_settings
+.venv/bin/python scripts/document_settings.py
 """
 
+import argparse
 import re
 
 from mesh.process.settings import documentation
@@ -23,4 +24,5 @@ def with_settings(manual: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     MANUAL.write_text(with_settings(MANUAL.read_text()))

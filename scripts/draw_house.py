@@ -3,6 +3,7 @@
 .venv/bin/python scripts/draw_house.py
 """
 
+import argparse
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,6 +96,7 @@ def main() -> None:
     """Both files are as the code is."""
     import matplotlib as mpl
 
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     mpl.rcParams["svg.hashsalt"] = "gearmesh"
     modules = house.read(ROOT)
     FOLDER.mkdir(parents=True, exist_ok=True)

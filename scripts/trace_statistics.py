@@ -1,12 +1,11 @@
 """Statistics of a trace: rates, skew, burstiness, and how often a cache of models would miss.
 
-python -m scripts.trace_statistics SCENARIO.toml [SEED]
+.venv/bin/python scripts/trace_statistics.py SCENARIO.toml [SEED]
 """
 
-import sys
+import argparse
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,8 @@ from rich.table import Table
 from gearmesh.simulation.arrivals import maf
 from gearmesh.simulation.arrivals.loads import Trace, arrivals
 from gearmesh.simulation.parts import Scenario
-from gearmesh.simulation.scenario import read_scenario
+from gearmesh.simulation.scenario import find_scenario, read_scenario
+from mesh.errors import GearmeshError
 
 Floats = npt.NDArray[np.float64]
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -135,15 +135,21 @@ def _table(title: str, found: TraceStatistics, seconds: float) -> Table:
     return table
 
 
-def main(arguments: list[str]) -> None:
-    """Prints the statistics of a scenario's trace."""
-    scenario = read_scenario(Path(arguments[0]))
-    seed = int(arguments[1]) if len(arguments) > 1 else 0
+def main() -> None:
+    """Prints the statistics of a scenario's trace. Exits 2 if there is no such scenario."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", help="a TOML file, or the name of a scenario that comes with gearmesh")
+    parser.add_argument("seed", nargs="?", type=int, default=0, help="of the arrivals; 0 if none")
+    arguments = parser.parse_args()
+    try:
+        scenario = read_scenario(find_scenario(arguments.scenario))
+    except GearmeshError as error:
+        parser.error(str(error))
     console = Console()
-    console.print(check_trace(scenario, arrivals(scenario, seed)))
+    console.print(check_trace(scenario, arrivals(scenario, arguments.seed)))
     if scenario.load.kind == "maf":
-        console.print(check_functions(scenario, seed))
+        console.print(check_functions(scenario, arguments.seed))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,26 @@ DEPLOY_S_MAX = 600
 WIDTH = 110  # of a message in a table, in characters
 
 
+class UnknownName(ValueError):
+    """`--only` names what is not there; `str()` lists what is."""
+
+
+def check_names(only: Collection[str], families: Mapping[str, Collection[str]]) -> None:
+    """Each name is a family, {family: names}, or in one. Raises: UnknownName."""
+    known = {*families, *(name for names in families.values() for name in names)}
+    unknown = sorted(set(only) - known)
+    if unknown:
+        there = "\n".join(f"  {family}: {', '.join(names)}" for family, names in families.items())
+        raise UnknownName(f"--only: there is no {', '.join(unknown)}; the families and what is in them:\n{there}")
+
+
 # -- tests/zoo --------------------------------------------------------------------------------------------------------
 
 
 def small(only: list[str]) -> list[dict[str, Any]]:
-    """The outcome of each module and file of tests/zoo."""
+    """The outcome of each module and file of tests/zoo. Raises: UnknownName."""
     judging, families = (importlib.import_module(f"tests.zoo.{name}") for name in ("judging", "families"))
+    check_names(only, {family: [case.name for case in cases] for family, cases in families.FAMILIES.items()})
     found = []
     with tempfile.TemporaryDirectory() as folder:
         environment = {"DATA_DIR": folder, "DEVICE": "cpu", "PAGE_MB": "1", "ARENA_MB": "8", "WINDOW_MB": "4"}
@@ -53,7 +67,7 @@ def small(only: list[str]) -> list[dict[str, Any]]:
         )
         for family, cases in families.FAMILIES.items():
             for case in cases:
-                if only and case.name not in only:
+                if only and not {family, case.name} & set(only):
                     continue
                 told, right, began_s = "", True, time.monotonic()
                 with tempfile.TemporaryDirectory() as place:
@@ -77,9 +91,10 @@ def small(only: list[str]) -> list[dict[str, Any]]:
 
 
 def published(only: list[str], serve: bool) -> dict[str, Any]:
-    """The outcome of each network."""
+    """The outcome of each network. Raises: UnknownName."""
     began_s = time.monotonic()
     chosen, left_out = networks()
+    check_names(only, {network.family: [network.name] for network in chosen})
     if only:
         chosen = [network for network in chosen if {network.family, network.name} & set(only)]
     with tempfile.TemporaryDirectory(prefix="gearmesh-zoo-") as folder:
@@ -171,19 +186,23 @@ def _differences(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch
 
 
 def main() -> int:
-    """Runs the chosen part. Exit code 1 if a result is not as expected."""
+    """Runs the chosen part. Exit code 1 if a result is not as expected, 2 if an argument is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pytorchcv", action="store_true", help="networks of pytorchcv; an hour or so")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of those, or families of networks")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of those, or of their families")
     parser.add_argument("--import-only", action="store_true", help="networks are imported, and not served")
     parser.add_argument("--json", type=Path, help="a file for the results")
     arguments = parser.parse_args()
-    if arguments.pytorchcv:
-        found: Any = published(arguments.only, not arguments.import_only)
-        good = all(row["imported"] for row in found["networks"])
-    else:
-        found = small(arguments.only)
-        good = all(row["right"] for row in found)
+    try:
+        found: Any
+        if arguments.pytorchcv:
+            found = published(arguments.only, not arguments.import_only)
+            good = all(row["imported"] for row in found["networks"])
+        else:
+            found = small(arguments.only)
+            good = all(row["right"] for row in found)
+    except UnknownName as error:
+        parser.error(str(error))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if good else 1

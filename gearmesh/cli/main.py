@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+import gearmesh
 
 COMMANDS = {  # {command: (module, what in it the command is)}, in the order in which --help lists them
     "up": ("running", "app"),
@@ -71,12 +73,24 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="DNN serving with predictable latency.",
 )
 
 
+def _version(asked: bool) -> None:
+    """Prints the version and exits 0 if it is asked for."""
+    if asked:
+        print(f"gearmesh {gearmesh.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """DNN serving with predictable latency."""
 
 

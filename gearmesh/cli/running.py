@@ -19,11 +19,11 @@ def up(
         list[str] | None, typer.Option("--formation", "-f", help="frontend=2: how many of it.")
     ] = None,
     procfile: Annotated[
-        Path | None, typer.Option(help="What to run; this folder's Procfile if none, or else gearmesh's own.")
+        Path | None, typer.Option(help="What to run; if none, this folder's if it runs a mesh, or else gearmesh's own.")
     ] = None,
 ) -> None:
     """Runs the Procfile: restarts what dies, says when the mesh is ready, stops everything on Ctrl-C."""
-    from gearmesh.operations.up import procfile_of, run_up
+    from gearmesh.operations.up import run_up
 
     counts = {}
     for item in formation or []:
@@ -31,7 +31,7 @@ def up(
         if not equals or not count.isdecimal():
             usage(f"--formation takes NAME=COUNT, as in frontend=2; got {item!r}")
         counts[name] = int(count)
-    raise typer.Exit(asyncio.run(run_up(settings(), procfile_of(procfile), counts, compact=compact)))
+    raise typer.Exit(asyncio.run(run_up(settings(), procfile, counts, compact=compact)))
 
 
 @app.command()

@@ -88,6 +88,8 @@ def _compare(
 ) -> None:
     from gearmesh.simulation.study import Task
 
+    if plot is not None:  # imported before the run, as its library may not be installed
+        from gearmesh.simulation.plots import draw
     tasks = [Task(scenario, seed, name) for name in policies for seed in range(seeds)]
     if bound and scenario.load.kind == "closed":
         _usage("--bound: a closed loop has none, since what arrives depends on what is answered; leave --bound away")
@@ -100,8 +102,6 @@ def _compare(
         details = [{key: v for key, v in record.items() if key not in RESULT[2:]} for record in results]
         json_file.write_text(json.dumps({"results": rows, "bound": bounds, "details": details}, indent=1) + "\n")
     if plot is not None:
-        from gearmesh.simulation.plots import draw
-
         draw(scenario, policies, results, bounds, plot)
         out.print(f"drawn: {plot}")
 

@@ -4,6 +4,14 @@ import sys
 
 from gearmesh.loading import advice, shadowing
 
+NEEDS = {  # {command: extra with what it needs}; all others need `cli`
+    "up": "serve",
+    "container": "serve",
+    "import": "serve",
+    "load": "load",
+    "simulate": "simulate",
+}
+
 
 def main() -> None:
     """Runs a command, and exits with its code; 2 where it cannot run as things are.
@@ -17,6 +25,7 @@ def main() -> None:
             raise SystemExit(2)
         from mesh.process.extras import start
 
-        start("gearmesh.cli.main", "gearmesh")
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        start("gearmesh.cli.main", "gearmesh", NEEDS.get(command, "cli"))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

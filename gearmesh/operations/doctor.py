@@ -1,6 +1,7 @@
 """`gearmesh doctor`: examines this machine, the settings and the repository, and says what to fix."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
@@ -26,6 +27,15 @@ from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
 
 ANSWERS_WITHIN_S = 1.5
+SOFTWARE = (  # (grade if it is not installed, package, what needs it, extra that brings it)
+    ("bad", "torch", "workers need", "serve"),
+    ("bad", "pyzmq", "everything needs", "serve"),
+    ("bad", "msgspec", "everything needs", "serve"),
+    ("bad", "uvloop", "services need", "serve"),
+    ("bad", "numpy", "everything needs", "serve"),
+    ("note", "aiohttp", "HTTP needs", "http"),
+    ("note", "onnxruntime", "models in ONNX need", "onnx"),
+)
 Finding = tuple[str, str, str]  # (good | note | bad, subject, finding)
 
 
@@ -43,27 +53,17 @@ def examine(settings: Settings, out: Console) -> int:
 def _software() -> Iterator[Finding]:
     supported = (3, 11) <= sys.version_info < (3, 14)
     yield "good" if supported else "bad", "python", f"{platform.python_version()} (3.11 to 3.13 are supported)"
-    for package in ("torch", "pyzmq", "msgspec", "uvloop", "numpy", "aiohttp"):
+    for grade, package, what, extra in SOFTWARE:
         try:
             yield "good", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield "bad", package, "is not installed: pip install 'gearmesh[serve,http]'"
-    try:
-        yield "good", "onnxruntime", importlib.metadata.version("onnxruntime")
-    except importlib.metadata.PackageNotFoundError:
-        yield "note", "onnxruntime", "is not installed; models in ONNX need it: pip install 'gearmesh[onnx]'"
+            yield grade, package, f"is not installed; {what} it: pip install 'gearmesh[{extra}]'"
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:
     cores = os.cpu_count() or 1
     yield "good" if cores >= 2 else "note", "processors", f"{cores}; services, worker and clients share them"
-    import torch
-
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        yield "good", "GPUs", names
-    else:
-        yield "note", "GPUs", "none that torch can use: workers drive the processor"
+    yield from _torch()
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     enough = soft == resource.RLIM_INFINITY or soft >= 1 << 30
     limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 20} MiB"
@@ -76,7 +76,6 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     else:
         grade = "bad" if settings.real_time else "note"
         yield grade, "real-time priority", "not allowed (ulimit -r), though GEARMESH_REAL_TIME may ask for it"
-    yield _compiler()
     budget = host_budget(settings.host_memory_mb)
     enough = budget <= available_bytes()
     yield "good" if enough else "bad", "host memory for weights", f"{budget >> 20} MiB (GEARMESH_HOST_MEMORY_MB)"
@@ -97,6 +96,20 @@ def _disk(data_dir: Path) -> Finding:
 
 def _cores(settings: Settings) -> str:
     return ",".join(map(str, settings.cores)) or "any"
+
+
+def _torch() -> Iterator[Finding]:
+    """What torch can use here; nothing if it is not installed, which `_software` reports."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        yield "good", "GPUs", names
+    else:
+        yield "note", "GPUs", "none that torch can use: workers drive the processor"
+    yield _compiler()
 
 
 def _compiler() -> Finding:
@@ -160,7 +173,11 @@ def examine_repository(settings: Settings) -> Iterator[Finding]:
     for what, why in seen.faults.items():
         yield "bad", what, why
     if not found and not seen.faults:
-        yield "note", "models", f"none in {repository}: scripts/build_models.py makes the demo models"
+        yield (
+            "note",
+            "models",
+            f"none in {repository.absolute()}: `gearmesh import` makes one, or write_package",
+        )
     for name, versions in found.items():
         for version in versions:
             ref = wire.ref_of(name, version)

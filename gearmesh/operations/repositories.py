@@ -8,8 +8,8 @@ from frontend.admin.operator import NoBroker, Operator
 from gpu_worker.packages.package import Package
 from mesh import wire
 from mesh.errors import GearmeshError
+from mesh.process.ids import host_id
 from mesh.process.repository import versions_in
-from mesh.process.runtime import host_id
 from mesh.process.settings import Settings
 
 LISTENS_WITHIN_S = 1.0  # time for a broker to answer where the command also works without one

@@ -25,6 +25,7 @@ LINE_BYTES_MAX = 1 << 20
 LIBC = ctypes.CDLL(None)
 FRONT = ("broker", "controller", "frontend")  # put into one process by --compact
 OPTIONAL = ("gateway",)  # the mesh serves without it
+OURS = frozenset((*FRONT, *OPTIONAL, "gpu_worker", "mesh"))  # what processes of a mesh are called
 
 PROCFILE = Path(__file__).with_name("Procfile")  # what runs where the working folder has none
 
@@ -64,11 +65,16 @@ class Child:
     why: str = ""  # how a replica beside the Procfile last ended; cleared when it serves
 
 
+def processes_of(procfile: Path) -> dict[str, str]:
+    """{process: command} as the Procfile has them. Raises: OSError, ValueError."""
+    return dict(parse_procfile(procfile.read_text()).processes)
+
+
 def procfile_commands(
     procfile: Path, formation: Mapping[str, int], *, compact: bool = False
 ) -> dict[str, tuple[str, int]]:
     """{process: (command, instance)} of a Procfile. `formation`: {name: count}. Raises: OSError, ValueError."""
-    parsed: dict[str, str] = dict(parse_procfile(procfile.read_text()).processes)
+    parsed = processes_of(procfile)
     unknown = [name for name in formation if name not in parsed]
     if unknown:
         raise ValueError(f"no such process in {procfile}: {', '.join(unknown)}; there are: {', '.join(parsed)}")

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from frontend.client.client import AsyncClient, RequestError
 from gearmesh.operations.containers import ContainerFile, keep_containers
-from gearmesh.operations.supervisor import FRONT, PROCFILE, Say, Supervisor, procfile_commands
+from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Supervisor, processes_of, procfile_commands
 from mesh.errors import AddressInUse
 from mesh.process.configuration import environment_of
 from mesh.process.settings import Settings
@@ -23,22 +23,36 @@ POLL_S = 0.2
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
 
 
-def procfile_of(named: Path | None) -> Path:
-    """The Procfile to run: the named one, the working folder's, or the one that comes with gearmesh."""
+def procfile_of(named: Path | None) -> tuple[Path, str]:
+    """(the Procfile to run, what to tell the user about the choice): the named one, the working folder's, or our own.
+
+    The working folder's is run if it has a process of a mesh; otherwise it belongs to something else. Raises: OSError,
+    ValueError, if it cannot be read.
+    """
     if named is not None:
-        return named
+        return named, ""
     here = Path("Procfile")
-    return here if here.exists() else PROCFILE
+    if not here.exists():
+        return PROCFILE, ""
+    processes = processes_of(here)
+    if OURS & processes.keys():
+        return here, ""
+    what = ", ".join(processes) or "nothing"
+    return PROCFILE, (
+        f"{here.absolute()} runs {what}, and no process of a mesh: running gearmesh's own Procfile instead; "
+        "--procfile Procfile runs that one"
+    )
 
 
-async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int], *, compact: bool) -> int:
-    """Runs until a signal. Returns the exit code: 0, or 2 if the mesh cannot run."""
+async def run_up(settings: Settings, named: Path | None, formation: Mapping[str, int], *, compact: bool) -> int:
+    """Runs until a signal. Returns the exit code: 0, or 2 if the mesh cannot run. `named`: a Procfile, or None."""
     console = Console()
     try:
+        procfile, remark = procfile_of(named)
         commands = procfile_commands(procfile, formation, compact=compact)
     except OSError as error:
         advice = "name another with --procfile"
-        _refuse(f"gearmesh: {procfile}: {error.strerror}: {advice}")
+        _refuse(f"gearmesh: {error.filename}: {error.strerror}: {advice}")
         return 2
     except ValueError as error:
         _refuse(f"gearmesh: {error}")
@@ -48,6 +62,8 @@ async def run_up(settings: Settings, procfile: Path, formation: Mapping[str, int
         _refuse(taken)
         return 2
     say = printer(console, commands)
+    if remark:
+        say("up", remark)
     if console.is_terminal and settings.log_format == "auto":  # processes write into a pipe
         settings = settings.model_copy(update={"log_format": "console"})
     environment = {**with_ports(settings, os.environ), **environment_of(settings, ["log_format"])}
@@ -130,9 +146,14 @@ async def _tell_ready(settings: Settings, supervisor: Supervisor) -> None:
     async with client(settings) as session:
         ready = await wait_ready(session, lambda ready, total: None)
     http = settings.http_port and any(name.partition(".")[0] == "gateway" for name in supervisor.pids())
+    supervisor.say("up", ready_line(settings, ready, time.monotonic() - began_s, http=bool(http)))
+
+
+def ready_line(settings: Settings, ready: Sequence[str], took_s: float, *, http: bool) -> str:
+    """What the user reads once the mesh is ready: where clients call, and where models are looked for if none is."""
     where = settings.frontend_address + (f", or {settings.http_address}" if http else "")
-    empty = "" if ready else ", without a model that can be served"
-    supervisor.say("up", f"ready after {time.monotonic() - began_s:.1f} s{empty}: clients call {where}")
+    empty = "" if ready else f", without a model that can be served in {settings.model_repository.absolute()}"
+    return f"ready after {took_s:.1f} s{empty}: clients call {where}"
 
 
 async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:

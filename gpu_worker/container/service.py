@@ -15,8 +15,9 @@ from mesh import wire
 from mesh.net.links import Link
 from mesh.net.registrar import DECODER
 from mesh.net.transport import Mail
+from mesh.process.ids import member_id
 from mesh.process.readiness import ReadySignal
-from mesh.process.runtime import Runtime, member_id
+from mesh.process.runtime import Runtime
 
 ALONE_S = 3.0  # without an answer of the broker: then whoever started the container by hand is told
 CALL_AGAIN_S = 0.1

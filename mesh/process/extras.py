@@ -3,45 +3,52 @@
 import sys
 from importlib import import_module
 
-EXTRAS = {  # {library as it is imported: extra}, as pyproject.toml has them
-    "aiohttp": "http",
-    "hdrh": "load",
-    "honcho": "serve",
-    "matplotlib": "simulate",
-    "msgspec": "cli",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "PIL": "cli",
-    "pydantic": "cli",
-    "redis": "redis",
-    "rich": "cli",
-    "safetensors": "serve",
-    "scipy": "simulate",
-    "structlog": "cli",
-    "torch": "serve",
-    "typer": "cli",
-    "uvloop": "serve",
-    "xxhash": "serve",
+CLI = ("cli", "serve", "load", "simulate")  # the others contain `cli`
+EXTRAS = {  # {library as it is imported: extras that bring it}, as pyproject.toml has them
+    "aiohttp": ("http",),
+    "hdrh": ("load",),
+    "honcho": CLI,
+    "matplotlib": ("simulate", "load"),
+    "msgspec": CLI,
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnx",),
+    "PIL": CLI,
+    "pydantic": CLI,
+    "redis": ("redis",),
+    "rich": CLI,
+    "safetensors": CLI,
+    "scipy": ("simulate",),
+    "structlog": CLI,
+    "torch": ("serve",),
+    "typer": CLI,
+    "uvloop": ("serve", "load"),
+    "xxhash": CLI,
 }
 MISSING = 2  # exit code, as of every program that cannot start as things are
 
 
-def advice(error: ModuleNotFoundError) -> str | None:
-    """What to install so that the import does not fail again; None if no extra brings it."""
+def advice(error: ModuleNotFoundError, extra: str = "serve") -> str | None:
+    """What to install so that the import does not fail again; None if no extra brings it.
+
+    `extra` is the one that the program needs. It is named if it brings the library; else the first that does.
+    """
     library = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(library)
-    if extra is None:
+    bringing = EXTRAS.get(library)
+    if bringing is None:
         return None
-    wanted = "serve" if extra == "cli" else extra  # who starts with nothing wants to serve, or to talk to what serves
-    return f"this needs {library}, which is not installed: pip install 'gearmesh[{wanted}]'"
+    named = extra if extra in bringing else bringing[0]
+    return f"this needs {library}, which is not installed: pip install 'gearmesh[{named}]'"
 
 
-def start(module: str, program: str) -> None:
-    """Runs `main` of the module. Exits with code 2, naming the extra, where a library of one is not installed."""
+def start(module: str, program: str, extra: str = "serve") -> None:
+    """Runs `main` of the module, which needs `extra`.
+
+    Exits with code 2, naming the extra, where a library of one is not installed.
+    """
     try:
         import_module(module).main()
     except ModuleNotFoundError as error:
-        told = advice(error)
+        told = advice(error, extra)
         if told is None:
             raise
         sys.stderr.write(f"{program}: {told}\n")

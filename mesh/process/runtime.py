@@ -3,13 +3,11 @@
 import asyncio
 import gc
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -141,16 +139,3 @@ def _end_within(code: int, seconds: float) -> None:
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()
-
-
-def member_id(role: str) -> str:
-    """A new member id: the role and a random incarnation."""
-    return f"{role}-{secrets.token_hex(4)}"
-
-
-def host_id() -> str:
-    """An id of this host, equal for processes that share memory and loopback."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:13]
-    except OSError:
-        return os.uname().nodename

@@ -9,13 +9,18 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Iterator
-from importlib.metadata import PathDistribution
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PathDistribution, files, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+import gearmesh
 from frontend.client.client import AsyncClient
+from gearmesh.cli.main import COMMANDS
+from gearmesh.cli.start import NEEDS
 from gearmesh.operations.ports import free_ports
 from mesh.codes import ErrorCode
 from scripts import ROOT
@@ -24,7 +29,6 @@ from scripts.rigs.meshes import emulated_device, emulated_model, until
 
 pytestmark = pytest.mark.end_to_end
 
-BARE = ("zmq", "pyzmq.libs", "msgpack", "numpy", "numpy.libs")  # all that the client needs, as it lies on the disk
 LIBRARIES = Path(sysconfig.get_path("purelib"))
 ASK = """
 import json, sys
@@ -80,16 +84,47 @@ def plain(**settings: object) -> dict[str, str]:
     return kept | {f"GEARMESH_{name.upper()}": str(value) for name, value in settings.items()}
 
 
+def requirements(wheel: Path) -> list[Requirement]:
+    """What the wheel says that it needs."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        needs = PathDistribution(zipfile.Path(archive, metadata.rpartition("/")[0] + "/")).requires or []
+    return [Requirement(need) for need in needs]
+
+
+def brought(needs: Iterable[Requirement], extra: str, known: set[str]) -> set[str]:
+    """Adds to `known` the names of what pip would install for these needs and the extra, and returns it."""
+    for need in needs:
+        if need.name not in known and (need.marker is None or need.marker.evaluate({"extra": extra})):
+            known.add(need.name)
+            brought(map(Requirement, requires(need.name) or []), "", known)
+    return known
+
+
+def limited(folder: Path, wheel: Path, extra: str) -> Environment:
+    """Only what `pip install WHEEL[extra]` brings is installed beside gearmesh; without an extra, what the wheel needs.
+
+    The libraries are links to where they are installed.
+    """
+    libraries = folder / "libraries"
+    libraries.mkdir()
+    for name in brought(requirements(wheel), extra, set()):
+        for top in {file.parts[0] for file in files(name) or []} - {"..", "__pycache__"}:
+            if not (libraries / top).exists():
+                (libraries / top).symlink_to(LIBRARIES / top)
+    return Environment(folder / "venv", wheel, [libraries])
+
+
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Only pyzmq, msgpack and numpy are installed beside gearmesh."""
-    folder = tmp_path_factory.mktemp("bare")
-    libraries = folder / "libraries"
-    libraries.mkdir()
-    for name in BARE:
-        if (LIBRARIES / name).exists():
-            (libraries / name).symlink_to(LIBRARIES / name)
-    return Environment(folder / "venv", wheel, [libraries])
+    return limited(tmp_path_factory.mktemp("bare"), wheel, "")
+
+
+@pytest.fixture(scope="module")
+def with_cli(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Only what the extra `cli` brings is installed beside gearmesh."""
+    return limited(tmp_path_factory.mktemp("cli"), wheel, "cli")
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +149,94 @@ def test_the_wheel_holds_the_product_and_its_data_and_nothing_else(wheel: Path) 
     assert tops == set(PRODUCT)
     data = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
     assert {"gearmesh/operations/Procfile", "frontend/gateway/dashboard.html"} < data
+    assert {f"{top}/py.typed" for top in PRODUCT} < data
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_without_extras_it_needs_three_libraries(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
-        needs = PathDistribution(zipfile.Path(archive, metadata.rpartition("/")[0] + "/")).requires or []
-    bare = {need.partition(">")[0].strip() for need in needs if "extra ==" not in need}
-    assert bare == {"pyzmq", "msgpack", "numpy"}
+    assert brought(requirements(wheel), "", set()) == {"pyzmq", "msgpack", "numpy"}
 
 
-def test_a_command_without_its_extra_names_it(bare: Environment, folder: Path) -> None:
-    for command in (("up",), ("models",), ("simulate", "x.toml")):
-        told = bare.run("gearmesh", *command, cwd=folder)
-        assert (told.returncode, "gearmesh[serve]" in told.stderr) == (2, True), told.stderr
+EXTRA_OF = {
+    ("up",): "serve",
+    ("import", "x.onnx"): "serve",
+    ("models",): "cli",
+    ("--help",): "cli",
+    ("load", "--rate", "5"): "load",
+    ("simulate", "x.toml"): "simulate",
+}
+
+
+@pytest.mark.parametrize("command", EXTRA_OF, ids=lambda command: command[0])
+def test_a_command_without_its_extra_names_it(bare: Environment, folder: Path, command: tuple[str, ...]) -> None:
+    told = bare.run("gearmesh", *command, cwd=folder)
+    assert (told.returncode, f"'gearmesh[{EXTRA_OF[command]}]'" in told.stderr) == (2, True), told.stderr
+
+
+TALKING = {  # {command that needs the extra `cli`: exit code where no mesh is up}
+    ("status",): 2,
+    ("top", "-n", "1"): 2,
+    ("logs",): 2,
+    ("metrics",): 2,
+    ("trace", "x.json"): 2,
+    ("models",): 2,
+    ("deploy", "m"): 2,
+    ("undeploy", "m"): 2,
+    ("rollback", "m"): 2,
+    ("apps",): 2,
+    ("infer", "m", "[[1, 2, 3, 4]]"): 2,
+    ("feedback", "1", "--label", "2"): 2,
+    ("scale", "m", "1"): 1,  # says that no `gearmesh up` runs here
+    ("doctor",): 1,  # says that torch is not installed
+    ("keys", "keys"): 0,
+}
+
+
+def test_every_command_that_needs_no_other_extra_is_tried_with_the_extra_cli() -> None:
+    assert {first for first, *_ in TALKING} == COMMANDS.keys() - NEEDS.keys()
+
+
+@pytest.fixture(scope="module")
+def talked(
+    with_cli: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
+    """{command: how it ended} of all commands that need the extra `cli` alone, run at the same time: most only wait."""
+    here = tmp_path_factory.mktemp("talking")
+    emulated_model(here / "model_repository", "m")
+    port, broker, controller = free_ports(3)
+    settings = plain(frontend_port=port, broker_port=broker, controller_port=controller, http_port=0)
+    with ThreadPoolExecutor(4) as pool:
+        ended = pool.map(lambda command: with_cli.run("gearmesh", *command, cwd=here, **settings), TALKING)
+        return dict(zip(TALKING, ended, strict=True))
+
+
+@pytest.mark.parametrize("command", TALKING, ids=lambda command: command[0])
+def test_with_the_extra_cli_a_command_runs_until_nobody_answers(
+    talked: dict[tuple[str, ...], subprocess.CompletedProcess[str]], command: tuple[str, ...]
+) -> None:
+    told = talked[command]
+    assert told.returncode == TALKING[command], told.stderr
+    assert not [word for word in ("Traceback", "pip install", "--help") if word in told.stderr], told.stderr
+
+
+def test_doctor_says_what_is_not_installed_and_examines_the_models_all_the_same(
+    talked: dict[tuple[str, ...], subprocess.CompletedProcess[str]],
+) -> None:
+    told = talked["doctor",].stdout
+    assert all(text in told for text in ("'gearmesh[serve]'", "m:1"))
+
+
+@pytest.mark.parametrize("option", ["--version", "-h"])
+def test_the_command_says_what_it_is(with_cli: Environment, folder: Path, option: str) -> None:
+    told = with_cli.run("gearmesh", option, cwd=folder)
+    assert (told.returncode, "gearmesh" in told.stdout) == (0, True), told.stderr
+
+
+def test_all_public_names_but_the_one_that_needs_an_extra_come_with_a_star(bare: Environment, folder: Path) -> None:
+    program = "from gearmesh import *; import gearmesh; print(Client, AsyncClient, RequestError, gearmesh.__version__)"
+    told = bare.run("python", "-P", "-c", program, cwd=folder)
+    assert told.stdout.split()[-1] == version("gearmesh"), told.stderr
+    assert set(gearmesh.MODULES) - set(gearmesh.__all__) == {"write_package"}
 
 
 def test_a_name_that_needs_an_extra_says_which(bare: Environment, folder: Path) -> None:
@@ -178,12 +286,11 @@ def test_the_import_costs_no_library(bare: Environment, folder: Path) -> None:
 
 
 @pytest.fixture
-def serving(full: Environment, folder: Path) -> Iterator[str]:
-    """`gearmesh up` in the user's folder, with a model in a repository that a setting names; where clients call."""
+def serving(full: Environment, folder: Path) -> Iterator[dict[str, str]]:
+    """`gearmesh up` in the user's folder, with a model in a repository that a setting names; its environment."""
     repository = folder.parent / "elsewhere" / "models"
     emulated_model(repository, "m")
     port, broker, controller = free_ports(3)
-    address = f"tcp://127.0.0.1:{port}"
     settings = plain(
         frontend_port=port, broker_port=broker, controller_port=controller, http_port=0, data_dir=folder / "data",
         model_repository=repository, device=emulated_device(folder.parent),
@@ -192,8 +299,8 @@ def serving(full: Environment, folder: Path) -> Iterator[str]:
     with log.open("w") as lines:
         process = subprocess.Popen([full.bin / "gearmesh", "up"], cwd=folder, env=settings, stdout=lines, stderr=lines)
     try:
-        asyncio.run(ready(address, process))
-        yield address
+        asyncio.run(ready(f"tcp://127.0.0.1:{port}", process))
+        yield settings
     finally:
         process.terminate()
         assert process.wait() == 0, log.read_text()
@@ -212,10 +319,20 @@ async def ready(address: str, process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_up_in_any_folder_serves_the_repository_that_a_setting_names_and_the_bare_client_asks_it(
-    serving: str, bare: Environment, folder: Path
+    serving: dict[str, str], bare: Environment, folder: Path
 ) -> None:
-    told = bare.run("python", "-P", "-c", ASK, serving, cwd=folder)
+    address = f"tcp://127.0.0.1:{serving['GEARMESH_FRONTEND_PORT']}"
+    told = bare.run("python", "-P", "-c", ASK, address, cwd=folder)
     assert told.returncode == 0, told.stderr
     model, shape, modules = json.loads(told.stdout)
     assert (model, shape) == ("m", [1, 2])
     assert not {"torch", "msgspec", "pydantic", "structlog", "uvloop", "typer"} & set(modules)
+
+
+def test_with_the_extra_cli_models_are_deployed_and_the_mesh_is_watched(
+    serving: dict[str, str], with_cli: Environment, folder: Path
+) -> None:
+    emulated_model(folder / "mine", "n")
+    for command in (("deploy", "./mine/n"), ("status",), ("infer", "n", "[[1, 2, 3, 4]]"), ("undeploy", "n")):
+        told = with_cli.run("gearmesh", *command, cwd=folder, **serving)
+        assert (told.returncode, "n" in told.stdout) == (0, True), (command, told.stdout, told.stderr)

@@ -10,7 +10,7 @@ import pytest
 
 from frontend.admin.operator import NoBroker, Operator
 from mesh import wire
-from mesh.process.runtime import host_id
+from mesh.process.ids import host_id
 from mesh.process.settings import Settings
 from tests.loops import LIMIT_S, on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller, package

@@ -1,6 +1,7 @@
 """`gearmesh/cli/simulate.py` and `gearmesh simulate`: what they write, draw, find and refuse."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,11 @@ def test_gearmesh_simulate_is_the_same_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(gearmesh, ["simulate", write(tmp_path), "--policy", "fifo"])
     assert result.exit_code == 0
     assert "fifo" in result.output
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gearmesh.simulation.plots", None)  # as where matplotlib is not installed
+    written = tmp_path / "out.json"
+    result = CliRunner().invoke(app, [write(tmp_path), "--plot", str(tmp_path / "x.png"), "--json", str(written)])
+    assert isinstance(result.exception, ModuleNotFoundError)
+    assert not written.exists()

@@ -20,7 +20,7 @@ from gpu_worker.packages.export import write_package
 from gpu_worker.packages.package import read_package
 from mesh import wire
 from mesh.errors import PackageError
-from mesh.process.runtime import host_id
+from mesh.process.ids import host_id
 
 
 @pytest.fixture

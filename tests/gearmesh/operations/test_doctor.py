@@ -90,3 +90,5 @@ async def test_versions_that_are_not_current_other_folders_and_containers_names_
 def test_an_empty_repository_is_no_fault(tmp_path: Path) -> None:
     (found,) = examine_repository(Settings(model_repository=tmp_path))
     assert found[0] == "note"
+    assert str(tmp_path) in found[2]
+    assert "scripts/" not in found[2]  # a wheel has none

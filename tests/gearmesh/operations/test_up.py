@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gearmesh.operations.supervisor import PROCFILE, procfile_commands
-from gearmesh.operations.up import ports_taken, printer, procfile_of, wait_ready, with_ports
+from gearmesh.operations.supervisor import OURS, PROCFILE, procfile_commands
+from gearmesh.operations.up import ports_taken, printer, procfile_of, ready_line, wait_ready, with_ports
 from mesh.process.settings import Settings
 from scripts import ROOT
 from scripts.rigs.house import PRODUCT
@@ -90,10 +90,42 @@ def test_the_working_folders_procfile_goes_before_the_one_that_comes_with_gearme
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert procfile_of(None) == PROCFILE
-    (tmp_path / "Procfile").write_text("broker: mine\n")
-    assert procfile_of(None).read_text() == "broker: mine\n"
-    assert procfile_of(Path("other")) == Path("other")
+    assert procfile_of(None) == (PROCFILE, "")
+    (tmp_path / "Procfile").write_text("web: theirs\nbroker: mine\n")
+    chosen, told = procfile_of(None)
+    assert (chosen.read_text(), told) == ("web: theirs\nbroker: mine\n", "")
+    assert procfile_of(Path("other")) == (Path("other"), "")
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_procfile_with_one_process_of_a_mesh_is_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Procfile").write_text(f"{name}: mine\n")
+    assert procfile_of(None) == (Path("Procfile"), "")
+
+
+@pytest.mark.parametrize("text", ["web: python -m http.server\nworker: x\n", "# nothing\n"])
+def test_a_procfile_of_something_else_is_not_run_unless_it_is_named(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Procfile").write_text(text)
+    chosen, told = procfile_of(None)
+    assert chosen == PROCFILE
+    assert str(tmp_path / "Procfile") in told
+    assert "\n" not in told
+    assert procfile_of(Path("Procfile")) == (Path("Procfile"), "")
+
+
+def test_a_mesh_without_models_names_the_folder_where_it_looks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(model_repository=Path("models"))
+    assert str(tmp_path / "models") in ready_line(settings, [], 1.0, http=False)
+    assert str(tmp_path / "models") not in ready_line(settings, ["m"], 1.0, http=False)
 
 
 def test_the_procfile_inside_runs_what_the_projects_own_runs() -> None:
