@@ -22,7 +22,7 @@ def infer(
     as_app: Annotated[bool, typer.Option("--app", help="Ask an application.")] = False,
     context: Annotated[str | None, typer.Option(help="Whose selection state; with --app.")] = None,
 ) -> None:
-    """Asks a model or an application once, and prints what it says."""
+    """Asks a model or an application once, and prints the answer."""
     from gearmesh.cli.terminal.inputs import InputError, read_input
 
     if context is not None and not as_app:

@@ -41,7 +41,7 @@ def container(
     check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
     replicas: Annotated[int | None, typer.Option(help="Have the running `gearmesh up` keep so many of it.")] = None,
 ) -> None:
-    """Serves a Python function as a model: one array per input, batch first; an array, or a dict of them, back."""
+    """Serves a Python function as a model: one array per input, batch first; an array or a dict back."""
     from gpu_worker.container.main import check_container, run_container
     from gpu_worker.container.specs import ContainerOptions, parse_tensor
 
@@ -122,7 +122,10 @@ def scale(
     model: Annotated[str, typer.Argument(help="A container started with --replicas.")],
     replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
 ) -> None:
-    """Has the running `gearmesh up` keep so many replicas of a container; those that go finish what they have."""
+    """Has the running `gearmesh up` keep so many replicas of a container.
+
+    Replicas that go finish the requests that they have.
+    """
     from gearmesh.operations.containers import REPLICAS_MAX, ContainerFile
 
     config = settings()

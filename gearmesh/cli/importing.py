@@ -38,7 +38,7 @@ def import_(
     description: Annotated[str, typer.Option(help="For people.")] = "",
     repository: Annotated[Path | None, typer.Option(help="The settings' model repository, if none.")] = None,
 ) -> None:
-    """Makes a package of an ONNX file, an exported program or a torch module, after seeing that it answers alike."""
+    """Makes a package of an ONNX file, an exported program or a torch module that answers alike."""
     from gearmesh.operations.repositories import ask_broker, command_for, is_the_broker_s, known_of
     from gpu_worker.packages.importing.sources import Source, default_name, import_model
 

@@ -50,7 +50,7 @@ def load(
     progress: Annotated[bool, typer.Option(help="Live counts while it runs.")] = True,
     **options: Any,
 ) -> None:
-    """Asks the models of a mesh at a given rate or with a given number of clients, and reports what came of it."""
+    """Asks the models of a mesh at a given rate or with so many clients, and reports the outcome."""
     try:
         _refuse_existing(json_file, "--json")
         _refuse_existing(plot, "--plot")

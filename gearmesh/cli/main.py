@@ -2,34 +2,71 @@
 
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import gearmesh
 
-COMMANDS = {  # {command: (module, what in it the command is)}, in the order in which --help lists them
-    "up": ("running", "app"),
-    "status": ("status", "app"),
-    "top": ("status", "app"),
-    "logs": ("status", "app"),
-    "metrics": ("status", "app"),
-    "trace": ("status", "app"),
-    "models": ("models", "app"),
-    "import": ("importing", "app"),
-    "deploy": ("models", "app"),
-    "undeploy": ("models", "app"),
-    "rollback": ("models", "app"),
-    "apps": ("applications", "applications"),
-    "infer": ("asking", "app"),
-    "feedback": ("asking", "app"),
-    "container": ("containers", "app"),
-    "scale": ("containers", "app"),
-    "load": ("load", "app"),
-    "simulate": ("simulate", "app"),
-    "doctor": ("running", "app"),
-    "keys": ("running", "app"),
+
+class CommandEntry(NamedTuple):
+    """Where a command is, and its line in --help, which is also the first of its own help."""
+
+    module: str  # in gearmesh/cli
+    attribute: str  # the Typer that holds it: `app`, or a group of commands
+    line: str
+
+
+COMMANDS = {  # {command: where it is}, in the order in which --help lists them
+    "up": CommandEntry(
+        "running", "app", "Runs the Procfile: starts again what dies, tells when the mesh is ready, ends all on Ctrl-C."
+    ),
+    "status": CommandEntry(
+        "status",
+        "app",
+        "Shows the members of the mesh, what it serves, how requests fare, how well times are predicted.",
+    ),
+    "top": CommandEntry("status", "app", "Shows what `status` shows, live."),
+    "logs": CommandEntry(
+        "status",
+        "app",
+        "Sums up the request log and the action log: outcomes, latencies, how well times were predicted.",
+    ),
+    "metrics": CommandEntry("status", "app", "Prints the mesh's counters in the text format of Prometheus."),
+    "trace": CommandEntry("status", "app", "Records what the running mesh plans and does, and writes a timeline."),
+    "models": CommandEntry("models", "app", "Lists the deployed models."),
+    "import": CommandEntry(
+        "importing", "app", "Makes a package of an ONNX file, an exported program or a torch module that answers alike."
+    ),
+    "deploy": CommandEntry(
+        "models", "app", "Prepares a version and makes it current once it is prepared; traffic goes on meanwhile."
+    ),
+    "undeploy": CommandEntry(
+        "models", "app", "Takes no new requests for the model, and frees its memory once those in flight have ended."
+    ),
+    "rollback": CommandEntry("models", "app", "Makes the version that was current before this one current again."),
+    "apps": CommandEntry(
+        "applications", "applications", "Applications: several models behind one name, learning from feedback."
+    ),
+    "infer": CommandEntry("asking", "app", "Asks a model or an application once, and prints the answer."),
+    "feedback": CommandEntry("asking", "app", "Tells an application how good its answer was."),
+    "container": CommandEntry(
+        "containers",
+        "app",
+        "Serves a Python function as a model: one array per input, batch first; an array or a dict back.",
+    ),
+    "scale": CommandEntry("containers", "app", "Has the running `gearmesh up` keep so many replicas of a container."),
+    "load": CommandEntry(
+        "load", "app", "Asks the models of a mesh at a given rate or with so many clients, and reports the outcome."
+    ),
+    "simulate": CommandEntry(
+        "simulate", "app", "Runs the production scheduler on virtual time: how much of a load is answered in time?"
+    ),
+    "doctor": CommandEntry(
+        "running", "app", "Examines this machine, the settings, the repository and the mesh, and says what to mend."
+    ),
+    "keys": CommandEntry("running", "app", "Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."),
 }
 
 
@@ -41,7 +78,7 @@ class Commands(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._made:
-            module, attribute = COMMANDS[name]
+            module, attribute, _ = COMMANDS[name]
             made: Any = typer.main.get_command(getattr(import_module(f"gearmesh.cli.{module}"), attribute))
             self._made[name] = made.commands[name] if attribute == "app" and hasattr(made, "commands") else made
             self._made[name].name = name
@@ -66,6 +103,11 @@ class Gearmesh(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = Commands()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Lists the commands without importing any: each is a line here, and nothing more."""
+        self.commands = {name: TyperCommand(name, help=place.line) for name, place in COMMANDS.items()}
+        super().format_help(ctx, formatter)
 
 
 app = typer.Typer(

@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="As the frontend sent it.")] = False) -> None:
-    """What is deployed."""
+    """Lists the deployed models."""
     with client(settings()) as session:
         try:
             found = session.models()
@@ -60,7 +60,7 @@ def deploy(
     version: Annotated[str | None, typer.Option(help="The newest if not given.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.")] = 300.0,
 ) -> None:
-    """Prepares a version, and makes it current once it is prepared; traffic goes on meanwhile."""
+    """Prepares a version and makes it current once it is prepared; traffic goes on meanwhile."""
     from gearmesh.operations.adoption import order
 
     config = settings()
@@ -86,7 +86,10 @@ def _package_is_sound() -> Iterator[None]:
 
 @app.command()
 def undeploy(model: str) -> None:
-    """Takes no new requests for the model; its memory is freed two seconds later, or when those in flight are done."""
+    """Takes no new requests for the model, and frees its memory once those in flight have ended.
+
+    Its memory is freed two seconds later, or when the requests in flight are done.
+    """
     _operate(settings(), wire.Undeploy(call=1, name=model), 10.0, f"undeploying {model}")
 
 

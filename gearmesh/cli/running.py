@@ -22,7 +22,7 @@ def up(
         Path | None, typer.Option(help="What to run; if none, this folder's if it runs a mesh, or else gearmesh's own.")
     ] = None,
 ) -> None:
-    """Runs the Procfile: restarts what dies, says when the mesh is ready, stops everything on Ctrl-C."""
+    """Runs the Procfile: starts again what dies, tells when the mesh is ready, ends all on Ctrl-C."""
     from gearmesh.operations.up import run_up
 
     counts = {}
@@ -36,7 +36,7 @@ def up(
 
 @app.command()
 def doctor() -> None:
-    """Looks over this machine, the settings, the repository and the mesh, and says what to mend."""
+    """Examines this machine, the settings, the repository and the mesh, and says what to mend."""
     from gearmesh.operations.doctor import examine
 
     raise typer.Exit(examine(settings(), out))

@@ -43,7 +43,7 @@ def simulate(
     target: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of --find-devices: share answered in time.")] = 0.999,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")] = None,
 ) -> None:
-    """Runs the production scheduler on virtual time: how much of a load would be answered in time?"""
+    """Runs the production scheduler on virtual time: how much of a load is answered in time?"""
     from gearmesh.simulation.scenario import find_scenario, read_scenario
     from gearmesh.simulation.study import BOUND, CLAIRVOYANT, TIGHT, check_policies
 

@@ -16,7 +16,7 @@ def status(
     over: Annotated[float, typer.Option(help="Seconds that rates are taken over; 0: since the start.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, totals since the start.")] = False,
 ) -> None:
-    """Who is there and how each is, what is served, how requests fare, how well times are predicted."""
+    """Shows the members of the mesh, what it serves, how requests fare, how well times are predicted."""
     from gearmesh.cli.watching import run_status
 
     raise typer.Exit(run_status(settings(), over, out, err, as_json=as_json, models_table=models_table))
@@ -27,7 +27,7 @@ def top(
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
     count: Annotated[int, typer.Option("--count", "-n", help="Looks until it ends; 0: until Ctrl-C.")] = 0,
 ) -> None:
-    """The same, live."""
+    """Shows what `status` shows, live."""
     from gearmesh.cli.watching import run_top
 
     raise typer.Exit(run_top(settings(), interval, count, out, err))
@@ -37,7 +37,7 @@ def top(
 def logs(
     source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
 ) -> None:
-    """What the request log and the action log say: outcomes, latencies, how well times were predicted."""
+    """Sums up the request log and the action log: outcomes, latencies, how well times were predicted."""
     from gearmesh.telemetry.log_report import run_logs
 
     raise typer.Exit(run_logs(source or settings().telemetry_folder, out, err))
@@ -45,7 +45,7 @@ def logs(
 
 @app.command()
 def metrics() -> None:
-    """The same for Prometheus, in its text format."""
+    """Prints the mesh's counters in the text format of Prometheus."""
     from gearmesh.cli.watching import run_metrics
 
     raise typer.Exit(run_metrics(settings(), err))
