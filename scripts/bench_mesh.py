@@ -1,9 +1,10 @@
 """The overhead of the mesh: round trips and throughput for a no-op model, compared with a bare ZeroMQ echo and mosec.
 
-    .venv/bin/python scripts/bench_mesh.py [--rounds 3] [--seconds 2] [--without-mosec] [--json FILE]
+    .venv/bin/python scripts/bench_mesh.py [--rounds 3] [--seconds 2] [--without-mosec] [--beside FOLDER] [--json FILE]
 
-All systems run interleaved: every round measures each of them at each number of requests in flight. One client process,
-closed loop, callbacks only. The last line is JSON.
+All systems run interleaved: every round measures each of them at each number of requests in flight, every other round
+in the opposite order. One client process, closed loop, callbacks only. `--beside` also runs the mesh of another
+checkout with a .venv, say of an older commit, and prints ratios of ours to it. The last line is JSON.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from gearmesh.telemetry.machine import MachineWatch, describe, median, quantile
 from scripts.build_models import build_noop
-from scripts.rigs.noop_systems import System, echo, mosec, ours
+from scripts.rigs.noop_systems import System, echo, mosec, of_checkout, ours
 from scripts.rigs.processes import console
 
 IN_FLIGHT = (1, 16, 64, 256)
@@ -28,8 +29,8 @@ IN_FLIGHT = (1, 16, 64, 256)
 async def measure(systems: list[System], rounds: int, seconds: float) -> None:
     """Measures every system at every number in flight, in every round."""
     for round_ in range(rounds):
-        for system in systems:
-            for in_flight in IN_FLIGHT:
+        for in_flight in IN_FLIGHT:
+            for system in systems if round_ % 2 == 0 else reversed(systems):
                 await system.drive(in_flight, 0.3)
                 watch = MachineWatch({**system.pids, "client": os.getpid()})
                 latencies, not_ok = await system.drive(in_flight, seconds)
@@ -94,6 +95,13 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     """The figures with goals: the round trip relative to the echo's, throughput relative to the best peer's."""
     found = {}
     for name in ("gearmesh", "gearmesh compact"):
+        beside = name.replace("gearmesh", "beside")
+        if beside in results:
+            for n in map(str, IN_FLIGHT):
+                mine, other = results[name][n], results[beside][n]
+                found[f"{name}: req/s at {n} / the other checkout's"] = mine["per_s"] / other["per_s"]
+                cpu = _services_us(mine) / _services_us(other)
+                found[f"{name}: CPU per request at {n} / the other checkout's"] = cpu
         found[f"{name}: p50 at 1 / echo's"] = results[name]["1"]["p50_ms"] / results["zmq echo"]["1"]["p50_ms"]
         if "mosec msgpack" in results:
             for n in ("16", "64", "256"):
@@ -101,6 +109,12 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
                     results[name][n]["per_s"] / results["mosec msgpack"][n]["per_s"]
                 )
     return found
+
+
+def _services_us(result: dict[str, Any]) -> float:
+    """CPU per request of all services, microseconds."""
+    used: dict[str, float] = result["cpu_us"]
+    return sum(us for name, us in used.items() if name != "client")
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,6 +128,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 await stack.enter_async_context(ours(folder / "models", folder, compact=True)),
                 await stack.enter_async_context(echo()),
             ]
+            if arguments.beside is not None:
+                for compact in (False, True):
+                    other = of_checkout(arguments.beside.resolve(), folder / "models", folder, compact=compact)
+                    systems.insert(1 + 2 * compact, await stack.enter_async_context(other))
             if not arguments.without_mosec:
                 systems.append(await stack.enter_async_context(mosec(folder)))
             await measure(systems, arguments.rounds, arguments.seconds)
@@ -136,6 +154,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--without-mosec", action="store_true")
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another checkout, with a .venv")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
     result = uvloop.run(run(arguments))
