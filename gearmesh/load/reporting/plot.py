@@ -65,10 +65,10 @@ def _draw_goodput(axes: "object", runs: Sequence[PhaseRun], found: Sequence[Phas
     assert isinstance(axes, Axes)
     begins_s = 0.0
     for run, one in zip(runs, found, strict=True):
-        windows = one.goodput_over_time
-        edges = [begins_s + run.phase.warmup_s, *(begins_s + end for end, _, _ in windows)]
-        axes.stairs([offered for _, offered, _ in windows], edges, color="#999999", lw=0.8, baseline=None)
-        axes.stairs([good for _, _, good in windows], edges, color=COLOURS[OK], lw=1.5, baseline=None)
+        bins = one.goodput_over_time
+        edges = [begins_s + run.phase.warmup_s, *(begins_s + end for end, _, _ in bins)]
+        axes.stairs([offered for _, offered, _ in bins], edges, color="#999999", lw=0.8, baseline=None)
+        axes.stairs([good for _, _, good in bins], edges, color=COLOURS[OK], lw=1.5, baseline=None)
         begins_s += run.phase.seconds
         if len(runs) > 1:
             axes.axvline(begins_s, color="#cccccc", lw=0.6)

@@ -237,9 +237,9 @@ def _by_model(rows: Records, models: Sequence[str]) -> list[ModelReport]:
 
 def over_time(rows: Records, begins_s: float, ends_s: float) -> list[tuple[float, float, float]]:
     """(end of the interval, offered per second, goodput per second); 20 intervals, or one per second if more."""
-    windows = int(min(max(20, ends_s - begins_s), 3600))
-    edges = np.linspace(begins_s, ends_s, windows + 1)
-    width_s = (ends_s - begins_s) / windows
+    bins = int(min(max(20, ends_s - begins_s), 3600))
+    edges = np.linspace(begins_s, ends_s, bins + 1)
+    width_s = (ends_s - begins_s) / bins
     offered = np.histogram(rows["due_s"], edges)[0] / width_s
     good = np.histogram(rows["due_s"][rows["outcome"] == OK], edges)[0] / width_s
     return list(zip(edges[1:].tolist(), offered.tolist(), good.tolist(), strict=True))
