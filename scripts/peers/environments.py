@@ -14,6 +14,7 @@ from pathlib import Path
 from gearmesh.operations.ports import free_ports
 from scripts import ROOT
 from scripts.peers.catalogue import Peer
+from scripts.rigs.processes import family
 
 INSTALL_S_MAX = 900.0
 STARTS_WITHIN_S = 90.0
@@ -102,16 +103,6 @@ async def _stop(process: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def family(pid: int) -> dict[str, int]:
-    """{name: process id} of a process and its descendants."""
-    found = {f"p{pid}": pid}
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in task.read_text().split():
-                found.update(family(int(child)))
-    return found
 
 
 def last_words(log: Path) -> str:

@@ -26,9 +26,10 @@ from gpu_worker.packages.export import write_package
 from scripts import ROOT
 from scripts.peers.catalogue import Peer
 from scripts.peers.drivers import Driver, MeshDriver
-from scripts.peers.environments import STARTS_WITHIN_S, PeerError, family, last_words, serving
+from scripts.peers.environments import STARTS_WITHIN_S, PeerError, last_words, serving
 from scripts.peers.http_driver import HttpDriver
 from scripts.peers.models import INPUTS, build
+from scripts.rigs.processes import family
 
 OURS = ("gearmesh", "gearmesh compact")
 SEED = 7

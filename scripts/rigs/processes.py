@@ -1,5 +1,6 @@
 """Processes and environments of the systems that benchmarks compare."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def family(pid: int) -> dict[str, int]:
     """{name: process id} of the process and its descendants."""
     found = {f"p{pid}": pid}
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found.update(family(int(child)))
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            for child in task.read_text().split():
+                found.update(family(int(child)))
     return found
