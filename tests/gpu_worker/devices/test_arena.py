@@ -1,8 +1,6 @@
 """Pages in host memory, mapped one after the other."""
 
 import mmap
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_worker.devices.arena import Arena, Bytes, MappingCache
+from tests.memory import mapped_bytes, open_files
 
 PAGE = mmap.PAGESIZE
 
@@ -19,14 +18,14 @@ def image(pages: int, seed: int) -> Bytes:
     return np.random.default_rng(seed).integers(0, 256, pages * PAGE, np.uint8)
 
 
-def mapped() -> int:
-    """Returns the bytes of arenas that this process has mapped."""
-    total = 0
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if "gearmesh-arena" in line:
-            first, last = (int(edge, 16) for edge in line.split()[0].split("-"))
-            total += last - first
-    return total
+class Mapped:
+    """Bytes of the arenas made since this was. What earlier tests left to the garbage collector does not count."""
+
+    def __init__(self) -> None:
+        self._others = mapped_bytes("gearmesh-arena").keys()
+
+    def __call__(self) -> int:
+        return sum(size for file, size in mapped_bytes("gearmesh-arena").items() if file not in self._others)
 
 
 @pytest.mark.parametrize("pages", [(0,), (3,), (0, 1, 2), (2, 1, 0), (5, 0, 3, 1), (1, 2, 5, 6, 7, 0)])
@@ -84,8 +83,10 @@ def test_two_arenas_have_nothing_in_common() -> None:
 
 
 def test_a_window_s_address_space_is_given_back_with_its_last_view() -> None:
+    mapped = Mapped()
     arena = Arena(4, PAGE)
     before = mapped()
+    assert before == 4 * PAGE
     mapping = arena.map_pages((0, 2, 3))
     part = mapping[PAGE:]
     assert mapped() == before + 3 * PAGE
@@ -97,6 +98,7 @@ def test_a_window_s_address_space_is_given_back_with_its_last_view() -> None:
 
 
 def test_many_windows_leave_nothing_behind() -> None:
+    mapped = Mapped()
     arena = Arena(4, PAGE)
     before = mapped()
     for i in range(500):
@@ -106,18 +108,18 @@ def test_many_windows_leave_nothing_behind() -> None:
 
 
 def test_an_arena_s_memory_goes_when_it_is_closed_and_its_last_window_is_gone() -> None:
-    before, descriptors = mapped(), len(os.listdir("/proc/self/fd"))
+    mapped, files = Mapped(), open_files()
     arena = Arena(4, PAGE)
     picture = image(1, seed=6)
     arena.copy_in(picture, (2,))
     mapping = arena.map_pages((2,))
     arena.close()
     del arena
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert mapped() == before + PAGE
+    assert open_files() - files == set()
+    assert mapped() == PAGE
     assert np.array_equal(mapping, picture)
     del mapping
-    assert mapped() == before
+    assert mapped() == 0
 
 
 def test_no_windows_are_made_of_a_closed_arena() -> None:

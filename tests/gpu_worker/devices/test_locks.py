@@ -10,6 +10,7 @@ import pytest
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from tests.loops import LIMIT_S
+from tests.memory import open_files
 
 HOLD = """
 import sys
@@ -49,10 +50,10 @@ def test_locks_of_other_devices_and_of_other_meshes_are_other_locks(tmp_path: Pa
 
 def test_a_refusal_leaves_no_descriptor_open(tmp_path: Path) -> None:
     first = DeviceLock(tmp_path, "cpu:0")
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(DeviceError):
         DeviceLock(tmp_path, "cpu:0")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() - before == set()
     first.release()
 
 

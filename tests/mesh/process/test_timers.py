@@ -1,7 +1,6 @@
 """mesh/process/timers.py: the alarm, on real loops, with the kernel's timer and without."""
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -14,6 +13,7 @@ import uvloop
 from mesh.process import timers
 from mesh.process.timers import Alarm
 from tests.loops import LIMIT_S, Told
+from tests.memory import open_files
 
 
 @pytest.fixture(params=["timerfd", "loop's own"])
@@ -34,9 +34,9 @@ def run(request: pytest.FixtureRequest, timer: str) -> Iterator[Run]:
         loop = runner.get_loop()
 
         def run_(test: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]]) -> None:
-            before = len(os.listdir("/proc/self/fd"))
+            before = open_files()
             runner.run(asyncio.wait_for(test(loop), LIMIT_S))
-            assert len(os.listdir("/proc/self/fd")) == before
+            assert open_files() - before == set()
 
         runner.run(_nothing())
         yield run_
