@@ -34,6 +34,7 @@ from frontend.core.applications.messages import (
     StoreChanged,
     StoreEvent,
     Tell,
+    Withdraw,
 )
 from frontend.core.applications.registry import ApplicationLimits
 from frontend.keeper import StateKeeper
@@ -117,7 +118,7 @@ class ApplicationsShell:
     def _obey(self, orders: Iterable[Order]) -> None:
         for order in orders:
             match order:
-                case Ask() | SendAnswer() | Tell() | Refuse() | CallBroker():
+                case Ask() | Withdraw() | SendAnswer() | Tell() | Refuse() | CallBroker():
                     self._perform(order)
                 case ReadState() | Learn() | Park() | Claim() | Drop():
                     self._keeper.submit(order)

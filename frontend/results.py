@@ -26,6 +26,8 @@ class ResultsPort:
         malformed: Callable[[Call, str], None],
     ) -> None:
         self._requests = requests
+        self.for_nobody = 0  # outputs that came after their calls had ended: computed for nobody
+        self.rows_for_nobody = 0  # rows of these
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
         self._port: Port[wire.ToResults, wire.FromResults] = Port(
@@ -59,6 +61,10 @@ class ResultsPort:
         """Answers that are complete with these leave. `frames`: the mail's, as far as they are not taken yet."""
         for answer in message.answers:
             outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
+            if not self._requests.awaits(answer.request):
+                self.for_nobody += 1
+                self.rows_for_nobody += answer.rows
+                continue
             malformed = self._requests.end_if_malformed(answer.request, outputs)
             if malformed is not None:
                 self._malformed(malformed, message.device)

@@ -8,6 +8,7 @@ from typing import Any, assert_never, cast
 import structlog
 
 from frontend.applications import ApplicationsShell
+from frontend.cancellation import Cancellation
 from frontend.controllers import Controllers
 from frontend.core import checks, protocol
 from frontend.core.applications.messages import (
@@ -22,6 +23,7 @@ from frontend.core.applications.messages import (
     Refuse,
     SendAnswer,
     Tell,
+    Withdraw,
 )
 from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
@@ -58,7 +60,7 @@ class FrontendService:
         self._early = EarlyRequests(settings.in_flight_max, bytes_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
-        self._clients = ClientPort(runtime.hub, self._client_message)
+        self._clients = ClientPort(runtime.hub, self._client_message, self.client_gone)
         self._replies = Replies(self._clients)
         self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
@@ -71,6 +73,9 @@ class FrontendService:
         self._registrar: Registrar | None = None
         self._controllers = Controllers(
             runtime.transport, self._hello, self._refused, self._controller_lost, self._submit_waiting
+        )
+        self._cancellation = Cancellation(
+            self._evaluations, self._early, self._applications, self._controllers, self._replies
         )
         self._addresses: tuple[str, ...] = ()
         self._targets = Targets(settings.rows_max)
@@ -115,7 +120,7 @@ class FrontendService:
             self._replies.refuse(
                 asked, RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
             )
-        for call in self._requests.close_all():
+        for call in self._evaluations.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
         if self._registrar is not None:
@@ -138,6 +143,8 @@ class FrontendService:
             match request:
                 case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
+                case protocol.CancelRequest():
+                    self._cancellation.cancel(client, request.id)
                 case protocol.StatusRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
                 case _ if self._knows_nothing() and not self._draining:
@@ -164,6 +171,11 @@ class FrontendService:
                 self._applications.handle(ClientAsked(client, request, frames, received_s))
             case _:
                 assert_never(request)
+
+    def client_gone(self, client: ClientId) -> None:
+        """Nothing is open on this connection, which is closed, any more: nobody is answered, and no work goes on."""
+        self._cancellation.client_gone(client)
+        self._hub.schedule_turn()
 
     def _tell_models(self, client: ClientId, request: protocol.ModelsRequest) -> None:
         models = describe_models(self._targets.models, self._controllers)
@@ -269,17 +281,20 @@ class FrontendService:
         self._submit_waiting()
 
     def _refused(self, refused: wire.Refused) -> None:
+        again = self._requests.refused_before(refused.request, refused.attempt)
+        if again is not None:
+            self._submit(again, time.monotonic())
+            return
         call = self._requests.refused(refused.request, refused.attempt)
         if call is None:
             return
-        for part in call.parts:
-            if part.number != refused.request and part.controller is not None and part.outputs is None:
-                self._controllers.cancel(part.controller, part.number)
+        self._cancellation.drop(part for part in call.parts if part.number != refused.request)
         predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
         self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
 
     def _outputs_malformed(self, call: Call, device: str) -> None:
+        self._cancellation.drop(call.parts)
         text = f"{device} sent outputs that are not those of {call.ref}"
         self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 
@@ -332,6 +347,10 @@ class FrontendService:
         match order:
             case Ask():
                 self._ask_model(order)
+            case Withdraw():
+                given_up = self._evaluations.cancel(APPLICATIONS, order.number)
+                if given_up is not None:
+                    self._cancellation.drop(given_up.needless)
             case SendAnswer():
                 self._replies.application(order)
             case Tell():
@@ -356,13 +375,10 @@ class FrontendService:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _ring(self, now: float) -> None:
-        for call in self._requests.expire(now):
-            for part in call.parts:
-                if part.controller is not None and part.outputs is None:
-                    self._controllers.cancel(part.controller, part.number)
-            waiting = all(part.controller is None for part in call.parts)
-            text = "no controller could be reached" if waiting else "no answer came within the budget"
-            self._answer_error(call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
+        for given_up in self._evaluations.expire(now):
+            self._cancellation.drop(given_up.needless)
+            text = "no answer came within the budget" if given_up.reached else "no controller could be reached"
+            self._answer_error(given_up.call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
         for client, refusal in self._early.expire(now):
             asked: Any = client
             self._replies.refuse(asked, refusal)
@@ -386,6 +402,9 @@ class FrontendService:
             "in_flight_bytes": self._requests.bytes_held,
             "answers": self._replies.answers,
             "refused": self._replies.refusals,
+            "cancelled": self._replies.cancelled,
+            "computed_for_nobody": self._results.for_nobody,
+            "rows_for_nobody": self._results.rows_for_nobody,
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
             "connections": self._clients.connections,

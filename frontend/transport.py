@@ -29,11 +29,20 @@ class ClientId(NamedTuple):
 
 
 class ClientPort:
-    """Listens for clients. Calls `received(client, header, frames)` with every message."""
+    """Listens for clients. Calls `received(client, header, frames)` with every message.
 
-    def __init__(self, hub: Hub, received: Callable[[ClientId, bytes, list[Buffer]], None]) -> None:
+    Calls `gone(client)` with a connection that is closed: nobody hears answers to it any more.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        received: Callable[[ClientId, bytes, list[Buffer]], None],
+        gone: Callable[[ClientId], None] | None = None,
+    ) -> None:
         self._hub = hub
         self._received = received
+        self._gone = gone
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self.connections = 0

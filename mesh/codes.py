@@ -111,6 +111,9 @@ class ErrorCode(Coded):
         "`retry_after_ms`, or spread the requests over more frontends"
     ), AnswerStatus.REJECTED  # fmt: skip
     STOPPING = "stopping", 503, True, "the frontend was stopped before the answer came", AnswerStatus.FAILED
+    CANCELLED = "cancelled", None, False, (
+        "its client ended it: a `cancel`, or a closed connection, after which nobody is told"
+    ), AnswerStatus.FAILED  # fmt: skip
     MALFORMED = "malformed", None, False, "not msgpack, not a map, cut short, nested too deeply", AnswerStatus.INVALID
     BAD_OP = "bad_op", None, False, "`op` is missing or unknown", AnswerStatus.INVALID
     BAD_ID = "bad_id", None, False, "`id` is too long", AnswerStatus.INVALID
@@ -337,6 +340,9 @@ class ActionCode(Coded):
     CONTAINER_DIED = "container_died", True, (
         "a container's code died or hung; it is being started again"
     ), "planned again, at most 3 times"  # fmt: skip
+    REVOKED = "revoked", True, (
+        "its controller took it back before EXEC began, because nobody waits for its requests any more"
+    ), "counted as `revoked`, and not as a failure"  # fmt: skip
     LOST = "lost", True, "no result came in time, though the worker is alive", "planned again, at most 3 times"
     WORKER_LOST = "worker_lost", True, "its worker is gone", "planned elsewhere"
 

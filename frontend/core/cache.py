@@ -6,6 +6,7 @@ was used since the hand last passed it stays for another round. Queries in fligh
 ones wait for one evaluation.
 """
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,29 @@ class Flight(Generic[W]):
     ref: str
     inputs: Sequence[Bytes]
     leader: W
-    followers: list[W] = field(default_factory=list)
+    followers: dict[W, float] = field(default_factory=dict)  # {query that waits for it: its deadline}
+    _urgency: list[tuple[float, int, W]] = field(default_factory=list)  # heap of them; may hold some that have left
+
+    def follow(self, waiting: W, deadline_s: float, number: int) -> None:
+        """The query waits for the outputs. `number`: ties of deadlines are broken by it."""
+        self.followers[waiting] = deadline_s
+        heapq.heappush(self._urgency, (deadline_s, number, waiting))
+
+    def leave(self, waiting: W) -> None:
+        """The query, which followed, waits no longer."""
+        del self.followers[waiting]
+        if len(self._urgency) > 64 + 2 * len(self.followers):
+            self._urgency = [entry for entry in self._urgency if entry[2] in self.followers]
+            heapq.heapify(self._urgency)
+
+    def succeed(self) -> W | None:
+        """The most urgent follower leads from now on, and is returned; None if there is no follower."""
+        while self._urgency:
+            _, _, waiting = heapq.heappop(self._urgency)
+            if self.followers.pop(waiting, None) is not None:
+                self.leader = waiting
+                return waiting
+        return None
 
 
 def digest(ref: str, inputs: Sequence[Bytes]) -> int:
@@ -105,17 +128,18 @@ class PredictionCache(Generic[W]):
         flight = self._flights[key] = Flight(key, ref, inputs, leader)
         return flight
 
-    def follow(self, flight: Flight[W], waiting: W) -> None:
+    def follow(self, flight: Flight[W], waiting: W, deadline_s: float) -> None:
         """`waiting` gets the outputs of the flight's leader."""
-        flight.followers.append(waiting)
         self.misses -= 1
         self.coalesced += 1
+        flight.follow(waiting, deadline_s, self.coalesced)
 
     def landed(self, flight: Flight[W]) -> list[W]:
         """The evaluation has ended. Returns the queries that followed it. Call once per flight."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
-        followers, flight.followers = flight.followers, []
+        followers = list(flight.followers)
+        flight.followers.clear()
         return followers
 
     def put(self, flight: Flight[W], outputs: Sequence[Bytes]) -> None:

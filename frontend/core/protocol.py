@@ -14,8 +14,10 @@ from mesh.decoder_faults import FaultKind, read_fault
 
 ID_LENGTH_MAX = 256
 OPS = (
-    "infer", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
+    "infer", "cancel", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
+
+CANCELLED = "cancelled by its client"
 
 Id = int | str
 
@@ -41,6 +43,12 @@ class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_f
     context: str | None = None
     cache: bool = True
     weight: float = 1.0
+
+
+class CancelRequest(msgspec.Struct, tag_field="op", tag="cancel", forbid_unknown_fields=True):
+    """Ends the open request with this id. It has no answer of its own: the request is answered, if it was open."""
+
+    id: Id
 
 
 class ModelsRequest(msgspec.Struct, tag_field="op", tag="models", forbid_unknown_fields=True):
@@ -103,6 +111,7 @@ AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
 Asking = InferRequest | ModelsRequest | AppRequest  # these need to know what is deployed
 Request = (
     InferRequest
+    | CancelRequest
     | ModelsRequest
     | StatusRequest
     | PingRequest
@@ -220,6 +229,11 @@ def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Requ
             ErrorCode.BAD_OP, f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
         )
     return RequestRefused(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
+
+
+def cancelled(request_id: Id) -> RequestRefused:
+    """The error for a request that its client ends."""
+    return RequestRefused(ErrorCode.CANCELLED, CANCELLED, None, request_id, AnswerStatus.FAILED)
 
 
 def duplicate(request_id: Id) -> RequestRefused:

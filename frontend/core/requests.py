@@ -1,7 +1,8 @@
 """Requests in flight; each gets exactly one answer. Pure.
 
 A request is one *call* of a client. It is submitted in one or more *parts*, each no larger than the model's largest
-batch. The first terminal event of a call decides: all its parts' outputs, the refusal of one part, or its deadline.
+batch. The first terminal event of a call decides: all its parts' outputs, the refusal of one part, its deadline, or
+that its client gives it up.
 """
 
 import heapq
@@ -9,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from frontend.core.connections import OpenByClient
 from mesh import wire
 from mesh.tensors import byte_count
 
@@ -33,7 +35,7 @@ class Call:
     missing: int = 0  # parts without outputs
     answered: bool = False
     ask: int | None = None  # number of the Ask, where an application opened it
-    flight: Any = None  # in the prediction cache, if this call leads one
+    flight: Any = None  # in the prediction cache, if this call leads or follows one
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +49,7 @@ class CallPart:
     controller: str | None = None  # member id of its controller; None: not submitted, or that controller was lost
     attempt: int = -1  # of the last submission
     outputs: Sequence[Any] | None = None  # one buffer per output
+    inherited: bool = False  # it was last submitted for another call, which is gone, with the budget of that one
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class RequestTable:
     in_flight_max: int
     bytes_max: int
     bytes_held: int = 0  # inputs of open calls that have parts
-    _calls: dict[tuple[Hashable, int | str], Call] = field(default_factory=dict)  # {(client, id): open call}
+    _calls: OpenByClient[Call] = field(default_factory=OpenByClient)
     _parts: dict[int, CallPart] = field(default_factory=dict)  # {number: part without outputs of an open call}
     _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; may still hold answered calls
     _count: int = 0  # parts so far
@@ -96,7 +99,19 @@ class RequestTable:
 
     def holds(self, client: Hashable, call_id: int | str) -> bool:
         """Whether a call with this id is open on this connection."""
-        return (client, call_id) in self._calls
+        return self._calls.get(client, call_id) is not None
+
+    def get(self, client: Hashable, call_id: int | str) -> Call | None:
+        """The open call with this id on this connection; None if there is none."""
+        return self._calls.get(client, call_id)
+
+    def of(self, client: Hashable) -> list[Call]:
+        """The calls that are open on this connection, oldest first."""
+        return self._calls.of(client)
+
+    def all(self) -> list[Call]:
+        """All open calls, those of one connection oldest first."""
+        return self._calls.all()
 
     def open(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Opens the call and returns its parts, to be submitted. The table must not be `full`, nor the id in use."""
@@ -105,9 +120,7 @@ class RequestTable:
 
     def wait(self, call: Call) -> None:
         """Opens the call without parts: it waits for another call's outputs, until its own deadline."""
-        key = (call.client, call.id)
-        assert key not in self._calls
-        self._calls[key] = call
+        self._calls.add(call.client, call.id, call)
         self._opened += 1
         expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
         heapq.heappush(self._deadlines, (expires_s, self._opened, call))
@@ -129,7 +142,21 @@ class RequestTable:
         return call.parts
 
     def end(self, call: Call) -> None:
-        """Ends the call, which got the outputs that it waited for."""
+        """Ends the call: it got the outputs that it waited for, or is given up."""
+        self._end(call)
+
+    def hand_over(self, call: Call, heir: Call) -> None:
+        """Ends the call. Its parts go on as those of `heir`, an open call of the same inputs that has no parts.
+
+        Outputs of them count for the heir. A refusal does not, because another call's budget was refused: see
+        `refused_before`.
+        """
+        heir.parts, call.parts = call.parts, []
+        heir.missing, call.missing = call.missing, 0
+        heir.size, call.size = call.size, 0
+        for part in heir.parts:
+            part.call = heir
+            part.inherited = True
         self._end(call)
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
@@ -142,7 +169,12 @@ class RequestTable:
         """Records that the part goes to this controller. Returns the number of the attempt."""
         part.controller = controller
         part.attempt += 1
+        part.inherited = False
         return part.attempt
+
+    def awaits(self, number: int) -> bool:
+        """Whether the outputs of this part are awaited."""
+        return number in self._parts
 
     def outputs(
         self,
@@ -179,6 +211,17 @@ class RequestTable:
         self._end(part.call)
         return part.call
 
+    def refused_before(self, number: int, attempt: int) -> CallPart | None:
+        """A part was refused that was submitted for a call that is gone: it is submitted no more, and returned.
+
+        None if it is none of these; then `refused` knows more.
+        """
+        part = self._parts.get(number)
+        if part is None or not part.inherited or attempt < part.attempt:
+            return None
+        part.controller = None
+        return part
+
     def refused(self, number: int, attempt: int) -> Call | None:
         """A part was refused: ends its call and returns it; None if the call has ended or there is a later attempt."""
         part = self._parts.get(number)
@@ -189,7 +232,7 @@ class RequestTable:
 
     def close_all(self) -> list[Call]:
         """Ends all open calls and returns them; the caller has to answer them."""
-        calls = list(self._calls.values())
+        calls = self.all()
         for call in calls:
             self._end(call)
         return calls
@@ -205,33 +248,28 @@ class RequestTable:
         """Parts that no controller has, oldest first."""
         return [part for part in self._parts.values() if part.controller is None]
 
-    def expire(self, now: float) -> list[Call]:
-        """Ends the calls whose deadline has passed, and returns them."""
-        expired = []
-        heap = self._deadlines
-        while heap and (heap[0][2].answered or heap[0][0] <= now):
-            call = heapq.heappop(heap)[2]
-            if call.answered:
-                self._ended_in_heap -= 1
-            else:
-                self._ended_in_heap -= 1  # it is no longer in the heap
-                self._end(call)
-                heap = self._deadlines  # it may have been replaced
-                expired.append(call)
-        return expired
+    def due(self, now: float) -> Call | None:
+        """The open call whose deadline has passed first; None if none has passed. It stays open: the caller ends it."""
+        heap = self._open_deadlines()
+        return heap[0][2] if heap and heap[0][0] <= now else None
 
     def wake_at(self) -> float | None:
         """The next deadline; None if there is none."""
+        heap = self._open_deadlines()
+        return heap[0][0] if heap else None
+
+    def _open_deadlines(self) -> list[tuple[float, int, Call]]:
+        """The heap, empty or with an open call at its head."""
         heap = self._deadlines
         while heap and heap[0][2].answered:
             heapq.heappop(heap)
             self._ended_in_heap -= 1
-        return heap[0][0] if heap else None
+        return heap
 
     def _end(self, call: Call) -> None:
         call.answered = True
         self.bytes_held -= call.size
-        del self._calls[(call.client, call.id)]
+        self._calls.remove(call.client, call.id)
         for part in call.parts:
             self._parts.pop(part.number, None)
             part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory
@@ -245,14 +283,17 @@ class RequestTable:
 
     def check(self) -> None:
         """Asserts every invariant."""
-        for key, call in self._calls.items():
-            assert key == (call.client, call.id)
+        self._calls.check()
+        calls = self._calls.all()
+        for call in calls:
+            assert self._calls.get(call.client, call.id) is call
             assert not call.answered
+            assert all(part.call is call for part in call.parts)
             assert call.missing == sum(part.outputs is None for part in call.parts)
             assert call.missing > 0 or not call.parts
-        open_parts = {p.number for call in self._calls.values() for p in call.parts if p.outputs is None}
+        open_parts = {p.number for call in calls for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
-        assert self.bytes_held == sum(call.size for call in self._calls.values() if call.parts)
+        assert self.bytes_held == sum(call.size for call in calls if call.parts)
         ended = [part for entry in self._deadlines if entry[2].answered for part in entry[2].parts]
         assert not any(part.tensors or part.outputs for part in ended)
         assert self._ended_in_heap == sum(entry[2].answered for entry in self._deadlines)

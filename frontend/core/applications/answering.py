@@ -20,6 +20,7 @@ from frontend.core.applications.ensembles import (
 from frontend.core.applications.learned import LearnedStates
 from frontend.core.applications.messages import (
     Ask,
+    Client,
     ClientAsked,
     Failure,
     Order,
@@ -27,9 +28,10 @@ from frontend.core.applications.messages import (
     PolicyRaised,
     ReadState,
     SendAnswer,
+    Withdraw,
 )
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
-from frontend.core.protocol import ClientAnswer, Error, RequestRefused
+from frontend.core.protocol import CANCELLED, ClientAnswer, Error, RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import unusable
 from selection.combining import predictions
@@ -127,6 +129,7 @@ class Answering:
     def _ask_model(self, request: EnsembleRequest, model: str) -> Ask:
         number = next(self._numbers)
         self._asked[number] = (request, model)
+        request.asks.append(number)
         return Ask(
             number, model, request.rows, request.tensors, request.received_s, request.deadline_s,
             request.weight, request.use_cache,
@@ -156,6 +159,26 @@ class Answering:
             return []
         request.model_failed(model, failure)
         return self._conclude_if_complete(request, now)
+
+    def cancel(self, client: Client, request_id: int | str) -> list[Order]:
+        """The question with this id is open no more. Returns its answer, and before it what is needed no more."""
+        request = self.open.get(client, request_id)
+        return [] if request is None else self._give_up(request, gone=False)
+
+    def client_gone(self, client: Client) -> list[Order]:
+        """No question of this connection is open any more."""
+        return [order for request in self.open.of(client) for order in self._give_up(request, gone=True)]
+
+    def _give_up(self, request: EnsembleRequest, *, gone: bool) -> list[Order]:
+        """The question is closed without a decision: nobody could give feedback to it."""
+        self.open.close(request)
+        request.app.counts.cancelled += 1
+        asked = [number for number in request.asks if self._asked.pop(number, None) is not None]
+        answer = ClientAnswer(
+            id=request.id, status=AnswerStatus.FAILED, app=request.app.name, error=Error(ErrorCode.CANCELLED, CANCELLED)
+        )
+        orders: list[Order] = [Withdraw(number) for number in asked]
+        return [*orders, SendAnswer(request.client, answer, (), request.framed, request.received_s, gone)]
 
     def wake(self, now: float) -> list[Order]:
         """Contexts that are not read yet are served as new ones. Questions whose time is up are answered.

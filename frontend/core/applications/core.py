@@ -19,12 +19,14 @@ from frontend.core.applications.messages import (
     BrokerUnreachable,
     Client,
     ClientAsked,
+    ClientGone,
     DecisionClaimed,
     Event,
     FeedbackStored,
     ModelAnswered,
     ModelFailed,
     Order,
+    QuestionCancelled,
     Refuse,
     StateRead,
     StoreChanged,
@@ -58,6 +60,10 @@ class Applications:
         match event:
             case ClientAsked():
                 return self._client_asked(event, now)
+            case QuestionCancelled():
+                return self._answering.cancel(event.client, event.id)
+            case ClientGone():
+                return self._answering.client_gone(event.client)
             case ModelAnswered():
                 return self._answering.model_answered(event.number, event.outputs, now, cached=event.cached)
             case ModelFailed():

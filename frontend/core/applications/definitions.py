@@ -44,6 +44,7 @@ class Counts:
     partial: int = 0  # answered without some of the models that were asked
     disagreed: int = 0  # the models that answered did not all agree
     feedback: int = 0  # applied
+    cancelled: int = 0  # ended by their clients, or because these were gone
 
 
 @dataclass(slots=True)

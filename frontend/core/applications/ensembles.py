@@ -14,6 +14,7 @@ import numpy as np
 from frontend.core.applications.decisions import Decision, Predicted
 from frontend.core.applications.definitions import Application
 from frontend.core.applications.messages import Client, Failure
+from frontend.core.connections import OpenByClient
 from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import Answers, Array, Combined, Selection, State, finite
 from selection.combining import predictions
@@ -43,6 +44,7 @@ class EnsembleRequest:
     waiting: set[str] = field(default_factory=set)  # selected models that have not reported
     outputs: dict[str, list[Array]] = field(default_factory=dict)  # {model that answered: outputs}, with shadows
     failures: dict[str, Failure] = field(default_factory=dict)  # {model that failed: why}, with shadows
+    asks: list[int] = field(default_factory=list)  # numbers of its Asks
     from_cache: int = 0  # selected models whose outputs the prediction cache had
     answered: bool = False
     decision_id: str = ""  # empty until it is answered
@@ -100,7 +102,7 @@ class Conclusion:
 class OpenEnsembles:
     """All questions of one frontend that are not answered yet."""
 
-    _open: dict[tuple[Client, int | str], EnsembleRequest] = field(default_factory=dict)
+    _open: OpenByClient[EnsembleRequest] = field(default_factory=OpenByClient)
     _deadlines: list[tuple[float, int, EnsembleRequest]] = field(default_factory=list)  # heap of (answer_s, count, it)
     _opened: int = 0  # questions so far
 
@@ -109,11 +111,19 @@ class OpenEnsembles:
 
     def holds(self, client: Client, request_id: int | str) -> bool:
         """True if a question with this id is open on this connection."""
-        return (client, request_id) in self._open
+        return self._open.get(client, request_id) is not None
+
+    def get(self, client: Client, request_id: int | str) -> EnsembleRequest | None:
+        """The question with this id on this connection; None if it is not open."""
+        return self._open.get(client, request_id)
+
+    def of(self, client: Client) -> list[EnsembleRequest]:
+        """The questions that are open on this connection, oldest first."""
+        return self._open.of(client)
 
     def open(self, request: EnsembleRequest) -> None:
         """The question is open."""
-        self._open[(request.client, request.id)] = request
+        self._open.add(request.client, request.id, request)
         self._opened += 1
         heapq.heappush(self._deadlines, (request.answer_s, self._opened, request))
 
@@ -121,7 +131,7 @@ class OpenEnsembles:
         """The question is answered, and its inputs are free. It leaves the heap later."""
         request.answered = True
         request.tensors = ()
-        del self._open[(request.client, request.id)]
+        self._open.remove(request.client, request.id)
         if len(self._deadlines) > 64 + 4 * len(self._open):
             self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
             heapq.heapify(self._deadlines)
@@ -144,13 +154,14 @@ class OpenEnsembles:
         return heap[0][0] if heap else None
 
     def all(self) -> list[EnsembleRequest]:
-        """All open questions, oldest first."""
-        return list(self._open.values())
+        """All open questions, those of one connection oldest first."""
+        return self._open.all()
 
     def check(self) -> None:
         """Raises: AssertionError unless every invariant holds."""
-        for key, request in self._open.items():
-            assert key == (request.client, request.id)
+        self._open.check()
+        for request in self._open.all():
+            assert self._open.get(request.client, request.id) is request
             assert not request.answered
             assert not request.waiting & request.outputs.keys()
             assert not request.waiting & request.failures.keys()

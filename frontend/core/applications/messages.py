@@ -52,6 +52,21 @@ class ClientAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionCancelled:
+    """A client waits for the answer to its question no longer."""
+
+    client: Client
+    id: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """A connection is closed: nobody waits for the answers to its questions."""
+
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAnswered:
     """The outputs for one `Ask` are there."""
 
@@ -122,7 +137,16 @@ class BrokerUnreachable:
 
 
 StoreEvent = StateRead | FeedbackStored | DecisionClaimed
-AppEvent = ClientAsked | ModelAnswered | ModelFailed | StoreEvent | StoreChanged | BrokerUnreachable
+AppEvent = (
+    ClientAsked
+    | QuestionCancelled
+    | ClientGone
+    | ModelAnswered
+    | ModelFailed
+    | StoreEvent
+    | StoreChanged
+    | BrokerUnreachable
+)
 Event = AppEvent | wire.Table | wire.CallReply
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,7 +155,10 @@ Event = AppEvent | wire.Table | wire.CallReply
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One model is to be asked. A `ModelAnswered` or a `ModelFailed` with this number follows, exactly one."""
+    """One model is to be asked.
+
+    A `ModelAnswered` or a `ModelFailed` with this number follows, exactly one, unless it is withdrawn before.
+    """
 
     number: int
     model: str  # it has a version that can be served
@@ -143,6 +170,13 @@ class Ask:
     use_cache: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The outcome of this `Ask` is not needed any more, and not told."""
+
+    number: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SendAnswer:
     """The one answer to a question leaves. The sender adds `outputs` and `latency_ms` to it."""
@@ -152,6 +186,7 @@ class SendAnswer:
     outputs: Sequence[tuple[wire.TensorSpec, Array]]
     framed: bool  # the outputs travel as frames of their own
     received_s: float  # the latency counts from here
+    gone: bool = False  # the client is: the answer is counted, and not sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +212,7 @@ class CallBroker:
     message: wire.PutApp | wire.DropApp
 
 
-FrontendOrder = Ask | SendAnswer | Tell | Refuse | CallBroker
+FrontendOrder = Ask | Withdraw | SendAnswer | Tell | Refuse | CallBroker
 
 # ---------------------------------------------------------------------------------------------------------------------
 # orders to the store

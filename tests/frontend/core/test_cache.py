@@ -1,5 +1,6 @@
 """frontend/core/cache.py: found by hash, compared by bytes, bounded in bytes."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -74,11 +75,37 @@ def test_followers_of_a_flight_are_told_once() -> None:
     assert cache.get(key, "m:1", [b"a"]) is None
     same = cache.flight(key, "m:1", [b"a"])
     assert same is flight
-    cache.follow(flight, "second")
+    cache.follow(flight, "second", 1.0)
     assert cache.landed(flight) == ["second"]
     assert cache.landed(flight) == []
     assert cache.flight(key, "m:1", [b"a"]) is None
     assert cache.coalesced == 1
+
+
+def test_the_most_urgent_follower_leads_next_and_ties_are_broken_by_who_came_first() -> None:
+    cache: PredictionCache[str] = PredictionCache(10_000)
+    flight = cache.lead(cache.key("m:1", [b"a"]), "m:1", [b"a"], "first")
+    for name, deadline_s in (("b", 3.0), ("c", 2.0), ("a", 2.0), ("d", 9.0)):
+        cache.follow(flight, name, deadline_s)
+    flight.leave("b")
+    leaders = [flight.succeed() for _ in range(4)]
+    assert leaders == ["c", "a", "d", None]
+    assert (flight.leader, cache.landed(flight)) == ("d", [])
+
+
+def test_a_flight_forgets_those_who_leave_however_many_come_and_go() -> None:
+    cache: PredictionCache[str] = PredictionCache(10_000)
+    flight = cache.lead(cache.key("m:1", [b"a"]), "m:1", [b"a"], "first")
+    cache.follow(flight, "stays", 1.0)
+    holding = []
+    for round_ in range(5):
+        for i in range(400):
+            cache.follow(flight, f"{round_}/{i}", 1.0)
+        for i in range(400):
+            flight.leave(f"{round_}/{i}")
+        holding.append(sys.getsizeof(flight.followers))
+    assert max(holding) == holding[0]
+    assert flight.succeed() == "stays"
 
 
 def test_nothing_fits_into_no_bytes() -> None:

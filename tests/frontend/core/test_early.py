@@ -107,3 +107,38 @@ def test_two_connections_may_use_the_same_id(early: EarlyRequests) -> None:
     hold(early, infer(1), client="c")
     hold(early, infer(1), client="d")
     assert len(early) == 2
+
+
+# -- clients that wait no longer --------------------------------------------------------------------------------------
+
+
+def test_a_request_that_its_client_ends_is_held_no_more_and_its_id_is_free(early: EarlyRequests) -> None:
+    hold(early, infer(1), client="c")
+    hold(early, infer(1), client="d")
+    cancelled = early.cancel("c", 1)
+    early.check()
+    assert cancelled is not None
+    assert (cancelled.client, early.cancel("c", 1), early.cancel("c", 2)) == ("c", None, None)
+    hold(early, infer(1, slo_ms=900.0), client="c")
+    assert [client for client, _ in early.expire(5.1)] == ["d"]
+    early.check()
+    assert [(held.client, held.request.id) for held in early.release()] == [("c", 1)]
+
+
+def test_nothing_is_held_for_a_connection_that_is_gone(early: EarlyRequests) -> None:
+    for number, client in ((1, "c"), (2, "d"), (3, "c")):
+        hold(early, infer(number), client=client)
+    assert [held.request.id for held in early.client_gone("c")] == [1, 3]
+    early.check()
+    assert early.client_gone("c") == []
+    assert [held.request.id for held in early.release()] == [2]
+
+
+def test_what_comes_and_goes_leaves_nothing_behind() -> None:
+    early = EarlyRequests(10, 1 << 20, 1000.0)
+    hold(early, infer(0))
+    for number in range(1, 300):
+        early.hold(Early("c", infer(number), (bytes(100),), 5.0))
+        early.cancel("c", number)
+        early.check()
+    assert (len(early), early.bytes_held) == (1, 0)

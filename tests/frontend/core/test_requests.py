@@ -42,6 +42,15 @@ def outputs(table: Any, part: CallPart, data: bytes = b"out") -> Completed | Non
     return completed
 
 
+def expired(table: Any, now: float) -> list[Call]:
+    """The calls whose deadline has passed, ended one after the other."""
+    ended: list[Call] = []
+    while (call := table.due(now)) is not None:
+        table.end(call)
+        ended.append(call)
+    return ended
+
+
 # -- opening ----------------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +172,7 @@ def test_a_refusal_ends_the_call_and_all_its_parts(table: Any) -> None:
     assert len(table) == 0
     assert table.refused(first.number, attempt=0) is None
     assert outputs(table, second) is None
-    assert table.expire(now=1e9) == []
+    assert expired(table, 1e9) == []
 
 
 def test_what_comes_for_a_request_that_never_was_changes_nothing(table: Any) -> None:
@@ -227,7 +236,7 @@ def test_only_what_the_lost_controller_had_and_has_no_outputs_is_submitted_again
 def test_a_call_expires_at_its_deadline(table: Any, now: float, late: bool) -> None:
     call = call_of()
     (part,) = opened(table, call)
-    assert table.expire(now) == ([call] if late else [])
+    assert expired(table, now) == ([call] if late else [])
     assert call.answered is late
     assert (outputs(table, part) is None) is late
 
@@ -238,8 +247,8 @@ def test_a_tiny_budget_still_leaves_the_time_for_a_refusal(table: Any, budget_s:
     opened(table, call)
     assert call.deadline_s == budget_s
     assert table.wake_at() == REFUSAL_S
-    assert table.expire(now=REFUSAL_S - 0.001) == []
-    assert table.expire(now=REFUSAL_S) == [call]
+    assert expired(table, REFUSAL_S - 0.001) == []
+    assert expired(table, REFUSAL_S) == [call]
 
 
 def test_a_budget_longer_than_that_is_not_extended(table: Any) -> None:
@@ -252,10 +261,10 @@ def test_calls_expire_in_the_order_of_their_deadlines(table: Any) -> None:
     for call in calls:
         opened(table, call)
     assert table.wake_at() == 101.0
-    assert table.expire(now=102.0) == [calls[1], calls[2]]
+    assert expired(table, 102.0) == [calls[1], calls[2]]
     assert table.wake_at() == 103.0
-    assert table.expire(now=102.0) == []
-    assert table.expire(now=1e9) == [calls[0]]
+    assert expired(table, 102.0) == []
+    assert expired(table, 1e9) == [calls[0]]
     assert table.wake_at() is None
 
 
@@ -263,7 +272,7 @@ def test_calls_of_one_deadline_expire_in_the_order_in_which_they_came(table: Any
     calls = [call_of(i) for i in (3, 1, 2)]
     for call in calls:
         opened(table, call)
-    assert table.expire(now=101.0) == calls
+    assert expired(table, 101.0) == calls
 
 
 def test_an_answered_call_wakes_nobody(table: Any) -> None:
@@ -271,7 +280,7 @@ def test_an_answered_call_wakes_nobody(table: Any) -> None:
     opened(table, call_of(2, budget_s=2.0))
     outputs(table, first)
     assert table.wake_at() == 102.0
-    assert table.expire(now=101.5) == []
+    assert expired(table, 101.5) == []
 
 
 def test_an_id_can_be_used_again_before_its_old_deadline(table: Any) -> None:
@@ -279,8 +288,8 @@ def test_an_id_can_be_used_again_before_its_old_deadline(table: Any) -> None:
     outputs(table, part)
     again = call_of(1, now=100.5)
     opened(table, again)
-    assert table.expire(now=101.25) == []
-    assert table.expire(now=101.5) == [again]
+    assert expired(table, 101.25) == []
+    assert expired(table, 101.5) == [again]
 
 
 @pytest.mark.parametrize("answered", [60, 80, 100])
@@ -291,9 +300,9 @@ def test_many_answered_calls_are_forgotten_also_while_others_expire(answered: in
     parts = [part for call in (*late, *early) for part in opened(table, call)]
     for part in parts[40:]:
         assert outputs(table, part) is not None
-    assert table.expire(now=101.0) == late
+    assert expired(table, 101.0) == late
     assert (len(table), table.wake_at()) == (0, None)
-    assert table.expire(now=1e9) == []
+    assert expired(table, 1e9) == []
 
 
 def calls_kept() -> int:
@@ -378,7 +387,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(by_s=st.sampled_from([0.0, 0.25, 0.5, 2.0, 100.0]))
     def wait(self, by_s: float) -> None:
         self.now += by_s
-        for call in self.table.expire(self.now):
+        for call in expired(self.table, self.now):
             assert call.deadline_s <= self.now
             self._answer(call)
 

@@ -6,16 +6,19 @@ import pytest
 from frontend.core import protocol
 from frontend.core.applications.messages import (
     Ask,
+    ClientGone,
     Failure,
     ModelAnswered,
     ModelFailed,
     Order,
     Park,
     PolicyRaised,
+    QuestionCancelled,
     ReadState,
     Refuse,
     SendAnswer,
     StateRead,
+    Withdraw,
 )
 from frontend.core.protocol import ClientAnswer, Error
 from selection.base import fresh
@@ -284,3 +287,42 @@ def test_an_application_that_is_not_there_or_not_prepared_is_named_by_its_code()
     (refused,) = at.infer()
     assert isinstance(refused, Refuse)
     assert (refused.invalid.code, refused.invalid.status) == ("not_ready", "rejected")
+
+
+# -- clients that wait no longer --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_question_that_its_client_ends_is_answered_and_its_models_are_not_needed_any_more(gone: bool) -> None:
+    at = Core()
+    at.infer(1, now=100.0)
+    at.infer(2, now=100.0)
+    at.read(None, "", 100.0)
+    at.handle(ModelAnswered(1, [scores(1)]), 100.01)
+    orders = at.handle(ClientGone("client") if gone else QuestionCancelled("client", 1), 100.02)
+    told = [order for order in orders if isinstance(order, SendAnswer)]
+    withdrawn = [order.number for order in orders if isinstance(order, Withdraw)]
+    assert [(sent.answer.id, sent.gone) for sent in told] == [(1, gone), (2, gone)][: 1 + gone]
+    assert withdrawn == [2, 3, 4, 5, 6][: 5 if gone else 2]
+    assert all(sent.answer.error == Error("cancelled", "cancelled by its client") for sent in told)
+    assert all((sent.answer.status, sent.answer.decision_id) == ("failed", None) for sent in told)
+    assert len(at.core) == 1 - gone
+    assert at.core.report()["apps"]["app"]["cancelled"] == len(told)
+    assert at.wake(200.0) == [] or not gone
+    assert at.handle(QuestionCancelled("client", 1), 200.0) == at.handle(ClientGone("client"), 200.0) == []
+
+
+def test_a_question_that_waits_for_its_state_can_be_ended_too() -> None:
+    at = Core("exp4")
+    assert asks(at.infer(1, now=100.0)) == []
+    (sent,) = at.handle(QuestionCancelled("client", 1), 100.001)
+    assert isinstance(sent, SendAnswer)
+    assert at.read(None, "", 100.002) == []
+    assert at.wake(200.0) == []
+
+
+def test_what_shadows_say_of_a_question_that_was_ended_is_not_needed_either() -> None:
+    at = Core("single", policy_args={"model": "a", "shadow": ["b"]})
+    numbers = [order.number for order in at.infer(1) if isinstance(order, Ask)]
+    orders = at.handle(QuestionCancelled("client", 1))
+    assert sorted(order.number for order in orders if isinstance(order, Withdraw)) == sorted(numbers)

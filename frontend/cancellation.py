@@ -1,0 +1,64 @@
+"""Requests that end before their time: their clients ended them, or are gone."""
+
+import time
+from collections.abc import Iterable
+
+from frontend.applications import ApplicationsShell
+from frontend.controllers import Controllers
+from frontend.core import protocol
+from frontend.core.applications.messages import ClientGone, QuestionCancelled
+from frontend.core.early import EarlyRequests
+from frontend.core.evaluations import Evaluations, GivenUp
+from frontend.core.requests import CallPart
+from frontend.replies import Replies
+from frontend.transport import ClientId
+from mesh.codes import AnswerStatus, ErrorCode
+
+FAILED, CANCELLED = AnswerStatus.FAILED, ErrorCode.CANCELLED
+
+
+class Cancellation:
+    """Shell. It knows everywhere that a request can be open, and whom to tell that nobody waits for it."""
+
+    def __init__(
+        self,
+        evaluations: Evaluations,
+        early: EarlyRequests,
+        applications: ApplicationsShell,
+        controllers: Controllers,
+        replies: Replies,
+    ) -> None:
+        self._evaluations = evaluations
+        self._early = early
+        self._applications = applications
+        self._controllers = controllers
+        self._replies = replies
+
+    def cancel(self, client: ClientId, request_id: int | str) -> None:
+        """The open request with this id is answered, and what has not begun for it is dropped; or there is none."""
+        given_up = self._evaluations.cancel(client, request_id)
+        if given_up is not None:
+            self._end(given_up, time.monotonic(), gone=False)
+        elif self._early.cancel(client, request_id) is not None:
+            self._replies.refuse(client, protocol.cancelled(request_id))
+        else:
+            self._applications.handle(QuestionCancelled(client, request_id))
+
+    def client_gone(self, client: ClientId) -> None:
+        """Nothing is open on this connection any more. Nobody is answered."""
+        now = time.monotonic()
+        for given_up in self._evaluations.client_gone(client):
+            self._end(given_up, now, gone=True)
+        for early in self._early.client_gone(client):
+            self._replies.refuse(client, protocol.cancelled(early.request.id), gone=True)
+        self._applications.handle(ClientGone(client))
+
+    def drop(self, parts: Iterable[CallPart]) -> None:
+        """Controllers are told which of these parts, whose calls have ended, nobody waits for any more."""
+        for part in parts:
+            if part.controller is not None and part.outputs is None:
+                self._controllers.cancel(part.controller, part.number)
+
+    def _end(self, given_up: GivenUp, now: float, *, gone: bool) -> None:
+        self.drop(given_up.needless)
+        self._replies.error(given_up.call, FAILED, CANCELLED, protocol.CANCELLED, now, gone=gone)
