@@ -169,6 +169,8 @@ class WorkerService:
                     self._pump.load(message, mail.epoch, now=time.monotonic())
                 case wire.Unload():
                     self._pump.unload(message, mail.epoch, now=time.monotonic())
+                case wire.Revoke():
+                    self._pump.revoke(message.action, mail.epoch, now=time.monotonic())
                 case wire.Welcome():
                     self._welcomed(message.controller, mail.epoch)
                 case wire.Frontends():

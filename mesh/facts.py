@@ -182,3 +182,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelState, ...]  # the busiest, at most MODELS_MAX
     models_total: int
     journal: JournalState
+    revoked: int = 0  # INFERs that were taken back before they began, as nobody waited for them any more
+    computed_for_nobody: int = 0  # requests that were executed after they had been given up
+    rows_for_nobody: int = 0  # rows of these

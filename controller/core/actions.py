@@ -55,6 +55,15 @@ class Actions:
         )
         return ToWorker(device.worker, message, frames)
 
+    def revoke(self, device: RemoteDevice) -> list[ToWorker]:
+        """The device is told of each INFER there that nobody waits for any more, once. It ends as any action does."""
+        orders = []
+        for action in device.actions.values():
+            if action.needless and not action.revoked:
+                action.revoked = True
+                orders.append(ToWorker(device.worker, wire.Revoke(action=action.id)))
+        return orders
+
     def load(self, device: RemoteDevice, ref: str, *, expected_s: float, now: float) -> ToWorker:
         """A LOAD goes to the device, which has room for it."""
         action = self._make(LOAD, ref, expected_s, now)

@@ -12,7 +12,7 @@ from controller.core.state import Model, ShardState
 from controller.core.telemetry.totals import Counters
 from controller.core.versions.reasons import Reasons
 from mesh import wire
-from mesh.codes import ActionCode, AnswerStatus, ErrorCode
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 
 REJECTED, DEADLINE, QUEUE_FULL = AnswerStatus.REJECTED, ErrorCode.DEADLINE, ErrorCode.QUEUE_FULL
 QUEUE_FULL_RETRY_S = 0.05  # what a client is told when too many requests wait
@@ -23,6 +23,7 @@ class EarlyRequest:
     """A request that came before any worker that can serve it."""
 
     message: wire.Submit
+    request: Request
     frontend: str
     tensors: Sequence[Any]
     sent_s: float
@@ -40,7 +41,7 @@ class Intake:
     workers_come_until_s: float  # until then requests wait for workers, which may be on their way from our predecessor
     return_allowance_s: float  # part of every deadline kept for the way back to the client
     queue_max: int  # requests waiting; more are refused
-    _early: list[EarlyRequest] = field(default_factory=list)  # oldest first
+    _early: dict[tuple[str, int], EarlyRequest] = field(default_factory=dict)  # {(frontend, number): it}, oldest first
 
     def __len__(self) -> int:
         """Requests that wait for a worker to come."""
@@ -64,7 +65,9 @@ class Intake:
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
             if now < self.workers_come_until_s and len(self._early) < self.queue_max:
-                self._early.append(EarlyRequest(message, frontend, tensors, now - age_s))
+                key = frontend, message.request
+                self.counters.submitted -= key in self._early  # it comes again
+                self._early[key] = EarlyRequest(message, request, frontend, tensors, now - age_s)
                 return []
             return [requests.reject(request, self.reasons.now(message.ref), now)]
         model.popularity.add(now)
@@ -87,19 +90,26 @@ class Intake:
     def submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
         orders: list[Order] = []
-        early, self._early = self._early, []
-        for waiting in early:
+        early, self._early = self._early, {}
+        for key, waiting in early.items():
             model = self.state.models.get(waiting.message.ref)
             if now < self.workers_come_until_s and (model is None or not model.ready):
-                self._early.append(waiting)
+                self._early[key] = waiting
                 continue
             self.counters.submitted -= 1  # `submit` counts it once more
             orders.extend(self.submit(waiting.message, waiting.frontend, waiting.tensors, now - waiting.sent_s, now))
         return orders
 
-    def frontend_lost(self, frontend: str) -> None:
+    def cancel(self, frontend: str, number: int, now: float) -> None:
+        """Nobody waits for this request any more: it is dropped, if it waits for a worker."""
+        waiting = self._early.pop((frontend, number), None)
+        if waiting is not None:
+            self.requests.withdraw(waiting.request, RequestOutcome.CANCELLED, now)
+
+    def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""
-        self._early = [waiting for waiting in self._early if waiting.frontend != frontend]
+        for key in [key for key in self._early if key[0] == frontend]:
+            self.requests.withdraw(self._early.pop(key).request, RequestOutcome.FRONTEND_LOST, now)
 
     def _doubt(self, model: Model, request: Request, now: float) -> bool:
         """Whether some device's estimate, by which the request would be too late, was out of date and is lowered."""

@@ -22,6 +22,7 @@ from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 REJECTED, FAILED, OVERLOAD = AnswerStatus.REJECTED, AnswerStatus.FAILED, ErrorCode.OVERLOAD
 OUTCOMES = {REJECTED: RequestOutcome.REJECTED, FAILED: RequestOutcome.FAILED}
 EXPIRE_EVERY_S = 0.0005  # between two looks for requests that are hopeless
+KEPT_LOOK_S = 0.05  # ... that the policy keeps nevertheless
 UNREADY_S = 0.02  # a request whose model is ready nowhere is refused so long before its deadline
 RETRY_S_MIN = 1e-3
 
@@ -37,6 +38,7 @@ class OpenRequests:
     telemetry: Telemetry
     return_allowance_s: float  # taken off every deadline
     open: dict[tuple[str, int], Request] = field(default_factory=dict)  # {(frontend, number): it}; others only read
+    left_bound: bool = False  # one was given up that is bound to an action, which perhaps nobody waits for now
     _first_hopeless_s: float = math.inf  # no first request of a queue is hopeless before, even if devices are free
     _expire_after_s: float = 0.0  # queues are not looked through again before
 
@@ -93,10 +95,11 @@ class OpenRequests:
         """The outputs of the action's requests were made, and ended at `end_s`."""
         for request in action.requests:
             if request.closed:
+                self.counters.for_nobody(request.rows)
                 continue
             in_time = end_s <= request.deadline_s + self.return_allowance_s
             self.counters.served(in_time)
-            self._close(request, in_time=in_time, now=now)
+            self._close(request, in_time, now)
             self.telemetry.served(request, action, device, result, end_s, in_time)
 
     def fail(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
@@ -106,7 +109,10 @@ class OpenRequests:
                 orders.append(self.refuse(request, FAILED, code, message, now))
 
     def cancel(self, frontend: str, number: int, now: float) -> None:
-        """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
+        """Nobody waits for this request any more: it is dropped, without a word from here.
+
+        One that is bound to an action ends with it; `left_bound` says that an action may be needless now.
+        """
         request = self.open.get((frontend, number))
         if request is not None:
             self._abandon(request, RequestOutcome.CANCELLED, now)
@@ -118,9 +124,13 @@ class OpenRequests:
 
     def _abandon(self, request: Request, outcome: RequestOutcome, now: float) -> None:
         model = self.state.models.get(request.ref)
-        if model is not None:
-            self.state.remove(model, request)
-        self._close(request, in_time=False, now=now)
+        waited = model is not None and self.state.remove(model, request)
+        self.left_bound = self.left_bound or not waited
+        self.withdraw(request, outcome, now)
+
+    def withdraw(self, request: Request, outcome: RequestOutcome, now: float) -> None:
+        """The request, which waits nowhere, has ended without an answer. It counts as lost only if it was late."""
+        self._close(request, None if now <= request.deadline_s else False, now)
         self.telemetry.abandoned(request, outcome, now)
 
     def reject(self, request: Request, reason: Reason, now: float) -> Order:
@@ -139,7 +149,7 @@ class OpenRequests:
         retry_s: float | None = None,
     ) -> Order:
         """The request is rejected or failed (`status`), whether it was admitted or not."""
-        self._close(request, in_time=False, now=now)
+        self._close(request, False, now)
         self.counters.refuse(code)
         self.telemetry.refused(request, OUTCOMES[status], code, now)
         return ToFrontend(
@@ -161,13 +171,16 @@ class OpenRequests:
             text = "given up so that others are in time"
             orders.append(self.refuse(request, REJECTED, OVERLOAD, text, now, retry_s=self._retry_s(model, now)))
 
-    def _close(self, request: Request, *, in_time: bool, now: float) -> None:
-        """The request has ended; it may have been refused at its arrival."""
+    def _close(self, request: Request, in_time: bool | None, now: float) -> None:
+        """The request has ended; it may have been refused at its arrival. `in_time`: None, if that was never seen."""
         if request.closed:
             return
         request.closed = True
         self.open.pop((request.frontend, request.number), None)
-        self.policy.ended(request, in_time, now)
+        if in_time is None:
+            self.policy.withdrawn(request, now)
+        else:
+            self.policy.ended(request, in_time, now)
         if request.admitted:
             model = self.state.models.get(request.ref)
             if model is not None and model.delay is not None:
@@ -192,7 +205,9 @@ class OpenRequests:
                 retry_s = self._retry_s(model, now)
                 orders.append(self.refuse(request, REJECTED, reason.code, reason.message, now, retry_s=retry_s))
             if len(model.queue):
-                first = min(first, self._hopeless_s(model, model.queue.first()))
+                head = model.queue.first()
+                kept = ready and head.deadline_s <= now  # the policy lets it wait though it is late
+                first = min(first, now + KEPT_LOOK_S if kept else self._hopeless_s(model, head))
         self._first_hopeless_s = first
 
     def expire_at(self) -> float:

@@ -94,7 +94,11 @@ class Scheduler:
         return self._intake.submit(message, frontend, tensors, age_s, now)
 
     def cancel(self, frontend: str, number: int, *, now: float) -> None:
-        """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
+        """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here.
+
+        A batch of which nobody waits for any request is taken back by the next `wake`, unless it has begun.
+        """
+        self._intake.cancel(frontend, number, now)
         self._requests.cancel(frontend, number, now)
 
     # -- events: peers ------------------------------------------------------------------------------------------------
@@ -106,7 +110,7 @@ class Scheduler:
     def frontend_lost(self, frontend: str, *, now: float) -> None:
         """A frontend is gone, and so is everybody who waited there."""
         self.reporting.frontend_lost(frontend)
-        self._intake.frontend_lost(frontend)
+        self._intake.frontend_lost(frontend, now)
         self._requests.frontend_lost(frontend, now)
 
     def worker_joined(self, hello: wire.WorkerHello, *, now: float) -> list[Order]:
@@ -177,6 +181,10 @@ class Scheduler:
         orders: list[Order] = []
         if len(self._intake) and now >= self._intake.workers_come_until_s:
             orders.extend(self._intake.submit_early(now))
+        if self._requests.left_bound:
+            self._requests.left_bound = False
+            for device in self.state.devices.values():
+                orders.extend(self._actions.revoke(device))
         if self.state.waiting:
             self._requests.expire(now, self._reach_s, orders)
         for device in self.state.devices.values():

@@ -106,6 +106,9 @@ class SimWorker:
             case wire.Infer() | wire.Load() | wire.Unload():
                 self.pump.take(message, epoch, now=self._now_s())
                 self._arm()
+            case wire.Revoke():
+                self.pump.revoke(message.action, epoch, now=self._now_s())
+                self._arm()
             case wire.Prepare():
                 self.versions.prepare(message.ref, message.content)
             case wire.Forget():

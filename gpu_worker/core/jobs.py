@@ -43,12 +43,14 @@ class Job:
     action: wire.Load | wire.Infer
     received_s: float
     order: int  # in which the lanes took it
+    epoch: int = 0  # of the controller that ordered it
     tensors: Sequence[Sequence[bytes | memoryview]] = ()  # an INFER's inputs: per part, in the order of the spec
     phase: Phase | None = None  # the device executes it now; None: the job waits
     input: Done | None = None
     exec: Done | None = None  # of a LOAD: the copy
     pages: tuple[int, ...] = ()  # where the weights are
     holding: Holding | None = None  # while EXEC reads them
+    revoked: bool = False  # nobody waits for it: it ends when the phase that runs has ended
     slot: Any = None  # belongs to the device: where the inputs lie
     output_row_bytes: tuple[int, ...] = ()  # bytes of one row of each output, as the model's spec promises
     outputs: list[memoryview] = field(default_factory=list)  # written by the device: one tensor per output, all rows

@@ -5,6 +5,7 @@ inside its window, from `earliest_s` to `latest_s`, or not at all, and ends in e
 
     LOAD    starts inside its window, and takes its pages then.
     UNLOAD  happens at once. Pages that an EXEC still reads become free when that EXEC ends.
+    REVOKE  ends an INFER whose EXEC has not begun. One that has begun goes on.
     INFER   INPUT starts up to INPUT_AHEAD_S before the window opens. EXEC starts inside the window, after INPUT has
             ended and a LOAD of the weights, if one is on its way, has ended. OUTPUT follows at once.
 
@@ -84,8 +85,8 @@ class Lanes:
         """A LOAD was ordered; it waits for its window, starts, or is refused."""
         if self._halted:
             return []
-        job = self._job(action, now)
-        code = self._refuse(job, epoch)
+        job = self._job(action, epoch, now)
+        code = self._refuse(job)
         if code is None and (self.table.holds(action.ref) or any(j.action.ref == action.ref for j in self._loads)):
             code = ActionCode.ALREADY_LOADED
         if code is not None:
@@ -110,9 +111,9 @@ class Lanes:
         """An INFER was ordered. `tensors`: the inputs of each part, in the order of the model's spec."""
         if self._halted:
             return []
-        job = self._job(action, now)
+        job = self._job(action, epoch, now)
         job.tensors = tensors
-        code = self._refuse(job, epoch) or self._refuse_batch(action)
+        code = self._refuse(job) or self._refuse_batch(action)
         if code is None and not self._weights_coming(action.ref):
             code = ActionCode.WEIGHTS_MISSING
         if code is not None:
@@ -120,6 +121,20 @@ class Lanes:
         job.output_row_bytes = self.servables[action.ref].output_row_bytes
         _insert(self._infers, job)
         return self._advance(now)
+
+    def revoke(self, action: int, epoch: int, *, now: float) -> list[Effect]:
+        """Nobody waits for this INFER: it ends as revoked, at once or with its INPUT, unless its EXEC has begun.
+
+        Then, as when it has ended or never came, nothing happens: its own report says all.
+        """
+        for job in self._infers:
+            if job.action.action == action and job.epoch == epoch:
+                if job.phase is not None:
+                    job.revoked = True
+                    return []
+                self._infers.remove(job)
+                return [self._failed(job, ActionCode.REVOKED), *self._advance(now)]
+        return []
 
     def finished(self, phase: Phase, job: Job, done: Done, *, now: float) -> list[Effect]:
         """The device has ended a phase that a StartPhase told it to start."""
@@ -137,6 +152,9 @@ class Lanes:
             if phase is Phase.INPUT:
                 self._infers.remove(job)
             effects.append(self._failed(job, done.code, done.message))
+        elif job.revoked:
+            self._infers.remove(job)
+            effects.append(self._failed(job, ActionCode.REVOKED))
         elif phase is Phase.INPUT:
             job.input = done
         elif phase is Phase.EXEC:
@@ -245,8 +263,8 @@ class Lanes:
     def _weights_coming(self, ref: str) -> bool:
         return self.table.is_loaded(ref) or any(job.action.ref == ref for job in self._loads)
 
-    def _refuse(self, job: Job, epoch: int) -> ActionCode | None:
-        if epoch < self.epoch:
+    def _refuse(self, job: Job) -> ActionCode | None:
+        if job.epoch < self.epoch:
             return ActionCode.STALE_EPOCH
         ref = job.action.ref
         if ref not in self.servables:
@@ -268,9 +286,9 @@ class Lanes:
             return ActionCode.BAD_BATCH
         return None
 
-    def _job(self, action: wire.Load | wire.Infer, now: float) -> Job:
+    def _job(self, action: wire.Load | wire.Infer, epoch: int, now: float) -> Job:
         self._orders += 1
-        return Job(action, now, self._orders)
+        return Job(action, now, self._orders, epoch)
 
     def _start(self, phase: Phase, job: Job) -> StartPhase:
         self._busy[phase] += 1
@@ -302,6 +320,7 @@ class Lanes:
             keys = [(job.action.earliest_s, job.order) for job in jobs]
             assert keys == sorted(keys)
         assert all(job.phase in (None, Phase.INPUT) for job in self._infers)
+        assert all(job.phase is Phase.INPUT for job in self._infers if job.revoked)
         assert all(job.phase in (None, Phase.LOAD) for job in self._loads)
 
 

@@ -59,6 +59,10 @@ class Pump:
         """An INFER was ordered. `tensors`: the inputs of each part, in the order of the model's spec."""
         self._run(self.lanes.infer(action, epoch, now=now, tensors=tensors))
 
+    def revoke(self, action: int, epoch: int, *, now: float) -> None:
+        """Nobody waits for this INFER any more: it ends, unless its EXEC has begun."""
+        self._run(self.lanes.revoke(action, epoch, now=now))
+
     def load(self, action: wire.Load, epoch: int, *, now: float) -> None:
         """A LOAD was ordered."""
         self._run(self.lanes.load(action, epoch, now=now))

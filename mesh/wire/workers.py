@@ -114,6 +114,12 @@ class Infer(Message, frozen=True, kw_only=True, tag="infer"):
     cold_s: float = 0.0  # added to that limit while no batch has succeeded in the process of the container's code
 
 
+class Revoke(Message, frozen=True, kw_only=True, tag="revoke"):
+    """Controller -> worker: nobody waits for this INFER any more. If its EXEC has not begun, it ends as `revoked`."""
+
+    action: int
+
+
 class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
     """Worker -> controller: the outcome of an action. Instants in the worker's clock, None if not reached."""
 
@@ -133,5 +139,5 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
 
 
 FromControllerToWorker = (
-    Welcome | Frontends | Prepare | Forget | Load | Unload | Infer | Heartbeat | Introduce | Goodbye
+    Welcome | Frontends | Prepare | Forget | Load | Unload | Infer | Revoke | Heartbeat | Introduce | Goodbye
 )

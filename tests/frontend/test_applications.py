@@ -57,6 +57,7 @@ async def test_all_members_are_asked_and_their_majority_is_answered_with_its_con
         (app,) = await at.client.apps()
         assert app["counts"] == {
             "asked": 1, "answered": 1, "defaults": {}, "refused": 0, "partial": 0, "disagreed": 1, "feedback": 0,
+            "cancelled": 0,
         }  # fmt: skip
         assert sum(app["weights"].values()) == pytest.approx(1.0)
 

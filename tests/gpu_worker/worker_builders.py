@@ -102,6 +102,10 @@ class Device:
         done = Done(now - 0.001, now, 0.001, code, message)
         return self._noted(self.lanes.finished(phase, job, done, now=now))
 
+    def revoke(self, action: int, *, now: float, epoch: int = EPOCH) -> list[str]:
+        """The controller takes an INFER back. Returns the effects."""
+        return self._noted(self.lanes.revoke(action, epoch, now=now))
+
     def wake(self, now: float) -> list[str]:
         """Time has passed until `now`. Returns the effects."""
         return self._noted(self.lanes.wake(now=now))

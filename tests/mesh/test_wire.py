@@ -161,6 +161,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         overdue_s=4.5,
         cold_s=1.5,
     ),
+    wire.Revoke(action=1),
     wire.ActionResult(
         action=1,
         kind="infer",

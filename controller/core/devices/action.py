@@ -27,7 +27,13 @@ class Action:
     latest_s: float = 0.0
     hangs_s: float = 0.0  # if EXEC has not ended by then, the worker takes its code for hanging; 0: no such limit
     cold_s: float = 0.0  # added to `hangs_s` for the first batch of a process
+    revoked: bool = False  # its worker was told that nobody waits for it
     place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
+
+    @property
+    def needless(self) -> bool:
+        """Whether it is an INFER for clients, and none of them waits for it any more."""
+        return bool(self.requests) and all(request.closed for request in self.requests)
 
     @property
     def usual_overdue_s(self) -> float:

@@ -94,7 +94,10 @@ class SchedulingPolicy(Protocol):
         """A batch was executed and its outputs are on their way."""
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
-        """The request has ended: in time, or else too late, refused or cancelled."""
+        """The request has ended: in time, or else too late or refused."""
+
+    def withdrawn(self, request: Request, now: float) -> None:
+        """The request has ended, because its client gave it up while it could have been in time: it shows nothing."""
 
     def wake_at(self, now: float) -> float | None:
         """When a decision is due that no event will cause; None: there is no such time."""

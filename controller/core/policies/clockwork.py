@@ -77,6 +77,13 @@ class Clockwork(SchedulingPolicy):
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
         """The request's demand counts no longer."""
+        self._forget(request)
+
+    def withdrawn(self, request: Request, now: float) -> None:
+        """The request's demand counts no longer."""
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
         demand = self._demands.pop(id(request), None)
         if demand is not None:
             instance = self._instances[request.ref]

@@ -58,6 +58,9 @@ def snapshot(
         models=tuple(_model(model, telemetry.models.get(model.ref) or ModelTotals(), now) for model in busiest),
         models_total=len(state.models),
         journal=journal,
+        revoked=counters.revoked,
+        computed_for_nobody=counters.computed_for_nobody,
+        rows_for_nobody=counters.rows_for_nobody,
     )
 
 

@@ -15,7 +15,7 @@ from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
 from mesh.facts import ActionFact, Fact, RequestFact, Spread
 
-LOAD, OK, WORKER_LOST = ActionKind.LOAD, ActionCode.OK, ActionCode.WORKER_LOST
+LOAD, OK, REVOKED, WORKER_LOST = ActionKind.LOAD, ActionCode.OK, ActionCode.REVOKED, ActionCode.WORKER_LOST
 IN_TIME, LATE = RequestOutcome.IN_TIME, RequestOutcome.LATE
 RING = 1024  # latest values that quantiles are taken of: p99 is the tenth largest
 
@@ -37,6 +37,9 @@ class Counters:
     loads: int = 0
     unloads: int = 0
     failed_actions: dict[str, int] = field(default_factory=dict)  # {code: count}
+    revoked: int = 0  # INFERs that were taken back before they began
+    computed_for_nobody: int = 0  # requests that were executed after they had been given up
+    rows_for_nobody: int = 0  # rows of these
 
     def served(self, in_time: bool) -> None:
         """A request was answered."""
@@ -45,12 +48,20 @@ class Counters:
         else:
             self.late += 1
 
+    def for_nobody(self, rows: int) -> None:
+        """A request of so many rows was executed that had been given up before."""
+        self.computed_for_nobody += 1
+        self.rows_for_nobody += rows
+
     def refuse(self, code: str) -> None:
         """A request was refused with this code."""
         self.refused[code] = self.refused.get(code, 0) + 1
 
     def failed(self, code: str) -> None:
-        """An action ended with this code, which is not OK."""
+        """An action ended with this code, which is not OK. One that was revoked has not failed."""
+        if code == REVOKED:
+            self.revoked += 1
+            return
         self.failed_actions[code] = self.failed_actions.get(code, 0) + 1
 
 
@@ -189,7 +200,7 @@ class Telemetry:
             totals = self.devices[device.worker] = DeviceTotals()
         duration_s = result.duration_s
         if result.code != OK:
-            totals.failed += 1
+            totals.failed += result.code != REVOKED
         elif duration_s is not None:
             error = abs(duration_s - action.expected_s) / duration_s if duration_s > 0 else 0.0
             if action.kind is LOAD:

@@ -80,6 +80,10 @@ class Clairvoyant:
         """Passed on to the inner policy."""
         self.inner.ended(request, in_time, now)
 
+    def withdrawn(self, request: Request, now: float) -> None:
+        """Passed on to the inner policy."""
+        self.inner.withdrawn(request, now)
+
     def wake_at(self, now: float) -> float | None:
         """The inner policy's instant."""
         return self.inner.wake_at(now)

@@ -101,6 +101,8 @@ def _say(order: Order) -> str:
     if isinstance(message, wire.Infer):
         parts = " ".join(f"{part.frontend}/{part.request}" for part in message.parts) or "measuring"
         return f"{order.worker}: infer #{message.action} {message.ref} x{message.batch} {parts}"
+    if isinstance(message, wire.Revoke):
+        return f"{order.worker}: revoke #{message.action}"
     if isinstance(message, wire.Load | wire.Unload):
         return f"{order.worker}: {type(message).__name__.lower()} #{message.action} {message.ref}"
     assert isinstance(message, wire.Prepare | wire.Forget)
