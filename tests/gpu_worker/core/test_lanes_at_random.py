@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpu_worker.core.jobs import Done, Effect, Job, Phase, Servable, StartPhase
+from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
@@ -53,6 +53,13 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(ref=st.sampled_from(REFS))
     def unload(self, ref: str) -> None:
         self._take(self.lanes.unload(unload(self._number(), ref), self.epoch, now=self.now))
+
+    @rule(back=st.integers(0, 3), epoch=st.sampled_from([0, 0, 0, 1]))
+    def revoke(self, back: int, epoch: int) -> None:
+        begun = {job.action.action for phase, job in self.running if phase is not Phase.INPUT}
+        effects = self.lanes.revoke(self.count - back, self.epoch - epoch, now=self.now)
+        assert all(not isinstance(effect, Report) or effect.result.action not in begun for effect in effects)
+        self._take(effects)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), code=st.sampled_from([ActionCode.OK, ActionCode.OK, ActionCode.OK, ActionCode.DEVICE_ERROR]))

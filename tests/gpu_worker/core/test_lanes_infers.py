@@ -6,7 +6,7 @@ from gpu_worker.core.jobs import Done, Phase, Servable
 from gpu_worker.core.lanes import INPUT_AHEAD_S
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
-from tests.gpu_worker.worker_builders import ONE_AT_A_TIME, TWO, Device, infer, load, unload
+from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, TWO, Device, infer, load, unload
 
 # -- INFER ------------------------------------------------------------------------------------------------------------
 
@@ -226,3 +226,58 @@ def test_an_infer_of_one_model_does_not_wait_for_the_load_of_another() -> None:
     device.end(Phase.INPUT, 2, now=10.1)
     device.order(infer(3, "m:1"), now=10.1)
     assert device.end(Phase.INPUT, 3, now=10.2) == ["start exec #3"]
+
+
+# -- revoked ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_infer_that_waits_for_its_window_ends_at_once_when_it_is_revoked() -> None:
+    device = Device().loaded()
+    device.order(infer(1, earliest_s=20.0), now=10.0)
+    assert device.revoke(1, now=10.1) == ["infer #1 revoked, 2 free"]
+    assert device.lanes.idle
+    assert device.revoke(1, now=10.2) == []
+
+
+def test_one_that_waits_for_its_weights_or_for_the_lane_ends_at_once_too_and_the_next_one_goes_on() -> None:
+    device = Device().loaded().executing(1, now=10.0)
+    for number in (2, 3):
+        device.order(infer(number), now=10.0)
+        device.end(Phase.INPUT, number, now=10.0)
+    assert device.revoke(2, now=10.1) == ["infer #2 revoked, 2 free"]
+    assert device.end(Phase.EXEC, 1, now=10.2) == ["start output #1", "start exec #3"]
+    device = Device("m:1", "n:1")
+    assert device.order(load(1), now=10.0) == ["start load #1"]
+    device.order(infer(2), now=10.0)
+    device.end(Phase.INPUT, 2, now=10.0)
+    assert device.revoke(2, now=10.1) == ["infer #2 revoked, 2 free"]
+    assert device.end(Phase.LOAD, 1, now=10.2) == ["load #1 ok, 2 free"]
+
+
+@pytest.mark.parametrize("code", [ActionCode.OK, ActionCode.BAD_INPUT])
+def test_one_whose_input_runs_ends_with_it_as_revoked_or_as_what_went_wrong(code: ActionCode) -> None:
+    device = Device().loaded()
+    device.order(infer(1), now=10.0)
+    device.order(infer(2), now=10.0)
+    assert device.revoke(1, now=10.1) == []
+    ended = "revoked" if code == ActionCode.OK else "bad_input"
+    assert device.end(Phase.INPUT, 1, now=10.2, code=code) == [f"infer #1 {ended}, 2 free", "start input #2"]
+
+
+@pytest.mark.parametrize("phase", [Phase.EXEC, Phase.OUTPUT])
+def test_one_that_has_begun_goes_on(phase: Phase) -> None:
+    device = Device().loaded().executing(1, now=10.0)
+    if phase is Phase.OUTPUT:
+        device.end(Phase.EXEC, 1, now=10.1)
+    assert device.revoke(1, now=10.1) == []
+    if phase is Phase.EXEC:
+        device.end(Phase.EXEC, 1, now=10.2)
+    assert device.end(Phase.OUTPUT, 1, now=10.3) == ["infer #1 ok, 2 free"]
+
+
+@pytest.mark.parametrize("epoch", [EPOCH - 1, EPOCH + 1])
+def test_an_action_of_another_controller_with_the_same_number_is_not_revoked(epoch: int) -> None:
+    device = Device().loaded()
+    device.order(infer(1, earliest_s=20.0), now=10.0)
+    assert device.revoke(1, now=10.1, epoch=epoch) == []
+    assert device.revoke(1, now=10.1) == ["infer #1 revoked, 2 free"]

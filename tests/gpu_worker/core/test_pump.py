@@ -73,6 +73,16 @@ def test_phases_that_are_over_at_once_lead_to_the_next_ones_in_the_same_call() -
     assert at.end(Phase.EXEC, 1) == ["begin output #1", "infer #1 ok", "release #1"]
 
 
+def test_a_job_that_is_revoked_is_reported_and_holds_nothing_any_more() -> None:
+    at = loaded("m:1")
+    at.take(infer(1))
+    at.take(infer(2))
+    at.pump.revoke(1, EPOCH, now=1.0)
+    assert at.heard() == []
+    at.pump.revoke(2, EPOCH, now=1.0)
+    assert at.heard() == ["infer #2 revoked", "release #2"]
+
+
 def test_a_job_is_reported_and_then_released_before_another_one_begins() -> None:
     at = loaded("m:1")
     at.take(infer(1))
