@@ -8,6 +8,9 @@ An answer other than ok is raised: `Rejected` (refused before any work, with `re
 `Invalid`; a closed client raises `Disconnected`. A connection that breaks is made again, and unanswered requests are
 sent again, through any frontend that is reachable, with what is left of their budgets. Requests wait in the client
 while no frontend is reachable; beyond 100,000 they are `Rejected` at once, with code `client_full`.
+
+A request that is given up is cancelled: the mesh drops what it has not begun of it. That is so after `timeout_s`, when
+Ctrl-C interrupts a `Client` that waits, and when the task that awaits an `AsyncClient` is cancelled.
 """
 
 import asyncio
@@ -27,8 +30,10 @@ from .connection import (
     closed,
     definition_of,
     feedback_fields,
+    gave_up,
     no_answer,
     options_of,
+    time_left,
 )
 from .conversation import (
     Disconnected,
@@ -77,43 +82,69 @@ class Client:
         *,
         app: str | None = None,
         slo_ms: float | None = None,
+        timeout_s: float | None = None,
         **options: Any,
     ) -> Prediction:
         """The answer of a model, or of the application `app`, to `x`: [rows, ...] or one row, or {name: array}.
 
-        `slo_ms`: budget from receipt to answer; None: the model's or application's own. `options`: context, cache,
-        weight, version. Raises: RequestError, one of its subclasses.
+        `slo_ms`: budget from receipt to answer; None: the model's or application's own. `timeout_s`: it is given up
+        after so long, with code `no_answer`; None: a second after its budget. `options`: context, cache, weight,
+        version. Raises: RequestError, one of its subclasses.
         """
         target, x = target_of(model, x, app)
-        (outcome,) = self._infer_all([(target, x)], slo_ms, options)
+        (outcome,) = self._infer_all([(target, x)], slo_ms, timeout_s, options)
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome
 
     def infer_many(
-        self, requests: Iterable[tuple[str, Inputs]], *, slo_ms: float | None = None, **options: Any
+        self,
+        requests: Iterable[tuple[str, Inputs]],
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
     ) -> list[Prediction | RequestError]:
         """Sends all requests at once. Returns their outcomes in the same order; an error is returned, not raised."""
-        return self._infer_all([(RequestTarget(model), x) for model, x in requests], slo_ms, options)
+        return self._infer_all([(RequestTarget(model), x) for model, x in requests], slo_ms, timeout_s, options)
 
     def _infer_all(
-        self, requests: Sequence[tuple[RequestTarget, Inputs]], slo_ms: float | None, options: Mapping[str, Any]
+        self,
+        requests: Sequence[tuple[RequestTarget, Inputs]],
+        slo_ms: float | None,
+        timeout_s: float | None,
+        options: Mapping[str, Any],
     ) -> list[Prediction | RequestError]:
         connection = self._connection
-        flights = []
-        for target, x in requests:
-            if not connection.talk.spec(target):
-                self.apps() if target.app else self.models()
-            call = connection.talk.next_id()
-            message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
-            flight = connection.request(message, frames, budget_of(connection, target, slo_ms))
-            try:
-                connection.ask(flight)
-            except RequestError as error:
-                flight.result = error
-            flights.append(flight)
-        self._wait(flights)
+        began_s = time.monotonic()
+        flights: list[PendingRequest] = []
+        try:
+            for target, x in requests:
+                if not connection.talk.spec(target):
+                    self._learn(target, time_left(timeout_s, began_s))
+                call = connection.talk.next_id()
+                message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
+                budget_s = budget_of(connection, target, slo_ms)
+                flight = connection.request(message, frames, budget_s, time_left(timeout_s, began_s))
+                try:
+                    connection.ask(flight)
+                except RequestError as error:
+                    flight.result = error
+                flights.append(flight)
+            self._wait(flights)
+        except BaseException:  # nobody gets the outcomes of those that are on their way
+            for flight in flights:
+                connection.cancel(flight)
+            raise
         return [flight.result for flight in flights]
+
+    def _learn(self, target: RequestTarget, timeout_s: float | None) -> None:
+        """Asks what there is, for so long or for the usual time. Raises: RequestError."""
+        wait_s = CALL_TIMEOUT_S if timeout_s is None else min(timeout_s, CALL_TIMEOUT_S)
+        if target.app:
+            self._connection.talk.learn_apps(self.call("apps", timeout_s=wait_s, context=None))
+        else:
+            self._connection.talk.learn(self.call("models", timeout_s=wait_s))
 
     def feedback(
         self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
@@ -167,14 +198,14 @@ class Client:
         while left:
             now = time.monotonic()
             for flight in connection.expired(now):
-                flight.result = no_answer()
+                flight.result = no_answer(flight)
                 left.discard(id(flight))
             if not left:
                 return
             first_s = min(flight.deadline_s for flight in connection.flights.values())
             for socket in connection.sockets:
                 self._poller.register(
-                    socket.sock, zmq.POLLIN | zmq.POLLOUT if connection.waits and socket.up else zmq.POLLIN
+                    socket.sock, zmq.POLLIN | zmq.POLLOUT if socket.up and connection.waits(socket) else zmq.POLLIN
                 )
             ready = dict(self._poller.poll(max(1, int((first_s - now) * 1e3) + 1)))
             watched = connection.watch() if any(socket.monitor in ready for socket in connection.sockets) else ()
@@ -232,13 +263,22 @@ class AsyncClient:
         *,
         app: str | None = None,
         slo_ms: float | None = None,
+        timeout_s: float | None = None,
         **options: Any,
     ) -> Prediction:
-        """The answer to `x`; arguments and errors as in `Client.infer`. Cancel-safe: a later answer is dropped."""
+        """The answer to `x`; arguments and errors as in `Client.infer`.
+
+        Cancel-safe: the mesh is told that nobody waits for the answer, and a later one is dropped.
+        """
         target, x = target_of(model, x, app)
+        began_s = time.monotonic()
         if not self._connection.talk.spec(target):
-            await (self.apps() if target.app else self._learn())
-        outcome = await self._submit(target, x, slo_ms, options)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await (self.apps() if target.app else self._learn())
+            except TimeoutError:
+                raise gave_up(timeout_s) from None
+        outcome = await self._submit(target, x, slo_ms, time_left(timeout_s, began_s), options)
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome
@@ -250,19 +290,36 @@ class AsyncClient:
         *,
         app: str | None = None,
         slo_ms: float | None = None,
+        timeout_s: float | None = None,
         **options: Any,
     ) -> "asyncio.Future[Prediction | RequestError]":
-        """Sends the request now. The future's result is the outcome, also if it is an error. Await `models` before."""
+        """Sends the request now. The future's result is the outcome, also if it is an error. Await `models` before.
+
+        Who cancels the future, cancels the request.
+        """
         target, x = target_of(model, x, app)
-        return self._submit(target, x, slo_ms, options)
+        return self._submit(target, x, slo_ms, timeout_s, options)
 
     def _submit(
-        self, target: RequestTarget, x: Inputs, slo_ms: float | None, options: Mapping[str, Any]
+        self,
+        target: RequestTarget,
+        x: Inputs,
+        slo_ms: float | None,
+        timeout_s: float | None,
+        options: Mapping[str, Any],
     ) -> "asyncio.Future[Prediction | RequestError]":
         connection = self._connection
         call = connection.talk.next_id()
         message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
-        return self._ask(connection.request(message, frames, budget_of(connection, target, slo_ms)))
+        flight = connection.request(message, frames, budget_of(connection, target, slo_ms), timeout_s)
+        future = self._ask(flight)
+        future.add_done_callback(lambda future: self._given_up(flight) if future.cancelled() else None)
+        return future
+
+    def _given_up(self, flight: PendingRequest) -> None:
+        """Nobody waits for this request any more."""
+        self._connection.cancel(flight)
+        self._check_soon()
 
     async def feedback(
         self, decision_id: str, *, label: Any = None, loss: float | None = None, context: str | None = None
@@ -370,5 +427,5 @@ class AsyncClient:
     def _ring(self) -> None:
         self._timer = None
         for flight in self._connection.expired(time.monotonic()):
-            self._resolve(flight, no_answer())
+            self._resolve(flight, no_answer(flight))
         self._arm()

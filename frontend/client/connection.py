@@ -7,6 +7,7 @@ leave through the first connection that is up.
 import asyncio
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,10 @@ from .conversation import (
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 GRACE_S = 1.0  # a request without an answer is given up so long after its deadline; the frontend promises 20 ms
 CALL_TIMEOUT_S = 10.0
+INFER = "infer"
 BUDGET_S_MAX = 1e6  # longest budget that is waited for
 UNSENT_MAX = 100_000  # requests that may wait here
+CANCELS_MAX = 100_000  # that may wait for room on one connection; what exceeds them ends with its budget
 SENDING_MAX = 1_000  # requests queued in ZeroMQ per connection; their budgets no longer shrink
 FULL_RETRY_MS = 100.0
 EVENT = struct.Struct("=H")  # of a monitor's message: the event
@@ -49,6 +52,7 @@ class PendingRequest:
     budget_s: float | None  # as requested, or the target's own; None: not known
     asked_s: float
     socket: "FrontendSocket | None" = None  # on which it was sent
+    timeout_s: float | None = None  # after this its caller gives it up; None: a grace after its budget, or call's time
     late: bool = False  # it is sent later than it was asked, with what is left of its budget
     again: bool = False  # sent more than once
     future: "asyncio.Future[Any] | None" = None
@@ -64,6 +68,7 @@ class FrontendSocket:
     def __init__(self, context: "zmq.Context[Any]", address: str, keys: tuple[bytes, bytes, bytes] | None) -> None:
         self.address = address
         self.up = False
+        self.cancels: deque[int] = deque()  # ids of requests sent here that nobody waits for; they wait for room
         self._known = False  # it was up, and its loss has not been reported since
         self.sock: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.sock.setsockopt(zmq.LINGER, 0)
@@ -98,6 +103,7 @@ class FrontendSocket:
 
     def forget(self) -> None:
         """Drops messages that were not sent on the lost connection, so that the next one does not send them."""
+        self.cancels.clear()
         self.sock.disconnect(self._endpoint)
         self._connect()
 
@@ -108,6 +114,19 @@ class FrontendSocket:
         except zmq.Again:
             return False
         return True
+
+    def cancel(self, call: int) -> None:
+        """The frontend is told that nobody waits for this request, now or when there is room."""
+        if len(self.cancels) < CANCELS_MAX:
+            self.cancels.append(call)
+            self.send_cancels()
+
+    def send_cancels(self) -> bool:
+        """Sends the cancels that there is room for. Returns whether there was any."""
+        waited = len(self.cancels)
+        while self.cancels and self.send([packed({"op": "cancel", "id": self.cancels[0]})]):
+            self.cancels.popleft()
+        return len(self.cancels) < waited
 
     @property
     def is_ready(self) -> bool:
@@ -156,11 +175,24 @@ class Connection:
         )
         return Rejected(error_answer(AnswerStatus.REJECTED, ErrorCode.CLIENT_FULL, text, retry_after_ms=FULL_RETRY_MS))
 
+    def cancel(self, flight: PendingRequest) -> None:
+        """Nobody waits for the request any more: it is forgotten, and the frontend that has it is told."""
+        call = flight.message["id"]
+        if self.flights.get(call) is not flight:
+            return
+        del self.flights[call]
+        self._unsent.pop(call, None)
+        socket = flight.socket
+        if socket is None or flight.message["op"] != INFER or self.closed:
+            return  # only an infer is work that can be spared
+        socket.cancel(call)
+
     def ask_waiting(self) -> bool:
-        """Sends waiting requests while there is room, with what is left of their budgets.
+        """Sends waiting requests while there is room, with what is left of their budgets; before them, cancels.
 
         Returns whether any was sent.
         """
+        freed = [socket.send_cancels() for socket in self.sockets if socket.cancels]
         sent = []
         for call, flight in self._unsent.items():
             if call in self.flights and not self._send(flight):
@@ -168,20 +200,19 @@ class Connection:
             sent.append(call)
         for call in sent:
             del self._unsent[call]
-        return bool(sent)
+        return bool(sent) or any(freed)
 
-    @property
-    def waits(self) -> bool:
-        """Whether requests wait for a connection, or for room on one."""
-        return bool(self._unsent)
+    def waits(self, socket: FrontendSocket) -> bool:
+        """Whether requests wait for a connection, or for room on one, or cancels for room on this one."""
+        return bool(self._unsent or socket.cancels)
 
     @property
     def can_go_on(self) -> bool:
-        """Whether requests wait, and something can be read or sent now.
+        """Whether something waits, and can be sent now, or something can be read.
 
         The attempt to send may have consumed the edge of the FD that announced it.
         """
-        return self.waits and any(socket.is_ready for socket in self.sockets)
+        return any(self.waits(socket) and socket.is_ready for socket in self.sockets)
 
     def _send(self, flight: PendingRequest) -> bool:
         """Sends the request, or drops it if its budget is used up. Returns False if no connection has room for it."""
@@ -242,11 +273,21 @@ class Connection:
             del self.flights[header["id"]]
             yield flight, outcome
 
-    def request(self, message: dict[str, Any], frames: list[Any], budget_s: float | None) -> PendingRequest:
-        """A new infer request for a model or an application, ready for `ask`."""
+    def request(
+        self, message: dict[str, Any], frames: list[Any], budget_s: float | None, timeout_s: float | None = None
+    ) -> PendingRequest:
+        """A new infer request for a model or an application, ready for `ask`.
+
+        It is given up after `timeout_s`, or a grace after its budget, whichever comes first.
+        """
         now = time.monotonic()
-        wait_s = CALL_TIMEOUT_S if budget_s is None else budget_s
-        return PendingRequest(message, packed(message), frames, now + wait_s + GRACE_S, budget_s, now)
+        wait_s = (CALL_TIMEOUT_S if budget_s is None else budget_s) + GRACE_S
+        if timeout_s is not None and timeout_s >= wait_s:
+            timeout_s = None
+        return PendingRequest(
+            message, packed(message), frames, now + (wait_s if timeout_s is None else timeout_s), budget_s, now,
+            timeout_s=timeout_s,
+        )  # fmt: skip
 
     def call(self, message: dict[str, Any], timeout_s: float) -> PendingRequest:
         """A new request of any other kind, ready for `ask`."""
@@ -255,10 +296,10 @@ class Connection:
 
     def expired(self, now: float) -> list[PendingRequest]:
         """Gives up and returns the requests whose time is over without an answer."""
-        late = [call for call, flight in self.flights.items() if flight.deadline_s <= now]
-        for call in late:
-            self._unsent.pop(call, None)
-        return [self.flights.pop(call) for call in late]
+        late = [flight for flight in self.flights.values() if flight.deadline_s <= now]
+        for flight in late:
+            self.cancel(flight)
+        return late
 
     def close(self) -> None:
         """Closes all sockets; nothing is sent or read any more."""
@@ -274,9 +315,23 @@ def closed() -> Disconnected:
     return Disconnected(error_answer(AnswerStatus.FAILED, ErrorCode.CLOSED, "the client was closed"))
 
 
-def no_answer() -> TimedOut:
+def no_answer(flight: PendingRequest) -> TimedOut:
+    """The outcome of a request that was given up."""
+    if flight.timeout_s is not None:
+        return gave_up(flight.timeout_s)
     text = "no answer came; is a frontend running at this address?"
     return TimedOut(error_answer(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
+
+
+def gave_up(timeout_s: float | None) -> TimedOut:
+    """The outcome of a request that was given up after the time that its caller gave it."""
+    text = f"no answer came within {timeout_s or 0.0:.3g} s (timeout_s), and the request was given up"
+    return TimedOut(error_answer(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
+
+
+def time_left(timeout_s: float | None, began_s: float) -> float | None:
+    """What is left of this time, which began then; None: there is no limit."""
+    return None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began_s))
 
 
 def budget_of(connection: Connection, target: RequestTarget, slo_ms: float | None) -> float | None:

@@ -93,6 +93,8 @@ def usual(asked: Asked) -> Any:
         return [models(asked)]
     if asked.message["op"] == "infer":
         return [ok(asked)]
+    if asked.message["op"] == "cancel":
+        return []
     return [({"id": asked.id, "status": "ok", "pong": True}, [])]
 
 
