@@ -48,7 +48,9 @@ async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
     try:
         async with Pool(settings) as pool:
             gateway = Gateway(settings, pool, watch)
-            runner = web.AppRunner(gateway.application(), shutdown_timeout=settings.drain_s)
+            runner = web.AppRunner(  # a client that closes its connection cancels its request
+                gateway.application(), shutdown_timeout=settings.drain_s, handler_cancellation=True
+            )
             await runner.setup()
             try:
                 listener = await _listen(runner, settings)

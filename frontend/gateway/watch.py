@@ -52,23 +52,28 @@ class MeshWatch:
         return await asyncio.shield(self._look)
 
     async def operate(self, name: str, version: str | None, *, deploy: bool) -> wire.CallReply:
-        """The outcome of a deploy or undeploy. Raises: HttpRefusal."""
+        """The outcome of a deploy or undeploy, which goes on though its caller is cancelled. Raises: HttpRefusal."""
         if self._operations >= OPERATIONS_MAX:
             text = f"{OPERATIONS_MAX} models are being loaded or unloaded already"
             raise HttpRefusal(text, HttpCode.GATEWAY_FULL, retry_after_ms=1000.0)
         call = next(self._calls)
         message = wire.Deploy(call=call, name=name, version=version) if deploy else wire.Undeploy(call=call, name=name)
         self._operations += 1
+        operation = asyncio.get_running_loop().run_in_executor(self._operating, self._operate_now, message)
+        operation.add_done_callback(self._operated)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._operating, self._operate_now, message)
+            return await asyncio.shield(operation)
         except NoBroker as error:
             raise HttpRefusal(str(error), ErrorCode.NO_BROKER, retry_after_ms=1000.0) from error
         except TimeoutError as error:
             raise HttpRefusal(str(error), ErrorCode.DEADLINE, http=504) from error
         except Stopped:
             raise HttpRefusal("the gateway is being stopped; the broker goes on with it", ErrorCode.STOPPING) from None
-        finally:
-            self._operations -= 1
+
+    def _operated(self, operation: "asyncio.Future[wire.CallReply]") -> None:
+        self._operations -= 1
+        if not operation.cancelled():
+            operation.exception()  # perhaps nobody else asks for it
 
     def _looked(self, look: "asyncio.Future[View]") -> None:
         self._look = None
