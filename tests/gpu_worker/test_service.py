@@ -17,7 +17,7 @@ from gpu_worker.packages.package import Package, read_package
 from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
 from mesh import wire
-from mesh.codes import ActionCode, PackageCode
+from mesh.codes import ActionCode, ActionKind, PackageCode
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
 from tests.gpu_worker.worker_builders import load
@@ -196,3 +196,19 @@ async def test_a_preparation_that_was_forgotten_does_not_answer_for_the_next_one
         at.device.gate.set()
         reports = [await at.said(wire.Prepared) for _ in range(2)]
         assert [(report.ref, report.ok) for report in reports] == [(REF, False), ("linear:2", True)]
+
+
+@on_loop
+async def test_an_infer_that_has_not_begun_is_taken_back_and_the_worker_says_so(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    async with world(repository, tmp_path) as at:
+        at.tell(wire.Prepare(ref=REF))
+        assert (await at.said(wire.Prepared)).ok
+        at.tell(wire.Load(action=1, ref=REF, earliest_s=0.0, latest_s=1e12, expected_s=0.01))
+        assert (await at.said(wire.ActionResult)).code == ActionCode.OK
+        at.tell(wire.Infer(action=2, ref=REF, earliest_s=1e11, latest_s=1e12, expected_s=0.01, batch=1))
+        at.tell(wire.Revoke(action=2))
+        at.tell(wire.Revoke(action=2))
+        result = await at.said(wire.ActionResult)
+        assert (result.action, result.kind, result.code) == (2, ActionKind.INFER, ActionCode.REVOKED)

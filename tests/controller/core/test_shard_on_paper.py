@@ -9,6 +9,7 @@ from gpu_worker.core.jobs import Done, Effect, Phase, Report, Servable, StartPha
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared
 from tests.controller.core.mesh_on_paper import BEGIN_S, Chances, Story
 
@@ -128,6 +129,25 @@ def test_every_request_is_answered_though_frontends_come_back_and_submit_again(s
     assert_all_has_ended(story)
     assert_everybody_was_answered(story)
     assert_page_counts_agree(story)
+
+
+def test_most_of_what_is_given_up_before_it_begins_is_never_computed_and_all_of_it_is_counted() -> None:
+    revoked = for_nobody = 0
+    for seed in range(6):
+        story = play(seed, Chances(cancels=0.7))
+        assert_all_has_ended(story)
+        assert_everybody_was_answered(story)
+        assert_page_counts_agree(story)
+        scheduler = story.mesh.scheduler
+        assert scheduler.counters.failed_actions.keys() <= {ActionCode.LATE}
+        given_up = [heard for heard in story.outcomes.values() if heard.given_up]
+        executed = [heard for heard in given_up if heard.outputs]
+        assert scheduler.counters.computed_for_nobody <= len(executed)
+        assert scheduler.telemetry.cancelled <= len(given_up)
+        revoked += scheduler.counters.revoked
+        for_nobody += scheduler.counters.computed_for_nobody
+    assert revoked > 0
+    assert for_nobody < 0.1 * 6 * REQUESTS
 
 
 @pytest.mark.parametrize("measured", [True, False])

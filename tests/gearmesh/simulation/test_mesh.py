@@ -88,6 +88,24 @@ def test_a_request_takes_the_way_there_its_work_and_the_way_back_whatever_the_wo
     assert at_s == pytest.approx(BEGIN_S + 0.1 + DELAY_S + EXEC_S + DELAY_S)
 
 
+def test_an_infer_that_waits_for_its_weights_is_revoked_when_nobody_waits_for_it() -> None:
+    world = World()
+    world.run(BEGIN_S + 0.1)
+    world.worker.lanes.unload(wire.Unload(action=999, ref=REF), 1, now=world.mesh.now)
+    world.mesh.unlink(world.worker)
+    world.mesh.link(world.worker)
+    world.submit(1)
+    world.run(world.mesh.now + 3 * DELAY_S)
+    assert not world.worker.lanes.idle
+    world.mesh.cancel("f", 1)
+    world.run(world.mesh.now + 1.0)
+    counters = world.mesh.scheduler.counters
+    assert (world.heard, counters.revoked, counters.computed_for_nobody, counters.failed_actions) == ([], 1, 0, {})
+    world.submit(2)
+    world.run(world.mesh.now + 1.0)
+    assert world.answers == [2]
+
+
 def test_what_is_on_its_way_over_a_link_that_breaks_is_lost_and_the_worker_goes_on() -> None:
     world = World()
     world.run(BEGIN_S + 0.1)
