@@ -366,7 +366,9 @@ class RequestOutcome(Coded):
     LATE = "late", None, True, "answered after it"
     REJECTED = "rejected", None, True, "refused, at arrival or while it waited, with a `code`"
     FAILED = "failed", None, False, "something broke, with a `code`"
-    CANCELLED = "cancelled", None, False, "its frontend withdrew it: answered from elsewhere, or its client is gone"
+    CANCELLED = "cancelled", None, False, (
+        "its frontend withdrew it: answered from elsewhere, or its client gave it up or is gone"
+    )  # fmt: skip
     FRONTEND_LOST = "frontend_lost", None, False, "its frontend is gone"
 
 
