@@ -131,6 +131,7 @@ class OpenRequests:
     def withdraw(self, request: Request, outcome: RequestOutcome, now: float) -> None:
         """The request, which waits nowhere, has ended without an answer. It counts as lost only if it was late."""
         self._close(request, None if now <= request.deadline_s else False, now)
+        request.tensors = ()  # whoever still holds it must not keep this memory
         self.telemetry.abandoned(request, outcome, now)
 
     def reject(self, request: Request, reason: Reason, now: float) -> Order:

@@ -384,7 +384,7 @@ class AsyncClient:
             future.set_result(error)
             return future
         self._check_soon()
-        self._arm()
+        self._arm(flight.deadline_s)
         return future
 
     def _check_soon(self) -> None:
@@ -413,19 +413,18 @@ class AsyncClient:
         if flight.future is not None and not flight.future.done():
             flight.future.set_result(outcome)
 
-    def _arm(self) -> None:
-        if not self._connection.flights:
-            return
-        first_s = min(flight.deadline_s for flight in self._connection.flights.values())
+    def _arm(self, deadline_s: float) -> None:
+        """The timer rings at this deadline, or earlier."""
         if self._timer is not None:
-            if first_s >= self._timer_s:
+            if deadline_s >= self._timer_s:
                 return
             self._timer.cancel()
-        self._timer_s = first_s
-        self._timer = self._loop.call_later(max(0.0, first_s - time.monotonic()) + 0.001, self._ring)
+        self._timer_s = deadline_s
+        self._timer = self._loop.call_later(max(0.0, deadline_s - time.monotonic()) + 0.001, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         for flight in self._connection.expired(time.monotonic()):
             self._resolve(flight, no_answer(flight))
-        self._arm()
+        if self._connection.flights:
+            self._arm(min(flight.deadline_s for flight in self._connection.flights.values()))
