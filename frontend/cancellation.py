@@ -8,7 +8,7 @@ from frontend.controllers import Controllers
 from frontend.core import protocol
 from frontend.core.applications.messages import ClientGone, QuestionCancelled
 from frontend.core.early import EarlyRequests
-from frontend.core.evaluations import Evaluations, GivenUp
+from frontend.core.evaluations import Evaluations
 from frontend.core.requests import CallPart
 from frontend.replies import Replies
 from frontend.transport import ClientId
@@ -38,7 +38,8 @@ class Cancellation:
         """The open request with this id is answered, and what has not begun for it is dropped; or there is none."""
         given_up = self._evaluations.cancel(client, request_id)
         if given_up is not None:
-            self._end(given_up, time.monotonic(), gone=False)
+            self.drop(given_up.needless)
+            self._replies.error(given_up.call, FAILED, CANCELLED, protocol.CANCELLED, time.monotonic())
         elif self._early.cancel(client, request_id) is not None:
             self._replies.refuse(client, protocol.cancelled(request_id))
         else:
@@ -46,9 +47,9 @@ class Cancellation:
 
     def client_gone(self, client: ClientId) -> None:
         """Nothing is open on this connection any more. Nobody is answered."""
-        now = time.monotonic()
         for given_up in self._evaluations.client_gone(client):
-            self._end(given_up, now, gone=True)
+            self.drop(given_up.needless)
+            self._replies.abandoned(given_up.call)
         for early in self._early.client_gone(client):
             self._replies.refuse(client, protocol.cancelled(early.request.id), gone=True)
         self._applications.handle(ClientGone(client))
@@ -58,7 +59,3 @@ class Cancellation:
         for part in parts:
             if part.controller is not None and part.outputs is None:
                 self._controllers.cancel(part.controller, part.number)
-
-    def _end(self, given_up: GivenUp, now: float, *, gone: bool) -> None:
-        self.drop(given_up.needless)
-        self._replies.error(given_up.call, FAILED, CANCELLED, protocol.CANCELLED, now, gone=gone)

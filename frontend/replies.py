@@ -55,16 +55,16 @@ class Replies:
         now: float,
         predicted_ms: float | None = None,
         retry_after_ms: float | None = None,
-        *,
-        gone: bool = False,
     ) -> None:
         """Answers a client's call of a model that ended without outputs."""
-        self._count(status, code, gone=gone)
-        if gone:
-            return
+        self._count(status, code)
         answer = error_answer(call, status, code, message, now, predicted_ms, retry_after_ms)
         client: Any = call.client
         self._clients.answer(client, _encode(answer))
+
+    def abandoned(self, call: Call) -> None:
+        """A client's call of a model has ended because the client is gone: nobody is answered."""
+        self._count(AnswerStatus.FAILED, CANCELLED, gone=True)
 
     def application(self, order: SendAnswer) -> None:
         """Sends an application's answer, in the form of the request."""

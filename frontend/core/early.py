@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core import checks, protocol
-from frontend.core.connections import OpenByClient
+from frontend.core.by_client import OpenByClient
 from frontend.core.protocol import RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode
 

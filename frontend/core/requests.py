@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from frontend.core.connections import OpenByClient
+from frontend.core.by_client import OpenByClient
 from mesh import wire
 from mesh.tensors import byte_count
 

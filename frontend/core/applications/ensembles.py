@@ -14,7 +14,7 @@ import numpy as np
 from frontend.core.applications.decisions import Decision, Predicted
 from frontend.core.applications.definitions import Application
 from frontend.core.applications.messages import Client, Failure
-from frontend.core.connections import OpenByClient
+from frontend.core.by_client import OpenByClient
 from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import Answers, Array, Combined, Selection, State, finite
 from selection.combining import predictions

@@ -1,8 +1,8 @@
-"""frontend/core/connections.py: what one connection has open is found, and nothing else."""
+"""frontend/core/by_client.py: what one connection has open is found, and nothing else."""
 
 import pytest
 
-from frontend.core.connections import OpenByClient
+from frontend.core.by_client import OpenByClient
 from tests.cores import Checked
 
 
