@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
+from gearmesh.cli.terminal.consoles import console
 from gearmesh.load.errors import LoadError
 from gearmesh.load.options import LoadOptions, plan_of, takes_options, with_models
 from gearmesh.load.outputs import ReportFiles, carry_out
@@ -19,7 +19,7 @@ from mesh.process.configuration import read_settings
 
 PROCESSES_MAX = 64
 app = typer.Typer(add_completion=False)
-err = Console(stderr=True)
+err = console(stderr=True)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def load(
 
 def usage(message: str) -> NoReturn:
     """Prints what is wrong and exits 2."""
-    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"gearmesh: {message}", style="red", soft_wrap=True)
     raise typer.Exit(2)
 
 

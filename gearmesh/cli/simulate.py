@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gearmesh.cli.terminal.consoles import console
 from mesh.errors import GearmeshError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ RESULT = (
     "policy", "seed", "offered", "attainment", "goodput_rps", "p99_ms", "rejected", "cold_starts", "device_utilisation",
 )  # fmt: skip
 app = typer.Typer(add_completion=False)
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 
 @app.command()
@@ -53,7 +53,7 @@ def simulate(
         policies = list(dict.fromkeys(policy or read.policies))
         check_policies(read, policies)
         for note in read.notes:
-            err.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+            err.print(f"note: {note}", style="yellow")
         if find_devices:
             _find(read, policies, seeds, target, json_file)
         else:
@@ -65,7 +65,7 @@ def simulate(
 
 
 def _usage(message: str) -> NoReturn:
-    err.print(f"simulate: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"simulate: {message}", style="red", soft_wrap=True)
     raise typer.Exit(2)
 
 

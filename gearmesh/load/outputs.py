@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gearmesh.cli.terminal.consoles import console
 from gearmesh.load.errors import LoadError
 from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import OK, OUTCOMES
@@ -18,7 +18,7 @@ from gearmesh.load.results import PhaseRun, Seen
 from gearmesh.load.runner import run_plan
 from gearmesh.load.targets import Where, measure_batch1
 
-err = Console(stderr=True)
+err = console(stderr=True)
 
 
 class ReportFiles:
@@ -26,7 +26,7 @@ class ReportFiles:
 
     def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
         self.json_file, self.plot, self.progress = json_file, plot, progress
-        self.console = Console(width=None if Console().is_terminal else 150)
+        self.console = console()
 
     async def follow(
         self,
@@ -58,7 +58,7 @@ class ReportFiles:
         found = reports(plan, runs)
         show(plan, runs, found, self.console)
         for sentence in remarks(runs, found):
-            self.console.print(sentence, style="yellow", highlight=False)
+            self.console.print(sentence, style="yellow")
         try:
             if self.json_file is not None:
                 more = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:], **more}

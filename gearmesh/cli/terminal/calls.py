@@ -1,15 +1,25 @@
-"""Calls to the broker from a command, and how a refusal is told."""
+"""Calls to the mesh from a command, and how a refusal is told."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import NoReturn
 
-import typer
-
 from frontend.admin.operator import NoBroker, Operator
-from gearmesh.cli.terminal.session import err, usage
+from frontend.client.client import Client, RequestError
+from gearmesh.cli.terminal.session import client, settings
+from gearmesh.cli.terminal.telling import refuse, usage
 from mesh import wire
 from mesh.process.settings import Settings
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[Client]:
+    """A client that has been answered; what it is refused in the block is told, and exits 1."""
+    with client(settings()) as session:
+        try:
+            yield session
+        except RequestError as error:
+            refuse(str(error), code=error.code)
 
 
 @contextlib.contextmanager
@@ -21,14 +31,10 @@ def operator_of(config: Settings) -> Iterator[Operator]:
         except NoBroker as error:
             usage(str(error))
         except TimeoutError as error:
-            err.print(str(error), style="red", highlight=False)
-            raise typer.Exit(1) from error
+            refuse(str(error))
 
 
 def refused(reply: wire.CallReply) -> NoReturn:
     """Says why, and exits 1."""
-    code = f" ({reply.code})" if reply.code else ""
-    err.print(f"{reply.message}{code}", style="red", highlight=False, markup=False, soft_wrap=True)
-    for fault in reply.faults:
-        err.print(f"  - {fault}", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(1)
+    told = f"{reply.message} ({reply.code})" if reply.code else reply.message
+    refuse(told, code=reply.code, faults=reply.faults)
