@@ -20,14 +20,12 @@ import zmq
 
 from .connection import (
     CALL_TIMEOUT_S,
-    DEFAULT_ADDRESS,
     Connection,
     PendingRequest,
     budget_of,
     closed,
     definition_of,
     feedback_fields,
-    no_answer,
     options_of,
 )
 from .conversation import (
@@ -42,6 +40,7 @@ from .conversation import (
     TimedOut,
     target_of,
 )
+from .defaults import CurveKeys
 
 __all__ = [
     "AsyncClient", "Client", "Disconnected", "Failed", "Invalid", "Prediction", "Rejected", "RequestError", "TimedOut",
@@ -51,10 +50,12 @@ __all__ = [
 class Client:
     """Blocking client, for one thread. Use it as a context manager, or call `close`."""
 
-    def __init__(
-        self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
-    ) -> None:
-        """`addresses`: one frontend or several. `keys`: (server's public, own public, own secret) CURVE keys."""
+    def __init__(self, addresses: str | Sequence[str] | None = None, *, keys: CurveKeys | None = None) -> None:
+        """`addresses`: one frontend or several; None: the settings' one, with its keys (gearmesh.toml, GEARMESH_HOST,
+        GEARMESH_FRONTEND_PORT, GEARMESH_KEYS_DIR). `keys`: (server's public, own public, own secret) CURVE keys.
+
+        Nothing is read of the settings where an address is given. Raises: ValueError, if a setting is wrong.
+        """
         self._connection = Connection(addresses, keys)
         self._poller = zmq.Poller()
         for socket in self._connection.sockets:
@@ -167,7 +168,7 @@ class Client:
         while left:
             now = time.monotonic()
             for flight in connection.expired(now):
-                flight.result = no_answer()
+                flight.result = connection.no_answer()
                 left.discard(id(flight))
             if not left:
                 return
@@ -187,9 +188,7 @@ class Client:
 class AsyncClient:
     """Client for one event loop. Use it as an asynchronous context manager, or call `close`."""
 
-    def __init__(
-        self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
-    ) -> None:
+    def __init__(self, addresses: str | Sequence[str] | None = None, *, keys: CurveKeys | None = None) -> None:
         """As `Client`, but has to be made inside a running loop."""
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(addresses, keys)
@@ -370,5 +369,5 @@ class AsyncClient:
     def _ring(self) -> None:
         self._timer = None
         for flight in self._connection.expired(time.monotonic()):
-            self._resolve(flight, no_answer())
+            self._resolve(flight, self._connection.no_answer())
         self._arm()

@@ -59,12 +59,11 @@ def container_names(incomplete: str) -> list[str]:
 
 def _offered(op: str, found: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]], incomplete: str) -> list[str]:
     from frontend.client.client import Client, RequestError
-    from mesh.errors import GearmeshError
 
     try:
         with Client() as session:
             answer = session.call(op, timeout_s=COMPLETED_WITHIN_S)
-    except (GearmeshError, RequestError):  # a shell shows no errors at a tab
+    except (ValueError, RequestError):  # a shell shows no errors at a tab
         return []
     return _fitting((str(entry["name"]) for entry in found(answer)), incomplete)
 

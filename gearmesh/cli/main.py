@@ -1,13 +1,16 @@
 """`gearmesh`: what an operator or a client does from a shell. Exit codes: docs/operations.md."""
 
+import os
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.completion import get_completion_inspect_parameters as teach_shells  # each shell asks in its way
 from typer.core import TyperCommand, TyperGroup
 
 import gearmesh
+from gearmesh.cli.start import COMPLETE
 
 
 class CommandEntry(NamedTuple):
@@ -165,5 +168,7 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command that the arguments name, and exits with its code."""
-    app()
+    """Runs the command that the arguments name, and exits with its code; or offers a shell what completes a line."""
+    if COMPLETE in os.environ:
+        teach_shells()
+    app(prog_name="gearmesh")
