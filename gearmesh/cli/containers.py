@@ -85,6 +85,12 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
         usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
     if not container_file.is_watched:
         refuse(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+    if container_file.broker not in ("", config.broker_address):
+        usage(
+            f"GEARMESH_DATA_DIR={config.data_dir} is of the mesh whose broker is at {container_file.broker}, "
+            f"but the settings here name the broker at {config.broker_address}: give the command that mesh's settings "
+            "(GEARMESH_CONFIG, or its GEARMESH_... variables)"
+        )
     content = check_container(options, start_s=start_s)
     if content is None:
         raise typer.Exit(2)

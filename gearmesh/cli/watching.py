@@ -16,6 +16,7 @@ from gearmesh.cli.terminal.telling import err, out, tell, usage, warn
 from gearmesh.operations.containers import ContainerFile
 from gearmesh.telemetry.trace import TraceError, check_seconds, check_target, record, write
 from mesh.metrics import metrics_text
+from mesh.printable import printable
 from mesh.process.settings import Settings
 
 DEPLOYED_SHOWN = 12  # models that status describes; if there are more, only those that are not ready
@@ -87,7 +88,7 @@ def run_metrics(settings: Settings) -> None:
             view = observer.look()
     except NoMesh as error:
         usage(str(error))
-    sys.stdout.write(metrics_text(answering(view), view.snapshots.values(), view.frontends))
+    sys.stdout.write(printable(metrics_text(answering(view), view.snapshots.values(), view.frontends)))
 
 
 def run_trace(settings: Settings, file: Path, seconds: float, *, force: bool) -> None:

@@ -18,6 +18,7 @@ from gearmesh.load.results import PhaseRun, Seen
 from gearmesh.load.runner import run_plan
 from gearmesh.load.targets import Where, measure_batch1
 
+STDOUT = Path("-")  # in place of a file: the report goes to standard output, and what people read to standard error
 err = console(stderr=True)
 
 
@@ -26,7 +27,7 @@ class ReportFiles:
 
     def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
         self.json_file, self.plot, self.progress = json_file, plot, progress
-        self.console = console()
+        self.console = err if json_file == STDOUT else console()
 
     async def follow(
         self,
@@ -63,8 +64,11 @@ class ReportFiles:
             if self.json_file is not None:
                 more = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:], **more}
                 text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str, allow_nan=False)
-                with self.json_file.open("x") as out:
-                    out.write(text + "\n")
+                if self.json_file == STDOUT:
+                    sys.stdout.write(text + "\n")
+                else:
+                    with self.json_file.open("x") as out:
+                        out.write(text + "\n")
             if self.plot is not None:
                 draw(plan, runs, found, self.plot)
         except OSError as error:

@@ -69,7 +69,8 @@ def model_table(model: Mapping[str, Any]) -> Table:
     if model["slo_ms"]:
         table.add_row("budget", f"{model['slo_ms']:g} ms, of a request that names none")
     for place in model["placed"]:
-        prepared = "" if place["prepared"] is None else f"prepared on {place['prepared']} devices, "
+        count = place["prepared"]
+        prepared = "" if count is None else f"prepared on {count} {'device' if count == 1 else 'devices'}, "
         held = ", ".join(f"{one['device']} of {one['worker']} ({one['state']})" for one in place["devices"])
-        table.add_row("where", f"{place['controller']}: {prepared}in memory of: {held or 'none'}")
+        table.add_row("where", f"{place['controller']}: {prepared}in the memory of: {held or 'none'}")
     return table

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from frontend.admin.operator import NoBroker, Operator
 from frontend.client.client import Client, RequestError
-from gearmesh.cli.terminal.session import client, settings
+from gearmesh.cli.terminal.session import await_listener, client, settings
 from gearmesh.cli.terminal.telling import refuse, usage
 from mesh import wire
 from mesh.process.settings import Settings
@@ -25,6 +25,8 @@ def asking() -> Iterator[Client]:
 @contextlib.contextmanager
 def operator_of(config: Settings) -> Iterator[Operator]:
     """A link to the broker of the settings; or exit 2 if nobody answers there, 1 if it takes too long."""
+    if not await_listener(config.broker_host or config.host, config.broker_port):
+        usage(f"no broker answers at {config.broker_address}; is the mesh up? (gearmesh up)")
     with Operator(config) as operator:
         try:
             yield operator

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 
 from frontend.client.client import Client, RequestError
@@ -11,6 +12,7 @@ from mesh.process.configuration import read_settings
 from mesh.process.settings import Settings
 
 REACHED_WITHIN_S = 1.0  # a frontend that runs, or is being restarted, answers a ping within this time
+LOOK_S = 0.05  # between two attempts to connect
 ANSWERS_WITHIN_S = 3.0  # one that is alive, even barely, answers within this time; waited for where somebody listens
 
 
@@ -57,3 +59,11 @@ def _listens(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def await_listener(host: str, port: int) -> bool:
+    """Whether a connection to the port can be made soon: who listens there may be about to start."""
+    ends_s = time.monotonic() + REACHED_WITHIN_S
+    while not (found := _listens(host, port)) and time.monotonic() < ends_s:
+        time.sleep(LOOK_S)
+    return found

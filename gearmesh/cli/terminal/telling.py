@@ -5,6 +5,7 @@ nothing is on standard output, and the exit code is not 0.
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -39,10 +40,23 @@ AsJson = Annotated[bool, typer.Option("--json", callback=_asked, help="One JSON 
 def tell(document: Any, *shown: RenderableType) -> None:
     """Prints the outcome: `shown`, each on lines of its own; or the document, if JSON is wanted."""
     if _json_wanted.get():
-        sys.stdout.write(json.dumps(msgspec.to_builtins(document), indent=1) + "\n")
+        sys.stdout.write(json.dumps(_finite(msgspec.to_builtins(document)), indent=1, allow_nan=False) + "\n")
         return
     for one in shown:
         out.print(one, soft_wrap=isinstance(one, str | Text))
+
+
+def _finite(value: Any) -> Any:
+    """The document with null for NaN and infinity, which JSON does not have; over HTTP it is the same."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list():
+            return [_finite(inner) for inner in value]
+        case _:
+            return value
 
 
 def remark(text: str) -> None:
