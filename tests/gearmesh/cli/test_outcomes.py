@@ -14,6 +14,7 @@ from gearmesh.cli.completing import Shell
 from gearmesh.cli.main import app
 from gearmesh.cli.terminal.telling import tell, want_json
 from gearmesh.operations.ports import free_ports
+from tests.frontend.client.fakes import Answer, Asked, FakeFrontend
 from tests.messages import names
 
 UNREACHED = (  # where no mesh is up
@@ -145,3 +146,18 @@ def test_commands_and_options_are_completed_and_names_are_not_where_no_mesh_is(g
     assert completed("models", "--j") == ["--json"]
     assert completed("undeploy", "") == []
     assert completed("scale", "") == []
+
+
+def test_a_shell_is_offered_nothing_that_it_would_take_for_a_command(
+    gearmesh: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = ["good", "$(touch x)", "`touch x`", "x;y", "two words", "x\ny", "x'y", 'x"y', ""]
+
+    def answer(asked: Asked) -> list[Answer]:
+        named = [{"name": name} for name in offered]
+        return [({"id": asked.id, "status": "ok", "models": named, "apps": named}, [])]
+
+    with FakeFrontend(answer) as frontend:
+        monkeypatch.setenv("GEARMESH_FRONTEND_PORT", frontend.address.rpartition(":")[2])
+        assert completed("undeploy", "") == completed("apps", "delete", "") == ["good"]
+        assert completed("undeploy", "x") == []
