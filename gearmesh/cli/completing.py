@@ -24,9 +24,8 @@ class Shell(StrEnum):
 @app.command()
 def completion(ctx: typer.Context, shell: Annotated[Shell, typer.Argument(help="Which one runs the script.")]) -> None:
     """Prints what teaches a shell to complete commands, options and names: eval "$(gearmesh completion bash)"."""
-    from typer.completion import get_completion_inspect_parameters, shell_complete
+    from typer.completion import shell_complete
 
-    get_completion_inspect_parameters()  # makes known to typer how each shell asks
     raise typer.Exit(shell_complete(ctx.find_root().command, {}, "gearmesh", COMPLETE, f"source_{shell}"))
 
 

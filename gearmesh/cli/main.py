@@ -1,16 +1,14 @@
 """`gearmesh`: what an operator or a client does from a shell. Exit codes: docs/operations.md."""
 
-import os
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.completion import get_completion_inspect_parameters as teach_shells  # each shell asks in its way
+from typer.completion import get_completion_inspect_parameters as know_shells
 from typer.core import TyperCommand, TyperGroup
 
 import gearmesh
-from gearmesh.cli.start import COMPLETE
 
 
 class CommandEntry(NamedTuple):
@@ -138,6 +136,7 @@ def _without_types(command: Any) -> None:
         _without_types(inner)
 
 
+know_shells()  # typer then answers each shell in the way in which its script asks
 app = typer.Typer(
     cls=Gearmesh,
     add_completion=False,
@@ -169,6 +168,4 @@ def _root(
 
 def main() -> None:
     """Runs the command that the arguments name, and exits with its code; or offers a shell what completes a line."""
-    if COMPLETE in os.environ:
-        teach_shells()
     app(prog_name="gearmesh")

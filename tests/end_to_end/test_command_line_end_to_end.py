@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gearmesh.cli.main import app
 from gearmesh.load.reporting.report import FORMAT
 from scripts import ROOT
-from scripts.rigs.meshes import gearmesh
+from scripts.rigs.meshes import LIMIT_S, gearmesh
 from tests.end_to_end.conftest import Shared
 from tests.loops import on_loop
 from tests.messages import names
@@ -74,7 +74,9 @@ async def test_a_model_is_shown_in_detail(shared: Shared) -> None:
     assert names(json.loads(output)["error"]["message"], "nobody", "a", "b")
 
 
-def test_names_are_completed(shared: Shared) -> None:
+def test_names_are_completed(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gearmesh.cli.completing.COMPLETED_WITHIN_S", LIMIT_S)
+
     def completed(*words: str) -> set[str]:
         asked = {"_GEARMESH_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words))}
         environment = {**shared.mesh.environment, **asked, "COMP_WORDS": " ".join(("gearmesh", *words))}

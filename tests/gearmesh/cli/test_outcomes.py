@@ -15,6 +15,7 @@ from gearmesh.cli.main import app
 from gearmesh.cli.terminal.telling import tell, want_json
 from gearmesh.operations.ports import free_ports
 from tests.frontend.client.fakes import Answer, Asked, FakeFrontend
+from tests.loops import LIMIT_S
 from tests.messages import names
 
 UNREACHED = (  # where no mesh is up
@@ -151,6 +152,7 @@ def test_commands_and_options_are_completed_and_names_are_not_where_no_mesh_is(g
 def test_a_shell_is_offered_nothing_that_it_would_take_for_a_command(
     gearmesh: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gearmesh.cli.completing.COMPLETED_WITHIN_S", LIMIT_S)
     offered = ["good", "$(touch x)", "`touch x`", "x;y", "two words", "x\ny", "x'y", 'x"y', ""]
 
     def answer(asked: Asked) -> list[Answer]:
