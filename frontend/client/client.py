@@ -23,7 +23,6 @@ import zmq
 
 from .connection import (
     CALL_TIMEOUT_S,
-    DEFAULT_ADDRESS,
     Connection,
     PendingRequest,
     budget_of,
@@ -31,7 +30,6 @@ from .connection import (
     definition_of,
     feedback_fields,
     gave_up,
-    no_answer,
     options_of,
     time_left,
 )
@@ -47,6 +45,7 @@ from .conversation import (
     TimedOut,
     target_of,
 )
+from .defaults import CurveKeys
 
 __all__ = [
     "AsyncClient", "Client", "Disconnected", "Failed", "Invalid", "Prediction", "Rejected", "RequestError", "TimedOut",
@@ -56,10 +55,12 @@ __all__ = [
 class Client:
     """Blocking client, for one thread. Use it as a context manager, or call `close`."""
 
-    def __init__(
-        self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
-    ) -> None:
-        """`addresses`: one frontend or several. `keys`: (server's public, own public, own secret) CURVE keys."""
+    def __init__(self, addresses: str | Sequence[str] | None = None, *, keys: CurveKeys | None = None) -> None:
+        """`addresses`: one frontend or several; None: the settings' one, with its keys (gearmesh.toml, GEARMESH_HOST,
+        GEARMESH_FRONTEND_PORT, GEARMESH_KEYS_DIR). `keys`: (server's public, own public, own secret) CURVE keys.
+
+        Nothing is read of the settings where an address is given. Raises: ValueError, if a setting is wrong.
+        """
         self._connection = Connection(addresses, keys)
         self._poller = zmq.Poller()
         for socket in self._connection.sockets:
@@ -198,7 +199,7 @@ class Client:
         while left:
             now = time.monotonic()
             for flight in connection.expired(now):
-                flight.result = no_answer(flight)
+                flight.result = connection.no_answer(flight)
                 left.discard(id(flight))
             if not left:
                 return
@@ -218,9 +219,7 @@ class Client:
 class AsyncClient:
     """Client for one event loop. Use it as an asynchronous context manager, or call `close`."""
 
-    def __init__(
-        self, addresses: str | Sequence[str] = DEFAULT_ADDRESS, *, keys: tuple[bytes, bytes, bytes] | None = None
-    ) -> None:
+    def __init__(self, addresses: str | Sequence[str] | None = None, *, keys: CurveKeys | None = None) -> None:
         """As `Client`, but has to be made inside a running loop."""
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(addresses, keys)
@@ -425,6 +424,6 @@ class AsyncClient:
     def _ring(self) -> None:
         self._timer = None
         for flight in self._connection.expired(time.monotonic()):
-            self._resolve(flight, no_answer(flight))
+            self._resolve(flight, self._connection.no_answer(flight))
         if self._connection.flights:
             self._arm(min(flight.deadline_s for flight in self._connection.flights.values()))

@@ -27,8 +27,8 @@ from .conversation import (
     error_answer,
     tensor,
 )
+from .defaults import CurveKeys, default_frontend
 
-DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 GRACE_S = 1.0  # a request without an answer is given up so long after its deadline; the frontend promises 20 ms
 CALL_TIMEOUT_S = 10.0
 INFER = "infer"
@@ -65,7 +65,7 @@ class FrontendSocket:
     It is used only while `up`: otherwise messages would wait for a frontend that may be gone.
     """
 
-    def __init__(self, context: "zmq.Context[Any]", address: str, keys: tuple[bytes, bytes, bytes] | None) -> None:
+    def __init__(self, context: "zmq.Context[Any]", address: str, keys: CurveKeys | None) -> None:
         self.address = address
         self.up = False
         self.cancels: deque[int] = deque()  # ids of requests sent here that nobody waits for; they wait for room
@@ -143,7 +143,9 @@ class FrontendSocket:
 class Connection:
     """Connections to all frontends, and the requests in flight. The two clients differ in how they wait."""
 
-    def __init__(self, addresses: str | Sequence[str], keys: tuple[bytes, bytes, bytes] | None) -> None:
+    def __init__(self, addresses: str | Sequence[str] | None, keys: CurveKeys | None) -> None:
+        if addresses is None:
+            addresses, keys = default_frontend(keys=keys)
         self.talk = Conversation()
         self.flights: dict[int, PendingRequest] = {}  # {id: request}, unanswered ones
         self._unsent: dict[int, PendingRequest] = {}  # {id: request}, those that wait for a connection, oldest first
@@ -170,8 +172,8 @@ class Connection:
 
     def _full(self) -> Rejected:
         text = (
-            f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at "
-            f"{', '.join(socket.address for socket in self.sockets)}, or it reads more slowly than it is asked"
+            f"{UNSENT_MAX} requests of this client wait to be sent: no frontend is reached at {self.addresses}, or it "
+            "reads more slowly than it is asked"
         )
         return Rejected(error_answer(AnswerStatus.REJECTED, ErrorCode.CLIENT_FULL, text, retry_after_ms=FULL_RETRY_MS))
 
@@ -186,6 +188,20 @@ class Connection:
         if socket is None or flight.message["op"] != INFER or self.closed:
             return  # only an infer is work that can be spared
         socket.cancel(call)
+
+    @property
+    def addresses(self) -> str:
+        """Where frontends are called, for a sentence."""
+        return ", ".join(socket.address for socket in self.sockets)
+
+    def no_answer(self, flight: PendingRequest) -> TimedOut:
+        """The outcome of a request that is given up."""
+        if flight.timeout_s is not None:
+            return gave_up(flight.timeout_s)
+        text = f"no answer came from {self.addresses}"
+        if not any(socket.up for socket in self.sockets):
+            text = f"no frontend is reached at {self.addresses}; is the mesh up, and are these its address and keys?"
+        return TimedOut(error_answer(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
 
     def ask_waiting(self) -> bool:
         """Sends waiting requests while there is room, with what is left of their budgets; before them, cancels.
@@ -313,14 +329,6 @@ class Connection:
 
 def closed() -> Disconnected:
     return Disconnected(error_answer(AnswerStatus.FAILED, ErrorCode.CLOSED, "the client was closed"))
-
-
-def no_answer(flight: PendingRequest) -> TimedOut:
-    """The outcome of a request that was given up."""
-    if flight.timeout_s is not None:
-        return gave_up(flight.timeout_s)
-    text = "no answer came; is a frontend running at this address?"
-    return TimedOut(error_answer(AnswerStatus.TIMED_OUT, ErrorCode.NO_ANSWER, text))
 
 
 def gave_up(timeout_s: float | None) -> TimedOut:

@@ -8,6 +8,7 @@ import structlog
 import uvloop
 
 from mesh.errors import GearmeshError, SettingsError
+from mesh.printable import printable
 from mesh.process import logs
 from mesh.process.configuration import settings_or_exit
 from mesh.process.settings import Settings
@@ -23,7 +24,7 @@ def main() -> None:
         _check(settings)
         uvloop.run(_run(settings))
     except GearmeshError as error:
-        sys.stderr.write(f"gateway: {error}\n")
+        sys.stderr.write(printable(f"gateway: {error}\n"))
         raise SystemExit(2) from error
 
 

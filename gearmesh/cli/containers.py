@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from gearmesh.cli.completing import container_names
 from gearmesh.cli.terminal.calls import operator_of, refused
-from gearmesh.cli.terminal.session import err, out, settings, usage
+from gearmesh.cli.terminal.session import settings
+from gearmesh.cli.terminal.telling import AsJson, refuse, remark, tell, usage
 from mesh import wire
 from mesh.errors import GearmeshError
 from mesh.process.settings import Settings
@@ -82,8 +84,13 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
     if not container_file.is_watched:
-        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
-        raise typer.Exit(1)
+        refuse(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+    if container_file.broker not in ("", config.broker_address):
+        usage(
+            f"GEARMESH_DATA_DIR={config.data_dir} is of the mesh whose broker is at {container_file.broker}, "
+            f"but the settings here name the broker at {config.broker_address}: give the command that mesh's settings "
+            "(GEARMESH_CONFIG, or its GEARMESH_... variables)"
+        )
     content = check_container(options, start_s=start_s)
     if content is None:
         raise typer.Exit(2)
@@ -100,11 +107,11 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
             options.model, KeptContainer(given, str(Path.cwd()), replicas, reply.version, content)
         )
     if before is not None and (before.arguments, before.code) != (given, content):
-        out.print(f"{options.model}: what was kept under this name is being replaced")
-    out.print(
+        remark(f"{options.model}: what was kept under this name is being replaced")
+    remark(
         f"{options.model}: {replicas} replicas of version {reply.version} are being kept; "
-        f"`gearmesh scale {options.model} N` changes that", soft_wrap=True,
-    )  # fmt: skip
+        f"`gearmesh scale {options.model} N` changes that"
+    )
 
 
 @contextlib.contextmanager
@@ -113,14 +120,14 @@ def _roster_is_sound() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        err.print(f"{error}; mend that file, or remove it", style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from error
+        refuse(f"{error}; mend that file, or remove it")
 
 
 @app.command()
 def scale(
-    model: Annotated[str, typer.Argument(help="A container started with --replicas.")],
+    model: Annotated[str, typer.Argument(help="A container started with --replicas.", autocompletion=container_names)],
     replicas: Annotated[int, typer.Argument(help="How many of it are to run; 0 stops it.")],
+    as_json: AsJson = False,
 ) -> None:
     """Has the running `gearmesh up` keep so many replicas of a container.
 
@@ -133,13 +140,14 @@ def scale(
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
     if not container_file.is_watched:
-        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
-        raise typer.Exit(1)
+        refuse(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
     with _roster_is_sound():
         if not container_file.scale(model, replicas):
             known = ", ".join(sorted(container_file.read())) or "none"
             usage(f"no container {model!r} was started with --replicas; there are: {known}")
-    out.print(f"{model}: {replicas} replicas are being kept")
-    for name, why in container_file.down().items():
-        if name.rpartition(".")[0] == model and replicas:
-            out.print(f"{name} was down, and is tried again: {why}", highlight=False, markup=False, soft_wrap=True)
+    down = {name: why for name, why in container_file.down().items() if name.rpartition(".")[0] == model and replicas}
+    tell(
+        {"model": model, "replicas": replicas, "tried_again": down},
+        f"{model}: {replicas} replicas are being kept",
+        *(f"{name} was down, and is tried again: {why}" for name, why in down.items()),
+    )

@@ -3,13 +3,13 @@
 import json
 import zlib
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from zipfile import BadZipFile
 
 import typer
 
-from gearmesh.cli.terminal.session import err, out
-from mesh.errors import GearmeshError
+from gearmesh.cli.terminal.telling import AsJson, refuse, tell, usage
+from mesh.errors import GearmeshError, PackageError
 from mesh.process.configuration import read_settings
 from mesh.tensors import DTYPES
 
@@ -37,6 +37,7 @@ def import_(
     cache: Annotated[bool, typer.Option(help="Answers may be reused for equal inputs.")] = True,
     description: Annotated[str, typer.Option(help="For people.")] = "",
     repository: Annotated[Path | None, typer.Option(help="The settings' model repository, if none.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Makes a package of an ONNX file, an exported program or a torch module that answers alike."""
     from gearmesh.operations.repositories import ask_broker, command_for, is_the_broker_s, known_of
@@ -47,7 +48,7 @@ def import_(
         folder = repository or config.model_repository
         inputs = dict(_tensor(text) for text in input_ or ())
         if len(inputs) < len(input_ or ()):
-            _usage("--input: a name occurs twice; each input has its own")
+            usage("--input: a name occurs twice; each input has its own")
         made = Source(
             source,
             name or default_name(source),
@@ -66,17 +67,27 @@ def import_(
         known = model.contents if model is not None else {}
         package = import_model(made, folder, version, known=known, notes=notes)
     except GearmeshError as error:
-        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    for kind, specs in (("input", package.spec.inputs), ("output", package.spec.outputs)):
-        for spec in specs:
-            out.print(f"{kind:<7} {spec.name}: {spec.dtype} {list(spec.shape)}", highlight=False, markup=False)
-    for note in notes:
-        out.print(note, highlight=False, markup=False, soft_wrap=True)
-    out.print(
+        refuse(str(error), code=error.code if isinstance(error, PackageError) else "")
+    command = command_for(package, folder, told)
+    tensors = (("input", package.spec.inputs), ("output", package.spec.outputs))
+    tell(
+        {
+            "model": made.name,
+            "version": package.folder.name,
+            "folder": str(folder),
+            **{
+                f"{kind}s": [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in specs]
+                for kind, specs in tensors
+            },
+            "weights_bytes": package.image_bytes,
+            "notes": notes,
+            "serve_with": command,
+        },
+        *(f"{kind:<7} {spec.name}: {spec.dtype} {list(spec.shape)}" for kind, specs in tensors for spec in specs),
+        *notes,
         f"{made.name} version {package.folder.name} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
-        f"`{command_for(package, folder, told)}` serves it.", highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"`{command}` serves it.",
+    )
 
 
 def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
@@ -85,7 +96,7 @@ def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
     dtype, _, shape = rest.partition(":")
     extents = shape.split(",")
     if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdecimal() and int(e) for e in extents[1:]):
-        _usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
+        usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
     return name, (dtype, tuple(int(extent) for extent in extents[1:]))
 
 
@@ -94,9 +105,9 @@ def _object(text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text) if text is not None else {}
     except ValueError as error:
-        _usage(f"--args is no JSON: {error}")
+        usage(f"--args is no JSON: {error}")
     if not isinstance(found, dict):
-        _usage(f'--args takes a JSON object, as {{"classes": 10}}; got {text}')
+        usage(f'--args takes a JSON object, as {{"classes": 10}}; got {text}')
     return found
 
 
@@ -111,11 +122,6 @@ def _arrays(file: Path | None) -> dict[str, Any] | None:
             found = np.load(stream, allow_pickle=False)
             return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
     except OSError as error:
-        _usage(f"--example {file}: {error.strerror or 'cannot be read'}")
+        usage(f"--example {file}: {error.strerror or 'cannot be read'}")
     except (ValueError, EOFError, BadZipFile, zlib.error, SyntaxError) as error:  # one for each way to be damaged
-        _usage(f"--example {file}: is no .npz or .npy of numbers, or a damaged one ({type(error).__name__})")
-
-
-def _usage(message: str) -> NoReturn:
-    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(2)
+        usage(f"--example {file}: is no .npz or .npy of numbers, or a damaged one ({type(error).__name__})")

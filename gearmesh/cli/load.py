@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
+from gearmesh.cli.terminal.consoles import console
 from gearmesh.load.errors import LoadError
 from gearmesh.load.options import LoadOptions, plan_of, takes_options, with_models
-from gearmesh.load.outputs import ReportFiles, carry_out
+from gearmesh.load.outputs import STDOUT, ReportFiles, carry_out
 from gearmesh.load.plan import Replay
 from gearmesh.load.targets import Where, find_targets, mesh_pids
 from mesh.errors import GearmeshError
@@ -19,7 +19,7 @@ from mesh.process.configuration import read_settings
 
 PROCESSES_MAX = 64
 app = typer.Typer(add_completion=False)
-err = Console(stderr=True)
+err = console(stderr=True)
 
 
 @app.command()
@@ -45,14 +45,16 @@ def load(
     device: Annotated[
         str | None, typer.Option(help="Paper scenarios: auto, cpu, cuda or emulated. Default: each its own.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here; must not exist.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report here; must not exist. -: standard output.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the report here, a PNG; must not exist.")] = None,
     progress: Annotated[bool, typer.Option(help="Live counts while it runs.")] = True,
     **options: Any,
 ) -> None:
     """Asks the models of a mesh at a given rate or with so many clients, and reports the outcome."""
     try:
-        _refuse_existing(json_file, "--json")
+        _refuse_existing(json_file if json_file != STDOUT else None, "--json")
         _refuse_existing(plot, "--plot")
         if json_file is not None and plot is not None and json_file.absolute() == plot.absolute():
             raise LoadError(f"--json and --plot: are the same file, {plot}; give two names")
@@ -81,7 +83,7 @@ def load(
 
 def usage(message: str) -> NoReturn:
     """Prints what is wrong and exits 2."""
-    err.print(f"gearmesh: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"gearmesh: {message}", style="red", soft_wrap=True)
     raise typer.Exit(2)
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.completion import get_completion_inspect_parameters as know_shells
 from typer.core import TyperCommand, TyperGroup
 
 import gearmesh
@@ -35,7 +36,7 @@ COMMANDS = {  # {command: where it is}, in the order in which --help lists them
     ),
     "metrics": CommandEntry("status", "app", "Prints the mesh's counters in the text format of Prometheus."),
     "trace": CommandEntry("status", "app", "Records what the running mesh plans and does, and writes a timeline."),
-    "models": CommandEntry("models", "app", "Lists the deployed models."),
+    "models": CommandEntry("models", "app", "Lists the deployed models, or shows one of them in detail."),
     "import": CommandEntry(
         "importing", "app", "Makes a package of an ONNX file, an exported program or a torch module that answers alike."
     ),
@@ -67,6 +68,11 @@ COMMANDS = {  # {command: where it is}, in the order in which --help lists them
         "running", "app", "Examines this machine, the settings, the repository and the mesh, and says what to mend."
     ),
     "keys": CommandEntry("running", "app", "Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."),
+    "completion": CommandEntry(
+        "completing",
+        "app",
+        'Prints what teaches a shell to complete commands, options and names: eval "$(gearmesh completion bash)".',
+    ),
 }
 
 
@@ -82,6 +88,7 @@ class Commands(MutableMapping[str, Any]):
             made: Any = typer.main.get_command(getattr(import_module(f"gearmesh.cli.{module}"), attribute))
             self._made[name] = made.commands[name] if attribute == "app" and hasattr(made, "commands") else made
             self._made[name].name = name
+            _without_types(self._made[name])
         return self._made[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -105,11 +112,31 @@ class Gearmesh(TyperGroup):
         self.commands = Commands()
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Lists the commands without importing any: each is a line here, and nothing more."""
-        self.commands = {name: TyperCommand(name, help=place.line) for name, place in COMMANDS.items()}
+        """Lists the commands without importing any."""
+        self.commands = _lines()
         super().format_help(ctx, formatter)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The commands and options that begin so; imports no command."""
+        self.commands = _lines()
+        return super().shell_complete(ctx, incomplete)
 
+
+def _lines() -> dict[str, Any]:
+    """The commands by name, each its line and nothing more."""
+    return {name: TyperCommand(name, help=place.line) for name, place in COMMANDS.items()}
+
+
+def _without_types(command: Any) -> None:
+    """Flags are shown in --help as flags, without the type <bool>."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    for inner in getattr(command, "commands", {}).values():
+        _without_types(inner)
+
+
+know_shells()  # typer then answers each shell in the way in which its script asks
 app = typer.Typer(
     cls=Gearmesh,
     add_completion=False,
@@ -130,12 +157,15 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """DNN serving with predictable latency."""
+    from gearmesh.cli.terminal.telling import want_json
+
+    want_json(False)  # an earlier command of this process may have wanted it
 
 
 def main() -> None:
-    """Runs the command that the arguments name, and exits with its code."""
-    app()
+    """Runs the command that the arguments name, and exits with its code; or offers a shell what completes a line."""
+    app(prog_name="gearmesh")

@@ -1,42 +1,49 @@
 """`gearmesh models`, `deploy`, `undeploy` and `rollback`."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from frontend.client.client import RequestError
-from gearmesh.cli.terminal.calls import operator_of, refused
-from gearmesh.cli.terminal.session import client, err, out, settings
+from gearmesh.cli.completing import model_names
+from gearmesh.cli.terminal.calls import asking, operator_of, refused
+from gearmesh.cli.terminal.consoles import text_of
+from gearmesh.cli.terminal.session import settings
+from gearmesh.cli.terminal.telling import AsJson, err, refuse, remark, tell
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
+from mesh.names import listed
 from mesh.process.settings import Settings
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def models(as_json: Annotated[bool, typer.Option("--json", help="As the frontend sent it.")] = False) -> None:
-    """Lists the deployed models."""
-    with client(settings()) as session:
-        try:
-            found = session.models()
-        except RequestError as error:
-            err.print(str(error), style="red", highlight=False, markup=False)
-            raise typer.Exit(1) from error
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        out.print(models_table(found))
+def models(
+    name: Annotated[str | None, typer.Argument(help="One of them, in detail.", autocompletion=model_names)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the deployed models, or shows one of them in detail."""
+    from gearmesh.cli.screens.model import model_table, placed
+
+    with asking() as session:
+        found = session.models()
+    if name is None:
+        tell(found, models_table(found))
+        return
+    model = next((model for model in found if model["name"] == name), None)
+    if model is None:
+        refuse(f"there is no model {name!r}; there are: {listed(m['name'] for m in found)}", code="unknown_model")
+    model["placed"] = placed(settings(), model)
+    tell(model, model_table(model))
 
 
 def models_table(found: list[dict[str, Any]]) -> Table:
+    """The models, each on a line."""
     table = Table("model", "version", "ready", "inputs", "outputs", "largest batch", "slo ms", "note")
     table.columns[0].no_wrap = True
     for model in found:
@@ -44,21 +51,24 @@ def models_table(found: list[dict[str, Any]]) -> Table:
         table.add_row(
             model["name"],
             f"{model['version'] or '-'} of {', '.join(model['versions']) or 'none'}",
-            "[green]yes[/]" if model["ready"] else "[red]no[/]",
+            text_of(("yes", "green") if model["ready"] else ("no", "red")),
             ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["inputs"]),
             ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["outputs"]),
             str(model["batch_max"] or ""),
             f"{model['slo_ms']:g}" if model["slo_ms"] else "",
-            escape(note),
+            note,
         )
     return table
 
 
 @app.command()
 def deploy(
-    model: Annotated[str, typer.Argument(help="A model in the repository, or the folder of a package.")],
+    model: Annotated[
+        str, typer.Argument(help="A model in the repository, or the folder of a package.", autocompletion=model_names)
+    ],
     version: Annotated[str | None, typer.Option(help="The newest if not given.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.")] = 300.0,
+    as_json: AsJson = False,
 ) -> None:
     """Prepares a version and makes it current once it is prepared; traffic goes on meanwhile."""
     from gearmesh.operations.adoption import order
@@ -69,7 +79,7 @@ def deploy(
     with _package_is_sound():
         asked = order(model, version, told, config.model_repository, config.factory_allow)
     for note in asked.notes:
-        out.print(note, highlight=False, markup=False, soft_wrap=True)
+        remark(note)
     message = wire.Deploy(call=1, name=asked.name, version=asked.version)
     _operate(config, message, timeout, f"preparing {asked.name}", asked.hint)
 
@@ -80,12 +90,12 @@ def _package_is_sound() -> Iterator[None]:
     try:
         yield
     except PackageError as error:
-        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2 if error.code == PackageCode.BAD_PACKAGE else 1) from error
+        exit_code = 2 if error.code == PackageCode.BAD_PACKAGE else 1
+        refuse(str(error), code=error.code, exit_code=exit_code)
 
 
 @app.command()
-def undeploy(model: str) -> None:
+def undeploy(model: Annotated[str, typer.Argument(autocompletion=model_names)], as_json: AsJson = False) -> None:
     """Takes no new requests for the model, and frees its memory once those in flight have ended.
 
     Its memory is freed two seconds later, or when the requests in flight are done.
@@ -94,7 +104,9 @@ def undeploy(model: str) -> None:
 
 
 @app.command()
-def rollback(model: str, timeout: float = 300.0) -> None:
+def rollback(
+    model: Annotated[str, typer.Argument(autocompletion=model_names)], timeout: float = 300.0, as_json: AsJson = False
+) -> None:
     """Makes the version that was current before this one current again."""
     from gearmesh.operations.adoption import check_content
     from gearmesh.operations.repositories import known_of
@@ -115,7 +127,10 @@ def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint:
     with operator_of(config) as operator, err.status(f"{doing} ..."):
         reply = operator.call(message, timeout_s)
     if reply.ok:
-        out.print(reply.message)
+        tell(
+            {"model": message.name, "version": getattr(message, "version", None), "message": reply.message},
+            reply.message,
+        )
         return
     if hint and reply.field == "name" and reply.code != PackageCode.NAME_TAKEN:
         reply = msgspec.structs.replace(reply, faults=(*reply.faults, hint))

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from gearmesh.cli.terminal.session import out, settings, usage
+from gearmesh.cli.terminal.session import settings
+from gearmesh.cli.terminal.telling import AsJson, tell, usage
 from mesh.net.keys import Keys
 
 app = typer.Typer(add_completion=False)
@@ -35,18 +36,25 @@ def up(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Examines this machine, the settings, the repository and the mesh, and says what to mend."""
-    from gearmesh.operations.doctor import examine
+    from gearmesh.operations.doctor import examine, findings_table
 
-    raise typer.Exit(examine(settings(), out))
+    findings = examine(settings())
+    found = [{"grade": grade, "subject": subject, "finding": finding} for grade, subject, finding in findings]
+    tell({"findings": found}, findings_table(findings))
+    raise typer.Exit(1 if any(grade == "bad" for grade, _, _ in findings) else 0)
 
 
 @app.command()
-def keys(folder: Path) -> None:
+def keys(folder: Path, as_json: AsJson = False) -> None:
     """Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."""
     try:
         Keys.make(folder)
     except OSError as error:
         usage(f"{folder}: {error.strerror}")
-    out.print(f"{folder}/mesh.key_secret: for the services.  {folder}/client.key_secret and mesh.key: for clients.")
+    services, clients = [str(folder / "mesh.key_secret")], [str(folder / "client.key_secret"), str(folder / "mesh.key")]
+    tell(
+        {"folder": str(folder), "services": services, "clients": clients},
+        f"{services[0]}: for the services.  {clients[0]} and mesh.key: for clients.",
+    )

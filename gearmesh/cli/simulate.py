@@ -5,15 +5,16 @@ gearmesh simulate SCENARIO.toml [--policy NAME]... [--seeds N] [--bound] [--json
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gearmesh.cli.terminal.consoles import console
 from mesh.errors import GearmeshError
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ RESULT = (
     "policy", "seed", "offered", "attainment", "goodput_rps", "p99_ms", "rejected", "cold_starts", "device_utilisation",
 )  # fmt: skip
 app = typer.Typer(add_completion=False)
-out = Console()
-err = Console(stderr=True)
+STDOUT = Path("-")  # in place of a file
+out = console()
+err = console(stderr=True)
 
 
 @app.command()
@@ -35,7 +37,9 @@ def simulate(
     bound: Annotated[bool, typer.Option("--bound", help="Also what no scheduler could exceed.")] = False,
     tight: Annotated[bool, typer.Option("--tight", help="A tighter bound; minutes for 50,000 requests.")] = False,
     belady: Annotated[bool, typer.Option("--belady", help="Also the first policy with clairvoyant evictions.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results there; -: standard output.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them there; .png, .svg or .pdf.")] = None,
     find_devices: Annotated[
         bool, typer.Option("--find-devices", help="The fewest devices that reach the target, for each policy.")
@@ -53,7 +57,7 @@ def simulate(
         policies = list(dict.fromkeys(policy or read.policies))
         check_policies(read, policies)
         for note in read.notes:
-            err.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+            err.print(f"note: {note}", style="yellow")
         if find_devices:
             _find(read, policies, seeds, target, json_file)
         else:
@@ -65,7 +69,7 @@ def simulate(
 
 
 def _usage(message: str) -> NoReturn:
-    err.print(f"simulate: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"simulate: {message}", style="red", soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -96,14 +100,23 @@ def _compare(
     tasks += [Task(scenario, seed, kind) for kind in bound for seed in range(seeds)]
     records = _run(tasks, jobs)
     results, bounds = records[: len(policies) * seeds], records[len(policies) * seeds :]
-    out.print(_table(scenario.name, results, bounds))
+    people = err if json_file == STDOUT else out
+    people.print(_table(scenario.name, results, bounds))
     if json_file is not None:
         rows = [{key: record[key] for key in RESULT} for record in results]
         details = [{key: v for key, v in record.items() if key not in RESULT[2:]} for record in results]
-        json_file.write_text(json.dumps({"results": rows, "bound": bounds, "details": details}, indent=1) + "\n")
+        _write(json_file, {"results": rows, "bound": bounds, "details": details})
     if plot is not None:
         draw(scenario, policies, results, bounds, plot)
-        out.print(f"drawn: {plot}")
+        people.print(f"drawn: {plot}")
+
+
+def _write(json_file: Path, document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=1) + "\n"
+    if json_file == STDOUT:
+        sys.stdout.write(text)
+    else:
+        json_file.write_text(text)
 
 
 def _run(tasks: "list[Any]", jobs: int | None) -> list[dict[str, Any]]:
@@ -191,6 +204,6 @@ def _find(scenario: "Scenario", policies: list[str], seeds: int, target: float, 
         table.add_row(name, "too many" if found.devices is None else str(found.devices), tried)
         tries = [{"devices": count, "attainment": share} for count, share in sorted(found.tried.items())]
         answers.append({"policy": name, "devices": found.devices, "target": target, "tried": tries})
-    out.print(table)
+    (err if json_file == STDOUT else out).print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps({"find_devices": answers}, indent=1) + "\n")
+        _write(json_file, {"find_devices": answers})

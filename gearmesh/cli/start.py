@@ -1,9 +1,11 @@
 """The console script `gearmesh`: Ctrl-C ends it without a traceback, even while it is importing."""
 
+import os
 import sys
 
 from gearmesh.loading import advice, shadowing
 
+COMPLETE = "_GEARMESH_COMPLETE"  # a shell that completes a command line sets it
 NEEDS = {  # {command: extra with what it needs}; all others need `cli`
     "up": "serve",
     "container": "serve",
@@ -18,6 +20,8 @@ def main() -> None:
 
     That is so where an extra is not installed that the command needs, or files are in the way of gearmesh's packages.
     """
+    if COMPLETE in os.environ:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a shell shows nothing but what it is offered
     try:
         found = shadowing()
         if found:

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from gearmesh.cli.models import models_table
-from gearmesh.cli.terminal.session import err, out, settings
+from gearmesh.cli.terminal.session import settings
+from gearmesh.cli.terminal.telling import AsJson, tell, usage
 
 app = typer.Typer(add_completion=False)
 
@@ -14,12 +15,12 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def status(
     over: Annotated[float, typer.Option(help="Seconds that rates are taken over; 0: since the start.")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, totals since the start.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Shows the members of the mesh, what it serves, how requests fare, how well times are predicted."""
     from gearmesh.cli.watching import run_status
 
-    raise typer.Exit(run_status(settings(), over, out, err, as_json=as_json, models_table=models_table))
+    run_status(settings(), over, as_json=as_json, models_table=models_table)
 
 
 @app.command()
@@ -30,17 +31,25 @@ def top(
     """Shows what `status` shows, live."""
     from gearmesh.cli.watching import run_top
 
-    raise typer.Exit(run_top(settings(), interval, count, out, err))
+    run_top(settings(), interval, count)
 
 
 @app.command()
 def logs(
     source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sums up the request log and the action log: outcomes, latencies, how well times were predicted."""
-    from gearmesh.telemetry.log_report import run_logs
+    from gearmesh.telemetry.journals import LogError
+    from gearmesh.telemetry.log_report import actions_table, read_logs, requests_table, summary
 
-    raise typer.Exit(run_logs(source or settings().telemetry_folder, out, err))
+    folder = source or settings().telemetry_folder
+    try:
+        requests, actions = read_logs(folder)
+    except LogError as error:
+        usage(str(error))
+    shown = [*map(requests_table, requests), *map(actions_table, actions)]
+    tell([*map(summary, requests), *map(summary, actions)], *shown)
 
 
 @app.command()
@@ -48,7 +57,7 @@ def metrics() -> None:
     """Prints the mesh's counters in the text format of Prometheus."""
     from gearmesh.cli.watching import run_metrics
 
-    raise typer.Exit(run_metrics(settings(), err))
+    run_metrics(settings())
 
 
 @app.command()
@@ -56,8 +65,9 @@ def trace(
     file: Annotated[Path, typer.Argument(help="Where to; open it at ui.perfetto.dev or chrome://tracing.")],
     seconds: Annotated[float, typer.Option(help="How long to record.")] = 5.0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Records what the running mesh plans and does, and writes a timeline."""
     from gearmesh.cli.watching import run_trace
 
-    raise typer.Exit(run_trace(settings(), file, seconds, out, err, force=force))
+    run_trace(settings(), file, seconds, force=force)

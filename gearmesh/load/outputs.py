@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gearmesh.cli.terminal.consoles import console
 from gearmesh.load.errors import LoadError
 from gearmesh.load.plan import LoadPhase, LoadTarget, LoadTestPlan
 from gearmesh.load.reporting.records import OK, OUTCOMES
@@ -18,7 +18,8 @@ from gearmesh.load.results import PhaseRun, Seen
 from gearmesh.load.runner import run_plan
 from gearmesh.load.targets import Where, measure_batch1
 
-err = Console(stderr=True)
+STDOUT = Path("-")  # in place of a file: the report goes to standard output, and what people read to standard error
+err = console(stderr=True)
 
 
 class ReportFiles:
@@ -26,7 +27,7 @@ class ReportFiles:
 
     def __init__(self, json_file: Path | None, plot: Path | None, progress: bool) -> None:
         self.json_file, self.plot, self.progress = json_file, plot, progress
-        self.console = Console(width=None if Console().is_terminal else 150)
+        self.console = err if json_file == STDOUT else console()
 
     async def follow(
         self,
@@ -58,13 +59,16 @@ class ReportFiles:
         found = reports(plan, runs)
         show(plan, runs, found, self.console)
         for sentence in remarks(runs, found):
-            self.console.print(sentence, style="yellow", highlight=False)
+            self.console.print(sentence, style="yellow")
         try:
             if self.json_file is not None:
                 more = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:], **more}
                 text = json.dumps(as_map(plan, runs, found, describe(), **more), indent=1, default=str, allow_nan=False)
-                with self.json_file.open("x") as out:
-                    out.write(text + "\n")
+                if self.json_file == STDOUT:
+                    sys.stdout.write(text + "\n")
+                else:
+                    with self.json_file.open("x") as out:
+                        out.write(text + "\n")
             if self.plot is not None:
                 draw(plan, runs, found, self.plot)
         except OSError as error:

@@ -103,12 +103,20 @@ class ContainerFile:
             _write(self._file, kept)
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Until the block ends, others can see that these containers are being kept."""
+    def watched(self, broker: str = "") -> Iterator[None]:
+        """Until the block ends, others can see that these containers are kept, and in which broker's mesh."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._runner, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
+            lock.truncate(0)
+            lock.write(broker)
+            lock.flush()
             yield
+
+    @property
+    def broker(self) -> str:
+        """The address of the broker of the mesh that keeps the containers; empty: not known."""
+        return self._runner.read_text() if self.is_watched else ""
 
     @property
     def is_watched(self) -> bool:
@@ -129,7 +137,7 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
     environment = replica_environment(settings)
-    with container_file.watched():
+    with container_file.watched(settings.broker_address):
         while True:
             kept = None
             try:

@@ -9,14 +9,13 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from frontend.client.client import Client, RequestError
+from gearmesh.cli.terminal.consoles import text_of
 from gearmesh.operations.repositories import ask_broker, is_seen, is_the_broker_s
 from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
@@ -39,15 +38,18 @@ SOFTWARE = (  # (grade if it is not installed, package, what needs it, extra tha
 Finding = tuple[str, str, str]  # (good | note | bad, subject, finding)
 
 
-def examine(settings: Settings, out: Console) -> int:
-    """Prints the findings. Returns the exit code: 1 if something must be fixed, else 0."""
-    findings = [*_software(), *_machine(settings), *_ports(settings), *examine_repository(settings)]
+def examine(settings: Settings) -> list[Finding]:
+    """All findings."""
+    return [*_software(), *_machine(settings), *_ports(settings), *examine_repository(settings)]
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """The findings for people."""
     table = Table("", "what", "how it is")
-    marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[red]mend[/]"}
+    marks = {"good": ("good", "green"), "note": ("note", "yellow"), "bad": ("mend", "red")}
     for grade, what, how in findings:
-        table.add_row(marks[grade], escape(what), escape(how))
-    out.print(table)
-    return 1 if any(grade == "bad" for grade, _, _ in findings) else 0
+        table.add_row(text_of(marks[grade]), what, how)
+    return table
 
 
 def _software() -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ FRONT = ("broker", "controller", "frontend")  # put into one process by --compac
 OPTIONAL = ("gateway",)  # the mesh serves without it
 OURS = frozenset((*FRONT, *OPTIONAL, "gpu_worker", "mesh"))  # what processes of a mesh are called
 
+PROCESS = re.compile(r"([A-Za-z0-9_-]+):\s*\S")  # begins a line of a Procfile, as honcho reads it
 PROCFILE = Path(__file__).with_name("Procfile")  # what runs where the working folder has none
 
 Say = Callable[[str, str], None]  # (process, line)
@@ -67,7 +69,16 @@ class Child:
 
 def processes_of(procfile: Path) -> dict[str, str]:
     """{process: command} as the Procfile has them. Raises: OSError, ValueError."""
-    return dict(parse_procfile(procfile.read_text()).processes)
+    text = procfile.read_text()
+    lines: dict[str, list[str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        named = PROCESS.match(line)
+        if named:
+            lines.setdefault(named[1], []).append(str(number))
+    doubled = [f"{name!r} in lines {' and '.join(where)}" for name, where in lines.items() if len(where) > 1]
+    if doubled:
+        raise ValueError(f"{procfile}: a name is given to several processes: {'; '.join(doubled)}; each needs its own")
+    return dict(parse_procfile(text).processes)
 
 
 def procfile_commands(

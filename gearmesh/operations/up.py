@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import signal
 import socket
 import time
@@ -13,13 +14,16 @@ from typing import Any
 from rich.console import Console
 
 from frontend.client.client import AsyncClient, RequestError
+from gearmesh.cli.terminal.consoles import console, text_of
 from gearmesh.operations.containers import ContainerFile, keep_containers
 from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Supervisor, processes_of, procfile_commands
 from mesh.errors import AddressInUse
+from mesh.printable import printable
 from mesh.process.configuration import environment_of
 from mesh.process.settings import Settings
 
 POLL_S = 0.2
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # by which a process colours its lines: left out, as its name has our colour
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
 
 
@@ -46,7 +50,7 @@ def procfile_of(named: Path | None) -> tuple[Path, str]:
 
 async def run_up(settings: Settings, named: Path | None, formation: Mapping[str, int], *, compact: bool) -> int:
     """Runs until a signal. Returns the exit code: 0, or 2 if the mesh cannot run. `named`: a Procfile, or None."""
-    console = Console()
+    out = console()
     try:
         procfile, remark = procfile_of(named)
         commands = procfile_commands(procfile, formation, compact=compact)
@@ -61,10 +65,10 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     if taken:
         _refuse(taken)
         return 2
-    say = printer(console, commands)
+    say = printer(out, commands)
     if remark:
         say("up", remark)
-    if console.is_terminal and settings.log_format == "auto":  # processes write into a pipe
+    if out.is_terminal and settings.log_format == "auto":  # processes write into a pipe
         settings = settings.model_copy(update={"log_format": "console"})
     environment = {**with_ports(settings, os.environ), **environment_of(settings, ["log_format"])}
     supervisor = Supervisor(commands, say, environment)
@@ -87,7 +91,7 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     return 0
 
 
-def printer(console: Console, processes: Iterable[str]) -> Say:
+def printer(out: Console, processes: Iterable[str]) -> Say:
     """A function that prints a line of a process behind its name, in the process's colour on a terminal.
 
     `processes` have colours of their own and set the column's width; a replica that comes later has a colour, too.
@@ -97,18 +101,19 @@ def printer(console: Console, processes: Iterable[str]) -> Say:
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
     def say(name: str, line: str) -> None:
-        if console.is_terminal:
-            console.print(f"[{colours.get(name, COLOURS[0])}]{name:>{width}} |[/]", end=" ", highlight=False)
+        head = f"{printable(name):>{width}} |"
+        if out.is_terminal:
+            out.print(text_of((head, colours.get(name, COLOURS[0]))), end=" ")
         else:
-            console.file.write(f"{name:>{width}} | ")
-        console.file.write(line + "\n")
-        console.file.flush()
+            out.file.write(f"{head} ")
+        out.file.write(printable(COLOUR.sub("", line)) + "\n")
+        out.file.flush()
 
     return say
 
 
 def _refuse(text: str) -> None:
-    Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    console(stderr=True).print(text, style="red", soft_wrap=True)
 
 
 def with_ports(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from gearmesh.telemetry.journals import JournalLog, LogError, kind_of, read_actions, read_requests
+from gearmesh.telemetry.journals import JournalLog, kind_of, read_actions, read_requests
 from gearmesh.telemetry.machine import quantile
 from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, RequestFact
@@ -17,19 +17,43 @@ SHARES = (0.5, 0.99, 0.999)
 ANSWERED = (RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.REJECTED, RequestOutcome.FAILED)
 
 
-def run_logs(source: Path, out: Console, err: Console) -> int:
-    """Prints the report. Returns 0; 2 if there is no log, or none that can be read."""
-    try:
-        if source.is_dir() or kind_of(source) == "requests":
-            for request_log in read_requests(source):
-                out.print(requests_table(request_log))
-        if source.is_dir() or kind_of(source) == "actions":
-            for action_log in read_actions(source):
-                out.print(actions_table(action_log))
-    except LogError as error:
-        err.print(f"gearmesh: {error}", style="red", highlight=False, markup=False)
-        return 2
-    return 0
+def read_logs(source: Path) -> tuple[list[JournalLog[RequestFact]], list[JournalLog[ActionFact]]]:
+    """(request logs, action logs) in a folder; of a file, the log that it is. Raises: LogError."""
+    kind = None if source.is_dir() else kind_of(source)
+    return (
+        read_requests(source) if kind in (None, "requests") else [],
+        read_actions(source) if kind in (None, "actions") else [],
+    )
+
+
+def summary(log: JournalLog[RequestFact] | JournalLog[ActionFact]) -> dict[str, Any]:
+    """The report of a log for programs: how often each outcome, or each action, and the quantiles of its seconds."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for fact in log.facts:
+        if isinstance(fact, RequestFact):
+            groups.setdefault((fact.outcome, fact.code), []).append(fact.latency_s)
+        else:
+            groups.setdefault((fact.device, fact.worker, fact.type, fact.code), []).append(fact.duration_s or 0.0)
+    of_requests = log.headers[0].log == "requests"
+    heads = ("outcome", "code") if of_requests else ("device", "worker", "action", "code")
+    return {
+        "log": log.headers[0].log,
+        "controller": log.headers[0].controller,
+        "policy": log.headers[0].policy,
+        "lines": len(log.facts),
+        "dropped": log.dropped,
+        "cut": log.cut,
+        "groups": [
+            {**dict(zip(heads, group, strict=True)), "count": len(values), **_seconds(sorted(values))}
+            for group, values in sorted(groups.items())
+        ],
+    }
+
+
+def _seconds(ordered: list[float]) -> dict[str, float | None]:
+    """Quantiles that so many values support, and the largest."""
+    found = {f"p{share * 100:g}_s": quantile(ordered, share) for share in SHARES}
+    return {**found, "max_s": ordered[-1]}
 
 
 def requests_table(log: JournalLog[RequestFact]) -> Table:

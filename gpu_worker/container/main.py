@@ -10,6 +10,7 @@ from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from mesh.errors import GearmeshError
+from mesh.printable import printable
 from mesh.process import logs
 from mesh.process.readiness import take_ready_signal
 from mesh.process.runtime import Runtime
@@ -59,15 +60,15 @@ def check_container(options: ContainerOptions, *, start_s: float = START_S) -> s
         _cannot(options, error)
         return None
     if child.tail:
-        sys.stdout.write(child.tail + "\n")
+        sys.stdout.write(printable(child.tail) + "\n")
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
-            sys.stdout.write(f"{kind} {tensor.name}: {tensor.dtype} {list(tensor.shape)}\n")
+            sys.stdout.write(printable(f"{kind} {tensor.name}: {tensor.dtype} {list(tensor.shape)}\n"))
     if options.sample is None:
         sys.stdout.write("the function was not run: give --sample FILE.npy for that\n")
     return content_of(ready["code"], spec)
 
 
 def _cannot(options: ContainerOptions, error: GearmeshError) -> int:
-    sys.stderr.write(f"container {options.ref} cannot be served:\n{error}\n")
+    sys.stderr.write(printable(f"container {options.ref} cannot be served:\n{error}\n"))
     return CANNOT

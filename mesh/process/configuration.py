@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mesh.errors import SettingsError
+from mesh.printable import printable
 from mesh.process.settings import Settings, documentation
 
 PREFIX = "GEARMESH_"
@@ -156,5 +157,5 @@ def settings_or_exit(arguments: Sequence[str] | None = None) -> Settings:
     try:
         return read_settings(arguments)
     except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n"))
         raise SystemExit(2) from error

@@ -16,6 +16,7 @@ import uvloop
 from mesh.errors import GearmeshError
 from mesh.net.sockets import Hub
 from mesh.net.transport import Transport
+from mesh.printable import printable
 from mesh.process import logs
 from mesh.process.configuration import settings_or_exit
 from mesh.process.settings import Settings
@@ -127,7 +128,7 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     try:
         code = uvloop.run(main())
     except GearmeshError as error:
-        sys.stderr.write(f"{role}: {error}\n")
+        sys.stderr.write(printable(f"{role}: {error}\n"))
         raise SystemExit(2) from error
     if code:
         sys.stdout.flush()

@@ -15,9 +15,12 @@ from mesh.process.settings import Settings
 from scripts import ROOT
 from scripts.document_codes import DOCS, LISTS, with_codes
 from scripts.document_settings import HEAD, MANUAL, with_settings
+from tests.house.examples import RUN, TYPED, examples
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("gearmesh/**/*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in
+    ("guide", "models", "containers", "applications", "protocol", "http", "operations"))]  # fmt: skip
 COLUMNS = 100  # every line is shorter
 CELL = 30  # a row of a table may be longer if none of its cells is: figures of many columns
 WRITTEN_LATER = {"docs/results/"}  # folders that a script makes
@@ -222,3 +225,18 @@ def test_commands_that_are_shown_can_be_typed(document: Path) -> None:
         given = re.findall(r"(?<!\S)\[?(-[a-z]\b|--[a-z-]+)", shown)
         wrong += [f"{option}: gearmesh {shown}" for option in given if option not in known.get(name, set())]
     assert wrong == []
+
+
+def test_every_block_that_may_be_typed_runs_or_says_why_it_does_not() -> None:
+    """tests/end_to_end/test_examples_end_to_end.py runs those of the documents for users."""
+    silent, excused = [], 0
+    for document in USERS:
+        for example in examples(document):
+            typed = any(TYPED.match(line) for line in example.text.splitlines())
+            if typed and example.kind not in RUN:
+                silent.append(f"{document.name}:{example.line} has commands: call the block sh or console")
+            if example.kind and example.kind not in RUN and not example.why:
+                silent.append(f"{document.name}:{example.line}: is neither run, nor says why")
+            excused += bool(example.why)
+    assert silent == []
+    assert excused == 3, "each is one that a reader has to take our word for"

@@ -189,6 +189,7 @@ TALKING = {  # {command that needs the extra `cli`: exit code where no mesh is u
     ("scale", "m", "1"): 1,  # says that no `gearmesh up` runs here
     ("doctor",): 1,  # says that torch is not installed
     ("keys", "keys"): 0,
+    ("completion", "bash"): 0,
 }
 
 

@@ -1,10 +1,12 @@
 """Devices: how busy their lanes are, and what they hold."""
 
 from rich.table import Table
+from rich.text import Text
 
 from frontend.admin.observer import View
 from gearmesh.cli.screens.changes import DeviceChange
 from gearmesh.cli.screens.tables import add_columns, end_of, titled_table
+from gearmesh.cli.terminal.consoles import text_of
 
 PLACES_SHOWN = 6  # models named per device, if there is room
 WIDE = 110  # from this width on, lanes have bars and devices the names of their models
@@ -38,9 +40,9 @@ def devices_table(before: View | None, after: View, width: int, count_max: int |
     return table
 
 
-def _device_cells(one: DeviceChange, wide: bool) -> list[str]:
+def _device_cells(one: DeviceChange, wide: bool) -> list[str | Text]:
     device = one.now
-    cells = [
+    cells: list[str | Text] = [
         device.worker.rpartition("-")[2],
         _busy(one.exec_share, wide),
         _busy(one.per_s("load_busy_s"), wide),
@@ -61,8 +63,8 @@ def _mark(state: str) -> str:
     return {"loading": " (loading)", "running": "*"}.get(state, "")
 
 
-def _busy(share: float, bar: bool) -> str:
+def _busy(share: float, bar: bool) -> Text:
     share = min(1.0, max(0.0, share))
     colour = "green" if share < 0.7 else "yellow" if share < 0.95 else "red"
     drawn = f"{'█' * round(share * 8):<8} " if bar else ""
-    return f"[{colour}]{drawn}{share:4.0%}[/]"
+    return text_of((f"{drawn}{share:4.0%}", colour))

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from frontend.admin.observer import View
+from gearmesh.cli.terminal.consoles import text_of
 from mesh.facts import DeviceState
 
 SILENT_S = 1.0  # a worker silent for longer is marked
@@ -15,11 +16,11 @@ SILENT_S = 1.0  # a worker silent for longer is marked
 class Health(NamedTuple):
     """How a member is."""
 
-    told: str  # in rich's markup
+    told: Text
     good: bool = False
 
 
-GOOD = Health("[green]ok[/]", good=True)
+GOOD = Health(text_of(("ok", "green")), good=True)
 
 
 def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
@@ -27,7 +28,7 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
     yield "broker", "broker", "", _health(view.broker, "serving goes on with the last table"), ""
     devices = {device.worker: device for snapshot in view.snapshots.values() for device in snapshot.devices}
     for member in view.members:
-        health = Health("")
+        health = Health(text_of())
         if member.role == "controller":
             health = _health(member.id in view.snapshots)
         elif member.role == "frontend":
@@ -50,20 +51,21 @@ def members_table(view: View) -> Table:
 def members_line(view: View) -> Text:
     """The number of members, and those that are not well."""
     healths = [(name, health) for name, _, _, health, _ in _members(view)]
-    ill = [f"{name} {Text.from_markup(health.told).plain}" for name, health in healths if not health.good]
-    line = Text(f"{len(healths)} members, ", no_wrap=True, overflow="ellipsis")
-    return line.append("; ".join(ill), style="red") if ill else line.append("all ok", style="green")
+    ill = [f"{name} {health.told.plain}" for name, health in healths if not health.good]
+    line = text_of(f"{len(healths)} members, ", ("; ".join(ill), "red") if ill else ("all ok", "green"))
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _health(answers: bool, advice: str = "") -> Health:
-    return GOOD if answers else Health(f"[red]silent[/] {advice}".rstrip())
+    return GOOD if answers else Health(text_of(("silent", "red"), f" {advice}".rstrip()))
 
 
 def _worker_health(device: DeviceState | None) -> Health:
     if device is None:
-        return Health("[red]no controller has it[/]")
+        return Health(text_of(("no controller has it", "red")))
     if device.leaving:
-        return Health("[yellow]leaving[/]")
+        return Health(text_of(("leaving", "yellow")))
     if device.heard_ago_s > SILENT_S:
-        return Health(f"[yellow]silent for {device.heard_ago_s:.1f} s[/]")
+        return Health(text_of((f"silent for {device.heard_ago_s:.1f} s", "yellow")))
     return GOOD

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from frontend.admin.observer import View
 from gearmesh.cli.screens.changes import change
 from gearmesh.cli.screens.tables import add_columns, end_of, titled_table
+from gearmesh.cli.terminal.consoles import text_of
 from mesh.facts import ModelState, Snapshot, Spread
 
 
@@ -72,8 +72,10 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
     for frontend, status in after.frontends.items():
         answers = ", ".join(f"{count} {kind}" for kind, count in sorted(status["answers"].items())) or "none yet"
         dropped = status.get("answers_dropped", 0)
-        lost = f"; [red]{dropped} dropped: clients gone, or not reading[/]" if dropped else ""
-        table.add_row(frontend, f"answers: {answers}; in flight: {status['in_flight']}{lost}")
+        told = text_of(f"answers: {answers}; in flight: {status['in_flight']}")
+        if dropped:
+            told += text_of("; ", (f"{dropped} dropped: clients gone, or not reading", "red"))
+        table.add_row(frontend, told)
         _frontend(table, status)
     labels_width = max(len(str(label)) for label in table.columns[0].cells)
     table.columns[0].width, table.columns[1].max_width = labels_width, max(10, width - labels_width - 1)
@@ -89,7 +91,7 @@ def _frontend(table: Table, status: Mapping[str, Any]) -> None:
         table.add_row("  cache", f"{cache['hit_ratio']:.1%} hits of {looked}, {shared}; {used}")
     if learning != "on":
         held = status["applications"]["feedback_held"]
-        table.add_row("  learning", f"[red]{escape(learning)}[/]; {held} feedback held")
+        table.add_row("  learning", text_of((learning, "red"), f"; {held} feedback held"))
 
 
 def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:
@@ -103,9 +105,11 @@ def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:
     if not journal.on:
         table.add_row(f"logs{whose}", "off (setting telemetry)")
         return
-    lost = f", [red]{journal.dropped} dropped[/]" if journal.dropped else ""
-    fault = f", [red]{journal.fault}[/]" if journal.fault else ""
-    table.add_row(f"logs{whose}", f"{journal.written} lines in {journal.folder}{lost}{fault}")
+    told = text_of(f"{journal.written} lines in {journal.folder}")
+    for fault in (f"{journal.dropped} dropped" if journal.dropped else "", journal.fault):
+        if fault:
+            told += text_of(", ", (fault, "red"))
+    table.add_row(f"logs{whose}", told)
 
 
 def _error(errors: Spread) -> str:

@@ -1,16 +1,16 @@
-"""Prints an answer for people."""
+"""An answer, as people read it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
 from frontend.client.client import Prediction
 
 
-def show(prediction: Prediction, labels: Sequence[str], out: Console) -> None:
-    """Prints the first output row by row, then the latency and where the answer came from."""
+def answer_shown(prediction: Prediction, labels: Sequence[str]) -> Iterator[RenderableType]:
+    """Yields the first output row by row, then the latency and where the answer came from."""
     rows = prediction.output.reshape(len(prediction.output), -1)
     title = prediction.app or f"{prediction.model}:{prediction.version}"
     if prediction.default_used:
@@ -18,20 +18,20 @@ def show(prediction: Prediction, labels: Sequence[str], out: Console) -> None:
     table = Table("row", "value" if rows.shape[1] == 1 else "top", title=title)
     for i, row in enumerate(rows):
         table.add_row(str(i), row_text(row, labels))
-    out.print(table)
+    yield table
     took = f"{prediction.latency_ms:.2f} ms"
     if prediction.decision_id is not None:
         used = ", ".join(prediction.models_used) or "none"
         told = f"confidence {prediction.confidence:.2f}, disagreement {prediction.disagreement or 0:.2f}"
-        out.print(f"{took}, {told}, models that answered: {used}")
+        yield f"{took}, {told}, models that answered: {used}"
         if prediction.default_used:
-            out.print(f"the default, because: {prediction.answer['error']['message']}", highlight=False)
-        out.print(f"gearmesh feedback {prediction.decision_id} --label TRUTH", highlight=False)
+            yield f"the default, because: {prediction.answer['error']['message']}"
+        yield f"gearmesh feedback {prediction.decision_id} --label TRUTH"
     elif prediction.cached:
-        out.print(f"{took}, from the cache")
+        yield f"{took}, from the cache"
     else:
         predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
-        out.print(f"{took}{predicted}, batch of {prediction.batch_size} on {prediction.device}")
+        yield f"{took}{predicted}, batch of {prediction.batch_size} on {prediction.device}"
 
 
 def row_text(row: Any, labels: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ def _plan_map(plan: LoadTestPlan) -> dict[str, Any]:
 def show(plan: LoadTestPlan, runs: Sequence[PhaseRun], found: Sequence[PhaseReport], console: Console) -> None:
     """Prints all tables."""
     for note in plan.notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note)
     console.print(_overview(found))
     console.print(_attainment(found))
     for one in found:
@@ -74,7 +74,7 @@ def show(plan: LoadTestPlan, runs: Sequence[PhaseRun], found: Sequence[PhaseRepo
         _show_facts(one, console)
     console.print(_generator(runs, found))
     for sentence in complaints(runs, found):
-        console.print(sentence, style="bold red", highlight=False, markup=False)
+        console.print(sentence, style="bold red")
 
 
 def complaints(runs: Sequence[PhaseRun], found: Sequence[PhaseReport]) -> list[str]:
@@ -169,15 +169,14 @@ def _show_facts(one: PhaseReport, console: Console) -> None:
         quick = one.rejected_within
         console.print(
             f"not served: {codes}; refusals within p50 {_ms(quick.p50_ms)}, p99 {_ms(quick.p99_ms)}, max "
-            f"{_ms(quick.max_ms)} ms", highlight=False,
-        )  # fmt: skip
+            f"{_ms(quick.max_ms)} ms"
+        )
     over, under = one.over_predicted, one.under_predicted
     if over.n + under.n:
         console.print(
             f"prediction: above by p50 {_ms(over.p50_ms)}, p99 {_ms(over.p99_ms)} ms ({over.n:,} requests); below by "
-            f"p50 {_ms(under.p50_ms)}, p99 {_ms(under.p99_ms)}, max {_ms(under.max_ms)} ms ({under.n:,})",
-            highlight=False,
-        )  # fmt: skip
+            f"p50 {_ms(under.p50_ms)}, p99 {_ms(under.p99_ms)}, max {_ms(under.max_ms)} ms ({under.n:,})"
+        )
     parts = one.by_stream if len(one.by_stream) > 1 else one.by_model if 1 < one.models_asked <= 20 else []
     if parts:
         table = Table("stream" if len(one.by_stream) > 1 else "model", "requests", "in time", "p50 ms", "p99 ms")

@@ -174,7 +174,7 @@ def test_a_model_that_was_never_ready_is_asked_and_the_reason_is_told(monkeypatc
         def models(self) -> list[dict[str, Any]]:
             return [{"name": "m", "inputs": [], "fault": "its weights are gone", "preparing": None}]
 
-    monkeypatch.setattr(asking, "client", lambda _: contextlib.nullcontext(Session()))
+    monkeypatch.setattr(asking, "asking", lambda: contextlib.nullcontext(Session()))
     result = CliRunner().invoke(cli.app, ["infer", "m", "[1]"])
     assert result.exit_code == 1
     assert "its weights are gone" in result.stderr

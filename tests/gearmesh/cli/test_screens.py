@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from frontend.admin.observer import View
 from gearmesh.cli.screens import Screen, change, devices_table, members_line, members_table, models_table, summary
@@ -66,7 +65,7 @@ def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int
 
 def cells(table: Table) -> list[list[str]]:
     """The text of each row's cells."""
-    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]
 
 

@@ -90,6 +90,13 @@ def test_the_table_says_what_the_file_says(tmp_path: Path) -> None:
     assert f"{found['attainment'] * 100:.2f}" in run(file).output
 
 
+@pytest.mark.parametrize("options", [(), ("--find-devices", "--target", "0.5")])
+def test_results_on_standard_output_are_all_that_is_there(tmp_path: Path, options: tuple[str, ...]) -> None:
+    result = run(write(tmp_path), "--jobs", "1", "--json", "-", *options)
+    assert json.loads(result.stdout)
+    assert "small" in result.stderr
+
+
 def test_the_fewest_devices_that_are_enough_are_found(tmp_path: Path) -> None:
     file, out = write(tmp_path, rate_rps=2000), tmp_path / "out.json"
     run(file, "--find-devices", "--target", "0.95", "--json", str(out))

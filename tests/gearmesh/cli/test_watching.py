@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from gearmesh.cli.main import app
 from gearmesh.operations.containers import ContainerFile
 from gearmesh.operations.ports import free_ports
+from mesh.process.configuration import read_settings
 from tests.messages import names
 
 
@@ -23,7 +24,8 @@ def gearmesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ports: list[int]) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEARMESH_BROKER_PORT", str(ports[0]))
     monkeypatch.setenv("GEARMESH_FRONTEND_PORT", str(ports[1]))
-    monkeypatch.setattr("gearmesh.cli.terminal.session.ANSWERS_WITHIN_S", 0.1)
+    monkeypatch.setattr("gearmesh.cli.terminal.session.REACHED_WITHIN_S", 0.1)
+    monkeypatch.setattr("gearmesh.cli.terminal.session.ANSWERS_WITHIN_S", 0.2)
     monkeypatch.setattr("frontend.admin.observer.REPLY_S_MAX", 0.1)
     return CliRunner()
 
@@ -100,6 +102,13 @@ def test_a_damaged_list_of_containers_is_named(gearmesh: CliRunner, tmp_path: Pa
         result = gearmesh.invoke(app, ("scale", "m", "1"))
     assert result.exit_code == 1
     assert "containers.json" in "".join(result.output.split())
+
+
+def test_a_container_is_not_given_to_another_mesh_than_the_data_folder_s(gearmesh: CliRunner, tmp_path: Path) -> None:
+    theirs = "tcp://127.0.0.1:9"
+    with ContainerFile(tmp_path / ".gearmesh").watched(theirs):
+        told = refused(gearmesh, "container", "--model", "m", "--predict", "nowhere:f", "--replicas", "1")
+    assert names(told, theirs, read_settings().broker_address, "GEARMESH_CONFIG")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from gearmesh.operations.supervisor import procfile_commands
 from scripts import ROOT
 from tests.gearmesh.operations.supervised import heard, running
 from tests.loops import on_loop
+from tests.messages import names
 
 pytestmark = pytest.mark.usefixtures("hurried")
 PROCFILE = "broker: run broker\ncontroller: run controller\ngpu_worker: run gpu_worker --x=1\nfrontend: run frontend\n"
@@ -30,6 +31,15 @@ def test_every_line_is_one_process(procfile: Path) -> None:
         "gpu_worker": ("run gpu_worker --x=1", 0),
         "frontend": ("run frontend", 0),
     }
+
+
+@pytest.mark.parametrize("text", ["a: x\nb: y\na: z\n", "a: x\n\n# a: no\na:z\n", "a: x\na: x\na: x\n"])
+def test_a_name_that_several_processes_have_is_named_with_its_lines(text: str, tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text(text)
+    with pytest.raises(ValueError, match="Procfile") as raised:
+        procfile_commands(tmp_path / "Procfile", {})
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith("a:")]
+    assert names(str(raised.value), "'a'", *lines)
 
 
 def test_the_projects_own_procfile_starts_the_four_services_and_the_gateway() -> None:
