@@ -12,81 +12,43 @@ neighbours' client of another checkout with a .venv, too, say of an older commit
 import argparse
 import asyncio
 import json
+import os
 import resource
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvloop
-from rich.table import Table
 
-from gearmesh.telemetry.machine import MachineWatch, describe, median, quantile
+from gearmesh.telemetry.machine import MachineWatch, describe
 from scripts import ROOT
+from scripts.rigs.neighbour_tables import Figures, LeavingRun, SoundRun, show
 from scripts.rigs.neighbourhoods import (
-    BATCH_MAX,
+    LEAVERS,
     Neighbourhood,
+    Situation,
     neighbour,
     neighbourhood,
     of_container,
     of_device,
     plan_of,
+    situations,
 )
-from scripts.rigs.open_loops import (
-    OK,
-    WRONG,
-    Ask,
-    Subject,
-    capacity,
-    drive,
-    http_asker,
-    poisson,
-    settled,
-    zmq_asker,
-)
+from scripts.rigs.open_loops import OK, Ask, Subject, capacity, drive, http_asker, poisson, settled, zmq_asker
 from scripts.rigs.processes import console
 
 SEED = 14
 LOAD = 0.6  # of capacity
-IMPATIENT = 16
-PATIENCE = 0.1  # of the budget
 LEAVERS_SLO_MS = 60_000.0
 SETTLED_S = 60.0
 STILL_S = 1.0  # without a row of theirs: nothing of those that left is left
 LIVE_PAUSE_S = 0.02  # between requests of a live client that was refused
-HERE = "gearmesh"
-
-
-@dataclass(slots=True)
-class Situation:
-    """One kind of neighbour, and what sound clients of the same model saw."""
-
-    name: str
-    subject: Subject
-    kind: str  # of the neighbours' plan
-    first: float  # value of their rows
-    plan: dict[str, Any] = field(default_factory=dict)
-    http: bool = False
-    rate_per_s: float = 0.0  # of sound requests, once it is measured
-    runs: dict[tuple[str, bool], list[dict[str, Any]]] = field(default_factory=dict)  # {(mesh, beside): one a round}
-
-
-def situations(tokens: Subject) -> list[Situation]:
-    """All of them."""
-    impatient = {"clients": IMPATIENT}
-    bad_id = 10**6
-    return [
-        Situation("16 impatient, ZeroMQ", of_container("double"), "impatient", 0.0, impatient),
-        Situation("16 impatient, HTTP", of_container("double"), "impatient_http", 0.0, impatient, http=True),
-        Situation("bad row, device", tokens, "repeating", bad_id),
-        Situation("bad row, container raises", of_container("double_or_raise"), "repeating", -1.0),
-        Situation("bad row, container ends", of_container("double_or_end"), "repeating", -1.0),
-    ]
+HERE, OTHER = "gearmesh", "the other"
 
 
 class Clients:
@@ -96,56 +58,36 @@ class Clients:
         self._stack = stack
         self._asks: dict[tuple[str, str, bool], Ask] = {}
 
-    async def of(self, where: Neighbourhood, subject: Subject, http: bool) -> Ask:
-        """Asks that model on that mesh."""
+    async def of(self, where: Neighbourhood, subject: Subject, *, http: bool) -> Ask:
+        """Asks that model on that mesh, where every replica of it answers."""
         key = (where.name, subject.model, http)
         if key not in self._asks:
             asker = http_asker(where.http_port, subject) if http else zmq_asker(where.held.address, subject)
             self._asks[key] = await self._stack.enter_async_context(asker)
+        await settled(self._asks[key], subject, SETTLED_S)
         return self._asks[key]
 
 
 async def measure(
-    where: Neighbourhood, situation: Situation, ask: Ask, due_s: Sequence[float], *, beside: bool, lead_s: float
-) -> None:
-    """Notes what sound clients see, with or without the neighbours."""
+    where: Neighbourhood, situation: Situation, ask: Ask, due_s: Sequence[float], *, lead_s: float | None
+) -> SoundRun:
+    """What sound clients see: alone, or beside neighbours that have been at work for so long."""
     subject = situation.subject
-    await settled(ask, subject, SETTLED_S)
-    told: dict[str, int] = {}
     async with AsyncExitStack() as stack:
-        if beside:
-            patience_s = PATIENCE * subject.slo_ms / 1e3
-            plan = plan_of(where, situation.kind, subject, situation.first, patience_s=patience_s, **situation.plan)
-            running = await stack.enter_async_context(neighbour(where, plan))
+        if lead_s is not None:
+            running = await stack.enter_async_context(neighbour(where, plan_of(where, situation)))
             await asyncio.sleep(lead_s)
-        watch = MachineWatch(where.held.pids)
+        watch = MachineWatch({**where.held.pids, "client": os.getpid()})
         seen = await drive(ask, due_s, subject.slo_ms / 1e3)
-        watched = watch.stop()
-    if beside:
-        told = running.told
-    ordered = sorted(seen.latencies_s)
-    situation.runs.setdefault((where.name, beside), []).append({
-        "n": len(due_s),
-        "goodput": seen.outcomes[OK] / len(due_s),
-        "p50_ms": ms(quantile(ordered, 0.5)),
-        "p99_ms": ms(quantile(ordered, 0.99)),
-        "outcomes": dict(seen.outcomes),
-        "neighbours": told,
-        "steal": watched["steal"],
-    })  # fmt: skip
+        steal = watch.stop()["steal"]
+    return SoundRun(seen, {} if lead_s is None else running.told, steal)
 
 
-def ms(seconds: float | None) -> float | None:
-    """Milliseconds."""
-    return None if seconds is None else seconds * 1e3
-
-
-async def leave(where: Neighbourhood, ask: Ask, subject: Subject, count: int) -> dict[str, Any]:
+async def leave(where: Neighbourhood, ask: Ask, subject: Subject, count: int) -> LeavingRun:
     """Many clients send a request and leave; what a live one sees from then on, and what is computed for nobody."""
-    await settled(ask, subject, SETTLED_S)
     refused: Counter[str] = Counter()
-    plan = plan_of(where, "leaving", subject, -1.0, clients=count, slo_ms=LEAVERS_SLO_MS)
-    async with neighbour(where, plan) as left:
+    leaving = Situation("", subject, "leaving", -1.0, {"clients": count, "slo_ms": LEAVERS_SLO_MS})
+    async with neighbour(where, plan_of(where, leaving)) as left:
         while (reply := await ask(0)).outcome != OK:
             refused[reply.outcome] += 1
             await asyncio.sleep(LIVE_PAUSE_S)
@@ -155,122 +97,55 @@ async def leave(where: Neighbourhood, ask: Ask, subject: Subject, count: int) ->
             if (now := where.rows_of_leavers(left.began_s)) != rows:
                 rows, since_s = now, time.monotonic()
             await asyncio.sleep(LIVE_PAUSE_S)
-    return {"next_live_s": next_live_s, "rows_for_nobody": rows, "refused": dict(refused), "sent": left.told["asked"]}
+    return LeavingRun(left.told["asked"], next_live_s, rows, refused)
 
 
-def report(all_: Sequence[Situation], meshes: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Prints the table of goodput. Returns the figures and their ratios, for the JSON."""
-    table = Table(
-        "neighbours", "mesh", "", "goodput (min-max)", "p50 ms", "p99 ms", "n", "failures of sound requests",
-        "of the neighbours",
-    )  # fmt: skip
-    figures: dict[str, Any] = {}
-    ratios: dict[str, float] = {}
+async def rates(
+    meshes: Sequence[Neighbourhood], clients: Clients, all_: Sequence[Situation], seconds: float
+) -> list[float]:
+    """Sound requests per second of each situation: 60 % of what our mesh, the first, does. All have then been used."""
+    found = []
     for situation in all_:
-        for mesh in meshes:
-            for beside in (False, True):
-                runs = situation.runs[mesh, beside]
-                table.add_row(situation.name, mesh, "beside" if beside else "alone", *cells(runs))
-            alone, with_them = (middle(situation.runs[mesh, beside], "goodput") for beside in (False, True))
-            figures.setdefault(situation.name, {})[mesh] = {
-                "rate_per_s": situation.rate_per_s,
-                "alone": situation.runs[mesh, False],
-                "beside": situation.runs[mesh, True],
-            }
-            if alone:
-                ratios[f"{situation.name}, {mesh}: goodput beside / alone"] = (with_them or 0.0) / alone
-        table.add_section()
-    console.print(table)
-    return figures, ratios
-
-
-def cells(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Of one row of the table."""
-    goodputs = [run["goodput"] for run in runs]
-    failures: Counter[str] = Counter()
-    neighbours: Counter[str] = Counter()
-    for run in runs:
-        failures.update({name: n for name, n in run["outcomes"].items() if name != OK})
-        neighbours.update(run["neighbours"])
-    return [
-        f"{median(goodputs):.3f} ({min(goodputs):.3f}-{max(goodputs):.3f})",
-        *("-" if (value := middle(runs, key)) is None else f"{value:.0f}" for key in ("p50_ms", "p99_ms")),
-        str(sum(run["n"] for run in runs)),
-        listed(failures),
-        listed(neighbours),
-    ]
-
-
-def listed(counts: Counter[str]) -> str:
-    """The counts, most frequent first."""
-    return ", ".join(f"{name}: {count}" for name, count in counts.most_common())
-
-
-def middle(runs: Sequence[dict[str, Any]], key: str) -> float | None:
-    """The median of the rounds that have it."""
-    values = [run[key] for run in runs if run[key] is not None]
-    return median(values) if values else None
-
-
-def report_leavers(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Prints the table of those that left."""
-    table = Table("mesh", "left", "next live answer, s (min-max)", "rows for nobody (min-max)", "refused meanwhile")
-    for mesh, runs in found.items():
-        texts = []
-        for key, digits in (("next_live_s", 3), ("rows_for_nobody", 0)):
-            values = [run[key] for run in runs]
-            texts.append(f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})")
-        refused = sum((Counter(run["refused"]) for run in runs), Counter[str]())
-        table.add_row(mesh, str(runs[0]["sent"]), *texts, listed(refused))
-    console.print(table)
+        for where in reversed(meshes):
+            ask = await clients.of(where, situation.subject, http=situation.http)
+            most = await capacity(ask, 2 * situation.subject.batch_max * situation.subject.replicas, seconds)
+        found.append(LOAD * most)
+    return found
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts all meshes, measures, and stops them."""
-    left: dict[str, list[dict[str, Any]]] = {}
+    figures = Figures()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         all_ = situations(of_device(folder / "models"))
-        checkouts = {HERE: ROOT} | ({"beside": arguments.beside.resolve()} if arguments.beside else {})
+        checkouts = {HERE: ROOT} | ({OTHER: arguments.beside.resolve()} if arguments.beside else {})
         meshes = []
-        for name, checkout in checkouts.items():
-            own = folder / name
-            own.mkdir()
+        for number, (name, checkout) in enumerate(checkouts.items()):
+            own = folder / str(number)
             meshes.append(await stack.enter_async_context(neighbourhood(name, checkout, folder / "models", own)))
         clients = Clients(stack)
-        for situation in all_:
-            for where in reversed(meshes):  # ours is the last
-                ask = await clients.of(where, situation.subject, situation.http)
-                await settled(ask, situation.subject, SETTLED_S)
-                in_flight = 2 * BATCH_MAX * situation.subject.replicas
-                situation.rate_per_s = LOAD * await capacity(ask, in_flight, arguments.warm_s)
-        rates = ", ".join(f"{each.name} {each.rate_per_s:.0f}" for each in all_)
-        console.print(f"sound requests/s: {rates}", style="dim")
+        per_s = await rates(meshes, clients, all_, arguments.warm_s)
+        asked = dict(zip((each.name for each in all_), per_s, strict=True))
+        console.print("sound requests/s:", ", ".join(f"{name} {rate:.0f}" for name, rate in asked.items()))
         for round_ in range(arguments.rounds):
-            in_turn = meshes if round_ % 2 == 0 else list(reversed(meshes))
-            for i, situation in enumerate(all_):
-                due_s = poisson(situation.rate_per_s, arguments.seconds, np.random.default_rng((SEED, round_, i)))
-                for where in in_turn:
-                    ask = await clients.of(where, situation.subject, situation.http)
-                    for beside in (False, True):
-                        await measure(where, situation, ask, due_s, beside=beside, lead_s=arguments.warm_s)
-            for where in in_turn:
-                subject = all_[0].subject
-                ask = await clients.of(where, subject, True)
-                left.setdefault(where.name, []).append(await leave(where, ask, subject, arguments.leavers))
+            for where in meshes if round_ % 2 == 0 else reversed(meshes):
+                for number, situation in enumerate(all_):
+                    rng = np.random.default_rng((SEED, round_, number))
+                    due_s = poisson(per_s[number], arguments.seconds, rng)
+                    for lead_s in (None, arguments.warm_s):
+                        ask = await clients.of(where, situation.subject, http=situation.http)
+                        key = (situation.name, where.name, lead_s is not None)
+                        figures.sound.setdefault(key, []).append(
+                            await measure(where, situation, ask, due_s, lead_s=lead_s)
+                        )
+                subject = of_container(LEAVERS)
+                ask = await clients.of(where, subject, http=True)
+                figures.leaving.setdefault(where.name, []).append(await leave(where, ask, subject, arguments.leavers))
             console.print(f"round {round_ + 1} of {arguments.rounds} done", style="dim")
-        figures, ratios = report(all_, [where.name for where in meshes])
-        report_leavers(left)
-    for name, ratio in ratios.items():
-        console.print(f"{name}: {ratio:.2f}")
-    asked = {"seed": SEED, "rounds": arguments.rounds, "seconds": arguments.seconds}
-    return {"machine": describe(), **asked, "results": figures, "leavers": left, "ratios": ratios}
-
-
-def wrong(figures: dict[str, Any]) -> int:
-    """Answers that were ok, and not right."""
-    runs = [run for of in figures.values() for mesh in of.values() for run in (*mesh["alone"], *mesh["beside"])]
-    return sum(run["outcomes"].get(WRONG, 0) for run in runs)
+    show(figures, all_, list(checkouts))
+    how = {"seed": SEED, "seconds": arguments.seconds, "sound_requests_per_s": asked}
+    return {"machine": describe(), **how, **figures.described(), "wrong": figures.wrong}
 
 
 def main() -> int:
@@ -293,7 +168,7 @@ def main() -> int:
     if arguments.json is not None:
         arguments.json.write_text(text + "\n")
     print(text)
-    return int(wrong(result["results"]) > 0)
+    return int(result["wrong"] > 0)
 
 
 if __name__ == "__main__":

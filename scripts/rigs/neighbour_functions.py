@@ -6,14 +6,22 @@ Negative first values are the neighbours' own: what they mean stands with each f
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+Rows = np.ndarray[Any, np.dtype[np.float32]]
 RECORD = Path("leavers")  # lines of `began_s rows`, by time.monotonic(), of batches with rows of those that leave
 EXEC_S = 0.05  # of a batch
 
 
-def double(x):
+def double(x: Rows) -> Rows:
+    """Minds nothing."""
+    time.sleep(EXEC_S)
+    return x * 2
+
+
+def double_and_record(x: Rows) -> Rows:
     """Records how many rows are negative."""
     began_s = time.monotonic()
     left = int((x[:, 0] < 0).sum())
@@ -24,7 +32,7 @@ def double(x):
     return x * 2
 
 
-def double_or_raise(x):
+def double_or_raise(x: Rows) -> Rows:
     """Raises if any row is negative."""
     time.sleep(EXEC_S)
     if (x[:, 0] < 0).any():
@@ -32,7 +40,7 @@ def double_or_raise(x):
     return x * 2
 
 
-def double_or_end(x):
+def double_or_end(x: Rows) -> dict[str, Any]:
     """Ends the process if any row is negative; says which process it is, since there are several."""
     time.sleep(EXEC_S)
     if (x[:, 0] < 0).any():

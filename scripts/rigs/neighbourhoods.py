@@ -1,11 +1,11 @@
-"""What the benchmark of bad neighbours runs: models that they can harm, on a mesh, and their processes beside it."""
+"""What the benchmark of bad neighbours runs: situations, a mesh with models that can be harmed, and the neighbours."""
 
 import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,45 @@ from scripts.rigs.containers import SPECS, container
 from scripts.rigs.neighbours import Plan
 from scripts.rigs.open_loops import Subject
 
-BATCH_MAX = 8
 SLO_MS = 1000.0  # of containers, whose batches take 50 ms
-DEVICE_SLO_MS = 250.0
+DEVICE_SLO_MS, DEVICE_BATCH_MAX = 250.0, 8
 IDS, IDS_OF_ROW, WIDTH = 1000, 16, 256  # of the model on a device
 ROWS = 16  # that are asked in turn
 FUNCTIONS = Path(neighbour_functions.__file__)
 NEIGHBOURS = Path(neighbours.__file__)
-REPLICAS = {"double": 1, "double_or_raise": 1, "double_or_end": 2}  # {function, and the model's name: containers}
+CONTAINERS = {  # {function, and the model's name: (rows in a batch, containers)}
+    "double": (4, 1),  # few, so that 16 clients are too many for it
+    "double_and_record": (16, 1),
+    "double_or_raise": (8, 1),
+    "double_or_end": (8, 2),
+}
+LEAVERS = "double_and_record"
+IMPATIENT, PATIENCE = 16, 0.1  # clients, and the share of their budgets after which they give up
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One kind of neighbour of a model's clients."""
+
+    name: str
+    subject: Subject
+    kind: str  # of the neighbours' plan
+    first: float  # value of their rows
+    plan: dict[str, Any] = field(default_factory=dict)  # what else is in it
+    http: bool = False  # of the sound clients, too
+
+
+def situations(tokens: Subject) -> list[Situation]:
+    """All of them. `tokens`: the model on a device."""
+    crowded = of_container("double")
+    impatient = {"clients": IMPATIENT, "patience_s": PATIENCE * crowded.slo_ms / 1e3}
+    return [
+        Situation("16 impatient, ZeroMQ", crowded, "impatient", 0.0, impatient),
+        Situation("16 impatient, HTTP", crowded, "impatient_http", 0.0, impatient, http=True),
+        Situation("bad row, device", tokens, "repeating", IDS),
+        Situation("bad row, container raises", of_container("double_or_raise"), "repeating", -1.0),
+        Situation("bad row, container ends", of_container("double_or_end"), "repeating", -1.0),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +81,7 @@ class Neighbourhood:
 def of_container(function: str) -> Subject:
     """The model that containers serve with that function."""
     rows = [np.full((1, 4), number, np.float32) for number in range(ROWS)]
-    return Subject(function, rows, [row * 2 for row in rows], SLO_MS, REPLICAS[function])
+    return Subject(function, rows, [row * 2 for row in rows], SLO_MS, *CONTAINERS[function])
 
 
 def of_device(repository: Path) -> Subject:
@@ -60,13 +91,13 @@ def of_device(repository: Path) -> Subject:
     module = nn.Sequential(table, nn.Flatten(), middle, nn.ReLU(), nn.Linear(2048, 16)).eval()
     write_package(
         repository, "tokens", "1", module, inputs={"x": ("int64", (IDS_OF_ROW,))}, outputs=["y"],
-        batch_max=BATCH_MAX, slo_ms=DEVICE_SLO_MS,
+        batch_max=DEVICE_BATCH_MAX, slo_ms=DEVICE_SLO_MS,
         example={"x": torch.arange(2 * IDS_OF_ROW).reshape(2, IDS_OF_ROW)},
     )  # fmt: skip
     ids = torch.randint(IDS, (ROWS, 1, IDS_OF_ROW))
     with torch.no_grad():
         expected = [module(row).numpy() for row in ids]
-    return Subject("tokens", list(ids.numpy()), expected, DEVICE_SLO_MS)
+    return Subject("tokens", list(ids.numpy()), expected, DEVICE_SLO_MS, DEVICE_BATCH_MAX)
 
 
 @asynccontextmanager
@@ -75,17 +106,16 @@ async def neighbourhood(name: str, checkout: Path, repository: Path, folder: Pat
     shutil.copytree(repository, folder / "models")
     shutil.copy(FUNCTIONS, folder)
     port = free_ports(1)[0]
-    options = ("--batching", f"fixed:{BATCH_MAX}", "--batch-max", str(BATCH_MAX), "--slo-ms", str(SLO_MS))
     async with AsyncExitStack() as stack:
         mesh = held_mesh(checkout, folder / "models", folder / "data", http_port=port, device="cpu")
         held = await stack.enter_async_context(mesh)
-        for function, replicas in REPLICAS.items():
-            pid = ("--output", "pid:int64:-1") if function == "double_or_end" else ()
+        for function, (batch_max, replicas) in CONTAINERS.items():
+            options = ["--batching", f"fixed:{batch_max}", "--batch-max", str(batch_max), "--slo-ms", str(SLO_MS)]
+            if replicas > 1:
+                options += ["--output", "pid:int64:-1"]
             for _ in range(replicas):
-                started = container(
-                    held, folder, f"{FUNCTIONS.stem}:{function}", *SPECS, *pid, *options, model=function,
-                    checkout=checkout,
-                )  # fmt: skip
+                predict = f"{FUNCTIONS.stem}:{function}"
+                started = container(held, folder, predict, *SPECS, *options, model=function, checkout=checkout)
                 await stack.enter_async_context(started)
         yield Neighbourhood(name, held, port, folder)
 
@@ -123,9 +153,11 @@ async def neighbour(where: Neighbourhood, plan: Plan) -> AsyncIterator[Neighbour
         await running.end()
 
 
-def plan_of(where: Neighbourhood, kind: str, subject: Subject, first: Any, **rest: Any) -> Plan:
-    """Neighbours of the clients of that model, whose requests begin with that value; budgets are the clients'."""
+def plan_of(where: Neighbourhood, situation: Situation) -> Plan:
+    """The neighbours of that situation on that mesh; their budgets are the sound clients', if nothing else is said."""
+    subject = situation.subject
     row = np.array(subject.rows[0][0])
-    row[0] = first
-    fields = {"slo_ms": subject.slo_ms, **rest}
-    return Plan(kind, where.held.address, where.http_port, subject.model, row.dtype.name, row.tolist(), **fields)
+    row[0] = situation.first
+    fields = {"slo_ms": subject.slo_ms, **situation.plan}
+    place = (where.held.address, where.http_port, subject.model)
+    return Plan(situation.kind, *place, row.dtype.name, row.tolist(), **fields)

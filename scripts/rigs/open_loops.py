@@ -29,6 +29,7 @@ class Subject:
     rows: Sequence[npt.NDArray[Any]]  # each [1, ...], asked in turn
     expected: Sequence[npt.NDArray[Any]]  # their outputs
     slo_ms: float
+    batch_max: int
     replicas: int = 1
     input: str = "x"
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from scripts.rigs.open_loops import OK, WRONG, Reply, Subject, capacity, drive, poisson, settled
+from tests.loops import on_loop
 
 ROW = np.ones((1, 4), np.float32)
-SUBJECT = Subject("m", [ROW, 2 * ROW], [3 * ROW, 6 * ROW], slo_ms=1000.0, replicas=2)
+SUBJECT = Subject("m", [ROW, 2 * ROW], [3 * ROW, 6 * ROW], slo_ms=1000.0, batch_max=4, replicas=2)
 PATIENT_S = 600.0
 
 
@@ -29,6 +30,7 @@ def test_arrivals_are_seeded_and_of_the_rate() -> None:
     assert len(first) == pytest.approx(2000, rel=0.1)
 
 
+@on_loop
 async def test_every_request_is_asked_once_and_counted_by_its_outcome() -> None:
     outcomes = [OK, WRONG, "failed device_error", OK]
     seen = await drive(answering(outcomes.__getitem__), [0.0, 0.001, 0.001, 0.002], PATIENT_S)
@@ -36,6 +38,7 @@ async def test_every_request_is_asked_once_and_counted_by_its_outcome() -> None:
     assert len(seen.latencies_s) == 2
 
 
+@on_loop
 async def test_an_answer_beyond_the_budget_is_late_and_its_latency_counts_from_when_it_was_due() -> None:
     loop_held = asyncio.Event()
 
@@ -50,13 +53,16 @@ async def test_an_answer_beyond_the_budget_is_late_and_its_latency_counts_from_w
     assert min(seen.latencies_s) > 0
 
 
+@on_loop
 async def test_a_request_that_is_not_answered_holds_up_none_of_those_behind_it() -> None:
     asked: list[int] = []
+    all_asked = asyncio.Event()
 
     async def ask(number: int) -> Reply:
         asked.append(number)
-        while len(asked) < 3:
-            await asyncio.sleep(0)
+        if len(asked) == 3:
+            all_asked.set()
+        await all_asked.wait()
         return Reply(OK)
 
     assert (await drive(ask, [0.0, 0.0, 0.001], PATIENT_S)).outcomes == {OK: 3}
@@ -69,11 +75,13 @@ def test_an_output_is_compared_with_that_of_its_row() -> None:
     assert not SUBJECT.is_right(1, 3 * ROW)
 
 
+@on_loop
 async def test_capacity_counts_right_answers_alone() -> None:
     assert await capacity(answering(lambda number: WRONG), 2, 0.01) == 0
     assert await capacity(answering(lambda number: OK), 2, 0.01) > 0
 
 
+@on_loop
 async def test_a_model_has_settled_once_every_replica_answers() -> None:
     await settled(answering(lambda number: OK), SUBJECT, PATIENT_S)
     with pytest.raises(TimeoutError, match=r"m: 1 of 2 .* rejected no_replica"):
