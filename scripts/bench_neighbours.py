@@ -1,6 +1,6 @@
 """What sound clients get beside bad neighbours: clients that give up and ask again, poison, and many that leave.
 
-    .venv/bin/python -m scripts.bench_neighbours [--rounds 3] [--seconds 2] [--quick] [--beside FOLDER] [--json FILE]
+    .venv/bin/python -m scripts.bench_neighbours [--rounds 3] [--seconds 1.5] [--quick] [--beside FOLDER] [--json FILE]
 
 Sound clients ask in an open loop, Poisson, at 60 % of what the model does, alone and beside the neighbours in turn, at
 the same instants in each round. Neighbours are a process of their own. *Goodput* is the share of sound requests that
@@ -152,7 +152,7 @@ def main() -> int:
     """Runs the benchmark. Exit code 0, or 1 if an answer was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of sound requests, each time")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of sound requests, each time")
     parser.add_argument("--leavers", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="one short round: only whether everything runs")
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another checkout, with a .venv")
