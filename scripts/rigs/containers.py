@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from frontend.client.client import AsyncClient
 from gearmesh.operations.meshes import Mesh
 from mesh.process.readiness import ReadyPipe
 from scripts import ROOT
+from scripts.rigs.checkouts import HeldMesh, interpreter
 from scripts.rigs.meshes import until
 
 SPECS = ("--input", "x:float32:-1,4", "--output", "y:float32:-1,4")
@@ -66,13 +66,15 @@ class Container:
 everybody: list[Container] = []  # started by this test
 
 
-async def start_container(running: Mesh, folder: Path, predict: str, *options: str, model: str = "f") -> Container:
-    """A container of `predict`, which lies in `folder`; it registers in its own time."""
+async def start_container(
+    running: Mesh | HeldMesh, folder: Path, predict: str, *options: str, model: str = "f", checkout: Path = ROOT
+) -> Container:
+    """A container of `predict`, which lies in `folder`, by the code of `checkout`; it registers in its own time."""
     welcomed = asyncio.Event()
     pipe = ReadyPipe(asyncio.get_running_loop(), welcomed.set).open()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "gearmesh", "container", "--model", model, "--predict", predict, *options,
-        cwd=folder, env={**running.environment, **pipe.environment, "PYTHONPATH": str(ROOT)}, limit=1 << 20,
+        interpreter(checkout), "-P", "-m", "gearmesh", "container", "--model", model, "--predict", predict, *options,
+        cwd=folder, env={**running.environment, **pipe.environment, "PYTHONPATH": str(checkout)}, limit=1 << 20,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, pass_fds=pipe.descriptors,
     )  # fmt: skip
     pipe.handed_over()
@@ -91,10 +93,16 @@ def kill_everybody() -> None:
 
 @contextlib.asynccontextmanager
 async def container(
-    running: Mesh, folder: Path, predict: str, *options: str, model: str = "f", ready: bool = True
+    running: Mesh | HeldMesh,
+    folder: Path,
+    predict: str,
+    *options: str,
+    model: str = "f",
+    ready: bool = True,
+    checkout: Path = ROOT,
 ) -> AsyncIterator[Container]:
     """A container until the block ends; `ready`: entered once its model can be asked."""
-    started = await start_container(running, folder, predict, *(options or SPECS), model=model)
+    started = await start_container(running, folder, predict, *(options or SPECS), model=model, checkout=checkout)
     try:
         if ready:
             await started.welcomed.wait()
@@ -107,7 +115,7 @@ async def container(
         await started.stop()
 
 
-async def is_ready(running: Mesh, model: str, ready: bool = True) -> None:
+async def is_ready(running: Mesh | HeldMesh, model: str, ready: bool = True) -> None:
     """Returns once the model can be asked (or cannot any more)."""
     async with AsyncClient(running.address) as client:
 

@@ -1,7 +1,6 @@
 """Systems that answer a request that takes no time: the mesh, a bare echo over ZeroMQ, and mosec."""
 
 import asyncio
-import json
 import os
 import shutil
 import struct
@@ -17,6 +16,7 @@ import msgpack
 from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from mesh.codes import AnswerStatus
+from scripts.rigs.checkouts import held_mesh
 from scripts.rigs.closed_loops import Drive, HttpDriver, ZmqDriver
 from scripts.rigs.processes import family, peer_environment, start
 
@@ -90,45 +90,18 @@ async def ours(repository: Path, folder: Path, *, compact: bool) -> AsyncIterato
             driver.close()
 
 
-HOLD = """
-import asyncio, importlib, json, sys
-from pathlib import Path
-mesh = importlib.import_module(sys.argv[1]).mesh
-async def main():
-    async with mesh(Path(sys.argv[2]), Path(sys.argv[3]), compact=sys.argv[4] == "compact") as running:
-        print(json.dumps([running.address, running.supervisor.pids()]), flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-asyncio.run(main())
-"""
-
-
 @asynccontextmanager
 async def of_checkout(checkout: Path, repository: Path, folder: Path, *, compact: bool) -> AsyncIterator[System]:
     """The mesh of another checkout, run by the interpreter in its .venv, with a copy of the models."""
     kind = "compact" if compact else "processes"
     models = folder / f"models-beside-{kind}"
     shutil.copytree(repository, models)
-    # before the layout of 2026-11-28, `gearmesh` was no package
-    module = "gearmesh.operations.meshes" if (checkout / "gearmesh").is_dir() else "scripts.meshes"
-    process = await asyncio.create_subprocess_exec(
-        checkout / ".venv/bin/python", "-c", HOLD, module, models, folder / f"data-beside-{kind}", kind, cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout)}, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        told = await process.stdout.readline()
-        if not told:
-            raise SystemExit(f"the mesh of {checkout} did not start; what it said is above")
-        address, pids = json.loads(told)
-        driver = ZmqDriver(address, ask_noop, check_noop)
+    async with held_mesh(checkout, models, folder / f"data-beside-{kind}", compact=compact) as held:
+        driver = ZmqDriver(held.address, ask_noop, check_noop)
         try:
-            yield System(f"beside{' compact' if compact else ''}", driver.drive, pids)
+            yield System(f"beside{' compact' if compact else ''}", driver.drive, held.pids)
         finally:
             driver.close()
-    finally:
-        process.stdin.close()
-        await process.wait()
 
 
 MOSEC = """
