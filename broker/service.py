@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
@@ -22,7 +23,8 @@ from mesh.process.runtime import Runtime
 from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
-EPOCHS_PER_START = 1 << 32
+EPOCHS_RESERVED = 1 << 20  # at a time: a write for so many tables
+EPOCHS_UNWRITTEN = 1 << 10  # given before it is tried again to write a reservation that could not be written
 Operation = wire.Deploy | wire.Rollback | wire.Undeploy | wire.PutApp | wire.DropApp | wire.ClaimVersion
 log = structlog.get_logger("broker")
 
@@ -38,13 +40,16 @@ def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
 class BrokerService:
     """The port, the catalogue and the routing table."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, wall_s: Callable[[], float] = time.time) -> None:
+        """`wall_s`: seconds since 1970; how a broker whose catalogue is lost guesses which epochs were given."""
         self.settings = runtime.settings
+        self._wall_s = wall_s
         self._hub = runtime.hub
         self._store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
         self._catalogue = Catalogue()
         self._repository = self.settings.model_repository  # made absolute when the service starts
         self._routing = Routing(0)
+        self._reserved = 0  # epochs below this one are given without another write
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
             runtime.transport, "broker", DECODER, self._received, self._lost
@@ -56,9 +61,10 @@ class BrokerService:
         self._catalogue = self._store.open()
         self._repository = self.settings.model_repository.resolve()
         self._catalogue.repository = str(self._repository)
-        self._routing = Routing(max(self._store.starts() * EPOCHS_PER_START, int(time.time() * 1000) << 16))
+        self._routing = Routing(max(self._store.reserved(), int(self._wall_s() * 1000) << 16))
+        self._reserve()
         self._catalogue.scan(scan_repository(self._repository))
-        self._store.save(self._catalogue)
+        self._save()
         self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
         self._hub.on_turn(self._turn)
         log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
@@ -108,7 +114,7 @@ class BrokerService:
         member = register.member
         if member.offer is not None and not self._take_offer(peer, member.id, member.offer):
             return
-        if self._routing.register(member, register.epoch):
+        if self._routing.register(member, register.epoch, register.seen):
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
         self._changed = True  # a new member needs the table in any case
 
@@ -236,7 +242,21 @@ class BrokerService:
         for member in self._routing.members:
             self._port.send(member, table)
 
+    def _reserve(self) -> None:
+        """The table's epoch is on disk as given, with those that follow: a broker that is started again goes on above."""
+        epoch = self._routing.epoch
+        if epoch < self._reserved:
+            return
+        try:
+            self._store.reserve(epoch + EPOCHS_RESERVED)
+            self._reserved = epoch + EPOCHS_RESERVED
+        except StoreError as error:
+            self._reserved = epoch + EPOCHS_UNWRITTEN
+            advice = "a broker that is started again learns from the members which epochs were given"
+            log.error("not_saved", error=str(error), advice=advice)
+
     def _table(self) -> wire.Table:
+        self._reserve()
         routing = self._routing
         return wire.Table(
             epoch=routing.epoch,

@@ -59,11 +59,19 @@ class CatalogueStore:
             ApplicationRecords({app.name: app for app in apps}, revisions),
         )
 
-    def starts(self) -> int:
-        """How often the catalogue was opened, this time included. Epochs are derived from it."""
+    def reserved(self) -> int:
+        """No epoch above this one was given to anybody; 0 if none was reserved yet."""
         assert self._db is not None
-        self._db.execute("INSERT INTO counters VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
-        return int(self._db.execute("SELECT value FROM counters WHERE name = 'starts'").fetchone()[0])
+        found = self._db.execute("SELECT value FROM counters WHERE name = 'epochs'").fetchone()
+        return int(found[0]) if found else 0
+
+    def reserve(self, epoch: int) -> None:
+        """Epochs up to this one may be given. Raises: StoreError."""
+        assert self._db is not None
+        try:
+            self._db.execute("INSERT OR REPLACE INTO counters VALUES ('epochs', ?)", (epoch,))
+        except sqlite3.Error as error:
+            raise StoreError(f"the catalogue {self.file} cannot be written: {error}") from error
 
     def save(self, catalogue: Catalogue) -> None:
         """Writes what changed since the last save. Raises: StoreError; the next save then tries again."""

@@ -188,6 +188,7 @@ class WorkerService:
 
     def _welcomed(self, controller: str, epoch: int) -> None:
         self._pump.welcome(epoch)
+        self._registrar.shard_epoch = self._pump.lanes.epoch
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
         if self._on_welcome is not None:

@@ -66,7 +66,8 @@ class Register(Message, frozen=True, kw_only=True, tag="register"):
     """Service -> broker: I am here, at these endpoints; send me the table now and after every change."""
 
     member: Member
-    epoch: int = 0  # of a controller's shard, if an earlier life of the broker assigned one: the controller keeps it
+    epoch: int = 0  # of the shard: a controller's own, if it has been given one, which it keeps; a worker's newest
+    seen: int = 0  # the highest epoch that the member has seen: the broker goes on above it
 
 
 class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):

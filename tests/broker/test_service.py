@@ -1,6 +1,8 @@
 """broker/service.py: a real broker, called over its port."""
 
 import contextlib
+import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from mesh.errors import AddressInUse
 from mesh.process.repository import look, scan_repository
 from tests.broker.full_disks import full_disk
 from tests.loops import on_loop
-from tests.mesh.net.brokers import SPEC, Broker, Caller, members, package
+from tests.mesh.net.brokers import SPEC, Broker, Caller, Registered, members, package
 from tests.mesh.net.processes import Processes, envelope, processes
 from tests.messages import names
 
@@ -346,6 +348,69 @@ async def test_the_catalogue_outlives_the_broker_and_later_tables_have_higher_ep
         assert table.epoch > before.epoch
         assert table.models[0].spec == SPEC
         again.stop()
+
+
+@pytest.mark.parametrize("catalogue", ["kept", "lost"])
+@pytest.mark.parametrize("set_back_s", [0.0, 3600.0, 1e12])
+@on_loop
+async def test_a_broker_whose_clock_was_set_back_is_listened_to_all_the_same(
+    set_back_s: float, catalogue: str, tmp_path: Path
+) -> None:
+    async with processes(**QUICK) as made:
+        package(tmp_path / "repository", "m", "1")
+        before = Broker(made, tmp_path)
+        services = [
+            Registered(made.runtime(), before.addresses, f"{role}-1", role)
+            for role in ("controller", "gpu_worker", "frontend")
+        ]
+        for service in services:
+            service.registrar.start()
+        tables = [await service.table(lambda table: len(table.members) == 3) for service in services]
+        services[0].registrar.shard_epoch = services[1].registrar.shard_epoch = tables[0].shards["controller-1"]
+        before.stop()
+        if catalogue == "lost":
+            shutil.rmtree(tmp_path / "data")
+        again = Broker(made, tmp_path, before.number, lambda: time.time() - set_back_s)
+        last = max(table.epoch for table in tables)
+        for service in services:
+            table = await service.table(lambda table: table.epoch > last and len(table.members) == 3)
+            assert table.shards == tables[0].shards
+            assert table.workers == {"gpu_worker-1": "controller-1"}
+        for service in services:
+            service.registrar.stop()
+        again.stop()
+
+
+@on_loop
+async def test_a_worker_obeys_a_controller_that_registered_first_at_a_broker_that_knew_nothing(tmp_path: Path) -> None:
+    async with processes(**QUICK) as made:
+        broker = Broker(made, tmp_path, wall_s=lambda: 0.0)
+        controller = Registered(made.runtime(), broker.addresses, "controller-2", "controller")
+        worker = Registered(made.runtime(), broker.addresses, "gpu_worker-1", "gpu_worker")
+        controller.registrar.start()
+        first = await controller.table(lambda table: table.shards)
+        assert first.shards["controller-2"] < 5000
+        worker.registrar.shard_epoch = 5000  # of a controller that is gone
+        worker.registrar.start()
+        for service in (controller, worker):
+            table = await service.table(lambda table: table.workers)
+            assert table.shards["controller-2"] > 5000
+            service.registrar.stop()
+        broker.stop()
+
+
+@on_loop
+async def test_epochs_go_on_above_all_that_were_reserved_however_the_clock_goes(tmp_path: Path) -> None:
+    async with processes(**PATIENT) as made:
+        last = 0
+        for wall_s in (2e9, 1e9, 3e9, 0.0):
+            broker = Broker(made, tmp_path, wall_s=lambda: wall_s)  # noqa: B023  # it is called at once
+            operator = Caller(made.runtime(), broker.addresses, "operator-1")
+            await operator.ask(wire.GetTable(call=1))
+            epoch = operator.tables()[0].epoch
+            assert epoch > last
+            last = epoch
+            broker.stop()
 
 
 @on_loop

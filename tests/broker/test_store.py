@@ -152,8 +152,12 @@ def test_an_applications_definition_comes_back_as_the_client_sent_it(
     assert again.apps.records["a"].definition == definition
 
 
-def test_starts_are_counted_over_all_lives_of_the_file(opened: Callable[[], Opened]) -> None:
-    assert [opened()[0].starts() for _ in range(3)] == [1, 2, 3]
+def test_what_was_reserved_is_known_to_the_next_life_of_the_file(opened: Callable[[], Opened]) -> None:
+    assert opened()[0].reserved() == 0
+    for epoch in (7, 1 << 62):
+        store, _ = opened()
+        store.reserve(epoch)
+        assert opened()[0].reserved() == epoch
 
 
 def test_a_second_broker_on_the_same_catalogue_is_refused(opened: Callable[[], Opened]) -> None:

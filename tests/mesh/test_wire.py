@@ -83,7 +83,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Heartbeat(),
     wire.Introduce(),
     wire.Goodbye(),
-    wire.Register(member=MEMBER, epoch=9),
+    wire.Register(member=MEMBER, epoch=9, seen=11),
     wire.Deploy(call=1, name="m", version="2"),
     wire.Undeploy(call=1, name="m"),
     wire.Rollback(call=1, name="m", version="1"),
