@@ -121,7 +121,8 @@ class Attempts:
 
     def close(self) -> None:
         """The worker ends normally: preparations that run or are still to come count against no version."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for ref in list(self._running):
             self.end(ref, well=False)
 
