@@ -243,7 +243,7 @@ class BrokerService:
             self._port.send(member, table)
 
     def _reserve(self) -> None:
-        """The table's epoch is on disk as given, with those that follow: a broker that is started again goes on above."""
+        """The table's epoch is on disk as given, with those that follow: a broker started again goes on above them."""
         epoch = self._routing.epoch
         if epoch < self._reserved:
             return

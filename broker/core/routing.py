@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 
 from mesh import wire
 
-EPOCH_MAX = (
-    1 << 62
-)  # a member that claims to have seen a higher one is not believed: a catalogue can keep no such number
+EPOCH_MAX = 1 << 62  # a member that claims to have seen a higher one is not believed: no catalogue could keep it
 
 
 @dataclass(slots=True)
@@ -20,8 +18,8 @@ class Routing:
     others take over what it owned; they need nothing from it, since its state was soft.
 
     Epochs never go back, for members ignore tables older than the last, and workers orders of older shards. So a broker
-    starts above all that it has reserved, and above whatever a member has seen. No controller has an older shard than one
-    that any of its workers has obeyed, and no two controllers have equal ones.
+    starts above all that it has reserved, and goes on above whatever a member has seen. No controller has an older
+    shard than one that any of its workers has obeyed, and no two controllers have equal ones.
     """
 
     epoch: int  # of the last table, and at least that of every shard
