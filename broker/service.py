@@ -59,6 +59,9 @@ class BrokerService:
     def start(self) -> None:
         """Listens, with the saved catalogue, and deploys packages that are new in the repository."""
         self._catalogue = self._store.open()
+        if self._store.fault:
+            advice = "what is deployed is served; changes are in effect until the broker is started again, not longer"
+            log.error("catalogue_not_writable", error=self._store.fault, advice=advice)
         self._repository = self.settings.model_repository.resolve()
         self._catalogue.repository = str(self._repository)
         self._routing = Routing(max(self._store.reserved(), int(self._wall_s() * 1000) << 16))

@@ -11,7 +11,7 @@ import typer
 from gearmesh.cli.terminal.calls import operator_of, refused
 from gearmesh.cli.terminal.session import err, out, settings, usage
 from mesh import wire
-from mesh.errors import GearmeshError
+from mesh.errors import GearmeshError, NotWritten
 from mesh.process.settings import Settings
 
 CLAIMED_WITHIN_S = 10.0  # time for the broker to write the claim to disk
@@ -109,11 +109,11 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
 
 @contextlib.contextmanager
 def _roster_is_sound() -> Iterator[None]:
-    """Exits 1 if the file of containers cannot be read and written."""
+    """Exits 1 if the file of containers cannot be read and written, and says what to do about it."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        err.print(f"{error}; mend that file, or remove it", style="red", highlight=False, markup=False)
+    except (ValueError, NotWritten) as error:
+        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

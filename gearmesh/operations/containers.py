@@ -6,11 +6,9 @@
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,9 @@ import msgspec
 from frontend.admin.operator import NoBroker, Operator
 from gearmesh.operations.supervisor import ReplicaProgram, Supervisor
 from mesh import wire
+from mesh.errors import NotWritten
 from mesh.process.configuration import CONFIG, environment_of
+from mesh.process.files import not_written, write_whole
 from mesh.process.settings import Settings
 
 LOOK_S = 0.3  # between two reads of the file
@@ -55,16 +55,16 @@ class ContainerFile:
         self._runner = data_dir / "supervisor.lock"
 
     def read(self) -> dict[str, KeptContainer]:
-        """{model: container}. Raises: ValueError, which names the file."""
+        """{model: container}. Raises: ValueError, which names the file and says what to do."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, KeptContainer])
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:
-            raise ValueError(f"{self._file}: {error}") from error
+            raise ValueError(f"{self._file}: {error}; mend that file, or remove it") from error
 
     def put(self, model: str, container: KeptContainer) -> KeptContainer | None:
-        """Adds the container. Returns the one that was kept under this name before."""
+        """Adds the container. Returns the one that was kept under this name before. Raises: ValueError, NotWritten."""
         with self._changing() as kept:
             before = kept.get(model)
             container.asked = before.asked + 1 if before is not None else 0
@@ -72,7 +72,7 @@ class ContainerFile:
         return before
 
     def scale(self, model: str, replicas: int) -> bool:
-        """Sets the number of replicas. Returns False if there is no such container."""
+        """Sets the number of replicas. Returns False if there is no such container. Raises: ValueError, NotWritten."""
         with self._changing() as kept:
             if model not in kept:
                 return False
@@ -81,7 +81,7 @@ class ContainerFile:
             return True
 
     def tell_down(self, down: dict[str, str]) -> None:
-        """Replaces the list of replicas that are down: {replica: why}."""
+        """Replaces the list of replicas that are down: {replica: why}. Raises: NotWritten."""
         _write(self._down, down)
 
     def down(self) -> dict[str, str]:
@@ -95,31 +95,27 @@ class ContainerFile:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, KeptContainer]]:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._file.with_suffix(".lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self._file.with_suffix(".lock"), fcntl.LOCK_EX):
             kept = self.read()
             yield kept
             _write(self._file, kept)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Until the block ends, others can see that these containers are being kept."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._runner, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        """Until the block ends, others can see that these containers are being kept. Raises: NotWritten."""
+        with _locked(self._runner, fcntl.LOCK_SH):
             yield
 
     @property
     def is_watched(self) -> bool:
         """Whether a `gearmesh up` of this data folder runs."""
         try:
-            with open(self._runner, "a") as lock:
+            with open(self._runner) as lock:  # that is enough to lock it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError:
+            return False
         return False
 
 
@@ -129,7 +125,11 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
     environment = replica_environment(settings)
-    with container_file.watched():
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(container_file.watched())
+        except NotWritten as error:  # those of the file are kept all the same
+            supervisor.say("up", f"{error}; till then gearmesh container --replicas and scale find no gearmesh up")
         while True:
             kept = None
             try:
@@ -137,7 +137,7 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
                 if supervisor.down() != told:
                     container_file.tell_down(supervisor.down())
                     told = supervisor.down()
-            except (OSError, ValueError) as error:
+            except (NotWritten, ValueError) as error:
                 if str(error) != said:
                     said = str(error)
                     supervisor.say("up", said)
@@ -181,11 +181,26 @@ def _deploy(model: str, version: str, settings: Settings) -> str:
 
 
 def _write(file: Path, found: Any) -> None:
-    """Writes the file as JSON, atomically."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as out:
-        json.dump(msgspec.to_builtins(found), out, indent=1)
-    os.replace(temporary, file)
+    """Writes the file as JSON, as a whole. Raises: NotWritten."""
+    write_whole(file, msgspec.json.format(msgspec.json.encode(found), indent=1))
+
+
+@contextlib.contextmanager
+def _locked(file: Path, how: int) -> Iterator[None]:
+    """The file is locked until the block ends. Raises: NotWritten, if it is not there and cannot be made."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        try:
+            lock = os.open(file, os.O_RDONLY | os.O_CLOEXEC)  # that is enough to lock it
+        except OSError:
+            raise not_written(file, error) from error
+    try:
+        fcntl.flock(lock, how)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _command(container: KeptContainer) -> str:

@@ -1,6 +1,8 @@
 """broker/service.py: a real broker, called over its port."""
 
 import contextlib
+import errno
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +17,7 @@ from mesh import wire
 from mesh.errors import AddressInUse
 from mesh.process.repository import look, scan_repository
 from tests.broker.full_disks import full_disk
+from tests.disks import refuse
 from tests.loops import on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller, Registered, members, package
 from tests.mesh.net.processes import Processes, envelope, processes
@@ -129,6 +132,19 @@ async def test_what_cannot_be_written_takes_effect_all_the_same_and_the_operator
         at.operator.link.send(wire.Deploy(call=6, name="m", version="1"))
         await at.controller.table(lambda table: table.models and table.models[0].target == "1")
         assert len(at.operator.replies()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=os.strerror)
+@on_loop
+async def test_a_broker_whose_disk_takes_nothing_serves_and_says_what_will_not_last(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, tmp_path / "data", "mkdir", number)
+    async with mesh(tmp_path) as at:
+        reply = await at.operator.ask(wire.Undeploy(call=5, name="m"))
+        assert (reply.ok, reply.code) == (False, "not_saved")
+        assert names(reply.message, os.strerror(number), "catalogue.sqlite", "GEARMESH_DATA_DIR")
+        await at.controller.table(lambda table: not table.models)  # it is in effect
 
 
 @both_makes
