@@ -90,8 +90,7 @@ class BrokerService:
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         match message:
             case wire.Heartbeat():
-                if self._is_unknown(peer):
-                    self._port.send(peer, wire.Introduce())
+                self._beat(peer)
             case wire.Register():
                 self._register(peer, message)
             case wire.Goodbye():
@@ -121,13 +120,17 @@ class BrokerService:
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
         self._changed = True  # a new member needs the table in any case
 
-    def _is_unknown(self, peer: str) -> bool:
-        """Whether the peer has to register again, or is an operator waiting for a call that an earlier life of the
-        broker took.
+    def _beat(self, peer: str) -> None:
+        """An operator hears what its calls wait for.
+
+        Whoever is unknown introduces itself: a member registers again; an operator, if it waits for a call that an
+        earlier life of the broker took, calls again.
         """
-        if peer.startswith("operator"):
-            return not self._catalogue.awaits(peer)
-        return peer not in self._routing.members
+        if peer in self._routing.members:
+            return
+        waits = self._catalogue.awaited(peer, self._routing.members.values()) if peer.startswith("operator") else []
+        for told in waits or [wire.Introduce()]:
+            self._port.send(peer, told)
 
     def _known(self, call: int) -> wire.CatalogueReply:
         try:

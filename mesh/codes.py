@@ -276,6 +276,14 @@ class PackageCode(Coded):
     BAD_PACKAGE = "bad_package", 400, False, "files of a package are missing, damaged, or do not fit each other"
 
 
+class WaitReason(StrEnum):
+    """`reason` of CallWaits: what a deployment waits for."""
+
+    NO_CONTROLLER = "no_controller"  # nobody could have the version prepared
+    NO_WORKER = "no_worker"  # nobody could prepare it
+    PREPARING = "preparing"
+
+
 class ActionKind(StrEnum):
     """`kind` of an action, and of its result."""
 

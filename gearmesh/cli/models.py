@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from frontend.client.client import RequestError
-from gearmesh.cli.terminal.calls import operator_of, refused
+from gearmesh.cli.terminal.calls import Progress, operator_of, refused
 from gearmesh.cli.terminal.session import client, err, out, settings
 from mesh import wire
 from mesh.codes import PackageCode
@@ -111,9 +112,15 @@ def rollback(model: str, timeout: float = 300.0) -> None:
     _operate(config, message, timeout, f"rolling back {model}")
 
 
+def _tell(line: str | None) -> None:
+    if line is not None:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint: str = "") -> None:
+    progress = Progress(time.monotonic(), timeout_s)
     with operator_of(config) as operator, err.status(f"{doing} ..."):
-        reply = operator.call(message, timeout_s)
+        reply = operator.call(message, timeout_s, told=lambda waits: _tell(progress.line(waits, time.monotonic())))
     if reply.ok:
         out.print(reply.message)
         return

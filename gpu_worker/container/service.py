@@ -92,7 +92,7 @@ class ContainerService:
                     self._answered(message)
                 case wire.Introduce():
                     self._claim()
-                case wire.Table() | wire.CatalogueReply() | wire.Heartbeat() | wire.Goodbye():
+                case wire.Table() | wire.CatalogueReply() | wire.CallWaits() | wire.Heartbeat() | wire.Goodbye():
                     pass
                 case _:
                     assert_never(message)

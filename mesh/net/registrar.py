@@ -84,8 +84,8 @@ class Registrar:
                 case wire.Introduce():
                     if self._link is not None:
                         self._link.send(self._introduction())
-                case wire.Heartbeat() | wire.Goodbye() | wire.CatalogueReply():
-                    pass  # that it was heard is the link's affair; nobody here asks for the catalogue
+                case wire.Heartbeat() | wire.Goodbye() | wire.CatalogueReply() | wire.CallWaits():
+                    pass  # that it was heard is the link's affair; nobody here asks for the catalogue, or deploys
                 case _:
                     assert_never(message)
 

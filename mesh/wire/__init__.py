@@ -13,6 +13,7 @@ them: `workers`) and `results`; `shared` is what they have in common. Elsewhere:
 from mesh.wire.broker import (
     AppEntry,
     CallReply,
+    CallWaits,
     CatalogueReply,
     ClaimVersion,
     Deploy,
@@ -88,6 +89,7 @@ __all__ = [
     "Batching",
     "Buffer",
     "CallReply",
+    "CallWaits",
     "Cancel",
     "CatalogueReply",
     "ClaimVersion",

@@ -165,6 +165,14 @@ class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
     version: str = ""  # the claimed version
 
 
+class CallWaits(Message, frozen=True, kw_only=True, tag="call_waits"):
+    """Broker -> operator: a call has no outcome yet. The answer to each heartbeat of an operator who waits."""
+
+    call: int
+    reason: str  # a WaitReason
+    message: str
+
+
 class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
     """Controller -> broker: a version is prepared on some device, or could not be prepared on any."""
 
@@ -192,4 +200,4 @@ ToBroker = (
     | GetCatalogue
     | PrepareReport
 )
-FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply | CatalogueReply
+FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply | CatalogueReply | CallWaits
