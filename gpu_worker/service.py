@@ -73,6 +73,11 @@ class WorkerService:
         self._lost = False  # the device
         versions.attach(self._pump, self._tell)
 
+    @property
+    def member(self) -> wire.Member:
+        """How the broker knows the worker."""
+        return self._member
+
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -107,6 +112,12 @@ class WorkerService:
         self.versions.close()
         self._device.close()
         log.info("stopped", member=self._member.id)
+
+    def describe(self, child: wire.ChildState) -> None:
+        """Others will know how the container's code is."""
+        self._member = msgspec.structs.replace(self._member, child=child)
+        self._registrar.update(self._member)
+        self._hub.schedule_turn()
 
     # -- broker -------------------------------------------------------------------------------------------------------
 

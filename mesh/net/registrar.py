@@ -47,6 +47,12 @@ class Registrar:
             self._link.send(wire.Goodbye())
             self._transport.hub.loop.call_soon(self._link.close, 200)
 
+    def update(self, member: wire.Member) -> None:
+        """The broker, and whoever has its table, will know the member as it is now."""
+        self.member = member
+        if self._link is not None:
+            self._link.send(self._introduction())
+
     def send(self, message: wire.ToBroker) -> bool:
         """Sends `message` to the broker once it answers. Returns False if the broker is known to be gone."""
         if self._link is None:

@@ -11,15 +11,27 @@ class Offer(Message, frozen=True, kw_only=True):
     code: str  # the version's content: digest of its code, inputs, outputs and labels; equal for replicas
 
 
+class ChildState(Message, frozen=True, kw_only=True):
+    """How the code of a container is, which runs in a process of its own."""
+
+    model: str
+    serves: bool  # False: it is being started, or will be
+    for_s: float  # so long already, when this was sent
+    starts: int = 1  # of its process so far, this one included
+    line: str = ""  # what it printed last, while it is being started
+    why: str = ""  # how its last process ended; empty: none has
+
+
 class Member(Message, frozen=True, kw_only=True):
     """One running service."""
 
     id: str  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
-    role: str  # controller | gpu_worker | frontend
+    role: str  # controller | gpu_worker | frontend | container: one whose code has not been imported yet
     host: str  # boot id of its machine: members with the same one share memory and loopback
     endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
     pid: int = 0
     offer: Offer | None = None  # of a worker that is a container
+    child: ChildState | None = None  # of a container
 
 
 class ModelEntry(Message, frozen=True, kw_only=True):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerOptions
 from mesh import wire
@@ -32,17 +31,21 @@ class Container:
             model="f", predict=f"{module}:f", python=sys.executable, inputs=(X,), outputs=(Y,), **options
         )
         self.runtime = made.runtime(data_dir=folder / "data", broker_port=number)
-        self.device = ContainerDevice(told, start_s=LIMIT_S)
-        self.service = ContainerService(self.runtime, self.device, ready)
+        self.service = ContainerService(self.runtime, told, ready, start_s=LIMIT_S)
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.runtime.end = self.ended.set_result  # type: ignore[method-assign]
         self.service.start()
 
     async def version(self) -> str:
         """Returns its version, or how it ended."""
-        while self.device.options.version is None and not self.ended.done():  # noqa: ASYNC110  # until the broker answers
-            await asyncio.sleep(0)
-        return self.device.options.version or f"ended with {await self.ended}"
+        while self.known is None and not self.ended.done():  # noqa: ASYNC110  # until the broker answers
+            await asyncio.sleep(0.001)
+        return self.known or f"ended with {await self.ended}"
+
+    @property
+    def known(self) -> str | None:
+        """Its version, if it has one by now."""
+        return self.service.device.options.version if self.service.device is not None else None
 
 
 class World:
@@ -138,7 +141,7 @@ async def test_a_container_that_is_there_before_the_broker_waits_for_it(folder: 
     async with world(folder) as at:
         at.broker.stop()
         started = at.container("double")
-        assert started.device.options.version is None
+        assert started.known is None
         at.broker = Broker(at.made, at.folder, at.number)
         assert await started.version() == "1"
         assert await at.offered(1) == ["f:1"]
