@@ -1,5 +1,6 @@
 """The broker's shell: tells services of each other, and keeps the catalogue."""
 
+import asyncio
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ import structlog
 
 from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
+from broker.core.children import ChildStates
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
@@ -23,6 +25,7 @@ from mesh.process.runtime import Runtime
 from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
+LINES_S = 1.0  # least time between two tables that differ in nothing but a line that containers printed
 EPOCHS_RESERVED = 1 << 20  # at a time: a write for so many tables
 EPOCHS_UNWRITTEN = 1 << 10  # given before it is tried again to write a reservation that could not be written
 Operation = wire.Deploy | wire.Rollback | wire.Undeploy | wire.PutApp | wire.DropApp | wire.ClaimVersion
@@ -50,6 +53,8 @@ class BrokerService:
         self._repository = self.settings.model_repository  # made absolute when the service starts
         self._routing = Routing(0)
         self._reserved = 0  # epochs below this one are given without another write
+        self._children = ChildStates()
+        self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
             runtime.transport, "broker", DECODER, self._received, self._lost
@@ -78,6 +83,8 @@ class BrokerService:
 
     def stop(self) -> None:
         """Saves the catalogue and closes the port."""
+        if self._soon is not None:
+            self._soon.cancel()
         self._save()
         self._store.close()
         self._port.close()
@@ -114,9 +121,16 @@ class BrokerService:
     def _register(self, peer: str, register: wire.Register) -> None:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
         member = register.member
-        if member.offer is not None and not self._take_offer(peer, member.id, member.offer):
+        known = self._routing.members.get(member.id)
+        self._children.took(member, time.monotonic())
+        if known is not None and self._children.only_line(known, member):
+            self._routing.register(member, register.epoch, register.seen)
+            self._push_soon()
             return
-        if self._routing.register(member, register.epoch, register.seen):
+        offered = member.offer is not None and (known is None or known.offer != member.offer)
+        if offered and member.offer is not None and not self._take_offer(peer, member.id, member.offer):
+            return
+        if self._routing.register(member, register.epoch, register.seen) and known is None:
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
         self._changed = True  # a new member needs the table in any case
 
@@ -128,8 +142,10 @@ class BrokerService:
         """
         if peer in self._routing.members:
             return
-        waits = self._catalogue.awaited(peer, self._routing.members.values()) if peer.startswith("operator") else []
-        for told in waits or [wire.Introduce()]:
+        waits: list[wire.CallWaits] = []
+        if peer.startswith("operator"):
+            waits = self._catalogue.awaited(peer, self._routing.members.values())
+        for told in waits or (wire.Introduce(),):
             self._port.send(peer, told)
 
     def _known(self, call: int) -> wire.CatalogueReply:
@@ -233,6 +249,7 @@ class BrokerService:
     def _leave(self, peer: str, why: str) -> None:
         self._catalogue.drop_calls(peer)
         self._catalogue.withdrawn(peer)
+        self._children.left(peer)
         if self._routing.leave(peer):
             log.info("member_left", member=peer, why=why)
             self._changed = True
@@ -241,8 +258,16 @@ class BrokerService:
         if self._changed:
             self._push()
 
+    def _push_soon(self) -> None:
+        """The table goes out within LINES_S: what containers print must not make the mesh busy."""
+        if self._soon is None:
+            self._soon = self._hub.loop.call_later(LINES_S, self._push)
+
     def _push(self) -> None:
         self._changed = False
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         self._routing.next_epoch()
         table = self._table()
         for member in self._routing.members:
@@ -266,7 +291,7 @@ class BrokerService:
         routing = self._routing
         return wire.Table(
             epoch=routing.epoch,
-            members=tuple(routing.members.values()),
+            members=self._children.aged(routing.members.values(), time.monotonic()),
             models=self._catalogue.entries(routing.owners(self._catalogue.deployed())),
             apps=self._catalogue.apps.entries(),
             shards=dict(routing.shards),

@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -155,7 +156,7 @@ class ChildKeeper:
         except ContainerError as error:
             self._not_begun(str(error))
             return
-        self._memory = look(child.pid)
+        self._memory = replace(look(child.pid), held_bytes=None)  # what an interpreter holds that has just begun
         assert self._loop is not None
         self._loop.add_reader(child.control.fileno(), self._readable)
         self._loop.add_reader(child.exits, self._exited)

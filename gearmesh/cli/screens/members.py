@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from frontend.admin.observer import View
 from mesh.facts import DeviceState
+from mesh.starting import deaths_text, starting_text
 
 SILENT_S = 1.0  # a worker silent for longer is marked
 
@@ -32,8 +34,12 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
             health = _health(member.id in view.snapshots)
         elif member.role == "frontend":
             health = _health(member.id in view.frontends)
+        elif member.child is not None and not (member.offer is not None and member.child.serves):
+            health = Health(f"[yellow]{escape(starting_text(member.child))}[/]")
         elif member.role == "gpu_worker":
             health = _worker_health(devices.get(member.id))
+            if member.child is not None and (deaths := deaths_text(member.child)):
+                health = health._replace(told=f"{health.told} [yellow]{escape(deaths)}[/]")
         endpoint = member.endpoints.get("clients") or member.endpoints.get("control") or ("",)
         yield member.id, member.role, str(member.pid), health, endpoint[-1]
 
