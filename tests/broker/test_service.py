@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import zmq
 
+from broker.service import LINES_S
 from mesh import wire
 from mesh.errors import AddressInUse
 from mesh.process.repository import look, scan_repository
@@ -505,3 +506,28 @@ async def test_a_claimed_number_is_known_to_a_broker_that_is_started_again(tmp_p
         assert (second.ok, second.version) == (True, "2")
         refused = await asker.ask(wire.ClaimVersion(call=7, name="f", content="B", version="1"))
         assert (refused.ok, refused.code, refused.version) == (False, "version_exists", "")
+
+
+# -- containers that start --------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_lines_of_starting_containers_make_at_most_one_table_a_second(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        state = wire.ChildState(model="f", serves=False, for_s=0.0)
+        member = wire.Member(id="container-1", role="container", host="here", child=state)
+        container = at.caller("container-1")
+        container.link.send(wire.Register(member=member))
+        await at.controller.table(lambda table: "container-1" in members(table))
+        before = len(at.controller.tables())
+        for number in range(50):
+            state = msgspec.structs.replace(state, line=f"line {number}")
+            container.link.send(wire.Register(member=msgspec.structs.replace(member, child=state)))
+        table = await at.controller.table(lambda table: any(m.child and m.child.line for m in table.members))
+        (child,) = [member.child for member in table.members if member.child is not None]
+        assert child.line == "line 49"
+        assert len(at.controller.tables()) == before + 1
+        assert child.for_s >= LINES_S / 2  # as old as it is by now
+        served = msgspec.structs.replace(state, serves=True, line="")
+        container.link.send(wire.Register(member=msgspec.structs.replace(member, child=served)))
+        await at.controller.table(lambda table: any(m.child and m.child.serves for m in table.members))

@@ -175,3 +175,40 @@ async def test_a_container_reports_that_it_serves_once_a_controller_has_welcomed
         control.port.transport.hub.schedule_turn()
         await told.count(1)
     pipe.close()
+
+
+@on_loop
+async def test_a_container_is_a_member_from_its_start_and_a_worker_once_it_has_its_number(folder: Path) -> None:
+    (folder / "waits.py").write_text(
+        "import os, time\nprint('reading', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+        "def f(x): return x\n"
+    )
+    async with world(folder) as at:
+        frontend = Caller(at.made.runtime(), at.broker.addresses, "frontend-1")
+        frontend.register("frontend")
+        at.container("waits")
+        table = await frontend.table(lambda table: any(m.child and m.child.line == "reading" for m in table.members))
+        (member,) = [member for member in table.members if member.child is not None]
+        assert (member.role, member.offer) == ("container", None)
+        assert member.child is not None
+        assert (member.child.model, member.child.serves) == ("f", False)
+        assert table.models == ()
+        at.again()  # a broker that is started again hears of it, too
+        frontend.link.close()
+        frontend = Caller(at.made.runtime(), at.broker.addresses, "frontend-2")
+        frontend.register("frontend")
+        await frontend.table(lambda table: any(m.child and m.child.line == "reading" for m in table.members))
+        (folder / "go").touch()
+        table = await frontend.table(lambda table: [m.role for m in table.members if m.child] == ["gpu_worker"])
+        assert _offers(table) == ["f:1"]
+        frontend.link.close()
+
+
+@pytest.mark.parametrize("module", ["import nowhere", "def f(x): return x\nf = 7"])
+@on_loop
+async def test_code_that_cannot_be_served_ends_the_container_with_the_reason(module: str, folder: Path) -> None:
+    (folder / "wrong.py").write_text(module)
+    async with world(folder) as at:
+        started = at.container("wrong")
+        assert await started.ended == CANNOT
+        assert "Error" in started.service.why
