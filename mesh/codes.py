@@ -78,8 +78,9 @@ class ErrorCode(Coded):
         AnswerStatus.REJECTED,
     )
     NOT_READY = "not_ready", 503, True, (
-        "the version is still being prepared, or no device can prepare it (the message says why, and there is no "
-        "`retry_after_ms`); or the frontend has just started, and the budget ended before it knew the models"
+        "the version is still being prepared, or a container of the model is being started (the message says how that "
+        "goes); or no device can prepare it (the message says why, and there is no `retry_after_ms`); or the frontend "
+        "has just started, and the budget ended before it knew the models"
     ), AnswerStatus.REJECTED  # fmt: skip
     NO_WORKER = "no_worker", 503, True, "no worker is there", AnswerStatus.REJECTED
     NO_REPLICA = "no_replica", 503, True, (

@@ -75,6 +75,18 @@ def test_what_cannot_be_written_is_named_with_what_to_do_and_nothing_of_it_is_le
 
 
 @every_fault
+def test_a_file_of_containers_that_nobody_could_lock_is_why_nobody_keeps_them(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ContainerFile(tmp_path)
+    assert "gearmesh up" in kept.why_unwatched()
+    refuse(monkeypatch, tmp_path, "open", number)
+    assert os.strerror(number) in kept.why_unwatched()
+    with pytest.raises(NotWritten, match=r"supervisor\.lock"), kept.watched():
+        pass
+
+
+@every_fault
 @every_call
 def test_a_device_is_driven_by_one_worker_whatever_its_disk_says(
     call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from gearmesh.cli.terminal.session import err, out, settings, usage
 from mesh import wire
 from mesh.errors import GearmeshError, NotWritten
 from mesh.process.settings import Settings
+
+if TYPE_CHECKING:
+    from gearmesh.operations.containers import ContainerFile
 
 CLAIMED_WITHIN_S = 10.0  # time for the broker to write the claim to disk
 app = typer.Typer(add_completion=False)
@@ -81,9 +84,7 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     container_file = ContainerFile(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
-    if not container_file.is_watched:
-        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
-        raise typer.Exit(1)
+    _must_be_watched(container_file)
     content = check_container(options, start_s=start_s)
     if content is None:
         raise typer.Exit(2)
@@ -105,6 +106,14 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
         f"{options.model}: {replicas} replicas of version {reply.version} are being kept; "
         f"`gearmesh scale {options.model} N` changes that", soft_wrap=True,
     )  # fmt: skip
+
+
+def _must_be_watched(container_file: "ContainerFile") -> None:
+    """Exits 1 if nobody would keep what the file says."""
+    why = container_file.why_unwatched()
+    if why:
+        err.print(why, highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager
@@ -132,9 +141,7 @@ def scale(
     container_file = ContainerFile(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
-    if not container_file.is_watched:
-        err.print(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
-        raise typer.Exit(1)
+    _must_be_watched(container_file)
     with _roster_is_sound():
         if not container_file.scale(model, replicas):
             known = ", ".join(sorted(container_file.read())) or "none"

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from frontend.client.client import RequestError
-from gearmesh.cli.terminal.calls import Progress, operator_of, refused
+from gearmesh.cli.terminal.calls import WaitingLines, operator_of, refused
 from gearmesh.cli.terminal.session import client, err, out, settings
 from mesh import wire
 from mesh.codes import PackageCode
@@ -118,7 +118,7 @@ def _tell(line: str | None) -> None:
 
 
 def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint: str = "") -> None:
-    progress = Progress(time.monotonic(), timeout_s)
+    progress = WaitingLines(time.monotonic(), timeout_s)
     with operator_of(config) as operator, err.status(f"{doing} ..."):
         reply = operator.call(message, timeout_s, told=lambda waits: _tell(progress.line(waits, time.monotonic())))
     if reply.ok:

@@ -20,7 +20,7 @@ from gearmesh.operations.supervisor import ReplicaProgram, Supervisor
 from mesh import wire
 from mesh.errors import NotWritten
 from mesh.process.configuration import CONFIG, environment_of
-from mesh.process.files import not_written, write_whole
+from mesh.process.files import disk_fault, not_written, write_whole
 from mesh.process.settings import Settings
 
 LOOK_S = 0.3  # between two reads of the file
@@ -105,6 +105,16 @@ class ContainerFile:
         """Until the block ends, others can see that these containers are being kept. Raises: NotWritten."""
         with _locked(self._runner, fcntl.LOCK_SH):
             yield
+
+    def why_unwatched(self) -> str:
+        """Why nobody would keep a container of this file, and what to do; empty if a `gearmesh up` does."""
+        if self.is_watched:
+            return ""
+        folder = self._file.parent
+        fault = disk_fault(folder) if folder.is_dir() else None
+        if fault is not None:
+            return f"{not_written(self._file, fault)}; then start gearmesh up again"
+        return f"no `gearmesh up` runs with GEARMESH_DATA_DIR={folder}; it would keep the replicas"
 
     @property
     def is_watched(self) -> bool:

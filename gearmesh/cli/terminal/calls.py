@@ -15,7 +15,7 @@ TOLD_AFTER_S = 2.0  # a call that takes no longer says nothing
 TOLD_EVERY_S = 5.0
 
 
-class Progress:
+class WaitingLines:
     """What a person is told of a call that takes its time: at once when it waits for something else, and again."""
 
     def __init__(self, began_s: float, timeout_s: float) -> None:
