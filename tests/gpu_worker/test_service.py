@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
+import itertools
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
@@ -18,12 +22,14 @@ from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
 from mesh import wire
 from mesh.codes import ActionCode, PackageCode
+from tests.disks import refuse
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
-from tests.gpu_worker.worker_builders import load
+from tests.gpu_worker.worker_builders import infer, load
 from tests.loops import on_loop
 from tests.mesh.net.brokers import Broker, Caller
 from tests.mesh.net.processes import Processes, messages_of, processes
+from tests.messages import names
 
 REF = "linear:1"
 
@@ -196,3 +202,26 @@ async def test_a_preparation_that_was_forgotten_does_not_answer_for_the_next_one
         at.device.gate.set()
         reports = [await at.said(wire.Prepared) for _ in range(2)]
         assert [(report.ref, report.ok) for report in reports] == [(REF, False), ("linear:2", True)]
+
+
+@on_loop
+async def test_times_that_cannot_be_kept_are_used_all_the_same_and_that_is_said_once(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(repository, tmp_path) as at:
+        refuse(monkeypatch, at.folder, "open", errno.ENOSPC)
+        numbers = itertools.count(1)
+        with structlog.testing.capture_logs() as lines:
+            for ref in (REF, "linear:2"):
+                at.tell(wire.Prepare(ref=ref))
+                report = await at.said(wire.Prepared)
+                at.tell(load(next(numbers), ref))
+                assert (await at.said(wire.ActionResult)).code == ActionCode.OK
+                while report.profile is None:
+                    for batch, runs in report.measure:
+                        for _ in range(runs):
+                            at.tell(infer(next(numbers), ref, batch=batch, rows=[]))
+                            assert (await at.said(wire.ActionResult)).code == ActionCode.OK
+                    report = await at.said(wire.Prepared)
+        (line,) = [line for line in lines if line["event"] == "profile_not_kept"]
+        assert names(line["error"], at.folder, os.strerror(errno.ENOSPC), "GEARMESH_MODEL_REPOSITORY")
