@@ -67,6 +67,7 @@ class WorkerService:
         self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
+        self._obeyed = ""  # who welcomed us last
         self._alarm: Alarm | None = None
         self._draining = False
         self._released = False  # the controller sends nothing more
@@ -198,7 +199,8 @@ class WorkerService:
                     assert_never(message)
 
     def _welcomed(self, controller: str, epoch: int) -> None:
-        self._pump.welcome(epoch)
+        self._pump.welcome(epoch, same=controller == self._obeyed)
+        self._obeyed = controller
         self._registrar.shard_epoch = self._pump.lanes.epoch
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
