@@ -1,8 +1,10 @@
 """The broker's shell: tells services of each other, and keeps the catalogue."""
 
+import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
@@ -10,6 +12,7 @@ import structlog
 
 from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
+from broker.core.children import ChildStates
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
@@ -22,7 +25,9 @@ from mesh.process.runtime import Runtime
 from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
-EPOCHS_PER_START = 1 << 32
+LINES_S = 1.0  # least time between two tables that differ in nothing but a line that containers printed
+EPOCHS_RESERVED = 1 << 20  # at a time: a write for so many tables
+EPOCHS_UNWRITTEN = 1 << 10  # given before it is tried again to write a reservation that could not be written
 Operation = wire.Deploy | wire.Rollback | wire.Undeploy | wire.PutApp | wire.DropApp | wire.ClaimVersion
 log = structlog.get_logger("broker")
 
@@ -38,13 +43,18 @@ def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
 class BrokerService:
     """The port, the catalogue and the routing table."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, wall_s: Callable[[], float] = time.time) -> None:
+        """`wall_s`: seconds since 1970; how a broker whose catalogue is lost guesses which epochs were given."""
         self.settings = runtime.settings
+        self._wall_s = wall_s
         self._hub = runtime.hub
         self._store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
         self._catalogue = Catalogue()
         self._repository = self.settings.model_repository  # made absolute when the service starts
         self._routing = Routing(0)
+        self._reserved = 0  # epochs below this one are given without another write
+        self._children = ChildStates()
+        self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
             runtime.transport, "broker", DECODER, self._received, self._lost
@@ -54,11 +64,15 @@ class BrokerService:
     def start(self) -> None:
         """Listens, with the saved catalogue, and deploys packages that are new in the repository."""
         self._catalogue = self._store.open()
+        if self._store.fault:
+            advice = "what is deployed is served; changes are in effect until the broker is started again, not longer"
+            log.error("catalogue_not_writable", error=self._store.fault, advice=advice)
         self._repository = self.settings.model_repository.resolve()
         self._catalogue.repository = str(self._repository)
-        self._routing = Routing(max(self._store.starts() * EPOCHS_PER_START, int(time.time() * 1000) << 16))
+        self._routing = Routing(max(self._store.reserved(), int(self._wall_s() * 1000) << 16))
+        self._reserve()
         self._catalogue.scan(scan_repository(self._repository))
-        self._store.save(self._catalogue)
+        self._save()
         self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
         self._hub.on_turn(self._turn)
         log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
@@ -69,6 +83,8 @@ class BrokerService:
 
     def stop(self) -> None:
         """Saves the catalogue and closes the port."""
+        if self._soon is not None:
+            self._soon.cancel()
         self._save()
         self._store.close()
         self._port.close()
@@ -81,8 +97,7 @@ class BrokerService:
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         match message:
             case wire.Heartbeat():
-                if self._is_unknown(peer):
-                    self._port.send(peer, wire.Introduce())
+                self._beat(peer)
             case wire.Register():
                 self._register(peer, message)
             case wire.Goodbye():
@@ -106,19 +121,32 @@ class BrokerService:
     def _register(self, peer: str, register: wire.Register) -> None:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
         member = register.member
-        if member.offer is not None and not self._take_offer(peer, member.id, member.offer):
+        known = self._routing.members.get(member.id)
+        self._children.took(member, time.monotonic())
+        if known is not None and self._children.only_line(known, member):
+            self._routing.register(member, register.epoch, register.seen)
+            self._push_soon()
             return
-        if self._routing.register(member, register.epoch):
+        offered = member.offer is not None and (known is None or known.offer != member.offer)
+        if offered and member.offer is not None and not self._take_offer(peer, member.id, member.offer):
+            return
+        if self._routing.register(member, register.epoch, register.seen) and known is None:
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
         self._changed = True  # a new member needs the table in any case
 
-    def _is_unknown(self, peer: str) -> bool:
-        """Whether the peer has to register again, or is an operator waiting for a call that an earlier life of the
-        broker took.
+    def _beat(self, peer: str) -> None:
+        """An operator hears what its calls wait for.
+
+        Whoever is unknown introduces itself: a member registers again; an operator, if it waits for a call that an
+        earlier life of the broker took, calls again.
         """
+        if peer in self._routing.members:
+            return
+        waits: list[wire.CallWaits] = []
         if peer.startswith("operator"):
-            return not self._catalogue.awaits(peer)
-        return peer not in self._routing.members
+            waits = self._catalogue.awaited(peer, self._routing.members.values())
+        for told in waits or (wire.Introduce(),):
+            self._port.send(peer, told)
 
     def _known(self, call: int) -> wire.CatalogueReply:
         try:
@@ -221,6 +249,7 @@ class BrokerService:
     def _leave(self, peer: str, why: str) -> None:
         self._catalogue.drop_calls(peer)
         self._catalogue.withdrawn(peer)
+        self._children.left(peer)
         if self._routing.leave(peer):
             log.info("member_left", member=peer, why=why)
             self._changed = True
@@ -229,18 +258,40 @@ class BrokerService:
         if self._changed:
             self._push()
 
+    def _push_soon(self) -> None:
+        """The table goes out within LINES_S: what containers print must not make the mesh busy."""
+        if self._soon is None:
+            self._soon = self._hub.loop.call_later(LINES_S, self._push)
+
     def _push(self) -> None:
         self._changed = False
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         self._routing.next_epoch()
         table = self._table()
         for member in self._routing.members:
             self._port.send(member, table)
 
+    def _reserve(self) -> None:
+        """The table's epoch is on disk as given, with those that follow: a broker started again goes on above them."""
+        epoch = self._routing.epoch
+        if epoch < self._reserved:
+            return
+        try:
+            self._store.reserve(epoch + EPOCHS_RESERVED)
+            self._reserved = epoch + EPOCHS_RESERVED
+        except StoreError as error:
+            self._reserved = epoch + EPOCHS_UNWRITTEN
+            advice = "a broker that is started again learns from the members which epochs were given"
+            log.error("not_saved", error=str(error), advice=advice)
+
     def _table(self) -> wire.Table:
+        self._reserve()
         routing = self._routing
         return wire.Table(
             epoch=routing.epoch,
-            members=tuple(routing.members.values()),
+            members=self._children.aged(routing.members.values(), time.monotonic()),
             models=self._catalogue.entries(routing.owners(self._catalogue.deployed())),
             apps=self._catalogue.apps.entries(),
             shards=dict(routing.shards),

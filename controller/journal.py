@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from mesh.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, JournalState, RequestFact
+from mesh.process.files import DISK_FAULTS, not_written
 
 LOGS: dict[type[Fact], str] = {RequestFact: "requests", ActionFact: "actions"}
 CHUNK = 64  # lines encoded and written in one go: some 50 us
@@ -198,7 +199,12 @@ class Journal:
             file.write(lines)
         except OSError as error:
             if not self._fault:
-                log.error("telemetry_failed", folder=str(self._folder), error=str(error), advice="lines are dropped")
+                log.error(
+                    "telemetry_failed",
+                    folder=str(self._folder),
+                    error=str(not_written(self._folder, error, "GEARMESH_TELEMETRY_DIR")),
+                    advice="lines are dropped, and counted; it is tried again",
+                )
             self._fault = str(error)
             self._retry_s = time.monotonic() + FAULT_S
             return False
@@ -221,9 +227,16 @@ def _header_maker(name: str, controller: str, policy: str) -> Callable[[], Heade
 
 
 def check_folder(folder: Path) -> list[str]:
-    """What keeps a controller from writing logs into the folder: nothing, or one sentence."""
+    """What is wrong with the setting that names the folder of logs: nothing, or one sentence.
+
+    Nothing is wrong with it while its disk is full, read-only or broken: then lines are dropped and counted.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return []
     except OSError as error:
+        if error.errno in DISK_FAULTS:
+            return []
         return [f"telemetry_dir={str(folder)!r}: cannot be made: {error.strerror}"]
-    return [] if os.access(folder, os.W_OK) else [f"telemetry_dir={str(folder)!r}: cannot be written"]
+    return [f"telemetry_dir={str(folder)!r}: cannot be written"]

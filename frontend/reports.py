@@ -5,13 +5,21 @@ from typing import Any
 
 from frontend.controllers import Controllers
 from mesh import wire
+from mesh.starting import starting_text
 
 
-def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controllers) -> list[dict[str, Any]]:
-    """The models of the answer to `models`."""
+def describe_models(
+    models: Mapping[str, wire.ModelEntry], controllers: Controllers, starting: Mapping[str, wire.ChildState]
+) -> list[dict[str, Any]]:
+    """The models of the answer to `models`.
+
+    `starting`: {model: its container, whose code is being started}; it may be the first of its model.
+    """
     described = []
-    for entry in models.values():
+    first = [_unknown(name) for name in starting if name not in models]
+    for entry in (*models.values(), *first):
         spec = entry.spec
+        child = starting.get(entry.name)
         ready = entry.current is not None and controllers.serves(entry.name, wire.ref_of(entry.name, entry.current))
         idle = entry.container and not ready and entry.target is None
         described.append(
@@ -27,11 +35,31 @@ def describe_models(models: Mapping[str, wire.ModelEntry], controllers: Controll
                 "labels": list(spec.labels) if spec else [],
                 "ready": ready,
                 "preparing": entry.target,
-                "fault": entry.fault or ("no container serves it at the moment" if idle else None),
+                "fault": _fault(entry, child if not ready else None, idle=idle),
                 "fault_code": entry.fault_code or None,
+                "starting": _describe_child(child) if child is not None else None,
             }
         )
     return described
+
+
+def _unknown(name: str) -> wire.ModelEntry:
+    """A model of which nothing is known yet but that a container of it is being started."""
+    return wire.ModelEntry(name=name, current=None, target=None, versions=(), owner=None, container=True)
+
+
+def _fault(entry: wire.ModelEntry, child: wire.ChildState | None, *, idle: bool) -> str | None:
+    if child is not None:
+        return starting_text(child)
+    return entry.fault or ("no container serves it at the moment" if idle else None)
+
+
+def _describe_child(child: wire.ChildState) -> dict[str, Any]:
+    """A container whose code is being started, or that has died before; times in seconds."""
+    return {
+        "serves": child.serves, "for_s": round(child.for_s, 3), "starts": child.starts, "line": child.line,
+        "why": child.why,
+    }  # fmt: skip
 
 
 def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
@@ -44,6 +72,7 @@ def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
             "pid": m.pid,
             "endpoints": {k: list(v) for k, v in m.endpoints.items()},
             "serves": m.offer.ref if m.offer is not None else None,  # only for a container
+            "child": _describe_child(m.child) if m.child is not None else None,  # likewise
         }
         for m in members
     ]

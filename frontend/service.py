@@ -31,6 +31,7 @@ from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import Call, CallPart, Completed, RequestTable
+from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
 from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
@@ -79,6 +80,7 @@ class FrontendService:
         )
         self._addresses: tuple[str, ...] = ()
         self._targets = Targets(settings.rows_max)
+        self._starting = StartingContainers()
         self._alarm: Alarm | None = None
         self._started_s = time.monotonic()
         self._draining = False
@@ -178,7 +180,8 @@ class FrontendService:
         self._hub.schedule_turn()
 
     def _tell_models(self, client: ClientId, request: protocol.ModelsRequest) -> None:
-        models = describe_models(self._targets.models, self._controllers)
+        starting = self._starting.states(now=time.monotonic())
+        models = describe_models(self._targets.models, self._controllers, starting)
         most = self.settings.request_bytes_max
         self._replies.tell(
             client, {"id": request.id, "status": AnswerStatus.OK, "models": models, "frame_bytes_max": most}
@@ -206,7 +209,10 @@ class FrontendService:
             self._check_room(request)
             self._applications.handle(ClientAsked(client, request, frames, received_s))
             return
-        target = self._targets.of(request)
+        try:
+            target = self._targets.of(request)
+        except RequestRefused as refused:
+            raise self._starting.explained(refused, request.model, now=time.monotonic()) from None
         budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
         weight = checks.check_weight(request)
         checked = target.rules.check(request, frames)
@@ -268,6 +274,7 @@ class FrontendService:
 
     def _table_changed(self, table: wire.Table) -> None:
         self._targets.table_changed(table.models)
+        self._starting.table_changed(table.members, now=time.monotonic())
         self._cache.keep_only(self._targets.editions())
         self._applications.handle(table)
         self._results.keep_only(member.id for member in table.members)
@@ -291,7 +298,10 @@ class FrontendService:
         self._cancellation.drop(part for part in call.parts if part.number != refused.request)
         predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
-        self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
+        message = refused.message
+        if self._starting.some:
+            message = self._starting.added(message, refused.code, call.ref, now=time.monotonic())
+        self._answer_error(call, refused.status, refused.code, message, predicted_ms, retry_ms)
 
     def _outputs_malformed(self, call: Call, device: str) -> None:
         self._cancellation.drop(call.parts)

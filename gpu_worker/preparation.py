@@ -21,7 +21,7 @@ from gpu_worker.profiling import write_profile
 from gpu_worker.versions import Tell
 from mesh import wire
 from mesh.codes import PackageCode
-from mesh.errors import PackageError
+from mesh.errors import NotWritten, PackageError
 from mesh.versions import why_changed
 
 GIVE_UP_S = 2.0  # after the device is lost: a preparation that takes longer is stuck in the device
@@ -47,6 +47,7 @@ class RepositoryVersions:
         self._preparing: dict[str, Future[None]] = {}  # {ref: the preparation whose end is waited for}
         self._ledger = Ledger()
         self._lost = False  # the device
+        self._profiles_lost = 0  # measured, and not written
         self._pump: Pump | None = None
         self._tell: Tell | None = None
 
@@ -189,8 +190,12 @@ class RepositoryVersions:
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:
             write_profile(self._packages[ref].folder, self._preparer.kind(ref), profile)
-        except OSError as error:
-            log.warning("profile_not_kept", ref=ref, error=str(error), advice="it will be measured again next time")
+        except (OSError, NotWritten) as error:
+            unheard = not self._profiles_lost
+            self._profiles_lost += 1
+            if unheard:  # a disk that takes none would be told of once per version
+                advice = "versions are measured again next time; this is not said of further ones"
+                log.warning("profile_not_kept", ref=ref, error=str(error), advice=advice)
 
     def _send(self, report: wire.Prepared) -> None:
         assert self._tell is not None

@@ -1,15 +1,13 @@
 """Profiles kept in files beside the versions, so that each model is measured once per kind of device."""
 
-import json
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from gpu_worker.core.measuring import Measurement
 from mesh import wire
+from mesh.process.files import write_whole
 
 FORMAT = 1
 
@@ -38,12 +36,8 @@ def read_profile(folder: Path, kind: str, batch_max: int) -> wire.Profile | None
 
 
 def write_profile(folder: Path, kind: str, profile: wire.Profile) -> None:
-    """The file holds this profile; if writing fails, the old file is unchanged. Raises: OSError."""
-    file = profile_file(folder, kind)
-    file.parent.mkdir(exist_ok=True)
-    fields = {"format": FORMAT, "kind": kind, "profile": msgspec.to_builtins(profile)}
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as out:
-        json.dump(fields, out, indent=1)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, file)
+    """The file holds this profile; if writing fails, the old file is unchanged. Raises: OSError, NotWritten."""
+    folder.stat()  # a version whose folder is gone gets none for its profile
+    fields = ProfileFile(FORMAT, kind, profile)
+    content = msgspec.json.format(msgspec.json.encode(fields), indent=1)
+    write_whole(profile_file(folder, kind), content, setting="GEARMESH_MODEL_REPOSITORY")

@@ -67,11 +67,17 @@ class WorkerService:
         self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
+        self._obeyed = ""  # who welcomed us last
         self._alarm: Alarm | None = None
         self._draining = False
         self._released = False  # the controller sends nothing more
         self._lost = False  # the device
         versions.attach(self._pump, self._tell)
+
+    @property
+    def member(self) -> wire.Member:
+        """How the broker knows the worker."""
+        return self._member
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -107,6 +113,12 @@ class WorkerService:
         self.versions.close()
         self._device.close()
         log.info("stopped", member=self._member.id)
+
+    def describe(self, child: wire.ChildState) -> None:
+        """Others will know how the container's code is."""
+        self._member = msgspec.structs.replace(self._member, child=child)
+        self._registrar.update(self._member)
+        self._hub.schedule_turn()
 
     # -- broker -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +201,9 @@ class WorkerService:
                     assert_never(message)
 
     def _welcomed(self, controller: str, epoch: int) -> None:
-        self._pump.welcome(epoch)
+        self._pump.welcome(epoch, same=controller == self._obeyed)
+        self._obeyed = controller
+        self._registrar.shard_epoch = self._pump.lanes.epoch
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
         if self._on_welcome is not None:

@@ -78,8 +78,9 @@ class ErrorCode(Coded):
         AnswerStatus.REJECTED,
     )
     NOT_READY = "not_ready", 503, True, (
-        "the version is still being prepared, or no device can prepare it (the message says why, and there is no "
-        "`retry_after_ms`); or the frontend has just started, and the budget ended before it knew the models"
+        "the version is still being prepared, or a container of the model is being started (the message says how that "
+        "goes); or no device can prepare it (the message says why, and there is no `retry_after_ms`); or the frontend "
+        "has just started, and the budget ended before it knew the models"
     ), AnswerStatus.REJECTED  # fmt: skip
     NO_WORKER = "no_worker", 503, True, "no worker is there", AnswerStatus.REJECTED
     NO_REPLICA = "no_replica", 503, True, (
@@ -277,6 +278,14 @@ class PackageCode(Coded):
     DEVICE_LOST = "device_lost", 400, True, "the device failed while it was prepared there"
     ENDED_WORKER = "ended_worker", 400, False, "preparing it ended the worker twice"
     BAD_PACKAGE = "bad_package", 400, False, "files of a package are missing, damaged, or do not fit each other"
+
+
+class WaitReason(StrEnum):
+    """`reason` of CallWaits: what a deployment waits for."""
+
+    NO_CONTROLLER = "no_controller"  # nobody could have the version prepared
+    NO_WORKER = "no_worker"  # nobody could prepare it
+    PREPARING = "preparing"
 
 
 class ActionKind(StrEnum):

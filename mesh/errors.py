@@ -4,10 +4,13 @@ GearmeshError
 ├── SettingsError      a setting is missing, unknown or out of range (all such faults at once)
 ├── AddressInUse       a port that a service must listen on is taken
 ├── UnsafeBind         listening beyond loopback without keys
+├── NotWritten         a disk takes a file not; raised by `mesh.process.files`
 └── PackageError       a model package that cannot be served (all its faults at once); raised by `gpu_worker.packages`
 
 Expected outcomes (late, full, worker lost) are messages, not errors.
 """
+
+from pathlib import Path
 
 from mesh.codes import PackageCode
 
@@ -52,6 +55,17 @@ class UnsafeBind(GearmeshError):
             f"GEARMESH_HOST={self.host} is reachable from other machines, and anybody there could use the mesh: set "
             "GEARMESH_KEYS_DIR to a folder made by `gearmesh keys FOLDER`, or stay on 127.0.0.1"
         )
+
+
+class NotWritten(GearmeshError):
+    """`file` cannot be written: `why`, in the system's words (`errno`), and `advice`, what a person can do about it."""
+
+    def __init__(self, file: Path, why: str, advice: str, errno: int | None = None) -> None:
+        super().__init__(file, why, advice, errno)
+        self.file, self.why, self.advice, self.errno = file, why, advice, errno
+
+    def __str__(self) -> str:
+        return f"{self.file} cannot be written ({self.why}): {self.advice}"
 
 
 class PackageError(GearmeshError):

@@ -30,6 +30,10 @@ class WaitingCalls:
         """Returns the calls that have not been answered yet."""
         return [key for keys in self.calls.values() for key in keys]
 
+    def of(self, peer: str) -> list[tuple[int, str]]:
+        """Returns (call, ref that it waits for) of each call of `peer`."""
+        return [(call, ref) for ref, keys in self.calls.items() for who, call in keys if who == peer]
+
     def drop(self, peer: str) -> None:
         """`peer` is gone: its deployments continue, and their replies go to nobody."""
         for ref, keys in list(self.calls.items()):

@@ -8,13 +8,14 @@ nothing else is ever served under it: a controller serves a version read from fi
 routing table, so it serves no version whose content the catalogue has not recorded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from broker.core.applications import ApplicationRecords
 from broker.core.calls import CallKey, Replies, WaitingCalls
 from broker.core.containers import Containers
+from broker.core.progress import why_waits
 from broker.core.records import ModelRecord
 from broker.core.refusals import KnownVersions, cannot_deploy, cannot_roll_back, refusal
 from mesh import wire
@@ -263,9 +264,14 @@ class Catalogue:
         """Returns the calls that have not been answered yet."""
         return self._waiting.open()
 
-    def awaits(self, peer: str) -> bool:
-        """Whether a call of `peer` has not been answered yet."""
-        return any(key[0] == peer for key in self.open_calls())
+    def awaited(self, peer: str, members: Iterable[wire.Member]) -> list[wire.CallWaits]:
+        """What the calls of `peer` that have not been answered yet wait for. `members`: those of the mesh."""
+        waits = []
+        for call, ref in self._waiting.of(peer):
+            container = self.models[wire.split_ref(ref)[0]].container
+            reason, message = why_waits(ref, members, container=container)
+            waits.append(wire.CallWaits(call=call, reason=reason, message=message))
+        return waits
 
     def drop_calls(self, peer: str) -> None:
         """`peer` is gone: its deployments continue, and their replies go to nobody."""

@@ -274,7 +274,13 @@ def describe(view: View) -> dict[str, Any]:
         "broker": view.broker,
         "epoch": view.epoch,
         "members": [
-            {"id": m.id, "role": m.role, "pid": m.pid, "endpoints": {k: list(v) for k, v in m.endpoints.items()}}
+            {
+                "id": m.id,
+                "role": m.role,
+                "pid": m.pid,
+                "endpoints": {k: list(v) for k, v in m.endpoints.items()},
+                "child": msgspec.structs.asdict(m.child) if m.child is not None else None,  # of a container
+            }
             for m in view.members
         ],
         "controllers": {name: built(snapshot) for name, snapshot in view.snapshots.items()},
@@ -286,5 +292,6 @@ def describe(view: View) -> dict[str, Any]:
 def answering(view: View) -> dict[str, bool]:
     """{member: whether it answers}, the broker included; a worker counts as answering if a controller has it."""
     workers = {device.worker for snapshot in view.snapshots.values() for device in snapshot.devices}
-    there = {*view.snapshots, *view.frontends, *workers}
+    starting = {member.id for member in view.members if member.role == "container"}  # the broker hears of them
+    there = {*view.snapshots, *view.frontends, *workers, *starting}
     return {"broker": view.broker, **{member.id: member.id in there for member in view.members}}

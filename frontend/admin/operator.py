@@ -28,6 +28,7 @@ class Operator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._waits_for = ""  # what the call waits for, as the broker last said
         self._context = zmq.Context()
         self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._sock.setsockopt_string(zmq.ROUTING_ID, f"operator-{secrets.token_hex(4)}")
@@ -46,28 +47,39 @@ class Operator:
         self._context.term()
 
     def call(
-        self, message: wire.ToBroker, timeout_s: float, waiting: Callable[[], None] = lambda: None
+        self,
+        message: wire.ToBroker,
+        timeout_s: float,
+        waiting: Callable[[], None] = lambda: None,
+        told: Callable[[wire.CallWaits], None] = lambda waits: None,
     ) -> wire.CallReply:
-        """The outcome of a call. `waiting` is called repeatedly until it arrives. Raises: NoBroker, TimeoutError.
+        """The outcome of a call. Raises: NoBroker, TimeoutError.
 
-        If the broker restarts meanwhile the call is sent again, unless it must not be done twice.
+        Until it arrives, `waiting` is called repeatedly, and `told` with what the call waits for, as often as the
+        broker says so. If the broker restarts meanwhile the call is sent again, unless it must not be done twice.
         """
-        return self._ask(message, wire.CallReply, timeout_s, waiting)[0]
+        return self._ask(message, wire.CallReply, timeout_s, waiting, told)[0]
 
     def table(self, timeout_s: float = TOLD_WITHIN_S) -> wire.Table:
         """The routing table. Raises: NoBroker, TimeoutError."""
-        _, table = self._ask(wire.GetTable(call=1), wire.CallReply, timeout_s, lambda: None)
+        _, table = self._ask(wire.GetTable(call=1), wire.CallReply, timeout_s)
         assert table is not None
         return table
 
     def catalogue(self, timeout_s: float = TOLD_WITHIN_S) -> wire.CatalogueReply:
         """All that the broker knows of models, and where packages are. Raises: NoBroker, TimeoutError."""
-        return self._ask(wire.GetCatalogue(call=1), wire.CatalogueReply, timeout_s, lambda: None)[0]
+        return self._ask(wire.GetCatalogue(call=1), wire.CatalogueReply, timeout_s)[0]
 
     def _ask(
-        self, message: wire.ToBroker, wanted: type[Reply], timeout_s: float, waiting: Callable[[], None]
+        self,
+        message: wire.ToBroker,
+        wanted: type[Reply],
+        timeout_s: float,
+        waiting: Callable[[], None] = lambda: None,
+        told: Callable[[wire.CallWaits], None] = lambda waits: None,
     ) -> tuple[Reply, wire.Table | None]:
         self._send(message)
+        self._waits_for = ""
         began_s = beat_s = asked_s = time.monotonic()
         heard_s: float | None = None
         table: wire.Table | None = None
@@ -91,6 +103,9 @@ class Operator:
                         if heard_s - asked_s > BEAT_S:
                             asked_s = heard_s  # once, though it says so of every heartbeat that waited for it
                             self._ask_again(message)
+                    case wire.CallWaits():
+                        self._waits_for = answer.message
+                        told(answer)
                     case wire.Heartbeat() | wire.Goodbye() | wire.CallReply() | wire.CatalogueReply():
                         pass
                     case _:
@@ -106,7 +121,8 @@ class Operator:
         if silent_s > (self._settings.silence_ms_max / 1e3 if late else GONE_S):
             raise NoBroker(f"the broker at {address} has not been heard for {silent_s:.0f} s: {UNKNOWN}")
         if late:
-            raise TimeoutError(f"no outcome after {timeout_s:.0f} s; the broker is still at it")
+            why = f": {self._waits_for}" if self._waits_for else ""
+            raise TimeoutError(f"no outcome after {timeout_s:.0f} s{why}; the broker is still at it")
 
     def _ask_again(self, message: wire.ToBroker) -> None:
         """Sends the call again, because the broker does not know of it: it restarted, or it took us for lost.

@@ -116,6 +116,8 @@ class Gateway:
         slo_ms = budget_of(request.headers.get(SLO_HEADER))
         kind, described = await self._targets.named(request)
         name, version = described["name"], request.match_info.get("version")
+        if described.get("starting") and not described["inputs"]:  # what it takes is not known yet
+            raise HttpRefusal(described["fault"], ErrorCode.NOT_READY, "model", retry_after_ms=1000.0)
         question = read_question(body, length, described, slo_ms)
         if question.tensor_bytes > self.gate.body_bytes_max:
             raise self.gate.too_large(question.tensor_bytes)

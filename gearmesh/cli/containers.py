@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,11 @@ from gearmesh.cli.terminal.calls import operator_of, refused
 from gearmesh.cli.terminal.session import settings
 from gearmesh.cli.terminal.telling import AsJson, refuse, remark, tell, usage
 from mesh import wire
-from mesh.errors import GearmeshError
+from mesh.errors import GearmeshError, NotWritten
 from mesh.process.settings import Settings
+
+if TYPE_CHECKING:
+    from gearmesh.operations.containers import ContainerFile
 
 CLAIMED_WITHIN_S = 10.0  # time for the broker to write the claim to disk
 app = typer.Typer(add_completion=False)
@@ -83,8 +86,7 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     container_file = ContainerFile(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"--replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
-    if not container_file.is_watched:
-        refuse(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+    _must_be_watched(container_file)
     if container_file.broker not in ("", config.broker_address):
         usage(
             f"GEARMESH_DATA_DIR={config.data_dir} is of the mesh whose broker is at {container_file.broker}, "
@@ -114,13 +116,20 @@ def _keep_container(config: Settings, options: Any, replicas: int, start_s: floa
     )
 
 
+def _must_be_watched(container_file: "ContainerFile") -> None:
+    """Exits 1 if nobody would keep what the file says."""
+    why = container_file.why_unwatched()
+    if why:
+        refuse(why)
+
+
 @contextlib.contextmanager
 def _roster_is_sound() -> Iterator[None]:
-    """Exits 1 if the file of containers cannot be read and written."""
+    """Exits 1 if the file of containers cannot be read and written, and says what to do about it."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        refuse(f"{error}; mend that file, or remove it")
+    except (ValueError, NotWritten) as error:
+        refuse(str(error))
 
 
 @app.command()
@@ -139,8 +148,7 @@ def scale(
     container_file = ContainerFile(config.data_dir)
     if not 0 <= replicas <= REPLICAS_MAX:
         usage(f"the number of replicas must be between 0 and {REPLICAS_MAX}; got {replicas}")
-    if not container_file.is_watched:
-        refuse(f"no `gearmesh up` runs with GEARMESH_DATA_DIR={config.data_dir}; it would keep the replicas")
+    _must_be_watched(container_file)
     with _roster_is_sound():
         if not container_file.scale(model, replicas):
             known = ", ".join(sorted(container_file.read())) or "none"

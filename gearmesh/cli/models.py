@@ -1,6 +1,7 @@
 """`gearmesh models`, `deploy`, `undeploy` and `rollback`."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -9,10 +10,10 @@ import typer
 from rich.table import Table
 
 from gearmesh.cli.completing import model_names
-from gearmesh.cli.terminal.calls import asking, operator_of, refused
+from gearmesh.cli.terminal.calls import WaitingLines, asking, operator_of, refused
 from gearmesh.cli.terminal.consoles import text_of
 from gearmesh.cli.terminal.session import settings
-from gearmesh.cli.terminal.telling import AsJson, err, refuse, remark, tell
+from gearmesh.cli.terminal.telling import AsJson, err, progress, refuse, remark, tell
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -124,8 +125,9 @@ def rollback(
 
 
 def _operate(config: Settings, message: Any, timeout_s: float, doing: str, hint: str = "") -> None:
+    lines = WaitingLines(time.monotonic(), timeout_s)
     with operator_of(config) as operator, err.status(f"{doing} ..."):
-        reply = operator.call(message, timeout_s)
+        reply = operator.call(message, timeout_s, told=lambda waits: progress(lines.line(waits, time.monotonic())))
     if reply.ok:
         tell(
             {"model": message.name, "version": getattr(message, "version", None), "message": reply.message},

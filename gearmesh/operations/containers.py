@@ -6,11 +6,9 @@
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,9 @@ import msgspec
 from frontend.admin.operator import NoBroker, Operator
 from gearmesh.operations.supervisor import ReplicaProgram, Supervisor
 from mesh import wire
+from mesh.errors import NotWritten
 from mesh.process.configuration import CONFIG, environment_of
+from mesh.process.files import disk_fault, not_written, write_whole
 from mesh.process.settings import Settings
 
 LOOK_S = 0.3  # between two reads of the file
@@ -55,16 +55,16 @@ class ContainerFile:
         self._runner = data_dir / "supervisor.lock"
 
     def read(self) -> dict[str, KeptContainer]:
-        """{model: container}. Raises: ValueError, which names the file."""
+        """{model: container}. Raises: ValueError, which names the file and says what to do."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, KeptContainer])
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:
-            raise ValueError(f"{self._file}: {error}") from error
+            raise ValueError(f"{self._file}: {error}; mend that file, or remove it") from error
 
     def put(self, model: str, container: KeptContainer) -> KeptContainer | None:
-        """Adds the container. Returns the one that was kept under this name before."""
+        """Adds the container. Returns the one that was kept under this name before. Raises: ValueError, NotWritten."""
         with self._changing() as kept:
             before = kept.get(model)
             container.asked = before.asked + 1 if before is not None else 0
@@ -72,7 +72,7 @@ class ContainerFile:
         return before
 
     def scale(self, model: str, replicas: int) -> bool:
-        """Sets the number of replicas. Returns False if there is no such container."""
+        """Sets the number of replicas. Returns False if there is no such container. Raises: ValueError, NotWritten."""
         with self._changing() as kept:
             if model not in kept:
                 return False
@@ -81,7 +81,7 @@ class ContainerFile:
             return True
 
     def tell_down(self, down: dict[str, str]) -> None:
-        """Replaces the list of replicas that are down: {replica: why}."""
+        """Replaces the list of replicas that are down: {replica: why}. Raises: NotWritten."""
         _write(self._down, down)
 
     def down(self) -> dict[str, str]:
@@ -95,23 +95,32 @@ class ContainerFile:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, KeptContainer]]:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._file.with_suffix(".lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self._file.with_suffix(".lock"), fcntl.LOCK_EX):
             kept = self.read()
             yield kept
             _write(self._file, kept)
 
     @contextlib.contextmanager
     def watched(self, broker: str = "") -> Iterator[None]:
-        """Until the block ends, others can see that these containers are kept, and in which broker's mesh."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._runner, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            lock.truncate(0)
-            lock.write(broker)
-            lock.flush()
+        """Until the block ends, others can see that these containers are kept, and in which broker's mesh.
+
+        Raises: NotWritten.
+        """
+        with _locked(self._runner, fcntl.LOCK_SH) as lock:
+            with contextlib.suppress(OSError):  # a full disk: then it is not known whose mesh keeps them
+                os.truncate(lock, 0)
+                os.pwrite(lock, broker.encode(), 0)
             yield
+
+    def why_unwatched(self) -> str:
+        """Why nobody would keep a container of this file, and what to do; empty if a `gearmesh up` does."""
+        if self.is_watched:
+            return ""
+        folder = self._file.parent
+        fault = disk_fault(folder) if folder.is_dir() else None
+        if fault is not None:
+            return f"{not_written(self._file, fault)}; then start gearmesh up again"
+        return f"no `gearmesh up` runs with GEARMESH_DATA_DIR={folder}; it would keep the replicas"
 
     @property
     def broker(self) -> str:
@@ -122,12 +131,12 @@ class ContainerFile:
     def is_watched(self) -> bool:
         """Whether a `gearmesh up` of this data folder runs."""
         try:
-            with open(self._runner, "a") as lock:
+            with open(self._runner) as lock:  # that is enough to lock it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError:
+            return False
         return False
 
 
@@ -137,7 +146,11 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
     asked: dict[str, int] = {}
     told: dict[str, str] | None = None
     environment = replica_environment(settings)
-    with container_file.watched(settings.broker_address):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(container_file.watched(settings.broker_address))
+        except NotWritten as error:  # those of the file are kept all the same
+            supervisor.say("up", f"{error}; till then gearmesh container --replicas and scale find no gearmesh up")
         while True:
             kept = None
             try:
@@ -145,7 +158,7 @@ async def keep_containers(supervisor: Supervisor, container_file: ContainerFile,
                 if supervisor.down() != told:
                     container_file.tell_down(supervisor.down())
                     told = supervisor.down()
-            except (OSError, ValueError) as error:
+            except (NotWritten, ValueError) as error:
                 if str(error) != said:
                     said = str(error)
                     supervisor.say("up", said)
@@ -189,11 +202,29 @@ def _deploy(model: str, version: str, settings: Settings) -> str:
 
 
 def _write(file: Path, found: Any) -> None:
-    """Writes the file as JSON, atomically."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as out:
-        json.dump(msgspec.to_builtins(found), out, indent=1)
-    os.replace(temporary, file)
+    """Writes the file as JSON, as a whole. Raises: NotWritten."""
+    write_whole(file, msgspec.json.format(msgspec.json.encode(found), indent=1))
+
+
+@contextlib.contextmanager
+def _locked(file: Path, how: int) -> Iterator[int]:
+    """The file, whose descriptor this is, is locked until the block ends.
+
+    Raises: NotWritten, if it is not there and cannot be made.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        try:
+            lock = os.open(file, os.O_RDONLY | os.O_CLOEXEC)  # that is enough to lock it
+        except OSError:
+            raise not_written(file, error) from error
+    try:
+        fcntl.flock(lock, how)
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def _command(container: KeptContainer) -> str:

@@ -8,7 +8,9 @@ import msgspec
 
 from frontend.admin.observer import Observer, Recording
 from gearmesh.telemetry.timeline import timeline
+from mesh.errors import NotWritten
 from mesh.facts import ActionFact, RequestFact
+from mesh.process.files import write_whole
 from mesh.process.settings import Settings
 
 SECONDS_MAX = 300.0
@@ -43,10 +45,11 @@ def record(settings: Settings, seconds: float, waiting: Callable[[float], None])
 
 
 def write(recording: Recording, file: Path) -> str:
-    """Writes the timeline to the file. Returns a line about it. Raises: OSError."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(msgspec.json.encode(timeline(recording)))
-    partial.replace(file)
+    """Writes the timeline to the file. Returns a line about it. Raises: TraceError."""
+    try:
+        write_whole(file, msgspec.json.encode(timeline(recording)))
+    except NotWritten as error:
+        raise TraceError(f"{file} cannot be written: {error.why}") from error
     facts = [fact for found in recording.facts.values() for fact in found]
     actions = sum(isinstance(fact, ActionFact) for fact in facts)
     requests = sum(isinstance(fact, RequestFact) for fact in facts)

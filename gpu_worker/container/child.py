@@ -5,7 +5,8 @@
 Messages are JSON, one per packet of a Unix socket; tensors are in slots of shared memory:
 
     here -> parent   {"op": "ready", "inputs": [...] | null, "outputs": [...] | null, "code": digest, "about": text}
-                     {"op": "error", "text": traceback}                    it cannot be served; the process ends
+                     {"op": "error", "text": traceback, "passing": whether it may be otherwise another time}
+                                                                           it cannot be served; the process ends
     parent -> here   {"op": "memory", "bytes": n, "inputs": [...], "outputs": [...]} with the memory's descriptor
                      {"op": "run", "id": 7, "rows": 3, "at": offset of the slot}
     here -> parent   {"op": "done", "id": 7, "begin": s, "end": s, "error": null | text, "trace": text}
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import importlib
 import importlib.machinery
@@ -35,6 +37,10 @@ PACKET_BYTES_MAX = 1 << 16
 TEXT_MAX = 8000
 ROW_TOLERANCE = 1e-4  # relative to the row's largest value: a row alone may be summed in another order than in a batch
 HALF_TOLERANCE = 1e-2  # for float16
+PASSING = frozenset((
+    errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE,
+    errno.EBUSY, errno.EINTR, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+))  # fmt: skip
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 Spec = Dict[str, Any]  # {"name", "dtype", "shape"} and, in shared memory, "at"
 DTYPES = (
@@ -71,12 +77,25 @@ def main() -> int:
             inputs, outputs = try_sample(function, sample, inputs, outputs, bool(options.get("check")), alone)
         outputs = outputs or guess_outputs(function)
         ready = {"op": "ready", "inputs": inputs, "outputs": outputs, "code": code}
-    except BaseException:
-        send(control, {"op": "error", "text": traceback.format_exc()[-TEXT_MAX:]})
+    except BaseException as error:
+        send(control, {"op": "error", "text": traceback.format_exc()[-TEXT_MAX:], "passing": may_pass(error)})
         return 1
     send(control, ready)
     Server(control, function).serve()
     return 0
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether the same code may be imported another time: memory, descriptors, a disk or a network were out."""
+    reason = getattr(error, "reason", None)  # urllib's error holds the system's
+    if isinstance(reason, OSError):
+        return may_pass(reason)
+    kinds = (MemoryError, ConnectionError, TimeoutError, SourceChanged)
+    if isinstance(error, kinds) or type(error).__name__ == "OutOfMemoryError":  # the latter: torch's
+        return True
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    return isinstance(error, OSError) and error.errno in PASSING
 
 
 def check_interpreter() -> None:

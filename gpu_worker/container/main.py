@@ -1,11 +1,10 @@
-"""Runs a container: first the function, so that its errors are reported at once, then the worker around it."""
+"""Runs a container: the process of its code, and the worker around it."""
 
 import os
 import sys
 
 import uvloop
 
-from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
@@ -22,22 +21,17 @@ START_S = 60.0  # time limit for importing the code
 def run_container(settings: Settings, options: ContainerOptions, *, start_s: float = START_S) -> int:
     """Serves until a signal, or until the code has changed. Returns the exit code; the reason is on standard error."""
     ready = take_ready_signal(os.environ)
-    try:
-        options.check()
-        logs.set_up(settings, f"container {options.ref}")
-        device = ContainerDevice(options, start_s=start_s)
-    except GearmeshError as error:
-        return _cannot(options, error)
 
     async def serve() -> tuple[int, str]:
         runtime = Runtime(settings)
-        service = ContainerService(runtime, device, ready)
+        service = ContainerService(runtime, options, ready, start_s=start_s)
         return await runtime.run([service]), service.why
 
     try:
+        options.check()
+        logs.set_up(settings, f"container {options.ref}")
         code, why = uvloop.run(serve())
     except GearmeshError as error:
-        device.close()
         return _cannot(options, error)
     if why:
         _cannot(options, ContainerError(why))

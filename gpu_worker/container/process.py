@@ -8,13 +8,13 @@ import socket
 import subprocess
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
+from gpu_worker.container.endings import how_it_ended, look
 from gpu_worker.container.specs import ContainerError, ContainerOptions, SlotLayout
 
 SCRIPT = Path(__file__).with_name("child.py")
@@ -67,7 +67,8 @@ class ChildProcess:
             raise ContainerError(f"the code was not ready after {timeout_s:g} s; raise --start-s")
         message = self.read()
         if not message:
-            raise ContainerError(f"the interpreter ended before the code was ready: {self.end()}\n{self.tail}")
+            now, code = look(self.pid), self.end()
+            raise ContainerError(f"{how_it_ended(code, 'imported', now, look(self.pid))}\n{self.tail}")
         if message["op"] == "error":
             self.end()
             raise ContainerError(message["text"])
@@ -105,15 +106,13 @@ class ChildProcess:
         """The last lines that the code printed."""
         return self._printed.tail()
 
-    def resident_bytes(self) -> int:
-        """Returns the bytes of memory that the child holds; 0 if they cannot be read."""
-        try:
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError, ValueError):
-            return 0
+    @property
+    def last_line(self) -> str:
+        """What the code printed last, also where that line has no end yet; empty if it printed nothing."""
+        return self._printed.last_line
 
-    def end(self) -> str:
-        """The child and its own children are gone. Returns how it ended, in words."""
+    def end(self) -> int:
+        """The child and its own children are gone. Returns its exit code, negative for a signal."""
         if self._process.poll() is None and self._gone_soon() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -123,7 +122,7 @@ class ChildProcess:
         self.control.close()
         os.close(self.exits)
         self._printed.join()
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return code
 
     def _gone_soon(self) -> int | None:
         """Returns the exit code if the child has closed its end of the socket and ends within 0.2 s; else None."""
@@ -136,13 +135,17 @@ class ChildProcess:
 
 
 class ChildOutput:
-    """Reads what the code prints, on its own thread, so that printing never blocks the code. Logs part of it."""
+    """Reads what the code prints, on its own thread, so that printing never blocks the code. Logs part of it.
+
+    The thread alone writes. Whoever reads gets `_tail` or `last_line` as a whole: each is replaced, never changed.
+    """
 
     def __init__(self, process: "subprocess.Popen[bytes]", ref: str) -> None:
         assert process.stdout is not None
         self._pipe = process.stdout
         self._ref = ref
-        self._lines: deque[str] = deque(maxlen=TAIL)
+        self._tail: tuple[str, ...] = ()  # the last lines, at most TAIL
+        self.last_line = ""  # what was printed last, without white space
         self._left_out = 0
         self._second, self._in_second = 0, 0
         self._thread = threading.Thread(target=self._read, name="printed", daemon=True)
@@ -150,7 +153,7 @@ class ChildOutput:
 
     def tail(self) -> str:
         """Returns the last lines."""
-        return "\n".join(self._lines)
+        return "\n".join(self._tail)
 
     def join(self) -> None:
         """All that was printed has been read, unless another process holds the pipe open."""
@@ -163,6 +166,7 @@ class ChildOutput:
                 lines = (rest + chunk).split(b"\n")
                 rest = lines.pop()[-LINE_MAX:]
                 self._take(lines)
+                self._note([*lines[-TAIL:], rest])
         if rest:
             self._take([rest])
         self._tell_left_out()
@@ -183,8 +187,12 @@ class ChildOutput:
         self._left_out += len(lines) - len(logged)
         for line in logged:
             log.info("printed", ref=self._ref, line=_text(line))
-        for line in lines[-TAIL:]:
-            self._lines.append(_text(line))
+        self._tail = (*self._tail, *map(_text, lines[-TAIL:]))[-TAIL:]
+
+    def _note(self, lines: list[bytes]) -> None:
+        """The last of these lines that is not empty is what was printed last; of a progress bar, its last state."""
+        states = (_text(state).strip() for line in reversed(lines) for state in reversed(line.split(b"\r")))
+        self.last_line = next((state for state in states if state), self.last_line)
 
     def _tell_left_out(self) -> None:
         if self._left_out:

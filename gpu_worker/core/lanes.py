@@ -45,14 +45,17 @@ class Lanes:
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def welcome(self, epoch: int) -> list[Job]:
+    def welcome(self, epoch: int, *, same: bool = False) -> list[Job]:
         """A controller with this epoch took the device over. Jobs that wait for the device are dropped, and returned.
 
-        A controller that is not newer than the one that is obeyed changes nothing.
+        A controller that is not newer than the one that is obeyed changes nothing. `same`: it is the one that is
+        obeyed, under a newer epoch; what it ordered before holds.
         """
         if epoch <= self.epoch:
             return []
         self.epoch = epoch
+        if same:
+            return []
         dropped = [job for job in (*self._loads, *self._infers) if job.phase is None]
         self._loads = [job for job in self._loads if job.phase is not None]
         self._infers = [job for job in self._infers if job.phase is not None]

@@ -91,9 +91,12 @@ class Pump:
         """When `wake` next has something to do, if nothing else happens before."""
         return self.lanes.wake_at()
 
-    def welcome(self, epoch: int) -> None:
-        """A controller took the device over; what its predecessor ordered and the device has not begun is dropped."""
-        for job in self.lanes.welcome(epoch):
+    def welcome(self, epoch: int, *, same: bool = False) -> None:
+        """A controller took the device over; what its predecessor ordered and the device has not begun is dropped.
+
+        `same`: it has had the device, and has a newer epoch now.
+        """
+        for job in self.lanes.welcome(epoch, same=same):
             self._device.release(job)
 
     def _run(self, effects: list[Effect]) -> None:

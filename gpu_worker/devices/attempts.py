@@ -7,7 +7,6 @@ refused, until one of its files, the device or its drivers change, or the record
 
 import contextlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ import structlog
 
 from gpu_worker.packages.package import Package
 from mesh.codes import PackageCode
-from mesh.errors import PackageError
+from mesh.errors import NotWritten, PackageError
+from mesh.process.files import write_whole
 
 DEATHS_MAX = 2
 RECORDS_MAX = 200  # records of one device; the oldest are removed
@@ -121,7 +121,8 @@ class Attempts:
 
     def close(self) -> None:
         """The worker ends normally: preparations that run or are still to come count against no version."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for ref in list(self._running):
             self.end(ref, well=False)
 
@@ -131,14 +132,8 @@ class Attempts:
     def _write(self, attempt: Attempt) -> None:
         """The record is on disk as a whole; it is flushed, because the machine itself may crash next."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
-            with os.fdopen(handle, "wb") as out:
-                out.write(msgspec.json.format(msgspec.json.encode(attempt)))
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, self._file(attempt.ref))
-        except OSError as error:
+            write_whole(self._file(attempt.ref), msgspec.json.format(msgspec.json.encode(attempt)), flushed=True)
+        except NotWritten as error:
             advice = "if its preparation ends this process, the next one will not know"
             log.warning("preparation_not_recorded", ref=attempt.ref, error=str(error), advice=advice)
 

@@ -7,10 +7,10 @@ ones on their own thread, so that the worker keeps answering its controller.
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from gpu_worker.devices.execution.executables import (
 from gpu_worker.devices.execution.rows import fill, owned, padding_rows
 from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
+from gpu_worker.devices.slots import SlotPool
 from gpu_worker.devices.task_thread import TaskThread
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
@@ -51,7 +52,7 @@ INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes 
 SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class CpuExecutable:
     """One architecture, ready to run."""
 
@@ -70,11 +71,17 @@ class CpuVersion:
     row_bytes: tuple[int, ...]  # of each input
     padding: tuple[Bytes, ...]  # one row of each input
     promise: Promise  # of its outputs
-    weights: list[torch.Tensor] | None = None  # views of its pages; None while it is not loaded
+    # (pages, views of the weights in them); None after an UNLOAD. It follows from the pages alone: so the thread of
+    # either lane, or the loop's, may replace it at any time, and whoever reads it once has a pair that fits
+    loaded: tuple[tuple[int, ...], list[torch.Tensor]] | None = None
 
 
 class CpuDevice:
-    """A Device that runs on the CPU."""
+    """A Device that runs on the CPU.
+
+    The thread that prepares adds versions and executables, each by one assignment once it is whole, and the loop's
+    removes versions: the worker never forgets one for good while it is being added (`RepositoryVersions`).
+    """
 
     def __init__(
         self,
@@ -104,15 +111,15 @@ class CpuDevice:
         self.ahead_s = 0.0
         self.measured = True
         self._versions: dict[str, CpuVersion] = {}
-        self._executables: dict[str, CpuExecutable] = {}  # {architecture: executable}, shared by its models
+        # {architecture: executable}; an executable lasts as long as a version that has it
+        self._executables: WeakValueDictionary[str, CpuExecutable] = WeakValueDictionary()
         self._checks = Checks()
         self._compiler = Compiler(
             settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
         )
         budget = host_budget(settings.host_memory_mb) if host_bytes_max is None else host_bytes_max
         self._images = Images(budget, read_image)
-        self._slots: deque[Bytes] = deque()
-        self._slot_bytes = 0
+        self._slots = SlotPool(0, 0)  # replaced by the thread that prepares, used by the loop's
         self._weights_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -157,7 +164,9 @@ class CpuDevice:
             raise
         self._executables[package.architecture] = executable
         sizes = row_bytes(package.spec.inputs)
-        self._grow_slots(sum(sizes) * package.spec.batch_max)
+        needed = sum(sizes) * package.spec.batch_max
+        if needed > self._slots.slot_bytes:
+            self._slots = SlotPool(needed, SLOTS)
         self._versions[package.ref] = CpuVersion(
             package, executable, image, sizes, padding_rows(package), promise(package.spec.outputs)
         )
@@ -187,7 +196,7 @@ class CpuDevice:
     def check(self) -> None:
         """Every invariant holds. On the loop's thread."""
         self._images.check()
-        assert {version.package.architecture for version in self._versions.values()} <= self._executables.keys()
+        assert {version.package.architecture for version in self._versions.values()} <= set(self._executables)
 
     def traits(self, ref: str) -> Traits:
         """Returns the engine and the place of the image of a prepared version."""
@@ -197,11 +206,7 @@ class CpuDevice:
     def forget(self, ref: str) -> None:
         """The version is dropped, and its executable with the last version of its architecture."""
         self._images.drop(ref)
-        version = self._versions.pop(ref, None)
-        if version is not None:
-            architecture = version.package.architecture
-            if all(other.package.architecture != architecture for other in self._versions.values()):
-                self._executables.pop(architecture, None)
+        self._versions.pop(ref, None)
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Short phases run now and their outcome is returned; others run on a lane's thread."""
@@ -223,14 +228,14 @@ class CpuDevice:
     def release(self, job: Job) -> None:
         """The job's input buffer is free; one that has become too small is dropped."""
         slot, job.slot = job.slot, None
-        if slot is not None and len(slot) == self._slot_bytes:
-            self._slots.append(slot)
+        if slot is not None:
+            self._slots.give(slot)
 
     def unloaded(self, ref: str) -> None:
         """The views of the version's pages are dropped."""
         version = self._versions.get(ref)
         if version is not None:
-            version.weights = None
+            version.loaded = None
 
     def close(self) -> None:
         """The lanes have ended, and the arena and the lock are released."""
@@ -247,9 +252,11 @@ class CpuDevice:
         assert isinstance(action, wire.Infer)
         begin_s = time.monotonic()
         version = self._versions.get(action.ref)
-        if version is None or not self._slots:
-            return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL if version is None else ActionCode.NO_SLOTS)
-        job.slot = slot = self._slots.popleft()
+        if version is None:
+            return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
+        job.slot = slot = self._slots.take()
+        if slot is None:
+            return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
         fault = fill(slot, action, job.tensors, version.row_bytes, version.padding)
         if fault:
             return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
@@ -266,14 +273,16 @@ class CpuDevice:
         if version is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
         try:
-            gathered = version.weights is None
-            if version.weights is None:
-                version.weights = views(self._mappings.get(job.pages), version.package)
+            loaded = version.loaded
+            gathered = loaded is None or loaded[0] != job.pages
+            if loaded is None or gathered:
+                version.loaded = loaded = (job.pages, views(self._mappings.get(job.pages), version.package))
+            weights = loaded[1]
             inputs = self._inputs(version, job.slot, action.batch)
-            outputs = version.executable.forward(*version.weights, *inputs)
+            outputs = version.executable.forward(*weights, *inputs)
             if not keeps(version.promise, outputs, action.batch):
                 return _broken(version.package, outputs, action.batch, begin_s)
-            lent = {tensor.untyped_storage().data_ptr() for tensor in (*version.weights[:1], *inputs)}
+            lent = {tensor.untyped_storage().data_ptr() for tensor in (*weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
         # whatever the model raises is the outcome of that action, and must not end the process
         except Exception as error:
@@ -310,14 +319,9 @@ class CpuDevice:
         except OSError as error:  # an image on disk: that LOAD has failed, others go on
             end_s = time.monotonic()
             return Done(begin_s, end_s, end_s - begin_s, ActionCode.DEVICE_ERROR, str(error))
-        version.weights = views(mapped, version.package)
+        version.loaded = (job.pages, views(mapped, version.package))
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
-
-    def _grow_slots(self, needed: int) -> None:
-        if needed > self._slot_bytes:
-            fresh = deque(np.zeros(needed, np.uint8) for _ in range(SLOTS))
-            self._slots, self._slot_bytes = fresh, needed
 
     def _tell(self, phase: Phase, job: Job, done: Done) -> None:
         assert self._loop is not None

@@ -76,9 +76,10 @@ class DiskImage:
         self.size = package.image_bytes
         self._file = package.weights_file
         digests = digests_of(package)
-        # digest of the prepared file, and the file's identity when it last had that digest
-        self._digest, self._as = digests.weights, digests.weights_as
-        self._settled = _is_settled(self._as)  # any later write to the file would change its identity
+        self._digest = digests.weights  # of the prepared file
+        # (the file's identity when it last had that digest, whether any later write would change it): one pair, as
+        # several threads read pieces, and each may have seen the file anew
+        self._seen = (digests.weights_as, _is_settled(digests.weights_as))
         self._tensors = _tensors(package)  # (offset in the image, offset in the file, bytes), in the image's order
         self._offsets = [offset for offset, _, _ in self._tensors]
 
@@ -97,22 +98,27 @@ class DiskImage:
             raise WeightsChanged(f"{self._file} is not there any more") from error
         with opened:
             for _ in range(READS_MAX):
-                self._check(opened)
+                found, settled = self._check(opened)
                 self._copy(opened.fileno(), target, at)
-                unchanged = identity(os.fstat(opened.fileno())) == self._as
-                if unchanged and (self._settled or digest_of(opened) == self._digest):
+                unchanged = identity(os.fstat(opened.fileno())) == found
+                if unchanged and (settled or digest_of(opened) == self._digest):
                     return
         raise OSError(f"{self._file} is touched whenever it is read")
 
-    def _check(self, opened: FileIO) -> None:
-        """The file is what was prepared: it is untouched, or its digest is the same. Raises: WeightsChanged."""
+    def _check(self, opened: FileIO) -> tuple[Identity, bool]:
+        """The file is what was prepared: it is untouched, or its digest is the same.
+
+        Returns its identity, and whether any later write would change that. Raises: WeightsChanged.
+        """
         found = identity(os.fstat(opened.fileno()))
-        if found == self._as and self._settled:
-            return
+        seen = self._seen
+        if seen == (found, True):
+            return seen
         settled = _is_settled(found)
         if digest_of(opened) != self._digest:
             raise WeightsChanged(f"{self._file} is not what was prepared")
-        self._as, self._settled = found, settled  # the check at the end of the read shows later writes
+        self._seen = found, settled  # the check at the end of the read shows later writes
+        return found, settled
 
     def _copy(self, fd: int, target: Bytes, at: int) -> None:
         end = at + len(target)

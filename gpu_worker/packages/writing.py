@@ -17,6 +17,7 @@ from gpu_worker.packages.stored import EXAMPLE
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
+from mesh.process.files import disk_fault, not_written
 from mesh.process.repository import versions_in
 from mesh.tensors import DTYPES
 from mesh.versions import next_free
@@ -49,6 +50,13 @@ def staged(
             yield folder
             _set_modes(stage, folder)
             note = _install(read_package(stage, ref, factory_allow), repository, factory_allow)
+        except (OSError, PackageError):
+            raise
+        except Exception as error:  # libraries have errors of their own for a disk that is full
+            fault = disk_fault(stage)
+            if fault is None:
+                raise
+            raise fault from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     if note and notes is None:
@@ -66,8 +74,10 @@ def written_in(repository: Path, ref: str) -> Iterator[None]:
         ((_, file, why), *_) = error.args[0]
         raise PackageError(ref, [f"{file} cannot be written: {why}"], PackageCode.NOT_WRITTEN) from error
     except OSError as error:
-        why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or str(error)
-        why = f"{error.filename or repository} cannot be written: {why}"
+        file = Path(error.filename or repository)
+        why = f"{file} cannot be written: it is no folder"
+        if not isinstance(error, FileExistsError):
+            why = str(not_written(file, error, "GEARMESH_MODEL_REPOSITORY"))
         raise PackageError(ref, [why], PackageCode.NOT_WRITTEN) from error
 
 

@@ -27,7 +27,7 @@ class Registrar:
         replied: Callable[[wire.CallReply], None] | None = None,
     ) -> None:
         self.member = member
-        self.shard_epoch = 0  # of a controller, once the broker assigned it one
+        self.shard_epoch = 0  # a controller's own, once the broker assigned it one; a worker's newest
         self.table: wire.Table | None = None
         self._transport = transport
         self._addresses = addresses
@@ -47,6 +47,12 @@ class Registrar:
             self._link.send(wire.Goodbye())
             self._transport.hub.loop.call_soon(self._link.close, 200)
 
+    def update(self, member: wire.Member) -> None:
+        """The broker, and whoever has its table, will know the member as it is now."""
+        self.member = member
+        if self._link is not None:
+            self._link.send(self._introduction())
+
     def send(self, message: wire.ToBroker) -> bool:
         """Sends `message` to the broker once it answers. Returns False if the broker is known to be gone."""
         if self._link is None:
@@ -61,7 +67,11 @@ class Registrar:
             self._transport, self.member.id, "broker", DECODER, self._received, self._lost
         )
         self._link = link.call(self._addresses)
-        self._link.send(wire.Register(member=self.member, epoch=self.shard_epoch))
+        self._link.send(self._introduction())
+
+    def _introduction(self) -> wire.Register:
+        seen = max(self.shard_epoch, self.table.epoch if self.table is not None else 0)
+        return wire.Register(member=self.member, epoch=self.shard_epoch, seen=seen)
 
     def _lost(self, peer: str, why: str) -> None:
         if self.table is not None and not self._stopped:
@@ -79,9 +89,9 @@ class Registrar:
                         self._replied(message)
                 case wire.Introduce():
                     if self._link is not None:
-                        self._link.send(wire.Register(member=self.member, epoch=self.shard_epoch))
-                case wire.Heartbeat() | wire.Goodbye() | wire.CatalogueReply():
-                    pass  # that it was heard is the link's affair; nobody here asks for the catalogue
+                        self._link.send(self._introduction())
+                case wire.Heartbeat() | wire.Goodbye() | wire.CatalogueReply() | wire.CallWaits():
+                    pass  # that it was heard is the link's affair; nobody here asks for the catalogue, or deploys
                 case _:
                     assert_never(message)
 

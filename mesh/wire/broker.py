@@ -11,15 +11,27 @@ class Offer(Message, frozen=True, kw_only=True):
     code: str  # the version's content: digest of its code, inputs, outputs and labels; equal for replicas
 
 
+class ChildState(Message, frozen=True, kw_only=True):
+    """How the code of a container is, which runs in a process of its own."""
+
+    model: str
+    serves: bool  # False: it is being started, or will be
+    for_s: float  # so long already, when this was sent
+    starts: int = 1  # of its process so far, this one included
+    line: str = ""  # what it printed last, while it is being started
+    why: str = ""  # how its last process ended; empty: none has
+
+
 class Member(Message, frozen=True, kw_only=True):
     """One running service."""
 
     id: str  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
-    role: str  # controller | gpu_worker | frontend
+    role: str  # controller | gpu_worker | frontend | container: one whose code has not been imported yet
     host: str  # boot id of its machine: members with the same one share memory and loopback
     endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
     pid: int = 0
     offer: Offer | None = None  # of a worker that is a container
+    child: ChildState | None = None  # of a container
 
 
 class ModelEntry(Message, frozen=True, kw_only=True):
@@ -66,7 +78,8 @@ class Register(Message, frozen=True, kw_only=True, tag="register"):
     """Service -> broker: I am here, at these endpoints; send me the table now and after every change."""
 
     member: Member
-    epoch: int = 0  # of a controller's shard, if an earlier life of the broker assigned one: the controller keeps it
+    epoch: int = 0  # of the shard: a controller's own, if it has been given one, which it keeps; a worker's newest
+    seen: int = 0  # the highest epoch that the member has seen: the broker goes on above it
 
 
 class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
@@ -164,6 +177,14 @@ class CallReply(Message, frozen=True, kw_only=True, tag="call_reply"):
     version: str = ""  # the claimed version
 
 
+class CallWaits(Message, frozen=True, kw_only=True, tag="call_waits"):
+    """Broker -> operator: a call has no outcome yet. The answer to each heartbeat of an operator who waits."""
+
+    call: int
+    reason: str  # a WaitReason
+    message: str
+
+
 class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
     """Controller -> broker: a version is prepared on some device, or could not be prepared on any."""
 
@@ -191,4 +212,4 @@ ToBroker = (
     | GetCatalogue
     | PrepareReport
 )
-FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply | CatalogueReply
+FromBroker = Table | Heartbeat | Introduce | Goodbye | CallReply | CatalogueReply | CallWaits

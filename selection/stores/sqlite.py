@@ -111,6 +111,8 @@ class SqliteStore:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, SCHEMA_VERSION):
                 raise sqlite3.DatabaseError(f"it was written by another release (schema {version})")
+            if version == SCHEMA_VERSION:  # it is not written to: its disk may be full
+                return db
             db.execute(
                 "CREATE TABLE IF NOT EXISTS states (app TEXT, context TEXT, version INTEGER NOT NULL, used_s REAL NOT "
                 "NULL, state BLOB NOT NULL, PRIMARY KEY (app, context)) WITHOUT ROWID"

@@ -1,6 +1,10 @@
 """broker/service.py: a real broker, called over its port."""
 
 import contextlib
+import errno
+import os
+import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +13,14 @@ import msgspec
 import pytest
 import zmq
 
+from broker.service import LINES_S
 from mesh import wire
 from mesh.errors import AddressInUse
 from mesh.process.repository import look, scan_repository
 from tests.broker.full_disks import full_disk
+from tests.disks import refuse
 from tests.loops import on_loop
-from tests.mesh.net.brokers import SPEC, Broker, Caller, members, package
+from tests.mesh.net.brokers import SPEC, Broker, Caller, Registered, members, package
 from tests.mesh.net.processes import Processes, envelope, processes
 from tests.messages import names
 
@@ -127,6 +133,19 @@ async def test_what_cannot_be_written_takes_effect_all_the_same_and_the_operator
         at.operator.link.send(wire.Deploy(call=6, name="m", version="1"))
         await at.controller.table(lambda table: table.models and table.models[0].target == "1")
         assert len(at.operator.replies()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=os.strerror)
+@on_loop
+async def test_a_broker_whose_disk_takes_nothing_serves_and_says_what_will_not_last(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, tmp_path / "data", "mkdir", number)
+    async with mesh(tmp_path) as at:
+        reply = await at.operator.ask(wire.Undeploy(call=5, name="m"))
+        assert (reply.ok, reply.code) == (False, "not_saved")
+        assert names(reply.message, os.strerror(number), "catalogue.sqlite", "GEARMESH_DATA_DIR")
+        await at.controller.table(lambda table: not table.models)  # it is in effect
 
 
 @both_makes
@@ -348,6 +367,69 @@ async def test_the_catalogue_outlives_the_broker_and_later_tables_have_higher_ep
         again.stop()
 
 
+@pytest.mark.parametrize("catalogue", ["kept", "lost"])
+@pytest.mark.parametrize("set_back_s", [0.0, 3600.0, 1e12])
+@on_loop
+async def test_a_broker_whose_clock_was_set_back_is_listened_to_all_the_same(
+    set_back_s: float, catalogue: str, tmp_path: Path
+) -> None:
+    async with processes(**QUICK) as made:
+        package(tmp_path / "repository", "m", "1")
+        before = Broker(made, tmp_path)
+        services = [
+            Registered(made.runtime(), before.addresses, f"{role}-1", role)
+            for role in ("controller", "gpu_worker", "frontend")
+        ]
+        for service in services:
+            service.registrar.start()
+        tables = [await service.table(lambda table: len(table.members) == 3) for service in services]
+        services[0].registrar.shard_epoch = services[1].registrar.shard_epoch = tables[0].shards["controller-1"]
+        before.stop()
+        if catalogue == "lost":
+            shutil.rmtree(tmp_path / "data")
+        again = Broker(made, tmp_path, before.number, lambda: time.time() - set_back_s)
+        last = max(table.epoch for table in tables)
+        for service in services:
+            table = await service.table(lambda table: table.epoch > last and len(table.members) == 3)
+            assert table.shards == tables[0].shards
+            assert table.workers == {"gpu_worker-1": "controller-1"}
+        for service in services:
+            service.registrar.stop()
+        again.stop()
+
+
+@on_loop
+async def test_a_worker_obeys_a_controller_that_registered_first_at_a_broker_that_knew_nothing(tmp_path: Path) -> None:
+    async with processes(**QUICK) as made:
+        broker = Broker(made, tmp_path, wall_s=lambda: 0.0)
+        controller = Registered(made.runtime(), broker.addresses, "controller-2", "controller")
+        worker = Registered(made.runtime(), broker.addresses, "gpu_worker-1", "gpu_worker")
+        controller.registrar.start()
+        first = await controller.table(lambda table: table.shards)
+        assert first.shards["controller-2"] < 5000
+        worker.registrar.shard_epoch = 5000  # of a controller that is gone
+        worker.registrar.start()
+        for service in (controller, worker):
+            table = await service.table(lambda table: table.workers)
+            assert table.shards["controller-2"] > 5000
+            service.registrar.stop()
+        broker.stop()
+
+
+@on_loop
+async def test_epochs_go_on_above_all_that_were_reserved_however_the_clock_goes(tmp_path: Path) -> None:
+    async with processes(**PATIENT) as made:
+        last = 0
+        for wall_s in (2e9, 1e9, 3e9, 0.0):
+            broker = Broker(made, tmp_path, wall_s=lambda: wall_s)  # noqa: B023  # it is called at once
+            operator = Caller(made.runtime(), broker.addresses, "operator-1")
+            await operator.ask(wire.GetTable(call=1))
+            epoch = operator.tables()[0].epoch
+            assert epoch > last
+            last = epoch
+            broker.stop()
+
+
 @on_loop
 async def test_a_package_that_came_while_the_broker_was_down_is_deployed(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
@@ -424,3 +506,28 @@ async def test_a_claimed_number_is_known_to_a_broker_that_is_started_again(tmp_p
         assert (second.ok, second.version) == (True, "2")
         refused = await asker.ask(wire.ClaimVersion(call=7, name="f", content="B", version="1"))
         assert (refused.ok, refused.code, refused.version) == (False, "version_exists", "")
+
+
+# -- containers that start --------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_lines_of_starting_containers_make_at_most_one_table_a_second(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        state = wire.ChildState(model="f", serves=False, for_s=0.0)
+        member = wire.Member(id="container-1", role="container", host="here", child=state)
+        container = at.caller("container-1")
+        container.link.send(wire.Register(member=member))
+        await at.controller.table(lambda table: "container-1" in members(table))
+        before = len(at.controller.tables())
+        for number in range(50):
+            state = msgspec.structs.replace(state, line=f"line {number}")
+            container.link.send(wire.Register(member=msgspec.structs.replace(member, child=state)))
+        table = await at.controller.table(lambda table: any(m.child and m.child.line for m in table.members))
+        (child,) = [member.child for member in table.members if member.child is not None]
+        assert child.line == "line 49"
+        assert len(at.controller.tables()) == before + 1
+        assert child.for_s >= LINES_S / 2  # as old as it is by now
+        served = msgspec.structs.replace(state, serves=True, line="")
+        container.link.send(wire.Register(member=msgspec.structs.replace(member, child=served)))
+        await at.controller.table(lambda table: any(m.child and m.child.serves for m in table.members))

@@ -1,6 +1,8 @@
 """broker/store.py: the catalogue in a real SQLite file."""
 
 import contextlib
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from broker.core.catalogue import Catalogue
 from broker.store import SCHEMA_VERSION, CatalogueStore, StoreError
 from mesh import wire
 from tests.broker.full_disks import full_disk
+from tests.disks import refuse
 
 SPEC = wire.ModelSpec(
     inputs=(wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4)),),
@@ -152,8 +155,12 @@ def test_an_applications_definition_comes_back_as_the_client_sent_it(
     assert again.apps.records["a"].definition == definition
 
 
-def test_starts_are_counted_over_all_lives_of_the_file(opened: Callable[[], Opened]) -> None:
-    assert [opened()[0].starts() for _ in range(3)] == [1, 2, 3]
+def test_what_was_reserved_is_known_to_the_next_life_of_the_file(opened: Callable[[], Opened]) -> None:
+    assert opened()[0].reserved() == 0
+    for epoch in (7, 1 << 62):
+        store, _ = opened()
+        store.reserve(epoch)
+        assert opened()[0].reserved() == epoch
 
 
 def test_a_second_broker_on_the_same_catalogue_is_refused(opened: Callable[[], Opened]) -> None:
@@ -258,3 +265,88 @@ def test_a_record_that_the_file_does_not_take_is_written_with_all_others_once_it
     catalogue.reported(wire.PrepareReport(ref="m5:1", ok=False, faults=("no graph",)))
     store.save(catalogue)
     assert opened()[1].models.keys() == many.keys()
+
+
+# -- disks that take nothing ------------------------------------------------------------------------------------------
+
+
+def refused_by_sqlite(monkeypatch: pytest.MonkeyPatch, file: Path, code: int) -> None:
+    """SQLite refuses this file, as it does one on a file system that takes no changes."""
+    usual = sqlite3.connect
+
+    def connect(path: Path, *more: Any, **named: Any) -> sqlite3.Connection:
+        if path != file:
+            return usual(path, *more, **named)
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO], ids=os.strerror)
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL])
+def test_a_catalogue_on_a_disk_that_takes_nothing_is_served_and_says_that_nothing_is_saved(
+    opened: Callable[[], Opened], number: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    store.save(catalogue)
+    store.reserve(77)
+    files = {name: (store.file.parent / name).read_bytes() for name in ("catalogue.sqlite", "catalogue.sqlite-wal")}
+    assert b"m" in files["catalogue.sqlite-wal"]  # where the last changes are
+    store.close()
+    for name, content in files.items():  # as after a crash
+        (store.file.parent / name).write_bytes(content)
+    refused_by_sqlite(monkeypatch, store.file, code)
+    refuse(monkeypatch, store.file.parent, "open", number)
+    again, found = opened()
+    assert (found.models.keys(), again.reserved()) == ({"m"}, 77)
+    assert str(store.file) in again.fault
+    assert os.strerror(number) in again.fault
+    assert "GEARMESH_DATA_DIR" in again.fault
+    found.scan({"n": ["1"]})
+    for change in (lambda: again.save(found), lambda: again.reserve(88)):
+        with pytest.raises(StoreError) as raised:
+            change()
+        assert str(raised.value) == again.fault
+    assert found.changed_models == {"n"}  # still to be saved
+    assert {name: (store.file.parent / name).read_bytes() for name in files} == files
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=os.strerror)
+def test_a_folder_that_the_disk_does_not_take_leaves_the_broker_with_an_empty_catalogue(
+    opened: Callable[[], Opened], number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, tmp_path, "mkdir", number)
+    store, catalogue = opened()
+    assert catalogue == Catalogue()
+    assert os.strerror(number) in store.fault
+
+
+def test_a_folder_that_this_user_may_not_write_is_a_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CatalogueStore(tmp_path / "catalogue.sqlite")
+    refused_by_sqlite(monkeypatch, store.file, sqlite3.SQLITE_CANTOPEN)
+    refuse(monkeypatch, tmp_path, "open", errno.EACCES)
+    with pytest.raises(StoreError, match=r"right to write.*GEARMESH_DATA_DIR"):
+        store.open()
+
+
+def test_a_catalogue_on_a_full_disk_opens_without_a_write_and_saves_once_there_is_room(
+    opened: Callable[[], Opened],
+) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    store.save(catalogue)
+    store.close()
+    with full_disk(store.file.parent):
+        again, found = opened()
+        assert (found.models.keys(), again.fault) == ({"m"}, "")
+        found.scan({f"m{number}": ["1"] for number in range(500)})
+        with pytest.raises(StoreError) as raised:
+            again.save(found)
+        assert str(store.file) in str(raised.value)
+    again.save(found)
+    assert len(opened()[1].models) == 501

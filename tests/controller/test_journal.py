@@ -1,6 +1,8 @@
 """controller/journal.py: lines reach the disk in files of limited size, and what does not is counted."""
 
 import contextlib
+import errno
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -8,11 +10,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
 
 from controller.journal import Journal, LogFile, check_folder
 from gearmesh.telemetry.journals import read_actions, read_requests
 from mesh.facts import Header
+from tests.disks import refuse
 from tests.facts import ACTION, REQUEST
+from tests.messages import names
 
 
 def log_file(folder: Path, *, bytes_max: int = 1 << 20, files: int = 3, stamp: str = "s") -> LogFile:
@@ -34,8 +39,8 @@ def test_every_file_begins_with_a_header_and_a_full_one_is_followed_by_the_next(
     for _ in range(4):
         log.write([REQUEST])
     log.close()
-    names = [path.name for path in sorted(tmp_path.iterdir())]
-    assert names == ["requests-s-000001.jsonl", "requests-s-000002.jsonl"]
+    files = [path.name for path in sorted(tmp_path.iterdir())]
+    assert files == ["requests-s-000001.jsonl", "requests-s-000002.jsonl"]
     for path in tmp_path.iterdir():
         first, *rest = path.read_bytes().splitlines()
         assert msgspec.json.decode(first)["version"] == 1
@@ -144,3 +149,19 @@ def test_a_folder_that_cannot_be_made_is_said_so_with_the_setting(tmp_path: Path
     (fault,) = check_folder(tmp_path / "file" / "logs")
     assert fault.startswith("telemetry_dir=")
     assert check_folder(tmp_path / "logs") == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=os.strerror)
+def test_a_disk_that_takes_nothing_is_no_wrong_setting_and_its_lines_are_counted(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, tmp_path, "mkdir", number)
+    assert check_folder(tmp_path / "logs") == []
+    writing = journal(tmp_path / "logs")
+    with structlog.testing.capture_logs() as lines:
+        writing.offer([REQUEST])
+        writing.drain()
+    assert writing.state().dropped == 1
+    (line,) = lines
+    assert names(line["error"], str(tmp_path / "logs"), os.strerror(number), "GEARMESH_TELEMETRY_DIR")
+    writing.close()

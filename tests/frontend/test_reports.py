@@ -21,7 +21,7 @@ def test_a_model_whose_containers_are_gone_says_so(container: bool, target: str 
             entry = wire.ModelEntry(
                 name="m", current="1", target=target, versions=("1",), owner=None, container=container
             )
-            (told,) = describe_models({"m": entry}, controllers)
+            (told,) = describe_models({"m": entry}, controllers, {})
             assert (told["ready"], told["fault"] is not None) == (False, gone)
 
     check()
@@ -36,7 +36,7 @@ def test_a_current_version_that_no_device_can_prepare_says_why_with_a_code() -> 
                 name="m", current="1", target=None, versions=("1",), owner=None, unserved=True, fault="other files",
                 fault_code="content_changed",
             )  # fmt: skip
-            (told,) = describe_models({"m": entry}, controllers)
+            (told,) = describe_models({"m": entry}, controllers, {})
             assert (told["version"], told["ready"]) == ("1", False)
             assert (told["fault"], told["fault_code"]) == ("other files", "content_changed")
 

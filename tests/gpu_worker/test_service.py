@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
+import itertools
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from gpu_worker.devices import cpu
 from gpu_worker.devices.cpu import CpuDevice
@@ -18,12 +22,14 @@ from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, PackageCode
+from tests.disks import refuse
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
-from tests.gpu_worker.worker_builders import load
+from tests.gpu_worker.worker_builders import infer, load
 from tests.loops import on_loop
 from tests.mesh.net.brokers import Broker, Caller
 from tests.mesh.net.processes import Processes, messages_of, processes
+from tests.messages import names
 
 REF = "linear:1"
 
@@ -50,16 +56,17 @@ class World:
     """One worker, and what it says to its controller."""
 
     def __init__(self, made: Processes, repository: Repository, folder: Path) -> None:
+        self.made = made
         self.folder = folder / "models"
         shutil.copytree(repository.folder / "linear", self.folder / "linear")
         self.broker = Broker(made, folder / "broker")
         self.control = made.port(made.runtime())
         self.control.port.epoch = 1
         self.controller = Caller(made.runtime(), self.broker.addresses, "controller-1")
-        member = wire.Member(
+        self.controller_member = wire.Member(
             id="controller-1", role="controller", host="here", endpoints={"control": self.control.addresses}
         )
-        self.controller.link.send(wire.Register(member=member, epoch=1))
+        self.controller.link.send(wire.Register(member=self.controller_member, epoch=1))
         runtime = made.runtime(
             broker_port=self.broker.number, model_repository=self.folder, data_dir=folder / "data", device="cpu",
             arena_mb=8, page_mb=1,
@@ -212,3 +219,62 @@ async def test_an_infer_that_has_not_begun_is_taken_back_and_the_worker_says_so(
         at.tell(wire.Revoke(action=2))
         result = await at.said(wire.ActionResult)
         assert (result.action, result.kind, result.code) == (2, ActionKind.INFER, ActionCode.REVOKED)
+
+
+@on_loop
+async def test_times_that_cannot_be_kept_are_used_all_the_same_and_that_is_said_once(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(repository, tmp_path) as at:
+        refuse(monkeypatch, at.folder, "open", errno.ENOSPC)
+        numbers = itertools.count(1)
+        with structlog.testing.capture_logs() as lines:
+            for ref in (REF, "linear:2"):
+                at.tell(wire.Prepare(ref=ref))
+                report = await at.said(wire.Prepared)
+                at.tell(load(next(numbers), ref))
+                assert (await at.said(wire.ActionResult)).code == ActionCode.OK
+                while report.profile is None:
+                    for batch, runs in report.measure:
+                        for _ in range(runs):
+                            at.tell(infer(next(numbers), ref, batch=batch, rows=[]))
+                            assert (await at.said(wire.ActionResult)).code == ActionCode.OK
+                    report = await at.said(wire.Prepared)
+        (line,) = [line for line in lines if line["event"] == "profile_not_kept"]
+        assert names(line["error"], at.folder, os.strerror(errno.ENOSPC), "GEARMESH_MODEL_REPOSITORY")
+
+
+@on_loop
+async def test_a_worker_obeys_the_controller_that_is_left_though_it_has_obeyed_a_newer_one(
+    repository: Repository, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    """Two controllers; the newer one, which has the worker, leaves."""
+    async with world(repository, tmp_path) as at:
+        older = await at.controller.table(lambda table: table.workers)
+        newer = Caller(at.made.runtime(), at.broker.addresses, "controller-2")
+        port = at.made.port(at.made.runtime())
+        endpoints = {"control": port.addresses}
+        member = wire.Member(id="controller-2", role="controller", host="here", endpoints=endpoints)
+        newer.link.send(wire.Register(member=member))
+        table = await newer.table(lambda table: "controller-2" in table.shards)
+        assert table.shards["controller-2"] > older.shards["controller-1"]
+        at.controller.link.send(wire.Goodbye())  # the worker goes to the newer one
+        (hello,) = await port.messages(1)
+        port.port.epoch = table.shards["controller-2"]
+        port.port.send(hello.member, wire.Welcome(controller="controller-2"))
+        port.port.transport.hub.schedule_turn()
+        first = at.controller_member
+        at.controller.link.send(wire.Register(member=first, epoch=1))
+        await newer.table(lambda table: "controller-1" in table.shards)
+        newer.link.send(wire.Goodbye())
+        table = await at.controller.table(
+            lambda table: table.workers == {hello.member: "controller-1"} and "controller-2" not in table.shards
+        )
+        assert table.shards["controller-1"] > port.port.epoch
+        at.control.port.epoch = table.shards["controller-1"]
+        await at.said(wire.WorkerHello)
+        at.tell(wire.Welcome(controller="controller-1"))
+        at.tell(wire.Prepare(ref=REF))
+        assert (await at.said(wire.Prepared)).ok
+        at.tell(load(1, REF))
+        assert (await at.said(wire.ActionResult)).code == ActionCode.OK

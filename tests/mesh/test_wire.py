@@ -83,7 +83,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Heartbeat(),
     wire.Introduce(),
     wire.Goodbye(),
-    wire.Register(member=MEMBER, epoch=9),
+    wire.Register(member=MEMBER, epoch=9, seen=11),
     wire.Deploy(call=1, name="m", version="2"),
     wire.Undeploy(call=1, name="m"),
     wire.Rollback(call=1, name="m", version="1"),
@@ -92,6 +92,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.ClaimVersion(call=1, name="f", content="0f3c", version="2"),
     wire.GetTable(call=1),
     wire.GetCatalogue(call=1),
+    wire.CallWaits(call=4, reason="no_worker", message="no worker is there"),
     wire.CatalogueReply(
         call=1,
         models=(wire.KnownModel(name="m", current="2", previous="1", contents={"1": "0f3c"}),),

@@ -9,6 +9,7 @@ from rich.text import Text
 from frontend.admin.observer import View
 from gearmesh.cli.terminal.consoles import text_of
 from mesh.facts import DeviceState
+from mesh.starting import deaths_text, starting_text
 
 SILENT_S = 1.0  # a worker silent for longer is marked
 
@@ -33,8 +34,12 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
             health = _health(member.id in view.snapshots)
         elif member.role == "frontend":
             health = _health(member.id in view.frontends)
+        elif member.child is not None and not (member.offer is not None and member.child.serves):
+            health = Health(text_of((starting_text(member.child), "yellow")))
         elif member.role == "gpu_worker":
             health = _worker_health(devices.get(member.id))
+            if member.child is not None and (deaths := deaths_text(member.child)):
+                health = health._replace(told=text_of(health.told.plain, " ", (deaths, "yellow")))
         endpoint = member.endpoints.get("clients") or member.endpoints.get("control") or ("",)
         yield member.id, member.role, str(member.pid), health, endpoint[-1]
 

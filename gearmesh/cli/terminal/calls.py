@@ -11,6 +11,27 @@ from gearmesh.cli.terminal.telling import refuse, usage
 from mesh import wire
 from mesh.process.settings import Settings
 
+TOLD_AFTER_S = 2.0  # a call that takes no longer says nothing
+TOLD_EVERY_S = 5.0
+
+
+class WaitingLines:
+    """What a person is told of a call that takes its time: at once when it waits for something else, and again."""
+
+    def __init__(self, began_s: float, timeout_s: float) -> None:
+        self._began_s, self._timeout_s = began_s, timeout_s
+        self._reason = ""
+        self._told_s = float("-inf")
+
+    def line(self, waits: wire.CallWaits, now: float) -> str | None:
+        """The line to print now; None if it is not time for one."""
+        waited_s = now - self._began_s
+        news = waits.reason != self._reason
+        if waited_s < TOLD_AFTER_S or (not news and now - self._told_s < TOLD_EVERY_S):
+            return None
+        self._reason, self._told_s = waits.reason, now
+        return f"{waits.message} ({waited_s:.0f} of {self._timeout_s:.0f} s)"
+
 
 @contextlib.contextmanager
 def asking() -> Iterator[Client]:

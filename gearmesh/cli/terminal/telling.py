@@ -65,6 +65,12 @@ def remark(text: str) -> None:
         out.print(text, soft_wrap=True)
 
 
+def progress(line: str | None) -> None:
+    """Tells people what is waited for, on standard error; nothing if there is no line, or where JSON is wanted."""
+    if line is not None and not _json_wanted.get():
+        err.print(line, soft_wrap=True)
+
+
 def warn(text: str) -> None:
     """Tells what is doubtful about the outcome, on standard error."""
     err.print(f"gearmesh: {text}", style="yellow", soft_wrap=True)

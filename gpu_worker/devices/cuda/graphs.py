@@ -21,7 +21,7 @@ from mesh.errors import PackageError
 WARM_UPS = 3  # runs of each size before its capture, in which libraries choose and load their kernels
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class GraphExecutable:
     """One architecture, up to one batch size."""
 

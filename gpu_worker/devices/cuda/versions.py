@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -37,7 +38,8 @@ class CudaVersions:
         self.images = Images(host_bytes_max, read_image, self._pinned_image)
         self.ring = Ring(0)
         self._prepared: dict[str, CudaVersion] = {}  # {ref: version}
-        self._executables: dict[tuple[str, int], GraphExecutable] = {}  # {(architecture, batch_max): executable}
+        # {(architecture, batch_max): executable}; an executable lasts as long as a version that has it
+        self._executables: WeakValueDictionary[tuple[str, int], GraphExecutable] = WeakValueDictionary()
         self._checks = Checks()
         self._preparations = 0
 
@@ -61,12 +63,8 @@ class CudaVersions:
     def forget(self, ref: str) -> None:
         """The version, and what it alone used, is gone."""
         self.images.drop(ref)
-        gone = self._prepared.pop(ref, None)
-        if gone is None or any(other.executable is gone.executable for other in list(self._prepared.values())):
-            return
-        key = (gone.package.architecture, gone.package.spec.batch_max)
         # on the helper's thread, because destroying graphs takes time
-        self._helper.drop(self._executables.pop(key, None))
+        self._helper.drop(self._prepared.pop(ref, None))
 
     @contextmanager
     def _attempt(self, package: Package, kind: str) -> Iterator[None]:

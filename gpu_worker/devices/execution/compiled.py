@@ -26,6 +26,7 @@ from gpu_worker.devices.execution.rows import inputs_for
 from gpu_worker.packages.comparing import same, tolerance
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.stored import ONNX
+from mesh.process.files import disk_fault, not_written, write_whole
 
 Forward = Callable[..., Sequence[torch.Tensor]]
 COMPILERS = ("c++", "g++", "clang++")
@@ -87,7 +88,10 @@ class Compiler:
             os.replace(temporary, file)
             return True
         temporary.unlink(missing_ok=True)
-        failed.write_text(f"{why}\nRemove this file to try again.\n")
+        fault = disk_fault(self.folder)
+        if fault is not None:  # then it says nothing about the architecture
+            raise not_written(file, fault)
+        write_whole(failed, f"{why}\nRemove this file to try again.\n".encode())
         log.warning("not_compiled", graph=str(graph), why=why.splitlines()[0])
         return False
 

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from broker.core.routing import Routing
+from broker.core.routing import EPOCH_MAX, Routing
 from mesh import wire
 
 MODELS = [f"model-{i}" for i in range(60)]
@@ -166,6 +166,23 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.routing.register(member(name, port)) is (known != member(name, port))
         self.there.add(name)
 
+    @rule(name=st.sampled_from(NAMES), seen=st.integers(0, 1 << 64))
+    def register_with_what_was_seen(self, name: str, seen: int) -> None:
+        before = self.routing.epoch
+        told = self.routing.register(member(name), seen=seen)
+        assert told or before >= seen or seen > EPOCH_MAX
+        assert self.routing.epoch >= (seen if seen <= EPOCH_MAX else before)
+        self.there.add(name)
+
+    @rule(number=st.integers(0, 3), ahead=st.integers(-50, 50))
+    def register_a_worker_that_has_obeyed_somebody(self, number: int, ahead: int) -> None:
+        name = f"gpu_worker-{number}"
+        epoch = max(0, self.routing.epoch + ahead)
+        self.routing.register(member(name), epoch)
+        self.there.add(name)
+        owner = self.routing.workers.get(name)
+        assert owner is None or self.routing.shards[owner] >= epoch  # else it would refuse all orders
+
     @rule(name=st.sampled_from(NAMES))
     def leave(self, name: str) -> None:
         assert self.routing.leave(name) is (name in self.there)
@@ -185,6 +202,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(routing.owners(MODELS).values()) <= (set(routing.workers.values()) or controllers)
         assert routing.epoch >= self.epoch
         self.epoch = routing.epoch
+        routing.check()
 
 
 AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)
@@ -196,3 +214,58 @@ def test_a_controller_that_comes_back_with_its_epoch_keeps_it_at_a_new_broker(sh
     routing = Routing(epoch=2 << 32)
     routing.register(member("controller-a"), shard_epoch)
     assert routing.shards == {"controller-a": shard_epoch or (2 << 32) + 1}
+
+
+# -- epochs never go back ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["frontend-x", "controller-a", "gpu_worker-1"])
+@pytest.mark.parametrize("known", [False, True])
+def test_whatever_epoch_a_member_has_seen_the_next_is_above_it(name: str, known: bool) -> None:
+    routing = routing_of(name) if known else Routing(epoch=100)
+    assert routing.register(member(name), seen=5000) is True  # so everybody gets a table
+    assert routing.next_epoch() > 5000
+
+
+def test_an_epoch_that_no_catalogue_could_keep_is_not_believed() -> None:
+    routing = Routing(epoch=100)
+    routing.register(member("frontend-x"), seen=EPOCH_MAX + 1)
+    routing.register(member("controller-a"), EPOCH_MAX + 1)
+    assert (routing.epoch, routing.shards) == (102, {"controller-a": 102})
+    routing.check()
+
+
+def test_the_workers_of_a_newer_controller_that_left_obey_the_older_one() -> None:
+    routing = routing_of("controller-a", "gpu_worker-1", "controller-b", "gpu_worker-2")
+    assert routing.workers == {"gpu_worker-1": "controller-a", "gpu_worker-2": "controller-b"}
+    before = routing.shards["controller-b"]
+    routing.leave("controller-b")
+    assert routing.workers == dict.fromkeys(["gpu_worker-1", "gpu_worker-2"], "controller-a")
+    assert routing.shards["controller-a"] > before
+
+
+def test_a_controller_with_one_worker_of_its_own_keeps_its_shard_when_another_leaves_that_had_none() -> None:
+    routing = routing_of("controller-a", "gpu_worker-1", "controller-b")
+    before = routing.shards["controller-a"]
+    routing.leave("controller-b")
+    assert routing.shards == {"controller-a": before}
+
+
+def test_a_controller_that_came_before_a_worker_of_a_newer_shard_gets_a_newer_one() -> None:
+    """After the broker was started again, with its clock set back and without its catalogue."""
+    routing = routing_of("controller-b")
+    assert routing.shards == {"controller-b": 101}
+    routing.register(member("gpu_worker-1"), 7000, seen=7005)
+    assert routing.workers == {"gpu_worker-1": "controller-b"}
+    assert routing.shards["controller-b"] > 7000
+    assert routing.next_epoch() > 7005
+
+
+def test_a_worker_that_waited_for_a_controller_obeys_the_one_that_comes_back_with_an_old_shard() -> None:
+    routing = routing_of("controller-a", "controller-b", "gpu_worker-1", "gpu_worker-2")
+    old, newest = routing.shards["controller-a"], routing.shards["controller-b"]
+    for controller in ("controller-a", "controller-b"):
+        routing.leave(controller)
+    routing.register(member("controller-a"), old)
+    assert routing.workers == dict.fromkeys(["gpu_worker-1", "gpu_worker-2"], "controller-a")
+    assert routing.shards["controller-a"] > newest

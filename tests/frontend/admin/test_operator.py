@@ -195,3 +195,28 @@ async def test_an_operator_learns_where_packages_lie_and_all_that_was_ever_serve
         assert (found.host, found.machine) == (host_id(), socket.gethostname())
         contents = {"1": "aa", "2": "bb"}
         assert found.models == (wire.KnownModel(name="m", current="2", previous="1", contents=contents),)
+
+
+@on_loop
+async def test_a_deployment_that_waits_says_for_what_and_a_time_out_too(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as (settings, controller):
+        loop = asyncio.get_running_loop()
+        heard: list[wire.CallWaits] = []
+        news = asyncio.Event()
+
+        def told(waits: wire.CallWaits) -> None:
+            heard.append(waits)
+            loop.call_soon_threadsafe(news.set)
+
+        def deploy() -> str:
+            with Operator(settings) as operator, pytest.raises(TimeoutError) as late:
+                operator.call(wire.Deploy(call=7, name="m", version="1"), 1.0, told=told)
+            return str(late.value)
+
+        call = asyncio.ensure_future(asyncio.to_thread(deploy))
+        await news.wait()
+        assert (heard[0].call, heard[0].reason) == (7, "no_worker")
+        worker = wire.Member(id="gpu_worker-1", role="gpu_worker", host="here")
+        controller.link.send(wire.Register(member=worker))
+        assert "m:1" in await call
+        assert heard[-1].reason == "preparing"

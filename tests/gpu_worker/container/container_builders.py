@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,49 @@ from typing import Any
 import numpy as np
 
 from gpu_worker.container.device import ContainerDevice
-from gpu_worker.container.specs import ContainerOptions
+from gpu_worker.container.keeper import ChildKeeper
+from gpu_worker.container.specs import ContainerError, ContainerOptions
 from gpu_worker.core.jobs import Done, Job, Phase
 from mesh import wire
 from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import never
-from tests.loops import LIMIT_S
+from tests.loops import LIMIT_S, Told
 
 X = {"name": "x", "dtype": "float32", "shape": [-1, 4]}
 Y = {"name": "y", "dtype": "float32", "shape": [-1, 4]}
 ROW = np.arange(4, dtype=np.float32)[np.newaxis]
+
+
+class Starting:
+    """Code that is being started: `device` comes once it is ready, or raises why it cannot be served at all."""
+
+    def __init__(self, folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: float = LIMIT_S, **more: Any):
+        write(folder, code)
+        self._options = ContainerOptions(
+            model="f", predict="mine:f", python=sys.executable, inputs=(X,), outputs=(output,), **more
+        )
+        self.states = Told()
+        self.device: asyncio.Future[ContainerDevice] = asyncio.get_running_loop().create_future()
+        self.keeper = ChildKeeper(self._options, start_s, self._cannot, self.states)
+        self.keeper.start(self)
+
+    def ready(self, message: dict[str, Any]) -> None:
+        self.device.set_result(ContainerDevice(self._options, self.keeper, message))
+
+    def ran(self, message: dict[str, Any]) -> None:
+        raise AssertionError(message)
+
+    def died(self, why: str) -> None:
+        pass
+
+    def _cannot(self, why: str) -> None:
+        self.device.set_exception(ContainerError(why))
+
+    async def state(self, wanted: Callable[[wire.ChildState], bool]) -> wire.ChildState:
+        """The first state for which `wanted` holds."""
+        states = await self.states.until(lambda states: any(map(wanted, states)))
+        found: wire.ChildState = next(filter(wanted, states))
+        return found
 
 
 class Rig:
@@ -77,13 +110,15 @@ async def rig(folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: f
 
     The code may use np, os and sys; `folder` is the working folder.
     """
-    write(folder, code)
-    options = ContainerOptions(model="f", predict="mine:f", python=sys.executable, inputs=(X,), outputs=(output,))
-    device = ContainerDevice(options, start_s=start_s)
+    starting = Starting(folder, code, output=output, start_s=start_s)
     try:
-        yield Rig(device)
+        device = await starting.device
+        try:
+            yield Rig(device)
+        finally:
+            device.close()
     finally:
-        device.close()
+        starting.keeper.close()
 
 
 def write(folder: Path, code: str) -> None:

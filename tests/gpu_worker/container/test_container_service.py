@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.container.device import ContainerDevice
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerOptions
 from mesh import wire
@@ -32,17 +31,21 @@ class Container:
             model="f", predict=f"{module}:f", python=sys.executable, inputs=(X,), outputs=(Y,), **options
         )
         self.runtime = made.runtime(data_dir=folder / "data", broker_port=number)
-        self.device = ContainerDevice(told, start_s=LIMIT_S)
-        self.service = ContainerService(self.runtime, self.device, ready)
+        self.service = ContainerService(self.runtime, told, ready, start_s=LIMIT_S)
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.runtime.end = self.ended.set_result  # type: ignore[method-assign]
         self.service.start()
 
     async def version(self) -> str:
         """Returns its version, or how it ended."""
-        while self.device.options.version is None and not self.ended.done():  # noqa: ASYNC110  # until the broker answers
-            await asyncio.sleep(0)
-        return self.device.options.version or f"ended with {await self.ended}"
+        while self.known is None and not self.ended.done():  # noqa: ASYNC110  # until the broker answers
+            await asyncio.sleep(0.001)
+        return self.known or f"ended with {await self.ended}"
+
+    @property
+    def known(self) -> str | None:
+        """Its version, if it has one by now."""
+        return self.service.device.options.version if self.service.device is not None else None
 
 
 class World:
@@ -138,7 +141,7 @@ async def test_a_container_that_is_there_before_the_broker_waits_for_it(folder: 
     async with world(folder) as at:
         at.broker.stop()
         started = at.container("double")
-        assert started.device.options.version is None
+        assert started.known is None
         at.broker = Broker(at.made, at.folder, at.number)
         assert await started.version() == "1"
         assert await at.offered(1) == ["f:1"]
@@ -172,3 +175,40 @@ async def test_a_container_reports_that_it_serves_once_a_controller_has_welcomed
         control.port.transport.hub.schedule_turn()
         await told.count(1)
     pipe.close()
+
+
+@on_loop
+async def test_a_container_is_a_member_from_its_start_and_a_worker_once_it_has_its_number(folder: Path) -> None:
+    (folder / "waits.py").write_text(
+        "import os, time\nprint('reading', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+        "def f(x): return x\n"
+    )
+    async with world(folder) as at:
+        frontend = Caller(at.made.runtime(), at.broker.addresses, "frontend-1")
+        frontend.register("frontend")
+        at.container("waits")
+        table = await frontend.table(lambda table: any(m.child and m.child.line == "reading" for m in table.members))
+        (member,) = [member for member in table.members if member.child is not None]
+        assert (member.role, member.offer) == ("container", None)
+        assert member.child is not None
+        assert (member.child.model, member.child.serves) == ("f", False)
+        assert table.models == ()
+        at.again()  # a broker that is started again hears of it, too
+        frontend.link.close()
+        frontend = Caller(at.made.runtime(), at.broker.addresses, "frontend-2")
+        frontend.register("frontend")
+        await frontend.table(lambda table: any(m.child and m.child.line == "reading" for m in table.members))
+        (folder / "go").touch()
+        table = await frontend.table(lambda table: [m.role for m in table.members if m.child] == ["gpu_worker"])
+        assert _offers(table) == ["f:1"]
+        frontend.link.close()
+
+
+@pytest.mark.parametrize("module", ["import nowhere", "def f(x): return x\nf = 7"])
+@on_loop
+async def test_code_that_cannot_be_served_ends_the_container_with_the_reason(module: str, folder: Path) -> None:
+    (folder / "wrong.py").write_text(module)
+    async with world(folder) as at:
+        started = at.container("wrong")
+        assert await started.ended == CANNOT
+        assert "Error" in started.service.why

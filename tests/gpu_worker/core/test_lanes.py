@@ -105,6 +105,14 @@ def test_after_a_welcome_the_former_controller_is_not_obeyed_any_more() -> None:
     assert device.order(infer(2), now=10.0, epoch=EPOCH + 1) == ["start input #2"]
 
 
+def test_what_a_controller_ordered_holds_when_it_has_a_newer_epoch_itself() -> None:
+    device = Device().loaded()
+    device.order(infer(1, earliest_s=11.0), now=10.0)
+    assert device.lanes.welcome(EPOCH + 1, same=True) == []
+    assert device.order(infer(2), now=10.0, epoch=EPOCH) == ["infer #2 stale_epoch, 2 free"]
+    assert device.wake(11.0) == ["start input #1"]
+
+
 # -- lost devices -----------------------------------------------------------------------------------------------------
 
 

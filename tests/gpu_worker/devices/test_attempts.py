@@ -11,6 +11,7 @@ from gpu_worker.devices import attempts
 from gpu_worker.devices.attempts import DEATHS_MAX, RECORDS_MAX, Attempt, Attempts, begun, died, ended
 from gpu_worker.packages.package import Package, read_package
 from mesh.errors import PackageError
+from tests.disks import CALLS, FAULTS, contents, refuse
 from tests.gpu_worker.conftest import Repository
 from tests.messages import names
 
@@ -179,3 +180,17 @@ def test_records_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Life(tmp_path)
     assert sorted(file.name for file in folder.iterdir()) == ["m@2.json", "m@3.json", "m@4.json"]
     assert RECORDS_MAX == 200
+
+
+@pytest.mark.parametrize("number", FAULTS, ids=os.strerror)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_preparation_goes_on_where_no_record_can_be_kept(
+    call: str, number: int, tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Attempts(tmp_path / "attempts", "cuda:0")
+    refuse(monkeypatch, tmp_path, call, number)
+    kept.open()
+    kept.begin(repository.package("linear:1"), KIND)
+    kept.end("linear:1", well=True)
+    kept.close()
+    assert contents(tmp_path) == {}

@@ -1,5 +1,7 @@
 """A broker inside the test's process, and links that call it."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,12 @@ def package(repository: Path, name: str, *versions: str) -> None:
 class Broker:
     """A broker that listens. `stop` ends it; another one may then be started on the same data and port."""
 
-    def __init__(self, made: Processes, folder: Path, number: int = 0) -> None:
+    def __init__(self, made: Processes, folder: Path, number: int = 0, wall_s: Callable[[], float] = time.time) -> None:
         self.folder = folder
         self.runtime = made.runtime(
             data_dir=folder / "data", model_repository=folder / "repository", broker_port=number
         )
-        self.service = BrokerService(self.runtime)
+        self.service = BrokerService(self.runtime, wall_s)
         self.service.start()
         self.running = True
         self.addresses = self.service.addresses

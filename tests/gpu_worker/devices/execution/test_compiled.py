@@ -1,5 +1,6 @@
 """Choosing between executables, and bounded processes. Compiling itself is tested in tests/end_to_end."""
 
+import errno
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from gpu_worker.devices.execution.compiled import Compiler, compare, find_compiler, run_bounded
+from tests.disks import refuse
 from tests.gpu_worker.conftest import Repository
 from tests.loops import LIMIT_S
 from tests.messages import names
@@ -85,6 +87,16 @@ def test_a_compilation_that_takes_too_long_is_ended_and_not_tried_again(reposito
     assert names(word.read_text(), "0.05", "GEARMESH_COMPILE_S_MAX")
     assert Compiler(tmp_path, "cpu x", 600.0, 1).better(package, linear, WEIGHTS) is None
     assert list(tmp_path.iterdir()) == [word]
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
+def test_a_compilation_on_a_disk_that_takes_nothing_says_nothing_of_the_architecture(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        refuse(full, tmp_path, "open", errno.ENOSPC)
+        assert Compiler(tmp_path, "cpu x", 0.05, 1).better(repository.package("linear:1"), linear, WEIGHTS) is None
+    assert list(tmp_path.iterdir()) == []  # it is tried again another time
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
