@@ -23,6 +23,7 @@ from frontend.core.applications.messages import (
     SendAnswer,
     Tell,
 )
+from frontend.core.askers import asker_of
 from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
@@ -192,7 +193,8 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            self._applications.handle(ClientAsked(client, request, frames, received_s))
+            asker = asker_of(client.identity, request)
+            self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         target = self._targets.of(request)
         budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
@@ -209,6 +211,7 @@ class FrontendService:
             received_s + budget_s,
             bool(frames),
             weight,
+            asker=asker_of(client.identity, request),
         )
         self._enter(call, checked, request.cache)
 
@@ -243,6 +246,7 @@ class FrontendService:
             weight=call.weight,
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
             frames=len(part.tensors) if large else 0,
+            client=call.asker,
         )
         self._controllers.submit(model, message, part.tensors if large else ())
 
@@ -349,7 +353,7 @@ class FrontendService:
         target = self._targets.bound[ask.model]  # the applications know the same table
         call = Call(
             APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
-            False, ask.weight, ask=ask.number,
+            False, ask.weight, ask=ask.number, asker=ask.asker,
         )  # fmt: skip
         self._enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
 

@@ -155,7 +155,7 @@ class ContainerDevice:
         now = time.monotonic()
         child = self._child
         if child is None or child.ready is None or self._why or not child.run(action.action, action.batch, job.slot):
-            return Done(now, now, 0.0, ActionCode.CONTAINER_DIED, self._why or "its code is being started again")
+            return Done(now, now, 0.0, ActionCode.RESTARTING)
         self._running = job
         assert self._alarm is not None
         self._overdue_s = action.overdue_s + (0.0 if child.warm else action.cold_s) if action.overdue_s else None
