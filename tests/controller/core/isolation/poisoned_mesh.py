@@ -101,19 +101,17 @@ class PoisonedMesh:
         for i in range(workers):
             self._add(f"w{i}", batch_max)
         self.mesh.begin([REF], [FRONTEND])
+        self.mesh.scheduler.want([REF], [REF] if contained else [], now=self.mesh.now)
         self.run(0.1)
 
     def _scheduler(self, now: float) -> Scheduler:
         state = ShardState()
-        made = Scheduler(make_policy(self._policy, state), state)
-        if self._contained:
-            made.want([REF], [REF], now=now)
-        return made
+        return Scheduler(make_policy(self._policy, state), state)
 
     def _add(self, name: str, batch_max: int) -> None:
         versions = OneVersion(batch_max, contained=self._contained)
         kind = ContainerWorker if self._contained else SimWorker
-        worker = kind(name, self.mesh.timeline, 4, versions, self._duration_s, checked=True)
+        worker = kind(name, self.mesh.timeline, 4, versions, self._duration_s, checked=not self._contained)
         worker.fault = lambda action: self._fault(worker, versions, action)
         self.mesh.add(worker)
 
@@ -138,10 +136,10 @@ class PoisonedMesh:
             versions.serves(False)
             self.later(RESTART_S, lambda: versions.serves(True))
             return ActionCode.CONTAINER_DIED
-        worker.hung = True  # its last result is never sent
-        worker.linked = False
+        worker.linked = False  # its last result is never sent
         self.later(0.0, lambda: self.mesh.kill(worker))
-        return OK
+        self.later(RESTART_S, lambda: self.mesh.link(worker))
+        return ActionCode.DEVICE_ERROR
 
     # -- time and requests --------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ FINAL = (
 
 
 @pytest.mark.parametrize("bad", [(1,), (128,), (64, 65), (7, 13, 77, 101, 120, 121, 122, 128), tuple(range(1, 129))])
-@pytest.mark.parametrize("policy", ["atc", "fifo"])
+@pytest.mark.parametrize("policy", ["atc", "fifo", "clockwork"])
 def test_all_sound_requests_of_a_batch_are_served_and_only_the_bad_ones_fail(bad: tuple[int, ...], policy: str) -> None:
     mesh = PoisonedMesh(policy=policy)
     mesh.bad.update(bad)
