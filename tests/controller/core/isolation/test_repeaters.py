@@ -11,7 +11,7 @@ from tests.controller.core.controller_builders import Shard, one
 from tests.controller.core.isolation.poisoned_mesh import PoisonedMesh
 
 POISONER = 10**6  # the client of all requests with higher numbers
-SECONDS = 4.0
+SECONDS = 2.0
 BUDGET_S = 0.1
 
 
