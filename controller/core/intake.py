@@ -61,7 +61,7 @@ class Intake:
         deadline_s = now + message.budget_s - age_s - self.return_allowance_s
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
-            now - age_s, deadline_s, message.weight, tensors, message.frames > 0, client=message.client,
+            now - age_s, deadline_s, message.weight, tensors, message.frames > 0, message.client,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:

@@ -23,10 +23,10 @@ class Request:
     weight: float
     tensors: Sequence[Any] = ()  # not looked at: on their way from frontend to worker
     large: bool = False  # the tensors travel as frames of their own
+    client: int = 0  # the frontend's number of who asks; 0: unknown
     predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
     apart: int = 0  # of these, actions after which it was tried apart
-    client: int = 0  # the frontend's number of who asks; 0: unknown
     group: "Group | None" = None  # it is executed with requests of this group only; None: with any
     killed: bool = False  # it was in a batch during which its process died
     cold: bool = False  # its model was on no device when it arrived

@@ -249,7 +249,7 @@ class Scheduler:
         while len(device.exec) < lead.depth:
             if len(device.exec) and device.exec.free_at(now) - now > lead.of(device):
                 return
-            if self._holds(device):
+            if self.isolation.watched and self._apart.holds(device):
                 return
             held = device.holds_back(self.state.models, now)
             if device.apart and not (held and len(device.exec)):  # what waits apart waits for no other requests

@@ -94,7 +94,7 @@ class ShardState:
         self.apart_hopeless_s = min(self.apart_hopeless_s, request.deadline_s - self.cost_s(model, 1))
         if group not in model.apart:
             model.apart.append(group)
-            self._mark(model)
+            self._mark_apart(model)
 
     def take_apart(self, model: Model, group: Group, count: int) -> list[Request]:
         """The first requests of the group wait no longer; they are returned, and stay its own."""
@@ -114,7 +114,17 @@ class ShardState:
         self.waiting_apart -= count
         if not group.requests:
             model.apart.remove(group)
-            self._mark(model)
+            self._mark_apart(model)
+
+    def _mark_apart(self, model: Model) -> None:
+        """The sets of models with requests that wait apart follow."""
+        if model.apart:
+            self.apart[model.ref] = model
+            for device in model.hosts.values():
+                device.apart[model.ref] = None
+        elif self.apart.pop(model.ref, None) is not None:
+            for device in model.hosts.values():
+                device.apart.pop(model.ref, None)
 
     # -- how much waits -----------------------------------------------------------------------------------------------
 
@@ -165,6 +175,7 @@ class ShardState:
         model.hosts[device.worker] = device
         self._share(model, model.cost_s)
         self._mark(model)
+        self._mark_apart(model)
 
     def drop_host(self, model: Model, device: RemoteDevice) -> None:
         """The model is not on the device any more."""
@@ -216,13 +227,6 @@ class ShardState:
             self.active.pop(model.ref, None)
             for device in model.hosts.values():
                 device.waiting.pop(model.ref, None)
-        if model.apart:
-            self.apart[model.ref] = model
-            for device in model.hosts.values():
-                device.apart[model.ref] = None
-        elif self.apart.pop(model.ref, None) is not None:
-            for device in model.hosts.values():
-                device.apart.pop(model.ref, None)
 
     # -- invariants ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What failures may cost while requests of one version are tried apart. Pure.
 
 Only failures are paid for: what ends well would have had to be executed anyway. So a version that fails for everybody
-costs, beside its batches, at most SHARE of one device. Source of the constants: docs/design/policy.md, "Apart".
+costs, beside its batches, at most SHARE of one device. Source of the constants: docs/design/isolation.md.
 """
 
 from dataclasses import dataclass

@@ -121,7 +121,7 @@ class Isolation:
         if suspect is not None and now < suspect.refused_until_s:
             text = "requests of this client have ended the process that executed them; it is refused for a while"
             return Reason(ErrorCode.QUARANTINED, text, suspect.refused_until_s - now)
-        row = watch.rows.find(request.tensors, now)
+        row = watch.rows.find(request.tensors, now) if watch.rows.deadly else None
         if row is not None and row.ends_process:
             text = "this input has ended the process that executed it; it is refused for a while, whoever sends it"
             return Reason(ErrorCode.QUARANTINED, text, row.until_s - now)

@@ -155,17 +155,18 @@ class ApartPlanning:
     def wake(self, orders: list[Order], now: float) -> None:
         """Nobody waits apart for a device that is gone, or for what has become too late."""
         if self.state.apart:
-            self._return(now)
+            self._return(orders, now)
             if now >= max(self._look_s, self.state.apart_hopeless_s):
                 self._expire(orders, now)
         self.isolation.forget(now)
 
-    def _return(self, now: float) -> None:
+    def _return(self, orders: list[Order], now: float) -> None:
         """Where no device has the weights any more, those who wait apart wait in the queue, and are taken out anew."""
         for model in [model for model in self.state.apart.values() if not model.hosts]:
             for group in list(model.apart):
                 for request in self.state.take_apart(model, group, len(group.requests)):
                     self.requests.wait(model, request, now)
+            self.requests.unserved(model.ref, orders, now)
 
     def _expire(self, orders: list[Order], now: float) -> None:
         first_s = math.inf

@@ -26,6 +26,7 @@ class KnownRows:
 
     _rows: OrderedDict[int, KnownRow] = field(default_factory=OrderedDict)  # {digest: row}, oldest first
     _samples: set[int] = field(default_factory=set)  # of all rows
+    deadly: bool = False  # one of them ended a process
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -39,7 +40,7 @@ class KnownRows:
         self._rows[key] = KnownRow(_sample(tensors), until_s, ends_process)
         if len(self._rows) > ROWS_MAX:
             self._rows.popitem(last=False)
-        self._samples = {row.sample for row in self._rows.values()}
+        self._changed()
 
     def find(self, tensors: Sequence[Any], now: float) -> KnownRow | None:
         """What is known of these inputs. Large inputs are read only if a few of their bytes are those of a row."""
@@ -52,7 +53,11 @@ class KnownRows:
         """Rows whose time is over are gone."""
         for key in [key for key, row in self._rows.items() if now >= row.until_s]:
             del self._rows[key]
+        self._changed()
+
+    def _changed(self) -> None:
         self._samples = {row.sample for row in self._rows.values()}
+        self.deadly = any(row.ends_process for row in self._rows.values())
 
 
 def _digest(tensors: Sequence[Any]) -> int:
