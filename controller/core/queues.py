@@ -34,6 +34,11 @@ class Request:
     waiting: bool = False  # in its model's queue
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
 
+    @property
+    def asker(self) -> Client:
+        """The client that sent it."""
+        return self.frontend, self.client
+
 
 @dataclass(slots=True, eq=False)
 class Group:

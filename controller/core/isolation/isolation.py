@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
 from controller.core.isolation.budget import DEATH_S, Budget
+from controller.core.isolation.rows import RowDigest
 from controller.core.isolation.suspects import DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
 from controller.core.orders import Order
-from controller.core.queues import Group, Request
+from controller.core.queues import Client, Group, Request
 from controller.core.requests import OpenRequests
 from controller.core.state import ShardState
 from controller.core.versions.reasons import Reason
@@ -66,13 +67,14 @@ class Isolation:
         if len(requests) > 1:
             for request in requests:
                 if request.closed:
-                    self._suspect(watch, request, result.code, now)
+                    self._suspect(watch, request.asker, result.code, now)
             self._try_apart(action, [request for request in requests if not request.closed], orders, now)
             return
         (request,) = requests
-        doubt = Doubt(request, result.code, now + DOUBT_S)
+        doubt = Doubt(request.asker, RowDigest.of(request.tensors), result.code, now + DOUBT_S)
         model = self.state.models.get(action.ref)
-        if model is not None and model.worked_s >= (group.since_s if group is not None else action.sent_s):
+        since_s = group.since_s if group is not None and group.owner is None else action.sent_s
+        if model is not None and model.worked_s >= since_s:
             self._failed_alone(watch, doubt, now)
         else:
             watch.doubt(doubt)
@@ -90,7 +92,7 @@ class Isolation:
             return
         for request in action.requests:
             if request.closed:
-                self._suspect(watch, request, code, now)
+                self._suspect(watch, request.asker, code, now)
             elif self._try_alone(request, action.sent_s, now):
                 request.apart += 1
             else:
@@ -135,7 +137,7 @@ class Isolation:
         if suspect is not None:
             return suspect.pool
         if watch.rows.find(request.tensors, now) is not None:
-            return Group(request.ref, owner=(request.frontend, request.client))
+            return Group(request.ref, owner=request.asker)
         return None
 
     # -- notices ------------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ class Isolation:
         if not known and able and not request.closed and self._try_alone(request, action.sent_s, now):
             return
         works = model is not None and now - model.worked_s <= WORKS_S
-        suspect = self._suspect(watch, request, code, now)
+        suspect = self._suspect(watch, request.asker, code, now)
         if suspect is not None:
             suspect.strike(now)
         if known and works:
@@ -205,14 +207,14 @@ class Isolation:
 
     def _failed_alone(self, watch: Watch, doubt: Doubt, now: float) -> None:
         """The request failed alone though its version works: its client, and its inputs, are kept apart."""
-        watch.rows.add(doubt.request.tensors, now + SUSPECT_S, ends_process=False)
-        suspect = self._suspect(watch, doubt.request, doubt.code, now)
+        watch.rows.add(doubt.row, now + SUSPECT_S, ends_process=False)
+        suspect = self._suspect(watch, doubt.client, doubt.code, now)
         if suspect is not None:
             suspect.proven = True
 
-    def _suspect(self, watch: Watch, request: Request, code: str, now: float) -> Suspect | None:
+    def _suspect(self, watch: Watch, client: Client, code: str, now: float) -> Suspect | None:
         model = self.state.models.get(watch.ref)
-        suspect = watch.name(request, model.spec.batch_max // 2 if model is not None else 1, now)
+        suspect = watch.name(client, model.spec.batch_max // 2 if model is not None else 1, now)
         if suspect is not None:
             self._tell(SUSPECTED, watch, suspect, code, now)
         return suspect
@@ -223,7 +225,7 @@ class Isolation:
         if suspect is not None:
             until_s = suspect.quarantine(now)
             self._tell(QUARANTINED, watch, suspect, code, now, until_s - now)
-        watch.rows.add(request.tensors, until_s, ends_process=True)
+        watch.rows.add(RowDigest.of(request.tensors), until_s, ends_process=True)
 
     def _pay(self, watch: Watch, action: Action, cost_s: float, now: float) -> None:
         """A failure of what was tried apart is paid for; the first failure of a batch is nobody's yet."""

@@ -12,6 +12,19 @@ SAMPLE_BYTES = 64  # looked at of each tensor before all of it is
 
 
 @dataclass(frozen=True, slots=True)
+class RowDigest:
+    """What tells the inputs of one request from all others."""
+
+    whole: int  # digest of all bytes
+    sample: int  # digest of a few of them
+
+    @classmethod
+    def of(cls, tensors: Sequence[Any]) -> "RowDigest | None":
+        """The digests of these inputs; None without any."""
+        return cls(_digest(tensors), _sample(tensors)) if tensors else None
+
+
+@dataclass(frozen=True, slots=True)
 class KnownRow:
     """The inputs of one request that failed alone."""
 
@@ -31,13 +44,12 @@ class KnownRows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, tensors: Sequence[Any], until_s: float, *, ends_process: bool) -> None:
-        """Requests with these inputs are known until then. Without tensors nothing is remembered."""
-        if not tensors:
+    def add(self, digest: RowDigest | None, until_s: float, *, ends_process: bool) -> None:
+        """Requests with these inputs are known until then."""
+        if digest is None:
             return
-        key = _digest(tensors)
-        self._rows.pop(key, None)
-        self._rows[key] = KnownRow(_sample(tensors), until_s, ends_process)
+        self._rows.pop(digest.whole, None)
+        self._rows[digest.whole] = KnownRow(digest.sample, until_s, ends_process)
         if len(self._rows) > ROWS_MAX:
             self._rows.popitem(last=False)
         self._changed()

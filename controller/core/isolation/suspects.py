@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from controller.core.isolation.budget import Budget
-from controller.core.isolation.rows import KnownRows
+from controller.core.isolation.rows import KnownRows, RowDigest
 from controller.core.queues import Client, Group, Request
 
 SUSPECT_S = 10.0  # after its last failure a client's requests are executed apart for so long; CALM_S after a pause
@@ -79,7 +79,8 @@ class Suspect:
 class Doubt:
     """A request that failed alone, of a version that has not worked for anybody since its batch was sent."""
 
-    request: Request
+    client: Client
+    row: RowDigest | None  # its inputs, which are not kept
     code: str
     until_s: float  # then it was the version that failed
 
@@ -97,21 +98,20 @@ class Watch:
 
     def suspect_of(self, request: Request) -> Suspect | None:
         """What is known of the request's client."""
-        return self.suspects.get((request.frontend, request.client)) if self.suspects else None
+        return self.suspects.get(request.asker) if self.suspects else None
 
     def active(self, request: Request, now: float) -> Suspect | None:
         """The same, while its requests are to be executed apart."""
         suspect = self.suspect_of(request)
         return suspect if suspect is not None and now < suspect.until_s else None
 
-    def name(self, request: Request, limit: int, now: float) -> Suspect | None:
-        """The request's client is a suspect from now on; None if it is not known who it is."""
-        if not request.client:
+    def name(self, client: Client, limit: int, now: float) -> Suspect | None:
+        """The client is a suspect from now on; None if it is not known who it is."""
+        if not client[1]:
             return None
-        client = (request.frontend, request.client)
         suspect = self.suspects.get(client)
         if suspect is None:
-            pool = Group(request.ref, owner=client)
+            pool = Group(self.ref, owner=client)
             suspect = self.suspects[client] = Suspect(client, pool, max(1, limit), now)
             if len(self.suspects) > SUSPECTS_MAX:
                 self.suspects.popitem(last=False)

@@ -3,9 +3,8 @@
 import pytest
 
 from controller.core.isolation.budget import KEPT_S, SAVED_S, SHARE, Budget
-from controller.core.isolation.rows import ROWS_MAX, SAMPLE_BYTES, KnownRows
+from controller.core.isolation.rows import ROWS_MAX, SAMPLE_BYTES, KnownRows, RowDigest
 from controller.core.isolation.suspects import DOUBTS_MAX, SUSPECT_S, SUSPECTS_MAX, Doubt, Watch
-from tests.controller.core.controller_builders import request
 
 
 def test_a_budget_fills_at_its_share_and_no_further_than_what_is_saved() -> None:
@@ -30,8 +29,8 @@ def test_a_budget_says_when_it_allows_again(suspect: bool) -> None:
 def test_inputs_are_known_by_every_byte_and_for_a_while() -> None:
     rows, large = KnownRows(), bytes(10 * SAMPLE_BYTES)
     other = large[:-1] + b"x"
-    rows.add((b"a", b"bc"), 10.0, ends_process=False)
-    rows.add((large,), 20.0, ends_process=True)
+    rows.add(RowDigest.of((b"a", b"bc")), 10.0, ends_process=False)
+    rows.add(RowDigest.of((large,)), 20.0, ends_process=True)
     assert rows.find((b"a", b"bc"), 9.9) is not None
     assert rows.find((b"a", b"bc"), 10.0) is None
     assert rows.find((b"ab", b"c"), 9.9) is None
@@ -47,7 +46,7 @@ def test_inputs_are_known_by_every_byte_and_for_a_while() -> None:
 def test_the_oldest_inputs_are_forgotten_for_others() -> None:
     rows = KnownRows()
     for number in range(ROWS_MAX + 1):
-        rows.add((b"%d" % number,), 10.0, ends_process=False)
+        rows.add(RowDigest.of((b"%d" % number,)), 10.0, ends_process=False)
     assert len(rows) == ROWS_MAX
     assert rows.find((b"0",), 1.0) is None
     assert rows.find((b"1",), 1.0) is not None
@@ -56,10 +55,8 @@ def test_the_oldest_inputs_are_forgotten_for_others() -> None:
 def test_no_more_suspects_and_doubts_are_kept_than_there_is_room_for() -> None:
     watch = Watch("m:1", Budget())
     for number in range(1, SUSPECTS_MAX + 2):
-        asks = request(number)
-        asks.client = number
-        watch.name(asks, 4, 1.0)
-        watch.doubt(Doubt(asks, "device_error", 5.0))
+        watch.name(("f", number), 4, 1.0)
+        watch.doubt(Doubt(("f", number), None, "device_error", 5.0))
     assert len(watch.suspects) == SUSPECTS_MAX
     assert len(watch.doubts) == DOUBTS_MAX
     watch.forget(1.0 + SUSPECT_S)
