@@ -133,9 +133,10 @@ class ApartPlanning:
             )
         if not group.requests:
             return ()
-        watch = self.isolation.watched[model.ref]
-        suspect = watch.suspects.get(group.owner) if group.owner is not None else None
-        limit = min(curve.batch_max, suspect.limit) if suspect is not None else curve.batch_max
+        limit = curve.batch_max
+        if group.owner is not None:
+            suspect = self.isolation.watched[model.ref].suspects.get(group.owner)
+            limit = min(limit, suspect.limit if suspect is not None else 1)
         count = rows = 0
         for request in group.requests[: 1 if group.trial else None]:
             rows += request.rows

@@ -210,3 +210,14 @@ def test_what_is_remembered_is_forgotten_and_costs_nothing_then() -> None:
     assert shard.scheduler.isolation.watched
     shard.wake(100.03 + max(SUSPECT_S, TOLD_EVERY_S) + 1.0)
     assert not shard.scheduler.isolation.watched
+
+
+def test_requests_that_wait_for_a_suspect_of_whom_nothing_is_known_any_more_are_executed_one_by_one() -> None:
+    shard = suspected()
+    for number in range(10, 14):
+        shard.submit(number, now=100.1, budget_s=0.5, client=7)
+    shard.submit(20, now=100.1, budget_s=0.5, client=1)
+    assert shard.wake(100.1) == ["w1: infer #4 m:1 x1 f/20"]
+    shard.scheduler.isolation.watched["m:1"].suspects.clear()  # another thousand clients were named since
+    shard.ran(4, begin_s=100.1, duration_s=0.01)
+    assert shard.wake(100.11) == ["w1: infer #5 m:1 x1 f/10"]
