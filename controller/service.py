@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from controller.core.failures import MENDED_BY_PEOPLE
+from controller.core.isolation.isolation import Notice
 from controller.core.orders import Order, ToBroker, ToFrontend, ToWorker
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
@@ -206,6 +207,8 @@ class ControllerService:
     def _turn(self, now: float) -> None:
         """Everything that has arrived was handled: now it is decided, once."""
         self._order(self.scheduler.wake(now=now))
+        for notice in self.scheduler.isolation.take_notices():
+            _log_notice(notice)
         self._monitoring.turn(now)
         assert self._alarm is not None
         self._alarm.by(self.scheduler.wake_at())
@@ -233,6 +236,11 @@ class ControllerService:
                 code=result.code,
                 message=result.message,
             )
+
+
+def _log_notice(notice: Notice) -> None:
+    pause = {"pause_s": notice.pause_s} if notice.pause_s else {}
+    log.warning(notice.event, frontend=notice.frontend, client=notice.client, ref=notice.ref, code=notice.code, **pause)
 
 
 def _introduces(messages: list[wire.ToController]) -> bool:

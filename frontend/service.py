@@ -25,6 +25,7 @@ from frontend.core.applications.messages import (
     Tell,
     Withdraw,
 )
+from frontend.core.askers import asker_of
 from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
@@ -207,7 +208,8 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            self._applications.handle(ClientAsked(client, request, frames, received_s))
+            asker = asker_of(client.identity, request)
+            self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
             target = self._targets.of(request)
@@ -227,6 +229,7 @@ class FrontendService:
             received_s + budget_s,
             bool(frames),
             weight,
+            asker=asker_of(client.identity, request),
         )
         self._enter(call, checked, request.cache)
 
@@ -261,6 +264,7 @@ class FrontendService:
             weight=call.weight,
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
             frames=len(part.tensors) if large else 0,
+            client=call.asker,
         )
         self._controllers.submit(model, message, part.tensors if large else ())
 
@@ -378,7 +382,7 @@ class FrontendService:
         target = self._targets.bound[ask.model]  # the applications know the same table
         call = Call(
             APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
-            False, ask.weight, ask=ask.number,
+            False, ask.weight, ask=ask.number, asker=ask.asker,
         )  # fmt: skip
         self._enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
 

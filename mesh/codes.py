@@ -89,6 +89,14 @@ class ErrorCode(Coded):
     NOT_DEPLOYED = "not_deployed", 404, False, "the version was taken away while the request was on its way", (
         AnswerStatus.REJECTED
     )  # fmt: skip
+    BATCH_FAILED = "batch_failed", None, True, (
+        "failed: its batch failed, perhaps because of another request, and there was no time to try it apart; "
+        "rejected: requests of its client have failed lately, and there was no time to execute it apart"
+    ), AnswerStatus.FAILED, AnswerStatus.REJECTED  # fmt: skip
+    QUARANTINED = "quarantined", None, True, (
+        "requests of this client, or this very input, have ended the process that executed them: refused until "
+        "`retry_after_ms` is over, longer each time"
+    ), AnswerStatus.REJECTED  # fmt: skip
     WORKER_LOST = "worker_lost", None, True, "its worker died, and no other could take over", AnswerStatus.FAILED
     DEVICE_ERROR = "device_error", None, False, (
         "the model raised, or its device failed; the message is its own"
@@ -296,6 +304,10 @@ class ActionKind(StrEnum):
     INFER = "infer"
 
 
+APART = "the requests of its batch are tried apart; one that was alone has `failed`, with the message"
+ALONE = "each of its requests is tried once more, alone"
+
+
 class ActionCode(Coded):
     """`code` of an action's result; `follows`: what the controller does. `retry`: it plans the requests again.
 
@@ -321,17 +333,13 @@ class ActionCode(Coded):
     ), "they are loaded again"  # fmt: skip
     ALREADY_LOADED = "already_loaded", True, "the weights are in the arena already, or on their way", "served"
     NO_PAGES = "no_pages", True, "not enough free pages", "of a LOAD: tried again with growing pauses"
-    BAD_BATCH = "bad_batch", False, "the device cannot execute this batch size", "`failed` to the client"
-    BAD_INPUT = "bad_input", False, "the inputs do not fit the model", "`failed` to the client"
+    BAD_BATCH = "bad_batch", False, "the device cannot execute this batch size", APART
+    BAD_INPUT = "bad_input", False, "the inputs do not fit the model", APART
     NO_SLOTS = "no_slots", True, "no free buffer for inputs", "planned again, at most 3 times"
     STALE_EPOCH = "stale_epoch", True, "ordered by a controller that has been replaced", "dropped"
     OVERFULL = "overfull", True, "too many actions wait at this device", "planned again, at most 3 times"
-    ROWS_CHANGED = "rows_changed", False, "the model gave another number of rows than it got", (
-        "`failed` to the client: nobody gets a row of that batch"
-    )  # fmt: skip
-    BAD_OUTPUTS = "bad_outputs", False, "the model gave outputs that are not those it promised", (
-        "`failed` to the client: nobody gets a row of that batch"
-    )  # fmt: skip
+    ROWS_CHANGED = "rows_changed", False, "the model gave another number of rows than it got", APART
+    BAD_OUTPUTS = "bad_outputs", False, "the model gave outputs that are not those it promised", APART
     CONTENT_CHANGED = "content_changed", False, (
         "the weights on disk are not, or not any more, those of the version"
     ), (
@@ -339,21 +347,31 @@ class ActionCode(Coded):
         "another device serves it"
     )  # fmt: skip
     DEVICE_ERROR = "device_error", False, "the device failed", (
-        "of an INFER: `failed` to the client, with the message; of a LOAD: tried again with growing pauses, and after "
+        f"of an INFER: {APART}; of a LOAD: tried again with growing pauses, and after "
         "five in a row the version is not served from that device, with the message as the reason; it is prepared "
         "again after 5 s, later each time, or when an operator deploys it"
     )  # fmt: skip
     MODEL_ERROR = "model_error", False, (
         "a container's code raised an exception, or returned what it must not"
-    ), "`failed` to the client, with the message"  # fmt: skip
+    ), APART  # fmt: skip
     CONTAINER_DIED = "container_died", True, (
-        "a container's code died or hung; it is being started again"
+        "a container's code died or hung while it executed this batch; it is being started again"
+    ), ALONE  # fmt: skip
+    RESTARTING = "restarting", True, (
+        "a container's code is being started again, and did not get this batch"
     ), "planned again, at most 3 times"  # fmt: skip
     REVOKED = "revoked", True, (
         "its controller took it back before EXEC began, because nobody waits for its requests any more"
     ), "counted as `revoked`, and not as a failure"  # fmt: skip
-    LOST = "lost", True, "no result came in time, though the worker is alive", "planned again, at most 3 times"
-    WORKER_LOST = "worker_lost", True, "its worker is gone", "planned elsewhere"
+    DEVICE_LOST = "device_lost", True, (
+        "the device failed for good, or hung, while it had this batch; its worker ends"
+    ), f"of the batch that ran: {ALONE}; of others: planned elsewhere"  # fmt: skip
+    LOST = "lost", True, "no result came in time, though the worker is alive", (
+        f"of the batch that ran: {ALONE}; of others: planned again, at most 3 times"
+    )  # fmt: skip
+    WORKER_LOST = "worker_lost", True, "its worker is gone", (
+        f"of the batch that ran, unless the worker had said goodbye: {ALONE}; of others: planned elsewhere"
+    )  # fmt: skip
 
 
 class FeedbackReason(Coded):

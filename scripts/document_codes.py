@@ -26,13 +26,15 @@ from mesh.codes import (
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CONTROLLERS = (
     ErrorCode.DEADLINE, ErrorCode.OVERLOAD, ErrorCode.QUEUE_FULL, ErrorCode.NOT_READY, ErrorCode.NOT_DEPLOYED,
-    ErrorCode.NO_WORKER, ErrorCode.NO_REPLICA,
+    ErrorCode.NO_WORKER, ErrorCode.NO_REPLICA, ErrorCode.BATCH_FAILED, ErrorCode.QUARANTINED,
 )  # codes of requests that a controller refuses, in its request log  # fmt: skip
 FAILED = (
     ActionCode.BAD_BATCH, ActionCode.BAD_INPUT, ActionCode.ROWS_CHANGED, ActionCode.BAD_OUTPUTS,
-    ActionCode.DEVICE_ERROR, ActionCode.MODEL_ERROR, ActionCode.WORKER_LOST,
+    ActionCode.DEVICE_ERROR, ActionCode.MODEL_ERROR, ActionCode.CONTAINER_DIED, ActionCode.DEVICE_LOST,
+    ActionCode.WORKER_LOST,
 )  # codes of actions that a request's line has, too  # fmt: skip
 
+OUTCOMES = (AnswerStatus.REJECTED, AnswerStatus.FAILED)  # statuses that a controller gives
 WIDTH = 98  # columns
 BEGIN, END = "<!-- codes: {}; written by scripts/document_codes.py -->\n", "<!-- end of codes -->\n"
 
@@ -79,7 +81,7 @@ def _actions() -> Iterator[Entry]:
 def _logged() -> Iterator[Entry]:
     """Codes in the logs of requests and actions."""
     for error in CONTROLLERS:
-        yield Entry(f"`{error}`", error.meaning, (RequestOutcome.REJECTED,))
+        yield Entry(f"`{error}`", error.meaning, tuple(status for status in error.statuses if status in OUTCOMES))
     for action in ActionCode:
         if action is not ActionCode.OK:
             yield Entry(

@@ -2,13 +2,15 @@
 
 from mesh.codes import ActionCode
 
-# codes of an INFER that another attempt would end with as well
+# codes of an INFER that the same requests would end with again: any of them may be the cause
 INFER_FINAL = frozenset(
     (
         ActionCode.DEVICE_ERROR, ActionCode.MODEL_ERROR, ActionCode.BAD_INPUT, ActionCode.BAD_BATCH,
         ActionCode.ROWS_CHANGED, ActionCode.BAD_OUTPUTS,
     )
 )  # fmt: skip
+# ... during which a process, or a device, may have died
+INFER_DIED = frozenset((ActionCode.CONTAINER_DIED, ActionCode.DEVICE_LOST, ActionCode.LOST))
 # ... whose model was not in place
 INFER_NOT_THERE = frozenset((ActionCode.WEIGHTS_MISSING, ActionCode.UNKNOWN_MODEL, ActionCode.WRONG_VERSION))
 # codes of a LOAD after which the weights are in place

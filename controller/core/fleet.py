@@ -62,9 +62,7 @@ class Fleet:
         orders: list[Order] = []
         device = self.state.devices.get(worker)
         if device is not None:
-            device.leave()
-            self.readiness.nothing_ready(device)
-            self.reporting.tell_serving(orders)
+            self.readiness.leaving(device, orders)
         return orders
 
     def leave(self, worker: str) -> tuple[list[Action], list[Order]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controller.core.isolation.isolation import Isolation
 from controller.core.orders import Order
 from controller.core.policies.base import SchedulingPolicy, Verdict
 from controller.core.queues import Request
@@ -37,6 +38,7 @@ class Intake:
     policy: SchedulingPolicy
     reasons: Reasons
     requests: OpenRequests
+    isolation: Isolation
     counters: Counters
     workers_come_until_s: float  # until then requests wait for workers, which may be on their way from our predecessor
     return_allowance_s: float  # part of every deadline kept for the way back to the client
@@ -60,7 +62,7 @@ class Intake:
         deadline_s = now + message.budget_s - age_s - self.return_allowance_s
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
-            now - age_s, deadline_s, message.weight, tensors, message.frames > 0,
+            now - age_s, deadline_s, message.weight, tensors, message.frames > 0, message.client,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
@@ -75,7 +77,11 @@ class Intake:
         if message.rows > model.spec.batch_max:
             text = f"{message.rows} rows are more than the largest batch, {model.spec.batch_max}"
             return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_BATCH, text, now)]
-        if self.state.waiting >= self.queue_max:
+        if self.isolation.watched:
+            reason = self.isolation.refusal(request, now)
+            if reason is not None:
+                return [requests.reject(request, reason, now)]
+        if self.state.waiting + self.state.waiting_apart >= self.queue_max:
             text = "too many requests wait"
             return [requests.refuse(request, REJECTED, QUEUE_FULL, text, now, retry_s=QUEUE_FULL_RETRY_S)]
         verdict = self.policy.admit(model, request, now)

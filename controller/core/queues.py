@@ -1,10 +1,11 @@
 """One model version's waiting requests, in order of deadline. Pure."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Client = tuple[str, int]  # (frontend, its number of the client)
 COMPACT_AT = 256  # requests taken from the head before the lists are cut
 
 
@@ -22,12 +23,41 @@ class Request:
     weight: float
     tensors: Sequence[Any] = ()  # not looked at: on their way from frontend to worker
     large: bool = False  # the tensors travel as frames of their own
+    client: int = 0  # the frontend's number of who asks; 0: unknown
     predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
+    apart: int = 0  # of these, actions after which it was tried apart
+    group: "Group | None" = None  # it is executed with requests of this group only; None: with any
+    killed: bool = False  # it was in a batch during which its process died
     cold: bool = False  # its model was on no device when it arrived
     admitted: bool = False  # it waited once, or still does
     waiting: bool = False  # in its model's queue
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
+
+    @property
+    def asker(self) -> Client:
+        """The client that sent it."""
+        return self.frontend, self.client
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Requests of one version that may be executed together, and with nobody else."""
+
+    ref: str
+    requests: list[Request] = field(default_factory=list)  # that wait apart, earliest deadline first
+    owner: Client | None = None  # whose requests they are; None: of several, whose batch failed
+    trial: bool = False  # one at a time, and nothing behind it: it may end its process
+    since_s: float = 0.0  # when the batch was sent of which it is a part
+
+    def add(self, request: Request) -> None:
+        """The request belongs to the group, and waits apart."""
+        request.group = self
+        insort(self.requests, request, key=_deadline)
+
+
+def _deadline(request: Request) -> float:
+    return request.deadline_s
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 
 REJECTED, FAILED, OVERLOAD = AnswerStatus.REJECTED, AnswerStatus.FAILED, ErrorCode.OVERLOAD
 OUTCOMES = {REJECTED: RequestOutcome.REJECTED, FAILED: RequestOutcome.FAILED}
+RESTARTING = ActionCode.RESTARTING
 EXPIRE_EVERY_S = 0.0005  # between two looks for requests that are hopeless
 KEPT_LOOK_S = 0.05  # ... that the policy keeps nevertheless
 UNREADY_S = 0.02  # a request whose model is ready nowhere is refused so long before its deadline
@@ -51,7 +52,7 @@ class OpenRequests:
     def admit(self, model: Model, request: Request, now: float) -> None:
         """The request is open, and waits for a batch."""
         self.open[request.frontend, request.number] = request
-        self._wait(model, request, now)
+        self.wait(model, request, now)
         if model.delay is not None:
             model.delay.arrived(now)
 
@@ -67,10 +68,17 @@ class OpenRequests:
         never = self.reasons.never(request.ref)
         if never is not None:
             orders.append(self.reject(request, never, now))
-        elif request.tries >= self.policy.lead.tries or model is None or not model.ready:
-            orders.append(self.refuse(request, FAILED, code, message, now))
+        elif model is not None and request.tries - request.apart < self.policy.lead.tries and self._serves(model, code):
+            self.wait(model, request, now)
         else:
-            self._wait(model, request, now)
+            orders.append(self.refuse(request, FAILED, code, message, now))
+
+    def _serves(self, model: Model, code: str) -> bool:
+        return bool(model.ready) or (code == RESTARTING and self.comes_back(model.ref))
+
+    def comes_back(self, ref: str) -> bool:
+        """Whether the version's processes are started again of themselves, so that it is worth while to wait."""
+        return ref in self.reasons.versions.contained
 
     def unserved(self, ref: str, orders: list[Order], now: float) -> None:
         """If no device can serve the version any more, all that waits for it is rejected with the reason."""
@@ -80,11 +88,12 @@ class OpenRequests:
                 orders.append(self.reject(request, never, now))
 
     def worker_lost(self, actions: Iterable[Action], orders: list[Order], now: float) -> None:
-        """The worker that had these actions is gone: their requests are planned again where time allows."""
+        """The worker is gone that had these actions, and had not begun them: their requests are planned again."""
         for action in actions:
             self.retry(action, ActionCode.WORKER_LOST, "its worker was lost, and no other can serve it", orders, now)
 
-    def _wait(self, model: Model, request: Request, now: float) -> None:
+    def wait(self, model: Model, request: Request, now: float) -> None:
+        """The request, which is open, waits for a batch; what is too late expires from there."""
         self.state.push(model, request)
         self.policy.arrived(model, request, now)
         self._first_hopeless_s = min(self._first_hopeless_s, self._hopeless_s(model, request))
@@ -101,12 +110,6 @@ class OpenRequests:
             self.counters.served(in_time)
             self._close(request, in_time, now)
             self.telemetry.served(request, action, device, result, end_s, in_time)
-
-    def fail(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
-        """The action's requests have failed, and would again."""
-        for request in action.requests:
-            if not request.closed:
-                orders.append(self.refuse(request, FAILED, code, message, now))
 
     def cancel(self, frontend: str, number: int, now: float) -> None:
         """Nobody waits for this request any more: it is dropped, without a word from here.
@@ -166,6 +169,16 @@ class OpenRequests:
             ),
         )
 
+    def untried(self, request: Request, now: float) -> Order:
+        """The request was to be executed apart, and there was no time for that."""
+        if request.apart:
+            text = "its batch failed, perhaps because of another request, and there was no time to try it apart"
+            return self.refuse(request, FAILED, ErrorCode.BATCH_FAILED, text, now)
+        if request.group is None or request.group.owner is None:  # it was alone when its worker was lost
+            return self.reject(request, self.reasons.too_late(request.ref, ready=True), now)
+        text = "requests of its client have failed lately; it was to be executed apart, and there was no time for that"
+        return self.refuse(request, REJECTED, ErrorCode.BATCH_FAILED, text, now)
+
     def give_up(self, model: Model, requests: Iterable[Request], orders: list[Order], now: float) -> None:
         """These requests, which wait no longer, are refused so that others are in time."""
         for request in requests:
@@ -202,6 +215,9 @@ class OpenRequests:
             ready = bool(model.ready)
             count = self.policy.expired(model, now) if ready else model.queue.before(now + UNREADY_S)
             for request in self.state.take_first(model, count) if count else ():
+                if request.group is not None:
+                    orders.append(self.untried(request, now))
+                    continue
                 reason = self.reasons.too_late(model.ref, ready=ready)
                 retry_s = self._retry_s(model, now)
                 orders.append(self.refuse(request, REJECTED, reason.code, reason.message, now, retry_s=retry_s))
@@ -231,6 +247,8 @@ class OpenRequests:
         waiting = {id(r) for model in self.state.models.values() for r in model.queue.requests[model.queue.head :]}
         bound = {id(r) for d in self.state.devices.values() for a in d.actions.values() for r in a.requests}
         opened = {id(request) for request in self.open.values()}
+        apart = {id(r) for model in self.state.models.values() for group in model.apart for r in group.requests}
         assert not waiting & bound, "a request is both waiting and bound"
-        assert waiting <= opened, "a request waits that has ended"
-        assert opened <= waiting | bound, "a request is neither waiting nor bound"
+        assert not apart & (waiting | bound), "a request waits apart that is waiting or bound, too"
+        assert waiting | apart <= opened, "a request waits that has ended"
+        assert opened <= waiting | apart | bound, "a request is neither waiting nor bound"

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
-from controller.core.failures import INFER_FINAL, INFER_NOT_THERE, LOADED
+from controller.core.failures import INFER_DIED, INFER_FINAL, INFER_NOT_THERE, LOADED
+from controller.core.isolation.isolation import Isolation
 from controller.core.orders import Order
 from controller.core.policies.base import SchedulingPolicy
 from controller.core.requests import OpenRequests
@@ -14,7 +15,8 @@ from controller.core.versions.readiness import Readiness
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
 
-OK, INFER, LOAD = ActionCode.OK, ActionKind.INFER, ActionKind.LOAD
+OK, CONTAINER_DIED, DEVICE_LOST = ActionCode.OK, ActionCode.CONTAINER_DIED, ActionCode.DEVICE_LOST
+INFER, LOAD = ActionKind.INFER, ActionKind.LOAD
 
 
 @dataclass(slots=True)
@@ -25,11 +27,12 @@ class Results:
     policy: SchedulingPolicy
     readiness: Readiness
     requests: OpenRequests
+    isolation: Isolation
     counters: Counters
     telemetry: Telemetry
 
-    def take(self, worker: str, result: wire.ActionResult, now: float) -> list[Order]:
-        """An action has ended, one way or another."""
+    def take(self, worker: str, result: wire.ActionResult, now: float, *, behind: bool = False) -> list[Order]:
+        """An action has ended, one way or another. `behind`: it waited behind another that hangs."""
         orders: list[Order] = []
         device = self.state.devices.get(worker)
         action = device.end(result) if device is not None else None
@@ -39,7 +42,8 @@ class Results:
         if result.code != OK:
             self.counters.failed(result.code)
         if action.kind is INFER:
-            self._inferred(device, action, result, orders, now)
+            ran = result.code in INFER_DIED and not behind and self._died(device, action, result.code, orders)
+            self._inferred(device, action, result, orders, now, ran=ran)
         elif action.kind is LOAD:
             self._loaded(device, action, result, orders, now)
         in_time = self.counters.in_time - in_time
@@ -48,18 +52,40 @@ class Results:
 
     def lose_overdue(self, device: RemoteDevice, orders: list[Order], now: float) -> None:
         """Actions whose result is overdue are taken for lost."""
+        executed = device.executed()
         for action in list(device.actions.values()):
             if now >= action.overdue_s:
                 text = f"no result for {now - action.sent_s:.1f} s"
                 lost = wire.ActionResult(
                     action=action.id, kind=action.kind, code=ActionCode.LOST, received_s=now, free_pages=0, message=text
                 )
-                orders.extend(self.take(device.worker, lost, now))
+                behind = executed is not None and executed is not action
+                orders.extend(self.take(device.worker, lost, now, behind=behind))
         device.found_overdue()
 
+    def _died(self, device: RemoteDevice, action: Action, code: str, orders: list[Order]) -> bool:
+        """Whether this action is the one during which a process died; others waited behind it."""
+        if code == CONTAINER_DIED:
+            return True  # what waited behind it has another code
+        if code != DEVICE_LOST:
+            return True
+        before = device.executed()
+        first = not device.died and (before is None or before.id > action.id)
+        device.died = device.died or first
+        self.readiness.leaving(device, orders)
+        return first
+
     def _inferred(
-        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+        self,
+        device: RemoteDevice,
+        action: Action,
+        result: wire.ActionResult,
+        orders: list[Order],
+        now: float,
+        *,
+        ran: bool,
     ) -> None:
+        """`ran`: its process died while it executed this action, not one before it."""
         end_s = device.end_s(result, now)
         device.infer_ended(action, end_s)
         if result.code in INFER_NOT_THERE and device.residency.models.get(action.ref) is action.place:
@@ -71,9 +97,14 @@ class Results:
             model = self.state.models.get(action.ref)
             if model is not None:
                 self.policy.completed(device, model, action.requests, now)
+                model.worked_s = now
             self.requests.served(action, device, result, end_s, now)
+            if self.isolation.watched:
+                self.isolation.served(action, now)
         elif result.code in INFER_FINAL:
-            self.requests.fail(action, result.code, result.message, orders, now)
+            self.isolation.failed(action, result, orders, now)
+        elif ran:
+            self.isolation.died(action, result.code, result.message, orders, now)
         else:
             self.requests.retry(action, result.code, result.message, orders, now)
 

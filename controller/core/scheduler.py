@@ -15,6 +15,8 @@ from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.fleet import Fleet
 from controller.core.intake import Intake
+from controller.core.isolation.isolation import LOST_TEXT, Isolation
+from controller.core.isolation.planning import ApartPlanning
 from controller.core.orders import Order
 from controller.core.policies.base import Batch, LoadPlan, SchedulingPolicy
 from controller.core.requests import OpenRequests
@@ -29,6 +31,7 @@ from controller.core.versions.reasons import Reasons
 from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
+from mesh.codes import ActionCode
 
 WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
@@ -71,11 +74,15 @@ class Scheduler:
         self._measuring = Measuring(state, self._actions, contents, self._preparations)
         reasons = Reasons(state, self.versions, contents)
         self._requests = OpenRequests(state, policy, reasons, self.counters, self.telemetry, return_allowance_s)
+        self.isolation = Isolation(state, self._requests)
+        self._apart = ApartPlanning(state, self._requests, self.isolation)
         self._intake = Intake(
-            state, policy, reasons, self._requests, self.counters, started_s + WORKERS_COME_S, return_allowance_s,
-            parameters.queue_max,
+            state, policy, reasons, self._requests, self.isolation, self.counters, started_s + WORKERS_COME_S,
+            return_allowance_s, parameters.queue_max,
         )  # fmt: skip
-        self._results = Results(state, policy, self._readiness, self._requests, self.counters, self.telemetry)
+        self._results = Results(
+            state, policy, self._readiness, self._requests, self.isolation, self.counters, self.telemetry
+        )
         self._now = 0.0  # of the last wake
         self._load_sent = False  # in the last wake: what waited for that LOAD can be sent behind it
         self._reach_s = 0.0  # the longest time ahead that a device was ever busy
@@ -126,8 +133,16 @@ class Scheduler:
         return self.fleet.leaving(worker)
 
     def worker_lost(self, worker: str, *, now: float) -> list[Order]:
-        """A worker is gone: what it had is planned again where time allows, and has failed where not."""
+        """A worker is gone: what it had is planned again where time allows, and has failed where not.
+
+        What it executed may have been the reason, unless it had said goodbye.
+        """
+        device = self.state.devices.get(worker)
+        executed = device.executed() if device is not None and not device.leaving else None
         actions, orders = self._leave(worker, now)
+        if executed is not None and executed.requests:
+            actions.remove(executed)
+            self.isolation.died(executed, ActionCode.WORKER_LOST, LOST_TEXT, orders, now)
         self._requests.worker_lost(actions, orders, now)
         return orders
 
@@ -187,12 +202,14 @@ class Scheduler:
                 orders.extend(self._actions.revoke(device))
         if self.state.waiting:
             self._requests.expire(now, self._reach_s, orders)
+        if self.isolation.watched:
+            self._apart.wake(orders, now)
         for device in self.state.devices.values():
             if now >= device.overdue_s:
                 self._results.lose_overdue(device, orders, now)
             if device.leaving:
                 continue
-            if device.waiting:
+            if device.waiting or device.apart:
                 self._fill_exec(device, now, orders)
             if self.state.unplaced or device.room_for_more or device.looks_for_load(now):
                 self._fill_load(device, now, orders)
@@ -213,7 +230,7 @@ class Scheduler:
                 times.append(again_s)
             if device.actions:
                 times.append(device.overdue_s)
-                if device.waiting and len(device.exec) < lead.depth:
+                if (device.waiting or device.apart) and len(device.exec) < lead.depth and not self._holds(device):
                     times.append(device.next_batch_at(device.exec.free_at(now) - lead.of(device), now))
             elif not preparation.complete:
                 times.append(now + PREPARE_S)
@@ -221,6 +238,8 @@ class Scheduler:
                 times.append(device.held_until_s)
         if self.state.waiting:
             times.append(self._requests.expire_at())
+        if self.state.apart:
+            times.append(self._apart.wake_at(now))
         if len(self._intake):
             times.append(self._intake.workers_come_until_s)
         if self.state.unplaced:
@@ -238,17 +257,38 @@ class Scheduler:
         while len(device.exec) < lead.depth:
             if len(device.exec) and device.exec.free_at(now) - now > lead.of(device):
                 return
-            if device.holds_back(self.state.models, now):
+            if self.isolation.watched and self._apart.holds(device):
+                return
+            held = device.holds_back(self.state.models, now)
+            if device.apart and not (held and len(device.exec)):  # what waits apart waits for no other requests
+                batch = self._apart.next_batch(device, orders, now)
+                if batch is not None:
+                    self._send_batch(device, batch, now, orders)
+                    continue
+            if held:
                 return
             batch = self.policy.choose(device, now)
             if batch is None:
                 return
-            self._send_batch(device, batch, now, orders)
+            self._bind(device, batch, now, orders)
+
+    def _holds(self, device: RemoteDevice) -> bool:
+        """Whether the device executes what may end its process, so that nothing is sent behind it."""
+        return bool(self.isolation.watched) and self._apart.holds(device)
+
+    def _bind(self, device: RemoteDevice, batch: Batch, now: float, orders: list[Order]) -> None:
+        """The batch is sent, without those of its requests that are to be executed apart."""
+        model, given_up = batch.model, batch.given_up
+        sound: Batch | None = batch
+        if self.isolation.watched:
+            sound = self._apart.sort(device, batch, orders, now)
+        self.state.take(model, [*given_up, *sound.requests] if sound is not None else given_up)
+        self._requests.give_up(model, given_up, orders, now)
+        if sound is not None:
+            self._send_batch(device, sound, now, orders)
 
     def _send_batch(self, device: RemoteDevice, batch: Batch, now: float, orders: list[Order]) -> None:
         model = batch.model
-        self.state.take(model, [*batch.given_up, *batch.requests])
-        self._requests.give_up(model, batch.given_up, orders, now)
         order = self._actions.infer(
             device,
             model.ref,
@@ -292,3 +332,4 @@ class Scheduler:
         self.state.check()
         self.fleet.check()
         self._requests.check()
+        self.isolation.check()

@@ -1,11 +1,12 @@
 """What the scheduler knows and its policy decides on: devices, versions of models, waiting requests. Pure."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import DISPATCH_S, NOISE, RemoteDevice
 from controller.core.devices.batch_delay import BatchDelay, new_delay
-from controller.core.queues import ModelQueue, Request
+from controller.core.queues import Group, ModelQueue, Request
 from controller.core.residency import Popularity
 from mesh import wire
 
@@ -22,6 +23,8 @@ class Model:
     hosts: dict[str, RemoteDevice] = field(default_factory=dict)  # {worker: device} where it is resident or loading
     cost_s: float = 0.0  # EXEC time of all that waits; each host's backlog has an equal share of it
     delay: BatchDelay | None = None  # how long its batches wait for more requests; None: they never had to
+    apart: list[Group] = field(default_factory=list)  # groups with requests that wait apart from the queue
+    worked_s: float = -math.inf  # when a batch of it last ended well
 
     def batch_delay(self, wait_s: float, now: float) -> BatchDelay:
         """How long its batches wait for more requests, where they may wait for `wait_s`."""
@@ -41,6 +44,9 @@ class ShardState:
     waiting: int = 0  # requests in all queues
     active: dict[str, Model] = field(default_factory=dict)  # {ref: model} with requests that wait
     unplaced: dict[str, None] = field(default_factory=dict)  # refs of active models without a host
+    apart: dict[str, Model] = field(default_factory=dict)  # {ref: model} with requests that wait apart
+    waiting_apart: int = 0  # requests in all groups
+    apart_hopeless_s: float = math.inf  # nobody who waits apart is too late before, even if devices are free
 
     # -- requests that wait -------------------------------------------------------------------------------------------
 
@@ -71,11 +77,56 @@ class ShardState:
 
     def remove(self, model: Model, request: Request) -> bool:
         """The request waits no longer. False if it did not."""
+        if request.group is not None and not request.waiting:
+            return self._leave_group(model, request.group, request)
         removed = model.queue.remove(request)
         if removed:
             self.waiting -= 1
             self.recount(model)
         return removed
+
+    # -- requests that wait apart -------------------------------------------------------------------------------------
+
+    def set_apart(self, model: Model, group: Group, request: Request) -> None:
+        """The request, which waited nowhere, waits in the group."""
+        group.add(request)
+        self.waiting_apart += 1
+        self.apart_hopeless_s = min(self.apart_hopeless_s, request.deadline_s - self.cost_s(model, 1))
+        if group not in model.apart:
+            model.apart.append(group)
+            self._mark_apart(model)
+
+    def take_apart(self, model: Model, group: Group, count: int) -> list[Request]:
+        """The first requests of the group wait no longer; they are returned, and stay its own."""
+        taken = group.requests[:count]
+        del group.requests[:count]
+        self._left_group(model, group, len(taken))
+        return taken
+
+    def _leave_group(self, model: Model, group: Group, request: Request) -> bool:
+        if request not in group.requests:
+            return False
+        group.requests.remove(request)
+        self._left_group(model, group, 1)
+        return True
+
+    def _left_group(self, model: Model, group: Group, count: int) -> None:
+        self.waiting_apart -= count
+        if not group.requests:
+            model.apart.remove(group)
+            self._mark_apart(model)
+
+    def _mark_apart(self, model: Model) -> None:
+        """The sets of models with requests that wait apart follow."""
+        if model.apart:
+            self.apart[model.ref] = model
+            for device in model.hosts.values():
+                device.apart[model.ref] = None
+        elif self.apart.pop(model.ref, None) is not None:
+            for device in model.hosts.values():
+                device.apart.pop(model.ref, None)
+
+    # -- how much waits -----------------------------------------------------------------------------------------------
 
     def recount(self, model: Model) -> None:
         """Backlogs follow a change of the model's queue."""
@@ -92,6 +143,10 @@ class ShardState:
         if device is None:
             return 0.0
         return device.curves[model.ref].total_s(rows)
+
+    def is_asked(self, ref: str) -> bool:
+        """Whether requests wait for the version, in its queue or apart."""
+        return ref in self.active or ref in self.apart
 
     # -- who serves what ----------------------------------------------------------------------------------------------
 
@@ -120,6 +175,7 @@ class ShardState:
         model.hosts[device.worker] = device
         self._share(model, model.cost_s)
         self._mark(model)
+        self._mark_apart(model)
 
     def drop_host(self, model: Model, device: RemoteDevice) -> None:
         """The model is not on the device any more."""
@@ -127,6 +183,7 @@ class ShardState:
             self._share(model, -model.cost_s)
             del model.hosts[device.worker]
             device.waiting.pop(model.ref, None)
+            device.apart.pop(model.ref, None)
             self._share(model, model.cost_s)
             self._mark(model)
 
@@ -146,7 +203,7 @@ class ShardState:
 
     def drop_idle_models(self) -> None:
         """Models that are ready nowhere and that nobody waits for are gone."""
-        for ref in [ref for ref, model in self.models.items() if not model.ready and not len(model.queue)]:
+        for ref in [ref for ref, model in self.models.items() if not model.ready and not self.is_asked(ref)]:
             del self.models[ref]
 
     def _share(self, model: Model, cost_s: float) -> None:
@@ -179,13 +236,17 @@ class ShardState:
         unplaced = {ref for ref, model in self.models.items() if len(model.queue) and not model.hosts}
         assert self.unplaced.keys() == unplaced
         assert self.active.keys() == {ref for ref, model in self.models.items() if len(model.queue)}
+        assert self.apart.keys() == {ref for ref, model in self.models.items() if model.apart}
+        assert self.waiting_apart == sum(len(group.requests) for m in self.models.values() for group in m.apart)
         for model in self.models.values():
             model.queue.check()
+            _check_apart(model)
             assert model.hosts.keys() <= model.ready.keys(), model.ref
             for worker, device in model.hosts.items():
                 assert self.devices[worker] is device
                 assert model.ref in device.residency.models
                 assert (model.ref in device.waiting) == bool(len(model.queue))
+                assert (model.ref in device.apart) == bool(model.apart)
         for device in self.devices.values():
             device.check()
             self._check_backlog(device, self.models.values())
@@ -193,3 +254,13 @@ class ShardState:
     def _check_backlog(self, device: RemoteDevice, models: Iterable[Model]) -> None:
         total = sum(model.cost_s / len(model.hosts) for model in models if device.worker in model.hosts)
         assert abs(total - device.backlog_s) < 1e-6 + 0.01 * total, (device.worker, total, device.backlog_s)
+
+
+def _check_apart(model: Model) -> None:
+    for group in model.apart:
+        assert group.requests, "an empty group waits"
+        assert group.ref == model.ref
+        for request in group.requests:
+            assert request.group is group, "a request waits in a group that is not its own"
+            assert not request.waiting, "a request waits both in the queue and apart"
+            assert not request.closed, "a request waits apart that has ended"

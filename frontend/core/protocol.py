@@ -43,6 +43,7 @@ class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_f
     context: str | None = None
     cache: bool = True
     weight: float = 1.0
+    source: str | None = None  # by which a proxy tells its own clients apart
 
 
 class CancelRequest(msgspec.Struct, tag_field="op", tag="cancel", forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from frontend.admin.observer import NoMesh, answering, describe
 from frontend.client.client import RequestError
+from frontend.core.askers import source_of
 from frontend.gateway import descriptions
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
 from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
@@ -121,7 +122,10 @@ class Gateway:
         question = read_question(body, length, described, slo_ms)
         if question.tensor_bytes > self.gate.body_bytes_max:
             raise self.gate.too_large(question.tensor_bytes)
-        options = question.options if version is None else {**question.options, "version": version}
+        source = source_of(request.remote or "", request.headers.get("X-Forwarded-For", ""))
+        options = {**question.options, "source": source}
+        if version is not None:
+            options["version"] = version
         asked_ms = question.slo_ms if question.slo_ms is not None else described.get("slo_ms")
         with self._pool.picked() as client:
             if kind == "models":

@@ -64,6 +64,7 @@ class SimWorker:
         self.link_out = 0  # and of the link to there
         self.hung = False  # nothing ends, and nothing is begun that waits for its time
         self.losing = 0  # so many of the next results are lost on their way to the controller
+        self.fault: Callable[[wire.Infer], ActionCode] = _well  # the code with which this EXEC ends
         self.epoch = 1  # of the controller that is obeyed
         self._timeline = timeline
         self._duration_s = duration_s
@@ -151,6 +152,8 @@ class SimWorker:
         now = self._now_s()
         for phase, job, done in self._emulator.due(now):
             self._ended(phase, job)
+            if isinstance(job.action, wire.Infer):
+                done.code = self.fault(job.action)
             self.pump.finished(phase, job, done, now=now)
             self._arm()
         if self.pump.wake(now=now):
@@ -202,6 +205,11 @@ class SimWorker:
             self.say(self, result)
         if job is not None and well and result.duration_s is not None:
             self.versions.executed(job.action, result.duration_s)
+
+
+def _well(action: wire.Infer) -> ActionCode:
+    """Every EXEC ends well, if nothing else is said."""
+    return OK
 
 
 def _nobody(worker: SimWorker, message: object) -> None:

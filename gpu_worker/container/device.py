@@ -138,8 +138,7 @@ class ContainerDevice:
         assert isinstance(action, wire.Infer)
         now = time.monotonic()
         if not self._keeper.run(action.action, action.batch, job.slot):
-            why = self._faults[0] if self._faults else "its code is being started again"
-            return Done(now, now, 0.0, ActionCode.CONTAINER_DIED, why)
+            return Done(now, now, 0.0, ActionCode.RESTARTING)
         self._running = job
         assert self._alarm is not None
         cold_s = 0.0 if self._keeper.warm else action.cold_s

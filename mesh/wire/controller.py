@@ -24,6 +24,7 @@ class Submit(Message, frozen=True, kw_only=True, tag="submit"):
     weight: float = 1.0  # value of an answer in time, relative to other requests
     inline: tuple[memoryview, ...] = ()  # input tensors in the order of the spec, C order, little endian
     frames: int = 0  # or: how many frames of this message carry the input tensors
+    client: int = 0  # the frontend's number of the client that asks; 0: it does not say
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):

@@ -96,3 +96,16 @@ class Model:
 
 
 model = Model()
+
+
+def poisoned(x):
+    """Raises, ends its process or is killed for rows that begin with -1, -2 and -3."""
+    time.sleep(0.01)
+    orders = {int(first) for first in x[:, 0]}
+    if -1 in orders:
+        raise ValueError(f"the rows were {x[:, 0].tolist()}")
+    if -2 in orders:
+        os._exit(9)
+    if -3 in orders:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x * 2

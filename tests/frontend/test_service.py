@@ -38,6 +38,17 @@ async def test_a_request_goes_to_the_controller_and_its_outputs_to_the_client(tm
 
 
 @on_loop
+async def test_a_controller_is_told_the_clients_of_one_connection_apart_by_their_source(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        for number, source in enumerate((None, "a", "b", "a", None)):
+            at.client.submit("m", ROW + number, source=source)
+        plain, one, other, again, plainly = [each.client for each in await at.controller.wait(wire.Submit, 5)]
+        assert len({plain, one, other}) == 3
+        assert (again, plainly) == (one, plain)
+        assert 0 not in (plain, one, other)
+
+
+@on_loop
 async def test_the_models_own_budget_counts_where_none_is_given(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
         at.client.submit("m", ROW)

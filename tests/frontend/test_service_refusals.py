@@ -149,6 +149,8 @@ async def test_thousands_of_requests_that_end_at_one_instant_are_all_answered(
         ({"model": None, "app": "a"}, Invalid, "unknown_app", "app"),
         ({"slo_ms": 600_000.1}, Invalid, "bad_slo", "slo_ms"),
         ({"weight": 0.0}, Invalid, "bad_weight", "weight"),
+        ({"source": "x" * 65}, Invalid, "bad_field", "source"),
+        ({"source": 7}, Invalid, "bad_field", "source"),
         ({"inputs": []}, Invalid, "bad_inputs", "inputs"),
     ],
 )

@@ -20,7 +20,9 @@ from controller.core.estimation.forecast import LaneForecast
 from controller.core.queues import ModelQueue
 from controller.core.residency import Residency
 from mesh import wire
+from mesh.codes import ActionKind
 
+INFER = ActionKind.INFER
 LOAD_RETRY_S = 0.01  # pause after a LOAD that failed; it doubles with each further failure
 LOAD_RETRY_S_MAX = 1.0
 LOAD_LATE_S = 1.0  # a LOAD may start this late: it stays useful
@@ -65,6 +67,8 @@ class RemoteDevice(ABC):
     pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     offset_s: float = 0.0  # the worker's clock minus ours
+    apart: dict[str, None] = field(default_factory=dict)  # refs resident here with requests that wait apart
+    died: bool = False  # while it executed a batch: whatever else it had did not end it
     backlog_s: float = 0.0  # its share of the EXEC time of all that waits for models resident here
     busy_until_s: float = 0.0  # when the last client's batch sent here was expected to end
     overdue_s: float = math.inf  # no action is overdue before
@@ -240,6 +244,13 @@ class RemoteDevice(ABC):
             return None  # of an earlier life of this controller, or taken for lost
         del self.actions[action.id]
         return action
+
+    def executed(self) -> Action | None:
+        """The INFER that the device executes now, as far as is known: the oldest, if its weights are there."""
+        for action in self.actions.values():
+            if action.kind is INFER:
+                return action if action.place is None or action.place.loading is None else None
+        return None
 
     def end_s(self, result: wire.ActionResult, now: float) -> float:
         """When the action ended; now, if it does not say."""

@@ -94,7 +94,7 @@ class Fifo(SchedulingPolicy):
         for _, ref in sorted(unplaced):
             evict = device.residency.victims(
                 device.pages[ref],
-                lambda resident: resident in self.state.active,
+                self.state.is_asked,
                 lambda resident: device.residency.models[resident].used_s,
             )
             if evict is not None:

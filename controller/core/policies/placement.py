@@ -234,7 +234,7 @@ class Placement:
             return LoadPlan(model, ())
         candidates = []
         for ref, place in residency.models.items():  # least recently used first
-            if place.loading is None and not place.bound and ref not in self.state.active:
+            if place.loading is None and not place.bound and not self.state.is_asked(ref):
                 known = self.state.models.get(ref)
                 rate = self._rate(known, now) if known is not None and ref in device.curves else 0.0
                 others = max(0, len(known.hosts) - 1) if known is not None else 0

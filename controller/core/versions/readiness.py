@@ -147,6 +147,12 @@ class Readiness:
         self._gone(device, ref)
         orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
 
+    def leaving(self, device: RemoteDevice, orders: list[Order]) -> None:
+        """The device finishes what it has, and is given nothing new."""
+        device.leave()
+        self.nothing_ready(device)
+        self.reporting.tell_serving(orders)
+
     def nothing_ready(self, device: RemoteDevice) -> None:
         """The device serves no version any more, and none waits there for the catalogue."""
         for ref in [*device.curves, *self.contents.held_by(device.worker)]:

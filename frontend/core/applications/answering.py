@@ -78,7 +78,7 @@ class Answering:
         checked = rules.check(request, asked.frames)
         opened = EnsembleRequest(
             asked.client, request.id, app, context, checked.rows, checked.tensors, bool(asked.frames), weight,
-            request.cache, asked.received_s, asked.received_s + budget_s,
+            request.cache, asked.received_s, asked.received_s + budget_s, asked.asker,
         )  # fmt: skip
         app.counts.asked += 1
         self.open.open(opened)
@@ -132,7 +132,7 @@ class Answering:
         request.asks.append(number)
         return Ask(
             number, model, request.rows, request.tensors, request.received_s, request.deadline_s,
-            request.weight, request.use_cache,
+            request.weight, request.use_cache, request.asker,
         )  # fmt: skip
 
     def model_answered(

@@ -39,6 +39,7 @@ class EnsembleRequest:
     use_cache: bool
     received_s: float
     deadline_s: float
+    asker: int = 0  # who asks, as the controller tells clients apart
     selection: Selection | None = None  # None until models are asked
     shadows: tuple[str, ...] = ()  # models that are asked beside those, and never waited for
     waiting: set[str] = field(default_factory=set)  # selected models that have not reported

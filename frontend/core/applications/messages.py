@@ -49,6 +49,7 @@ class ClientAsked:
     request: protocol.InferRequest | protocol.AppRequest
     frames: Sequence[Any]  # tensors of a question that travel outside its header
     received_s: float  # the clock that `now` reads
+    asker: int = 0  # who asks, as the controller tells clients apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ class Ask:
     deadline_s: float
     weight: float
     use_cache: bool
+    asker: int = 0  # who asks, as the controller tells clients apart
 
 
 @dataclass(frozen=True, slots=True)

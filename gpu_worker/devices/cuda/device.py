@@ -189,7 +189,7 @@ class CudaDevice:
         """Starts a phase. Returns its outcome if it is over already; None: `finished` will be called."""
         now = time.monotonic()
         if self._reporter.hangs:
-            return Done(now, now, 0.0, ActionCode.DEVICE_ERROR, "the device hangs")
+            return Done(now, now, 0.0, ActionCode.DEVICE_LOST, "the device hangs")
         self._reporter.begun(phase, job)
         done = self._begin(phase, job, now)
         if done is not None:

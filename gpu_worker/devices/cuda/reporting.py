@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost
@@ -73,7 +74,12 @@ class Reporter:
             self._lost(why)
 
     def _end(self, phase: Phase, job: Job, done: Done) -> None:
-        """Reports the end of a phase, unless it was given up and reported before. On the loop's thread."""
+        """Reports the end of a phase, unless it was given up and reported before. On the loop's thread.
+
+        Whatever fails on a lost device fails for that reason: the controller tells by the order who was first.
+        """
         assert self._finished is not None
         if self._begun.pop(job, None) is not None:
+            if self.is_lost and done.code == ActionCode.DEVICE_ERROR:
+                done = replace(done, code=ActionCode.DEVICE_LOST)
             self._finished(phase, job, done)

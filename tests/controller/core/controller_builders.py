@@ -159,11 +159,13 @@ class Shard:
         frontend: str = "f",
         tensors: Sequence[bytes] = (),
         frames: int = 0,
+        client: int = 0,
     ) -> list[str]:
         """A request arrives."""
         message = wire.Submit(
-            request=number, attempt=attempt, ref=ref, rows=rows, budget_s=budget_s, weight=weight, frames=frames
-        )
+            request=number, attempt=attempt, ref=ref, rows=rows, budget_s=budget_s, weight=weight, frames=frames,
+            client=client,
+        )  # fmt: skip
         return self.checked(self.scheduler.submit(message, frontend, tensors, age_s=age_s, now=now))
 
     def wake(self, now: float) -> list[str]:

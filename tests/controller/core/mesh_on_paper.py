@@ -21,6 +21,7 @@ from gearmesh.simulation.workers import SimWorker
 from gpu_worker.core.jobs import Job, Phase, Servable
 from gpu_worker.core.pump import Pump
 from mesh import wire
+from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import PAGE_BYTES, line, spec
 
 BEGIN_S = 100.0
@@ -42,6 +43,8 @@ class Chances:
     lost_frontends: int = 0  # that come back with the same name and submit again what is open
     churn: int = 0  # versions that are let go and wanted again
     cancels: float = 0.0  # share of requests that are given up
+    poison: float = 0.0  # share of requests with which every batch fails
+    deadly: float = 0.0  # share of requests with which every worker dies
     measured: bool = True  # versions come with a profile; False: it is measured first
     clock_error_s: float = 0.2e-3
 
@@ -167,6 +170,9 @@ class Story:
             for ref in self.refs
         }
         self.outcomes: dict[tuple[str, int], Outcomes] = {}
+        self.poison: set[tuple[str, int]] = set()  # (frontend, number) of requests that fail
+        self.deadly: set[tuple[str, int]] = set()  # ... that end their worker
+        self.deaths = 0  # of workers, because of those
         self.executed: list[tuple[str, int]] = []  # (model, rows) of every batch that ran for clients
         self.turns = 0
         self._policy = policy
@@ -241,8 +247,12 @@ class Story:
         self._deadlines[key] = self.now + budget_s
         self._requests[key] = wire.Submit(
             request=number, attempt=0, ref=rng.choice(self.refs), rows=rng.choice((1, 1, 1, 1, 2, 5)),
-            budget_s=budget_s, weight=rng.choice((1.0, 1.0, 2.0)),
+            budget_s=budget_s, weight=rng.choice((1.0, 1.0, 2.0)), client=number % 9,
         )  # fmt: skip
+        if self.chances.poison and rng.random() < self.chances.poison:
+            self.poison.add(key)
+        elif self.chances.deadly and rng.random() < self.chances.deadly:
+            self.deadly.add(key)
         self.outcomes[key] = Outcomes()
         self._send(key)
         if rng.random() < self.chances.cancels:
@@ -286,7 +296,22 @@ class Story:
         versions.later = lambda call: self.later(self.rng.uniform(0.001, 0.05), call)
         name, offset_s = f"w{next(self._names)}", self.rng.uniform(-50.0, 1e4)
         worker = SimWorker(name, self.timeline, self.pages, versions, self._duration_s, offset_s=offset_s, checked=True)
+        worker.fault = lambda action: self._fault(worker, action)
         self.mesh.join(worker)
+
+    def _fault(self, worker: SimWorker, action: wire.Infer) -> ActionCode:
+        keys = {(part.frontend, part.request) for part in action.parts}
+        if keys & self.deadly:
+            self.deaths += 1
+            self.later(0.0, lambda: self._died(worker))
+            worker.linked = False  # its last result is not sent
+            return ActionCode.DEVICE_ERROR
+        return ActionCode.DEVICE_ERROR if keys & self.poison else ActionCode.OK
+
+    def _died(self, worker: SimWorker) -> None:
+        if self.mesh.workers.pop(worker.name, None) is not None:
+            self.mesh.kill(worker)
+            self.later(self.rng.uniform(0.0, 0.2), self._join)
 
     def _duration_s(self, phase: Phase, job: Job) -> float:
         action = job.action

@@ -10,13 +10,25 @@ from tests.controller.core.controller_builders import TEN_MS, Shard, hello, line
 # -- workers lost, actions failed -------------------------------------------------------------------------------------
 
 
-def test_what_a_lost_worker_had_is_planned_again_on_another() -> None:
+def test_what_a_lost_worker_executed_is_tried_again_on_another_each_request_alone_and_the_rest_together() -> None:
     shard = Shard().serve({"m:1": TEN_MS}, workers=("w1", "w2"))
-    shard.submit(1, now=100.0, budget_s=1.0)
-    shard.submit(2, now=100.0, budget_s=1.0)
+    for number in (1, 2):
+        shard.submit(number, now=100.0, budget_s=1.0)
     assert shard.wake(100.0) == ["w1: infer #1 m:1 x2 f/1 f/2"]
-    assert shard.lose("w1", now=100.005) == []
-    assert shard.wake(100.005) == ["w2: infer #2 m:1 x2 f/1 f/2"]
+    for number in (3, 4):
+        shard.submit(number, now=100.0, budget_s=1.0)
+    assert shard.wake(100.0) == ["w2: infer #2 m:1 x2 f/3 f/4"]
+    for number in (5, 6):
+        shard.submit(number, now=100.011, budget_s=1.0)
+    assert shard.wake(100.011) == ["w1: infer #3 m:1 x2 f/5 f/6"]
+    assert shard.lose("w1", now=100.011) == []
+    assert shard.wake(100.011) == ["w2: infer #4 m:1 x1 f/1"]
+    assert shard.ran(2, worker="w2", begin_s=100.0, duration_s=0.012) == []
+    assert shard.wake(100.012) == []  # nothing is sent behind what may end the process
+    assert shard.ran(4, worker="w2", begin_s=100.012, duration_s=0.01) == []
+    assert shard.wake(100.022) == ["w2: infer #5 m:1 x1 f/2"]
+    assert shard.ran(5, worker="w2", begin_s=100.022, duration_s=0.01) == []
+    assert shard.wake(100.032) == ["w2: infer #6 m:1 x2 f/5 f/6"]
 
 
 def test_what_a_lost_worker_had_is_failed_if_no_other_can_serve_it() -> None:

@@ -239,3 +239,19 @@ def test_the_same_seed_gives_the_same_story() -> None:
     first, second = (play(3, Chances(kills=2, relinks=2)) for _ in range(2))
     assert first.outcomes == second.outcomes
     assert first.executed == second.executed
+
+
+@pytest.mark.parametrize("policy", ["atc", "fifo", "clockwork"])
+@pytest.mark.parametrize("seed", range(4))
+def test_poison_is_never_answered_and_everybody_else_is_whatever_goes_wrong_beside(seed: int, policy: str) -> None:
+    chances = Chances(
+        noise=0.4, kills=1, relinks=2, lost_frontends=2, churn=4, cancels=0.1, poison=0.06, deadly=0.02,
+        measured=seed % 2 == 0,
+    )  # fmt: skip
+    story = play(seed, chances, policy=policy)
+    assert_all_has_ended(story)
+    assert_everybody_was_answered(story)
+    assert story.poison
+    assert not any(story.outcomes[key].outputs for key in story.poison | story.deadly)
+    tried = sum(story.outcomes[key].attempts for key in story.deadly)
+    assert story.deaths <= 2 * tried

@@ -103,7 +103,7 @@ async def test_code_that_was_changed_meanwhile_does_not_serve_under_the_old_name
         assert "SIGKILL" in await one.news.get()
         assert await one.news.get()
         assert len(one.outdated) == 1
-        assert ActionCode.CONTAINER_DIED in await one.run()
+        assert ActionCode.RESTARTING in await one.run()
 
 
 @on_loop
@@ -147,7 +147,7 @@ async def test_a_batch_that_comes_while_the_code_is_being_started_again_goes_els
         os.kill(one.pid, signal.SIGKILL)
         assert "SIGKILL" in await one.news.get()
         await one.started()
-        assert ActionCode.CONTAINER_DIED in await one.run()
+        assert ActionCode.RESTARTING in await one.run()
         (folder / "hold").unlink()
         assert await one.news.get() == ""
         np.testing.assert_array_equal(await one.run(), ROW)

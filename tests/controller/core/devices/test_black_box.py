@@ -1,5 +1,6 @@
 """Containers in the scheduler: who serves them, what a batch waits for, what happens when their code dies."""
 
+import msgspec
 import pytest
 
 from mesh import wire
@@ -75,6 +76,28 @@ def test_nothing_is_bound_behind_a_replica_that_seems_stuck() -> None:
     made.wake(1.0)
     made.submit(2, REF, now=1.5, budget_s=1.0)
     assert made.wake(1.5) == []
+
+
+@pytest.mark.parametrize("code", [ActionCode.MODEL_ERROR, ActionCode.CONTAINER_DIED, ActionCode.RESTARTING])
+def test_batches_that_fail_neither_lower_the_limit_of_rows_nor_teach_how_long_a_batch_takes(code: str) -> None:
+    aimd = wire.Batching(method="aimd", objective_s=0.02)
+    made = shard(container())
+    words = msgspec.structs.replace(container(), prepared=(msgspec.structs.replace(report(), batching=aimd),))
+    made.join(words, now=0.0)
+    made.wake(0.0)
+    now = 1.0
+    for action in range(1, 6):
+        made.submit(action, REF, now=now)
+        made.wake(now)
+        made.ran(action, begin_s=now, duration_s=0.001, worker="c1")
+        now += 0.1
+    curve = made.state.devices["c1"].curves[REF]
+    before = (curve.batch_max, curve.exec_s(1))
+    assert before[0] > 1
+    made.submit(6, REF, now=now)
+    made.wake(now)
+    made.result(6, now=now + 5.0, worker="c1", code=code)
+    assert (curve.batch_max, curve.exec_s(1)) == before
 
 
 def test_requests_of_code_that_died_go_to_another_replica() -> None:

@@ -32,6 +32,7 @@ SPEC = wire.ModelSpec(
 )
 ODD = wire.ModelSpec(inputs=SPEC.inputs, outputs=SPEC.inputs, batch_max=8, slo_ms=100.0)
 X = np.ones((1, 2), np.float32).tobytes()
+ASKER = 77  # who asks, as the controller is told
 DEFAULT = [{"name": "y", "dtype": "float32", "shape": [1, 4], "data": np.full(4, 0.25, np.float32).tobytes()}]
 DECISION_S = 60.0
 
@@ -94,7 +95,7 @@ class Core:
 
     def ask(self, request: Any, now: float = 0.0) -> list[Order]:
         """A client asks for this."""
-        return self.handle(ClientAsked("client", request, (), now), now)
+        return self.handle(ClientAsked("client", request, (), now, ASKER), now)
 
     def infer(self, request_id: int = 1, now: float = 0.0, **fields: Any) -> list[Order]:
         """A client asks the application about one row."""

@@ -22,7 +22,7 @@ from frontend.core.applications.messages import (
 )
 from frontend.core.protocol import ClientAnswer, Error
 from selection.base import fresh
-from tests.frontend.core.applications.cores import DEFAULT, MODELS, Core, X, asks, entry, scores, table
+from tests.frontend.core.applications.cores import ASKER, DEFAULT, MODELS, Core, X, asks, entry, scores, table
 
 OWN = "tests.selection.own_policy:"
 BUSY = Failure("rejected", "overload", "no", 120.0, 500.0)
@@ -39,7 +39,7 @@ def test_all_models_are_asked_at_once_and_the_last_one_to_answer_makes_the_answe
     orders = at.infer(7, now=100.0, weight=2.0)
     assert orders == [
         ReadState(("app", "")),
-        *(Ask(i, model, 1, [X], 100.0, 100.06, 2.0, True) for i, model in enumerate(MODELS, 1)),
+        *(Ask(i, model, 1, [X], 100.0, 100.06, 2.0, True, ASKER) for i, model in enumerate(MODELS, 1)),
     ]
     assert at.core.holds("client", 7)
     assert at.handle(ModelAnswered(1, [scores(1)]), 100.01) == []

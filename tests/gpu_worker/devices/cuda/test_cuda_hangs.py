@@ -156,9 +156,9 @@ async def test_an_exec_that_never_ends_is_noticed_and_everything_that_was_begun_
         (why,) = on.lost
         assert names(why, "LOAD", "tall:1", "11 s", "10 s")
         dones = await asyncio.gather(*begun)
-        assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_ERROR, why)] * 3
+        assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_LOST, why)] * 3
         after = await on.begin(Phase.INPUT, infer_job("linear:1", (0,), torch.randn(1, 4)))
-        assert after.code == ActionCode.DEVICE_ERROR
+        assert after.code == ActionCode.DEVICE_LOST
 
 
 @pytest.mark.parametrize(("phase", "lane"), [(Phase.INPUT, "input"), (Phase.EXEC, "exec"), (Phase.OUTPUT, "output")])
@@ -179,7 +179,7 @@ async def test_each_stream_that_hangs_is_noticed_with_what_it_hangs_in(
         assert looked(on, 1, 11.0)
         (why,) = on.lost
         assert names(why, lane.upper(), "linear:1", "11 s", "10 s")
-        assert (await future).code == ActionCode.DEVICE_ERROR
+        assert (await future).code == ActionCode.DEVICE_LOST
 
 
 @on_loop
@@ -207,7 +207,7 @@ async def test_a_call_that_does_not_come_back_is_noticed_though_nothing_is_watch
         assert looked(on, 1, 11.0)
         (why,) = on.lost
         assert names(why, "issuing", "11 s", "10 s")
-        assert (await begun).code == ActionCode.DEVICE_ERROR
+        assert (await begun).code == ActionCode.DEVICE_LOST
 
 
 @on_loop
@@ -222,7 +222,7 @@ async def test_a_device_that_hangs_is_closed_without_waiting_for_it(
         ended = on.begin(Phase.EXEC, job)
         await hangs(on, driver, "watch exec")
         assert looked(on, 11)
-        assert (await ended).code == ActionCode.DEVICE_ERROR
+        assert (await ended).code == ActionCode.DEVICE_LOST
         began_s = time.monotonic()
         on.device.close()
         assert time.monotonic() - began_s < LIMIT_S / 2
@@ -301,7 +301,7 @@ async def test_a_device_is_looked_at_again_and_again_until_it_is_closed(reposito
         driver.hang("exec")
         ended = on.begin(Phase.EXEC, job)
         await on.told_lost.wait()
-        assert (await ended).code == ActionCode.DEVICE_ERROR
+        assert (await ended).code == ActionCode.DEVICE_LOST
     async with hanging(repository, hang_limits=HangLimits(look_s=0.0)) as (on, _):
         on.device.close()
         for _ in range(100):
@@ -326,4 +326,4 @@ async def test_a_thread_that_is_gone_is_noticed(repository: Repository) -> None:
         assert looked(on, 1)
         (why,) = on.lost
         assert "issue" in why
-        assert (await begun).code == ActionCode.DEVICE_ERROR
+        assert (await begun).code == ActionCode.DEVICE_LOST

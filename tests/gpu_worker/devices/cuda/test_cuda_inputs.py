@@ -147,7 +147,7 @@ async def test_a_device_that_is_lost_says_so_of_everything_from_then_on(reposito
         job = infer_job("linear:1", (0,), torch.randn(1, 4))
         codes.append((await on.begin(Phase.INPUT, job)).code)
         on.device.release(job)
-    assert codes == [ActionCode.DEVICE_ERROR] * 10
+    assert codes == [ActionCode.DEVICE_LOST] * 10
     on.device.close()
 
 
@@ -160,7 +160,7 @@ async def test_a_load_whose_later_pieces_cannot_be_started_fails_when_those_on_t
     on.device.prepare(repository.package("tall:1"))
     driver.lose(2)
     done = await on.load("tall:1", (1, 2, 3))
-    assert (done.code, done.message) == (ActionCode.DEVICE_ERROR, "the device is lost")
+    assert (done.code, done.message) == (ActionCode.DEVICE_LOST, "the device is lost")
     on.device.check()
     assert on.lost == ["the device is lost"]
     on.device.close()

@@ -35,8 +35,8 @@ async def test_what_ends_all_use_of_a_device_is_told_once_and_all_that_was_begun
     for job in (bad, behind):
         assert (await on.begin(Phase.INPUT, job)).code == ActionCode.OK
     dones = await asyncio.gather(on.begin(Phase.EXEC, bad), on.begin(Phase.EXEC, behind))
-    assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_ERROR, WHY)] * 2
-    assert (await on.load("tall:1", (2, 3, 4))).code == ActionCode.DEVICE_ERROR
+    assert [(done.code, done.message) for done in dones] == [(ActionCode.DEVICE_LOST, WHY)] * 2
+    assert (await on.load("tall:1", (2, 3, 4))).code == ActionCode.DEVICE_LOST
     assert on.lost == [WHY]
     on.device.close()
 
@@ -90,6 +90,6 @@ async def test_a_lost_device_can_be_closed(repository: Repository) -> None:
     on, driver = fragile()
     on.device.prepare(repository.package("linear:1"))
     driver.why = WHY
-    assert (await on.load("linear:1", (0,))).code == ActionCode.DEVICE_ERROR
+    assert (await on.load("linear:1", (0,))).code == ActionCode.DEVICE_LOST
     on.device.close()
     assert all(thread.stop(0.0) for thread in on.device.threads), "they have ended"
