@@ -27,6 +27,7 @@ from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
+from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import Call, CallPart, Completed, RequestTable
 from frontend.core.targets import Targets
@@ -35,7 +36,7 @@ from frontend.reports import describe_members, describe_models
 from frontend.results import ResultsPort
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
-from mesh.codes import AnswerStatus, ErrorCode
+from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 from mesh.net.registrar import Registrar
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
@@ -59,7 +60,8 @@ class FrontendService:
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_message)
-        self._replies = Replies(self._clients)
+        self._outcomes = Outcomes()
+        self._replies = Replies(self._clients, self._outcomes)
         self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
@@ -111,10 +113,8 @@ class FrontendService:
         self._applications.stop()
         text = "the frontend is being stopped"
         for early in self._early.release():
-            asked: Any = early.client
-            self._replies.refuse(
-                asked, RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
-            )
+            refusal = RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
+            self._refuse(early, refusal)
         for call in self._requests.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
@@ -135,6 +135,10 @@ class FrontendService:
         now = time.monotonic()
         try:
             request = protocol.decode(header)
+        except RequestRefused as invalid:
+            self._replies.refuse_unread(client, invalid)
+            return
+        try:
             match request:
                 case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
@@ -145,7 +149,7 @@ class FrontendService:
                 case _:
                     self._obey(client, request, frames, now)
         except RequestRefused as invalid:
-            self._replies.refuse(client, invalid)
+            self._replies.refuse(client, invalid, request)
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
         """Executes the request, or starts to. Raises: RequestRefused."""
@@ -183,7 +187,11 @@ class FrontendService:
             try:
                 self._obey(client, early.request, early.frames, early.received_s)
             except RequestRefused as invalid:
-                self._replies.refuse(client, invalid)
+                self._refuse(early, invalid)
+
+    def _refuse(self, early: Early, refusal: RequestRefused) -> None:
+        client: Any = early.client
+        self._replies.refuse(client, refusal, early.request)
 
     def _infer(
         self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
@@ -243,6 +251,8 @@ class FrontendService:
             weight=call.weight,
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
             frames=len(part.tensors) if large else 0,
+            asked_id=str(call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
+            call=0 if part is call.parts[0] else call.parts[0].number,
         )
         self._controllers.submit(model, message, part.tensors if large else ())
 
@@ -257,6 +267,7 @@ class FrontendService:
     def _table_changed(self, table: wire.Table) -> None:
         self._targets.table_changed(table.models)
         self._cache.keep_only(self._targets.editions())
+        self._outcomes.table_changed(table)
         self._applications.handle(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
@@ -272,15 +283,14 @@ class FrontendService:
         call = self._requests.refused(refused.request, refused.attempt)
         if call is None:
             return
-        for part in call.parts:
-            if part.number != refused.request and part.controller is not None and part.outputs is None:
-                self._controllers.cancel(part.controller, part.number)
+        self._withdraw(call, RequestOutcome.WITHDRAWN, but=refused.request)
         predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
         self._answer_error(call, refused.status, refused.code, refused.message, predicted_ms, retry_ms)
 
     def _outputs_malformed(self, call: Call, device: str) -> None:
         text = f"{device} sent outputs that are not those of {call.ref}"
+        self._amend(call, RequestOutcome.FAILED)
         self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 
     # -- answers ------------------------------------------------------------------------------------------------------
@@ -303,9 +313,10 @@ class FrontendService:
         cached: bool = False,
     ) -> None:
         if call.ask is not None:
+            self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
             self._applications.handle(ModelAnswered(call.ask, outputs, cached))
-            return
-        self._replies.outputs(call, outputs, now, completed, cached=cached)
+        elif not self._replies.outputs(call, outputs, completed, cached=cached):
+            self._amend(call, RequestOutcome.LATE)
 
     def _answer_error(
         self,
@@ -320,10 +331,23 @@ class FrontendService:
         for part in self._evaluations.ended(call):
             self._submit(part, now)
         if call.ask is not None:
+            self._outcomes.ended(call, status, code)
             failure = Failure.of(status, code, message, predicted_ms, retry_after_ms)
             self._applications.handle(ModelFailed(call.ask, failure))
             return
         self._replies.error(call, status, code, message, now, predicted_ms, retry_after_ms)
+
+    def _withdraw(self, call: Call, outcome: RequestOutcome, *, but: int = 0) -> None:
+        """Controllers drop those parts of the call, which is over, that they still have; `but`: not this one."""
+        for part in call.parts:
+            if part.controller is not None and part.outputs is None and part.number != but:
+                self._controllers.cancel(part.controller, part.number, outcome)
+
+    def _amend(self, call: Call, outcome: RequestOutcome) -> None:
+        """Controllers, who took the call for done, learn how it ended for its client."""
+        for part in call.parts:
+            if part.controller is not None:
+                self._controllers.cancel(part.controller, part.number, outcome)
 
     # -- what applications ask for ------------------------------------------------------------------------------------
 
@@ -337,7 +361,7 @@ class FrontendService:
             case Tell():
                 self._replies.tell(cast(ClientId, order.client), order.message)
             case Refuse():
-                self._replies.refuse(cast(ClientId, order.client), order.invalid)
+                self._replies.refuse(cast(ClientId, order.client), order.invalid, order.question)
             case CallBroker():
                 if self._registrar is None or not self._registrar.send(order.message):
                     self._applications.handle(BrokerUnreachable(order.message.call))
@@ -357,15 +381,12 @@ class FrontendService:
 
     def _ring(self, now: float) -> None:
         for call in self._requests.expire(now):
-            for part in call.parts:
-                if part.controller is not None and part.outputs is None:
-                    self._controllers.cancel(part.controller, part.number)
+            self._withdraw(call, RequestOutcome.TIMED_OUT)
             waiting = all(part.controller is None for part in call.parts)
             text = "no controller could be reached" if waiting else "no answer came within the budget"
             self._answer_error(call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
-        for client, refusal in self._early.expire(now):
-            asked: Any = client
-            self._replies.refuse(asked, refusal)
+        for early, refusal in self._early.expire(now):
+            self._refuse(early, refusal)
         self._applications.wake(now)
         self._hub.schedule_turn()
 
@@ -386,6 +407,8 @@ class FrontendService:
             "in_flight_bytes": self._requests.bytes_held,
             "answers": self._replies.answers,
             "refused": self._replies.refusals,
+            "outcomes": self._outcomes.told(),
+            "controllers": self._controllers.heard_ago(time.monotonic()),
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
             "connections": self._clients.connections,

@@ -110,6 +110,7 @@ class ErrorCode(Coded):
         "the inputs of the requests in flight at the frontend take `GEARMESH_IN_FLIGHT_MB`; come again after "
         "`retry_after_ms`, or spread the requests over more frontends"
     ), AnswerStatus.REJECTED  # fmt: skip
+    CANCELLED = "cancelled", None, False, "its client cancelled it, or is gone", AnswerStatus.FAILED
     STOPPING = "stopping", 503, True, "the frontend was stopped before the answer came", AnswerStatus.FAILED
     MALFORMED = "malformed", None, False, "not msgpack, not a map, cut short, nested too deeply", AnswerStatus.INVALID
     BAD_OP = "bad_op", None, False, "`op` is missing or unknown", AnswerStatus.INVALID
@@ -354,13 +355,17 @@ class FeedbackReason(Coded):
 
 
 class RequestOutcome(Coded):
-    """How a request ended, in the controller's log and counts."""
+    """How a request ended for its client, in the controller's log and counts."""
 
     IN_TIME = "in_time", None, False, "answered within its deadline"
     LATE = "late", None, True, "answered after it"
+    TIMED_OUT = "timed_out", None, True, "its frontend gave it up at its deadline, and told the client so"
     REJECTED = "rejected", None, True, "refused, at arrival or while it waited, with a `code`"
     FAILED = "failed", None, False, "something broke, with a `code`"
-    CANCELLED = "cancelled", None, False, "its frontend withdrew it: answered from elsewhere, or its client is gone"
+    CANCELLED = "cancelled", None, False, "its client cancelled it, or is gone"
+    WITHDRAWN = "withdrawn", None, False, (
+        "a part of a larger request that is over, as another part was refused: that one's line says why"
+    )  # fmt: skip
     FRONTEND_LOST = "frontend_lost", None, False, "its frontend is gone"
 
 

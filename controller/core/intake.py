@@ -12,7 +12,7 @@ from controller.core.state import Model, ShardState
 from controller.core.telemetry.totals import Counters
 from controller.core.versions.reasons import Reasons
 from mesh import wire
-from mesh.codes import ActionCode, AnswerStatus, ErrorCode
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 
 REJECTED, DEADLINE, QUEUE_FULL = AnswerStatus.REJECTED, ErrorCode.DEADLINE, ErrorCode.QUEUE_FULL
 QUEUE_FULL_RETRY_S = 0.05  # what a client is told when too many requests wait
@@ -26,6 +26,7 @@ class EarlyRequest:
     frontend: str
     tensors: Sequence[Any]
     sent_s: float
+    request: Request  # what it would have become
 
 
 @dataclass(slots=True)
@@ -60,11 +61,12 @@ class Intake:
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
             now - age_s, deadline_s, message.weight, tensors, message.frames > 0,
+            asked_id=message.asked_id, call=message.call,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
             if now < self.workers_come_until_s and len(self._early) < self.queue_max:
-                self._early.append(EarlyRequest(message, frontend, tensors, now - age_s))
+                self._early.append(EarlyRequest(message, frontend, tensors, now - age_s, request))
                 return []
             return [requests.reject(request, self.reasons.now(message.ref), now)]
         model.popularity.add(now)
@@ -97,8 +99,20 @@ class Intake:
             orders.extend(self.submit(waiting.message, waiting.frontend, waiting.tensors, now - waiting.sent_s, now))
         return orders
 
-    def frontend_lost(self, frontend: str) -> None:
+    def cancel(self, frontend: str, number: int, outcome: RequestOutcome, now: float) -> bool:
+        """A request that waits for a worker to come is dropped. Returns False if there is none of this number."""
+        for i, early in enumerate(self._early):
+            if early.message.request == number and early.frontend == frontend:
+                del self._early[i]
+                self.requests.telemetry.abandoned(early.request, outcome, now)
+                return True
+        return False
+
+    def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""
+        for early in self._early:
+            if early.frontend == frontend:
+                self.requests.telemetry.abandoned(early.request, RequestOutcome.FRONTEND_LOST, now)
         self._early = [waiting for waiting in self._early if waiting.frontend != frontend]
 
     def _doubt(self, model: Model, request: Request, now: float) -> bool:

@@ -105,11 +105,16 @@ class OpenRequests:
             if not request.closed:
                 orders.append(self.refuse(request, FAILED, code, message, now))
 
-    def cancel(self, frontend: str, number: int, now: float) -> None:
-        """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here."""
+    def cancel(self, frontend: str, number: int, outcome: RequestOutcome, now: float) -> None:
+        """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here.
+
+        If it has ended already, what was told of it is amended; but that others of its parts are over changes nothing.
+        """
         request = self.open.get((frontend, number))
         if request is not None:
-            self._abandon(request, RequestOutcome.CANCELLED, now)
+            self._abandon(request, outcome, now)
+        elif outcome is not RequestOutcome.WITHDRAWN:
+            self.telemetry.amended(frontend, number, outcome)
 
     def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""

@@ -82,6 +82,8 @@ class Prediction:
     decision_id: str | None = None  # for `feedback`
     margin: float | None = None  # between the two most probable classes; None if there are no classes
     disagreement: float | None = None  # 0: all models that answered agree; unusual inputs make them disagree
+    batch_padded: int | None = None  # rows that were computed: `batch_size`, those asked for, and padding
+    request: int | None = None  # the number that the request log has
 
     def __getitem__(self, name: str) -> Array:
         """The output of this name. Raises: KeyError."""
@@ -216,6 +218,8 @@ class Conversation:
             header.get("decision_id"),
             header.get("margin"),
             header.get("disagreement"),
+            header.get("batch_padded"),
+            header.get("request"),
         )
 
 

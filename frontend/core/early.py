@@ -71,8 +71,8 @@ class EarlyRequests:
         self.bytes_held = 0
         return released
 
-    def expire(self, now: float) -> list[tuple[Hashable, RequestRefused]]:
-        """Drops requests whose budget has ended. Returns (client, answer) for each."""
+    def expire(self, now: float) -> list[tuple[Early, RequestRefused]]:
+        """Drops requests whose budget has ended. Returns (request, answer) for each."""
         expired = []
         while self._ends and self._ends[0][0] <= now:
             early = heapq.heappop(self._ends)[2]
@@ -82,7 +82,7 @@ class EarlyRequests:
             refusal = RequestRefused(
                 ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS
             )
-            expired.append((early.client, refusal))
+            expired.append((early, refusal))
         return expired
 
     def wake_at(self) -> float | None:

@@ -152,6 +152,7 @@ class SendAnswer:
     outputs: Sequence[tuple[wire.TensorSpec, Array]]
     framed: bool  # the outputs travel as frames of their own
     received_s: float  # the latency counts from here
+    deadline_s: float  # of the question
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ class Refuse:
 
     client: Client
     invalid: RequestRefused
+    question: protocol.InferRequest | None = None  # None: it is something else that is refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ def test_nothing_is_told_unless_it_is_recorded_but_all_is_counted() -> None:
     shard.submit(2, now=100.1, budget_s=0.001)
     telemetry = shard.scheduler.telemetry
     assert telemetry.take() == []
-    assert (telemetry.models["m:1"].in_time, telemetry.models["m:1"].refused) == (1, 1)
+    assert (telemetry.models.of("m:1").in_time, telemetry.models.of("m:1").refused) == (1, 1)
     assert telemetry.devices["w1"].exec_busy_s == 0.008
     assert list(telemetry.exec_errors) == [pytest.approx(0.25)]  # 10 ms were predicted
     assert list(telemetry.latencies_s) == [pytest.approx(0.009)]
