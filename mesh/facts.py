@@ -118,7 +118,7 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     sum: float  # of the values
 
 
-class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+class LabelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All versions of one model, or all models without a label together; since the controller started.
 
     A distribution is None while it is empty. Durations are seconds.
@@ -225,5 +225,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     models_total: int
     journal: JournalState
     timed_out: int = 0  # given up by their frontends at their deadlines
-    bounds: dict[str, tuple[float, ...]] = {}  # {field of a ModelRecord, without its unit: bounds of its distribution}
-    records: dict[str, ModelRecord] = {}  # {model with a label: it}; "other": all without; only what was asked
+    bounds: dict[str, tuple[float, ...]] = {}  # {field of a LabelRecord, without its unit: bounds of its distribution}
+    records: dict[str, LabelRecord] = {}  # {model with a label: it}; "other": all without; only what was asked

@@ -12,14 +12,14 @@ LABELS_MAX = 200  # names that are told apart in the metrics of one process
 OTHER = "other"  # what all others are called there together; a model of this name is one of them
 
 
-class Tally(Protocol):
+class Mergeable(Protocol):
     """Counts that can be added."""
 
     def merge(self, other: Self) -> None:
         """The other's counts are added to these."""
 
 
-T = TypeVar("T", bound=Tally)
+T = TypeVar("T", bound=Mergeable)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,6 @@ from frontend.admin.observer import NoMesh, Observer, View, answering, describe
 from gearmesh.cli.screens import Screen
 from gearmesh.operations.containers import ContainerFile
 from gearmesh.telemetry.trace import TraceError, check_seconds, check_target, record, write
-from mesh.metrics import metrics_text
 from mesh.process.settings import Settings
 
 DEPLOYED_SHOWN = 12  # models that status describes; if there are more, only those that are not ready
@@ -93,7 +92,9 @@ def run_metrics(settings: Settings, err: Console) -> int:
             view = observer.look()
     except NoMesh as error:
         return _refuse(err, str(error))
-    sys.stdout.write(metrics_text(answering(view), view.snapshots.values(), view.frontends))
+    from frontend.admin.metrics import metrics_text  # only here, as its library takes a while to import
+
+    sys.stdout.write(metrics_text(answering(view), view.snapshots.values(), view.frontends).decode())
     return 0
 
 

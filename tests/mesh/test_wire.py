@@ -126,9 +126,17 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.FactsReply(call=1, now_s=2.5, facts=(REQUEST, ACTION), dropped=3, more=True),
     wire.FrontendHello(member="frontend-1", host="boot", results=("memory://1/results", "tcp://a:1")),
     wire.Submit(
-        request=1, attempt=2, ref="m:1", rows=3, budget_s=0.05, weight=2.0, inline=(memoryview(b"abc"),), frames=4,
-        asked_id="mine", call=7,
-    ),  # fmt: skip
+        request=1,
+        attempt=2,
+        ref="m:1",
+        rows=3,
+        budget_s=0.05,
+        weight=2.0,
+        inline=(memoryview(b"abc"),),
+        frames=4,
+        asked_id="mine",
+        call=7,
+    ),
     wire.Cancel(request=1, outcome="timed_out"),
     wire.Refused(
         request=1, attempt=2, status="rejected", code="late", message="no", predicted_s=0.5, retry_after_s=0.25

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mesh.facts import ModelRecord
+from mesh.facts import LabelRecord
 from mesh.histograms import RATIO, SECONDS, SLACK_S, Histogram
 from mesh.tallies import OTHER, NamedTallies
 from mesh.wire import split_ref
 
-BOUNDS = {  # {field of a ModelRecord: bounds of its distribution}
+BOUNDS = {  # {field of a LabelRecord: bounds of its distribution}
     "queue_s": SECONDS,
     "exec_s": SECONDS,
     "slack_s": SLACK_S,
@@ -28,7 +28,7 @@ def _ratio() -> Histogram:
 
 @dataclass(slots=True)
 class LabelTotals:
-    """All versions of one model, or all models without a label, since the controller started: as in ModelRecord."""
+    """All versions of one model, or all models without a label, since the controller started: as in LabelRecord."""
 
     in_time: int = 0
     late: int = 0
@@ -57,9 +57,9 @@ class LabelTotals:
         """Whether anything is."""
         return bool(self.in_time or self.late or self.timed_out or self.refused or any(self.load_error.counts))
 
-    def record(self) -> ModelRecord:
+    def record(self) -> LabelRecord:
         """What is told of it."""
-        return ModelRecord(
+        return LabelRecord(
             in_time=self.in_time,
             late=self.late,
             timed_out=self.timed_out,
@@ -133,7 +133,7 @@ class ModelTable:
                 self._totals[ref] = totals
         return totals
 
-    def records(self) -> dict[str, ModelRecord]:
+    def records(self) -> dict[str, LabelRecord]:
         """{model with a label: what is told of it}; of those of which there is anything, and OTHER for the rest."""
         found = {name: totals.record() for name, totals in self.labels.labels.items() if totals.counted}
         return {**found, OTHER: self.labels.rest.record()} if self.labels.rest.counted else found

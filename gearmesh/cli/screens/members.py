@@ -1,6 +1,6 @@
 """Members and whether they are well."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rich.table import Table
@@ -26,14 +26,18 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
     """Yields (id, role, process id, health, address) of the broker and of each member."""
     yield "broker", "broker", "", _health(view.broker, "serving goes on with the last table"), ""
     devices = {device.worker: device for snapshot in view.snapshots.values() for device in snapshot.devices}
+    named = {member.id for member in view.members}
+    for controller, seconds in view.silent.items():
+        if controller not in named:  # the broker has given it up
+            yield controller, "controller", "", Health(f"[red]{silence(seconds)}[/]"), ""
     for member in view.members:
         health = Health("")
         if member.role == "controller":
-            health = _health(member.id in view.snapshots)
+            health = GOOD if member.id in view.snapshots else Health(f"[red]{silence(view.silent.get(member.id))}[/]")
         elif member.role == "frontend":
             health = _health(member.id in view.frontends)
         elif member.role == "gpu_worker":
-            health = _worker_health(devices.get(member.id))
+            health = _worker_health(devices.get(member.id), view.silent)
         endpoint = member.endpoints.get("clients") or member.endpoints.get("control") or ("",)
         yield member.id, member.role, str(member.pid), health, endpoint[-1]
 
@@ -55,11 +59,18 @@ def members_line(view: View) -> Text:
     return line.append("; ".join(ill), style="red") if ill else line.append("all ok", style="green")
 
 
+def silence(seconds: float | None) -> str:
+    """How long somebody has been silent, as far as that is known."""
+    return "silent" if seconds is None else f"silent for {seconds:.0f} s"
+
+
 def _health(answers: bool, advice: str = "") -> Health:
     return GOOD if answers else Health(f"[red]silent[/] {advice}".rstrip())
 
 
-def _worker_health(device: DeviceState | None) -> Health:
+def _worker_health(device: DeviceState | None, silent: Mapping[str, float | None]) -> Health:
+    if device is None and silent:
+        return Health("[yellow]unknown: its controller may be the silent one[/]")
     if device is None:
         return Health("[red]no controller has it[/]")
     if device.leaving:
