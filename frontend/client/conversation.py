@@ -31,6 +31,7 @@ class RequestError(Exception):
         self.retry_after_ms: float | None = error.get("retry_after_ms")
         self.predicted_ms: float | None = answer.get("predicted_ms")
         self.latency_ms: float | None = answer.get("latency_ms")
+        self.request: int | None = answer.get("request")  # the number that the request log has
         super().__init__(f"{self.status} ({self.code}): {self.message}")
 
 

@@ -36,11 +36,14 @@ def top(
 @app.command()
 def logs(
     source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
+    request: Annotated[int | None, typer.Option(help="Only the lines of this request: an answer's `request`.")] = None,
+    asked_id: Annotated[str, typer.Option("--id", help="Only the lines of requests with this id of a client.")] = "",
 ) -> None:
     """Sums up the request log and the action log: outcomes, latencies, how well times were predicted."""
     from gearmesh.telemetry.log_report import run_logs
 
-    raise typer.Exit(run_logs(source or settings().telemetry_folder, out, err))
+    folder = source or settings().telemetry_folder
+    raise typer.Exit(run_logs(folder, out, err, request=request, asked_id=asked_id))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from gearmesh.telemetry.amending import amended
+from gearmesh.telemetry.endings import amended
 from mesh.errors import GearmeshError
 from mesh.facts import LOG_VERSION, LOG_VERSIONS, ActionFact, AmendedFact, Dropped, Header, RequestFact
 

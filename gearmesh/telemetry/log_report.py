@@ -4,22 +4,30 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from gearmesh.telemetry.endings import endings
 from gearmesh.telemetry.journals import JournalLog, LogError, kind_of, read_actions, read_requests
 from gearmesh.telemetry.machine import quantile
 from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, RequestFact
+from mesh.wire import ASKED_ID_MAX
 
 DEVICE_SHOWN = 8  # characters of a device's name
 SHARES = (0.5, 0.99, 0.999)
-ANSWERED = (RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.REJECTED, RequestOutcome.FAILED)
+NOT_OFFERED = (RequestOutcome.CANCELLED, RequestOutcome.FRONTEND_LOST, RequestOutcome.WITHDRAWN)  # nobody's to keep
 
 
-def run_logs(source: Path, out: Console, err: Console) -> int:
-    """Prints the report. Returns 0; 2 if there is no log, or none that can be read."""
+def run_logs(source: Path, out: Console, err: Console, *, request: int | None = None, asked_id: str = "") -> int:
+    """Prints the report. Returns 0; 2 if there is no log, or none that can be read.
+
+    With a number, or a client's id: prints the lines of those requests, and returns 1 if there are none.
+    """
     try:
+        if request is not None or asked_id:
+            return _find(source, out, request, asked_id)
         if source.is_dir() or kind_of(source) == "requests":
             for request_log in read_requests(source):
                 out.print(requests_table(request_log))
@@ -30,6 +38,18 @@ def run_logs(source: Path, out: Console, err: Console) -> int:
         err.print(f"gearmesh: {error}", style="red", highlight=False, markup=False)
         return 2
     return 0
+
+
+def _find(source: Path, out: Console, request: int | None, asked_id: str) -> int:
+    """Prints the request log's lines with this number, or of parts of that request, or with this id of a client."""
+    encode, seen = msgspec.json.Encoder().encode, 0
+    for log in read_requests(source):
+        for fact in log.facts:
+            numbered = request is not None and request in (fact.request, fact.call or fact.request)
+            if numbered or (asked_id and fact.asked_id == asked_id[:ASKED_ID_MAX]):
+                out.print(encode(fact).decode(), markup=False, highlight=False, emoji=False, soft_wrap=True)
+                seen += 1
+    return 0 if seen else 1
 
 
 def requests_table(log: JournalLog[RequestFact]) -> Table:
@@ -45,9 +65,12 @@ def requests_table(log: JournalLog[RequestFact]) -> Table:
         table.add_row(outcome, code, str(len(values)), *_quantiles(values), f"{max(values):.2f}")
     served = [fact for fact in facts if fact.exec_s is not None and fact.predicted_s is not None and fact.latency_s > 0]
     errors = [abs(fact.latency_s - (fact.predicted_s or 0.0)) / fact.latency_s * 100 for fact in served]
-    in_time = sum(fact.outcome == RequestOutcome.IN_TIME for fact in facts)
-    ended = sum(fact.outcome in ANSWERED for fact in facts)
-    caption = [f"{fact_share(in_time, ended)} in time", f"{sum(fact.cold for fact in facts)} cold"]
+    ended = endings(facts)
+    offered = sum(count for outcome, count in ended.items() if outcome not in NOT_OFFERED)
+    in_time = ended[RequestOutcome.IN_TIME]
+    caption = [f"{fact_share(in_time, offered)} in time", f"{sum(fact.cold for fact in facts)} cold"]
+    if ended.total() < len(facts):
+        caption.insert(0, f"{ended.total()} requests of clients, some in parts")
     if errors:
         caption.append(
             f"latency predicted with an error of {_quantiles(errors)[0]} % (p50), {_quantiles(errors)[1]} % (p99)"
@@ -83,7 +106,7 @@ def _action_row(facts: Sequence[ActionFact]) -> Iterable[str]:
     done = [fact for fact in facts if fact.code == ActionCode.OK and fact.duration_s]
     durations = [(fact.duration_s or 0.0) * 1e3 for fact in done]
     errors = [abs((fact.error_s or 0.0) / (fact.duration_s or 1.0)) * 100 for fact in done]
-    batches = [fact.batch for fact in done if fact.batch]
+    batches = [fact.rows or fact.batch for fact in done if fact.requests]  # version 1 has no rows
     yield str(len(facts))
     yield str(sum(fact.code != ActionCode.OK for fact in facts))
     yield f"{sum(batches) / len(batches):.1f}" if batches else "-"

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from frontend.admin.observer import Recording
-from gearmesh.telemetry.amending import amended
+from gearmesh.telemetry.endings import amended
 from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, RequestFact
 
