@@ -85,7 +85,7 @@ class Outcomes:
     _asks: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))  # by model
     _brief: dict[str, OutcomeTally] = field(default_factory=dict)  # {deployed model without a label: its own part}
     _unknown: OutcomeTally = field(default_factory=OutcomeTally)  # nothing that is deployed was named
-    _unlogged: Counter[str] = field(default_factory=Counter)  # {outcome: requests, and asks, of no controller's log}
+    _unlogged: Counter[str] = field(default_factory=Counter)  # {outcome: requests and asks of models in nobody's log}
 
     def table_changed(self, table: wire.Table) -> None:
         """What is deployed by this table has tallies of its own."""
@@ -123,8 +123,10 @@ class Outcomes:
         tallies: Sequence[OutcomeTally] = (self._unknown,)
         if request is not None and request.app is None and self._models.deployed(request.model or ""):
             tallies = self._of_model(request.model or "")
-        elif request is not None and request.app is not None and self._applications.deployed(request.app):
+        if request is not None and request.app is not None and self._applications.deployed(request.app):
             tallies = (self._applications.of(request.app),)
+        else:
+            self._unlogged[outcome] += 1
         for tally in tallies:
             tally.counts[outcome] += 1
 
