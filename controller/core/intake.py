@@ -61,7 +61,7 @@ class Intake:
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
             now - age_s, deadline_s, message.weight, tensors, message.frames > 0,
-            asked_id=message.asked_id, call=message.call,
+            message.asked_id, message.call,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:

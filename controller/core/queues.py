@@ -22,9 +22,9 @@ class Request:
     weight: float
     tensors: Sequence[Any] = ()  # not looked at: on their way from frontend to worker
     large: bool = False  # the tensors travel as frames of their own
-    predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     asked_id: str = ""  # its client's id, for the log
     call: int = 0  # number of the first part of what its client asked; 0: it is that
+    predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
     cold: bool = False  # its model was on no device when it arrived
     admitted: bool = False  # it waited once, or still does

@@ -48,7 +48,7 @@ class OutcomeTally:
         self.cached += other.cached
         self.latency_s.merge(other.latency_s)
 
-    def served(self, latency_s: float, *, in_time: bool, cached: bool, cold: bool) -> None:
+    def served(self, latency_s: float, in_time: bool, cached: bool, cold: bool) -> None:
         """A request ended ok, so long after its receipt."""
         self.counts[OK] += 1
         self.in_time += in_time
@@ -83,6 +83,7 @@ class Outcomes:
     _models: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))
     _applications: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))
     _asks: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))  # by model
+    _by_ref: dict[str, Sequence[OutcomeTally]] = field(default_factory=dict)  # {version: its}, since the last table
     _brief: dict[str, OutcomeTally] = field(default_factory=dict)  # {deployed model without a label: its own part}
     _unknown: OutcomeTally = field(default_factory=OutcomeTally)  # nothing that is deployed was named
     _unlogged: Counter[str] = field(default_factory=Counter)  # {outcome: requests and asks of models in nobody's log}
@@ -92,6 +93,7 @@ class Outcomes:
         self._models.deploy(model.name for model in table.models)
         self._asks.deploy(model.name for model in table.models)
         self._applications.deploy(app.name for app in table.apps)
+        self._by_ref.clear()
         self._brief = {name: tally for name, tally in self._brief.items() if self._models.deployed(name)}
 
     # -- endings ------------------------------------------------------------------------------------------------------
@@ -100,8 +102,8 @@ class Outcomes:
         """The call ended with outputs. Returns whether that was by its deadline."""
         in_time = now <= call.deadline_s
         for tally in self._of(call):
-            tally.served(now - call.received_s, in_time=in_time, cached=cached, cold=cold)
-        if not call.submitted:
+            tally.served(now - call.received_s, in_time, cached, cold)
+        if not call.parts or call.parts[0].attempt < 0:  # call.submitted, quicker
             self._unlogged[OK] += 1
         return in_time
 
@@ -136,12 +138,22 @@ class Outcomes:
         if answer.status != OK:
             tally.counts[outcome_of(answer.status, answer.error.code if answer.error is not None else "")] += 1
             return
-        tally.served(now - received_s, in_time=now <= deadline_s, cached=bool(answer.cached), cold=False)
+        tally.served(now - received_s, now <= deadline_s, bool(answer.cached), cold=False)
 
     def _of(self, call: Call) -> Sequence[OutcomeTally]:
         """The tallies in which the call's end is counted."""
-        name = call.ref.rpartition(":")[0]
-        return self._of_model(name) if call.ask is None else (self._asks.of(name),)
+        if call.ask is not None:
+            return (self._asks.of(call.ref.rpartition(":")[0]),)
+        found = self._by_ref.get(call.ref)
+        return found if found is not None else self._of_ref(call.ref)
+
+    def _of_ref(self, ref: str) -> Sequence[OutcomeTally]:
+        """Looks them up, and keeps them for the next call of a deployed model."""
+        name = ref.rpartition(":")[0]
+        found = self._of_model(name)
+        if self._models.deployed(name):
+            self._by_ref[ref] = found
+        return found
 
     def _of_model(self, name: str) -> Sequence[OutcomeTally]:
         tally = self._models.of(name)

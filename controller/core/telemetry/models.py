@@ -52,6 +52,12 @@ class LabelTotals:
         for name in BOUNDS:
             getattr(self, name).merge(getattr(other, name))
 
+    def settle(self) -> None:
+        """What was noted of each request is counted."""
+        self.queue_s.settle()
+        self.slack_s.settle()
+        self.latency_error.settle()
+
     @property
     def counted(self) -> bool:
         """Whether anything is."""
@@ -85,15 +91,6 @@ class ModelTotals:
     refused: int = 0
     cold: int = 0
 
-    def served(self, in_time: bool) -> None:
-        """A request got its outputs."""
-        if in_time:
-            self.in_time += 1
-            self.label.in_time += 1
-        else:
-            self.late += 1
-            self.label.late += 1
-
     def gave_up(self) -> None:
         """A request was given up by its frontend at its deadline."""
         self.timed_out += 1
@@ -115,22 +112,22 @@ class ModelTable:
     """The totals of all versions, and of all labels."""
 
     labels: NamedTallies[LabelTotals] = field(default_factory=lambda: NamedTallies(LabelTotals))
-    _totals: dict[str, ModelTotals] = field(default_factory=dict)  # {version that is deployed, and was asked: its own}
+    totals: dict[str, ModelTotals] = field(default_factory=dict)  # {version, deployed and asked: its own}; only read
     _deployed: set[str] = field(default_factory=set)
 
     def deploy(self, refs: Sequence[str]) -> None:
         """These versions are deployed. The totals of others are forgotten, but for what their labels have of them."""
         self._deployed = set(refs)
-        self._totals = {ref: totals for ref, totals in self._totals.items() if ref in self._deployed}
+        self.totals = {ref: totals for ref, totals in self.totals.items() if ref in self._deployed}
         self.labels.deploy(split_ref(ref)[0] for ref in refs)
 
     def of(self, ref: str) -> ModelTotals:
         """The totals in which this version counts; of one that is not deployed they last no longer than the call."""
-        totals = self._totals.get(ref)
+        totals = self.totals.get(ref)
         if totals is None:
             totals = ModelTotals(self.labels.of(split_ref(ref)[0]))
             if ref in self._deployed:
-                self._totals[ref] = totals
+                self.totals[ref] = totals
         return totals
 
     def records(self) -> dict[str, LabelRecord]:

@@ -15,6 +15,7 @@ from controller.core.telemetry.models import ModelTable, ModelTotals
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
 from mesh.facts import ActionFact, AmendedFact, Fact, RequestFact, Spread
+from mesh.histograms import PENDING_MAX
 
 LOAD, OK, WORKER_LOST = ActionKind.LOAD, ActionCode.OK, ActionCode.WORKER_LOST
 IN_TIME, LATE, TIMED_OUT = RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.TIMED_OUT
@@ -103,17 +104,23 @@ class Telemetry:
     ) -> None:
         """The request's outputs were made, and ended at `end_s`."""
         totals = self._model(request)
-        totals.served(in_time)
         label = totals.label
+        if in_time:
+            totals.in_time += 1
+            label.in_time += 1
+        else:
+            totals.late += 1
+            label.late += 1
         arrived_s = request.arrived_s
         latency_s = end_s - arrived_s
         self.latencies_s.append(latency_s)
-        label.queue_s.add(action.sent_s - arrived_s)
-        label.slack_s.add(max(0.0, request.deadline_s + self.return_allowance_s - end_s))
+        slack_s = request.deadline_s + self.return_allowance_s - end_s
+        label.queue_s.pending.append(action.sent_s - arrived_s)  # `ended` sees to it that not too many are pending
+        label.slack_s.pending.append(slack_s if slack_s > 0 else 0.0)
         if latency_s > 0:
             error = abs(latency_s - request.predicted_s) / latency_s
             self.latency_errors.append(error)
-            label.latency_error.add(error)
+            label.latency_error.pending.append(error)
         if self.recording:
             self._note(request, IN_TIME if in_time else LATE, "", end_s, action, device, result.duration_s)
 
@@ -139,7 +146,7 @@ class Telemetry:
             self._facts.append(AmendedFact(frontend=frontend, request=number, outcome=outcome))
 
     def _model(self, request: Request) -> ModelTotals:
-        totals = self.models.of(request.ref)
+        totals = self.models.totals.get(request.ref) or self.models.of(request.ref)
         if request.cold:
             totals.found_cold()
             self.cold += 1
@@ -209,6 +216,8 @@ class Telemetry:
                     self.exec_errors.append(error)
                     label.exec_s.add(duration_s)
                     label.exec_error.add(error)
+                    if len(label.queue_s.pending) >= PENDING_MAX:
+                        label.settle()
         if self.recording:
             self._facts.append(_action_fact(device, action, result, in_time, waiting, now))
 
