@@ -88,6 +88,10 @@ class Replies:
         """The call of a model is over because its client has gone: nobody is answered."""
         self._outcomes.abandoned(call)
 
+    def application_abandoned(self, app: str) -> None:
+        """A question to this application is over because its client has gone: nobody is answered."""
+        self._outcomes.application_abandoned(app)
+
     def refuse_unread(self, client: ClientId, invalid: RequestRefused) -> None:
         """Answers a request of which nothing is known but what is wrong with it."""
         self._outcomes.refused(None, invalid.status)

@@ -5,6 +5,7 @@ when one of them ends. Names of models and applications are bounded where they a
 Source of the rules for names: "Metric and label naming", "Writing exporters" (Prometheus documentation).
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from mesh.codes import RequestOutcome
 from mesh.facts import Distribution, Snapshot
 from mesh.tallies import OTHER
 
+CHUNK = 64  # samples written in one go: some 300 us
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NOTHING = ""  # the model of requests that named nothing that is deployed: no model has this name
 
@@ -92,15 +94,30 @@ def metrics_text(
     snapshots: Iterable[Snapshot],
     frontends: Mapping[str, Mapping[str, Any]],
     http: tuple[Mapping[int, int], int] | None = None,
+    *,
+    pause_s: float = 0.0,
 ) -> bytes:
     """All metrics in the text format. `up`: {member: whether it answers}; `frontends`: {frontend: its status}, of those
     that answered.
 
     `http`: ({HTTP status: answers}, requests in flight) of the gateway that serves this text; None elsewhere.
+    `pause_s`: other threads get the interpreter for so long after every CHUNK samples.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(MeshCollector(up, tuple(snapshots), frontends, http))
+    registry.register(MeshCollector(up, tuple(snapshots), frontends, http, pause_s))
     return generate_latest(registry)
+
+
+class PausingSamples(list[Any]):
+    """Samples that are given one by one, with a pause after every CHUNK."""
+
+    pause_s = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        for i, sample in enumerate(super().__iter__(), 1):
+            yield sample
+            if i % CHUNK == 0:
+                time.sleep(self.pause_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +128,7 @@ class MeshCollector(Collector):
     snapshots: Sequence[Snapshot]
     frontends: Mapping[str, Mapping[str, Any]]
     http: tuple[Mapping[int, int], int] | None = None
+    pause_s: float = 0.0
     _made: dict[str, Metric] = field(default_factory=dict)  # {name: family}, in no order
 
     def collect(self) -> Iterator[Metric]:
@@ -126,7 +144,19 @@ class MeshCollector(Collector):
             answers, in_flight = self.http
             self._each("gearmesh_http_answers_total", {}, "code", {str(code): n for code, n in answers.items()})
             self._add("gearmesh_http_in_flight", {}, in_flight)
-        return (self._made[name] for name in METRICS if name in self._made)
+        for name in METRICS:
+            if name in self._made:
+                yield self._pausing(self._made[name])
+
+    def _pausing(self, family: Metric) -> Metric:
+        if self.pause_s:
+            family.samples = samples = PausingSamples(family.samples)
+            samples.pause_s = self.pause_s
+        return family
+
+    def _pause(self) -> None:
+        if self.pause_s:
+            time.sleep(self.pause_s)
 
     # -- frontends ----------------------------------------------------------------------------------------------------
 
@@ -150,6 +180,7 @@ class MeshCollector(Collector):
         bounds = told["bounds_s"]
         models = [*told["models"].items(), (OTHER, told["other_models"]), (NOTHING, told["unknown"])]
         for model, tally in models:
+            self._pause()
             labels = {**who, "model": model}
             self._tally("gearmesh_requests_total", labels, tally)
             self._add("gearmesh_requests_in_time_total", labels, tally["in_time"])
@@ -218,6 +249,7 @@ class MeshCollector(Collector):
     def _records(self, who: dict[str, str], s: Snapshot) -> None:
         """What is told of each model with a label."""
         for model, record in s.records.items():
+            self._pause()
             labels = {**who, "model": model}
             counts: dict[str, int] = {
                 RequestOutcome.IN_TIME: record.in_time,

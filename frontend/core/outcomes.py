@@ -119,6 +119,10 @@ class Outcomes:
         """The call ended because its client has gone: nobody is answered."""
         self.ended(call, CANCELLED, ErrorCode.CANCELLED)
 
+    def application_abandoned(self, app: str) -> None:
+        """A question to this application ended because its client has gone, or cancelled it."""
+        self._applications.of(app).counts[CANCELLED] += 1
+
     def refused(self, request: protocol.InferRequest | None, status: str) -> None:
         """A request ended before it became a call. None: it could not be read."""
         outcome = outcome_of(status, "")

@@ -17,6 +17,7 @@ from mesh.codes import ErrorCode, HttpCode
 from mesh.process.settings import Settings
 
 LOOK_S = 0.5  # a view up to this age is shown again, however many ask
+PAUSE_S = 5e-5  # in which requests get the interpreter, again and again while the text of the metrics is made
 OPERATIONS_MAX = 4  # at the same time
 OPERATION_S_MAX = 300.0
 
@@ -116,4 +117,4 @@ class MeshWatch:
 def _metrics_of(view: View | None, http: tuple[Mapping[int, int], int]) -> bytes:
     if view is None:
         return metrics_text({"broker": False}, [], {}, http)
-    return metrics_text(answering(view), view.snapshots.values(), view.frontends, http)
+    return metrics_text(answering(view), view.snapshots.values(), view.frontends, http, pause_s=PAUSE_S)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from frontend.admin import counts
 from frontend.admin.counts import OutcomeCounts
 from frontend.admin.observer import View
-from mesh.facts import DeviceState
+from mesh.facts import DeviceState, Snapshot
 
 
 @dataclass(slots=True)
@@ -19,6 +19,7 @@ class Change:
     seconds: float
     requests: OutcomeCounts
     cold: int = 0
+    for_nobody: int = 0  # requests that were computed though nobody waited for them any more
     batches: int = 0
     batched_rows: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # {code: requests}, by controllers and frontends
@@ -39,11 +40,17 @@ def change(before: View | None, after: View) -> Change:
         then = old.get(name)
         for count in ("cold", "batches", "batched_rows"):
             setattr(made, count, getattr(made, count) + getattr(now, count) - (getattr(then, count) if then else 0))
+        made.for_nobody += _for_nobody(now) - (_for_nobody(then) if then is not None else 0)
         _add(made.refused, now.refused, then.refused if then else {})
         _add(made.failed_actions, now.failed_actions, then.failed_actions if then else {})
     for name, status in after.frontends.items():
         _add(made.refused, status.get("refused", {}), frontends.get(name, {}).get("refused", {}))
     return made
+
+
+def _for_nobody(snapshot: Snapshot) -> int:
+    count: int = getattr(snapshot, "computed_for_nobody", 0)  # controllers that do not count it have no such field
+    return count
 
 
 def _uptime_s(view: View) -> float:

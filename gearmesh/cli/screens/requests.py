@@ -70,6 +70,8 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
     table.add_column(no_wrap=cut, overflow="ellipsis")
     _outcomes(table, made, bool(after.frontends))
     table.add_row("refused", _reasons(made.refused))
+    if made.for_nobody:
+        table.add_row("for nobody", f"{made.for_nobody} computed though their clients had gone")
     for controller, seconds in after.silent.items():
         table.add_row(controller, f"[red]controller {silence(seconds)}[/]: what it does is not known")
     if made.failed_actions:

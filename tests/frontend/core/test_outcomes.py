@@ -87,11 +87,13 @@ def test_what_its_client_cancelled_is_told_apart_and_what_is_unknown_has_failed(
 
 
 def test_a_client_s_own_cancel_is_not_offered() -> None:
-    made = counting("m")
+    made = counting("m", apps=("a",))
     made.ended(call(), "failed", ErrorCode.CANCELLED)
     made.abandoned(call())
-    told = made.told()["models"]["m"]
-    assert (told["offered"], told["cancelled"]) == (0, 2)
+    made.application_abandoned("a")
+    told = made.told()
+    assert (told["models"]["m"]["offered"], told["models"]["m"]["cancelled"]) == (0, 2)
+    assert (told["applications"]["a"]["offered"], told["total"]["cancelled"]) == (0, 3)
 
 
 @pytest.mark.parametrize(
