@@ -15,6 +15,7 @@ from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S = 0.05
+TOLD_MAX = 20_000  # the latest requests that controllers were told are over; refusals may cross with that
 log = structlog.get_logger("frontend")
 
 
@@ -30,14 +31,15 @@ class Controller:
 class Controllers:
     """Shell.
 
-    Calls `refused` with every refusal, `lost` with the id of a controller that is gone, `ready` when to submit.
+    Calls `refused` with every refusal and its controller's id, `lost` with the id of a controller that is gone, `ready`
+    when to submit.
     """
 
     def __init__(
         self,
         transport: Transport,
         hello: Callable[[], wire.FrontendHello],
-        refused: Callable[[wire.Refused], None],
+        refused: Callable[[wire.Refused, str], None],
         lost: Callable[[str], None],
         ready: Callable[[], None],
     ) -> None:
@@ -50,6 +52,7 @@ class Controllers:
         self._members: dict[str, wire.Member] = {}  # {member id: member}, of the last table
         self._owners: dict[str, str] = {}  # {model: id of its controller}; kept while that link is open
         self._silent: dict[str, float] = {}  # {lost controller: when it was last heard}: the table's, and the last one
+        self._told: dict[int, None] = {}  # requests that a controller was told are over, oldest first; at most TOLD_MAX
         self._stopped = False
 
     def table_changed(self, table: wire.Table) -> None:
@@ -106,9 +109,16 @@ class Controllers:
 
     def cancel(self, controller: str, request: int, outcome: str = RequestOutcome.CANCELLED) -> None:
         """Tells the controller that nobody waits for this request any more, and how it ended for its client."""
+        self._told[request] = None
+        if len(self._told) > TOLD_MAX:
+            del self._told[next(iter(self._told))]
         known = self._known.get(controller)
         if known is not None:
             known.link.send(wire.Cancel(request=request, outcome=outcome))
+
+    def told(self, request: int) -> bool:
+        """Whether a controller was told lately that this request is over."""
+        return request in self._told
 
     def stop(self) -> None:
         """Tells every controller that we leave."""
@@ -149,7 +159,7 @@ class Controllers:
         for message in mail.messages:
             match message:
                 case wire.Refused():
-                    self._refused(message)
+                    self._refused(message, mail.peer)
                 case wire.Serving():
                     if message.controller != mail.peer:
                         self._members.pop(mail.peer, None)  # its successor answers there; the table will name it

@@ -279,9 +279,12 @@ class FrontendService:
             log.warning("resubmitting", requests=len(parts), controller=controller)
         self._submit_waiting()
 
-    def _refused(self, refused: wire.Refused) -> None:
+    def _refused(self, refused: wire.Refused, controller: str) -> None:
         call = self._requests.refused(refused.request, refused.attempt)
         if call is None:
+            if self._requests.ended(refused.request) and not self._controllers.told(refused.request):
+                # its outputs came, though the controller never heard of them: their worker died in between
+                self._controllers.cancel(controller, refused.request, RequestOutcome.IN_TIME)
             return
         self._withdraw(call, RequestOutcome.WITHDRAWN, but=refused.request)
         predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3

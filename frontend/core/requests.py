@@ -199,6 +199,10 @@ class RequestTable:
         self._end(part.call)
         return part.call
 
+    def ended(self, number: int) -> bool:
+        """Whether a part of this number was once open, and is not any more."""
+        return number <= self._count and number not in self._parts
+
     def close_all(self) -> list[Call]:
         """Ends all open calls and returns them; the caller has to answer them."""
         calls = list(self._calls.values())

@@ -128,6 +128,34 @@ async def test_a_controller_that_took_a_request_for_done_is_told_when_its_client
 
 
 @on_loop
+async def test_a_controller_that_gives_up_what_was_answered_is_told_so_and_what_it_was_told_of_stays(
+    tmp_path: Path,
+) -> None:
+    """The worker died after it had sent the outputs, and before it had told its controller."""
+    async with mesh(tmp_path) as at:
+        good = at.client.submit("m", ROW)
+        (submit,) = await at.controller.wait(wire.Submit, 1)
+        at.finish(submit)
+        assert isinstance(await good, Prediction)
+        assert isinstance(await at.client.submit("m", ROW, slo_ms=20), TimedOut)
+        late = at.controller.of(wire.Submit)[1]
+        refusals = [
+            wire.Refused(request=number, attempt=0, status="failed", code="worker_lost", message="no")
+            for number in (submit.request, late.request, 10**9)
+        ]
+        at.controller.send(*refusals)
+        assert await cancels(at, 2) == [
+            (late.request, RequestOutcome.TIMED_OUT),
+            (submit.request, RequestOutcome.IN_TIME),
+        ]
+        again = at.client.submit("m", ROW)
+        at.finish((await at.controller.wait(wire.Submit, 3))[2])
+        assert isinstance(await again, Prediction)
+        assert len(await cancels(at, 2)) == 2, "nothing is said of what is unknown, or was told before"
+        assert counted((await told(at))["models"]["m"]) == {"ok": 2, "timed_out": 1}
+
+
+@on_loop
 async def test_what_the_cache_answers_and_what_waits_for_it_is_counted_each_and_is_in_no_log(tmp_path: Path) -> None:
     async with mesh(tmp_path, cache_mb=4) as at:
         leads, follows = at.client.submit("m", ROW), at.client.submit("m", ROW)
