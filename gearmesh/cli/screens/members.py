@@ -70,7 +70,7 @@ def _health(answers: bool, advice: str = "") -> Health:
 
 def _worker_health(device: DeviceState | None, silent: Mapping[str, float | None]) -> Health:
     if device is None and silent:
-        return Health("[yellow]unknown: its controller may be the silent one[/]")
+        return Health("[yellow]unknown: a controller is silent[/]")
     if device is None:
         return Health("[red]no controller has it[/]")
     if device.leaving:
