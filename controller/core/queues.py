@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mesh.codes import RequestOutcome
+
 COMPACT_AT = 256  # requests taken from the head before the lists are cut
 
 
@@ -29,6 +31,7 @@ class Request:
     cold: bool = False  # its model was on no device when it arrived
     admitted: bool = False  # it waited once, or still does
     waiting: bool = False  # in its model's queue
+    answered: RequestOutcome | None = None  # what its client saw, where outputs came before their result did
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
 
 

@@ -21,6 +21,7 @@ from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 
 REJECTED, FAILED, OVERLOAD = AnswerStatus.REJECTED, AnswerStatus.FAILED, ErrorCode.OVERLOAD
 OUTCOMES = {REJECTED: RequestOutcome.REJECTED, FAILED: RequestOutcome.FAILED}
+ANSWERED = (RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.FAILED)  # with outputs that a worker had sent
 EXPIRE_EVERY_S = 0.0005  # between two looks for requests that are hopeless
 UNREADY_S = 0.02  # a request whose model is ready nowhere is refused so long before its deadline
 RETRY_S_MIN = 1e-3
@@ -60,6 +61,9 @@ class OpenRequests:
                 self._retry(request, code, message, orders, now)
 
     def _retry(self, request: Request, code: str, message: str, orders: list[Order], now: float) -> None:
+        if request.answered is not None:
+            self._abandon(request, request.answered, now)
+            return
         request.tries += 1
         model = self.state.models.get(request.ref)
         never = self.reasons.never(request.ref)
@@ -111,7 +115,9 @@ class OpenRequests:
         If it has ended already, what was told of it is amended; but that others of its parts are over changes nothing.
         """
         request = self.open.get((frontend, number))
-        if request is not None:
+        if request is not None and outcome in ANSWERED and not request.waiting:
+            request.answered = outcome  # the result of its batch is on the way
+        elif request is not None:
             self._abandon(request, outcome, now)
         elif outcome is not RequestOutcome.WITHDRAWN:
             self.telemetry.amended(frontend, number, outcome)

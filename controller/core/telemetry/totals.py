@@ -131,7 +131,7 @@ class Telemetry:
             self._note(request, outcome, code, now)
 
     def abandoned(self, request: Request, outcome: RequestOutcome, now: float) -> None:
-        """Nobody waits for the request any more. `outcome`: TIMED_OUT, CANCELLED, WITHDRAWN or FRONTEND_LOST."""
+        """Nobody waits for the request any more. `outcome`: what its client saw, or FRONTEND_LOST."""
         if outcome is TIMED_OUT:
             self.timed_out += 1
             self._model(request).gave_up()
@@ -188,6 +188,8 @@ class Telemetry:
                 call=request.call,
             )
         )
+        if request.answered is not None and request.answered is not outcome:
+            self.amended(request.frontend, request.number, request.answered)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 

@@ -195,6 +195,47 @@ def test_one_that_has_ended_already_is_amended_unless_only_other_parts_of_it_are
     assert shard.scheduler.telemetry.models.of("m:1").in_time == 1, "counts are the controller's own"
 
 
+ANSWERED = [RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.FAILED]
+
+
+@pytest.mark.parametrize("outcome", ANSWERED)
+def test_outputs_that_overtake_their_result_leave_a_whole_line_which_is_amended_if_need_be(
+    outcome: RequestOutcome,
+) -> None:
+    shard = recording()
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.scheduler.cancel("f", 1, outcome, now=100.012)
+    shard.scheduler.check()
+    assert facts(shard) == []
+    shard.ran(1, begin_s=100.001, duration_s=0.010, now=100.013)
+    line, *amended = [fact for fact in facts(shard) if not isinstance(fact, ActionFact)]
+    assert isinstance(line, RequestFact)
+    assert (line.outcome, line.device) == (RequestOutcome.IN_TIME, "test:w1")
+    same = outcome is RequestOutcome.IN_TIME
+    assert amended == ([] if same else [AmendedFact(frontend="f", request=1, outcome=outcome)])
+
+
+@pytest.mark.parametrize("outcome", ANSWERED)
+def test_what_was_answered_is_not_planned_again_if_its_result_never_comes(outcome: RequestOutcome) -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=1.0)
+    shard.wake(100.0)
+    shard.scheduler.cancel("f", 1, outcome, now=100.012)
+    assert shard.lose("w1", now=100.02) == []
+    assert request(shard).outcome == outcome
+    assert shard.scheduler.open_requests == 0
+
+
+def test_what_was_answered_by_an_earlier_attempt_does_not_wait_any_more() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=1.0)
+    shard.scheduler.cancel("f", 1, RequestOutcome.IN_TIME, now=100.001)
+    assert shard.wake(100.002) == []
+    assert request(shard).outcome == RequestOutcome.IN_TIME
+    assert shard.scheduler.open_requests == 0
+
+
 @pytest.mark.parametrize("outcome", [RequestOutcome.TIMED_OUT, RequestOutcome.FRONTEND_LOST])
 def test_one_that_waits_for_a_worker_to_come_ends_with_a_line_too(outcome: RequestOutcome) -> None:
     shard = Shard(started_s=100.0)
