@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from mesh.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, JournalState, RequestFact
+from mesh.facts import LOG_VERSION, ActionFact, AmendedFact, Dropped, Fact, Header, JournalState, RequestFact
 from mesh.process.files import DISK_FAULTS, not_written
 
-LOGS: dict[type[Fact], str] = {RequestFact: "requests", ActionFact: "actions"}
+LOGS: dict[str, tuple[type[Fact], ...]] = {"requests": (RequestFact, AmendedFact), "actions": (ActionFact,)}
 CHUNK = 64  # lines encoded and written in one go: some 50 us
 INTERVAL_S = 0.1  # between two looks for lines to write
 FAULT_S = 5.0  # after the disk failed, lines are dropped for so long before it is tried again
@@ -115,10 +115,10 @@ class Journal:
         self._fault = ""
         self._retry_s = 0.0  # the disk is not tried before
         stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{controller}"
-        self._files: dict[type[Fact], LogFile] = {}
-        for kind, name in LOGS.items():
+        self._files: dict[str, LogFile] = {}  # {log: its files}
+        for name in LOGS:
             header = _header_maker(name, controller, policy)
-            self._files[kind] = LogFile(folder, header, bytes_max=bytes_max, files=files, stamp=stamp)
+            self._files[name] = LogFile(folder, header, bytes_max=bytes_max, files=files, stamp=stamp)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -184,8 +184,9 @@ class Journal:
                 self._reported = missing
 
     def _write(self, facts: list[Fact]) -> None:
-        for kind, file in self._files.items():
-            mine = [fact for fact in facts if type(fact) is kind]
+        for name, file in self._files.items():
+            kinds = LOGS[name]
+            mine = [fact for fact in facts if type(fact) in kinds]
             if mine and self._attempt(file, mine):
                 self._written += len(mine)
             else:

@@ -17,7 +17,7 @@ from controller.core.state import ShardState
 from controller.core.versions.preparation import terms_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
-from mesh.codes import ActionCode, LinkLoss
+from mesh.codes import ActionCode, LinkLoss, RequestOutcome
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
@@ -117,7 +117,8 @@ class ControllerService:
                 self._log_result(peer, message)
                 self._order(scheduler.result(peer, message, now=now))
             case wire.Cancel():
-                scheduler.cancel(peer, message.request, now=now)
+                outcome = RequestOutcome.named(message.outcome) or RequestOutcome.CANCELLED
+                scheduler.cancel(peer, message.request, outcome, now=now)
             case wire.Prepared():
                 self._order(scheduler.prepared(peer, message, now=now))
             case wire.WorkerHello():

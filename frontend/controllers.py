@@ -8,13 +8,14 @@ import msgspec
 import structlog
 
 from mesh import wire
-from mesh.codes import LinkLoss
+from mesh.codes import LinkLoss, RequestOutcome
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
 from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S = 0.05
+TOLD_MAX = 20_000  # the latest requests that controllers were told are over; refusals may cross with that
 log = structlog.get_logger("frontend")
 
 
@@ -24,19 +25,21 @@ class Controller:
 
     link: Link[wire.FromControllerToFrontend, wire.ToController]
     serving: set[str] = field(default_factory=set)  # refs for which it has a worker
+    heard_s: float | None = None  # when something last arrived
 
 
 class Controllers:
     """Shell.
 
-    Calls `refused` with every refusal, `lost` with the id of a controller that is gone, `ready` when to submit.
+    Calls `refused` with every refusal and its controller's id, `lost` with the id of a controller that is gone, `ready`
+    when to submit.
     """
 
     def __init__(
         self,
         transport: Transport,
         hello: Callable[[], wire.FrontendHello],
-        refused: Callable[[wire.Refused], None],
+        refused: Callable[[wire.Refused, str], None],
         lost: Callable[[str], None],
         ready: Callable[[], None],
     ) -> None:
@@ -48,6 +51,8 @@ class Controllers:
         self._known: dict[str, Controller] = {}  # {member id: controller} with an open link
         self._members: dict[str, wire.Member] = {}  # {member id: member}, of the last table
         self._owners: dict[str, str] = {}  # {model: id of its controller}; kept while that link is open
+        self._silent: dict[str, float] = {}  # {lost controller: when it was last heard}: the table's, and the last one
+        self._told: dict[int, None] = {}  # requests that a controller was told are over, oldest first; at most TOLD_MAX
         self._stopped = False
 
     def table_changed(self, table: wire.Table) -> None:
@@ -59,6 +64,8 @@ class Controllers:
                 self._owners[model.name] = model.owner
             elif self._owners.get(model.name) not in self._known:
                 self._owners.pop(model.name, None)
+        latest = max(self._silent, key=self._silent.__getitem__, default=None)
+        self._silent = {peer: at for peer, at in self._silent.items() if peer in self._members or peer == latest}
         self._let_go()
         for member in self._members.values():
             if member.id not in self._known:
@@ -89,11 +96,29 @@ class Controllers:
         controller = self._known.get(self._owners.get(model, ""))
         return controller is not None and ref in controller.serving
 
-    def cancel(self, controller: str, request: int) -> None:
-        """Tells the controller that nobody waits for this request any more."""
+    def heard_ago(self, now: float) -> dict[str, float | None]:
+        """{controller: seconds since it was heard; None: never yet}: those of the table. While none of them is there,
+        also the one that was lost last.
+        """
+        heard = {peer: known.heard_s for peer, known in self._known.items() if peer in self._members}
+        there = any(at is not None for at in heard.values())
+        for peer in self._members if there else (*self._members, *self._silent):
+            if heard.get(peer) is None:
+                heard[peer] = self._silent.get(peer)
+        return {peer: None if at is None else now - at for peer, at in heard.items()}
+
+    def cancel(self, controller: str, request: int, outcome: str = RequestOutcome.CANCELLED) -> None:
+        """Tells the controller that nobody waits for this request any more, and how it ended for its client."""
+        self._told[request] = None
+        if len(self._told) > TOLD_MAX:
+            del self._told[next(iter(self._told))]
         known = self._known.get(controller)
         if known is not None:
-            known.link.send(wire.Cancel(request=request))
+            known.link.send(wire.Cancel(request=request, outcome=outcome))
+
+    def told(self, request: int) -> bool:
+        """Whether a controller was told lately that this request is over."""
+        return request in self._told
 
     def stop(self) -> None:
         """Tells every controller that we leave."""
@@ -112,7 +137,9 @@ class Controllers:
 
     def _link_lost(self, peer: str, why: str) -> None:
         log.warning("controller_lost", controller=peer, why=why)
-        del self._known[peer]
+        heard_s = self._known.pop(peer).heard_s
+        if heard_s is not None and why in (LinkLoss.SILENT, LinkLoss.CLOSED):
+            self._silent[peer] = heard_s
         self._lost(peer)
         if not self._stopped:
             self._transport.hub.loop.call_later(REOPEN_S, self._reopen, peer)
@@ -128,10 +155,11 @@ class Controllers:
         controller = self._known.get(mail.peer)
         if controller is None:
             return
+        controller.heard_s = mail.now
         for message in mail.messages:
             match message:
                 case wire.Refused():
-                    self._refused(message)
+                    self._refused(message, mail.peer)
                 case wire.Serving():
                     if message.controller != mail.peer:
                         self._members.pop(mail.peer, None)  # its successor answers there; the table will name it

@@ -1,4 +1,8 @@
-"""What leaves for clients: answers in the public protocol, encoded and counted."""
+"""What leaves for clients: answers in the public protocol, encoded and counted.
+
+A request for an answer ends here, and nowhere else: with `outputs`, `error`, `application` or `refuse`, or, where its
+client has gone, with `abandoned`.
+"""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +13,8 @@ import numpy as np
 
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
-from frontend.core.protocol import AnswerTensor, RequestRefused
+from frontend.core.outcomes import Outcomes
+from frontend.core.protocol import AnswerTensor, InferRequest, Request, RequestRefused
 from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
 from mesh.codes import AnswerStatus, ErrorCode
@@ -25,8 +30,9 @@ class Replies:
     `gone`: the client is, so the answer is counted, and not sent.
     """
 
-    def __init__(self, clients: ClientPort) -> None:
+    def __init__(self, clients: ClientPort, outcomes: Outcomes) -> None:
         self._clients = clients
+        self._outcomes = outcomes
         self.answers: dict[str, int] = {}  # {status: answers so far}
         self.refusals: dict[str, int] = {}  # {code: refusals by the frontend itself}
         self.cancelled = 0  # requests that their clients ended, or whose clients are gone
@@ -35,16 +41,21 @@ class Replies:
         self,
         call: Call,
         outputs: Sequence[Any],
-        now: float,
         completed: Completed | None = None,
         *,
         cached: bool = False,
-    ) -> None:
-        """Answers a client's call of a model with these outputs, in the form of the request."""
+    ) -> bool:
+        """Answers a client's call of a model with these outputs, in the form of the request.
+
+        Returns whether that was by its deadline.
+        """
         self._count(OK)
+        now = time.monotonic()
+        in_time = self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
         answer = ok_answer(call, outputs, now, completed, cached=cached)
         client: Any = call.client
         self._clients.answer(client, _encode(answer), outputs if call.framed else ())
+        return in_time
 
     def error(
         self,
@@ -58,6 +69,7 @@ class Replies:
     ) -> None:
         """Answers a client's call of a model that ended without outputs."""
         self._count(status, code)
+        self._outcomes.ended(call, status, code)
         answer = error_answer(call, status, code, message, now, predicted_ms, retry_after_ms)
         client: Any = call.client
         self._clients.answer(client, _encode(answer))
@@ -65,11 +77,14 @@ class Replies:
     def abandoned(self, call: Call) -> None:
         """A client's call of a model has ended because the client is gone: nobody is answered."""
         self._count(AnswerStatus.FAILED, CANCELLED, gone=True)
+        self._outcomes.abandoned(call)
 
     def application(self, order: SendAnswer) -> None:
         """Sends an application's answer, in the form of the request."""
         answer = order.answer
         self._count(answer.status, answer.error.code if answer.error is not None else "", gone=order.gone)
+        now = time.monotonic()
+        self._outcomes.application(answer, order.received_s, order.deadline_s, now)
         if order.gone:
             return
         data = [np.ascontiguousarray(array).tobytes() for _, array in order.outputs]
@@ -78,11 +93,23 @@ class Replies:
                 AnswerTensor(spec.name, spec.dtype, array.shape, None if order.framed else buffer)
                 for (spec, array), buffer in zip(order.outputs, data, strict=True)
             ]
-        answer.latency_ms = (time.monotonic() - order.received_s) * 1e3
+        answer.latency_ms = (now - order.received_s) * 1e3
         self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
 
-    def refuse(self, client: ClientId, invalid: RequestRefused, *, gone: bool = False) -> None:
-        """Answers a request that is not valid, or ended before it was looked at."""
+    def refuse_unread(self, client: ClientId, invalid: RequestRefused) -> None:
+        """Answers a request of which nothing is known but what is wrong with it."""
+        self._outcomes.refused(None, invalid.status, invalid.code)
+        self.refuse(client, invalid)
+
+    def refuse(
+        self, client: ClientId, invalid: RequestRefused, request: Request | None = None, *, gone: bool = False
+    ) -> None:
+        """Answers a request that is not valid, or ended before it was looked at.
+
+        If `request` is one for an answer, that is its outcome.
+        """
+        if isinstance(request, InferRequest):
+            self._outcomes.refused(request, invalid.status, invalid.code)
         self._count(invalid.status, invalid.code, gone=gone)
         if gone:
             return

@@ -59,6 +59,7 @@ class ResultsPort:
 
     def _take(self, message: wire.Outputs, frames: Iterator[Buffer], now: float) -> None:
         """Answers that are complete with these leave. `frames`: the mail's, as far as they are not taken yet."""
+        padded, rows = message.batch, message.rows or message.batch
         for answer in message.answers:
             outputs: Sequence[Buffer] = answer.inline or list(islice(frames, answer.frames))
             if not self._requests.awaits(answer.request):
@@ -70,7 +71,7 @@ class ResultsPort:
                 self._malformed(malformed, message.device)
                 continue
             completed = self._requests.outputs(
-                answer.request, outputs, message.batch, answer.predicted_s, message.device, answer.cold
+                answer.request, outputs, rows, answer.predicted_s, message.device, answer.cold, padded
             )
             if completed is not None:
                 self._completed(completed, now)

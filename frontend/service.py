@@ -30,6 +30,7 @@ from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
+from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import Call, CallPart, Completed, RequestTable
 from frontend.core.starting import StartingContainers
@@ -39,7 +40,7 @@ from frontend.reports import describe_members, describe_models
 from frontend.results import ResultsPort
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
-from mesh.codes import AnswerStatus, ErrorCode
+from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 from mesh.net.registrar import Registrar
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
@@ -63,7 +64,8 @@ class FrontendService:
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(runtime.hub, self._client_message, self.client_gone)
-        self._replies = Replies(self._clients)
+        self._outcomes = Outcomes()
+        self._replies = Replies(self._clients, self._outcomes)
         self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
@@ -119,10 +121,8 @@ class FrontendService:
         self._applications.stop()
         text = "the frontend is being stopped"
         for early in self._early.release():
-            asked: Any = early.client
-            self._replies.refuse(
-                asked, RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
-            )
+            refusal = RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
+            self._refuse(early, refusal)
         for call in self._evaluations.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
         self._controllers.stop()
@@ -143,6 +143,10 @@ class FrontendService:
         now = time.monotonic()
         try:
             request = protocol.decode(header)
+        except RequestRefused as invalid:
+            self._replies.refuse_unread(client, invalid)
+            return
+        try:
             match request:
                 case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
@@ -155,7 +159,7 @@ class FrontendService:
                 case _:
                     self._obey(client, request, frames, now)
         except RequestRefused as invalid:
-            self._replies.refuse(client, invalid)
+            self._replies.refuse(client, invalid, request)
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
         """Executes the request, or starts to. Raises: RequestRefused."""
@@ -199,7 +203,11 @@ class FrontendService:
             try:
                 self._obey(client, early.request, early.frames, early.received_s)
             except RequestRefused as invalid:
-                self._replies.refuse(client, invalid)
+                self._refuse(early, invalid)
+
+    def _refuse(self, early: Early, refusal: RequestRefused) -> None:
+        client: Any = early.client
+        self._replies.refuse(client, refusal, early.request)
 
     def _infer(
         self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
@@ -265,6 +273,8 @@ class FrontendService:
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
             frames=len(part.tensors) if large else 0,
             client=call.asker,
+            asked_id=str(call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
+            call=0 if part is call.parts[0] else call.parts[0].number,
         )
         self._controllers.submit(model, message, part.tensors if large else ())
 
@@ -280,6 +290,7 @@ class FrontendService:
         self._targets.table_changed(table.models)
         self._starting.table_changed(table.members, now=time.monotonic())
         self._cache.keep_only(self._targets.editions())
+        self._outcomes.table_changed(table)
         self._applications.handle(table)
         self._results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
@@ -291,15 +302,19 @@ class FrontendService:
             log.warning("resubmitting", requests=len(parts), controller=controller)
         self._submit_waiting()
 
-    def _refused(self, refused: wire.Refused) -> None:
+    def _refused(self, refused: wire.Refused, controller: str) -> None:
         again = self._requests.refused_before(refused.request, refused.attempt)
         if again is not None:
             self._submit(again, time.monotonic())
             return
         call = self._requests.refused(refused.request, refused.attempt)
         if call is None:
+            if self._requests.ended(refused.request) and not self._controllers.told(refused.request):
+                # its outputs came, though the controller never heard of them: their worker died in between
+                self._controllers.cancel(controller, refused.request, RequestOutcome.IN_TIME)
             return
-        self._cancellation.drop(part for part in call.parts if part.number != refused.request)
+        others = (part for part in call.parts if part.number != refused.request)
+        self._cancellation.drop(others, RequestOutcome.WITHDRAWN)
         predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3
         retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
         message = refused.message
@@ -308,8 +323,8 @@ class FrontendService:
         self._answer_error(call, refused.status, refused.code, message, predicted_ms, retry_ms)
 
     def _outputs_malformed(self, call: Call, device: str) -> None:
-        self._cancellation.drop(call.parts)
         text = f"{device} sent outputs that are not those of {call.ref}"
+        self._amend(call, RequestOutcome.FAILED)
         self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 
     # -- answers ------------------------------------------------------------------------------------------------------
@@ -332,9 +347,10 @@ class FrontendService:
         cached: bool = False,
     ) -> None:
         if call.ask is not None:
+            self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
             self._applications.handle(ModelAnswered(call.ask, outputs, cached))
-            return
-        self._replies.outputs(call, outputs, now, completed, cached=cached)
+        elif not self._replies.outputs(call, outputs, completed, cached=cached):
+            self._amend(call, RequestOutcome.LATE)
 
     def _answer_error(
         self,
@@ -349,10 +365,17 @@ class FrontendService:
         for part in self._evaluations.ended(call):
             self._submit(part, now)
         if call.ask is not None:
+            self._outcomes.ended(call, status, code)
             failure = Failure.of(status, code, message, predicted_ms, retry_after_ms)
             self._applications.handle(ModelFailed(call.ask, failure))
             return
         self._replies.error(call, status, code, message, now, predicted_ms, retry_after_ms)
+
+    def _amend(self, call: Call, outcome: RequestOutcome) -> None:
+        """Controllers, who took the call for done, learn how it ended for its client."""
+        for part in call.parts:
+            if part.controller is not None:
+                self._controllers.cancel(part.controller, part.number, outcome)
 
     # -- what applications ask for ------------------------------------------------------------------------------------
 
@@ -364,13 +387,14 @@ class FrontendService:
             case Withdraw():
                 given_up = self._evaluations.cancel(APPLICATIONS, order.number)
                 if given_up is not None:
-                    self._cancellation.drop(given_up.needless)
+                    self._cancellation.drop(given_up.needless, RequestOutcome.CANCELLED)
+                    self._outcomes.abandoned(given_up.call)
             case SendAnswer():
                 self._replies.application(order)
             case Tell():
                 self._replies.tell(cast(ClientId, order.client), order.message)
             case Refuse():
-                self._replies.refuse(cast(ClientId, order.client), order.invalid)
+                self._replies.refuse(cast(ClientId, order.client), order.invalid, order.question)
             case CallBroker():
                 if self._registrar is None or not self._registrar.send(order.message):
                     self._applications.handle(BrokerUnreachable(order.message.call))
@@ -390,12 +414,11 @@ class FrontendService:
 
     def _ring(self, now: float) -> None:
         for given_up in self._evaluations.expire(now):
-            self._cancellation.drop(given_up.needless)
+            self._cancellation.drop(given_up.needless, RequestOutcome.TIMED_OUT)
             text = "no answer came within the budget" if given_up.reached else "no controller could be reached"
             self._answer_error(given_up.call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
-        for client, refusal in self._early.expire(now):
-            asked: Any = client
-            self._replies.refuse(asked, refusal)
+        for early, refusal in self._early.expire(now):
+            self._refuse(early, refusal)
         self._applications.wake(now)
         self._hub.schedule_turn()
 
@@ -419,6 +442,8 @@ class FrontendService:
             "cancelled": self._replies.cancelled,
             "computed_for_nobody": self._results.for_nobody,
             "rows_for_nobody": self._results.rows_for_nobody,
+            "outcomes": self._outcomes.told(),
+            "controllers": self._controllers.heard_ago(time.monotonic()),
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
             "connections": self._clients.connections,

@@ -387,14 +387,16 @@ class FeedbackReason(Coded):
 
 
 class RequestOutcome(Coded):
-    """How a request ended, in the controller's log and counts."""
+    """How a request ended for its client, in the controller's log and counts."""
 
     IN_TIME = "in_time", None, False, "answered within its deadline"
     LATE = "late", None, True, "answered after it"
+    TIMED_OUT = "timed_out", None, True, "its frontend gave it up at its deadline, and told the client so"
     REJECTED = "rejected", None, True, "refused, at arrival or while it waited, with a `code`"
     FAILED = "failed", None, False, "something broke, with a `code`"
-    CANCELLED = "cancelled", None, False, (
-        "its frontend withdrew it: answered from elsewhere, or its client gave it up or is gone"
+    CANCELLED = "cancelled", None, False, "its client cancelled it, or is gone"
+    WITHDRAWN = "withdrawn", None, False, (
+        "a part of a larger request that is over, as another part was refused: that one's line says why"
     )  # fmt: skip
     FRONTEND_LOST = "frontend_lost", None, False, "its frontend is gone"
 

@@ -5,7 +5,8 @@ Instants are seconds of the controller's monotonic clock. A log's header and eve
 
 import msgspec
 
-LOG_VERSION = 1  # of the lines below; raised when a field is removed or changes its meaning
+LOG_VERSION = 2  # of the lines below; raised when a field is removed, a line added, or a meaning changed
+LOG_VERSIONS = (1, 2)  # what can be read; version 1 had no `amended` lines, and called time-outs `cancelled`
 
 
 class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_field="kind", gc=False):
@@ -18,18 +19,31 @@ class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_
     weight: float
     arrived_s: float  # when it left the frontend
     slo_s: float  # its budget from arrived_s on
-    outcome: str  # in_time | late | rejected | failed | cancelled | frontend_lost
+    outcome: str  # a RequestOutcome
     code: str  # reason of a rejected or failed one; else ""
     latency_s: float  # from arrived_s until EXEC ended, or until it was refused
     predicted_s: float | None  # latency that admission predicted; None: admission never looked at it
     queued_s: float | None  # from arrived_s until its last INFER was sent; None: none was sent
     exec_s: float | None  # EXEC of its batch, measured by the device; None: not executed
-    batch: int  # rows of its batch; 0: not executed
+    batch: int  # rows that EXEC of its batch computed, padding included; 0: not executed
     device: str  # "cuda:0"; "": not executed
     worker: str  # member id; "": not executed
     action: int  # its INFER in the action log; 0: not executed
     cold: bool  # no device held its model when it arrived
     tries: int  # INFERs that contained it and failed
+    asked_id: str = ""  # the client's own id, to 64 characters; "": an application asked
+    call: int = 0  # of a further part of a larger request: the number of its first part; else 0
+
+
+class AmendedFact(msgspec.Struct, frozen=True, kw_only=True, tag="amended", tag_field="kind", gc=False):
+    """A request whose line is written already ended otherwise for its client: a line of the request log behind it.
+
+    Where no earlier line has its number, the request never reached this controller.
+    """
+
+    frontend: str
+    request: int
+    outcome: str  # what holds, a RequestOutcome
 
 
 class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_field="kind", gc=False):
@@ -41,7 +55,7 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
     ref: str
     worker: str  # member id
     device: str  # "cuda:0"
-    batch: int  # rows that EXEC computes; 0: not an INFER
+    batch: int  # rows that EXEC computes, padding included; 0: not an INFER
     requests: int  # requests in the batch; 0 for an INFER: a measuring run
     in_time: int  # of those requests, answered in time
     sent_s: float
@@ -62,9 +76,10 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
     clock_mhz: float  # 0: unknown
     waiting: int  # requests waiting in this controller at result_s
     free_pages: int  # of the device, when the worker sent the result
+    rows: int = 0  # rows that were asked for: `batch` without its padding; 0: no INFER, or a measuring run
 
 
-Fact = RequestFact | ActionFact
+Fact = RequestFact | AmendedFact | ActionFact
 
 
 class Dropped(msgspec.Struct, frozen=True, kw_only=True, tag="dropped", tag_field="kind"):
@@ -94,6 +109,32 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     count: int  # values that the quantiles are computed from
     p50: float | None = None
     p99: float | None = None
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """How often values fell between fixed bounds, since the process started."""
+
+    counts: tuple[int, ...]  # of values up to each bound and above the one before; the last: above all bounds
+    sum: float  # of the values
+
+
+class LabelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All versions of one model, or all models without a label together; since the controller started.
+
+    A distribution is None while it is empty. Durations are seconds.
+    """
+
+    in_time: int
+    late: int
+    timed_out: int
+    refused: int
+    cold: int
+    queue_s: Distribution | None  # from arrival until the INFER that served it was sent, of each request
+    exec_s: Distribution | None  # EXEC as the device measured it, of each batch
+    slack_s: Distribution | None  # deadline minus end of EXEC, of each request; 0: it was late
+    latency_error: Distribution | None  # |actual - predicted| / actual: of the latency predicted at admission, ...
+    exec_error: Distribution | None  # ... of EXEC durations
+    load_error: Distribution | None  # ... and of LOAD durations
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +170,7 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a model; counts since the controller started."""
+    """One version of a model; counts since it was deployed, as the controller saw it."""
 
     ref: str
     devices: int  # on which it is resident or being loaded
@@ -140,6 +181,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     late: int
     refused: int  # rejected and failed
     cold: int
+    timed_out: int = 0
 
 
 class JournalState(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,3 +227,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     revoked: int = 0  # INFERs that were taken back before they began, as nobody waited for them any more
     computed_for_nobody: int = 0  # requests that were executed after they had been given up
     rows_for_nobody: int = 0  # rows of these
+    timed_out: int = 0  # given up by their frontends at their deadlines
+    bounds: dict[str, tuple[float, ...]] = {}  # {field of a LabelRecord, without its unit: bounds of its distribution}
+    records: dict[str, LabelRecord] = {}  # {model with a label: it}; "other": all without; only what was asked

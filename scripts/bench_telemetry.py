@@ -93,6 +93,8 @@ def handing_over() -> dict[str, float]:
     count = 20_000
     telemetry = Telemetry(recording=True)
     silent = Telemetry()
+    for kept in (telemetry, silent):
+        kept.models.deploy(["m:1"])
     requests = [Request("frontend-1", i, 0, "m:1", 1, 1.0, 2.0, 1.0) for i in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), "c", "atc", bytes_max=1 << 30, files=1, pending_max=count)

@@ -1,6 +1,19 @@
-"""One of each of the facts that a controller tells, with every field set."""
+"""One of each of the facts that a controller tells, with every field set; and what a frontend tells beside it."""
 
-from mesh.facts import ActionFact, DeviceState, JournalState, ModelState, Place, RequestFact, Snapshot, Spread
+from typing import Any
+
+from mesh.facts import (
+    ActionFact,
+    DeviceState,
+    Distribution,
+    JournalState,
+    LabelRecord,
+    ModelState,
+    Place,
+    RequestFact,
+    Snapshot,
+    Spread,
+)
 
 REQUEST = RequestFact(
     frontend="frontend-1",
@@ -22,6 +35,8 @@ REQUEST = RequestFact(
     action=3,
     cold=False,
     tries=0,
+    asked_id="mine",
+    call=6,
 )
 ACTION = ActionFact(
     action=3,
@@ -51,7 +66,9 @@ ACTION = ActionFact(
     clock_mhz=0.0,
     waiting=5,
     free_pages=6,
+    rows=3,
 )
+SECONDS = Distribution(counts=(1, 2, 0), sum=0.5)
 SNAPSHOT = Snapshot(
     controller="controller-1",
     policy="atc",
@@ -98,11 +115,52 @@ SNAPSHOT = Snapshot(
             places=(Place(ref="m:1", pages=2, state="running"),),
         ),
     ),
-    models=(ModelState(ref="m:1", devices=1, ready=1, waiting=5, rate=20.0, in_time=80, late=2, refused=8, cold=3),),
+    models=(
+        ModelState(
+            ref="m:1", devices=1, ready=1, waiting=5, rate=20.0, in_time=80, late=2, refused=8, cold=3, timed_out=6
+        ),
+    ),
     models_total=1,
     journal=JournalState(on=True, folder="logs", written=10, dropped=2, waiting=0, fault=""),
-)
+    timed_out=6,
+    bounds=dict.fromkeys(
+        ("queue_s", "exec_s", "slack_s", "latency_error", "exec_error", "load_error"), (0.01, 0.1)
+    ),
+    records={
+        "m": LabelRecord(
+            in_time=80, late=2, timed_out=6, refused=8, cold=3, queue_s=SECONDS, exec_s=SECONDS, slack_s=SECONDS,
+            latency_error=SECONDS, exec_error=SECONDS, load_error=SECONDS,
+        )
+    },
+)  # fmt: skip
+
+
+def tally(latency: tuple[int, ...] = (0, 0, 0), **counts: int) -> dict[str, Any]:
+    """What a frontend tells of so many requests."""
+    outcomes = dict.fromkeys(("ok", "rejected", "timed_out", "failed", "invalid", "cancelled"), 0)
+    told = {**outcomes, "in_time": 0, "late": 0, "cold": 0, "cached": 0, **counts}
+    offered = sum(told[outcome] for outcome in outcomes) - told["cancelled"]
+    return {"offered": offered, **told, "latency_s": {"counts": list(latency), "sum": 0.25 * sum(latency)}}
+
+
+M = tally((70, 12, 0), ok=82, in_time=80, late=2, rejected=8, timed_out=6, cancelled=1)
+OUTCOMES = {
+    "bounds_s": [0.01, 0.1],
+    "total": tally((80, 15, 0), ok=95, in_time=92, late=3, rejected=8, timed_out=7, invalid=4, cancelled=1),
+    "models": {"m": M},
+    "other_models": tally(),
+    "busiest": {},
+    "applications": {"digits": tally((10, 3, 0), ok=13, in_time=12, late=1, timed_out=1)},
+    "other_applications": tally(),
+    "unknown": tally(invalid=4),
+    "asks": {"m": tally((20, 5, 0), ok=25, in_time=25)},
+    "other_asks": tally(),
+    "unlogged": {"ok": 6, "rejected": 2},
+}
 FRONTEND = {  # of what a frontend answers to `status`
+    "uptime_s": 50.0,
+    "controllers": {"controller-1": 0.1},
+    "outcomes": OUTCOMES,
     "answers": {"ok": 82, "rejected": 8},
     "in_flight": 3,
     "in_flight_bytes": 4096,

@@ -63,6 +63,7 @@ class Intake:
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
             now - age_s, deadline_s, message.weight, tensors, message.frames > 0, message.client,
+            message.asked_id, message.call,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
@@ -106,11 +107,13 @@ class Intake:
             orders.extend(self.submit(waiting.message, waiting.frontend, waiting.tensors, now - waiting.sent_s, now))
         return orders
 
-    def cancel(self, frontend: str, number: int, now: float) -> None:
-        """Nobody waits for this request any more: it is dropped, if it waits for a worker."""
+    def cancel(self, frontend: str, number: int, outcome: RequestOutcome, now: float) -> bool:
+        """A request that waits for a worker to come is dropped. Returns False if there is none of this number."""
         waiting = self._early.pop((frontend, number), None)
-        if waiting is not None:
-            self.requests.withdraw(waiting.request, RequestOutcome.CANCELLED, now)
+        if waiting is None:
+            return False
+        self.requests.withdraw(waiting.request, outcome, now)
+        return True
 
     def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mesh.codes import RequestOutcome
+
 Client = tuple[str, int]  # (frontend, its number of the client)
 COMPACT_AT = 256  # requests taken from the head before the lists are cut
 
@@ -24,6 +26,8 @@ class Request:
     tensors: Sequence[Any] = ()  # not looked at: on their way from frontend to worker
     large: bool = False  # the tensors travel as frames of their own
     client: int = 0  # the frontend's number of who asks; 0: unknown
+    asked_id: str = ""  # its client's id, for the log
+    call: int = 0  # number of the first part of what its client asked; 0: it is that
     predicted_s: float = 0.0  # latency from arrival, as admission predicted it
     tries: int = 0  # actions that took it up and failed
     apart: int = 0  # of these, actions after which it was tried apart
@@ -32,6 +36,7 @@ class Request:
     cold: bool = False  # its model was on no device when it arrived
     admitted: bool = False  # it waited once, or still does
     waiting: bool = False  # in its model's queue
+    answered: RequestOutcome | None = None  # what its client saw, where outputs came before their result did
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
 
     @property

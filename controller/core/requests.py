@@ -22,6 +22,7 @@ from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 REJECTED, FAILED, OVERLOAD = AnswerStatus.REJECTED, AnswerStatus.FAILED, ErrorCode.OVERLOAD
 OUTCOMES = {REJECTED: RequestOutcome.REJECTED, FAILED: RequestOutcome.FAILED}
 RESTARTING = ActionCode.RESTARTING
+ANSWERED = (RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.FAILED)  # with outputs that a worker had sent
 EXPIRE_EVERY_S = 0.0005  # between two looks for requests that are hopeless
 KEPT_LOOK_S = 0.05  # ... that the policy keeps nevertheless
 UNREADY_S = 0.02  # a request whose model is ready nowhere is refused so long before its deadline
@@ -63,6 +64,9 @@ class OpenRequests:
                 self._retry(request, code, message, orders, now)
 
     def _retry(self, request: Request, code: str, message: str, orders: list[Order], now: float) -> None:
+        if request.answered is not None:
+            self._abandon(request, request.answered, now)
+            return
         request.tries += 1
         model = self.state.models.get(request.ref)
         never = self.reasons.never(request.ref)
@@ -111,14 +115,19 @@ class OpenRequests:
             self._close(request, in_time, now)
             self.telemetry.served(request, action, device, result, end_s, in_time)
 
-    def cancel(self, frontend: str, number: int, now: float) -> None:
+    def cancel(self, frontend: str, number: int, outcome: RequestOutcome, now: float) -> None:
         """Nobody waits for this request any more: it is dropped, without a word from here.
 
-        One that is bound to an action ends with it; `left_bound` says that an action may be needless now.
+        One that is bound to an action ends with it; `left_bound` says that an action may be needless now. If it has
+        ended already, what was told of it is amended; but that others of its parts are over changes nothing.
         """
         request = self.open.get((frontend, number))
-        if request is not None:
-            self._abandon(request, RequestOutcome.CANCELLED, now)
+        if request is not None and outcome in ANSWERED and _bound(request):
+            request.answered = outcome  # the result of its batch is on the way
+        elif request is not None:
+            self._abandon(request, outcome, now)
+        elif outcome is not RequestOutcome.WITHDRAWN:
+            self.telemetry.amended(frontend, number, outcome)
 
     def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""
@@ -252,3 +261,8 @@ class OpenRequests:
         assert not apart & (waiting | bound), "a request waits apart that is waiting or bound, too"
         assert waiting | apart <= opened, "a request waits that has ended"
         assert opened <= waiting | apart | bound, "a request is neither waiting nor bound"
+
+
+def _bound(request: Request) -> bool:
+    """Whether the open request is in an action that was sent: it waits neither in its queue nor apart."""
+    return not request.waiting and (request.group is None or request not in request.group.requests)

@@ -31,7 +31,7 @@ from controller.core.versions.reasons import Reasons
 from controller.core.versions.reporting import Reporting
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
-from mesh.codes import ActionCode
+from mesh.codes import ActionCode, RequestOutcome
 
 WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
@@ -100,13 +100,16 @@ class Scheduler:
         """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time."""
         return self._intake.submit(message, frontend, tensors, age_s, now)
 
-    def cancel(self, frontend: str, number: int, *, now: float) -> None:
+    def cancel(
+        self, frontend: str, number: int, outcome: RequestOutcome = RequestOutcome.CANCELLED, *, now: float
+    ) -> None:
         """Nobody waits for this request any more: it is dropped, or ends with its batch, without a word from here.
 
-        A batch of which nobody waits for any request is taken back by the next `wake`, unless it has begun.
+        A batch of which nobody waits for any request is taken back by the next `wake`, unless it has begun. If the
+        request has ended already, what was told of it is amended. `outcome`: what became of it for its client.
         """
-        self._intake.cancel(frontend, number, now)
-        self._requests.cancel(frontend, number, now)
+        if not (len(self._intake) and self._intake.cancel(frontend, number, outcome, now)):
+            self._requests.cancel(frontend, number, outcome, now)
 
     # -- events: peers ------------------------------------------------------------------------------------------------
 
@@ -179,6 +182,7 @@ class Scheduler:
 
         `contained`: those of them that containers serve; `terms`: what the catalogue says of them.
         """
+        self.telemetry.models.deploy(refs)
         return self.fleet.want(refs, self._requests.uses, contained, terms, now=now)
 
     # -- events: results ----------------------------------------------------------------------------------------------

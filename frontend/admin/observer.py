@@ -14,6 +14,7 @@ from typing import Any, assert_never
 import msgspec
 import zmq
 
+from frontend.admin import counts
 from frontend.admin.operator import NoBroker, Operator
 from frontend.client.client import Client, RequestError
 from mesh import wire
@@ -44,6 +45,7 @@ class View:
     snapshots: dict[str, Snapshot] = field(default_factory=dict)  # {controller: its state}
     frontends: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {frontend: its status}
     models: list[dict[str, Any]] = field(default_factory=list)  # as a frontend describes them
+    silent: dict[str, float | None] = field(default_factory=dict)  # {controller without a snapshot: seconds, if known}
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Observer:
         self._epoch: int | None = None
         self._broker_after_s = 0.0
         self._call = 0
+        self._heard_s: dict[str, float] = {}  # {controller of the last look: when it last answered}
 
     def __enter__(self) -> "Observer":
         return self
@@ -107,7 +110,19 @@ class Observer:
         for controller, reply in self._ask_controllers(lambda call: wire.AskSnapshot(call=call)).items():
             if isinstance(reply, wire.SnapshotReply):
                 view.snapshots[controller] = reply.snapshot
+        self._find_silent(view)
         return view
+
+    def _find_silent(self, view: View) -> None:
+        """The view knows which controllers do not answer, and for how long that is so as far as anybody knows."""
+        self._heard_s |= dict.fromkeys(view.snapshots, view.at_s)
+        told = [status.get("controllers", {}) for status in view.frontends.values()]
+        known = {member.id for member in view.members if member.role == "controller"}.union(*told)
+        for controller in sorted(known - view.snapshots.keys()):
+            ago = [found[controller] for found in told if found.get(controller) is not None]
+            ago += [view.at_s - self._heard_s[controller]] if controller in self._heard_s else []
+            view.silent[controller] = min(ago, default=None)
+        self._heard_s = {name: at for name, at in self._heard_s.items() if name in known}
 
     def _refresh(self) -> bool:
         """Updates the members.
@@ -286,6 +301,8 @@ def describe(view: View) -> dict[str, Any]:
         "controllers": {name: built(snapshot) for name, snapshot in view.snapshots.items()},
         "frontends": dict(view.frontends),
         "models": view.models,
+        "silent": view.silent,
+        "outcomes": counts.describe(view.frontends),
     }
 
 

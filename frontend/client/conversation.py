@@ -31,6 +31,7 @@ class RequestError(Exception):
         self.retry_after_ms: float | None = error.get("retry_after_ms")
         self.predicted_ms: float | None = answer.get("predicted_ms")
         self.latency_ms: float | None = answer.get("latency_ms")
+        self.request: int | None = answer.get("request")  # the number that the request log has
         super().__init__(f"{self.status} ({self.code}): {self.message}")
 
 
@@ -82,6 +83,8 @@ class Prediction:
     decision_id: str | None = None  # for `feedback`
     margin: float | None = None  # between the two most probable classes; None if there are no classes
     disagreement: float | None = None  # 0: all models that answered agree; unusual inputs make them disagree
+    batch_padded: int | None = None  # rows that were computed: `batch_size`, those asked for, and padding
+    request: int | None = None  # the number that the request log has
 
     def __getitem__(self, name: str) -> Array:
         """The output of this name. Raises: KeyError."""
@@ -216,6 +219,8 @@ class Conversation:
             header.get("decision_id"),
             header.get("margin"),
             header.get("disagreement"),
+            header.get("batch_padded"),
+            header.get("request"),
         )
 
 

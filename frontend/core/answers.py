@@ -16,6 +16,8 @@ def ok_answer(
 ) -> ClientAnswer:
     """The ok answer of a call, from the cache if `completed` is None.
 
+    `completed` may be of another call, which this one waited for: then `request` is that one's number.
+
     Outputs of a framed call travel as frames beside it.
     """
     name, version = wire.split_ref(call.ref)
@@ -34,6 +36,8 @@ def ok_answer(
         device=completed.device if completed is not None else None,
         cached=cached,
         cold=completed.cold if completed is not None else None,
+        batch_padded=(completed.batch_padded or None) if completed is not None else None,
+        request=completed.call.number if completed is not None else None,
     )
 
 
@@ -56,4 +60,5 @@ def error_answer(
         latency_ms=(now - call.received_s) * 1e3,
         predicted_ms=predicted_ms,
         error=Error(code, message, None, retry_after_ms),
+        request=call.number,
     )

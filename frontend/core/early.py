@@ -78,8 +78,8 @@ class EarlyRequests:
         """All requests of this connection are held no more, and returned, oldest first."""
         return [self._leave(number) for number in self._numbers.of(client)]
 
-    def expire(self, now: float) -> list[tuple[Hashable, RequestRefused]]:
-        """Drops requests whose budget has ended. Returns (client, answer) for each."""
+    def expire(self, now: float) -> list[tuple[Early, RequestRefused]]:
+        """Drops requests whose budget has ended. Returns (request, answer) for each."""
         expired = []
         while self._first_end() is not None and self._ends[0][0] <= now:
             early = self._leave(self._ends[0][1])
@@ -87,7 +87,7 @@ class EarlyRequests:
             refusal = RequestRefused(
                 ErrorCode.NOT_READY, text, None, early.request.id, AnswerStatus.REJECTED, RETRY_AFTER_MS
             )
-            expired.append((early.client, refusal))
+            expired.append((early, refusal))
         return expired
 
     def wake_at(self) -> float | None:

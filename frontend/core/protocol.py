@@ -164,6 +164,8 @@ class ClientAnswer(msgspec.Struct, omit_defaults=True):
     models_used: list[str] | None = None
     decision_id: str | None = None
     error: Error | None = None
+    batch_padded: int | None = None
+    request: int | None = None  # the number that the request log of its controller has
 
 
 @dataclass(slots=True)

@@ -38,6 +38,16 @@ class Call:
     asker: int = 0  # who asks, as the controller tells clients apart
     flight: Any = None  # in the prediction cache, if this call leads or follows one
 
+    @property
+    def number(self) -> int | None:
+        """The number that a controller's log has of it: its first part's; None if it has no parts."""
+        return self.parts[0].number if self.parts else None
+
+    @property
+    def submitted(self) -> bool:
+        """Whether a controller was told of it."""
+        return bool(self.parts) and self.parts[0].attempt >= 0
+
 
 @dataclass(slots=True, eq=False)
 class CallPart:
@@ -58,10 +68,11 @@ class Completed:
     """A call that has all its outputs."""
 
     call: Call
-    batch_size: int
+    batch_size: int  # rows that were asked for in the batch of the last part to complete
     predicted_s: float
     device: str
     cold: bool = False  # no device held the model when the last part to complete arrived
+    batch_padded: int = 0  # rows that EXEC computed in that batch, padding included
     pieces: Sequence[Sequence[Any]] = field(default=(), compare=False)  # outputs of each part
 
     def outputs(self) -> list[Any]:
@@ -185,6 +196,7 @@ class RequestTable:
         predicted_s: float,
         device: str,
         cold: bool = False,
+        batch_padded: int = 0,
     ) -> Completed | None:
         """Takes in a part's outputs, of any attempt. Returns the call if it is complete now."""
         part = self._parts.pop(number, None)
@@ -196,7 +208,7 @@ class RequestTable:
             return None
         pieces = [each.outputs for each in part.call.parts if each.outputs is not None]
         self._end(part.call)
-        return Completed(part.call, batch_size, predicted_s, device, cold, pieces)
+        return Completed(part.call, batch_size, predicted_s, device, cold, batch_padded, pieces)
 
     def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
         """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it."""
@@ -230,6 +242,10 @@ class RequestTable:
             return None
         self._end(part.call)
         return part.call
+
+    def ended(self, number: int) -> bool:
+        """Whether a part of this number was once open, and is not any more."""
+        return number <= self._count and number not in self._parts
 
     def close_all(self) -> list[Call]:
         """Ends all open calls and returns them; the caller has to answer them."""

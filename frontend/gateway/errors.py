@@ -57,7 +57,7 @@ def refusal(refused: HttpRefusal) -> ErrorAnswer:
 def error_answer(error: RequestError) -> ErrorAnswer:
     """The answer for an error of the mesh."""
     body: dict[str, Any] = {"error": error.message or error.code, "code": error.code, "status": error.status}
-    for name in ("predicted_ms", "latency_ms"):
+    for name in ("predicted_ms", "latency_ms", "request"):
         value = getattr(error, name)
         if value is not None:
             body[name] = value

@@ -23,7 +23,7 @@ JSON_WORDS = {**WORDS, "null": "null", "None": "null"}
 NOT_SERVED = ("shared_memory_region", "classification")
 TOLD = (  # fields of an answer that go into the response's `parameters`
     "latency_ms", "predicted_ms", "batch_size", "device", "cached", "cold", "app", "decision_id", "models_used",
-    "confidence", "margin", "disagreement", "default_used", "error",
+    "confidence", "margin", "disagreement", "default_used", "error", "batch_padded", "request",
 )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from frontend.admin.observer import NoMesh, answering, describe
+from frontend.admin.metrics import CONTENT_TYPE
+from frontend.admin.observer import NoMesh, describe
 from frontend.client.client import RequestError
 from frontend.core.askers import source_of
 from frontend.gateway import descriptions
@@ -21,7 +22,6 @@ from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
 from frontend.gateway.watch import MeshWatch
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
-from mesh.metrics import CONTENT_TYPE, metrics_text
 from mesh.names import VERSION
 from mesh.process.settings import Settings
 
@@ -239,8 +239,11 @@ class Gateway:
             view = await self._watch.look()
         except NoMesh as error:
             raise HttpRefusal(str(error), HttpCode.NO_FRONTEND, retry_after_ms=1000.0) from error
+        described = describe(view)
+        for controller in described["controllers"].values():
+            del controller["records"], controller["bounds"]  # for /metrics
         told = {
-            **describe(view),
+            **described,
             "at_s": view.at_s,
             "models": descriptions.dashboard_models(models.values()),
             "models_total": len(models),
@@ -255,14 +258,8 @@ class Gateway:
         return json_response(told)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        http = (self._responses, self.gate.requests)
-        try:
-            view = await self._watch.look()
-        except NoMesh:
-            text = metrics_text({"broker": False}, [], {}, http)
-        else:
-            text = metrics_text(answering(view), view.snapshots.values(), view.frontends, http)
-        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+        text = await self._watch.metrics((self._responses, self.gate.requests))
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 
 def _context(request: web.Request) -> dict[str, str]:

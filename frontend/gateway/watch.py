@@ -1,11 +1,15 @@
 """The gateway's threads: one looks at the mesh, as `gearmesh status` does; others make operators' calls."""
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from frontend.admin.observer import NoMesh, Observer, View
+from frontend.admin.metrics import metrics_text
+from frontend.admin.observer import NoMesh, Observer, View, answering
 from frontend.admin.operator import NoBroker, Operator
 from frontend.gateway.errors import HttpRefusal
 from mesh import wire
@@ -13,6 +17,7 @@ from mesh.codes import ErrorCode, HttpCode
 from mesh.process.settings import Settings
 
 LOOK_S = 0.5  # a view up to this age is shown again, however many ask
+PAUSE_S = 5e-5  # in which requests get the interpreter, again and again while the text of the metrics is made
 OPERATIONS_MAX = 4  # at the same time
 OPERATION_S_MAX = 300.0
 
@@ -50,6 +55,18 @@ class MeshWatch:
             self._look = asyncio.get_running_loop().run_in_executor(self._looking, self._look_now)
             self._look.add_done_callback(self._looked)
         return await asyncio.shield(self._look)
+
+    async def metrics(self, http: tuple[Mapping[int, int], int]) -> bytes:
+        """All metrics as text, made on the thread: of thousands of series it takes a tenth of a second.
+
+        `http`: as metrics_text takes it.
+        """
+        view: View | None = None
+        with contextlib.suppress(NoMesh):
+            view = await self.look()
+        answers, in_flight = http
+        make = functools.partial(_metrics_of, view, (dict(answers), in_flight))
+        return await asyncio.get_running_loop().run_in_executor(self._looking, make)
 
     async def operate(self, name: str, version: str | None, *, deploy: bool) -> wire.CallReply:
         """The outcome of a deploy or undeploy, which goes on though its caller is cancelled. Raises: HttpRefusal."""
@@ -100,3 +117,9 @@ class MeshWatch:
     def _go_on(self) -> None:
         if self._stopping:
             raise Stopped
+
+
+def _metrics_of(view: View | None, http: tuple[Mapping[int, int], int]) -> bytes:
+    if view is None:
+        return metrics_text({"broker": False}, [], {}, http)
+    return metrics_text(answering(view), view.snapshots.values(), view.frontends, http, pause_s=PAUSE_S)

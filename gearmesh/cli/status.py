@@ -1,5 +1,6 @@
 """`gearmesh status`, `top`, `logs`, `metrics` and `trace`: how a mesh is, and how it was."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -37,14 +38,22 @@ def top(
 @app.command()
 def logs(
     source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
+    request: Annotated[int | None, typer.Option(help="Only the lines of this request: an answer's `request`.")] = None,
+    asked_id: Annotated[str, typer.Option("--id", help="Only the lines of requests with this id of a client.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Sums up the request log and the action log: outcomes, latencies, how well times were predicted."""
     from gearmesh.telemetry.journals import LogError
-    from gearmesh.telemetry.log_report import actions_table, read_logs, requests_table, summary
+    from gearmesh.telemetry.log_report import actions_table, found_lines, read_logs, requests_table, summary
 
     folder = source or settings().telemetry_folder
     try:
+        if request is not None or asked_id:
+            lines = found_lines(folder, request, asked_id)
+            tell(lines, *map(json.dumps, lines))
+            if not lines:
+                raise typer.Exit(1)
+            return
         requests, actions = read_logs(folder)
     except LogError as error:
         usage(str(error))

@@ -15,7 +15,6 @@ from gearmesh.cli.terminal.consoles import text_of
 from gearmesh.cli.terminal.telling import err, out, tell, usage, warn
 from gearmesh.operations.containers import ContainerFile
 from gearmesh.telemetry.trace import TraceError, check_seconds, check_target, record, write
-from mesh.metrics import metrics_text
 from mesh.printable import printable
 from mesh.process.settings import Settings
 
@@ -88,7 +87,9 @@ def run_metrics(settings: Settings) -> None:
             view = observer.look()
     except NoMesh as error:
         usage(str(error))
-    sys.stdout.write(printable(metrics_text(answering(view), view.snapshots.values(), view.frontends)))
+    from frontend.admin.metrics import metrics_text  # only here, as its library takes a while to import
+
+    sys.stdout.write(printable(metrics_text(answering(view), view.snapshots.values(), view.frontends).decode()))
 
 
 def run_trace(settings: Settings, file: Path, seconds: float, *, force: bool) -> None:

@@ -168,9 +168,10 @@ class _Run:
 
     def answered(self, action: wire.Infer) -> None:
         """Each request in the batch has its outcome: outputs have arrived."""
+        rows = sum(part.rows for part in action.parts)  # without padding
         for part in action.parts:
             self.outcome.heard[part.request] += 1
-            self._answer(part.request, OK, action.batch)
+            self._answer(part.request, OK, rows)
 
     def refused(self, frontend: str, refused: wire.Refused) -> None:
         """The request has its outcome, unless the refusal is of an earlier attempt."""

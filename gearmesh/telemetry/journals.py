@@ -7,11 +7,12 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gearmesh.telemetry.endings import amended
 from mesh.errors import GearmeshError
-from mesh.facts import LOG_VERSION, ActionFact, Dropped, Fact, Header, RequestFact
+from mesh.facts import LOG_VERSION, LOG_VERSIONS, ActionFact, AmendedFact, Dropped, Header, RequestFact
 
 F = TypeVar("F", RequestFact, ActionFact)
-KINDS: dict[str, Any] = {"requests": RequestFact, "actions": ActionFact}
+KINDS: dict[str, Any] = {"requests": RequestFact | AmendedFact, "actions": ActionFact}
 
 
 class LogError(GearmeshError):
@@ -30,6 +31,8 @@ class JournalLog(Generic[F]):
 
 def read_requests(source: Path) -> list[JournalLog[RequestFact]]:
     """The request logs in a file or a folder, one for each life of a controller, oldest first.
+
+    Each request has the outcome that its client saw, also where that was known only after its line was written.
 
     Raises: LogError, if there is none, or one has another version or a line that is not valid.
     """
@@ -85,6 +88,8 @@ def _read(source: Path, kind: str) -> list[JournalLog[Any]]:
         log = logs.setdefault(header.controller, JournalLog())
         log.headers.append(header)
         _lines(path, lines, KINDS[kind], log)
+    for log in logs.values():
+        log.facts = amended(log.facts)
     return sorted(logs.values(), key=lambda log: log.headers[0].unix_s)
 
 
@@ -96,8 +101,9 @@ def _first_line(path: Path, line: bytes, kind: str) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError):
         wanted = f"it must begin with the header of a gearmesh {kind} log of version {LOG_VERSION}"
         raise LogError(f"{path}: line 1: this is no gearmesh log: {wanted}") from None
-    if version != LOG_VERSION:
-        text = f"this log has version {version!r}; this gearmesh reads {LOG_VERSION}: use the one that wrote it"
+    if version not in LOG_VERSIONS:
+        known = " and ".join(map(str, LOG_VERSIONS))
+        text = f"this log has version {version!r}; this gearmesh reads {known}: use the one that wrote it"
         raise LogError(f"{path}: {text}")
     return dict(header)
 
@@ -112,7 +118,7 @@ def _header(path: Path, line: bytes, kind: str) -> Header:
         raise LogError(f"{path}: line 1: {error}") from None
 
 
-def _lines(path: Path, lines: list[bytes], kind: type[Fact], log: JournalLog[Any]) -> None:
+def _lines(path: Path, lines: list[bytes], kind: Any, log: JournalLog[Any]) -> None:
     decoder = msgspec.json.Decoder(kind | Dropped)
     for number, line in enumerate(lines[1:], 2):
         if number == len(lines) and line:

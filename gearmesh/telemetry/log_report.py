@@ -5,16 +5,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
+from gearmesh.telemetry.endings import endings
 from gearmesh.telemetry.journals import JournalLog, kind_of, read_actions, read_requests
 from gearmesh.telemetry.machine import quantile
 from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, RequestFact
+from mesh.wire import ASKED_ID_MAX
 
 DEVICE_SHOWN = 8  # characters of a device's name
 SHARES = (0.5, 0.99, 0.999)
-ANSWERED = (RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.REJECTED, RequestOutcome.FAILED)
+NOT_OFFERED = (RequestOutcome.CANCELLED, RequestOutcome.FRONTEND_LOST, RequestOutcome.WITHDRAWN)  # nobody's to keep
 
 
 def read_logs(source: Path) -> tuple[list[JournalLog[RequestFact]], list[JournalLog[ActionFact]]]:
@@ -41,6 +44,11 @@ def summary(log: JournalLog[RequestFact] | JournalLog[ActionFact]) -> dict[str, 
         "controller": log.headers[0].controller,
         "policy": log.headers[0].policy,
         "lines": len(log.facts),
+        **(
+            {"requests": dict(endings(fact for fact in log.facts if isinstance(fact, RequestFact)))}
+            if of_requests
+            else {}
+        ),
         "dropped": log.dropped,
         "cut": log.cut,
         "groups": [
@@ -56,6 +64,20 @@ def _seconds(ordered: list[float]) -> dict[str, float | None]:
     return {**found, "max_s": ordered[-1]}
 
 
+def found_lines(source: Path, request: int | None, asked_id: str) -> list[dict[str, Any]]:
+    """The request log's lines with this number, or of parts of that request, or with this id of a client.
+
+    Raises: LogError.
+    """
+    return [
+        msgspec.to_builtins(fact)
+        for log in read_requests(source)
+        for fact in log.facts
+        if (request is not None and request in (fact.request, fact.call or fact.request))
+        or (asked_id and fact.asked_id == asked_id[:ASKED_ID_MAX])
+    ]
+
+
 def requests_table(log: JournalLog[RequestFact]) -> Table:
     """Outcomes with their latencies; a quantile is shown only if enough requests support it."""
     facts = log.facts
@@ -69,9 +91,12 @@ def requests_table(log: JournalLog[RequestFact]) -> Table:
         table.add_row(outcome, code, str(len(values)), *_quantiles(values), f"{max(values):.2f}")
     served = [fact for fact in facts if fact.exec_s is not None and fact.predicted_s is not None and fact.latency_s > 0]
     errors = [abs(fact.latency_s - (fact.predicted_s or 0.0)) / fact.latency_s * 100 for fact in served]
-    in_time = sum(fact.outcome == RequestOutcome.IN_TIME for fact in facts)
-    ended = sum(fact.outcome in ANSWERED for fact in facts)
-    caption = [f"{fact_share(in_time, ended)} in time", f"{sum(fact.cold for fact in facts)} cold"]
+    ended = endings(facts)
+    offered = sum(count for outcome, count in ended.items() if outcome not in NOT_OFFERED)
+    in_time = ended[RequestOutcome.IN_TIME]
+    caption = [f"{fact_share(in_time, offered)} in time", f"{sum(fact.cold for fact in facts)} cold"]
+    if ended.total() < len(facts):
+        caption.insert(0, f"{ended.total()} requests of clients, some in parts")
     if errors:
         caption.append(
             f"latency predicted with an error of {_quantiles(errors)[0]} % (p50), {_quantiles(errors)[1]} % (p99)"
@@ -107,7 +132,7 @@ def _action_row(facts: Sequence[ActionFact]) -> Iterable[str]:
     done = [fact for fact in facts if fact.code == ActionCode.OK and fact.duration_s]
     durations = [(fact.duration_s or 0.0) * 1e3 for fact in done]
     errors = [abs((fact.error_s or 0.0) / (fact.duration_s or 1.0)) * 100 for fact in done]
-    batches = [fact.batch for fact in done if fact.batch]
+    batches = [fact.rows or fact.batch for fact in done if fact.requests]  # version 1 has no rows
     yield str(len(facts))
     yield str(sum(fact.code != ActionCode.OK for fact in facts))
     yield f"{sum(batches) / len(batches):.1f}" if batches else "-"

@@ -14,8 +14,9 @@ from enum import StrEnum
 from typing import Any
 
 from frontend.admin.observer import Recording
+from gearmesh.telemetry.endings import amended
 from mesh.codes import ActionCode, RequestOutcome
-from mesh.facts import ActionFact, Fact, RequestFact
+from mesh.facts import ActionFact, RequestFact
 
 # names of colours that chrome://tracing knows; Perfetto colours by the name of the slice, which is the model in both
 COLOURS = (
@@ -40,6 +41,7 @@ REQUEST_ROW = 1
 TOLERANCE_US = 20.0  # a lane does one thing at a time; a smaller overlap comes from the translation of clocks
 
 Event = dict[str, Any]
+Told = RequestFact | ActionFact
 Place = tuple[int, int, float]  # process, row, microseconds
 
 
@@ -132,9 +134,10 @@ class Timeline:
 
 def timeline(recording: Recording) -> dict[str, Any]:
     """The whole trace, to be written as JSON."""
-    made = Timeline(_origin_s(recording))
+    told = {controller: amended(facts) for controller, facts in recording.facts.items()}
+    made = Timeline(_origin_s(recording, told))
     devices: dict[tuple[str, str], list[Ordered]] = {}  # {(device, worker): its actions, of all controllers}
-    for controller, facts in recording.facts.items():
+    for controller, facts in told.items():
         offset_s = recording.offset_s.get(controller, 0.0)
         for fact in facts:
             if isinstance(fact, ActionFact):
@@ -142,7 +145,7 @@ def timeline(recording: Recording) -> dict[str, Any]:
     executed: dict[tuple[str, int], Place] = {}  # {(controller, INFER): where its bar begins}
     for pid, name in enumerate(sorted(devices), 1000):
         executed |= _device(made, pid, devices[name])
-    for pid, (controller, facts) in enumerate(sorted(recording.facts.items()), 1):
+    for pid, (controller, facts) in enumerate(sorted(told.items()), 1):
         _controller(made, pid, controller, recording.offset_s.get(controller, 0.0), facts, executed)
     return {
         "traceEvents": made.events,
@@ -165,10 +168,10 @@ class Ordered:
     offset_s: float  # its clock minus ours
 
 
-def _origin_s(recording: Recording) -> float:
+def _origin_s(recording: Recording, told: Mapping[str, Sequence[Told]]) -> float:
     """An instant before everything shown; what ended in the recording may have begun before it."""
     first_s = recording.began_s
-    for controller, facts in recording.facts.items():
+    for controller, facts in told.items():
         offset_s = recording.offset_s.get(controller, 0.0)
         for fact in facts:
             first_s = min(first_s, (fact.arrived_s if isinstance(fact, RequestFact) else fact.earliest_s) - offset_s)
@@ -180,7 +183,7 @@ def _controller(
     pid: int,
     controller: str,
     offset_s: float,
-    facts: Sequence[Fact],
+    facts: Sequence[Told],
     executed: Mapping[tuple[str, int], Place],
 ) -> None:
     """Draws the requests of one controller, and arrows to the EXECs that served them."""
@@ -253,7 +256,7 @@ def _colour(ref: str, good: bool) -> str:
     return COLOURS[zlib.crc32(ref.encode()) % len(COLOURS)] if good else FAILED_COLOUR
 
 
-def _arguments(fact: RequestFact | ActionFact) -> dict[str, Any]:
+def _arguments(fact: Told) -> dict[str, Any]:
     """What is shown when a bar is clicked; durations in ms."""
     shown: dict[str, Any] = {}
     for name in fact.__struct_fields__:

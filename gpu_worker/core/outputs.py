@@ -43,7 +43,14 @@ def outputs_by_frontend(
             frames.extend(pieces)
     return {
         frontend: (
-            wire.Outputs(ref=action.ref, device=device, batch=action.batch, exec_s=exec_s, answers=tuple(answers)),
+            wire.Outputs(
+                ref=action.ref,
+                device=device,
+                batch=action.batch,
+                exec_s=exec_s,
+                answers=tuple(answers),
+                rows=row,
+            ),
             frames,
         )
         for frontend, (answers, frames) in shares.items()

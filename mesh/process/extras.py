@@ -13,6 +13,7 @@ EXTRAS = {  # {library as it is imported: extras that bring it}, as pyproject.to
     "onnx": ("onnx",),
     "onnxruntime": ("onnx",),
     "PIL": CLI,
+    "prometheus_client": CLI,
     "pydantic": CLI,
     "redis": ("redis",),
     "rich": CLI,

@@ -35,6 +35,7 @@ from mesh.wire.broker import (
     Undeploy,
 )
 from mesh.wire.controller import (
+    ASKED_ID_MAX,
     AskFacts,
     AskSnapshot,
     Cancel,
@@ -82,6 +83,7 @@ from mesh.wire.workers import (
 )
 
 __all__ = [
+    "ASKED_ID_MAX",
     "INLINE_BYTES_MAX",
     "ActionResult",
     "Answer",

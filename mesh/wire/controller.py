@@ -4,6 +4,8 @@ from mesh.facts import Fact, Snapshot
 from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
 from mesh.wire.workers import ActionResult, Prepared, WorkerHello
 
+ASKED_ID_MAX = 64  # characters of a client's id in the log
+
 
 class FrontendHello(Message, frozen=True, kw_only=True, tag="frontend_hello"):
     """Frontend -> controller: I will submit requests; workers are to send outputs to `results`."""
@@ -25,12 +27,15 @@ class Submit(Message, frozen=True, kw_only=True, tag="submit"):
     inline: tuple[memoryview, ...] = ()  # input tensors in the order of the spec, C order, little endian
     frames: int = 0  # or: how many frames of this message carry the input tensors
     client: int = 0  # the frontend's number of the client that asks; 0: it does not say
+    asked_id: str = ""  # the client's own id, cut to ASKED_ID_MAX characters: for the log; empty: an application asks
+    call: int = 0  # number of the first part of the client's request; 0: this is it
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
-    """Frontend -> controller: nobody waits for this request any more."""
+    """Frontend -> controller: nobody waits for this request any more. If it has ended: not as the controller thinks."""
 
     request: int
+    outcome: str = ""  # what became of it for its client, a RequestOutcome; empty: cancelled
 
 
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):

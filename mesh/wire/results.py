@@ -20,9 +20,10 @@ class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
 
     ref: str
     device: str
-    batch: int
+    batch: int  # rows that EXEC computed, padding included
     exec_s: float
     answers: tuple[Answer, ...]
+    rows: int = 0  # rows of that batch that were asked for, by all frontends; 0: not said
 
 
 ToResults = Outputs | Heartbeat

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from prometheus_client.parser import text_string_to_metric_families
 
 from frontend.client.client import AsyncClient, Prediction, RequestError
+from gearmesh.telemetry.endings import endings
 from gearmesh.telemetry.journals import read_requests
 from mesh.codes import AnswerStatus
 from scripts.bench_http import request_body
@@ -149,7 +150,6 @@ def asks_of(status: Mapping[str, Any]) -> Counter[str]:
 
 def of_logs(folder: Path, unlogged: Mapping[str, int]) -> Counter[str]:
     """{outcome: requests}, as controllers' logs have them, and those that no controller ever saw."""
-    from gearmesh.telemetry.endings import endings
 
     logged = sum((endings(log.facts) for log in read_requests(folder)), Counter[str]())
     found: Counter[str] = Counter(unlogged)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ from tests.end_to_end.counting import (
     samples,
 )
 
-pytest.importorskip("frontend.core.outcomes")
-CANCELS = all(find_spec(module) for module in ("frontend.cancellation", "frontend.core.connections"))
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 X = np.ones((1, 4), np.float32)
 BAD, STOPS = -X, 99 * X  # a row that the function raises on, and one that it stops at the gate with
@@ -233,8 +230,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
             await large(clients)
             await raising(clients)
             await sleeping(clients, gate)
-            if CANCELS:
-                await cancelling(clients, gate)
+            await cancelling(clients, gate)
             await invalid(clients)
             await hopeless(clients)
             await killing(clients, running)
@@ -259,7 +255,7 @@ async def until_gateway(clients: CountingClients) -> None:
 
 def test_the_run_had_every_outcome(evidence: Evidence) -> None:
     outcomes = by_outcome(Counter(evidence.seen))
-    expected = {"ok", "rejected", "timed_out", "failed", "invalid", *([CANCELLED] if CANCELS else [])}
+    expected = {"ok", "rejected", "timed_out", "failed", "invalid", CANCELLED}
     assert {outcome for outcome, count in outcomes.items() if count} == expected
 
 

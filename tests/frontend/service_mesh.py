@@ -119,7 +119,7 @@ class Mesh:
         self.runtime.hub.schedule_turn()
         await turns.until(lambda _: holds())
 
-    def finish(self, *submits: wire.Submit, framed: bool = False, **fields: Any) -> None:
+    def finish(self, *submits: wire.Submit, framed: bool = False, rows_of_batch: int = 0, **fields: Any) -> None:
         """The worker sends the outputs of these requests: twice the input."""
         answers, tensors = [], []
         for submit in submits:
@@ -135,11 +135,11 @@ class Mesh:
                 frames=int(framed),
             )
             answers.append(msgspec.structs.replace(answer, **fields))
-        self.outputs(*answers, frames=tensors)
+        self.outputs(*answers, frames=tensors, rows=rows_of_batch)
 
-    def outputs(self, *answers: wire.Answer, frames: Any = ()) -> None:
+    def outputs(self, *answers: wire.Answer, frames: Any = (), rows: int = 0) -> None:
         assert self._link is not None
-        outputs = wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.001, answers=answers)
+        outputs = wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.001, answers=answers, rows=rows)
         self._link.send(outputs, frames)
 
     def close(self) -> None:

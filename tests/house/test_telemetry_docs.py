@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from frontend.admin.metrics import METRICS
 from mesh.codes import ActionCode, RequestOutcome
 from mesh.facts import ActionFact, Header, RequestFact
-from mesh.metrics import METRICS
 from mesh.process.settings import Settings
 from scripts import ROOT
 

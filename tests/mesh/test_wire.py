@@ -136,8 +136,10 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         inline=(memoryview(b"abc"),),
         frames=4,
         client=5,
+        asked_id="mine",
+        call=7,
     ),
-    wire.Cancel(request=1),
+    wire.Cancel(request=1, outcome="timed_out"),
     wire.Refused(
         request=1, attempt=2, status="rejected", code="late", message="no", predicted_s=0.5, retry_after_s=0.25
     ),
@@ -186,7 +188,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         gathered=True,
         clock_mhz=1980.0,
     ),
-    wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.25, answers=(ANSWER, ANSWER)),
+    wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.25, answers=(ANSWER, ANSWER), rows=3),
 ]
 PLACES = [(name, message) for name in UNIONS for message in MESSAGES if type(message) in typing.get_args(UNIONS[name])]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from controller.core.devices.base import RemoteDevice
 from controller.core.scheduler import Scheduler
 from controller.core.state import Model
-from controller.core.telemetry.totals import DeviceTotals, ModelTotals, spread
+from controller.core.telemetry.models import BOUNDS, ModelTotals
+from controller.core.telemetry.totals import DeviceTotals, spread
 from mesh.facts import DeviceState, JournalState, ModelState, Place, Snapshot
 
 PLACES_MAX = 32  # models listed for one device
@@ -55,12 +56,15 @@ def snapshot(
             _device(device, telemetry.devices.get(worker) or DeviceTotals(), now - heard_s(worker))
             for worker, device in state.devices.items()
         ),
-        models=tuple(_model(model, telemetry.models.get(model.ref) or ModelTotals(), now) for model in busiest),
+        models=tuple(_model(model, telemetry.models.of(model.ref), now) for model in busiest),
         models_total=len(state.models),
         journal=journal,
         revoked=counters.revoked,
         computed_for_nobody=counters.computed_for_nobody,
         rows_for_nobody=counters.rows_for_nobody,
+        timed_out=telemetry.timed_out,
+        bounds=dict(BOUNDS),
+        records=telemetry.models.records(),
     )
 
 
@@ -107,4 +111,5 @@ def _model(model: Model, totals: ModelTotals, now: float) -> ModelState:
         late=totals.late,
         refused=totals.refused,
         cold=totals.cold,
+        timed_out=totals.timed_out,
     )

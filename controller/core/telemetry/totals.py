@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
+from controller.core.telemetry.models import ModelTable, ModelTotals
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
-from mesh.facts import ActionFact, Fact, RequestFact, Spread
+from mesh.facts import ActionFact, AmendedFact, Fact, RequestFact, Spread
+from mesh.histograms import PENDING_MAX
 
 LOAD, OK, REVOKED, WORKER_LOST = ActionKind.LOAD, ActionCode.OK, ActionCode.REVOKED, ActionCode.WORKER_LOST
-IN_TIME, LATE = RequestOutcome.IN_TIME, RequestOutcome.LATE
+IN_TIME, LATE, TIMED_OUT = RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.TIMED_OUT
 RING = 1024  # latest values that quantiles are taken of: p99 is the tenth largest
 
 
@@ -66,16 +68,6 @@ class Counters:
 
 
 @dataclass(slots=True)
-class ModelTotals:
-    """One version's requests, since the start."""
-
-    in_time: int = 0
-    late: int = 0
-    refused: int = 0
-    cold: int = 0
-
-
-@dataclass(slots=True)
 class DeviceTotals:
     """One device's actions, since it joined."""
 
@@ -92,9 +84,10 @@ class Telemetry:
 
     return_allowance_s: float = 0.0  # what the scheduler takes off every deadline for the way back
     recording: bool = False  # somebody takes the facts
-    cancelled: int = 0
+    timed_out: int = 0  # given up by their frontends at their deadlines
+    cancelled: int = 0  # abandoned for any other reason
     cold: int = 0
-    models: dict[str, ModelTotals] = field(default_factory=dict)  # {ref: totals}
+    models: ModelTable = field(default_factory=ModelTable)
     devices: dict[str, DeviceTotals] = field(default_factory=dict)  # {worker: totals}, workers that ended an action
     exec_errors: deque[float] = field(default_factory=_ring)  # |actual - predicted| / actual, newest last; so below
     load_errors: deque[float] = field(default_factory=_ring)
@@ -122,35 +115,51 @@ class Telemetry:
     ) -> None:
         """The request's outputs were made, and ended at `end_s`."""
         totals = self._model(request)
+        label = totals.label
         if in_time:
             totals.in_time += 1
+            label.in_time += 1
         else:
             totals.late += 1
-        latency_s = end_s - request.arrived_s
+            label.late += 1
+        arrived_s = request.arrived_s
+        latency_s = end_s - arrived_s
         self.latencies_s.append(latency_s)
+        slack_s = request.deadline_s + self.return_allowance_s - end_s
+        label.queue_s.pending.append(action.sent_s - arrived_s)  # `ended` sees to it that not too many are pending
+        label.slack_s.pending.append(slack_s if slack_s > 0 else 0.0)
         if latency_s > 0:
-            self.latency_errors.append(abs(latency_s - request.predicted_s) / latency_s)
+            error = abs(latency_s - request.predicted_s) / latency_s
+            self.latency_errors.append(error)
+            label.latency_error.pending.append(error)
         if self.recording:
             self._note(request, IN_TIME if in_time else LATE, "", end_s, action, device, result.duration_s)
 
     def refused(self, request: Request, outcome: RequestOutcome, code: str, now: float) -> None:
         """The request was refused with this code. `outcome`: REJECTED or FAILED."""
-        self._model(request).refused += 1
+        self._model(request).refuse()
         if self.recording:
             self._note(request, outcome, code, now)
 
     def abandoned(self, request: Request, outcome: RequestOutcome, now: float) -> None:
-        """Nobody waits for the request any more. `outcome`: CANCELLED or FRONTEND_LOST."""
-        self.cancelled += 1
+        """Nobody waits for the request any more. `outcome`: what its client saw, or FRONTEND_LOST."""
+        if outcome is TIMED_OUT:
+            self.timed_out += 1
+            self._model(request).gave_up()
+        else:
+            self.cancelled += 1
         if self.recording:
             self._note(request, outcome, "", now)
 
+    def amended(self, frontend: str, number: int, outcome: RequestOutcome) -> None:
+        """A request that has ended here ended otherwise for its client: whoever records is told, the counts stay."""
+        if self.recording:
+            self._facts.append(AmendedFact(frontend=frontend, request=number, outcome=outcome))
+
     def _model(self, request: Request) -> ModelTotals:
-        totals = self.models.get(request.ref)
-        if totals is None:
-            totals = self.models[request.ref] = ModelTotals()
+        totals = self.models.totals.get(request.ref) or self.models.of(request.ref)
         if request.cold:
-            totals.cold += 1
+            totals.found_cold()
             self.cold += 1
         return totals
 
@@ -186,8 +195,12 @@ class Telemetry:
                 action=action.id if action is not None else 0,
                 cold=request.cold,
                 tries=request.tries,
+                asked_id=request.asked_id,
+                call=request.call,
             )
         )
+        if request.answered is not None and request.answered is not outcome:
+            self.amended(request.frontend, request.number, request.answered)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -203,15 +216,21 @@ class Telemetry:
             totals.failed += result.code != REVOKED
         elif duration_s is not None:
             error = abs(duration_s - action.expected_s) / duration_s if duration_s > 0 else 0.0
+            label = self.models.of(action.ref).label
             if action.kind is LOAD:
                 totals.loads += 1
                 totals.load_busy_s += duration_s
                 self.load_errors.append(error)
+                label.load_error.add(error)
             else:
                 totals.batches += 1
                 totals.exec_busy_s += duration_s
                 if action.requests:
                     self.exec_errors.append(error)
+                    label.exec_s.add(duration_s)
+                    label.exec_error.add(error)
+                    if len(label.queue_s.pending) >= PENDING_MAX:
+                        label.settle()
         if self.recording:
             self._facts.append(_action_fact(device, action, result, in_time, waiting, now))
 
@@ -257,6 +276,7 @@ def _action_fact(
         clock_mhz=result.clock_mhz,
         waiting=waiting,
         free_pages=result.free_pages,
+        rows=sum(request.rows for request in action.requests),
     )
 
 

@@ -231,7 +231,10 @@ class Answering:
             orders.append(Park(decision.id, encoded(decision)))
         outputs = list(zip(request.app.spec.outputs, conclusion.outputs or [], strict=False))
         answer = _answer_of(request, conclusion)
-        return [*orders, SendAnswer(request.client, answer, outputs, request.framed, request.received_s)]
+        return [
+            *orders,
+            SendAnswer(request.client, answer, outputs, request.framed, request.received_s, request.deadline_s),
+        ]
 
     def check(self) -> None:
         """Raises: AssertionError unless every invariant holds."""

@@ -108,7 +108,8 @@ class Applications:
                     assert_never(request)
         except RequestRefused as invalid:
             invalid.id = request.id
-            return [Refuse(asked.client, invalid)]
+            question = request if isinstance(request, protocol.InferRequest) else None
+            return [Refuse(asked.client, invalid, question)]
 
     def wake(self, now: float) -> list[Order]:
         """What was due by now is done, or `wake_at` is still not after `now`. Calling early is harmless."""

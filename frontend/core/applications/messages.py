@@ -188,6 +188,7 @@ class SendAnswer:
     outputs: Sequence[tuple[wire.TensorSpec, Array]]
     framed: bool  # the outputs travel as frames of their own
     received_s: float  # the latency counts from here
+    deadline_s: float  # of the question
     gone: bool = False  # the client is: the answer is counted, and not sent
 
 
@@ -205,6 +206,7 @@ class Refuse:
 
     client: Client
     invalid: RequestRefused
+    question: protocol.InferRequest | None = None  # None: it is something else that is refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,34 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from frontend.admin import counts
+from frontend.admin.counts import OutcomeCounts
 from frontend.admin.observer import View
-from mesh.facts import DeviceState
+from mesh.facts import DeviceState, Snapshot
 
 
 @dataclass(slots=True)
 class Change:
-    """What happened between two views, over all controllers. With one view: since the controllers started."""
+    """What happened between two views. With one view: since the members started.
+
+    Of `requests` the frontends tell, as their clients saw them; of the rest, the controllers.
+    """
 
     seconds: float
-    in_time: int = 0
-    late: int = 0
-    cancelled: int = 0
+    requests: OutcomeCounts
     cold: int = 0
-    submitted: int = 0
+    for_nobody: int = 0  # requests that were computed though nobody waited for them any more
     batches: int = 0
     batched_rows: int = 0
-    refused: dict[str, int] = field(default_factory=dict)  # {code: requests}
+    refused: dict[str, int] = field(default_factory=dict)  # {code: requests}, by controllers and frontends
     failed_actions: dict[str, int] = field(default_factory=dict)  # {code: actions}
-
-    @property
-    def ended(self) -> int:
-        """Requests that were answered or refused."""
-        return self.in_time + self.late + sum(self.refused.values())
-
-    @property
-    def attainment(self) -> float | None:
-        """Share of those that were answered in time."""
-        return self.in_time / self.ended if self.ended else None
 
     def per_s(self, count: float) -> float:
         """The count as a rate per second."""
@@ -38,21 +31,31 @@ class Change:
 
 
 def change(before: View | None, after: View) -> Change:
-    """The difference of two views. A controller that is missing in the first one counts from its start."""
-    old = before.snapshots if before is not None else {}
+    """The difference of two views. A member that is missing in the first one counts from its start."""
+    frontends = before.frontends if before is not None else {}
     seconds = after.at_s - before.at_s if before is not None else _uptime_s(after)
-    made = Change(seconds)
+    made = Change(seconds, counts.total(after.frontends, frontends))
+    old = before.snapshots if before is not None else {}
     for name, now in after.snapshots.items():
         then = old.get(name)
-        for count in ("in_time", "late", "cancelled", "cold", "submitted", "batches", "batched_rows"):
+        for count in ("cold", "batches", "batched_rows"):
             setattr(made, count, getattr(made, count) + getattr(now, count) - (getattr(then, count) if then else 0))
+        made.for_nobody += _for_nobody(now) - (_for_nobody(then) if then is not None else 0)
         _add(made.refused, now.refused, then.refused if then else {})
         _add(made.failed_actions, now.failed_actions, then.failed_actions if then else {})
+    for name, status in after.frontends.items():
+        _add(made.refused, status.get("refused", {}), frontends.get(name, {}).get("refused", {}))
     return made
 
 
+def _for_nobody(snapshot: Snapshot) -> int:
+    count: int = getattr(snapshot, "computed_for_nobody", 0)  # controllers that do not count it have no such field
+    return count
+
+
 def _uptime_s(view: View) -> float:
-    return max((snapshot.uptime_s for snapshot in view.snapshots.values()), default=0.0)
+    controllers = [snapshot.uptime_s for snapshot in view.snapshots.values()]
+    return max([*controllers, *(status["uptime_s"] for status in view.frontends.values())], default=0.0)
 
 
 def _add(totals: dict[str, int], now: Mapping[str, int], then: Mapping[str, int]) -> None:

@@ -5,11 +5,10 @@ from rich.text import Text
 
 from frontend.admin.observer import View
 from gearmesh.cli.screens.changes import DeviceChange
-from gearmesh.cli.screens.tables import add_columns, end_of, titled_table
+from gearmesh.cli.screens.tables import WIDE, add_columns, end_of, titled_table
 from gearmesh.cli.terminal.consoles import text_of
 
 PLACES_SHOWN = 6  # models named per device, if there is room
-WIDE = 110  # from this width on, lanes have bars and devices the names of their models
 
 
 def devices_table(before: View | None, after: View, width: int, count_max: int | None = None) -> Table:

@@ -1,6 +1,6 @@
 """Members and whether they are well."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rich.table import Table
@@ -28,16 +28,20 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
     """Yields (id, role, process id, health, address) of the broker and of each member."""
     yield "broker", "broker", "", _health(view.broker, "serving goes on with the last table"), ""
     devices = {device.worker: device for snapshot in view.snapshots.values() for device in snapshot.devices}
+    named = {member.id for member in view.members}
+    for controller, seconds in view.silent.items():
+        if controller not in named:  # the broker has given it up
+            yield controller, "controller", "", _silent(seconds), ""
     for member in view.members:
         health = Health(text_of())
         if member.role == "controller":
-            health = _health(member.id in view.snapshots)
+            health = GOOD if member.id in view.snapshots else _silent(view.silent.get(member.id))
         elif member.role == "frontend":
             health = _health(member.id in view.frontends)
         elif member.child is not None and not (member.offer is not None and member.child.serves):
             health = Health(text_of((starting_text(member.child), "yellow")))
         elif member.role == "gpu_worker":
-            health = _worker_health(devices.get(member.id))
+            health = _worker_health(devices.get(member.id), view.silent)
             if member.child is not None and (deaths := deaths_text(member.child)):
                 health = health._replace(told=text_of(health.told.plain, " ", (deaths, "yellow")))
         endpoint = member.endpoints.get("clients") or member.endpoints.get("control") or ("",)
@@ -62,11 +66,22 @@ def members_line(view: View) -> Text:
     return line
 
 
+def silence(seconds: float | None) -> str:
+    """How long somebody has been silent, as far as that is known."""
+    return "silent" if seconds is None else f"silent for {seconds:.0f} s"
+
+
+def _silent(seconds: float | None) -> Health:
+    return Health(text_of((silence(seconds), "red")))
+
+
 def _health(answers: bool, advice: str = "") -> Health:
     return GOOD if answers else Health(text_of(("silent", "red"), f" {advice}".rstrip()))
 
 
-def _worker_health(device: DeviceState | None) -> Health:
+def _worker_health(device: DeviceState | None, silent: Mapping[str, float | None]) -> Health:
+    if device is None and silent:
+        return Health(text_of(("unknown: a controller is silent", "yellow")))
     if device is None:
         return Health(text_of(("no controller has it", "red")))
     if device.leaving:

@@ -5,48 +5,59 @@ from typing import Any
 
 from rich.table import Table
 
+from frontend.admin import counts
 from frontend.admin.observer import View
-from gearmesh.cli.screens.changes import change
-from gearmesh.cli.screens.tables import add_columns, end_of, titled_table
+from gearmesh.cli.screens.changes import Change, change
+from gearmesh.cli.screens.members import silence
+from gearmesh.cli.screens.tables import WIDE, add_columns, end_of, titled_table
 from gearmesh.cli.terminal.consoles import text_of
 from mesh.facts import ModelState, Snapshot, Spread
+from mesh.wire import split_ref
 
 
 def models_table(before: View | None, after: View, width: int, count_max: int) -> Table:
-    """The busiest versions."""
+    """The busiest versions: what the controllers hold of them, and how the frontends' clients fared."""
     total = sum(snapshot.models_total for snapshot in after.snapshots.values())
     found = [(model, s, name) for name, s in after.snapshots.items() for model in s.models]
     found.sort(key=lambda entry: (-entry[0].rate, -entry[0].waiting, entry[0].ref))
     found = found[:count_max]
     table = titled_table(f"models ({len(found)} busiest of {total})" if len(found) < total else f"models ({total})")
     heads = {
-        "resident": 8, "waiting": 7, "req/s": 8, "good/s": 8, "in time": 7, "refused": 7, "late": 5, "cold": 5,
+        "resident": 8, "waiting": 7, "req/s": 7, "good/s": 7, "in time": 7, "refused": 7, "timed_out": 9, "late": 4,
+        "cold": 4,
     }  # fmt: skip
+    if width < WIDE:
+        del heads["good/s"]
     name_width = add_columns(table, width, "model", [model.ref for model, _, _ in found], heads)
+    shown: set[str] = set()  # names whose requests are shown: two versions of one would show the same
     for model, snapshot, name in found:
         then = before.snapshots.get(name) if before is not None else None
         was = next((m for m in then.models if m.ref == model.ref), None) if then is not None else None
-        counts_from = then if was is not None else None  # a model missing in the earlier view counts from the start
-        seconds = snapshot.now_s - counts_from.now_s if counts_from is not None else snapshot.uptime_s
-        table.add_row(end_of(model.ref, name_width), *_model_cells(model, was, max(seconds, 1e-9)))
+        seconds = after.at_s - before.at_s if before is not None else snapshot.uptime_s
+        cells = _request_cells(model, before, after, max(seconds, 1e-9), shown)
+        cold = model.cold - (was.cold if was is not None else 0)
+        cells |= {"resident": f"{model.devices}/{model.ready}", "waiting": str(model.waiting), "cold": str(cold)}
+        table.add_row(end_of(model.ref, name_width), *(cells[head] for head in heads))
     return table
 
 
-def _model_cells(model: ModelState, was: ModelState | None, seconds: float) -> list[str]:
-    in_time, late, refused, cold = (
-        getattr(model, name) - (getattr(was, name) if was else 0) for name in ("in_time", "late", "refused", "cold")
-    )
-    ended = in_time + late + refused
-    return [
-        f"{model.devices}/{model.ready}",
-        str(model.waiting),
-        f"{ended / seconds:.1f}",
-        f"{in_time / seconds:.1f}",
-        "-" if not ended else f"{in_time / ended:.1%}",
-        str(refused),
-        str(late),
-        str(cold),
-    ]
+def _request_cells(
+    model: ModelState, before: View | None, after: View, seconds: float, shown: set[str]
+) -> dict[str, str]:
+    """{head: cell} of what the clients of this version's model saw; dashes where nobody knows."""
+    name, _ = split_ref(model.ref)
+    made = counts.of_model(name, after.frontends, before.frontends if before is not None else None)
+    if made is None or not after.frontends or name in shown:
+        return dict.fromkeys(("req/s", "good/s", "in time", "refused", "timed_out", "late"), "-")
+    shown.add(name)
+    return {
+        "req/s": f"{made.offered / seconds:.1f}",
+        "good/s": f"{made.in_time / seconds:.1f}",
+        "in time": "-" if made.attainment is None else f"{made.attainment:.1%}",
+        "refused": str(made.refused),
+        "timed_out": str(made.timed_out),
+        "late": str(made.late),
+    }
 
 
 def summary(before: View | None, after: View, width: int, *, cut: bool = False) -> Table:
@@ -57,16 +68,20 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
     table.show_header = False
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=cut, overflow="ellipsis")
-    table.add_row("goodput", f"{made.per_s(made.in_time):.1f}/s of {made.per_s(made.submitted):.1f}/s offered")
-    late = f"; {made.late} late, {made.cancelled} cancelled" if made.late or made.cancelled else ""
-    table.add_row("attainment", f"{_share(made.attainment)}{late}")
+    _outcomes(table, made, bool(after.frontends))
     table.add_row("refused", _reasons(made.refused))
+    if made.for_nobody:
+        table.add_row("for nobody", f"{made.for_nobody} computed though their clients had gone")
+    for controller, seconds in after.silent.items():
+        told_of = text_of((f"controller {silence(seconds)}", "red"), ": what it does is not known")
+        table.add_row(controller, told_of)
     if made.failed_actions:
         table.add_row("failed actions", _reasons(made.failed_actions))
-    mean = f"{made.batched_rows / made.batches:.1f} rows" if made.batches else "-"
-    table.add_row("mean batch", f"{mean}; {made.cold} requests found their model on no device")
-    waiting = sum(snapshot.waiting for snapshot in after.snapshots.values())
-    table.add_row("waiting", f"{waiting} in queues, {sum(s.open for s in after.snapshots.values())} not ended")
+    if after.snapshots:
+        mean = f"{made.batched_rows / made.batches:.1f} rows" if made.batches else "-"
+        table.add_row("mean batch", f"{mean}; {made.cold} requests found their model on no device")
+        waiting = sum(snapshot.waiting for snapshot in after.snapshots.values())
+        table.add_row("waiting", f"{waiting} in queues, {sum(s.open for s in after.snapshots.values())} not ended")
     for name, snapshot in after.snapshots.items():
         _predictions(table, f" ({name})" if len(after.snapshots) > 1 else "", snapshot)
     for frontend, status in after.frontends.items():
@@ -80,6 +95,20 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
     labels_width = max(len(str(label)) for label in table.columns[0].cells)
     table.columns[0].width, table.columns[1].max_width = labels_width, max(10, width - labels_width - 1)
     return table
+
+
+def _outcomes(table: Table, made: Change, known: bool) -> None:
+    """How requests ended for their clients; dashes if no frontend answers."""
+    if not known:
+        table.add_row("goodput", "-: no frontend answers")
+        table.add_row("attainment", "-")
+        return
+    told = made.requests
+    table.add_row("goodput", f"{made.per_s(told.in_time):.1f}/s of {made.per_s(told.offered):.1f}/s offered")
+    missed = {name: getattr(told, name) for name in ("timed_out", "rejected", "failed", "invalid", "late")}
+    others = ", ".join(f"{count} {name}" for name, count in missed.items() if count)
+    gone = f"; beside them {told.cancelled} cancelled by their clients" if told.cancelled else ""
+    table.add_row("attainment", f"{_share(told.attainment)}{'; ' if others else ''}{others}{gone}")
 
 
 def _frontend(table: Table, status: Mapping[str, Any]) -> None:

@@ -27,14 +27,17 @@ class Screen:
         if self._after.snapshots:
             yield devices_table(self._before, self._after, width)
             yield models_table(self._before, self._after, width, MODELS_SHOWN)
+        if self._after.snapshots or self._after.frontends:
             yield summary(self._before, self._after, width)
 
     def _fitting(self, width: int, height: int) -> Iterator[RenderableType]:
         yield members_line(self._after)
-        if not self._after.snapshots:
+        if not self._after.snapshots and not self._after.frontends:
             return
         told = summary(self._before, self._after, width, cut=True)
         yield told
+        if not self._after.snapshots:
+            return
         left = height - told.row_count - 6  # the line above, a title for each table, and a head for two
         devices = sum(len(snapshot.devices) for snapshot in self._after.snapshots.values())
         devices_shown = min(devices, max(1, left // 2))

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+WIDE = 110  # from this width on there is room for what one can do without
+
 
 def titled_table(title: str) -> Table:
     """An empty table with this title, without lines."""

@@ -31,7 +31,9 @@ def answer_shown(prediction: Prediction, labels: Sequence[str]) -> Iterator[Rend
         yield f"{took}, from the cache"
     else:
         predicted = "" if prediction.predicted_ms is None else f" (predicted {prediction.predicted_ms:.2f} ms)"
-        yield f"{took}{predicted}, batch of {prediction.batch_size} on {prediction.device}"
+        padded = prediction.batch_padded or 0
+        more = f", padded to {padded}," if padded > (prediction.batch_size or 0) else ""
+        yield f"{took}{predicted}, batch of {prediction.batch_size}{more} on {prediction.device}"
 
 
 def row_text(row: Any, labels: Sequence[str]) -> str:

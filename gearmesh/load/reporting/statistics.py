@@ -79,7 +79,7 @@ class PhaseReport(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, Quantiles]  # latencies; of no_answer only the count
     rejections: dict[str, int]  # {code: count}, of all that are not ok
     rejected_within: Quantiles  # from sending to the refusal
-    mean_batch: float | None  # requests / batches
+    mean_batch: float | None  # rows that were asked for / batches
     cold_starts: int | None  # None: the mesh does not report it
     over_predicted: Quantiles  # predicted minus actual latency where positive, of requests answered ok
     under_predicted: Quantiles  # actual minus predicted, where positive
@@ -188,7 +188,7 @@ def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[
 
 
 def _mean_batch(rows: Records) -> float | None:
-    """Requests per batch. A batch of b appears in b records, so each counts 1/b of a batch."""
+    """Rows per batch, without padding. A batch of b rows appears in b records, so each counts 1/b of a batch."""
     sizes = rows["batch"][rows["batch"] > 0].astype(np.float64)
     return float(len(sizes) / (1.0 / sizes).sum()) if len(sizes) else None
 

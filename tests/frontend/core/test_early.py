@@ -41,9 +41,9 @@ def test_what_has_a_budget_is_held_as_long_as_that_lasts_the_rest_for_a_while(ea
     hold(early, infer(3), 6.0)
     assert early.wake_at() == 6.1
     assert early.expire(6.09) == []
-    ((client, refusal),) = early.expire(6.1)
+    ((expired, refusal),) = early.expire(6.1)
     early.check()
-    assert client == "c"
+    assert expired.client == "c"
     assert (refusal.id, refusal.status, refusal.code, refusal.retry_after_ms) == (
         3, "rejected", "not_ready", RETRY_AFTER_MS,
     )  # fmt: skip

@@ -4,6 +4,8 @@ How a figure is worded is the screen's affair: tests look up a row and a column 
 """
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ from frontend.admin.observer import View
 from gearmesh.cli.screens import Screen, change, devices_table, members_line, members_table, models_table, summary
 from mesh import wire
 from mesh.facts import Snapshot
-from tests.facts import FRONTEND, SNAPSHOT
+from tests.facts import FRONTEND, OUTCOMES, SNAPSHOT, M, tally
 from tests.messages import names
 
 replace = msgspec.structs.replace
@@ -27,11 +29,33 @@ MEMBERS = (
 
 
 def view(
-    snapshot: Snapshot | None = SNAPSHOT, *, at_s: float = 10.0, frontend: bool = True, broker: bool = True
+    snapshot: Snapshot | None = SNAPSHOT,
+    *,
+    at_s: float = 10.0,
+    frontend: bool = True,
+    broker: bool = True,
+    outcomes: Mapping[str, Any] = OUTCOMES,
 ) -> View:
     """A look at a mesh."""
     snapshots = {"controller-1": snapshot} if snapshot is not None else {}
-    return View(at_s, broker, 5, MEMBERS, snapshots, {"frontend-1": FRONTEND} if frontend else {})
+    silent: dict[str, float | None] = {} if snapshots else {"controller-1": 4.2}
+    told = {"frontend-1": {**FRONTEND, "outcomes": outcomes}} if frontend else {}
+    return View(at_s, broker, 5, MEMBERS, snapshots, told, silent=silent)
+
+
+def grown(told: Mapping[str, Any], **more: int) -> dict[str, Any]:
+    """The tally after so many more requests."""
+    counts = {name: told[name] + more.get(name, 0) for name in told if name not in ("offered", "latency_s")}
+    return tally(**counts)
+
+
+MORE = {"ok": 40, "in_time": 40, "rejected": 7, "timed_out": 3, "cancelled": 2}
+AFTER = {**OUTCOMES, "total": grown(OUTCOMES["total"], **MORE), "models": {"m": grown(M, **MORE)}}  # type: ignore[arg-type]
+
+
+def after_it() -> View:
+    """Two seconds later than `view()`."""
+    return view(later(), at_s=12.0, outcomes=AFTER)
 
 
 def later(seconds: float = 2.0) -> Snapshot:
@@ -60,7 +84,9 @@ def large(*, worker: str = "gpu_worker-0000000%d", devices: int = 8, models: int
     members = [
         *MEMBERS[:2], *(wire.Member(id=worker % i, role="gpu_worker", host="h", pid=i) for i in range(devices)),
     ]  # fmt: skip
-    return View(10.0, True, 5, members, {"controller-1": snapshot}, {"frontend-1": FRONTEND})
+    told = {f"resnet50_v2_of_somebody.{i}": M for i in range(models)}
+    frontend = {**FRONTEND, "outcomes": {**OUTCOMES, "models": told}}
+    return View(10.0, True, 5, members, {"controller-1": snapshot}, {"frontend-1": frontend})
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -102,19 +128,40 @@ def first_line(shown: list[str], *named: str) -> int:
 
 
 def test_a_change_is_the_difference_of_two_looks() -> None:
-    made = change(view(), view(later(), at_s=12.0))
-    assert (made.seconds, made.in_time, made.late, made.submitted, made.refused) == (2.0, 40, 0, 50, {"deadline": 10})
-    assert (made.attainment, made.per_s(made.in_time)) == (0.8, 20.0)
+    made = change(view(), after_it())
+    told = made.requests
+    assert (made.seconds, told.in_time, told.late, told.offered, made.refused) == (2.0, 40, 0, 50, {"deadline": 10})
+    assert (told.timed_out, told.rejected, told.cancelled) == (3, 7, 2)
+    assert (told.attainment, made.per_s(told.in_time)) == (0.8, 20.0)
 
 
-def test_one_look_alone_is_since_the_start_and_so_is_a_controller_that_is_new() -> None:
-    assert change(None, view()).in_time == 80
+def test_one_look_alone_is_since_the_start_and_so_is_a_member_that_is_new() -> None:
+    assert (change(None, view()).requests.in_time, change(None, view()).batches) == (92, 40)
     assert change(None, view()).seconds == 50.0
-    assert change(view(None), view(at_s=12.0)).in_time == 80
+    assert change(view(None), view(at_s=12.0)).batches == 40
+    assert change(view(frontend=False), view(at_s=12.0)).requests.in_time == 92
+
+
+def test_a_frontend_that_is_silent_for_a_look_takes_nothing_away() -> None:
+    assert change(view(), view(at_s=12.0, frontend=False)).requests.offered == 0
 
 
 def test_without_requests_there_is_no_attainment() -> None:
-    assert change(view(), view(at_s=11.0)).attainment is None
+    assert change(view(), view(at_s=11.0)).requests.attainment is None
+
+
+def test_what_clients_cancelled_was_neither_kept_nor_broken() -> None:
+    only = {**OUTCOMES, "total": grown(OUTCOMES["total"], ok=1, in_time=1, cancelled=99)}  # type: ignore[arg-type]
+    assert change(view(), view(at_s=11.0, outcomes=only)).requests.attainment == 1.0
+
+
+def test_a_container_that_sleeps_through_its_objective_is_seen_to_keep_none() -> None:
+    slow = {**OUTCOMES, "total": tally(timed_out=6), "models": {"m": tally(timed_out=6)}}
+    seen = view(replace(SNAPSHOT, in_time=0, refused={}, timed_out=6), outcomes=slow)
+    assert names(facts(None, seen)["attainment"], "0.00%", "6 timed_out")
+    assert names(facts(None, seen)["goodput"], "0.0/s")
+    row = rows(models_table(None, seen, 120, 20))["m:1"]
+    assert (row["in time"], row["timed_out"], row["req/s"]) == ("0.0%", "6", "0.1")
 
 
 # -- requests, devices and models -------------------------------------------------------------------------------------
@@ -124,7 +171,7 @@ def test_without_requests_there_is_no_attainment() -> None:
     ("what", "figures"),
     [
         ("goodput", ("20.0/s", "25.0/s")),
-        ("attainment", ("80.00%",)),
+        ("attainment", ("80.00%", "3 timed_out", "7 rejected", "2 cancelled")),
         ("refused", ("10 deadline",)),
         ("mean batch", ("3.0",)),
         ("latency", ("20.00", "40.00", 82)),
@@ -136,11 +183,11 @@ def test_without_requests_there_is_no_attainment() -> None:
     ],
 )
 def test_the_screen_tells_of_requests_what_happened_between_the_looks(what: str, figures: tuple[object, ...]) -> None:
-    assert names(facts(view(), view(later(), at_s=12.0))[what], *figures)
+    assert names(facts(view(), after_it())[what], *figures)
 
 
 def test_the_screen_shows_all_that_is_told_of_requests_devices_and_models() -> None:
-    before, after = view(), view(later(), at_s=12.0)
+    before, after = view(), after_it()
     shown = lines(before, after)
     for label, said in facts(before, after).items():
         assert first_line(shown, label, said)
@@ -170,8 +217,23 @@ def test_models_that_are_loaded_or_run_on_a_device_are_marked_as_such() -> None:
 
 
 def test_a_model_s_devices_queue_rates_and_attainment_are_shown() -> None:
-    (row,) = cells(models_table(view(), view(later(), at_s=12.0), 240, 20))
-    assert row[:6] == ["m:1", "1/1", "5", "25.0", "20.0", "80.0%"]
+    (row,) = rows(models_table(view(), after_it(), 240, 20)).values()
+    assert list(row.values()) == ["m:1", "1/1", "5", "25.0", "20.0", "80.0%", "7", "3", "0", "0"]
+
+
+def test_a_model_that_no_frontend_tells_apart_is_not_said_to_be_idle() -> None:
+    elsewhere = {**OUTCOMES, "models": {}, "other_models": tally(ok=1)}
+    row = rows(models_table(None, view(outcomes=elsewhere), 240, 20))["m:1"]
+    assert (row["req/s"], row["in time"], row["timed_out"]) == ("-", "-", "-")
+    never = {**OUTCOMES, "models": {}}
+    assert rows(models_table(None, view(outcomes=never), 240, 20))["m:1"]["req/s"] == "0.0"
+
+
+def test_two_versions_of_a_model_show_its_requests_once() -> None:
+    (model,) = SNAPSHOT.models
+    both = replace(SNAPSHOT, models=(model, replace(model, ref="m:2", rate=1.0)))
+    shown = rows(models_table(None, view(both), 240, 20))
+    assert (shown["m:1"]["timed_out"], shown["m:2"]["timed_out"]) == ("6", "-")
 
 
 # -- members ----------------------------------------------------------------------------------------------------------
@@ -199,12 +261,36 @@ def test_who_answers_is_well_and_a_worker_that_no_controller_has_is_not() -> Non
 
 def test_who_is_silent_is_shown_as_such() -> None:
     well, found = healths(view())["broker"], healths(view(None, frontend=False, broker=False))
-    silence = found["controller-1"]
+    silence = found["frontend-1"]
     assert silence != well
-    assert found["frontend-1"] == silence
+    assert names(found["controller-1"], silence)
     assert names(found["broker"], silence)
     shown = lines(None, view(None, frontend=False, broker=False))
     assert not any(line.startswith("goodput") for line in shown), "nothing is known of requests"
+
+
+def test_a_controller_that_is_silent_is_said_to_be_with_for_how_long() -> None:
+    """And not that there is no worker, nor that nothing is served: frontends go on telling of their clients."""
+    seen = view(None)
+    assert names(healths(seen)["controller-1"], "silent for 4 s")
+    assert names(facts(None, seen)["controller-1"], "silent for 4 s")
+    assert names(facts(None, seen)["goodput"], "1.8/s")
+    assert "waiting" not in facts(None, seen)
+    assert healths(seen)["gpu_worker-1"] not in (healths(view())["gpu_worker-1"], healths(view())["gpu_worker-2"])
+    for shown in (lines(None, seen), lines(None, seen, 80, 24)):
+        assert first_line(shown, "controller-1", "silent for 4 s") >= 0
+        assert first_line(shown, "goodput") > 0
+
+
+def test_a_silent_controller_that_the_broker_has_given_up_is_still_named() -> None:
+    seen = view(None)
+    seen.members = [member for member in MEMBERS if member.role != "controller"]
+    assert names(healths(seen)["controller-1"], "silent for 4 s")
+
+
+def test_without_a_frontend_nobody_knows_how_requests_fare() -> None:
+    said = facts(None, view(frontend=False))
+    assert (said["goodput"][0], said["attainment"]) == ("-", "-")
 
 
 @pytest.mark.parametrize("changes", [{"heard_ago_s": 1.2}, {"leaving": True}, {"leaving": True, "heard_ago_s": 1.2}])
@@ -227,7 +313,8 @@ def test_every_number_is_readable_at_the_usual_widths(width: int) -> None:
         numbers = [f"0000000{i}", f"{i * 10}%", "2%", "1+0", "0.8", "0.1", "1024/1024", "1/2", "1"]
         assert [cell for cell in row if "█" not in cell][1:10] == numbers
     (row,) = [line.split() for line in shown if "somebody.49:12" in line]
-    assert row[1:] == ["1/1", "5", "1.8", "1.6", "88.9%", "8", "2", "3"]
+    good = ["1.6"] if width >= 110 else []
+    assert row[1:] == ["1/1", "5", "1.9", *good, "83.3%", "8", "6", "2", "3"]
     assert not [line for line in shown if line.startswith(("…", "frontend-1")) and line.endswith("…")]
 
 

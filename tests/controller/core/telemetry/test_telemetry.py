@@ -4,9 +4,10 @@ import pytest
 
 from controller.core.telemetry.snapshot import MODELS_MAX, PLACES_MAX, snapshot
 from controller.core.telemetry.totals import RING, spread
+from mesh import wire
 from mesh.codes import ActionCode, ActionKind, ErrorCode, RequestOutcome
-from mesh.facts import ActionFact, Fact, JournalState, RequestFact
-from tests.controller.core.controller_builders import TEN_MS, Shard, line
+from mesh.facts import ActionFact, AmendedFact, Fact, JournalState, RequestFact
+from tests.controller.core.controller_builders import TEN_MS, Shard, hello, line, prepared
 
 NEAR = 1e-9
 
@@ -158,10 +159,155 @@ def test_nothing_is_told_unless_it_is_recorded_but_all_is_counted() -> None:
     shard.submit(2, now=100.1, budget_s=0.001)
     telemetry = shard.scheduler.telemetry
     assert telemetry.take() == []
-    assert (telemetry.models["m:1"].in_time, telemetry.models["m:1"].refused) == (1, 1)
+    assert (telemetry.models.of("m:1").in_time, telemetry.models.of("m:1").refused) == (1, 1)
     assert telemetry.devices["w1"].exec_busy_s == 0.008
     assert list(telemetry.exec_errors) == [pytest.approx(0.25)]  # 10 ms were predicted
     assert list(telemetry.latencies_s) == [pytest.approx(0.009)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "timed_out", "cancelled"),
+    [(RequestOutcome.TIMED_OUT, 1, 0), (RequestOutcome.CANCELLED, 0, 1), (RequestOutcome.WITHDRAWN, 0, 1)],
+)
+def test_a_request_that_its_frontend_gives_up_ends_as_its_client_saw_it(
+    outcome: RequestOutcome, timed_out: int, cancelled: int
+) -> None:
+    shard = recording()
+    shard.submit(1, now=100.0)
+    shard.scheduler.cancel("f", 1, outcome, now=100.05)
+    shard.scheduler.check()
+    assert request(shard).outcome == outcome
+    telemetry = shard.scheduler.telemetry
+    assert (telemetry.timed_out, telemetry.cancelled) == (timed_out, cancelled)
+    assert telemetry.models.of("m:1").timed_out == timed_out
+
+
+@pytest.mark.parametrize("outcome", list(RequestOutcome))
+def test_one_that_has_ended_already_is_amended_unless_only_other_parts_of_it_are_over(outcome: RequestOutcome) -> None:
+    shard = recording()
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.001, duration_s=0.010)
+    facts(shard)
+    shard.scheduler.cancel("f", 1, outcome, now=100.1)
+    amended = [AmendedFact(frontend="f", request=1, outcome=outcome)]
+    assert facts(shard) == ([] if outcome is RequestOutcome.WITHDRAWN else amended)
+    assert shard.scheduler.telemetry.models.of("m:1").in_time == 1, "counts are the controller's own"
+
+
+ANSWERED = [RequestOutcome.IN_TIME, RequestOutcome.LATE, RequestOutcome.FAILED]
+
+
+@pytest.mark.parametrize("outcome", ANSWERED)
+def test_outputs_that_overtake_their_result_leave_a_whole_line_which_is_amended_if_need_be(
+    outcome: RequestOutcome,
+) -> None:
+    shard = recording()
+    shard.submit(1, now=100.0)
+    shard.wake(100.0)
+    shard.scheduler.cancel("f", 1, outcome, now=100.012)
+    shard.scheduler.check()
+    assert facts(shard) == []
+    shard.ran(1, begin_s=100.001, duration_s=0.010, now=100.013)
+    line, *amended = [fact for fact in facts(shard) if not isinstance(fact, ActionFact)]
+    assert isinstance(line, RequestFact)
+    assert (line.outcome, line.device) == (RequestOutcome.IN_TIME, "test:w1")
+    same = outcome is RequestOutcome.IN_TIME
+    assert amended == ([] if same else [AmendedFact(frontend="f", request=1, outcome=outcome)])
+
+
+@pytest.mark.parametrize("outcome", ANSWERED)
+def test_what_was_answered_is_not_planned_again_if_its_result_never_comes(outcome: RequestOutcome) -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=1.0)
+    shard.wake(100.0)
+    shard.scheduler.cancel("f", 1, outcome, now=100.012)
+    assert shard.lose("w1", now=100.02) == []
+    assert request(shard).outcome == outcome
+    assert shard.scheduler.open_requests == 0
+
+
+def test_what_was_answered_by_an_earlier_attempt_does_not_wait_any_more() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=1.0)
+    shard.scheduler.cancel("f", 1, RequestOutcome.IN_TIME, now=100.001)
+    assert shard.wake(100.002) == []
+    assert request(shard).outcome == RequestOutcome.IN_TIME
+    assert shard.scheduler.open_requests == 0
+
+
+@pytest.mark.parametrize("outcome", [RequestOutcome.TIMED_OUT, RequestOutcome.FRONTEND_LOST])
+def test_one_that_waits_for_a_worker_to_come_ends_with_a_line_too(outcome: RequestOutcome) -> None:
+    shard = Shard(started_s=100.0)
+    shard.scheduler.telemetry.recording = True
+    shard.want(["m:1"])
+    assert shard.submit(1, now=100.1) == []
+    if outcome is RequestOutcome.TIMED_OUT:
+        shard.scheduler.cancel("f", 1, outcome, now=100.2)
+    else:
+        shard.lose_frontend(now=100.2)
+    assert request(shard).outcome == outcome
+    shard.join(hello("w1", prepared("m:1"), resident=["m:1"]), now=100.3)
+    shard.wake(110.0)
+    assert facts(shard) == []
+    assert shard.scheduler.open_requests == 0
+
+
+def test_a_line_has_the_client_s_id_and_whose_part_it_is() -> None:
+    shard = recording()
+    message = wire.Submit(request=8, attempt=0, ref="m:1", rows=1, budget_s=0.001, asked_id="mine", call=7)
+    shard.scheduler.submit(message, "f", (), age_s=0.0, now=100.0)
+    assert ((fact := request(shard)).asked_id, fact.call) == ("mine", 7)
+
+
+def test_a_batch_s_rows_are_told_without_the_padding() -> None:
+    shard = Shard().serve({"m:1": TEN_MS}, any_batch=False)
+    shard.scheduler.telemetry.recording = True
+    for number in range(3):
+        shard.submit(number, now=100.0)
+    assert shard.wake(100.0) == ["w1: infer #1 m:1 x4 f/0 f/1 f/2"]
+    shard.ran(1, begin_s=100.001, duration_s=0.016)
+    assert ((told := [fact for fact in facts(shard) if isinstance(fact, ActionFact)])[0].batch, told[0].rows) == (4, 3)
+
+
+def test_of_each_label_a_snapshot_has_distributions_that_count_each_request_and_each_batch() -> None:
+    shard = Shard().serve({"m:1": TEN_MS, "m:2": TEN_MS})
+    for number, ref in enumerate(("m:1", "m:1", "m:2")):
+        shard.submit(number, ref, now=100.0, budget_s=0.1)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.001, duration_s=0.012)
+    seen = snapshot(
+        shard.scheduler, name="c", policy="atc", started_s=0.0, heard_s=lambda worker: 0.0,
+        journal=JournalState(on=False), now=100.1,
+    )  # fmt: skip
+    record = seen.records["m"]
+    told = {name: getattr(record, name) for name in seen.bounds}
+    assert {name: sum(one.counts) for name, one in told.items() if one} == {
+        "queue_s": 2, "exec_s": 1, "slack_s": 2, "latency_error": 2, "exec_error": 1,
+    }  # fmt: skip
+    assert all(len(one.counts) == len(seen.bounds[name]) + 1 for name, one in told.items() if one)
+    assert told["exec_s"].sum == pytest.approx(0.012)
+    assert told["slack_s"].sum == pytest.approx(2 * (0.1 - 0.013))
+    assert (record.in_time, record.late, record.timed_out, record.refused) == (2, 0, 0, 0)
+
+
+def test_one_that_is_late_had_no_time_to_spare_and_takes_none_from_the_sum() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=0.05)
+    shard.wake(100.0)
+    shard.ran(1, begin_s=100.045, duration_s=0.010)
+    told = shard.scheduler.telemetry.models.of("m:1").label.slack_s
+    assert (told.counts[0], sum(told.counts), told.sum) == (1, 1, 0.0)
+
+
+def test_versions_that_are_gone_have_no_totals_but_their_labels_keep_the_counts() -> None:
+    shard = recording()
+    shard.submit(1, now=100.0, budget_s=0.001)
+    shard.want(["n:1"])
+    shard.submit(2, now=100.1, budget_s=0.001)
+    table = shard.scheduler.telemetry.models
+    assert table.of("m:1").refused == 0
+    assert {name: record.refused for name, record in table.records().items()} == {"m": 2}
 
 
 def test_rings_keep_the_last_values_only() -> None:

@@ -129,7 +129,7 @@ def test_lines_of_a_controllers_log_without_its_header_will_do(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("header", "words"),
-    [({"version": 2}, r"\b2\b.*\b1\b"), ({"log": "actions"}, "'actions'")],
+    [({"version": 3}, r"\b3\b.*\b1 and 2\b"), ({"log": "actions"}, "'actions'")],
 )
 def test_a_log_of_another_version_or_kind_is_refused(tmp_path: Path, header: dict[str, object], words: str) -> None:
     controllers_log(tmp_path / "requests.jsonl", ("model.2:1", 3, 71.5, 0.05), **header)
