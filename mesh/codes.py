@@ -375,6 +375,13 @@ class LinkLoss(StrEnum):
     REPLACED = "was replaced"  # another one answers at its address
 
 
+class IdentityRefusal(StrEnum):
+    """Why a frontend closes a client's connection of which nothing can come through, as its log tells it (`why`)."""
+
+    IN_USE = "another connection has its ROUTING_ID"
+    FREE_AGAIN = "another connection had its ROUTING_ID when it came; it is given up now"
+
+
 _STATUSES: dict[str, int | None] = {status: status.http for status in AnswerStatus}
 _ERRORS: dict[str, int | None] = {code: code.http for code in ErrorCode}
 _REPLIES: dict[str, int | None] = {code: code.http for group in (PackageCode, ReplyCode) for code in group}
