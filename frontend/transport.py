@@ -15,7 +15,7 @@ from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import close_connection, received_by
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
-from mesh.process import descriptors
+from mesh.process.descriptors import Shortage
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
@@ -27,9 +27,6 @@ FLUSHED_MAX = 2_000  # answers sent in one go; then other work gets its turn
 HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
 SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
-DESCRIPTORS_KEPT = 64  # for what is no client: links to the mesh, files
-CLIENTS_MIN = 16  # taken whatever the limit is
-TOLD_S = 5.0  # between two lines that say the same
 REFUSALS_TOLD = 10  # lines about one look
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
 log = structlog.get_logger("clients")
@@ -54,11 +51,10 @@ class ClientPort:
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._connections = Connections(Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S))
-        self._connections_max = CLIENTS_MIN
+        self._shortage = Shortage(log)
         self.connections = 0
         self.disconnections = 0
         self.connections_refused = 0  # because their ROUTING_ID was another one's
-        self.accept_failed = 0  # connections that were closed for want of file descriptors
         self.answers_dropped = 0  # because the client was gone, or did not read for long
         self._backlog: Backlog[ClientId] = Backlog(CLIENT_BYTES_MAX, BYTES_MAX)
         self._flushing: asyncio.TimerHandle | None = None  # set while answers wait
@@ -66,12 +62,10 @@ class ClientPort:
         self._left: list[ClientId] = []  # that have left; `gone` will be told
         self._surplus: list[tuple[int, int]] = []  # (descriptor, number) of connections that are too many
         self._looking: asyncio.TimerHandle | None = None  # set while connections are there that were not heard
-        self._exhausted_told_s = float("-inf")
 
     def listen(self, host: str, port: int, size_max: int) -> str:
         """Opens the port and returns its address. Raises: AddressInUse."""
         hub = self._hub
-        self._connections_max = max(CLIENTS_MIN, descriptors.limit() - DESCRIPTORS_KEPT)
         sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
         sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -95,6 +89,11 @@ class ClientPort:
         if client in self._backlog or not self._send(sock, client, header, frames):
             self._keep(client, QueuedAnswer(header, frames))
         self._hub.sent(sock)
+
+    @property
+    def accept_failed(self) -> int:
+        """Connections that were closed as soon as they came, because there are no descriptors for more."""
+        return self._shortage.refused
 
     @property
     def answers_waiting(self) -> int:
@@ -244,11 +243,11 @@ class ClientPort:
                 self.connections += 1
                 number = self._connections.accepted(value, time.monotonic())
                 self._look_later()
-                if len(self._connections) > self._connections_max:
+                if len(self._connections) > self._shortage.clients_max:
                     self._surplus.append((value, number))
                     self._hub.loop.call_soon(self._shed)
             case zmq.EVENT_ACCEPT_FAILED:
-                self._exhausted(os.strerror(value))
+                self._shortage.tell(os.strerror(value), len(self._connections))
             case zmq.EVENT_DISCONNECTED:
                 self.disconnections += 1
                 log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
@@ -264,24 +263,10 @@ class ClientPort:
         if self._sock is None:
             return
         for descriptor, number in surplus:
-            self.accept_failed += 1
+            self._shortage.refused += 1
             self._close(descriptor, number)
         if surplus:
-            self._exhausted("as many clients are here as it allows")
-
-    def _exhausted(self, why: str) -> None:
-        now = time.monotonic()
-        if now - self._exhausted_told_s < TOLD_S:
-            return
-        self._exhausted_told_s = now
-        log.error(
-            "descriptors_exhausted",
-            why=why,
-            limit=descriptors.limit(),
-            clients=len(self._connections),
-            refused=self.accept_failed,
-            advice=descriptors.ADVICE,
-        )
+            self._shortage.tell("as many clients are here as it allows", len(self._connections))
 
     def _look_later(self) -> None:
         at = self._connections.unheard.wake_at()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,10 +103,14 @@ def asking(made: Processes, *args: Any) -> Iterator[Asking]:
             client.close()
 
 
-async def until(holds: Callable[[], Any]) -> None:
-    """Returns once it holds; the test's own limit ends what never will."""
-    while not holds():
-        await asyncio.sleep(0.005)
+@contextlib.contextmanager
+def speaker(address: str, name: bytes) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with a client of this name, which speaks once."""
+    with subprocess.Popen([sys.executable, "-c", SPEAKER, address, name.decode()], stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @on_loop
@@ -131,9 +135,9 @@ async def test_every_client_that_asks_and_leaves_at_once_is_told_of_after_its_la
             with asking(made, echo.address, *([b"name-%d" % i] if i % 3 else [])) as client:
                 for _ in range(3):
                     client.sock.send(b"%d" % i)
-                await until(lambda i=i: any(header == b"%d" % i for _, header in echo.said.items))
+                await echo.said.count(3 * i + 3)
         clients = [client for client, _ in echo.said.items]
-        await until(lambda: set(echo.gone.items) >= set(clients))
+        await echo.gone.until(lambda gone: set(gone) >= set(clients))
         assert len(set(clients)) >= 30
 
 
@@ -182,18 +186,13 @@ async def test_the_successor_of_a_frozen_client_is_answered(monkeypatch: pytest.
     monkeypatch.setattr(module, "SILENCE_S_MAX", SILENCE_S_MAX / 10)
     async with processes() as made:
         echo = Echo(made)
-        with subprocess.Popen(
-            [sys.executable, "-c", SPEAKER, echo.address, NAME.decode()], stdout=subprocess.PIPE
-        ) as frozen:
+        with speaker(echo.address, NAME) as frozen:
             await echo.said.count(1)
             os.kill(frozen.pid, signal.SIGSTOP)
             frozen_s = time.monotonic()
-            try:
-                with asking(made, echo.address, NAME) as second:
-                    assert await second.answer(b"second", 20) == b"second!"
-                    assert time.monotonic() - frozen_s < 8 - 0.9 * (HEARTBEAT_S + SILENCE_S_MAX)
-            finally:
-                frozen.kill()
+            with asking(made, echo.address, NAME) as second:
+                assert await second.answer(b"second", 20) == b"second!"
+                assert time.monotonic() - frozen_s < 8 - 0.9 * (HEARTBEAT_S + SILENCE_S_MAX)
 
 
 @on_loop
