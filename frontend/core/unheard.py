@@ -67,6 +67,7 @@ class UnheardConnection:
     since_s: float  # when it was accepted
     host: str = ""
     bytes: int = 0  # received by the last look; 0: there was none since its handshake
+    name_bytes: int = 0  # the most that its identity can have, by the first look
     asked_s: float | None = None  # since when it is seen to have asked; later, where a large message still comes
     given_up: int = NAME_BYTES_MAX + 1  # length of the shortest identity that was given up since it came; 256: none was
 
@@ -101,7 +102,7 @@ class Unheard:
         """It is no more. If it may have had an identity of its own, the others may have that now."""
         gone = self._connections.pop(descriptor, None)
         if gone is not None and gone.bytes:
-            self._free(self._name_bytes(gone))
+            self._free(gone.name_bytes)
 
     def taken(self, identity: bytes) -> None:
         """A client has spoken whose identity is its own choice."""
@@ -137,13 +138,15 @@ class Unheard:
         self._connections[descriptor] = connection
         if received.bytes < shortest:
             return  # libzmq ends what takes too long to greet
+        if not connection.bytes:
+            connection.name_bytes = min(NAME_BYTES_MAX, received.bytes - shortest)
         if received.bytes - connection.bytes > MOVING_BYTES:
             connection.asked_s = None
         connection.bytes, connection.host = received.bytes, received.host
 
     def _to_close(self, now: float) -> Iterator[Refusal]:
         seen = {descriptor: connection for descriptor, connection in self._connections.items() if connection.bytes}
-        shortest = heapq.nsmallest(2, ((self._name_bytes(each), descriptor) for descriptor, each in seen.items()))
+        shortest = heapq.nsmallest(2, ((each.name_bytes, descriptor) for descriptor, each in seen.items()))
         pauses = {each.host: self._pause(each.host, now) for each in seen.values()}
         for descriptor, connection in seen.items():
             free = connection.given_up <= NAME_BYTES_MAX
@@ -168,10 +171,6 @@ class Unheard:
         """Whether it has sent more than heartbeats, and the handshake with an identity of this length."""
         beats = int((now - connection.since_s) / self._heartbeat_s) + 1
         return connection.bytes > self._wire.handshake + name_bytes + beats * self._wire.heartbeat
-
-    def _name_bytes(self, connection: UnheardConnection) -> int:
-        """The most that its identity can have."""
-        return min(NAME_BYTES_MAX, connection.bytes - self._wire.handshake + REQ_LESS)
 
     def _free(self, name_bytes: int) -> None:
         for connection in self._connections.values():

@@ -118,7 +118,7 @@ def empty_blocks(count: int) -> bytes:
 @pytest.mark.parametrize("size", [1, 5])
 @on_loop
 async def test_a_body_may_not_consist_of_what_holds_nothing(size: int) -> None:
-    body = empty_blocks(2 * IDLE_BYTES_MAX // 5)
+    body = empty_blocks(size * 3 * IDLE_BYTES_MAX // 5)  # more than arrives before its reader begins
     parts = [body[at : at + size] for at in range(0, len(body), size)]
     async with served() as port:
         status, told, closed = await ask(port, CHUNKED + b"Content-Encoding: gzip\r\n\r\n", chunks(parts))
