@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgpack
 import pytest
 import structlog
 import zmq
@@ -19,6 +20,7 @@ from frontend.core.unheard import CURVE, FIRST_LOOK_S, FREE_S, IN_USE_S, LOOK_S,
 from frontend.descriptors import received_by
 from frontend.transport import HEARTBEAT_S, SILENCE_S_MAX, ClientId, ClientPort
 from mesh.codes import IdentityRefusal
+from scripts import ROOT
 from tests.loops import Told, on_loop
 from tests.mesh.net.processes import Processes, processes
 
@@ -41,7 +43,8 @@ class Echo:
     def __init__(self, made: Processes) -> None:
         self.hub = made.runtime().hub
         self.said, self.gone = Told(), Told()
-        self.port = ClientPort(self.hub, self._answer, self._left)
+        self.received: Callable[[ClientId, bytes, list[Any]], None] = self._answer
+        self.port = ClientPort(self.hub, lambda *message: self.received(*message), self._left)
         self.address = self.port.listen("127.0.0.1", 0, 1 << 20)
         self.answers = True
 
@@ -267,3 +270,57 @@ def test_a_connection_costs_the_bytes_that_it_is_said_to_cost(wire: Wire, kind: 
         router.disable_monitor()
         monitor.close(0)
         context.destroy(linger=0)
+
+
+BLOCKING = """
+import sys
+from frontend.client.client import Client
+with Client(sys.argv[1]) as client:
+    for _ in range(2):
+        print(client.call("ping", timeout_s=60.0)["status"], flush=True)
+"""
+ASYNC = """
+import asyncio, sys
+from frontend.client.client import AsyncClient
+async def main():
+    async with AsyncClient(sys.argv[1]) as client:
+        for _ in range(2):
+            print((await client.call("ping", timeout_s=60.0))["status"], flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("code", [BLOCKING, ASYNC], ids=["blocking", "asyncio"])
+@on_loop
+async def test_our_clients_ask_again_after_they_were_frozen_for_too_long(
+    code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEARTBEAT_S", "SILENCE_S_MAX", "CLIENTS_PATIENCE_S"):
+        monkeypatch.setattr(module, name, getattr(module, name) / 10)
+    async with processes() as made:
+        echo = Echo(made)
+
+        def answer(client: ClientId, header: bytes, frames: list[Any]) -> None:
+            echo.said(client, header)
+            if len(echo.said.items) != 2:  # what was asked last before it froze is not answered
+                told = {"id": msgpack.unpackb(header)["id"], "status": "ok"}
+                echo.port.answer(client, msgpack.packb(told))
+
+        echo.received = answer
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, echo.address, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        try:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ok\n"
+            (asked, _), (again, _) = await echo.said.count(2)
+            assert asked == again
+            process.send_signal(signal.SIGSTOP)
+            assert await echo.gone.count(1) == [asked]
+            process.send_signal(signal.SIGCONT)
+            assert await process.stdout.readline() == b"ok\n"
+            assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
