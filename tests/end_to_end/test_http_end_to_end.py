@@ -271,7 +271,7 @@ def test_a_page_from_elsewhere_cannot_make_its_visitor_unload_a_model(web: Http)
 def test_a_model_that_an_application_asks_is_not_unloaded(served: tuple[Http, Mesh]) -> None:
     web, running = served
     with Client(running.address) as client:
-        client.create_app("uses_never", ["never"], "fixed", policy_args={"model": "never"})
+        client.create_app("uses_never", ["never"], "single", policy_args={"model": "never"})
         told = web.ask("POST", "/v2/repository/models/never/unload")
         assert (told.status, told.json["code"]) == (409, "in_use"), told
         client.delete_app("uses_never")
@@ -378,13 +378,13 @@ MESSAGE_MAX = 1000  # characters of a message; it may list 20 names of models
         {"inputs": [{"name": LONG, "dtype": "float32", "shape": [1, 4], "data": bytes(16)}]},
         {"inputs": [{"name": "x", "dtype": LONG, "shape": [1, 4], "data": bytes(16)}]},
         {"inputs": [{"name": "x", "dtype": "float32", "shape": [1] * 5000, "data": bytes(16)}]},
-        {"inputs": [{"name": LONG, "dtype": LONG, "shape": [1], "data": b""}] * 300},
+        {"inputs": [{"name": LONG, "dtype": LONG, "shape": [1], "data": b""}] * 50},
         {"op": "delete_app", "app": LONG},
         {"op": "create_app", "app": {"name": LONG, "models": [LONG], "policy": LONG}},
         {"op": "create_app", "app": {"name": "x", "models": [LONG] * 100, "policy": LONG, LONG: LONG}},
         {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": LONG}},
-        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": "fixed", "policy_args": {LONG: LONG}}},
-        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": "fixed", "policy_args": {"model": LONG}}},
+        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": "single", "policy_args": {LONG: LONG}}},
+        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": "single", "policy_args": {"model": LONG}}},
         {"op": "feedback", "decision_id": LONG, "label": LONG},
         {"op": "apps", "context": LONG},
     ],
