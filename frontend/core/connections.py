@@ -26,7 +26,7 @@ class ClientId(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Connection:
+class ClientConnection:
     """One connection that is there."""
 
     number: int  # from 1 on, in the order of their coming
@@ -44,9 +44,9 @@ class Connections:
 
     def __init__(self, unheard: Unheard) -> None:
         self.unheard = unheard
-        self._there: dict[int, Connection] = {}  # {file descriptor: connection}
-        self._chosen: dict[bytes, Connection] = {}  # {identity that a client chose: the connection that has it}
-        self.drawn: dict[bytes, Connection] = {}  # {identity that libzmq drew: its connection}, of those that spoke
+        self._there: dict[int, ClientConnection] = {}  # {file descriptor: connection}
+        self._chosen: dict[bytes, ClientConnection] = {}  # {identity that a client chose: who has it}
+        self.drawn: dict[bytes, ClientConnection] = {}  # {identity that libzmq drew: its connection, which spoke}
         self._number = 0
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Connections:
     def accepted(self, descriptor: int, now: float) -> int:
         """One more connection is there. Returns its number."""
         self._number += 1
-        self._there[descriptor] = Connection(self._number)
+        self._there[descriptor] = ClientConnection(self._number)
         self.unheard.add(descriptor, self._number, now)
         return self._number
 
@@ -106,7 +106,7 @@ class Connections:
         holder = self._chosen.get(client.identity)
         return holder is not None and holder.number == client.connection
 
-    def _leave(self, connection: Connection) -> list[ClientId]:
+    def _leave(self, connection: ClientConnection) -> list[ClientId]:
         """Forgets the connection's clients, and returns them."""
         identity, clients = connection.identity, connection.clients
         connection.identity, connection.clients = b"", []

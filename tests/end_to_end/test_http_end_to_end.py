@@ -479,6 +479,27 @@ def test_a_late_answer_is_504_and_a_gateway_that_ends_answers_what_it_has(tmp_pa
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", **settings)
 
 
+def test_a_model_that_nobody_can_serve_does_not_take_the_server_out_of_service(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "m")
+    port = free_ports(1)[0]
+    web = Http(port)
+
+    async def scenario(running: Mesh) -> None:
+        await asyncio.to_thread(until_ready, port)
+        assert web.get("/v2/models/m/ready").status == 503
+        (controller,) = (pid for name, pid in running.supervisor.pids().items() if name.startswith("controller"))
+        os.kill(controller, signal.SIGSTOP)
+        await asyncio.to_thread(until, lambda: status_of(port, "/v2/health/ready") == 503)
+        assert web.get("/v2/health/ready").json["code"] == "not_ready"
+        assert "controller" in web.get("/v2/health/ready").json["error"]
+        os.kill(controller, signal.SIGCONT)
+        await asyncio.to_thread(until_ready, port)
+
+    run_with_mesh(
+        scenario, tmp_path / "repository", tmp_path / "data", http_port=port, ready=False, formation={"gpu_worker": 0}
+    )
+
+
 def gateway(folder: Path, **settings: object) -> "subprocess.Popen[str]":
     """A gateway alone."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
