@@ -29,6 +29,7 @@ SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s a
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
 REFUSALS_TOLD = 10  # lines about one look
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
 
@@ -128,7 +129,7 @@ class ClientPort:
         ZeroMQ lets the later one in only while it is asked something (here: for the events), and has told of the end
         of the earlier one before.
         """
-        sock.getsockopt(zmq.EVENTS)
+        sock.getsockopt(SOCKET_EVENTS)
         self._learn()
         return self._connections.is_there(client)
 
@@ -182,7 +183,7 @@ class ClientPort:
         sock = self._sock
         if sock is None:
             return False
-        drawn = self._connections.drawn
+        drawn, chosen = self._connections.drawn, self._connections.chosen
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             try:
                 identity = sock.recv(NOBLOCK)
@@ -190,6 +191,9 @@ class ClientPort:
                 return False
             connection = drawn.get(identity)
             first = None
+            if connection is None:
+                self._learn()
+                connection = chosen.get(identity)  # while that is there, no other connection is heard by this name
             if connection is None:
                 first = sock.recv(NOBLOCK, copy=False)
                 header = first.bytes
@@ -203,19 +207,19 @@ class ClientPort:
                     header = sock.recv(NOBLOCK)
                 while sock.getsockopt(RCVMORE):
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
-            client = ClientId(identity, delimited)
-            if first is not None:
-                self._meet(client, int(first.get(zmq.SRCFD)), header, frames)
+            if connection is None:
+                assert first is not None
+                self._meet(identity, delimited, int(first.get(SRCFD)), header, frames)
                 continue
-            if connection is not None and client not in connection.clients:
+            client = ClientId(identity, delimited, connection.told)
+            if client not in connection.clients:
                 connection.clients.append(client)
             self._received(client, header, frames)
         return True
 
-    def _meet(self, client: ClientId, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
-        """Passes on a message of a client that was not met yet, or that may be another one of the same identity."""
-        self._learn()
-        client, left = self._connections.spoke(client.identity, client.delimited, descriptor)
+    def _meet(self, identity: bytes, delimited: bool, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
+        """Passes on the first message of a client, or one whose connection has ended."""
+        client, left = self._connections.spoke(identity, delimited, descriptor)
         self._left += left
         self._received(client, header, frames)
         if left:
@@ -292,7 +296,7 @@ class ClientPort:
             return  # it has ended by itself
         self.connections_refused += 1
         if told:
-            log.warning("connection_refused", peer=peer, why=refusal.why)
+            log.warning("connection_refused", peer=peer, why=str(refusal.why))
 
     def _close(self, descriptor: int, number: int) -> str | None:
         """Ends the connection, and returns its client's address; None if it has ended by itself."""

@@ -31,6 +31,7 @@ class ClientConnection:
 
     number: int  # from 1 on, in the order of their coming
     identity: bytes = b""  # of its last message; empty: none has come through
+    told: int = 0  # its number in the ClientIds of its clients
     clients: list[ClientId] = field(default_factory=list)  # that spoke through it, each once
 
 
@@ -45,7 +46,7 @@ class Connections:
     def __init__(self, unheard: Unheard) -> None:
         self.unheard = unheard
         self._there: dict[int, ClientConnection] = {}  # {file descriptor: connection}
-        self._chosen: dict[bytes, ClientConnection] = {}  # {identity that a client chose: who has it}
+        self.chosen: dict[bytes, ClientConnection] = {}  # {identity that a client chose: who has it}
         self.drawn: dict[bytes, ClientConnection] = {}  # {identity that libzmq drew: its connection, which spoke}
         self._number = 0
 
@@ -85,16 +86,16 @@ class Connections:
         left: list[ClientId] = []
         if connection.identity != identity:
             left = self._leave(connection)  # a message of an earlier connection with this descriptor had come late
-            connection.identity = identity
+            connection.identity, connection.told = identity, 0 if drawn else connection.number
             self.unheard.heard(descriptor)
             if drawn:
                 self.drawn[identity] = connection
             else:
-                earlier = self._chosen.get(identity)
+                earlier = self.chosen.get(identity)
                 left += self._leave(earlier) if earlier is not None else []
-                self._chosen[identity] = connection
+                self.chosen[identity] = connection
                 self.unheard.taken(identity)
-        client = ClientId(identity, delimited, 0 if drawn else connection.number)
+        client = ClientId(identity, delimited, connection.told)
         if client not in connection.clients:
             connection.clients.append(client)
         return client, left
@@ -103,7 +104,7 @@ class Connections:
         """Whether an answer to this identity would reach this client, and not another one of the same identity."""
         if not client.connection:
             return True
-        holder = self._chosen.get(client.identity)
+        holder = self.chosen.get(client.identity)
         return holder is not None and holder.number == client.connection
 
     def _leave(self, connection: ClientConnection) -> list[ClientId]:
@@ -112,19 +113,19 @@ class Connections:
         connection.identity, connection.clients = b"", []
         if self.drawn.get(identity) is connection:
             del self.drawn[identity]
-        if self._chosen.get(identity) is connection:
-            del self._chosen[identity]
+        if self.chosen.get(identity) is connection:
+            del self.chosen[identity]
             self.unheard.given_up(identity)
         return clients
 
     def check(self) -> None:
         """Asserts that each identity belongs to one connection that is there."""
         there = set(map(id, self._there.values()))
-        for table in (self.drawn, self._chosen):
+        for table in (self.drawn, self.chosen):
             assert all(connection.identity == identity for identity, connection in table.items())
             assert all(id(connection) in there for connection in table.values())
         assert all(is_drawn(identity) for identity in self.drawn)
-        assert not any(is_drawn(identity) for identity in self._chosen)
-        assert self.unheard.names == sorted(map(len, self._chosen))
+        assert not any(is_drawn(identity) for identity in self.chosen)
+        assert self.unheard.names == sorted(map(len, self.chosen))
         heard = {descriptor for descriptor, connection in self._there.items() if connection.identity}
         assert self.unheard.descriptors <= self._there.keys() - heard

@@ -29,6 +29,7 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 SLO_HEADER = "X-Gearmesh-Slo-Ms"
 HELD_BODIES = 4  # bodies of the largest size that all requests together may hold
 PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+PATH_SHOWN = 128  # characters, in the log
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger("gateway")
 
@@ -98,7 +99,7 @@ class Gateway:
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
         except Exception:
-            log.exception("gateway_error", method=request.method, path=request.path)
+            log.exception("gateway_error", method=request.method, path=request.path[:PATH_SHOWN])
             response = error_response(plain_error(500, "the gateway itself failed; its log says how"))
         connection = request.protocol
         assert isinstance(connection, HttpConnection)
@@ -107,7 +108,7 @@ class Gateway:
             response.force_close()
         response.headers["Server"] = "gearmesh"
         self._responses[response.status] = self._responses.get(response.status, 0) + 1
-        log.debug("answered", method=request.method, path=request.path, status=response.status)
+        log.debug("answered", method=request.method, path=request.path[:PATH_SHOWN], status=response.status)
         return response
 
     # -- inference ----------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     enough = soft == resource.RLIM_INFINITY or soft >= 1 << 30
     limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 20} MiB"
     yield "good" if enough else "note", "locked memory", f"{limit} (pinned weights count; ulimit -l)"
-    yield _descriptors(settings)
+    yield examine_descriptors(settings, descriptors.limit_max())
     usable = tuning.usable_cores()
     yield "good", "cores of a worker", f"{usable}; GEARMESH_CORES binds it to some of them (now: {_cores(settings)})"
     yield "good", "timers", f"slack of a worker's: {tuning.set_timer_slack()}"
@@ -85,12 +85,11 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     yield _disk(settings.data_dir)
 
 
-def _descriptors(settings: Settings) -> Finding:
+def examine_descriptors(settings: Settings, most: int) -> Finding:
     """Whether a frontend, or a gateway, may have a connection for each request that it takes at once.
 
-    They raise the soft limit to the hard one by themselves.
+    `most`: the hard limit of descriptors, to which services raise their own.
     """
-    most = descriptors.limit_max()
     clients, wanted = descriptors.clients_max(most), settings.in_flight_max
     found = f"{most} (ulimit -Hn): {clients} clients of one frontend or gateway"
     if clients >= wanted:

@@ -20,6 +20,7 @@ from mesh.net.keys import Keys
 MESSAGES_PER_DRAIN_MAX = 512  # then the other sockets and the timers get their turn
 DRAINS_AT_ONCE_MAX = 8  # of one socket; a monitor holds no more
 ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so many rounds the sockets get their turn
+EVENTS, POLLIN = zmq.EVENTS, zmq.POLLIN  # an attribute of an enum is slow to look up
 EVENT = struct.Struct("=HI")  # of a monitor's message: the event, its value
 HIGH_WATER_MARK = 10_000  # messages queued for one peer
 
@@ -112,7 +113,7 @@ class Hub:
     def drain(self, sock: zmq.Socket[bytes]) -> None:
         """Passes on at once what has arrived at `sock` by now; the reader takes what comes later."""
         drain = self._drains.get(sock)
-        if drain is None:
+        if drain is None or not int(sock.getsockopt(EVENTS)) & POLLIN:
             return
         for _ in range(DRAINS_AT_ONCE_MAX):
             if not drain():

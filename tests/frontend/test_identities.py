@@ -194,7 +194,8 @@ async def test_the_successor_of_a_frozen_client_is_answered(monkeypatch: pytest.
             os.kill(frozen.pid, signal.SIGSTOP)
             frozen_s = time.monotonic()
             with asking(made, echo.address, NAME) as second:
-                assert await second.answer(b"second", 20) == b"second!"
+                request = b"a request of some length"
+                assert await second.answer(request, 20) == request + b"!"
                 assert time.monotonic() - frozen_s < 8 - 0.9 * (HEARTBEAT_S + SILENCE_S_MAX)
 
 
