@@ -22,7 +22,7 @@ from mesh.codes import IdentityRefusal
 LOOK_S = 0.5  # between two looks at the connections that were not heard
 LOOKS_MAX = 256  # connections in one look; the others have their turn in the next ones
 FIRST_LOOK_S = 0.5  # after it was accepted: most clients have spoken by then
-FREE_S = 1.0  # after it was seen to have asked: then it is closed, if the identity may have been given up since it came
+FREE_S = 0.5  # after it was seen to have asked: then it is closed, if the identity may have been given up since it came
 IN_USE_S, IN_USE_S_MAX = 2.0, 60.0  # the same, if the identity is in use; doubles when the same host is refused again
 LARGE_BYTES = 4096  # what has sent more may be in the middle of a message: then the time counts from when it stopped
 LARGE_FREE_S, LARGE_IN_USE_S = 2.0, 10.0  # in place of FREE_S and IN_USE_S
