@@ -91,6 +91,11 @@ class Controllers:
         owner = self._owners.get(model)
         return owner if owner in self._known else None
 
+    @property
+    def reached(self) -> int:
+        """How many controllers have been heard on a link that is open."""
+        return sum(known.link.heard_s is not None for known in self._known.values())
+
     def serves(self, model: str, ref: str) -> bool:
         """Whether the model's controller has a worker for `ref`."""
         controller = self._known.get(self._owners.get(model, ""))

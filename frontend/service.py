@@ -446,8 +446,11 @@ class FrontendService:
             "controllers": self._controllers.heard_ago(time.monotonic()),
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
+            "controllers_reached": self._controllers.reached,
             "connections": self._clients.connections,
             "disconnections": self._clients.disconnections,
+            "connections_refused": self._clients.connections_refused,
+            "accept_failed": self._clients.accept_failed,
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
         }

@@ -1,15 +1,21 @@
 """The clients' socket: a plain ROUTER, which has to withstand any client."""
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import structlog
 import zmq
 
 from frontend.backlog import Backlog, QueuedAnswer
+from frontend.core.connections import ClientId as ClientId
+from frontend.core.connections import Connections
+from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
+from frontend.descriptors import close_connection, received_by
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
+from mesh.process.descriptors import Shortage
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
@@ -18,20 +24,20 @@ CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is d
 BYTES_MAX = 256 << 20  # waiting here for all clients
 FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # pause before the next try; doubles as long as nothing can be sent
 FLUSHED_MAX = 2_000  # answers sent in one go; then other work gets its turn
+HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
+SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
+CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
+REFUSALS_TOLD = 10  # lines about one look
+EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
-
-
-class ClientId(NamedTuple):
-    """One connection."""
-
-    identity: bytes
-    delimited: bool  # a REQ socket: an empty frame precedes every message
 
 
 class ClientPort:
     """Listens for clients. Calls `received(client, header, frames)` with every message.
 
-    Calls `gone(client)` with a connection that is closed: nobody hears answers to it any more.
+    Calls `gone(client)` when a client's connection has ended, after its last message. A message that was still on its
+    way comes later; then so does another `gone`.
     """
 
     def __init__(
@@ -45,12 +51,18 @@ class ClientPort:
         self._gone = gone
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
+        self._connections = Connections(Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S))
+        self._shortage = Shortage(log)
         self.connections = 0
         self.disconnections = 0
+        self.connections_refused = 0  # because their ROUTING_ID was another one's
         self.answers_dropped = 0  # because the client was gone, or did not read for long
         self._backlog: Backlog[ClientId] = Backlog(CLIENT_BYTES_MAX, BYTES_MAX)
         self._flushing: asyncio.TimerHandle | None = None  # set while answers wait
         self._flush_s = FLUSH_S  # the next pause
+        self._left: list[ClientId] = []  # that have left; `gone` will be told
+        self._surplus: list[tuple[int, int]] = []  # (descriptor, number) of connections that are too many
+        self._looking: asyncio.TimerHandle | None = None  # set while connections are there that were not heard
 
     def listen(self, host: str, port: int, size_max: int) -> str:
         """Opens the port and returns its address. Raises: AddressInUse."""
@@ -58,7 +70,10 @@ class ClientPort:
         sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
         sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._monitor = hub.monitor(sock, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED, self._event)
+        sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
+        sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
+        self._monitor = hub.monitor(sock, EVENTS, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
         self._sock = sock
         hub.read(sock, self._drain)
@@ -77,6 +92,11 @@ class ClientPort:
         self._hub.sent(sock)
 
     @property
+    def accept_failed(self) -> int:
+        """Connections that were closed as soon as they came, because there are no descriptors for more."""
+        return self._shortage.refused
+
+    @property
     def answers_waiting(self) -> int:
         """The number of answers that wait for room in their clients' connections."""
         return self._backlog.count
@@ -86,6 +106,9 @@ class ClientPort:
 
         Returns False if the client has no room for it at present.
         """
+        if client.connection and not self._has_its_identity(sock, client):
+            self._dropped("the client's connection has ended")
+            return True
         try:
             sock.send(client.identity, NOBLOCK | MORE)
             if client.delimited:
@@ -99,6 +122,16 @@ class ClientPort:
         except zmq.ZMQError as error:
             self._dropped(str(error))
         return True
+
+    def _has_its_identity(self, sock: "zmq.Socket[bytes]", client: ClientId) -> bool:
+        """Whether ZeroMQ would send to this client, who chose its identity, and not to a later one of that identity.
+
+        ZeroMQ lets the later one in only while it is asked something (here: for the events), and has told of the end
+        of the earlier one before.
+        """
+        sock.getsockopt(SOCKET_EVENTS)
+        self._learn()
+        return self._connections.is_there(client)
 
     def _keep(self, client: ClientId, answer: QueuedAnswer) -> None:
         if not self._backlog.put(client, answer):
@@ -127,9 +160,9 @@ class ClientPort:
 
     def close(self) -> None:
         """Closes the port; answers on their way still get their linger time."""
-        if self._monitor is not None and self._sock is not None:
-            self._sock.disable_monitor()
-            self._hub.drop(self._monitor)
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._flushing is not None:
             self._flushing.cancel()
             self._flush()
@@ -137,20 +170,35 @@ class ClientPort:
             self._flushing.cancel()
             self._flushing = None
             log.warning("answers_dropped", waiting=self._backlog.count, why="the frontend stops")
+        if self._monitor is not None and self._sock is not None:
+            self._sock.disable_monitor()
+            self._hub.drop(self._monitor)
         if self._sock is not None:
             self._hub.drop(self._sock, linger_ms=200)
         self._sock = self._monitor = None
+
+    # -- messages -----------------------------------------------------------------------------------------------------
 
     def _drain(self) -> bool:
         sock = self._sock
         if sock is None:
             return False
+        drawn, chosen = self._connections.drawn, self._connections.chosen
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             try:
                 identity = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            header = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a message
+            connection = drawn.get(identity)
+            first = None
+            if connection is None:
+                self._learn()
+                connection = chosen.get(identity)  # while that is there, no other connection is heard by this name
+            if connection is None:
+                first = sock.recv(NOBLOCK, copy=False)
+                header = first.bytes
+            else:
+                header = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a message
             delimited = False
             frames: list[Buffer] = []
             if sock.getsockopt(RCVMORE):
@@ -159,12 +207,102 @@ class ClientPort:
                     header = sock.recv(NOBLOCK)
                 while sock.getsockopt(RCVMORE):
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
-            self._received(ClientId(identity, delimited), header, frames)
+            if connection is None:
+                assert first is not None
+                self._meet(identity, delimited, int(first.get(SRCFD)), header, frames)
+                continue
+            client = ClientId(identity, delimited, connection.told)
+            if client not in connection.clients:
+                connection.clients.append(client)
+            self._received(client, header, frames)
         return True
 
-    def _event(self, event: int) -> None:
-        if event == zmq.EVENT_ACCEPTED:
-            self.connections += 1
+    def _meet(self, identity: bytes, delimited: bool, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
+        """Passes on the first message of a client, or one whose connection has ended."""
+        client, left = self._connections.spoke(identity, delimited, descriptor)
+        self._left += left
+        self._received(client, header, frames)
+        if left:
+            self._farewell()
+
+    def _farewell(self) -> None:
+        """Tells which clients have left."""
+        left, self._left = self._left, []
+        if self._gone is not None:
+            for client in left:
+                self._gone(client)
+        self._hub.schedule_turn()
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _learn(self) -> None:
+        """All that ZeroMQ has told about connections by now is known."""
+        if self._monitor is not None:
+            self._hub.drain(self._monitor)
+
+    def _event(self, event: int, value: int) -> None:
+        """Notes what ZeroMQ says; what follows from it comes a little later, as this may come in the midst of it."""
+        match event:
+            case zmq.EVENT_ACCEPTED:
+                self.connections += 1
+                number = self._connections.accepted(value, time.monotonic())
+                self._look_later()
+                if len(self._connections) > self._shortage.clients_max:
+                    self._surplus.append((value, number))
+                    self._hub.loop.call_soon(self._shed)
+            case zmq.EVENT_ACCEPT_FAILED:
+                self._shortage.tell(os.strerror(value), len(self._connections))
+            case zmq.EVENT_DISCONNECTED:
+                self.disconnections += 1
+                log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
+                self._left += self._connections.ended(value)
+                self._hub.loop.call_soon(self._farewell)
+
+    def _shed(self) -> None:
+        """Closes the connections that came when there were as many as descriptors allow.
+
+        What is left over makes ZeroMQ able to accept, and so to turn down, the next one: it would try without end.
+        """
+        surplus, self._surplus = self._surplus, []
+        if self._sock is None:
             return
-        self.disconnections += 1
-        log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
+        for descriptor, number in surplus:
+            self._shortage.refused += 1
+            self._close(descriptor, number)
+        if surplus:
+            self._shortage.tell("as many clients are here as it allows", len(self._connections))
+
+    def _look_later(self) -> None:
+        at = self._connections.unheard.wake_at()
+        if at is not None and self._looking is None:
+            self._looking = self._hub.loop.call_later(max(0.0, at - time.monotonic()), self._look)
+
+    def _look(self) -> None:
+        """Closes the connections that can never be heard."""
+        self._looking = None
+        if self._sock is None:
+            return
+        self._learn()
+        refusals = self._connections.unheard.examine(received_by, time.monotonic())
+        for i, refusal in enumerate(refusals):
+            self._refuse(refusal, told=i < REFUSALS_TOLD)
+        if len(refusals) > REFUSALS_TOLD:
+            log.warning("connection_refused", more=len(refusals) - REFUSALS_TOLD)
+        self._look_later()
+
+    def _refuse(self, refusal: Refusal, *, told: bool) -> None:
+        peer = self._close(refusal.descriptor, refusal.number)
+        if peer is None:
+            return  # it has ended by itself
+        self.connections_refused += 1
+        if told:
+            log.warning("connection_refused", peer=peer, why=str(refusal.why))
+
+    def _close(self, descriptor: int, number: int) -> str | None:
+        """Ends the connection, and returns its client's address; None if it has ended by itself."""
+
+        def is_there() -> bool:
+            self._learn()
+            return self._connections.number(descriptor) == number
+
+        return close_connection(descriptor, is_there)

@@ -211,6 +211,7 @@ class HttpCode(Coded):
     FOREIGN_ORIGIN = "foreign_origin", 403, False, "a browser's page from another host asks"
     NO_SUCH_PATH = "no_such_path", 404, False, "nothing is at this path"
     BAD_METHOD = "bad_method", 405, False, "this path is not for this method"
+    BAD_ENCODING = "bad_encoding", 415, False, "the body's `Content-Encoding` is not gzip, deflate or none"
     SLOW_BODY = "slow_body", 408, True, "the body did not come within 60 s"
     GATEWAY_FULL = "gateway_full", 429, True, "as many requests, or bytes, are in the gateway as it takes"
     NO_FRONTEND = "no_frontend", 503, True, "no frontend answers"
@@ -226,7 +227,7 @@ class ReplyCode(Coded):
     NOT_DEPLOYED = "not_deployed", 404, False, "the model is not deployed"
     NO_PREVIOUS = "no_previous", 404, False, "no version was current before this one"
     PREVIOUS_CHANGED = "previous_changed", 409, False, "another version is the previous one by now"
-    IN_USE = "in_use", 400, False, "applications ask the model"
+    IN_USE = "in_use", 409, False, "applications ask the model"
     BAD_NAME = "bad_name", 400, False, "no model or version can have this name"
     REPLICAS_DIFFER = "replicas_differ", 400, False, (
         "replicas of this version are there with another `--batch-max`, `--slo-ms` or `--cache`"
@@ -410,6 +411,13 @@ class LinkLoss(StrEnum):
     LEFT = "left"  # it said Goodbye
     GONE = "is gone"  # from the routing table
     REPLACED = "was replaced"  # another one answers at its address
+
+
+class IdentityRefusal(StrEnum):
+    """Why a frontend closes a client's connection of which nothing can come through, as its log tells it (`why`)."""
+
+    IN_USE = "another connection has its ROUTING_ID"
+    FREE_AGAIN = "another connection had its ROUTING_ID when it came; it is given up now"
 
 
 _STATUSES: dict[str, int | None] = {status: status.http for status in AnswerStatus}

@@ -44,7 +44,7 @@ class Single(_Counting):
         self.models = tuple(models)
         self.model = args.model if args.model is not None else self.models[0]
         if self.model not in self.models:
-            text = f"model must be one of the application's: {', '.join(models)}; got {self.model!r}"
+            text = f"model must be one of the application's: {', '.join(models)}; got {self.model[:64]!r}"
             raise PolicyError(text, "policy_args.model")
 
     def select(self, state: State, rng: random.Random, context: str) -> Selection:
@@ -110,7 +110,7 @@ class Split(_Counting):
 def _check_shares(given: Mapping[str, float], models: Sequence[str]) -> None:
     unknown = [model for model in given if model not in models]
     if unknown:
-        text = f"shares names {unknown[0]!r}, which is none of the application's models: {', '.join(models)}"
+        text = f"shares names {unknown[0][:64]!r}, which is none of the application's models: {', '.join(models)}"
         raise PolicyError(text, "policy_args.shares")
     if any(not share >= 0 for share in given.values()) or not 0 < sum(given.values()) < float("inf"):
         raise PolicyError("shares must be numbers from 0 up, not all 0, of a finite sum", "policy_args.shares")

@@ -26,18 +26,20 @@ class ApplicationRecords:
         """
         name = definition.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            text = f"an application's name matches {NAME.pattern}; got {name!r}"
+            text = f"an application's name matches {NAME.pattern}; got {str(name)[:64]!r}"
             return refusal(text, "app.name", call, ReplyCode.BAD_APP)
         app = self.records.get(name)
         if create and app is not None:
-            text = f"application {name!r} exists already; change it with update_app"
+            text = f"application {name[:64]!r} exists already; change it with update_app"
             return refusal(text, "app.name", call, ReplyCode.APP_EXISTS)
         if not create and app is None:
-            text = f"there is no application {name!r}; there are: {listed(self.records)}"
+            text = f"there is no application {name[:64]!r}; there are: {listed(self.records)}"
             return refusal(text, "app.name", call, ReplyCode.UNKNOWN_APP)
         models = definition.get("models")
         if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
-            return refusal(f"models is a list of names; got {models!r}", "app.models", call, ReplyCode.BAD_APP)
+            return refusal(
+                f"models is a list of names; got {str(models)[:100]!r}", "app.models", call, ReplyCode.BAD_APP
+            )
         unknown = [model for model in definition.get("models", ()) if model not in deployed]
         if unknown:
             text = f"unknown models: {', '.join(map(str, unknown))}; deployed are: {listed(deployed)}"
@@ -51,7 +53,7 @@ class ApplicationRecords:
         """The application is deleted."""
         app = self.records.pop(name, None)
         if app is None:
-            text = f"there is no application {name!r}; there are: {listed(self.records)}"
+            text = f"there is no application {name[:64]!r}; there are: {listed(self.records)}"
             return refusal(text, "app", call, ReplyCode.UNKNOWN_APP)
         self.changed.add(name)
         return wire.CallReply(call=call, ok=True, message=f"application {name} is deleted")

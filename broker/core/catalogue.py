@@ -88,7 +88,7 @@ class Catalogue:
         """
         model = self.models.get(name)
         if model is None or not model.deployed:
-            return [(key, refusal(f"model {name!r} is not deployed", "name", code=ReplyCode.NOT_DEPLOYED))]
+            return [(key, refusal(f"model {name[:64]!r} is not deployed", "name", code=ReplyCode.NOT_DEPLOYED))]
         if version is not None and version == model.current and not (model.target or model.unserved):
             text = f"{wire.ref_of(name, version)} is current already"
             return [(key, wire.CallReply(call=key[1], ok=True, message=text))]
@@ -102,11 +102,11 @@ class Catalogue:
         """New requests for the model are refused from now on."""
         model = self.models.get(name)
         if model is None or not model.deployed:
-            text = f"model {name!r} is not deployed; deployed are: {listed(self.deployed())}"
+            text = f"model {name[:64]!r} is not deployed; deployed are: {listed(self.deployed())}"
             return [(key, refusal(text, "name", code=ReplyCode.NOT_DEPLOYED))]
         users = self.apps.users_of(name)
         if users:
-            text = f"model {name!r} is used by the applications {', '.join(users)}"
+            text = f"model {name[:64]!r} is used by the applications {', '.join(users)}"
             return [(key, refusal(text, "name", code=ReplyCode.IN_USE))]
         replies = self._close_deployment(model, ok=False, message=f"{name} was undeployed", code=ReplyCode.UNDEPLOYED)
         replies += self._current_leaves(model, f"{name} was undeployed", ReplyCode.UNDEPLOYED)

@@ -35,19 +35,19 @@ def cannot_deploy(
             text = why_container(name, f"{repository}/{name}")
             return refusal(text, "name", code=PackageCode.NAME_TAKEN)
         if not versions:
-            text = f"no container of {name!r} is running; start one with `gearmesh container`"
+            text = f"no container of {name[:64]!r} is running; start one with `gearmesh container`"
             return refusal(text, "name", code=ReplyCode.NO_REPLICA)
     elif fault := _fault(name, version, versions, faults):
         field_name = "version" if versions or version is not None else "name"
         return refusal(fault, field_name, code=PackageCode.BAD_PACKAGE)
     elif not versions and name in found:
-        text = f"package {name!r} has no version: a folder named by a number, such as 1"
+        text = f"package {name[:64]!r} has no version: a folder named by a number, such as 1"
         return refusal(text, "name", code=ReplyCode.NO_VERSION)
     elif not versions:
-        text = f"no package {name!r} in {repository}; there are: {listed(found)}"
+        text = f"no package {name[:64]!r} in {repository}; there are: {listed(found)}"
         return refusal(text, "name", code=ReplyCode.UNKNOWN_MODEL)
     if version is not None and version not in versions:
-        text = f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}"
+        text = f"model {name[:64]!r} has no version {version[:32]!r}; it has: {', '.join(versions)}"
         return refusal(text, "version", code=ReplyCode.UNKNOWN_VERSION)
     return None
 
@@ -70,13 +70,14 @@ def cannot_roll_back(model: ModelRecord, version: str | None, *, replicas: bool)
     """
     name = model.name
     if not model.history:
-        text = f"model {name!r} has had no version before {model.current!r}"
+        text = f"model {name[:64]!r} has had no version before {model.current!r}"
         return refusal(text, "name", code=ReplyCode.NO_PREVIOUS)
     if version is not None and version != model.history[-1]:
-        text = f"the version before {model.current!r} of {name!r} is {model.history[-1]!r} by now, not {version!r}"
+        now = f"the version before {model.current!r} of {name[:64]!r} is {model.history[-1]!r} by now"
+        text = f"{now}, not {version[:32]!r}"
         return refusal(text, "version", code=ReplyCode.PREVIOUS_CHANGED)
     if model.container and not replicas:
-        text = f"no container of {name!r} version {model.history[-1]} is running; start one with --version"
+        text = f"no container of {name[:64]!r} version {model.history[-1]} is running; start one with --version"
         return refusal(text, "name", code=ReplyCode.NO_REPLICA)
     return None
 
@@ -85,12 +86,12 @@ def cannot_be(model: ModelRecord | None, ref: str, content: str) -> wire.CallRep
     """Why a container with this content cannot be this version; None if it can."""
     name, version = wire.split_ref(ref)
     if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
-        text = f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref!r}"
+        text = f"a model's name matches {NAME.pattern}, its version {VERSION.pattern}; got {ref[:100]!r}"
         return refusal(text, "name", code=ReplyCode.BAD_NAME)
     if model is None:
         return None
     if not model.container:
-        text = f"model {name!r} is a package in the model repository: give the container another --model"
+        text = f"model {name[:64]!r} is a package in the model repository: give the container another --model"
         return refusal(text, "name", code=PackageCode.NAME_TAKEN)
     if model.contents.get(version, content) == content:
         return None

@@ -72,6 +72,7 @@ class Targets:
         if entry.current is None or entry.spec is None:
             why = f": {entry.fault}" if entry.fault else ", it is still being prepared"
             text = f"model {entry.name!r} has no version that can be served{why}"
-            return RequestRefused(ErrorCode.NOT_READY, text, "model", request.id, AnswerStatus.REJECTED, 1000.0)
+            retry_ms = None if entry.fault and entry.target is None else 1000.0
+            return RequestRefused(ErrorCode.NOT_READY, text, "model", request.id, AnswerStatus.REJECTED, retry_ms)
         text = f"version {request.version!r} of {entry.name!r} is not deployed; deployed is {entry.current!r}"
         return RequestRefused(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)

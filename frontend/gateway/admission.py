@@ -10,6 +10,8 @@ from mesh.codes import ErrorCode, HttpCode
 from mesh.net.keys import LOOPBACK
 
 RETRY_AFTER_MS = 50.0
+CHUNKS_FREE, CHUNK_BYTES_MIN = 4096, 1024  # of one body: so many chunks, and one more for each so many bytes
+ENCODINGS = ("", "identity", "gzip", "deflate")  # of a body, which aiohttp decodes
 
 
 class Gate:
@@ -79,6 +81,32 @@ class Admitted:
     def received(self, more_bytes: int) -> None:
         """Counts bytes of its body that arrived. Raises: HttpRefusal."""
         self.body_bytes = self.gate.hold(self.body_bytes, more_bytes)
+
+
+def chunks_max(body_bytes: int) -> int:
+    """The most HTTP chunks that a body of this length comes in: parsing them takes time from every other client."""
+    return CHUNKS_FREE + body_bytes // CHUNK_BYTES_MIN
+
+
+def too_many_chunks() -> HttpRefusal:
+    """The refusal of a body in more chunks than that."""
+    text = (
+        f"the body comes in too many small chunks: there are at most {CHUNKS_FREE}, and one more for each "
+        f"{CHUNK_BYTES_MIN} bytes; send larger ones, or Content-Length"
+    )
+    return HttpRefusal(text, ErrorCode.MALFORMED)
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Checks that the body's Content-Encoding is one that is read here. Raises: HttpRefusal."""
+    if encoding is not None and encoding.strip().lower() not in ENCODINGS:
+        raise bad_encoding(repr(encoding[:32]))
+
+
+def bad_encoding(encoding: str) -> HttpRefusal:
+    """The refusal of a body in this encoding."""
+    text = f"Content-Encoding {encoding[:64]} is not read here; send gzip, deflate, or the body as it is"
+    return HttpRefusal(text, HttpCode.BAD_ENCODING, "Content-Encoding")
 
 
 def check_origin(headers: Mapping[str, str]) -> None:

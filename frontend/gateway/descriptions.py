@@ -3,7 +3,7 @@
 Source: Open Inference Protocol v2; Triton's model repository and statistics extensions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +53,16 @@ def _tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": tensor["name"], "datatype": NAMES[tensor["dtype"]], "shape": list(tensor["shape"])}
 
 
-def server_ready(models: Iterable[Described]) -> bool:
-    """Whether there is a deployed version, and every model with one can be served.
+def why_not_ready(status: Mapping[str, Any]) -> str | None:
+    """Why the server would serve nobody, as a frontend's status has it; None: it is ready.
 
-    A first version being prepared is ignored.
+    What can be said of one model only is not the server's readiness: a broken one must not take a node out of service.
     """
-    current = [model for model in models if model["version"] is not None]
-    return bool(current) and all(model["ready"] for model in current)
+    if status["epoch"] is None:
+        return "the frontend does not know yet what is deployed"
+    if not status.get("controllers_reached", 1):  # an older frontend does not say
+        return "no controller can be reached"
+    return None
 
 
 def model_ready(model: Described, version: str | None) -> bool:
@@ -125,7 +128,10 @@ class Tally:
 
 
 class ModelStatistics:
-    """Requests through this gateway since it started, by model and version (an application has version "")."""
+    """Requests through this gateway since it started, by model and version (an application has version "").
+
+    Only of what is, or was, deployed: the caller names nothing else, and says what there still is.
+    """
 
     def __init__(self, targets_max: int = 10_000) -> None:
         self._targets_max = targets_max
@@ -150,6 +156,10 @@ class ModelStatistics:
         tally.fail.add(latency_ms)
         tally.outcomes[status] = tally.outcomes.get(status, 0) + 1
         tally.last_ms = unix_ms
+
+    def keep_only(self, targets: Container[tuple[str, str]]) -> None:
+        """Forgets what is not among these (name, version)."""
+        self._tallies = {key: tally for key, tally in self._tallies.items() if key in targets}
 
     def as_json(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """GET /v2/models[/NAME[/versions/VERSION]]/stats."""

@@ -12,7 +12,8 @@ from frontend.client.conversation import RequestError
 from mesh.codes import AnswerStatus, Coded, ErrorCode, HttpCode, http_of
 
 RETRY_AFTER_S = 1  # if no better time is known
-RETRIED = {429, 503}  # answers with a Retry-After header
+RETRIED = {429, 503}  # answers with a Retry-After header, where asking again may help
+SAY_WHEN = (ErrorCode.NOT_READY, ErrorCode.NO_REPLICA)  # without retry_after_ms these never end otherwise
 PLAIN = {404: HttpCode.NO_SUCH_PATH, 405: HttpCode.BAD_METHOD, 413: ErrorCode.TOO_LARGE}
 
 
@@ -80,8 +81,14 @@ def _answer(status: int, body: dict[str, Any], field: str | None, retry_after_ms
     headers = {}
     if retry_after_ms is not None:
         body["retry_after_ms"] = retry_after_ms
-    if status in RETRIED:
+    if status in RETRIED and (retry_after_ms is not None or _may_end_otherwise(body["code"])):
         headers["Retry-After"] = str(
             RETRY_AFTER_S if retry_after_ms is None else max(1, math.ceil(retry_after_ms / 1e3))
         )
     return ErrorAnswer(status, body, headers)
+
+
+def _may_end_otherwise(code: str) -> bool:
+    """Whether the same request may be served later, though nobody says when."""
+    named = ErrorCode.named(code) or HttpCode.named(code)
+    return named is not None and named.retry and named not in SAY_WHEN

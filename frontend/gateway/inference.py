@@ -3,8 +3,9 @@
 Pure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,40 +18,62 @@ from mesh.decoder_faults import WORDS, read_fault
 from mesh.tensors import byte_count, raw
 
 INPUTS_MAX = 256
+NOTHING: Mapping[str, Any] = {}
 CONTEXT_BYTES_MAX = 256
 PARAMETERS = ("slo_ms", "timeout", "cache", "weight", "context", "binary_data_output")
 JSON_WORDS = {**WORDS, "null": "null", "None": "null"}
-NOT_SERVED = ("shared_memory_region", "classification")
+NOT_SERVED = {  # {start of the name of a parameter of a tensor that cannot be ignored: why}
+    "shared_memory": "shared memory is not served; send the data itself",
+    "classification": "classes are not picked here; take the output without it",
+}
+IGNORED_SHOWN, NAME_SHOWN = 32, 64  # names that an answer tells of what was ignored; characters of each
 TOLD = (  # fields of an answer that go into the response's `parameters`
     "latency_ms", "predicted_ms", "batch_size", "device", "cached", "cold", "app", "decision_id", "models_used",
     "confidence", "margin", "disagreement", "default_used", "error", "batch_padded", "request",
 )  # fmt: skip
 
 
-class InputTensor(msgspec.Struct, forbid_unknown_fields=True):
+class InputTensor(msgspec.Struct):
     """One input of a request."""
 
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     data: Any = None
 
 
-class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
+class RequestedOutput(msgspec.Struct):
     """One requested output."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
-class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON of a request."""
+class InferenceRequest(msgspec.Struct):
+    """The JSON of a request. Fields that are not here are ignored, and named in the answer."""
 
-    inputs: list[InputTensor]
+    inputs: Sequence[InputTensor]
     id: str | None = None
-    parameters: dict[str, Any] = {}
-    outputs: list[RequestedOutput] | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: Sequence[RequestedOutput] | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+
+
+class KnownInput(InputTensor, forbid_unknown_fields=True):
+    """An input without other fields."""
+
+
+class KnownOutput(RequestedOutput, forbid_unknown_fields=True):
+    """A requested output without other fields."""
+
+
+class KnownRequest(InferenceRequest, forbid_unknown_fields=True, kw_only=True):
+    """A request without other fields, as most are: there is nothing to be looked for that would be ignored."""
+
+    inputs: Sequence[KnownInput]
+    outputs: Sequence[KnownOutput] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +87,9 @@ class Question:
     outputs: tuple[str, ...] | None  # requested outputs in order; None: all
     binary: dict[str, bool] = field(default_factory=dict)  # {output: whether it is sent as raw bytes}
     binary_default: bool = False
+    model: str | None = None  # as the body names it
+    version: str | None = None  # as the body names it
+    ignored: tuple[str, ...] = ()  # names of what was asked and is not known here
 
     @property
     def tensor_bytes(self) -> int:
@@ -79,7 +105,10 @@ class Response:
     json_bytes: int | None
 
 
+_known = msgspec.json.Decoder(KnownRequest)
 _decoder = msgspec.json.Decoder(InferenceRequest)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_fields_of_each = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None)
 
 
 def read_question(
@@ -96,23 +125,50 @@ def read_question(
     if not 0 <= json_bytes <= len(whole):
         text = f"Inference-Header-Content-Length is {json_bytes}; the body has {len(whole)} bytes"
         raise HttpRefusal(text, ErrorCode.MALFORMED, "Inference-Header-Content-Length")
-    if json_bytes == 0 and len(whole):
+    if not len(whole):
+        text = "the body is empty; it is JSON, or with Inference-Header-Content-Length 0 the rows of the only input"
+        raise HttpRefusal(text, ErrorCode.MALFORMED)
+    if json_bytes == 0:
         name, tensor = _whole_body(whole, spec)
         return Question(None, {name: tensor}, slo_ms, {}, None, binary_default=True)
-    request = _decode(whole[:json_bytes])
-    inputs = _inputs(request.inputs, whole[json_bytes:], spec)
-    options = _options(request.parameters)
+    request, ignored = _decode(whole[:json_bytes])
+    inputs = _inputs(request.inputs, whole[json_bytes:], spec, ignored)
+    options = _options(request.parameters or {}, ignored)
     asked_ms = options.pop("slo_ms", None)
     binary_default = options.pop("binary_data_output", False)
-    wanted, binary = _requested_outputs(request.outputs, spec)
+    wanted, binary = _requested_outputs(request.outputs, spec, ignored)
     return Question(
-        request.id, inputs, slo_ms if asked_ms is None else asked_ms, options, wanted, binary, binary_default
+        request.id,
+        inputs,
+        slo_ms if asked_ms is None else asked_ms,
+        options,
+        wanted,
+        binary,
+        binary_default,
+        request.model_name or None,
+        request.model_version or None,
+        tuple(ignored[:IGNORED_SHOWN]),
     )
 
 
-def _decode(header: memoryview) -> InferenceRequest:
+def version_asked(question: Question, name: str, path_version: str | None) -> str | None:
+    """The version that path and body ask for, of what the path names; None: the deployed one. Raises: HttpRefusal."""
+    if question.model not in (None, name):
+        text = f"model_name is {question.model[:NAME_SHOWN]!r}; the path asks {name!r}"
+        raise HttpRefusal(text, ErrorCode.BAD_FIELD, "model_name")
+    if question.version is not None and path_version not in (None, question.version):
+        text = f"model_version is {question.version[:NAME_SHOWN]!r}; the path asks {path_version[:NAME_SHOWN]!r}"
+        raise HttpRefusal(text, ErrorCode.BAD_FIELD, "model_version")
+    return path_version if path_version is not None else question.version
+
+
+def _decode(header: memoryview) -> tuple[InferenceRequest, list[str]]:
+    """(request, names of what else is in it)."""
     try:
-        return _decoder.decode(header)
+        try:
+            return _known.decode(header), []
+        except msgspec.ValidationError:
+            return _decoder.decode(header), list(islice(_unknown(header), IGNORED_SHOWN))
     except msgspec.ValidationError as error:
         fault = read_fault(error, JSON_WORDS)
         raise HttpRefusal(f"{fault.place or 'request'}: {fault.text}", ErrorCode.BAD_FIELD, fault.place) from None
@@ -137,7 +193,18 @@ def _whole_body(data: memoryview, spec: Mapping[str, Any]) -> tuple[str, Array]:
     return only["name"], from_bytes(data, only["dtype"], [len(data) // row, *only["shape"][1:]], "inputs[0].data")
 
 
-def _inputs(given: Sequence[InputTensor], behind: memoryview, spec: Mapping[str, Any]) -> dict[str, Array]:
+def _unknown(header: memoryview) -> Iterator[str]:
+    """The fields of the request, of its inputs and of its requested outputs that are not known."""
+    fields = _fields.decode(header)
+    yield from (name[:NAME_SHOWN] for name in fields if name not in InferenceRequest.__struct_fields__)
+    for place, kind in (("inputs", InputTensor), ("outputs", RequestedOutput)):
+        for i, each in enumerate(_fields_of_each.decode(fields.get(place, msgspec.Raw(b"null"))) or ()):
+            yield from (f"{place}[{i}].{name[:NAME_SHOWN]}" for name in each if name not in kind.__struct_fields__)
+
+
+def _inputs(
+    given: Sequence[InputTensor], behind: memoryview, spec: Mapping[str, Any], ignored: list[str]
+) -> dict[str, Array]:
     if len(given) > INPUTS_MAX:
         raise HttpRefusal(f"inputs: at most {INPUTS_MAX}; got {len(given)}", ErrorCode.BAD_INPUTS, "inputs")
     known = {tensor["name"]: tensor["dtype"] for tensor in spec.get("inputs", ())}
@@ -149,13 +216,15 @@ def _inputs(given: Sequence[InputTensor], behind: memoryview, spec: Mapping[str,
             raise HttpRefusal(
                 f"{where}.name: {tensor.name[:64]!r} is there twice", ErrorCode.BAD_INPUTS, f"{where}.name"
             )
-        _none_of(tensor.parameters, where)
+        parameters = tensor.parameters or NOTHING
+        if parameters:
+            _check_served(parameters, ("binary_data_size",), where, ignored)
         dtype = dtype_of(tensor.datatype, f"{where}.datatype")
         if known.get(tensor.name, dtype) != dtype:
             text = f"{where}.datatype: {tensor.name} must be {NAMES[known[tensor.name]]}; got {tensor.datatype}"
             raise HttpRefusal(text, ErrorCode.BAD_DTYPE, f"{where}.datatype")
         check_shape(tensor.shape, f"{where}.shape")
-        size = tensor.parameters.get("binary_data_size")
+        size = parameters.get("binary_data_size")
         if size is None:
             if tensor.data is None:
                 text = f"{where}.data is missing, and there is no binary_data_size in its parameters"
@@ -183,23 +252,29 @@ def _binary_size(size: Any, tensor: InputTensor, left: int, where: str) -> int:
     return size
 
 
-def _none_of(parameters: Mapping[str, Any], where: str) -> None:
-    for name in NOT_SERVED:
-        if name in parameters:
-            raise HttpRefusal(
-                f"{where}.parameters.{name} is not served here", ErrorCode.BAD_FIELD, f"{where}.parameters.{name}"
-            )
+def _check_served(parameters: Mapping[str, Any], known: Sequence[str], where: str, ignored: list[str]) -> None:
+    """Adds the tensor's parameters that are not known to `ignored`. Raises: HttpRefusal for what cannot be ignored."""
+    for name in parameters:
+        why = next((why for start, why in NOT_SERVED.items() if name.startswith(start)), None)
+        if why is not None:
+            at = f"{where}.parameters.{name[:NAME_SHOWN]}"
+            raise HttpRefusal(f"{at}: {why}", ErrorCode.BAD_FIELD, at)
+        if name not in known and len(ignored) < IGNORED_SHOWN:
+            ignored.append(f"{where}.parameters.{name[:NAME_SHOWN]}")
 
 
-def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's parameters with checked types. `timeout` (microseconds, as in Triton) means slo_ms."""
+def _options(parameters: Mapping[str, Any], ignored: list[str]) -> dict[str, Any]:
+    """The request's parameters with checked types; the others are added to `ignored`.
+
+    `timeout` (microseconds, as in Triton) means slo_ms.
+    """
     options: dict[str, Any] = {}
     for name, value in parameters.items():
         where = f"parameters.{name[:64]}"
         if name not in PARAMETERS:
-            text = f"{where}: there is no such parameter; there are: {', '.join(PARAMETERS)}"
-            raise HttpRefusal(text, ErrorCode.BAD_FIELD, where)
-        if name in ("slo_ms", "timeout", "weight"):
+            if len(ignored) < IGNORED_SHOWN:
+                ignored.append(name[:NAME_SHOWN])
+        elif name in ("slo_ms", "timeout", "weight"):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise HttpRefusal(f"{where} is a number; got {str(value)[:32]!r}", ErrorCode.BAD_FIELD, where)
             options[name] = float(value)
@@ -220,7 +295,7 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _requested_outputs(
-    outputs: Sequence[RequestedOutput] | None, spec: Mapping[str, Any]
+    outputs: Sequence[RequestedOutput] | None, spec: Mapping[str, Any], ignored: list[str]
 ) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
     if not outputs:
         return None, {}
@@ -228,11 +303,12 @@ def _requested_outputs(
     binary: dict[str, bool] = {}
     for i, wish in enumerate(outputs):
         where = f"outputs[{i}]"
-        _none_of(wish.parameters, where)
+        parameters = wish.parameters or NOTHING
+        _check_served(parameters, ("binary_data",), where, ignored)
         if known and wish.name not in known:
             text = f"{where}.name: there is no output {wish.name[:64]!r}; there are: {', '.join(known)}"
             raise HttpRefusal(text, ErrorCode.BAD_OUTPUTS, f"{where}.name")
-        asked = wish.parameters.get("binary_data")
+        asked = parameters.get("binary_data")
         if asked is not None:
             if not isinstance(asked, bool):
                 at = f"{where}.parameters.binary_data"
@@ -265,6 +341,8 @@ def respond(question: Question, prediction: Prediction, name: str) -> Response:
     if question.id is not None:
         header["id"] = question.id
     header["parameters"] = {key: answer[key] for key in TOLD if answer.get(key) is not None}
+    if question.ignored:
+        header["parameters"]["ignored"] = question.ignored
     header["outputs"] = outputs
     encoded = msgspec.json.encode(header)
     return Response([encoded, *behind], len(encoded) if behind else None)

@@ -9,7 +9,7 @@ import uvloop
 
 from mesh.errors import GearmeshError, SettingsError
 from mesh.printable import printable
-from mesh.process import logs
+from mesh.process import descriptors, logs
 from mesh.process.configuration import settings_or_exit
 from mesh.process.settings import Settings
 
@@ -20,6 +20,7 @@ def main() -> None:
     """Serves HTTP until a signal; with http_port 0 it only waits. Exits 0, or 2 with the reason if it cannot start."""
     settings = settings_or_exit()
     logs.set_up(settings, "gateway")
+    descriptors.raise_limit()
     try:
         _check(settings)
         uvloop.run(_run(settings))

@@ -127,6 +127,14 @@ class Pool:
             self._ask(directory, kind)
         return found
 
+    async def targets(self) -> set[tuple[str, str]]:
+        """(name, version) of all that can be asked now; an application has version "". Raises: HttpRefusal,
+        RequestError.
+        """
+        models, apps = await self.all("models"), await self.all("apps")
+        versions = {(model["name"], version) for model in models.values() for version in model["versions"]}
+        return versions | {(name, "") for name in apps}
+
     async def await_change(self, name: str, *, deployed: bool) -> None:
         """Waits until a frontend shows what the broker confirmed, at most 1 s. Raises: HttpRefusal, RequestError."""
         until_s = self._loop.time() + CHANGE_S_MAX

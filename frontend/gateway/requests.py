@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import ClientError, web
 
-from frontend.gateway.admission import Admitted, Gate
+from frontend.gateway.admission import Admitted, Gate, check_encoding, chunks_max, too_many_chunks
+from frontend.gateway.connection import HttpConnection, IdleBytes
 from frontend.gateway.errors import HttpRefusal
 from frontend.gateway.pool import Pool
 from mesh.codes import ErrorCode, HttpCode
@@ -23,20 +24,31 @@ class Bodies:
         self.gate = gate
 
     async def whole(self, request: web.Request, admitted: Admitted) -> bytearray:
-        """The whole body; refused as soon as it is too long. Raises: HttpRefusal."""
+        """The whole body; refused as soon as it is too long, or in too many pieces. Raises: HttpRefusal."""
         self.gate.announced(request.content_length)
+        check_encoding(request.headers.get("Content-Encoding"))
+        connection, content = request.protocol, request.content
+        assert isinstance(connection, HttpConnection)
+        connection.begin(content)
         body = bytearray()
+        chunks = 0
         try:
             async with asyncio.timeout(BODY_S_MAX):
-                async for chunk in request.content.iter_any():
-                    admitted.received(len(chunk))
-                    body += chunk
+                async for piece, ends_chunk in content.iter_chunks():
+                    admitted.received(len(piece))
+                    body += piece
+                    chunks += ends_chunk
+                    if chunks > chunks_max(len(body)):
+                        raise IdleBytes
         except TimeoutError:
             raise HttpRefusal(f"the body did not come within {BODY_S_MAX:g} s", HttpCode.SLOW_BODY) from None
+        except IdleBytes:
+            await connection.swallow(content)
+            raise too_many_chunks() from None
         except (ClientError, ConnectionError, web.RequestPayloadError) as error:
-            request.content.feed_eof()  # the rest of it cannot be read
-            request["broken"] = True
-            text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())}"
+            content.feed_eof()  # the rest of it cannot be read
+            connection.broken = True
+            text = f"the body broke off, or is not encoded as it says: {' '.join(str(error).split())[:200]}"
             raise HttpRefusal(text, ErrorCode.MALFORMED) from None
         return body
 

@@ -7,9 +7,8 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from frontend.gateway.errors import plain_error
+from frontend.gateway.connection import HttpClients, HttpConnection
 from frontend.gateway.pool import Pool
-from frontend.gateway.responses import error_response
 from frontend.gateway.service import Gateway
 from frontend.gateway.watch import MeshWatch
 from mesh.errors import AddressInUse
@@ -17,29 +16,6 @@ from mesh.process.settings import Settings
 
 KEEP_ALIVE_S = 75.0  # an idle connection is closed after so long
 log = structlog.get_logger("gateway")
-
-
-class HttpConnection(web.RequestHandler):
-    """One connection. What is not HTTP is answered like any other error, and logged in one line."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """The answer to what aiohttp could not read; it closes the connection."""
-        if status >= 500:
-            log.error("gateway_error", why=repr(exc))
-        else:
-            log.debug("no_http", why=str(exc)[:200])
-        text = f"this is no HTTP request: {(message or str(exc)).splitlines()[0][:200]}"
-        response = error_response(plain_error(status, text if status < 500 else "the gateway itself failed"))
-        response.force_close()
-        return response
 
 
 async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
@@ -53,7 +29,7 @@ async def serve(settings: Settings, signals: "asyncio.Queue[int]") -> None:
             )
             await runner.setup()
             try:
-                listener = await _listen(runner, settings)
+                listener = await _listen(runner, gateway.clients, settings)
             except AddressInUse:
                 await runner.cleanup()
                 raise
@@ -75,14 +51,17 @@ async def _until(cleanup: Any, signals: "asyncio.Queue[int]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
+async def _listen(runner: web.AppRunner, clients: HttpClients, settings: Settings) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     manager = runner.server
     assert manager is not None  # created by setup
     options: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_S, "access_log": None}
     try:
         listener = await loop.create_server(
-            lambda: HttpConnection(manager, loop=loop, **options), settings.http_host, settings.http_port, backlog=1024
+            lambda: HttpConnection(clients, manager, loop=loop, **options),
+            settings.http_host,
+            settings.http_port,
+            backlog=1024,
         )
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)

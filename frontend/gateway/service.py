@@ -15,8 +15,9 @@ from frontend.client.client import RequestError
 from frontend.core.askers import source_of
 from frontend.gateway import descriptions
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
+from frontend.gateway.connection import HttpClients, HttpConnection
 from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
-from frontend.gateway.inference import read_question, respond
+from frontend.gateway.inference import read_question, respond, version_asked
 from frontend.gateway.pool import Pool
 from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
@@ -29,6 +30,7 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 SLO_HEADER = "X-Gearmesh-Slo-Ms"
 HELD_BODIES = 4  # bodies of the largest size that all requests together may hold
 PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+PATH_SHOWN = 128  # characters, in the log
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger("gateway")
 
@@ -41,6 +43,7 @@ class Gateway:
         self._watch = watch
         size_max = settings.request_bytes_max
         self.gate = Gate(settings.in_flight_max, size_max, HELD_BODIES * size_max)
+        self.clients = HttpClients()
         self._bodies = Bodies(self.gate)
         self._targets = PathTargets(pool)
         self._statistics = descriptions.ModelStatistics()
@@ -97,13 +100,16 @@ class Gateway:
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
         except Exception:
-            log.exception("gateway_error", method=request.method, path=request.path)
+            log.exception("gateway_error", method=request.method, path=request.path[:PATH_SHOWN])
             response = error_response(plain_error(500, "the gateway itself failed; its log says how"))
-        if self.draining or "broken" in request:
+        connection = request.protocol
+        assert isinstance(connection, HttpConnection)
+        connection.settle()
+        if self.draining or connection.broken:
             response.force_close()
         response.headers["Server"] = "gearmesh"
         self._responses[response.status] = self._responses.get(response.status, 0) + 1
-        log.debug("answered", method=request.method, path=request.path, status=response.status)
+        log.debug("answered", method=request.method, path=request.path[:PATH_SHOWN], status=response.status)
         return response
 
     # -- inference ----------------------------------------------------------------------------------------------------
@@ -116,10 +122,11 @@ class Gateway:
         length = json_length(request.headers.get(JSON_LENGTH))
         slo_ms = budget_of(request.headers.get(SLO_HEADER))
         kind, described = await self._targets.named(request)
-        name, version = described["name"], request.match_info.get("version")
+        name = described["name"]
         if described.get("starting") and not described["inputs"]:  # what it takes is not known yet
             raise HttpRefusal(described["fault"], ErrorCode.NOT_READY, "model", retry_after_ms=1000.0)
         question = read_question(body, length, described, slo_ms)
+        version = version_asked(question, name, request.match_info.get("version"))
         if question.tensor_bytes > self.gate.body_bytes_max:
             raise self.gate.too_large(question.tensor_bytes)
         source = source_of(request.remote or "", request.headers.get("X-Forwarded-For", ""))
@@ -133,7 +140,7 @@ class Gateway:
             else:
                 outcome = await client.submit(None, question.inputs, app=name, slo_ms=asked_ms, **options)
         if isinstance(outcome, RequestError):
-            self._count_failure(name, version or described.get("version") or "", outcome)
+            self._count_failure(name, version, described.get("version") or "", outcome)
             return error_response(error_answer(outcome), question)
         rows = next((len(output) for output in outcome.outputs.values()), 0)
         self._statistics.succeeded(name, outcome.answer, rows, int(time.time() * 1e3))
@@ -143,8 +150,10 @@ class Gateway:
         headers = {JSON_LENGTH: str(told.json_bytes)}
         return web.Response(body=b"".join(told.parts), headers=headers, content_type="application/octet-stream")
 
-    def _count_failure(self, name: str, version: str, error: RequestError) -> None:
-        self._statistics.failed(name, version, error.status, error.latency_ms or 0.0, int(time.time() * 1e3))
+    def _count_failure(self, name: str, asked: str | None, current: str, error: RequestError) -> None:
+        if asked in (None, current):  # else a version that nobody deployed
+            now_ms = int(time.time() * 1e3)
+            self._statistics.failed(name, current, error.status, error.latency_ms or 0.0, now_ms)
 
     # -- health and descriptions --------------------------------------------------------------------------------------
 
@@ -153,13 +162,10 @@ class Gateway:
 
     async def _ready(self, request: web.Request) -> web.Response:
         if self.draining:
-            raise HttpRefusal("the gateway is being stopped", ErrorCode.STOPPING)
-        if not descriptions.server_ready((await self._pool.all("models")).values()):
-            raise HttpRefusal(
-                "not every deployed model can be served yet (see /v2/models)",
-                ErrorCode.NOT_READY,
-                retry_after_ms=1000.0,
-            )
+            raise HttpRefusal("the gateway is being stopped", ErrorCode.STOPPING, retry_after_ms=1000.0)
+        why = descriptions.why_not_ready(await self._pool.call("status"))
+        if why is not None:
+            raise HttpRefusal(why, ErrorCode.NOT_READY, retry_after_ms=1000.0)
         return json_response({"ready": True})
 
     async def _server(self, request: web.Request) -> web.Response:
@@ -183,12 +189,16 @@ class Gateway:
         kind, described = await self._targets.fresh(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
             why = described["fault"] or descriptions.NOBODY
+            never = described["fault"] and not described["preparing"]
             raise HttpRefusal(
-                f"{described['name']} would not be served: {why}", ErrorCode.NOT_READY, retry_after_ms=1000.0
+                f"{described['name']} would not be served: {why}",
+                ErrorCode.NOT_READY,
+                retry_after_ms=None if never else 1000.0,
             )
         return json_response({"name": described["name"], "ready": True})
 
     async def _stats(self, request: web.Request) -> web.Response:
+        self._statistics.keep_only(await self._pool.targets())
         if "name" not in request.match_info:
             return json_response(self._statistics.as_json())
         _, described = await self._targets.fresh(request)
@@ -251,6 +261,8 @@ class Gateway:
                 "version": self._version,
                 "uptime_s": time.monotonic() - self._started_s,
                 "in_flight": self.gate.requests,
+                "connections": self.clients.count,
+                "accept_failed": self.clients.shortage.refused,
                 "responses": {str(status): count for status, count in sorted(self._responses.items())},
                 "frontends": self._pool.addresses,
             },

@@ -85,7 +85,8 @@ class MeshWatch:
         except TimeoutError as error:
             raise HttpRefusal(str(error), ErrorCode.DEADLINE, http=504) from error
         except Stopped:
-            raise HttpRefusal("the gateway is being stopped; the broker goes on with it", ErrorCode.STOPPING) from None
+            text = "the gateway is being stopped; the broker goes on with it"
+            raise HttpRefusal(text, ErrorCode.STOPPING, retry_after_ms=1000.0) from None
 
     def _operated(self, operation: "asyncio.Future[wire.CallReply]") -> None:
         self._operations -= 1

@@ -21,6 +21,7 @@ from gpu_worker import tuning
 from gpu_worker.devices.images import available_bytes, host_budget
 from mesh import wire
 from mesh.errors import PackageError
+from mesh.process import descriptors
 from mesh.process.repository import look
 from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
@@ -70,6 +71,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     enough = soft == resource.RLIM_INFINITY or soft >= 1 << 30
     limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 20} MiB"
     yield "good" if enough else "note", "locked memory", f"{limit} (pinned weights count; ulimit -l)"
+    yield examine_descriptors(settings, descriptors.limit_max())
     usable = tuning.usable_cores()
     yield "good", "cores of a worker", f"{usable}; GEARMESH_CORES binds it to some of them (now: {_cores(settings)})"
     yield "good", "timers", f"slack of a worker's: {tuning.set_timer_slack()}"
@@ -83,6 +85,18 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     yield "good" if enough else "bad", "host memory for weights", f"{budget >> 20} MiB (GEARMESH_HOST_MEMORY_MB)"
     yield _steal()
     yield _disk(settings.data_dir)
+
+
+def examine_descriptors(settings: Settings, most: int) -> Finding:
+    """Whether a frontend, or a gateway, may have a connection for each request that it takes at once.
+
+    `most`: the hard limit of descriptors, to which services raise their own.
+    """
+    clients, wanted = descriptors.clients_max(most), settings.in_flight_max
+    found = f"{most} (ulimit -Hn): {clients} clients of one frontend or gateway"
+    if clients >= wanted:
+        return "good", "file descriptors", found
+    return "note", "file descriptors", f"{found}, fewer than GEARMESH_IN_FLIGHT_MAX ({wanted}); {descriptors.ADVICE}"
 
 
 def _disk(data_dir: Path) -> Finding:

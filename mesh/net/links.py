@@ -242,7 +242,7 @@ class Link(Generic[In, Out]):
             self.close()
             self._lost(line.peer, why)
 
-    def _event(self, event: int) -> None:
+    def _event(self, event: int, value: int) -> None:
         why = LinkLoss.CLOSED if event == zmq.EVENT_DISCONNECTED else LinkLoss.KEY_REFUSED
         self.line_lost(self._line, why)
         self.transport.hub.schedule_turn()

@@ -6,6 +6,7 @@ loses messages (zeromq/pyzmq issue 1925). Measurements: docs/design/transport.md
 """
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,10 @@ from mesh.errors import AddressInUse
 from mesh.net.keys import Keys
 
 MESSAGES_PER_DRAIN_MAX = 512  # then the other sockets and the timers get their turn
+DRAINS_AT_ONCE_MAX = 8  # of one socket; a monitor holds no more
 ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so many rounds the sockets get their turn
+EVENTS, POLLIN = zmq.EVENTS, zmq.POLLIN  # an attribute of an enum is slow to look up
+EVENT = struct.Struct("=HI")  # of a monitor's message: the event, its value
 HIGH_WATER_MARK = 10_000  # messages queued for one peer
 
 log = structlog.get_logger("sockets")
@@ -82,27 +86,40 @@ class Hub:
         self._sent.discard(sock)
         sock.close(linger_ms)
 
-    def monitor(self, sock: zmq.Socket[bytes], events: int, tell: Callable[[int], None]) -> zmq.Socket[bytes]:
-        """Calls `tell(event)` for each of the socket's connection events.
+    def monitor(self, sock: zmq.Socket[bytes], events: int, tell: Callable[[int, int], None]) -> zmq.Socket[bytes]:
+        """Calls `tell(event, value)` for each of the socket's connection events.
 
-        Returns the monitor, which the caller has to drop.
+        Returns the monitor, which the caller has to drop. `value`: what libzmq says of that event: the connection's
+        file descriptor, or the error.
         """
         monitor: zmq.Socket[bytes] = sock.get_monitor_socket(events)
 
         def drain() -> bool:
-            while True:
+            for _ in range(MESSAGES_PER_DRAIN_MAX):
                 try:
                     head = monitor.recv(zmq.NOBLOCK)
                     monitor.recv(zmq.NOBLOCK)  # the address frame; for accepted connections it is our own
                 except zmq.Again:
                     return False
                 if monitor in self._drains:
-                    tell(int.from_bytes(head[:2], "little"))
+                    tell(*EVENT.unpack(head))
                 if monitor not in self._drains:
                     return False  # `tell` dropped the monitor
+            return True
 
         self.read(monitor, drain)
         return monitor
+
+    def drain(self, sock: zmq.Socket[bytes]) -> None:
+        """Passes on at once what has arrived at `sock` by now; the reader takes what comes later."""
+        drain = self._drains.get(sock)
+        if drain is None or not int(sock.getsockopt(EVENTS)) & POLLIN:
+            return
+        for _ in range(DRAINS_AT_ONCE_MAX):
+            if not drain():
+                break
+        self.sent(sock)
+        self.schedule_turn()
 
     def sent(self, sock: zmq.Socket[bytes]) -> None:
         """Re-checks `sock` at the end of the turn: a send, even one that fails, may consume its FD's readable edge."""

@@ -17,7 +17,7 @@ from mesh.errors import GearmeshError
 from mesh.net.sockets import Hub
 from mesh.net.transport import Transport
 from mesh.printable import printable
-from mesh.process import logs
+from mesh.process import descriptors, logs
 from mesh.process.configuration import settings_or_exit
 from mesh.process.settings import Settings
 
@@ -114,6 +114,7 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     """The `main` of a service: reads settings, runs the services of `make` until a signal, then exits."""
     settings = settings_or_exit()
     logs.set_up(settings, role)
+    descriptors.raise_limit()
     sys.path.append(os.getcwd())  # code that models and policies name may lie there; behind what is installed: no file
     # there takes the place of a module of ours, or of a library's
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
+import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from frontend.client.client import Client
@@ -159,11 +161,11 @@ def test_json_and_raw_bytes_get_the_same_answer_with_its_prediction(web: Http) -
     assert raw.body[header:] == np.zeros((2, 2), np.float32).tobytes()
 
 
-def test_a_budget_that_cannot_be_met_is_429_with_retry_after(web: Http) -> None:
+def test_a_budget_that_can_never_be_met_is_429_without_retry_after(web: Http) -> None:
     body, _ = request_body({"x": X}, parameters={"cache": False})
     told = web.ask("POST", "/v2/models/never/infer", body, X_Gearmesh_Slo_Ms=str(HOPELESS_MS))
     assert (told.status, told.json["code"]) == (429, "deadline"), told
-    assert int(told.headers["Retry-After"]) >= 1
+    assert "Retry-After" not in told.headers  # it would not do on an idle mesh, either
     assert told.json["error"]
     assert told.json["predicted_ms"] > HOPELESS_MS
 
@@ -266,6 +268,15 @@ def test_a_page_from_elsewhere_cannot_make_its_visitor_unload_a_model(web: Http)
     assert web.get("/v2/models/a/ready").status == 200
 
 
+def test_a_model_that_an_application_asks_is_not_unloaded(served: tuple[Http, Mesh]) -> None:
+    web, running = served
+    with Client(running.address) as client:
+        client.create_app("uses_never", ["never"], "single", policy_args={"model": "never"})
+        told = web.ask("POST", "/v2/repository/models/never/unload")
+        assert (told.status, told.json["code"]) == (409, "in_use"), told
+        client.delete_app("uses_never")
+
+
 def test_a_model_is_unloaded_and_loaded_again(web: Http) -> None:
     told = web.ask("POST", "/v2/repository/models/gone/unload")
     assert (told.status, list(told.json)) == (200, ["message"])
@@ -322,6 +333,114 @@ def test_statistics_tell_what_went_through(web: Http) -> None:
     assert {"b"} <= {entry["name"] for entry in web.get("/v2/models/stats").json["model_stats"]}
 
 
+def test_what_kserves_and_tritons_clients_send_beside_is_ignored_and_named(web: Http) -> None:
+    asked = json.loads(request_body({"x": X}, parameters={"slo_ms": LONG_MS})[0])
+    asked["parameters"] |= {"priority": 1, "sequence_id": 7, "sequence_start": True, "mine": "x"}
+    told = web.ask("POST", "/v2/models/a/infer", {**asked, "model_name": "a", "model_version": "1", "raw": []})
+    assert told.status == 200, told
+    assert told.json["parameters"]["ignored"] == ["raw", "priority", "sequence_id", "sequence_start", "mine"]
+    for contradiction in ({"model_name": "b"}, {"model_version": "2"}):
+        told = web.ask("POST", "/v2/models/a/versions/1/infer", {**asked, **contradiction})
+        assert (told.status, told.json["field"]) == (400, next(iter(contradiction)))
+
+
+def test_versions_that_nobody_deployed_have_no_statistics(web: Http) -> None:
+    assert web.infer(slo_ms=LONG_MS).status == 200
+    body, _ = request_body({"x": X})
+    for version in ("7", "1" * 18, "9" * 500, "x"):
+        assert web.ask("POST", f"/v2/models/a/versions/{version}/infer", body).status in (400, 404)
+        asked = json.dumps({**json.loads(body), "model_version": version}).encode()
+        assert web.ask("POST", "/v2/models/a/infer", asked).status in (400, 404)
+    told = web.get("/v2/models/stats").json["model_stats"]
+    assert {entry["version"] for entry in told if entry["name"] == "a"} == {"1"}
+
+
+LONG = "n" * 5000
+MESSAGE_MAX = 1000  # characters of a message; it may list 20 names of models
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"op": LONG},
+        {"id": LONG},
+        {"model": LONG},
+        {"model": LONG, "version": LONG},
+        {"version": LONG},
+        {"version": "9" * 5000},
+        {"model": None, "app": LONG},
+        {"model": None, "app": "nothing", "context": LONG},
+        {"context": LONG},
+        {"slo_ms": LONG},
+        {"weight": LONG},
+        {"cache": LONG},
+        {LONG: 1},
+        {"inputs": [{"name": LONG, "dtype": "float32", "shape": [1, 4], "data": bytes(16)}]},
+        {"inputs": [{"name": "x", "dtype": LONG, "shape": [1, 4], "data": bytes(16)}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [1] * 5000, "data": bytes(16)}]},
+        {"inputs": [{"name": LONG, "dtype": LONG, "shape": [1], "data": b""}] * 50},
+        {"op": "delete_app", "app": LONG},
+        {"op": "create_app", "app": {"name": LONG, "models": [LONG], "policy": LONG}},
+        {"op": "create_app", "app": {"name": "x", "models": [LONG] * 100, "policy": LONG, LONG: LONG}},
+        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": LONG}},
+        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": "single", "policy_args": {LONG: LONG}}},
+        {"op": "create_app", "app": {"name": "x", "models": ["a"], "policy": "single", "policy_args": {"model": LONG}}},
+        {"op": "feedback", "decision_id": LONG, "label": LONG},
+        {"op": "apps", "context": LONG},
+    ],
+)
+def test_no_name_of_a_client_makes_a_long_message(served: tuple[Http, Mesh], changes: dict[str, Any]) -> None:
+    tensor = {"name": "x", "dtype": "float32", "shape": [1, 4], "data": bytes(16)}
+    asked: dict[str, Any] = {"op": "infer", "id": 1}
+    asked |= {"model": "a", "inputs": [tensor]} if changes.get("op", "") in ("", LONG) else {}
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+        sock.linger, sock.rcvtimeo = 0, int(LIMIT_S * 1e3)
+        sock.connect(served[1].address)
+        sock.send(msgpack.packb({key: value for key, value in {**asked, **changes}.items() if value is not None}))
+        told = sock.recv()
+        assert len(told) < MESSAGE_MAX, told[:2000]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers"),
+    [
+        ("GET", f"/{LONG}", None, {}),
+        ("POST", "/v2/models/LONG/infer", {}, {}),
+        ("GET", "/v2/models/LONG/ready", None, {}),
+        ("POST", "/v2/models/a/versions/LONG/infer", {}, {}),
+        ("GET", f"/v2/models/a/versions/{'9' * 5000}/ready", None, {}),
+        ("GET", "/v2/applications/LONG", None, {}),
+        ("GET", "/v2/applications?context=LONG", None, {}),
+        ("POST", "/v2/models/a/infer", {LONG: 1}, {}),
+        ("POST", "/v2/models/a/infer", {"id": LONG, "inputs": []}, {}),
+        ("POST", "/v2/models/a/infer", {"model_name": LONG}, {}),
+        ("POST", "/v2/models/a/infer", {"model_version": LONG}, {}),
+        ("POST", "/v2/models/a/infer", {"parameters": {"context": LONG}}, {}),
+        ("POST", "/v2/models/a/infer", {"parameters": {"slo_ms": LONG}}, {}),
+        ("POST", "/v2/models/a/infer", {"parameters": {LONG: LONG}, "outputs": [{"name": LONG}]}, {}),
+        ("POST", "/v2/models/a/infer", {"inputs": [{"name": LONG, "datatype": LONG, "shape": [1]}]}, {}),
+        ("POST", "/v2/models/a/infer", {}, {"X-Gearmesh-Slo-Ms": LONG}),
+        ("POST", "/v2/models/a/infer", {}, {"Inference-Header-Content-Length": LONG}),
+        ("POST", "/v2/models/a/infer", {}, {"Content-Encoding": LONG}),
+        ("POST", "/v2/models/a/infer", {}, {"Origin": f"http://{LONG}"}),
+        ("POST", "/v2/feedback", {"decision_id": LONG, LONG: LONG}, {}),
+        ("POST", "/v2/repository/models/LONG/load", None, {}),
+        ("POST", "/v2/repository/models/LONG/unload", None, {}),
+        ("POST", "/v2/repository/models/a/load", {"parameters": {"version": LONG}}, {}),
+    ],
+)
+def test_no_name_of_an_http_client_makes_a_long_message(
+    web: Http, method: str, path: str, body: Any, headers: dict[str, str]
+) -> None:
+    if isinstance(body, dict) and path.endswith("/infer"):
+        body = {**json.loads(request_body({"x": X})[0]), **body}
+    data = json.dumps(body).encode() if body is not None else None
+    told = web.ask(method, path.replace("LONG", LONG), data, **headers)
+    assert told.status != 500
+    assert len(json.loads(told.body).get("error", "")) < MESSAGE_MAX
+    assert len(told.body) < MESSAGE_MAX + LONG.count("n") * ("id" in (body or {}))
+
+
 def test_the_dashboard_is_one_page_that_asks_nobody_else(web: Http) -> None:
     told = web.get("/")
     assert told.headers["Content-Type"].startswith("text/html")
@@ -358,6 +477,27 @@ def test_a_late_answer_is_504_and_a_gateway_that_ends_answers_what_it_has(tmp_pa
     device = emulated_device(tmp_path)
     settings = {"silence_ms_max": 60_000, "drain_s": LIMIT_S, "http_port": port, "device": device}
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", **settings)
+
+
+def test_a_model_that_nobody_can_serve_does_not_take_the_server_out_of_service(tmp_path: Path) -> None:
+    emulated_model(tmp_path / "repository", "m")
+    port = free_ports(1)[0]
+    web = Http(port)
+
+    async def scenario(running: Mesh) -> None:
+        await asyncio.to_thread(until_ready, port)
+        assert web.get("/v2/models/m/ready").status == 503
+        (controller,) = (pid for name, pid in running.supervisor.pids().items() if name.startswith("controller"))
+        os.kill(controller, signal.SIGSTOP)
+        await asyncio.to_thread(until, lambda: status_of(port, "/v2/health/ready") == 503)
+        assert web.get("/v2/health/ready").json["code"] == "not_ready"
+        assert "controller" in web.get("/v2/health/ready").json["error"]
+        os.kill(controller, signal.SIGCONT)
+        await asyncio.to_thread(until_ready, port)
+
+    run_with_mesh(
+        scenario, tmp_path / "repository", tmp_path / "data", http_port=port, ready=False, formation={"gpu_worker": 0}
+    )
 
 
 def gateway(folder: Path, **settings: object) -> "subprocess.Popen[str]":

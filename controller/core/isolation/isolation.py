@@ -82,7 +82,13 @@ class Isolation:
             orders.append(self.requests.refuse(request, FAILED, result.code, result.message, now))
 
     def died(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
-        """The process that executed the batch died: its requests are tried once more, alone, or have failed."""
+        """The process that executed the batch died: its requests are tried once more, alone, or have failed.
+
+        If a client had its outputs already, the batch was over: it is not what the process died of.
+        """
+        if any(request.answered is not None for request in action.requests):
+            self.requests.retry(action, code, message, orders, now)
+            return
         watch = self._watch(action.ref, now)
         self._pay(watch, action, DEATH_S, now)
         for request in action.requests:

@@ -178,7 +178,8 @@ class Answering:
             id=request.id, status=AnswerStatus.FAILED, app=request.app.name, error=Error(ErrorCode.CANCELLED, CANCELLED)
         )
         orders: list[Order] = [Withdraw(number) for number in asked]
-        return [*orders, SendAnswer(request.client, answer, (), request.framed, request.received_s, gone)]
+        sent = SendAnswer(request.client, answer, (), request.framed, request.received_s, request.deadline_s, gone=gone)
+        return [*orders, sent]
 
     def wake(self, now: float) -> list[Order]:
         """Contexts that are not read yet are served as new ones. Questions whose time is up are answered.

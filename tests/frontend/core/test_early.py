@@ -120,7 +120,7 @@ def test_a_request_that_its_client_ends_is_held_no_more_and_its_id_is_free(early
     assert cancelled is not None
     assert (cancelled.client, early.cancel("c", 1), early.cancel("c", 2)) == ("c", None, None)
     hold(early, infer(1, slo_ms=900.0), client="c")
-    assert [client for client, _ in early.expire(5.1)] == ["d"]
+    assert [ended.client for ended, _ in early.expire(5.1)] == ["d"]
     early.check()
     assert [(held.client, held.request.id) for held in early.release()] == [("c", 1)]
 

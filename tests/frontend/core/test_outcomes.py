@@ -90,10 +90,12 @@ def test_a_client_s_own_cancel_is_not_offered() -> None:
     made = counting("m", apps=("a",))
     made.ended(call(), "failed", ErrorCode.CANCELLED)
     made.abandoned(call())
-    made.application_abandoned("a")
+    gone = protocol.ClientAnswer(id=1, status="failed", app="a", error=protocol.Error(ErrorCode.CANCELLED, "gone"))
+    made.application(gone, 0.0, 1.0, 0.5)
+    made.refused(infer(model="m"), "failed", ErrorCode.CANCELLED)
     told = made.told()
-    assert (told["models"]["m"]["offered"], told["models"]["m"]["cancelled"]) == (0, 2)
-    assert (told["applications"]["a"]["offered"], told["total"]["cancelled"]) == (0, 3)
+    assert (told["models"]["m"]["offered"], told["models"]["m"]["cancelled"]) == (0, 3)
+    assert (told["applications"]["a"]["offered"], told["total"]["cancelled"]) == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,21 @@ def test_whoever_is_bound_to_nothing_is_told_why(request_: InferRequest, code: s
     assert (caught.value.code, caught.value.status, caught.value.id) == (code, status, 7)
 
 
+@pytest.mark.parametrize(
+    ("model", "again"),
+    [
+        (entry("m", None, spec=None), True),
+        (entry("m", None, spec=None, target="1"), True),
+        (entry("m", None, fault="no weights"), False),  # nobody is at work to mend it
+        (entry("m", None, fault="no weights", target="2"), True),
+    ],
+)
+def test_only_what_is_on_its_way_is_asked_for_again(model: wire.ModelEntry, again: bool) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        targets(model).of(infer(model="m"))
+    assert (caught.value.retry_after_ms is not None) == again
+
+
 def test_a_model_of_no_model_is_named_as_such() -> None:
     with pytest.raises(RequestRefused) as caught:
         targets().of(infer(model="m"))

@@ -12,7 +12,7 @@ from frontend.gateway.descriptions import (
     model_ready,
     repository_index,
     server_metadata,
-    server_ready,
+    why_not_ready,
 )
 
 
@@ -29,20 +29,19 @@ def model(name: str = "m", **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("models", "ready"),
+    ("status", "why"),
     [
-        ([], False),
-        ([model()], True),
-        ([model(), model("n", ready=False)], False),
-        ([model(), model("n", ready=False, version=None, preparing="1")], True),  # a first version, being prepared
-        ([model(ready=False, version=None, preparing="1")], False),
-        ([model(preparing="3")], True),  # the old version still serves
+        ({"epoch": 7, "controllers_reached": 1}, None),
+        ({"epoch": 7}, None),  # of an older frontend
+        ({"epoch": 7, "controllers_reached": 0}, "controller"),
+        ({"epoch": None, "controllers_reached": 1}, "does not know yet"),
     ],
 )
-def test_the_server_is_ready_when_all_that_is_current_would_be_served(
-    models: list[dict[str, Any]], ready: bool
+def test_the_server_is_ready_when_a_frontend_with_a_table_reaches_a_controller(
+    status: dict[str, Any], why: str | None
 ) -> None:
-    assert server_ready(models) is ready
+    told = why_not_ready(status)
+    assert told is None if why is None else why in str(told)
 
 
 def test_a_model_is_ready_in_its_current_version_only() -> None:
@@ -131,3 +130,13 @@ def test_statistics_keep_a_bounded_number_of_targets() -> None:
     for name in ("a", "b", "c"):
         statistics.failed(name, "1", "failed", 1.0, 0)
     assert [entry["name"] for entry in statistics.as_json()["model_stats"]] == ["b", "c"]
+
+
+def test_statistics_are_of_what_is_there() -> None:
+    statistics = ModelStatistics()
+    for name, version in (("a", "1"), ("a", "2"), ("gone", "1"), ("app", "")):
+        statistics.failed(name, version, "failed", 1.0, 0)
+    statistics.keep_only({("a", "2"), ("app", ""), ("b", "1")})
+    assert [(entry["name"], entry["version"]) for entry in statistics.as_json()["model_stats"]] == [
+        ("a", "2"), ("app", ""),
+    ]  # fmt: skip

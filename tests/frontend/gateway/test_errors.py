@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from frontend.client.conversation import ERRORS
-from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
+from frontend.gateway.admission import Gate, budget_of, check_encoding, check_origin, json_length
 from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
 from mesh.codes import HttpCode
 
@@ -43,7 +43,34 @@ def test_every_outcome_has_its_status_and_a_body_that_says_why(status: str, code
     told = error_answer(answer(status, code))
     assert told.status == http
     assert told.body == {"error": "why", "code": code, "status": status, "latency_ms": 1.5}
-    assert ("Retry-After" in told.headers) == (http in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retry_after_ms", "said"),
+    [
+        ("rejected", "deadline", None, False),  # the budget would not do on an idle mesh, either
+        ("rejected", "deadline", 30.0, True),
+        ("rejected", "overload", None, True),
+        ("rejected", "queue_full", None, True),
+        ("rejected", "frontend_full", None, True),
+        ("rejected", "not_ready", None, False),  # no device can prepare it
+        ("rejected", "not_ready", 1000.0, True),
+        ("rejected", "no_worker", 1000.0, True),
+        ("rejected", "no_replica", None, False),
+        ("rejected", "not_deployed", None, False),
+        ("failed", "stopping", None, True),
+        ("failed", "closed", None, False),
+        ("rejected", "of_a_newer_mesh", None, False),
+        ("rejected", "of_a_newer_mesh", 30.0, True),
+        ("timed_out", "no_answer", None, False),  # 504
+        ("failed", "worker_lost", None, False),  # 500
+    ],
+)
+def test_retry_after_is_told_only_where_asking_again_may_help(
+    status: str, code: str, retry_after_ms: float | None, said: bool
+) -> None:
+    more = {} if retry_after_ms is None else {"retry_after_ms": retry_after_ms}
+    assert ("Retry-After" in error_answer(answer(status, code, **more)).headers) == said
 
 
 @pytest.mark.parametrize(
@@ -127,3 +154,16 @@ def test_headers_that_are_no_numbers_are_refused_by_name() -> None:
     for wrong in ("-1", "1.5", "", "²", "9" * 20):
         with pytest.raises(HttpRefusal, match="Inference-Header-Content-Length"):
             json_length(wrong)
+
+
+@pytest.mark.parametrize("encoding", [None, "", "identity", "gzip", "GZIP", " deflate "])
+def test_encodings_that_are_read(encoding: str | None) -> None:
+    check_encoding(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, br", "x" * 9999])
+def test_other_encodings_are_refused_by_name(encoding: str) -> None:
+    with pytest.raises(HttpRefusal, match="Content-Encoding") as caught:
+        check_encoding(encoding)
+    assert (caught.value.status, caught.value.code, caught.value.field) == (415, "bad_encoding", "Content-Encoding")
+    assert len(str(caught.value)) < 200

@@ -4,13 +4,15 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
-from gearmesh.operations.doctor import examine_repository
+from gearmesh.operations.doctor import examine_descriptors, examine_repository
 from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from mesh import wire
+from mesh.process.descriptors import KEPT
 from mesh.process.settings import Settings
 from tests.loops import on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller
@@ -92,3 +94,11 @@ def test_an_empty_repository_is_no_fault(tmp_path: Path) -> None:
     assert found[0] == "note"
     assert str(tmp_path) in found[2]
     assert "scripts/" not in found[2]  # a wheel has none
+
+
+@pytest.mark.parametrize(("most", "grade"), [(1024, "note"), (9999 + KEPT, "note"), (10_000 + KEPT, "good")])
+def test_fewer_descriptors_than_requests_at_once_are_noted_with_what_to_raise(most: int, grade: str) -> None:
+    told, what, how = examine_descriptors(Settings(in_flight_max=10_000), most)
+    assert (told, what) == (grade, "file descriptors")
+    assert str(most) in how
+    assert ("ulimit -n" in how and "GEARMESH_IN_FLIGHT_MAX" in how) == (grade == "note")

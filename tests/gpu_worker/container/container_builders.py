@@ -90,7 +90,7 @@ class Rig:
             action=self._actions, ref="f:1", earliest_s=0.0, latest_s=1e9, expected_s=0.01, batch=len(x),
             overdue_s=time.monotonic() + overdue_s if overdue_s else 0.0, cold_s=cold_s,
         )  # fmt: skip
-        job = Job(action, 0.0, self._actions, [[part.tobytes()] for part in np.split(x, parts)])
+        job = Job(action, 0.0, self._actions, tensors=[[part.tobytes()] for part in np.split(x, parts)])
         filled = self.device.begin(Phase.INPUT, job)
         assert filled is not None
         assert filled.code == ActionCode.OK, filled

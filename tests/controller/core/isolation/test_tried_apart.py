@@ -130,7 +130,7 @@ def test_who_gives_up_while_it_waits_apart_or_runs_apart_is_not_tried_again() ->
     assert shard.wake(100.04) == ["w1: infer #4 m:1 x1 f/2"]
     shard.lose_frontend()
     assert shard.scheduler.open_requests == 0
-    assert shard.wake(100.05) == []
+    assert shard.wake(100.05) == ["w1: revoke #4"]
 
 
 def test_a_lost_frontend_leaves_nothing_that_waits_apart() -> None:
