@@ -25,7 +25,6 @@ from frontend.core.applications.messages import (
     Tell,
     Withdraw,
 )
-from frontend.core.askers import asker_of
 from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
@@ -38,6 +37,7 @@ from frontend.core.targets import Targets
 from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
 from frontend.results import ResultsPort
+from frontend.suspects import Suspects
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
@@ -75,8 +75,14 @@ class FrontendService:
         )
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
+        self._suspects = Suspects(self._clients)
         self._controllers = Controllers(
-            runtime.transport, self._hello, self._refused, self._controller_lost, self._submit_waiting
+            runtime.transport,
+            self._hello,
+            self._refused,
+            self._suspects.told,
+            self._controller_lost,
+            self._submit_waiting,
         )
         self._cancellation = Cancellation(
             self._evaluations, self._early, self._applications, self._controllers, self._replies
@@ -216,7 +222,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            asker = asker_of(client.identity, request)
+            asker = self._suspects.askers.number(client.identity, request)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
@@ -237,7 +243,7 @@ class FrontendService:
             received_s + budget_s,
             bool(frames),
             weight,
-            asker=asker_of(client.identity, request),
+            asker=self._suspects.askers.number(client.identity, request),
         )
         self._enter(call, checked, request.cache)
 
@@ -451,6 +457,7 @@ class FrontendService:
             "disconnections": self._clients.disconnections,
             "connections_refused": self._clients.connections_refused,
             "accept_failed": self._clients.accept_failed,
+            "suspects": self._suspects.describe(),
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
         }

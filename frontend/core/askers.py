@@ -1,11 +1,50 @@
 """Who asks, as one number that the controller can tell clients apart by. Pure."""
 
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import xxhash
 
 from frontend.core.protocol import InferRequest, RequestRefused
 from mesh.codes import ErrorCode
 
 SOURCE_LENGTH_MAX = 64
+ASKERS_MAX = 4096  # whose names are known; those that came first are forgotten for others
+
+
+class Asker(NamedTuple):
+    """A client, as controllers tell clients apart."""
+
+    identity: bytes  # of its connection
+    source: str | None
+
+
+@dataclass(slots=True)
+class Askers:
+    """The numbers of those who asked lately, and whose they are."""
+
+    _numbers: dict[Asker, int] = field(default_factory=dict)  # {client: its number}, in the order of their coming
+    _names: dict[int, Asker] = field(default_factory=dict)  # {number: client}: the later of two with the same number
+
+    def number(self, identity: bytes, request: InferRequest) -> int:
+        """What `asker_of` returns. Raises: RequestRefused."""
+        number = self._numbers.get((identity, request.source))  # type: ignore[call-overload]  # an equal tuple
+        return self._meet(identity, request) if number is None else number
+
+    def name(self, number: int) -> Asker | None:
+        """The client with this number; None if it is not known any more."""
+        return self._names.get(number)
+
+    def _meet(self, identity: bytes, request: InferRequest) -> int:
+        number, asker = asker_of(identity, request), Asker(identity, request.source)
+        if len(self._numbers) >= ASKERS_MAX:
+            first = next(iter(self._numbers))
+            gone = self._numbers.pop(first)
+            if self._names.get(gone) == first:
+                del self._names[gone]
+        self._numbers[asker] = number
+        self._names[number] = asker
+        return number
 
 
 def asker_of(identity: bytes, request: InferRequest) -> int:

@@ -30,6 +30,7 @@ class ClientConnection:
     """One connection that is there."""
 
     number: int  # from 1 on, in the order of their coming
+    descriptor: int
     identity: bytes = b""  # of its last message; empty: none has come through
     told: int = 0  # its number in the ClientIds of its clients
     clients: list[ClientId] = field(default_factory=list)  # that spoke through it, each once
@@ -56,7 +57,7 @@ class Connections:
     def accepted(self, descriptor: int, now: float) -> int:
         """One more connection is there. Returns its number."""
         self._number += 1
-        self._there[descriptor] = ClientConnection(self._number)
+        self._there[descriptor] = ClientConnection(self._number, descriptor)
         self.unheard.add(descriptor, self._number, now)
         return self._number
 
@@ -64,6 +65,10 @@ class Connections:
         """The number of the connection that has the descriptor; None: none has."""
         connection = self._there.get(descriptor)
         return connection.number if connection is not None else None
+
+    def of(self, identity: bytes) -> ClientConnection | None:
+        """The connection that has the identity, and spoke; None: none has."""
+        return self.drawn.get(identity) or self.chosen.get(identity)
 
     def ended(self, descriptor: int) -> list[ClientId]:
         """The connection is no more. Returns its clients, which have left."""

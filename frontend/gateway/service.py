@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from frontend.admin.metrics import CONTENT_TYPE
+from frontend.admin.metrics import CONTENT_TYPE, HttpCounts
 from frontend.admin.observer import NoMesh, describe
 from frontend.client.client import RequestError
 from frontend.core.askers import source_of
@@ -188,8 +188,9 @@ class Gateway:
     async def _model_ready(self, request: web.Request) -> web.Response:
         kind, described = await self._targets.fresh(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
-            why = described["fault"] or descriptions.NOBODY
-            never = described["fault"] and not described["preparing"]
+            why = described["fault"] or described.get("unserved") or descriptions.NOBODY
+            passes = described["preparing"] or described.get("unserved") or described.get("starting")
+            never = described["fault"] and not passes
             raise HttpRefusal(
                 f"{described['name']} would not be served: {why}",
                 ErrorCode.NOT_READY,
@@ -270,7 +271,8 @@ class Gateway:
         return json_response(told)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = await self._watch.metrics((self._responses, self.gate.requests))
+        counts = HttpCounts(self._responses, self.gate.requests, self.clients.shortage.refused)
+        text = await self._watch.metrics(counts)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -50,6 +50,15 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     retry_after_s: float | None = None
 
 
+class ClientSuspected(Message, frozen=True, kw_only=True, tag="client_suspected"):
+    """Controller -> frontend: requests of this client of yours fail alone, or end processes. Who is it?"""
+
+    client: int  # as in Submit
+    ref: str
+    code: str  # what became of its request
+    pause_s: float = 0.0  # it is refused for so long; 0: it is served, in batches of its own
+
+
 class Serving(Message, frozen=True, kw_only=True, tag="serving"):
     """Controller -> frontend: versions that some live worker has prepared."""
 
@@ -106,5 +115,5 @@ ToController = (
     | Heartbeat
     | Goodbye
 )
-FromControllerToFrontend = Refused | Serving | Heartbeat | Introduce | Goodbye
+FromControllerToFrontend = Refused | Serving | ClientSuspected | Heartbeat | Introduce | Goodbye
 FromControllerToOperator = SnapshotReply | FactsReply | Heartbeat | Introduce | Goodbye

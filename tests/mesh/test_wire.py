@@ -143,6 +143,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Refused(
         request=1, attempt=2, status="rejected", code="late", message="no", predicted_s=0.5, retry_after_s=0.25
     ),
+    wire.ClientSuspected(client=7, ref="m:1", code="container_died", pause_s=2.0),
     wire.Serving(added=("m:1",), removed=("n:1",), reset=True, controller="controller-1"),
     PREPARED,
     wire.WorkerHello(

@@ -200,7 +200,7 @@ class Isolation:
         able = model is not None and model.ready
         if not known and able and not request.closed and self._try_alone(request, action.sent_s, now):
             return
-        works = model is not None and now - model.worked_s <= WORKS_S
+        works = now - watch.worked_s <= WORKS_S
         suspect = self._suspect(watch, request.asker, code, now)
         if suspect is not None:
             suspect.strike(now)
@@ -253,6 +253,9 @@ class Isolation:
             if len(self.watched) >= WATCHES_MAX:
                 del self.watched[next(iter(self.watched))]
             watch = self.watched[ref] = Watch(ref, Budget(at_s=now))
+        model = self.state.models.get(ref)
+        if model is not None:  # it may be another one after each death of its only replica
+            watch.worked_s = max(watch.worked_s, model.worked_s)
         watch.until_s = max(watch.until_s, now + SUSPECT_S)
         return watch
 

@@ -5,6 +5,7 @@ batch that failed, and that gave up before it could be tried apart, is only *sus
 clears it. A request that ended its process alone is a *strike*; a client with two is refused for pauses that grow.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -94,6 +95,7 @@ class Watch:
     suspects: OrderedDict[Client, Suspect] = field(default_factory=OrderedDict)  # as they were named
     rows: KnownRows = field(default_factory=KnownRows)
     doubts: list[Doubt] = field(default_factory=list)  # oldest first
+    worked_s: float = -math.inf  # when a batch of it last ended well, as far as a model that is gone by now has told
     until_s: float = 0.0  # nothing of it need be remembered then, if there are no suspects and rows
 
     def suspect_of(self, request: Request) -> Suspect | None:

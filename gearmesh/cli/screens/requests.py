@@ -14,6 +14,12 @@ from gearmesh.cli.terminal.consoles import text_of
 from mesh.facts import ModelState, Snapshot, Spread
 from mesh.wire import split_ref
 
+SUSPECTS_SHOWN = 3
+TURNED_AWAY = {
+    "connections_refused": "another client has their ROUTING_ID",
+    "accept_failed": "no file descriptors are left (ulimit -n)",
+}
+
 
 def models_table(before: View | None, after: View, width: int, count_max: int) -> Table:
     """The busiest versions: what the controllers hold of them, and how the frontends' clients fared."""
@@ -71,7 +77,9 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
     _outcomes(table, made, bool(after.frontends))
     table.add_row("refused", _reasons(made.refused))
     if made.for_nobody:
-        table.add_row("for nobody", f"{made.for_nobody} computed though their clients had gone")
+        table.add_row("for nobody", f"{made.for_nobody} computed though nobody waited any more")
+    if made.apart or made.quarantines:
+        table.add_row("tried apart", _apart(made))
     for controller, seconds in after.silent.items():
         told_of = text_of((f"controller {silence(seconds)}", "red"), ": what it does is not known")
         table.add_row(controller, told_of)
@@ -97,6 +105,12 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False) 
     return table
 
 
+def _apart(made: Change) -> str:
+    """What it took to find out whose requests made batches fail."""
+    refused = f"; {made.quarantines} clients or inputs refused for a while" if made.quarantines else ""
+    return f"{made.apart} times a request, {made.failed_s:.2f} s of devices lost to failures{refused}"
+
+
 def _outcomes(table: Table, made: Change, known: bool) -> None:
     """How requests ended for their clients; dashes if no frontend answers."""
     if not known:
@@ -118,9 +132,26 @@ def _frontend(table: Table, status: Mapping[str, Any]) -> None:
         used = f"{cache['bytes'] / 2**20:.1f} of {cache['bytes_max'] / 2**20:.0f} MiB"
         shared = f"{cache['coalesced']} shared an evaluation"
         table.add_row("  cache", f"{cache['hit_ratio']:.1%} hits of {looked}, {shared}; {used}")
+    suspects = status.get("suspects", [])
+    if suspects:
+        shown = "; ".join(map(_suspect, suspects[:SUSPECTS_SHOWN]))
+        more = f"; and {len(suspects) - SUSPECTS_SHOWN} more" if len(suspects) > SUSPECTS_SHOWN else ""
+        table.add_row("  suspects", f"{shown}{more}")
+    for name, why in TURNED_AWAY.items():
+        if status.get(name):
+            table.add_row("  turned away", text_of((f"{status[name]} connections: {why}", "red")))
     if learning != "on":
         held = status["applications"]["feedback_held"]
         table.add_row("  learning", text_of((learning, "red"), f"; {held} feedback held"))
+
+
+def _suspect(told: Mapping[str, Any]) -> str:
+    """A client whose requests fail alone, or end processes."""
+    who = [f"{name} {told[name]}" for name in ("source", "identity") if told.get(name)]
+    at = f" at {told['peer']}" if told.get("peer") else ""
+    what = f"refused for {told['pause_s']:.0f} s" if told["pause_s"] else "kept apart"
+    named = f"client {told['client']}{at}" + (f" ({', '.join(who)})" if who else "")
+    return f"{named}, {told['ref']}: {told['code']}, {what}, {told['ago_s']:.0f} s ago"
 
 
 def _predictions(table: Table, whose: str, snapshot: Snapshot) -> None:

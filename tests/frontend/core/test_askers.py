@@ -2,7 +2,7 @@
 
 import pytest
 
-from frontend.core.askers import SOURCE_LENGTH_MAX, asker_of, source_of
+from frontend.core.askers import ASKERS_MAX, SOURCE_LENGTH_MAX, Asker, Askers, asker_of, source_of
 from frontend.core.protocol import InferRequest, RequestRefused
 
 
@@ -16,6 +16,26 @@ def test_a_connection_is_one_client_and_each_source_of_it_another() -> None:
     assert len(set(numbers)) == len(asked)
     assert numbers == [asker_of(identity, infer(source)) for identity, source in asked]
     assert all(0 < number < 1 << 31 for number in numbers)
+
+
+def test_a_number_names_the_client_that_asked_lately() -> None:
+    askers = Askers()
+    asked = [(b"\0one", None), (b"\0one", "a"), (b"\0two", None)]
+    for identity, source in asked * 2:
+        number = askers.number(identity, infer(source))
+        assert number == asker_of(identity, infer(source))
+        assert askers.name(number) == Asker(identity, source)
+    assert askers.name(0) is None
+
+
+def test_of_more_clients_than_are_remembered_the_first_has_no_name_and_the_same_number() -> None:
+    askers = Askers()
+    numbers = [askers.number(b"\0one", infer(str(n))) for n in range(ASKERS_MAX + 1)]
+    assert askers.name(numbers[0]) is None
+    assert askers.name(numbers[1]) == Asker(b"\0one", "1")
+    assert askers.name(numbers[-1]) == Asker(b"\0one", str(ASKERS_MAX))
+    assert askers.number(b"\0one", infer("0")) == numbers[0]
+    assert askers.name(numbers[1]) is None
 
 
 def test_a_source_that_is_too_long_is_refused() -> None:
