@@ -65,7 +65,7 @@ class CatalogueStore:
             why = error if isinstance(error, OSError) else disk_fault(self.file.parent) or _told_full(error)
             if why is None or why.errno not in DISK_FAULTS or (isinstance(error, sqlite3.Error) and _is_used(error)):
                 raise
-            self.fault = str(not_written(self.file, why))
+            self.fault = f"{not_written(self.file, why)}; then start the broker again"
         return self._prepared(_copy_of(self.file))
 
     def _prepared(self, db: sqlite3.Connection) -> sqlite3.Connection:

@@ -243,6 +243,7 @@ class FrontendService:
             received_s + budget_s,
             bool(frames),
             weight,
+            asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
             asker=self._suspects.askers.number(client.identity, request),
         )
         self._enter(call, checked, request.cache)
@@ -279,7 +280,7 @@ class FrontendService:
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
             frames=len(part.tensors) if large else 0,
             client=call.asker,
-            asked_id=str(call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
+            asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
             call=0 if part is call.parts[0] else call.parts[0].number,
         )
         self._controllers.submit(model, message, part.tensors if large else ())

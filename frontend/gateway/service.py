@@ -22,6 +22,7 @@ from frontend.gateway.pool import Pool
 from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
 from frontend.gateway.watch import MeshWatch
+from mesh import wire
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
 from mesh.names import VERSION
 from mesh.process.settings import Settings
@@ -131,6 +132,8 @@ class Gateway:
             raise self.gate.too_large(question.tensor_bytes)
         source = source_of(request.remote or "", request.headers.get("X-Forwarded-For", ""))
         options = {**question.options, "source": source}
+        if question.id is not None:
+            options["asked_id"] = str(question.id)[: wire.ASKED_ID_MAX]
         if version is not None:
             options["version"] = version
         asked_ms = question.slo_ms if question.slo_ms is not None else described.get("slo_ms")

@@ -28,6 +28,10 @@ from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
 
 ANSWERS_WITHIN_S = 1.5
+UNANSWERED = (
+    "no frontend answers: it is stopped, overloaded or out of file descriptors (`descriptors_exhausted` in its log), it "
+    "has other keys (GEARMESH_KEYS_DIR), or this is another program (set GEARMESH_FRONTEND_PORT)"
+)
 SILENT_S = 2.0  # controllers are heard several times a second
 SOFTWARE = (  # (grade if it is not installed, package, what needs it, extra that brings it)
     ("bad", "torch", "workers need", "serve"),
@@ -155,6 +159,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             yield from examine_status(status)
             return
         except RequestError:
+            if _listens(settings):
+                yield "bad", "mesh", f"something listens at {settings.frontend_address}, and {UNANSWERED}"
+                return
             yield "note", "mesh", f"nobody answers at {settings.frontend_address}: gearmesh up"
     for name in ("frontend_port", "broker_port", "controller_port", "http_port"):
         port = getattr(settings, name)
@@ -167,6 +174,15 @@ def _ports(settings: Settings) -> Iterator[Finding]:
                 yield "good", f"port {port}", "free"
             except OSError as error:
                 yield "bad", f"port {port}", f"{error.strerror}: set GEARMESH_{name.upper()}"
+
+
+def _listens(settings: Settings) -> bool:
+    """Whether a connection to the frontend's port is taken."""
+    try:
+        with socket.create_connection((settings.host, settings.frontend_port), ANSWERS_WITHIN_S):
+            return True
+    except OSError:
+        return False
 
 
 def examine_status(status: Mapping[str, Any]) -> Iterator[Finding]:
