@@ -29,8 +29,8 @@ from mesh.versions import why_changed, why_container
 
 ANSWERS_WITHIN_S = 1.5
 UNANSWERED = (
-    "no frontend answers: it is stopped, overloaded or out of file descriptors (`descriptors_exhausted` in its log), it "
-    "has other keys (GEARMESH_KEYS_DIR), or this is another program (set GEARMESH_FRONTEND_PORT)"
+    "no frontend answers: it is stopped, overloaded or out of file descriptors (`descriptors_exhausted` in its log), "
+    "it has other keys (GEARMESH_KEYS_DIR), or this is another program (set GEARMESH_FRONTEND_PORT)"
 )
 SILENT_S = 2.0  # controllers are heard several times a second
 SOFTWARE = (  # (grade if it is not installed, package, what needs it, extra that brings it)
