@@ -1,5 +1,6 @@
 """Who the clients are that controllers suspect, or refuse: they know numbers, and we know connections."""
 
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Suspects:
     """Puts names to the numbers that controllers tell, in the log and in the answer to status."""
 
     def __init__(self, clients: ClientPort) -> None:
-        self.askers = Askers()
+        self.askers = Askers(secrets.randbits(32))
         self._clients = clients
         self._named: dict[tuple[int, str], SuspectedClient] = {}  # {(number, ref): the latest}, oldest first
 

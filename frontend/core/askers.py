@@ -21,8 +21,9 @@ class Asker(NamedTuple):
 
 @dataclass(slots=True)
 class Askers:
-    """The numbers of those who asked lately, and whose they are."""
+    """The numbers of those who asked lately, and whose they are. `seed`: nobody else knows it."""
 
+    seed: int
     _numbers: dict[Asker, int] = field(default_factory=dict)  # {client: its number}, in the order of their coming
     _names: dict[int, Asker] = field(default_factory=dict)  # {number: client}: the later of two with the same number
 
@@ -36,7 +37,7 @@ class Askers:
         return self._names.get(number)
 
     def _meet(self, identity: bytes, request: InferRequest) -> int:
-        number, asker = asker_of(identity, request), Asker(identity, request.source)
+        number, asker = asker_of(identity, request, self.seed), Asker(identity, request.source)
         if len(self._numbers) >= ASKERS_MAX:
             first = next(iter(self._numbers))
             gone = self._numbers.pop(first)
@@ -47,17 +48,18 @@ class Askers:
         return number
 
 
-def asker_of(identity: bytes, request: InferRequest) -> int:
+def asker_of(identity: bytes, request: InferRequest, seed: int) -> int:
     """1 to 2^31 - 1: equal for all requests of a connection with the same `source`, or none. Raises: RequestRefused.
 
-    A source counts only within its connection, so that nobody can ask under the name of another connection's client.
+    A source counts only within its connection, and who does not know the seed cannot find a name of the same number:
+    nobody can ask as another connection's client.
     """
     if request.source is None:
-        return xxhash.xxh32_intdigest(identity) & 0x7FFFFFFF or 1
+        return xxhash.xxh32_intdigest(identity, seed) & 0x7FFFFFFF or 1
     if len(request.source) > SOURCE_LENGTH_MAX:
         text = f"source must not be longer than {SOURCE_LENGTH_MAX} characters"
         raise RequestRefused(ErrorCode.BAD_FIELD, text, "source", request.id)
-    return xxhash.xxh32_intdigest(identity + b"\0" + request.source.encode()) & 0x7FFFFFFF or 1
+    return xxhash.xxh32_intdigest(identity + b"\0" + request.source.encode(), seed) & 0x7FFFFFFF or 1
 
 
 def source_of(peer: str, forwarded: str) -> str:
