@@ -67,7 +67,7 @@ def _request_cells(
     }
 
 
-class Rows(list[tuple[str, str | Text]]):
+class SummaryRows(list[tuple[str, str | Text]]):
     """Rows of two cells, what matters most first."""
 
     def add_row(self, what: str, told: str | Text) -> None:
@@ -82,7 +82,7 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False, 
     """
     made = change(before, after)
     span = f"last {made.seconds:.1f} s" if before is not None else f"{made.seconds:.0f} s since the start"
-    rows = Rows()
+    rows = SummaryRows()
     _outcomes(rows, made, bool(after.frontends))
     rows.add_row("refused", _reasons(made.refused))
     if made.for_nobody:
@@ -127,7 +127,7 @@ def _apart(made: Change) -> str:
     return f"{made.apart} times a request, {made.failed_s:.2f} s of devices lost to failures{refused}"
 
 
-def _outcomes(rows: Rows, made: Change, known: bool) -> None:
+def _outcomes(rows: SummaryRows, made: Change, known: bool) -> None:
     """How requests ended for their clients; dashes if no frontend answers."""
     if not known:
         rows.add_row("goodput", "-: no frontend answers")
@@ -141,7 +141,7 @@ def _outcomes(rows: Rows, made: Change, known: bool) -> None:
     rows.add_row("attainment", f"{_share(told.attainment)}{'; ' if others else ''}{others}{gone}")
 
 
-def _frontend(rows: Rows, status: Mapping[str, Any]) -> None:
+def _frontend(rows: SummaryRows, status: Mapping[str, Any]) -> None:
     cache, learning = status["cache"], status["applications"]["learning"]
     looked = cache["hits"] + cache["misses"] + cache["coalesced"]
     if looked:
@@ -153,7 +153,7 @@ def _frontend(rows: Rows, status: Mapping[str, Any]) -> None:
         rows.add_row("  learning", text_of((learning, "red"), f"; {held} feedback held"))
 
 
-def _harm(rows: Rows, frontends: Collection[Mapping[str, Any]]) -> None:
+def _harm(rows: SummaryRows, frontends: Collection[Mapping[str, Any]]) -> None:
     """Clients whose requests fail alone or end processes, and connections that were closed."""
     suspects = [suspect for status in frontends for suspect in status.get("suspects", ())]
     if suspects:
@@ -174,7 +174,7 @@ def _suspect(told: Mapping[str, Any]) -> str:
     return f"{named}, {told['ref']}: {told['code']}, {what}, {told['ago_s']:.0f} s ago"
 
 
-def _predictions(rows: Rows, whose: str, snapshot: Snapshot) -> None:
+def _predictions(rows: SummaryRows, whose: str, snapshot: Snapshot) -> None:
     latency = snapshot.latency_s
     shown = "-" if latency.p50 is None else f"p50 {latency.p50 * 1e3:.2f} ms, p99 {(latency.p99 or 0) * 1e3:.2f} ms"
     rows.add_row(f"latency{whose}", f"{shown} (last {latency.count})")
