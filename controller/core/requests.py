@@ -160,8 +160,12 @@ class OpenRequests:
         *,
         predicted_s: float | None = None,
         retry_s: float | None = None,
+        alone: bool = False,
     ) -> Order:
-        """The request is rejected or failed (`status`), whether it was admitted or not."""
+        """The request is rejected or failed (`status`), whether it was admitted or not.
+
+        `alone`: it was executed by itself, and that failed.
+        """
         self._close(request, False, now)
         self.counters.refuse(code)
         self.telemetry.refused(request, OUTCOMES[status], code, now)
@@ -175,6 +179,7 @@ class OpenRequests:
                 message=message,
                 predicted_s=predicted_s,
                 retry_after_s=retry_s,
+                alone=alone,
             ),
         )
 

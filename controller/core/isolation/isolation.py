@@ -79,7 +79,7 @@ class Isolation:
         else:
             watch.doubt(doubt)
         if not request.closed:
-            orders.append(self.requests.refuse(request, FAILED, result.code, result.message, now))
+            orders.append(self.requests.refuse(request, FAILED, result.code, result.message, now, alone=True))
 
     def died(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
         """The process that executed the batch died: its requests are tried once more, alone, or have failed.
@@ -207,7 +207,7 @@ class Isolation:
         if known and works:
             self._quarantine(watch, suspect, request, code, now)
         if not request.closed:
-            orders.append(self.requests.refuse(request, FAILED, code, message, now))
+            orders.append(self.requests.refuse(request, FAILED, code, message, now, alone=True))
 
     # -- who is to blame ----------------------------------------------------------------------------------------------
 

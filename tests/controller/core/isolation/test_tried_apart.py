@@ -56,7 +56,7 @@ def test_only_a_request_that_failed_alone_is_told_the_text(code: str) -> None:
     assert shard.wake(100.032) == ["w1: infer #3 m:1 x1 f/3"]
     failed = wire.ActionResult(action=3, kind="infer", code=code, received_s=0.0, free_pages=0, message="secret")
     (refused,) = refusals(shard.scheduler.result("w1", failed, now=100.05))
-    assert (refused.request, refused.code, refused.message) == (3, code, "secret")
+    assert (refused.request, refused.code, refused.message, refused.alone) == (3, code, "secret", True)
     assert shard.scheduler.open_requests == 0
 
 
