@@ -6,12 +6,13 @@ version afterwards is its `Watch`; a version of which nothing failed lately has 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
 from controller.core.isolation.budget import DEATH_S, Budget
 from controller.core.isolation.rows import RowDigest
-from controller.core.isolation.suspects import DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
+from controller.core.isolation.suspects import CALM_S, DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
 from controller.core.orders import Order
 from controller.core.queues import Client, Group, Request
 from controller.core.requests import OpenRequests
@@ -24,6 +25,7 @@ FAILED = AnswerStatus.FAILED
 WATCHES_MAX = 256  # versions; the one that failed first is forgotten for another
 WORKS_S = 60.0  # a version that worked within so long is not what ends its processes
 FORGET_EVERY_S = 1.0
+FEW = 4  # clients that gave up requests of one batch: where more did, it says little of each
 NOTICES_MAX = 64  # not taken yet; more are not given
 LOST_TEXT = "its worker was lost, and no other can serve it"
 SUSPECTED, QUARANTINED = "suspect_client", "quarantined_client"
@@ -65,9 +67,7 @@ class Isolation:
         for request in requests:
             request.tries += 1
         if len(requests) > 1:
-            for request in requests:
-                if request.closed:
-                    self._suspect(watch, request.asker, result.code, now)
+            self._escaped(watch, requests, result.code, SUSPECT_S, now)
             self._try_apart(action, [request for request in requests if not request.closed], orders, now)
             return
         (request,) = requests
@@ -96,10 +96,13 @@ class Isolation:
         if len(action.requests) == 1:
             self._died_alone(watch, action, code, message, orders, now)
             return
+        owner = self._owner(watch, action)
+        if self._escaped(watch, action.requests, code, CALM_S, now) and owner is not None:
+            self._strike(watch, owner, action.requests[0], code, now, known=owner.strikes > 0)
         for request in action.requests:
             if request.closed:
-                self._suspect(watch, request.asker, code, now)
-            elif self._try_alone(request, action.sent_s, now):
+                continue
+            if self._try_alone(request, action.sent_s, now):
                 request.apart += 1
             else:
                 orders.append(self.requests.refuse(request, FAILED, ErrorCode.WORKER_LOST, LOST_TEXT, now))
@@ -200,12 +203,8 @@ class Isolation:
         able = model is not None and model.ready
         if not known and able and not request.closed and self._try_alone(request, action.sent_s, now):
             return
-        works = model is not None and now - model.worked_s <= WORKS_S
         suspect = self._suspect(watch, request.asker, code, now)
-        if suspect is not None:
-            suspect.strike(now)
-        if known and works:
-            self._quarantine(watch, suspect, request, code, now)
+        self._strike(watch, suspect, request, code, now, known=known)
         if not request.closed:
             orders.append(self.requests.refuse(request, FAILED, code, message, now, alone=True))
 
@@ -217,6 +216,25 @@ class Isolation:
         suspect = self._suspect(watch, doubt.client, doubt.code, now)
         if suspect is not None:
             suspect.proven = True
+
+    def _escaped(self, watch: Watch, requests: Sequence[Request], code: str, for_s: float, now: float) -> bool:
+        """Who gave up a request of the batch before it could be tried apart is a suspect. False: nobody did."""
+        clients = {request.asker for request in requests if request.closed}
+        for client in sorted(clients):
+            suspect = self._suspect(watch, client, code, now)
+            if suspect is not None and len(clients) <= FEW:
+                suspect.escaped(now, for_s)
+        return bool(clients)
+
+    def _strike(
+        self, watch: Watch, suspect: Suspect | None, request: Request, code: str, now: float, *, known: bool
+    ) -> None:
+        """A process died of a request of this client. `known`: not for the first time."""
+        model = self.state.models.get(watch.ref)
+        if suspect is not None:
+            suspect.strike(now)
+        if known and model is not None and now - model.worked_s <= WORKS_S:
+            self._quarantine(watch, suspect, request, code, now)
 
     def _suspect(self, watch: Watch, client: Client, code: str, now: float) -> Suspect | None:
         model = self.state.models.get(watch.ref)
