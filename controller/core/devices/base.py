@@ -67,6 +67,7 @@ class RemoteDevice(ABC):
     pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     offset_s: float = 0.0  # the worker's clock minus ours
+    heard_s: float = math.inf  # when something last arrived from the worker; infinity: nobody says so
     apart: dict[str, None] = field(default_factory=dict)  # refs resident here with requests that wait apart
     died: bool = False  # while it executed a batch: whatever else it had did not end it
     backlog_s: float = 0.0  # its share of the EXEC time of all that waits for models resident here
@@ -169,9 +170,10 @@ class RemoteDevice(ABC):
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
-    def set_clock(self, offset_s: float) -> None:
-        """The worker's clock is ahead of ours by so much."""
+    def heard(self, offset_s: float, heard_s: float) -> None:
+        """The worker was heard then; its clock is ahead of ours by so much."""
         self.offset_s = offset_s
+        self.heard_s = heard_s
 
     def leave(self) -> None:
         """The worker has said goodbye: it finishes what it has and gets nothing new."""
