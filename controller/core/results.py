@@ -100,9 +100,9 @@ class Results:
                 model.worked_s = now
             self.requests.served(action, device, result, end_s, now)
             if self.isolation.watched:
-                self.isolation.served(action, now)
+                self.isolation.served(device, action, now)
         elif result.code in INFER_FINAL:
-            self.isolation.failed(action, result, orders, now)
+            self.isolation.failed(device, action, result, orders, now)
         elif ran:
             self.isolation.died(action, result.code, result.message, orders, now)
         else:

@@ -59,6 +59,7 @@ class RemoteDevice(ABC):
     actions: dict[int, Action] = field(default_factory=dict)  # {id: action}, sent and not ended, oldest first
     curves: dict[str, Curve] = field(default_factory=dict)  # {ref: EXEC durations}, exactly the versions ready here
     loads: dict[str, LoadEstimate] = field(default_factory=dict)  # {ref: LOAD duration}, the same keys
+    worked: dict[str, float] = field(default_factory=dict)  # {ref: when a batch of it last ended well here}, of these
     pages: dict[str, int] = field(default_factory=dict)  # {ref: pages it needs}, versions prepared here
     waiting: dict[str, None] = field(default_factory=dict)  # refs resident (or loading) here with waiting requests
     noise: Margin = field(default_factory=lambda: Margin(NOISE, limit_s=0.5, step_s=0.001))  # relative, of EXEC
@@ -189,6 +190,7 @@ class RemoteDevice(ABC):
         """The version is not ready here any more."""
         self.curves.pop(ref, None)
         self.loads.pop(ref, None)
+        self.worked.pop(ref, None)
 
     def forget(self, ref: str) -> None:
         """The worker has forgotten the version: it is neither prepared nor resident."""
@@ -271,6 +273,7 @@ class RemoteDevice(ABC):
             self.pace.seen(result.clock_mhz)
             error = curve.learn(action.batch, duration_s)
             curve.learned_s = now
+            self.worked[action.ref] = now
             self.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             planned_s = action.expected_end_s - action.expected_s - action.sent_s
@@ -317,6 +320,7 @@ class RemoteDevice(ABC):
         """Every invariant holds."""
         self.residency.check()
         assert self.curves.keys() == self.loads.keys()
+        assert self.worked.keys() <= self.curves.keys()
         assert all(self.overdue_s <= action.overdue_s for action in self.actions.values())
         for ref, place in self.residency.models.items():
             assert place.bound == sum(action.place is place for action in self.actions.values()), ref

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
+from controller.core.devices.base import RemoteDevice
 from controller.core.isolation.budget import DEATH_S, Budget
 from controller.core.isolation.rows import RowDigest
 from controller.core.isolation.suspects import CALM_S, DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
@@ -59,7 +60,9 @@ class Isolation:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def failed(self, action: Action, result: wire.ActionResult, orders: list[Order], now: float) -> None:
+    def failed(
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+    ) -> None:
         """The batch failed, and would again: one that was alone is told so, several are tried apart."""
         watch, requests, group = self._watch(action.ref, now), action.requests, action.requests[0].group
         began_s = action.expected_end_s - action.expected_s
@@ -71,10 +74,9 @@ class Isolation:
             self._try_apart(action, [request for request in requests if not request.closed], orders, now)
             return
         (request,) = requests
-        doubt = Doubt(request.asker, RowDigest.of(request.tensors), result.code, now + DOUBT_S)
-        model = self.state.models.get(action.ref)
+        doubt = Doubt(request.asker, RowDigest.of(request.tensors), result.code, device.worker, now + DOUBT_S)
         since_s = group.since_s if group is not None and group.owner is None else action.sent_s
-        if model is not None and model.worked_s >= since_s:
+        if device.worked.get(action.ref, -math.inf) >= since_s:
             self._failed_alone(watch, doubt, now)
         else:
             watch.doubt(doubt)
@@ -107,15 +109,13 @@ class Isolation:
             else:
                 orders.append(self.requests.refuse(request, FAILED, ErrorCode.WORKER_LOST, LOST_TEXT, now))
 
-    def served(self, action: Action, now: float) -> None:
+    def served(self, device: RemoteDevice, action: Action, now: float) -> None:
         """A batch of a version ended well while some version is watched."""
         watch = self.watched.get(action.ref)
         if watch is None:
             return
-        for doubt in watch.doubts:
-            if now < doubt.until_s:
-                self._failed_alone(watch, doubt, now)
-        watch.doubts.clear()
+        for doubt in watch.take_doubts(device.worker, now):
+            self._failed_alone(watch, doubt, now)
         suspect = self._owner(watch, action)
         model = self.state.models.get(action.ref)
         if suspect is not None and model is not None:

@@ -87,12 +87,13 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A request that failed alone, of a version that has not worked for anybody since its batch was sent."""
+    """A request that failed alone, on a device where its version has not worked for anybody since its batch was sent."""
 
     client: Client
     row: RowDigest | None  # its inputs, which are not kept
     code: str
-    until_s: float  # then it was the version that failed
+    worker: str
+    until_s: float  # then it was the version, or that device, that failed
 
 
 @dataclass(slots=True)
@@ -135,6 +136,14 @@ class Watch:
         """The failure counts if the version works for somebody soon."""
         self.doubts.append(doubt)
         del self.doubts[:-DOUBTS_MAX]
+
+    def take_doubts(self, worker: str, now: float) -> list[Doubt]:
+        """The version works there: failures there that count from now on."""
+        if not self.doubts:
+            return []
+        found = [doubt for doubt in self.doubts if doubt.worker == worker and now < doubt.until_s]
+        self.doubts = [doubt for doubt in self.doubts if doubt.worker != worker]
+        return found
 
     def forget(self, now: float) -> None:
         """All whose time is over is gone."""

@@ -90,6 +90,7 @@ class PoisonedMesh:
         self.bad: set[int] = set()  # these fail
         self.deadly: set[int] = set()  # these end the process
         self.broken = False  # every batch fails
+        self.broken_worker = ""  # every batch fails there
         self.answers: dict[int, str] = {}  # {request: "ok", or the code that it was told}
         self.messages: dict[int, str] = {}  # {request that was refused: what it was told}
         self.answered_s: dict[int, float] = {}
@@ -126,7 +127,7 @@ class PoisonedMesh:
         if self.deadly & set(numbers):
             self.deaths.append(numbers)
             return self._die(worker, versions)
-        if self.broken or self.bad & set(numbers):
+        if self.broken or worker.name == self.broken_worker or self.bad & set(numbers):
             self.failed_s += BASE_S + ROW_S * action.batch
             return ActionCode.DEVICE_ERROR
         return OK
