@@ -143,7 +143,6 @@ class OpenRequests:
     def withdraw(self, request: Request, outcome: RequestOutcome, now: float) -> None:
         """The request, which waits nowhere, has ended without an answer. It counts as lost only if it was late."""
         self._close(request, None if now <= request.deadline_s else False, now)
-        request.tensors = ()  # whoever still holds it must not keep this memory
         self.telemetry.abandoned(request, outcome, now)
 
     def reject(self, request: Request, reason: Reason, now: float) -> Order:
@@ -204,6 +203,7 @@ class OpenRequests:
         if request.closed:
             return
         request.closed = True
+        request.tensors = ()  # whoever still holds it must not keep this memory
         self.open.pop((request.frontend, request.number), None)
         if in_time is None:
             self.policy.withdrawn(request, now)

@@ -87,7 +87,7 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A request that failed alone, on a device where its version has not worked for anybody since its batch was sent."""
+    """A request that failed alone, on a device where its version has not worked since its batch was sent."""
 
     client: Client
     row: RowDigest | None  # its inputs, which are not kept
