@@ -104,6 +104,7 @@ class Results:
         elif result.code in INFER_FINAL:
             self.isolation.failed(device, action, result, orders, now)
         elif ran:
+            device.blamed = True
             self.isolation.died(action, result.code, result.message, orders, now)
         else:
             self.requests.retry(action, result.code, result.message, orders, now)

@@ -148,6 +148,8 @@ class Scheduler:
         device = self.state.devices.get(worker)
         executed = device.executed() if device is not None and not device.leaving else None
         gone_s = math.inf if device is None else device.heard_s + self._gone_s
+        if device is not None and not device.leaving and (executed is None or executed.sent_s > gone_s):
+            self.isolation.lost_idle(device, now)
         actions, orders = self._leave(worker, now)
         if executed is not None and executed.requests and executed.sent_s <= gone_s:
             actions.remove(executed)

@@ -71,6 +71,7 @@ class RemoteDevice(ABC):
     heard_s: float = math.inf  # when something last arrived from the worker; infinity: nobody says so
     apart: dict[str, None] = field(default_factory=dict)  # refs resident here with requests that wait apart
     died: bool = False  # while it executed a batch: whatever else it had did not end it
+    blamed: bool = False  # a batch that it had executed may be what ends it
     backlog_s: float = 0.0  # its share of the EXEC time of all that waits for models resident here
     busy_until_s: float = 0.0  # when the last client's batch sent here was expected to end
     overdue_s: float = math.inf  # no action is overdue before

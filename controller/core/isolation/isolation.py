@@ -99,7 +99,8 @@ class Isolation:
             self._died_alone(watch, action, code, message, orders, now)
             return
         owner = self._owner(watch, action)
-        if self._escaped(watch, action.requests, code, CALM_S, now) and owner is not None:
+        blames = self._blames(watch, now)
+        if self._escaped(watch, action.requests, code, CALM_S if blames else 0.0, now) and blames and owner is not None:
             self._strike(watch, owner, action.requests[0], code, now, known=owner.strikes > 0)
         for request in action.requests:
             if request.closed:
@@ -108,6 +109,12 @@ class Isolation:
                 request.apart += 1
             else:
                 orders.append(self.requests.refuse(request, FAILED, ErrorCode.WORKER_LOST, LOST_TEXT, now))
+
+    def lost_idle(self, device: RemoteDevice, now: float) -> None:
+        """A worker was lost that executed nothing: for a while deaths of what it can serve may be no request's."""
+        if not device.blamed:
+            for ref in device.curves:
+                self.state.models[ref].lost_idle_s = now
 
     def served(self, device: RemoteDevice, action: Action, now: float) -> None:
         """A batch of a version ended well while some version is watched."""
@@ -218,11 +225,14 @@ class Isolation:
             suspect.proven = True
 
     def _escaped(self, watch: Watch, requests: Sequence[Request], code: str, for_s: float, now: float) -> bool:
-        """Who gave up a request of the batch before it could be tried apart is a suspect. False: nobody did."""
+        """Who gave up a request of the batch before it could be tried apart is a suspect. False: nobody did.
+
+        `for_s`: so long it is held against a client that has done so before; 0: that is not counted.
+        """
         clients = {request.asker for request in requests if request.closed}
         for client in sorted(clients):
             suspect = self._suspect(watch, client, code, now)
-            if suspect is not None and len(clients) <= FEW:
+            if suspect is not None and for_s and len(clients) <= FEW:
                 suspect.escaped(now, for_s)
         return bool(clients)
 
@@ -230,11 +240,18 @@ class Isolation:
         self, watch: Watch, suspect: Suspect | None, request: Request, code: str, now: float, *, known: bool
     ) -> None:
         """A process died of a request of this client. `known`: not for the first time."""
-        model = self.state.models.get(watch.ref)
         if suspect is not None:
             suspect.strike(now)
-        if known and model is not None and now - model.worked_s <= WORKS_S:
+        if known and self._blames(watch, now):
             self._quarantine(watch, suspect, request, code, now)
+
+    def _blames(self, watch: Watch, now: float) -> bool:
+        """Whether a process that dies of a request says anything of its client.
+
+        The version works, and its workers do not go without any request as well: killed, or of themselves.
+        """
+        model = self.state.models.get(watch.ref)
+        return model is not None and now - model.worked_s <= WORKS_S and now - model.lost_idle_s > CALM_S
 
     def _suspect(self, watch: Watch, client: Client, code: str, now: float) -> Suspect | None:
         model = self.state.models.get(watch.ref)

@@ -96,6 +96,7 @@ class PoisonedMesh:
         self.answered_s: dict[int, float] = {}
         self.executed: list[tuple[int, ...]] = []  # requests of every batch, in the order in which they ended
         self.deaths: list[tuple[int, ...]] = []  # requests of the batches during which a process died
+        self.kills = 0  # of workers, by somebody else
         self.failed_s = 0.0  # device time of batches that failed
         self._policy, self._contained = policy, contained
         self.mesh = VirtualMesh(self._scheduler, SteadyNetwork(), self, now=100.0, checked=True)
@@ -142,6 +143,12 @@ class PoisonedMesh:
         self.later(RESTART_S, lambda: self.mesh.link(worker))
         return ActionCode.DEVICE_ERROR
 
+    def kill(self, worker: SimWorker) -> None:
+        """Somebody kills the worker; it is started again."""
+        self.kills += 1
+        self.mesh.kill(worker)
+        self.later(RESTART_S, lambda: self.mesh.link(worker))
+
     # -- time and requests --------------------------------------------------------------------------------------------
 
     def later(self, delay_s: float, call: Callable[[], object]) -> None:
@@ -182,6 +189,8 @@ class PoisonedMesh:
         self.messages[refused.request] = refused.message
 
     def _told(self, number: int, what: str) -> None:
+        if self.kills and number in self.answers:
+            return  # its outputs came, and their worker was killed before its result did
         assert number not in self.answers, f"{number} is answered twice"
         self.answers[number] = what
         self.answered_s[number] = self.mesh.now
