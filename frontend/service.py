@@ -69,6 +69,7 @@ class FrontendService:
         self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
+        self._secret = int.from_bytes(os.urandom(8))  # of the numbers of clients
         incarnation = self._id.rpartition("-")[2]
         self._applications = ApplicationsShell(
             settings, incarnation, runtime.hub.loop, self._perform, runtime.hub.schedule_turn
@@ -216,7 +217,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            asker = asker_of(client.identity, request)
+            asker = asker_of(client.identity, request, self._secret)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
@@ -237,7 +238,7 @@ class FrontendService:
             received_s + budget_s,
             bool(frames),
             weight,
-            asker=asker_of(client.identity, request),
+            asker=asker_of(client.identity, request, self._secret),
         )
         self._enter(call, checked, request.cache)
 
@@ -451,6 +452,7 @@ class FrontendService:
             "disconnections": self._clients.disconnections,
             "connections_refused": self._clients.connections_refused,
             "accept_failed": self._clients.accept_failed,
+            "unreadable": self._clients.unreadable,
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
         }

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -238,6 +239,72 @@ async def test_clients_without_a_name_may_be_quiet_for_as_long_as_they_like(monk
             assert await named[1].answer(request, 10) == request + b"!"
             assert not any(client.lost() for client in quiet)
             assert await quiet[0].answer(b"now", 10) == b"now!"
+
+
+@on_loop
+async def test_a_name_of_the_form_that_zeromq_gives_itself_is_refused_before_zeromq_gives_it() -> None:
+    """Without that, the process ends with the first connection that would have it."""
+    async with processes() as made:
+        echo = Echo(made)
+        with asking(made, echo.address) as honest, structlog.testing.capture_logs() as lines:
+            assert await honest.answer(b"one", 10) == b"one!"
+            ((client, _),) = echo.said.items
+            number = int.from_bytes(client.identity[1:])
+            for ahead in (100, 110, 1 << 20):
+                with asking(made, echo.address, bytes(1) + ((number + ahead) % (1 << 32)).to_bytes(4)) as hostile:
+                    assert await hostile.answer(b"hostile", 0.5) is None
+                    assert hostile.ended > 0
+            for _ in range(120):
+                with asking(made, echo.address) as other:
+                    assert await other.answer(b"other", 10) == b"other!"
+            assert await honest.answer(b"one", 10) == b"one!"
+        assert lines[0]["event"] == "connection_refused"
+        assert lines[0]["why"] == IdentityRefusal.RESERVED
+        assert all(header != b"hostile" for _, header in echo.said.items)
+
+
+OLD = [
+    pytest.param(b"\x01\x00", b"\x02\x00a", id="without a name"),
+    pytest.param(b"\x05\x00name", b"\x02\x01a\x03\x00bc", id="with a name, in two frames"),
+    pytest.param(b"\x06\x00\x00abcd", b"\x01\x01\x02\x00a", id="with a reserved name"),
+]
+
+
+@pytest.mark.parametrize(("greeting", "message"), OLD)
+@on_loop
+async def test_messages_of_peers_with_an_old_protocol_are_counted_and_disturb_nobody(
+    greeting: bytes, message: bytes
+) -> None:
+    async with processes() as made:
+        echo = Echo(made)
+        failed: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        port = int(echo.address.rpartition(":")[2])
+        with asking(made, echo.address) as honest, socket.create_connection(("127.0.0.1", port)) as old:
+            assert await honest.answer(b"one", 10) == b"one!"
+            old.sendall(greeting + 20 * message)
+            while echo.port.unreadable < 20:
+                assert await honest.answer(b"one", 10) == b"one!"
+            assert await honest.answer(b"one", 10) == b"one!"
+        assert {header for _, header in echo.said.items} == {b"one"}
+        assert not failed
+
+
+NUMBER = """
+import zmq
+from mesh.net.sockets import Hub
+hub = Hub(None)
+router, dealer = (hub.socket(kind, size_max=-1) for kind in (zmq.ROUTER, zmq.DEALER))
+router.bind("inproc://here")
+dealer.connect("inproc://here")
+dealer.send(b"")
+print(router.recv().hex())
+"""
+
+
+def test_the_names_that_zeromq_gives_are_others_in_each_process() -> None:
+    ran = [subprocess.run([sys.executable, "-c", NUMBER], cwd=ROOT, capture_output=True, check=True) for _ in range(3)]
+    assert len({each.stdout for each in ran}) == 3
 
 
 @pytest.mark.parametrize("wire", [PLAIN, CURVE], ids=["plain", "curve"])
