@@ -14,7 +14,7 @@ from frontend.gateway.pool import Pool
 from mesh.codes import ErrorCode, HttpCode
 
 BODY_S_MAX = 60.0  # a body has to arrive within this time; the budget begins after it
-TURN_BYTES = 1 << 20  # of a body, read in one go: what is compressed well comes all at once, and takes long to unpack
+TURN_BYTES = 1 << 18  # of a body, read in one go: what is compressed well comes all at once, and takes long to unpack
 NAMES_SHOWN = 20
 
 
