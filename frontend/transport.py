@@ -267,7 +267,7 @@ class ClientPort:
         """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""
         self.unreadable += 1
         if self.unreadable % REFUSALS_UNTOLD == 1:
-            log.warning("not_zmtp_3", total=self.unreadable)
+            log.warning("old_protocol", total=self.unreadable)
 
     def _farewell(self) -> None:
         """Tells which clients have left."""
