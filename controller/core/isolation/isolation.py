@@ -26,17 +26,17 @@ WORKS_S = 60.0  # a version that worked within so long is not what ends its proc
 FORGET_EVERY_S = 1.0
 NOTICES_MAX = 64  # not taken yet; more are not given
 LOST_TEXT = "its worker was lost, and no other can serve it"
-SUSPECTED, QUARANTINED = "suspect_client", "quarantined_client"
+SUSPECTED, QUARANTINED, STRANGERS = "suspect_client", "quarantined_client", "quarantined_strangers"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
     """What an operator should know of a client: a line of the log."""
 
-    event: str  # SUSPECTED | QUARANTINED
+    event: str  # SUSPECTED | QUARANTINED | STRANGERS
     ref: str
     frontend: str
-    client: int  # the frontend's number of it
+    client: int  # the frontend's number of it; 0: of strangers
     code: str  # what became of its request
     pause_s: float = 0.0  # of a quarantine
 
@@ -113,6 +113,8 @@ class Isolation:
             if now < doubt.until_s:
                 self._failed_alone(watch, doubt, now)
         watch.doubts.clear()
+        if watch.strangers:
+            watch.strangers.served(request.asker for request in action.requests)
         suspect = self._owner(watch, action)
         model = self.state.models.get(action.ref)
         if suspect is not None and model is not None:
@@ -129,6 +131,9 @@ class Isolation:
         if suspect is not None and now < suspect.refused_until_s:
             text = "requests of this client have ended the process that executed them; it is refused for a while"
             return Reason(ErrorCode.QUARANTINED, text, suspect.refused_until_s - now)
+        if watch.strangers.refuses(request.asker, now):
+            text = "clients that were new have ended the process that executed them; further new ones wait for a while"
+            return Reason(ErrorCode.QUARANTINED, text, watch.strangers.refused_until_s - now)
         row = watch.rows.find(request.tensors, now) if watch.rows.deadly else None
         if row is not None and row.ends_process:
             text = "this input has ended the process that executed it; it is refused for a while, whoever sends it"
@@ -158,6 +163,11 @@ class Isolation:
     def _tell(self, event: str, watch: Watch, suspect: Suspect, code: str, now: float, pause_s: float = 0.0) -> None:
         if len(self._notices) < NOTICES_MAX and suspect.is_due(event, now):
             self._notices.append(Notice(event, watch.ref, *suspect.client, code, pause_s))
+
+    def _tell_of_strangers(self, watch: Watch, code: str, now: float) -> None:
+        if len(self._notices) < NOTICES_MAX:
+            pause_s = watch.strangers.refused_until_s - now
+            self._notices.append(Notice(STRANGERS, watch.ref, "", 0, code, pause_s))
 
     # -- who is tried apart -------------------------------------------------------------------------------------------
 
@@ -206,6 +216,8 @@ class Isolation:
             suspect.strike(now)
         if known and works:
             self._quarantine(watch, suspect, request, code, now)
+        if works and watch.strangers.struck(request.asker, now, surely=known):
+            self._tell_of_strangers(watch, code, now)
         if not request.closed:
             orders.append(self.requests.refuse(request, FAILED, code, message, now))
 
