@@ -66,13 +66,24 @@ class Asking:
         self.sock.setsockopt(zmq.LINGER, 0)
         self.sock.setsockopt(zmq.RECONNECT_IVL, 50)
         self.monitor = self.sock.get_monitor_socket(ENDS)
-        self.sock.connect(address)
+        self._address: str | None = address
         self.ended = 0
         self.again = True
 
+    def connect(self) -> None:
+        """It connects, unless it has: who comes first must be no matter of chance."""
+        address, self._address = self._address, None
+        if address is not None:
+            self.sock.connect(address)
+
+    def send(self, message: bytes) -> None:
+        """The message is sent."""
+        self.connect()
+        self.sock.send(message)
+
     async def answer(self, message: bytes, within_s: float) -> bytes | None:
         """The answer to the message; None: not in that time."""
-        self.sock.send(message)
+        self.send(message)
         until = time.monotonic() + within_s
         while time.monotonic() < until:
             if self.sock.poll(0):
@@ -138,7 +149,7 @@ async def test_every_client_that_asks_and_leaves_at_once_is_told_of_after_its_la
         for i in range(30):
             with asking(made, echo.address, *([b"name-%d" % i] if i % 3 else [])) as client:
                 for _ in range(3):
-                    client.sock.send(b"%d" % i)
+                    client.send(b"%d" % i)
                 await echo.said.count(3 * i + 3)
         clients = [client for client, _ in echo.said.items]
         await echo.gone.until(lambda gone: set(gone) >= set(clients))
@@ -171,7 +182,9 @@ async def test_while_the_first_lives_the_second_is_closed_and_a_line_says_why_an
             structlog.testing.capture_logs() as lines,
         ):
             assert await first.answer(b"first", 10) == b"first!"
-            second.sock.send(b"second")
+            quiet.connect()
+            quiet_with_a_name.connect()
+            second.send(b"second")
             while not second.lost():
                 assert await first.answer(b"first", 10) == b"first!"
             (line,) = (line for line in lines if line["event"] == "connection_refused")
@@ -206,13 +219,13 @@ async def test_no_answer_reaches_a_later_client_of_the_same_name() -> None:
         echo = Echo(made)
         echo.answers = False
         with asking(made, echo.address, NAME) as first, asking(made, echo.address, NAME) as second:
-            first.sock.send(b"first")
+            first.send(b"first")
             ((one, _),) = await echo.said.count(1)
             first.close()
             await echo.gone.count(1)
             second.again = False
             while len(echo.said.items) < 2:
-                second.sock.send(b"second")
+                second.send(b"second")
                 await asyncio.sleep(0.05)
             other = echo.said.items[1][0]
             assert (other.identity, other == one) == (one.identity, False)
@@ -231,6 +244,8 @@ async def test_clients_without_a_name_may_be_quiet_for_as_long_as_they_like(monk
         with contextlib.ExitStack() as stack:
             quiet = [stack.enter_context(asking(made, echo.address, b"", kind)) for kind in kinds]
             named = [stack.enter_context(asking(made, echo.address, NAME)) for _ in range(2)]
+            for client in quiet:
+                client.connect()
             assert await named[0].answer(b"first", 10) == b"first!"
             request = b"a request of some length"
             assert await named[1].answer(request, FIRST_LOOK_S + IN_USE_S + 4 * LOOK_S) is None
