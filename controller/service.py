@@ -44,7 +44,7 @@ class ControllerService:
         self.scheduler = Scheduler(
             make_policy(settings.policy, state, settings.policy_parameters),
             state,
-            Parameters(return_allowance_s=settings.slack_ms / 1e3, queue_max=settings.queue_max),
+            Parameters(settings.slack_ms / 1e3, settings.queue_max, settings.heartbeat_ms / 1e3),
             name=self._id,
             started_s=time.monotonic(),
         )
@@ -94,7 +94,7 @@ class ControllerService:
         """A peer has sent something. One that has not introduced itself is asked to."""
         peer = mail.peer
         if peer in self._workers:
-            self.scheduler.clock(peer, mail.clock.offset_s)
+            self.scheduler.clock(peer, mail.clock.offset_s, mail.now)
             self._monitoring.heard(peer, mail.now)
         elif peer.startswith(OPERATOR):
             self._monitoring.asked(mail)

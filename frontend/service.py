@@ -304,7 +304,7 @@ class FrontendService:
         self._submit_waiting()
 
     def _refused(self, refused: wire.Refused, controller: str) -> None:
-        again = self._requests.refused_before(refused.request, refused.attempt)
+        again = None if refused.alone else self._requests.refused_before(refused.request, refused.attempt)
         if again is not None:
             self._submit(again, time.monotonic())
             return
@@ -321,12 +321,15 @@ class FrontendService:
         message = refused.message
         if self._starting.some:
             message = self._starting.added(message, refused.code, call.ref, now=time.monotonic())
-        self._answer_error(call, refused.status, refused.code, message, predicted_ms, retry_ms)
+        waited = self._evaluations.failed(call) if refused.alone else ()
+        for each in (call, *waited):
+            self._answer_error(each, refused.status, refused.code, message, predicted_ms, retry_ms)
 
     def _outputs_malformed(self, call: Call, device: str) -> None:
         text = f"{device} sent outputs that are not those of {call.ref}"
         self._amend(call, RequestOutcome.FAILED)
-        self._answer_error(call, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
+        for each in (call, *self._evaluations.failed(call)):
+            self._answer_error(each, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 

@@ -109,14 +109,18 @@ class ModelQueue:
         for request in taken:
             self._count(request, -1)
         if self.head == len(self.requests):
-            self.requests.clear()
-            self.deadlines.clear()
-            self.head = 0
+            self._clear()
         elif self.head >= COMPACT_AT:
             del self.requests[: self.head]
             del self.deadlines[: self.head]
             self.head = 0
         return taken
+
+    def _clear(self) -> None:
+        """Nobody waits; those that were taken are not kept."""
+        self.requests.clear()
+        self.deadlines.clear()
+        self.head = 0
 
     def remove(self, request: Request) -> bool:
         """The request waits no longer. False if it did not."""
@@ -126,6 +130,8 @@ class ModelQueue:
                 del self.requests[at]
                 del self.deadlines[at]
                 self._count(request, -1)
+                if self.head == len(self.requests):
+                    self._clear()
                 return True
             at += 1
         return False
@@ -168,6 +174,7 @@ class ModelQueue:
     def check(self) -> None:
         """Every invariant holds."""
         waiting = self.requests[self.head :]
+        assert waiting or not self.requests, "an empty queue keeps requests"
         assert self.deadlines[self.head :] == [request.deadline_s for request in waiting]
         assert self.deadlines[self.head :] == sorted(self.deadlines[self.head :])
         assert self.rows == sum(request.rows for request in waiting)

@@ -143,7 +143,6 @@ class OpenRequests:
     def withdraw(self, request: Request, outcome: RequestOutcome, now: float) -> None:
         """The request, which waits nowhere, has ended without an answer. It counts as lost only if it was late."""
         self._close(request, None if now <= request.deadline_s else False, now)
-        request.tensors = ()  # whoever still holds it must not keep this memory
         self.telemetry.abandoned(request, outcome, now)
 
     def reject(self, request: Request, reason: Reason, now: float) -> Order:
@@ -160,8 +159,12 @@ class OpenRequests:
         *,
         predicted_s: float | None = None,
         retry_s: float | None = None,
+        alone: bool = False,
     ) -> Order:
-        """The request is rejected or failed (`status`), whether it was admitted or not."""
+        """The request is rejected or failed (`status`), whether it was admitted or not.
+
+        `alone`: it was executed by itself, and that failed.
+        """
         self._close(request, False, now)
         self.counters.refuse(code)
         self.telemetry.refused(request, OUTCOMES[status], code, now)
@@ -175,6 +178,7 @@ class OpenRequests:
                 message=message,
                 predicted_s=predicted_s,
                 retry_after_s=retry_s,
+                alone=alone,
             ),
         )
 
@@ -199,6 +203,7 @@ class OpenRequests:
         if request.closed:
             return
         request.closed = True
+        request.tensors = ()  # whoever still holds it must not keep this memory
         self.open.pop((request.frontend, request.number), None)
         if in_time is None:
             self.policy.withdrawn(request, now)

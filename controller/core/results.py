@@ -100,10 +100,11 @@ class Results:
                 model.worked_s = now
             self.requests.served(action, device, result, end_s, now)
             if self.isolation.watched:
-                self.isolation.served(action, now)
+                self.isolation.served(device, action, now)
         elif result.code in INFER_FINAL:
-            self.isolation.failed(action, result, orders, now)
+            self.isolation.failed(device, action, result, orders, now)
         elif ran:
+            device.blamed = True
             self.isolation.died(action, result.code, result.message, orders, now)
         else:
             self.requests.retry(action, result.code, result.message, orders, now)

@@ -35,6 +35,7 @@ from mesh.codes import ActionCode, RequestOutcome
 
 WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
+GONE_HEARTBEATS = 2  # missed: what is sent to a worker then, and is never heard of, it has not begun
 WAKE_S_MIN = 50e-6  # between two decisions that no event causes
 
 
@@ -44,6 +45,7 @@ class Parameters:
 
     return_allowance_s: float = 0.001  # part of every deadline kept for the way back to the client
     queue_max: int = 20_000  # requests waiting; more are refused
+    heartbeat_s: float = 0.25  # a worker that lives is heard so often
 
 
 class Scheduler:
@@ -83,6 +85,7 @@ class Scheduler:
         self._results = Results(
             state, policy, self._readiness, self._requests, self.isolation, self.counters, self.telemetry
         )
+        self._gone_s = GONE_HEARTBEATS * parameters.heartbeat_s  # a worker that was silent for longer is gone
         self._now = 0.0  # of the last wake
         self._load_sent = False  # in the last wake: what waited for that LOAD can be sent behind it
         self._reach_s = 0.0  # the longest time ahead that a device was ever busy
@@ -138,12 +141,17 @@ class Scheduler:
     def worker_lost(self, worker: str, *, now: float) -> list[Order]:
         """A worker is gone: what it had is planned again where time allows, and has failed where not.
 
-        What it executed may have been the reason, unless it had said goodbye.
+        What it executed may have been the reason, unless it had said goodbye, or had been silent for so long when that
+        was sent that it must have been gone already: so where a host dies, its workers do not go one after the other
+        because of what each of them was given when the one before was missed.
         """
         device = self.state.devices.get(worker)
         executed = device.executed() if device is not None and not device.leaving else None
+        gone_s = math.inf if device is None else device.heard_s + self._gone_s
+        if device is not None and not device.leaving and (executed is None or executed.sent_s > gone_s):
+            self.isolation.lost_idle(device, now)
         actions, orders = self._leave(worker, now)
-        if executed is not None and executed.requests:
+        if executed is not None and executed.requests and executed.sent_s <= gone_s:
             actions.remove(executed)
             self.isolation.died(executed, ActionCode.WORKER_LOST, LOST_TEXT, orders, now)
         self._requests.worker_lost(actions, orders, now)
@@ -164,11 +172,11 @@ class Scheduler:
         orders.extend(self._intake.submit_early(now))
         return orders
 
-    def clock(self, worker: str, offset_s: float) -> None:
-        """The worker's clock is ahead of ours by so much."""
+    def clock(self, worker: str, offset_s: float, heard_s: float = math.inf) -> None:
+        """The worker's clock is ahead of ours by so much. `heard_s`: when it was heard; infinity: nobody watches it."""
         device = self.state.devices.get(worker)
         if device is not None:
-            device.set_clock(offset_s)
+            device.heard(offset_s, heard_s)
 
     def want(
         self,

@@ -25,6 +25,7 @@ class Model:
     delay: BatchDelay | None = None  # how long its batches wait for more requests; None: they never had to
     apart: list[Group] = field(default_factory=list)  # groups with requests that wait apart from the queue
     worked_s: float = -math.inf  # when a batch of it last ended well
+    lost_idle_s: float = -math.inf  # when a worker that can serve it was last lost while it executed nothing
 
     def batch_delay(self, wait_s: float, now: float) -> BatchDelay:
         """How long its batches wait for more requests, where they may wait for `wait_s`."""

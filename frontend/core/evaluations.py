@@ -66,13 +66,18 @@ class Evaluations:
         flight = _landing(completed.call)
         if flight is None:
             return []
-        followers = self.cache.landed(flight)
-        for call in followers:
-            call.flight = None
-            self.table.end(call)
+        followers = self._end_all(flight)
         if remember:
             self.cache.put(flight, outputs)
         return followers
+
+    def failed(self, call: Call) -> list[Call]:
+        """A call ended because its inputs make the model fail: so would those that waited for it, the same inputs.
+
+        Returns them; they have ended.
+        """
+        flight = _landing(call)
+        return [] if flight is None else self._end_all(flight)
 
     def ended(self, call: Call) -> Sequence[CallPart]:
         """A call ended without outputs. Of those that waited for it, the most urgent one takes its place.
@@ -127,6 +132,14 @@ class Evaluations:
             return GivenUp(call, (), reached)
         self.table.end(call)
         return GivenUp(call, call.parts, reached)
+
+    def _end_all(self, flight: Flight[Call]) -> list[Call]:
+        """The flight has landed, and those that followed have ended; they are returned."""
+        followers = self.cache.landed(flight)
+        for call in followers:
+            call.flight = None
+            self.table.end(call)
+        return followers
 
     def _next_leader(self, flight: Flight[Call] | None) -> Call | None:
         """The most urgent of those that wait leads the flight. None: nobody waits, and it has landed."""

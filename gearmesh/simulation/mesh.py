@@ -8,13 +8,14 @@ is handed on before the controller decides, as in production, where a turn drain
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from controller.core.orders import Order, ToFrontend, ToWorker
 from controller.core.scheduler import Scheduler
 from gearmesh.simulation.timeline import VirtualTime
 from gearmesh.simulation.workers import FromWorker, SimWorker
 from mesh import wire
+from mesh.codes import RequestOutcome
 
 CONTROLLER = "controller"
 CLIENTS = "clients"  # where outputs go
@@ -112,17 +113,17 @@ class VirtualMesh:
 
     # -- the controller -----------------------------------------------------------------------------------------------
 
-    def submit(self, message: wire.Submit, frontend: str, age_s: float) -> None:
+    def submit(self, message: wire.Submit, frontend: str, age_s: float, tensors: Sequence[Any] = ()) -> None:
         """The controller hears of a request, which left the frontend `age_s` ago."""
         if self.down:
             return  # the frontend submits it again when there is a controller
-        self._obey(self.scheduler.submit(message, frontend, (), age_s=age_s, now=self.now))
+        self._obey(self.scheduler.submit(message, frontend, tensors, age_s=age_s, now=self.now))
         self.happened()
 
-    def cancel(self, frontend: str, request: int) -> None:
+    def cancel(self, frontend: str, request: int, outcome: RequestOutcome = RequestOutcome.CANCELLED) -> None:
         """The controller hears that the frontend does not wait for the request any more."""
         if not self.down:
-            self.scheduler.cancel(frontend, request, now=self.now)
+            self.scheduler.cancel(frontend, request, outcome, now=self.now)
             self.happened()
 
     def want(self, refs: Sequence[str]) -> None:

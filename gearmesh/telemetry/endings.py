@@ -14,8 +14,8 @@ ORDER = (  # of the lines of one request, the outcome named last here is the req
     RequestOutcome.WITHDRAWN, RequestOutcome.FRONTEND_LOST, RequestOutcome.IN_TIME, RequestOutcome.LATE,
     RequestOutcome.REJECTED, RequestOutcome.FAILED, RequestOutcome.TIMED_OUT, RequestOutcome.CANCELLED,
 )  # fmt: skip
-NOTHING_SAID = (RequestOutcome.WITHDRAWN, RequestOutcome.FRONTEND_LOST)
 RANKS: dict[str, int] = {outcome: rank for rank, outcome in enumerate(ORDER)}
+RANKS[RequestOutcome.FAILED] = RANKS[RequestOutcome.REJECTED]  # of two parts that were refused, the first is told
 
 
 def amended(facts: Iterable[F | AmendedFact]) -> list[F]:
@@ -43,12 +43,13 @@ def endings(facts: Iterable[RequestFact]) -> Counter[str]:
     """{outcome: requests}, as frontends count them: parts of a large request, and what was submitted again, once.
 
     Of two lines of one number the later one counts: it was submitted again. But that a frontend's link broke, or that
-    a part was not needed, is no outcome if another line has one.
+    a part was not needed, is no outcome if another line has one. Where several parts were refused, the first was told.
     """
     parts: dict[tuple[str, int], RequestFact] = {}  # {(frontend, number): the line that counts}
     for fact in facts:
         number = (fact.frontend, fact.request)
-        if number not in parts or fact.outcome not in NOTHING_SAID:
+        if number not in parts or fact.outcome != RequestOutcome.FRONTEND_LOST:
+            parts.pop(number, None)  # the order is that of the lines that count
             parts[number] = fact
     found: dict[tuple[str, int], str] = {}
     for fact in parts.values():

@@ -48,6 +48,7 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     message: str
     predicted_s: float | None = None  # predicted latency from arrival at the controller, if it was predicted
     retry_after_s: float | None = None
+    alone: bool = False  # it failed by itself, in a batch of its own: the same inputs would fail again
 
 
 class Serving(Message, frozen=True, kw_only=True, tag="serving"):

@@ -204,6 +204,49 @@ async def test_a_refusal_for_the_budget_of_one_who_left_is_none_for_those_who_st
         assert (await hear(other))["error"]["code"] == "deadline"
 
 
+@pytest.mark.parametrize("left", [False, True])
+@on_loop
+async def test_identical_requests_that_fail_by_themselves_fail_once_for_all_and_are_not_tried_one_by_one(
+    tmp_path: Path, left: bool
+) -> None:
+    """Also if who was submitted has left: the inputs are the same. `alone` says that it is they that failed."""
+    async with mesh(tmp_path, cache_mb=1) as at:
+        sock, other = connect(at), connect(at, b"ben")
+        sock.send(request(1))
+        (submit,) = await at.controller.wait(wire.Submit, 1)
+        for call in range(20):
+            other.send(request(call))
+        await at.status(lambda status: status["in_flight"] == 21)
+        if left:
+            sock.send(cancel(1))
+            await hear(sock)
+        why = {"status": "failed", "code": "model_error", "message": "row out of range"}
+        at.controller.send(wire.Refused(request=submit.request, attempt=0, alone=True, **why))
+        answers = [await hear(other) for _ in range(20)]
+        assert {answer["id"] for answer in answers} == set(range(20))
+        assert {(answer["status"], answer["error"]["code"]) for answer in answers} == {("failed", "model_error")}
+        status = await at.status()
+        assert (len(at.controller.of(wire.Submit)), status["in_flight"]) == (1, 0)
+        assert status["outcomes"]["total"]["failed"] == 21 - left
+        assert sum(status["outcomes"]["unlogged"].values()) == 20
+
+
+@on_loop
+async def test_of_identical_requests_the_next_is_tried_if_what_failed_was_not_their_inputs(tmp_path: Path) -> None:
+    async with mesh(tmp_path, cache_mb=1) as at:
+        sock, other = connect(at), connect(at, b"ben")
+        sock.send(request(1))
+        (submit,) = await at.controller.wait(wire.Submit, 1)
+        other.send(request(1))
+        await at.status(lambda status: status["in_flight"] == 2)
+        at.controller.send(
+            wire.Refused(request=submit.request, attempt=0, status="failed", code="batch_failed", message="no")
+        )
+        assert (await hear(sock))["error"]["code"] == "batch_failed"
+        at.finish((await at.controller.wait(wire.Submit, 2))[1])
+        assert (await hear(other))["status"] == "ok"
+
+
 # -- a connection that is gone ----------------------------------------------------------------------------------------
 
 

@@ -141,7 +141,14 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     ),
     wire.Cancel(request=1, outcome="timed_out"),
     wire.Refused(
-        request=1, attempt=2, status="rejected", code="late", message="no", predicted_s=0.5, retry_after_s=0.25
+        request=1,
+        attempt=2,
+        status="rejected",
+        code="late",
+        message="no",
+        predicted_s=0.5,
+        retry_after_s=0.25,
+        alone=True,
     ),
     wire.Serving(added=("m:1",), removed=("n:1",), reset=True, controller="controller-1"),
     PREPARED,

@@ -59,6 +59,7 @@ class RemoteDevice(ABC):
     actions: dict[int, Action] = field(default_factory=dict)  # {id: action}, sent and not ended, oldest first
     curves: dict[str, Curve] = field(default_factory=dict)  # {ref: EXEC durations}, exactly the versions ready here
     loads: dict[str, LoadEstimate] = field(default_factory=dict)  # {ref: LOAD duration}, the same keys
+    worked: dict[str, float] = field(default_factory=dict)  # {ref: when a batch of it last ended well here}, of these
     pages: dict[str, int] = field(default_factory=dict)  # {ref: pages it needs}, versions prepared here
     waiting: dict[str, None] = field(default_factory=dict)  # refs resident (or loading) here with waiting requests
     noise: Margin = field(default_factory=lambda: Margin(NOISE, limit_s=0.5, step_s=0.001))  # relative, of EXEC
@@ -67,8 +68,10 @@ class RemoteDevice(ABC):
     pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     offset_s: float = 0.0  # the worker's clock minus ours
+    heard_s: float = math.inf  # when something last arrived from the worker; infinity: nobody says so
     apart: dict[str, None] = field(default_factory=dict)  # refs resident here with requests that wait apart
     died: bool = False  # while it executed a batch: whatever else it had did not end it
+    blamed: bool = False  # a batch that it had executed may be what ends it
     backlog_s: float = 0.0  # its share of the EXEC time of all that waits for models resident here
     busy_until_s: float = 0.0  # when the last client's batch sent here was expected to end
     overdue_s: float = math.inf  # no action is overdue before
@@ -169,9 +172,10 @@ class RemoteDevice(ABC):
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
-    def set_clock(self, offset_s: float) -> None:
-        """The worker's clock is ahead of ours by so much."""
+    def heard(self, offset_s: float, heard_s: float) -> None:
+        """The worker was heard then; its clock is ahead of ours by so much."""
         self.offset_s = offset_s
+        self.heard_s = heard_s
 
     def leave(self) -> None:
         """The worker has said goodbye: it finishes what it has and gets nothing new."""
@@ -187,6 +191,7 @@ class RemoteDevice(ABC):
         """The version is not ready here any more."""
         self.curves.pop(ref, None)
         self.loads.pop(ref, None)
+        self.worked.pop(ref, None)
 
     def forget(self, ref: str) -> None:
         """The worker has forgotten the version: it is neither prepared nor resident."""
@@ -269,6 +274,7 @@ class RemoteDevice(ABC):
             self.pace.seen(result.clock_mhz)
             error = curve.learn(action.batch, duration_s)
             curve.learned_s = now
+            self.worked[action.ref] = now
             self.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             planned_s = action.expected_end_s - action.expected_s - action.sent_s
@@ -315,6 +321,7 @@ class RemoteDevice(ABC):
         """Every invariant holds."""
         self.residency.check()
         assert self.curves.keys() == self.loads.keys()
+        assert self.worked.keys() <= self.curves.keys()
         assert all(self.overdue_s <= action.overdue_s for action in self.actions.values())
         for ref, place in self.residency.models.items():
             assert place.bound == sum(action.place is place for action in self.actions.values()), ref

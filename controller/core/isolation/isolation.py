@@ -6,12 +6,14 @@ version afterwards is its `Watch`; a version of which nothing failed lately has 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
+from controller.core.devices.base import RemoteDevice
 from controller.core.isolation.budget import DEATH_S, Budget
 from controller.core.isolation.rows import RowDigest
-from controller.core.isolation.suspects import DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
+from controller.core.isolation.suspects import CALM_S, DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
 from controller.core.orders import Order
 from controller.core.queues import Client, Group, Request
 from controller.core.requests import OpenRequests
@@ -24,6 +26,7 @@ FAILED = AnswerStatus.FAILED
 WATCHES_MAX = 256  # versions; the one that failed first is forgotten for another
 WORKS_S = 60.0  # a version that worked within so long is not what ends its processes
 FORGET_EVERY_S = 1.0
+FEW = 4  # clients that gave up requests of one batch: where more did, it says little of each
 NOTICES_MAX = 64  # not taken yet; more are not given
 LOST_TEXT = "its worker was lost, and no other can serve it"
 SUSPECTED, QUARANTINED, STRANGERS = "suspect_client", "quarantined_client", "quarantined_strangers"
@@ -57,7 +60,9 @@ class Isolation:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def failed(self, action: Action, result: wire.ActionResult, orders: list[Order], now: float) -> None:
+    def failed(
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+    ) -> None:
         """The batch failed, and would again: one that was alone is told so, several are tried apart."""
         watch, requests, group = self._watch(action.ref, now), action.requests, action.requests[0].group
         began_s = action.expected_end_s - action.expected_s
@@ -65,21 +70,18 @@ class Isolation:
         for request in requests:
             request.tries += 1
         if len(requests) > 1:
-            for request in requests:
-                if request.closed:
-                    self._suspect(watch, request.asker, result.code, now)
+            self._escaped(watch, requests, result.code, SUSPECT_S, now)
             self._try_apart(action, [request for request in requests if not request.closed], orders, now)
             return
         (request,) = requests
-        doubt = Doubt(request.asker, RowDigest.of(request.tensors), result.code, now + DOUBT_S)
-        model = self.state.models.get(action.ref)
+        doubt = Doubt(request.asker, RowDigest.of(request.tensors), result.code, device.worker, now + DOUBT_S)
         since_s = group.since_s if group is not None and group.owner is None else action.sent_s
-        if model is not None and model.worked_s >= since_s:
+        if device.worked.get(action.ref, -math.inf) >= since_s:
             self._failed_alone(watch, doubt, now)
         else:
             watch.doubt(doubt)
         if not request.closed:
-            orders.append(self.requests.refuse(request, FAILED, result.code, result.message, now))
+            orders.append(self.requests.refuse(request, FAILED, result.code, result.message, now, alone=True))
 
     def died(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
         """The process that executed the batch died: its requests are tried once more, alone, or have failed.
@@ -96,23 +98,31 @@ class Isolation:
         if len(action.requests) == 1:
             self._died_alone(watch, action, code, message, orders, now)
             return
+        owner = self._owner(watch, action)
+        blames = self._blames(watch, now)
+        if self._escaped(watch, action.requests, code, CALM_S if blames else 0.0, now) and blames and owner is not None:
+            self._strike(watch, owner, action.requests[0], code, now, known=owner.strikes > 0)
         for request in action.requests:
             if request.closed:
-                self._suspect(watch, request.asker, code, now)
-            elif self._try_alone(request, action.sent_s, now):
+                continue
+            if self._try_alone(request, action.sent_s, now):
                 request.apart += 1
             else:
                 orders.append(self.requests.refuse(request, FAILED, ErrorCode.WORKER_LOST, LOST_TEXT, now))
 
-    def served(self, action: Action, now: float) -> None:
+    def lost_idle(self, device: RemoteDevice, now: float) -> None:
+        """A worker was lost that executed nothing: for a while deaths of what it can serve may be no request's."""
+        if not device.blamed:
+            for ref in device.curves:
+                self.state.models[ref].lost_idle_s = now
+
+    def served(self, device: RemoteDevice, action: Action, now: float) -> None:
         """A batch of a version ended well while some version is watched."""
         watch = self.watched.get(action.ref)
         if watch is None:
             return
-        for doubt in watch.doubts:
-            if now < doubt.until_s:
-                self._failed_alone(watch, doubt, now)
-        watch.doubts.clear()
+        for doubt in watch.take_doubts(device.worker, now):
+            self._failed_alone(watch, doubt, now)
         if watch.strangers:
             watch.strangers.served(request.asker for request in action.requests)
         suspect = self._owner(watch, action)
@@ -210,16 +220,10 @@ class Isolation:
         able = model is not None and model.ready
         if not known and able and not request.closed and self._try_alone(request, action.sent_s, now):
             return
-        works = model is not None and now - model.worked_s <= WORKS_S
         suspect = self._suspect(watch, request.asker, code, now)
-        if suspect is not None:
-            suspect.strike(now)
-        if known and works:
-            self._quarantine(watch, suspect, request, code, now)
-        if works and watch.strangers.struck(request.asker, now, surely=known):
-            self._tell_of_strangers(watch, code, now)
+        self._strike(watch, suspect, request, code, now, known=known)
         if not request.closed:
-            orders.append(self.requests.refuse(request, FAILED, code, message, now))
+            orders.append(self.requests.refuse(request, FAILED, code, message, now, alone=True))
 
     # -- who is to blame ----------------------------------------------------------------------------------------------
 
@@ -229,6 +233,39 @@ class Isolation:
         suspect = self._suspect(watch, doubt.client, doubt.code, now)
         if suspect is not None:
             suspect.proven = True
+
+    def _escaped(self, watch: Watch, requests: Sequence[Request], code: str, for_s: float, now: float) -> bool:
+        """Who gave up a request of the batch before it could be tried apart is a suspect. False: nobody did.
+
+        `for_s`: so long it is held against a client that has done so before; 0: that is not counted.
+        """
+        clients = {request.asker for request in requests if request.closed}
+        for client in sorted(clients):
+            suspect = self._suspect(watch, client, code, now)
+            if suspect is not None and for_s and len(clients) <= FEW:
+                suspect.escaped(now, for_s)
+        return bool(clients)
+
+    def _strike(
+        self, watch: Watch, suspect: Suspect | None, request: Request, code: str, now: float, *, known: bool
+    ) -> None:
+        """A process died of a request of this client. `known`: not for the first time."""
+        if suspect is not None:
+            suspect.strike(now)
+        if not self._blames(watch, now):
+            return
+        if known:
+            self._quarantine(watch, suspect, request, code, now)
+        if watch.strangers.struck(request.asker, now, surely=known):
+            self._tell_of_strangers(watch, code, now)
+
+    def _blames(self, watch: Watch, now: float) -> bool:
+        """Whether a process that dies of a request says anything of its client.
+
+        The version works, and its workers do not go without any request as well: killed, or of themselves.
+        """
+        model = self.state.models.get(watch.ref)
+        return model is not None and now - model.worked_s <= WORKS_S and now - model.lost_idle_s > CALM_S
 
     def _suspect(self, watch: Watch, client: Client, code: str, now: float) -> Suspect | None:
         model = self.state.models.get(watch.ref)

@@ -2,7 +2,8 @@
 
 A client is *proven* bad by a request that failed alone while the version worked for others. One whose request was in a
 batch that failed, and that gave up before it could be tried apart, is only *suspected*: its first batch that ends well
-clears it. A request that ended its process alone is a *strike*; a client with two is refused for pauses that grow.
+clears it, but not a second time. A request that ended its process alone is a *strike*, and so is a suspect's own batch
+that did, of which it had given up a request; a client with two is refused for pauses that grow.
 """
 
 from collections import OrderedDict
@@ -32,6 +33,7 @@ class Suspect:
     proven: bool = False
     failed_s: float = 0.0  # device time that its failures have cost
     strikes: int = 0
+    escapes: int = 0  # batches that failed, and of which it had given up a request before
     pauses: int = 0
     refused_until_s: float = 0.0
     told_s: dict[str, float] = field(default_factory=dict)  # {notice: when it was last given}
@@ -47,8 +49,16 @@ class Suspect:
         if not self.proven:
             self.until_s = 0.0
 
+    def escaped(self, now: float, for_s: float) -> None:
+        """It had given up a request before its batch failed. A second time, that is no chance: nothing clears it."""
+        self.escapes += 1
+        self.remembered_s = max(self.remembered_s, now + for_s)
+        if self.escapes > 1:
+            self.proven = True
+            self.until_s = max(self.until_s, now + for_s)
+
     def strike(self, now: float) -> None:
-        """A request of it ended a process, alone: its requests are tried one at a time."""
+        """A request of it ended a process, with no other client's: its requests are tried one at a time."""
         self.strikes += 1
         self.limit = 1
         self.proven = self.pool.trial = True
@@ -76,12 +86,13 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A request that failed alone, of a version that has not worked for anybody since its batch was sent."""
+    """A request that failed alone, on a device where its version has not worked since its batch was sent."""
 
     client: Client
     row: RowDigest | None  # its inputs, which are not kept
     code: str
-    until_s: float  # then it was the version that failed
+    worker: str
+    until_s: float  # then it was the version, or that device, that failed
 
 
 @dataclass(slots=True)
@@ -125,6 +136,14 @@ class Watch:
         """The failure counts if the version works for somebody soon."""
         self.doubts.append(doubt)
         del self.doubts[:-DOUBTS_MAX]
+
+    def take_doubts(self, worker: str, now: float) -> list[Doubt]:
+        """The version works there: failures there that count from now on."""
+        if not self.doubts:
+            return []
+        found = [doubt for doubt in self.doubts if doubt.worker == worker and now < doubt.until_s]
+        self.doubts = [doubt for doubt in self.doubts if doubt.worker != worker]
+        return found
 
     def forget(self, now: float) -> None:
         """All whose time is over is gone."""

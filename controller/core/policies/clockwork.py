@@ -101,9 +101,9 @@ class Clockwork(SchedulingPolicy):
         return count
 
     def wake_at(self, now: float) -> float | None:
-        """When the next internal deadline is due."""
+        """When the next internal deadline is due. What is past is looked for when the scheduler says."""
         firsts = (self._deadline_s(model.queue.first()) for model in self.state.active.values())
-        return min(firsts, default=None)
+        return min((first_s for first_s in firsts if first_s > now), default=None)
 
     def _deadline_s(self, request: Request) -> float:
         """The internal deadline. Its floor lies behind the real one for SLOs under some 10 ms."""
@@ -123,12 +123,14 @@ class Clockwork(SchedulingPolicy):
         return alone_s * self._capacity_s / exec_s, alone_s * self._capacity_s / weights_s
 
     def _sizes(self, model: Model) -> Iterator[int]:
-        device = next(iter(model.ready.values()))
-        curve = device.curves[model.ref]
+        """Sizes of its batches: all of them, for what waits anew after its last device has gone."""
+        device = next(iter(model.ready.values()), None)
+        curve = device.curves[model.ref] if device is not None else None
+        largest = curve.batch_max if curve is not None else model.spec.batch_max
         for size in SIZES:
-            if size > min(self.parameters.batch_max, curve.batch_max):
+            if size > min(self.parameters.batch_max, largest):
                 return
-            if size == 1 or curve.exec_s(size) <= self.parameters.max_exec_ms / 1e3:
+            if size == 1 or curve is None or curve.exec_s(size) <= self.parameters.max_exec_ms / 1e3:
                 yield size
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------

@@ -114,6 +114,15 @@ def test_the_lists_are_cut_once_many_heads_have_been_taken() -> None:
     assert queue.first().number == COMPACT_AT
 
 
+def test_a_queue_whose_last_request_is_removed_keeps_none_of_those_that_were_taken() -> None:
+    first, second = request(1, deadline_s=1.0), request(2, deadline_s=2.0)
+    queue = queue_of(first, second)
+    assert queue.take(1) == [first]
+    assert queue.remove(second)
+    assert queue.requests == []
+    queue.check()
+
+
 class QueueMachine(RuleBasedStateMachine):
     """The queue against a list that is sorted anew each time. Few deadlines: ties are the rule."""
 

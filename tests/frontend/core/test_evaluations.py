@@ -65,6 +65,20 @@ def test_when_a_leader_is_refused_the_most_urgent_of_those_that_waited_takes_its
     at.check()
 
 
+def test_when_a_leader_failed_by_itself_all_that_waited_for_it_have_failed_too() -> None:
+    """Their inputs are the same: to try each of them would repeat the failure as often."""
+    at = Twins(1.0, 9.0, 2.0, 3.0, 0.5)
+    part = at.calls[0].parts[0]
+    at.table.submitted(part, "controller-1")
+    assert at.table.refused(part.number, part.attempt) is at.calls[0]
+    assert [call.id for call in at.both.failed(at.calls[0])] == [1, 2, 3]
+    at.check()
+    assert at.evaluated() == [4]
+    assert list(at.both.ended(at.calls[0])) == []
+    later = at.both.enter(call_of(9), INPUT, cached=True)
+    assert later.outputs is None, "a failure is not remembered"
+
+
 def test_when_a_leader_s_time_is_up_those_with_more_are_evaluated_and_answered() -> None:
     at = Twins(1.0, 1.0, 4.0, 4.0)
     (part,) = at.calls[0].parts
@@ -256,6 +270,15 @@ class AnyOrder(RuleBasedStateMachine):
             assert (call is None) is bool(behind)
             if call is not None:
                 self._refused(call, "refused")
+
+    @rule(pick=PICK)
+    def fail_alone(self, pick: int) -> None:
+        for number in self._pick(pick):
+            call = self.table.refused(number, self.held[number][1])
+            assert call is not None
+            for waited in self.both.failed(call):
+                self._end(waited, "failed, too")
+            self._refused(call, "failed")
 
     @rule(controller=CONTROLLERS)
     def lose(self, controller: str) -> None:

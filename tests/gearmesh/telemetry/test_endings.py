@@ -57,6 +57,21 @@ def test_a_request_in_parts_ended_as_its_worst_part(outcomes: tuple[str, ...], o
     assert endings(reversed(parts)) == {outcome: 1}
 
 
+@pytest.mark.parametrize("outcomes", [("rejected", "failed"), ("failed", "rejected")])
+@pytest.mark.parametrize("again", [False, True])
+def test_of_two_parts_that_were_refused_before_the_frontend_could_say_that_it_knows_the_first_was_told(
+    outcomes: tuple[str, str], again: bool
+) -> None:
+    parts = [line(7, "frontend_lost")] if again else []
+    parts += [line(8, outcomes[0], call=7), line(7, outcomes[1])]
+    assert endings(parts) == {outcomes[0]: 1}
+
+
+def test_a_part_that_was_refused_and_submitted_again_and_then_not_needed_says_nothing() -> None:
+    lines = [line(7, "rejected"), line(8, "rejected", call=7), line(7, "failed"), line(8, "withdrawn", call=7)]
+    assert endings(lines) == {"failed": 1}
+
+
 def test_what_was_submitted_again_counts_once_and_other_frontends_numbers_are_others() -> None:
     lines = [line(1, "frontend_lost"), line(1, "in_time"), line(1, "rejected", frontend="another")]
     assert endings(lines) == {"in_time": 1, "rejected": 1}

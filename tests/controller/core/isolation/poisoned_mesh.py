@@ -90,11 +90,13 @@ class PoisonedMesh:
         self.bad: set[int] = set()  # these fail
         self.deadly: set[int] = set()  # these end the process
         self.broken = False  # every batch fails
+        self.broken_worker = ""  # every batch fails there
         self.answers: dict[int, str] = {}  # {request: "ok", or the code that it was told}
         self.messages: dict[int, str] = {}  # {request that was refused: what it was told}
         self.answered_s: dict[int, float] = {}
         self.executed: list[tuple[int, ...]] = []  # requests of every batch, in the order in which they ended
         self.deaths: list[tuple[int, ...]] = []  # requests of the batches during which a process died
+        self.kills = 0  # of workers, by somebody else
         self.failed_s = 0.0  # device time of batches that failed
         self._policy, self._contained = policy, contained
         self.mesh = VirtualMesh(self._scheduler, SteadyNetwork(), self, now=100.0, checked=True)
@@ -126,7 +128,7 @@ class PoisonedMesh:
         if self.deadly & set(numbers):
             self.deaths.append(numbers)
             return self._die(worker, versions)
-        if self.broken or self.bad & set(numbers):
+        if self.broken or worker.name == self.broken_worker or self.bad & set(numbers):
             self.failed_s += BASE_S + ROW_S * action.batch
             return ActionCode.DEVICE_ERROR
         return OK
@@ -140,6 +142,12 @@ class PoisonedMesh:
         self.later(0.0, lambda: self.mesh.kill(worker))
         self.later(RESTART_S, lambda: self.mesh.link(worker))
         return ActionCode.DEVICE_ERROR
+
+    def kill(self, worker: SimWorker) -> None:
+        """Somebody kills the worker; it is started again."""
+        self.kills += 1
+        self.mesh.kill(worker)
+        self.later(RESTART_S, lambda: self.mesh.link(worker))
 
     # -- time and requests --------------------------------------------------------------------------------------------
 
@@ -181,6 +189,8 @@ class PoisonedMesh:
         self.messages[refused.request] = refused.message
 
     def _told(self, number: int, what: str) -> None:
+        if self.kills and number in self.answers:
+            return  # its outputs came, and their worker was killed before its result did
         assert number not in self.answers, f"{number} is answered twice"
         self.answers[number] = what
         self.answered_s[number] = self.mesh.now

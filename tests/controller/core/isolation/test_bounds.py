@@ -56,7 +56,7 @@ def test_no_more_suspects_and_doubts_are_kept_than_there_is_room_for() -> None:
     watch = Watch("m:1", Budget())
     for number in range(1, SUSPECTS_MAX + 2):
         watch.name(("f", number), 4, 1.0)
-        watch.doubt(Doubt(("f", number), None, "device_error", 5.0))
+        watch.doubt(Doubt(("f", number), None, "device_error", "w", 5.0))
     assert len(watch.suspects) == SUSPECTS_MAX
     assert len(watch.doubts) == DOUBTS_MAX
     watch.forget(1.0 + SUSPECT_S)

@@ -96,6 +96,28 @@ def test_a_worker_that_said_goodbye_and_goes_was_ended_by_nobody() -> None:
     assert shard.wake(100.005) == ["w2: infer #2 m:1 x2 f/1 f/2"]
 
 
+@pytest.mark.parametrize("silent_s", [0.4, 0.6])
+def test_a_request_that_was_sent_to_two_workers_of_a_host_that_is_gone_has_ended_neither(silent_s: float) -> None:
+    """The second was missed a little later than the first: what it got in between, it never had."""
+    shard = Shard().serve({"m:1": TEN_MS}, workers=("w1", "w2", "w3"))
+    shard.submit(1, now=99.0)
+    assert shard.wake(99.0) == ["w1: infer #1 m:1 x1 f/1"]
+    shard.ran(1, begin_s=99.0, duration_s=0.01)  # it works
+    shard.submit(7, now=100.0, budget_s=9.0, client=7)
+    (first,) = shard.wake(100.0)
+    gone = first.partition(":")[0]
+    for worker in ("w1", "w2", "w3"):
+        shard.scheduler.clock(worker, 0.0, 99.9)
+    shard.lose(gone, now=99.9 + silent_s)
+    (second,) = shard.wake(99.9 + silent_s)
+    assert shard.lose(second.partition(":")[0], now=100.6) == (["f: 7 failed worker_lost"] if silent_s < 0.5 else [])
+    if silent_s > 0.5:
+        (third,) = shard.wake(100.6)
+        assert third.endswith("infer #4 m:1 x1 f/7")
+        assert shard.scheduler.isolation.quarantines == 0
+        assert shard.scheduler.isolation.take_notices() == []
+
+
 def test_a_batch_whose_weights_are_not_there_yet_cannot_have_ended_its_worker() -> None:
     shard = Shard().serve({"m:1": TEN_MS}, workers=("w1", "w2"), resident=[])
     for number in (1, 2):

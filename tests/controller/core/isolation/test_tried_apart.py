@@ -56,7 +56,7 @@ def test_only_a_request_that_failed_alone_is_told_the_text(code: str) -> None:
     assert shard.wake(100.032) == ["w1: infer #3 m:1 x1 f/3"]
     failed = wire.ActionResult(action=3, kind="infer", code=code, received_s=0.0, free_pages=0, message="secret")
     (refused,) = refusals(shard.scheduler.result("w1", failed, now=100.05))
-    assert (refused.request, refused.code, refused.message) == (3, code, "secret")
+    assert (refused.request, refused.code, refused.message, refused.alone) == (3, code, "secret", True)
     assert shard.scheduler.open_requests == 0
 
 
@@ -205,3 +205,15 @@ def test_nobody_is_suspected_of_what_the_version_does_to_everybody() -> None:
     mesh.run(0.5)
     assert mesh.executed[-1] == tuple(range(11, 19))
     assert mesh.mesh.scheduler.isolation.take_notices() == []
+
+
+def test_nobody_is_suspected_of_what_one_device_of_several_does_to_everybody() -> None:
+    mesh = PoisonedMesh(4, batch_max=32)
+    mesh.broken_worker = "w0"
+    for first in range(1, 2000, 20):
+        mesh.submit(range(first, first + 20), budget_s=0.3, client=lambda number: number % 50)
+        mesh.run(0.02)
+    mesh.run(0.5)
+    assert mesh.mesh.scheduler.isolation.take_notices() == []
+    assert len(mesh.told("ok")) > 0.95 * 2000
+    assert not mesh.told("batch_failed")
