@@ -462,6 +462,7 @@ class FrontendService:
             "connections_refused": self._clients.connections_refused,
             "accept_failed": self._clients.accept_failed,
             "suspects": self._suspects.describe(),
+            "unreadable": self._clients.unreadable,
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
         }

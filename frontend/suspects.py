@@ -9,7 +9,6 @@ from typing import Any
 import structlog
 
 from frontend.core.askers import Asker, Askers
-from frontend.core.connections import is_drawn
 from frontend.transport import ClientPort
 from mesh import wire
 
@@ -32,7 +31,7 @@ class Suspects:
     """Puts names to the numbers that controllers tell, in the log and in the answer to status."""
 
     def __init__(self, clients: ClientPort) -> None:
-        self.askers = Askers(secrets.randbits(32))
+        self.askers = Askers(secrets.randbits(64))
         self._clients = clients
         self._named: dict[tuple[int, str], SuspectedClient] = {}  # {(number, ref): the latest}, oldest first
 
@@ -66,7 +65,7 @@ class Suspects:
         ]
 
     def _describe(self, asker: Asker) -> dict[str, str]:
-        identity = "" if is_drawn(asker.identity) else asker.identity.decode(errors="backslashreplace")
+        identity = "" if self._clients.is_drawn(asker.identity) else asker.identity.decode(errors="backslashreplace")
         who = {
             "peer": self._clients.peer_of(asker.identity) or "gone",
             "source": asker.source or "",

@@ -10,9 +10,10 @@ import zmq
 
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId as ClientId
-from frontend.core.connections import Connections
+from frontend.core.connections import Connections, is_reserved
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
+from mesh.codes import IdentityRefusal
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.process.descriptors import Shortage
@@ -28,9 +29,33 @@ HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
 SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
 REFUSALS_TOLD = 10  # lines about one look
+REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, until the next line
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
 SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
+
+
+def _descriptor_of(frame: zmq.Frame) -> int | None:
+    """The file descriptor of the connection that the frame came through; None: ZeroMQ says it only from ZMTP 3 on."""
+    try:
+        return int(frame.get(SRCFD))
+    except zmq.ZMQError:
+        return None
+
+
+def _drawn_before(hub: Hub, sock: "zmq.Socket[bytes]") -> bytes:
+    """The identity that libzmq drew for the first connection of this new ROUTER, which was made for that."""
+    address = f"inproc://{id(sock)}"
+    sock.bind(address)
+    scout = hub.socket(zmq.DEALER, size_max=-1)
+    try:
+        scout.connect(address)
+        scout.send(b"")
+        identity, _ = sock.recv_multipart()
+    finally:
+        scout.close(0)
+        sock.unbind(address)
+    return identity
 
 
 class ClientPort:
@@ -51,11 +76,12 @@ class ClientPort:
         self._gone = gone
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
-        self._connections = Connections(Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S))
+        self._connections: Connections
         self._shortage = Shortage(log)
         self.connections = 0
         self.disconnections = 0
         self.connections_refused = 0  # because their ROUTING_ID was another one's
+        self.unreadable = 0  # messages of peers that do not speak ZMTP 3
         self.answers_dropped = 0  # because the client was gone, or did not read for long
         self._backlog: Backlog[ClientId] = Backlog(CLIENT_BYTES_MAX, BYTES_MAX)
         self._flushing: asyncio.TimerHandle | None = None  # set while answers wait
@@ -73,6 +99,8 @@ class ClientPort:
         sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
+        unheard = Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S)
+        self._connections = Connections(unheard, _drawn_before(hub, sock))
         self._monitor = hub.monitor(sock, EVENTS, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
         self._sock = sock
@@ -100,6 +128,10 @@ class ClientPort:
     def answers_waiting(self) -> int:
         """The number of answers that wait for room in their clients' connections."""
         return self._backlog.count
+
+    def is_drawn(self, identity: bytes) -> bool:
+        """Whether ZeroMQ gave the connection its identity: then it says nothing of the client."""
+        return self._connections.is_drawn(identity)
 
     def peer_of(self, identity: bytes) -> str:
         """The address of the client with this identity, as host:port; empty if it is not there (any more)."""
@@ -219,7 +251,11 @@ class ClientPort:
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
             if connection is None:
                 assert first is not None
-                self._meet(identity, delimited, int(first.get(SRCFD)), header, frames)
+                descriptor = _descriptor_of(first)
+                if descriptor is not None:
+                    self._meet(identity, delimited, descriptor, header, frames)
+                else:
+                    self._too_old()
                 continue
             client = ClientId(identity, delimited, connection.told)
             if client not in connection.clients:
@@ -229,11 +265,23 @@ class ClientPort:
 
     def _meet(self, identity: bytes, delimited: bool, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
         """Passes on the first message of a client, or one whose connection has ended."""
+        if is_reserved(identity) and not self._connections.is_drawn(identity):
+            number = self._connections.number(descriptor)
+            if number is not None:
+                told = self.connections_refused % REFUSALS_UNTOLD == 0
+                self._refuse(Refusal(descriptor, number, IdentityRefusal.RESERVED), told=told)
+            return
         client, left = self._connections.spoke(identity, delimited, descriptor)
         self._left += left
         self._received(client, header, frames)
         if left:
             self._farewell()
+
+    def _too_old(self) -> None:
+        """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""
+        self.unreadable += 1
+        if self.unreadable % REFUSALS_UNTOLD == 1:
+            log.warning("old_protocol", total=self.unreadable)
 
     def _farewell(self) -> None:
         """Tells which clients have left."""

@@ -414,10 +414,11 @@ class LinkLoss(StrEnum):
 
 
 class IdentityRefusal(StrEnum):
-    """Why a frontend closes a client's connection of which nothing can come through, as its log tells it (`why`)."""
+    """Why a frontend closes a client's connection of which nothing comes through, as its log tells it (`why`)."""
 
     IN_USE = "another connection has its ROUTING_ID"
     FREE_AGAIN = "another connection had its ROUTING_ID when it came; it is given up now"
+    RESERVED = "its ROUTING_ID has 5 bytes, of which the first is 0: ZeroMQ itself gives such names"
 
 
 _STATUSES: dict[str, int | None] = {status: status.http for status in AnswerStatus}

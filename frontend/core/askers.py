@@ -51,15 +51,17 @@ class Askers:
 def asker_of(identity: bytes, request: InferRequest, seed: int) -> int:
     """1 to 2^31 - 1: equal for all requests of a connection with the same `source`, or none. Raises: RequestRefused.
 
-    A source counts only within its connection, and who does not know the seed cannot find a name of the same number:
-    nobody can ask as another connection's client.
+    A source counts only within its connection, so that nobody can ask under the name of another connection's client.
+    `seed`: 64 bits that no client knows. Without them a client, who chooses its ROUTING_ID and its sources, could
+    find some that have another one's number.
     """
+    connection = xxhash.xxh3_64_intdigest(identity, seed)
     if request.source is None:
-        return xxhash.xxh32_intdigest(identity, seed) & 0x7FFFFFFF or 1
+        return connection & 0x7FFFFFFF or 1
     if len(request.source) > SOURCE_LENGTH_MAX:
         text = f"source must not be longer than {SOURCE_LENGTH_MAX} characters"
         raise RequestRefused(ErrorCode.BAD_FIELD, text, "source", request.id)
-    return xxhash.xxh32_intdigest(identity + b"\0" + request.source.encode(), seed) & 0x7FFFFFFF or 1
+    return xxhash.xxh3_64_intdigest(request.source.encode(), connection) & 0x7FFFFFFF or 1
 
 
 def source_of(peer: str, forwarded: str) -> str:
@@ -69,4 +71,5 @@ def source_of(peer: str, forwarded: str) -> str:
     claims, who could otherwise ask under a new name each time.
     """
     behind = forwarded.rpartition(",")[2].strip()
-    return (f"{peer} {behind}" if behind else peer)[:SOURCE_LENGTH_MAX]
+    name = f"{peer} {behind}" if behind else peer
+    return name[:SOURCE_LENGTH_MAX].encode("ascii", "replace").decode()

@@ -3,9 +3,10 @@
 libzmq names a message's connection by its file descriptor, which the system gives to another connection as soon as
 this one has ended. So what ended and what was accepted has to be told before a message that came later.
 
-A client without a ROUTING_ID of its own has an identity that libzmq drew, which is never used again. An identity that
-a client chose may come back on another connection: that is another client here, so that no answer can reach it that
-was asked for by somebody else.
+A client without a ROUTING_ID of its own has an identity that libzmq drew, which is never used again: a zero and a
+number, one more for each such connection. An identity that a client chose may come back on another connection: that is
+another client here, so that no answer can reach it that was asked for by somebody else. One that has the form of those
+that libzmq draws is not served: once libzmq draws the same, it ends the process.
 """
 
 from dataclasses import dataclass, field
@@ -36,16 +37,20 @@ class ClientConnection:
     clients: list[ClientId] = field(default_factory=list)  # that spoke through it, each once
 
 
-def is_drawn(identity: bytes) -> bool:
-    """Whether libzmq drew the identity, because the client has no ROUTING_ID."""
+def is_reserved(identity: bytes) -> bool:
+    """Whether the identity has the form of those that libzmq draws for clients without a ROUTING_ID."""
     return len(identity) == DRAWN_BYTES and identity[0] == 0
 
 
 class Connections:
-    """Every connection of the port. `unheard`: those of which no message has come through."""
+    """Every connection of the port. `unheard`: those of which no message has come through.
 
-    def __init__(self, unheard: Unheard) -> None:
+    `before`: an identity that libzmq drew before the first of them came.
+    """
+
+    def __init__(self, unheard: Unheard, before: bytes) -> None:
         self.unheard = unheard
+        self._before = int.from_bytes(before[1:])
         self._there: dict[int, ClientConnection] = {}  # {file descriptor: connection}
         self.chosen: dict[bytes, ClientConnection] = {}  # {identity that a client chose: who has it}
         self.drawn: dict[bytes, ClientConnection] = {}  # {identity that libzmq drew: its connection, which spoke}
@@ -70,6 +75,10 @@ class Connections:
         """The connection that has the identity, and spoke; None: none has."""
         return self.drawn.get(identity) or self.chosen.get(identity)
 
+    def is_drawn(self, identity: bytes) -> bool:
+        """Whether libzmq drew the identity for one of the connections so far."""
+        return is_reserved(identity) and 0 < (int.from_bytes(identity[1:]) - self._before) % (1 << 32) <= self._number
+
     def ended(self, descriptor: int) -> list[ClientId]:
         """The connection is no more. Returns its clients, which have left."""
         connection = self._there.pop(descriptor, None)
@@ -83,7 +92,7 @@ class Connections:
 
         The client itself is among those if its connection has ended.
         """
-        drawn = is_drawn(identity)
+        drawn = self.is_drawn(identity)
         connection = self._there.get(descriptor)
         if connection is None:
             client = ClientId(identity, delimited, 0 if drawn else LEFT)
@@ -129,8 +138,8 @@ class Connections:
         for table in (self.drawn, self.chosen):
             assert all(connection.identity == identity for identity, connection in table.items())
             assert all(id(connection) in there for connection in table.values())
-        assert all(is_drawn(identity) for identity in self.drawn)
-        assert not any(is_drawn(identity) for identity in self.chosen)
+        assert all(self.is_drawn(identity) for identity in self.drawn)
+        assert not any(self.is_drawn(identity) for identity in self.chosen)
         assert self.unheard.names == sorted(map(len, self.chosen))
         heard = {descriptor for descriptor, connection in self._there.items() if connection.identity}
         assert self.unheard.descriptors <= self._there.keys() - heard

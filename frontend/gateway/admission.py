@@ -10,6 +10,8 @@ from mesh.codes import ErrorCode, HttpCode
 from mesh.net.keys import LOOPBACK
 
 RETRY_AFTER_MS = 50.0
+SMALL_BYTES = 1 << 16  # so small a body has room also where large ones fill what they may hold: all but a share of
+RESERVE_SHARE = 8  # the whole, this being its divisor
 CHUNKS_FREE, CHUNK_BYTES_MIN = 4096, 1024  # of one body: so many chunks, and one more for each so many bytes
 ENCODINGS = ("", "identity", "gzip", "deflate")  # of a body, which aiohttp decodes
 
@@ -59,7 +61,8 @@ class Gate:
         body_bytes = had_bytes + more_bytes
         if body_bytes > self.body_bytes_max:
             raise self.too_large(body_bytes)
-        if self.held_bytes + more_bytes > self.held_bytes_max:
+        reserve = 0 if body_bytes <= SMALL_BYTES else self.held_bytes_max // RESERVE_SHARE
+        if self.held_bytes + more_bytes > self.held_bytes_max - reserve:
             text = f"{self.held_bytes} bytes of bodies are in this gateway, as many as it holds at once"
             raise HttpRefusal(text, HttpCode.GATEWAY_FULL, retry_after_ms=RETRY_AFTER_MS)
         self.held_bytes += more_bytes

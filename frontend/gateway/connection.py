@@ -105,8 +105,12 @@ class HttpConnection(web.RequestHandler):
             self._check(self.reading)
 
     def _check(self, content: StreamReader) -> None:
-        """The body's reader is told if the body holds too little, so far."""
+        """The body's reader is told if the body holds too little, so far, or cannot go on."""
         if content.is_eof():
+            return
+        if self._messages:  # before the end of a body that is only the note that its chunks are none
+            self.broken = True
+            content.set_exception(web.RequestPayloadError("its chunks are not those of HTTP"))
             return
         idle = self._received - self._settled - content.total_bytes
         if self.broken or idle > IDLE_BYTES_MAX + content.total_bytes // IDLE_SHARE:

@@ -14,6 +14,7 @@ from frontend.gateway.pool import Pool
 from mesh.codes import ErrorCode, HttpCode
 
 BODY_S_MAX = 60.0  # a body has to arrive within this time; the budget begins after it
+TURN_BYTES = 1 << 18  # of a body, read in one go: what is compressed well comes all at once, and takes long to unpack
 NAMES_SHOWN = 20
 
 
@@ -33,13 +34,16 @@ class Bodies:
         assert isinstance(connection, HttpConnection)
         connection.begin(content)
         body = bytearray()
-        chunks = 0
+        chunks, turn_at = 0, TURN_BYTES
         try:
             async with asyncio.timeout(BODY_S_MAX):
                 async for piece, ends_chunk in content.iter_chunks():
                     admitted.received(len(piece))
                     body += piece
                     chunks += ends_chunk
+                    if len(body) >= turn_at:
+                        turn_at = len(body) + TURN_BYTES
+                        await asyncio.sleep(0)
                     if chunks > chunks_max(len(body)):
                         raise IdleBytes
         except TimeoutError:

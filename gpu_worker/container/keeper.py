@@ -22,6 +22,7 @@ from mesh import wire
 # before the next start, by the number of short lives in a row
 PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 HEALTHY_S = 5.0  # a process that has served so long ends the row
+WARM_LIVES_MAX = 2  # the row is no longer after one that executed a batch well: the input after that was to blame
 LOOK_S = 0.5  # between two looks at its memory
 LINE_S = 1.0  # least time between two lines that others are told of
 LINE_MAX, WHY_MAX = 200, 500  # characters that others are told
@@ -225,6 +226,8 @@ class ChildKeeper:
         log.warning("container_died", ref=self._options.ref, why=self._why, code=code, printed=child.tail)
         healthy = self._serves and time.monotonic() - self._since_s > HEALTHY_S
         self._lives = 0 if healthy else self._lives + 1
+        if child.warm:
+            self._lives = min(self._lives, WARM_LIVES_MAX)
         assert self._owner is not None
         self._turn(serves=False)
         self._owner.died(self._why)

@@ -6,6 +6,8 @@ loses messages (zeromq/pyzmq issue 1925). Measurements: docs/design/transport.md
 """
 
 import asyncio
+import ctypes
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -27,12 +29,22 @@ HIGH_WATER_MARK = 10_000  # messages queued for one peer
 log = structlog.get_logger("sockets")
 
 
+def _seed_libzmq() -> None:
+    """The numbers that libzmq draws are not the same in every process: it takes them from C's rand, and sets no seed.
+
+    A peer that chooses, as its ROUTING_ID, the number that a ROUTER gives to its next connection ends this process
+    (source: libzmq 4.3.5, router.cpp, `identify_peer`, and socket_base.cpp, `add_out_pipe`, which asserts).
+    """
+    ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))
+
+
 class Hub:
     """Owns every ZeroMQ socket of this process, and runs the turns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, keys: Keys | None = None) -> None:
         self.loop = loop
         self.keys = keys
+        _seed_libzmq()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._drains: dict[zmq.Socket[bytes], Callable[[], bool]] = {}  # {socket: drain; True: there may be more}

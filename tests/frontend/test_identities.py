@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,13 +66,24 @@ class Asking:
         self.sock.setsockopt(zmq.LINGER, 0)
         self.sock.setsockopt(zmq.RECONNECT_IVL, 50)
         self.monitor = self.sock.get_monitor_socket(ENDS)
-        self.sock.connect(address)
+        self._address: str | None = address
         self.ended = 0
         self.again = True
 
+    def connect(self) -> None:
+        """It connects, unless it has: who comes first must be no matter of chance."""
+        address, self._address = self._address, None
+        if address is not None:
+            self.sock.connect(address)
+
+    def send(self, message: bytes) -> None:
+        """The message is sent."""
+        self.connect()
+        self.sock.send(message)
+
     async def answer(self, message: bytes, within_s: float) -> bytes | None:
         """The answer to the message; None: not in that time."""
-        self.sock.send(message)
+        self.send(message)
         until = time.monotonic() + within_s
         while time.monotonic() < until:
             if self.sock.poll(0):
@@ -137,7 +149,7 @@ async def test_every_client_that_asks_and_leaves_at_once_is_told_of_after_its_la
         for i in range(30):
             with asking(made, echo.address, *([b"name-%d" % i] if i % 3 else [])) as client:
                 for _ in range(3):
-                    client.sock.send(b"%d" % i)
+                    client.send(b"%d" % i)
                 await echo.said.count(3 * i + 3)
         clients = [client for client, _ in echo.said.items]
         await echo.gone.until(lambda gone: set(gone) >= set(clients))
@@ -170,7 +182,9 @@ async def test_while_the_first_lives_the_second_is_closed_and_a_line_says_why_an
             structlog.testing.capture_logs() as lines,
         ):
             assert await first.answer(b"first", 10) == b"first!"
-            second.sock.send(b"second")
+            quiet.connect()
+            quiet_with_a_name.connect()
+            second.send(b"second")
             while not second.lost():
                 assert await first.answer(b"first", 10) == b"first!"
             (line,) = (line for line in lines if line["event"] == "connection_refused")
@@ -205,13 +219,13 @@ async def test_no_answer_reaches_a_later_client_of_the_same_name() -> None:
         echo = Echo(made)
         echo.answers = False
         with asking(made, echo.address, NAME) as first, asking(made, echo.address, NAME) as second:
-            first.sock.send(b"first")
+            first.send(b"first")
             ((one, _),) = await echo.said.count(1)
             first.close()
             await echo.gone.count(1)
             second.again = False
             while len(echo.said.items) < 2:
-                second.sock.send(b"second")
+                second.send(b"second")
                 await asyncio.sleep(0.05)
             other = echo.said.items[1][0]
             assert (other.identity, other == one) == (one.identity, False)
@@ -230,6 +244,8 @@ async def test_clients_without_a_name_may_be_quiet_for_as_long_as_they_like(monk
         with contextlib.ExitStack() as stack:
             quiet = [stack.enter_context(asking(made, echo.address, b"", kind)) for kind in kinds]
             named = [stack.enter_context(asking(made, echo.address, NAME)) for _ in range(2)]
+            for client in quiet:
+                client.connect()
             assert await named[0].answer(b"first", 10) == b"first!"
             request = b"a request of some length"
             assert await named[1].answer(request, FIRST_LOOK_S + IN_USE_S + 4 * LOOK_S) is None
@@ -238,6 +254,72 @@ async def test_clients_without_a_name_may_be_quiet_for_as_long_as_they_like(monk
             assert await named[1].answer(request, 10) == request + b"!"
             assert not any(client.lost() for client in quiet)
             assert await quiet[0].answer(b"now", 10) == b"now!"
+
+
+@on_loop
+async def test_a_name_of_the_form_that_zeromq_gives_itself_is_refused_before_zeromq_gives_it() -> None:
+    """Without that, the process ends with the first connection that would have it."""
+    async with processes() as made:
+        echo = Echo(made)
+        with asking(made, echo.address) as honest, structlog.testing.capture_logs() as lines:
+            assert await honest.answer(b"one", 10) == b"one!"
+            ((client, _),) = echo.said.items
+            number = int.from_bytes(client.identity[1:])
+            for ahead in (100, 110, 1 << 20):
+                with asking(made, echo.address, bytes(1) + ((number + ahead) % (1 << 32)).to_bytes(4)) as hostile:
+                    assert await hostile.answer(b"hostile", 0.5) is None
+                    assert hostile.ended > 0
+            for _ in range(120):
+                with asking(made, echo.address) as other:
+                    assert await other.answer(b"other", 10) == b"other!"
+            assert await honest.answer(b"one", 10) == b"one!"
+        assert lines[0]["event"] == "connection_refused"
+        assert lines[0]["why"] == IdentityRefusal.RESERVED
+        assert all(header != b"hostile" for _, header in echo.said.items)
+
+
+OLD = [
+    pytest.param(b"\x01\x00", b"\x02\x00a", id="without a name"),
+    pytest.param(b"\x05\x00name", b"\x02\x01a\x03\x00bc", id="with a name, in two frames"),
+    pytest.param(b"\x06\x00\x00abcd", b"\x01\x01\x02\x00a", id="with a reserved name"),
+]
+
+
+@pytest.mark.parametrize(("greeting", "message"), OLD)
+@on_loop
+async def test_messages_of_peers_with_an_old_protocol_are_counted_and_disturb_nobody(
+    greeting: bytes, message: bytes
+) -> None:
+    async with processes() as made:
+        echo = Echo(made)
+        failed: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        port = int(echo.address.rpartition(":")[2])
+        with asking(made, echo.address) as honest, socket.create_connection(("127.0.0.1", port)) as old:
+            assert await honest.answer(b"one", 10) == b"one!"
+            old.sendall(greeting + 20 * message)
+            while echo.port.unreadable < 20:
+                assert await honest.answer(b"one", 10) == b"one!"
+            assert await honest.answer(b"one", 10) == b"one!"
+        assert {header for _, header in echo.said.items} == {b"one"}
+        assert not failed
+
+
+NUMBER = """
+import zmq
+from mesh.net.sockets import Hub
+hub = Hub(None)
+router, dealer = (hub.socket(kind, size_max=-1) for kind in (zmq.ROUTER, zmq.DEALER))
+router.bind("inproc://here")
+dealer.connect("inproc://here")
+dealer.send(b"")
+print(router.recv().hex())
+"""
+
+
+def test_the_names_that_zeromq_gives_are_others_in_each_process() -> None:
+    ran = [subprocess.run([sys.executable, "-c", NUMBER], cwd=ROOT, capture_output=True, check=True) for _ in range(3)]
+    assert len({each.stdout for each in ran}) == 3
 
 
 @pytest.mark.parametrize("wire", [PLAIN, CURVE], ids=["plain", "curve"])

@@ -13,7 +13,8 @@ from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.isolation.budget import DEATH_S, Budget
 from controller.core.isolation.rows import RowDigest
-from controller.core.isolation.suspects import CALM_S, DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
+from controller.core.isolation.strangers import CALM_S
+from controller.core.isolation.suspects import DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
 from controller.core.orders import Order
 from controller.core.queues import Client, Group, Request
 from controller.core.requests import OpenRequests
@@ -29,17 +30,17 @@ FORGET_EVERY_S = 1.0
 FEW = 4  # clients that gave up requests of one batch: where more did, it says little of each
 NOTICES_MAX = 64  # not taken yet; more are not given
 LOST_TEXT = "its worker was lost, and no other can serve it"
-SUSPECTED, QUARANTINED = "suspect_client", "quarantined_client"
+SUSPECTED, QUARANTINED, STRANGERS = "suspect_client", "quarantined_client", "quarantined_strangers"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
     """What an operator should know of a client: a line of the log."""
 
-    event: str  # SUSPECTED | QUARANTINED
+    event: str  # SUSPECTED | QUARANTINED | STRANGERS
     ref: str
     frontend: str
-    client: int  # the frontend's number of it
+    client: int  # the frontend's number of it; 0: of strangers
     code: str  # what became of its request
     pause_s: float = 0.0  # of a quarantine
 
@@ -125,6 +126,8 @@ class Isolation:
             return
         for doubt in watch.take_doubts(device.worker, now):
             self._failed_alone(watch, doubt, now)
+        if watch.strangers:
+            watch.strangers.served(request.asker for request in action.requests)
         suspect = self._owner(watch, action)
         model = self.state.models.get(action.ref)
         if suspect is not None and model is not None:
@@ -141,6 +144,9 @@ class Isolation:
         if suspect is not None and now < suspect.refused_until_s:
             text = "requests of this client have ended the process that executed them; it is refused for a while"
             return Reason(ErrorCode.QUARANTINED, text, suspect.refused_until_s - now)
+        if watch.strangers.refuses(request.asker, now):
+            text = "clients that were new have ended the process that executed them; further new ones wait for a while"
+            return Reason(ErrorCode.QUARANTINED, text, watch.strangers.refused_until_s - now)
         row = watch.rows.find(request.tensors, now) if watch.rows.deadly else None
         if row is not None and row.ends_process:
             text = "this input has ended the process that executed it; it is refused for a while, whoever sends it"
@@ -170,6 +176,11 @@ class Isolation:
     def _tell(self, event: str, watch: Watch, suspect: Suspect, code: str, now: float, pause_s: float = 0.0) -> None:
         if len(self._notices) < NOTICES_MAX and suspect.is_due(event, now):
             self._notices.append(Notice(event, watch.ref, *suspect.client, code, pause_s))
+
+    def _tell_of_strangers(self, watch: Watch, code: str, now: float) -> None:
+        if len(self._notices) < NOTICES_MAX:
+            pause_s = watch.strangers.refused_until_s - now
+            self._notices.append(Notice(STRANGERS, watch.ref, "", 0, code, pause_s))
 
     # -- who is tried apart -------------------------------------------------------------------------------------------
 
@@ -244,8 +255,12 @@ class Isolation:
         """A process died of a request of this client. `known`: not for the first time."""
         if suspect is not None:
             suspect.strike(now)
-        if known and self._blames(watch, now):
+        if not self._blames(watch, now):
+            return
+        if known:
             self._quarantine(watch, suspect, request, code, now)
+        if watch.strangers.struck(request.asker, now, surely=known):
+            self._tell_of_strangers(watch, code, now)
 
     def _blames(self, watch: Watch, now: float) -> bool:
         """Whether a process that dies of a request says anything of its client.

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 from controller.core.isolation.budget import Budget
 from controller.core.isolation.rows import KnownRows, RowDigest
+from controller.core.isolation.strangers import CALM_S, PAUSE_S, PAUSE_S_MAX, Strangers
 from controller.core.queues import Client, Group, Request
 
 SUSPECT_S = 10.0  # after its last failure a client's requests are executed apart for so long; CALM_S after a pause
 DOUBT_S = 1.0  # a failure counts if the version works for somebody within so long
-CALM_S = 180.0  # strikes, and how long the last pause was, are remembered for so long
-PAUSE_S, PAUSE_S_MAX = 1.0, 60.0  # first and longest pause of a quarantine; each is twice the last
 TOLD_EVERY_S = 60.0  # between two notices about one client
 SUSPECTS_MAX = 1024  # remembered for one version; the one that was named first is forgotten for another
 DOUBTS_MAX = 64  # failures of one version that may yet count
@@ -105,6 +104,7 @@ class Watch:
     budget: Budget
     suspects: OrderedDict[Client, Suspect] = field(default_factory=OrderedDict)  # as they were named
     rows: KnownRows = field(default_factory=KnownRows)
+    strangers: Strangers = field(default_factory=Strangers)
     doubts: list[Doubt] = field(default_factory=list)  # oldest first
     worked_s: float = -math.inf  # when a batch of it last ended well: its Model may be gone by now, with what it knew
     lost_idle_s: float = -math.inf  # likewise, when a worker that can serve it was last lost while it executed nothing
@@ -151,10 +151,11 @@ class Watch:
     def forget(self, now: float) -> None:
         """All whose time is over is gone."""
         self.rows.forget(now)
+        self.strangers.forget(now)
         self.doubts = [doubt for doubt in self.doubts if now < doubt.until_s]
         for client in [client for client, suspect in self.suspects.items() if suspect.is_forgotten(now)]:
             del self.suspects[client]
 
     def is_over(self, now: float) -> bool:
         """Whether nothing is left to remember."""
-        return now >= self.until_s and not self.suspects and not len(self.rows)
+        return now >= self.until_s and not self.suspects and not len(self.rows) and not self.strangers

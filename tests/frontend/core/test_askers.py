@@ -5,7 +5,7 @@ import pytest
 from frontend.core.askers import ASKERS_MAX, SOURCE_LENGTH_MAX, Asker, Askers, asker_of, source_of
 from frontend.core.protocol import InferRequest, RequestRefused
 
-SEED = 7
+SEED, OTHER_SEED = 0x9E3779B97F4A7C15, 7
 
 
 def infer(source: str | None = None) -> InferRequest:
@@ -18,6 +18,14 @@ def test_a_connection_is_one_client_and_each_source_of_it_another() -> None:
     assert len(set(numbers)) == len(asked)
     assert numbers == [asker_of(identity, infer(source), SEED) for identity, source in asked]
     assert all(0 < number < 1 << 31 for number in numbers)
+    assert not set(numbers) & {asker_of(identity, infer(source), OTHER_SEED) for identity, source in asked}
+
+
+def test_no_name_of_a_connection_is_another_connection_with_a_source() -> None:
+    victim = asker_of(b"proxy", infer("a"), SEED)
+    for name in (b"proxya", b"proxy\0a", b"proxy a", b"proxy:a"):
+        for source in (None, "", "a"):
+            assert asker_of(name, infer(source), SEED) != victim
 
 
 def test_who_does_not_know_the_seed_does_not_know_a_client_s_number() -> None:
@@ -58,6 +66,7 @@ def test_a_source_that_is_too_long_is_refused() -> None:
         ("10.0.0.1", "192.0.2.7", "10.0.0.1 192.0.2.7"),
         ("10.0.0.1", "a claim, another, 192.0.2.7 ", "10.0.0.1 192.0.2.7"),
         ("", "", ""),
+        ("10.0.0.1", "\udcff", "10.0.0.1 ?"),
     ],
 )
 def test_a_gateway_s_client_is_its_peer_and_whom_the_peer_itself_names(peer: str, forwarded: str, source: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.core.connections import LEFT, ClientId, Connections, is_drawn
+from frontend.core.connections import LEFT, ClientId, Connections, is_reserved
 from frontend.core.unheard import (
     FIRST_LOOK_S,
     FREE_S,
@@ -28,14 +28,14 @@ from mesh.codes import IdentityRefusal
 BEAT_S = 2.0
 NAME, OTHER = b"host-A", b"a-longer-name"
 REQUEST = 40  # bytes of a small request
-DRAWN = b"\x00abcd"
+BEFORE, DRAWN, NEXT = b"\x00abcc", b"\x00abcd", b"\x00abce"  # of this form, and one after the other
 
 
 class Port:
     """Connections and what was received of each; time goes on by hand."""
 
     def __init__(self) -> None:
-        self.connections = Connections(Unheard(PLAIN, BEAT_S))
+        self.connections = Connections(Unheard(PLAIN, BEAT_S), BEFORE)
         self.now = 100.0
         self.sent: dict[int, int] = {}  # {descriptor: bytes of its handshake and requests}
         self.since: dict[int, float] = {}
@@ -101,6 +101,8 @@ def test_an_identity_that_was_chosen_is_another_client_on_each_connection() -> N
 
 def test_a_message_that_comes_after_its_connection_has_ended_is_of_a_client_that_left() -> None:
     port = Port()
+    port.come(7)
+    port.end(7)
     for identity, number in ((DRAWN, 0), (NAME, LEFT)):
         client, left = port.speak(7, identity)
         assert (client, left) == (ClientId(identity, False, number), [client])
@@ -111,7 +113,8 @@ def test_a_late_message_is_told_from_the_next_client_with_its_descriptor_when_th
     port = Port()
     port.come(7)
     late, _ = port.speak(7, DRAWN)  # of an earlier connection: what came of this one was read before
-    assert port.speak(7, b"\x00next") == (ClientId(b"\x00next", False), [late])
+    port.come(8)
+    assert port.speak(7, NEXT) == (ClientId(NEXT, False), [late])
 
 
 @given(st.lists(st.tuples(st.sampled_from("ace"), st.integers(1, 4), st.sampled_from([DRAWN, NAME, OTHER]))))
@@ -132,9 +135,31 @@ def test_whatever_happens_each_identity_has_one_connection(events: list[tuple[st
         there &= {each for each in there if port.connections.number(each) is not None}
 
 
-@pytest.mark.parametrize(("identity", "drawn"), [(DRAWN, True), (NAME, False), (b"\x00", False), (b"\x00abcde", False)])
-def test_identities_that_libzmq_draws(identity: bytes, drawn: bool) -> None:
-    assert is_drawn(identity) is drawn
+@pytest.mark.parametrize(
+    ("identity", "reserved", "drawn"),
+    [
+        (DRAWN, True, 1),
+        (NEXT, True, 2),
+        (BEFORE, True, 0),
+        (NAME, False, 0),
+        (b"\x00", False, 0),
+        (b"\x00abcde", False, 0),
+    ],
+)
+def test_identities_that_libzmq_draws(identity: bytes, reserved: bool, drawn: int) -> None:
+    """`drawn`: as how many connections have come, from which on; 0: never."""
+    assert is_reserved(identity) is reserved
+    port = Port()
+    for count in range(4):
+        assert port.connections.is_drawn(identity) is (0 < drawn <= count)
+        port.come(count + 1)
+
+
+def test_the_numbers_that_libzmq_draws_begin_anew_after_the_last() -> None:
+    connections = Connections(Unheard(PLAIN, BEAT_S), b"\x00\xff\xff\xff\xff")
+    assert not connections.is_drawn(bytes(5))
+    connections.accepted(1, 0.0)
+    assert connections.is_drawn(bytes(5))
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ import pytest
 from aiohttp import web
 
 from frontend.gateway.admission import CHUNK_BYTES_MIN, CHUNKS_FREE, Gate
-from frontend.gateway.connection import IDLE_BYTES_MAX, HttpClients, HttpConnection
+from frontend.gateway.connection import IDLE_BYTES_MAX, SLICE_BYTES, HttpClients, HttpConnection
 from frontend.gateway.errors import HttpRefusal, refusal
-from frontend.gateway.requests import Bodies
+from frontend.gateway.requests import TURN_BYTES, Bodies
 from frontend.gateway.responses import error_response
 from tests.loops import on_loop
 
 SIZE_MAX = 1 << 24
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n"
+EXPECT = b"Expect: 100-continue\r\n"  # answered when the body is read
 
 
 @contextlib.asynccontextmanager
@@ -168,3 +169,44 @@ async def test_an_encoding_that_is_not_read_is_told_as_that(encoding: bytes) -> 
         assert (status, told["code"], told["field"]) == (415, "bad_encoding", "Content-Encoding")
         assert "gzip" in told["error"]
         assert "install" not in told["error"]
+
+
+@on_loop
+async def test_others_have_their_turns_while_a_body_that_is_compressed_well_is_read() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with served() as port:
+        body = gzip.compress(bytes(SIZE_MAX))
+        assert len(body) < SLICE_BYTES
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + EXPECT + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body))
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        others = asyncio.create_task(take_turns())
+        await asyncio.sleep(0)
+        turns = 0
+        writer.write(body)
+        assert await response(reader) == (200, SIZE_MAX, False)
+        assert turns >= SIZE_MAX // TURN_BYTES
+        others.cancel()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"-1\r\n", b"POST / HTTP/1.1\r\n\r\n", b"2\r\nabcdef\r\n"])
+@on_loop
+async def test_chunks_that_are_none_are_told_at_once_also_if_they_come_later(rest: bytes) -> None:
+    async with served() as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED + EXPECT + b"\r\n1\r\na\r\n")
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        writer.write(rest)
+        status, told, closed = await response(reader)
+        assert (status, told["code"], closed) == (400, "malformed", True)
+        writer.close()
+        await writer.wait_closed()

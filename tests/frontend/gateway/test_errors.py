@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from frontend.client.conversation import ERRORS
-from frontend.gateway.admission import Gate, budget_of, check_encoding, check_origin, json_length
+from frontend.gateway.admission import SMALL_BYTES, Gate, budget_of, check_encoding, check_origin, json_length
 from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
 from mesh.codes import HttpCode
 
@@ -131,6 +131,19 @@ def test_all_bodies_together_are_bounded_and_freed_when_they_are_answered() -> N
     assert gate.hold(50, 50) == 100
     gate.leave(100)
     assert (gate.requests, gate.held_bytes) == (0, 0)
+
+
+def test_large_bodies_leave_room_for_small_ones() -> None:
+    gate = Gate(99, 1 << 30, 80 * SMALL_BYTES)
+    for _ in range(7):
+        gate.hold(0, 10 * SMALL_BYTES)
+    with pytest.raises(HttpRefusal) as caught:
+        gate.hold(SMALL_BYTES, 1)
+    assert caught.value.status == 429
+    for _ in range(10):
+        gate.hold(0, SMALL_BYTES)
+    with pytest.raises(HttpRefusal):
+        gate.hold(0, 1)
 
 
 @pytest.mark.parametrize(

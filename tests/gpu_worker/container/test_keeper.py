@@ -82,20 +82,27 @@ async def test_code_that_holds_too_much_while_it_is_imported_is_ended_and_says_s
     (await starting.device).close()
 
 
-@on_loop
-async def test_the_pauses_grow_from_a_fifth_of_a_second_to_a_minute(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop, pauses = asyncio.get_running_loop(), []
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses before starts that were meant, as they come; none is made."""
+    loop = asyncio.get_running_loop()
+    meant: list[float] = []
     usual = loop.call_later
 
     def call_later(delay_s: float, call: object, *args: object) -> object:
         if getattr(call, "__name__", "") == "_begin":
-            pauses.append(delay_s)
+            meant.append(delay_s)
             delay_s = 0.0
         return usual(delay_s, call, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "call_later", call_later)
+    return meant
+
+
+@on_loop
+async def test_the_pauses_grow_from_a_fifth_of_a_second_to_a_minute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = without_pauses(monkeypatch)
     starting = Starting(folder, f"{LIVES}if lives < 13: os.kill(os.getpid(), 9)\ndef f(x): return x")
     device = await starting.device
     assert pauses == [0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 60.0]
@@ -105,6 +112,23 @@ async def test_the_pauses_grow_from_a_fifth_of_a_second_to_a_minute(
     os.kill(device.pid, signal.SIGKILL)
     assert names(await rig.news.get(), "SIGKILL", "served")
     assert pauses[-1] == 0.0  # it had served long enough
+    device.close()
+
+
+@on_loop
+async def test_the_pauses_stay_short_for_code_that_executes_batches_well_until_an_input_ends_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = without_pauses(monkeypatch)
+    device = await Starting(folder, "def f(x): return x * 2").device
+    rig = Rig(device)
+    for _ in range(5):
+        assert (await rig.run() == ROW * 2).all()
+        assert device.pid is not None
+        os.kill(device.pid, signal.SIGKILL)
+        assert names(await rig.news.get(), "SIGKILL")
+        assert await rig.news.get() == "", "it serves again"
+    assert pauses == [0.2, 0.5, 0.5, 0.5, 0.5]
     device.close()
 
 
