@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gearmesh.loading import load
 
 if TYPE_CHECKING:
-    from frontend.client.client import AsyncClient as AsyncClient
+    from frontend.client.async_client import AsyncClient as AsyncClient
     from frontend.client.client import Client as Client
     from frontend.client.conversation import Disconnected as Disconnected
     from frontend.client.conversation import Failed as Failed
@@ -34,7 +34,7 @@ __all__ = [
     "RequestError", "TimedOut",
 ]  # fmt: skip
 MODULES = {  # {name: where it lives}
-    "AsyncClient": "frontend.client.client",
+    "AsyncClient": "frontend.client.async_client",
     "Client": "frontend.client.client",
     "Disconnected": "frontend.client.conversation",
     "Failed": "frontend.client.conversation",

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.telemetry.machine import describe
 from scripts.build_models import build_digits, digits, linear, mlp

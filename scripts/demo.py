@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from frontend.client.client import AsyncClient, Prediction, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, RequestError
 from gearmesh.operations.supervisor import Supervisor, procfile_commands
 from gearmesh.operations.up import client, first_of, ports_taken, wait_ready
 from mesh.process.configuration import read_settings

@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from frontend.admin.operator import Operator
-from frontend.client.client import AsyncClient, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import RequestError
 from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.operations.up import wait_ready
 from gearmesh.telemetry.machine import describe

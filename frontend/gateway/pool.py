@@ -8,7 +8,8 @@ from typing import Any
 
 import structlog
 
-from frontend.client.client import AsyncClient, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import RequestError
 from frontend.gateway.errors import HttpRefusal
 from mesh.codes import HttpCode
 from mesh.process.settings import Settings

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from frontend.client.client import AsyncClient, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import RequestError
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.messages import random_inputs
 from gearmesh.load.plan import LoadTarget, ModelInput

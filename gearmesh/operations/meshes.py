@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 from gearmesh.operations.containers import ContainerFile, keep_containers
 from gearmesh.operations.ports import free_ports
 from gearmesh.operations.supervisor import PROCFILE, Supervisor, procfile_commands

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from frontend.client.client import AsyncClient, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import RequestError
 from gearmesh.cli.terminal.consoles import console, text_of
 from gearmesh.operations.containers import ContainerFile, keep_containers
 from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Supervisor, processes_of, procfile_commands

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 from gearmesh.operations.meshes import Mesh
 from mesh.process.readiness import ReadyPipe
 from scripts import ROOT

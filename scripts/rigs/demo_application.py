@@ -8,7 +8,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from frontend.client.client import AsyncClient, Prediction, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, RequestError
 from scripts.build_models import digits
 
 NAME = "digits"

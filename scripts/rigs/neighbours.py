@@ -90,7 +90,7 @@ def over_zmq(plan: Plan) -> Attempt:
     """One request at a time, by a client of its own."""
     import numpy as np  # those over HTTP need neither
 
-    from frontend.client.client import AsyncClient, RequestError
+    from gearmesh import AsyncClient, RequestError  # older checkouts have them elsewhere
 
     client = AsyncClient(plan.address)
     rows = np.array([plan.row], plan.dtype)

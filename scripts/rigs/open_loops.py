@@ -13,7 +13,8 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from frontend.gateway.tensors import NAMES, to_json
 
 CLIENTS = 4  # connections of ZeroMQ that take turns

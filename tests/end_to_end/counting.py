@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.parser import text_string_to_metric_families
 
-from frontend.client.client import AsyncClient, Prediction, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, RequestError
 from gearmesh.telemetry.endings import endings
 from gearmesh.telemetry.journals import read_requests
 from mesh.codes import AnswerStatus

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Invalid
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Invalid
 from gearmesh.operations.meshes import Mesh
 from scripts.build_models import digits
 from scripts.rigs.containers import container, is_ready

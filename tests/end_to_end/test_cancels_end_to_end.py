@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from scripts.bench_http import request_body

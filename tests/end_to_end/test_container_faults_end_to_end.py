@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Failed, Prediction, Rejected, RequestError, TimedOut
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Failed, Prediction, Rejected, RequestError, TimedOut
 from gearmesh.operations.meshes import Mesh
 from scripts.rigs.containers import SPECS, X, child_pid, container, cpu_s, is_ready, start_container
 from scripts.rigs.meshes import LONG_MS

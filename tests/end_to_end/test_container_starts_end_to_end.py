@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Prediction, Rejected
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, Rejected
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from scripts.rigs.containers import SPECS, X, child_pid, container, is_ready

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from gearmesh.operations.meshes import Mesh
 from scripts.rigs.containers import SPECS, X, is_ready
 from scripts.rigs.meshes import PAUSE_S, emulated_device, emulated_model, gearmesh, run_with_mesh, until

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from scripts import ROOT

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from frontend.admin.operator import Operator
-from frontend.client.client import AsyncClient, Prediction, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, RequestError
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from mesh import wire

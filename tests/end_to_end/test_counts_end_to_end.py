@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from scripts.rigs.containers import SPECS, container

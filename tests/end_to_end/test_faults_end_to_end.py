@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Prediction, RequestError, TimedOut
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, RequestError, TimedOut
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.up import wait_ready
 from scripts.rigs.meshes import LONG_MS, PAUSE_S, emulated_device, emulated_model, run_with_mesh, until

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from frontend.client.client import AsyncClient, Failed, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Failed, Prediction
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.up import wait_ready
 from gpu_worker.packages.export import write_package

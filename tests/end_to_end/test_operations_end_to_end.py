@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from frontend.admin.operator import Operator
-from frontend.client.client import AsyncClient, Invalid, Prediction, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Invalid, Prediction, RequestError
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from mesh import wire

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from frontend.core.outcomes import OUTCOMES
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports

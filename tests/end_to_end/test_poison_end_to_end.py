@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from frontend.client.client import AsyncClient, Prediction, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, RequestError
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from scripts.rigs.containers import SPECS, container, start_container

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 from gearmesh.operations.meshes import Mesh
 from scripts.rigs.meshes import emulated_device, emulated_model, gearmesh, run_with_mesh, until
 

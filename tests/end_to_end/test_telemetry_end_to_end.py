@@ -11,7 +11,8 @@ import pytest
 
 from frontend.admin import observer
 from frontend.admin.observer import Observer, View
-from frontend.client.client import AsyncClient, Prediction
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction
 from gearmesh.cli.watching import describe
 from gearmesh.operations.meshes import Mesh
 from gearmesh.telemetry.journals import arrivals, read_actions, read_requests

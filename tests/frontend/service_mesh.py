@@ -10,7 +10,7 @@ import msgpack
 import msgspec
 import numpy as np
 
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 from frontend.service import FrontendService
 from mesh import wire
 from mesh.net.links import Link

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import gearmesh
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 from gearmesh.cli.main import COMMANDS
 from gearmesh.cli.start import NEEDS
 from gearmesh.operations.ports import free_ports

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from frontend.client import connection
-from frontend.client.client import AsyncClient, Client
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Client
 from tests.frontend.client.fakes import FakeFrontend, usual
 
 

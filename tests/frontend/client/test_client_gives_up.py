@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from frontend.client import connection as module
-from frontend.client.client import AsyncClient, Client, TimedOut
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Client, TimedOut
 from frontend.client.connection import Connection
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, Serving, infers, ok, silent, usual
 from tests.loops import LIMIT_S, on_loop

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zmq
 
-from frontend.client.client import AsyncClient, Invalid, Rejected
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Invalid, Rejected
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, Serving, error, infers, models, ok, usual
 from tests.loops import on_loop
 

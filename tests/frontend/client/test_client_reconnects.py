@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.client import AsyncClient, Invalid
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Invalid
 from tests.frontend.client.fakes import (
     DROP,
     ROW,

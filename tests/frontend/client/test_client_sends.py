@@ -13,7 +13,8 @@ import pytest
 import zmq
 
 from frontend.client import connection as module
-from frontend.client.client import AsyncClient, Prediction, Rejected
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Prediction, Rejected
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, ok
 from tests.loops import LIMIT_S, on_loop
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from frontend.client.client import AsyncClient, Client, RequestError
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Client, RequestError
 from frontend.client.defaults import DEFAULTS, LOOPBACK, default_frontend
 from gearmesh.operations.ports import free_ports
 from mesh.errors import GearmeshError

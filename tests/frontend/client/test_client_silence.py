@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from frontend.client import connection as module
-from frontend.client.client import AsyncClient, Client, Disconnected, TimedOut
+from frontend.client.async_client import AsyncClient
+from frontend.client.client import Client, Disconnected, TimedOut
 from frontend.client.connection import Connection
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, Serving, answer, drop, infers, ok, silent, then
 from tests.loops import LIMIT_S, on_loop
