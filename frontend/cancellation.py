@@ -1,15 +1,13 @@
 """Requests that end before their time: their clients ended them, or are gone."""
 
 import time
-from collections.abc import Iterable
 
 from frontend.applications import ApplicationsShell
-from frontend.controllers import Controllers
+from frontend.calls import ModelCalls
 from frontend.core import protocol
 from frontend.core.applications.messages import ClientGone, QuestionCancelled
 from frontend.core.early import EarlyRequests
 from frontend.core.evaluations import Evaluations
-from frontend.core.requests import CallPart
 from frontend.replies import Replies
 from frontend.transport import ClientId
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
@@ -25,20 +23,20 @@ class Cancellation:
         evaluations: Evaluations,
         early: EarlyRequests,
         applications: ApplicationsShell,
-        controllers: Controllers,
+        calls: ModelCalls,
         replies: Replies,
     ) -> None:
         self._evaluations = evaluations
         self._early = early
         self._applications = applications
-        self._controllers = controllers
+        self._calls = calls
         self._replies = replies
 
     def cancel(self, client: ClientId, request_id: int | str) -> None:
         """The open request with this id is answered, and what has not begun for it is dropped; or there is none."""
         given_up = self._evaluations.cancel(client, request_id)
         if given_up is not None:
-            self.drop(given_up.needless, RequestOutcome.CANCELLED)
+            self._calls.drop(given_up.needless, RequestOutcome.CANCELLED)
             self._replies.error(given_up.call, FAILED, CANCELLED, protocol.CANCELLED, time.monotonic())
         elif (early := self._early.cancel(client, request_id)) is not None:
             self._replies.refuse(client, protocol.cancelled(request_id), early.request)
@@ -48,17 +46,8 @@ class Cancellation:
     def client_gone(self, client: ClientId) -> None:
         """Nothing is open on this connection any more. Nobody is answered."""
         for given_up in self._evaluations.client_gone(client):
-            self.drop(given_up.needless, RequestOutcome.CANCELLED)
+            self._calls.drop(given_up.needless, RequestOutcome.CANCELLED)
             self._replies.abandoned(given_up.call)
         for early in self._early.client_gone(client):
             self._replies.refuse(client, protocol.cancelled(early.request.id), early.request, gone=True)
         self._applications.handle(ClientGone(client))
-
-    def drop(self, parts: Iterable[CallPart], outcome: RequestOutcome) -> None:
-        """Controllers are told which of these parts, whose calls have ended, nobody waits for any more.
-
-        `outcome`: how the calls ended for their clients; WITHDRAWN, if that is told of other parts.
-        """
-        for part in parts:
-            if part.controller is not None and part.outputs is None:
-                self._controllers.cancel(part.controller, part.number, outcome)

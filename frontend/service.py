@@ -8,18 +8,15 @@ from typing import Any, assert_never, cast
 import structlog
 
 from frontend.applications import ApplicationsShell
+from frontend.calls import ModelCalls
 from frontend.cancellation import Cancellation
-from frontend.controllers import Controllers
 from frontend.core import checks, protocol
 from frontend.core.applications.messages import (
     Ask,
     BrokerUnreachable,
     CallBroker,
     ClientAsked,
-    Failure,
     FrontendOrder,
-    ModelAnswered,
-    ModelFailed,
     Refuse,
     SendAnswer,
     Tell,
@@ -31,12 +28,11 @@ from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
-from frontend.core.requests import Call, CallPart, Completed, RequestTable
+from frontend.core.requests import Call, RequestTable
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
 from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
-from frontend.results import ResultsPort
 from frontend.suspects import Suspects
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
@@ -66,7 +62,6 @@ class FrontendService:
         self._clients = ClientPort(runtime.hub, self._client_message, self.client_gone)
         self._outcomes = Outcomes()
         self._replies = Replies(self._clients, self._outcomes)
-        self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
@@ -76,20 +71,17 @@ class FrontendService:
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
         self._suspects = Suspects(self._clients)
-        self._controllers = Controllers(
-            runtime.transport,
-            self._hello,
-            self._refused,
-            self._suspects.told,
-            self._controller_lost,
-            self._submit_waiting,
-        )
-        self._cancellation = Cancellation(
-            self._evaluations, self._early, self._applications, self._controllers, self._replies
-        )
-        self._addresses: tuple[str, ...] = ()
         self._targets = Targets(settings.rows_max)
         self._starting = StartingContainers()
+        self._calls = ModelCalls(
+            runtime, self._evaluations, self._targets, self._starting, self._replies, self._outcomes, self._hello,
+            self._suspects.told, self._applications.handle,
+        )  # fmt: skip
+        self._controllers = self._calls.controllers
+        self._cancellation = Cancellation(
+            self._evaluations, self._early, self._applications, self._calls, self._replies
+        )
+        self._addresses: tuple[str, ...] = ()
         self._alarm: Alarm | None = None
         self._started_s = time.monotonic()
         self._draining = False
@@ -100,7 +92,7 @@ class FrontendService:
         """Listens, and calls the broker."""
         settings = self.settings
         self.address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
-        self._addresses = self._results.listen(settings.host)
+        self._addresses = self._calls.results.listen(settings.host)
         member = wire.Member(
             id=self._id,
             role="frontend",
@@ -129,14 +121,12 @@ class FrontendService:
         for early in self._early.release():
             refusal = RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
             self._refuse(early, refusal)
-        for call in self._evaluations.close_all():
-            self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, text, None)
-        self._controllers.stop()
+        self._calls.stop()
         if self._registrar is not None:
             self._registrar.stop()
         if self._alarm is not None:
             self._alarm.close()
-        self._hub.loop.call_soon(self._results.close)
+        self._hub.loop.call_soon(self._calls.results.close)
         self._hub.loop.call_soon(self._clients.close)
         log.info("stopped", member=self._id, answers=self._replies.answers)
 
@@ -246,50 +236,13 @@ class FrontendService:
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
             asker=self._suspects.askers.number(client.identity, request),
         )
-        self._enter(call, checked, request.cache)
+        self._calls.enter(call, checked, request.cache)
 
     def _check_room(self, request: protocol.InferRequest) -> None:
         if self._requests.full or self._draining:
             raise protocol.no_room(len(self._requests), request.id)
         if self._requests.memory_full:
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
-
-    def _enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
-        """Answers the call from the cache, lets it wait for an identical one, or submits it."""
-        entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
-        if entered.outputs is not None:
-            self._answer_call(call, entered.outputs, time.monotonic(), cached=True)
-        for part in entered.parts:
-            self._submit(part, time.monotonic())
-
-    def _submit(self, part: CallPart, now: float) -> None:
-        """Submits the part to its model's controller. Without one it waits, as long as its budget lasts."""
-        call = part.call
-        model, _ = wire.split_ref(call.ref)
-        owner = self._controllers.owner(model)
-        if owner is None:
-            return
-        large = sum(map(len, part.tensors)) > wire.INLINE_BYTES_MAX
-        message = wire.Submit(
-            request=part.number,
-            attempt=self._requests.submitted(part, owner),
-            ref=call.ref,
-            rows=part.rows,
-            budget_s=call.deadline_s - now,
-            weight=call.weight,
-            inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
-            frames=len(part.tensors) if large else 0,
-            client=call.asker,
-            asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
-            call=0 if part is call.parts[0] else call.parts[0].number,
-        )
-        self._controllers.submit(model, message, part.tensors if large else ())
-
-    def _submit_waiting(self) -> None:
-        now = time.monotonic()
-        for part in self._requests.unsubmitted():
-            self._submit(part, now)
-        self._hub.schedule_turn()
 
     # -- from controllers and workers ---------------------------------------------------------------------------------
 
@@ -299,93 +252,9 @@ class FrontendService:
         self._cache.keep_only(self._targets.editions())
         self._outcomes.table_changed(table)
         self._applications.handle(table)
-        self._results.keep_only(member.id for member in table.members)
+        self._calls.results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
         self._release()
-
-    def _controller_lost(self, controller: str) -> None:
-        parts = self._requests.controller_lost(controller)
-        if parts:
-            log.warning("resubmitting", requests=len(parts), controller=controller)
-        self._submit_waiting()
-
-    def _refused(self, refused: wire.Refused, controller: str) -> None:
-        again = None if refused.alone else self._requests.refused_before(refused.request, refused.attempt)
-        if again is not None:
-            self._submit(again, time.monotonic())
-            return
-        call = self._requests.refused(refused.request, refused.attempt)
-        if call is None:
-            if self._requests.ended(refused.request) and not self._controllers.told(refused.request):
-                # its outputs came, though the controller never heard of them: their worker died in between
-                self._controllers.cancel(controller, refused.request, RequestOutcome.IN_TIME)
-            return
-        others = (part for part in call.parts if part.number != refused.request)
-        self._cancellation.drop(others, RequestOutcome.WITHDRAWN)
-        predicted_ms = None if refused.predicted_s is None else refused.predicted_s * 1e3
-        retry_ms = None if refused.retry_after_s is None else max(1.0, refused.retry_after_s * 1e3)
-        message = refused.message
-        if self._starting.some:
-            message = self._starting.added(message, refused.code, call.ref, now=time.monotonic())
-        waited = self._evaluations.failed(call) if refused.alone else ()
-        for each in (call, *waited):
-            self._answer_error(each, refused.status, refused.code, message, predicted_ms, retry_ms)
-
-    def _outputs_malformed(self, call: Call, device: str) -> None:
-        text = f"{device} sent outputs that are not those of {call.ref}"
-        self._amend(call, RequestOutcome.FAILED)
-        for each in (call, *self._evaluations.failed(call)):
-            self._answer_error(each, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
-
-    # -- answers ------------------------------------------------------------------------------------------------------
-
-    def _answer_ok(self, completed: Completed, now: float) -> None:
-        call = completed.call
-        outputs = completed.outputs()
-        current = self._targets.current(call.ref, call.spec)
-        for waited in self._evaluations.succeeded(completed, outputs, current):
-            self._answer_call(waited, outputs, now, completed)
-        self._answer_call(call, outputs, now, completed)
-
-    def _answer_call(
-        self,
-        call: Call,
-        outputs: Sequence[Any],
-        now: float,
-        completed: Completed | None = None,
-        *,
-        cached: bool = False,
-    ) -> None:
-        if call.ask is not None:
-            self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
-            self._applications.handle(ModelAnswered(call.ask, outputs, cached))
-        elif not self._replies.outputs(call, outputs, completed, cached=cached):
-            self._amend(call, RequestOutcome.LATE)
-
-    def _answer_error(
-        self,
-        call: Call,
-        status: str,
-        code: str,
-        message: str,
-        predicted_ms: float | None = None,
-        retry_after_ms: float | None = None,
-    ) -> None:
-        now = time.monotonic()
-        for part in self._evaluations.ended(call):
-            self._submit(part, now)
-        if call.ask is not None:
-            self._outcomes.ended(call, status, code)
-            failure = Failure.of(status, code, message, predicted_ms, retry_after_ms)
-            self._applications.handle(ModelFailed(call.ask, failure))
-            return
-        self._replies.error(call, status, code, message, now, predicted_ms, retry_after_ms)
-
-    def _amend(self, call: Call, outcome: RequestOutcome) -> None:
-        """Controllers, who took the call for done, learn how it ended for its client."""
-        for part in call.parts:
-            if part.controller is not None:
-                self._controllers.cancel(part.controller, part.number, outcome)
 
     # -- what applications ask for ------------------------------------------------------------------------------------
 
@@ -397,7 +266,7 @@ class FrontendService:
             case Withdraw():
                 given_up = self._evaluations.cancel(APPLICATIONS, order.number)
                 if given_up is not None:
-                    self._cancellation.drop(given_up.needless, RequestOutcome.CANCELLED)
+                    self._calls.drop(given_up.needless, RequestOutcome.CANCELLED)
                     self._outcomes.abandoned(given_up.call)
             case SendAnswer():
                 self._replies.application(order)
@@ -418,15 +287,12 @@ class FrontendService:
             APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
             False, ask.weight, ask=ask.number, asker=ask.asker,
         )  # fmt: skip
-        self._enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
+        self._calls.enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _ring(self, now: float) -> None:
-        for given_up in self._evaluations.expire(now):
-            self._cancellation.drop(given_up.needless, RequestOutcome.TIMED_OUT)
-            text = "no answer came within the budget" if given_up.reached else "no controller could be reached"
-            self._answer_error(given_up.call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
+        self._calls.expire(now)
         for early, refusal in self._early.expire(now):
             self._refuse(early, refusal)
         self._applications.wake(now)
@@ -450,8 +316,8 @@ class FrontendService:
             "answers": self._replies.answers,
             "refused": self._replies.refusals,
             "cancelled": self._replies.cancelled,
-            "computed_for_nobody": self._results.for_nobody,
-            "rows_for_nobody": self._results.rows_for_nobody,
+            "computed_for_nobody": self._calls.results.for_nobody,
+            "rows_for_nobody": self._calls.results.rows_for_nobody,
             "outcomes": self._outcomes.told(),
             "controllers": self._controllers.heard_ago(time.monotonic()),
             "cache": self._cache.counts(),

@@ -364,7 +364,7 @@ with Client(sys.argv[1]) as client:
 """
 ASYNC = """
 import asyncio, sys
-from frontend.client.client import AsyncClient
+from frontend.client.async_client import AsyncClient
 async def main():
     async with AsyncClient(sys.argv[1]) as client:
         for _ in range(2):
