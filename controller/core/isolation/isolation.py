@@ -13,7 +13,8 @@ from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.isolation.budget import DEATH_S, Budget
 from controller.core.isolation.rows import RowDigest
-from controller.core.isolation.suspects import CALM_S, DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
+from controller.core.isolation.strangers import CALM_S
+from controller.core.isolation.suspects import DOUBT_S, SUSPECT_S, Doubt, Suspect, Watch
 from controller.core.orders import Order
 from controller.core.queues import Client, Group, Request
 from controller.core.requests import OpenRequests
