@@ -1,6 +1,8 @@
 """Keeps the catalogue in an SQLite file. A change is written before anybody is told of it."""
 
 import contextlib
+import errno
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -60,10 +62,10 @@ class CatalogueStore:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             return self._prepared(sqlite3.connect(self.file, isolation_level=None, timeout=2.0))
         except (OSError, sqlite3.Error) as error:
-            why = error if isinstance(error, OSError) else disk_fault(self.file.parent)
+            why = error if isinstance(error, OSError) else disk_fault(self.file.parent) or _told_full(error)
             if why is None or why.errno not in DISK_FAULTS or (isinstance(error, sqlite3.Error) and _is_used(error)):
                 raise
-            self.fault = str(not_written(self.file, why))
+            self.fault = f"{not_written(self.file, why)}; then start the broker again"
         return self._prepared(_copy_of(self.file))
 
     def _prepared(self, db: sqlite3.Connection) -> sqlite3.Connection:
@@ -163,6 +165,12 @@ def _copy_of(file: Path) -> sqlite3.Connection:
             with contextlib.closing(sqlite3.connect(copy)) as found:
                 found.backup(db)
     return db
+
+
+def _told_full(error: sqlite3.Error) -> OSError | None:
+    """SQLite has said that the disk is full, though by now there may be room again."""
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else None
 
 
 def _is_used(error: sqlite3.Error) -> bool:

@@ -210,9 +210,18 @@ class ControllerService:
         self._order(self.scheduler.wake(now=now))
         for notice in self.scheduler.isolation.take_notices():
             _log_notice(notice)
+            self._tell_who(notice)
         self._monitoring.turn(now)
         assert self._alarm is not None
         self._alarm.by(self.scheduler.wake_at())
+
+    def _tell_who(self, notice: Notice) -> None:
+        """The client's frontend, which alone knows who that is, says so."""
+        if notice.frontend in self._frontends:
+            message = wire.ClientSuspected(
+                client=notice.client, ref=notice.ref, code=notice.code, pause_s=notice.pause_s
+            )
+            self._port.send(notice.frontend, message)
 
     def _order(self, orders: list[Order]) -> None:
         for order in orders:

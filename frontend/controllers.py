@@ -31,8 +31,8 @@ class Controller:
 class Controllers:
     """Shell.
 
-    Calls `refused` with every refusal and its controller's id, `lost` with the id of a controller that is gone, `ready`
-    when to submit.
+    Calls `refused` with every refusal and its controller's id, `suspected` with what a controller says of a client,
+    `lost` with the id of a controller that is gone, `ready` when to submit.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class Controllers:
         transport: Transport,
         hello: Callable[[], wire.FrontendHello],
         refused: Callable[[wire.Refused, str], None],
+        suspected: Callable[[wire.ClientSuspected], None],
         lost: Callable[[str], None],
         ready: Callable[[], None],
     ) -> None:
         self._transport = transport
         self._hello = hello
         self._refused = refused
+        self._suspected = suspected
         self._lost = lost
         self._ready = ready
         self._known: dict[str, Controller] = {}  # {member id: controller} with an open link
@@ -165,6 +167,8 @@ class Controllers:
             match message:
                 case wire.Refused():
                     self._refused(message, mail.peer)
+                case wire.ClientSuspected():
+                    self._suspected(message)
                 case wire.Serving():
                     if message.controller != mail.peer:
                         self._members.pop(mail.peer, None)  # its successor answers there; the table will name it

@@ -34,6 +34,24 @@ def received_by(descriptor: int) -> Received | None:
         sock.detach()
 
 
+def address_of(descriptor: int) -> str:
+    """Where the connection comes from, as host:port; empty if the descriptor is no connection (any more).
+
+    It stays as it is, and may by now be that of a later connection.
+    """
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        return ""
+    try:
+        host, port = sock.getpeername()[:2]
+        return f"{host}:{port}"
+    except OSError:
+        return ""
+    finally:
+        sock.detach()
+
+
 def close_connection(descriptor: int, is_it: Callable[[], bool]) -> str | None:
     """The connection is ended, so that both sides see it: ZeroMQ, which closes the descriptor, and the client.
 

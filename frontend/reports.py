@@ -21,7 +21,8 @@ def describe_models(
         spec = entry.spec
         child = starting.get(entry.name)
         ready = entry.current is not None and controllers.serves(entry.name, wire.ref_of(entry.name, entry.current))
-        idle = entry.container and not ready and entry.target is None
+        fine = ready or entry.current is None or bool(entry.fault)
+        unserved = None if fine else _unserved(entry, controllers)
         described.append(
             {
                 "name": entry.name,
@@ -35,8 +36,9 @@ def describe_models(
                 "labels": list(spec.labels) if spec else [],
                 "ready": ready,
                 "preparing": entry.target,
-                "fault": _fault(entry, child if not ready else None, idle=idle),
+                "fault": _fault(entry, child if not ready else None, unserved),
                 "fault_code": entry.fault_code or None,
+                "unserved": unserved,
                 "starting": _describe_child(child) if child is not None else None,
             }
         )
@@ -48,17 +50,24 @@ def _unknown(name: str) -> wire.ModelEntry:
     return wire.ModelEntry(name=name, current=None, target=None, versions=(), owner=None, container=True)
 
 
-def _fault(entry: wire.ModelEntry, child: wire.ChildState | None, *, idle: bool) -> str | None:
+def _fault(entry: wire.ModelEntry, child: wire.ChildState | None, unserved: str | None) -> str | None:
     if child is not None:
         return starting_text(child)
-    return entry.fault or ("no container serves it at the moment" if idle else None)
+    return entry.fault or (unserved if entry.container and entry.target is None else None)
+
+
+def _unserved(entry: wire.ModelEntry, controllers: Controllers) -> str:
+    """Who is missing, of a version that is not ready though nothing is wrong with it as far as anybody knows."""
+    if controllers.owner(entry.name) is None:
+        return "no controller can be reached"
+    return f"no {'container' if entry.container else 'worker'} serves it at the moment"
 
 
 def _describe_child(child: wire.ChildState) -> dict[str, Any]:
     """A container whose code is being started, or that has died before; times in seconds."""
     return {
-        "serves": child.serves, "for_s": round(child.for_s, 3), "starts": child.starts, "line": child.line,
-        "why": child.why,
+        "model": child.model, "serves": child.serves, "for_s": round(child.for_s, 3), "starts": child.starts,
+        "line": child.line, "why": child.why,
     }  # fmt: skip
 
 

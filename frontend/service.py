@@ -25,7 +25,6 @@ from frontend.core.applications.messages import (
     Tell,
     Withdraw,
 )
-from frontend.core.askers import asker_of
 from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
@@ -38,6 +37,7 @@ from frontend.core.targets import Targets
 from frontend.replies import Replies
 from frontend.reports import describe_members, describe_models
 from frontend.results import ResultsPort
+from frontend.suspects import Suspects
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
@@ -69,15 +69,20 @@ class FrontendService:
         self._results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
-        self._secret = int.from_bytes(os.urandom(8))  # of the numbers of clients
         incarnation = self._id.rpartition("-")[2]
         self._applications = ApplicationsShell(
             settings, incarnation, runtime.hub.loop, self._perform, runtime.hub.schedule_turn
         )
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
+        self._suspects = Suspects(self._clients)
         self._controllers = Controllers(
-            runtime.transport, self._hello, self._refused, self._controller_lost, self._submit_waiting
+            runtime.transport,
+            self._hello,
+            self._refused,
+            self._suspects.told,
+            self._controller_lost,
+            self._submit_waiting,
         )
         self._cancellation = Cancellation(
             self._evaluations, self._early, self._applications, self._controllers, self._replies
@@ -217,7 +222,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            asker = asker_of(client.identity, request, self._secret)
+            asker = self._suspects.askers.number(client.identity, request)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
@@ -238,7 +243,8 @@ class FrontendService:
             received_s + budget_s,
             bool(frames),
             weight,
-            asker=asker_of(client.identity, request, self._secret),
+            asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
+            asker=self._suspects.askers.number(client.identity, request),
         )
         self._enter(call, checked, request.cache)
 
@@ -274,7 +280,7 @@ class FrontendService:
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
             frames=len(part.tensors) if large else 0,
             client=call.asker,
-            asked_id=str(call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
+            asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
             call=0 if part is call.parts[0] else call.parts[0].number,
         )
         self._controllers.submit(model, message, part.tensors if large else ())
@@ -456,6 +462,7 @@ class FrontendService:
             "connections_refused": self._clients.connections_refused,
             "accept_failed": self._clients.accept_failed,
             "unreadable": self._clients.unreadable,
+            "suspects": self._suspects.describe(),
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
         }

@@ -12,7 +12,7 @@ from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId as ClientId
 from frontend.core.connections import Connections, is_reserved
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
-from frontend.descriptors import close_connection, received_by
+from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
@@ -128,6 +128,16 @@ class ClientPort:
     def answers_waiting(self) -> int:
         """The number of answers that wait for room in their clients' connections."""
         return self._backlog.count
+
+    def peer_of(self, identity: bytes) -> str:
+        """The address of the client with this identity, as host:port; empty if it is not there (any more)."""
+        self._learn()
+        connection = self._connections.of(identity)
+        if connection is None:
+            return ""
+        address = address_of(connection.descriptor)
+        self._learn()  # had the connection ended before we looked, ZeroMQ would have said so by now
+        return address if self._connections.of(identity) is connection else ""
 
     def _send(self, sock: "zmq.Socket[bytes]", client: ClientId, header: bytes, frames: Sequence[Buffer]) -> bool:
         """Sends the answer, or drops it if the client is gone.

@@ -33,6 +33,7 @@ class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_
     tries: int  # INFERs that contained it and failed
     asked_id: str = ""  # the client's own id, to 64 characters; "": an application asked
     call: int = 0  # of a further part of a larger request: the number of its first part; else 0
+    client: int = 0  # the frontend's number of who asked; 0: it did not say
 
 
 class AmendedFact(msgspec.Struct, frozen=True, kw_only=True, tag="amended", tag_field="kind", gc=False):
@@ -230,3 +231,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     timed_out: int = 0  # given up by their frontends at their deadlines
     bounds: dict[str, tuple[float, ...]] = {}  # {field of a LabelRecord, without its unit: bounds of its distribution}
     records: dict[str, LabelRecord] = {}  # {model with a label: it}; "other": all without; only what was asked
+    tried_apart: int = 0  # requests that were executed again apart, because their batch failed; each time counts
+    tried_alone: int = 0  # requests that were executed again alone, because a process had died
+    quarantines: int = 0  # times that a client, or an input, was refused for a while
+    failed_s: float = 0.0  # device time of what failed while it was executed apart

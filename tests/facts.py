@@ -37,6 +37,7 @@ REQUEST = RequestFact(
     tries=0,
     asked_id="mine",
     call=6,
+    client=7,
 )
 ACTION = ActionFact(
     action=3,
@@ -122,6 +123,13 @@ SNAPSHOT = Snapshot(
     ),
     models_total=1,
     journal=JournalState(on=True, folder="logs", written=10, dropped=2, waiting=0, fault=""),
+    revoked=3,
+    computed_for_nobody=2,
+    rows_for_nobody=5,
+    tried_apart=8,
+    tried_alone=4,
+    quarantines=1,
+    failed_s=0.75,
     timed_out=6,
     bounds=dict.fromkeys(
         ("queue_s", "exec_s", "slack_s", "latency_error", "exec_error", "load_error"), (0.01, 0.1)
@@ -167,6 +175,14 @@ FRONTEND = {  # of what a frontend answers to `status`
     "refused": {"memory_full": 2, "bad_shape": 1},
     "answers_dropped": 4,
     "answers_waiting": 5,
+    "cancelled": 1,
+    "computed_for_nobody": 2,
+    "connections_refused": 6,
+    "accept_failed": 9,
+    "suspects": [
+        {"client": 7, "ref": "m:1", "code": "container_died", "pause_s": 4.0, "ago_s": 2.0, "peer": "192.0.2.7:4711",
+         "source": "[red]:pill:"},
+    ],
     "cache": {
         "hits": 6, "misses": 3, "coalesced": 1, "evicted": 2, "entries": 3, "bytes": 1 << 20, "bytes_max": 64 << 20,
         "hit_ratio": 0.6,

@@ -1,6 +1,8 @@
 """Everything that writes below the data folder or the repository, on a disk that takes nothing."""
 
+import errno
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,3 +169,16 @@ def test_a_timeline_that_cannot_be_written_says_so_and_leaves_nothing(
 def test_a_disk_that_takes_files_has_no_fault(tmp_path: Path) -> None:
     assert disk_fault(tmp_path) is None
     assert contents(tmp_path) == {}
+
+
+def test_a_disk_that_takes_a_part_of_a_small_file_only_is_full(tmp_path: Path) -> None:
+    """So is one with a few blocks left: it takes what there is room for, and says nothing the first time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        fault = disk_fault(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert fault is not None
+    assert fault.errno == errno.EFBIG
+    assert disk_fault(tmp_path) is None

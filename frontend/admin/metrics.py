@@ -8,7 +8,7 @@ Source of the rules for names: "Metric and label naming", "Writing exporters" (P
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -68,12 +68,23 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
     "gearmesh_device_pages": ("gauge", "Pages of a device."),
     "gearmesh_device_free_pages": ("gauge", "Of those, free ones."),
     "gearmesh_device_models": ("gauge", "Versions in its pages."),
+    "gearmesh_revoked_total": ("counter", "INFERs taken back before they began, as nobody waited for them any more."),
+    "gearmesh_computed_for_nobody_total": ("counter", "Requests that were executed though nobody waited any more."),
+    "gearmesh_rows_for_nobody_total": ("counter", "Rows of these."),
+    "gearmesh_tried_apart_total": ("counter", "Requests executed again apart after their batch failed, each time."),
+    "gearmesh_tried_alone_total": ("counter", "Requests executed again alone after a process died, each time."),
+    "gearmesh_quarantines_total": ("counter", "Times that a client, or an input, was refused for a while."),
+    "gearmesh_failed_apart_seconds_total": ("counter", "Device time of what failed while it was executed apart."),
     "gearmesh_log_lines_total": ("counter", "Log lines written."),
     "gearmesh_log_lines_dropped_total": ("counter", "Log lines dropped."),
     "gearmesh_answers_total": ("counter", "A frontend's answers, by status."),
     "gearmesh_frontend_refusals_total": ("counter", "Requests that a frontend refused itself, by code."),
     "gearmesh_answers_dropped_total": ("counter", "A frontend's answers whose client was gone or did not read."),
     "gearmesh_answers_waiting": ("gauge", "A frontend's answers that their clients have no room for yet."),
+    "gearmesh_cancelled_total": ("counter", "A frontend's requests that clients ended, or whose clients had gone."),
+    "gearmesh_outputs_for_nobody_total": ("counter", "Outputs that reached a frontend when nobody waited any more."),
+    "gearmesh_connections_refused_total": ("counter", "A frontend's connections closed because of their ROUTING_ID."),
+    "gearmesh_accept_failed_total": ("counter", "A frontend's connections closed for want of file descriptors."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
     "gearmesh_in_flight_bytes": ("gauge", "Bytes of their inputs."),
     "gearmesh_cache_lookups_total": ("counter", "Queries that looked into the cache: hit, miss, coalesced."),
@@ -86,21 +97,30 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
     "gearmesh_feedback_held": ("gauge", "Feedback that waits for a store that is down."),
     "gearmesh_http_answers_total": ("counter", "This gateway's HTTP answers, by HTTP status."),
     "gearmesh_http_in_flight": ("gauge", "This gateway's requests without an answer."),
+    "gearmesh_http_accept_failed_total": ("counter", "This gateway's connections closed for want of file descriptors."),
 }
+
+
+class HttpCounts(NamedTuple):
+    """A gateway's own counts since it started."""
+
+    answers: Mapping[int, int]  # {HTTP status: answers}
+    in_flight: int  # requests without an answer
+    accept_failed: int = 0  # connections that were closed for want of descriptors
 
 
 def metrics_text(
     up: Mapping[str, bool],
     snapshots: Iterable[Snapshot],
     frontends: Mapping[str, Mapping[str, Any]],
-    http: tuple[Mapping[int, int], int] | None = None,
+    http: HttpCounts | None = None,
     *,
     pause_s: float = 0.0,
 ) -> bytes:
     """All metrics in the text format. `up`: {member: whether it answers}; `frontends`: {frontend: its status}, of those
     that answered.
 
-    `http`: ({HTTP status: answers}, requests in flight) of the gateway that serves this text; None elsewhere.
+    `http`: of the gateway that serves this text; None elsewhere.
     `pause_s`: other threads get the interpreter for so long after every CHUNK samples.
     """
     registry = CollectorRegistry(auto_describe=False)
@@ -127,7 +147,7 @@ class MeshCollector(Collector):
     up: Mapping[str, bool]
     snapshots: Sequence[Snapshot]
     frontends: Mapping[str, Mapping[str, Any]]
-    http: tuple[Mapping[int, int], int] | None = None
+    http: HttpCounts | None = None
     pause_s: float = 0.0
     _made: dict[str, Metric] = field(default_factory=dict)  # {name: family}, in no order
 
@@ -141,9 +161,10 @@ class MeshCollector(Collector):
         for snapshot in self.snapshots:
             self._controller({"controller": snapshot.controller}, snapshot)
         if self.http is not None:
-            answers, in_flight = self.http
-            self._each("gearmesh_http_answers_total", {}, "code", {str(code): n for code, n in answers.items()})
-            self._add("gearmesh_http_in_flight", {}, in_flight)
+            answers = {str(code): count for code, count in self.http.answers.items()}
+            self._each("gearmesh_http_answers_total", {}, "code", answers)
+            self._add("gearmesh_http_in_flight", {}, self.http.in_flight)
+            self._add("gearmesh_http_accept_failed_total", {}, self.http.accept_failed)
         for name in METRICS:
             if name in self._made:
                 yield self._pausing(self._made[name])
@@ -167,6 +188,10 @@ class MeshCollector(Collector):
         self._add("gearmesh_in_flight_bytes", who, status.get("in_flight_bytes", 0))
         self._add("gearmesh_answers_dropped_total", who, status.get("answers_dropped", 0))
         self._add("gearmesh_answers_waiting", who, status.get("answers_waiting", 0))
+        self._add("gearmesh_cancelled_total", who, status.get("cancelled", 0))
+        self._add("gearmesh_outputs_for_nobody_total", who, status.get("computed_for_nobody", 0))
+        for name in ("connections_refused", "accept_failed"):
+            self._add(f"gearmesh_{name}_total", who, status.get(name, 0))
         self._each("gearmesh_answers_total", who, "status", status["answers"])
         self._each("gearmesh_frontend_refusals_total", who, "code", status.get("refused", {}))
         cache = status["cache"]
@@ -224,6 +249,13 @@ class MeshCollector(Collector):
             "batched_rows_total": s.batched_rows,
             "loads_total": s.loads,
             "unloads_total": s.unloads,
+            "revoked_total": s.revoked,
+            "computed_for_nobody_total": s.computed_for_nobody,
+            "rows_for_nobody_total": s.rows_for_nobody,
+            "tried_apart_total": s.tried_apart,
+            "tried_alone_total": s.tried_alone,
+            "quarantines_total": s.quarantines,
+            "failed_apart_seconds_total": s.failed_s,
             "log_lines_total": s.journal.written,
             "log_lines_dropped_total": s.journal.dropped,
         }.items():

@@ -27,6 +27,7 @@ REPLY_S_MAX = 1.0  # a member that has not answered by then is shown as silent
 BROKER_AGAIN_S = 5.0  # a broker that was silent is not asked again for so long
 POLL_S = 0.05  # between two requests for facts
 ROUNDS_MAX = 250  # replies fetched in one go: more than a controller stores for us
+CHILD = wire.ChildState.__struct_fields__
 FACTS_MAX = 1_000_000  # of one recording; about 2 GB of memory
 
 
@@ -276,7 +277,9 @@ class Observer:
 def _member(found: Mapping[str, Any]) -> wire.Member:
     """The member, from a frontend's description."""
     endpoints = {name: tuple(addresses) for name, addresses in found["endpoints"].items()}
-    return wire.Member(id=found["id"], role=found["role"], host="", endpoints=endpoints, pid=found["pid"])
+    told = found.get("child")
+    child = wire.ChildState(**{name: told[name] for name in CHILD if name in told}) if told is not None else None
+    return wire.Member(id=found["id"], role=found["role"], host="", endpoints=endpoints, pid=found["pid"], child=child)
 
 
 # -- for programs -----------------------------------------------------------------------------------------------------
@@ -311,4 +314,5 @@ def answering(view: View) -> dict[str, bool]:
     workers = {device.worker for snapshot in view.snapshots.values() for device in snapshot.devices}
     starting = {member.id for member in view.members if member.role == "container"}  # the broker hears of them
     there = {*view.snapshots, *view.frontends, *workers, *starting}
-    return {"broker": view.broker, **{member.id: member.id in there for member in view.members}}
+    silent = dict.fromkeys(view.silent, False)  # the broker may have given them up
+    return {"broker": view.broker, **silent, **{member.id: member.id in there for member in view.members}}

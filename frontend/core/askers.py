@@ -1,21 +1,60 @@
 """Who asks, as one number that the controller can tell clients apart by. Pure."""
 
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import xxhash
 
 from frontend.core.protocol import InferRequest, RequestRefused
 from mesh.codes import ErrorCode
 
 SOURCE_LENGTH_MAX = 64
+ASKERS_MAX = 4096  # whose names are known; those that came first are forgotten for others
 
 
-def asker_of(identity: bytes, request: InferRequest, secret: int) -> int:
+class Asker(NamedTuple):
+    """A client, as controllers tell clients apart."""
+
+    identity: bytes  # of its connection
+    source: str | None
+
+
+@dataclass(slots=True)
+class Askers:
+    """The numbers of those who asked lately, and whose they are. `seed`: nobody else knows it."""
+
+    seed: int
+    _numbers: dict[Asker, int] = field(default_factory=dict)  # {client: its number}, in the order of their coming
+    _names: dict[int, Asker] = field(default_factory=dict)  # {number: client}: the later of two with the same number
+
+    def number(self, identity: bytes, request: InferRequest) -> int:
+        """What `asker_of` returns. Raises: RequestRefused."""
+        number = self._numbers.get((identity, request.source))  # type: ignore[call-overload]  # an equal tuple
+        return self._meet(identity, request) if number is None else number
+
+    def name(self, number: int) -> Asker | None:
+        """The client with this number; None if it is not known any more."""
+        return self._names.get(number)
+
+    def _meet(self, identity: bytes, request: InferRequest) -> int:
+        number, asker = asker_of(identity, request, self.seed), Asker(identity, request.source)
+        if len(self._numbers) >= ASKERS_MAX:
+            first = next(iter(self._numbers))
+            gone = self._numbers.pop(first)
+            if self._names.get(gone) == first:
+                del self._names[gone]
+        self._numbers[asker] = number
+        self._names[number] = asker
+        return number
+
+
+def asker_of(identity: bytes, request: InferRequest, seed: int) -> int:
     """1 to 2^31 - 1: equal for all requests of a connection with the same `source`, or none. Raises: RequestRefused.
 
-    A source counts only within its connection, so that nobody can ask under the name of another connection's client.
-    `secret`: 64 bits that no client knows. Without them a client, who chooses its ROUTING_ID and its sources, could
-    find some that have another one's number.
+    A source counts only within its connection, and who does not know the seed cannot find a name of the same number:
+    nobody can ask as another connection's client.
     """
-    connection = xxhash.xxh3_64_intdigest(identity, secret)
+    connection = xxhash.xxh3_64_intdigest(identity, seed)
     if request.source is None:
         return connection & 0x7FFFFFFF or 1
     if len(request.source) > SOURCE_LENGTH_MAX:

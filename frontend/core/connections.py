@@ -31,6 +31,7 @@ class ClientConnection:
     """One connection that is there."""
 
     number: int  # from 1 on, in the order of their coming
+    descriptor: int
     identity: bytes = b""  # of its last message; empty: none has come through
     told: int = 0  # its number in the ClientIds of its clients
     clients: list[ClientId] = field(default_factory=list)  # that spoke through it, each once
@@ -61,7 +62,7 @@ class Connections:
     def accepted(self, descriptor: int, now: float) -> int:
         """One more connection is there. Returns its number."""
         self._number += 1
-        self._there[descriptor] = ClientConnection(self._number)
+        self._there[descriptor] = ClientConnection(self._number, descriptor)
         self.unheard.add(descriptor, self._number, now)
         return self._number
 
@@ -73,6 +74,10 @@ class Connections:
     def is_drawn(self, identity: bytes) -> bool:
         """Whether libzmq drew the identity for one of the connections so far."""
         return is_reserved(identity) and 0 < (int.from_bytes(identity[1:]) - self._before) % (1 << 32) <= self._number
+
+    def of(self, identity: bytes) -> ClientConnection | None:
+        """The connection that has the identity, and spoke; None: none has."""
+        return self.drawn.get(identity) or self.chosen.get(identity)
 
     def ended(self, descriptor: int) -> list[ClientId]:
         """The connection is no more. Returns its clients, which have left."""

@@ -44,6 +44,7 @@ class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_f
     cache: bool = True
     weight: float = 1.0
     source: str | None = None  # by which a proxy tells its own clients apart
+    asked_id: str | None = None  # the id that such a client gave its request: for the log, in place of `id`
 
 
 class CancelRequest(msgspec.Struct, tag_field="op", tag="cancel", forbid_unknown_fields=True):

@@ -35,6 +35,7 @@ class Call:
     missing: int = 0  # parts without outputs
     answered: bool = False
     ask: int | None = None  # number of the Ask, where an application opened it
+    asked_id: str | None = None  # for the log, in place of `id`
     asker: int = 0  # who asks, as the controller tells clients apart
     flight: Any = None  # in the prediction cache, if this call leads or follows one
 

@@ -151,5 +151,5 @@ def _told(status: int, exc: BaseException | None, message: str) -> ErrorAnswer:
     if status >= 500:
         return plain_error(status, "the gateway itself failed")
     if isinstance(exc, ContentEncodingError):
-        return refusal(bad_encoding(message.partition(":")[2].strip() or "of the body"))
+        return refusal(bad_encoding(message.partition(":")[2].partition(".")[0].strip() or "of the body"))
     return plain_error(status, f"this is no HTTP request: {message.splitlines()[0][:200]}")

@@ -83,7 +83,7 @@ def repository_index(models: Iterable[Described], *, ready_only: bool) -> list[d
 
 def _state(model: Described, version: str) -> tuple[str, str]:
     if version == model["version"]:
-        return ("READY", "") if model["ready"] else ("UNAVAILABLE", model["fault"] or NOBODY)
+        return ("READY", "") if model["ready"] else ("UNAVAILABLE", model["fault"] or model.get("unserved") or NOBODY)
     if version == model["preparing"]:
         return "LOADING", "it is being prepared"
     deployed = model["ready"] or model["version"] is None  # else the fault is the current version's
@@ -92,7 +92,7 @@ def _state(model: Described, version: str) -> tuple[str, str]:
 
 def dashboard_models(models: Iterable[Described]) -> list[dict[str, Any]]:
     """The dashboard's data about each model."""
-    shown = ("name", "version", "ready", "preparing", "fault", "slo_ms", "batch_max")
+    shown = ("name", "version", "ready", "preparing", "fault", "unserved", "slo_ms", "batch_max")
     ordered = sorted(models, key=lambda model: (bool(model["ready"]), model["name"]))
     return [{key: model.get(key) for key in shown} for model in ordered[:MODELS_SHOWN]]
 

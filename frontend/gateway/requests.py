@@ -28,6 +28,8 @@ class Bodies:
         """The whole body; refused as soon as it is too long, or in too many pieces. Raises: HttpRefusal."""
         self.gate.announced(request.content_length)
         check_encoding(request.headers.get("Content-Encoding"))
+        if not request.body_exists:
+            return bytearray()  # all such requests share one reader, which says only once that this is the end
         connection, content = request.protocol, request.content
         assert isinstance(connection, HttpConnection)
         connection.begin(content)

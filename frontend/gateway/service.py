@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from frontend.admin.metrics import CONTENT_TYPE
+from frontend.admin.metrics import CONTENT_TYPE, HttpCounts
 from frontend.admin.observer import NoMesh, describe
 from frontend.client.client import RequestError
 from frontend.core.askers import source_of
@@ -22,6 +22,7 @@ from frontend.gateway.pool import Pool
 from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
 from frontend.gateway.watch import MeshWatch
+from mesh import wire
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
 from mesh.names import VERSION
 from mesh.process.settings import Settings
@@ -131,6 +132,8 @@ class Gateway:
             raise self.gate.too_large(question.tensor_bytes)
         source = source_of(request.remote or "", request.headers.get("X-Forwarded-For", ""))
         options = {**question.options, "source": source}
+        if question.id is not None:
+            options["asked_id"] = str(question.id)[: wire.ASKED_ID_MAX]
         if version is not None:
             options["version"] = version
         asked_ms = question.slo_ms if question.slo_ms is not None else described.get("slo_ms")
@@ -188,8 +191,9 @@ class Gateway:
     async def _model_ready(self, request: web.Request) -> web.Response:
         kind, described = await self._targets.fresh(request)
         if kind == "models" and not descriptions.model_ready(described, request.match_info.get("version")):
-            why = described["fault"] or descriptions.NOBODY
-            never = described["fault"] and not described["preparing"]
+            why = described["fault"] or described.get("unserved") or descriptions.NOBODY
+            passes = described["preparing"] or described.get("unserved") or described.get("starting")
+            never = described["fault"] and not passes
             raise HttpRefusal(
                 f"{described['name']} would not be served: {why}",
                 ErrorCode.NOT_READY,
@@ -270,7 +274,8 @@ class Gateway:
         return json_response(told)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = await self._watch.metrics((self._responses, self.gate.requests))
+        counts = HttpCounts(self._responses, self.gate.requests, self.clients.shortage.refused)
+        text = await self._watch.metrics(counts)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 

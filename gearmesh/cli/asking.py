@@ -53,7 +53,8 @@ def infer(
 def _not_ready(model: dict[str, Any]) -> NoReturn:
     """Says why the model takes no requests yet, and exits 1."""
     why = model["fault"] or (f"version {model['preparing']} is being prepared" if model["preparing"] else "")
-    refuse(f"{model['name']} is not ready: {why or 'no version of it is current'}", code=ErrorCode.NOT_READY)
+    why = why or model.get("unserved") or "no version of it is current"
+    refuse(f"{model['name']} is not ready: {why}", code=ErrorCode.NOT_READY)
 
 
 @app.command()

@@ -48,7 +48,8 @@ def models_table(found: list[dict[str, Any]]) -> Table:
     table = Table("model", "version", "ready", "inputs", "outputs", "largest batch", "slo ms", "note")
     table.columns[0].no_wrap = True
     for model in found:
-        note = model["fault"] or (f"preparing version {model['preparing']}" if model["preparing"] else "")
+        coming = f"preparing version {model['preparing']}" if model["preparing"] else ""
+        note = model["fault"] or coming or model.get("unserved") or ""
         table.add_row(
             model["name"],
             f"{model['version'] or '-'} of {', '.join(model['versions']) or 'none'}",

@@ -40,6 +40,7 @@ def logs(
     source: Annotated[Path | None, typer.Argument(help="A folder of logs, or one log; the settings' if none.")] = None,
     request: Annotated[int | None, typer.Option(help="Only the lines of this request: an answer's `request`.")] = None,
     asked_id: Annotated[str, typer.Option("--id", help="Only the lines of requests with this id of a client.")] = "",
+    client: Annotated[int | None, typer.Option(help="Only the lines of this `client` of a frontend.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Sums up the request log and the action log: outcomes, latencies, how well times were predicted."""
@@ -48,8 +49,8 @@ def logs(
 
     folder = source or settings().telemetry_folder
     try:
-        if request is not None or asked_id:
-            lines = found_lines(folder, request, asked_id)
+        if request is not None or asked_id or client is not None:
+            lines = found_lines(folder, request, asked_id, client)
             tell(lines, *map(json.dumps, lines))
             if not lines:
                 raise typer.Exit(1)

@@ -120,7 +120,7 @@ class ContainerFile:
         fault = disk_fault(folder) if folder.is_dir() else None
         if fault is not None:
             return f"{not_written(self._file, fault)}; then start gearmesh up again"
-        return f"no `gearmesh up` runs with GEARMESH_DATA_DIR={folder}; it would keep the replicas"
+        return f"no `gearmesh up` runs with GEARMESH_DATA_DIR={folder.absolute()}; it would keep the replicas"
 
     @property
     def broker(self) -> str:

@@ -9,8 +9,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -27,6 +28,11 @@ from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
 
 ANSWERS_WITHIN_S = 1.5
+UNANSWERED = (
+    "no frontend answers: it is stopped, overloaded or out of file descriptors (`descriptors_exhausted` in its log), "
+    "it has other keys (GEARMESH_KEYS_DIR), or this is another program (set GEARMESH_FRONTEND_PORT)"
+)
+SILENT_S = 2.0  # controllers are heard several times a second
 SOFTWARE = (  # (grade if it is not installed, package, what needs it, extra that brings it)
     ("bad", "torch", "workers need", "serve"),
     ("bad", "pyzmq", "everything needs", "serve"),
@@ -148,10 +154,14 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     keys = settings.keys()
     with Client(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None) as client:
         try:
-            client.call("ping", timeout_s=ANSWERS_WITHIN_S)
+            status = client.call("status", timeout_s=ANSWERS_WITHIN_S)
             yield "good", "mesh", f"a frontend answers at {settings.frontend_address}"
+            yield from examine_status(status)
             return
         except RequestError:
+            if _listens(settings):
+                yield "bad", "mesh", f"something listens at {settings.frontend_address}, and {UNANSWERED}"
+                return
             yield "note", "mesh", f"nobody answers at {settings.frontend_address}: gearmesh up"
     for name in ("frontend_port", "broker_port", "controller_port", "http_port"):
         port = getattr(settings, name)
@@ -164,6 +174,29 @@ def _ports(settings: Settings) -> Iterator[Finding]:
                 yield "good", f"port {port}", "free"
             except OSError as error:
                 yield "bad", f"port {port}", f"{error.strerror}: set GEARMESH_{name.upper()}"
+
+
+def _listens(settings: Settings) -> bool:
+    """Whether a connection to the frontend's port is taken."""
+    try:
+        with socket.create_connection((settings.host, settings.frontend_port), ANSWERS_WITHIN_S):
+            return True
+    except OSError:
+        return False
+
+
+def examine_status(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a frontend tells that somebody has to mend."""
+    if status["epoch"] is None:
+        yield "bad", "broker", "the frontend has not heard of one"
+    for controller, seconds in status.get("controllers", {}).items():
+        if seconds is None or seconds > SILENT_S:
+            told = "has not been heard" if seconds is None else f"is silent for {seconds:.0f} s"
+            yield "bad", "controller", f"{controller} {told}"
+    turned_away = status.get("accept_failed", 0)
+    if turned_away:
+        found = f"{turned_away} connections of {status['frontend']} were closed for want of them; {descriptors.ADVICE}"
+        yield "bad", "file descriptors", found
 
 
 def examine_repository(settings: Settings) -> Iterator[Finding]:

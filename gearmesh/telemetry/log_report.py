@@ -64,8 +64,8 @@ def _seconds(ordered: list[float]) -> dict[str, float | None]:
     return {**found, "max_s": ordered[-1]}
 
 
-def found_lines(source: Path, request: int | None, asked_id: str) -> list[dict[str, Any]]:
-    """The request log's lines with this number, or of parts of that request, or with this id of a client.
+def found_lines(source: Path, request: int | None, asked_id: str, client: int | None = None) -> list[dict[str, Any]]:
+    """The request log's lines with this number, or of parts of that request, or with this id of a client, or of it.
 
     Raises: LogError.
     """
@@ -75,6 +75,7 @@ def found_lines(source: Path, request: int | None, asked_id: str) -> list[dict[s
         for fact in log.facts
         if (request is not None and request in (fact.request, fact.call or fact.request))
         or (asked_id and fact.asked_id == asked_id[:ASKED_ID_MAX])
+        or (client and fact.client == client)
     ]
 
 

@@ -36,7 +36,9 @@ def disk_fault(folder: Path) -> OSError | None:
     """Why the folder takes no file, or no bytes in one; None: it takes both."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
-            probe.write(bytes(PROBE_BYTES))
+            left = PROBE_BYTES
+            while left:  # a disk that is nearly full takes a part, and says nothing
+                left -= probe.write(bytes(left))
     except OSError as error:
         return error
     return None

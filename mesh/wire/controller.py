@@ -51,6 +51,15 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     alone: bool = False  # it failed by itself, in a batch of its own: the same inputs would fail again
 
 
+class ClientSuspected(Message, frozen=True, kw_only=True, tag="client_suspected"):
+    """Controller -> frontend: requests of this client of yours fail alone, or end processes. Who is it?"""
+
+    client: int  # as in Submit
+    ref: str
+    code: str  # what became of its request
+    pause_s: float = 0.0  # it is refused for so long; 0: it is served, in batches of its own
+
+
 class Serving(Message, frozen=True, kw_only=True, tag="serving"):
     """Controller -> frontend: versions that some live worker has prepared."""
 
@@ -107,5 +116,5 @@ ToController = (
     | Heartbeat
     | Goodbye
 )
-FromControllerToFrontend = Refused | Serving | Heartbeat | Introduce | Goodbye
+FromControllerToFrontend = Refused | Serving | ClientSuspected | Heartbeat | Introduce | Goodbye
 FromControllerToOperator = SnapshotReply | FactsReply | Heartbeat | Introduce | Goodbye

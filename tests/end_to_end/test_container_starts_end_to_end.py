@@ -136,8 +136,8 @@ def test_code_that_starts_again_says_so_to_whoever_is_refused(shared: Shared, tm
 
             async def told() -> bool:
                 outcome = await client.submit("again", X, slo_ms=LONG_MS, cache=False)
-                if isinstance(outcome, Prediction) or outcome.code == "container_died":  # it was there still
-                    return False
+                if isinstance(outcome, Prediction) or outcome.code == "container_died":
+                    return False  # it came before the death was noticed
                 assert (outcome.status, outcome.code) == ("rejected", "no_replica"), outcome
                 return names(outcome.message, "container again has been starting for", "SIGKILL", "loading the weights")
 

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from frontend.client.client import Client
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
+from gearmesh.telemetry.log_report import found_lines
 from scripts import ROOT
 from scripts.bench_http import request_body
 from scripts.rigs.meshes import (
@@ -159,6 +160,22 @@ def test_json_and_raw_bytes_get_the_same_answer_with_its_prediction(web: Http) -
     assert raw.headers["Content-Type"] == "application/octet-stream"
     assert json.loads(raw.body[:header])["id"] == "q"
     assert raw.body[header:] == np.zeros((2, 2), np.float32).tobytes()
+
+
+def test_the_id_of_the_body_and_who_asked_stand_in_the_log_line_that_the_answer_names(web: Http) -> None:
+    body, _ = request_body({"x": X}, parameters={"slo_ms": LONG_MS, "cache": False}, request_id="mine [red]")
+    numbers = [
+        web.ask("POST", "/v2/models/a/infer", body, X_Forwarded_For=behind).json["parameters"]["request"]
+        for behind in ("192.0.2.7", "192.0.2.8", "192.0.2.8")
+    ]
+    (controller,) = web.get("/status.json").json["controllers"].values()
+    folder = Path(controller["journal"]["folder"])
+    until(lambda: len(found_lines(folder, None, "mine [red]")) == len(numbers))  # a thread writes them
+    lines = found_lines(folder, None, "mine [red]")
+    assert [line["request"] for line in lines] == numbers
+    one, other, again = (line["client"] for line in lines)
+    assert one != other == again
+    assert [line["request"] for line in found_lines(folder, None, "", other)] == numbers[1:]
 
 
 def test_a_budget_that_can_never_be_met_is_429_without_retry_after(web: Http) -> None:

@@ -89,7 +89,7 @@ def test_a_row_that_raises_or_ends_its_process_costs_only_its_own_answer_in_a_co
             if order == -1:  # its own rows alone are in the text that its client reads
                 assert failed[BAD].message == "ValueError: the rows were [-1.0]"
             told = "suspect_client" if order == -1 else "quarantined_client"
-            assert any(f'"{told}"' in line and model in line for line in running.lines)
+            assert any(f'"{told}"' in line and model in line and '"peer":"127.0.0.1:' in line for line in running.lines)
             await second.stop()
 
     shared.play(scenario)

@@ -131,6 +131,7 @@ async def test_models_are_described_with_all_that_a_client_needs(tmp_path: Path)
             "preparing": None,
             "fault": None,
             "fault_code": None,
+            "unserved": None,
             "starting": None,
         }
         assert (n["version"], n["ready"], n["preparing"], n["inputs"], n["slo_ms"]) == (None, False, "1", [], None)

@@ -89,6 +89,19 @@ async def test_a_client_s_id_travels_with_the_request_cut_to_what_a_log_line_tak
 
 
 @on_loop
+async def test_a_proxy_names_the_id_that_its_own_client_gave(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = at.made.bare(zmq.DEALER)
+        sock.connect(at.address)
+        for call, mine in ((7, "yours"), (8, "x" * 200), (9, None), (10, "")):
+            sock.send(request(call, asked_id=mine))
+        submits = await at.controller.wait(wire.Submit, 4)
+        assert [submit.asked_id for submit in submits] == ["yours", "x" * wire.ASKED_ID_MAX, "9", "10"]
+        at.finish(*submits)
+        assert {(await hear(sock))["id"] for _ in submits} == {7, 8, 9, 10}
+
+
+@on_loop
 async def test_an_answer_has_the_rows_that_were_asked_for_and_those_that_were_computed(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
         future = at.client.submit("m", ROW)

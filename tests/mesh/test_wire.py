@@ -150,6 +150,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         retry_after_s=0.25,
         alone=True,
     ),
+    wire.ClientSuspected(client=7, ref="m:1", code="container_died", pause_s=2.0),
     wire.Serving(added=("m:1",), removed=("n:1",), reset=True, controller="controller-1"),
     PREPARED,
     wire.WorkerHello(

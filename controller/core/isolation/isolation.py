@@ -116,6 +116,8 @@ class Isolation:
         if not device.blamed:
             for ref in device.curves:
                 self.state.models[ref].lost_idle_s = now
+                if ref in self.watched:
+                    self.watched[ref].lost_idle_s = now
 
     def served(self, device: RemoteDevice, action: Action, now: float) -> None:
         """A batch of a version ended well while some version is watched."""
@@ -265,8 +267,7 @@ class Isolation:
 
         The version works, and its workers do not go without any request as well: killed, or of themselves.
         """
-        model = self.state.models.get(watch.ref)
-        return model is not None and now - model.worked_s <= WORKS_S and now - model.lost_idle_s > CALM_S
+        return now - watch.worked_s <= WORKS_S and now - watch.lost_idle_s > CALM_S
 
     def _suspect(self, watch: Watch, client: Client, code: str, now: float) -> Suspect | None:
         model = self.state.models.get(watch.ref)
@@ -303,6 +304,10 @@ class Isolation:
             if len(self.watched) >= WATCHES_MAX:
                 del self.watched[next(iter(self.watched))]
             watch = self.watched[ref] = Watch(ref, Budget(at_s=now))
+        model = self.state.models.get(ref)
+        if model is not None:  # it may be another one after each death of its only replica
+            watch.worked_s = max(watch.worked_s, model.worked_s)
+            watch.lost_idle_s = max(watch.lost_idle_s, model.lost_idle_s)
         watch.until_s = max(watch.until_s, now + SUSPECT_S)
         return watch
 

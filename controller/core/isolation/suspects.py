@@ -6,6 +6,7 @@ clears it, but not a second time. A request that ended its process alone is a *s
 that did, of which it had given up a request; a client with two is refused for pauses that grow.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -105,6 +106,8 @@ class Watch:
     rows: KnownRows = field(default_factory=KnownRows)
     strangers: Strangers = field(default_factory=Strangers)
     doubts: list[Doubt] = field(default_factory=list)  # oldest first
+    worked_s: float = -math.inf  # when a batch of it last ended well: its Model may be gone by now, with what it knew
+    lost_idle_s: float = -math.inf  # likewise, when a worker that can serve it was last lost while it executed nothing
     until_s: float = 0.0  # nothing of it need be remembered then, if there are no suspects and rows
 
     def suspect_of(self, request: Request) -> Suspect | None:

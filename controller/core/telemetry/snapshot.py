@@ -26,6 +26,7 @@ def snapshot(
 ) -> Snapshot:
     """The shard at this instant. `heard_s(worker)`: when the worker's last message came."""
     state, counters, telemetry = scheduler.state, scheduler.counters, scheduler.telemetry
+    isolation = scheduler.isolation
     busiest = heapq.nlargest(
         MODELS_MAX, state.models.values(), key=lambda model: (len(model.queue), model.popularity.value(now))
     )
@@ -65,6 +66,10 @@ def snapshot(
         timed_out=telemetry.timed_out,
         bounds=dict(BOUNDS),
         records=telemetry.models.records(),
+        tried_apart=isolation.tried_apart,
+        tried_alone=isolation.tried_alone,
+        quarantines=isolation.quarantines,
+        failed_s=isolation.failed_s,
     )
 
 

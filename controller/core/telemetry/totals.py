@@ -197,6 +197,7 @@ class Telemetry:
                 tries=request.tries,
                 asked_id=request.asked_id,
                 call=request.call,
+                client=request.asker[1],
             )
         )
         if request.answered is not None and request.answered is not outcome:

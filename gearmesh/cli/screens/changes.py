@@ -19,6 +19,9 @@ class Change:
     seconds: float
     requests: OutcomeCounts
     cold: int = 0
+    apart: int = 0  # requests that were executed again apart, or alone, after others' failures
+    quarantines: int = 0  # times that a client, or an input, was refused for a while
+    failed_s: float = 0.0  # device time of what failed meanwhile
     for_nobody: int = 0  # requests that were computed though nobody waited for them any more
     batches: int = 0
     batched_rows: int = 0
@@ -40,12 +43,19 @@ def change(before: View | None, after: View) -> Change:
         then = old.get(name)
         for count in ("cold", "batches", "batched_rows"):
             setattr(made, count, getattr(made, count) + getattr(now, count) - (getattr(then, count) if then else 0))
+        made.apart += _apart(now) - (_apart(then) if then is not None else 0)
+        made.quarantines += now.quarantines - (then.quarantines if then is not None else 0)
+        made.failed_s += now.failed_s - (then.failed_s if then is not None else 0.0)
         made.for_nobody += _for_nobody(now) - (_for_nobody(then) if then is not None else 0)
         _add(made.refused, now.refused, then.refused if then else {})
         _add(made.failed_actions, now.failed_actions, then.failed_actions if then else {})
     for name, status in after.frontends.items():
         _add(made.refused, status.get("refused", {}), frontends.get(name, {}).get("refused", {}))
     return made
+
+
+def _apart(snapshot: Snapshot) -> int:
+    return snapshot.tried_apart + snapshot.tried_alone
 
 
 def _for_nobody(snapshot: Snapshot) -> int:

@@ -38,12 +38,12 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
             health = GOOD if member.id in view.snapshots else _silent(view.silent.get(member.id))
         elif member.role == "frontend":
             health = _health(member.id in view.frontends)
-        elif member.child is not None and not (member.offer is not None and member.child.serves):
+        elif member.child is not None and (member.role == "container" or not member.child.serves):
             health = Health(text_of((starting_text(member.child), "yellow")))
         elif member.role == "gpu_worker":
             health = _worker_health(devices.get(member.id), view.silent)
             if member.child is not None and (deaths := deaths_text(member.child)):
-                health = health._replace(told=text_of(health.told.plain, " ", (deaths, "yellow")))
+                health = health._replace(told=text_of(health.told.plain, "; ", (deaths, "yellow")))
         endpoint = member.endpoints.get("clients") or member.endpoints.get("control") or ("",)
         yield member.id, member.role, str(member.pid), health, endpoint[-1]
 
@@ -76,7 +76,7 @@ def _silent(seconds: float | None) -> Health:
 
 
 def _health(answers: bool, advice: str = "") -> Health:
-    return GOOD if answers else Health(text_of(("silent", "red"), f" {advice}".rstrip()))
+    return GOOD if answers else Health(text_of(("silent", "red"), f": {advice}" if advice else ""))
 
 
 def _worker_health(device: DeviceState | None, silent: Mapping[str, float | None]) -> Health:

@@ -54,6 +54,8 @@ def model_table(model: Mapping[str, Any]) -> Table:
     table.add_row("ready", text_of(("yes", "green") if model["ready"] else ("no", "red")))
     if model["preparing"]:
         table.add_row("preparing", f"version {model['preparing']}")
+    if not model["fault"] and model.get("unserved"):
+        table.add_row("why not", model["unserved"])
     if model["fault"]:
         code = f" ({model['fault_code']})" if model["fault_code"] else ""
         table.add_row("why not" if not model["ready"] else "fault", f"{model['fault']}{code}")

@@ -10,6 +10,7 @@ from gearmesh.cli.screens.members import members_line, members_table
 from gearmesh.cli.screens.requests import models_table, summary
 
 MODELS_SHOWN = 20  # by status
+BESIDE = 6  # rows of top: the line above, a title for each table, and a head for two
 
 
 class Screen:
@@ -34,11 +35,11 @@ class Screen:
         yield members_line(self._after)
         if not self._after.snapshots and not self._after.frontends:
             return
-        told = summary(self._before, self._after, width, cut=True)
+        told = summary(self._before, self._after, width, cut=True, rows_max=max(1, height - BESIDE - 2))
         yield told
         if not self._after.snapshots:
             return
-        left = height - told.row_count - 6  # the line above, a title for each table, and a head for two
+        left = height - told.row_count - BESIDE
         devices = sum(len(snapshot.devices) for snapshot in self._after.snapshots.values())
         devices_shown = min(devices, max(1, left // 2))
         yield devices_table(self._before, self._after, width, devices_shown)

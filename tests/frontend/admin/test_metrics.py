@@ -10,13 +10,14 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from frontend.admin.metrics import METRICS, metrics_text
+from frontend.admin.metrics import METRICS, HttpCounts, metrics_text
+from frontend.admin.observer import View, answering
 from frontend.core.outcomes import OUTCOMES
 from tests.facts import FRONTEND, SNAPSHOT, tally
 from tests.facts import OUTCOMES as TOLD
 
 Labels = tuple[tuple[str, str], ...]
-HTTP = ({200: 7, 429: 1}, 2)
+HTTP = HttpCounts({200: 7, 429: 1}, in_flight=2, accept_failed=3)
 FRONTENDS = {"frontend-1": FRONTEND}
 HISTOGRAM = ("_bucket", "_count", "_sum")
 
@@ -87,6 +88,18 @@ EXPECTED: dict[str, Any] = {
     "gearmesh_answers_waiting": {(WHO,): 5},
     "gearmesh_http_answers_total": {(("code", "200"),): 7, (("code", "429"),): 1},
     "gearmesh_http_in_flight": {(): 2},
+    "gearmesh_http_accept_failed_total": {(): 3},
+    "gearmesh_cancelled_total": {(WHO,): 1},
+    "gearmesh_outputs_for_nobody_total": {(WHO,): 2},
+    "gearmesh_connections_refused_total": {(WHO,): 6},
+    "gearmesh_accept_failed_total": {(WHO,): 9},
+    **{
+        f"gearmesh_{name}_total": {(CONTROLLER,): count}
+        for name, count in {
+            "revoked": 3, "computed_for_nobody": 2, "rows_for_nobody": 5, "tried_apart": 8, "tried_alone": 4,
+            "quarantines": 1, "failed_apart_seconds": 0.75,
+        }.items()
+    },
     "gearmesh_answers_total": {(WHO, ("status", "ok")): 82, (WHO, ("status", "rejected")): 8},
     "gearmesh_cache_lookups_total": {
         (WHO, ("outcome", outcome)): count for outcome, count in {"hit": 6, "miss": 3, "coalesced": 1}.items()
@@ -125,6 +138,13 @@ def test_all_requests_that_clients_counted_are_in_one_sum(text: bytes) -> None:
 
 def test_requests_of_nothing_that_is_deployed_have_no_model(text: bytes) -> None:
     assert read(text)["gearmesh_requests_total"][(WHO, ("model", ""), ("outcome", "invalid"))] == 4
+
+
+def test_a_controller_that_the_broker_has_given_up_is_down() -> None:
+    view = View(10.0, True, 5, (), frontends={"frontend-1": FRONTEND}, silent={"controller-1": 4.2})
+    assert read(metrics_text(answering(view), [], {}))["gearmesh_up"] == {
+        (("member", "broker"),): 1.0, (("member", "controller-1"),): 0.0
+    }  # fmt: skip
 
 
 def test_odd_names_are_escaped() -> None:

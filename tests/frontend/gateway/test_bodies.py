@@ -152,6 +152,14 @@ async def test_requests_behind_one_another_are_not_counted_together() -> None:
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("announced", [b"", b"Content-Length: 0\r\n"])
+@on_loop
+async def test_requests_without_a_body_have_an_empty_one_each_time(announced: bytes) -> None:
+    async with served() as port:
+        for _ in range(3):
+            assert await ask(port, HEAD + announced + b"\r\n") == (200, 0, False)
+
+
 @pytest.mark.parametrize("encoding", [b"br", b"zstd", b"compress"])
 @on_loop
 async def test_an_encoding_that_is_not_read_is_told_as_that(encoding: bytes) -> None:
@@ -160,6 +168,7 @@ async def test_an_encoding_that_is_not_read_is_told_as_that(encoding: bytes) -> 
         status, told, _ = await ask(port, head, b"{}")
         assert (status, told["code"], told["field"]) == (415, "bad_encoding", "Content-Encoding")
         assert "gzip" in told["error"]
+        assert "install" not in told["error"]
 
 
 @on_loop

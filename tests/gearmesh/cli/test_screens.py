@@ -195,6 +195,33 @@ def test_the_screen_shows_all_that_is_told_of_requests_devices_and_models() -> N
     assert first_line(shown, "m:1", "25.0", "20.0", "80.0%")
 
 
+@pytest.mark.parametrize(
+    ("row", "figures"),
+    [
+        ("tried apart", (8 + 4, 0.75, 1)),
+        ("suspects", (7, "192.0.2.7:4711", "[red]:pill:", "m:1", "container_died")),
+        ("turned away", (6,)),
+        ("turned away", (9,)),
+    ],
+)
+def test_who_harms_others_and_who_was_turned_away_is_shown_as_it_is_named(
+    row: str, figures: tuple[object, ...]
+) -> None:
+    shown = [line for line in lines(None, view()) if line.strip().startswith(row)]
+    assert any(names(line, *figures) for line in shown), shown
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_container_is_starting_until_it_serves_whoever_tells_of_it(serves: bool) -> None:
+    child = wire.ChildState(model="mine", serves=serves, for_s=12.0, starts=2, line="weights", why="SIGKILL")
+    told = wire.Member(id="gpu_worker-1", role="gpu_worker", host="", child=child)  # a frontend tells of no offer
+    seen = view()
+    seen.members = (*(member for member in MEMBERS if member.id != told.id), told)
+    health = healths(seen)[told.id]
+    assert names(health, "SIGKILL")
+    assert names(health, "weights") != serves
+
+
 def test_a_device_s_lanes_pages_and_models_are_shown() -> None:
     row = rows(devices_table(view(), view(later(), at_s=12.0), 240))["cpu:0"]
     (*figures, last) = list(row.values())

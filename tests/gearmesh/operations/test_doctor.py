@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gearmesh.operations.doctor import examine_descriptors, examine_repository
+from gearmesh.operations.doctor import examine_descriptors, examine_repository, examine_status
 from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from mesh import wire
@@ -102,3 +102,19 @@ def test_fewer_descriptors_than_requests_at_once_are_noted_with_what_to_raise(mo
     assert (told, what) == (grade, "file descriptors")
     assert str(most) in how
     assert ("ulimit -n" in how and "GEARMESH_IN_FLIGHT_MAX" in how) == (grade == "note")
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({}, []),
+        ({"controllers": {"controller-1": 0.2}, "accept_failed": 0}, []),
+        ({"controllers": {"controller-1": 7.0}}, ["controller"]),
+        ({"controllers": {"controller-1": None}}, ["controller"]),
+        ({"accept_failed": 3}, ["file descriptors"]),
+        ({"epoch": None}, ["broker"]),
+    ],
+)
+def test_what_a_frontend_tells_of_and_somebody_has_to_mend_is_said(told: dict[str, object], found: list[str]) -> None:
+    status = {"frontend": "frontend-1", "epoch": 5, **told}
+    assert [(grade, what) for grade, what, _ in examine_status(status)] == [("bad", what) for what in found]

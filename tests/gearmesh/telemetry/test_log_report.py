@@ -88,6 +88,8 @@ def test_the_parts_of_a_large_request_are_one_and_what_its_client_cancelled_was_
         (("--id", "y" * 200), [9]),  # the log has its first 64 characters
         (("--request", "99"), []),
         (("--id", "nobody's"), []),
+        (("--client", "5"), [8]),
+        (("--client", "0"), []),  # of nobody
     ],
 )
 def test_a_complaint_is_found_in_the_log_by_its_number_or_its_client_s_id(
@@ -96,7 +98,7 @@ def test_a_complaint_is_found_in_the_log_by_its_number_or_its_client_s_id(
     lines = [
         replace(REQUEST, request=6, call=0, asked_id="mine"),
         replace(REQUEST, request=7, call=6, asked_id="mine"),
-        replace(REQUEST, request=8, call=0, asked_id="yours"),
+        replace(REQUEST, request=8, call=0, asked_id="yours", client=5),
         replace(REQUEST, request=9, call=0, asked_id="y" * 64),
     ]
     (tmp_path / "requests-a-1.jsonl").write_bytes(msgspec.json.Encoder().encode_lines([HEADER, *lines]))

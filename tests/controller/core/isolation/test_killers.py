@@ -5,7 +5,7 @@ import pytest
 from controller.core.isolation.suspects import CALM_S, PAUSE_S, PAUSE_S_MAX, SUSPECT_S
 from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, one, woken
-from tests.controller.core.isolation.poisoned_mesh import PoisonedMesh
+from tests.controller.core.isolation.poisoned_mesh import REF, PoisonedMesh
 
 
 @pytest.mark.parametrize("contained", [True, False])
@@ -197,6 +197,20 @@ def test_what_a_refused_client_had_waiting_is_refused_too() -> None:
     orders = shard.wake(100.21)
     assert orders[0] == "f: 3 rejected quarantined"
     assert {*orders[1:]} == {"f: 4 rejected quarantined", "w1: infer #4 m:1 x1 f/5"}
+
+
+def test_a_client_that_ends_a_lone_replica_is_refused_though_nobody_else_is_served_between_its_restarts() -> None:
+    """The routing table changes when a container's code dies: the version that nobody can serve then is forgotten."""
+    mesh = PoisonedMesh(1, batch_max=8, contained=True)
+    mesh.submit([1000], client=lambda n: 1000)
+    mesh.run(0.2)
+    mesh.deadly.update(range(1, 100))
+    for number in range(1, 61):
+        mesh.submit([number], client=lambda n: 7)
+        mesh.run(0.1)
+        mesh.mesh.scheduler.want([REF], [REF], now=mesh.mesh.now)
+    assert "quarantined" in mesh.answers.values()
+    assert len(mesh.deaths) <= 4  # the first two, then one a pause: of 1 s, of 2 s
 
 
 def test_a_hang_that_nobody_waited_for_counts_for_whoever_was_alone_in_it() -> None:
