@@ -170,7 +170,8 @@ def test_the_id_of_the_body_and_who_asked_stand_in_the_log_line_that_the_answer_
     ]
     (controller,) = web.get("/status.json").json["controllers"].values()
     folder = Path(controller["journal"]["folder"])
-    until(lambda: len(found_lines(folder, None, "mine [red]")) == len(numbers))  # a thread writes them
+    # a thread makes the file, and writes them
+    until(lambda: list(folder.glob("requests-*")) and len(found_lines(folder, None, "mine [red]")) == len(numbers))
     lines = found_lines(folder, None, "mine [red]")
     assert [line["request"] for line in lines] == numbers
     one, other, again = (line["client"] for line in lines)
