@@ -85,6 +85,7 @@ class FrontendService:
         self._alarm: Alarm | None = None
         self._started_s = time.monotonic()
         self._draining = False
+        self._knows = False  # a table has arrived: till then no client may be told that something does not exist
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -144,13 +145,15 @@ class FrontendService:
             return
         try:
             match request:
+                case protocol.InferRequest() if self._knows:  # first, and without a detour: nearly all are such
+                    self._infer(client, request, frames, now)
                 case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
                 case protocol.CancelRequest():
                     self._cancellation.cancel(client, request.id)
                 case protocol.StatusRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
-                case _ if self._knows_nothing() and not self._draining:
+                case _ if not self._knows and not self._draining:
                     self._early.hold(Early(client, request, frames, now))
                 case _:
                     self._obey(client, request, frames, now)
@@ -187,10 +190,6 @@ class FrontendService:
         self._replies.tell(
             client, {"id": request.id, "status": AnswerStatus.OK, "models": models, "frame_bytes_max": most}
         )
-
-    def _knows_nothing(self) -> bool:
-        """Whether no table has arrived yet: until then no client may be told that something does not exist."""
-        return self._registrar is None or self._registrar.table is None
 
     def _release(self) -> None:
         """The first table is there: processes the requests that waited for it."""
@@ -254,6 +253,7 @@ class FrontendService:
         self._applications.handle(table)
         self._calls.results.keep_only(member.id for member in table.members)
         self._controllers.table_changed(table)
+        self._knows = True
         self._release()
 
     # -- what applications ask for ------------------------------------------------------------------------------------

@@ -257,9 +257,9 @@ class ClientPort:
                 else:
                     self._too_old()
                 continue
-            client = ClientId(identity, delimited, connection.told)
-            if client not in connection.clients:
-                connection.clients.append(client)
+            client = connection.clients[0]  # all of one connection are equal but for that:
+            if client.delimited is not delimited:
+                client = connection.client(delimited)
             self._received(client, header, frames)
         return True
 

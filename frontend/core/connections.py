@@ -36,6 +36,13 @@ class ClientConnection:
     told: int = 0  # its number in the ClientIds of its clients
     clients: list[ClientId] = field(default_factory=list)  # that spoke through it, each once
 
+    def client(self, delimited: bool) -> ClientId:
+        """The one that speaks now, which is among `clients` from now on."""
+        client = ClientId(self.identity, delimited, self.told)
+        if client not in self.clients:
+            self.clients.append(client)
+        return client
+
 
 def is_reserved(identity: bytes) -> bool:
     """Whether the identity has the form of those that libzmq draws for clients without a ROUTING_ID."""
@@ -109,10 +116,7 @@ class Connections:
                 left += self._leave(earlier) if earlier is not None else []
                 self.chosen[identity] = connection
                 self.unheard.taken(identity)
-        client = ClientId(identity, delimited, connection.told)
-        if client not in connection.clients:
-            connection.clients.append(client)
-        return client, left
+        return connection.client(delimited), left
 
     def is_there(self, client: ClientId) -> bool:
         """Whether an answer to this identity would reach this client, and not another one of the same identity."""

@@ -197,7 +197,7 @@ class Telemetry:
                 tries=request.tries,
                 asked_id=request.asked_id,
                 call=request.call,
-                client=request.asker[1],
+                client=request.client,
             )
         )
         if request.answered is not None and request.answered is not outcome:
