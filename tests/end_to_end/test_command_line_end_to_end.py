@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from frontend.client.client import Client
 from gearmesh.cli.main import app
 from gearmesh.load.reporting.report import FORMAT
 from scripts import ROOT
@@ -84,4 +85,8 @@ def test_names_are_completed(shared: Shared, monkeypatch: pytest.MonkeyPatch) ->
 
     for words in (("models", ""), ("undeploy", ""), ("infer", ""), ("apps", "create", "new", "")):
         assert {"a", "b"} <= completed(*words)
-    assert completed("apps", "delete", "") == set()
+    with Client(shared.mesh.address) as client:
+        client.create_app("to_be_completed", ["a"])
+    apps = completed("apps", "delete", "")
+    assert "to_be_completed" in apps
+    assert not apps & {"a", "b"}, "these are models"
