@@ -126,11 +126,11 @@ class Client:
                 message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
                 budget_s = budget_of(connection, target, slo_ms)
                 flight = connection.request(message, frames, budget_s, time_left(timeout_s, began_s))
+                flights.append(flight)  # first: Ctrl-C may come as soon as it has left
                 try:
                     connection.ask(flight)
                 except RequestError as error:
                     flight.result = error
-                flights.append(flight)
             self._wait(flights)
         except BaseException:  # nobody gets the outcomes of those that are on their way
             for flight in flights:

@@ -163,12 +163,13 @@ class Connection:
         refusal = self.talk.too_large(flight.frames) if flight.frames else None
         if refusal is not None:
             raise refusal
+        self.flights[call] = flight  # first: Ctrl-C may come as soon as it has left
         if self._unsent or not self._send(flight):
             if len(self._unsent) >= UNSENT_MAX:
+                del self.flights[call]
                 raise self._full()
             flight.late = True
             self._unsent[call] = flight
-        self.flights[call] = flight
 
     def _full(self) -> Rejected:
         text = (
@@ -242,9 +243,11 @@ class Connection:
         for _ in self.sockets:
             socket = self.sockets[self._turn]
             self._turn = (self._turn + 1) % len(self.sockets)
-            if socket.up and socket.send(parts):
+            if socket.up:
                 flight.socket = socket
-                return True
+                if socket.send(parts):
+                    return True
+        flight.socket = None
         return False
 
     def read(self) -> Iterable[tuple[PendingRequest, Any]]:
