@@ -248,7 +248,7 @@ async def until_gateway(clients: CountingClients) -> None:
 
     async def ready() -> bool:
         with contextlib.suppress(OSError):
-            return bool((await clients.get("/status.json"))["frontends"])
+            return bool((await clients.get("/status.json")).get("frontends"))  # a refusal has none
         return False
 
     await until(ready)
