@@ -1,11 +1,9 @@
 """`python -m gpu_worker`: a worker for one device, or for several emulated ones."""
 
-import os
-import sys
-
 from gpu_worker.devices.opening import open_device
 from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
+from mesh.process.output import leave
 from mesh.process.runtime import Runtime, Service, serve
 
 
@@ -27,5 +25,4 @@ def make_worker(runtime: Runtime) -> WorkerService:
 def main() -> None:
     """Runs a worker until a signal; exits 0, or 2 with the reason if it cannot start."""
     serve("gpu_worker", workers)
-    sys.stdout.flush()
-    os._exit(0)  # nobody waits for a version that is still being prepared
+    leave(0)  # nobody waits for a version that is still being prepared

@@ -5,12 +5,12 @@ import signal
 import sys
 
 import structlog
-import uvloop
 
 from mesh.errors import GearmeshError, SettingsError
 from mesh.printable import printable
-from mesh.process import descriptors, logs
+from mesh.process import descriptors
 from mesh.process.configuration import settings_or_exit
+from mesh.process.runtime import begin
 from mesh.process.settings import Settings
 
 log = structlog.get_logger("gateway")
@@ -19,11 +19,11 @@ log = structlog.get_logger("gateway")
 def main() -> None:
     """Serves HTTP until a signal; with http_port 0 it only waits. Exits 0, or 2 with the reason if it cannot start."""
     settings = settings_or_exit()
-    logs.set_up(settings, "gateway")
+    guard = begin(settings, "gateway")
     descriptors.raise_limit()
     try:
         _check(settings)
-        uvloop.run(_run(settings))
+        guard.run(_run(settings))
     except GearmeshError as error:
         sys.stderr.write(printable(f"gateway: {error}\n"))
         raise SystemExit(2) from error

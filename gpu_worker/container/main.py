@@ -3,16 +3,13 @@
 import os
 import sys
 
-import uvloop
-
 from gpu_worker.container.process import ChildProcess
 from gpu_worker.container.service import CANNOT, ContainerService
 from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from mesh.errors import GearmeshError
 from mesh.printable import printable
-from mesh.process import logs
 from mesh.process.readiness import take_ready_signal
-from mesh.process.runtime import Runtime
+from mesh.process.runtime import Runtime, begin
 from mesh.process.settings import Settings
 
 START_S = 60.0  # time limit for importing the code
@@ -29,8 +26,7 @@ def run_container(settings: Settings, options: ContainerOptions, *, start_s: flo
 
     try:
         options.check()
-        logs.set_up(settings, f"container {options.ref}")
-        code, why = uvloop.run(serve())
+        code, why = begin(settings, f"container {options.ref}").run(serve())
     except GearmeshError as error:
         return _cannot(options, error)
     if why:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-import uvloop
 
 from mesh.errors import GearmeshError
 from mesh.net.sockets import Hub
@@ -19,6 +18,8 @@ from mesh.net.transport import Transport
 from mesh.printable import printable
 from mesh.process import descriptors, logs
 from mesh.process.configuration import settings_or_exit
+from mesh.process.crashes import Guard
+from mesh.process.output import leave, take_over
 from mesh.process.settings import Settings
 
 STOP_S = 15.0  # time to stop after draining; a process that has failed is then ended by force
@@ -110,10 +111,18 @@ class Runtime:
             log.warning("not_drained", service=type(service).__name__, after_s=self.settings.drain_s)
 
 
+def begin(settings: Settings, role: str) -> Guard:
+    """What this process writes never makes it wait, its log lines name `role`, and what nobody catches ends it."""
+    logs.set_up(settings, role, take_over())
+    guard = Guard()
+    guard.watch()
+    return guard
+
+
 def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
     """The `main` of a service: reads settings, runs the services of `make` until a signal, then exits."""
     settings = settings_or_exit()
-    logs.set_up(settings, role)
+    guard = begin(settings, role)
     descriptors.raise_limit()
     sys.path.append(os.getcwd())  # code that models and policies name may lie there; behind what is installed: no file
     # there takes the place of a module of ours, or of a library's
@@ -127,17 +136,16 @@ def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:
             raise
 
     try:
-        code = uvloop.run(main())
+        code = guard.run(main())
     except GearmeshError as error:
         sys.stderr.write(printable(f"{role}: {error}\n"))
         raise SystemExit(2) from error
     if code:
-        sys.stdout.flush()
-        os._exit(code)  # what failed must not block the exit or change its code: threads, destructors that abort
+        leave(code)  # what failed must not block the exit or change its code: threads, destructors that abort
 
 
 def _end_within(code: int, seconds: float) -> None:
     """Ends the process with `code` after `seconds` if it still runs: what made it fail may also keep it from ending."""
-    timer = threading.Timer(seconds, os._exit, (code,))
+    timer = threading.Timer(seconds, leave, (code,))
     timer.daemon = True
     timer.start()
