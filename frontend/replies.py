@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
+import structlog
 
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
@@ -21,6 +22,8 @@ from mesh.codes import AnswerStatus, ErrorCode
 
 OK = AnswerStatus.OK  # for what runs for every request
 CANCELLED = ErrorCode.CANCELLED
+INTERNAL_ERROR = ErrorCode.INTERNAL_ERROR
+log = structlog.get_logger("frontend")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -108,6 +111,8 @@ class Replies:
 
         If `request` is one for an answer, that is its outcome.
         """
+        if invalid.code is INTERNAL_ERROR:
+            log.error("request_error", op=type(request).__name__, exc_info=invalid.__cause__)
         if isinstance(request, InferRequest):
             self._outcomes.refused(request, invalid.status, invalid.code)
         self._count(invalid.status, invalid.code, gone=gone)

@@ -23,6 +23,7 @@ from frontend.core.applications.messages import (
     Withdraw,
 )
 from frontend.core.cache import PredictionCache
+from frontend.core.checking import unforeseen
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
@@ -143,6 +144,9 @@ class FrontendService:
         except RequestRefused as invalid:
             self._replies.refuse_unread(client, invalid)
             return
+        except Exception as error:  # nothing has changed
+            self._replies.refuse_unread(client, unforeseen(error))
+            return
         try:
             match request:
                 case protocol.InferRequest() if self._knows:  # first, and without a detour: nearly all are such
@@ -215,6 +219,18 @@ class FrontendService:
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
+            call, checked = self._looked_at(client, request, frames, received_s)
+        except RequestRefused:
+            raise
+        except Exception as error:  # nothing has changed
+            raise unforeseen(error, request.id) from error
+        self._calls.enter(call, checked, request.cache)
+
+    def _looked_at(
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
+    ) -> tuple[Call, Checked]:
+        """The request of a model, which can be obeyed. Raises: RequestRefused."""
+        try:
             target = self._targets.of(request)
         except RequestRefused as refused:
             raise self._starting.explained(refused, request.model, now=time.monotonic()) from None
@@ -235,7 +251,7 @@ class FrontendService:
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
             asker=self._suspects.askers.number(client.identity, request),
         )
-        self._calls.enter(call, checked, request.cache)
+        return call, checked
 
     def _check_room(self, request: protocol.InferRequest) -> None:
         if self._requests.full or self._draining:

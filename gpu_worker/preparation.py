@@ -92,7 +92,7 @@ class RepositoryVersions:
             made = self._preparer.prepare(ref, content)
         except PackageError as error:
             self._loop.call_soon_threadsafe(self._not_prepared, ref, future, tuple(error.faults), error.code)
-        except Exception as error:  # a package must not end the worker, whatever it contains
+        except (Exception, SystemExit) as error:  # a package must not end the worker, whatever it contains
             faults = (f"{type(error).__name__}: {error}",)
             self._loop.call_soon_threadsafe(self._not_prepared, ref, future, faults, PackageCode.BAD_PACKAGE)
         else:

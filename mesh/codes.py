@@ -120,6 +120,9 @@ class ErrorCode(Coded):
         "`retry_after_ms`, or spread the requests over more frontends"
     ), AnswerStatus.REJECTED  # fmt: skip
     STOPPING = "stopping", 503, True, "the frontend was stopped before the answer came", AnswerStatus.FAILED
+    INTERNAL_ERROR = "internal_error", 500, False, (
+        "the frontend itself failed while it looked at this message: please report it; its log has the traceback"
+    ), AnswerStatus.FAILED  # fmt: skip
     CANCELLED = "cancelled", None, False, (
         "its client ended it: a `cancel`, or a closed connection, after which nobody is told"
     ), AnswerStatus.FAILED  # fmt: skip

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from mesh.process.readiness import ReadyPipe
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # wait before the next start, by number of failed starts in a row
 HEALTHY_S = 5.0  # a process that lived this long resets its wait
 WRONG_SETTINGS = 2  # exit code of a service that cannot start with its settings
+NOT_STARTED = 71  # in place of an exit code; EX_OSERR of sysexits.h
 DEVICE_LOST = 3  # exit code of a service whose device failed: it cannot start until the device is repaired
 KILL_AFTER_S = 8.0  # a process that has not ended so long after SIGTERM is killed
 LINE_BYTES_MAX = 1 << 20
@@ -215,7 +217,7 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         while not self._stopping:
             began_s = time.monotonic()
-            code = await self._run(child)
+            code = await self._attempt(child)
             if self._stopping:
                 return
             if child.unwanted:
@@ -241,6 +243,23 @@ class Supervisor:
             self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), wait_s)
+
+    async def _attempt(self, child: Child) -> int:
+        """Runs the process once. Returns its exit code; NOT_STARTED, if it could not be started, or followed: that is
+        said, and costs this process alone.
+        """
+        try:
+            return await self._run(child)
+        except Exception as error:
+            if isinstance(error, OSError):  # no memory, no processes, no descriptors
+                self._say("up", f"{child.name} could not be started: {error}")
+            else:
+                for line in "".join(traceback.format_exception(error)).splitlines():
+                    self._say("up", line)
+            self._signal_one(child, signal.SIGKILL)
+            if child.process is not None:
+                await child.process.wait()
+            return NOT_STARTED
 
     async def _run(self, child: Child) -> int:
         """Runs the process once. Returns its exit code."""

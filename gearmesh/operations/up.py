@@ -7,7 +7,9 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Superviso
 from mesh.errors import AddressInUse
 from mesh.printable import printable
 from mesh.process.configuration import environment_of
+from mesh.process.output import take_over
 from mesh.process.settings import Settings
 
 POLL_S = 0.2
+AGAIN_S = 1.0  # after an error of our own
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # by which a process colours its lines: left out, as its name has our colour
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_black")
 
@@ -66,7 +70,9 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     if taken:
         _refuse(taken)
         return 2
+    output = take_over()
     say = printer(out, commands)
+    output.out.notice = partial(_left_out, max(map(len, (*commands, "up"))))
     if remark:
         say("up", remark)
     if out.is_terminal and settings.log_format == "auto":  # processes write into a pipe
@@ -76,9 +82,11 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: say("up", _fault_in(context)))
     supervisor.start()
-    ready = asyncio.create_task(_tell_ready(settings, supervisor))
-    containers = asyncio.create_task(keep_containers(supervisor, ContainerFile(settings.data_dir), settings))
+    kept = ContainerFile(settings.data_dir)
+    ready = asyncio.create_task(_again_and_again(say, lambda: _tell_ready(settings, supervisor)))
+    containers = asyncio.create_task(_again_and_again(say, lambda: keep_containers(supervisor, kept, settings)))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
     ready.cancel()
@@ -104,13 +112,38 @@ def printer(out: Console, processes: Iterable[str]) -> Say:
     def say(name: str, line: str) -> None:
         head = f"{printable(name):>{width}} |"
         if out.is_terminal:
-            out.print(text_of((head, colours.get(name, COLOURS[0]))), end=" ")
-        else:
-            out.file.write(f"{head} ")
-        out.file.write(printable(COLOUR.sub("", line)) + "\n")
+            with out.capture() as captured:
+                out.print(text_of((head, colours.get(name, COLOURS[0]))), end="")
+            head = captured.get()
+        out.file.write(f"{head} {printable(COLOUR.sub('', line))}\n")
         out.file.flush()
 
     return say
+
+
+def _left_out(width: int, lines: int) -> str:
+    """What is printed once whoever stopped reading reads again."""
+    return f"{'up':>{width}} | {lines} lines were left out while nobody read them\n"
+
+
+async def _again_and_again(say: Say, work: Callable[[], Awaitable[None]]) -> None:
+    """Does it until it is done. What it raises is said, and it begins anew: the mesh is supervised all the while."""
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                say("up", line)
+            say("up", f"that is an error in gearmesh up itself, which goes on; please report it ({error!r})")
+            await asyncio.sleep(AGAIN_S)
+
+
+def _fault_in(context: Mapping[str, Any]) -> str:
+    """One line about what a callback raised."""
+    error = context.get("exception")
+    where = traceback.extract_tb(error.__traceback__)[-1:] if error is not None else []
+    at = "".join(f", {frame.filename}:{frame.lineno}" for frame in where)
+    return f"an error in gearmesh up itself, which goes on; please report it: {context.get('message')} ({error!r}{at})"
 
 
 def _refuse(text: str) -> None:

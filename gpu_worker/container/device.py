@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from gpu_worker.container.keeper import ChildKeeper
+from gpu_worker.container.process import NO_MESSAGE
 from gpu_worker.container.slots import SharedSlots
 from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
 from gpu_worker.core.jobs import Done, Job, Phase
@@ -170,7 +171,9 @@ class ContainerDevice:
     def ran(self, message: dict[str, Any]) -> None:
         """The batch has ended."""
         job, self._running = self._running, None
-        assert job is not None
+        if job is None:  # the code sent that by itself
+            self._keeper.end(NO_MESSAGE)
+            return
         assert self._finished is not None
         error = message["error"]
         begin_s, end_s = message["begin"], message["end"]

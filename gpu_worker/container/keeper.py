@@ -180,7 +180,7 @@ class ChildKeeper:
             if message is None:
                 return
             if not message:
-                self._died()
+                self.end(child.fault) if child.fault else self._died()
             elif child.ready is None:
                 self._first(child, message)
             else:

@@ -23,6 +23,35 @@ LINES_PER_S_MAX = 20  # printed lines that are logged; the rest is counted
 LINE_MAX = 500  # characters kept of a line
 TAIL = 20  # last lines that are kept, to find out why the code died
 DECODER = msgspec.json.Decoder(dict[str, Any])
+
+
+class Ready(msgspec.Struct, tag_field="op", tag="ready"):
+    """Child -> container: the code is imported."""
+
+    inputs: list[dict[str, Any]] | None
+    outputs: list[dict[str, Any]] | None
+    code: str
+
+
+class NotReady(msgspec.Struct, tag_field="op", tag="error"):
+    """Child -> container: it cannot be served."""
+
+    text: str
+    passing: bool
+
+
+class BatchDone(msgspec.Struct, tag_field="op", tag="done"):
+    """Child -> container: a batch has ended."""
+
+    id: int
+    begin: float  # seconds of CLOCK_MONOTONIC
+    end: float
+    error: str | None
+    trace: str = ""
+
+
+CHECKER = msgspec.json.Decoder(Ready | NotReady | BatchDone)  # the code in the child may write to its socket, too
+NO_MESSAGE = "its process sent what is no message of ours: does the code write to descriptors that are not its own?"
 log = structlog.get_logger("container")
 
 
@@ -58,6 +87,7 @@ class ChildProcess:
         self.exits = os.pidfd_open(self.pid)
         self.ready: dict[str, Any] | None = None
         self.warm = False  # whether a batch has ended well in it
+        self.fault = ""  # what was wrong with what it sent; it has to end then
         self._printed = ChildOutput(self._process, options.ref)
 
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
@@ -68,6 +98,8 @@ class ChildProcess:
         message = self.read()
         if not message:
             now, code = look(self.pid), self.end()
+            if self.fault:
+                raise ContainerError(f"{self.fault}\n{self.tail}")
             raise ContainerError(f"{how_it_ended(code, 'imported', now, look(self.pid))}\n{self.tail}")
         if message["op"] == "error":
             self.end()
@@ -92,14 +124,22 @@ class ChildProcess:
         return True
 
     def read(self) -> dict[str, Any] | None:
-        """Returns the next answer; empty if the child is gone, None if there is none yet."""
+        """Returns the next answer; empty if the child is gone, or has to go (`fault`), None if there is none yet."""
         try:
             packet = self.control.recv(PACKET_BYTES_MAX)
         except BlockingIOError:
             return None
         except OSError:
             packet = b""
-        return DECODER.decode(packet) if packet else {}
+        try:
+            if packet:
+                awaited = BatchDone if self.ready is not None else (Ready, NotReady)
+                if isinstance(CHECKER.decode(packet), awaited):
+                    return DECODER.decode(packet)
+                self.fault = NO_MESSAGE
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.fault = NO_MESSAGE
+        return {}
 
     @property
     def tail(self) -> str:

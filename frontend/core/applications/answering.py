@@ -31,6 +31,7 @@ from frontend.core.applications.messages import (
     Withdraw,
 )
 from frontend.core.applications.registry import ApplicationLimits, ApplicationRegistry
+from frontend.core.checking import checking
 from frontend.core.protocol import CANCELLED, ClientAnswer, Error, RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode
 from selection.base import unusable
@@ -68,6 +69,14 @@ class Answering:
 
     def infer(self, asked: ClientAsked, request: protocol.InferRequest, now: float) -> list[Order]:
         """The question is open. Models are asked now, or once the context's state is read. Raises: RequestRefused."""
+        opened = self._checked(asked, request)
+        opened.app.counts.asked += 1
+        self.open.open(opened)
+        return self._look_up(opened, now)
+
+    @checking
+    def _checked(self, asked: ClientAsked, request: protocol.InferRequest) -> EnsembleRequest:
+        """The question, which can be answered. Raises: RequestRefused."""
         app, rules = self._registry.find(request)
         context = request.context or ""
         fault = check_context(context)
@@ -76,15 +85,12 @@ class Answering:
         budget_s = checks.check_budget(request, app.slo_ms, self._limits.slo_ms_max)
         weight = checks.check_weight(request)
         checked = rules.check(request, asked.frames)
-        opened = EnsembleRequest(
+        return EnsembleRequest(
             asked.client, request.id, app, context, checked.rows, checked.tensors, bool(asked.frames), weight,
             request.cache, asked.received_s, asked.received_s + budget_s, asked.asker,
         )  # fmt: skip
-        app.counts.asked += 1
-        self.open.open(opened)
-        return self._look_up(opened, budget_s, now)
 
-    def _look_up(self, request: EnsembleRequest, budget_s: float, now: float) -> list[Order]:
+    def _look_up(self, request: EnsembleRequest, now: float) -> list[Order]:
         """Returns the read of the state, where it is due, and what to do meanwhile."""
         app, key, store = request.app, (request.app.name, request.context), self._learned.store
         unread = not store.full and self._learned.cache.get(key) is None
@@ -96,6 +102,7 @@ class Answering:
             return [*orders, *self._ask(request, now)]
         if awaited is None:
             # from receipt on: before the first table, a request waits before it comes here
+            budget_s = request.deadline_s - request.received_s
             until_s = request.received_s + min(STATE_WAIT_S, budget_s / 2)
             awaited = self._awaited[key] = AwaitedState(until_s, [])
         awaited.requests.append(request)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from frontend.core.checking import checking
 from frontend.core.protocol import RequestRefused, RequestTensor
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
@@ -83,6 +84,7 @@ class Application:
         return bool(getattr(self.policy, "learns", True))
 
 
+@checking
 def read_definition(raw: Mapping[str, Any]) -> Definition:
     """Returns the definition that a message or the catalogue holds. Raises: RequestRefused, naming the field."""
     try:
@@ -106,6 +108,7 @@ def read_definition(raw: Mapping[str, Any]) -> Definition:
     return definition
 
 
+@checking
 def make_application(
     definition: Definition,
     revision: int,

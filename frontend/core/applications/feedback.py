@@ -28,6 +28,7 @@ from frontend.core.applications.messages import (
     Tell,
 )
 from frontend.core.applications.registry import ApplicationRegistry
+from frontend.core.checking import checking
 from frontend.core.protocol import RequestRefused
 from mesh.codes import AnswerStatus, ErrorCode, FeedbackReason
 from selection.base import Observation
@@ -189,6 +190,7 @@ class FeedbackDesk:
             text = "only shadows answered: they learn from a label, not from the loss of an answer"
         return NotApplied(FeedbackReason.NOTHING_TO_LEARN, text)
 
+    @checking
     def _observation(self, request: protocol.FeedbackRequest, decision: Decision) -> Observation | None:
         """The losses, 0 to 1, of the models that answered; None if none can be learned. Raises: RequestRefused."""
         if request.context is not None and request.context != decision.context:
