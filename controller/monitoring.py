@@ -2,6 +2,8 @@
 
 from typing import assert_never
 
+import msgspec
+
 from controller.core.scheduler import Scheduler
 from controller.core.telemetry.followers import Followers
 from controller.core.telemetry.snapshot import snapshot
@@ -11,6 +13,7 @@ from mesh.errors import SettingsError
 from mesh.facts import JournalState
 from mesh.net.links import Port
 from mesh.net.transport import Mail
+from mesh.process import logs
 from mesh.process.settings import Settings
 
 OPERATOR = "operator"  # how the ids of operators begin
@@ -120,4 +123,6 @@ class Monitoring:
             journal=self._journal.state() if self._journal is not None else JournalState(on=False),
             now=now,
         )
+        lines = logs.counts()
+        state = msgspec.structs.replace(state, lines_folded=lines.folded, lines_dropped=lines.dropped)
         return wire.SnapshotReply(call=call, snapshot=state)

@@ -39,6 +39,7 @@ from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 from mesh.net.registrar import Registrar
+from mesh.process import logs
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
@@ -347,4 +348,5 @@ class FrontendService:
             "unreadable": self._clients.unreadable,
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
+            "lines": logs.counts()._asdict(),
         }

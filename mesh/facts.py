@@ -235,3 +235,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     tried_alone: int = 0  # requests that were executed again alone, because a process had died
     quarantines: int = 0  # times that a client, or an input, was refused for a while
     failed_s: float = 0.0  # device time of what failed while it was executed apart
+    lines_folded: int = 0  # lines of the controller's own log that were counted in another line
+    lines_dropped: int = 0  # that were lost, because nobody read them

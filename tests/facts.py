@@ -130,6 +130,8 @@ SNAPSHOT = Snapshot(
     tried_alone=4,
     quarantines=1,
     failed_s=0.75,
+    lines_folded=15,
+    lines_dropped=16,
     timed_out=6,
     bounds=dict.fromkeys(
         ("queue_s", "exec_s", "slack_s", "latency_error", "exec_error", "load_error"), (0.01, 0.1)
@@ -179,6 +181,7 @@ FRONTEND = {  # of what a frontend answers to `status`
     "computed_for_nobody": 2,
     "connections_refused": 6,
     "accept_failed": 9,
+    "lines": {"folded": 11, "dropped": 12},
     "suspects": [
         {"client": 7, "ref": "m:1", "code": "container_died", "pause_s": 4.0, "ago_s": 2.0, "peer": "192.0.2.7:4711",
          "source": "[red]:pill:"},

@@ -77,6 +77,8 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
     "gearmesh_failed_apart_seconds_total": ("counter", "Device time of what failed while it was executed apart."),
     "gearmesh_log_lines_total": ("counter", "Log lines written."),
     "gearmesh_log_lines_dropped_total": ("counter", "Log lines dropped."),
+    "gearmesh_service_lines_folded_total": ("counter", "Lines of a member's own log that another line counts."),
+    "gearmesh_service_lines_dropped_total": ("counter", "Lines of a member's own log that were lost: nobody read."),
     "gearmesh_answers_total": ("counter", "A frontend's answers, by status."),
     "gearmesh_frontend_refusals_total": ("counter", "Requests that a frontend refused itself, by code."),
     "gearmesh_answers_dropped_total": ("counter", "A frontend's answers whose client was gone or did not read."),
@@ -107,6 +109,8 @@ class HttpCounts(NamedTuple):
     answers: Mapping[int, int]  # {HTTP status: answers}
     in_flight: int  # requests without an answer
     accept_failed: int = 0  # connections that were closed for want of descriptors
+    lines_folded: int = 0  # lines of its log that were counted in another line
+    lines_dropped: int = 0  # that were lost, because nobody read them
 
 
 def metrics_text(
@@ -165,6 +169,7 @@ class MeshCollector(Collector):
             self._each("gearmesh_http_answers_total", {}, "code", answers)
             self._add("gearmesh_http_in_flight", {}, self.http.in_flight)
             self._add("gearmesh_http_accept_failed_total", {}, self.http.accept_failed)
+            self._lines("gateway", self.http.lines_folded, self.http.lines_dropped)
         for name in METRICS:
             if name in self._made:
                 yield self._pausing(self._made[name])
@@ -194,6 +199,8 @@ class MeshCollector(Collector):
             self._add(f"gearmesh_{name}_total", who, status.get(name, 0))
         self._each("gearmesh_answers_total", who, "status", status["answers"])
         self._each("gearmesh_frontend_refusals_total", who, "code", status.get("refused", {}))
+        if "lines" in status:
+            self._lines(who["frontend"], status["lines"]["folded"], status["lines"]["dropped"])
         cache = status["cache"]
         lookups = {"hit": cache["hits"], "miss": cache["misses"], "coalesced": cache["coalesced"]}
         self._each("gearmesh_cache_lookups_total", who, "outcome", lookups)
@@ -260,6 +267,7 @@ class MeshCollector(Collector):
             "log_lines_dropped_total": s.journal.dropped,
         }.items():
             self._add(f"gearmesh_{name}", who, value)
+        self._lines(s.controller, s.lines_folded, s.lines_dropped)
         outcomes: dict[str, float] = {
             RequestOutcome.IN_TIME: s.in_time,
             RequestOutcome.LATE: s.late,
@@ -301,6 +309,11 @@ class MeshCollector(Collector):
                     error = {**labels, "of": of}
                     bounds = s.bounds[f"{of}_error"]
                     self._histogram("gearmesh_prediction_error_ratio", error, bounds, told.counts, told.sum)
+
+    def _lines(self, member: str, folded: int, dropped: int) -> None:
+        """What became of the lines of the member's own log."""
+        self._add("gearmesh_service_lines_folded_total", {"member": member}, folded)
+        self._add("gearmesh_service_lines_dropped_total", {"member": member}, dropped)
 
     # -- samples ------------------------------------------------------------------------------------------------------
 

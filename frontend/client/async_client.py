@@ -184,8 +184,13 @@ class AsyncClient:
         """Asks once what is deployed, for all callers that wait for it."""
         if self._learning is None:
             self._learning = asyncio.ensure_future(self.models())
-            self._learning.add_done_callback(lambda _: setattr(self, "_learning", None))
+            self._learning.add_done_callback(self._learned)
         await asyncio.shield(self._learning)
+
+    def _learned(self, task: "asyncio.Task[Any]") -> None:
+        self._learning = None
+        if not task.cancelled():
+            task.exception()  # whoever asked may have been cancelled, and then nobody else looks at it
 
     def _ask(self, flight: PendingRequest) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = self._loop.create_future()

@@ -12,6 +12,7 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import RequestError
 from frontend.gateway.errors import HttpRefusal
 from mesh.codes import HttpCode
+from mesh.process.crashes import for_life
 from mesh.process.settings import Settings
 
 POLL_S = 1.0  # between two status calls to a frontend, which show that it is alive and who the others are
@@ -68,7 +69,7 @@ class Pool:
 
     async def __aenter__(self) -> "Pool":
         self._open(self._first)
-        self._watching = asyncio.create_task(self._watch(), name="frontends")
+        self._watching = for_life(asyncio.create_task(self._watch(), name="frontends"))
         return self
 
     async def __aexit__(self, *_: object) -> None:

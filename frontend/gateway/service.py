@@ -25,6 +25,7 @@ from frontend.gateway.watch import MeshWatch
 from mesh import wire
 from mesh.codes import ErrorCode, HttpCode, http_of_reply
 from mesh.names import VERSION
+from mesh.process import logs
 from mesh.process.settings import Settings
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -267,6 +268,7 @@ class Gateway:
                 "in_flight": self.gate.requests,
                 "connections": self.clients.count,
                 "accept_failed": self.clients.shortage.refused,
+                "lines": logs.counts()._asdict(),
                 "responses": {str(status): count for status, count in sorted(self._responses.items())},
                 "frontends": self._pool.addresses,
             },
@@ -274,7 +276,8 @@ class Gateway:
         return json_response(told)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        counts = HttpCounts(self._responses, self.gate.requests, self.clients.shortage.refused)
+        refused, lines = self.clients.shortage.refused, logs.counts()
+        counts = HttpCounts(self._responses, self.gate.requests, refused, lines.folded, lines.dropped)
         text = await self._watch.metrics(counts)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 

@@ -197,6 +197,9 @@ def examine_status(status: Mapping[str, Any]) -> Iterator[Finding]:
     if turned_away:
         found = f"{turned_away} connections of {status['frontend']} were closed for want of them; {descriptors.ADVICE}"
         yield "bad", "file descriptors", found
+    dropped = status.get("lines", {}).get("dropped", 0)
+    if dropped:
+        yield "note", "logs", f"{dropped} lines of {status['frontend']} were lost: whoever reads its output stood still"
 
 
 def examine_repository(settings: Settings) -> Iterator[Finding]:

@@ -102,6 +102,17 @@ class Guard:
         self.crash(error, f"{fault.err_msg or 'destructor, or callback from C'}: {fault.object!r}")
 
 
+def for_life(task: "asyncio.Task[Result]") -> "asyncio.Task[Result]":
+    """The task, which nobody awaits while it is well: what it raises ends the process at once."""
+    task.add_done_callback(_raise)
+    return task
+
+
+def _raise(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
+
+
 def doing(trace: TracebackType | None) -> dict[str, Any]:
     """What the code was doing that raised: {"messages": kinds of messages, "peer": whose}, as far as the variables on
     the way say so. Contents of messages are not told.

@@ -163,6 +163,12 @@ def set_up(settings: "Settings", service: str, output: "Output | None" = None) -
     _current = lines, output
 
 
+def finish() -> None:
+    """All that is folded by now is told."""
+    if _current is not None:
+        _current[0].tell()
+
+
 def counts() -> LogCounts:
     """What became of this process's log lines."""
     if _current is None:

@@ -17,7 +17,7 @@ from tests.facts import FRONTEND, SNAPSHOT, tally
 from tests.facts import OUTCOMES as TOLD
 
 Labels = tuple[tuple[str, str], ...]
-HTTP = HttpCounts({200: 7, 429: 1}, in_flight=2, accept_failed=3)
+HTTP = HttpCounts({200: 7, 429: 1}, in_flight=2, accept_failed=3, lines_folded=13, lines_dropped=14)
 FRONTENDS = {"frontend-1": FRONTEND}
 HISTOGRAM = ("_bucket", "_count", "_sum")
 
@@ -89,6 +89,12 @@ EXPECTED: dict[str, Any] = {
     "gearmesh_http_answers_total": {(("code", "200"),): 7, (("code", "429"),): 1},
     "gearmesh_http_in_flight": {(): 2},
     "gearmesh_http_accept_failed_total": {(): 3},
+    "gearmesh_service_lines_folded_total": {
+        (("member", WHO[1]),): 11, (("member", CONTROLLER[1]),): 15, (("member", "gateway"),): 13,
+    },
+    "gearmesh_service_lines_dropped_total": {
+        (("member", WHO[1]),): 12, (("member", CONTROLLER[1]),): 16, (("member", "gateway"),): 14,
+    },
     "gearmesh_cancelled_total": {(WHO,): 1},
     "gearmesh_outputs_for_nobody_total": {(WHO,): 2},
     "gearmesh_connections_refused_total": {(WHO,): 6},
