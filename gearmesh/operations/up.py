@@ -85,8 +85,8 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     asyncio.get_running_loop().set_exception_handler(lambda _, context: say("up", _fault_in(context)))
     supervisor.start()
     kept = ContainerFile(settings.data_dir)
-    ready = asyncio.create_task(_again_and_again(say, lambda: _tell_ready(settings, supervisor)))
-    containers = asyncio.create_task(_again_and_again(say, lambda: keep_containers(supervisor, kept, settings)))
+    ready = asyncio.create_task(again_and_again(say, lambda: _tell_ready(settings, supervisor)))
+    containers = asyncio.create_task(again_and_again(say, lambda: keep_containers(supervisor, kept, settings)))
     waiting = asyncio.create_task(asked.wait())
     await first_of(waiting, supervisor.failed)
     ready.cancel()
@@ -126,7 +126,7 @@ def _left_out(width: int, lines: int) -> str:
     return f"{'up':>{width}} | {lines} lines were left out while nobody read them\n"
 
 
-async def _again_and_again(say: Say, work: Callable[[], Awaitable[None]]) -> None:
+async def again_and_again(say: Say, work: Callable[[], Awaitable[None]]) -> None:
     """Does it until it is done. What it raises is said, and it begins anew: the mesh is supervised all the while."""
     while True:
         try:

@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import msgpack
 import numpy as np
 import pytest
+import structlog
 import zmq
 
 from frontend.client.client import Failed, Invalid, Prediction, Rejected, TimedOut
+from frontend.core import checks, protocol
 from mesh import wire
 from tests.frontend.client.fakes import ROW
 from tests.frontend.service_mesh import hear, mesh, request, tensor
@@ -250,3 +252,37 @@ async def test_more_requests_than_the_limit_are_rejected_with_when_to_come_back(
         at.finish(*await at.controller.wait(wire.Submit, 2))
         assert [type(await future) for future in futures[:2]] == [Prediction] * 2
         assert len(at.controller.of(wire.Submit)) == 2
+
+
+# -- what nobody foresaw ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["decode", "check_budget"])
+@on_loop
+async def test_a_message_that_makes_a_check_raise_is_refused_alone(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh(tmp_path) as at:
+        module = protocol if where == "decode" else checks
+        real = getattr(module, where)
+
+        def check(asked: Any, *more: Any) -> Any:
+            if (b"odd" in asked) if where == "decode" else asked.id == "odd":
+                raise ZeroDivisionError("nobody foresaw that")
+            return real(asked, *more)
+
+        monkeypatch.setattr(module, where, check)
+        good = at.client.submit("m", ROW)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+            sock.setsockopt(zmq.LINGER, 0)
+            sock.connect(at.address)
+            with structlog.testing.capture_logs() as logged:
+                sock.send(request("odd"))
+                answer = await hear(sock)
+        assert (answer["status"], answer["error"]["code"]) == ("failed", "internal_error")
+        assert answer["id"] == ("odd" if where == "check_budget" else None)
+        (line,) = [line for line in logged if line["event"] == "request_error"]
+        assert isinstance(line["exc_info"], ZeroDivisionError)
+        at.finish(*await at.controller.wait(wire.Submit, 1))
+        assert isinstance(await good, Prediction)
+        assert (await at.status())["refused"] == {"internal_error": 1}

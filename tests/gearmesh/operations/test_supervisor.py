@@ -1,5 +1,6 @@
 """gearmesh/operations/supervisor.py: real processes that end, are started again and are stopped."""
 
+import asyncio
 import os
 import re
 import select
@@ -7,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gearmesh.operations import supervisor as module
 from tests.gearmesh.operations.supervised import heard, running
-from tests.loops import LIMIT_S, on_loop
+from tests.loops import LIMIT_S, Told, on_loop
 from tests.messages import names
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -160,3 +162,43 @@ async def test_processes_get_the_environment_and_no_input() -> None:
         said,
     ):
         await heard(said, ("a", "hello 1"), ("a", "over"))
+
+
+@pytest.mark.parametrize("fault", [OSError(11, "no more processes"), RuntimeError("nobody foresaw that")])
+@on_loop
+async def test_a_process_that_could_not_be_started_or_followed_is_tried_again_and_the_others_go_on(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, faults = asyncio.create_subprocess_exec, [fault, fault]
+
+    async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        if faults and "echo a" in command[2]:
+            raise faults.pop()
+        return await real(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    async with running({"a": "echo a; exec sleep 6000", "b": "echo b; exec sleep 6000"}) as (supervisor, said):
+        await heard(said, ("b", "b"), ("a", "a"))
+        assert not supervisor.failed.done()
+        up = [line for name, line in said.items if name == "up"]
+        assert sum(str(fault) in line for line in up) == 2
+        assert sum(names(line, "a", "starting it again") for line in up) == 2
+
+
+@on_loop
+async def test_a_line_that_makes_the_supervisor_raise_costs_its_process_alone() -> None:
+    class Refusing(Told):
+        def __call__(self, *said: Any) -> None:
+            if said == ("a", "odd"):
+                raise UnicodeError("cannot be said")
+            super().__call__(*said)
+
+    said = Refusing()
+    commands = {"a": ("echo $$; echo odd; exec sleep 6000", 0), "b": ("echo b; exec sleep 6000", 0)}
+    supervisor = module.Supervisor(commands, said, {"PATH": os.environ["PATH"]})
+    supervisor.start()
+    items = await said.until(lambda items: sum(name == "a" for name, _ in items) >= 3)
+    pids = [int(line) for name, line in items if name == "a"]
+    assert not any(map(runs, pids[:2])), "nobody would read what they write"
+    assert "b" in supervisor.pids()
+    await supervisor.stop()

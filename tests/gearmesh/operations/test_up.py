@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gearmesh.operations import up
 from gearmesh.operations.supervisor import OURS, PROCFILE, procfile_commands
 from gearmesh.operations.up import ports_taken, printer, procfile_of, ready_line, wait_ready, with_ports
 from mesh.process.settings import Settings
 from scripts import ROOT
 from scripts.rigs.house import PRODUCT
+from tests.loops import on_loop
 
 
 def test_free_ports_are_no_hindrance() -> None:
@@ -155,3 +157,24 @@ def test_nothing_of_ours_is_started_so_that_the_working_folder_could_take_its_pl
                 words = [getattr(part, "value", None) for part in parts]
                 found += [str(path) for at, word in enumerate(words[1:], 1) if word == "-m" and words[at - 1] != "-P"]
     assert [path for path in found if not path.endswith("cli/load.py")] == []
+
+
+@on_loop
+async def test_what_gearmesh_up_does_beside_supervising_begins_anew_if_it_fails_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(up, "AGAIN_S", 0.0)
+    tries: list[int] = []
+    said: list[tuple[str, str]] = []
+
+    async def work() -> None:
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise ZeroDivisionError(f"try {len(tries)}")
+
+    await up.again_and_again(lambda name, line: said.append((name, line)), work)
+    assert len(tries) == 3
+    assert [line for _, line in said if line.startswith("ZeroDivisionError")] == [
+        f"ZeroDivisionError: try {i}" for i in (1, 2)
+    ]
+    assert {name for name, _ in said} == {"up"}

@@ -308,3 +308,46 @@ async def test_modules_that_lie_beside_the_container_s_own_code_are_not_found(fo
     with pytest.raises(ContainerError, match="'specs'"):
         async with rig(folder, "import specs"):
             pass
+
+
+SPEAKS = """
+import json, os, socket, sys
+control = socket.socket(fileno=os.dup(int(sys.argv[1])))
+def f(x):
+    if x[0, 0] < 0:
+        control.send(%s)
+    return x * 2
+"""
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        "b'{'",
+        "b'\\xff' * 100",
+        "b'[' * 60_000",
+        "json.dumps({'op': 'ready', 'inputs': [], 'outputs': [], 'code': ''}).encode()",
+        "json.dumps({'op': 'error', 'text': 'x', 'passing': True}).encode()",
+        "json.dumps({'op': 'done', 'id': 'one', 'begin': 0, 'end': 0, 'error': None}).encode()",
+        "json.dumps({'op': 'done', 'id': 1, 'begin': float('nan'), 'end': 0, 'error': None}).encode()",
+        "json.dumps({'op': 'done', 'id': 1}).encode()",
+    ],
+)
+@on_loop
+async def test_code_that_writes_to_our_socket_itself_ends_its_process_and_no_other(packet: str, folder: Path) -> None:
+    async with rig(folder, SPEAKS % packet) as one:
+        np.testing.assert_array_equal(await one.run(), ROW * 2)
+        assert ActionCode.CONTAINER_DIED in await one.run(-1 - ROW)
+        assert "no message" in await one.news.get()
+        assert await one.news.get() == ""
+        np.testing.assert_array_equal(await one.run(), ROW * 2)
+
+
+@on_loop
+async def test_an_answer_to_a_batch_that_was_not_given_ends_the_process(folder: Path) -> None:
+    done = "json.dumps({'op': 'done', 'id': 1, 'begin': 0, 'end': 0, 'error': None}).encode()"
+    async with rig(folder, SPEAKS % done) as one:
+        await one.run(-1 - ROW)  # it was answered by the code, and then by us
+        assert "no message" in await one.news.get()
+        assert await one.news.get() == ""
+        np.testing.assert_array_equal(await one.run(), ROW * 2)
