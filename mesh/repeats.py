@@ -18,15 +18,15 @@ Line = TypeVar("Line")
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class LineBudget:
     """How many lines of one event pass in a period: in all, and of one peer."""
 
     lines: int = 256
     of_one: int = 16
 
-    def in_flood(self) -> "Budget":
+    def in_flood(self) -> "LineBudget":
         """What is left of it while a flood lasts."""
-        return Budget(max(1, self.lines // FLOOD_SHARE), max(1, self.of_one // FLOOD_SHARE))
+        return LineBudget(max(1, self.lines // FLOOD_SHARE), max(1, self.of_one // FLOOD_SHARE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Period(Generic[Line]):
     """The current period of one event. The peers in `shares` are no more than the lines that passed."""
 
     began_s: float
-    budget: Budget
+    budget: LineBudget
     passed: int = 0
     shares: dict[str, Share[Line]] = field(default_factory=dict)  # {peer: its lines}, oldest first
     others: Share[Line] = field(default_factory=Share)  # of peers that came when the budget was spent
@@ -99,8 +99,8 @@ class Period(Generic[Line]):
 class Repeats(Generic[Line]):
     """Decides of every line whether it is written. Says what has to be written, and when it has more to say."""
 
-    def __init__(self, budgets: Mapping[str, Budget] | None = None) -> None:
-        """`budgets`: of events that have another one than `Budget()`."""
+    def __init__(self, budgets: Mapping[str, LineBudget] | None = None) -> None:
+        """`budgets`: of events that have another one than `LineBudget()`."""
         self._budgets = dict(budgets or {})
         self._periods: dict[str, Period[Line]] = {}  # {event: its current, or last, period}; at most EVENTS_MAX + 1
         self._folding: dict[str, None] = {}  # events with folded lines, in the order in which they will be told
@@ -146,8 +146,8 @@ class Repeats(Generic[Line]):
         self._folding.pop(event, None)
         return period.told(now)
 
-    def _budget(self, event: str) -> Budget:
-        return self._budgets.get(event, Budget())
+    def _budget(self, event: str) -> LineBudget:
+        return self._budgets.get(event, LineBudget())
 
     def _forget(self, now: float) -> bool:
         """Periods that are over, and have nothing to tell, are forgotten. Returns whether there is room then."""

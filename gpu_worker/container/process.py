@@ -25,7 +25,7 @@ TAIL = 20  # last lines that are kept, to find out why the code died
 DECODER = msgspec.json.Decoder(dict[str, Any])
 
 
-class Ready(msgspec.Struct, tag_field="op", tag="ready"):
+class CodeReady(msgspec.Struct, tag_field="op", tag="ready"):
     """Child -> container: the code is imported."""
 
     inputs: list[dict[str, Any]] | None
@@ -33,7 +33,7 @@ class Ready(msgspec.Struct, tag_field="op", tag="ready"):
     code: str
 
 
-class NotReady(msgspec.Struct, tag_field="op", tag="error"):
+class CodeNotReady(msgspec.Struct, tag_field="op", tag="error"):
     """Child -> container: it cannot be served."""
 
     text: str
@@ -50,7 +50,9 @@ class BatchDone(msgspec.Struct, tag_field="op", tag="done"):
     trace: str = ""
 
 
-CHECKER = msgspec.json.Decoder(Ready | NotReady | BatchDone)  # the code in the child may write to its socket, too
+CHECKER = msgspec.json.Decoder(
+    CodeReady | CodeNotReady | BatchDone
+)  # the code in the child may write to its socket, too
 NO_MESSAGE = "its process sent what is no message of ours: does the code write to descriptors that are not its own?"
 log = structlog.get_logger("container")
 
@@ -133,7 +135,7 @@ class ChildProcess:
             packet = b""
         try:
             if packet:
-                awaited = BatchDone if self.ready is not None else (Ready, NotReady)
+                awaited = BatchDone if self.ready is not None else (CodeReady, CodeNotReady)
                 if isinstance(CHECKER.decode(packet), awaited):
                     return DECODER.decode(packet)
                 self.fault = NO_MESSAGE

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from mesh.printable import printable
-from mesh.repeats import Budget, Repeats, Told
+from mesh.repeats import LineBudget, Repeats, Told
 
 if TYPE_CHECKING:
     from mesh.process.output import Output
@@ -24,7 +24,7 @@ PEERS = (  # fields that say who, or what, a line is of: those of one event that
     "peer", "member", "worker", "frontend", "client", "controller", "address", "ref", "model", "app", "device",
 )  # fmt: skip
 BUDGETS = {  # of what has a limit of its own, above that one (gpu_worker/container/process.py)
-    event: Budget(400, 400) for event in ("printed", "printed_more")
+    event: LineBudget(400, 400) for event in ("printed", "printed_more")
 }
 TEXT_MAX = 16_384  # characters of one field; of a longer one its beginning and its end are kept
 Event = MutableMapping[str, Any]

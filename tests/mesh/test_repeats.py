@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from mesh.repeats import EVENTS_MAX, FLOOD_SHARE, PERIOD_S, TOLD_MAX, Budget, Repeats, Told
+from mesh.repeats import EVENTS_MAX, FLOOD_SHARE, PERIOD_S, TOLD_MAX, LineBudget, Repeats, Told
 
-FEW = Budget(lines=6, of_one=3)
+FEW = LineBudget(lines=6, of_one=3)
 
 
 def repeats() -> Repeats[str]:
@@ -52,7 +52,7 @@ def test_peers_that_come_when_the_budget_is_spent_are_told_together() -> None:
 
 
 def test_the_loudest_peers_are_told_one_by_one_and_the_others_together() -> None:
-    core: Repeats[str] = Repeats({"e": Budget(1000, 1)})
+    core: Repeats[str] = Repeats({"e": LineBudget(1000, 1)})
     for i in range(TOLD_MAX + 3):
         said(core, 2 + i, peer=f"peer-{i}.")
     told = core.wake(now=PERIOD_S)
@@ -68,7 +68,7 @@ def test_a_line_after_the_period_tells_first_what_was_folded_in_it() -> None:
 
 def test_while_a_flood_lasts_little_passes_and_once_it_is_over_all_does() -> None:
     core: Repeats[str] = Repeats()
-    usual, flooded = Budget(), Budget().in_flood()
+    usual, flooded = LineBudget(), LineBudget().in_flood()
     assert flooded.lines == usual.lines // FLOOD_SHARE
     passed = [sum(not told.folded for told in said(core, 1000, now=period * PERIOD_S)) for period in range(3)]
     assert passed == [usual.of_one, flooded.of_one, flooded.of_one]

@@ -14,7 +14,7 @@ import structlog
 from mesh import repeats
 from mesh.process import logs
 from mesh.process.settings import Settings
-from mesh.repeats import Budget
+from mesh.repeats import LineBudget
 from tests.loops import LIMIT_S
 
 
@@ -46,7 +46,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 def test_lines_that_repeat_are_counted_in_one_and_the_count_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up(Settings(log_format="json"), "broker")
     log = structlog.get_logger()
-    of_one = Budget().of_one
+    of_one = LineBudget().of_one
     for i in range(of_one + 100):
         log.warning("message_refused", peer="stranger", error=f"number {i}")
     log.warning("message_refused", peer="another")
@@ -78,7 +78,7 @@ def test_what_is_folded_is_told_in_time_though_nothing_more_is_logged(
     monkeypatch.setattr(repeats, "PERIOD_S", 0.05)
     logs.set_up(Settings(log_format="json"), "broker")
     log = structlog.get_logger()
-    of_one = Budget().of_one
+    of_one = LineBudget().of_one
     for i in range(of_one + 100):
         log.warning("message_refused", peer="stranger", error=f"number {i}")
     written: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ def test_a_flood_of_exceptions_keeps_no_frame_alive(capsys: pytest.CaptureFixtur
     logs.finish()
     assert not any(each() for each in kept)
     written = lines(capsys)
-    assert len(written) == Budget().of_one + 1
+    assert len(written) == LineBudget().of_one + 1
     assert all("ZeroDivisionError" in line["exception"] for line in written[:-1])
 
 
