@@ -1,8 +1,8 @@
 """What nobody caught ends the process, with its traceback and what it was doing; whoever started it starts it again.
 
 A process that went on would have half of what it was doing done. Wherever an exception gets loose (a callback of the
-loop, a timer, a task, a thread, a destructor), it comes here. Only what a connection's own transport raises, which the
-loop then closes, concerns that connection alone (of HTTP's clients; ZeroMQ's are not the loop's).
+loop, a timer, a task, a thread, a destructor), it comes here. Only what happens to a connection, which the loop then
+closes, concerns that connection alone (of HTTP's clients; ZeroMQ's are not the loop's).
 """
 
 import asyncio
@@ -86,9 +86,7 @@ class Guard:
     def _on_loop(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error = context.get("exception")
         where = str(context.get("message", ""))
-        of_connection = "transport" in context or "protocol" in context
-        not_accepted = "socket" in context and isinstance(error, OSError)
-        if error is None or of_connection or not_accepted:
+        if error is None or _harmless(error, context):
             log.error("loop_error", where=where, exc_info=error)
         else:
             self.crash(error, where)
@@ -100,6 +98,18 @@ class Guard:
     def _unraisable(self, fault: "sys.UnraisableHookArgs") -> None:
         error = fault.exc_value if fault.exc_value is not None else fault.exc_type()
         self.crash(error, f"{fault.err_msg or 'destructor, or callback from C'}: {fault.object!r}")
+
+
+def _harmless(error: BaseException, context: Mapping[str, Any]) -> bool:
+    """Whether no code of ours was left half done: what a connection met, which is closed; or an outcome that was given
+    to a future, and whoever waited for it had left.
+    """
+    if isinstance(error, ConnectionError) or "transport" in context or "protocol" in context:
+        return True
+    if "socket" in context and isinstance(error, OSError):  # a connection could not be accepted
+        return True
+    future = context.get("future")
+    return future is not None and not isinstance(future, asyncio.Task)
 
 
 def for_life(task: "asyncio.Task[Result]") -> "asyncio.Task[Result]":

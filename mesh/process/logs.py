@@ -26,6 +26,7 @@ PEERS = (  # fields that say who, or what, a line is of: those of one event that
 BUDGETS = {  # of what has a limit of its own, above that one (gpu_worker/container/process.py)
     event: LineBudget(400, 400) for event in ("printed", "printed_more")
 }
+PEER_MAX = 256  # characters of each
 TEXT_MAX = 16_384  # characters of one field; of a longer one its beginning and its end are kept
 Event = MutableMapping[str, Any]
 
@@ -57,11 +58,12 @@ class Lines:
         if method == "debug":  # whoever asks for these wants all of them
             return self.rendered(Told((method, event)))
         name = str(event.get("event", ""))
-        peer = " ".join(str(event[field]) for field in PEERS if field in event)
+        peer = " ".join(str(event[field])[:PEER_MAX] for field in PEERS if field in event)
         with self._lock:
             told = self._repeats.said(f"{method} {name}", peer, (method, event), now=_now())
             if not any(each.line[1] is event for each in told):
                 event.pop("exc_info", None)  # it would keep alive what the frames hold
+                event.update(_cut(None, method, event))
                 self._tell_later()
         if not told:
             raise structlog.DropEvent

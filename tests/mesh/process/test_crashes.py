@@ -127,6 +127,19 @@ def test_an_exception_that_was_caught_ends_nobody(tmp_path: Path) -> None:
     assert (code, [line["event"] for line in lines]) == (3, ["started", "stopped"]), written
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "self.loop.create_future().set_exception(ZeroDivisionError())",
+        "self.loop.create_task(asyncio.open_connection('127.0.0.1', 1))",
+    ],
+    ids=["an outcome that nobody asked for", "a connection that was refused"],
+)
+def test_what_leaves_nothing_half_done_is_logged_and_ends_nobody(begin: str, tmp_path: Path) -> None:
+    code, written, lines = ran(f"{begin}\n        self.loop.call_later(0.2, self.mine.end, 3)", tmp_path)
+    assert (code, [line["event"] for line in lines]) == (3, ["started", "loop_error", "stopped"]), written
+
+
 def test_a_process_that_c_code_ends_says_in_which_python_code_that_was(tmp_path: Path) -> None:
     code, written, lines = ran("ctypes.string_at(0)", tmp_path)
     assert code == -signal.SIGSEGV
