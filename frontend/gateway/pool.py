@@ -147,8 +147,8 @@ class Pool:
             await asyncio.sleep(CHANGE_POLL_S)
 
     def _ask(self, directory: Directory, kind: str) -> "asyncio.Task[None]":
-        """Asks once, for all callers that wait."""
-        if directory.asking is None:
+        """Asks once, for all callers that wait. What is returned has not ended, so that whoever awaits it waits."""
+        if directory.asking is None or directory.asking.done():  # its callback may be still to come
             directory.asking = asyncio.create_task(self._learn(directory, kind), name=kind)
             directory.asking.add_done_callback(lambda task: self._learned(directory, task))
         return directory.asking
@@ -160,7 +160,8 @@ class Pool:
         directory.asked_s = asked_s
 
     def _learned(self, directory: Directory, task: "asyncio.Task[None]") -> None:
-        directory.asking = None
+        if directory.asking is task:
+            directory.asking = None
         if not task.cancelled() and task.exception() is not None:
             log.debug("not_learned", why=str(task.exception()))
 
