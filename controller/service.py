@@ -18,7 +18,6 @@ from controller.core.versions.preparation import terms_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
 from mesh.codes import ActionCode, LinkLoss, RequestOutcome
-from mesh.frames import FramesMissing, take_frames
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
@@ -104,18 +103,15 @@ class ControllerService:
             self._port.send(peer, wire.Introduce())
             return
         frames = iter(mail.frames)
-        try:
-            for message in mail.messages:
-                self._handle(message, frames, mail)
-        except FramesMissing as error:
-            log.warning("message_refused", port="controller", peer=peer, error=str(error))
+        for message in mail.messages:
+            self._handle(message, frames, mail)
 
     def _handle(self, message: wire.ToController, frames: Iterator[Buffer], mail: Mail[wire.ToController]) -> None:
         """One message goes where it belongs. `frames`: what the mail's messages have not taken yet."""
         scheduler, peer, now = self.scheduler, mail.peer, mail.now
         match message:
             case wire.Submit():
-                tensors = message.inline or take_frames(frames, message.frames)
+                tensors = message.inline or _take(frames, message.frames)
                 self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=now))
             case wire.ActionResult():
                 self._log_result(peer, message)
@@ -259,3 +255,7 @@ def _log_notice(notice: Notice) -> None:
 
 def _introduces(messages: list[wire.ToController]) -> bool:
     return any(isinstance(message, (wire.WorkerHello, wire.FrontendHello, wire.Goodbye)) for message in messages)
+
+
+def _take(frames: Iterator[Buffer], count: int) -> list[Buffer]:
+    return [next(frames) for _ in range(count)]

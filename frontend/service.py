@@ -220,24 +220,17 @@ class FrontendService:
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
-            call, checked = self._looked_at(client, request, frames, received_s)
+            target = self._targets.of(request)
+        except RequestRefused as refused:
+            raise self._starting.explained(refused, request.model, now=time.monotonic()) from None
+        try:
+            budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
+            weight = checks.check_weight(request)
+            checked = target.rules.check(request, frames)
         except RequestRefused:
             raise
         except Exception as error:  # nothing has changed
             raise unforeseen(error, request.id) from error
-        self._calls.enter(call, checked, request.cache)
-
-    def _looked_at(
-        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
-    ) -> tuple[Call, Checked]:
-        """The request of a model, which can be obeyed. Raises: RequestRefused."""
-        try:
-            target = self._targets.of(request)
-        except RequestRefused as refused:
-            raise self._starting.explained(refused, request.model, now=time.monotonic()) from None
-        budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
-        weight = checks.check_weight(request)
-        checked = target.rules.check(request, frames)
         self._check_room(request)
         call = Call(
             client,
@@ -252,7 +245,7 @@ class FrontendService:
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
             asker=self._suspects.askers.number(client.identity, request),
         )
-        return call, checked
+        self._calls.enter(call, checked, request.cache)
 
     def _check_room(self, request: protocol.InferRequest) -> None:
         if self._requests.full or self._draining:

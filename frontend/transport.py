@@ -312,7 +312,7 @@ class ClientPort:
                 self._shortage.tell(os.strerror(value), len(self._connections))
             case zmq.EVENT_DISCONNECTED:
                 self.disconnections += 1
-                log.debug("client_disconnected", disconnections=self.disconnections, connections=self.connections)
+                log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
                 self._left += self._connections.ended(value)
                 self._hub.loop.call_soon(self._farewell)
 

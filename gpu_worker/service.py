@@ -18,7 +18,6 @@ from gpu_worker.devices.base import Device
 from gpu_worker.versions import Versions
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
-from mesh.frames import FramesMissing, take_frames
 from mesh.net.links import Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
@@ -173,42 +172,33 @@ class WorkerService:
 
     def _received(self, mail: Mail[wire.FromControllerToWorker]) -> None:
         frames = iter(mail.frames)
-        try:
-            for message in mail.messages:
-                self._obey(message, frames, mail)
-        except FramesMissing as error:
-            log.warning("message_refused", peer=mail.peer, error=str(error))
-
-    def _obey(
-        self, message: wire.FromControllerToWorker, frames: Iterator[Buffer], mail: Mail[wire.FromControllerToWorker]
-    ) -> None:
-        """Does what one message says. `frames`: what the mail's messages have not taken yet. Raises: FramesMissing."""
-        match message:
-            case wire.Infer():
-                tensors = [_tensors(part, frames) for part in message.parts]
-                self._pump.infer(message, mail.epoch, tensors, now=time.monotonic())
-            case wire.Load():
-                self._pump.load(message, mail.epoch, now=time.monotonic())
-            case wire.Unload():
-                self._pump.unload(message, mail.epoch, now=time.monotonic())
-            case wire.Revoke():
-                self._pump.revoke(message.action, mail.epoch, now=time.monotonic())
-            case wire.Welcome():
-                self._welcomed(message.controller, mail.epoch)
-            case wire.Frontends():
-                self._answering.know(message.results)
-            case wire.Prepare():
-                self.versions.prepare(message.ref, message.content)
-            case wire.Forget():
-                self.versions.forget(message.ref)
-            case wire.Introduce():
-                self._hello()
-            case wire.Goodbye():
-                self._released = True
-            case wire.Heartbeat():
-                pass  # the link has noted it
-            case _:
-                assert_never(message)
+        for message in mail.messages:
+            match message:
+                case wire.Infer():
+                    tensors = [_tensors(part, frames) for part in message.parts]
+                    self._pump.infer(message, mail.epoch, tensors, now=time.monotonic())
+                case wire.Load():
+                    self._pump.load(message, mail.epoch, now=time.monotonic())
+                case wire.Unload():
+                    self._pump.unload(message, mail.epoch, now=time.monotonic())
+                case wire.Revoke():
+                    self._pump.revoke(message.action, mail.epoch, now=time.monotonic())
+                case wire.Welcome():
+                    self._welcomed(message.controller, mail.epoch)
+                case wire.Frontends():
+                    self._answering.know(message.results)
+                case wire.Prepare():
+                    self.versions.prepare(message.ref, message.content)
+                case wire.Forget():
+                    self.versions.forget(message.ref)
+                case wire.Introduce():
+                    self._hello()
+                case wire.Goodbye():
+                    self._released = True
+                case wire.Heartbeat():
+                    pass  # the link has noted it
+                case _:
+                    assert_never(message)
 
     def _welcomed(self, controller: str, epoch: int) -> None:
         self._pump.welcome(epoch, same=controller == self._obeyed)
@@ -267,5 +257,5 @@ class WorkerService:
 
 
 def _tensors(part: wire.Part, frames: Iterator[Buffer]) -> Sequence[Buffer]:
-    """The inputs of one part: from inside the message, or the next frames. Raises: FramesMissing."""
-    return part.inline or take_frames(frames, part.frames)
+    """The inputs of one part: from inside the message, or the next frames."""
+    return part.inline or [next(frames) for _ in range(part.frames)]

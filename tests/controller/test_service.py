@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from controller.service import ControllerService
-from frontend.controllers import DECODER as FRONTEND
 from gpu_worker.service import CONTROLLER
 from mesh import wire
 from mesh.net.links import Link
@@ -50,30 +48,3 @@ async def test_a_worker_that_comes_before_the_broker_keeps_what_it_has_of_what_i
 
 def _has(mails: list[object], kind: type) -> bool:
     return any(isinstance(message, kind) for message in messages_of(mails))  # type: ignore[arg-type]
-
-
-@on_loop
-async def test_an_envelope_with_fewer_frames_than_its_messages_name_is_refused_from_there(tmp_path: Path) -> None:
-    async with processes() as made:
-        broker = Broker(made, tmp_path)
-        service = ControllerService(made.runtime(data_dir=tmp_path / "data", controller_port=0), broker.addresses)
-        service.start()
-        mail = Told()
-        frontend: Link[wire.FromControllerToFrontend, wire.ToController] = Link(
-            made.runtime().transport, "frontend-1", "controller-1", FRONTEND, mail, Told()
-        )
-        frontend.call(service.addresses)
-        frontend.send(wire.FrontendHello(member="frontend-1", host="here", results=("tcp://127.0.0.1:1",)))
-        submits = [wire.Submit(request=i, attempt=0, ref="m:1", rows=1, budget_s=60.0, frames=1) for i in (1, 2)]
-        with structlog.testing.capture_logs() as logged:
-            for submit in submits:
-                frontend.send(submit, [bytes(16)] if submit is submits[0] else [])
-            frontend.transport.hub.schedule_turn()
-            await mail.until(lambda mails: _has(mails, wire.Refused))
-        refused = [message for message in messages_of(mail.items) if isinstance(message, wire.Refused)]
-        assert [message.request for message in refused] == [1], "there is no such model; of the second nothing is known"
-        (line,) = [line for line in logged if line["event"] == "message_refused"]
-        assert line["peer"] == "frontend-1"
-        frontend.close()
-        service.stop()
-        broker.stop()
