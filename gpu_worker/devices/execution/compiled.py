@@ -20,11 +20,15 @@ from typing import Any
 
 import structlog
 import torch
+from torch.export import Dim
 
+from gpu_worker.devices.execution.building import build, declared_of
 from gpu_worker.devices.execution.executables import CPU, dtypes_of
 from gpu_worker.devices.execution.rows import inputs_for
 from gpu_worker.packages.comparing import same, tolerance
 from gpu_worker.packages.package import Package
+from gpu_worker.packages.reading import graphs
+from gpu_worker.packages.reading.graphs import most_rows
 from gpu_worker.packages.stored import ONNX
 from mesh.process.files import disk_fault, not_written, write_whole
 
@@ -184,11 +188,14 @@ def compile_graph(graph: Path, out: Path, threads: int) -> None:
 
     os.nice(10)
     torch.set_num_threads(threads)
-    exported = torch.export.load(graph)
-    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
-    shapes = [[n if isinstance(n, int) else 2 for n in value.shape] for value in values]
-    inputs = tuple(torch.zeros(shape, dtype=v.dtype) for shape, v in zip(shapes, values, strict=True))
-    exported._example_inputs = (inputs, {})  # the exported file has none, because they would hold the weights again
+    program = graphs.read(graph)
+    module = build(program)
+    taken = [declared_of(node) for node in module.graph.find_nodes(op="placeholder")]
+    rows = Dim("rows", min=1, max=most_rows(program))
+    inputs = tuple(torch.zeros([2 if n is None else n for n in v.shape], dtype=v.dtype) for v in taken if v is not None)
+    shapes = tuple({i: rows for i, n in enumerate(v.shape) if n is None} for v in taken if v is not None)
+    with torch.no_grad():
+        exported = torch.export.export(module, inputs, dynamic_shapes=shapes)
     torch._inductor.aoti_compile_and_package(exported, package_path=str(out))
 
 

@@ -1,0 +1,271 @@
+"""What torch.export.save writes of a program, as far as it is read: operations, their arguments, dtypes and shapes.
+
+What else is there (guards in Python, symbolic expressions, the author's stack, signatures of modules) is not read at
+all. Fields have torch's names. Source: torch/_export/serde/schema.py, schema 8.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+SCHEMA = 8
+NODES_MAX = 100_000  # operations, those of graphs within graphs included
+NESTED_MAX = 16  # graphs within each other
+NAME_MAX = 256
+
+_Name = Annotated[str, msgspec.Meta(max_length=NAME_MAX)]
+_Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Float = float | str  # JSON has no "NaN", "Infinity", "-Infinity"
+
+
+class Named(msgspec.Struct):
+    """A value that was computed before, or is an input."""
+
+    name: _Name
+
+
+class Open(msgspec.Struct):
+    """A symbolic extent."""
+
+    expr_str: str = ""
+
+
+class Extent(msgspec.Struct):
+    """An extent of a tensor, or its stride: a number, or open."""
+
+    as_int: _Int | msgspec.UnsetType = msgspec.UNSET
+    as_expr: Open | msgspec.UnsetType = msgspec.UNSET
+
+
+class Scalar(msgspec.Struct):
+    """A number that may be another one for each batch: by the name of what computes it, or itself."""
+
+    as_name: _Name | msgspec.UnsetType = msgspec.UNSET
+    as_int: _Int | msgspec.UnsetType = msgspec.UNSET
+    as_float: _Float | msgspec.UnsetType = msgspec.UNSET
+    as_bool: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Optional(msgspec.Struct):
+    """A tensor, or nothing."""
+
+    as_tensor: Named | msgspec.UnsetType = msgspec.UNSET
+    as_none: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Device(msgspec.Struct):
+    """Where a tensor is."""
+
+    type: _Name
+    index: _Int | None = None
+
+
+class Complex(msgspec.Struct):
+    """A complex number."""
+
+    real: _Float
+    imag: _Float
+
+
+class Argument(msgspec.Struct):
+    """One argument or result: exactly one field is set. Kinds that are not listed are refused."""
+
+    as_tensor: Named | msgspec.UnsetType = msgspec.UNSET
+    as_int: _Int | msgspec.UnsetType = msgspec.UNSET
+    as_ints: list[_Int] | msgspec.UnsetType = msgspec.UNSET
+    as_float: _Float | msgspec.UnsetType = msgspec.UNSET
+    as_bool: bool | msgspec.UnsetType = msgspec.UNSET
+    as_sym_int: Scalar | msgspec.UnsetType = msgspec.UNSET
+    as_sym_ints: list[Scalar] | msgspec.UnsetType = msgspec.UNSET
+    as_tensors: list[Named] | msgspec.UnsetType = msgspec.UNSET
+    as_none: bool | msgspec.UnsetType = msgspec.UNSET
+    as_scalar_type: _Int | msgspec.UnsetType = msgspec.UNSET
+    as_device: Device | msgspec.UnsetType = msgspec.UNSET
+    as_string: str | msgspec.UnsetType = msgspec.UNSET
+    as_optional_tensors: list[Optional] | msgspec.UnsetType = msgspec.UNSET
+    as_optional_tensor: Optional | msgspec.UnsetType = msgspec.UNSET
+    as_layout: _Int | msgspec.UnsetType = msgspec.UNSET
+    as_memory_format: _Int | msgspec.UnsetType = msgspec.UNSET
+    as_floats: list[_Float] | msgspec.UnsetType = msgspec.UNSET
+    as_bools: list[bool] | msgspec.UnsetType = msgspec.UNSET
+    as_strings: list[str] | msgspec.UnsetType = msgspec.UNSET
+    as_sym_bool: Scalar | msgspec.UnsetType = msgspec.UNSET
+    as_sym_bools: list[Scalar] | msgspec.UnsetType = msgspec.UNSET
+    as_sym_float: Scalar | msgspec.UnsetType = msgspec.UNSET
+    as_sym_floats: list[Scalar] | msgspec.UnsetType = msgspec.UNSET
+    as_complex: Complex | msgspec.UnsetType = msgspec.UNSET
+    as_graph: "Part | msgspec.UnsetType" = msgspec.UNSET
+
+    def only(self) -> tuple[str, Any]:
+        """Returns (kind, value). Raises: ValueError unless exactly one field is set."""
+        found = [(kind, value) for kind in ARGUMENT_KINDS if (value := getattr(self, kind)) is not msgspec.UNSET]
+        if len(found) != 1:
+            raise ValueError(
+                f"an argument is of {len(found)} of the kinds {', '.join(ARGUMENT_KINDS)}; it must be of one"
+            )
+        return found[0]
+
+
+ARGUMENT_KINDS = Argument.__struct_fields__
+
+
+class NamedArgument(msgspec.Struct):
+    """An argument of an operation."""
+
+    name: _Name  # as the operation has it; empty for operations that take graphs
+    arg: Argument
+    kind: int | None = None  # POSITIONAL or KEYWORD
+
+
+POSITIONAL, KEYWORD = 1, 2
+
+
+class Call(msgspec.Struct):
+    """One operation of a graph."""
+
+    target: _Name
+    inputs: list[NamedArgument]
+    outputs: list[Argument]
+    name: _Name | None = None
+    is_hop_single_tensor_return: bool | None = None
+
+
+class Tensor(msgspec.Struct):
+    """The dtype and the shape of a computed tensor."""
+
+    dtype: _Int
+    sizes: list[Extent]
+    strides: list[Extent] = []
+    storage_offset: Extent = msgspec.field(default_factory=Extent)
+    requires_grad: bool = False
+
+
+class Graph(msgspec.Struct):
+    """Operations in their order."""
+
+    inputs: list[Argument]
+    outputs: list[Argument]
+    nodes: list[Call]
+    tensor_values: dict[_Name, Tensor] = {}
+    is_single_tensor_return: bool = False
+
+
+class Part(msgspec.Struct):
+    """A graph that an operation takes, as a branch or the body of a loop."""
+
+    name: _Name
+    graph: Graph
+
+
+class Taken(msgspec.Struct):
+    """What an input of the graph is: exactly one field is set."""
+
+    user_input: "Given | msgspec.UnsetType" = msgspec.UNSET
+    parameter: "Given | msgspec.UnsetType" = msgspec.UNSET
+    buffer: "Given | msgspec.UnsetType" = msgspec.UNSET
+    tensor_constant: "Given | msgspec.UnsetType" = msgspec.UNSET
+
+
+class Given(msgspec.Struct):
+    """Where an input comes from, or an output goes: of these names, the one that fits its kind is set."""
+
+    parameter_name: _Name = ""
+    buffer_name: _Name = ""
+    tensor_constant_name: _Name = ""
+    user_input_name: _Name = ""
+
+
+class Made(msgspec.Struct):
+    """What an output of the graph is: exactly one field is set."""
+
+    user_output: Given | msgspec.UnsetType = msgspec.UNSET
+    buffer_mutation: Given | msgspec.UnsetType = msgspec.UNSET
+    parameter_mutation: Given | msgspec.UnsetType = msgspec.UNSET
+    user_input_mutation: Given | msgspec.UnsetType = msgspec.UNSET
+
+
+class Signature(msgspec.Struct):
+    """What the graph's inputs and outputs are, in their order."""
+
+    input_specs: list[Taken] = []
+    output_specs: list[Made] = []
+
+
+class CallSignature(msgspec.Struct):
+    """How the whole program is called: structures as JSON texts."""
+
+    out_spec: str = ""
+
+
+class ModuleCall(msgspec.Struct):
+    """How one module of the program is called; the first is the whole."""
+
+    signature: CallSignature | None = None
+
+
+class GraphModule(msgspec.Struct):
+    """A graph and what its inputs and outputs are."""
+
+    graph: Graph
+    signature: Signature = msgspec.field(default_factory=Signature)
+    module_call_graph: list[ModuleCall] = []
+
+
+class Range(msgspec.Struct):
+    """The least and the largest value of an open extent; None if there is no such."""
+
+    min_val: int | None = None
+    max_val: int | None = None
+
+
+class Version(msgspec.Struct):
+    """The version of the schema."""
+
+    major: int
+
+
+class Program(msgspec.Struct):
+    """A program as it is stored."""
+
+    graph_module: GraphModule
+    schema_version: Version
+    range_constraints: dict[_Name, Range] = {}
+
+
+class Payload(msgspec.Struct):
+    """One weight or constant."""
+
+    path_name: _Name  # the entry that holds its bytes, or those of several
+    use_pickle: bool
+    tensor_meta: Tensor | None = None
+    is_param: bool = False
+
+
+class Payloads(msgspec.Struct):
+    """All weights, or all constants, by name."""
+
+    config: dict[_Name, Payload]
+
+
+def decode(text: bytes) -> Program:
+    """Returns the program of this JSON text; its operations are not checked yet.
+
+    Raises: ValueError with a sentence for people.
+    """
+    try:
+        found = msgspec.json.decode(text, type=Program)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"the graph in it cannot be read: {error}") from None
+    if found.schema_version.major != SCHEMA:
+        raise ValueError(
+            f"the graph in it is of schema {found.schema_version.major}; {SCHEMA} is read: export it again"
+        )
+    return found
+
+
+def decode_payloads(text: bytes) -> dict[str, Payload]:
+    """Returns {name: where a weight or constant is}. Raises: ValueError with a sentence for people."""
+    try:
+        return msgspec.json.decode(text, type=Payloads).config
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"the list of tensors in it cannot be read: {error}") from None
