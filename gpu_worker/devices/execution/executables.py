@@ -118,8 +118,18 @@ def _from_factory(package: Package) -> Forward:
     module_name, _, attribute = package.factory.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module_name), attribute)
+        library = str(getattr(factory, "__module__", "")).partition(".")[0]
+        if library != module_name.partition(".")[0]:
+            why = f"factory {package.factory}: {module_name} only imports it, from {library or 'nowhere'}"
+            raise PackageError(package.ref, [why], PackageCode.UNSAFE_PACKAGE)
         with torch.device("meta"):
-            module = factory(**package.factory_args).eval()
+            module = factory(**package.factory_args)
+        if not isinstance(module, torch.nn.Module):
+            why = f"factory {package.factory} makes a {type(module).__name__}, which is no torch.nn.Module"
+            raise PackageError(package.ref, [why])
+        module.eval()
+    except PackageError:
+        raise
     except Exception as error:  # the author's code may raise anything
         raise PackageError(package.ref, [f"factory {package.factory}: {type(error).__name__}: {error}"]) from error
     names = [weight.name for weight in package.layout]
