@@ -36,9 +36,7 @@ _Plain = bool | int | float | str
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     dtype: str
-    shape: Annotated[
-        list[Annotated[int, msgspec.Meta(ge=-EXTENT_MAX, le=EXTENT_MAX)]], msgspec.Meta(max_length=RANK_MAX)
-    ]
+    shape: Annotated[list[_Extent], msgspec.Meta(max_length=RANK_MAX)]
 
 
 class _Architecture(msgspec.Struct, forbid_unknown_fields=True):
