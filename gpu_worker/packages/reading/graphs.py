@@ -1,6 +1,6 @@
 """Checks graphs of packages before anything is built of them: without torch, so that `gearmesh deploy` can, too."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gpu_worker.packages.reading.archives import (
     UnsafeArchive,
 )
 from gpu_worker.packages.reading.files import Faults, read_plain
+from gpu_worker.packages.reading.onnx_parts import ONNX_BYTES_MAX, fault_of
 from gpu_worker.packages.reading.operations import may_be_called
 from gpu_worker.packages.reading.serialized import NESTED_MAX, NODES_MAX, Graph, Program, decode
 
@@ -75,6 +76,7 @@ def check(graph: Path, faults: Faults) -> list[str] | None:
     Appends what is wrong with the graph to `faults`.
     """
     if graph.suffix != ARCHIVE:
+        _check_onnx(graph, faults)
         return None
     try:
         with Archive(graph, PACKAGED) as archive:
@@ -84,7 +86,7 @@ def check(graph: Path, faults: Faults) -> list[str] | None:
             if archive.size(SAMPLES):
                 faults.unsafe(f"{graph.name}: holds {SAMPLES}, a pickle, which could run code: write it again")
                 return None
-            _check_text(archive.read(MODEL, GRAPH_BYTES_MAX))
+            _check_once(archive.read(MODEL, GRAPH_BYTES_MAX), lambda text: check_program(decode(text)))
             return msgspec.json.decode(archive.read(NOTES, NOTES_BYTES_MAX), type=_Notes).weights
     except (UnsafeArchive, UnsafeProgram) as error:
         faults.unsafe(f"{graph.name}: {error}")
@@ -95,12 +97,30 @@ def check(graph: Path, faults: Faults) -> list[str] | None:
     return None
 
 
-def _check_text(text: bytes) -> None:
+def _check_onnx(graph: Path, faults: Faults) -> None:
+    try:
+        _check_once(read_plain(graph, ONNX_BYTES_MAX), check_onnx)
+    except UnsafeProgram as error:
+        faults.unsafe(f"{graph.name}: {error}")
+    except ValueError as error:
+        faults.append(f"{graph.name}: {error}")
+    except OSError as error:
+        faults.unread(graph.name, error)
+
+
+def check_onnx(content: bytes) -> None:
+    """onnxruntime may open the graph. Raises: UnsafeProgram; ValueError if it is damaged."""
+    why = fault_of(content)
+    if why:
+        raise UnsafeProgram(why)
+
+
+def _check_once(text: bytes, check: Callable[[bytes], None]) -> None:
     """The graph may be built; equal texts are checked once. Raises: UnsafeProgram; ValueError."""
     digest = sha256(text).digest()
     if digest in _sound:
         return
-    check_program(decode(text))
+    check(text)
     if len(_sound) >= SOUND_MAX:
         _sound.pop(next(iter(_sound)), None)
     _sound[digest] = None
@@ -109,7 +129,7 @@ def _check_text(text: bytes) -> None:
 def text(graph: Path) -> bytes:
     """Returns the text of the graph without its weights: equal for equal architectures. Raises: OSError; ValueError."""
     if graph.suffix != ARCHIVE:
-        return read_plain(graph, GRAPH_BYTES_MAX)
+        return read_plain(graph, ONNX_BYTES_MAX)
     with Archive(graph, PACKAGED) as archive:
         return archive.read(MODEL, GRAPH_BYTES_MAX)
 
