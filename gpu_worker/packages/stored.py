@@ -13,6 +13,8 @@ from mesh import wire
 ALIGNMENT = 256  # bytes; CUDA guarantees it for its own allocations, so no kernel is slower on the image
 WEIGHTS, EXAMPLE = "weights.safetensors", "example.safetensors"
 EXAMPLE_BYTES_MAX = 256 << 20  # it is read whole, and kept while the model is tried
+PROFILES = "profiles"  # folder of what was measured
+PROFILE_BYTES_MAX = 1 << 20
 ONNX = ".onnx"  # suffix of graphs that take their weights by name
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",

@@ -6,10 +6,12 @@ failure. `python -m gpu_worker.devices.execution.compiled GRAPH OUT THREADS` is 
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -66,6 +68,7 @@ class Compiler:
             file = self._file(package)
             if not file.exists() and not self._compile(graph, file):
                 return None
+            check_own(self.folder, file)
             compiled = open_executable(file)
             gain, steady = compare(package, weights, eager, compiled)
         except Exception as error:  # the compiler's output may raise anything; the eager executable remains
@@ -83,7 +86,7 @@ class Compiler:
         failed = file.with_suffix(".failed")
         if failed.exists():
             return False
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.pt2")
         module = "gpu_worker.devices.execution.compiled"
         command = [sys.executable, "-P", "-m", module, str(graph), str(temporary), str(self.threads)]
@@ -98,6 +101,14 @@ class Compiler:
         write_whole(failed, f"{why}\nRemove this file to try again.\n".encode())
         log.warning("not_compiled", graph=str(graph), why=why.splitlines()[0])
         return False
+
+
+def check_own(*paths: Path) -> None:
+    """Nobody but this user and root can have written these files: what they hold is run. Raises: OSError."""
+    for path in paths:
+        found = path.lstat()
+        if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or path.is_symlink():
+            raise PermissionError(errno.EPERM, "others may write to it, so it is not run: remove it", str(path))
 
 
 def find_compiler() -> str | None:
