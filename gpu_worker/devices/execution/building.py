@@ -53,7 +53,7 @@ class UnreadableGraph(ValueError):
     """The graph is damaged, or holds what cannot be read."""
 
 
-def build(program: serialized.Program) -> GraphModule:
+def build(program: serialized.StoredProgram) -> GraphModule:
     """Returns the program's graph as a module: its inputs in their order -> its outputs.
 
     The notes of each node that has a tensor say so: {"val": Declared}. The program has passed `graphs.check_program`.
@@ -76,7 +76,7 @@ class _Builder:
         self._parts = nn.Module()  # graphs within this one
         self._nodes: dict[str, Node] = {}  # {name in the package: node}
 
-    def built(self, graph: serialized.Graph) -> GraphModule:
+    def built(self, graph: serialized.StoredGraph) -> GraphModule:
         """Returns the graph as a module. Raises: UnreadableGraph, among others."""
         for i, given in enumerate(graph.inputs):
             kind, value = given.only()
@@ -96,7 +96,7 @@ class _Builder:
 
     # -- operations ---------------------------------------------------------------------------------------------------
 
-    def _call(self, call: serialized.Call) -> None:
+    def _call(self, call: serialized.StoredCall) -> None:
         target = call.target
         if target in NUMBERS:
             node = self._made(call, number_operation(target), tuple(self._argument(given.arg) for given in call.inputs))
@@ -107,7 +107,7 @@ class _Builder:
             node = self._aten(call)
         self._results(call, node)
 
-    def _aten(self, call: serialized.Call) -> Node:
+    def _aten(self, call: serialized.StoredCall) -> Node:
         found = aten(call.target)
         operation = overload(*found) if found is not None else None
         if found is None or operation is None:
@@ -121,7 +121,7 @@ class _Builder:
                 kwargs.pop("memory_format", None)
         return self._made(call, operation, args, kwargs)
 
-    def _placed(self, call: serialized.Call, operation: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _placed(self, call: serialized.StoredCall, operation: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments by position and by name, as the operation takes them."""
         given = {argument.name: argument for argument in call.inputs}
         taken = operation._schema.arguments
@@ -140,12 +140,12 @@ class _Builder:
         return tuple(args), kwargs
 
     def _made(
-        self, call: serialized.Call, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        self, call: serialized.StoredCall, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> Node:
         name = call.name or next((_name_of(*result.only()) for result in call.outputs), "")
         return self._graph.create_node("call_function", operation, args, kwargs or {}, _as_name(name))
 
-    def _results(self, call: serialized.Call, node: Node) -> None:
+    def _results(self, call: serialized.StoredCall, node: Node) -> None:
         """The names of the operation's results are known."""
         results = [result.only() for result in call.outputs]
         if not results:
@@ -185,7 +185,7 @@ class _Builder:
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
-    def _argument(self, given: serialized.Argument) -> Any:
+    def _argument(self, given: serialized.StoredArgument) -> Any:
         """Returns the argument: a node, a number, a text, a dtype, ..., or a list of such."""
         kind, value = given.only()
         match kind:
@@ -208,10 +208,10 @@ class _Builder:
             case _:
                 return constant(kind, value)
 
-    def _optional(self, value: serialized.Optional) -> Node | None:
+    def _optional(self, value: serialized.StoredOptional) -> Node | None:
         return None if value.as_tensor is msgspec.UNSET else self._node(value.as_tensor.name)
 
-    def _scalar(self, value: serialized.Scalar) -> Node | int | float | bool:
+    def _scalar(self, value: serialized.StoredNumber) -> Node | int | float | bool:
         if value.as_name is not msgspec.UNSET:
             return self._node(value.as_name)
         if value.as_float is not msgspec.UNSET:
@@ -221,7 +221,7 @@ class _Builder:
             raise UnreadableGraph("the graph in it has a number that is none")
         return found
 
-    def _part(self, graph: serialized.Graph) -> Node:
+    def _part(self, graph: serialized.StoredGraph) -> Node:
         name = f"part_{len(list(self._parts.children()))}"
         self._parts.register_module(name, _Builder().built(graph))
         return self._graph.create_node("get_attr", name)
@@ -233,7 +233,7 @@ def declared_of(node: Node) -> Declared | None:
     return found if isinstance(found, Declared) else None
 
 
-def declared(tensor: serialized.Tensor) -> Declared:
+def declared(tensor: serialized.StoredTensor) -> Declared:
     """Returns what the package says of a tensor. Raises: KeyError for a dtype that is not known."""
     return Declared(
         DTYPES[tensor.dtype],
@@ -294,7 +294,7 @@ def _name_of(kind: str, value: Any) -> str:
     """Returns the name of a result or an input; "" if it has none."""
     if kind == "as_tensor":
         return str(value.name)
-    name = value.as_name if isinstance(value, serialized.Scalar) else msgspec.UNSET
+    name = value.as_name if isinstance(value, serialized.StoredNumber) else msgspec.UNSET
     return "" if name is msgspec.UNSET else str(name)
 
 

@@ -92,6 +92,7 @@ class Compiler:
         command = [sys.executable, "-P", "-m", module, str(graph), str(temporary), str(self.threads)]
         why = run_bounded(command, self.seconds_max)
         if not why and temporary.exists():
+            temporary.chmod(0o600)
             os.replace(temporary, file)
             return True
         temporary.unlink(missing_ok=True)

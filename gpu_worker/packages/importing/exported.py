@@ -27,12 +27,12 @@ from gpu_worker.packages.reading.archives import (
 )
 from gpu_worker.packages.reading.graphs import UnsafeProgram, check_program
 from gpu_worker.packages.reading.serialized import (
-    Extent,
-    Made,
-    Program,
-    Range,
-    Taken,
-    Tensor,
+    StoredExtent,
+    StoredInput,
+    StoredOutput,
+    StoredProgram,
+    StoredRange,
+    StoredTensor,
     decode,
     decode_payloads,
 )
@@ -82,7 +82,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
 class Exported(nn.Module):
     """An exported program that takes its inputs by position. Its tensors are in `program`, under their own names."""
 
-    def __init__(self, program: Program, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, program: StoredProgram, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raises: ValueError, and what torch raises of names and dtypes."""
         super().__init__()
         whole = program.graph_module
@@ -125,7 +125,7 @@ def _name(value: Any, i: int) -> str:
     return str(getattr(value, "name", i))
 
 
-def _taken(spec: Taken) -> str:
+def _taken(spec: StoredInput) -> str:
     """Returns the tensor that an input of the graph is; "" for an input of the program. Raises: ValueError."""
     if spec.parameter is not msgspec.UNSET:
         return spec.parameter.parameter_name
@@ -138,7 +138,7 @@ def _taken(spec: Taken) -> str:
     return ""
 
 
-def _made(spec: Made) -> tuple[str, str]:
+def _made(spec: StoredOutput) -> tuple[str, str]:
     """Returns (where an output of the graph goes, the name of what it is written to). Raises: ValueError."""
     if spec.buffer_mutation is not msgspec.UNSET:
         return "buffer_mutation", spec.buffer_mutation.buffer_name
@@ -179,7 +179,7 @@ def _tensors(archive: Archive) -> dict[str, torch.Tensor]:
     return found
 
 
-def _tensor(name: str, meta: Tensor, data: bytearray) -> torch.Tensor:
+def _tensor(name: str, meta: StoredTensor, data: bytearray) -> torch.Tensor:
     """Returns a tensor on these bytes. Raises: ValueError unless it lies within them; KeyError for its dtype."""
     dtype = DTYPES[meta.dtype]
     sizes, strides = ([_number(extent) for extent in extents] for extents in (meta.sizes, meta.strides))
@@ -194,14 +194,14 @@ def _tensor(name: str, meta: Tensor, data: bytearray) -> torch.Tensor:
     return torch.frombuffer(data, dtype=dtype).as_strided(sizes, strides, offset)
 
 
-def _number(extent: Extent) -> int:
+def _number(extent: StoredExtent) -> int:
     """Returns the extent. Raises: ValueError if it is open, or negative."""
     if extent.as_int is msgspec.UNSET or extent.as_int < 0:
         raise ValueError("a weight has no shape of its own")
     return extent.as_int
 
 
-def _input_fault(name: str, value: Tensor | None, ranges: Mapping[str, Range], batch_max: int) -> str:
+def _input_fault(name: str, value: StoredTensor | None, ranges: Mapping[str, StoredRange], batch_max: int) -> str:
     """Returns why the program cannot be served with this input; empty if it can."""
     if value is None:
         return f"input {name} is no tensor: export the program with tensors alone as inputs"
@@ -227,10 +227,10 @@ def _input_fault(name: str, value: Tensor | None, ranges: Mapping[str, Range], b
     return ""
 
 
-def _range(extent: Extent, ranges: Mapping[str, Range]) -> Range:
+def _range(extent: StoredExtent, ranges: Mapping[str, StoredRange]) -> StoredRange:
     """Returns the range of an open extent; one without bounds if the file has none for it."""
     symbol = SYMBOL.fullmatch(extent.as_expr.expr_str) if extent.as_expr is not msgspec.UNSET else None
-    return ranges.get(symbol.group(1) or symbol.group(2), Range()) if symbol is not None else Range()
+    return ranges.get(symbol.group(1) or symbol.group(2), StoredRange()) if symbol is not None else StoredRange()
 
 
 ADVICE = "export it again, with torch 2.11 or newer, tensors alone as weights, and operations of torch"

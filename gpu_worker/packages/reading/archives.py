@@ -47,7 +47,7 @@ class UnsafeArchive(BadArchive):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchiveEntry:
     """One entry of an archive."""
 
     at: int  # byte of the file at which its local header begins
@@ -98,7 +98,7 @@ class Archive:
         return data
 
 
-def _entries(opened: FileIO, allowed: re.Pattern[str]) -> dict[str, Entry]:
+def _entries(opened: FileIO, allowed: re.Pattern[str]) -> dict[str, ArchiveEntry]:
     """Returns {entry, without the archive's folder: where it is}. Raises: BadArchive; struct.error; OSError."""
     size = os.fstat(opened.fileno()).st_size
     if size > ARCHIVE_BYTES_MAX:
@@ -109,7 +109,7 @@ def _entries(opened: FileIO, allowed: re.Pattern[str]) -> dict[str, Entry]:
     if start + length > size:
         raise BadArchive(f"{UNREADABLE}: it is cut short")
     content, at, total = read_exactly(opened, start, length), 0, 0
-    found: dict[str, Entry] = {}
+    found: dict[str, ArchiveEntry] = {}
     while at < length:
         path, entry, at = _entry(content, at)
         root, _, name = path.partition("/")
@@ -139,7 +139,7 @@ def _list_of_entries(opened: FileIO, size: int) -> tuple[int, int]:
     return start, length
 
 
-def _entry(content: bytes, at: int) -> tuple[str, Entry, int]:
+def _entry(content: bytes, at: int) -> tuple[str, ArchiveEntry, int]:
     """Returns (path, entry, place of the next) of an entry in the list. Raises: BadArchive; struct.error."""
     (signature, _, _, flags, method, _, _, checksum, packed, size, named, extra, comment, _, _, _, offset) = (
         ENTRY.unpack_from(content, at)
@@ -154,7 +154,7 @@ def _entry(content: bytes, at: int) -> tuple[str, Entry, int]:
         raise UnsafeArchive(f"holds {path[:200]!r} compressed; torch.export.save compresses nothing")
     if flags & ENCRYPTED:
         raise UnsafeArchive(f"holds {path[:200]!r} encrypted")
-    return path, Entry(offset, size, checksum), after + extra + comment
+    return path, ArchiveEntry(offset, size, checksum), after + extra + comment
 
 
 def _wide(extra: bytes, *narrow: int) -> tuple[int, int, int]:

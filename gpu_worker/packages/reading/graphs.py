@@ -20,7 +20,7 @@ from gpu_worker.packages.reading.archives import (
 from gpu_worker.packages.reading.files import Faults, read_plain
 from gpu_worker.packages.reading.onnx_parts import ONNX_BYTES_MAX, fault_of
 from gpu_worker.packages.reading.operations import may_be_called
-from gpu_worker.packages.reading.serialized import NESTED_MAX, NODES_MAX, Graph, Program, decode
+from gpu_worker.packages.reading.serialized import NESTED_MAX, NODES_MAX, StoredGraph, StoredProgram, decode
 
 ARCHIVE = ".pt2"
 SOUND_MAX = 4096
@@ -37,7 +37,7 @@ class UnsafeProgram(ValueError):
     """The program calls what no graph may."""
 
 
-def check_program(program: Program) -> None:
+def check_program(program: StoredProgram) -> None:
     """The program calls nothing but known operations, and is of a size that can be read.
 
     Raises: UnsafeProgram with a sentence for people.
@@ -56,7 +56,7 @@ def check_program(program: Program) -> None:
         )
 
 
-def _graphs(graph: Graph, depth: int) -> Iterator[Graph]:
+def _graphs(graph: StoredGraph, depth: int) -> Iterator[StoredGraph]:
     """Yields the graph and all graphs within it. Raises: UnsafeProgram."""
     if depth > NESTED_MAX:
         raise UnsafeProgram(f"graphs in it are nested more than {NESTED_MAX} deep")
@@ -134,13 +134,13 @@ def text(graph: Path) -> bytes:
         return archive.read(MODEL, GRAPH_BYTES_MAX)
 
 
-def read(graph: Path) -> Program:
+def read(graph: Path) -> StoredProgram:
     """Returns the program in an archive of a package, checked. Raises: UnsafeProgram; ValueError; OSError."""
     found = decode(text(graph))
     check_program(found)
     return found
 
 
-def most_rows(program: Program) -> int | None:
+def most_rows(program: StoredProgram) -> int | None:
     """Returns the most rows that the program takes, as far as it says so."""
     return min((found.max_val for found in program.range_constraints.values() if found.max_val), default=None)

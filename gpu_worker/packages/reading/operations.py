@@ -24,21 +24,30 @@ LEFT_OVER = {
 # operations of torch's own use that are part of what users call
 INTERNAL = frozenset(
     {
-        "__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "__iand__", "__ior__", "__ixor__", "__ilshift__",
-        "__irshift__", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_add_relu", "_aminmax", "_assert_async",
-        "_assert_scalar", "_assert_tensor_metadata", "_cast_Byte", "_cast_Char", "_cast_Double", "_cast_Float",
-        "_cast_Half", "_cast_Int", "_cast_Long", "_cast_Short", "_cdist_forward", "_conj", "_conj_physical",
-        "_convolution", "_convolution_mode", "_dim_arange", "_euclidean_dist", "_fft_c2c", "_fft_c2r",
-        "_fft_r2c", "_functional_assert_async", "_functional_assert_scalar", "_fused_rms_norm", "_is_all_true",
-        "_is_any_true", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_linalg_svd",
-        "_local_scalar_dense", "_log_softmax", "_lu_with_info", "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit", "_neg_view", "_pad_circular", "_pad_enum",
-        "_pdist_forward", "_prelu_kernel", "_safe_softmax", "_scaled_dot_product_attention_math",
-        "_scaled_dot_product_flash_attention_for_cpu", "_shape_as_tensor", "_softmax", "_stack",
-        "_to_copy", "_trilinear",
-        "_unique", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa",
-        "_upsample_bilinear2d_aa", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
-        "_upsample_nearest_exact3d", "_weight_norm", "_weight_norm_interface",
+        *(
+            f"__{name}__"
+            for name in (
+                "and", "or", "xor", "lshift", "rshift", "iand", "ior", "ixor", "ilshift", "irshift",
+            )
+        ),
+        *(
+            f"_{name}"
+            for name in (
+                "adaptive_avg_pool2d", "adaptive_avg_pool3d", "add_relu", "aminmax", "assert_async",
+                "assert_scalar", "assert_tensor_metadata", "cast_Byte", "cast_Char", "cast_Double", "cast_Float",
+                "cast_Half", "cast_Int", "cast_Long", "cast_Short", "cdist_forward", "conj", "conj_physical",
+                "convolution", "convolution_mode", "dim_arange", "euclidean_dist", "fft_c2c", "fft_c2r",
+                "fft_r2c", "functional_assert_async", "functional_assert_scalar", "fused_rms_norm", "is_all_true",
+                "is_any_true", "linalg_det", "linalg_eigh", "linalg_slogdet", "linalg_solve_ex", "linalg_svd",
+                "local_scalar_dense", "log_softmax", "lu_with_info", "native_batch_norm_legit_no_training",
+                "native_batch_norm_legit", "neg_view", "pad_circular", "pad_enum", "pdist_forward",
+                "prelu_kernel", "safe_softmax", "scaled_dot_product_attention_math",
+                "scaled_dot_product_flash_attention_for_cpu", "shape_as_tensor", "softmax", "stack", "to_copy",
+                "trilinear", "unique", "unique2", "unsafe_view", "upsample_bicubic2d_aa",
+                "upsample_bilinear2d_aa", "upsample_nearest_exact1d", "upsample_nearest_exact2d",
+                "upsample_nearest_exact3d", "weight_norm", "weight_norm_interface",
+            )
+        ),
     }
 )  # fmt: skip
 NUMBERS = frozenset(  # operations on numbers: extents, and what is computed of them

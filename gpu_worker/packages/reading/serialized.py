@@ -18,26 +18,26 @@ _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Float = float | str  # JSON has no "NaN", "Infinity", "-Infinity"
 
 
-class Named(msgspec.Struct):
+class StoredName(msgspec.Struct):
     """A value that was computed before, or is an input."""
 
     name: _Name
 
 
-class Open(msgspec.Struct):
+class OpenExtent(msgspec.Struct):
     """A symbolic extent."""
 
     expr_str: str = ""
 
 
-class Extent(msgspec.Struct):
+class StoredExtent(msgspec.Struct):
     """An extent of a tensor, or its stride: a number, or open."""
 
     as_int: _Int | msgspec.UnsetType = msgspec.UNSET
-    as_expr: Open | msgspec.UnsetType = msgspec.UNSET
+    as_expr: OpenExtent | msgspec.UnsetType = msgspec.UNSET
 
 
-class Scalar(msgspec.Struct):
+class StoredNumber(msgspec.Struct):
     """A number that may be another one for each batch: by the name of what computes it, or itself."""
 
     as_name: _Name | msgspec.UnsetType = msgspec.UNSET
@@ -46,55 +46,55 @@ class Scalar(msgspec.Struct):
     as_bool: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class Optional(msgspec.Struct):
+class StoredOptional(msgspec.Struct):
     """A tensor, or nothing."""
 
-    as_tensor: Named | msgspec.UnsetType = msgspec.UNSET
+    as_tensor: StoredName | msgspec.UnsetType = msgspec.UNSET
     as_none: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class Device(msgspec.Struct):
+class StoredDevice(msgspec.Struct):
     """Where a tensor is."""
 
     type: _Name
     index: _Int | None = None
 
 
-class Complex(msgspec.Struct):
+class StoredComplex(msgspec.Struct):
     """A complex number."""
 
     real: _Float
     imag: _Float
 
 
-class Argument(msgspec.Struct):
+class StoredArgument(msgspec.Struct):
     """One argument or result: exactly one field is set. Kinds that are not listed are refused."""
 
-    as_tensor: Named | msgspec.UnsetType = msgspec.UNSET
+    as_tensor: StoredName | msgspec.UnsetType = msgspec.UNSET
     as_int: _Int | msgspec.UnsetType = msgspec.UNSET
     as_ints: list[_Int] | msgspec.UnsetType = msgspec.UNSET
     as_float: _Float | msgspec.UnsetType = msgspec.UNSET
     as_bool: bool | msgspec.UnsetType = msgspec.UNSET
-    as_sym_int: Scalar | msgspec.UnsetType = msgspec.UNSET
-    as_sym_ints: list[Scalar] | msgspec.UnsetType = msgspec.UNSET
-    as_tensors: list[Named] | msgspec.UnsetType = msgspec.UNSET
+    as_sym_int: StoredNumber | msgspec.UnsetType = msgspec.UNSET
+    as_sym_ints: list[StoredNumber] | msgspec.UnsetType = msgspec.UNSET
+    as_tensors: list[StoredName] | msgspec.UnsetType = msgspec.UNSET
     as_none: bool | msgspec.UnsetType = msgspec.UNSET
     as_scalar_type: _Int | msgspec.UnsetType = msgspec.UNSET
-    as_device: Device | msgspec.UnsetType = msgspec.UNSET
+    as_device: StoredDevice | msgspec.UnsetType = msgspec.UNSET
     as_string: str | msgspec.UnsetType = msgspec.UNSET
-    as_optional_tensors: list[Optional] | msgspec.UnsetType = msgspec.UNSET
-    as_optional_tensor: Optional | msgspec.UnsetType = msgspec.UNSET
+    as_optional_tensors: list[StoredOptional] | msgspec.UnsetType = msgspec.UNSET
+    as_optional_tensor: StoredOptional | msgspec.UnsetType = msgspec.UNSET
     as_layout: _Int | msgspec.UnsetType = msgspec.UNSET
     as_memory_format: _Int | msgspec.UnsetType = msgspec.UNSET
     as_floats: list[_Float] | msgspec.UnsetType = msgspec.UNSET
     as_bools: list[bool] | msgspec.UnsetType = msgspec.UNSET
     as_strings: list[str] | msgspec.UnsetType = msgspec.UNSET
-    as_sym_bool: Scalar | msgspec.UnsetType = msgspec.UNSET
-    as_sym_bools: list[Scalar] | msgspec.UnsetType = msgspec.UNSET
-    as_sym_float: Scalar | msgspec.UnsetType = msgspec.UNSET
-    as_sym_floats: list[Scalar] | msgspec.UnsetType = msgspec.UNSET
-    as_complex: Complex | msgspec.UnsetType = msgspec.UNSET
-    as_graph: "Part | msgspec.UnsetType" = msgspec.UNSET
+    as_sym_bool: StoredNumber | msgspec.UnsetType = msgspec.UNSET
+    as_sym_bools: list[StoredNumber] | msgspec.UnsetType = msgspec.UNSET
+    as_sym_float: StoredNumber | msgspec.UnsetType = msgspec.UNSET
+    as_sym_floats: list[StoredNumber] | msgspec.UnsetType = msgspec.UNSET
+    as_complex: StoredComplex | msgspec.UnsetType = msgspec.UNSET
+    as_graph: "StoredPart | msgspec.UnsetType" = msgspec.UNSET
 
     def only(self) -> tuple[str, Any]:
         """Returns (kind, value). Raises: ValueError unless exactly one field is set."""
@@ -106,67 +106,67 @@ class Argument(msgspec.Struct):
         return found[0]
 
 
-ARGUMENT_KINDS = Argument.__struct_fields__
+ARGUMENT_KINDS = StoredArgument.__struct_fields__
 
 
-class NamedArgument(msgspec.Struct):
+class StoredNamedArgument(msgspec.Struct):
     """An argument of an operation."""
 
     name: _Name  # as the operation has it; empty for operations that take graphs
-    arg: Argument
+    arg: StoredArgument
     kind: int | None = None  # POSITIONAL or KEYWORD
 
 
 POSITIONAL, KEYWORD = 1, 2
 
 
-class Call(msgspec.Struct):
+class StoredCall(msgspec.Struct):
     """One operation of a graph."""
 
     target: _Name
-    inputs: list[NamedArgument]
-    outputs: list[Argument]
+    inputs: list[StoredNamedArgument]
+    outputs: list[StoredArgument]
     name: _Name | None = None
     is_hop_single_tensor_return: bool | None = None
 
 
-class Tensor(msgspec.Struct):
+class StoredTensor(msgspec.Struct):
     """The dtype and the shape of a computed tensor."""
 
     dtype: _Int
-    sizes: list[Extent]
-    strides: list[Extent] = []
-    storage_offset: Extent = msgspec.field(default_factory=Extent)
+    sizes: list[StoredExtent]
+    strides: list[StoredExtent] = []
+    storage_offset: StoredExtent = msgspec.field(default_factory=StoredExtent)
     requires_grad: bool = False
 
 
-class Graph(msgspec.Struct):
+class StoredGraph(msgspec.Struct):
     """Operations in their order."""
 
-    inputs: list[Argument]
-    outputs: list[Argument]
-    nodes: list[Call]
-    tensor_values: dict[_Name, Tensor] = {}
+    inputs: list[StoredArgument]
+    outputs: list[StoredArgument]
+    nodes: list[StoredCall]
+    tensor_values: dict[_Name, StoredTensor] = {}
     is_single_tensor_return: bool = False
 
 
-class Part(msgspec.Struct):
+class StoredPart(msgspec.Struct):
     """A graph that an operation takes, as a branch or the body of a loop."""
 
     name: _Name
-    graph: Graph
+    graph: StoredGraph
 
 
-class Taken(msgspec.Struct):
+class StoredInput(msgspec.Struct):
     """What an input of the graph is: exactly one field is set."""
 
-    user_input: "Given | msgspec.UnsetType" = msgspec.UNSET
-    parameter: "Given | msgspec.UnsetType" = msgspec.UNSET
-    buffer: "Given | msgspec.UnsetType" = msgspec.UNSET
-    tensor_constant: "Given | msgspec.UnsetType" = msgspec.UNSET
+    user_input: "StoredTarget | msgspec.UnsetType" = msgspec.UNSET
+    parameter: "StoredTarget | msgspec.UnsetType" = msgspec.UNSET
+    buffer: "StoredTarget | msgspec.UnsetType" = msgspec.UNSET
+    tensor_constant: "StoredTarget | msgspec.UnsetType" = msgspec.UNSET
 
 
-class Given(msgspec.Struct):
+class StoredTarget(msgspec.Struct):
     """Where an input comes from, or an output goes: of these names, the one that fits its kind is set."""
 
     parameter_name: _Name = ""
@@ -175,85 +175,85 @@ class Given(msgspec.Struct):
     user_input_name: _Name = ""
 
 
-class Made(msgspec.Struct):
+class StoredOutput(msgspec.Struct):
     """What an output of the graph is: exactly one field is set."""
 
-    user_output: Given | msgspec.UnsetType = msgspec.UNSET
-    buffer_mutation: Given | msgspec.UnsetType = msgspec.UNSET
-    parameter_mutation: Given | msgspec.UnsetType = msgspec.UNSET
-    user_input_mutation: Given | msgspec.UnsetType = msgspec.UNSET
+    user_output: StoredTarget | msgspec.UnsetType = msgspec.UNSET
+    buffer_mutation: StoredTarget | msgspec.UnsetType = msgspec.UNSET
+    parameter_mutation: StoredTarget | msgspec.UnsetType = msgspec.UNSET
+    user_input_mutation: StoredTarget | msgspec.UnsetType = msgspec.UNSET
 
 
-class Signature(msgspec.Struct):
+class StoredSignature(msgspec.Struct):
     """What the graph's inputs and outputs are, in their order."""
 
-    input_specs: list[Taken] = []
-    output_specs: list[Made] = []
+    input_specs: list[StoredInput] = []
+    output_specs: list[StoredOutput] = []
 
 
-class CallSignature(msgspec.Struct):
+class StoredCallSignature(msgspec.Struct):
     """How the whole program is called: structures as JSON texts."""
 
     out_spec: str = ""
 
 
-class ModuleCall(msgspec.Struct):
+class StoredModuleCall(msgspec.Struct):
     """How one module of the program is called; the first is the whole."""
 
-    signature: CallSignature | None = None
+    signature: StoredCallSignature | None = None
 
 
-class GraphModule(msgspec.Struct):
+class StoredGraphModule(msgspec.Struct):
     """A graph and what its inputs and outputs are."""
 
-    graph: Graph
-    signature: Signature = msgspec.field(default_factory=Signature)
-    module_call_graph: list[ModuleCall] = []
+    graph: StoredGraph
+    signature: StoredSignature = msgspec.field(default_factory=StoredSignature)
+    module_call_graph: list[StoredModuleCall] = []
 
 
-class Range(msgspec.Struct):
+class StoredRange(msgspec.Struct):
     """The least and the largest value of an open extent; None if there is no such."""
 
     min_val: int | None = None
     max_val: int | None = None
 
 
-class Version(msgspec.Struct):
+class StoredSchema(msgspec.Struct):
     """The version of the schema."""
 
     major: int
 
 
-class Program(msgspec.Struct):
+class StoredProgram(msgspec.Struct):
     """A program as it is stored."""
 
-    graph_module: GraphModule
-    schema_version: Version
-    range_constraints: dict[_Name, Range] = {}
+    graph_module: StoredGraphModule
+    schema_version: StoredSchema
+    range_constraints: dict[_Name, StoredRange] = {}
 
 
-class Payload(msgspec.Struct):
+class StoredPayload(msgspec.Struct):
     """One weight or constant."""
 
     path_name: _Name  # the entry that holds its bytes, or those of several
     use_pickle: bool
-    tensor_meta: Tensor | None = None
+    tensor_meta: StoredTensor | None = None
     is_param: bool = False
 
 
-class Payloads(msgspec.Struct):
+class StoredPayloads(msgspec.Struct):
     """All weights, or all constants, by name."""
 
-    config: dict[_Name, Payload]
+    config: dict[_Name, StoredPayload]
 
 
-def decode(text: bytes) -> Program:
+def decode(text: bytes) -> StoredProgram:
     """Returns the program of this JSON text; its operations are not checked yet.
 
     Raises: ValueError with a sentence for people.
     """
     try:
-        found = msgspec.json.decode(text, type=Program)
+        found = msgspec.json.decode(text, type=StoredProgram)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"the graph in it cannot be read: {error}") from None
     if found.schema_version.major != SCHEMA:
@@ -263,9 +263,9 @@ def decode(text: bytes) -> Program:
     return found
 
 
-def decode_payloads(text: bytes) -> dict[str, Payload]:
+def decode_payloads(text: bytes) -> dict[str, StoredPayload]:
     """Returns {name: where a weight or constant is}. Raises: ValueError with a sentence for people."""
     try:
-        return msgspec.json.decode(text, type=Payloads).config
+        return msgspec.json.decode(text, type=StoredPayloads).config
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"the list of tensors in it cannot be read: {error}") from None
