@@ -111,7 +111,7 @@ class _Builder:
         found = aten(call.target)
         operation = overload(*found) if found is not None else None
         if found is None or operation is None:
-            raise UnsafeProgram(f"the graph in it calls {call.target!r}, which torch {torch.__version__} does not have")
+            raise UnreadableGraph(f"the graph in it calls {call.target!r}, which torch {torch.__version__} has not")
         args, kwargs = self._placed(call, operation)
         if found in REACHING:
             args = (self._graph.call_function(torch.ops.aten.clone.default, args[:1]), *args[1:])

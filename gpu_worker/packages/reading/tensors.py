@@ -19,6 +19,8 @@ HEADER_BYTES_MAX = 16 << 20
 TENSORS_MAX = 100_000
 RANK_MAX = 32
 NAME_MAX = 512  # characters
+FAULTS_MAX = 20  # told at once
+SHOWN = 100  # characters of what a file says
 WIDTH = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
     "U8": 1, "BOOL": 1,
@@ -86,15 +88,15 @@ def _placed(entries: dict[str, msgspec.Raw], start: int, end: int) -> dict[str, 
         try:
             entry = msgspec.json.decode(raw, type=_Entry)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            faults.append(f"{name[:NAME_MAX]}: its entry in the header is none: {error}")
+            faults.append(f"{name[:SHOWN]!r}: its entry in the header is none: {error}")
             continue
         fault = _fault(name, entry)
         if fault:
-            faults.append(f"{name[:NAME_MAX]}{fault}")
+            faults.append(f"{_shown(name)}{fault}")
         first, last = entry.data_offsets
         found[name] = Stored(entry.dtype, tuple(entry.shape), start + first, last - first)
     if faults:
-        raise BadHeader(faults)
+        raise BadHeader(faults[:FAULTS_MAX])
     at = start
     for name, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].size)):
         if tensor.start != at:
@@ -108,16 +110,20 @@ def _placed(entries: dict[str, msgspec.Raw], start: int, end: int) -> dict[str, 
     return found
 
 
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) <= NAME_MAX else repr(name[:SHOWN])
+
+
 def _fault(name: str, entry: _Entry) -> str:
     if len(name) > NAME_MAX or not name.isprintable():
         return f": the name of a tensor has at most {NAME_MAX} characters, all of them printable"
     if entry.dtype not in WIDTH:
-        return f" has dtype {entry.dtype[:NAME_MAX]}; allowed are {', '.join(WIDTH)}"
+        return f" has dtype {entry.dtype[:SHOWN]}; allowed are {', '.join(WIDTH)}"
     first, last = entry.data_offsets
     takes = math.prod(entry.shape) * WIDTH[entry.dtype]
     if last - first != takes:
         has = f"its data_offsets, {first} and {last}, hold {last - first}"
-        return f": {entry.dtype} {entry.shape} takes {takes} bytes, and {has}"
+        return f": {entry.dtype} {str(entry.shape)[:SHOWN]} takes {str(takes)[:SHOWN]} bytes, and {has}"
     return ""
 
 
