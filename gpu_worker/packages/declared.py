@@ -24,6 +24,9 @@ EXTENT_MAX = 2**40
 ARGUMENTS_MAX = 64  # of a factory
 TENSORS_MAX = 64  # of inputs, and of outputs, of one model
 MANIFEST = "model.toml"
+# of TOML: texts and comments, of which what follows sees none; tomllib takes the square of a key's parts in memory
+QUOTED = re.compile(r'''(?s:"""(?:[^\\]|\\.)*?"""|\'{3}.*?\'{3})|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*''')
+LONG_KEY = re.compile(r"(?<![\w-])[\w-]+(?:[ \t]*\.[ \t]*[\w-]+){16}")
 GRAPHS = (".pt2", ".onnx")
 FETCHES = "pretrained"  # argument of pytorchcv's factories that makes them download files
 FACTORY = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -67,7 +70,11 @@ def manifest_of(folder: Path) -> Path:
 def read_manifest(file: Path, faults: Faults) -> _Manifest | None:
     """Returns what model.toml says, without its faulty parts, so that the rest can be checked in the same run."""
     try:
-        found = tomllib.loads(read_plain(file, MANIFEST_BYTES_MAX).decode())
+        text = read_plain(file, MANIFEST_BYTES_MAX).decode()
+        if LONG_KEY.search(QUOTED.sub("q", text)):
+            faults.unsafe("model.toml: a key has more than sixteen parts")
+            return None
+        found = tomllib.loads(text)
         return msgspec.convert(found, _Manifest)
     except OSError as error:
         faults.unread("model.toml", error)

@@ -2,6 +2,9 @@
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from scripts.rigs.house import PRODUCT
 from tests.house.test_words import trees
@@ -31,9 +34,15 @@ ALLOWED = {
 }  # fmt: skip
 
 
-def calls() -> Iterator[tuple[str, str, ast.Call]]:
+@pytest.fixture(scope="module")
+def files() -> list[tuple[Path, ast.Module]]:
+    """(file, its syntax tree) of the product."""
+    return list(trees(*PRODUCT))
+
+
+def calls(files: list[tuple[Path, ast.Module]]) -> Iterator[tuple[str, str, ast.Call]]:
     """Yields (file, loader, the call) of each loader that the product calls."""
-    for path, tree in trees(*PRODUCT):
+    for path, tree in files:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
@@ -44,13 +53,13 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
                     yield str(path), called, node
 
 
-def test_only_known_places_call_what_could_run() -> None:
-    assert {(path, loader) for path, loader, _ in calls()} == ALLOWED
+def test_only_known_places_call_what_could_run(files: list[tuple[Path, ast.Module]]) -> None:
+    assert {(path, loader) for path, loader, _ in calls(files)} == ALLOWED
 
 
-def test_nothing_imports_what_unpickles() -> None:
+def test_nothing_imports_what_unpickles(files: list[tuple[Path, ast.Module]]) -> None:
     found = []
-    for path, tree in trees(*PRODUCT):
+    for path, tree in files:
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 found += [(str(path), alias.name) for alias in node.names if alias.name.partition(".")[0] in MODULES]
@@ -59,8 +68,8 @@ def test_nothing_imports_what_unpickles() -> None:
     assert found == []
 
 
-def test_numpy_never_unpickles() -> None:
-    for path, loader, call in calls():
+def test_numpy_never_unpickles(files: list[tuple[Path, ast.Module]]) -> None:
+    for path, loader, call in calls(files):
         if loader == "np.load":
             given = {word.arg: ast.unparse(word.value) for word in call.keywords}
             assert given.get("allow_pickle") == "False", f"{path}:{call.lineno}"

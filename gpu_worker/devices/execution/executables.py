@@ -24,6 +24,7 @@ from gpu_worker.packages.reading import graphs
 from gpu_worker.packages.reading.archives import UnsafeArchive
 from gpu_worker.packages.reading.files import fill, open_plain
 from gpu_worker.packages.reading.graphs import UnsafeProgram
+from gpu_worker.packages.reading.serialized import TooLarge
 from gpu_worker.packages.reading.tensors import BadHeader
 from gpu_worker.packages.stored import ONNX, Weight, places
 from mesh.codes import PackageCode
@@ -85,7 +86,7 @@ def _built(package: Package, graph: Path) -> torch.fx.GraphModule:
     """Returns the package's graph. Raises: PackageError."""
     try:
         return build(graphs.read(graph))
-    except (UnsafeArchive, UnsafeProgram) as error:
+    except (UnsafeArchive, UnsafeProgram, TooLarge) as error:
         raise PackageError(package.ref, [f"{graph.name}: {error}"], PackageCode.UNSAFE_PACKAGE) from error
     except (OSError, ValueError) as error:
         raise PackageError(package.ref, [f"{graph.name}: {error}"]) from error

@@ -33,6 +33,7 @@ from gpu_worker.packages.reading.serialized import (
     StoredProgram,
     StoredRange,
     StoredTensor,
+    TooLarge,
     decode,
     decode_payloads,
 )
@@ -60,7 +61,7 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
             program = decode(archive.read(MODEL, TRACED_BYTES_MAX))
             check_program(program)
             module = Exported(program, _tensors(archive))
-    except (UnsafeArchive, UnsafeProgram) as error:
+    except (UnsafeArchive, UnsafeProgram, TooLarge) as error:
         raise PackageError(place, [f"{error} ({ADVICE})"], PackageCode.UNSAFE_PACKAGE) from None
     except Exception as error:  # torch may raise anything of what fits not together
         why = f"is no program that torch.export.save wrote: {message_of(error)}"

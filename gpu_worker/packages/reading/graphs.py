@@ -20,7 +20,7 @@ from gpu_worker.packages.reading.archives import (
 from gpu_worker.packages.reading.files import Faults, read_plain
 from gpu_worker.packages.reading.onnx_parts import ONNX_BYTES_MAX, fault_of
 from gpu_worker.packages.reading.operations import may_be_called
-from gpu_worker.packages.reading.serialized import NESTED_MAX, NODES_MAX, StoredGraph, StoredProgram, decode
+from gpu_worker.packages.reading.serialized import NESTED_MAX, NODES_MAX, StoredGraph, StoredProgram, TooLarge, decode
 
 ARCHIVE = ".pt2"
 SOUND_MAX = 4096
@@ -88,7 +88,7 @@ def check(graph: Path, faults: Faults) -> list[str] | None:
                 return None
             _check_once(archive.read(MODEL, GRAPH_BYTES_MAX), lambda text: check_program(decode(text)))
             return msgspec.json.decode(archive.read(NOTES, NOTES_BYTES_MAX), type=_Notes).weights
-    except (UnsafeArchive, UnsafeProgram) as error:
+    except (UnsafeArchive, UnsafeProgram, TooLarge) as error:
         faults.unsafe(f"{graph.name}: {error}")
     except (BadArchive, ValueError, RecursionError) as error:  # msgspec's are ValueErrors
         faults.append(f"{graph.name}: {error}")

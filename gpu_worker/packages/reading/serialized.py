@@ -12,10 +12,15 @@ SCHEMA = 8
 NODES_MAX = 100_000  # operations, those of graphs within graphs included
 NESTED_MAX = 16  # graphs within each other
 NAME_MAX = 256
+MARKS_MAX = {b"{": 1_000_000, b"[": 1_000_000, b",": 3_000_000}  # of a text; a map takes up to 300 bytes of memory
 
 _Name = Annotated[str, msgspec.Meta(max_length=NAME_MAX)]
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Float = float | str  # JSON has no "NaN", "Infinity", "-Infinity"
+
+
+class TooLarge(ValueError):
+    """The graph has more values than any that is read."""
 
 
 class StoredName(msgspec.Struct):
@@ -250,8 +255,11 @@ class StoredPayloads(msgspec.Struct):
 def decode(text: bytes) -> StoredProgram:
     """Returns the program of this JSON text; its operations are not checked yet.
 
-    Raises: ValueError with a sentence for people.
+    Raises: ValueError with a sentence for people; TooLarge, so that no short text takes very much memory.
     """
+    for mark, most in MARKS_MAX.items():
+        if text.count(mark) > most:
+            raise TooLarge(f"the graph in it has more than {most} values")
     try:
         found = msgspec.json.decode(text, type=StoredProgram)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from gpu_worker.packages.reading.files import fill, open_plain, read_exactly
 
 HEADER_BYTES_MAX = 16 << 20
 TENSORS_MAX = 100_000
+MARKS_MAX = 10 * TENSORS_MAX  # fields, and colons in notes: a short header takes little memory
 RANK_MAX = 32
 NAME_MAX = 512  # characters
 FAULTS_MAX = 20  # told at once
@@ -71,8 +72,11 @@ def header_of(opened: FileIO) -> dict[str, Stored]:
         raise BadHeader([f"cannot be read (cut short, or not safetensors): it has {size} bytes"])
     if length > HEADER_BYTES_MAX:
         raise BadHeader([f"its header has {length} bytes; at most {HEADER_BYTES_MAX} are read"])
+    text = read_exactly(opened, 8, length)
+    if text.count(b":") > MARKS_MAX:
+        raise BadHeader([f"its header has more than {MARKS_MAX} fields"])
     try:
-        entries = msgspec.json.decode(read_exactly(opened, 8, length), type=dict[str, msgspec.Raw])
+        entries = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BadHeader([f"its header cannot be read (damaged, or not safetensors): {error}"]) from None
     entries.pop("__metadata__", None)

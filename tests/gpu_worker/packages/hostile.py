@@ -83,10 +83,10 @@ def with_entry(name: str, content: Callable[[str], bytes]) -> Spoil:
 
 
 def compressed(folder: Path, code: str) -> None:
-    """1 MB on disk are 200 MB in memory."""
+    """Little on the disk is 64 MiB in memory."""
     file = folder / "graph.pt2"
     entries = entries_of(file)
-    bomb = entries[root_of(entries) + MODEL] + b" " * (200 << 20)
+    bomb = entries[root_of(entries) + MODEL] + b" " * (64 << 20)
     write_archive(file, entries | {root_of(entries) + MODEL: bomb}, zipfile.ZIP_DEFLATED)
 
 
@@ -269,6 +269,7 @@ GRAPHS = (
         lambda found, code: node(found)["metadata"].update(nn_module_stack=code, torch_fn=code, custom=code)), None),
     Hostile("graphs forty deep", graph(with_parts), UNSAFE),
     Hostile("JSON as deep as nothing", text(lambda t: t[:-1] + b', "more": ' + nested(100_000) + b"}"), BAD),
+    Hostile("values by the million", text(lambda t: t[:-1] + b', "more": [' + b"{}," * 1_000_000 + b"{}]}"), UNSAFE),
     Hostile("a schema of another year", text(lambda t: t.replace(b'"major": 8', b'"major": 9')), BAD),
     Hostile("no JSON", text(lambda t: b"\xff" + t), BAD),
 )  # fmt: skip
@@ -356,6 +357,12 @@ def manifest(old: str, new: str) -> Spoil:
 
 FACTORY = 'factory = "torch.nn:Linear"\nfactory_args = '
 GRAPH = 'graph = "graph.pt2"'
+BARE, QUOTED = "a" + ".a" * 100_000, '"a"' + " . 'a'" * 100_000
+LONG_KEYS = {
+    "bare": f"{BARE} = 1", "quoted": f"{QUOTED} = 1", "in a table": f"x = {{{BARE} = 1}}", "of a table": f"[{BARE}]",
+    "behind a text": f'x = "\\"#"\n{BARE} = 1', "behind lines": f"x = {chr(39) * 3}\n#{chr(39) * 3}\n{BARE} = 1",
+}  # fmt: skip
+FIELDS = "".join(f"k{i} = 1\n" for i in range(50_000))
 LABELS = '"a",' * 100_001
 MANIFESTS = (
     *(Hostile(f"a budget of {value}", manifest("slo_ms = 1000.0", f"slo_ms = {value}"), BAD)
@@ -368,6 +375,9 @@ MANIFESTS = (
     Hostile("a name over two lines", manifest('name = "x"', 'name = "x\\nready"'), BAD),
     Hostile("more labels than classes", manifest("labels = []", f"labels = [{LABELS}]"), BAD),
     Hostile("values as deep as nothing", manifest("labels = []", f"labels = {'[' * 50_000}{']' * 50_000}"), UNSAFE),
+    *(Hostile(f"a key of many parts, {kind}", manifest("labels = []", f"labels = []\n{line}"), UNSAFE)
+      for kind, line in LONG_KEYS.items()),
+    Hostile("fields by the thousand", manifest("labels = []", "labels = []\n" + FIELDS), BAD),
     Hostile("a text of megabytes", manifest("labels = []", f"labels = []\n#{' ' * (2 << 20)}"), UNSAFE),
     *(Hostile(f"a graph at {path}", manifest(GRAPH, f'graph = "{path}"'), BAD)
       for path in ("../../../other/1/graph.pt2", "/etc/passwd", "code.py", ".", "weights.safetensors", "x" * 200)),
