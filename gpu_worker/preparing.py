@@ -39,6 +39,7 @@ class Preparer:
         Raises: PackageError, or what the package's code raises. Then the caller makes the device forget the version.
         """
         package = self._read(ref)
+        self._check_room(package)
         before, content = identities(package), ""
         if self.device.measured:  # an emulated device reads no weights: digests of its hollow files say nothing
             digests = self.contents.digests(package)
@@ -65,6 +66,14 @@ class Preparer:
                 *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
             )
         )
+
+    def _check_room(self, package: Package) -> None:
+        """The weights fit the device, as the header says: nothing of them is read otherwise. Raises: PackageError."""
+        info = self.device.info
+        pages = package.pages(info.page_bytes)
+        if pages > info.pages:
+            why = f"its weights take {pages} pages of {info.page_bytes >> 10} KiB; the arena has {info.pages}"
+            raise PackageError(package.ref, [f"{why} (GEARMESH_ARENA_MB)"])
 
     def _read(self, ref: str) -> Package:
         return read_package(self.repository, ref, self.factory_allow)

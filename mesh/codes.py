@@ -289,6 +289,10 @@ class PackageCode(Coded):
     )  # fmt: skip
     DEVICE_LOST = "device_lost", 400, True, "the device failed while it was prepared there"
     ENDED_WORKER = "ended_worker", 400, False, "preparing it ended the worker twice"
+    UNSAFE_PACKAGE = "unsafe_package", 400, False, (
+        "a package holds what could run code, or harm whoever reads it: a pickle, an operation that no graph may call, "
+        "a link, a pipe, a file of a size that is not read"
+    )  # fmt: skip
     BAD_PACKAGE = "bad_package", 400, False, "files of a package are missing, damaged, or do not fit each other"
 
 

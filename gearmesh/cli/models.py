@@ -88,11 +88,11 @@ def deploy(
 
 @contextlib.contextmanager
 def _package_is_sound() -> Iterator[None]:
-    """Exits if the package cannot be deployed: 1, or 2 if it is no package or a damaged one."""
+    """Exits if the package cannot be deployed: 1, or 2 if it is no package, a damaged or an unsafe one."""
     try:
         yield
     except PackageError as error:
-        exit_code = 2 if error.code == PackageCode.BAD_PACKAGE else 1
+        exit_code = 2 if error.code in (PackageCode.BAD_PACKAGE, PackageCode.UNSAFE_PACKAGE) else 1
         refuse(str(error), code=error.code, exit_code=exit_code)
 
 

@@ -42,7 +42,7 @@ def order(
     if "/" in model or os.path.isfile(os.path.join(model, MANIFEST)):
         return _of_folder(Path(os.path.abspath(model)), version, told, factory_allow)
     check_deployed(model, version, told)
-    return Order(model, version, hint=_hint(model, told, repository))
+    return Order(model, version, _run_there(model, version, told), _hint(model, told, repository))
 
 
 def _of_folder(folder: Path, version: str | None, told: wire.CatalogueReply, factory_allow: tuple[str, ...]) -> Order:
@@ -63,7 +63,31 @@ def _of_folder(folder: Path, version: str | None, told: wire.CatalogueReply, fac
         contents = known.contents if known is not None else {}
         notes = adopt_package(folder, Path(told.repository), factory_allow, contents)
     check_deployed(name, version or versions[-1], told)
-    return Order(name, version or versions[-1], notes)
+    return Order(name, version or versions[-1], (*notes, *_run_there(name, version or versions[-1], told)))
+
+
+def _run_there(name: str, version: str | None, told: wire.CatalogueReply) -> tuple[str, ...]:
+    """Says which code the version makes workers run, if it is not data alone. What is wrong with it, workers say."""
+    found = _in_repository(name, version, told)
+    if found is None:
+        return ()
+    try:
+        package = read_package(Path(told.repository), wire.ref_of(name, found), ANY_FACTORY)
+    except PackageError:
+        return ()
+    if not package.factory:
+        return ()
+    said = ", ".join(f"{key}={value!r}" for key, value in package.factory_args.items())
+    return (
+        f"{name} version {found} is no data alone: workers call {package.factory}({said}) of what is installed there",
+    )
+
+
+def _in_repository(name: str, version: str | None, told: wire.CatalogueReply) -> str | None:
+    """Returns the version that is asked for, or else the newest; None unless it is there and can be seen from here."""
+    versions = look(Path(told.repository)).versions.get(name, []) if is_seen(told) else []
+    asked = version or (versions[-1] if versions else "")
+    return asked if asked in versions else None
 
 
 def adopt_package(
@@ -113,9 +137,8 @@ def check_deployed(name: str, version: str | None, told: wire.CatalogueReply) ->
 
     Raises: PackageError. A version that does not exist is left to the broker.
     """
-    versions = look(Path(told.repository)).versions.get(name, []) if is_seen(told) else []
-    asked = version or (versions[-1] if versions else "")
-    if asked in versions:
+    asked = _in_repository(name, version, told)
+    if asked is not None:
         check_content(name, asked, told)
 
 

@@ -7,7 +7,6 @@ A model whose image is in host memory is loaded by one copy. Beyond the budget n
 even in the kernel's page cache. So its LOAD always takes the disk's time, and is estimated by that.
 """
 
-import json
 import os
 import threading
 import time
@@ -23,6 +22,9 @@ import numpy as np
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.packages.contents import digest_of, digests_of, identity
 from gpu_worker.packages.package import Identity, Package
+from gpu_worker.packages.reading.files import CutShort, fill, open_plain
+from gpu_worker.packages.reading.tensors import BadHeader
+from gpu_worker.packages.stored import places
 from mesh.errors import PackageError
 
 HOST, DISK = "host", "disk"
@@ -93,7 +95,7 @@ class DiskImage:
         Releases the GIL while it reads. Raises: WeightsChanged, OSError.
         """
         try:
-            opened = self._file.open("rb", buffering=0)
+            opened = open_plain(self._file)
         except FileNotFoundError as error:
             raise WeightsChanged(f"{self._file} is not there any more") from error
         with opened:
@@ -226,25 +228,20 @@ def _on_disk(package: Package) -> DiskImage:
     try:
         return DiskImage(package)
     except OSError as error:
-        raise PackageError(package.ref, [f"weights.safetensors: {error.strerror}"]) from error
+        raise PackageError(package.ref, [f"weights.safetensors: {error.strerror or error}"]) from error
 
 
 def _tensors(package: Package) -> list[tuple[int, int, int]]:
-    """Returns (offset in the image, offset in the file, bytes) of each tensor.
-
-    Source: the safetensors format: an 8-byte length, a JSON header, the data.
-    """
-    with package.weights_file.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    starts = {weight.name: 8 + length + header[weight.name]["data_offsets"][0] for weight in package.layout}
-    return sorted((weight.offset, starts[weight.name], weight.size) for weight in package.layout if weight.size)
+    """Returns (offset in the image, offset in the file, bytes) of each tensor. Raises: WeightsChanged, OSError."""
+    try:
+        with open_plain(package.weights_file) as opened:
+            return places(opened, package.layout)
+    except BadHeader as error:
+        raise WeightsChanged(f"{package.weights_file.name} changed while it was prepared: {error}") from None
 
 
 def _read(fd: int, target: Bytes, start: int) -> None:
-    rest = memoryview(target)  # type: ignore[arg-type]
-    while rest:
-        count = os.preadv(fd, [rest], start)
-        if count == 0:
-            raise WeightsChanged("weights.safetensors was cut short after it was prepared")
-        rest, start = rest[count:], start + count
+    try:
+        fill(fd, memoryview(target), start)  # type: ignore[arg-type]
+    except CutShort as error:
+        raise WeightsChanged("weights.safetensors was cut short after it was prepared") from error

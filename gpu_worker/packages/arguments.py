@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gpu_worker.packages.declared import BATCH_MAX, TENSORS_MAX
+from gpu_worker.packages.declared import BATCH_BYTES_MAX, BATCH_MAX, TENSORS_MAX
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.trials import ROWS
 from mesh import wire
@@ -14,7 +14,6 @@ from mesh.tensors import DTYPES, byte_count
 
 SLO_MS_MAX = 600_000
 EXAMPLE = '{"x": ("float32", (64,))}'
-BATCH_BYTES_MAX = 4 << 30  # of one input: the largest batch is made when the model is tried, and on every worker
 
 
 @dataclass(frozen=True, slots=True)

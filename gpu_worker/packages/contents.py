@@ -16,6 +16,7 @@ import msgspec
 import xxhash
 
 from gpu_worker.packages.package import Digests, Identity, Package
+from gpu_worker.packages.reading.files import open_plain
 from gpu_worker.packages.stored import EXAMPLE
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -91,7 +92,7 @@ class ContentDigests:
     def _file(self, package: Package, file: Path) -> tuple[str, Identity]:
         """Returns the file's digest, and its identity at the time of reading."""
         try:
-            with file.open("rb", buffering=0) as opened:
+            with open_plain(file) as opened:
                 before = os.fstat(opened.fileno())
                 found = self._known.get(identity(before))
                 if found is not None:

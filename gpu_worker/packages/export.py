@@ -14,18 +14,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from gpu_worker.devices.execution.building import build
 from gpu_worker.packages import arguments, examples, trials
 from gpu_worker.packages.comparing import Rounding, amount, difference, same, tolerance
 from gpu_worker.packages.declared import MANIFEST
 from gpu_worker.packages.importing.programs import NotExported, Program, export, read
 from gpu_worker.packages.importing.quiet import quiet
 from gpu_worker.packages.importing.signature import bindings
-from gpu_worker.packages.judging import graphs
+from gpu_worker.packages.judging import graphs as judged
 from gpu_worker.packages.judging.author import Author
 from gpu_worker.packages.judging.behaviour import REMEMBERED
 from gpu_worker.packages.judging.mixing_lines import where_mixed
 from gpu_worker.packages.judging.original import Original
 from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.reading import graphs
+from gpu_worker.packages.reading.graphs import UnsafeProgram
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
 from gpu_worker.packages.trials import Trial, TrialBatch, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
@@ -104,7 +107,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
     try:
         program = _exported(original, example, trial, expected)
         graph = program.exported.graph_module
-        graphs.check(place, graph, original.names, len(example), batch_max)
+        judged.check(place, graph, original.names, len(example), batch_max)
         close = tolerance(program.dtypes, CPU)
         results = _equal_results(original, trial, expected, program, close)
     except PackageError as error:
@@ -146,7 +149,7 @@ def _name_the_draw(original: Original, example: Sequence[torch.Tensor]) -> None:
     """Raises PackageError, code random, if the graph shows what is drawn at random and where."""
     with contextlib.suppress(NotExported):
         program = export(original.place, original.module, original.binding, example, original.batch_max)
-        graphs.check_draws(original.place, program.exported.graph_module)
+        judged.check_draws(original.place, program.exported.graph_module)
 
 
 def _equal_results(
@@ -202,11 +205,13 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
         expected = program.run([tensor.clone() for tensor in rows])
         program.save(file)
         try:
-            forward = torch.export.load(file).graph_module.forward
+            forward = build(graphs.read(file)).forward
             found = forward(*program.weights.values(), *(tensor.clone() for tensor in rows))
-        except Exception as error:  # torch.export may raise anything
+        except UnsafeProgram as error:
+            raise PackageError(place, [f"{error}"], PackageCode.NOT_EXPORTABLE) from None
+        except Exception as error:  # torch may raise anything
             text = examples.message_of(error)
-            why = f"torch.export cannot load the graph that it saved: {text}. Serve it as a container"
+            why = f"the graph that torch.export saved cannot be read back: {text}. Serve it as a container"
             raise PackageError(place, [why], PackageCode.NOT_EXPORTABLE) from None
         if not all(same(one, other, close) for one, other in zip(expected, found, strict=True)):
             why = "the graph answers otherwise once it was saved and loaded. Serve the function as a container"

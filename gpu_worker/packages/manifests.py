@@ -1,16 +1,19 @@
 """Finds all faults of a map that should be a struct; msgspec itself stops at the first one. Pure."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
-from mesh.decoder_faults import read_fault
+from mesh.decoder_faults import NAME_SHOWN, read_fault
+
+FAULTS_MAX = 50  # told at once
 
 
 def faults_of(value: Any, kind: Any, path: str = "") -> list[str]:
-    """Returns one sentence for each fault, starting with the field; none if `value` fits `kind`."""
-    return list(_faults(value, kind, path))
+    """Returns one sentence for each fault, starting with the field, of the first few; none if `value` fits `kind`."""
+    return list(islice(_faults(value, kind, path), FAULTS_MAX))
 
 
 def sound(value: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def _struct_faults(value: dict[str, Any], kind: type[msgspec.Struct], path: str)
     dot = f"{path}." if path else ""
     for name in value:
         if name not in known:
-            yield f"{dot}{name}: there is no such field; the fields are {', '.join(known)}"
+            yield f"{dot}{name[:NAME_SHOWN]}: there is no such field; the fields are {', '.join(known)}"
     for name, field in known.items():
         if name in value:
             yield from _faults(value[name], field.type, dot + name)

@@ -22,19 +22,19 @@ from typing import Any
 import msgspec
 
 from gpu_worker.packages.declared import check_architecture, manifest_of, read_manifest, spec_of
+from gpu_worker.packages.reading import graphs
+from gpu_worker.packages.reading.files import Faults
 from gpu_worker.packages.stored import (
     EXAMPLE,
-    ONNX,
     WEIGHTS,
     Weight,
     check_example,
     check_names,
-    graph_text,
     lay_out,
     read_layout,
-    weight_order,
 )
 from mesh import wire
+from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.names import NAME, VERSION
 
@@ -84,7 +84,7 @@ class Package:
         """A hash of the graph (or factory) and the layout: equal for packages that can share executables."""
         digest = hashlib.sha256()
         if self.graph is not None:
-            digest.update(graph_text(self.graph))
+            digest.update(graphs.text(self.graph))
         else:
             digest.update(json.dumps([self.factory, self.factory_args], sort_keys=True).encode())
         digest.update(json.dumps([(w.name, w.dtype, w.shape) for w in self.layout]).encode())
@@ -109,6 +109,9 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
         if not folder.is_dir():
             why = f"there is no folder {folder.absolute()}: put it back, or deploy another version"
             raise PackageError(ref, [why])
+        if folder.is_symlink():
+            why = f"{folder.absolute()} is a link, and a version is a folder itself: copy what it leads to"
+            raise PackageError(ref, [why], PackageCode.UNSAFE_PACKAGE)
         return _read(ref, folder, factory_allow)
     except OSError as error:  # a folder that may not be searched; unreadable files are reported with the other faults
         raise PackageError(ref, [f"{error.filename} cannot be read: {error.strerror}"]) from error
@@ -116,7 +119,7 @@ def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> 
 
 def _read(ref: str, folder: Path, factory_allow: tuple[str, ...]) -> Package:
     name, version = wire.split_ref(ref)
-    faults: list[str] = []
+    faults = Faults()
     manifest_file = manifest_of(folder)
     manifest = read_manifest(manifest_file, faults)
     spec = spec_of(manifest, faults) if manifest is not None else None
@@ -124,12 +127,14 @@ def _read(ref: str, folder: Path, factory_allow: tuple[str, ...]) -> Package:
     if spec is not None and not faults:
         check_example(folder / EXAMPLE, spec, faults)
     stored = read_layout(folder / WEIGHTS, faults)
-    order = weight_order(graph, faults) if graph is not None and graph.suffix != ONNX else None
+    order = graphs.check(graph, faults) if graph is not None else None
     if stored is not None and order is not None:
         check_names(stored.keys(), order, faults)
     if faults or manifest is None or spec is None or stored is None:
-        raise PackageError(f"{name}/{version}", faults)
-    layout, size = lay_out([(tensor, *stored[tensor]) for tensor in (sorted(stored) if order is None else order)])
+        raise PackageError(f"{name}/{version}", faults, faults.code)
+    layout, size = lay_out(
+        [(name, stored[name].dtype, stored[name].shape) for name in (sorted(stored) if order is None else order)]
+    )
     architecture = manifest.architecture
     return Package(
         ref, folder, spec, graph, architecture.factory, architecture.factory_args, layout, size, manifest_file,

@@ -1,33 +1,25 @@
 """What the files of a version hold, read from their headers: weights, example, graph."""
 
-import zipfile
-import zlib
-from collections.abc import Set
+import math
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-import msgspec
-from safetensors import SafetensorError, safe_open
-
+from gpu_worker.packages.reading.files import Faults
+from gpu_worker.packages.reading.tensors import WIDTH, BadHeader, Stored, header_of, read_header
 from mesh import wire
 
 ALIGNMENT = 256  # bytes; CUDA guarantees it for its own allocations, so no kernel is slower on the image
 WEIGHTS, EXAMPLE = "weights.safetensors", "example.safetensors"
+EXAMPLE_BYTES_MAX = 256 << 20  # it is read whole, and kept while the model is tried
+PROFILES = "profiles"  # folder of what was measured
+PROFILE_BYTES_MAX = 1 << 20
 ONNX = ".onnx"  # suffix of graphs that take their weights by name
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-_WIDTH = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
-    "U8": 1, "BOOL": 1,
-}  # fmt: skip
-
-
-class _GraphNotes(msgspec.Struct):
-    """The fields of gearmesh.json inside a graph."""
-
-    weights: list[str]  # in the order in which the graph takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +33,17 @@ class Weight:
     size: int  # bytes
 
 
-def read_layout(file: Path, faults: list[str]) -> dict[str, tuple[str, tuple[int, ...]]] | None:
-    """Returns {tensor: (dtype, shape)} from the header alone; None if no header can be read."""
+def read_layout(file: Path, faults: Faults) -> dict[str, Stored] | None:
+    """Returns {tensor: where it is in the file} from the header alone; None if there is no sound header."""
     try:
-        with safe_open(file, framework="np") as stored:
-            found = {}
-            for name in stored.keys():  # noqa: SIM118 - not a mapping
-                tensor = stored.get_slice(name)
-                found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
+        return read_header(file)
     except FileNotFoundError:
-        faults.append(f"{WEIGHTS}: {_not_opened(file) or 'there is no such file'}")
-        return None
-    except (OSError, SafetensorError) as error:
-        faults.append(f"weights.safetensors: cannot be read (cut short, or not safetensors): {error}")
-        return None
-    for name, (dtype, _) in found.items():
-        if dtype not in _WIDTH:
-            faults.append(f"weights.safetensors: {name} has dtype {dtype}; allowed are {', '.join(_WIDTH)}")
-    return found
-
-
-def _not_opened(file: Path) -> str:
-    """Returns why an existing file cannot be opened; safetensors reports each such file as missing."""
-    try:
-        file.open("rb").close()
-    except FileNotFoundError:
-        return ""
+        faults.append(f"{file.name}: there is no such file")
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return "could not be read, and can be by now"
+        faults.unread(file.name, error)
+    except BadHeader as error:
+        faults.extend(f"{file.name}: {fault}" for fault in error.faults)
+    return None
 
 
 def check_names(stored: Set[str], order: list[str], faults: list[str]) -> None:
@@ -86,19 +60,14 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
-    """Appends a fault unless the file is missing or holds rows of the model's inputs: one or more, as many of each."""
-    try:
-        with safe_open(file, framework="np") as stored:
-            found = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-            shapes = {name: (_NAMES.get(t.get_dtype(), ""), list(t.get_shape())) for name, t in found.items()}
-    except FileNotFoundError:
-        if why := _not_opened(file):
-            faults.append(f"{EXAMPLE}: {why}")
+def check_example(file: Path, spec: wire.ModelSpec, faults: Faults) -> None:
+    """Appends a fault unless the file is missing or holds rows of the model's inputs: some, as many of each."""
+    if not file.is_symlink() and not file.exists():
         return
-    except (OSError, SafetensorError) as error:
-        faults.append(f"{EXAMPLE}: cannot be read (cut short, or not safetensors): {error}")
+    found = read_layout(file, faults)
+    if found is None:
         return
+    shapes = {name: (_NAMES.get(tensor.dtype, ""), list(tensor.shape)) for name, tensor in found.items()}
     wanted = {tensor.name: (tensor.dtype, list(tensor.shape[1:])) for tensor in spec.inputs}
     rows = {shape[0] if shape else 0 for _, shape in shapes.values()}
     fits = {name: (dtype, shape[1:]) for name, (dtype, shape) in shapes.items()} == wanted
@@ -106,29 +75,9 @@ def check_example(file: Path, spec: wire.ModelSpec, faults: list[str]) -> None:
         faults.append(
             f"{EXAMPLE}: must hold one row or more, as many of each, of the inputs that model.toml lists; has {shapes}"
         )
-
-
-def weight_order(graph: Path, faults: list[str]) -> list[str] | None:
-    """Returns the names of the tensors that the graph takes before its inputs; None if the graph does not list them."""
-    try:
-        with zipfile.ZipFile(graph) as archive:
-            entry = next((name for name in archive.namelist() if name.endswith("extra/gearmesh.json")), None)
-            if entry is None:
-                faults.append(f"{graph.name}: was not written by gearmesh's export (no gearmesh.json in it)")
-                return None
-            return msgspec.json.decode(archive.read(entry), type=_GraphNotes).weights
-    except (OSError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError) as error:
-        faults.append(f"{graph.name}: is not a readable torch.export archive: {error}")
-        return None
-
-
-def graph_text(graph: Path) -> bytes:
-    """Returns the bytes of the graph without its weights: equal for equal architectures."""
-    if graph.suffix == ONNX:
-        return graph.read_bytes()
-    with zipfile.ZipFile(graph) as archive:
-        entry = next(name for name in archive.namelist() if name.endswith("models/model.json"))
-        return archive.read(entry)
+    size = sum(tensor.size for tensor in found.values())
+    if size > EXAMPLE_BYTES_MAX:
+        faults.append(f"{EXAMPLE}: its rows take {size} bytes; at most {EXAMPLE_BYTES_MAX} are read: keep fewer rows")
 
 
 def lay_out(tensors: list[tuple[str, str, tuple[int, ...]]]) -> tuple[tuple[Weight, ...], int]:
@@ -136,9 +85,19 @@ def lay_out(tensors: list[tuple[str, str, tuple[int, ...]]]) -> tuple[tuple[Weig
     layout = []
     offset = 0
     for name, dtype, shape in tensors:
-        size = _WIDTH[dtype]
-        for extent in shape:
-            size *= extent
+        size = WIDTH[dtype] * math.prod(shape)
         layout.append(Weight(name, dtype, shape, offset, size))
         offset += -(-size // ALIGNMENT) * ALIGNMENT
     return tuple(layout), offset
+
+
+def places(opened: FileIO, layout: Sequence[Weight]) -> list[tuple[int, int, int]]:
+    """Returns (offset in the image, offset in the file, bytes) of each tensor with values, in the image's order.
+
+    Raises: BadHeader, also if the file's tensors are not those of the layout; OSError.
+    """
+    stored = header_of(opened)
+    held = {name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    if held != {weight.name: (weight.dtype, weight.shape) for weight in layout}:
+        raise BadHeader(["its tensors are others than they were"])
+    return [(weight.offset, stored[weight.name].start, weight.size) for weight in layout if weight.size]

@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gpu_worker.packages.contents import ContentDigests
-from gpu_worker.packages.declared import manifest_of
+from gpu_worker.packages.contents import CHUNK_BYTES, ContentDigests
+from gpu_worker.packages.declared import MANIFEST, manifest_of
 from gpu_worker.packages.package import Package, read_package
-from gpu_worker.packages.stored import EXAMPLE
+from gpu_worker.packages.reading.files import open_plain
+from gpu_worker.packages.stored import EXAMPLE, PROFILE_BYTES_MAX, PROFILES
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -22,6 +23,7 @@ from mesh.process.repository import versions_in
 from mesh.tensors import DTYPES
 from mesh.versions import next_free
 
+PROFILES_MAX = 1000  # kinds of devices
 Row = tuple[str, tuple[int, ...]]  # (dtype, shape of one row)
 
 
@@ -95,8 +97,28 @@ def adopt(
     if package.folder.resolve() == (repository / name / version).resolve():
         return
     with staged(repository, name, version, factory_allow, notes) as folder:
-        shutil.copytree(package.folder, folder, dirs_exist_ok=True)
-        shutil.copy(manifest_of(package.folder), folder)
+        _copy(package, folder)
+
+
+def _copy(package: Package, folder: Path) -> None:
+    """The folder holds the files that a version has, and no others; each was a plain file. Raises: OSError."""
+    graph = [package.graph] if package.graph is not None else []
+    example = [package.example_file] if package.example_file is not None else []
+    for file in (*graph, package.weights_file, *example):
+        _copy_file(file, folder / file.name)
+    _copy_file(manifest_of(package.folder), folder / MANIFEST)
+    measured = package.folder / PROFILES
+    if measured.is_dir() and not measured.is_symlink():
+        (folder / PROFILES).mkdir()
+        for file in sorted(measured.glob("*.json"))[:PROFILES_MAX]:
+            if file.is_file() and not file.is_symlink():
+                _copy_file(file, folder / PROFILES / file.name, PROFILE_BYTES_MAX)
+
+
+def _copy_file(file: Path, target: Path, bytes_max: int | None = None) -> None:
+    with open_plain(file) as source, target.open("xb") as copied:
+        if bytes_max is None or os.fstat(source.fileno()).st_size <= bytes_max:
+            shutil.copyfileobj(source, copied, CHUNK_BYTES)
 
 
 def _set_modes(stage: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from gpu_worker.packages.judging.behaviour import mark
 from gpu_worker.packages.package import Package, read_package
 from mesh.errors import PackageError
 from tests.zoo.cases import Case, NotTheSwitch
+from tests.zoo.reading import check_read_as_by_torch
 from tests.zoo.serving import BATCH_MAX, Run, check_served
 
 FAULT_MAX = 500  # characters of a fault's sentence
@@ -45,6 +46,8 @@ def check(case: Case, folder: Path, device: CpuDevice) -> PackageError | None:
     package = read_package(repository, "m:1", ())
     assert {s.name: (s.dtype, s.shape[1:]) for s in package.spec.outputs} == case.outputs
     assert case.norms is None or norms_in(package) == case.norms
+    if not case.file:
+        check_read_as_by_torch(package)
     check_served(device, package, case, by_onnxruntime(file, case) if case.file else by_the_module(module, case))
     return None
 

@@ -6,10 +6,12 @@ failure. `python -m gpu_worker.devices.execution.compiled GRAPH OUT THREADS` is 
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,11 +22,15 @@ from typing import Any
 
 import structlog
 import torch
+from torch.export import Dim
 
+from gpu_worker.devices.execution.building import build, declared_of
 from gpu_worker.devices.execution.executables import CPU, dtypes_of
 from gpu_worker.devices.execution.rows import inputs_for
 from gpu_worker.packages.comparing import same, tolerance
 from gpu_worker.packages.package import Package
+from gpu_worker.packages.reading import graphs
+from gpu_worker.packages.reading.graphs import most_rows
 from gpu_worker.packages.stored import ONNX
 from mesh.process.files import disk_fault, not_written, write_whole
 
@@ -62,6 +68,7 @@ class Compiler:
             file = self._file(package)
             if not file.exists() and not self._compile(graph, file):
                 return None
+            check_own(self.folder, file)
             compiled = open_executable(file)
             gain, steady = compare(package, weights, eager, compiled)
         except Exception as error:  # the compiler's output may raise anything; the eager executable remains
@@ -79,12 +86,13 @@ class Compiler:
         failed = file.with_suffix(".failed")
         if failed.exists():
             return False
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.pt2")
         module = "gpu_worker.devices.execution.compiled"
         command = [sys.executable, "-P", "-m", module, str(graph), str(temporary), str(self.threads)]
         why = run_bounded(command, self.seconds_max)
         if not why and temporary.exists():
+            temporary.chmod(0o600)
             os.replace(temporary, file)
             return True
         temporary.unlink(missing_ok=True)
@@ -94,6 +102,14 @@ class Compiler:
         write_whole(failed, f"{why}\nRemove this file to try again.\n".encode())
         log.warning("not_compiled", graph=str(graph), why=why.splitlines()[0])
         return False
+
+
+def check_own(*paths: Path) -> None:
+    """Nobody but this user and root can have written these files: what they hold is run. Raises: OSError."""
+    for path in paths:
+        found = path.lstat()
+        if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or path.is_symlink():
+            raise PermissionError(errno.EPERM, "others may write to it, so it is not run: remove it", str(path))
 
 
 def find_compiler() -> str | None:
@@ -184,11 +200,14 @@ def compile_graph(graph: Path, out: Path, threads: int) -> None:
 
     os.nice(10)
     torch.set_num_threads(threads)
-    exported = torch.export.load(graph)
-    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
-    shapes = [[n if isinstance(n, int) else 2 for n in value.shape] for value in values]
-    inputs = tuple(torch.zeros(shape, dtype=v.dtype) for shape, v in zip(shapes, values, strict=True))
-    exported._example_inputs = (inputs, {})  # the exported file has none, because they would hold the weights again
+    program = graphs.read(graph)
+    module = build(program)
+    taken = [declared_of(node) for node in module.graph.find_nodes(op="placeholder")]
+    rows = Dim("rows", min=1, max=most_rows(program))
+    inputs = tuple(torch.zeros([2 if n is None else n for n in v.shape], dtype=v.dtype) for v in taken if v is not None)
+    shapes = tuple({i: rows for i, n in enumerate(v.shape) if n is None} for v in taken if v is not None)
+    with torch.no_grad():
+        exported = torch.export.export(module, inputs, dynamic_shapes=shapes)
     torch._inductor.aoti_compile_and_package(exported, package_path=str(out))
 
 

@@ -3,16 +3,16 @@
 import importlib
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import safe_open
-from torch.export.passes import move_to_device_pass
 from torch.func import functional_call
 
 from gpu_worker.devices.arena import Bytes
-from gpu_worker.devices.execution.moving import reshape_views
+from gpu_worker.devices.execution.building import Declared, build, declared_of
+from gpu_worker.devices.execution.moving import move, reshape_views
 from gpu_worker.devices.execution.onnx import load_onnx
 from gpu_worker.devices.execution.rows import inputs_for, padding_rows
 from gpu_worker.packages import trials
@@ -20,7 +20,13 @@ from gpu_worker.packages.comparing import Run, tolerance
 from gpu_worker.packages.contents import digests_of
 from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.package import Package
-from gpu_worker.packages.stored import ONNX, Weight
+from gpu_worker.packages.reading import graphs
+from gpu_worker.packages.reading.archives import UnsafeArchive
+from gpu_worker.packages.reading.files import fill, open_plain
+from gpu_worker.packages.reading.graphs import UnsafeProgram
+from gpu_worker.packages.reading.serialized import TooLarge
+from gpu_worker.packages.reading.tensors import BadHeader
+from gpu_worker.packages.stored import ONNX, Weight, places
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
@@ -38,13 +44,13 @@ TORCH_DTYPES = {
 
 def read_image(package: Package, image: Bytes) -> None:
     """`image` holds the package's weights at the offsets of its layout. Raises: PackageError."""
-    flat = torch.from_numpy(image)
+    whole = memoryview(image)  # type: ignore[arg-type]
     try:
-        with safe_open(package.weights_file, framework="pt") as stored:
-            for weight in package.layout:
-                view(flat, weight).copy_(stored.get_tensor(weight.name))
-    except Exception as error:  # safetensors raises its own errors, torch RuntimeError: each means that the file is bad
-        raise PackageError(package.ref, [f"weights.safetensors: {error}"]) from error
+        with open_plain(package.weights_file) as opened:
+            for offset, start, size in places(opened, package.layout):
+                fill(opened.fileno(), whole[offset : offset + size], start)
+    except (OSError, BadHeader) as error:
+        raise PackageError(package.ref, [f"{package.weights_file.name}: {error}"]) from error
 
 
 def view(flat: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -67,51 +73,64 @@ def load_forward(package: Package, place: torch.device = CPU) -> Forward:
         return _from_factory(package)
     if package.graph.suffix == ONNX:
         return load_onnx(package)
-    try:
-        exported = torch.export.load(package.graph)
-    except Exception as error:  # torch.export may raise anything for a damaged archive
-        raise PackageError(package.ref, [f"{package.graph.name}: torch.export cannot load it: {error}"]) from error
-    _check_placeholders(package, exported)
+    module = _built(package, package.graph)
+    _check_placeholders(package, module)
     if place != CPU:
-        exported = move_to_device_pass(exported, place)
-        reshape_views(exported.graph_module)
-    forward: Forward = exported.graph_module.forward
+        move(module, place)
+        reshape_views(module)
+    forward: Forward = module.forward
     return forward
 
 
-def _check_placeholders(package: Package, exported: torch.export.ExportedProgram) -> None:
-    nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
+def _built(package: Package, graph: Path) -> torch.fx.GraphModule:
+    """Returns the package's graph. Raises: PackageError."""
+    try:
+        return build(graphs.read(graph))
+    except (UnsafeArchive, UnsafeProgram, TooLarge) as error:
+        raise PackageError(package.ref, [f"{graph.name}: {error}"], PackageCode.UNSAFE_PACKAGE) from error
+    except (OSError, ValueError) as error:
+        raise PackageError(package.ref, [f"{graph.name}: {error}"]) from error
+
+
+def _check_placeholders(package: Package, module: torch.fx.GraphModule) -> None:
+    taken = [declared_of(node) for node in module.graph.find_nodes(op="placeholder")]
     wanted = len(package.layout) + len(package.spec.inputs)
     faults = []
-    if len(nodes) != wanted:
+    if len(taken) != wanted:
         faults.append(
-            f"the graph takes {len(nodes)} tensors; weights.safetensors and model.toml together have {wanted}"
+            f"the graph takes {len(taken)} tensors; weights.safetensors and model.toml together have {wanted}"
         )
-    for node, weight in zip(nodes, package.layout, strict=False):
-        value = node.meta["val"]
-        if tuple(value.shape) != weight.shape or value.dtype != TORCH_DTYPES[weight.dtype]:
+    for value, weight in zip(taken, package.layout, strict=False):
+        if value != (TORCH_DTYPES[weight.dtype], weight.shape):
             faults.append(
-                f"{weight.name}: the graph takes {value.dtype} {list(value.shape)}, weights.safetensors has "
+                f"{weight.name}: the graph takes {value}, weights.safetensors has "
                 f"{TORCH_DTYPES[weight.dtype]} {list(weight.shape)}"
             )
-    for node, spec in zip(nodes[len(package.layout) :], package.spec.inputs, strict=False):
-        value = node.meta["val"]
-        rest = tuple(value.shape)[1:]
-        if rest != tuple(spec.shape[1:]) or str(value.dtype) != f"torch.{spec.dtype}":
+    for value, spec in zip(taken[len(package.layout) :], package.spec.inputs, strict=False):
+        if value is None or str(value.dtype) != f"torch.{spec.dtype}" or value.shape[1:] != tuple(spec.shape[1:]):
             faults.append(
-                f"input {spec.name}: the graph takes {value.dtype} [batch, {', '.join(map(str, rest))}], model.toml "
-                f"says {spec.dtype} {list(spec.shape)}"
+                f"input {spec.name}: the graph takes {value}, model.toml says {spec.dtype} {list(spec.shape)}"
             )
     if faults:
-        raise PackageError(package.ref, faults)
+        raise PackageError(package.ref, faults[:20])
 
 
 def _from_factory(package: Package) -> Forward:
     module_name, _, attribute = package.factory.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module_name), attribute)
+        library = str(getattr(factory, "__module__", "")).partition(".")[0]
+        if library != module_name.partition(".")[0]:
+            why = f"factory {package.factory}: {module_name} only imports it, from {library or 'nowhere'}"
+            raise PackageError(package.ref, [why], PackageCode.UNSAFE_PACKAGE)
         with torch.device("meta"):
-            module = factory(**package.factory_args).eval()
+            module = factory(**package.factory_args)
+        if not isinstance(module, torch.nn.Module):
+            why = f"factory {package.factory} makes a {type(module).__name__}, which is no torch.nn.Module"
+            raise PackageError(package.ref, [why])
+        module.eval()
+    except PackageError:
+        raise
     except Exception as error:  # the author's code may raise anything
         raise PackageError(package.ref, [f"factory {package.factory}: {type(error).__name__}: {error}"]) from error
     names = [weight.name for weight in package.layout]
@@ -228,4 +247,4 @@ def dtypes_of(forward: Forward) -> set[torch.dtype]:
         return set()
     parts = [module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
     values = [node.meta.get("val") for part in parts for node in part.graph.nodes]
-    return {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    return {value.dtype for value in values if isinstance(value, (torch.Tensor, Declared))}

@@ -16,6 +16,19 @@ VIEWS = (ATEN.view.default, ATEN._unsafe_view.default)
 SAME = (operator.getitem, ATEN.dropout.default, ATEN.type_as.default)
 
 
+def move(module: GraphModule, place: torch.device) -> None:
+    """Whatever the graph, and graphs inside, make on a device by its name, they make on this one."""
+    for part in module.modules():
+        if not isinstance(part, GraphModule):
+            continue
+        for node in part.graph.nodes:
+            if isinstance(node.kwargs.get("device"), torch.device):
+                node.kwargs = {**node.kwargs, "device": place}
+            if any(isinstance(argument, torch.device) for argument in node.args):  # as of `to`, by its place
+                node.args = tuple(place if isinstance(argument, torch.device) else argument for argument in node.args)
+        part.recompile()
+
+
 def reshape_views(module: GraphModule) -> int:
     """Each view of the graph, and of graphs inside, copies where strides allow no view, and stays a view elsewhere.
 

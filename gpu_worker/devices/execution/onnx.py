@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from gpu_worker.packages.package import Package
+from gpu_worker.packages.reading import graphs
+from gpu_worker.packages.reading.graphs import UnsafeProgram
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
@@ -45,6 +47,7 @@ def open_session(model: bytes | str, place: str, code: PackageCode = PackageCode
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own, which is checked less
     options.log_severity_level = NOTHING
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -105,7 +108,14 @@ def _tensor(output: Any) -> torch.Tensor:
 def load_onnx(package: Package) -> OnnxForward:
     """Returns the executable of the package's architecture. Raises: PackageError."""
     assert package.graph is not None
-    session = open_session(package.graph.read_bytes(), package.graph.name)
+    try:
+        content = graphs.text(package.graph)
+        graphs.check_onnx(content)
+    except UnsafeProgram as error:
+        raise PackageError(package.ref, [f"{package.graph.name}: {error}"], PackageCode.UNSAFE_PACKAGE) from error
+    except (OSError, ValueError) as error:
+        raise PackageError(package.ref, [f"{package.graph.name}: {error}"]) from error
+    session = open_session(content, package.graph.name)
     _check_inputs(package, session)
     return OnnxForward(session, [w.name for w in package.layout] + [spec.name for spec in package.spec.inputs])
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.packages import examples
 from gpu_worker.packages.comparing import Run
 from gpu_worker.packages.package import Package
+from gpu_worker.packages.reading.tensors import Stored, read_tensors
+from gpu_worker.packages.stored import EXAMPLE_BYTES_MAX
 from gpu_worker.packages.trials import Draw
 from mesh import wire
 from mesh.errors import PackageError
@@ -41,10 +41,14 @@ def example_rows(package: Package) -> list[torch.Tensor] | None:
     if file is None:
         return None
     try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
+        stored = read_tensors(file, EXAMPLE_BYTES_MAX)
+        return [_tensor(*stored[spec.name], spec) for spec in package.spec.inputs]
+    except (OSError, ValueError, KeyError) as error:  # a file that changed since the package was read
         raise PackageError(package.ref, [f"{file.name}: {error}"]) from error
-    return [stored[spec.name] for spec in package.spec.inputs]
+
+
+def _tensor(stored: Stored, data: bytearray, spec: wire.TensorSpec) -> torch.Tensor:
+    return torch.frombuffer(data, dtype=getattr(torch, spec.dtype)).view(stored.shape)
 
 
 def inputs_for(package: Package, run: Run, place: torch.device) -> Draw:

@@ -8,6 +8,7 @@ batches.
 
 import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from gpu_worker.packages.importing.shapes import counts, output_spec
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.judging import onnx_graphs
 from gpu_worker.packages.package import Package, read_package
+from gpu_worker.packages.reading.files import open_plain, read_plain
+from gpu_worker.packages.reading.onnx_parts import FROM_FILES, parts_of
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
@@ -39,6 +42,7 @@ CONSTANT_SIZE_MAX = 16  # elements; a tensor with no more stays in the graph
 FLOATS = {"float32", "float64", "float16"}
 EXPANDS = 8  # first opset whose Expand can repeat a number
 GRAPH = "graph.onnx"
+FILE_BYTES_MAX = 2 << 30  # protocol buffers have no larger messages; larger models keep tensors in other files
 CPU = torch.device("cpu")
 # {onnx.TensorProto.DataType: dtype}
 EXACTNESS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
@@ -103,6 +107,7 @@ def write_onnx_package(
 
 def _read(place: str, file: Path) -> Any:
     onnx = require("onnx", place)
+    _check_files(place, file)
     try:
         onnx.checker.check_model(str(file))  # by path: a model of more than 2 GB does not fit one message
         model = onnx.load(str(file), load_external_data=False)
@@ -118,6 +123,44 @@ def _read(place: str, file: Path) -> Any:
         why = f"functions of the file cannot be put in place of their uses ({left}): export the model without functions"
         raise PackageError(place, [why], PackageCode.NOT_ONNX)
     return model
+
+
+def _check_files(place: str, file: Path) -> None:
+    """What the file refers to lies beside it or below, and none of its operations is code in another file.
+
+    Raises: PackageError, code not_onnx or unsafe_package.
+    """
+    try:
+        found = parts_of(read_plain(file.resolve(), FILE_BYTES_MAX))
+    except (OSError, ValueError) as error:
+        why = f"is not a readable ONNX file: {getattr(error, 'strerror', None) or error}"
+        raise PackageError(place, [why], PackageCode.NOT_ONNX) from None
+    faults = [fault for entries in found.files if (fault := _file_fault(file.parent, entries))]
+    if any(name in FROM_FILES for _, name in found.operations):
+        faults.append(f"calls {', '.join(FROM_FILES)}, which is code in another file: give the model it was made from")
+    if faults:
+        raise PackageError(place, faults[:5], PackageCode.UNSAFE_PACKAGE)
+
+
+def _file_fault(folder: Path, entries: Mapping[str, str]) -> str:
+    """Returns why a tensor's own file is not read; empty if it is."""
+    location = entries.get("location", "")
+    path = folder / location
+    if not location or not path.resolve().is_relative_to(folder.resolve()):
+        return f"a tensor is in {location[:200]!r}, and may be in a file beside the model or below alone"
+    try:
+        with open_plain(path) as opened:
+            size = os.fstat(opened.fileno()).st_size
+    except FileNotFoundError:
+        return ""  # the library says so
+    except OSError as error:
+        return f"a tensor is in {location[:200]!r}, which {error.strerror}"
+    try:
+        start, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
+    except ValueError:
+        return f"a tensor is in {location[:200]!r}, at a place that is no number"
+    fits = start >= 0 and length >= 0 and start + length <= size
+    return "" if fits else f"a tensor is in {location[:200]!r}, at {start} to {start + length} of its {size} bytes"
 
 
 def _lift_weights(model: Any) -> dict[str, Array]:

@@ -10,18 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
 from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.examples import message_of
 from gpu_worker.packages.export import Inputs, write_package
 from gpu_worker.packages.importing.arrays import array_of, arrays_of
+from gpu_worker.packages.importing.exported import read_program
 from gpu_worker.packages.importing.onnx_files import write_onnx_package
-from gpu_worker.packages.importing.programs import unlifted
-from gpu_worker.packages.importing.quiet import quiet
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.writing import adopt, check_known, written_in
 from mesh import wire
@@ -36,7 +32,6 @@ ELSEWHERE = {
     ".safetensors": "weights alone: give the Python that makes the module and loads them, as my_module:make_model",
     ".py": "Python: give it as MODULE:FACTORY, as my_module:make_model",
 }
-LEAST = 2  # rows: torch's lower bound where the author gave none; such programs also take one row
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,73 +191,3 @@ def _made(place: str, source: Source) -> nn.Module:
         why = f"{source.what} gives a {type(made).__name__}; it must return a torch.nn.Module"
         raise PackageError(place, [why], PackageCode.BAD_SOURCE)
     return made
-
-
-# -- FILE.pt2 ---------------------------------------------------------------------------------------------------------
-
-
-class _Program(nn.Module):
-    """An exported program that takes its inputs by position."""
-
-    def __init__(self, program: nn.Module, spec: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.program = program
-        self._spec = spec
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        args, kwargs = pytree.tree_unflatten(list(inputs), self._spec)
-        return self.program(*args, **kwargs)
-
-
-def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inputs]:
-    """Returns (module, inputs) of a file written by torch.export.save.
-
-    Raises: PackageError, code bad_source or batch_fixed.
-    """
-    try:
-        with quiet():
-            exported = torch.export.load(file)
-            program = unlifted(exported)
-    except Exception as error:  # torch.export may raise anything
-        why = f"is no program that torch.export.save wrote: {message_of(error)}"
-        raise PackageError(place, [why], PackageCode.BAD_SOURCE) from None
-    inputs, faults = {}, []
-    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
-    for taken in exported.graph_signature.input_specs:
-        if taken.kind is not InputKind.USER_INPUT:
-            continue
-        value = values.get(taken.arg.name)
-        fault = _input_fault(taken.arg.name, value, exported.range_constraints, batch_max)
-        if fault:
-            faults.append(fault)
-        else:
-            assert isinstance(value, torch.Tensor)
-            inputs[taken.arg.name] = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
-    if faults:
-        raise PackageError(place, faults, PackageCode.BATCH_FIXED)
-    return _Program(program, exported.call_spec.in_spec), inputs
-
-
-def _input_fault(name: str, value: Any, ranges: Mapping[Any, Any], batch_max: int) -> str:
-    """Returns why the program cannot be served with this input; empty if it can."""
-    if not isinstance(value, torch.Tensor):
-        return f"input {name} is no tensor: export the program with tensors alone as inputs"
-    if not value.ndim or not all(isinstance(extent, int) for extent in value.shape[1:]):
-        return f"input {name} is {list(value.shape)}: all dimensions but the first, the batch, must be fixed"
-    rows: Any = value.shape[0]
-    if not isinstance(rows, torch.SymInt) and (rows, batch_max) != (1, 1):
-        return (
-            f"input {name} takes {rows} rows, no more and no fewer: export the program with a first dimension that is "
-            "free (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
-        )
-    if not isinstance(rows, torch.SymInt):
-        return ""
-    taken = ranges.get(rows.node.expr)
-    if taken is not None and taken.upper < batch_max:
-        return f"input {name} takes at most {taken.upper} rows: give batch_max={taken.upper} or less"
-    if taken is not None and taken.lower > LEAST:
-        return (
-            f"input {name} takes {taken.lower} rows or more, and a batch may have one: export the program with a first "
-            "dimension that is free from 1 on (torch.export.Dim('batch', min=1))"
-        )
-    return ""

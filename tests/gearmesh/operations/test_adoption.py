@@ -21,6 +21,7 @@ from gpu_worker.packages.package import read_package
 from mesh import wire
 from mesh.errors import PackageError
 from mesh.process.ids import host_id
+from tests.messages import names
 
 
 @pytest.fixture
@@ -251,3 +252,15 @@ def test_the_command_that_serves_a_package_depends_on_whose_repository_it_is_in(
     assert command_for(new, Path(), None) == "gearmesh deploy ./m"
     monkeypatch.chdir(tmp_path)
     assert command_for(new, Path("elsewhere"), None) == "gearmesh deploy elsewhere/m"
+
+
+def test_code_that_a_version_makes_workers_run_is_told(elsewhere: Path, tmp_path: Path) -> None:
+    factory = 'factory = "torch.nn:Linear"\nfactory_args = {in_features = 4, out_features = 3}'
+    manifest = elsewhere / "2" / "model.toml"
+    manifest.write_text(manifest.read_text().replace('graph = "graph.pt2"', factory))
+    served = tmp_path / "served"
+    served.mkdir()
+    for model in (str(elsewhere), "m"):
+        (note,) = order(model, "2", told(served), served, ("torch.nn",)).notes
+        assert names(note, "torch.nn:Linear", "in_features=4", "out_features=3")
+        assert order(model, "1", told(served), served, ("torch.nn",)).notes == ()

@@ -1,0 +1,1 @@
+"""Reads files of packages that anybody may have written: bounded, checked, and as data alone."""
