@@ -12,6 +12,7 @@ from gpu_worker import tuning
 from gpu_worker.answering import OutputLinks
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
+from gpu_worker.core.obeyed import ObeyedOrders
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
@@ -68,6 +69,7 @@ class WorkerService:
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
         self._obeyed = ""  # who welcomed us last
+        self._orders = ObeyedOrders()
         self._alarm: Alarm | None = None
         self._draining = False
         self._released = False  # the controller sends nothing more
@@ -156,7 +158,7 @@ class WorkerService:
                 device=self._device.info,
                 free_pages=table.free,
                 resident=table.resident(),
-                prepared=self.versions.reports(),
+                prepared=tuple(map(self._orders.named, self.versions.reports())),
             )
         )
 
@@ -188,8 +190,10 @@ class WorkerService:
                 case wire.Frontends():
                     self._answering.know(message.results)
                 case wire.Prepare():
+                    self._orders.obey(message)
                     self.versions.prepare(message.ref, message.content)
                 case wire.Forget():
+                    self._orders.obey(message)
                     self.versions.forget(message.ref)
                 case wire.Introduce():
                     self._hello()
@@ -212,7 +216,7 @@ class WorkerService:
     def _tell(self, message: wire.Prepared | wire.ActionResult) -> None:
         """Sends to the controller. Without one, nothing is sent: the next one learns all from the hello."""
         if self._controller is not None:
-            self._controller.send(message)
+            self._controller.send(self._orders.named(message) if isinstance(message, wire.Prepared) else message)
 
     # -- device -------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,11 @@ class Actions:
         device.unload_sent(action)
         return ToWorker(device.worker, wire.Unload(action=action.id, ref=ref))
 
+    def unload_unknown(self, device: RemoteDevice) -> list[ToWorker]:
+        """The device is told to unload what it may have loaded without our knowledge: its pages are counted as free."""
+        unknown = [ref for ref in device.pages if ref not in device.residency.models]
+        return [ToWorker(device.worker, wire.Unload(action=0, ref=ref)) for ref in unknown]
+
     def _make(self, kind: ActionKind, ref: str, expected_s: float, now: float) -> Action:
         self.count += 1
         return Action(self.count, kind, ref, now, expected_s)

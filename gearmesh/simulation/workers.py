@@ -8,6 +8,7 @@ from gearmesh.simulation.timeline import VirtualTime
 from gpu_worker.core.emulation import Emulator
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
+from gpu_worker.core.obeyed import ObeyedOrders
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Pump
 from mesh import wire
@@ -77,9 +78,10 @@ class SimWorker:
         self.lanes = Lanes(PageTable(self.pages), dict(DEPTH))
         self.lanes.welcome(self.epoch)
         self.pump = Pump(self.lanes, self, self._reported)
+        self._orders = ObeyedOrders()
         self._emulator = Emulator(self._duration_s)
         self._contents = ["nothing"] * self.pages  # by page: whose weights are there
-        self.versions.attach(self.pump, lambda report: self.say(self, report))
+        self.versions.attach(self.pump, lambda report: self.say(self, self._orders.named(report)))
 
     def welcome(self, epoch: int) -> None:
         """A controller took over; what its predecessor ordered and has not begun is dropped."""
@@ -98,7 +100,7 @@ class SimWorker:
             device=info,
             free_pages=table.free,
             resident=table.resident(),
-            prepared=self.versions.reports(),
+            prepared=tuple(map(self._orders.named, self.versions.reports())),
         )
 
     def take(self, message: wire.FromControllerToWorker, epoch: int) -> None:
@@ -111,8 +113,10 @@ class SimWorker:
                 self.pump.revoke(message.action, epoch, now=self._now_s())
                 self._arm()
             case wire.Prepare():
+                self._orders.obey(message)
                 self.versions.prepare(message.ref, message.content)
             case wire.Forget():
+                self._orders.obey(message)
                 self.versions.forget(message.ref)
                 self.pump.forget(message.ref, now=self._now_s())
                 self._arm()

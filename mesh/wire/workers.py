@@ -32,6 +32,7 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
     batching: Batching | None = None  # of a container: its durations are learned from real requests, not measured
     content: str = ""  # digest of what was read; empty if no weights are read
     code: str = ""  # the kind of the faults
+    order: int = 0  # the last PREPARE or FORGET of this version that was obeyed before this was said; 0: it does not say
 
 
 class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):
@@ -62,12 +63,14 @@ class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
 
     ref: str
     content: str = ""  # digest that it must have; empty: it has never been served
+    order: int = 0  # number that no other order has, for reports to name
 
 
 class Forget(Message, frozen=True, kw_only=True, tag="forget"):
     """Controller -> worker: this version will not be asked for again; free all it holds."""
 
     ref: str
+    order: int = 0  # as of Prepare
 
 
 class Load(Message, frozen=True, kw_only=True, tag="load"):

@@ -17,6 +17,9 @@ RETRY_S = 0.1  # pause after a measuring run that failed; it doubles with each f
 RETRY_S_MAX = 5.0
 AGAIN_S = 5.0  # until a version that was ready and was given up is prepared again; it doubles each time
 AGAIN_S_MAX = 600.0
+DOUBTED_S = 0.1  # until a version that was found missing a second time in a row is prepared again; it doubles each time
+DOUBTED_S_MAX = 5.0
+DOUBT_OVER_S = 60.0  # a version that was not found missing for so long is found missing for the first time
 FAULTS_MAX = 3  # runs in a row that another one would repeat: the version cannot be served from the device
 IDLE_S = 1.0  # a device that ran no client's batch for so long has no other work
 
@@ -58,6 +61,8 @@ class Stage:
     failures: int = 0  # measuring runs in a row that did not end well
     retry_s: float = 0.0  # no measuring run before
     given_up: int = 0  # times in a row that it was ready, or prepared again, and turned out not to be
+    doubted: int = 0  # times in a row that it was prepared, as was said, and its worker did not know it
+    doubted_s: float = -math.inf  # when that was seen last
 
     @property
     def failed(self) -> bool:
@@ -84,7 +89,7 @@ class Preparation:
     _at_worker: dict[str, None] = field(default_factory=dict)  # refs being prepared
     _unmeasured: dict[str, None] = field(default_factory=dict)  # refs with runs left
     _measure_after_s: float = 0.0  # no measuring run before, while the device has other work
-    _again: dict[str, float] = field(default_factory=dict)  # {ref given up: when it is prepared again}
+    _again: dict[str, float] = field(default_factory=dict)  # {ref given up, or doubted: when it is prepared again}
 
     def want(self, refs: list[str]) -> list[str]:
         """These versions and no others are wanted. Returns the versions that the worker is to forget."""
@@ -113,12 +118,23 @@ class Preparation:
         self._again[ref] = now + min(AGAIN_S_MAX, AGAIN_S * 2.0**stage.given_up)
         stage.given_up += 1
 
+    def doubted(self, ref: str, now: float) -> None:
+        """The worker does not know the version, which it had prepared: it is prepared again, later with each time."""
+        before = self.stages[ref]
+        doubted = before.doubted if now < before.doubted_s + DOUBT_OVER_S else 0
+        self.again(ref)
+        self.stages[ref].doubted, self.stages[ref].doubted_s = doubted + 1, now
+        if doubted:
+            del self._unsent[ref]
+            self._again[ref] = now + min(DOUBTED_S_MAX, DOUBTED_S * 2.0 ** (doubted - 1))
+
     def look_again(self, now: float) -> None:
-        """Versions that were given up long enough ago are to be prepared."""
+        """Versions that were given up, or doubted, long enough ago are to be prepared."""
         for ref in [ref for ref, again_s in self._again.items() if now >= again_s]:
-            given_up = self.stages[ref].given_up
+            before = self.stages[ref]
             self.again(ref)
-            self.stages[ref].given_up = given_up
+            stage = self.stages[ref]
+            stage.given_up, stage.doubted, stage.doubted_s = before.given_up, before.doubted, before.doubted_s
 
     def again_at(self) -> float:
         """When `look_again` next has work."""
@@ -210,4 +226,4 @@ class Preparation:
         assert not self._unsent.keys() & self._at_worker.keys()
         for group in (self._unsent, self._at_worker, self._unmeasured, self._again):
             assert group.keys() <= self.stages.keys()
-        assert all(self.stages[ref].failed for ref in self._again)
+        assert all(self.stages[ref].failed or self.stages[ref].doubted for ref in self._again)

@@ -40,7 +40,6 @@ def test_a_version_that_cannot_be_loaded_to_be_measured_is_not_tried_for_ever() 
         (ActionCode.OK, ActionCode.LATE),
         (ActionCode.OK, ActionCode.LOST),
         (ActionCode.OK, ActionCode.NO_SLOTS),
-        (ActionCode.OK, ActionCode.WRONG_VERSION),
         (ActionCode.OK, ActionCode.WEIGHTS_MISSING),
     ],
 )
