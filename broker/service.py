@@ -56,6 +56,7 @@ class BrokerService:
         self._children = ChildStates()
         self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
+        self._behind: dict[str, None] = {}  # members that registered again as they were: they may have lost the table
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
             runtime.transport, "broker", DECODER, self._received, self._lost
         )
@@ -130,9 +131,16 @@ class BrokerService:
         offered = member.offer is not None and (known is None or known.offer != member.offer)
         if offered and member.offer is not None and not self._take_offer(peer, member.id, member.offer):
             return
-        if self._routing.register(member, register.epoch, register.seen) and known is None:
+        for gone in self._routing.replaced_by(member):
+            self._leave(gone, LinkLoss.REPLACED)
+            self._port.forget(gone)
+        changed = self._routing.register(member, register.epoch, register.seen)
+        if changed and known is None:
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
-        self._changed = True  # a new member needs the table in any case
+        if changed or offered:
+            self._changed = True
+        else:
+            self._behind[peer] = None
 
     def _beat(self, peer: str) -> None:
         """An operator hears what its calls wait for.
@@ -255,8 +263,13 @@ class BrokerService:
             self._changed = True
 
     def _turn(self, now: float) -> None:
+        behind, self._behind = self._behind, {}
         if self._changed:
             self._push()
+        elif behind:
+            table = self._table()
+            for peer in behind:
+                self._port.send(peer, table)
 
     def _push_soon(self) -> None:
         """The table goes out within LINES_S: what containers print must not make the mesh busy."""

@@ -14,7 +14,7 @@ from controller.core.orders import Order, ToBroker, ToFrontend, ToWorker
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
 from controller.core.state import ShardState
-from controller.core.versions.preparation import terms_of
+from controller.core.versions.shard import shard_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
 from mesh.codes import ActionCode, LinkLoss, RequestOutcome
@@ -178,20 +178,12 @@ class ControllerService:
         self._port.forget(peer)
 
     def _table_changed(self, table: wire.Table) -> None:
-        epoch = table.shards.get(self._id)
-        if epoch is None:
-            return  # a broker that has just started, and has not heard of us yet
-        if epoch != self._port.epoch:
-            self._new_shard(epoch)
-        mine = [model for model in table.models if model.owner == self._id]
-        terms, contained = {}, []
-        for model in mine:
-            for version in (model.current, model.target):
-                if version is not None:
-                    ref = wire.ref_of(model.name, version)
-                    terms[ref] = terms_of(model, version)
-                    contained += [ref] if model.container else []
-        self._order(self.scheduler.want(list(terms), contained, terms, now=time.monotonic()))
+        shard = shard_of(table, self._id)
+        if shard is None:
+            return
+        if shard.epoch != self._port.epoch:
+            self._new_shard(shard.epoch)
+        self._order(self.scheduler.want(list(shard.terms), shard.contained, shard.terms, now=time.monotonic()))
         early, self._early = self._early, []  # only now, so that workers keep what they have and is wanted
         for peer, hello in early:
             self._worker_joined(peer, hello, time.monotonic())

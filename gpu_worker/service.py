@@ -207,7 +207,7 @@ class WorkerService:
     def _welcomed(self, controller: str, epoch: int) -> None:
         self._pump.welcome(epoch, same=controller == self._obeyed)
         self._obeyed = controller
-        self._registrar.shard_epoch = self._pump.lanes.epoch
+        self._registrar.obeyed(self._pump.lanes.epoch)
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
         if self._on_welcome is not None:

@@ -2,6 +2,8 @@
 
 from mesh.codes import ActionCode
 
+DOUBLINGS_MAX = 30  # of a pause that doubles with each failure: every one has a maximum, and a float an end
+
 # codes of an INFER that the same requests would end with again: any of them may be the cause
 INFER_FINAL = frozenset(
     (

@@ -130,6 +130,8 @@ class Results:
         elif result.code in NOT_PREPARED:
             orders.extend(self.readiness.contradicted(device, ref, now))
         else:
+            if result.code == ActionCode.LOST:  # it may have been done all the same
+                orders.append(self.actions.unload_lost(device, ref))
             if result.code == ActionCode.NO_PAGES:  # though we counted enough
                 orders.extend(self.actions.unload_unknown(device))
             orders.extend(self.readiness.load_failed(device, ref, result, now))

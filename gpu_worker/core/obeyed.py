@@ -1,4 +1,4 @@
-"""Which orders about versions the worker has obeyed: its reports say so, and the controller knows what is over. Pure."""
+"""Which orders about versions the worker has obeyed last: its reports say so. Pure."""
 
 from dataclasses import dataclass, field
 

@@ -53,6 +53,15 @@ class Registrar:
         if self._link is not None:
             self._link.send(self._introduction())
 
+    def obeyed(self, epoch: int) -> None:
+        """The worker obeys a shard of this epoch; the broker, which may know of an older one, is told if it is newer.
+
+        Otherwise the owner that the broker names could have an older one, and all that it orders would be refused.
+        """
+        if epoch > self.shard_epoch:
+            self.shard_epoch = epoch
+            self.update(self.member)
+
     def send(self, message: wire.ToBroker) -> bool:
         """Sends `message` to the broker once it answers. Returns False if the broker is known to be gone."""
         if self._link is None:

@@ -32,7 +32,9 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
     batching: Batching | None = None  # of a container: its durations are learned from real requests, not measured
     content: str = ""  # digest of what was read; empty if no weights are read
     code: str = ""  # the kind of the faults
-    order: int = 0  # the last PREPARE or FORGET of this version that was obeyed before this was said; 0: it does not say
+    order: int = (
+        0  # the last PREPARE or FORGET of it that was obeyed before this was said; 0: it does not say
+    )
 
 
 class WorkerHello(Message, frozen=True, kw_only=True, tag="worker_hello"):

@@ -17,6 +17,7 @@ from controller.core.devices.action import Action, LoadFault
 from controller.core.devices.batch_delay import BatchDelay
 from controller.core.estimation.estimates import Curve, LoadEstimate, Margin, Pace, Term
 from controller.core.estimation.forecast import LaneForecast
+from controller.core.failures import DOUBLINGS_MAX
 from controller.core.queues import ModelQueue
 from controller.core.residency import Residency
 from mesh import wire
@@ -253,7 +254,7 @@ class RemoteDevice(ABC):
         return action
 
     def misses_pages(self, result: wire.ActionResult, now: float) -> bool:
-        """Whether the worker has had fewer free pages for a while than we count, though it is to load or unload nothing.
+        """Whether the worker has said for long that fewer pages are free than we count, with no LOAD or UNLOAD sent.
 
         It holds weights then of which we do not know, as where the result of a LOAD was lost.
         """
@@ -319,7 +320,7 @@ class RemoteDevice(ABC):
         Returns how many of the failures in a row were final.
         """
         fault = self.load_faults.setdefault(ref, LoadFault())
-        fault.retry_s = now + min(LOAD_RETRY_S_MAX, LOAD_RETRY_S * 2.0**fault.count)
+        fault.retry_s = now + min(LOAD_RETRY_S_MAX, LOAD_RETRY_S * 2.0 ** min(fault.count, DOUBLINGS_MAX))
         fault.count += 1
         fault.final += final
         return fault.final

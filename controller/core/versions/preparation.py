@@ -8,6 +8,7 @@ and turned out not to be is also prepared again now and then: its files may be b
 import math
 from dataclasses import dataclass, field
 
+from controller.core.failures import DOUBLINGS_MAX
 from mesh import wire
 
 PREPARES_MAX = 2  # versions at a worker: one being prepared, one behind it
@@ -115,7 +116,7 @@ class Preparation:
     def give_up(self, ref: str, now: float) -> None:
         """The version was ready and cannot be served as it is: it is prepared again after a while."""
         stage = self.stages[ref]
-        self._again[ref] = now + min(AGAIN_S_MAX, AGAIN_S * 2.0**stage.given_up)
+        self._again[ref] = now + min(AGAIN_S_MAX, AGAIN_S * 2.0 ** min(stage.given_up, DOUBLINGS_MAX))
         stage.given_up += 1
 
     def doubted(self, ref: str, now: float) -> None:
@@ -126,7 +127,7 @@ class Preparation:
         self.stages[ref].doubted, self.stages[ref].doubted_s = doubted + 1, now
         if doubted:
             del self._unsent[ref]
-            self._again[ref] = now + min(DOUBTED_S_MAX, DOUBTED_S * 2.0 ** (doubted - 1))
+            self._again[ref] = now + min(DOUBTED_S_MAX, DOUBTED_S * 2.0 ** min(doubted - 1, DOUBLINGS_MAX))
 
     def look_again(self, now: float) -> None:
         """Versions that were given up, or doubted, long enough ago are to be prepared."""
@@ -202,7 +203,7 @@ class Preparation:
         stage.running = False
         if duration_s is None:
             self._measure_after_s = now + RETRY_S
-            stage.retry_s = now + min(RETRY_S_MAX, RETRY_S * 2.0**stage.failures)
+            stage.retry_s = now + min(RETRY_S_MAX, RETRY_S * 2.0 ** min(stage.failures, DOUBLINGS_MAX))
             stage.failures += 1
             return
         stage.faults = stage.failures = 0

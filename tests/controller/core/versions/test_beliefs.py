@@ -1,4 +1,4 @@
-"""What is believed of a worker, against what it shows: reports that crossed with an order, results that say otherwise."""
+"""What is believed of a worker, against what it shows: reports that crossed with orders, results that contradict."""
 
 import itertools
 
