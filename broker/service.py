@@ -10,6 +10,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
+from broker.core.admitting import why_not
 from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
 from broker.core.children import ChildStates
@@ -28,6 +29,10 @@ DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 LINES_S = 1.0  # least time between two tables that differ in nothing but a line that containers printed
 EPOCHS_RESERVED = 1 << 20  # at a time: a write for so many tables
 EPOCHS_UNWRITTEN = 1 << 10  # given before it is tried again to write a reservation that could not be written
+CALLS = frozenset(
+    ("deploy", "undeploy", "rollback", "put_app", "drop_app", "claim_version", "get_table", "get_catalogue")
+)  # tags of messages that are answered
+REGISTER = "register"
 Operation = wire.Deploy | wire.Rollback | wire.Undeploy | wire.PutApp | wire.DropApp | wire.ClaimVersion
 log = structlog.get_logger("broker")
 
@@ -94,6 +99,12 @@ class BrokerService:
     def _received(self, mail: Mail[wire.ToBroker]) -> None:
         for message in mail.messages:
             self._take(mail.peer, message)
+        for unread in mail.unread:
+            if unread.tag in CALLS:
+                why = wire.CallReply(call=unread.number, ok=False, message=unread.why, code=ReplyCode.BAD_MESSAGE)
+                self._port.send(mail.peer, why)
+            elif unread.tag == REGISTER:
+                self._refuse_member(mail.peer, unread.why)
 
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         match message:
@@ -105,8 +116,7 @@ class BrokerService:
                 self._leave(peer, LinkLoss.LEFT)
                 self._port.forget(peer)
             case wire.PrepareReport():
-                self._log_report(message)
-                self._reply(self._catalogue.reported(message))
+                self._report(peer, message)
             case wire.GetTable():
                 self._port.send(peer, self._table())
                 self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
@@ -123,6 +133,10 @@ class BrokerService:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
         member = register.member
         known = self._routing.members.get(member.id)
+        why = why_not(peer, member, known)
+        if why:
+            self._refuse_member(peer, why)
+            return
         self._children.took(member, time.monotonic())
         if known is not None and self._children.only_line(known, member):
             self._routing.register(member, register.epoch, register.seen)
@@ -141,6 +155,22 @@ class BrokerService:
             self._changed = True
         else:
             self._behind[peer] = None
+
+    def _refuse_member(self, peer: str, why: str) -> None:
+        """The service is told why it cannot be in the table."""
+        log.warning("member_refused", peer=peer, why=why)
+        self._port.send(peer, wire.CallReply(call=0, ok=False, message=why, code=ReplyCode.BAD_MEMBER))
+
+    def _report(self, peer: str, report: wire.PrepareReport) -> None:
+        """The report counts if it comes from the controller that owns the model, and says what can be."""
+        name, _ = wire.split_ref(report.ref)
+        fault = report.spec.fault() if report.spec is not None else ""
+        if fault or self._routing.owners([name]).get(name) != peer:
+            why = fault or "another controller owns the model"
+            log.warning("report_refused", peer=peer, ref=report.ref, why=why)
+            return
+        self._log_report(report)
+        self._reply(self._catalogue.reported(report))
 
     def _beat(self, peer: str) -> None:
         """An operator hears what its calls wait for.

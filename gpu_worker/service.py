@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import assert_never
 
 import msgspec
@@ -261,5 +262,5 @@ class WorkerService:
 
 
 def _tensors(part: wire.Part, frames: Iterator[Buffer]) -> Sequence[Buffer]:
-    """The inputs of one part: from inside the message, or the next frames."""
-    return part.inline or [next(frames) for _ in range(part.frames)]
+    """The inputs of one part: from inside the message, or the next frames, as many as there are."""
+    return part.inline or list(islice(frames, part.frames))

@@ -107,9 +107,12 @@ class Scheduler:
     # -- events: requests ---------------------------------------------------------------------------------------------
 
     def submit(
-        self, message: wire.Submit, frontend: str, tensors: Sequence[Any], *, age_s: float, now: float
+        self, message: wire.Submit, frontend: str, tensors: Sequence[Any] | None, *, age_s: float, now: float
     ) -> list[Order]:
-        """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time."""
+        """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time.
+
+        `tensors`: its inputs; None: it has none, as in a simulation.
+        """
         return self._intake.submit(message, frontend, tensors, age_s, now)
 
     def cancel(

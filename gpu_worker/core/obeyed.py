@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mesh import wire
+from mesh.codes import PackageCode
 
+DECODER = msgspec.msgpack.Decoder(wire.Prepared)
 VERSIONS_MAX = 1 << 16  # whose last order is remembered
 
 
@@ -23,6 +25,11 @@ class ObeyedOrders:
             del self._last[next(iter(self._last))]
 
     def named(self, report: wire.Prepared) -> wire.Prepared:
-        """The report, which is made now, with the last order about its version."""
+        """The report, which is made now, with the last order about its version; if it can be sent, else why not."""
         order = self._last.get(report.ref, 0)
-        return msgspec.structs.replace(report, order=order) if order != report.order else report
+        try:
+            report = DECODER.decode(msgspec.msgpack.encode(report))
+        except msgspec.ValidationError as error:
+            fault = f"what is to be told of it is out of range: {error}"
+            report = wire.Prepared(ref=report.ref, ok=False, faults=(fault,), code=PackageCode.BAD_PACKAGE)
+        return msgspec.structs.replace(report, order=order)

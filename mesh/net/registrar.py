@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from mesh import wire
+from mesh.codes import ReplyCode
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
 
@@ -94,6 +95,8 @@ class Registrar:
                 case wire.Table():
                     self._take_table(message)
                 case wire.CallReply():
+                    if message.code == ReplyCode.BAD_MEMBER:
+                        log.error("registration_refused", member=self.member.id, why=message.message)
                     if self._replied is not None:
                         self._replied(message)
                 case wire.Introduce():

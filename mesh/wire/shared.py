@@ -5,9 +5,11 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
+from mesh.tensors import byte_count
 from mesh.wire.ranges import LISTED_MAX, TENSORS_MAX, Dtype, Duration, Id, Instant, Number
 
 Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
+ROW_BYTES_MAX = 1 << 40  # of one tensor
 INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own, so that the codec never copies them
 
 
@@ -52,6 +54,16 @@ class ModelSpec(Message, frozen=True, kw_only=True):
     labels: Labels = ()  # class names of the first output; empty: none
     batch_sizes: Annotated[tuple[Batch, ...], Meta(max_length=4096)] = ()  # sizes that were profiled
     build: Id = ""  # of a container's version: changes when its code may have; older answers are then not reused
+
+    def fault(self) -> str:
+        """Why no model can be so, in a sentence; empty if one can. What is out of range the decoder refuses."""
+        for tensor in (*self.inputs, *self.outputs):
+            first, *others = tensor.shape or (0,)
+            if first != -1 or min(others, default=0) < 0:
+                return f"the shape of {tensor.name[:64]!r} begins with -1, the batch, and has no other -1"
+            if byte_count(tensor.dtype, others) > ROW_BYTES_MAX:
+                return f"a row of {tensor.name[:64]!r} takes more than {ROW_BYTES_MAX} bytes"
+        return ""
 
     def edition(self, ref: str) -> str:
         """A name of the version and its build: cached answers may be reused while it is equal."""

@@ -57,6 +57,9 @@ class Readiness:
     def take(self, device: RemoteDevice, report: wire.Prepared, orders: list[Order], now: float) -> None:
         """The report of a version that the device is to have counts, and whom it concerns is told."""
         ref = report.ref
+        fault = report.spec.fault() if report.ok and report.spec is not None else ""
+        if fault:
+            report = wire.Prepared(ref=ref, ok=False, faults=(fault,), code=PackageCode.BAD_PACKAGE, order=report.order)
         preparation = self.preparations[device.worker]
         stage = preparation.stages[ref]
         had = bool(stage.content)

@@ -158,7 +158,7 @@ class Shard:
         attempt: int = 0,
         age_s: float = 0.0,
         frontend: str = "f",
-        tensors: Sequence[bytes] = (),
+        tensors: Sequence[bytes] | None = None,
         frames: int = 0,
         client: int = 0,
     ) -> list[str]:
