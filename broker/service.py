@@ -14,6 +14,7 @@ from broker.core.admitting import why_not
 from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
 from broker.core.children import ChildStates
+from broker.core.effect import HeldReplies
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
@@ -59,6 +60,8 @@ class BrokerService:
         self._routing = Routing(0)
         self._reserved = 0  # epochs below this one are given without another write
         self._children = ChildStates()
+        self._held = HeldReplies()  # to operators
+        self._late: asyncio.TimerHandle | None = None  # when the first of them has waited long enough
         self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
         self._behind: dict[str, None] = {}  # members that registered again as they were: they may have lost the table
@@ -91,6 +94,9 @@ class BrokerService:
         """Saves the catalogue and closes the port."""
         if self._soon is not None:
             self._soon.cancel()
+        if self._late is not None:
+            self._late.cancel()
+        self._answer(self._held.rest())
         self._save()
         self._store.close()
         self._port.close()
@@ -115,6 +121,8 @@ class BrokerService:
             case wire.Goodbye():
                 self._leave(peer, LinkLoss.LEFT)
                 self._port.forget(peer)
+            case wire.TableTaken():
+                self._answer(self._held.taken(peer, message.epoch))
             case wire.PrepareReport():
                 self._report(peer, message)
             case wire.GetTable():
@@ -266,12 +274,29 @@ class BrokerService:
         fault = self._save()
         for (peer, call), told in replies:
             reply = _unsaved(told, fault)
-            self._port.send(peer, msgspec.structs.replace(reply, call=call))
+            self._held.hold(peer, msgspec.structs.replace(reply, call=call))
             log.info(
                 "answered", peer=peer, ok=reply.ok, message=reply.message, faults=list(reply.faults), code=reply.code
             )
+        if not self._changed:
+            self._answer(self._held.pushed(0, (), 0.0))
         if asked is not None:
             log.info("call", peer=asked[0], call=asked[1])
+
+    def _answer(self, replies: list[tuple[str, wire.CallReply]]) -> None:
+        for peer, reply in replies:
+            self._port.send(peer, reply)
+
+    def _ring(self) -> None:
+        """Frontends that stand still hold up no operator."""
+        self._late = None
+        self._answer(self._held.due(time.monotonic()))
+        self._arm()
+
+    def _arm(self) -> None:
+        due_s = self._held.due_at()
+        if due_s is not None and self._late is None:
+            self._late = self._hub.loop.call_later(max(0.0, due_s - time.monotonic()), self._ring)
 
     def _log_report(self, report: wire.PrepareReport) -> None:
         if self._catalogue.differs(report):
@@ -288,6 +313,7 @@ class BrokerService:
         self._catalogue.drop_calls(peer)
         self._catalogue.withdrawn(peer)
         self._children.left(peer)
+        self._answer(self._held.left(peer))
         if self._routing.leave(peer):
             log.info("member_left", member=peer, why=why)
             self._changed = True
@@ -315,6 +341,9 @@ class BrokerService:
         table = self._table()
         for member in self._routing.members:
             self._port.send(member, table)
+        frontends = [member.id for member in self._routing.members.values() if member.role == "frontend"]
+        self._answer(self._held.pushed(table.epoch, frontends, time.monotonic()))
+        self._arm()
 
     def _reserve(self) -> None:
         """The table's epoch is on disk as given, with those that follow: a broker started again goes on above them."""

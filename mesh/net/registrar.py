@@ -13,6 +13,7 @@ from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
+FRONTEND = "frontend"  # role of those for whose tables operators wait
 log = structlog.get_logger("registrar")
 
 
@@ -113,3 +114,5 @@ class Registrar:
         self.table = table
         log.debug("table", epoch=table.epoch, members=len(table.members), models=len(table.models), at=time.monotonic())
         self._changed(table)
+        if self.member.role == FRONTEND and self._link is not None:
+            self._link.send(wire.TableTaken(epoch=table.epoch))

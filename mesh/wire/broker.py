@@ -104,6 +104,12 @@ class Register(Message, frozen=True, kw_only=True, tag="register"):
 Name = Annotated[str, Meta(max_length=4096)]  # as an operator typed it; the broker says what is wrong with it
 
 
+class TableTaken(Message, frozen=True, kw_only=True, tag="table_taken"):
+    """Frontend -> broker: I bind requests by the table of this epoch from now on."""
+
+    epoch: Number
+
+
 class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
     """Operator -> broker: prepare this version (None: the newest in the repository) and make it current."""
 
@@ -224,6 +230,7 @@ class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
 
 ToBroker = (
     Register
+    | TableTaken
     | Heartbeat
     | Goodbye
     | Deploy

@@ -109,6 +109,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Introduce(),
     wire.Goodbye(),
     wire.Register(member=MEMBER, epoch=9, seen=11),
+    wire.TableTaken(epoch=2**40),
     wire.Deploy(call=1, name="m", version="2"),
     wire.Undeploy(call=1, name="m"),
     wire.Rollback(call=1, name="m", version="1"),
