@@ -147,6 +147,7 @@ class Port(Generic[In, Out]):
             return
         if unread:
             log.warning("messages_refused", port=self.name, peer=peer, tag=unread[0].tag, error=unread[0].why)
+            frames = []  # whose they are is not known
         line = self._lines.get(peer)
         if line is None:
             line = Line(peer, self, self)
@@ -273,6 +274,7 @@ class Link(Generic[In, Out]):
             return
         if unread:
             log.warning("messages_refused", link=self.identity, peer=self.peer, tag=unread[0].tag, error=unread[0].why)
+            frames = []  # whose they are is not known
         line = self._line
         if self.heard_s is None:
             self.heard_s = now

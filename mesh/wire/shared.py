@@ -82,7 +82,7 @@ class Batching(Message, frozen=True, kw_only=True):
 class Profile(Message, frozen=True, kw_only=True):
     """Durations of one version of a model on one kind of device, measured there (seconds)."""
 
-    exec_s: Annotated[Times, Meta(min_length=1)]  # {batch: median EXEC duration}
+    exec_s: Times  # {batch: median EXEC duration}
     load_s: Duration  # median LOAD duration
     exec_p99_s: Times = {}
     engine: Id = ""  # how it was executed: "eager", "compiled", ...
