@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-TCP = re.compile(r"tcp://(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.%]{2,64}\]):([0-9]{1,5})")
+TCP = re.compile(r"tcp://(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Za-z:.%]{2,64}\]):([0-9]{1,5})")
 MEMORY = re.compile(r"memory://[\x21-\x7e]{1,256}")
 
 
