@@ -26,7 +26,7 @@ from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
-from mesh.salvage import Unread
+from mesh.salvage import RefusedMessage
 from mesh.wire import Buffer
 
 OK = ActionCode.OK  # for what runs for every action
@@ -159,7 +159,7 @@ class ControllerService:
             log.warning("hello_refused", peer=peer, why=why)
         return not why
 
-    def _refuse_unread(self, peer: str, unread: Unread) -> None:
+    def _refuse_unread(self, peer: str, unread: RefusedMessage) -> None:
         """A frontend whose request could not be read is told so; whatever else it is, it has been logged."""
         if unread.tag == SUBMIT and peer in self._frontends:
             refused = wire.Refused(

@@ -19,7 +19,7 @@ RAW: "msgspec.msgpack.Decoder[wire.Envelope[msgspec.Raw]]" = msgspec.msgpack.Dec
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class RefusedMessage:
     """A message that was refused: what its sender may be told by."""
 
     tag: str  # which message it says that it is; "" if it does not
@@ -30,7 +30,7 @@ class Unread:
 
 def salvage(
     decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]", body: bytes
-) -> "tuple[wire.Envelope[In], tuple[Unread, ...]]":
+) -> "tuple[wire.Envelope[In], tuple[RefusedMessage, ...]]":
     """The envelope with those messages that are such of the decoder's, in their order, and what the others were.
 
     Raises: msgspec.MsgspecError, RecursionError: it is no envelope at all, or too many of its messages are none.
@@ -39,7 +39,7 @@ def salvage(
     (union,) = get_args(decoder.type)
     one: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(union)
     sound: list[Any] = []
-    faults: list[Unread] = []
+    faults: list[RefusedMessage] = []
     for message in raw.messages:
         try:
             sound.append(one.decode(message))
@@ -67,16 +67,16 @@ def frames_of(message: object) -> int:
             return 0
 
 
-def _unread(message: Any, why: str) -> Unread:
+def _unread(message: Any, why: str) -> RefusedMessage:
     """What can be read of it."""
     try:
         fields = msgspec.msgpack.decode(message)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError):
         fields = None
     if not isinstance(fields, list):
-        return Unread("", 0, 0, why)
+        return RefusedMessage("", 0, 0, why)
     tag = fields[0] if fields and isinstance(fields[0], str) and len(fields[0]) <= WHY_MAX else ""
-    return Unread(tag, _number(fields, 1), _number(fields, 2), why)
+    return RefusedMessage(tag, _number(fields, 1), _number(fields, 2), why)
 
 
 def _number(fields: list[Any], at: int) -> int:

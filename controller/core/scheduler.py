@@ -239,7 +239,7 @@ class Scheduler:
                 self._fill_load(device, now, orders)
             if self._measuring.due(device, now):
                 self._measuring.advance(device, now, orders)
-        if self.versions.draining or self._unclaimed:
+        if self.versions.draining or self._unclaimed.kept:
             orders.extend(self.fleet.drain(self._requests.uses, now))
         return orders
 
@@ -270,7 +270,7 @@ class Scheduler:
             retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
             times += [retry_s for retry_s in retries if retry_s > now]
         times += [until_s for until_s in self.versions.draining.values() if until_s > now]
-        if self._unclaimed:
+        if self._unclaimed.kept:
             times.append(self._unclaimed.due_at())
         policy_s = self.policy.wake_at(now)
         if policy_s is not None:

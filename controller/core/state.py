@@ -35,12 +35,12 @@ class Model:
 
     def fits(self, tensors: Sequence[Any], rows: int) -> bool:
         """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up."""
-        if len(tensors) != len(self.input_row_bytes):
+        sizes = self.input_row_bytes
+        if len(tensors) == 1 == len(sizes):  # nearly all models have one
+            return len(tensors[0]) == sizes[0] * rows
+        if len(tensors) != len(sizes):
             return False
-        for tensor, row_bytes in zip(tensors, self.input_row_bytes, strict=True):
-            if len(tensor) != row_bytes * rows:
-                return False
-        return True
+        return all(len(tensor) == size * rows for tensor, size in zip(tensors, sizes, strict=True))
 
     def batch_delay(self, wait_s: float, now: float) -> BatchDelay:
         """How long its batches wait for more requests, where they may wait for `wait_s`."""

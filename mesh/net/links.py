@@ -16,7 +16,7 @@ from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Line, Mail, Transport
-from mesh.salvage import Unread, salvage
+from mesh.salvage import RefusedMessage, salvage
 from mesh.wire import Buffer
 
 In = TypeVar("In")
@@ -285,7 +285,7 @@ class Link(Generic[In, Out]):
 
 def _read(
     decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]", body: bytes
-) -> "tuple[wire.Envelope[In], tuple[Unread, ...]]":
+) -> "tuple[wire.Envelope[In], tuple[RefusedMessage, ...]]":
     """The envelope with what is sound in it, and what is not. Raises: msgspec.MsgspecError, RecursionError."""
     try:
         return decoder.decode(body), ()

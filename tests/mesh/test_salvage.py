@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mesh import wire
-from mesh.salvage import FRAMELESS, UNREAD_MAX, Unread, salvage
+from mesh.salvage import FRAMELESS, UNREAD_MAX, RefusedMessage, salvage
 from tests.mesh.test_wire import DECODERS, INFER, SUBMIT
 
 DECODER = DECODERS["ToController"]
@@ -48,7 +48,7 @@ def test_beside_a_message_that_is_none_no_other_one_gets_frames_that_may_not_be_
     envelope, unread = salvage(DECODER, body(inline, bad, framed))
     assert envelope.messages == [inline]
     assert [(fault.number, fault.attempt) for fault in unread] == [(3, 2), (2, 1)]
-    assert unread[1] == Unread("submit", 2, 1, FRAMELESS)
+    assert unread[1] == RefusedMessage("submit", 2, 1, FRAMELESS)
 
 
 def test_parts_of_an_infer_and_answers_own_frames_too() -> None:

@@ -24,48 +24,46 @@ class Unclaimed:
 class UnclaimedVersions:
     """All of them. Their pages count as taken, and may be taken from them."""
 
-    _kept: dict[str, dict[str, Unclaimed]] = field(default_factory=dict)  # {worker: {ref: it}}; none is empty
-
-    def __len__(self) -> int:
-        """Workers that have such versions."""
-        return len(self._kept)
+    kept: dict[str, dict[str, Unclaimed]] = field(
+        default_factory=dict
+    )  # {worker: {ref: it}}, none empty; others only read
 
     def keep(self, worker: str, report: wire.Prepared, now: float) -> None:
         """The worker came with this version, which nobody wants now."""
-        self._kept.setdefault(worker, {})[report.ref] = Unclaimed(report, now + UNCLAIMED_S)
+        self.kept.setdefault(worker, {})[report.ref] = Unclaimed(report, now + UNCLAIMED_S)
 
     def changed(self, worker: str, report: wire.Prepared) -> None:
         """The worker says something newer of a version, which may be among these."""
-        kept = self._kept.get(worker, {}).get(report.ref)
+        kept = self.kept.get(worker, {}).get(report.ref)
         if kept is not None:
-            self._kept[worker][report.ref] = Unclaimed(report, kept.until_s)
+            self.kept[worker][report.ref] = Unclaimed(report, kept.until_s)
 
     def claim(self, worker: str, ref: str) -> wire.Prepared | None:
         """The version is wanted there now. Returns its report, if it is among these, which it is no more."""
-        kept = self._kept.get(worker, {}).pop(ref, None)
+        kept = self.kept.get(worker, {}).pop(ref, None)
         self._tidy(worker)
         return kept.report if kept is not None else None
 
     def leave(self, worker: str) -> None:
         """The worker is gone."""
-        self._kept.pop(worker, None)
+        self.kept.pop(worker, None)
 
     def due(self, now: float) -> list[tuple[str, str]]:
         """(worker, ref) of those that were kept long enough, which are among these no more."""
-        ended = [(worker, ref) for worker, of in self._kept.items() for ref, kept in of.items() if now >= kept.until_s]
+        ended = [(worker, ref) for worker, of in self.kept.items() for ref, kept in of.items() if now >= kept.until_s]
         for worker, ref in ended:
-            del self._kept[worker][ref]
+            del self.kept[worker][ref]
             self._tidy(worker)
         return ended
 
     def due_at(self) -> float:
         """When `due` next returns something; infinity: never."""
-        return min((kept.until_s for of in self._kept.values() for kept in of.values()), default=math.inf)
+        return min((kept.until_s for of in self.kept.values() for kept in of.values()), default=math.inf)
 
     def of(self, worker: str) -> list[str]:
         """Refs that are kept at this worker."""
-        return list(self._kept.get(worker, ()))
+        return list(self.kept.get(worker, ()))
 
     def _tidy(self, worker: str) -> None:
-        if not self._kept.get(worker, True):
-            del self._kept[worker]
+        if not self.kept.get(worker, True):
+            del self.kept[worker]

@@ -87,4 +87,4 @@ def test_what_nobody_claims_is_due_after_a_while_and_what_is_claimed_is_not() ->
     assert unclaimed.due(100.0 + UNCLAIMED_S - 1e-6) == []
     assert unclaimed.due_at() == 100.0 + UNCLAIMED_S
     assert unclaimed.due(100.0 + UNCLAIMED_S) == [("w1", "a:1")]
-    assert (len(unclaimed), unclaimed.due_at()) == (0, math.inf)
+    assert (unclaimed.kept, unclaimed.due_at()) == ({}, math.inf)
