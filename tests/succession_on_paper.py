@@ -73,6 +73,7 @@ class Succession:
     def __init__(self, seed: int, *, controllers: int, workers: int, models: int, policy: str) -> None:
         self.rng = random.Random(seed)
         self.now = 100.0
+        self.replaces = True  # a controller replaces another one at its address; False: on another host
         self.policy = policy
         self.found = {f"m{i}": ["1"] for i in range(models)}
         self.catalogue = Catalogue()
@@ -244,7 +245,7 @@ class Succession:
         endpoints = {} if life is None else {"control": (life.address,)}
         role, epoch = ("gpu_worker", worker.epoch) if worker is not None else ("controller", life.epoch if life else 0)
         member = wire.Member(id=who, role=role, host="h", endpoints=endpoints)
-        for gone in self.routing.replaced_by(member):
+        for gone in self.routing.replaced_by(member) if self.replaces else ():
             self.dead = [name for name in self.dead if name != gone]
             self.routing.leave(gone)
         self.routing.register(member, epoch)
