@@ -22,6 +22,7 @@ DOUBTED_S = 0.1  # until a version that was found missing a second time in a row
 DOUBTED_S_MAX = 5.0
 DOUBT_OVER_S = 60.0  # a version that was not found missing for so long is found missing for the first time
 FAULTS_MAX = 3  # runs in a row that another one would repeat: the version cannot be served from the device
+REPORT_S = 2.0  # a worker whose runs are all done says so by then, or is asked again
 IDLE_S = 1.0  # a device that ran no client's batch for so long has no other work
 
 
@@ -90,7 +91,7 @@ class Preparation:
     _at_worker: dict[str, None] = field(default_factory=dict)  # refs being prepared
     _unmeasured: dict[str, None] = field(default_factory=dict)  # refs with runs left
     _measure_after_s: float = 0.0  # no measuring run before, while the device has other work
-    _again: dict[str, float] = field(default_factory=dict)  # {ref given up, or doubted: when it is prepared again}
+    _again: dict[str, float] = field(default_factory=dict)  # {ref given up, doubted, or measured: when PREPARE is sent}
 
     def want(self, refs: list[str]) -> list[str]:
         """These versions and no others are wanted. Returns the versions that the worker is to forget."""
@@ -130,7 +131,7 @@ class Preparation:
             self._again[ref] = now + min(DOUBTED_S_MAX, DOUBTED_S * 2.0 ** min(doubted - 1, DOUBLINGS_MAX))
 
     def look_again(self, now: float) -> None:
-        """Versions that were given up, or doubted, long enough ago are to be prepared."""
+        """Versions that were given up, doubted, or measured without a word, long enough ago are to be prepared."""
         for ref in [ref for ref, again_s in self._again.items() if now >= again_s]:
             before = self.stages[ref]
             self.again(ref)
@@ -212,6 +213,8 @@ class Preparation:
         if stage.left and stage.left[0][0] == batch:
             runs = stage.left[0][1] - 1
             stage.left[0:1] = [(batch, runs)] if runs else []
+            if not stage.left:
+                self._again[ref] = now + REPORT_S
 
     def faulted(self, ref: str, now: float) -> bool:
         """The run ended as another one would. True after FAULTS_MAX of them: the version cannot be served from here."""
@@ -227,4 +230,6 @@ class Preparation:
         assert not self._unsent.keys() & self._at_worker.keys()
         for group in (self._unsent, self._at_worker, self._unmeasured, self._again):
             assert group.keys() <= self.stages.keys()
-        assert all(self.stages[ref].failed or self.stages[ref].doubted for ref in self._again)
+        assert all(
+            stage.failed or stage.doubted or not stage.left for stage in map(self.stages.__getitem__, self._again)
+        )

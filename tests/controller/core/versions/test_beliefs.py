@@ -7,7 +7,7 @@ import pytest
 
 from controller.core.devices.base import FEWER_PAGES_S
 from controller.core.orders import ToWorker
-from controller.core.versions.preparation import DOUBT_OVER_S, DOUBTED_S_MAX
+from controller.core.versions.preparation import DOUBT_OVER_S, DOUBTED_S_MAX, REPORT_S
 from controller.core.versions.wanted import LET_GO_S
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
@@ -152,6 +152,18 @@ def test_orders_of_two_lives_of_a_controller_have_different_numbers() -> None:
         shard.join(hello("w1"), now=0.0)
         numbers |= {order.order for order in numbered(shard, 0.0)}
     assert len(numbers) == 2
+
+
+def test_a_worker_whose_measuring_runs_are_done_and_that_does_not_say_so_is_asked_again() -> None:
+    shard = Shard()
+    shard.want(["m:1"])
+    shard.join(hello("w1", prepared("m:1", None, measure=((1, 1),)), resident=["m:1"]), now=100.0)
+    assert shard.wake(100.0) == ["w1: infer #1 m:1 x1 measuring"]
+    shard.ran(1, begin_s=100.0, duration_s=0.01)
+    assert shard.wake(100.0 + REPORT_S) == []
+    assert shard.wake(100.011 + REPORT_S) == ["w1: prepare m:1"]
+    assert shard.report(prepared("m:1"), now=103.0) == ["broker: m:1 is ready"]
+    assert not any("prepare" in order for order in shard.wake(110.0))
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------
