@@ -10,9 +10,11 @@ from typing import assert_never
 import msgspec
 import structlog
 
+from broker.core.admitting import why_not
 from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
 from broker.core.children import ChildStates
+from broker.core.effect import HeldReplies
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
@@ -28,6 +30,10 @@ DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 LINES_S = 1.0  # least time between two tables that differ in nothing but a line that containers printed
 EPOCHS_RESERVED = 1 << 20  # at a time: a write for so many tables
 EPOCHS_UNWRITTEN = 1 << 10  # given before it is tried again to write a reservation that could not be written
+CALLS = frozenset(
+    ("deploy", "undeploy", "rollback", "put_app", "drop_app", "claim_version", "get_table", "get_catalogue")
+)  # tags of messages that are answered
+REGISTER = "register"
 Operation = wire.Deploy | wire.Rollback | wire.Undeploy | wire.PutApp | wire.DropApp | wire.ClaimVersion
 log = structlog.get_logger("broker")
 
@@ -54,8 +60,11 @@ class BrokerService:
         self._routing = Routing(0)
         self._reserved = 0  # epochs below this one are given without another write
         self._children = ChildStates()
+        self._held = HeldReplies()  # to operators
+        self._late: asyncio.TimerHandle | None = None  # when the first of them has waited long enough
         self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
+        self._behind: dict[str, None] = {}  # members that registered again as they were: they may have lost the table
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
             runtime.transport, "broker", DECODER, self._received, self._lost
         )
@@ -85,6 +94,9 @@ class BrokerService:
         """Saves the catalogue and closes the port."""
         if self._soon is not None:
             self._soon.cancel()
+        if self._late is not None:
+            self._late.cancel()
+        self._answer(self._held.rest())
         self._save()
         self._store.close()
         self._port.close()
@@ -93,6 +105,12 @@ class BrokerService:
     def _received(self, mail: Mail[wire.ToBroker]) -> None:
         for message in mail.messages:
             self._take(mail.peer, message)
+        for unread in mail.unread:
+            if unread.tag in CALLS:
+                why = wire.CallReply(call=unread.number, ok=False, message=unread.why, code=ReplyCode.BAD_MESSAGE)
+                self._port.send(mail.peer, why)
+            elif unread.tag == REGISTER:
+                self._refuse_member(mail.peer, unread.why)
 
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         match message:
@@ -103,9 +121,10 @@ class BrokerService:
             case wire.Goodbye():
                 self._leave(peer, LinkLoss.LEFT)
                 self._port.forget(peer)
+            case wire.TableTaken():
+                self._answer(self._held.taken(peer, message.epoch))
             case wire.PrepareReport():
-                self._log_report(message)
-                self._reply(self._catalogue.reported(message))
+                self._report(peer, message)
             case wire.GetTable():
                 self._port.send(peer, self._table())
                 self._port.send(peer, wire.CallReply(call=message.call, ok=True, message=""))
@@ -122,6 +141,10 @@ class BrokerService:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
         member = register.member
         known = self._routing.members.get(member.id)
+        why = why_not(peer, member, known)
+        if why:
+            self._refuse_member(peer, why)
+            return
         self._children.took(member, time.monotonic())
         if known is not None and self._children.only_line(known, member):
             self._routing.register(member, register.epoch, register.seen)
@@ -130,9 +153,32 @@ class BrokerService:
         offered = member.offer is not None and (known is None or known.offer != member.offer)
         if offered and member.offer is not None and not self._take_offer(peer, member.id, member.offer):
             return
-        if self._routing.register(member, register.epoch, register.seen) and known is None:
+        for gone in self._routing.replaced_by(member):
+            self._leave(gone, LinkLoss.REPLACED)
+            self._port.forget(gone)
+        changed = self._routing.register(member, register.epoch, register.seen)
+        if changed and known is None:
             log.info("registered", member=member.id, role=member.role, pid=member.pid)
-        self._changed = True  # a new member needs the table in any case
+        if changed or offered:
+            self._changed = True
+        else:
+            self._behind[peer] = None
+
+    def _refuse_member(self, peer: str, why: str) -> None:
+        """The service is told why it cannot be in the table."""
+        log.warning("member_refused", peer=peer, why=why)
+        self._port.send(peer, wire.CallReply(call=0, ok=False, message=why, code=ReplyCode.BAD_MEMBER))
+
+    def _report(self, peer: str, report: wire.PrepareReport) -> None:
+        """The report counts if it comes from the controller that owns the model, and says what can be."""
+        name, _ = wire.split_ref(report.ref)
+        fault = report.spec.fault() if report.spec is not None else ""
+        if fault or self._routing.owners([name]).get(name) != peer:
+            why = fault or "another controller owns the model"
+            log.warning("report_refused", peer=peer, ref=report.ref, why=why)
+            return
+        self._log_report(report)
+        self._reply(self._catalogue.reported(report))
 
     def _beat(self, peer: str) -> None:
         """An operator hears what its calls wait for.
@@ -228,12 +274,29 @@ class BrokerService:
         fault = self._save()
         for (peer, call), told in replies:
             reply = _unsaved(told, fault)
-            self._port.send(peer, msgspec.structs.replace(reply, call=call))
+            self._held.hold(peer, msgspec.structs.replace(reply, call=call))
             log.info(
                 "answered", peer=peer, ok=reply.ok, message=reply.message, faults=list(reply.faults), code=reply.code
             )
+        if not self._changed:
+            self._answer(self._held.pushed(0, (), 0.0))
         if asked is not None:
             log.info("call", peer=asked[0], call=asked[1])
+
+    def _answer(self, replies: list[tuple[str, wire.CallReply]]) -> None:
+        for peer, reply in replies:
+            self._port.send(peer, reply)
+
+    def _ring(self) -> None:
+        """Frontends that stand still hold up no operator."""
+        self._late = None
+        self._answer(self._held.due(time.monotonic()))
+        self._arm()
+
+    def _arm(self) -> None:
+        due_s = self._held.due_at()
+        if due_s is not None and self._late is None:
+            self._late = self._hub.loop.call_later(max(0.0, due_s - time.monotonic()), self._ring)
 
     def _log_report(self, report: wire.PrepareReport) -> None:
         if self._catalogue.differs(report):
@@ -250,13 +313,19 @@ class BrokerService:
         self._catalogue.drop_calls(peer)
         self._catalogue.withdrawn(peer)
         self._children.left(peer)
+        self._answer(self._held.left(peer))
         if self._routing.leave(peer):
             log.info("member_left", member=peer, why=why)
             self._changed = True
 
     def _turn(self, now: float) -> None:
+        behind, self._behind = self._behind, {}
         if self._changed:
             self._push()
+        elif behind:
+            table = self._table()
+            for peer in behind:
+                self._port.send(peer, table)
 
     def _push_soon(self) -> None:
         """The table goes out within LINES_S: what containers print must not make the mesh busy."""
@@ -272,6 +341,9 @@ class BrokerService:
         table = self._table()
         for member in self._routing.members:
             self._port.send(member, table)
+        frontends = [member.id for member in self._routing.members.values() if member.role == "frontend"]
+        self._answer(self._held.pushed(table.epoch, frontends, time.monotonic()))
+        self._arm()
 
     def _reserve(self) -> None:
         """The table's epoch is on disk as given, with those that follow: a broker started again goes on above them."""

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
+from itertools import islice
 from typing import assert_never
 
 import msgspec
@@ -14,19 +15,22 @@ from controller.core.orders import Order, ToBroker, ToFrontend, ToWorker
 from controller.core.policies.registry import make_policy
 from controller.core.scheduler import Parameters, Scheduler
 from controller.core.state import ShardState
-from controller.core.versions.preparation import terms_of
+from controller.core.versions.shard import shard_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
-from mesh.codes import ActionCode, LinkLoss, RequestOutcome
+from mesh.addresses import are_usable
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, LinkLoss, RequestOutcome
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
+from mesh.salvage import RefusedMessage
 from mesh.wire import Buffer
 
 OK = ActionCode.OK  # for what runs for every action
+SUBMIT = "submit"  # tag of the message
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 log = structlog.get_logger("controller")
 
@@ -105,14 +109,17 @@ class ControllerService:
         frames = iter(mail.frames)
         for message in mail.messages:
             self._handle(message, frames, mail)
+        for unread in mail.unread:
+            self._refuse_unread(peer, unread)
 
     def _handle(self, message: wire.ToController, frames: Iterator[Buffer], mail: Mail[wire.ToController]) -> None:
         """One message goes where it belongs. `frames`: what the mail's messages have not taken yet."""
         scheduler, peer, now = self.scheduler, mail.peer, mail.now
         match message:
             case wire.Submit():
-                tensors = message.inline or _take(frames, message.frames)
-                self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=now))
+                tensors = message.inline or list(islice(frames, message.frames))
+                if peer in self._frontends:
+                    self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=now))
             case wire.ActionResult():
                 self._log_result(peer, message)
                 self._order(scheduler.result(peer, message, now=now))
@@ -122,9 +129,11 @@ class ControllerService:
             case wire.Prepared():
                 self._order(scheduler.prepared(peer, message, now=now))
             case wire.WorkerHello():
-                self._worker_joined(peer, message, now)
+                if self._is_own(peer, message.member, self._frontends):
+                    self._worker_joined(peer, message, now)
             case wire.FrontendHello():
-                self._frontend_joined(peer, message)
+                if self._is_own(peer, message.member, self._workers, message.results):
+                    self._frontend_joined(peer, message)
             case wire.Goodbye():
                 self._left(peer)
             case wire.Heartbeat():
@@ -133,6 +142,31 @@ class ControllerService:
                 pass  # only operators are answered
             case _:
                 assert_never(message)
+
+    def _is_own(self, peer: str, member: str, others: Container[str], results: Sequence[str] | None = None) -> bool:
+        """Whether a hello is the peer's own, who is nothing else already and can be reached. If not, that is logged.
+
+        `results`: where a frontend takes outputs.
+        """
+        why = ""
+        if member != peer:
+            why = f"it says that it is {member[:64]!r}"
+        elif peer in others:
+            why = "it has introduced itself as something else"
+        elif results is not None and not are_usable(results):
+            why = f"nobody can send outputs to {list(results)!r:.200}"
+        if why:
+            log.warning("hello_refused", peer=peer, why=why)
+        return not why
+
+    def _refuse_unread(self, peer: str, unread: RefusedMessage) -> None:
+        """A frontend whose request could not be read is told so; whatever else it is, it has been logged."""
+        if unread.tag == SUBMIT and peer in self._frontends:
+            refused = wire.Refused(
+                request=unread.number, attempt=unread.attempt, status=AnswerStatus.FAILED, code=ErrorCode.BAD_MESSAGE,
+                message=f"the controller could not read it: {unread.why}",
+            )  # fmt: skip
+            self._port.send(peer, refused)
 
     def _worker_joined(self, peer: str, hello: wire.WorkerHello, now: float) -> None:
         if self._port.epoch == 0:
@@ -178,20 +212,12 @@ class ControllerService:
         self._port.forget(peer)
 
     def _table_changed(self, table: wire.Table) -> None:
-        epoch = table.shards.get(self._id)
-        if epoch is None:
-            return  # a broker that has just started, and has not heard of us yet
-        if epoch != self._port.epoch:
-            self._new_shard(epoch)
-        mine = [model for model in table.models if model.owner == self._id]
-        terms, contained = {}, []
-        for model in mine:
-            for version in (model.current, model.target):
-                if version is not None:
-                    ref = wire.ref_of(model.name, version)
-                    terms[ref] = terms_of(model, version)
-                    contained += [ref] if model.container else []
-        self._order(self.scheduler.want(list(terms), contained, terms, now=time.monotonic()))
+        shard = shard_of(table, self._id)
+        if shard is None:
+            return
+        if shard.epoch != self._port.epoch:
+            self._new_shard(shard.epoch)
+        self._order(self.scheduler.want(list(shard.terms), shard.contained, shard.terms, now=time.monotonic()))
         early, self._early = self._early, []  # only now, so that workers keep what they have and is wanted
         for peer, hello in early:
             self._worker_joined(peer, hello, time.monotonic())
@@ -255,7 +281,3 @@ def _log_notice(notice: Notice) -> None:
 
 def _introduces(messages: list[wire.ToController]) -> bool:
     return any(isinstance(message, (wire.WorkerHello, wire.FrontendHello, wire.Goodbye)) for message in messages)
-
-
-def _take(frames: Iterator[Buffer], count: int) -> list[Buffer]:
-    return [next(frames) for _ in range(count)]

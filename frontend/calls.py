@@ -124,6 +124,8 @@ class ModelCalls:
         self._submit_waiting()
 
     def _refused(self, refused: wire.Refused, controller: str) -> None:
+        if not self._requests.is_at(refused.request, controller):
+            return  # it has gone to another one since
         again = None if refused.alone else self._requests.refused_before(refused.request, refused.attempt)
         if again is not None:
             self._submit(again, time.monotonic())

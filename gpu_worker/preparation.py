@@ -23,6 +23,7 @@ from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import NotWritten, PackageError
 from mesh.versions import why_changed
+from mesh.wire.ranges import cut_all
 
 GIVE_UP_S = 2.0  # after the device is lost: a preparation that takes longer is stuck in the device
 log = structlog.get_logger("worker")
@@ -123,7 +124,7 @@ class RepositoryVersions:
             return
         self._free(ref)
         log.warning("not_prepared", ref=ref, faults=list(faults), code=code)
-        self._send(wire.Prepared(ref=ref, ok=False, faults=tuple(faults), code=code))
+        self._send(wire.Prepared(ref=ref, ok=False, faults=cut_all(faults), code=code))
 
     def _is_wanted(self, ref: str, future: "Future[None]") -> bool:
         """Whether the controller still waits for this preparation, which has ended. If not, what it made is freed."""

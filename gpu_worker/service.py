@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import assert_never
 
 import msgspec
@@ -12,6 +13,7 @@ from gpu_worker import tuning
 from gpu_worker.answering import OutputLinks
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
+from gpu_worker.core.obeyed import ObeyedOrders
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
@@ -68,6 +70,7 @@ class WorkerService:
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
         self._obeyed = ""  # who welcomed us last
+        self._orders = ObeyedOrders()
         self._alarm: Alarm | None = None
         self._draining = False
         self._released = False  # the controller sends nothing more
@@ -156,7 +159,7 @@ class WorkerService:
                 device=self._device.info,
                 free_pages=table.free,
                 resident=table.resident(),
-                prepared=self.versions.reports(),
+                prepared=tuple(map(self._orders.named, self.versions.reports())),
             )
         )
 
@@ -188,8 +191,10 @@ class WorkerService:
                 case wire.Frontends():
                     self._answering.know(message.results)
                 case wire.Prepare():
+                    self._orders.obey(message)
                     self.versions.prepare(message.ref, message.content)
                 case wire.Forget():
+                    self._orders.obey(message)
                     self.versions.forget(message.ref)
                 case wire.Introduce():
                     self._hello()
@@ -203,7 +208,7 @@ class WorkerService:
     def _welcomed(self, controller: str, epoch: int) -> None:
         self._pump.welcome(epoch, same=controller == self._obeyed)
         self._obeyed = controller
-        self._registrar.shard_epoch = self._pump.lanes.epoch
+        self._registrar.obeyed(self._pump.lanes.epoch)
         self._controller_id = controller
         log.info("welcomed", controller=controller, epoch=epoch)
         if self._on_welcome is not None:
@@ -212,7 +217,7 @@ class WorkerService:
     def _tell(self, message: wire.Prepared | wire.ActionResult) -> None:
         """Sends to the controller. Without one, nothing is sent: the next one learns all from the hello."""
         if self._controller is not None:
-            self._controller.send(message)
+            self._controller.send(self._orders.named(message) if isinstance(message, wire.Prepared) else message)
 
     # -- device -------------------------------------------------------------------------------------------------------
 
@@ -257,5 +262,5 @@ class WorkerService:
 
 
 def _tensors(part: wire.Part, frames: Iterator[Buffer]) -> Sequence[Buffer]:
-    """The inputs of one part: from inside the message, or the next frames."""
-    return part.inline or [next(frames) for _ in range(part.frames)]
+    """The inputs of one part: from inside the message, or the next frames, as many as there are."""
+    return part.inline or list(islice(frames, part.frames))

@@ -126,6 +126,9 @@ class ErrorCode(Coded):
     CANCELLED = "cancelled", None, False, (
         "its client ended it: a `cancel`, or a closed connection, after which nobody is told"
     ), AnswerStatus.FAILED  # fmt: skip
+    BAD_MESSAGE = "bad_message", None, False, (
+        "a service of the mesh sent another one what is no message, or out of range; the message says what"
+    ), AnswerStatus.FAILED  # fmt: skip
     MALFORMED = "malformed", None, False, "not msgpack, not a map, cut short, nested too deeply", AnswerStatus.INVALID
     BAD_OP = "bad_op", None, False, "`op` is missing or unknown", AnswerStatus.INVALID
     BAD_ID = "bad_id", None, False, "`id` is too long", AnswerStatus.INVALID
@@ -231,6 +234,10 @@ class ReplyCode(Coded):
     NO_PREVIOUS = "no_previous", 404, False, "no version was current before this one"
     PREVIOUS_CHANGED = "previous_changed", 409, False, "another version is the previous one by now"
     IN_USE = "in_use", 409, False, "applications ask the model"
+    BAD_MESSAGE = "bad_message", 400, False, "the call is no message of the mesh, or a field of it is out of range"
+    BAD_MEMBER = "bad_member", 400, False, (
+        "a service cannot register as it says it is: its id, role, addresses, or what it offers"
+    )  # fmt: skip
     BAD_NAME = "bad_name", 400, False, "no model or version can have this name"
     REPLICAS_DIFFER = "replicas_differ", 400, False, (
         "replicas of this version are there with another `--batch-max`, `--slo-ms` or `--cache`"
@@ -313,6 +320,7 @@ class ActionKind(StrEnum):
 
 
 APART = "the requests of its batch are tried apart; one that was alone has `failed`, with the message"
+PREPARED_AGAIN = "the version is prepared there again; meanwhile planned elsewhere, or after that, at most 3 times"
 ALONE = "each of its requests is tried once more, alone"
 
 
@@ -332,10 +340,10 @@ class ActionCode(Coded):
     LATE = "late", True, "its window had passed before it could start", (
         "planned again while there is time, at most 3 times"
     )  # fmt: skip
-    UNKNOWN_MODEL = "unknown_model", True, "the model is not prepared here", "planned elsewhere"
+    UNKNOWN_MODEL = "unknown_model", True, "the model is not prepared here", PREPARED_AGAIN
     WRONG_VERSION = "wrong_version", True, (
         "another version of the model is prepared here, not this one"
-    ), "planned elsewhere"  # fmt: skip
+    ), PREPARED_AGAIN  # fmt: skip
     WEIGHTS_MISSING = "weights_missing", True, (
         "the weights are not in the arena, and no LOAD of them is on its way"
     ), "they are loaded again"  # fmt: skip

@@ -71,3 +71,16 @@ def test_under_clockwork_what_waits_anew_when_its_last_device_has_gone_neither_e
     assert_at_rest(story)
     assert_counts_agree(story)
     assert story.logged() == story.expected_in_log()
+
+
+@pytest.mark.parametrize("policy", ["atc", "clockwork", "fifo"])
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_policy_all_comes_to_rest_with_the_pages_that_workers_count(policy: str, seed: int) -> None:
+    troubles = replace(ALL, relinks=6, drops=6, churn=6, lost_controllers=seed % 2)
+    story = play_whole(seed, troubles, policy=policy, workers=1 + seed % 3, pages=(3, 5, 9)[seed % 3])
+    assert_at_rest(story)
+    assert_counts_agree(story)
+    for name, worker in story.mesh.workers.items():
+        device = story.mesh.scheduler.state.devices[name]
+        assert device.residency.free == worker.lanes.table.free, name
+        assert set(device.residency.models) == set(worker.lanes.table.resident()), name

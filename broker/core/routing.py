@@ -49,6 +49,16 @@ class Routing:
             self._assign_workers()
         return changed or behind or learned
 
+    def replaced_by(self, member: wire.Member) -> list[str]:
+        """Controllers that are gone, since this new one listens at their address: two processes cannot."""
+        if member.role != "controller":
+            return []
+        return [
+            other.id
+            for other in self.members.values()
+            if other.role == member.role and other.id != member.id and _share_address(other, member)
+        ]
+
     def _learn(self, epoch: int) -> bool:
         """The epochs that follow are above this one. Returns whether it was news."""
         news = epoch > self.epoch
@@ -123,6 +133,12 @@ class Routing:
         assert self.obeyed.keys() <= self.members.keys()
         for worker, controller in self.workers.items():
             assert self.obeyed[worker] == self.shards[controller]
+
+
+def _share_address(one: wire.Member, other: wire.Member) -> bool:
+    """Whether both listen at one address, on one host: loopback addresses of two hosts are equal and not the same."""
+    mine, others = one.endpoints.get("control", ()), other.endpoints.get("control", ())
+    return one.host == other.host and bool(set(mine) & set(others))
 
 
 def _weight(controller: str, model: str) -> bytes:

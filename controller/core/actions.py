@@ -86,6 +86,14 @@ class Actions:
         device.unload_sent(action)
         return ToWorker(device.worker, wire.Unload(action=action.id, ref=ref))
 
+    def unload_unknown(self, device: RemoteDevice) -> list[ToWorker]:
+        """The device is told to unload what it may have loaded without our knowledge: its pages are counted as free."""
+        return [self.unload_lost(device, ref) for ref in device.pages if ref not in device.residency.models]
+
+    def unload_lost(self, device: RemoteDevice, ref: str) -> ToWorker:
+        """The device is told to unload the version, if it has it; nobody waits for the result."""
+        return ToWorker(device.worker, wire.Unload(action=0, ref=ref))
+
     def _make(self, kind: ActionKind, ref: str, expected_s: float, now: float) -> Action:
         self.count += 1
         return Action(self.count, kind, ref, now, expected_s)

@@ -9,9 +9,11 @@ from controller.core.devices.factory import make_device
 from controller.core.orders import Order, ToWorker
 from controller.core.state import ShardState
 from controller.core.versions.contents import NO_TERMS, VersionContents
+from controller.core.versions.ordering import VersionOrders
 from controller.core.versions.preparation import Preparation, Terms
 from controller.core.versions.readiness import Readiness
 from controller.core.versions.reporting import Reporting
+from controller.core.versions.unclaimed import UnclaimedVersions
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 
@@ -26,6 +28,8 @@ class Fleet:
     contents: VersionContents
     readiness: Readiness
     reporting: Reporting
+    orders: VersionOrders
+    unclaimed: UnclaimedVersions
 
     # -- who is there -------------------------------------------------------------------------------------------------
 
@@ -35,13 +39,17 @@ class Fleet:
         worker = hello.member
         device = make_device(hello, dispatch_s=self.state.dispatch_s, noise=self.state.noise, now=now)
         self.state.devices[worker] = device
+        self.orders.joined(worker)
         preparation = self.preparations[worker] = Preparation()
         preparation.want(self._wanted_of(device))
         for report in hello.prepared:
+            if self.orders.is_over(worker, report):
+                continue  # it will answer the order that crossed with this; what is wanted is ordered once more
             if report.ref in preparation.stages:
                 self.readiness.take(device, report, orders, now)
             elif not device.keeps_unwanted():
-                orders.append(ToWorker(worker, wire.Forget(ref=report.ref)))
+                device.prepared(report.ref, report.pages)
+                self.unclaimed.keep(worker, report, now)
         for ref in device.found_resident(hello):
             self._found_resident(device, ref, orders, now)
         if hello.free_pages < device.residency.free:  # a LOAD of which we know nothing is under way there
@@ -72,6 +80,8 @@ class Fleet:
         if device is None:
             return [], orders
         self.readiness.nothing_ready(device)
+        self.unclaimed.leave(worker)
+        self.orders.gone(worker)
         for ref, stage in self.preparations.pop(worker).stages.items():
             if stage.content:
                 self.contents.free(ref)
@@ -101,18 +111,20 @@ class Fleet:
         known = self.contents.terms
         named = {ref: (terms or {}).get(ref, NO_TERMS) for ref in refs}
         self._agree({**{ref: known[ref] for ref in self.versions.draining}, **named}, orders)
-        self._rewant(orders)
+        self._rewant(orders, now)
         orders.extend(self.drain(still_used, now))
         return orders
 
     def drain(self, still_used: Callable[[str], bool], now: float) -> list[Order]:
-        """Versions that are not wanted and have no request left are let go."""
+        """Versions that are not wanted and have no request left are let go, and those that nobody came to want."""
         orders: list[Order] = []
         ended = self.versions.drained(still_used, now)
         for ref in ended:
             del self.contents.terms[ref]
         if ended:
-            self._rewant(orders)
+            self._rewant(orders, now)
+        for worker, ref in self.unclaimed.due(now):
+            self.readiness.forget(self.state.devices[worker], ref, orders)
         return orders
 
     def _agree(self, terms: dict[str, Terms], orders: list[Order]) -> None:
@@ -126,12 +138,16 @@ class Fleet:
                 self.readiness.content_changed(ref, orders)
             self.reporting.compare(ref, new)
 
-    def _rewant(self, orders: list[Order]) -> None:
+    def _rewant(self, orders: list[Order], now: float) -> None:
         """Every device is to have what is kept now, and forgets what is not."""
         for worker, preparation in self.preparations.items():
             device = self.state.devices[worker]
             for ref in preparation.want(self._wanted_of(device)):
                 self.readiness.forget(device, ref, orders)
+            for ref in self.unclaimed.of(worker):
+                report = self.unclaimed.claim(worker, ref) if ref in preparation.stages else None
+                if report is not None:
+                    self.readiness.take(device, report, orders, now)
         self.state.drop_idle_models()
         for ref in self.versions.wanted:
             self.reporting.report(ref, orders)
@@ -145,8 +161,9 @@ class Fleet:
     def check(self) -> None:
         """Every invariant holds."""
         assert self.preparations.keys() == self.state.devices.keys()
-        for preparation in self.preparations.values():
+        for worker, preparation in self.preparations.items():
             preparation.check()
+            assert not preparation.stages.keys() & set(self.unclaimed.of(worker)), worker
         self.versions.check()
         assert self.contents.terms.keys() == set(self.versions.kept())
         self.contents.check()

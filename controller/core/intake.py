@@ -26,7 +26,7 @@ class EarlyRequest:
     message: wire.Submit
     request: Request
     frontend: str
-    tensors: Sequence[Any]
+    tensors: Sequence[Any] | None
     sent_s: float
 
 
@@ -50,9 +50,12 @@ class Intake:
         return len(self._early)
 
     def submit(
-        self, message: wire.Submit, frontend: str, tensors: Sequence[Any], age_s: float, now: float
+        self, message: wire.Submit, frontend: str, tensors: Sequence[Any] | None, age_s: float, now: float
     ) -> list[Order]:
-        """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time."""
+        """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time.
+
+        `tensors`: its inputs; None: it has none, as in a simulation.
+        """
         requests = self.requests
         known = requests.open.get((frontend, message.request))
         if known is not None:
@@ -62,7 +65,7 @@ class Intake:
         deadline_s = now + message.budget_s - age_s - self.return_allowance_s
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
-            now - age_s, deadline_s, message.weight, tensors, message.frames > 0, message.client,
+            now - age_s, deadline_s, message.weight, tensors or (), message.frames > 0, message.client,
             message.asked_id, message.call,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
@@ -78,6 +81,9 @@ class Intake:
         if message.rows > model.spec.batch_max:
             text = f"{message.rows} rows are more than the largest batch, {model.spec.batch_max}"
             return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_BATCH, text, now)]
+        if tensors is not None and not model.fits(tensors, message.rows):
+            text = f"its inputs are not those of {message.rows} rows of {message.ref}"
+            return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_INPUT, text, now)]
         if self.isolation.watched:
             reason = self.isolation.refusal(request, now)
             if reason is not None:

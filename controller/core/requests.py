@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
+from controller.core.failures import NOT_PREPARED
 from controller.core.orders import Order, ToFrontend
 from controller.core.policies.base import SchedulingPolicy
 from controller.core.queues import Request
@@ -78,6 +79,8 @@ class OpenRequests:
             orders.append(self.refuse(request, FAILED, code, message, now))
 
     def _serves(self, model: Model, code: str) -> bool:
+        if code in NOT_PREPARED and model.ref in self.reasons.versions:
+            return True  # it is being prepared again
         return bool(model.ready) or (code == RESTARTING and self.comes_back(model.ref))
 
     def comes_back(self, ref: str) -> bool:

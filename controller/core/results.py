@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from controller.core.actions import Actions
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
-from controller.core.failures import INFER_DIED, INFER_FINAL, INFER_NOT_THERE, LOADED
+from controller.core.failures import INFER_DIED, INFER_FINAL, INFER_NOT_THERE, LOADED, NOT_PREPARED
 from controller.core.isolation.isolation import Isolation
 from controller.core.orders import Order
 from controller.core.policies.base import SchedulingPolicy
@@ -25,6 +26,7 @@ class Results:
 
     state: ShardState
     policy: SchedulingPolicy
+    actions: Actions
     readiness: Readiness
     requests: OpenRequests
     isolation: Isolation
@@ -36,6 +38,8 @@ class Results:
         orders: list[Order] = []
         device = self.state.devices.get(worker)
         action = device.end(result) if device is not None else None
+        if device is not None and result.free_pages != device.residency.free and device.misses_pages(result, now):
+            orders.extend(self.actions.unload_unknown(device))
         if device is None or action is None:
             return orders
         in_time = self.counters.in_time
@@ -88,8 +92,11 @@ class Results:
         """`ran`: its process died while it executed this action, not one before it."""
         end_s = device.end_s(result, now)
         device.infer_ended(action, end_s)
-        if result.code in INFER_NOT_THERE and device.residency.models.get(action.ref) is action.place:
-            self.state.not_resident(device, action.ref)  # it has not left and come again since the action was sent
+        missing = result.code in INFER_NOT_THERE and device.residency.models.get(action.ref) is action.place
+        if missing and result.code in NOT_PREPARED:  # it has not left and come again since the action was sent
+            orders.extend(self.readiness.contradicted(device, action.ref, now))
+        elif missing:
+            self.state.not_resident(device, action.ref)
         if not action.requests:
             orders.extend(self.readiness.measured(device, action, result, now))
         elif result.code == OK and result.duration_s is not None:
@@ -118,6 +125,14 @@ class Results:
         if result.code in LOADED:
             device.loaded(action, end_s, result.duration_s)
             self.readiness.loaded(device, ref)
-        elif place is not None and place.loading == action.id:
+        elif place is None or place.loading != action.id:
+            pass  # the version has been forgotten since, or is loaded anew
+        elif result.code in NOT_PREPARED:
+            orders.extend(self.readiness.contradicted(device, ref, now))
+        else:
+            if result.code == ActionCode.LOST:  # it may have been done all the same
+                orders.append(self.actions.unload_lost(device, ref))
+            if result.code == ActionCode.NO_PAGES:  # though we counted enough
+                orders.extend(self.actions.unload_unknown(device))
             orders.extend(self.readiness.load_failed(device, ref, result, now))
             self.requests.unserved(ref, orders, now)

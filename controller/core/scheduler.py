@@ -25,10 +25,12 @@ from controller.core.state import ShardState
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.contents import VersionContents
 from controller.core.versions.measuring import Measuring
+from controller.core.versions.ordering import VersionOrders
 from controller.core.versions.preparation import Preparation, Terms
 from controller.core.versions.readiness import Readiness
 from controller.core.versions.reasons import Reasons
 from controller.core.versions.reporting import Reporting
+from controller.core.versions.unclaimed import UnclaimedVersions
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 from mesh.codes import ActionCode, RequestOutcome
@@ -71,9 +73,15 @@ class Scheduler:
         self.versions = WantedVersions()
         contents = VersionContents(self._preparations)
         self.reporting = Reporting(state, contents, name)
-        self._readiness = Readiness(state, self.versions, self._preparations, contents, self.reporting)
-        self.fleet = Fleet(state, self.versions, self._preparations, contents, self._readiness, self.reporting)
-        self._measuring = Measuring(state, self._actions, contents, self._preparations)
+        numbered, self._unclaimed = VersionOrders(name), UnclaimedVersions()
+        self._readiness = Readiness(
+            state, self.versions, self._preparations, contents, self.reporting, numbered, self._unclaimed
+        )
+        self.fleet = Fleet(
+            state, self.versions, self._preparations, contents, self._readiness, self.reporting, numbered,
+            self._unclaimed,
+        )  # fmt: skip
+        self._measuring = Measuring(state, self._actions, contents, self._preparations, numbered)
         reasons = Reasons(state, self.versions, contents)
         self._requests = OpenRequests(state, policy, reasons, self.counters, self.telemetry, return_allowance_s)
         self.isolation = Isolation(state, self._requests)
@@ -83,8 +91,9 @@ class Scheduler:
             return_allowance_s, parameters.queue_max,
         )  # fmt: skip
         self._results = Results(
-            state, policy, self._readiness, self._requests, self.isolation, self.counters, self.telemetry
-        )
+            state, policy, self._actions, self._readiness, self._requests, self.isolation, self.counters,
+            self.telemetry,
+        )  # fmt: skip
         self._gone_s = GONE_HEARTBEATS * parameters.heartbeat_s  # a worker that was silent for longer is gone
         self._now = 0.0  # of the last wake
         self._load_sent = False  # in the last wake: what waited for that LOAD can be sent behind it
@@ -98,9 +107,12 @@ class Scheduler:
     # -- events: requests ---------------------------------------------------------------------------------------------
 
     def submit(
-        self, message: wire.Submit, frontend: str, tensors: Sequence[Any], *, age_s: float, now: float
+        self, message: wire.Submit, frontend: str, tensors: Sequence[Any] | None, *, age_s: float, now: float
     ) -> list[Order]:
-        """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time."""
+        """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time.
+
+        `tensors`: its inputs; None: it has none, as in a simulation.
+        """
         return self._intake.submit(message, frontend, tensors, age_s, now)
 
     def cancel(
@@ -227,7 +239,7 @@ class Scheduler:
                 self._fill_load(device, now, orders)
             if self._measuring.due(device, now):
                 self._measuring.advance(device, now, orders)
-        if self.versions.draining:
+        if self.versions.draining or self._unclaimed.kept:
             orders.extend(self.fleet.drain(self._requests.uses, now))
         return orders
 
@@ -258,6 +270,8 @@ class Scheduler:
             retries = [fault.retry_s for d in self.state.devices.values() for fault in d.load_faults.values()]
             times += [retry_s for retry_s in retries if retry_s > now]
         times += [until_s for until_s in self.versions.draining.values() if until_s > now]
+        if self._unclaimed.kept:
+            times.append(self._unclaimed.due_at())
         policy_s = self.policy.wake_at(now)
         if policy_s is not None:
             times.append(policy_s)

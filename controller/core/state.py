@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from controller.core.devices.base import DISPATCH_S, NOISE, RemoteDevice
 from controller.core.devices.batch_delay import BatchDelay, new_delay
 from controller.core.queues import Group, ModelQueue, Request
 from controller.core.residency import Popularity
 from mesh import wire
+from mesh.tensors import byte_count
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +28,19 @@ class Model:
     apart: list[Group] = field(default_factory=list)  # groups with requests that wait apart from the queue
     worked_s: float = -math.inf  # when a batch of it last ended well
     lost_idle_s: float = -math.inf  # when a worker that can serve it was last lost while it executed nothing
+    input_row_bytes: tuple[int, ...] = field(init=False)  # bytes of one row of each input
+
+    def __post_init__(self) -> None:
+        self.input_row_bytes = tuple(byte_count(tensor.dtype, tensor.shape[1:]) for tensor in self.spec.inputs)
+
+    def fits(self, tensors: Sequence[Any], rows: int) -> bool:
+        """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up."""
+        sizes = self.input_row_bytes
+        if len(tensors) == 1 == len(sizes):  # nearly all models have one
+            return len(tensors[0]) == sizes[0] * rows
+        if len(tensors) != len(sizes):
+            return False
+        return all(len(tensor) == size * rows for tensor, size in zip(tensors, sizes, strict=True))
 
     def batch_delay(self, wait_s: float, now: float) -> BatchDelay:
         """How long its batches wait for more requests, where they may wait for `wait_s`."""

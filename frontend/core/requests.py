@@ -236,6 +236,11 @@ class RequestTable:
         part.controller = None
         return part
 
+    def is_at(self, number: int, controller: str) -> bool:
+        """Whether this controller has the part, as far as anybody has it; True of one that is not open (any more)."""
+        part = self._parts.get(number)
+        return part is None or part.controller == controller
+
     def refused(self, number: int, attempt: int) -> Call | None:
         """A part was refused: ends its call and returns it; None if the call has ended or there is a later attempt."""
         part = self._parts.get(number)

@@ -113,7 +113,7 @@ class VirtualMesh:
 
     # -- the controller -----------------------------------------------------------------------------------------------
 
-    def submit(self, message: wire.Submit, frontend: str, age_s: float, tensors: Sequence[Any] = ()) -> None:
+    def submit(self, message: wire.Submit, frontend: str, age_s: float, tensors: Sequence[Any] | None = None) -> None:
         """The controller hears of a request, which left the frontend `age_s` ago."""
         if self.down:
             return  # the frontend submits it again when there is a controller

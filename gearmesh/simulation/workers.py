@@ -8,6 +8,7 @@ from gearmesh.simulation.timeline import VirtualTime
 from gpu_worker.core.emulation import Emulator
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
+from gpu_worker.core.obeyed import ObeyedOrders
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Pump
 from mesh import wire
@@ -70,16 +71,19 @@ class SimWorker:
         self._duration_s = duration_s
         self._checked = checked
         self._clock_s = -math.inf
+        self._lives = 0
         self.renew()
 
     def renew(self) -> None:
         """The worker is as if just started, and its arena is empty."""
+        self._lives += 1
         self.lanes = Lanes(PageTable(self.pages), dict(DEPTH))
         self.lanes.welcome(self.epoch)
         self.pump = Pump(self.lanes, self, self._reported)
+        self._orders = ObeyedOrders()
         self._emulator = Emulator(self._duration_s)
         self._contents = ["nothing"] * self.pages  # by page: whose weights are there
-        self.versions.attach(self.pump, lambda report: self.say(self, report))
+        self.versions.attach(self.pump, lambda report: self.say(self, self._orders.named(report)))
 
     def welcome(self, epoch: int) -> None:
         """A controller took over; what its predecessor ordered and has not begun is dropped."""
@@ -98,7 +102,7 @@ class SimWorker:
             device=info,
             free_pages=table.free,
             resident=table.resident(),
-            prepared=self.versions.reports(),
+            prepared=tuple(map(self._orders.named, self.versions.reports())),
         )
 
     def take(self, message: wire.FromControllerToWorker, epoch: int) -> None:
@@ -111,8 +115,10 @@ class SimWorker:
                 self.pump.revoke(message.action, epoch, now=self._now_s())
                 self._arm()
             case wire.Prepare():
+                self._orders.obey(message)
                 self.versions.prepare(message.ref, message.content)
             case wire.Forget():
+                self._orders.obey(message)
                 self.versions.forget(message.ref)
                 self.pump.forget(message.ref, now=self._now_s())
                 self._arm()
@@ -124,7 +130,7 @@ class SimWorker:
     def resume(self) -> None:
         """The worker does not hang any more; what has ended meanwhile is reported."""
         self.hung = False
-        self._wake(self.lanes, self._now_s())
+        self._wake(self._lives, self._now_s())
 
     def check(self) -> None:
         """Every invariant holds."""
@@ -138,15 +144,15 @@ class SimWorker:
         return self._clock_s
 
     def _arm(self) -> None:
-        lanes, timeline = self.lanes, self._timeline
-        for wake_s in (self._emulator.wake_at(), lanes.wake_at()):
+        life, timeline = self._lives, self._timeline
+        for wake_s in (self._emulator.wake_at(), self.lanes.wake_at()):
             if wake_s is not None:
                 at_s = max(wake_s - self.offset_s, timeline.now)
-                timeline.at(at_s, lambda wake_s=wake_s: self._wake(lanes, wake_s))  # type: ignore[misc]
+                timeline.at(at_s, lambda wake_s=wake_s: self._wake(life, wake_s))  # type: ignore[misc]
 
-    def _wake(self, lanes: Lanes, wake_s: float) -> None:
-        """The clock shows `wake_s`, or later."""
-        if self.lanes is not lanes or self.hung:
+    def _wake(self, life: int, wake_s: float) -> None:
+        """The clock shows `wake_s`, or later. `life`: for whom this was planned."""
+        if self._lives != life or self.hung:
             return
         self._clock_s = max(self._clock_s, wake_s)
         now = self._now_s()

@@ -36,8 +36,12 @@ class SharedSlots:
         for i, (placed, size) in enumerate(zip(self._layout.inputs, self._in_bytes, strict=True)):
             at = job.slot + placed["at"]
             end = at + size * action.batch
-            for tensors in job.tensors:
+            for part, tensors in zip(action.parts, job.tensors, strict=True):
+                if len(tensors) != len(self._in_bytes):
+                    return f"{len(tensors)} inputs came, the function takes {len(self._in_bytes)}"
                 piece = tensors[i]
+                if len(piece) != size * part.rows:
+                    return f"input {i} has {len(piece)} bytes; {part.rows} rows take {size * part.rows}"
                 begin, at = at, at + len(piece)
                 if at > end:
                     return f"input {i} has more bytes than the batch's rows"

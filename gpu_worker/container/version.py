@@ -6,6 +6,7 @@ from gpu_worker.core.pump import Pump
 from gpu_worker.versions import Tell
 from mesh import wire
 from mesh.codes import PackageCode
+from mesh.wire.ranges import cut_all
 
 
 class ContainerVersion:
@@ -67,7 +68,7 @@ class ContainerVersion:
         return wire.Prepared(
             ref=self._served.ref,
             ok=not faults,
-            faults=faults,
+            faults=cut_all(faults),
             spec=self._served.spec,
             pages=1,
             batching=self._batching,

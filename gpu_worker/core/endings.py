@@ -3,6 +3,7 @@
 from gpu_worker.core.jobs import Done, Job, Report
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
+from mesh.wire.ranges import cut
 
 OK = ActionCode.OK
 LOAD, UNLOAD, INFER = ActionKind.LOAD, ActionKind.UNLOAD, ActionKind.INFER
@@ -67,7 +68,7 @@ def failed(job: Job, code: ActionCode, free_pages: int, message: str) -> Report:
         code=code,
         received_s=job.received_s,
         free_pages=free_pages,
-        message=message,
+        message=cut(message),
     )
     return Report(result, job)
 

@@ -16,6 +16,7 @@ from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Line, Mail, Transport
+from mesh.salvage import RefusedMessage, salvage
 from mesh.wire import Buffer
 
 In = TypeVar("In")
@@ -140,17 +141,22 @@ class Port(Generic[In, Out]):
         now = time.monotonic()
         try:
             peer = identity.decode()
-            envelope = self._decoder.decode(body)
+            envelope, unread = _read(self._decoder, body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.warning("message_refused", port=self.name, peer=repr(identity), error=str(error))
             return
+        if unread:
+            log.warning("messages_refused", port=self.name, peer=peer, tag=unread[0].tag, error=unread[0].why)
+            frames = []  # whose they are is not known
         line = self._lines.get(peer)
         if line is None:
             line = Line(peer, self, self)
             self._lines[peer] = line
             if self._watch:
                 self.transport.watch(line)
-        self._received(self.transport.arrived(line, envelope, frames, now))
+        mail = self.transport.arrived(line, envelope, frames, now)
+        mail.unread = unread
+        self._received(mail)
 
 
 class Link(Generic[In, Out]):
@@ -262,14 +268,29 @@ class Link(Generic[In, Out]):
     def _arrived(self, body: bytes, frames: list[Buffer]) -> None:
         now = time.monotonic()
         try:
-            envelope = self._decoder.decode(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+            envelope, unread = _read(self._decoder, body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.warning("message_refused", link=self.identity, peer=self.peer, error=str(error))
             return
+        if unread:
+            log.warning("messages_refused", link=self.identity, peer=self.peer, tag=unread[0].tag, error=unread[0].why)
+            frames = []  # whose they are is not known
         line = self._line
         if self.heard_s is None:
             self.heard_s = now
-        self._received(self.transport.arrived(line, envelope, frames, now))
+        mail = self.transport.arrived(line, envelope, frames, now)
+        mail.unread = unread
+        self._received(mail)
+
+
+def _read(
+    decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]", body: bytes
+) -> "tuple[wire.Envelope[In], tuple[RefusedMessage, ...]]":
+    """The envelope with what is sound in it, and what is not. Raises: msgspec.MsgspecError, RecursionError."""
+    try:
+        return decoder.decode(body), ()
+    except msgspec.ValidationError:
+        return salvage(decoder, body)
 
 
 def _frames(sock: "zmq.Socket[bytes]") -> list[Buffer]:

@@ -8,10 +8,12 @@ import msgspec
 import structlog
 
 from mesh import wire
+from mesh.codes import ReplyCode
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
+FRONTEND = "frontend"  # role of those for whose tables operators wait
 log = structlog.get_logger("registrar")
 
 
@@ -53,6 +55,15 @@ class Registrar:
         if self._link is not None:
             self._link.send(self._introduction())
 
+    def obeyed(self, epoch: int) -> None:
+        """The worker obeys a shard of this epoch; the broker, which may know of an older one, is told if it is newer.
+
+        Otherwise the owner that the broker names could have an older one, and all that it orders would be refused.
+        """
+        if epoch > self.shard_epoch:
+            self.shard_epoch = epoch
+            self.update(self.member)
+
     def send(self, message: wire.ToBroker) -> bool:
         """Sends `message` to the broker once it answers. Returns False if the broker is known to be gone."""
         if self._link is None:
@@ -85,6 +96,8 @@ class Registrar:
                 case wire.Table():
                     self._take_table(message)
                 case wire.CallReply():
+                    if message.code == ReplyCode.BAD_MEMBER:
+                        log.error("registration_refused", member=self.member.id, why=message.message)
                     if self._replied is not None:
                         self._replied(message)
                 case wire.Introduce():
@@ -101,3 +114,5 @@ class Registrar:
         self.table = table
         log.debug("table", epoch=table.epoch, members=len(table.members), models=len(table.models), at=time.monotonic())
         self._changed(table)
+        if self.member.role == FRONTEND and self._link is not None:
+            self._link.send(wire.TableTaken(epoch=table.epoch))

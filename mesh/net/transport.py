@@ -18,6 +18,7 @@ from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
 from mesh.liveness import Liveness
 from mesh.net.sockets import Hub
+from mesh.salvage import RefusedMessage
 from mesh.wire import Buffer
 
 FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied, which costs less than the bookkeeping of zero copy
@@ -40,6 +41,7 @@ class Mail(Generic[In]):
     epoch: int
     now: float  # when it was received
     clock: OffsetFilter
+    unread: tuple[RefusedMessage, ...] = ()  # messages of it that are none, or out of range
 
 
 class End(Protocol):

@@ -31,6 +31,7 @@ from mesh.wire.broker import (
     Register,
     Rollback,
     Table,
+    TableTaken,
     ToBroker,
     Undeploy,
 )
@@ -141,6 +142,7 @@ __all__ = [
     "SnapshotReply",
     "Submit",
     "Table",
+    "TableTaken",
     "TensorSpec",
     "ToBroker",
     "ToController",

@@ -1,35 +1,54 @@
 """The broker's socket: the routing table for everybody, reports of services, calls of operators and containers."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
+from mesh.wire.ranges import (
+    Addresses,
+    Code,
+    Count,
+    Digest,
+    Duration,
+    Id,
+    NewRef,
+    Number,
+    Text,
+    Texts,
+)
 from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message, ModelSpec
 
 
 class Offer(Message, frozen=True, kw_only=True):
     """What a container's worker offers: one version of a model that is in no repository."""
 
-    ref: str
+    ref: NewRef
     spec: ModelSpec
-    code: str  # the version's content: digest of its code, inputs, outputs and labels; equal for replicas
+    code: Digest  # the version's content: digest of its code, inputs, outputs and labels; equal for replicas
 
 
 class ChildState(Message, frozen=True, kw_only=True):
     """How the code of a container is, which runs in a process of its own."""
 
-    model: str
+    model: Id
     serves: bool  # False: it is being started, or will be
-    for_s: float  # so long already, when this was sent
-    starts: int = 1  # of its process so far, this one included
-    line: str = ""  # what it printed last, while it is being started
-    why: str = ""  # how its last process ended; empty: none has
+    for_s: Duration  # so long already, when this was sent
+    starts: Count = 1  # of its process so far, this one included
+    line: Text = ""  # what it printed last, while it is being started
+    why: Text = ""  # how its last process ended; empty: none has
+
+
+Endpoints = Annotated[dict[Id, Addresses], Meta(max_length=8)]
 
 
 class Member(Message, frozen=True, kw_only=True):
     """One running service."""
 
-    id: str  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
-    role: str  # controller | gpu_worker | frontend | container: one whose code has not been imported yet
-    host: str  # boot id of its machine: members with the same one share memory and loopback
-    endpoints: dict[str, tuple[str, ...]] = {}  # {"control" | "results" | "clients": addresses, preferred first}
-    pid: int = 0
+    id: Id  # role and incarnation, "frontend-5f3a9c": a restarted service is a new member
+    role: Id  # controller | gpu_worker | frontend | container: one whose code has not been imported yet
+    host: Id  # boot id of its machine: members with the same one share memory and loopback
+    endpoints: Endpoints = {}  # {"control" | "results" | "clients": addresses, preferred first}
+    pid: Count = 0
     offer: Offer | None = None  # of a worker that is a container
     child: ChildState | None = None  # of a container
 
@@ -66,49 +85,60 @@ class AppEntry(Message, frozen=True, kw_only=True):
 class Table(Message, frozen=True, kw_only=True, tag="table"):
     """Broker -> everybody: the whole routing table."""
 
-    epoch: int
+    epoch: Number
     members: tuple[Member, ...]
     models: tuple[ModelEntry, ...]
     apps: tuple[AppEntry, ...] = ()
-    shards: dict[str, int] = {}  # {controller id: its epoch}; actions carry it
-    workers: dict[str, str] = {}  # {worker id: id of its controller}
+    shards: dict[Id, Number] = {}  # {controller id: its epoch}; actions carry it
+    workers: dict[Id, Id] = {}  # {worker id: id of its controller}
 
 
 class Register(Message, frozen=True, kw_only=True, tag="register"):
     """Service -> broker: I am here, at these endpoints; send me the table now and after every change."""
 
     member: Member
-    epoch: int = 0  # of the shard: a controller's own, if it has been given one, which it keeps; a worker's newest
-    seen: int = 0  # the highest epoch that the member has seen: the broker goes on above it
+    epoch: Number = 0  # of the shard: a controller's own, if it has been given one, which it keeps; a worker's newest
+    seen: Number = 0  # the highest epoch that the member has seen: the broker goes on above it
+
+
+Name = Annotated[str, Meta(max_length=4096)]  # as an operator typed it; the broker says what is wrong with it
+
+
+class TableTaken(Message, frozen=True, kw_only=True, tag="table_taken"):
+    """Frontend -> broker: I bind requests by the table of this epoch from now on."""
+
+    epoch: Number
 
 
 class Deploy(Message, frozen=True, kw_only=True, tag="deploy"):
     """Operator -> broker: prepare this version (None: the newest in the repository) and make it current."""
 
-    call: int
-    name: str
-    version: str | None
+    call: Number
+    name: Name
+    version: Name | None
 
 
 class Undeploy(Message, frozen=True, kw_only=True, tag="undeploy"):
     """Operator -> broker: refuse new requests for this model; free its memory when those in flight are done."""
 
-    call: int
-    name: str
+    call: Number
+    name: Name
 
 
 class Rollback(Message, frozen=True, kw_only=True, tag="rollback"):
     """Operator -> broker: make the previously current version current again."""
 
-    call: int
-    name: str
-    version: str | None = None  # the previous version as the operator last saw it: a repeated call goes no further back
+    call: Number
+    name: Name
+    version: Name | None = (
+        None  # the previous version as the operator last saw it: a repeated call goes no further back
+    )
 
 
 class PutApp(Message, frozen=True, kw_only=True, tag="put_app"):
     """Frontend -> broker: create (`create`) or replace an application."""
 
-    call: int
+    call: Number
     definition: dict[str, object]
     create: bool
 
@@ -116,8 +146,8 @@ class PutApp(Message, frozen=True, kw_only=True, tag="put_app"):
 class DropApp(Message, frozen=True, kw_only=True, tag="drop_app"):
     """Frontend -> broker: delete an application."""
 
-    call: int
-    name: str
+    call: Number
+    name: Name
 
 
 class ClaimVersion(Message, frozen=True, kw_only=True, tag="claim_version"):
@@ -125,22 +155,22 @@ class ClaimVersion(Message, frozen=True, kw_only=True, tag="claim_version"):
     none.
     """
 
-    call: int
-    name: str
-    content: str  # digest of the code and of its declared inputs, outputs and labels
-    version: str | None = None  # the number it must get; None: the broker chooses
+    call: Number
+    name: Name
+    content: Digest  # digest of the code and of its declared inputs, outputs and labels
+    version: Name | None = None  # the number it must get; None: the broker chooses
 
 
 class GetTable(Message, frozen=True, kw_only=True, tag="get_table"):
     """Operator -> broker: send me the table once."""
 
-    call: int
+    call: Number
 
 
 class GetCatalogue(Message, frozen=True, kw_only=True, tag="get_catalogue"):
     """Operator -> broker: send me all that is known of models, and where packages are."""
 
-    call: int
+    call: Number
 
 
 class KnownModel(Message, frozen=True, kw_only=True):
@@ -188,18 +218,19 @@ class CallWaits(Message, frozen=True, kw_only=True, tag="call_waits"):
 class PrepareReport(Message, frozen=True, kw_only=True, tag="prepare_report"):
     """Controller -> broker: a version is prepared on some device, or could not be prepared on any."""
 
-    ref: str
+    ref: NewRef
     ok: bool
     spec: ModelSpec | None = None
-    faults: tuple[str, ...] = ()
-    content: str = ""  # digest of what was prepared; empty: the devices read no weights, or it is a container
-    code: str = ""  # the kind of the faults
+    faults: Texts = ()
+    content: Digest = ""  # digest of what was prepared; empty: the devices read no weights, or it is a container
+    code: Code = ""  # the kind of the faults
     ready: bool = True  # False: it can be served once the catalogue has recorded this content
-    tries: int = 0  # tries in the table that this answers; 0: not known
+    tries: Count = 0  # tries in the table that this answers; 0: not known
 
 
 ToBroker = (
     Register
+    | TableTaken
     | Heartbeat
     | Goodbye
     | Deploy

@@ -65,12 +65,37 @@ PREPARED = wire.Prepared(
     batching=wire.Batching(method="fixed", objective_s=0.01, size=8, wait_s=0.002),
     content="0f3c",
     code="content_changed",
+    order=11,
 )
 PART = wire.Part(
     frontend="frontend-1", request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b"abc"),), frames=0
 )
 ANSWER = wire.Answer(request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b""), memoryview(b"xyz")))
 
+SUBMIT = wire.Submit(
+    request=1,
+    attempt=2,
+    ref="m:1",
+    rows=3,
+    budget_s=0.05,
+    weight=2.0,
+    inline=(memoryview(b"abc"),),
+    frames=4,
+    client=5,
+    asked_id="mine",
+    call=7,
+)
+INFER = wire.Infer(
+    action=1,
+    ref="m:1",
+    earliest_s=1.5,
+    latest_s=2.5,
+    expected_s=0.25,
+    batch=4,
+    parts=(PART, PART),
+    overdue_s=4.5,
+    cold_s=1.5,
+)
 MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Table(
         epoch=2**40,
@@ -84,6 +109,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Introduce(),
     wire.Goodbye(),
     wire.Register(member=MEMBER, epoch=9, seen=11),
+    wire.TableTaken(epoch=2**40),
     wire.Deploy(call=1, name="m", version="2"),
     wire.Undeploy(call=1, name="m"),
     wire.Rollback(call=1, name="m", version="1"),
@@ -126,19 +152,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.AskFacts(call=1, stop=True),
     wire.FactsReply(call=1, now_s=2.5, facts=(REQUEST, ACTION), dropped=3, more=True),
     wire.FrontendHello(member="frontend-1", host="boot", results=("memory://1/results", "tcp://a:1")),
-    wire.Submit(
-        request=1,
-        attempt=2,
-        ref="m:1",
-        rows=3,
-        budget_s=0.05,
-        weight=2.0,
-        inline=(memoryview(b"abc"),),
-        frames=4,
-        client=5,
-        asked_id="mine",
-        call=7,
-    ),
+    SUBMIT,
     wire.Cancel(request=1, outcome="timed_out"),
     wire.Refused(
         request=1,
@@ -165,21 +179,11 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     ),
     wire.Welcome(controller="controller-1"),
     wire.Frontends(results={"frontend-1": ("tcp://a:1",)}),
-    wire.Prepare(ref="m:1", content="0f3c"),
-    wire.Forget(ref="m:1"),
+    wire.Prepare(ref="m:1", content="0f3c", order=5),
+    wire.Forget(ref="m:1", order=6),
     wire.Load(action=1, ref="m:1", earliest_s=1.5, latest_s=2.5, expected_s=0.25),
     wire.Unload(action=1, ref="m:1"),
-    wire.Infer(
-        action=1,
-        ref="m:1",
-        earliest_s=1.5,
-        latest_s=2.5,
-        expected_s=0.25,
-        batch=4,
-        parts=(PART, PART),
-        overdue_s=4.5,
-        cold_s=1.5,
-    ),
+    INFER,
     wire.Revoke(action=1),
     wire.ActionResult(
         action=1,

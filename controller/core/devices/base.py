@@ -17,16 +17,18 @@ from controller.core.devices.action import Action, LoadFault
 from controller.core.devices.batch_delay import BatchDelay
 from controller.core.estimation.estimates import Curve, LoadEstimate, Margin, Pace, Term
 from controller.core.estimation.forecast import LaneForecast
+from controller.core.failures import DOUBLINGS_MAX
 from controller.core.queues import ModelQueue
 from controller.core.residency import Residency
 from mesh import wire
-from mesh.codes import ActionKind
+from mesh.codes import ActionCode, ActionKind
 
 INFER = ActionKind.INFER
 LOAD_RETRY_S = 0.01  # pause after a LOAD that failed; it doubles with each further failure
 LOAD_RETRY_S_MAX = 1.0
 LOAD_LATE_S = 1.0  # a LOAD may start this late: it stays useful
 LOAD_LOOK_EVERY_S = 0.005  # between two searches for a LOAD that no unplaced request asks for
+FEWER_PAGES_S = 0.5  # longer than a batch reads pages that were freed, or a FORGET is on its way
 EARLY_S = 0.001  # windows open this much before now, because clock offsets are known no better
 NOISE = 0.05  # relative; how much longer than estimated EXEC now and then takes, before the device has shown it
 DISPATCH_S = 0.3e-3  # from sending an INFER until its EXEC starts on a free device; Source: docs/design/policy.md
@@ -79,6 +81,7 @@ class RemoteDevice(ABC):
     load_faults: dict[str, LoadFault] = field(default_factory=dict)  # {ref: ...}, versions whose last LOAD failed here
     load_look_s: float = 0.0  # before this no LOAD is searched that no unplaced request asks for
     leaving: bool = False  # it said goodbye and gets nothing new
+    fewer_pages_s: float = math.inf  # since when its worker has said that it has fewer free pages than we count
     room_for_more: bool = True  # another model may fit; False: a search found none, and nothing has changed since
 
     # -- what the makes differ in -------------------------------------------------------------------------------------
@@ -250,6 +253,24 @@ class RemoteDevice(ABC):
         del self.actions[action.id]
         return action
 
+    def misses_pages(self, result: wire.ActionResult, now: float) -> bool:
+        """Whether the worker has said for long that fewer pages are free than we count, with no LOAD or UNLOAD sent.
+
+        It holds weights then of which we do not know, as where the result of a LOAD was lost.
+        """
+        if (
+            result.code == ActionCode.LOST
+            or result.free_pages >= self.residency.free
+            or any(action.kind is not INFER for action in self.actions.values())
+        ):
+            self.fewer_pages_s = math.inf
+            return False
+        self.fewer_pages_s = min(self.fewer_pages_s, now)
+        if now < self.fewer_pages_s + FEWER_PAGES_S:
+            return False
+        self.fewer_pages_s = math.inf
+        return True
+
     def executed(self) -> Action | None:
         """The INFER that the device executes now, as far as is known: the oldest, if its weights are there."""
         for action in self.actions.values():
@@ -299,7 +320,7 @@ class RemoteDevice(ABC):
         Returns how many of the failures in a row were final.
         """
         fault = self.load_faults.setdefault(ref, LoadFault())
-        fault.retry_s = now + min(LOAD_RETRY_S_MAX, LOAD_RETRY_S * 2.0**fault.count)
+        fault.retry_s = now + min(LOAD_RETRY_S_MAX, LOAD_RETRY_S * 2.0 ** min(fault.count, DOUBLINGS_MAX))
         fault.count += 1
         fault.final += final
         return fault.final

@@ -30,7 +30,7 @@ class PagedDevice(RemoteDevice):
 
     def is_whole(self, report: wire.Prepared) -> bool:
         """It has to be measured first."""
-        return report.profile is not None
+        return report.profile is not None and bool(report.profile.exec_s)
 
     def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[RemoteDevice]) -> None:
         """The version starts from the profile that was measured here."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from controller.core.failures import DOUBLINGS_MAX
 from controller.core.queues import Client
 
 STRIKES_MIN = 15  # within CALM_S, before strangers are refused; each client counts once
@@ -40,7 +41,7 @@ class Strangers:
             self._strikers.popitem(last=False)
         if sum(strikes for _, strikes in self._strikers.values()) < STRIKES_MIN:
             return False
-        self.refused_until_s = now + min(PAUSE_S_MAX, PAUSE_S * 2.0**self._pauses)
+        self.refused_until_s = now + min(PAUSE_S_MAX, PAUSE_S * 2.0 ** min(self._pauses, DOUBLINGS_MAX))
         self._pauses = min(self._pauses + 1, 16)
         return True
 

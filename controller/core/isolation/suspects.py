@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from controller.core.failures import DOUBLINGS_MAX
 from controller.core.isolation.budget import Budget
 from controller.core.isolation.rows import KnownRows, RowDigest
 from controller.core.isolation.strangers import CALM_S, PAUSE_S, PAUSE_S_MAX, Strangers
@@ -67,7 +68,7 @@ class Suspect:
 
     def quarantine(self, now: float) -> float:
         """It is refused for a while. Returns until when."""
-        self.refused_until_s = now + min(PAUSE_S_MAX, PAUSE_S * 2.0**self.pauses)
+        self.refused_until_s = now + min(PAUSE_S_MAX, PAUSE_S * 2.0 ** min(self.pauses, DOUBLINGS_MAX))
         self.pauses = min(self.pauses + 1, 16)
         self.until_s = self.remembered_s
         return self.refused_until_s

@@ -243,9 +243,9 @@ class Clockwork(SchedulingPolicy):
         """Load of a device: 1 ms, plus its equal share of the execution demand of each of its models."""
         total = 0.001
         for ref in device.residency.models:
-            instance = self._instances.get(ref)
-            if instance is not None and instance.exec_demand > 0:
-                total += instance.exec_demand / max(1, len(self.state.models[ref].hosts))
+            instance, model = self._instances.get(ref), self.state.models.get(ref)
+            if instance is not None and instance.exec_demand > 0 and model is not None:  # it may have been let go
+                total += instance.exec_demand / max(1, len(model.hosts))
         return total
 
     def _victims(self, device: RemoteDevice, pages: int) -> list[str] | None:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from controller.core.actions import Actions
 from controller.core.devices.base import RemoteDevice
-from controller.core.orders import Order, ToWorker
+from controller.core.orders import Order
 from controller.core.state import ShardState
 from controller.core.versions.contents import VersionContents
+from controller.core.versions.ordering import VersionOrders
 from controller.core.versions.preparation import Preparation
-from mesh import wire
 
 LOAD_GUESS_BYTES_PER_S = 1e9  # of a version that was never loaded
 LOAD_GUESS_S = 1e-3  # ... and whatever its size
@@ -22,6 +22,7 @@ class Measuring:
     actions: Actions
     contents: VersionContents
     preparations: dict[str, Preparation]  # {worker: its versions}; the fleet's
+    orders: VersionOrders
 
     def due(self, device: RemoteDevice, now: float) -> bool:
         """Whether `advance` may have something to send."""
@@ -34,7 +35,7 @@ class Measuring:
         preparation.look_again(now)
         for ref in preparation.to_prepare():
             preparation.stages[ref].asked = content = self.contents.of(ref)
-            orders.append(ToWorker(device.worker, wire.Prepare(ref=ref, content=content)))
+            orders.append(self.orders.prepare(device.worker, ref, content))
         if len(device.exec) or device.waiting:
             return
         run = preparation.to_measure(now, device.busy_until_s)

@@ -8,6 +8,7 @@ and turned out not to be is also prepared again now and then: its files may be b
 import math
 from dataclasses import dataclass, field
 
+from controller.core.failures import DOUBLINGS_MAX
 from mesh import wire
 
 PREPARES_MAX = 2  # versions at a worker: one being prepared, one behind it
@@ -17,7 +18,11 @@ RETRY_S = 0.1  # pause after a measuring run that failed; it doubles with each f
 RETRY_S_MAX = 5.0
 AGAIN_S = 5.0  # until a version that was ready and was given up is prepared again; it doubles each time
 AGAIN_S_MAX = 600.0
+DOUBTED_S = 0.1  # until a version that was found missing a second time in a row is prepared again; it doubles each time
+DOUBTED_S_MAX = 5.0
+DOUBT_OVER_S = 60.0  # a version that was not found missing for so long is found missing for the first time
 FAULTS_MAX = 3  # runs in a row that another one would repeat: the version cannot be served from the device
+REPORT_S = 2.0  # a worker whose runs are all done says so by then, or is asked again
 IDLE_S = 1.0  # a device that ran no client's batch for so long has no other work
 
 
@@ -58,6 +63,8 @@ class Stage:
     failures: int = 0  # measuring runs in a row that did not end well
     retry_s: float = 0.0  # no measuring run before
     given_up: int = 0  # times in a row that it was ready, or prepared again, and turned out not to be
+    doubted: int = 0  # times in a row that it was prepared, as was said, and its worker did not know it
+    doubted_s: float = -math.inf  # when that was seen last
 
     @property
     def failed(self) -> bool:
@@ -84,7 +91,7 @@ class Preparation:
     _at_worker: dict[str, None] = field(default_factory=dict)  # refs being prepared
     _unmeasured: dict[str, None] = field(default_factory=dict)  # refs with runs left
     _measure_after_s: float = 0.0  # no measuring run before, while the device has other work
-    _again: dict[str, float] = field(default_factory=dict)  # {ref given up: when it is prepared again}
+    _again: dict[str, float] = field(default_factory=dict)  # {ref given up, doubted, or measured: when PREPARE is sent}
 
     def want(self, refs: list[str]) -> list[str]:
         """These versions and no others are wanted. Returns the versions that the worker is to forget."""
@@ -110,15 +117,26 @@ class Preparation:
     def give_up(self, ref: str, now: float) -> None:
         """The version was ready and cannot be served as it is: it is prepared again after a while."""
         stage = self.stages[ref]
-        self._again[ref] = now + min(AGAIN_S_MAX, AGAIN_S * 2.0**stage.given_up)
+        self._again[ref] = now + min(AGAIN_S_MAX, AGAIN_S * 2.0 ** min(stage.given_up, DOUBLINGS_MAX))
         stage.given_up += 1
 
+    def doubted(self, ref: str, now: float) -> None:
+        """The worker does not know the version, which it had prepared: it is prepared again, later with each time."""
+        before = self.stages[ref]
+        doubted = before.doubted if now < before.doubted_s + DOUBT_OVER_S else 0
+        self.again(ref)
+        self.stages[ref].doubted, self.stages[ref].doubted_s = doubted + 1, now
+        if doubted:
+            del self._unsent[ref]
+            self._again[ref] = now + min(DOUBTED_S_MAX, DOUBTED_S * 2.0 ** min(doubted - 1, DOUBLINGS_MAX))
+
     def look_again(self, now: float) -> None:
-        """Versions that were given up long enough ago are to be prepared."""
+        """Versions that were given up, doubted, or measured without a word, long enough ago are to be prepared."""
         for ref in [ref for ref, again_s in self._again.items() if now >= again_s]:
-            given_up = self.stages[ref].given_up
+            before = self.stages[ref]
             self.again(ref)
-            self.stages[ref].given_up = given_up
+            stage = self.stages[ref]
+            stage.given_up, stage.doubted, stage.doubted_s = before.given_up, before.doubted, before.doubted_s
 
     def again_at(self) -> float:
         """When `look_again` next has work."""
@@ -186,7 +204,7 @@ class Preparation:
         stage.running = False
         if duration_s is None:
             self._measure_after_s = now + RETRY_S
-            stage.retry_s = now + min(RETRY_S_MAX, RETRY_S * 2.0**stage.failures)
+            stage.retry_s = now + min(RETRY_S_MAX, RETRY_S * 2.0 ** min(stage.failures, DOUBLINGS_MAX))
             stage.failures += 1
             return
         stage.faults = stage.failures = 0
@@ -195,6 +213,8 @@ class Preparation:
         if stage.left and stage.left[0][0] == batch:
             runs = stage.left[0][1] - 1
             stage.left[0:1] = [(batch, runs)] if runs else []
+            if not stage.left:
+                self._again[ref] = now + REPORT_S
 
     def faulted(self, ref: str, now: float) -> bool:
         """The run ended as another one would. True after FAULTS_MAX of them: the version cannot be served from here."""
@@ -210,4 +230,6 @@ class Preparation:
         assert not self._unsent.keys() & self._at_worker.keys()
         for group in (self._unsent, self._at_worker, self._unmeasured, self._again):
             assert group.keys() <= self.stages.keys()
-        assert all(self.stages[ref].failed for ref in self._again)
+        assert all(
+            stage.failed or stage.doubted or not stage.left for stage in map(self.stages.__getitem__, self._again)
+        )

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.failures import INFER_FINAL, LOAD_FINAL
-from controller.core.orders import Order, ToWorker
+from controller.core.orders import Order
 from controller.core.state import ShardState
 from controller.core.versions.contents import ContentDecision, VersionContents
+from controller.core.versions.ordering import VersionOrders
 from controller.core.versions.preparation import FAULTS_MAX, Preparation
 from controller.core.versions.reporting import Reporting
+from controller.core.versions.unclaimed import UnclaimedVersions
 from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 from mesh.codes import ActionCode, PackageCode
@@ -32,20 +34,32 @@ class Readiness:
     preparations: dict[str, Preparation]  # {worker: its versions}; the fleet's
     contents: VersionContents
     reporting: Reporting
+    orders: VersionOrders
+    unclaimed: UnclaimedVersions
 
     # -- what workers report ------------------------------------------------------------------------------------------
 
     def reported(self, worker: str, report: wire.Prepared, *, now: float) -> list[Order]:
-        """A worker says how far a version is. Ignored if the worker is not known or the version not wanted there."""
+        """A worker says how far a version is.
+
+        Ignored if the worker is not known, the version not wanted there, or the report made before our last order.
+        """
         orders: list[Order] = []
         device = self.state.devices.get(worker)
-        if device is not None and report.ref in self.preparations[worker].stages:
+        if device is None or self.orders.is_over(worker, report):
+            return orders
+        if report.ref in self.preparations[worker].stages:
             self.take(device, report, orders, now)
+        else:
+            self.unclaimed.changed(worker, report)
         return orders
 
     def take(self, device: RemoteDevice, report: wire.Prepared, orders: list[Order], now: float) -> None:
         """The report of a version that the device is to have counts, and whom it concerns is told."""
         ref = report.ref
+        fault = report.spec.fault() if report.ok and report.spec is not None else ""
+        if fault:
+            report = wire.Prepared(ref=ref, ok=False, faults=(fault,), code=PackageCode.BAD_PACKAGE, order=report.order)
         preparation = self.preparations[device.worker]
         stage = preparation.stages[ref]
         had = bool(stage.content)
@@ -128,6 +142,21 @@ class Readiness:
             return []
         return self._give_up(device, ref, "its weights cannot be loaded", result, now)
 
+    def contradicted(self, device: RemoteDevice, ref: str, now: float) -> list[Order]:
+        """A result shows that the version is not prepared there: it is prepared again, at once the first time."""
+        orders: list[Order] = []
+        preparation = self.preparations[device.worker]
+        self._gone(device, ref)
+        stage = preparation.stages.get(ref)
+        if stage is not None:
+            had = bool(stage.content)
+            preparation.doubted(ref, now)
+            if had:
+                self.contents.free(ref)
+            self.reporting.report(ref, orders)
+        self.reporting.tell_serving(orders, [ref])
+        return orders
+
     def _give_up(self, device: RemoteDevice, ref: str, what: str, result: wire.ActionResult, now: float) -> list[Order]:
         """The version is not served from the device, with this reason; the worker forgets what it has of it."""
         orders: list[Order] = []
@@ -136,7 +165,7 @@ class Readiness:
             f"{what}: {result.message or result.code}. Mend that and `gearmesh deploy {name} --version {version}`, or "
             "deploy another version"
         )
-        orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
+        orders.append(self.orders.forget(device.worker, ref))
         self.take(device, wire.Prepared(ref=ref, ok=False, faults=(why,), code=result.code), orders, now)
         return orders
 
@@ -145,7 +174,7 @@ class Readiness:
     def forget(self, device: RemoteDevice, ref: str, orders: list[Order]) -> None:
         """The version is not on the device any more; its worker is told."""
         self._gone(device, ref)
-        orders.append(ToWorker(device.worker, wire.Forget(ref=ref)))
+        orders.append(self.orders.forget(device.worker, ref))
 
     def leaving(self, device: RemoteDevice, orders: list[Order]) -> None:
         """The device finishes what it has, and is given nothing new."""

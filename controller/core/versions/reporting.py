@@ -9,6 +9,7 @@ from controller.core.versions.contents import NO_TERMS, VersionContents
 from controller.core.versions.preparation import Terms
 from mesh import wire
 from mesh.codes import PackageCode
+from mesh.wire.ranges import cut_all
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Reporting:
         codes = [stage.code for stage in self.contents.failed_everywhere(ref)]
         if codes:
             code = PackageCode.CONTENT_CHANGED if PackageCode.CONTENT_CHANGED in codes else codes[0]
-            faults = tuple(self.contents.faults(ref))
+            faults = cut_all(self.contents.faults(ref))
             self._tell_broker(
                 wire.PrepareReport(ref=ref, ok=False, faults=faults, code=code, tries=terms.tries), orders
             )

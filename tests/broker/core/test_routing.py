@@ -269,3 +269,21 @@ def test_a_worker_that_waited_for_a_controller_obeys_the_one_that_comes_back_wit
     routing.register(member("controller-a"), old)
     assert routing.workers == dict.fromkeys(["gpu_worker-1", "gpu_worker-2"], "controller-a")
     assert routing.shards["controller-a"] > newest
+
+
+@pytest.mark.parametrize(
+    ("new", "replaced"),
+    [
+        (member("controller-b"), ["controller-a"]),  # at the same address
+        (member("controller-b", port=2), []),
+        (member("controller-a"), []),  # it is the same one
+        (member("frontend-b"), []),
+        (
+            wire.Member(id="controller-b", role="controller", host="there", endpoints=member("controller-b").endpoints),
+            [],
+        ),
+    ],
+    ids=lambda value: value.id if isinstance(value, wire.Member) else "",
+)
+def test_a_controller_that_listens_at_another_one_s_address_replaces_it(new: wire.Member, replaced: list[str]) -> None:
+    assert routing_of("controller-a", "frontend-x").replaced_by(new) == replaced

@@ -120,10 +120,11 @@ class Shard:
         lead_ms: float = 1.5,
         policy: Mapping[str, float] | None = None,
         started_s: float = 0.0,
+        name: str = "",
     ) -> None:
         self.state = ShardState()
         atc = make_policy("atc", self.state, {"lead_ms": lead_ms, **(policy or {})})
-        self.scheduler = Scheduler(atc, self.state, parameters, started_s=started_s)
+        self.scheduler = Scheduler(atc, self.state, parameters, name=name, started_s=started_s)
 
     def serve(
         self,
@@ -157,7 +158,7 @@ class Shard:
         attempt: int = 0,
         age_s: float = 0.0,
         frontend: str = "f",
-        tensors: Sequence[bytes] = (),
+        tensors: Sequence[bytes] | None = None,
         frames: int = 0,
         client: int = 0,
     ) -> list[str]:

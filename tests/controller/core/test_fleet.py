@@ -4,10 +4,11 @@ import pytest
 
 from controller.core.orders import ToBroker
 from controller.core.versions.preparation import Terms
+from controller.core.versions.unclaimed import UNCLAIMED_S
 from controller.core.versions.wanted import LET_GO_S
 from mesh import wire
 from mesh.codes import ActionCode, ErrorCode
-from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, spec
+from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, spec, wake_at
 
 
 def failed(ref: str, *faults: str) -> wire.Prepared:
@@ -84,12 +85,43 @@ def test_a_worker_that_comes_with_models_in_its_memory_need_not_load_them() -> N
     assert shard.state.devices["w1"].residency.free == 8 - 2 - 2
 
 
-def test_a_worker_forgets_and_unloads_what_is_not_wanted() -> None:
+def test_a_worker_forgets_what_it_came_with_and_nobody_has_come_to_want() -> None:
     shard = Shard()
     shard.want(["a:1"])
     words = hello("w1", prepared("old:1"), prepared("a:1"), resident=["old:1", "a:1"])
-    assert shard.join(words, now=0.0) == ["w1: forget old:1", "broker: a:1 is ready", "w1: unload #0 old:1"]
+    assert shard.join(words, now=100.0) == ["broker: a:1 is ready"]
+    assert shard.state.devices["w1"].residency.free == 4
+    assert shard.wake(100.0 + UNCLAIMED_S - 1e-3) == []
+    assert wake_at(shard) == pytest.approx(100.0 + UNCLAIMED_S)
+    assert shard.wake(100.0 + UNCLAIMED_S) == ["w1: forget old:1"]
     assert shard.state.devices["w1"].residency.free == 6
+
+
+def test_what_a_worker_came_with_is_served_as_it_is_when_the_table_that_wants_it_comes_later() -> None:
+    shard = Shard()
+    assert shard.join(hello("w1", prepared("a:1"), resident=["a:1"]), now=100.0) == []
+    assert shard.want(["a:1"], now=100.5) == ["broker: a:1 is ready"]
+    assert shard.wake(100.5) == []
+    assert shard.submit(1, "a:1", now=100.6) == []
+    assert shard.wake(100.6) == ["w1: infer #1 a:1 x1 f/1"]
+    shard.ran(1, begin_s=100.6, duration_s=0.01)
+    assert shard.wake(100.0 + 2 * UNCLAIMED_S) == []
+
+
+def test_what_a_worker_came_with_leaves_its_memory_for_what_is_asked_for() -> None:
+    shard = Shard()
+    shard.want(["a:1"])
+    shard.join(hello("w1", prepared("old:1"), prepared("a:1"), pages=3, resident=["old:1"], free_pages=1), now=100.0)
+    shard.submit(1, "a:1", now=100.0)
+    assert shard.wake(100.0) == ["w1: unload #1 old:1", "w1: load #2 a:1"]
+
+
+def test_a_worker_that_came_and_left_leaves_nothing_to_be_forgotten() -> None:
+    shard = Shard()
+    shard.join(hello("w1", prepared("old:1")), now=100.0)
+    shard.lose("w1", now=100.1)
+    assert shard.scheduler.wake_at() is None
+    assert shard.wake(100.0 + UNCLAIMED_S) == []
 
 
 def test_a_version_let_go_is_forgotten_everywhere_and_served_no_more() -> None:

@@ -40,7 +40,6 @@ def test_a_version_that_cannot_be_loaded_to_be_measured_is_not_tried_for_ever() 
         (ActionCode.OK, ActionCode.LATE),
         (ActionCode.OK, ActionCode.LOST),
         (ActionCode.OK, ActionCode.NO_SLOTS),
-        (ActionCode.OK, ActionCode.WRONG_VERSION),
         (ActionCode.OK, ActionCode.WEIGHTS_MISSING),
     ],
 )
@@ -110,7 +109,7 @@ def test_a_served_version_whose_loads_fail_again_and_again_is_given_up_and_what_
     assert refused
     assert {word.split(" ", 2)[2] for word in refused} == {"rejected not_ready"}
     (refusal,) = shard.scheduler.submit(
-        wire.Submit(request=1, attempt=0, ref="a:1", rows=1, budget_s=1.0), "f", (), age_s=0.0, now=now
+        wire.Submit(request=1, attempt=0, ref="a:1", rows=1, budget_s=1.0), "f", None, age_s=0.0, now=now
     )
     assert isinstance(refusal.message, wire.Refused)
     assert "no such disk" in refusal.message.message

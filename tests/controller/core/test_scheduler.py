@@ -17,7 +17,7 @@ BOTH = {"m:1": TEN_MS, "n:1": TEN_MS}
 def test_a_request_for_a_device_that_is_free_goes_out_at_once() -> None:
     shard = one()
     assert shard.wake(100.0) == []
-    assert shard.submit(7, now=100.0, budget_s=0.05, tensors=(b"in",)) == []
+    assert shard.submit(7, now=100.0, budget_s=0.05, tensors=(b"ins.",)) == []
     deadline_s = 100.0 + 0.05 - 0.001
     assert shard.orders(100.0) == [
         ToWorker(
@@ -32,7 +32,7 @@ def test_a_request_for_a_device_that_is_free_goes_out_at_once() -> None:
                 parts=(
                     wire.Part(
                         frontend="f", request=7, attempt=0, rows=1, predicted_s=pytest.approx(DISPATCH_S + 0.010),
-                        inline=(b"in",),
+                        inline=(b"ins.",),
                     ),
                 ),
             ),
@@ -62,10 +62,10 @@ def test_parts_go_in_order_of_deadline_and_with_the_frontends_they_came_from() -
 
 def test_large_tensors_travel_beside_the_order() -> None:
     shard = one()
-    shard.submit(1, now=100.0, tensors=(b"large",), frames=1)
+    shard.submit(1, now=100.0, tensors=(b"lrge",), frames=1)
     (order,) = shard.orders(100.0)
     assert isinstance(order, ToWorker)
-    assert list(order.frames) == [b"large"]
+    assert list(order.frames) == [b"lrge"]
 
 
 def test_time_spent_on_the_way_here_is_taken_off_the_budget_and_added_to_the_prediction() -> None:

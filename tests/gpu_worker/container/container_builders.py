@@ -86,11 +86,14 @@ class Rig:
         `overdue_s`: seconds from now after which it counts as hung; 0: never.
         """
         self._actions += 1
+        pieces = np.split(x, parts)
         action = wire.Infer(
+            parts=tuple(wire.Part(frontend="f", request=i, attempt=0, rows=len(piece), predicted_s=0.0)
+                        for i, piece in enumerate(pieces)),
             action=self._actions, ref="f:1", earliest_s=0.0, latest_s=1e9, expected_s=0.01, batch=len(x),
             overdue_s=time.monotonic() + overdue_s if overdue_s else 0.0, cold_s=cold_s,
         )  # fmt: skip
-        job = Job(action, 0.0, self._actions, tensors=[[part.tobytes()] for part in np.split(x, parts)])
+        job = Job(action, 0.0, self._actions, tensors=[[piece.tobytes()] for piece in pieces])
         filled = self.device.begin(Phase.INPUT, job)
         assert filled is not None
         assert filled.code == ActionCode.OK, filled

@@ -88,7 +88,7 @@ class Caller:
 
     def register(self, role: str, epoch: int = 0) -> wire.Member:
         """Registers with the broker. Returns the member."""
-        member = wire.Member(id=self.identity, role=role, host="here", endpoints={"control": ("tcp://x:1",)}, pid=7)
+        member = wire.Member(id=self.identity, role=role, host="here", endpoints=listens(self.identity), pid=7)
         self.link.send(wire.Register(member=member, epoch=epoch))
         return member
 
@@ -99,7 +99,7 @@ class Registered:
     def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str, role: str) -> None:
         self.runtime = runtime
         self.tables, self.replies = Told(), Told()
-        self.member = wire.Member(id=identity, role=role, host="here")
+        self.member = wire.Member(id=identity, role=role, host="here", endpoints=listens(identity))
         self.registrar = Registrar(runtime.transport, addresses, self.member, self.tables, self.replies)
 
     async def table(self, wanted: Any = lambda table: True) -> wire.Table:
@@ -107,6 +107,11 @@ class Registered:
         tables = await self.tables.until(lambda tables: tables and wanted(tables[-1]))
         table: wire.Table = tables[-1]
         return table
+
+
+def listens(identity: str) -> dict[str, tuple[str, ...]]:
+    """Endpoints of a member: no two of them listen at one address."""
+    return {"control": (f"tcp://{identity}:1",)}
 
 
 def members(table: wire.Table) -> list[str]:

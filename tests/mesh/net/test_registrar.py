@@ -197,3 +197,21 @@ async def test_the_tables_of_a_broker_that_lost_its_data_are_taken(tmp_path: Pat
         assert [model.name for model in table.models] == ["n"]
         service.registrar.stop()
         other.stop()
+
+
+@on_loop
+async def test_a_worker_that_obeys_a_shard_newer_than_the_broker_knows_has_its_owner_get_a_newer_one(
+    tmp_path: Path,
+) -> None:
+    async with mesh(tmp_path) as (made, broker):
+        services = [
+            Registered(made.runtime(), broker.addresses, f"{role}-1", role) for role in ("controller", "gpu_worker")
+        ]
+        for service in services:
+            service.registrar.start()
+        controller, worker = services
+        before = await controller.table(lambda table: table.workers)
+        obeyed = before.shards["controller-1"] + 10
+        worker.registrar.obeyed(obeyed)
+        worker.runtime.hub.schedule_turn()
+        await controller.table(lambda table: table.shards["controller-1"] > obeyed)

@@ -131,7 +131,7 @@ def test_a_batch_whose_weights_are_not_there_yet_cannot_have_ended_its_worker() 
 
 def killed(shard: Shard, number: int, action: int, now: float) -> list[str]:
     """Client 7's request is sent alone, and ends its process; the worker lives, as a container's does."""
-    told = shard.submit(number, now=now, budget_s=1.0, client=7, tensors=(b"deadly %d" % number,))
+    told = shard.submit(number, now=now, budget_s=1.0, client=7, tensors=(b"%04d" % number,))
     if told:
         return told
     assert shard.wake(now) == [f"w1: infer #{action} m:1 x1 f/{number}"]
@@ -176,9 +176,9 @@ def test_after_some_minutes_without_another_death_it_is_a_client_like_others() -
 
 def test_the_very_input_is_refused_whoever_sends_it_and_a_refusal_says_for_how_long() -> None:
     shard = repeated()
-    assert shard.submit(60, now=100.5, client=9, tensors=(b"deadly 2",)) == ["f: 60 rejected quarantined"]
-    assert shard.submit(61, now=100.5, client=9, tensors=(b"deadly 3",)) == []
-    assert shard.submit(62, now=101.2, client=9, tensors=(b"deadly 2",)) == []
+    assert shard.submit(60, now=100.5, client=9, tensors=(b"0002",)) == ["f: 60 rejected quarantined"]
+    assert shard.submit(61, now=100.5, client=9, tensors=(b"0003",)) == []
+    assert shard.submit(62, now=101.2, client=9, tensors=(b"0002",)) == []
 
 
 def test_what_a_refused_client_had_waiting_is_refused_too() -> None:

@@ -74,7 +74,7 @@ def suspected() -> Shard:
     """Client 7's request failed alone, though its neighbour was served."""
     shard = one()
     shard.submit(1, now=100.0, budget_s=1.0, client=1, tensors=(b"good",))
-    shard.submit(2, now=100.0, budget_s=1.0, client=7, tensors=(b"bad",))
+    shard.submit(2, now=100.0, budget_s=1.0, client=7, tensors=(b"bad!",))
     shard.wake(100.0)
     shard.result(1, now=100.01, code=ActionCode.DEVICE_ERROR)
     shard.wake(100.01)
@@ -86,7 +86,7 @@ def suspected() -> Shard:
 
 def together(shard: Shard, now: float, **clients: tuple[int, bytes]) -> list[str]:
     for number, (client, tensor) in enumerate(clients.values(), 50):
-        shard.submit(number, now=now, budget_s=0.5, client=client, tensors=(tensor,))
+        shard.submit(number, now=now, budget_s=0.5, client=client, tensors=(tensor.ljust(4),))
     return shard.wake(now)
 
 
@@ -128,7 +128,7 @@ def test_ten_seconds_after_its_last_failure_a_client_is_like_others() -> None:
 
 def test_exactly_the_same_input_is_executed_alone_whoever_sends_it() -> None:
     shard = suspected()
-    assert together(shard, 100.1, a=(9, b"bad"), b=(1, b"fine"), c=(9, b"bae")) == ["w1: infer #4 m:1 x2 f/51 f/52"]
+    assert together(shard, 100.1, a=(9, b"bad!"), b=(1, b"fine"), c=(9, b"bae")) == ["w1: infer #4 m:1 x2 f/51 f/52"]
     shard.ran(4, begin_s=100.1, duration_s=0.012)
     assert shard.wake(100.112) == ["w1: infer #5 m:1 x1 f/50"]
 
