@@ -14,13 +14,15 @@ import numpy as np
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
 from frontend.core.outcomes import Outcomes
-from frontend.core.protocol import AnswerTensor, InferRequest, Request, RequestRefused
+from frontend.core.protocol import AnswerTensor, Brief, InferRequest, Request, RequestRefused, busy_answer
 from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
 from mesh.codes import AnswerStatus, ErrorCode
 
 OK = AnswerStatus.OK  # for what runs for every request
 CANCELLED = ErrorCode.CANCELLED
+REJECTED, BUSY = str(AnswerStatus.REJECTED), str(ErrorCode.FRONTEND_BUSY)
+INFER = "infer"
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -96,10 +98,18 @@ class Replies:
         answer.latency_ms = (now - order.received_s) * 1e3
         self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
 
-    def refuse_unread(self, client: ClientId, invalid: RequestRefused) -> None:
-        """Answers a request of which nothing is known but what is wrong with it."""
-        self._outcomes.refused(None, invalid.status, invalid.code)
+    def refuse_unread(self, client: ClientId, invalid: RequestRefused, brief: Brief | None = None) -> None:
+        """Answers a request of which no more is known than what is wrong with it, and this."""
+        self._outcomes.refused(brief, invalid.status, invalid.code)
         self.refuse(client, invalid)
+
+    def busy(self, client: ClientId, brief: Brief) -> None:
+        """Refuses a request that nobody has looked at, as more comes than can be taken in. It costs little."""
+        if brief.op == INFER:
+            self._outcomes.refused(brief, REJECTED, BUSY)
+        self._count(REJECTED)
+        self.refusals[BUSY] = self.refusals.get(BUSY, 0) + 1
+        self._clients.answer(client, busy_answer(brief.id))
 
     def refuse(
         self, client: ClientId, invalid: RequestRefused, request: Request | None = None, *, gone: bool = False

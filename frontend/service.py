@@ -26,6 +26,7 @@ from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
+from frontend.core.intake import may_wait
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import Call, RequestTable
@@ -43,7 +44,11 @@ from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
+INTAKE_DIVISOR = 4  # messages that wait for their turn take this part of GEARMESH_IN_FLIGHT_MB, in addition to it,
+INTAKE_BYTES_MIN = 1 << 20  # or that
+UNNAMED_BUDGET_S = 1.0  # of what is no request for an answer, or of a model that is not known
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
+CANCEL = protocol.CancelRequest.__struct_config__.tag  # what ends work is never refused
 log = structlog.get_logger("frontend")
 
 
@@ -59,7 +64,10 @@ class FrontendService:
         self._early = EarlyRequests(settings.in_flight_max, bytes_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
-        self._clients = ClientPort(runtime.hub, self._client_message, self.client_gone)
+        self._clients = ClientPort(
+            runtime.hub, self._client_message, self._delayed_message, self.client_gone,
+            intake_bytes_max=max(INTAKE_BYTES_MIN, bytes_max // INTAKE_DIVISOR),
+        )  # fmt: skip
         self._outcomes = Outcomes()
         self._replies = Replies(self._clients, self._outcomes)
         self.address = ""  # where clients connect, once it listens
@@ -113,12 +121,18 @@ class FrontendService:
     def drain(self) -> bool:
         """Rejects further requests. Returns True once every request is answered."""
         self._draining = True
-        return len(self._requests) == 0 and len(self._applications) == 0 and len(self._early) == 0
+        waiting = len(self._requests) + len(self._applications) + len(self._early) + self._clients.requests_waiting
+        return waiting == 0
 
     def stop(self) -> None:
         """Answers all open requests, and says goodbye to every peer."""
         self._applications.stop()
         text = "the frontend is being stopped"
+        for client, header in self._clients.waiting():
+            if (brief := protocol.brief(header)) is not None:
+                self._replies.refuse_unread(
+                    client, RequestRefused(ErrorCode.STOPPING, text, None, brief.id, AnswerStatus.FAILED), brief
+                )
         for early in self._early.release():
             refusal = RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
             self._refuse(early, refusal)
@@ -136,8 +150,24 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
-        now = time.monotonic()
+    def _delayed_message(
+        self, client: ClientId, header: bytes, frames: list[Buffer], arrived_s: float, behind_s: float
+    ) -> None:
+        """A message has waited, where others have for `behind_s`: it is refused, unless there is time for it still."""
+        brief = protocol.brief(header)
+        if brief is None or brief.op == CANCEL:
+            self._client_message(client, header, frames, arrived_s)
+            return
+        target = self._targets.bound.get(brief.model or "")
+        slo_ms = brief.slo_ms if brief.slo_ms is not None else target.spec.slo_ms if target is not None else None
+        budget_s = UNNAMED_BUDGET_S if slo_ms is None else slo_ms / 1e3
+        if may_wait(time.monotonic() - arrived_s, budget_s, behind_s):
+            self._client_message(client, header, frames, arrived_s)
+        else:
+            self._replies.busy(client, brief)
+
+    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer], now: float) -> None:
+        """A message that came at this instant, or a little later."""
         try:
             request = protocol.decode(header)
         except RequestRefused as invalid:
@@ -209,9 +239,9 @@ class FrontendService:
     ) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
+        asker = self._suspects.askers.number(client.identity, request)
         if request.app is not None:
-            self._check_room(request)
-            asker = self._suspects.askers.number(client.identity, request)
+            self._check_room(request, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
@@ -221,7 +251,7 @@ class FrontendService:
         budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
         weight = checks.check_weight(request)
         checked = target.rules.check(request, frames)
-        self._check_room(request)
+        self._check_room(request, asker)
         call = Call(
             client,
             request.id,
@@ -233,14 +263,14 @@ class FrontendService:
             bool(frames),
             weight,
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
-            asker=self._suspects.askers.number(client.identity, request),
+            asker=asker,
         )
         self._calls.enter(call, checked, request.cache)
 
-    def _check_room(self, request: protocol.InferRequest) -> None:
-        if self._requests.full or self._draining:
+    def _check_room(self, request: protocol.InferRequest, asker: int) -> None:
+        if self._draining or self._requests.full_for(asker):
             raise protocol.no_room(len(self._requests), request.id)
-        if self._requests.memory_full:
+        if self._requests.memory_full_for(asker):
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
 
     # -- from controllers and workers ---------------------------------------------------------------------------------
@@ -331,4 +361,6 @@ class FrontendService:
             "unreadable": self._clients.unreadable,
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
+            "requests_waiting": self._clients.requests_waiting,
+            "unheard": self._clients.unheard,
         }

@@ -3,14 +3,16 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 import zmq
 
+from frontend.awake import AwakeTime
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId as ClientId
 from frontend.core.connections import Connections, is_reserved
+from frontend.core.intake import TARGET_S, Intake
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
@@ -20,7 +22,11 @@ from mesh.process.descriptors import Shortage
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
-REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client: no other bound counts them, and each may be large
+REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else
+SLICE_S = 0.002  # messages are processed for so long, and read for so long; then other sockets and timers get a turn
+LOOK_EVERY = 32  # messages that are read between two looks at the clock
+INTAKE_MAX = 8192  # messages of all clients that were read and wait
+NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
 BYTES_MAX = 256 << 20  # waiting here for all clients
 FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # pause before the next try; doubles as long as nothing can be sent
@@ -31,6 +37,9 @@ CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so 
 REFUSALS_TOLD = 10  # lines about one look
 REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, until the next line
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+Message = tuple[ClientId, bytes, list[Buffer]]
+Received = Callable[[ClientId, bytes, list[Buffer], float], None]
+Delayed = Callable[[ClientId, bytes, list[Buffer], float, float], None]
 SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
@@ -59,7 +68,11 @@ def _drawn_before(hub: Hub, sock: "zmq.Socket[bytes]") -> bytes:
 
 
 class ClientPort:
-    """Listens for clients. Calls `received(client, header, frames)` with every message.
+    """Listens for clients. Calls `received(client, header, frames, arrived_s)` with every message, or, where it has
+    waited long or finds no room to wait, `delayed(client, header, frames, arrived_s, behind_s)`: for so long messages
+    have waited by now, or for ever.
+
+    `arrived_s`: it did not come before. Messages that wait take `intake_bytes_max` at most.
 
     Calls `gone(client)` when a client's connection has ended, after its last message. A message that was still on its
     way comes later; then so does another `gone`.
@@ -68,12 +81,22 @@ class ClientPort:
     def __init__(
         self,
         hub: Hub,
-        received: Callable[[ClientId, bytes, list[Buffer]], None],
+        received: Received,
+        delayed: Delayed,
         gone: Callable[[ClientId], None] | None = None,
+        *,
+        intake_bytes_max: int = 64 << 20,
     ) -> None:
         self._hub = hub
         self._received = received
         self._gone = gone
+        self._delayed = delayed
+        self._intake: Intake[ClientId] = Intake(INTAKE_MAX, intake_bytes_max)
+        self._awake = AwakeTime()
+        self._empty_s = 0.0  # when the socket was last seen empty
+        self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
+        self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
+        self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._connections: Connections
@@ -128,6 +151,22 @@ class ClientPort:
     def answers_waiting(self) -> int:
         """The number of answers that wait for room in their clients' connections."""
         return self._backlog.count
+
+    @property
+    def requests_waiting(self) -> int:
+        """The number of messages that were read and wait for their turn."""
+        return len(self._intake)
+
+    @property
+    def bytes_waiting(self) -> int:
+        """What these take in memory."""
+        return self._intake.bytes_held
+
+    def waiting(self) -> Iterator[tuple[ClientId, bytes]]:
+        """(client, header) of all messages that wait for their turn; each waits no more once it is given."""
+        while (taken := self._intake.take()) is not None:
+            client, message = taken
+            yield client, message.header
 
     def is_drawn(self, identity: bytes) -> bool:
         """Whether ZeroMQ gave the connection its identity: then it says nothing of the client."""
@@ -217,25 +256,96 @@ class ClientPort:
             self._hub.drop(self._monitor)
         if self._sock is not None:
             self._hub.drop(self._sock, linger_ms=200)
+        self._awake.close()
         self._sock = self._monitor = None
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def _drain(self) -> bool:
+        """Takes in messages for a while. Returns True if there may be more."""
         sock = self._sock
         if sock is None:
             return False
-        drawn, chosen = self._connections.drawn, self._connections.chosen
-        for _ in range(MESSAGES_PER_DRAIN_MAX):
+        now = time.monotonic()
+        arrived_s = self._arrived_s(now)
+        if not self._intake:
+            ends_s = now + SLICE_S
+            old = now - arrived_s > TARGET_S
+            for _ in range(MESSAGES_PER_DRAIN_MAX):
+                message = self._next(sock)
+                if message is None:
+                    self._emptied()
+                    return False
+                client, header, frames = message
+                if old:
+                    self._delayed(client, header, frames, arrived_s, 0.0)
+                else:
+                    self._received(client, header, frames, arrived_s)
+                now = time.monotonic()
+                if now > ends_s:
+                    break
+        self._read_on(sock, arrived_s, now)
+        self._work_off()
+        return True
+
+    def _read_on(self, sock: "zmq.Socket[bytes]", arrived_s: float, now: float) -> None:
+        """Reads what has arrived, for a while, so that it is known how long it waits. What finds no room is refused."""
+        ends_s = now + SLICE_S
+        intake = self._intake
+        for i in range(1, INTAKE_MAX):
+            message = self._next(sock)
+            if message is None:
+                self._emptied()
+                return
+            client, header, frames = message
+            if not intake.put(client, header, frames, arrived_s, now):
+                self._delayed(client, header, frames, arrived_s, float("inf"))
+            if i % LOOK_EVERY == 0 and time.monotonic() > ends_s:
+                return
+
+    def _work_off(self) -> None:
+        """Processes what waits, for a while."""
+        intake = self._intake
+        now = time.monotonic()
+        ends_s = now + SLICE_S
+        while now < ends_s:
+            behind_s = intake.behind_s(now)
+            taken = intake.take()
+            if taken is None:
+                return
+            client, message = taken
+            if now - message.arrived_s > TARGET_S:
+                self._delayed(client, message.header, message.frames, message.arrived_s, behind_s)
+            else:
+                self._received(client, message.header, message.frames, message.arrived_s)
+            now = time.monotonic()
+
+    def _arrived_s(self, now: float) -> float:
+        """The instant before which nothing can have come that is read now."""
+        if now - self._empty_s < NEWS_S:
+            return self._empty_s
+        awake_s = self._awake.seconds() - self._awake_s
+        return max(self._empty_s, now - awake_s)
+
+    def _emptied(self) -> None:
+        """The socket is seen to be empty."""
+        now = self._empty_s = time.monotonic()
+        if now - self._awake_at_s > NEWS_S:
+            self._awake_s, self._awake_at_s = self._awake.seconds(), now
+
+    def _next(self, sock: "zmq.Socket[bytes]") -> Message | None:
+        """The next message that a client may say; None if there is none at present."""
+        while True:
             try:
                 identity = sock.recv(NOBLOCK)
             except zmq.Again:
-                return False
-            connection = drawn.get(identity)
+                return None
+            connection = self._connections.drawn.get(identity)
             first = None
             if connection is None:
                 self._learn()
-                connection = chosen.get(identity)  # while that is there, no other connection is heard by this name
+                # while that is there, no other connection is heard by this name
+                connection = self._connections.chosen.get(identity)
             if connection is None:
                 first = sock.recv(NOBLOCK, copy=False)
                 header = first.bytes
@@ -249,33 +359,37 @@ class ClientPort:
                     header = sock.recv(NOBLOCK)
                 while sock.getsockopt(RCVMORE):
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
+            if self._closing and identity in self._closing:
+                self.unheard += 1
+                continue
             if connection is None:
                 assert first is not None
                 descriptor = _descriptor_of(first)
-                if descriptor is not None:
-                    self._meet(identity, delimited, descriptor, header, frames)
-                else:
+                if descriptor is None:
                     self._too_old()
-                continue
+                    continue
+                met = self._meet(identity, delimited, descriptor)
+                if met is None:
+                    continue
+                return met, header, frames
             client = connection.clients[0]  # all of one connection are equal but for that:
             if client.delimited is not delimited:
                 client = connection.client(delimited)
-            self._received(client, header, frames)
-        return True
+            return client, header, frames
 
-    def _meet(self, identity: bytes, delimited: bool, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
-        """Passes on the first message of a client, or one whose connection has ended."""
+    def _meet(self, identity: bytes, delimited: bool, descriptor: int) -> ClientId | None:
+        """The client of this first message, or of one whose connection has ended; None: it is not heard."""
         if is_reserved(identity) and not self._connections.is_drawn(identity):
             number = self._connections.number(descriptor)
             if number is not None:
                 told = self.connections_refused % REFUSALS_UNTOLD == 0
                 self._refuse(Refusal(descriptor, number, IdentityRefusal.RESERVED), told=told)
-            return
+            return None
         client, left = self._connections.spoke(identity, delimited, descriptor)
-        self._left += left
-        self._received(client, header, frames)
         if left:
-            self._farewell()
+            self._left += left
+            self._hub.loop.call_soon(self._farewell)
+        return client
 
     def _too_old(self) -> None:
         """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""
@@ -286,8 +400,10 @@ class ClientPort:
     def _farewell(self) -> None:
         """Tells which clients have left."""
         left, self._left = self._left, []
-        if self._gone is not None:
-            for client in left:
+        for client in left:
+            self.unheard += self._intake.drop(client)
+            self._closing.discard(client.identity)
+            if self._gone is not None:
                 self._gone(client)
         self._hub.schedule_turn()
 

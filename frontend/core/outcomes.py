@@ -119,7 +119,7 @@ class Outcomes:
         """The call ended because its client has gone: nobody is answered."""
         self.ended(call, CANCELLED, ErrorCode.CANCELLED)
 
-    def refused(self, request: protocol.InferRequest | None, status: str, code: str = "") -> None:
+    def refused(self, request: protocol.InferRequest | protocol.Brief | None, status: str, code: str = "") -> None:
         """A request ended before it became a call. None: it could not be read."""
         outcome = outcome_of(status, code)
         tallies: Sequence[OutcomeTally] = (self._unknown,)

@@ -109,6 +109,16 @@ class FeedbackRequest(msgspec.Struct, tag_field="op", tag="feedback", forbid_unk
     context: str | None = None
 
 
+class Brief(msgspec.Struct):
+    """As much of any message as a refusal needs: what else is in it is skipped, and not checked."""
+
+    id: Id
+    op: str
+    model: str | None = None
+    app: str | None = None
+    slo_ms: float | None = None
+
+
 AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
 Asking = InferRequest | ModelsRequest | AppRequest  # these need to know what is deployed
 Request = (
@@ -188,6 +198,8 @@ class RequestRefused(Exception):
 
 
 _decoder = msgspec.msgpack.Decoder(Request)
+_brief = msgspec.msgpack.Decoder(Brief)
+_encode = msgspec.msgpack.Encoder().encode
 
 
 def decode(header: bytes | memoryview) -> Request:
@@ -207,6 +219,15 @@ def decode(header: bytes | memoryview) -> Request:
     if isinstance(request.id, str) and len(request.id) > ID_LENGTH_MAX:
         raise RequestRefused(ErrorCode.BAD_ID, f"id must not be longer than {ID_LENGTH_MAX} characters", "id")
     return request
+
+
+def brief(header: bytes | memoryview) -> Brief | None:
+    """What a refusal needs of the request in a header frame; None if not even that can be read."""
+    try:
+        found = _brief.decode(header)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    return None if isinstance(found.id, str) and len(found.id) > ID_LENGTH_MAX else found
 
 
 def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> RequestRefused:
@@ -248,15 +269,36 @@ def duplicate(request_id: Id) -> RequestRefused:
 
 
 def no_room(count: int, request_id: Id) -> RequestRefused:
-    """The error for too many open requests."""
-    text = f"{count} requests are in flight at this frontend, which is its limit"
+    """The error for too many open requests, of all clients or of one."""
+    text = f"{count} requests are in flight at this frontend: that is its limit, or leaves no more for this client"
     return RequestRefused(ErrorCode.FRONTEND_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
 
 
 def no_memory(count: int, size: int, request_id: Id) -> RequestRefused:
     """The error for too many bytes of open requests."""
     text = (
-        f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
-        "limit (GEARMESH_IN_FLIGHT_MB)"
+        f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB: that is its "
+        "limit (GEARMESH_IN_FLIGHT_MB), or leaves no more for this client"
     )
     return RequestRefused(ErrorCode.MEMORY_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
+
+
+BUSY_RETRY_MS = 50.0
+BUSY_TEXT = "more requests come than can be taken in"
+_BUSY = _encode(
+    ClientAnswer(None, AnswerStatus.REJECTED, error=Error(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, BUSY_RETRY_MS))
+)
+_BUSY_HEAD, _, _BUSY_REST = _BUSY.partition(_encode("id") + _encode(None))  # around the id, which comes first
+_BUSY_HEAD += _encode("id")
+
+
+def busy(request_id: Id) -> RequestRefused:
+    """The error for a request that the frontend, or its controller, could not take in soon enough."""
+    return RequestRefused(
+        ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, request_id, AnswerStatus.REJECTED, BUSY_RETRY_MS
+    )
+
+
+def busy_answer(request_id: Id) -> bytes:
+    """The answer with that error, encoded: most of it always is the same."""
+    return b"".join((_BUSY_HEAD, _encode(request_id), _BUSY_REST))
