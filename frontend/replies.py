@@ -23,6 +23,7 @@ OK = AnswerStatus.OK  # for what runs for every request
 CANCELLED = ErrorCode.CANCELLED
 REJECTED, BUSY = str(AnswerStatus.REJECTED), str(ErrorCode.FRONTEND_BUSY)
 INFER = "infer"
+UNCOUNTED_MAX = 100  # models and applications whose refusals are counted later, all together
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -37,6 +38,7 @@ class Replies:
         self._outcomes = outcomes
         self.answers: dict[str, int] = {}  # {status: answers so far}
         self.refusals: dict[str, int] = {}  # {code: refusals by the frontend itself}
+        self._busy: dict[tuple[str, str | None, str | None], int] = {}  # {(op, model, app): not counted yet}
         self.cancelled = 0  # requests that their clients ended, or whose clients are gone
 
     def outputs(
@@ -103,13 +105,22 @@ class Replies:
         self._outcomes.refused(brief, invalid.status, invalid.code)
         self.refuse(client, invalid)
 
-    def busy(self, client: ClientId, brief: Brief) -> None:
+    def busy(self, client: ClientId, brief: Brief, waited_s: float) -> None:
         """Refuses a request that nobody has looked at, as more comes than can be taken in. It costs little."""
-        if brief.op == INFER:
-            self._outcomes.refused(brief, REJECTED, BUSY)
-        self._count(REJECTED)
-        self.refusals[BUSY] = self.refusals.get(BUSY, 0) + 1
-        self._clients.answer(client, busy_answer(brief.id))
+        key = brief.op, brief.model, brief.app
+        self._busy[key] = self._busy.get(key, 0) + 1
+        if len(self._busy) > UNCOUNTED_MAX:
+            self.count_busy()
+        self._clients.answer(client, busy_answer(brief.id, waited_s * 1e3))
+
+    def count_busy(self) -> None:
+        """All that were refused by `busy` are counted. To be called before anybody looks at the counts."""
+        busy, self._busy = self._busy, {}
+        for (op, model, app), count in busy.items():
+            if op == INFER:
+                self._outcomes.refused(Brief(0, op, model, app), REJECTED, BUSY, count)
+            self.answers[REJECTED] = self.answers.get(REJECTED, 0) + count
+            self.refusals[BUSY] = self.refusals.get(BUSY, 0) + count
 
     def refuse(
         self, client: ClientId, invalid: RequestRefused, request: Request | None = None, *, gone: bool = False

@@ -161,10 +161,11 @@ class FrontendService:
         target = self._targets.bound.get(brief.model or "")
         slo_ms = brief.slo_ms if brief.slo_ms is not None else target.spec.slo_ms if target is not None else None
         budget_s = UNNAMED_BUDGET_S if slo_ms is None else slo_ms / 1e3
-        if may_wait(time.monotonic() - arrived_s, budget_s, behind_s):
+        waited_s = time.monotonic() - arrived_s
+        if may_wait(waited_s, budget_s, behind_s):
             self._client_message(client, header, frames, arrived_s)
         else:
-            self._replies.busy(client, brief)
+            self._replies.busy(client, brief, waited_s)
 
     def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer], now: float) -> None:
         """A message that came at this instant, or a little later."""
@@ -335,6 +336,7 @@ class FrontendService:
         self._alarm.by(self._applications.wake_at())
 
     def _describe(self) -> dict[str, Any]:
+        self._replies.count_busy()
         table = self._registrar.table if self._registrar is not None else None
         return {
             "frontend": self._id,

@@ -94,6 +94,10 @@ class ClientPort:
         self._intake: Intake[ClientId] = Intake(INTAKE_MAX, intake_bytes_max)
         self._awake = AwakeTime()
         self._empty_s = 0.0  # when the socket was last seen empty
+        self._read_s = (
+            0.0  # when it was last begun to read all that is there: what one connection has sent since is new,
+        )
+        # unless it sends faster than it is read; then up to REQUESTS_QUEUED_MAX of its messages are older
         self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
         self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
         self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
@@ -285,13 +289,14 @@ class ClientPort:
                 if now > ends_s:
                     break
         self._read_on(sock, arrived_s, now)
-        self._work_off()
+        self._work_off(now)
         return True
 
     def _read_on(self, sock: "zmq.Socket[bytes]", arrived_s: float, now: float) -> None:
         """Reads what has arrived, for a while, so that it is known how long it waits. What finds no room is refused."""
         ends_s = now + SLICE_S
         intake = self._intake
+        self._read_s = now
         for i in range(1, INTAKE_MAX):
             message = self._next(sock)
             if message is None:
@@ -303,27 +308,32 @@ class ClientPort:
             if i % LOOK_EVERY == 0 and time.monotonic() > ends_s:
                 return
 
-    def _work_off(self) -> None:
-        """Processes what waits, for a while."""
+    def _work_off(self, began_s: float) -> None:
+        """Processes what waits, for a while. `began_s`: since when other messages were read."""
         intake = self._intake
         now = time.monotonic()
         ends_s = now + SLICE_S
+        behind_s = intake.behind_s(now)
+        count = 0
         while now < ends_s:
-            behind_s = intake.behind_s(now)
             taken = intake.take()
             if taken is None:
-                return
+                break
             client, message = taken
             if now - message.arrived_s > TARGET_S:
                 self._delayed(client, message.header, message.frames, message.arrived_s, behind_s)
             else:
                 self._received(client, message.header, message.frames, message.arrived_s)
+            count += 1
             now = time.monotonic()
+        if count:
+            intake.processed(count, now - began_s)
 
     def _arrived_s(self, now: float) -> float:
         """The instant before which nothing can have come that is read now."""
-        if now - self._empty_s < NEWS_S:
-            return self._empty_s
+        seen_s = max(self._empty_s, self._read_s)
+        if self._intake or now - seen_s < NEWS_S:
+            return seen_s
         awake_s = self._awake.seconds() - self._awake_s
         return max(self._empty_s, now - awake_s)
 

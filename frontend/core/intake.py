@@ -9,7 +9,8 @@ TARGET_S. In a burst it may wait for half of its budget. When something has wait
 or of the last tenth of its budget, this is no burst. Source: Nichols and Jacobson, "Controlling Queue Delay", ACM Queue
 10(5), 2012; for servers: Maurer, "Fail at Scale", ACM Queue 13(8), 2015.
 
-What waits is bounded in number and bytes, of which one client has a share (shares.py).
+What waits is bounded in number and bytes, of which one client has a share (shares.py). While there is no burst, the
+number is what can be processed in TARGET_S, by the pace of late: then what comes beyond is refused before it waits.
 """
 
 from collections import deque
@@ -22,6 +23,8 @@ from frontend.core.shares import fits
 TARGET_S = 0.008  # every message may wait so long
 BURST_S, BURST_BUDGETS = 0.1, 0.1  # what lasts longer, in seconds and in budgets, is no burst
 BURST_WAIT_BUDGETS = 0.5  # how long a message may wait in a burst
+COUNT_MIN = 16  # so many may always wait
+PACE_WEIGHT = 0.1  # of the latest in the mean time between two messages that are processed
 MESSAGE_BYTES = 500  # size of a message in memory, without its header and frames
 C = TypeVar("C", bound=Hashable)
 
@@ -58,6 +61,7 @@ class Intake(Generic[C]):
         self._queues: dict[C, ClientQueue] = {}  # without empty ones
         self._turns: deque[C] = deque()  # the same clients, the next one first
         self._count = self._bytes = 0
+        self._pace_s = 0.0  # mean time that one message of those that wait takes, of late
         self._behind_s: float | None = None  # since when something has waited all the time; None: nothing does
 
     def __len__(self) -> int:
@@ -75,7 +79,7 @@ class Intake(Generic[C]):
             size += sum(map(len, frames))
         queue = self._queues.get(client)
         count, held = (len(queue.messages), queue.bytes) if queue is not None else (0, 0)
-        if not fits(count, 1, self._count, self._count_max) or not fits(held, size, self._bytes, self._bytes_max):
+        if not fits(count, 1, self._count, self._room(now)) or not fits(held, size, self._bytes, self._bytes_max):
             return False
         if queue is None:
             queue = self._queues[client] = ClientQueue()
@@ -91,6 +95,16 @@ class Intake(Generic[C]):
     def behind_s(self, now: float) -> float:
         """For how long something has waited at every instant."""
         return 0.0 if self._behind_s is None else now - self._behind_s
+
+    def processed(self, count: int, took_s: float) -> None:
+        """So many messages that waited were processed, in so long, all that went on between them included."""
+        self._pace_s += PACE_WEIGHT * (took_s / count - self._pace_s)
+
+    def _room(self, now: float) -> int:
+        """How many messages may wait."""
+        if self._behind_s is None or now - self._behind_s <= BURST_S or not self._pace_s:
+            return self._count_max
+        return min(self._count_max, max(COUNT_MIN, int(TARGET_S / self._pace_s)))
 
     def take(self) -> tuple[C, WaitingMessage] | None:
         """The next client's oldest message, which waits no more; None if nothing waits."""

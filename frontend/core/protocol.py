@@ -286,19 +286,19 @@ def no_memory(count: int, size: int, request_id: Id) -> RequestRefused:
 BUSY_RETRY_MS = 50.0
 BUSY_TEXT = "more requests come than can be taken in"
 _BUSY = _encode(
-    ClientAnswer(None, AnswerStatus.REJECTED, error=Error(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, BUSY_RETRY_MS))
+    ClientAnswer(
+        None,
+        AnswerStatus.REJECTED,
+        latency_ms=0.0,
+        error=Error(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, BUSY_RETRY_MS),
+    )
 )
 _BUSY_HEAD, _, _BUSY_REST = _BUSY.partition(_encode("id") + _encode(None))  # around the id, which comes first
 _BUSY_HEAD += _encode("id")
+_BUSY_STATUS, _, _BUSY_ERROR = _BUSY_REST.partition(_encode("latency_ms") + _encode(0.0))
+_BUSY_STATUS += _encode("latency_ms")
 
 
-def busy(request_id: Id) -> RequestRefused:
-    """The error for a request that the frontend, or its controller, could not take in soon enough."""
-    return RequestRefused(
-        ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, request_id, AnswerStatus.REJECTED, BUSY_RETRY_MS
-    )
-
-
-def busy_answer(request_id: Id) -> bytes:
-    """The answer with that error, encoded: most of it always is the same."""
-    return b"".join((_BUSY_HEAD, _encode(request_id), _BUSY_REST))
+def busy_answer(request_id: Id, latency_ms: float) -> bytes:
+    """The answer to a request that could not be taken in soon enough, encoded: most of it is always the same."""
+    return b"".join((_BUSY_HEAD, _encode(request_id), _BUSY_STATUS, _encode(latency_ms), _BUSY_ERROR))
