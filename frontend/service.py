@@ -48,6 +48,7 @@ INTAKE_DIVISOR = 4  # messages that wait for their turn take this part of GEARME
 INTAKE_BYTES_MIN = 1 << 20  # or that
 UNNAMED_BUDGET_S = 1.0  # of what is no request for an answer, or of a model that is not known
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
+INFER = protocol.InferRequest.__struct_config__.tag
 CANCEL = protocol.CancelRequest.__struct_config__.tag  # what ends work is never refused
 log = structlog.get_logger("frontend")
 
@@ -167,8 +168,26 @@ class FrontendService:
         else:
             self._replies.busy(client, brief, waited_s)
 
+    def _no_room_for(self, client: ClientId, header: bytes, arrived_s: float) -> bool:
+        """Services are behind: if it is a request for an answer, and its client has its share of open ones, it is
+        refused unread.
+        """
+        brief = protocol.brief(header)
+        if brief is None or brief.op != INFER:
+            return False
+        try:
+            asker = self._suspects.askers.number(client.identity, brief)
+        except RequestRefused:
+            return False
+        if not self._requests.full_for(asker, self._calls.window.limit):
+            return False
+        self._replies.busy(client, brief, time.monotonic() - arrived_s)
+        return True
+
     def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer], now: float) -> None:
         """A message that came at this instant, or a little later."""
+        if len(self._requests) >= self._calls.window.room and self._no_room_for(client, header, now):
+            return
         try:
             request = protocol.decode(header)
         except RequestRefused as invalid:
@@ -269,7 +288,7 @@ class FrontendService:
         self._calls.enter(call, checked, request.cache)
 
     def _check_room(self, request: protocol.InferRequest, asker: int) -> None:
-        if self._draining or self._requests.full_for(asker):
+        if self._draining or self._requests.full_for(asker, self._requests.in_flight_max):
             raise protocol.no_room(len(self._requests), request.id)
         if self._requests.memory_full_for(asker):
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
@@ -331,6 +350,7 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
+        self._calls.window.turn(len(self._requests), now)
         self._alarm.by(self._requests.wake_at())
         self._alarm.by(self._early.wake_at())
         self._alarm.by(self._applications.wake_at())
@@ -364,5 +384,6 @@ class FrontendService:
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
             "requests_waiting": self._clients.requests_waiting,
+            "in_flight_limit": self._calls.window.limit,
             "unheard": self._clients.unheard,
         }

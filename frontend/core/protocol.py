@@ -117,6 +117,7 @@ class Brief(msgspec.Struct):
     model: str | None = None
     app: str | None = None
     slo_ms: float | None = None
+    source: str | None = None
 
 
 AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
@@ -266,6 +267,11 @@ def duplicate(request_id: Id) -> RequestRefused:
     return RequestRefused(
         ErrorCode.DUPLICATE_ID, f"id {request_id!r} is in flight on this connection already", "id", request_id
     )
+
+
+def busy(request_id: Id) -> RequestRefused:
+    """The error for a request that could not be taken in soon enough."""
+    return RequestRefused(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, request_id, AnswerStatus.REJECTED, BUSY_RETRY_MS)
 
 
 def no_room(count: int, request_id: Id) -> RequestRefused:

@@ -112,9 +112,9 @@ class RequestTable:
         """Whether the inputs of open calls take so much memory that no further call can be opened."""
         return self.bytes_held >= self.bytes_max
 
-    def full_for(self, asker: int) -> bool:
-        """Whether this client can open no further call: the table is full, or the client has its share of it."""
-        return not fits(self._shares.of(asker).calls, 1, len(self._calls), self.in_flight_max)
+    def full_for(self, asker: int, most: int) -> bool:
+        """Whether this client can open no further call: `most` are open, or the client has its share of those."""
+        return not fits(self._shares.of(asker).calls, 1, len(self._calls), most)
 
     def memory_full_for(self, asker: int) -> bool:
         """Whether the inputs of open calls, or those of this client's, take so much memory that it can open no more."""
