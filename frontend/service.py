@@ -66,7 +66,7 @@ class FrontendService:
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(
-            runtime.hub, self._client_message, self._delayed_message, self.client_gone,
+            runtime.hub, self._client_message, self._worth, self.client_gone,
             intake_bytes_max=max(INTAKE_BYTES_MIN, bytes_max // INTAKE_DIVISOR),
         )  # fmt: skip
         self._outcomes = Outcomes()
@@ -151,22 +151,19 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _delayed_message(
-        self, client: ClientId, header: bytes, frames: list[Buffer], arrived_s: float, behind_s: float
-    ) -> None:
-        """A message has waited, where others have for `behind_s`: it is refused, unless there is time for it still."""
+    def _worth(self, client: ClientId, header: bytes, arrived_s: float, more_s: float) -> bool:
+        """Whether this message, which will wait for so much longer, is worth it. If not, it is refused, unread."""
         brief = protocol.brief(header)
         if brief is None or brief.op == CANCEL:
-            self._client_message(client, header, frames, arrived_s)
-            return
+            return True
         target = self._targets.bound.get(brief.model or "")
         slo_ms = brief.slo_ms if brief.slo_ms is not None else target.spec.slo_ms if target is not None else None
         budget_s = UNNAMED_BUDGET_S if slo_ms is None else slo_ms / 1e3
         waited_s = time.monotonic() - arrived_s
-        if may_wait(waited_s, budget_s, behind_s):
-            self._client_message(client, header, frames, arrived_s)
-        else:
-            self._replies.busy(client, brief, waited_s)
+        if may_wait(waited_s, more_s, budget_s):
+            return True
+        self._replies.busy(client, brief, waited_s)
+        return False
 
     def _no_room_for(self, client: ClientId, header: bytes, arrived_s: float) -> bool:
         """Services are behind: if it is a request for an answer, and its client has its share of open ones, it is

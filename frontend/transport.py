@@ -25,6 +25,7 @@ ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as 
 REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else
 SLICE_S = 0.002  # messages are processed for so long, and read for so long; then other sockets and timers get a turn
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
+INFINITE = float("inf")
 INTAKE_MAX = 8192  # messages of all clients that were read and wait
 NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
@@ -39,7 +40,7 @@ REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, unti
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
 Message = tuple[ClientId, bytes, list[Buffer]]
 Received = Callable[[ClientId, bytes, list[Buffer], float], None]
-Delayed = Callable[[ClientId, bytes, list[Buffer], float, float], None]
+Worth = Callable[[ClientId, bytes, float, float], bool]
 SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
@@ -68,9 +69,9 @@ def _drawn_before(hub: Hub, sock: "zmq.Socket[bytes]") -> bytes:
 
 
 class ClientPort:
-    """Listens for clients. Calls `received(client, header, frames, arrived_s)` with every message, or, where it has
-    waited long or finds no room to wait, `delayed(client, header, frames, arrived_s, behind_s)`: for so long messages
-    have waited by now, or for ever.
+    """Listens for clients. Calls `received(client, header, frames, arrived_s)` with every message. If it has to wait,
+    calls `worth(client, header, arrived_s, more_s)` before: it will wait for so much longer (infinite: there is no room
+    to wait), or has waited. Returns that False, it was refused there, and no more becomes of it.
 
     `arrived_s`: it did not come before. Messages that wait take `intake_bytes_max` at most.
 
@@ -82,7 +83,7 @@ class ClientPort:
         self,
         hub: Hub,
         received: Received,
-        delayed: Delayed,
+        worth: Worth,
         gone: Callable[[ClientId], None] | None = None,
         *,
         intake_bytes_max: int = 64 << 20,
@@ -90,7 +91,7 @@ class ClientPort:
         self._hub = hub
         self._received = received
         self._gone = gone
-        self._delayed = delayed
+        self._worth = worth
         self._intake: Intake[ClientId] = Intake(INTAKE_MAX, intake_bytes_max)
         self._awake = AwakeTime()
         self._empty_s = 0.0  # when the socket was last seen empty
@@ -99,6 +100,7 @@ class ClientPort:
         )
         # unless it sends faster than it is read; then up to REQUESTS_QUEUED_MAX of its messages are older
         self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
+        self._worked_s = 0.0  # when messages that waited were last processed
         self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
         self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
         self._sock: zmq.Socket[bytes] | None = None
@@ -273,6 +275,7 @@ class ClientPort:
         now = time.monotonic()
         arrived_s = self._arrived_s(now)
         if not self._intake:
+            self._worked_s = now
             ends_s = now + SLICE_S
             old = now - arrived_s > TARGET_S
             for _ in range(MESSAGES_PER_DRAIN_MAX):
@@ -281,15 +284,13 @@ class ClientPort:
                     self._emptied()
                     return False
                 client, header, frames = message
-                if old:
-                    self._delayed(client, header, frames, arrived_s, 0.0)
-                else:
+                if not old or self._worth(client, header, arrived_s, 0.0):
                     self._received(client, header, frames, arrived_s)
                 now = time.monotonic()
                 if now > ends_s:
                     break
         self._read_on(sock, arrived_s, now)
-        self._work_off(now)
+        self._work_off()
         return True
 
     def _read_on(self, sock: "zmq.Socket[bytes]", arrived_s: float, now: float) -> None:
@@ -303,31 +304,33 @@ class ClientPort:
                 self._emptied()
                 return
             client, header, frames = message
-            if not intake.put(client, header, frames, arrived_s, now):
-                self._delayed(client, header, frames, arrived_s, float("inf"))
+            wait_s = intake.wait_s(client)
+            if wait_s > TARGET_S and not self._worth(client, header, arrived_s, wait_s):
+                pass
+            elif not intake.put(client, header, frames, arrived_s) and self._worth(client, header, arrived_s, INFINITE):
+                self._received(client, header, frames, arrived_s)
             if i % LOOK_EVERY == 0 and time.monotonic() > ends_s:
                 return
 
-    def _work_off(self, began_s: float) -> None:
-        """Processes what waits, for a while. `began_s`: since when other messages were read."""
+    def _work_off(self) -> None:
+        """Processes what waits, for a while."""
         intake = self._intake
         now = time.monotonic()
         ends_s = now + SLICE_S
-        behind_s = intake.behind_s(now)
         count = 0
         while now < ends_s:
             taken = intake.take()
             if taken is None:
                 break
             client, message = taken
-            if now - message.arrived_s > TARGET_S:
-                self._delayed(client, message.header, message.frames, message.arrived_s, behind_s)
-            else:
-                self._received(client, message.header, message.frames, message.arrived_s)
-            count += 1
+            arrived_s = message.arrived_s
+            if now - arrived_s <= TARGET_S or self._worth(client, message.header, arrived_s, 0.0):
+                self._received(client, message.header, message.frames, arrived_s)
+                count += 1
             now = time.monotonic()
         if count:
-            intake.processed(count, now - began_s)
+            intake.processed(count, now - self._worked_s)
+            self._worked_s = now
 
     def _arrived_s(self, now: float) -> float:
         """The instant before which nothing can have come that is read now."""

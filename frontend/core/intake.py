@@ -4,13 +4,14 @@ The frontend processes messages as it reads them, as long as it keeps up. Once i
 and keeps what it reads here with the instant of its arrival. So the time that a message waits is known, and what has
 waited too long is refused at once, before its tensors are decoded.
 
-Clients take turns, one message each; the messages of one client keep their order. A message may always wait for
-TARGET_S. In a burst it may wait for half of its budget. When something has waited at every instant of the last BURST_S,
-or of the last tenth of its budget, this is no burst. Source: Nichols and Jacobson, "Controlling Queue Delay", ACM Queue
-10(5), 2012; for servers: Maurer, "Fail at Scale", ACM Queue 13(8), 2015.
+Clients take turns, one message each; the messages of one client keep their order. So it is known how long a message
+will wait, by the pace of late: one that would wait for more than WAIT_BUDGETS of its budget is refused before it does.
+One that has waited for OVERDUE_BUDGETS all the same is refused when its turn comes. A message may always wait for
+TARGET_S. Like CoDel it is the time that decides, as what a number of messages means differs with the load. Source:
+Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012; for servers: Maurer, "Fail at Scale", ACM Queue
+13(8), 2015; clients in turns: Nagle, RFC 970.
 
-What waits is bounded in number and bytes, of which one client has a share (shares.py). While there is no burst, the
-number is what can be processed in TARGET_S, by the pace of late: then what comes beyond is refused before it waits.
+What waits is bounded in number and bytes, of which one client has a share (shares.py).
 """
 
 from collections import deque
@@ -20,20 +21,20 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from frontend.core.shares import fits
 
-TARGET_S = 0.008  # every message may wait so long
-BURST_S, BURST_BUDGETS = 0.1, 0.1  # what lasts longer, in seconds and in budgets, is no burst
-BURST_WAIT_BUDGETS = 0.5  # how long a message may wait in a burst
-COUNT_MIN = 16  # so many may always wait
-PACE_WEIGHT = 0.1  # of the latest in the mean time between two messages that are processed
+TARGET_S = 0.005
+WAIT_BUDGETS = 0.125
+OVERDUE_BUDGETS = 0.5
+PACE_S = 30e-6  # of one message, until it was measured
+PACE_WEIGHT = 0.2  # of the latest in the mean
 MESSAGE_BYTES = 500  # size of a message in memory, without its header and frames
 C = TypeVar("C", bound=Hashable)
 
 
-def may_wait(waited_s: float, budget_s: float, behind_s: float) -> bool:
-    """Whether a message is still processed that has waited so long, where something has waited for `behind_s`."""
-    if waited_s <= TARGET_S:
-        return True
-    return behind_s <= max(BURST_S, BURST_BUDGETS * budget_s) and waited_s <= BURST_WAIT_BUDGETS * budget_s
+def may_wait(waited_s: float, more_s: float, budget_s: float) -> bool:
+    """Whether a message of this budget that has waited so long, and would wait for so much longer, is worth it."""
+    return waited_s + more_s <= TARGET_S or (
+        more_s <= WAIT_BUDGETS * budget_s and waited_s <= OVERDUE_BUDGETS * budget_s
+    )
 
 
 class WaitingMessage(NamedTuple):
@@ -61,8 +62,7 @@ class Intake(Generic[C]):
         self._queues: dict[C, ClientQueue] = {}  # without empty ones
         self._turns: deque[C] = deque()  # the same clients, the next one first
         self._count = self._bytes = 0
-        self._pace_s = 0.0  # mean time that one message of those that wait takes, of late
-        self._behind_s: float | None = None  # since when something has waited all the time; None: nothing does
+        self._pace_s = PACE_S  # mean time that one message takes, of late, with all that goes on beside it
 
     def __len__(self) -> int:
         return self._count
@@ -72,39 +72,34 @@ class Intake(Generic[C]):
         """Bytes of all that waits."""
         return self._bytes
 
-    def put(self, client: C, header: bytes, frames: list[Any], arrived_s: float, now: float) -> bool:
+    def wait_s(self, client: C) -> float:
+        """How long one more message of this client will wait."""
+        queue = self._queues.get(client)
+        if queue is None:
+            return self._pace_s * (len(self._queues) + 1)
+        return self._pace_s * (len(queue.messages) + 1) * len(self._queues)
+
+    def put(self, client: C, header: bytes, frames: list[Any], arrived_s: float) -> bool:
         """The message waits behind its client's earlier ones. False: it does not, as there is no room for it."""
         size = MESSAGE_BYTES + len(header)
         if frames:
             size += sum(map(len, frames))
         queue = self._queues.get(client)
         count, held = (len(queue.messages), queue.bytes) if queue is not None else (0, 0)
-        if not fits(count, 1, self._count, self._room(now)) or not fits(held, size, self._bytes, self._bytes_max):
+        if not fits(count, 1, self._count, self._count_max) or not fits(held, size, self._bytes, self._bytes_max):
             return False
         if queue is None:
             queue = self._queues[client] = ClientQueue()
             self._turns.append(client)
-        if self._behind_s is None:
-            self._behind_s = now
         queue.messages.append(WaitingMessage(header, frames, arrived_s, size))
         queue.bytes += size
         self._count += 1
         self._bytes += size
         return True
 
-    def behind_s(self, now: float) -> float:
-        """For how long something has waited at every instant."""
-        return 0.0 if self._behind_s is None else now - self._behind_s
-
     def processed(self, count: int, took_s: float) -> None:
         """So many messages that waited were processed, in so long, all that went on between them included."""
         self._pace_s += PACE_WEIGHT * (took_s / count - self._pace_s)
-
-    def _room(self, now: float) -> int:
-        """How many messages may wait."""
-        if self._behind_s is None or now - self._behind_s <= BURST_S or not self._pace_s:
-            return self._count_max
-        return min(self._count_max, max(COUNT_MIN, int(TARGET_S / self._pace_s)))
 
     def take(self) -> tuple[C, WaitingMessage] | None:
         """The next client's oldest message, which waits no more; None if nothing waits."""
@@ -135,8 +130,6 @@ class Intake(Generic[C]):
         queue.bytes -= message.size
         self._bytes -= message.size
         self._count -= 1
-        if not self._count:
-            self._behind_s = None
 
     def check(self) -> None:
         """Asserts every invariant."""
@@ -146,4 +139,3 @@ class Intake(Generic[C]):
             assert queue.bytes == sum(message.size for message in queue.messages)
         assert self._count == sum(len(queue.messages) for queue in self._queues.values()) <= self._count_max
         assert self._bytes == sum(queue.bytes for queue in self._queues.values()) <= self._bytes_max
-        assert (self._behind_s is None) == (not self._count)

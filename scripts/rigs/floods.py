@@ -50,7 +50,9 @@ class FloodSeen:
     outcomes: dict[str, int] = field(default_factory=dict)  # {ok | status and code: answers}
     ok_ms: list[float] = field(default_factory=list)  # latencies by this process's clock, from the sending
     refused_ms: list[float] = field(default_factory=list)  # the same of rejected requests
-    late_ms: list[float] = field(default_factory=list)  # beyond the deadline by the frontend's clock, where it was
+    late_ms: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # {outcome: beyond the deadline by the frontend's clock}, where it was
     cpu_s: float = 0.0  # that this process took
     wall_s: float = 0.0  # while it sent
 
@@ -162,7 +164,7 @@ def flood(plan: FloodPlan) -> FloodSeen:
             seen.refused_ms.append((now - at_s) * 1e3)
         late_ms = (answer.latency_ms or 0.0) - plan.slo_ms
         if late_ms > 0:
-            seen.late_ms.append(late_ms)
+            seen.late_ms.setdefault(outcome, []).append(late_ms)
 
     while (now := time.monotonic()) < ends_s:
         send_due(now)

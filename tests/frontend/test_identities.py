@@ -45,7 +45,7 @@ class Echo:
         self.hub = made.runtime().hub
         self.said, self.gone = Told(), Told()
         self.received: Callable[[ClientId, bytes, list[Any]], None] = self._answer
-        self.port = ClientPort(self.hub, self._hear, self._hear, self._left)
+        self.port = ClientPort(self.hub, self._hear, lambda *_: True, self._left)
         self.address = self.port.listen("127.0.0.1", 0, 1 << 20)
         self.answers = True
 

@@ -24,7 +24,7 @@ class Listening:
         self.hub = made.runtime().hub
         self.said, self.turns = Told(), Told()
         self.hub.on_turn(self.turns)
-        self.port = ClientPort(self.hub, self._hear, self._hear)
+        self.port = ClientPort(self.hub, self._hear, lambda *_: True)
         self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
 
     def _hear(self, who: ClientId, header: bytes, frames: list[Any], *instants: float) -> None:
