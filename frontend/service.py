@@ -27,6 +27,7 @@ from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.intake import may_wait
+from frontend.core.junk import Junk
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import Call, RequestTable
@@ -46,6 +47,7 @@ from mesh.wire import Buffer
 
 INTAKE_DIVISOR = 4  # messages that wait for their turn take this part of GEARMESH_IN_FLIGHT_MB, in addition to it,
 INTAKE_BYTES_MIN = 1 << 20  # or that
+JUNK_TOLD_S = 5.0  # between two lines about connections that were closed for what they sent
 UNNAMED_BUDGET_S = 1.0  # of what is no request for an answer, or of a model that is not known
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
 INFER = protocol.InferRequest.__struct_config__.tag
@@ -93,6 +95,8 @@ class FrontendService:
         self._addresses: tuple[str, ...] = ()
         self._alarm: Alarm | None = None
         self._started_s = time.monotonic()
+        self._junk = Junk()
+        self._told_junk_s = float("-inf")
         self._draining = False
         self._knows = False  # a table has arrived: till then no client may be told that something does not exist
 
@@ -188,8 +192,10 @@ class FrontendService:
         try:
             request = protocol.decode(header)
         except RequestRefused as invalid:
-            self._replies.refuse_unread(client, invalid)
+            self._junk_came(client, invalid)
             return
+        if self._junk and client in self._junk:
+            self._junk.good(client)
         try:
             match request:
                 case protocol.InferRequest() if self._knows:  # first, and without a detour: nearly all are such
@@ -206,6 +212,21 @@ class FrontendService:
                     self._obey(client, request, frames, now)
         except RequestRefused as invalid:
             self._replies.refuse(client, invalid, request)
+
+    def _junk_came(self, client: ClientId, invalid: RequestRefused) -> None:
+        """The client is told what is wrong with its message; if it has sent too many of them, also that this ends."""
+        self._replies.refuse_unread(client, invalid)
+        now = time.monotonic()
+        if not self._junk.bad(client, now):
+            return
+        self._replies.refuse(client, protocol.expelled())
+        self._clients.expel(client)
+        if now - self._told_junk_s > JUNK_TOLD_S:
+            self._told_junk_s = now
+            log.warning(
+                "junk", peer=self._clients.peer_of(client.identity), expelled=self._clients.expelled,
+                code=invalid.code, message=invalid.message,
+            )  # fmt: skip
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
         """Executes the request, or starts to. Raises: RequestRefused."""
@@ -227,6 +248,7 @@ class FrontendService:
 
     def client_gone(self, client: ClientId) -> None:
         """Nothing is open on this connection, which is closed, any more: nobody is answered, and no work goes on."""
+        self._junk.forget(client)
         self._cancellation.client_gone(client)
         self._hub.schedule_turn()
 
@@ -382,5 +404,6 @@ class FrontendService:
             "answers_waiting": self._clients.answers_waiting,
             "requests_waiting": self._clients.requests_waiting,
             "in_flight_limit": self._calls.window.limit,
+            "expelled": self._clients.expelled,
             "unheard": self._clients.unheard,
         }

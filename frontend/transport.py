@@ -23,7 +23,7 @@ from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
 REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else
-SLICE_S = 0.002  # messages are processed for so long, and read for so long; then other sockets and timers get a turn
+SLICE_S = 0.0015  # messages are processed for so long, and read for so long; then other sockets and timers get a turn
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
 INTAKE_MAX = 8192  # messages of all clients that were read and wait
@@ -35,6 +35,7 @@ FLUSHED_MAX = 2_000  # answers sent in one go; then other work gets its turn
 HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
 SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
+EXPEL_S = 0.05  # from what is said last to a client that is expelled, to its end
 REFUSALS_TOLD = 10  # lines about one look
 REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, until the next line
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
@@ -100,8 +101,8 @@ class ClientPort:
         )
         # unless it sends faster than it is read; then up to REQUESTS_QUEUED_MAX of its messages are older
         self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
-        self._worked_s = 0.0  # when messages that waited were last processed
         self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
+        self.expelled = 0  # connections that were closed because of what they sent
         self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -147,6 +148,21 @@ class ClientPort:
         if client in self._backlog or not self._send(sock, client, header, frames):
             self._keep(client, QueuedAnswer(header, frames))
         self._hub.sent(sock)
+
+    def expel(self, client: ClientId) -> None:
+        """The client is heard no more, and its connection closed a moment later: what was answered may still leave."""
+        connection = self._connections.of(client.identity)
+        if connection is None or client.identity in self._closing:
+            return
+        self._closing.add(client.identity)
+        self.unheard += self._intake.drop(client)
+        self.expelled += 1
+        descriptor, number = connection.descriptor, connection.number
+        self._hub.loop.call_later(EXPEL_S, self._end, descriptor, number)
+
+    def _end(self, descriptor: int, number: int) -> None:
+        if self._sock is not None:
+            self._close(descriptor, number)
 
     @property
     def accept_failed(self) -> int:
@@ -275,7 +291,6 @@ class ClientPort:
         now = time.monotonic()
         arrived_s = self._arrived_s(now)
         if not self._intake:
-            self._worked_s = now
             ends_s = now + SLICE_S
             old = now - arrived_s > TARGET_S
             for _ in range(MESSAGES_PER_DRAIN_MAX):
@@ -289,6 +304,8 @@ class ClientPort:
                 now = time.monotonic()
                 if now > ends_s:
                     break
+            self._read_on(sock, arrived_s, now)
+            return True
         self._read_on(sock, arrived_s, now)
         self._work_off()
         return True
@@ -315,7 +332,7 @@ class ClientPort:
     def _work_off(self) -> None:
         """Processes what waits, for a while."""
         intake = self._intake
-        now = time.monotonic()
+        began_s = now = time.monotonic()
         ends_s = now + SLICE_S
         count = 0
         while now < ends_s:
@@ -329,8 +346,7 @@ class ClientPort:
                 count += 1
             now = time.monotonic()
         if count:
-            intake.processed(count, now - self._worked_s)
-            self._worked_s = now
+            intake.processed(count, now - began_s)
 
     def _arrived_s(self, now: float) -> float:
         """The instant before which nothing can have come that is read now."""
@@ -338,7 +354,7 @@ class ClientPort:
         if self._intake or now - seen_s < NEWS_S:
             return seen_s
         awake_s = self._awake.seconds() - self._awake_s
-        return max(self._empty_s, now - awake_s)
+        return max(seen_s, now - awake_s)
 
     def _emptied(self) -> None:
         """The socket is seen to be empty."""

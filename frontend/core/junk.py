@@ -23,7 +23,7 @@ class JunkCount:
 
 @dataclass(slots=True)
 class Junk:
-    """Those that sent some lately."""
+    """Those that sent some, and are there."""
 
     _counts: dict[Hashable, JunkCount] = field(default_factory=dict)
 
@@ -53,10 +53,6 @@ class Junk:
     def forget(self, client: Hashable) -> None:
         """The client is gone."""
         self._counts.pop(client, None)
-
-    def forgive(self, now: float) -> None:
-        """Those of whom nothing is left are no more among them."""
-        self._counts = {client: known for client, known in self._counts.items() if self._left(known, now) > 0.0}
 
     def _left(self, known: JunkCount, now: float) -> float:
         return known.count - JUNK_PER_S * (now - known.at_s) - known.good / GOOD_PER_JUNK

@@ -5,7 +5,7 @@ by one raw frame per tensor, in order. The answer comes in the form of the reque
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,6 +13,9 @@ from mesh.codes import AnswerStatus, ErrorCode
 from mesh.decoder_faults import FaultKind, read_fault
 
 ID_LENGTH_MAX = 256
+SMALL_BYTES = 4 * ID_LENGTH_MAX + 8  # an id, encoded, has no more
+LARGE_BYTES = 1 << 20  # of a header: only those with tensors inside have more
+DIMENSIONS_MAX, INPUTS_MAX = 4096, 1024  # of a tensor, of a request: longer lists are not decoded at all
 OPS = (
     "infer", "cancel", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
@@ -27,7 +30,7 @@ class RequestTensor(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: list[int]
+    shape: Annotated[list[int], msgspec.Meta(max_length=DIMENSIONS_MAX)]
     data: memoryview | None = None  # C order, little endian; absent if the bytes follow as a frame
 
 
@@ -35,7 +38,7 @@ class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_f
     """Asks a model, or an application."""
 
     id: Id
-    inputs: list[RequestTensor]
+    inputs: Annotated[list[RequestTensor], msgspec.Meta(max_length=INPUTS_MAX)]
     model: str | None = None
     app: str | None = None
     version: str | None = None
@@ -120,6 +123,16 @@ class Brief(msgspec.Struct):
     source: str | None = None
 
 
+ABSENT = msgspec.Raw()
+
+
+class Told(msgspec.Struct):
+    """What a message that is not valid tells of itself: what else is in it is skipped, however much that is."""
+
+    id: msgspec.Raw = ABSENT
+    op: msgspec.Raw = ABSENT
+
+
 AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
 Asking = InferRequest | ModelsRequest | AppRequest  # these need to know what is deployed
 Request = (
@@ -199,12 +212,16 @@ class RequestRefused(Exception):
 
 
 _decoder = msgspec.msgpack.Decoder(Request)
+_anything = msgspec.msgpack.Decoder()
+_told = msgspec.msgpack.Decoder(Told)
 _brief = msgspec.msgpack.Decoder(Brief)
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def decode(header: bytes | memoryview) -> Request:
     """The request in a header frame. Raises: RequestRefused."""
+    if len(header) > LARGE_BYTES:
+        _check_large(header)
     try:
         request: Request = _decoder.decode(header)
     except RecursionError:
@@ -235,26 +252,51 @@ def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Requ
     """What is wrong with the header, in the protocol's terms, with the request's id if it can be read."""
     fault = read_fault(error)
     field, text = fault.place, fault.text
+    told: Any = None
     try:
-        message = msgspec.msgpack.decode(header)
+        told = (_told if len(header) > LARGE_BYTES else _anything).decode(header)
+    except msgspec.ValidationError:
+        pass  # too large to find out what there is, and no map of names
     except Exception:  # what precedes the fault did decode; anything may follow it
-        seen = None if fault.kind is FaultKind.MISSING else field  # the id may come after the fault
+        unsure = fault.kind in (FaultKind.MISSING, FaultKind.LENGTH)  # the id, or what is cut off, may come after it
+        seen = None if unsure else field
         return RequestRefused(
             ErrorCode.MALFORMED, f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen
         )
-    if not isinstance(message, dict):
-        return RequestRefused(ErrorCode.MALFORMED, f"the message must be a map; got {type(message).__name__}")
-    found = message.get("id")
+    if isinstance(told, Told):
+        told = {name: _small(raw) for name, raw in (("id", told.id), ("op", told.op)) if raw is not ABSENT}
+    if not isinstance(told, dict):
+        return RequestRefused(ErrorCode.MALFORMED, f"the message must be a map; got {type(told).__name__}")
+    found = told.get("id")
     known = found if isinstance(found, (int, str)) and not isinstance(found, bool) else None
     if isinstance(known, str) and len(known) > ID_LENGTH_MAX:
         known = None
-    if "op" not in message:
+    if "op" not in told:
         return RequestRefused(ErrorCode.BAD_OP, f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
-    if message["op"] not in OPS:
+    if told["op"] not in OPS:
         return RequestRefused(
-            ErrorCode.BAD_OP, f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
+            ErrorCode.BAD_OP, f"unknown op {repr(told['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
         )
     return RequestRefused(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
+
+
+def _check_large(header: bytes | memoryview) -> None:
+    """Only a request for an answer may be so large. Raises: RequestRefused."""
+    found = brief(header)
+    if found is not None and found.op in OPS and found.op != "infer":
+        text = f"a message of this op has at most {LARGE_BYTES} bytes; got {len(header)}"
+        raise RequestRefused(ErrorCode.BAD_FIELD, text, None, found.id)
+
+
+def _small(value: msgspec.Raw) -> Any:
+    """The value; its size, if it is so large that nobody needs to see it."""
+    size = len(memoryview(value))
+    if size > SMALL_BYTES:
+        return f"of {size} bytes"
+    try:
+        return msgspec.msgpack.decode(value) if size else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def cancelled(request_id: Id) -> RequestRefused:
@@ -272,6 +314,12 @@ def duplicate(request_id: Id) -> RequestRefused:
 def busy(request_id: Id) -> RequestRefused:
     """The error for a request that could not be taken in soon enough."""
     return RequestRefused(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, request_id, AnswerStatus.REJECTED, BUSY_RETRY_MS)
+
+
+def expelled() -> RequestRefused:
+    """The error for a connection that has sent too much that cannot be read."""
+    text = "this connection has sent too many messages that cannot be read: it is closed"
+    return RequestRefused(ErrorCode.JUNK, text)
 
 
 def no_room(count: int, request_id: Id) -> RequestRefused:
