@@ -24,6 +24,7 @@ from mesh.wire import Buffer
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
 REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else
 SLICE_S = 0.0015  # messages are processed for so long, and read for so long; then other sockets and timers get a turn
+CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken for new: an answer may be 20 ms late
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
 INTAKE_MAX = 8192  # messages of all clients that were read and wait
@@ -134,6 +135,7 @@ class ClientPort:
         self._monitor = hub.monitor(sock, EVENTS, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
         self._sock = sock
+        self._emptied()
         hub.read(sock, self._drain)
         return address
 
@@ -353,8 +355,8 @@ class ClientPort:
         seen_s = max(self._empty_s, self._read_s)
         if self._intake or now - seen_s < NEWS_S:
             return seen_s
-        awake_s = self._awake.seconds() - self._awake_s
-        return max(seen_s, now - awake_s)
+        arrived_s = max(seen_s, now - (self._awake.seconds() - self._awake_s))
+        return arrived_s if now - arrived_s > CHARGED_S else now
 
     def _emptied(self) -> None:
         """The socket is seen to be empty."""

@@ -14,12 +14,13 @@ from mesh.decoder_faults import FaultKind, read_fault
 
 ID_LENGTH_MAX = 256
 SMALL_BYTES = 4 * ID_LENGTH_MAX + 8  # an id, encoded, has no more
-LARGE_BYTES = 1 << 20  # of a header: only those with tensors inside have more
-DIMENSIONS_MAX, INPUTS_MAX = 4096, 1024  # of a tensor, of a request: longer lists are not decoded at all
+LARGE_BYTES = 1 << 20  # of a value of any form; a larger message is looked at before it is decoded
+DIMENSIONS_MAX, INPUTS_MAX = 64, 1024  # of a tensor, of a request: longer lists are not decoded at all
 OPS = (
     "infer", "cancel", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
 
+ANY_FIELDS = {"create_app": ("app",), "update_app": ("app",), "feedback": ("label", "loss")}  # of any form
 CANCELLED = "cancelled by its client"
 
 Id = int | str
@@ -126,6 +127,16 @@ class Brief(msgspec.Struct):
 ABSENT = msgspec.Raw()
 
 
+class LargeMessage(msgspec.Struct):
+    """As much of a large message as its first check needs."""
+
+    id: Id
+    op: str
+    app: msgspec.Raw = ABSENT
+    label: msgspec.Raw = ABSENT
+    loss: msgspec.Raw = ABSENT
+
+
 class Told(msgspec.Struct):
     """What a message that is not valid tells of itself: what else is in it is skipped, however much that is."""
 
@@ -212,6 +223,7 @@ class RequestRefused(Exception):
 
 
 _decoder = msgspec.msgpack.Decoder(Request)
+_large = msgspec.msgpack.Decoder(LargeMessage)
 _anything = msgspec.msgpack.Decoder()
 _told = msgspec.msgpack.Decoder(Told)
 _brief = msgspec.msgpack.Decoder(Brief)
@@ -277,15 +289,22 @@ def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> Requ
         return RequestRefused(
             ErrorCode.BAD_OP, f"unknown op {repr(told['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
         )
-    return RequestRefused(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
+    is_shape = fault.kind is FaultKind.LENGTH and field is not None and field.endswith(".shape")
+    code = ErrorCode.BAD_SHAPE if is_shape else ErrorCode.BAD_FIELD
+    return RequestRefused(code, f"{field or 'message'}: {text}", field, known)
 
 
 def _check_large(header: bytes | memoryview) -> None:
-    """Only a request for an answer may be so large. Raises: RequestRefused."""
-    found = brief(header)
-    if found is not None and found.op in OPS and found.op != "infer":
-        text = f"a message of this op has at most {LARGE_BYTES} bytes; got {len(header)}"
-        raise RequestRefused(ErrorCode.BAD_FIELD, text, None, found.id)
+    """Values of any form, which are decoded before they are checked, may not be so large. Raises: RequestRefused."""
+    try:
+        found = _large.decode(header)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return  # it is found out what is wrong
+    for name in ANY_FIELDS.get(found.op, ()):
+        size = len(memoryview(getattr(found, name)))
+        if size > LARGE_BYTES:
+            text = f"{name}: it has at most {LARGE_BYTES} bytes; got {size}"
+            raise RequestRefused(ErrorCode.BAD_FIELD, text, name, found.id)
 
 
 def _small(value: msgspec.Raw) -> Any:
