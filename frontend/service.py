@@ -26,7 +26,7 @@ from frontend.core.cache import PredictionCache
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
-from frontend.core.intake import may_wait
+from frontend.core.inbox import may_wait
 from frontend.core.junk import Junk
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
@@ -45,8 +45,8 @@ from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
-INTAKE_DIVISOR = 4  # messages that wait for their turn take this part of GEARMESH_IN_FLIGHT_MB, in addition to it,
-INTAKE_BYTES_MIN = 1 << 20  # or that
+INBOX_DIVISOR = 16  # messages that wait for their turn take this part of GEARMESH_IN_FLIGHT_MB, in addition to it,
+INBOX_BYTES_MIN = 1 << 20  # or that
 JUNK_TOLD_S = 5.0  # between two lines about connections that were closed for what they sent
 UNNAMED_BUDGET_S = 1.0  # of what is no request for an answer, or of a model that is not known
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
@@ -69,7 +69,7 @@ class FrontendService:
         self._evaluations = Evaluations(self._requests, self._cache)
         self._clients = ClientPort(
             runtime.hub, self._client_message, self._worth, self.client_gone,
-            intake_bytes_max=max(INTAKE_BYTES_MIN, bytes_max // INTAKE_DIVISOR),
+            inbox_bytes_max=max(INBOX_BYTES_MIN, bytes_max // INBOX_DIVISOR),
         )  # fmt: skip
         self._outcomes = Outcomes()
         self._replies = Replies(self._clients, self._outcomes)

@@ -12,7 +12,7 @@ from frontend.awake import AwakeTime
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId as ClientId
 from frontend.core.connections import Connections, is_reserved
-from frontend.core.intake import TARGET_S, Intake
+from frontend.core.inbox import TARGET_S, Inbox
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
@@ -22,12 +22,17 @@ from mesh.process.descriptors import Shortage
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
-REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else
-SLICE_S = 0.0015  # messages are processed for so long, and read for so long; then other sockets and timers get a turn
+REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else; fewer, but
+REQUESTS_QUEUED_MIN = 2  # as many as that, if they are large:
+REQUESTS_QUEUED_BYTES = 32 << 20  # so many in all, by the largest message
+LARGE_BYTES = REQUESTS_QUEUED_BYTES // REQUESTS_QUEUED_MAX  # of a message
+LARGE_S = 10.0  # so long after a large message others are expected
+SLICE_S = 0.0015  # messages are processed for so long; then other sockets and timers get a turn
+READ_S = 0.004  # the same for messages that are only read, or refused: who is refused should know at once
 CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken for new: an answer may be 20 ms late
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
-INTAKE_MAX = 8192  # messages of all clients that were read and wait
+INBOX_MAX = 8192  # messages of all clients that were read and wait
 NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
 BYTES_MAX = 256 << 20  # waiting here for all clients
@@ -75,7 +80,7 @@ class ClientPort:
     calls `worth(client, header, arrived_s, more_s)` before: it will wait for so much longer (infinite: there is no room
     to wait), or has waited. Returns that False, it was refused there, and no more becomes of it.
 
-    `arrived_s`: it did not come before. Messages that wait take `intake_bytes_max` at most.
+    `arrived_s`: it did not come before. Messages that wait take `inbox_bytes_max` at most.
 
     Calls `gone(client)` when a client's connection has ended, after its last message. A message that was still on its
     way comes later; then so does another `gone`.
@@ -88,13 +93,13 @@ class ClientPort:
         worth: Worth,
         gone: Callable[[ClientId], None] | None = None,
         *,
-        intake_bytes_max: int = 64 << 20,
+        inbox_bytes_max: int = 64 << 20,
     ) -> None:
         self._hub = hub
         self._received = received
         self._gone = gone
         self._worth = worth
-        self._intake: Intake[ClientId] = Intake(INTAKE_MAX, intake_bytes_max)
+        self._inbox: Inbox[ClientId] = Inbox(INBOX_MAX, inbox_bytes_max)
         self._awake = AwakeTime()
         self._empty_s = 0.0  # when the socket was last seen empty
         self._read_s = (
@@ -102,6 +107,9 @@ class ClientPort:
         )
         # unless it sends faster than it is read; then up to REQUESTS_QUEUED_MAX of its messages are older
         self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
+        self._largest = 0  # bytes of the largest message of late, if that is more than LARGE_BYTES; else 0
+        self._relaxing: asyncio.TimerHandle | None = None  # set while that is so
+        self._has_read = False  # the last time; then what waits is worked off, the next time
         self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
         self.expelled = 0  # connections that were closed because of what they sent
         self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
@@ -157,7 +165,7 @@ class ClientPort:
         if connection is None or client.identity in self._closing:
             return
         self._closing.add(client.identity)
-        self.unheard += self._intake.drop(client)
+        self.unheard += self._inbox.drop(client)
         self.expelled += 1
         descriptor, number = connection.descriptor, connection.number
         self._hub.loop.call_later(EXPEL_S, self._end, descriptor, number)
@@ -179,16 +187,16 @@ class ClientPort:
     @property
     def requests_waiting(self) -> int:
         """The number of messages that were read and wait for their turn."""
-        return len(self._intake)
+        return len(self._inbox)
 
     @property
     def bytes_waiting(self) -> int:
         """What these take in memory."""
-        return self._intake.bytes_held
+        return self._inbox.bytes_held
 
     def waiting(self) -> Iterator[tuple[ClientId, bytes]]:
         """(client, header) of all messages that wait for their turn; each waits no more once it is given."""
-        while (taken := self._intake.take()) is not None:
+        while (taken := self._inbox.take()) is not None:
             client, message = taken
             yield client, message.header
 
@@ -268,6 +276,9 @@ class ClientPort:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
+        if self._relaxing is not None:
+            self._relaxing.cancel()
+            self._relaxing = None
         if self._flushing is not None:
             self._flushing.cancel()
             self._flush()
@@ -292,7 +303,7 @@ class ClientPort:
             return False
         now = time.monotonic()
         arrived_s = self._arrived_s(now)
-        if not self._intake:
+        if not self._inbox:
             ends_s = now + SLICE_S
             old = now - arrived_s > TARGET_S
             for _ in range(MESSAGES_PER_DRAIN_MAX):
@@ -306,39 +317,41 @@ class ClientPort:
                 now = time.monotonic()
                 if now > ends_s:
                     break
-            self._read_on(sock, arrived_s, now)
+        elif self._has_read:
+            self._has_read = False
+            self._work_off()
             return True
+        self._has_read = True
         self._read_on(sock, arrived_s, now)
-        self._work_off()
         return True
 
     def _read_on(self, sock: "zmq.Socket[bytes]", arrived_s: float, now: float) -> None:
         """Reads what has arrived, for a while, so that it is known how long it waits. What finds no room is refused."""
-        ends_s = now + SLICE_S
-        intake = self._intake
+        ends_s = now + READ_S
+        inbox = self._inbox
         self._read_s = now
-        for i in range(1, INTAKE_MAX):
+        for i in range(1, INBOX_MAX):
             message = self._next(sock)
             if message is None:
                 self._emptied()
                 return
             client, header, frames = message
-            wait_s = intake.wait_s(client)
+            wait_s = inbox.wait_s(client)
             if wait_s > TARGET_S and not self._worth(client, header, arrived_s, wait_s):
                 pass
-            elif not intake.put(client, header, frames, arrived_s) and self._worth(client, header, arrived_s, INFINITE):
+            elif not inbox.put(client, header, frames, arrived_s) and self._worth(client, header, arrived_s, INFINITE):
                 self._received(client, header, frames, arrived_s)
             if i % LOOK_EVERY == 0 and time.monotonic() > ends_s:
                 return
 
     def _work_off(self) -> None:
         """Processes what waits, for a while."""
-        intake = self._intake
+        inbox = self._inbox
         began_s = now = time.monotonic()
         ends_s = now + SLICE_S
         count = 0
         while now < ends_s:
-            taken = intake.take()
+            taken = inbox.take()
             if taken is None:
                 break
             client, message = taken
@@ -348,12 +361,12 @@ class ClientPort:
                 count += 1
             now = time.monotonic()
         if count:
-            intake.processed(count, now - began_s)
+            inbox.processed(count, now - began_s)
 
     def _arrived_s(self, now: float) -> float:
         """The instant before which nothing can have come that is read now."""
         seen_s = max(self._empty_s, self._read_s)
-        if self._intake or now - seen_s < NEWS_S:
+        if self._inbox or now - seen_s < NEWS_S:
             return seen_s
         arrived_s = max(seen_s, now - (self._awake.seconds() - self._awake_s))
         return arrived_s if now - arrived_s > CHARGED_S else now
@@ -390,6 +403,8 @@ class ClientPort:
                     header = sock.recv(NOBLOCK)
                 while sock.getsockopt(RCVMORE):
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
+            if frames or len(header) > LARGE_BYTES:
+                self._weigh(sock, header, frames)
             if self._closing and identity in self._closing:
                 self.unheard += 1
                 continue
@@ -407,6 +422,21 @@ class ClientPort:
             if client.delimited is not delimited:
                 client = connection.client(delimited)
             return client, header, frames
+
+    def _weigh(self, sock: "zmq.Socket[bytes]", header: bytes, frames: list[Buffer]) -> None:
+        """After a large message ZeroMQ takes fewer from each connection that are not read yet, for a while."""
+        size = len(header) + sum(map(len, frames))
+        if size <= max(LARGE_BYTES, self._largest):
+            return
+        if not self._largest:
+            self._relaxing = self._hub.loop.call_later(LARGE_S, self._relax)
+        self._largest = size
+        sock.setsockopt(zmq.RCVHWM, max(REQUESTS_QUEUED_MIN, REQUESTS_QUEUED_BYTES // size))  # of those there are, too
+
+    def _relax(self) -> None:
+        self._relaxing, self._largest = None, 0
+        if self._sock is not None:
+            self._sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
 
     def _meet(self, identity: bytes, delimited: bool, descriptor: int) -> ClientId | None:
         """The client of this first message, or of one whose connection has ended; None: it is not heard."""
@@ -432,7 +462,7 @@ class ClientPort:
         """Tells which clients have left."""
         left, self._left = self._left, []
         for client in left:
-            self.unheard += self._intake.drop(client)
+            self.unheard += self._inbox.drop(client)
             self._closing.discard(client.identity)
             if self._gone is not None:
                 self._gone(client)

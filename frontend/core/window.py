@@ -10,7 +10,7 @@ ACM Queue 10(5), 2012.
 
 from dataclasses import dataclass
 
-LAG_S = 0.01
+LAG_S = 0.02
 INTERVAL_S = 0.05
 SHRINK, GROW, GROW_CALLS = 0.7, 1.2, 8
 CALLS_MIN = 32  # open calls that are let in, however long mail waits
@@ -35,7 +35,7 @@ class Window:
         return float("inf") if self.limit >= self.calls_max else self.limit / 2
 
     def told(self, lag_s: float) -> None:
-        """A controller says how long our mail waits there. It tells as long as that is more than LAG_S, and once after."""
+        """A controller says how long our mail waits there. It tells while that is long, and once after."""
         self._told_s = lag_s
 
     def heard(self, lag_s: float) -> None:

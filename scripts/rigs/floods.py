@@ -50,9 +50,7 @@ class FloodSeen:
     outcomes: dict[str, int] = field(default_factory=dict)  # {ok | status and code: answers}
     ok_ms: list[float] = field(default_factory=list)  # latencies by this process's clock, from the sending
     refused_ms: list[float] = field(default_factory=list)  # the same of rejected requests
-    late_ms: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # {outcome: beyond the deadline by the frontend's clock}, where it was
+    late_ms: list[float] = field(default_factory=list)  # beyond the deadline by the frontend's clock, where it was
     cpu_s: float = 0.0  # that this process took
     wall_s: float = 0.0  # while it sent
 
@@ -101,60 +99,83 @@ JUNK = (
 )  # undecodable, wrong, unknown, oversized
 
 
-def flood(plan: FloodPlan) -> FloodSeen:
-    """Sends for its time."""
-    context = zmq.Context()
-    socks = [context.socket(zmq.DEALER) for _ in range(plan.connections)]
-    poller = zmq.Poller()
-    for sock in socks:
+class Flood:
+    """One process's clients."""
+
+    def __init__(self, plan: FloodPlan) -> None:
+        self._plan = plan
+        self.seen = FloodSeen()
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._socks = [self._connected() for _ in range(plan.connections)]
+        self._head, self._rest = request_of(plan)
+        self._sent_s: dict[int, float] = {}  # {number: when it was sent} of what is not answered
+        self._decode = msgspec.msgpack.Decoder(FloodAnswer).decode
+        self._number = 0
+
+    def run(self) -> FloodSeen:
+        """Sends for its time, and waits for what is not answered then."""
+        seen, plan = self.seen, self._plan
+        began_cpu_s, began_s = _cpu_s(), time.monotonic()
+        ends_s = began_s + plan.seconds
+        while (now := time.monotonic()) < ends_s:
+            self._send(min(int((now - began_s) * plan.per_s) - self._number, BATCH_MAX), now)
+            if not self._receive(0):
+                self._poller.poll(1)
+        seen.wall_s, seen.cpu_s = time.monotonic() - began_s, _cpu_s() - began_cpu_s
+        while time.monotonic() < ends_s + AFTER_S and self._sent_s:
+            self._receive(10)
+        seen.unanswered = len(self._sent_s)
+        for sock in self._socks:
+            sock.close(0)
+        self._context.term()
+        return seen
+
+    def _connected(self) -> "zmq.Socket[bytes]":
+        sock = self._context.socket(zmq.DEALER)
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.SNDHWM, SEND_MAX)
         sock.setsockopt(zmq.RCVHWM, RECEIVE_MAX)
-        sock.connect(plan.address)
+        sock.connect(self._plan.address)
         sock.send(msgpack.packb({"op": "ping", "id": "connected"}))
         sock.recv()
-        poller.register(sock, zmq.POLLIN)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-    seen = FloodSeen()
-    head, rest = request_of(plan)
-    sent_s: dict[int, float] = {}
-    decode = msgspec.msgpack.Decoder(FloodAnswer).decode
-    began_cpu = _cpu_s()
-    began_s = time.monotonic()
-    ends_s = began_s + plan.seconds
-    number = 0
+        self._poller.register(sock, zmq.POLLIN)
+        return sock
 
-    def send_due(now: float) -> None:
-        nonlocal number
-        due = min(int((now - began_s) * plan.per_s) - number, BATCH_MAX)
-        for _ in range(due):
-            number += 1
-            body = JUNK[number % len(JUNK)] if plan.junk else b"".join((head, b"\xce", WORD.pack(number), rest))
+    def _send(self, count: int, now: float) -> None:
+        for _ in range(count):
+            self._number += 1
+            number = self._number
+            junk = self._plan.junk
+            body = JUNK[number % len(JUNK)] if junk else b"".join((self._head, b"\xce", WORD.pack(number), self._rest))
             try:
-                socks[number % len(socks)].send(body, zmq.NOBLOCK)
+                self._socks[number % len(self._socks)].send(body, zmq.NOBLOCK)
             except zmq.Again:
-                seen.unsent += 1
+                self.seen.unsent += 1
                 continue
-            seen.sent += 1
-            if not plan.junk:
-                sent_s[number] = now
+            self.seen.sent += 1
+            if not junk:
+                self._sent_s[number] = now
 
-    def receive(sock: "zmq.Socket[bytes]") -> None:
-        for _ in range(BATCH_MAX):
-            try:
-                answer = decode(sock.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            note(answer, time.monotonic())
+    def _receive(self, patience_ms: int) -> bool:
+        """Takes answers. Returns whether there were any."""
+        readable = self._poller.poll(patience_ms)
+        for sock, _ in readable:
+            for _ in range(BATCH_MAX):
+                try:
+                    answer = self._decode(sock.recv(zmq.NOBLOCK))
+                except zmq.Again:
+                    break
+                self._note(answer, time.monotonic())
+        return bool(readable)
 
-    def note(answer: FloodAnswer, now: float) -> None:
+    def _note(self, answer: FloodAnswer, now: float) -> None:
+        seen = self.seen
         outcome = answer.status if answer.error is None else f"{answer.status} {answer.error.code}"
         seen.outcomes[outcome] = seen.outcomes.get(outcome, 0) + 1
-        if plan.junk:
+        if self._plan.junk:
             return
-        at_s = sent_s.pop(answer.id, None)  # type: ignore[arg-type]  # of none that was asked, then
+        at_s = self._sent_s.pop(answer.id, None)  # type: ignore[arg-type]  # of none that was asked, then
         if at_s is None:
             seen.doubled += 1
             return
@@ -162,29 +183,9 @@ def flood(plan: FloodPlan) -> FloodSeen:
             seen.ok_ms.append((now - at_s) * 1e3)
         elif answer.status == "rejected":
             seen.refused_ms.append((now - at_s) * 1e3)
-        late_ms = (answer.latency_ms or 0.0) - plan.slo_ms
+        late_ms = (answer.latency_ms or 0.0) - self._plan.slo_ms
         if late_ms > 0:
-            seen.late_ms.setdefault(outcome, []).append(late_ms)
-
-    while (now := time.monotonic()) < ends_s:
-        send_due(now)
-        readable = poller.poll(0)
-        for sock, _ in readable:
-            receive(sock)
-        if not readable:
-            poller.poll(1)
-    seen.wall_s = time.monotonic() - began_s
-    seen.cpu_s = _cpu_s() - began_cpu
-    while time.monotonic() < ends_s + AFTER_S and (sent_s or plan.junk):
-        for sock, _ in poller.poll(10):
-            receive(sock)
-        if plan.junk:
-            break
-    seen.unanswered = len(sent_s)
-    for sock in socks:
-        sock.close(0)
-    context.term()
-    return seen
+            seen.late_ms.append(late_ms)
 
 
 def _cpu_s() -> float:
@@ -192,5 +193,14 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def main() -> None:
+    """Runs the plan, once standard input has a line."""
+    flood = Flood(FloodPlan(**json.loads(sys.argv[1])))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    sys.stdout.write(json.dumps(asdict(flood.run())) + "\n")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(flood(FloodPlan(**json.loads(sys.argv[1]))))) + "\n")
+    main()

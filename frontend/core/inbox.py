@@ -55,7 +55,7 @@ class ClientQueue:
     bytes: int = 0
 
 
-class Intake(Generic[C]):
+class Inbox(Generic[C]):
     """All messages that wait."""
 
     def __init__(self, count_max: int, bytes_max: int) -> None:
