@@ -305,8 +305,8 @@ class ClientPort:
         arrived_s = self._arrived_s(now)
         if not self._inbox:
             ends_s = now + SLICE_S
-            old = now - arrived_s > TARGET_S
-            for _ in range(MESSAGES_PER_DRAIN_MAX):
+            began_s, old = now, now - arrived_s > TARGET_S
+            for count in range(1, MESSAGES_PER_DRAIN_MAX + 1):
                 message = self._next(sock)
                 if message is None:
                     self._emptied()
@@ -317,6 +317,8 @@ class ClientPort:
                 now = time.monotonic()
                 if now > ends_s:
                     break
+            if not old:
+                self._inbox.processed(count, now - began_s)
         elif self._has_read:
             self._has_read = False
             self._work_off()
@@ -350,16 +352,15 @@ class ClientPort:
         began_s = now = time.monotonic()
         ends_s = now + SLICE_S
         count = 0
-        while now < ends_s:
-            taken = inbox.take()
-            if taken is None:
-                break
+        while (taken := inbox.take()) is not None:
             client, message = taken
             arrived_s = message.arrived_s
             if now - arrived_s <= TARGET_S or self._worth(client, message.header, arrived_s, 0.0):
                 self._received(client, message.header, message.frames, arrived_s)
                 count += 1
             now = time.monotonic()
+            if now > ends_s:
+                break
         if count:
             inbox.processed(count, now - began_s)
 

@@ -26,7 +26,8 @@ WAIT_BUDGETS = 0.125
 OVERDUE_BUDGETS = 0.5
 ROUND = 2.5  # as much time as these messages take, the reading of others takes, and half as much all else
 PACE_S = 50e-6  # of one message, until it was measured
-PACE_WEIGHT = 0.2  # of the latest in the mean
+PACE_S_MAX = 500e-6  # more is none: the process was stopped meanwhile
+PACE_MESSAGES = 200  # of which it is the mean, about
 MESSAGE_BYTES = 500  # size of a message in memory, without its header and frames
 C = TypeVar("C", bound=Hashable)
 
@@ -99,8 +100,9 @@ class Inbox(Generic[C]):
         return True
 
     def processed(self, count: int, took_s: float) -> None:
-        """So many messages that waited were processed, in so long."""
-        self._pace_s += PACE_WEIGHT * (ROUND * took_s / count - self._pace_s)
+        """So many messages were processed, one after the other, in so long."""
+        kept = PACE_MESSAGES / (PACE_MESSAGES + count)
+        self._pace_s = min(PACE_S_MAX, kept * self._pace_s + (1 - kept) * ROUND * took_s / count)
 
     def take(self) -> tuple[C, WaitingMessage] | None:
         """The next client's oldest message, which waits no more; None if nothing waits."""
