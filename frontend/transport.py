@@ -41,6 +41,7 @@ FLUSHED_MAX = 2_000  # answers sent in one go; then other work gets its turn
 HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
 SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
+DISCONNECTIONS_TOLD_S = 1.0  # between two lines
 EXPEL_S = 0.05  # from what is said last to a client that is expelled, to its end
 REFUSALS_TOLD = 10  # lines about one look
 REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, until the next line
@@ -111,6 +112,7 @@ class ClientPort:
         self._relaxing: asyncio.TimerHandle | None = None  # set while that is so
         self._has_read = False  # the last time; then what waits is worked off, the next time
         self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
+        self._told_s = float("-inf")  # when disconnections were last told
         self.expelled = 0  # connections that were closed because of what they sent
         self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
         self._sock: zmq.Socket[bytes] | None = None
@@ -306,7 +308,9 @@ class ClientPort:
         if not self._inbox:
             ends_s = now + SLICE_S
             began_s, old = now, now - arrived_s > TARGET_S
-            for count in range(1, MESSAGES_PER_DRAIN_MAX + 1):
+            count = 0
+            while count < MESSAGES_PER_DRAIN_MAX:
+                count += 1
                 message = self._next(sock)
                 if message is None:
                     self._emptied()
@@ -490,9 +494,14 @@ class ClientPort:
                 self._shortage.tell(os.strerror(value), len(self._connections))
             case zmq.EVENT_DISCONNECTED:
                 self.disconnections += 1
-                log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
+                self._tell_disconnections(time.monotonic())
                 self._left += self._connections.ended(value)
                 self._hub.loop.call_soon(self._farewell)
+
+    def _tell_disconnections(self, now: float) -> None:
+        if now - self._told_s >= DISCONNECTIONS_TOLD_S:
+            self._told_s = now
+            log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
 
     def _shed(self) -> None:
         """Closes the connections that came when there were as many as descriptors allow.

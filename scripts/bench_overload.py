@@ -2,11 +2,11 @@
 
     .venv/bin/python -m scripts.bench_overload [--seconds 2] [--rounds 1] [--quick] [--beside FOLDER] [--json FILE]
 
-Clients ask a no-op model in an open loop, with a budget of 100 ms, from processes of their own. *Capacity*: the highest
-rate of those tried of which 99 % were answered in time. *Goodput*: requests answered ok in time, a second, and for each
-CPU-second a second that the clients' processes leave, relative to the most at any rate. *Late*: answers beyond deadline
-and 20 ms by the frontend's clock. Memory: of the frontend, at the end. `--beside` does the same with the mesh of another
-checkout with a .venv, at the same rates. The last line is JSON.
+Clients ask a no-op model in an open loop, with a budget of 100 ms, from processes of their own. *Capacity*: the
+highest rate of those tried of which 99 % were answered in time. *Goodput*: the share of requests that was; *per CPU*:
+their number for each CPU-second that the clients' processes leave, relative to the most at any rate. *Late*: answers
+beyond deadline and 20 ms by the frontend's clock. *MiB*: memory of the frontend, at the end. `--beside` does the same
+with the mesh of another checkout with a .venv, at the same rates. The last line is JSON.
 """
 
 import argparse

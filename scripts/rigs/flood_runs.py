@@ -12,7 +12,7 @@ from scripts.rigs.checkouts import HeldMesh
 from scripts.rigs.floods import FloodPlan
 
 FLOODS = Path(__file__).with_name("floods.py")
-SLO_MS, FLOATS, MODEL = 100.0, 16, "noop"
+SLO_MS = 100.0
 LATE_MS = 20.0  # beyond the deadline: what the mesh promises
 PER_PROCESS_MAX = 30_000.0  # requests/s that one process sends
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -26,6 +26,8 @@ class Load:
     per_s: float
     connections: int = 4
     junk: bool = False
+    model: str = "noop"
+    floats: int = 16
 
 
 @dataclass(slots=True)
@@ -76,7 +78,9 @@ async def run_loads(mesh: HeldMesh, loads: Sequence[Load], seconds: float) -> di
 async def _started(mesh: HeldMesh, load: Load, seconds: float) -> list[asyncio.subprocess.Process]:
     """Its processes, connected."""
     count = 1 + int(load.per_s / PER_PROCESS_MAX)
-    plan = FloodPlan(mesh.address, MODEL, FLOATS, load.per_s / count, seconds, SLO_MS, load.connections, load.junk)
+    plan = FloodPlan(
+        mesh.address, load.model, load.floats, load.per_s / count, seconds, SLO_MS, load.connections, load.junk
+    )
     processes = []
     for _ in range(count):
         process = await asyncio.create_subprocess_exec(
