@@ -164,7 +164,7 @@ class FrontendService:
         slo_ms = brief.slo_ms if brief.slo_ms is not None else target.spec.slo_ms if target is not None else None
         budget_s = UNNAMED_BUDGET_S if slo_ms is None else slo_ms / 1e3
         waited_s = time.monotonic() - arrived_s
-        if may_wait(waited_s, more_s, budget_s):
+        if may_wait(waited_s if brief.op == INFER else 0.0, more_s, budget_s):
             return True
         self._replies.busy(client, brief, waited_s)
         return False
