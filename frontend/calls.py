@@ -74,6 +74,7 @@ class ModelCalls:
 
     def enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
         """Answers the call from the cache, lets it wait for an identical one, or submits it."""
+        self.window.opened(call.deadline_s - call.received_s)
         entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
         if entered.outputs is not None:
             self._answer_call(call, entered.outputs, time.monotonic(), cached=True)

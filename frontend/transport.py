@@ -27,8 +27,8 @@ REQUESTS_QUEUED_MIN = 2  # as many as that, if they are large:
 REQUESTS_QUEUED_BYTES = 32 << 20  # so many in all, by the largest message
 LARGE_BYTES = REQUESTS_QUEUED_BYTES // REQUESTS_QUEUED_MAX  # of a message
 LARGE_S = 10.0  # so long after a large message others are expected
-SLICE_S = 0.0015  # messages are processed for so long; then other sockets and timers get a turn
-READ_S = 0.004  # the same for messages that are only read, or refused: who is refused should know at once
+SLICE_S = 0.004  # messages are processed for so long; then other sockets and timers get a turn
+READ_S, WORK_S = 0.004, 0.0015  # the same where they wait: for reading, or refusing; then for processing
 CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken for new: an answer may be 20 ms late
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
@@ -354,7 +354,7 @@ class ClientPort:
         """Processes what waits, for a while."""
         inbox = self._inbox
         began_s = now = time.monotonic()
-        ends_s = now + SLICE_S
+        ends_s = now + WORK_S
         count = 0
         while (taken := inbox.take()) is not None:
             client, message = taken

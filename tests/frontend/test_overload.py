@@ -39,6 +39,7 @@ async def outcomes(sock: Any, count: int) -> list[str]:
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every message takes longer to process than there is time for before others get their turn."""
     monkeypatch.setattr(port, "SLICE_S", 0.0)
+    monkeypatch.setattr(port, "WORK_S", 0.0)
     return
 
 

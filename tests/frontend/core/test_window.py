@@ -59,6 +59,22 @@ def test_what_a_controller_tells_holds_until_it_tells_otherwise(told: float, lim
     assert intervals(window, [[SHORT]] * 20, 500, 200.0)[-1] == 1000
 
 
+@pytest.mark.parametrize(("budget_s", "limit"), [(0.1, int(SHRINK * 500)), (1.0, 1000)])
+def test_calls_with_long_budgets_bear_longer_waits(budget_s: float, limit: int) -> None:
+    window = Window(1000)
+    for _ in range(1000):
+        window.opened(budget_s)
+    assert window.budget_s == pytest.approx(budget_s, rel=0.01)
+    assert intervals(window, [[0.1 * 1.0]], 500) == [limit]
+    assert intervals(window, [[0.25 * 1.0]], 500, 200.0)[-1] == int(SHRINK * 500)
+
+
+def test_one_very_long_budget_changes_little() -> None:
+    window = Window(1000)
+    window.opened(600.0)
+    assert window.budget_s < 2 * 0.1
+
+
 def test_within_an_interval_nothing_changes() -> None:
     window = Window(1000)
     window.turn(500, 1.0)
