@@ -65,8 +65,9 @@ def test_calls_with_long_budgets_bear_longer_waits(budget_s: float, limit: int) 
     for _ in range(1000):
         window.opened(budget_s)
     assert window.budget_s == pytest.approx(budget_s, rel=0.01)
-    assert intervals(window, [[0.1 * 1.0]], 500) == [limit]
-    assert intervals(window, [[0.25 * 1.0]], 500, 200.0)[-1] == int(SHRINK * 500)
+    assert intervals(window, [[0.1]], 500) == [limit]
+    before = intervals(window, [[]] * 20, 500, 200.0)[-1]
+    assert (before, intervals(window, [[0.25]], 500, 300.0)) == (1000, [int(SHRINK * 500)])
 
 
 def test_one_very_long_budget_changes_little() -> None:
