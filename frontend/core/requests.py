@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core.by_client import OpenByClient
-from frontend.core.shares import Shares, fits
+from frontend.core.shares import Shares, fit_all, fits
 from mesh import wire
 from mesh.tensors import byte_count
 
@@ -114,11 +114,13 @@ class RequestTable:
 
     def full_for(self, asker: int, most: int) -> bool:
         """Whether this client can open no further call: `most` are open, or the client has its share of those."""
-        return not fits(self._shares.of(asker).calls, 1, len(self._calls), most)
+        count = len(self._calls)
+        return not fit_all(count, most) and not fits(self._shares.of(asker).calls, 1, count, most)
 
     def memory_full_for(self, asker: int) -> bool:
         """Whether the inputs of open calls, or those of this client's, take so much memory that it can open no more."""
-        return not fits(self._shares.of(asker).bytes, 0, self.bytes_held, self.bytes_max)
+        held = self.bytes_held
+        return not fit_all(held, self.bytes_max) and not fits(self._shares.of(asker).bytes, 0, held, self.bytes_max)
 
     def holds(self, client: Hashable, call_id: int | str) -> bool:
         """Whether a call with this id is open on this connection."""
@@ -302,8 +304,7 @@ class RequestTable:
         call.answered = True
         self.bytes_held -= call.size
         self._calls.remove(call.client, call.id)
-        self._shares.add_bytes(call.asker, -call.size)
-        self._shares.ended(call.asker)
+        self._shares.ended(call.asker, call.size)
         for part in call.parts:
             self._parts.pop(part.number, None)
             part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory

@@ -18,6 +18,11 @@ def fits(held: int, more: int, held_by_all: int, most: int) -> bool:
     return held_by_all + more <= most and held < SHARE * (most - held_by_all)
 
 
+def fit_all(held_by_all: int, most: int) -> bool:
+    """Whether so little is held by all together that no client can have more than its share. Quick."""
+    return held_by_all * (SHARE + 1) < SHARE * most
+
+
 @dataclass(slots=True)
 class ClientShare:
     """What one client holds."""
@@ -44,10 +49,11 @@ class Shares:
         else:
             share.calls += 1
 
-    def ended(self, asker: int) -> None:
-        """One call of the client has ended; its bytes were taken off before."""
+    def ended(self, asker: int, size: int) -> None:
+        """One call of the client has ended, which held so many bytes."""
         share = self._held[asker]
         share.calls -= 1
+        share.bytes -= size
         if not share.calls:
             del self._held[asker]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from frontend.core.shares import SHARE, ClientShare, Shares, fits
+from frontend.core.shares import SHARE, ClientShare, Shares, fit_all, fits
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
@@ -27,14 +27,20 @@ def test_what_would_not_fit_into_the_whole_does_not_fit() -> None:
     assert not fits(0, 1, 10, 10)
 
 
+@pytest.mark.parametrize("most", [1, 4, 5, 10, 1000])
+def test_where_all_together_hold_little_no_client_has_more_than_its_share(most: int) -> None:
+    for held in range(most + 1):
+        assert not fit_all(held, most) or fits(held, 1, held, most)
+    assert fit_all(SHARE * most // (SHARE + 1) - 1, most)
+
+
 def test_what_a_client_holds_is_known_until_its_last_call_has_ended() -> None:
     shares = Shares()
     for asker in (1, 1, 2):
         shares.opened(asker)
     shares.add_bytes(1, 30)
     assert (shares.of(1), shares.of(2), shares.of(3)) == (ClientShare(2, 30), ClientShare(1, 0), ClientShare())
-    shares.add_bytes(1, -30)
-    shares.ended(1)
-    shares.ended(1)
-    shares.ended(2)
+    shares.ended(1, 30)
+    shares.ended(1, 0)
+    shares.ended(2, 0)
     shares.check({})
