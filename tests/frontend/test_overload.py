@@ -145,18 +145,6 @@ async def test_a_frontend_whose_controller_is_behind_lets_fewer_in_until_it_is_n
         assert await outcomes(sock, MANY) == ["ok"] * MANY
 
 
-@on_loop
-async def test_what_waits_when_the_frontend_stops_is_answered(tmp_path: Path, no_time: None) -> None:
-    async with mesh(tmp_path) as at:
-        sock = client(at)
-        for i in range(MANY):
-            sock.send(request(i, slo_ms=60_000))
-        await at.until(lambda: at.frontend.drain() is False)
-        at.stop_frontend()
-        found = await outcomes(sock, MANY)
-        assert set(found) <= {"stopping", "frontend_full"}
-
-
 # -- junk -------------------------------------------------------------------------------------------------------------
 
 JUNK = [b"\xc1", b"", b"GET / HTTP/1.1", msgpack.packb({"op": "nothing", "id": 1}), msgpack.packb([1, 2])]
