@@ -180,7 +180,7 @@ class FrontendService:
             asker = self._suspects.askers.number(client.identity, brief)
         except RequestRefused:
             return False
-        if not self._requests.full_for(asker, self._calls.window.limit):
+        if not self._requests.beyond(asker, self._calls.window.limit):
             return False
         self._replies.busy(client, brief, time.monotonic() - arrived_s)
         return True

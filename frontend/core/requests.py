@@ -117,6 +117,13 @@ class RequestTable:
         count = len(self._calls)
         return not fit_all(count, most) and not fits(self._shares.of(asker).calls, 1, count, most)
 
+    def beyond(self, asker: int, limit: int) -> bool:
+        """Whether this client can open no further call while only so many should be open, though more may be still.
+
+        Who has less than an equal part of them can.
+        """
+        return self.full_for(asker, limit) and not self._shares.is_fair(asker, limit)
+
     def memory_full_for(self, asker: int) -> bool:
         """Whether the inputs of open calls, or those of this client's, take so much memory that it can open no more."""
         held = self.bytes_held

@@ -41,6 +41,12 @@ class Shares:
         """What this client holds; not to be changed."""
         return self._held.get(asker) or ClientShare()
 
+    def is_fair(self, asker: int, most: int) -> bool:
+        """Whether with one more call the client has no more than an equal part of so many."""
+        share = self._held.get(asker)
+        clients = len(self._held) + (share is None)
+        return ((share.calls if share is not None else 0) + 1) * clients <= most
+
     def opened(self, asker: int) -> None:
         """One more call of the client is open."""
         share = self._held.get(asker)

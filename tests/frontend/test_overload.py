@@ -137,10 +137,13 @@ async def test_a_frontend_whose_controller_is_behind_lets_fewer_in_until_it_is_n
         assert await outcomes(sock, 1) == ["frontend_busy"]
         sock.send(msgpack.packb({"op": "ping", "id": "ping"}))
         assert await outcomes(sock, 1) == ["ok"]
+        honest = client(at)
+        honest.send(request("honest", slo_ms=60_000))
+        await at.controller.wait(wire.Submit, MANY + 1)
         at.controller.send(wire.IntakeLag(lag_s=0.0))
         await at.status(lambda status: status["in_flight_limit"] == at.frontend.settings.in_flight_max)
         sock.send(request("again", slo_ms=60_000))
-        await at.controller.wait(wire.Submit, MANY + 1)
+        await at.controller.wait(wire.Submit, MANY + 2)
         at.finish(*submits)
         assert await outcomes(sock, MANY) == ["ok"] * MANY
 

@@ -44,3 +44,13 @@ def test_what_a_client_holds_is_known_until_its_last_call_has_ended() -> None:
     shares.ended(1, 0)
     shares.ended(2, 0)
     shares.check({})
+
+
+def test_an_equal_part_is_fair_also_where_others_have_more() -> None:
+    shares = Shares()
+    for _ in range(100):
+        shares.opened(1)
+    assert [shares.is_fair(1, most) for most in (100, 101)] == [False, True]
+    assert [shares.is_fair(2, most) for most in (1, 2)] == [False, True], "a newcomer is one of two"
+    shares.opened(2)
+    assert [shares.is_fair(2, most) for most in (3, 4)] == [False, True]
