@@ -32,6 +32,7 @@ from mesh.wire import Buffer
 OK = ActionCode.OK  # for what runs for every action
 SUBMIT = "submit"  # tag of the message
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
+LAG_TOLD_S = 0.005  # a frontend whose mail waits for longer is told
 log = structlog.get_logger("controller")
 
 
@@ -59,6 +60,7 @@ class ControllerService:
         self._alarm: Alarm | None = None
         self._workers: set[str] = set()  # members that said a worker's Hello, and are not lost
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
+        self._lagging: set[str] = set()  # frontends that were told so
         self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -106,6 +108,8 @@ class ControllerService:
         elif peer not in self._frontends and not _introduces(mail.messages):
             self._port.send(peer, wire.Introduce())
             return
+        if mail.age_s > LAG_TOLD_S or peer in self._lagging:
+            self._tell_lag(peer, mail.age_s)
         frames = iter(mail.frames)
         for message in mail.messages:
             self._handle(message, frames, mail)
@@ -168,6 +172,13 @@ class ControllerService:
             )  # fmt: skip
             self._port.send(peer, refused)
 
+    def _tell_lag(self, peer: str, lag_s: float) -> None:
+        """A frontend whose mail waits here for long sends less: it learns that, and once when it is over."""
+        if peer not in self._frontends:
+            return
+        self._port.send(peer, wire.IntakeLag(lag_s=lag_s))
+        (self._lagging.add if lag_s > LAG_TOLD_S else self._lagging.discard)(peer)
+
     def _worker_joined(self, peer: str, hello: wire.WorkerHello, now: float) -> None:
         if self._port.epoch == 0:
             self._early.append((peer, hello))
@@ -205,6 +216,7 @@ class ControllerService:
             self._order(self.scheduler.worker_lost(peer, now=now))
         elif peer in self._frontends:
             del self._frontends[peer]
+            self._lagging.discard(peer)
             log.warning("frontend_lost", frontend=peer, why=why)
             self.scheduler.frontend_lost(peer, now=now)
             self._tell_frontends()

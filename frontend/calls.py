@@ -14,6 +14,7 @@ from frontend.core.outcomes import Outcomes
 from frontend.core.requests import Call, CallPart, Completed
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
+from frontend.core.window import Window
 from frontend.replies import Replies
 from frontend.results import ResultsPort
 from mesh import wire
@@ -49,9 +50,18 @@ class ModelCalls:
         self._replies = replies
         self._outcomes = outcomes
         self._tell_applications = tell_applications
-        self.results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
+        self.window = Window(self._requests.in_flight_max)
+        self.results = ResultsPort(
+            runtime.transport, self._requests, self._answer_ok, self._outputs_malformed, self.window.heard
+        )
         self.controllers = Controllers(
-            runtime.transport, hello, self._refused, suspected, self._controller_lost, self._submit_waiting
+            runtime.transport,
+            hello,
+            self._refused,
+            suspected,
+            self.window.told,
+            self._controller_lost,
+            self._submit_waiting,
         )
 
     def stop(self) -> None:
@@ -64,6 +74,7 @@ class ModelCalls:
 
     def enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
         """Answers the call from the cache, lets it wait for an identical one, or submits it."""
+        self.window.opened(call.deadline_s - call.received_s)
         entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
         if entered.outputs is not None:
             self._answer_call(call, entered.outputs, time.monotonic(), cached=True)

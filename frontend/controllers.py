@@ -32,7 +32,8 @@ class Controllers:
     """Shell.
 
     Calls `refused` with every refusal and its controller's id, `suspected` with what a controller says of a client,
-    `lost` with the id of a controller that is gone, `ready` when to submit.
+    `lagging` with how long our mail waits at one, `lost` with the id of a controller that is gone, `ready` when to
+    submit.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Controllers:
         hello: Callable[[], wire.FrontendHello],
         refused: Callable[[wire.Refused, str], None],
         suspected: Callable[[wire.ClientSuspected], None],
+        lagging: Callable[[float], None],
         lost: Callable[[str], None],
         ready: Callable[[], None],
     ) -> None:
@@ -48,6 +50,7 @@ class Controllers:
         self._hello = hello
         self._refused = refused
         self._suspected = suspected
+        self._lagging = lagging
         self._lost = lost
         self._ready = ready
         self._known: dict[str, Controller] = {}  # {member id: controller} with an open link
@@ -169,6 +172,8 @@ class Controllers:
                     self._refused(message, mail.peer)
                 case wire.ClientSuspected():
                     self._suspected(message)
+                case wire.IntakeLag():
+                    self._lagging(message.lag_s)
                 case wire.Serving():
                     if message.controller != mail.peer:
                         self._members.pop(mail.peer, None)  # its successor answers there; the table will name it

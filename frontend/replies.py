@@ -15,7 +15,7 @@ import structlog
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
 from frontend.core.outcomes import Outcomes
-from frontend.core.protocol import AnswerTensor, InferRequest, Request, RequestRefused
+from frontend.core.protocol import AnswerTensor, Brief, InferRequest, Request, RequestRefused, busy_answer
 from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
 from mesh.codes import AnswerStatus, ErrorCode
@@ -23,6 +23,9 @@ from mesh.codes import AnswerStatus, ErrorCode
 OK = AnswerStatus.OK  # for what runs for every request
 CANCELLED = ErrorCode.CANCELLED
 INTERNAL_ERROR = ErrorCode.INTERNAL_ERROR
+REJECTED, BUSY = str(AnswerStatus.REJECTED), str(ErrorCode.FRONTEND_BUSY)
+INFER = "infer"
+UNCOUNTED_MAX = 100  # models and applications whose refusals are counted later, all together
 log = structlog.get_logger("frontend")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -38,6 +41,7 @@ class Replies:
         self._outcomes = outcomes
         self.answers: dict[str, int] = {}  # {status: answers so far}
         self.refusals: dict[str, int] = {}  # {code: refusals by the frontend itself}
+        self._busy: dict[tuple[str, str | None, str | None], int] = {}  # {(op, model, app): not counted yet}
         self.cancelled = 0  # requests that their clients ended, or whose clients are gone
 
     def outputs(
@@ -99,10 +103,27 @@ class Replies:
         answer.latency_ms = (now - order.received_s) * 1e3
         self._clients.answer(cast(ClientId, order.client), _encode(answer), data if order.framed else ())
 
-    def refuse_unread(self, client: ClientId, invalid: RequestRefused) -> None:
-        """Answers a request of which nothing is known but what is wrong with it."""
-        self._outcomes.refused(None, invalid.status, invalid.code)
+    def refuse_unread(self, client: ClientId, invalid: RequestRefused, brief: Brief | None = None) -> None:
+        """Answers a request of which no more is known than what is wrong with it, and this."""
+        self._outcomes.refused(brief, invalid.status, invalid.code)
         self.refuse(client, invalid)
+
+    def busy(self, client: ClientId, brief: Brief, waited_s: float) -> None:
+        """Refuses a request that nobody has looked at, as more comes than can be taken in. It costs little."""
+        key = brief.op, brief.model, brief.app
+        self._busy[key] = self._busy.get(key, 0) + 1
+        if len(self._busy) > UNCOUNTED_MAX:
+            self.count_busy()
+        self._clients.answer(client, busy_answer(brief.id, waited_s * 1e3))
+
+    def count_busy(self) -> None:
+        """All that were refused by `busy` are counted. To be called before anybody looks at the counts."""
+        busy, self._busy = self._busy, {}
+        for (op, model, app), count in busy.items():
+            if op == INFER:
+                self._outcomes.refused(Brief(0, op, model, app), REJECTED, BUSY, count)
+            self.answers[REJECTED] = self.answers.get(REJECTED, 0) + count
+            self.refusals[BUSY] = self.refusals.get(BUSY, 0) + count
 
     def refuse(
         self, client: ClientId, invalid: RequestRefused, request: Request | None = None, *, gone: bool = False

@@ -27,6 +27,8 @@ from frontend.core.checking import unforeseen
 from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
+from frontend.core.inbox import may_wait
+from frontend.core.junk import Junk
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import Call, RequestTable
@@ -45,7 +47,13 @@ from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
+INBOX_DIVISOR = 16  # messages that wait for their turn take this part of GEARMESH_IN_FLIGHT_MB, in addition to it,
+INBOX_BYTES_MIN = 1 << 20  # or that
+JUNK_TOLD_S = 5.0  # between two lines about connections that were closed for what they sent
+UNNAMED_BUDGET_S = 1.0  # of what is no request for an answer, or of a model that is not known
 APPLICATIONS = "applications"  # in place of the connection, for a call that an application made
+INFER = protocol.InferRequest.__struct_config__.tag
+CANCEL = protocol.CancelRequest.__struct_config__.tag  # what ends work is never refused
 log = structlog.get_logger("frontend")
 
 
@@ -61,7 +69,10 @@ class FrontendService:
         self._early = EarlyRequests(settings.in_flight_max, bytes_max, settings.slo_ms_max)
         self._cache: PredictionCache[Call] = PredictionCache(settings.cache_mb << 20)
         self._evaluations = Evaluations(self._requests, self._cache)
-        self._clients = ClientPort(runtime.hub, self._client_message, self.client_gone)
+        self._clients = ClientPort(
+            runtime.hub, self._client_message, self._worth, self.client_gone,
+            inbox_bytes_max=max(INBOX_BYTES_MIN, bytes_max // INBOX_DIVISOR),
+        )  # fmt: skip
         self._outcomes = Outcomes()
         self._replies = Replies(self._clients, self._outcomes)
         self.address = ""  # where clients connect, once it listens
@@ -86,6 +97,8 @@ class FrontendService:
         self._addresses: tuple[str, ...] = ()
         self._alarm: Alarm | None = None
         self._started_s = time.monotonic()
+        self._junk = Junk()
+        self._told_junk_s = float("-inf")
         self._draining = False
         self._knows = False  # a table has arrived: till then no client may be told that something does not exist
 
@@ -115,12 +128,18 @@ class FrontendService:
     def drain(self) -> bool:
         """Rejects further requests. Returns True once every request is answered."""
         self._draining = True
-        return len(self._requests) == 0 and len(self._applications) == 0 and len(self._early) == 0
+        waiting = len(self._requests) + len(self._applications) + len(self._early) + self._clients.requests_waiting
+        return waiting == 0
 
     def stop(self) -> None:
         """Answers all open requests, and says goodbye to every peer."""
         self._applications.stop()
         text = "the frontend is being stopped"
+        for client, header in self._clients.waiting():
+            if (brief := protocol.brief(header)) is not None:
+                self._replies.refuse_unread(
+                    client, RequestRefused(ErrorCode.STOPPING, text, None, brief.id, AnswerStatus.FAILED), brief
+                )
         for early in self._early.release():
             refusal = RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
             self._refuse(early, refusal)
@@ -138,16 +157,50 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer]) -> None:
-        now = time.monotonic()
+    def _worth(self, client: ClientId, header: bytes, arrived_s: float, more_s: float) -> bool:
+        """Whether this message, which will wait for so much longer, is worth it. If not, it is refused, unread."""
+        brief = protocol.brief(header)
+        if brief is None or brief.op == CANCEL:
+            return True
+        target = self._targets.bound.get(brief.model or "")
+        slo_ms = brief.slo_ms if brief.slo_ms is not None else target.spec.slo_ms if target is not None else None
+        budget_s = UNNAMED_BUDGET_S if slo_ms is None else slo_ms / 1e3
+        waited_s = time.monotonic() - arrived_s
+        if may_wait(waited_s if brief.op == INFER else 0.0, more_s, budget_s):
+            return True
+        self._replies.busy(client, brief, waited_s)
+        return False
+
+    def _no_room_for(self, client: ClientId, header: bytes, arrived_s: float) -> bool:
+        """Services are behind: if it is a request for an answer, and its client has its share of open ones, it is
+        refused unread.
+        """
+        brief = protocol.brief(header)
+        if brief is None or brief.op != INFER:
+            return False
+        try:
+            asker = self._suspects.askers.number(client.identity, brief)
+        except RequestRefused:
+            return False
+        if not self._requests.beyond(asker, self._calls.window.limit):
+            return False
+        self._replies.busy(client, brief, time.monotonic() - arrived_s)
+        return True
+
+    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer], now: float) -> None:
+        """A message that came at this instant, or a little later."""
+        if len(self._requests) >= self._calls.window.room and self._no_room_for(client, header, now):
+            return
         try:
             request = protocol.decode(header)
         except RequestRefused as invalid:
-            self._replies.refuse_unread(client, invalid)
+            self._junk_came(client, invalid)
             return
         except Exception as error:  # nothing has changed
             self._replies.refuse_unread(client, unforeseen(error))
             return
+        if self._junk and client in self._junk:
+            self._junk.good(client)
         try:
             match request:
                 case protocol.InferRequest() if self._knows:  # first, and without a detour: nearly all are such
@@ -164,6 +217,21 @@ class FrontendService:
                     self._obey(client, request, frames, now)
         except RequestRefused as invalid:
             self._replies.refuse(client, invalid, request)
+
+    def _junk_came(self, client: ClientId, invalid: RequestRefused) -> None:
+        """The client is told what is wrong with its message; if it has sent too many of them, also that this ends."""
+        self._replies.refuse_unread(client, invalid)
+        now = time.monotonic()
+        if not self._junk.bad(client, now):
+            return
+        self._replies.refuse(client, protocol.expelled())
+        self._clients.expel(client)
+        if now - self._told_junk_s > JUNK_TOLD_S:
+            self._told_junk_s = now
+            log.warning(
+                "junk", peer=self._clients.peer_of(client.identity), expelled=self._clients.expelled,
+                code=invalid.code, message=invalid.message,
+            )  # fmt: skip
 
     def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
         """Executes the request, or starts to. Raises: RequestRefused."""
@@ -185,6 +253,7 @@ class FrontendService:
 
     def client_gone(self, client: ClientId) -> None:
         """Nothing is open on this connection, which is closed, any more: nobody is answered, and no work goes on."""
+        self._junk.forget(client)
         self._cancellation.client_gone(client)
         self._hub.schedule_turn()
 
@@ -214,9 +283,9 @@ class FrontendService:
     ) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
+        asker = self._suspects.askers.number(client.identity, request)
         if request.app is not None:
-            self._check_room(request)
-            asker = self._suspects.askers.number(client.identity, request)
+            self._check_room(request, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
@@ -231,7 +300,7 @@ class FrontendService:
             raise
         except Exception as error:  # nothing has changed
             raise unforeseen(error, request.id) from error
-        self._check_room(request)
+        self._check_room(request, asker)
         call = Call(
             client,
             request.id,
@@ -243,14 +312,14 @@ class FrontendService:
             bool(frames),
             weight,
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
-            asker=self._suspects.askers.number(client.identity, request),
+            asker=asker,
         )
         self._calls.enter(call, checked, request.cache)
 
-    def _check_room(self, request: protocol.InferRequest) -> None:
-        if self._requests.full or self._draining:
+    def _check_room(self, request: protocol.InferRequest, asker: int) -> None:
+        if self._draining or self._requests.full_for(asker, self._requests.in_flight_max):
             raise protocol.no_room(len(self._requests), request.id)
-        if self._requests.memory_full:
+        if self._requests.memory_full_for(asker):
             raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
 
     # -- from controllers and workers ---------------------------------------------------------------------------------
@@ -310,11 +379,13 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
+        self._calls.window.turn(len(self._requests), now)
         self._alarm.by(self._requests.wake_at())
         self._alarm.by(self._early.wake_at())
         self._alarm.by(self._applications.wake_at())
 
     def _describe(self) -> dict[str, Any]:
+        self._replies.count_busy()
         table = self._registrar.table if self._registrar is not None else None
         return {
             "frontend": self._id,
@@ -342,4 +413,8 @@ class FrontendService:
             "answers_dropped": self._clients.answers_dropped,
             "answers_waiting": self._clients.answers_waiting,
             "lines": logs.counts()._asdict(),
+            "requests_waiting": self._clients.requests_waiting,
+            "in_flight_limit": self._calls.window.limit,
+            "expelled": self._clients.expelled,
+            "unheard": self._clients.unheard,
         }

@@ -3,14 +3,16 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 import zmq
 
+from frontend.awake import AwakeTime
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId as ClientId
 from frontend.core.connections import Connections, is_reserved
+from frontend.core.inbox import TARGET_S, Inbox
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
@@ -20,7 +22,18 @@ from mesh.process.descriptors import Shortage
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
-REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client: no other bound counts them, and each may be large
+REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else; fewer, but
+REQUESTS_QUEUED_MIN = 2  # as many as that, if they are large:
+REQUESTS_QUEUED_BYTES = 32 << 20  # so many in all, by the largest message
+LARGE_BYTES = REQUESTS_QUEUED_BYTES // REQUESTS_QUEUED_MAX  # of a message
+LARGE_S = 10.0  # so long after a large message others are expected
+SLICE_S = 0.004  # messages are processed for so long; then other sockets and timers get a turn
+READ_S, WORK_S = 0.004, 0.0015  # the same where they wait: for reading, or refusing; then for processing
+CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken for new: an answer may be 20 ms late
+LOOK_EVERY = 32  # messages that are read between two looks at the clock
+INFINITE = float("inf")
+INBOX_MAX = 8192  # messages of all clients that were read and wait
+NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
 BYTES_MAX = 256 << 20  # waiting here for all clients
 FLUSH_S, FLUSH_S_MAX = 0.001, 0.1  # pause before the next try; doubles as long as nothing can be sent
@@ -28,9 +41,14 @@ FLUSHED_MAX = 2_000  # answers sent in one go; then other work gets its turn
 HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
 SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
+DISCONNECTIONS_TOLD_S = 1.0  # between two lines
+EXPEL_S = 0.05  # from what is said last to a client that is expelled, to its end
 REFUSALS_TOLD = 10  # lines about one look
 REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, until the next line
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+Message = tuple[ClientId, bytes, list[Buffer]]
+Received = Callable[[ClientId, bytes, list[Buffer], float], None]
+Worth = Callable[[ClientId, bytes, float, float], bool]
 SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
@@ -59,7 +77,11 @@ def _drawn_before(hub: Hub, sock: "zmq.Socket[bytes]") -> bytes:
 
 
 class ClientPort:
-    """Listens for clients. Calls `received(client, header, frames)` with every message.
+    """Listens for clients. Calls `received(client, header, frames, arrived_s)` with every message. If it has to wait,
+    calls `worth(client, header, arrived_s, more_s)` before: it will wait for so much longer (infinite: there is no room
+    to wait), or has waited. Returns that False, it was refused there, and no more becomes of it.
+
+    `arrived_s`: it did not come before. Messages that wait take `inbox_bytes_max` at most.
 
     Calls `gone(client)` when a client's connection has ended, after its last message. A message that was still on its
     way comes later; then so does another `gone`.
@@ -68,12 +90,31 @@ class ClientPort:
     def __init__(
         self,
         hub: Hub,
-        received: Callable[[ClientId, bytes, list[Buffer]], None],
+        received: Received,
+        worth: Worth,
         gone: Callable[[ClientId], None] | None = None,
+        *,
+        inbox_bytes_max: int = 64 << 20,
     ) -> None:
         self._hub = hub
         self._received = received
         self._gone = gone
+        self._worth = worth
+        self._inbox: Inbox[ClientId] = Inbox(INBOX_MAX, inbox_bytes_max)
+        self._awake = AwakeTime()
+        self._empty_s = 0.0  # when the socket was last seen empty
+        self._read_s = (
+            0.0  # when it was last begun to read all that is there: what one connection has sent since is new,
+        )
+        # unless it sends faster than it is read; then up to REQUESTS_QUEUED_MAX of its messages are older
+        self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
+        self._largest = 0  # bytes of the largest message of late, if that is more than LARGE_BYTES; else 0
+        self._relaxing: asyncio.TimerHandle | None = None  # set while that is so
+        self._has_read = False  # the last time; then what waits is worked off, the next time
+        self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
+        self._told_s = float("-inf")  # when disconnections were last told
+        self.expelled = 0  # connections that were closed because of what they sent
+        self.unheard = 0  # messages dropped because their client had left, or was being closed, when their turn came
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._connections: Connections
@@ -104,6 +145,7 @@ class ClientPort:
         self._monitor = hub.monitor(sock, EVENTS, self._event)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
         self._sock = sock
+        self._emptied()
         hub.read(sock, self._drain)
         return address
 
@@ -119,6 +161,21 @@ class ClientPort:
             self._keep(client, QueuedAnswer(header, frames))
         self._hub.sent(sock)
 
+    def expel(self, client: ClientId) -> None:
+        """The client is heard no more, and its connection closed a moment later: what was answered may still leave."""
+        connection = self._connections.of(client.identity)
+        if connection is None or client.identity in self._closing:
+            return
+        self._closing.add(client.identity)
+        self.unheard += self._inbox.drop(client)
+        self.expelled += 1
+        descriptor, number = connection.descriptor, connection.number
+        self._hub.loop.call_later(EXPEL_S, self._end, descriptor, number)
+
+    def _end(self, descriptor: int, number: int) -> None:
+        if self._sock is not None:
+            self._close(descriptor, number)
+
     @property
     def accept_failed(self) -> int:
         """Connections that were closed as soon as they came, because there are no descriptors for more."""
@@ -128,6 +185,22 @@ class ClientPort:
     def answers_waiting(self) -> int:
         """The number of answers that wait for room in their clients' connections."""
         return self._backlog.count
+
+    @property
+    def requests_waiting(self) -> int:
+        """The number of messages that were read and wait for their turn."""
+        return len(self._inbox)
+
+    @property
+    def bytes_waiting(self) -> int:
+        """What these take in memory."""
+        return self._inbox.bytes_held
+
+    def waiting(self) -> Iterator[tuple[ClientId, bytes]]:
+        """(client, header) of all messages that wait for their turn; each waits no more once it is given."""
+        while (taken := self._inbox.take()) is not None:
+            client, message = taken
+            yield client, message.header
 
     def is_drawn(self, identity: bytes) -> bool:
         """Whether ZeroMQ gave the connection its identity: then it says nothing of the client."""
@@ -205,6 +278,9 @@ class ClientPort:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
+        if self._relaxing is not None:
+            self._relaxing.cancel()
+            self._relaxing = None
         if self._flushing is not None:
             self._flushing.cancel()
             self._flush()
@@ -217,25 +293,108 @@ class ClientPort:
             self._hub.drop(self._monitor)
         if self._sock is not None:
             self._hub.drop(self._sock, linger_ms=200)
+        self._awake.close()
         self._sock = self._monitor = None
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def _drain(self) -> bool:
+        """Takes in messages for a while. Returns True if there may be more."""
         sock = self._sock
         if sock is None:
             return False
-        drawn, chosen = self._connections.drawn, self._connections.chosen
-        for _ in range(MESSAGES_PER_DRAIN_MAX):
+        now = time.monotonic()
+        arrived_s = self._arrived_s(now)
+        if not self._inbox:
+            ends_s = now + SLICE_S
+            began_s, old = now, now - arrived_s > TARGET_S
+            count = 0
+            while count < MESSAGES_PER_DRAIN_MAX:
+                count += 1
+                message = self._next(sock)
+                if message is None:
+                    self._emptied()
+                    return False
+                client, header, frames = message
+                if not old or self._worth(client, header, arrived_s, 0.0):
+                    self._received(client, header, frames, arrived_s)
+                now = time.monotonic()
+                if now > ends_s:
+                    break
+            if not old:
+                self._inbox.processed(count, now - began_s)
+        elif self._has_read:
+            self._has_read = False
+            self._work_off()
+            return True
+        self._has_read = True
+        self._read_on(sock, arrived_s, now)
+        return True
+
+    def _read_on(self, sock: "zmq.Socket[bytes]", arrived_s: float, now: float) -> None:
+        """Reads what has arrived, for a while, so that it is known how long it waits. What finds no room is refused."""
+        ends_s = now + READ_S
+        inbox = self._inbox
+        self._read_s = now
+        for i in range(1, INBOX_MAX):
+            message = self._next(sock)
+            if message is None:
+                self._emptied()
+                return
+            client, header, frames = message
+            wait_s = inbox.wait_s(client)
+            if wait_s > TARGET_S and not self._worth(client, header, arrived_s, wait_s):
+                pass
+            elif not inbox.put(client, header, frames, arrived_s) and self._worth(client, header, arrived_s, INFINITE):
+                self._received(client, header, frames, arrived_s)
+            if i % LOOK_EVERY == 0 and time.monotonic() > ends_s:
+                return
+
+    def _work_off(self) -> None:
+        """Processes what waits, for a while."""
+        inbox = self._inbox
+        began_s = now = time.monotonic()
+        ends_s = now + WORK_S
+        count = 0
+        while (taken := inbox.take()) is not None:
+            client, message = taken
+            arrived_s = message.arrived_s
+            if now - arrived_s <= TARGET_S or self._worth(client, message.header, arrived_s, 0.0):
+                self._received(client, message.header, message.frames, arrived_s)
+                count += 1
+            now = time.monotonic()
+            if now > ends_s:
+                break
+        if count:
+            inbox.processed(count, now - began_s)
+
+    def _arrived_s(self, now: float) -> float:
+        """The instant before which nothing can have come that is read now."""
+        seen_s = max(self._empty_s, self._read_s)
+        if self._inbox or now - seen_s < NEWS_S:
+            return seen_s
+        arrived_s = max(seen_s, now - (self._awake.seconds() - self._awake_s))
+        return arrived_s if now - arrived_s > CHARGED_S else now
+
+    def _emptied(self) -> None:
+        """The socket is seen to be empty."""
+        now = self._empty_s = time.monotonic()
+        if now - self._awake_at_s > NEWS_S:
+            self._awake_s, self._awake_at_s = self._awake.seconds(), now
+
+    def _next(self, sock: "zmq.Socket[bytes]") -> Message | None:
+        """The next message that a client may say; None if there is none at present."""
+        while True:
             try:
                 identity = sock.recv(NOBLOCK)
             except zmq.Again:
-                return False
-            connection = drawn.get(identity)
+                return None
+            connection = self._connections.drawn.get(identity)
             first = None
             if connection is None:
                 self._learn()
-                connection = chosen.get(identity)  # while that is there, no other connection is heard by this name
+                # while that is there, no other connection is heard by this name
+                connection = self._connections.chosen.get(identity)
             if connection is None:
                 first = sock.recv(NOBLOCK, copy=False)
                 header = first.bytes
@@ -249,33 +408,54 @@ class ClientPort:
                     header = sock.recv(NOBLOCK)
                 while sock.getsockopt(RCVMORE):
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
+            if frames or len(header) > LARGE_BYTES:
+                self._weigh(sock, header, frames)
+            if self._closing and identity in self._closing:
+                self.unheard += 1
+                continue
             if connection is None:
                 assert first is not None
                 descriptor = _descriptor_of(first)
-                if descriptor is not None:
-                    self._meet(identity, delimited, descriptor, header, frames)
-                else:
+                if descriptor is None:
                     self._too_old()
-                continue
+                    continue
+                met = self._meet(identity, delimited, descriptor)
+                if met is None:
+                    continue
+                return met, header, frames
             client = connection.clients[0]  # all of one connection are equal but for that:
             if client.delimited is not delimited:
                 client = connection.client(delimited)
-            self._received(client, header, frames)
-        return True
+            return client, header, frames
 
-    def _meet(self, identity: bytes, delimited: bool, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
-        """Passes on the first message of a client, or one whose connection has ended."""
+    def _weigh(self, sock: "zmq.Socket[bytes]", header: bytes, frames: list[Buffer]) -> None:
+        """After a large message ZeroMQ takes fewer from each connection that are not read yet, for a while."""
+        size = len(header) + sum(map(len, frames))
+        if size <= max(LARGE_BYTES, self._largest):
+            return
+        if not self._largest:
+            self._relaxing = self._hub.loop.call_later(LARGE_S, self._relax)
+        self._largest = size
+        sock.setsockopt(zmq.RCVHWM, max(REQUESTS_QUEUED_MIN, REQUESTS_QUEUED_BYTES // size))  # of those there are, too
+
+    def _relax(self) -> None:
+        self._relaxing, self._largest = None, 0
+        if self._sock is not None:
+            self._sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
+
+    def _meet(self, identity: bytes, delimited: bool, descriptor: int) -> ClientId | None:
+        """The client of this first message, or of one whose connection has ended; None: it is not heard."""
         if is_reserved(identity) and not self._connections.is_drawn(identity):
             number = self._connections.number(descriptor)
             if number is not None:
                 told = self.connections_refused % REFUSALS_UNTOLD == 0
                 self._refuse(Refusal(descriptor, number, IdentityRefusal.RESERVED), told=told)
-            return
+            return None
         client, left = self._connections.spoke(identity, delimited, descriptor)
-        self._left += left
-        self._received(client, header, frames)
         if left:
-            self._farewell()
+            self._left += left
+            self._hub.loop.call_soon(self._farewell)
+        return client
 
     def _too_old(self) -> None:
         """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""
@@ -286,8 +466,10 @@ class ClientPort:
     def _farewell(self) -> None:
         """Tells which clients have left."""
         left, self._left = self._left, []
-        if self._gone is not None:
-            for client in left:
+        for client in left:
+            self.unheard += self._inbox.drop(client)
+            self._closing.discard(client.identity)
+            if self._gone is not None:
                 self._gone(client)
         self._hub.schedule_turn()
 
@@ -312,9 +494,14 @@ class ClientPort:
                 self._shortage.tell(os.strerror(value), len(self._connections))
             case zmq.EVENT_DISCONNECTED:
                 self.disconnections += 1
-                log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
+                self._tell_disconnections(time.monotonic())
                 self._left += self._connections.ended(value)
                 self._hub.loop.call_soon(self._farewell)
+
+    def _tell_disconnections(self, now: float) -> None:
+        if now - self._told_s >= DISCONNECTIONS_TOLD_S:
+            self._told_s = now
+            log.info("client_disconnected", disconnections=self.disconnections, connections=self.connections)
 
     def _shed(self) -> None:
         """Closes the connections that came when there were as many as descriptors allow.

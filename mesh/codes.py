@@ -113,11 +113,17 @@ class ErrorCode(Coded):
 
     # the frontend's
     FRONTEND_FULL = "frontend_full", None, True, (
-        "as many requests are open at the frontend as it takes (`GEARMESH_IN_FLIGHT_MAX`)"
+        "as many requests are open at the frontend as it takes (`GEARMESH_IN_FLIGHT_MAX`), or of this client as it "
+        "takes of one (four times what is free)"
+    ), AnswerStatus.REJECTED  # fmt: skip
+    FRONTEND_BUSY = "frontend_busy", None, True, (
+        "more comes than the frontend, or the controller, can take in: the request had waited too long when its turn "
+        "came, or found no room to wait"
     ), AnswerStatus.REJECTED  # fmt: skip
     MEMORY_FULL = "memory_full", None, True, (
-        "the inputs of the requests in flight at the frontend take `GEARMESH_IN_FLIGHT_MB`; come again after "
-        "`retry_after_ms`, or spread the requests over more frontends"
+        "the inputs of the requests in flight at the frontend take `GEARMESH_IN_FLIGHT_MB`, or those of this client "
+        "its share (four times what is free); come again after `retry_after_ms`, or spread the requests over more "
+        "frontends"
     ), AnswerStatus.REJECTED  # fmt: skip
     STOPPING = "stopping", 503, True, "the frontend was stopped before the answer came", AnswerStatus.FAILED
     INTERNAL_ERROR = "internal_error", 500, False, (
@@ -130,6 +136,9 @@ class ErrorCode(Coded):
         "a service of the mesh sent another one what is no message, or out of range; the message says what"
     ), AnswerStatus.FAILED  # fmt: skip
     MALFORMED = "malformed", None, False, "not msgpack, not a map, cut short, nested too deeply", AnswerStatus.INVALID
+    JUNK = "junk", None, False, (
+        "the connection has sent too many messages that cannot be read: it is closed, and what is open on it cancelled"
+    ), AnswerStatus.INVALID  # fmt: skip
     BAD_OP = "bad_op", None, False, "`op` is missing or unknown", AnswerStatus.INVALID
     BAD_ID = "bad_id", None, False, "`id` is too long", AnswerStatus.INVALID
     BAD_FIELD = (

@@ -29,6 +29,7 @@ class FaultKind(Enum):
     UNKNOWN = auto()  # a field that there is not is there
     KEY = auto()  # the name of a field, or a key, is of another type
     CHOICE = auto()  # the value is none of those that may be
+    LENGTH = auto()  # a list has more, or fewer, items than it may have
     VALUE = auto()  # the value is of another type, or out of range
 
 
@@ -63,6 +64,8 @@ def read_fault(error: msgspec.ValidationError, words: Mapping[str, str] = WORDS)
         kind, text = FaultKind.KEY, "the name of a field must be a string"
     elif text.startswith("Invalid enum value"):
         kind = FaultKind.CHOICE
+    elif text.startswith("Expected `array` of length"):
+        kind = FaultKind.LENGTH
     for word, plain in words.items():
         text = text.replace(f"`{word}`", plain)
     return DecoderFault(kind, path, name, text[:TEXT_SHOWN])

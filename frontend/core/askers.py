@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from frontend.core.protocol import InferRequest, RequestRefused
+from frontend.core.protocol import Brief, InferRequest, RequestRefused
 from mesh.codes import ErrorCode
 
 SOURCE_LENGTH_MAX = 64
@@ -27,7 +27,7 @@ class Askers:
     _numbers: dict[Asker, int] = field(default_factory=dict)  # {client: its number}, in the order of their coming
     _names: dict[int, Asker] = field(default_factory=dict)  # {number: client}: the later of two with the same number
 
-    def number(self, identity: bytes, request: InferRequest) -> int:
+    def number(self, identity: bytes, request: InferRequest | Brief) -> int:
         """What `asker_of` returns. Raises: RequestRefused."""
         number = self._numbers.get((identity, request.source))  # type: ignore[call-overload]  # an equal tuple
         return self._meet(identity, request) if number is None else number
@@ -36,7 +36,7 @@ class Askers:
         """The client with this number; None if it is not known any more."""
         return self._names.get(number)
 
-    def _meet(self, identity: bytes, request: InferRequest) -> int:
+    def _meet(self, identity: bytes, request: InferRequest | Brief) -> int:
         number, asker = asker_of(identity, request, self.seed), Asker(identity, request.source)
         if len(self._numbers) >= ASKERS_MAX:
             first = next(iter(self._numbers))
@@ -48,7 +48,7 @@ class Askers:
         return number
 
 
-def asker_of(identity: bytes, request: InferRequest, seed: int) -> int:
+def asker_of(identity: bytes, request: InferRequest | Brief, seed: int) -> int:
     """1 to 2^31 - 1: equal for all requests of a connection with the same `source`, or none. Raises: RequestRefused.
 
     A source counts only within its connection, so that nobody can ask under the name of another connection's client.

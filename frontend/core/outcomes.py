@@ -119,8 +119,10 @@ class Outcomes:
         """The call ended because its client has gone: nobody is answered."""
         self.ended(call, CANCELLED, ErrorCode.CANCELLED)
 
-    def refused(self, request: protocol.InferRequest | None, status: str, code: str = "") -> None:
-        """A request ended before it became a call. None: it could not be read."""
+    def refused(
+        self, request: protocol.InferRequest | protocol.Brief | None, status: str, code: str = "", count: int = 1
+    ) -> None:
+        """Requests ended before they became calls. None: they could not be read."""
         outcome = outcome_of(status, code)
         tallies: Sequence[OutcomeTally] = (self._unknown,)
         if request is not None and request.app is None and self._models.deployed(request.model or ""):
@@ -128,9 +130,9 @@ class Outcomes:
         if request is not None and request.app is not None and self._applications.deployed(request.app):
             tallies = (self._applications.of(request.app),)
         else:
-            self._unlogged[outcome] += 1
+            self._unlogged[outcome] += count
         for tally in tallies:
-            tally.counts[outcome] += 1
+            tally.counts[outcome] += count
 
     def application(self, answer: protocol.ClientAnswer, received_s: float, deadline_s: float, now: float) -> None:
         """An application gave this answer."""

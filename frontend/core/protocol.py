@@ -5,7 +5,7 @@ by one raw frame per tensor, in order. The answer comes in the form of the reque
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,10 +13,14 @@ from mesh.codes import AnswerStatus, ErrorCode
 from mesh.decoder_faults import FaultKind, read_fault
 
 ID_LENGTH_MAX = 256
+SMALL_BYTES = 4 * ID_LENGTH_MAX + 8  # an id, encoded, has no more
+LARGE_BYTES = 1 << 20  # of a value of any form; a larger message is looked at before it is decoded
+DIMENSIONS_MAX, INPUTS_MAX = 64, 1024  # of a tensor, of a request: longer lists are not decoded at all
 OPS = (
     "infer", "cancel", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
 )  # fmt: skip
 
+ANY_FIELDS = {"create_app": ("app",), "update_app": ("app",), "feedback": ("label", "loss")}  # of any form
 CANCELLED = "cancelled by its client"
 
 Id = int | str
@@ -27,7 +31,7 @@ class RequestTensor(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: list[int]
+    shape: Annotated[list[int], msgspec.Meta(max_length=DIMENSIONS_MAX)]
     data: memoryview | None = None  # C order, little endian; absent if the bytes follow as a frame
 
 
@@ -35,7 +39,7 @@ class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_f
     """Asks a model, or an application."""
 
     id: Id
-    inputs: list[RequestTensor]
+    inputs: Annotated[list[RequestTensor], msgspec.Meta(max_length=INPUTS_MAX)]
     model: str | None = None
     app: str | None = None
     version: str | None = None
@@ -107,6 +111,37 @@ class FeedbackRequest(msgspec.Struct, tag_field="op", tag="feedback", forbid_unk
     label: Any = None
     loss: Any = None
     context: str | None = None
+
+
+class Brief(msgspec.Struct):
+    """As much of any message as a refusal needs: what else is in it is skipped, and not checked."""
+
+    id: Id
+    op: str
+    model: str | None = None
+    app: str | None = None
+    slo_ms: float | None = None
+    source: str | None = None
+
+
+ABSENT = msgspec.Raw()
+
+
+class LargeMessage(msgspec.Struct):
+    """As much of a large message as its first check needs."""
+
+    id: Id
+    op: str
+    app: msgspec.Raw = ABSENT
+    label: msgspec.Raw = ABSENT
+    loss: msgspec.Raw = ABSENT
+
+
+class Told(msgspec.Struct):
+    """What a message that is not valid tells of itself: what else is in it is skipped, however much that is."""
+
+    id: msgspec.Raw = ABSENT
+    op: msgspec.Raw = ABSENT
 
 
 AppRequest = CreateApp | UpdateApp | DeleteApp | AppsRequest | FeedbackRequest
@@ -188,10 +223,17 @@ class RequestRefused(Exception):
 
 
 _decoder = msgspec.msgpack.Decoder(Request)
+_large = msgspec.msgpack.Decoder(LargeMessage)
+_anything = msgspec.msgpack.Decoder()
+_told = msgspec.msgpack.Decoder(Told)
+_brief = msgspec.msgpack.Decoder(Brief)
+_encode = msgspec.msgpack.Encoder().encode
 
 
 def decode(header: bytes | memoryview) -> Request:
     """The request in a header frame. Raises: RequestRefused."""
+    if len(header) > LARGE_BYTES:
+        _check_large(header)
     try:
         request: Request = _decoder.decode(header)
     except RecursionError:
@@ -209,30 +251,71 @@ def decode(header: bytes | memoryview) -> Request:
     return request
 
 
+def brief(header: bytes | memoryview) -> Brief | None:
+    """What a refusal needs of the request in a header frame; None if not even that can be read."""
+    try:
+        found = _brief.decode(header)
+    except Exception:  # the whole decoder says what is wrong, whatever it is
+        return None
+    return None if isinstance(found.id, str) and len(found.id) > ID_LENGTH_MAX else found
+
+
 def _explain(header: bytes | memoryview, error: msgspec.ValidationError) -> RequestRefused:
     """What is wrong with the header, in the protocol's terms, with the request's id if it can be read."""
     fault = read_fault(error)
     field, text = fault.place, fault.text
+    told: Any = None
     try:
-        message = msgspec.msgpack.decode(header)
+        told = (_told if len(header) > LARGE_BYTES else _anything).decode(header)
+    except msgspec.ValidationError:
+        pass  # too large to find out what there is, and no map of names
     except Exception:  # what precedes the fault did decode; anything may follow it
-        seen = None if fault.kind is FaultKind.MISSING else field  # the id may come after the fault
+        unsure = fault.kind in (FaultKind.MISSING, FaultKind.LENGTH)  # the id, or what is cut off, may come after it
+        seen = None if unsure else field
         return RequestRefused(
             ErrorCode.MALFORMED, f"the message is not msgpack throughout; {seen or 'as far as it is'}: {text}", seen
         )
-    if not isinstance(message, dict):
-        return RequestRefused(ErrorCode.MALFORMED, f"the message must be a map; got {type(message).__name__}")
-    found = message.get("id")
+    if isinstance(told, Told):
+        told = {name: _small(raw) for name, raw in (("id", told.id), ("op", told.op)) if raw is not ABSENT}
+    if not isinstance(told, dict):
+        return RequestRefused(ErrorCode.MALFORMED, f"the message must be a map; got {type(told).__name__}")
+    found = told.get("id")
     known = found if isinstance(found, (int, str)) and not isinstance(found, bool) else None
     if isinstance(known, str) and len(known) > ID_LENGTH_MAX:
         known = None
-    if "op" not in message:
+    if "op" not in told:
         return RequestRefused(ErrorCode.BAD_OP, f"op is missing; it is one of: {', '.join(OPS)}", "op", known)
-    if message["op"] not in OPS:
+    if told["op"] not in OPS:
         return RequestRefused(
-            ErrorCode.BAD_OP, f"unknown op {repr(message['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
+            ErrorCode.BAD_OP, f"unknown op {repr(told['op'])[:64]}; it is one of: {', '.join(OPS)}", "op", known
         )
-    return RequestRefused(ErrorCode.BAD_FIELD, f"{field or 'message'}: {text}", field, known)
+    is_shape = fault.kind is FaultKind.LENGTH and field is not None and field.endswith(".shape")
+    code = ErrorCode.BAD_SHAPE if is_shape else ErrorCode.BAD_FIELD
+    return RequestRefused(code, f"{field or 'message'}: {text}", field, known)
+
+
+def _check_large(header: bytes | memoryview) -> None:
+    """Values of any form, which are decoded before they are checked, may not be so large. Raises: RequestRefused."""
+    try:
+        found = _large.decode(header)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return  # it is found out what is wrong
+    for name in ANY_FIELDS.get(found.op, ()):
+        size = len(memoryview(getattr(found, name)))
+        if size > LARGE_BYTES:
+            text = f"{name}: it has at most {LARGE_BYTES} bytes; got {size}"
+            raise RequestRefused(ErrorCode.BAD_FIELD, text, name, found.id)
+
+
+def _small(value: msgspec.Raw) -> Any:
+    """The value; its size, if it is so large that nobody needs to see it."""
+    size = len(memoryview(value))
+    if size > SMALL_BYTES:
+        return f"of {size} bytes"
+    try:
+        return msgspec.msgpack.decode(value) if size else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def cancelled(request_id: Id) -> RequestRefused:
@@ -247,16 +330,48 @@ def duplicate(request_id: Id) -> RequestRefused:
     )
 
 
+def busy(request_id: Id) -> RequestRefused:
+    """The error for a request that could not be taken in soon enough."""
+    return RequestRefused(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, request_id, AnswerStatus.REJECTED, BUSY_RETRY_MS)
+
+
+def expelled() -> RequestRefused:
+    """The error for a connection that has sent too much that cannot be read."""
+    text = "this connection has sent too many messages that cannot be read: it is closed"
+    return RequestRefused(ErrorCode.JUNK, text)
+
+
 def no_room(count: int, request_id: Id) -> RequestRefused:
-    """The error for too many open requests."""
-    text = f"{count} requests are in flight at this frontend, which is its limit"
+    """The error for too many open requests, of all clients or of one."""
+    text = f"{count} requests are in flight at this frontend: that is its limit, or leaves no more for this client"
     return RequestRefused(ErrorCode.FRONTEND_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
 
 
 def no_memory(count: int, size: int, request_id: Id) -> RequestRefused:
     """The error for too many bytes of open requests."""
     text = (
-        f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB, which is its "
-        "limit (GEARMESH_IN_FLIGHT_MB)"
+        f"the inputs of the {count} requests in flight at this frontend take {size / (1 << 20):.0f} MiB: that is its "
+        "limit (GEARMESH_IN_FLIGHT_MB), or leaves no more for this client"
     )
     return RequestRefused(ErrorCode.MEMORY_FULL, text, None, request_id, AnswerStatus.REJECTED, 50.0)
+
+
+BUSY_RETRY_MS = 50.0
+BUSY_TEXT = "more requests come than can be taken in"
+_BUSY = _encode(
+    ClientAnswer(
+        None,
+        AnswerStatus.REJECTED,
+        latency_ms=0.0,
+        error=Error(ErrorCode.FRONTEND_BUSY, BUSY_TEXT, None, BUSY_RETRY_MS),
+    )
+)
+_BUSY_HEAD, _, _BUSY_REST = _BUSY.partition(_encode("id") + _encode(None))  # around the id, which comes first
+_BUSY_HEAD += _encode("id")
+_BUSY_STATUS, _, _BUSY_ERROR = _BUSY_REST.partition(_encode("latency_ms") + _encode(0.0))
+_BUSY_STATUS += _encode("latency_ms")
+
+
+def busy_answer(request_id: Id, latency_ms: float) -> bytes:
+    """The answer to a request that could not be taken in soon enough, encoded: most of it is always the same."""
+    return b"".join((_BUSY_HEAD, _encode(request_id), _BUSY_STATUS, _encode(latency_ms), _BUSY_ERROR))

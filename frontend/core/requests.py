@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core.by_client import OpenByClient
+from frontend.core.shares import Shares, fit_all, fits
 from mesh import wire
 from mesh.tensors import byte_count
 
@@ -96,6 +97,7 @@ class RequestTable:
     _count: int = 0  # parts so far
     _opened: int = 0  # calls so far
     _ended_in_heap: int = 0  # answered calls in the heap
+    _shares: Shares = field(default_factory=Shares)  # what each client, told apart as controllers do, has of the limits
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -109,6 +111,23 @@ class RequestTable:
     def memory_full(self) -> bool:
         """Whether the inputs of open calls take so much memory that no further call can be opened."""
         return self.bytes_held >= self.bytes_max
+
+    def full_for(self, asker: int, most: int) -> bool:
+        """Whether this client can open no further call: `most` are open, or the client has its share of those."""
+        count = len(self._calls)
+        return not fit_all(count, most) and not fits(self._shares.of(asker).calls, 1, count, most)
+
+    def beyond(self, asker: int, limit: int) -> bool:
+        """Whether this client can open no further call while only so many should be open, though more may be still.
+
+        Who has less than an equal part of them can.
+        """
+        return self.full_for(asker, limit) and not self._shares.is_fair(asker, limit)
+
+    def memory_full_for(self, asker: int) -> bool:
+        """Whether the inputs of open calls, or those of this client's, take so much memory that it can open no more."""
+        held = self.bytes_held
+        return not fit_all(held, self.bytes_max) and not fits(self._shares.of(asker).bytes, 0, held, self.bytes_max)
 
     def holds(self, client: Hashable, call_id: int | str) -> bool:
         """Whether a call with this id is open on this connection."""
@@ -134,6 +153,7 @@ class RequestTable:
     def wait(self, call: Call) -> None:
         """Opens the call without parts: it waits for another call's outputs, until its own deadline."""
         self._calls.add(call.client, call.id, call)
+        self._shares.opened(call.asker)
         self._opened += 1
         expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
         heapq.heappush(self._deadlines, (expires_s, self._opened, call))
@@ -152,6 +172,7 @@ class RequestTable:
         call.missing = len(call.parts)
         call.size = sum(map(len, tensors))
         self.bytes_held += call.size
+        self._shares.add_bytes(call.asker, call.size)
         return call.parts
 
     def end(self, call: Call) -> None:
@@ -167,6 +188,8 @@ class RequestTable:
         heir.parts, call.parts = call.parts, []
         heir.missing, call.missing = call.missing, 0
         heir.size, call.size = call.size, 0
+        self._shares.add_bytes(call.asker, -heir.size)
+        self._shares.add_bytes(heir.asker, heir.size)
         for part in heir.parts:
             part.call = heir
             part.inherited = True
@@ -293,6 +316,7 @@ class RequestTable:
         call.answered = True
         self.bytes_held -= call.size
         self._calls.remove(call.client, call.id)
+        self._shares.ended(call.asker, call.size)
         for part in call.parts:
             self._parts.pop(part.number, None)
             part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory
@@ -317,6 +341,13 @@ class RequestTable:
         open_parts = {p.number for call in calls for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
         assert self.bytes_held == sum(call.size for call in calls if call.parts)
+        self._shares.check(
+            {
+                asker: (len(own), sum(call.size for call in own))
+                for asker in {call.asker for call in calls}
+                for own in [[call for call in calls if call.asker == asker]]
+            }
+        )
         ended = [part for entry in self._deadlines if entry[2].answered for part in entry[2].parts]
         assert not any(part.tensors or part.outputs for part in ended)
         assert self._ended_in_heap == sum(entry[2].answered for entry in self._deadlines)

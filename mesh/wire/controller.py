@@ -90,6 +90,12 @@ class Serving(Message, frozen=True, kw_only=True, tag="serving"):
     controller: Id = ""  # the sender: another controller may answer at an address by now
 
 
+class IntakeLag(Message, frozen=True, kw_only=True, tag="intake_lag"):
+    """Controller -> frontend: your mail waits until I take it in. Told while that is long, and once after."""
+
+    lag_s: float
+
+
 class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask_snapshot"):
     """Operator -> controller: send me your present state."""
 
@@ -137,5 +143,5 @@ ToController = (
     | Heartbeat
     | Goodbye
 )
-FromControllerToFrontend = Refused | Serving | ClientSuspected | Heartbeat | Introduce | Goodbye
+FromControllerToFrontend = Refused | Serving | ClientSuspected | IntakeLag | Heartbeat | Introduce | Goodbye
 FromControllerToOperator = SnapshotReply | FactsReply | Heartbeat | Introduce | Goodbye

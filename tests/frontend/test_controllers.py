@@ -22,7 +22,7 @@ def table(owner: str, *controllers: tuple[str, tuple[str, ...]]) -> wire.Table:
 def links(made: Processes) -> tuple[Controllers, Told]:
     """A frontend's links, and the controllers they lost."""
     lost = Told()
-    return Controllers(made.runtime().transport, lambda: HELLO, Told(), Told(), lost, lambda: None), lost
+    return Controllers(made.runtime().transport, lambda: HELLO, Told(), Told(), Told(), lost, lambda: None), lost
 
 
 @on_loop

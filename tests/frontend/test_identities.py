@@ -45,9 +45,12 @@ class Echo:
         self.hub = made.runtime().hub
         self.said, self.gone = Told(), Told()
         self.received: Callable[[ClientId, bytes, list[Any]], None] = self._answer
-        self.port = ClientPort(self.hub, lambda *message: self.received(*message), self._left)
+        self.port = ClientPort(self.hub, self._hear, lambda *_: True, self._left)
         self.address = self.port.listen("127.0.0.1", 0, 1 << 20)
         self.answers = True
+
+    def _hear(self, who: ClientId, header: bytes, frames: list[Any], *instants: float) -> None:
+        self.received(who, header, frames)
 
     def _answer(self, client: ClientId, header: bytes, frames: list[Any]) -> None:
         self.said(client, header)

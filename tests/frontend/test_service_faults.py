@@ -64,6 +64,8 @@ async def starting(folder: Path, **settings: Any) -> AsyncIterator[Starting]:
         frontend.start()
         sock = made.bare(zmq.DEALER)
         sock.connect(frontend.address)
+        sock.send(msgpack.packb({"op": "ping", "id": "first"}))
+        await hear(sock)  # the frontend has just seen its socket empty: what comes now has not waited there for long
         brokers: list[Broker] = []
 
         def start_broker() -> Broker:

@@ -117,7 +117,7 @@ async def test_thousands_of_requests_that_end_at_one_instant_are_all_answered(
     number, slo_s = 6000, 600.0
     monkeypatch.setattr(AlarmByHand, "made", [])
     monkeypatch.setattr("frontend.service.Alarm", AlarmByHand)
-    async with mesh(tmp_path, in_flight_max=number) as at:
+    async with mesh(tmp_path, in_flight_max=2 * number) as at:  # one client may not have all
         sock = at.made.bare(zmq.DEALER)
         sock.setsockopt(zmq.RCVHWM, 0)
         sock.connect(at.address)

@@ -24,8 +24,11 @@ class Listening:
         self.hub = made.runtime().hub
         self.said, self.turns = Told(), Told()
         self.hub.on_turn(self.turns)
-        self.port = ClientPort(self.hub, self.said)
+        self.port = ClientPort(self.hub, self._hear, lambda *_: True)
         self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
+
+    def _hear(self, who: ClientId, header: bytes, frames: list[Any], *instants: float) -> None:
+        self.said(who, header, frames)
 
     async def messages(self, count: int) -> list[tuple[bytes, list[bytes]]]:
         """(header, frames) of all messages, once there are `count`."""

@@ -1,0 +1,61 @@
+"""How many calls may be open while the services behind the frontend are behind. Pure.
+
+A controller or a frontend that gets more than it can take in answers everything late, and does all of the work for it.
+What shows that is how long mail between services waits until it is taken in. If all mail of INTERVAL_S waited longer
+than LAG_BUDGETS of the mean budget, and LAG_S, fewer calls may be open: SHRINK times those that are. If not, more,
+until there is no limit but GEARMESH_IN_FLIGHT_MAX. Source: Chiu and Jain, "Analysis of the Increase and Decrease
+Algorithms for Congestion Avoidance", Computer Networks 17, 1989; the least wait of an interval: Nichols and Jacobson,
+"Controlling Queue Delay", ACM Queue 10(5), 2012.
+"""
+
+from dataclasses import dataclass
+
+LAG_S, LAG_BUDGETS = 0.02, 0.2
+BUDGET_S_MAX, BUDGET_WEIGHT = 2.0, 0.01  # a longer budget counts as that; of the latest call in the mean
+INTERVAL_S = 0.05
+SHRINK, GROW, GROW_CALLS = 0.7, 1.2, 8
+CALLS_MIN = 32  # open calls that are let in, however long mail waits
+
+
+@dataclass(slots=True)
+class Window:
+    """The present limit."""
+
+    calls_max: int
+    limit: int = 0
+    budget_s: float = 0.1  # the mean of the latest calls
+    _least_s: float = float("inf")  # wait of results in this interval
+    _told_s: float = 0.0  # wait of our mail at a controller, when it last told
+    _ends_s: float = 0.0  # of this interval
+
+    def __post_init__(self) -> None:
+        self.limit = self.calls_max
+
+    @property
+    def room(self) -> float:
+        """With fewer open calls than this nobody has more than a share: infinite, if there is no limit at present."""
+        return float("inf") if self.limit >= self.calls_max else self.limit / 2
+
+    def opened(self, budget_s: float) -> None:
+        """One more call is open."""
+        self.budget_s += BUDGET_WEIGHT * (min(budget_s, BUDGET_S_MAX) - self.budget_s)
+
+    def told(self, lag_s: float) -> None:
+        """A controller says how long our mail waits there. It tells while that is long, and once after."""
+        self._told_s = lag_s
+
+    def heard(self, lag_s: float) -> None:
+        """Results came, having waited so long."""
+        if lag_s < self._least_s:
+            self._least_s = lag_s
+
+    def turn(self, calls: int, now: float) -> None:
+        """So many calls are open: once an interval is over, it is decided how many may be in the next one."""
+        if now < self._ends_s:
+            return
+        heard_s = self._least_s if self._least_s < float("inf") else 0.0
+        if max(heard_s, self._told_s) > max(LAG_S, LAG_BUDGETS * self.budget_s):
+            self.limit = max(min(CALLS_MIN, self.calls_max), int(SHRINK * min(self.limit, calls)))
+        elif self.limit < self.calls_max:
+            self.limit = min(self.calls_max, int(GROW * self.limit) + GROW_CALLS)
+        self._least_s, self._ends_s = float("inf"), now + INTERVAL_S
