@@ -2,19 +2,20 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from honcho.environ import parse_procfile
 
+from gearmesh.operations.spares import Spares
+from gearmesh.operations.starting import start_process
 from mesh.process.readiness import ReadyPipe
 
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # wait before the next start, by number of failed starts in a row
@@ -22,8 +23,6 @@ HEALTHY_S = 5.0  # a process that lived this long resets its wait
 WRONG_SETTINGS = 2  # exit code of a service that cannot start with its settings
 DEVICE_LOST = 3  # exit code of a service whose device failed: it cannot start until the device is repaired
 KILL_AFTER_S = 8.0  # a process that has not ended so long after SIGTERM is killed
-LINE_BYTES_MAX = 1 << 20
-LIBC = ctypes.CDLL(None)
 FRONT = ("broker", "controller", "frontend")  # put into one process by --compact
 OPTIONAL = ("gateway",)  # the mesh serves without it
 OURS = frozenset((*FRONT, *OPTIONAL, "gpu_worker", "mesh"))  # what processes of a mesh are called
@@ -107,8 +106,16 @@ def procfile_commands(
 class Supervisor:
     """All processes of one mesh on this machine."""
 
-    def __init__(self, commands: Mapping[str, tuple[str, int]], say: Say, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        commands: Mapping[str, tuple[str, int]],
+        say: Say,
+        environment: Mapping[str, str],
+        spares: Collection[str] = (),
+    ) -> None:
+        """`spares`: services of which a process is kept ready to take the place of one that dies."""
         self._say = say
+        self._spares = Spares(spares, partial(say, "up"))
         self._children = [
             Child(name, command, _environment(environment, name, instance))
             for name, (command, instance) in commands.items()
@@ -185,11 +192,16 @@ class Supervisor:
             if child.process is not None and child.process.returncode is None
         }
 
+    def spares(self) -> dict[int, str]:
+        """{process id: service} of the processes that are ready to take a place. They are no part of the mesh yet."""
+        return self._spares.ready()
+
     async def stop(self) -> None:
-        """Ends every process: with SIGTERM, and after KILL_AFTER_S by killing it."""
+        """Ends every process: with SIGTERM, and after KILL_AFTER_S by killing it. Spares are killed at once."""
         self._stopping = True
         self._asked.set()
         self._signal(signal.SIGTERM)
+        await self._spares.stop()
         _, left = await asyncio.wait(self._tasks, timeout=KILL_AFTER_S) if self._tasks else (None, set())
         if left:
             self._say("up", f"killing what did not stop: {', '.join(sorted(task.get_name() for task in left))}")
@@ -246,12 +258,23 @@ class Supervisor:
         """Runs the process once. Returns its exit code."""
         child.up = False
         if child.program is None:
-            return await self._follow(child, await _start(child, child.environment, ()))
+            return await self._follow(child, await self._started(child))
         pipe = ReadyPipe(asyncio.get_running_loop(), partial(_serves, child))
         with contextlib.closing(pipe.open()):
-            process = await _start(child, {**child.environment, **pipe.environment}, pipe.descriptors)
+            environment = {**child.environment, **pipe.environment}
+            process = await start_process(child.command, environment, pipe.descriptors)
             pipe.handed_over()
             return await self._follow(child, process)
+
+    async def _started(self, child: Child) -> asyncio.subprocess.Process:
+        """A process of a line of the Procfile has begun: the spare, if one is ready. Another spare will follow."""
+        process = self._spares.take(child.command, child.environment)
+        if process is None:
+            process = await start_process(child.command, child.environment)
+        else:
+            self._say("up", f"a spare takes the place of {child.name}")
+        self._spares.due(child.command, child.environment)
+        return process
 
     async def _follow(self, child: Child, process: asyncio.subprocess.Process) -> int:
         """Says what the process writes, until it ends. Returns its exit code."""
@@ -274,23 +297,6 @@ class Supervisor:
 def _serves(child: Child) -> None:
     """The replica has reported that it serves."""
     child.up, child.why = True, ""
-
-
-async def _start(
-    child: Child, environment: Mapping[str, str], descriptors: tuple[int, ...]
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        "/bin/sh", "-c", child.command,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
-        env=dict(environment), start_new_session=True, limit=LINE_BYTES_MAX, preexec_fn=_end_with_us,
-        pass_fds=descriptors,
-    )  # fmt: skip
-
-
-def _end_with_us() -> None:
-    """In the child: the kernel sends it SIGTERM when the supervisor ends in any way (PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(AttributeError):  # not Linux
-        LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:

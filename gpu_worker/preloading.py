@@ -1,0 +1,38 @@
+"""What a worker that was started ahead imports while it waits: all that its device will need, and nothing opened."""
+
+from importlib import import_module
+
+from mesh.errors import SettingsError
+from mesh.process.configuration import read_settings
+
+EMULATED = ("gpu_worker.devices.emulated",)
+CPU = (
+    "gpu_worker.devices.cpu",
+    "torch.export.pt2_archive",  # imported only where a graph is loaded, and with some 1300 modules more
+)
+CUDA = ("gpu_worker.devices.cuda.opening",)  # which asks no driver for anything before it opens a GPU
+
+
+def preload() -> None:
+    """The modules of the device that the settings name are imported; no device is opened, and no lock taken.
+
+    Settings that are wrong are left to the process once it begins. Raises: ImportError.
+    """
+    try:
+        device = read_settings().device
+    except SettingsError:
+        return
+    for module in _modules(device):
+        import_module(module)
+
+
+def _modules(device: str) -> tuple[str, ...]:
+    if device.startswith("emulated:"):
+        return EMULATED
+    if device == "cpu":
+        return CPU
+    if device in ("auto", "cuda") or device.startswith(
+        "cuda:"
+    ):  # which GPUs there are is asked only when one is opened
+        return CPU + CUDA
+    return ()  # of another package, which imports what it needs when it is opened
