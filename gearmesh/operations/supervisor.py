@@ -57,7 +57,7 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     failures: int = 0  # in a row
-    device_lost: bool = False  # it ran before, so its settings are right: a failed start comes from the device
+    ran: bool = False  # its settings were right once: a failed start may pass, and does not end the mesh
     tail: list[str] = field(default_factory=list)  # its last lines of output
     program: ReplicaProgram | None = None  # not a line of the Procfile: the mesh runs without it
     up: bool = False  # a replica beside the Procfile has reported that it serves
@@ -242,12 +242,13 @@ class Supervisor:
             if code == WRONG_SETTINGS and child.name.partition(".")[0] in OPTIONAL:
                 self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
                 return
-            child.device_lost = child.device_lost or code == DEVICE_LOST
-            if code == WRONG_SETTINGS and not child.device_lost:
+            healthy = time.monotonic() - began_s > HEALTHY_S
+            child.ran = child.ran or healthy or code == DEVICE_LOST
+            if code == WRONG_SETTINGS and not child.ran:
                 if not self.failed.done():
                     self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))
                 return
-            child.failures = 0 if time.monotonic() - began_s > HEALTHY_S else child.failures + 1
+            child.failures = 0 if healthy else child.failures + 1
             wait_s = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
             child.why = f"it ended with {_describe(code)}, and is being started again"
             self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")

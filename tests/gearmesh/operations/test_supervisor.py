@@ -77,6 +77,20 @@ async def test_a_process_whose_device_was_lost_is_tried_until_it_can_start_again
 
 
 @on_loop
+async def test_a_process_that_ran_before_is_tried_until_it_can_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that are changed under a running mesh, or a file that was damaged, must not end what still serves."""
+    monkeypatch.setattr(module, "HEALTHY_S", 0.0)
+    script = f"cd '{tmp_path}'; echo x >> starts; case $(wc -l < starts) in 1) exit 1;; 2|3) exit 2;; esac; echo up"
+    async with running({"a": f"{script}; exec sleep 6000", "b": "exec sleep 6000"}) as (supervisor, said):
+        await heard(said, ("a", "up"))
+        codes = [re.findall(r"code (\d)", line) for name, line in said.items if name == "up"]
+        assert codes == [["1"], ["2"], ["2"]]
+        assert not supervisor.failed.done()
+
+
+@on_loop
 async def test_stopping_asks_every_process_and_lets_it_finish() -> None:
     script = "trap 'echo bye; exit 0' TERM; echo here; while :; do sleep 0.01; done"
     async with running({"a": script, "b": script}) as (_, said):
