@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,12 +54,12 @@ class Spares:
         self._services, self._say = frozenset(services), say
         self._spares: dict[Key, Spare] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped = False
+        self._stopping = asyncio.Event()
 
     def due(self, command: str, environment: Mapping[str, str]) -> None:
         """A process has been started so: there will be a spare for it in AFTER_S, unless there is one."""
         key, service = _key(command, environment), service_of(command)
-        if service in self._services and key not in self._spares and not self._stopped:
+        if service in self._services and key not in self._spares and not self._stopping.is_set():
             spare = self._spares[key] = Spare(service)
             task = asyncio.create_task(self._keep(spare, command, environment), name=f"a spare of {service}")
             self._tasks.add(task)
@@ -83,18 +83,18 @@ class Spares:
 
     async def stop(self) -> None:
         """No spare is left, and none is started. What was taken goes on."""
-        self._stopped = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
         self._spares.clear()
 
     async def _keep(self, spare: Spare, command: str, environment: Mapping[str, str]) -> None:
-        """Starts the spare, and another if it ends unasked, until one is taken."""
+        """Starts the spare, and another if it ends unasked, until one is taken, or all is over."""
         wait_s, ended = AFTER_S, 0
         while not spare.taken.is_set():
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait_s)
+            if self._stopping.is_set():
+                return
             why = await self._live(spare, command, environment)
             if why:
                 wait_s = PAUSES_S[min(ended, len(PAUSES_S) - 1)]
@@ -102,7 +102,7 @@ class Spares:
                 self._say(f"a spare of {spare.service} ended ({why}); another is started in {wait_s:g} s")
 
     async def _live(self, spare: Spare, command: str, environment: Mapping[str, str]) -> str:
-        """One spare, until it is taken, or has ended. Returns how it ended; empty: it was taken."""
+        """One spare, until it is taken, or gone. Returns how it ended by itself; empty: it did not."""
         with contextlib.closing(StandbyLink()) as link:
             try:
                 process = await start_process(command, {**environment, **link.environment}, link.descriptors)
@@ -111,24 +111,29 @@ class Spares:
             link.handed_over()
             spare.process, spare.link = process, link
             try:
-                spare.ready = bool(await asyncio.get_running_loop().sock_recv(link.ours, 1))
-                await _first((process.wait(), spare.taken.wait()))
-                return "" if spare.taken.is_set() else await _last_words(process)
+                await self._first(_told(spare))
+                await self._first(process.wait(), spare.taken.wait())
+                return "" if spare.taken.is_set() or self._stopping.is_set() else await _last_words(process)
             finally:
                 spare.ready = False
                 if not spare.taken.is_set():
-                    _kill(process)
-                    await process.wait()
+                    await _kill(process)
+
+    async def _first(self, *waits: Coroutine[Any, Any, object]) -> None:
+        """Returns once one of them is over, or all is; none goes on."""
+        tasks = [asyncio.create_task(wait) for wait in (*waits, self._stopping.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first(waits: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Returns once one of them is over; none goes on."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
+async def _told(spare: Spare) -> None:
+    """The spare is ready, or gone."""
+    assert spare.link is not None
+    spare.ready = bool(await asyncio.get_running_loop().sock_recv(spare.link.ours, 1))
 
 
 def _key(command: str, environment: Mapping[str, str]) -> Key:
@@ -142,7 +147,10 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     return f"exit code {process.returncode}" + (f": {printed}" if printed else "")
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """It holds nothing that would have to be given back."""
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """The process is gone. It holds nothing that would have to be given back."""
+    assert process.stdout is not None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    await process.stdout.read()  # to its end: only then is the pipe closed here, too
+    await process.wait()

@@ -243,7 +243,7 @@ class Supervisor:
                 self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
                 return
             healthy = time.monotonic() - began_s > HEALTHY_S
-            child.ran = child.ran or healthy or code == DEVICE_LOST
+            child.ran = child.ran or code == DEVICE_LOST or (healthy and code != WRONG_SETTINGS)
             if code == WRONG_SETTINGS and not child.ran:
                 if not self.failed.done():
                     self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gearmesh.operations import supervisor as module
+from gearmesh.operations.starting import LINE_BYTES_MAX
 from tests.gearmesh.operations.supervised import heard, running
 from tests.loops import LIMIT_S, on_loop
 from tests.messages import names
@@ -131,7 +132,7 @@ async def test_stopping_does_not_wait_for_a_process_that_is_about_to_start_again
 async def test_a_line_that_does_not_end_harms_nobody() -> None:
     async with running({"a": "head -c 3000000 /dev/zero | tr '\\0' x; echo; echo after; exec sleep 6000"}) as (_, said):
         await heard(said, ("a", "after"))
-        assert all(len(line) < module.LINE_BYTES_MAX for _, line in said.items)
+        assert all(len(line) < LINE_BYTES_MAX for _, line in said.items)
 
 
 @on_loop
