@@ -8,7 +8,12 @@ from mesh.process.configuration import read_settings
 EMULATED = ("gpu_worker.devices.emulated",)
 CPU = (
     "gpu_worker.devices.cpu",
-    "torch.export.pt2_archive",  # imported only where a graph is loaded, and with some 1300 modules more
+    # what torch imports only where a graph is loaded: some 1700 modules
+    "torch.export.pt2_archive",
+    "torch.fx.experimental.validator",
+    "torch._inductor.sizevars",
+    "torch._functorch._aot_autograd.autograd_cache",
+    "networkx",
 )
 CUDA = ("gpu_worker.devices.cuda.opening",)  # which asks no driver for anything before it opens a GPU
 
