@@ -1,5 +1,6 @@
 """What a worker that was started ahead imports while it waits: all that its device will need, and nothing opened."""
 
+from contextlib import suppress
 from importlib import import_module
 
 from mesh.errors import SettingsError
@@ -21,14 +22,15 @@ CUDA = ("gpu_worker.devices.cuda.opening",)  # which asks no driver for anything
 def preload() -> None:
     """The modules of the device that the settings name are imported; no device is opened, and no lock taken.
 
-    Settings that are wrong are left to the process once it begins. Raises: ImportError.
+    Settings that are wrong, and what cannot be imported, are left to the process once it begins.
     """
     try:
         device = read_settings().device
     except SettingsError:
         return
     for module in _modules(device):
-        import_module(module)
+        with suppress(ImportError):  # of another release of torch: then it is imported where it is needed
+            import_module(module)
 
 
 def _modules(device: str) -> tuple[str, ...]:
