@@ -89,7 +89,7 @@ class Settings(BaseModel):
 
     # processes
     spares: tuple[Literal["broker", "controller", "frontend", "gateway", "gpu_worker"], ...] = Field(
-        ("gpu_worker",), description="Services of which `gearmesh up` keeps a process ready; empty: none."
+        ("gpu_worker",), description="Services with a process kept ready; empty: none."
     )
 
     # telemetry

@@ -48,6 +48,7 @@ class Path:
     name: str
     every_s: float
     asked: list[Asked] = field(default_factory=list)
+    pending: set[float] = field(default_factory=set)  # when each request left that has no answer yet
 
     def back_s(self, since_s: float) -> float | None:
         """When the first answer was there of those after which nothing that was sent since then has failed.
@@ -94,10 +95,17 @@ def _of_path(path: Path, killed_s: float) -> float | None:
 async def is_over(paths: Iterable[Path], killed_s: float, within_s: float) -> None:
     """Returns once nothing has failed on any path for AGAIN_S, or the time is up."""
     while time.monotonic() < killed_s + within_s:
-        backs = [path.back_s(killed_s) for path in paths]
-        if all(back_s is not None and time.monotonic() - back_s >= AGAIN_S for back_s in backs):
+        now = time.monotonic()
+        if all(_is_well(path, killed_s, now) for path in paths):
             return
         await asyncio.sleep(PAUSE_S)
+
+
+def _is_well(path: Path, since_s: float, now: float) -> bool:
+    """Whether nothing that left since then has failed for AGAIN_S, and all that left before that is answered."""
+    back_s = path.back_s(since_s)
+    waiting = [sent_s for sent_s in path.pending if since_s <= sent_s < now - AGAIN_S]
+    return back_s is not None and now - back_s >= AGAIN_S and not waiting
 
 
 @asynccontextmanager
@@ -127,7 +135,9 @@ async def _loop(ask: Ask, path: Path) -> None:
 
     async def one() -> None:
         sent_s = time.monotonic()
+        path.pending.add(sent_s)
         outcome = await ask()
+        path.pending.discard(sent_s)
         path.asked.append(Asked(sent_s, time.monotonic(), outcome))
 
     async with asyncio.TaskGroup() as group:
