@@ -18,6 +18,7 @@ from frontend.gateway.tensors import NAMES, to_json
 
 SLO_MS = 500.0
 AGAIN_S = 1.0  # an outage is over when nothing fails for so long
+HANGS_S = 0.4  # a request without an answer for so long may have been lost
 PAUSE_S = 0.02  # between two looks at that
 OK = "ok"
 Ask = Callable[[], Awaitable[str]]
@@ -61,6 +62,14 @@ class Path:
             return since_s
         return min((each.ended_s for each in since if each.outcome == OK and each.sent_s > max(failed)), default=None)
 
+    def is_well(self, since_s: float, now: float) -> bool:
+        """Whether requests that left since then are answered ok, none has failed for AGAIN_S, and none hangs."""
+        back_s = self.back_s(since_s)
+        if back_s is None or now - back_s < AGAIN_S:
+            return False
+        hanging = any(since_s <= sent_s < now - HANGS_S for sent_s in self.pending)
+        return not hanging and any(each.outcome == OK and each.sent_s >= since_s for each in self.asked)
+
 
 @dataclass(frozen=True, slots=True)
 class Outage:
@@ -96,16 +105,9 @@ async def is_over(paths: Iterable[Path], killed_s: float, within_s: float) -> No
     """Returns once nothing has failed on any path for AGAIN_S, or the time is up."""
     while time.monotonic() < killed_s + within_s:
         now = time.monotonic()
-        if all(_is_well(path, killed_s, now) for path in paths):
+        if all(path.is_well(killed_s, now) for path in paths):
             return
         await asyncio.sleep(PAUSE_S)
-
-
-def _is_well(path: Path, since_s: float, now: float) -> bool:
-    """Whether nothing that left since then has failed for AGAIN_S, and all that left before that is answered."""
-    back_s = path.back_s(since_s)
-    waiting = [sent_s for sent_s in path.pending if since_s <= sent_s < now - AGAIN_S]
-    return back_s is not None and now - back_s >= AGAIN_S and not waiting
 
 
 @asynccontextmanager
