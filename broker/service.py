@@ -16,7 +16,8 @@ from broker.core.catalogue import Catalogue
 from broker.core.children import ChildStates
 from broker.core.effect import HeldReplies
 from broker.core.routing import Routing
-from broker.store import CatalogueStore, StoreError
+from broker.keeping import CatalogueKeeper
+from broker.store import CatalogueStore
 from mesh import wire
 from mesh.codes import LinkLoss, ReplyCode
 from mesh.net.links import Port
@@ -28,8 +29,6 @@ from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
 LINES_S = 1.0  # least time between two tables that differ in nothing but a line that containers printed
-EPOCHS_RESERVED = 1 << 20  # at a time: a write for so many tables
-EPOCHS_UNWRITTEN = 1 << 10  # given before it is tried again to write a reservation that could not be written
 CALLS = frozenset(
     ("deploy", "undeploy", "rollback", "put_app", "drop_app", "claim_version", "get_table", "get_catalogue")
 )  # tags of messages that are answered
@@ -54,11 +53,11 @@ class BrokerService:
         self.settings = runtime.settings
         self._wall_s = wall_s
         self._hub = runtime.hub
-        self._store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
+        store = CatalogueStore(self.settings.data_dir / "catalogue.sqlite")
+        self._keeper = CatalogueKeeper(store, runtime.hub.loop)
         self._catalogue = Catalogue()
         self._repository = self.settings.model_repository  # made absolute when the service starts
         self._routing = Routing(0)
-        self._reserved = 0  # epochs below this one are given without another write
         self._children = ChildStates()
         self._held = HeldReplies()  # to operators
         self._late: asyncio.TimerHandle | None = None  # when the first of them has waited long enough
@@ -72,16 +71,13 @@ class BrokerService:
 
     def start(self) -> None:
         """Listens, with the saved catalogue, and deploys packages that are new in the repository."""
-        self._catalogue = self._store.open()
-        if self._store.fault:
-            advice = "what is deployed is served; changes are in effect until the broker is started again, not longer"
-            log.error("catalogue_not_writable", error=self._store.fault, advice=advice)
+        self._catalogue = self._keeper.open()
         self._repository = self.settings.model_repository.resolve()
         self._catalogue.repository = str(self._repository)
-        self._routing = Routing(max(self._store.reserved(), int(self._wall_s() * 1000) << 16))
-        self._reserve()
+        self._routing = Routing(max(self._keeper.reserved(), int(self._wall_s() * 1000) << 16))
+        self._keeper.reserve(self._routing.epoch)
         self._catalogue.scan(scan_repository(self._repository))
-        self._save()
+        self._keeper.save()
         self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
         self._hub.on_turn(self._turn)
         log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
@@ -97,8 +93,7 @@ class BrokerService:
         if self._late is not None:
             self._late.cancel()
         self._answer(self._held.rest())
-        self._save()
-        self._store.close()
+        self._keeper.close()
         self._port.close()
         log.info("stopped")
 
@@ -215,7 +210,7 @@ class BrokerService:
             log.warning("container_refused", member=member, ref=offer.ref, why=why.message, code=why.code)
             self._port.send(peer, why)
             return False
-        self._save()
+        self._keeper.save()
         self._changed = True
         return True
 
@@ -241,7 +236,7 @@ class BrokerService:
 
     def _answer_app(self, peer: str, reply: wire.CallReply) -> None:
         """Saves before it replies; the new table leaves in the same envelope, ahead of the reply."""
-        fault = self._save()
+        fault = self._keeper.save()
         if reply.ok:
             self._push()
         self._port.send(peer, _unsaved(reply, fault))
@@ -252,26 +247,14 @@ class BrokerService:
         A full disk does not keep a container from serving.
         """
         reply = self._catalogue.claim(claim.call, claim.name, claim.content, claim.version)
-        self._save()
+        self._keeper.save()
         self._port.send(peer, reply)
         log.info("claimed", peer=peer, model=claim.name, ok=reply.ok, message=reply.message, code=reply.code)
-
-    def _save(self) -> str:
-        """Writes all changes to disk.
-
-        Returns "" or the reason it failed: the changes still hold, and the next save retries.
-        """
-        try:
-            self._store.save(self._catalogue)
-        except StoreError as error:
-            log.error("not_saved", error=str(error))
-            return str(error)
-        return ""
 
     def _reply(self, replies: Replies, asked: tuple[str, int] | None = None) -> None:
         changed = bool(self._catalogue.changed_models)
         self._changed = self._changed or changed or asked is not None
-        fault = self._save()
+        fault = self._keeper.save()
         for (peer, call), told in replies:
             reply = _unsaved(told, fault)
             self._held.hold(peer, msgspec.structs.replace(reply, call=call))
@@ -345,21 +328,8 @@ class BrokerService:
         self._answer(self._held.pushed(table.epoch, frontends, time.monotonic()))
         self._arm()
 
-    def _reserve(self) -> None:
-        """The table's epoch is on disk as given, with those that follow: a broker started again goes on above them."""
-        epoch = self._routing.epoch
-        if epoch < self._reserved:
-            return
-        try:
-            self._store.reserve(epoch + EPOCHS_RESERVED)
-            self._reserved = epoch + EPOCHS_RESERVED
-        except StoreError as error:
-            self._reserved = epoch + EPOCHS_UNWRITTEN
-            advice = "a broker that is started again learns from the members which epochs were given"
-            log.error("not_saved", error=str(error), advice=advice)
-
     def _table(self) -> wire.Table:
-        self._reserve()
+        self._keeper.reserve(self._routing.epoch)
         routing = self._routing
         return wire.Table(
             epoch=routing.epoch,

@@ -48,7 +48,8 @@ async def mesh(
     """Runs the Procfile until the block ends. With `ready` it first waits until every model can be served. Raises:
     NotReady.
 
-    There is a gateway only if the setting http_port is given.
+    There is a gateway only if the setting http_port is given, and spares only if the setting spares is: they would
+    take processor time from what is measured or tested.
     """
     formation = {**({} if settings.get("http_port") else {"gateway": 0}), **(formation or {})}
     frontends = max(1, formation.get("frontend", 1))
@@ -59,18 +60,18 @@ async def mesh(
         "GEARMESH_CONTROLLER_PORT": str(controller),
         "GEARMESH_FRONTEND_PORT": str(first),
         "GEARMESH_HTTP_PORT": "0",
+        "GEARMESH_SPARES": "",
         "GEARMESH_MODEL_REPOSITORY": str(repository),
         "GEARMESH_DATA_DIR": str(data_dir),
         **{f"GEARMESH_{name.upper()}": str(value) for name, value in settings.items()},
     }
     lines: list[str] = []
     commands = procfile_commands(PROCFILE, formation, compact=compact)
-    supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment)
+    read = read_settings(environment=environment)
+    supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment, read.spares)
     running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
     supervisor.start()
-    containers = asyncio.create_task(
-        keep_containers(supervisor, ContainerFile(data_dir), read_settings(environment=environment))
-    )
+    containers = asyncio.create_task(keep_containers(supervisor, ContainerFile(data_dir), read))
     try:
         if ready:
             await _wait(running)

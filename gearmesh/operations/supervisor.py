@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from honcho.environ import parse_procfile
 
+from gearmesh.operations.spares import Spares
+from gearmesh.operations.starting import start_process
 from mesh.process.readiness import ReadyPipe
 
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # wait before the next start, by number of failed starts in a row
@@ -24,8 +25,6 @@ WRONG_SETTINGS = 2  # exit code of a service that cannot start with its settings
 NOT_STARTED = 71  # in place of an exit code; EX_OSERR of sysexits.h
 DEVICE_LOST = 3  # exit code of a service whose device failed: it cannot start until the device is repaired
 KILL_AFTER_S = 8.0  # a process that has not ended so long after SIGTERM is killed
-LINE_BYTES_MAX = 1 << 20
-LIBC = ctypes.CDLL(None)
 FRONT = ("broker", "controller", "frontend")  # put into one process by --compact
 OPTIONAL = ("gateway",)  # the mesh serves without it
 OURS = frozenset((*FRONT, *OPTIONAL, "gpu_worker", "mesh"))  # what processes of a mesh are called
@@ -60,7 +59,7 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     failures: int = 0  # in a row
-    device_lost: bool = False  # it ran before, so its settings are right: a failed start comes from the device
+    ran: bool = False  # its settings were right once: a failed start may pass, and does not end the mesh
     tail: list[str] = field(default_factory=list)  # its last lines of output
     program: ReplicaProgram | None = None  # not a line of the Procfile: the mesh runs without it
     up: bool = False  # a replica beside the Procfile has reported that it serves
@@ -109,8 +108,16 @@ def procfile_commands(
 class Supervisor:
     """All processes of one mesh on this machine."""
 
-    def __init__(self, commands: Mapping[str, tuple[str, int]], say: Say, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        commands: Mapping[str, tuple[str, int]],
+        say: Say,
+        environment: Mapping[str, str],
+        spares: Collection[str] = (),
+    ) -> None:
+        """`spares`: services of which a process is kept ready to take the place of one that dies."""
         self._say = say
+        self._spares = Spares(spares, partial(say, "up"))
         self._children = [
             Child(name, command, _environment(environment, name, instance))
             for name, (command, instance) in commands.items()
@@ -187,11 +194,16 @@ class Supervisor:
             if child.process is not None and child.process.returncode is None
         }
 
+    def spares(self) -> dict[int, str]:
+        """{process id: service} of the processes that are ready to take a place. They are no part of the mesh yet."""
+        return self._spares.ready()
+
     async def stop(self) -> None:
-        """Ends every process: with SIGTERM, and after KILL_AFTER_S by killing it."""
+        """Ends every process: with SIGTERM, and after KILL_AFTER_S by killing it. Spares are killed at once."""
         self._stopping = True
         self._asked.set()
         self._signal(signal.SIGTERM)
+        await self._spares.stop()
         _, left = await asyncio.wait(self._tasks, timeout=KILL_AFTER_S) if self._tasks else (None, set())
         if left:
             self._say("up", f"killing what did not stop: {', '.join(sorted(task.get_name() for task in left))}")
@@ -232,12 +244,13 @@ class Supervisor:
             if code == WRONG_SETTINGS and child.name.partition(".")[0] in OPTIONAL:
                 self._say("up", f"{child.name} cannot start, and is not tried again; the mesh runs without it")
                 return
-            child.device_lost = child.device_lost or code == DEVICE_LOST
-            if code == WRONG_SETTINGS and not child.device_lost:
+            healthy = time.monotonic() - began_s > HEALTHY_S
+            child.ran = child.ran or code == DEVICE_LOST or (healthy and code != WRONG_SETTINGS)
+            if code == WRONG_SETTINGS and not child.ran:
                 if not self.failed.done():
                     self.failed.set_result(f"{child.name} cannot start:\n" + "\n".join(child.tail[-8:]))
                 return
-            child.failures = 0 if time.monotonic() - began_s > HEALTHY_S else child.failures + 1
+            child.failures = 0 if healthy else child.failures + 1
             wait_s = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
             child.why = f"it ended with {_describe(code)}, and is being started again"
             self._say("up", f"{child.name} ended with {_describe(code)}; starting it again in {wait_s} s")
@@ -265,12 +278,23 @@ class Supervisor:
         """Runs the process once. Returns its exit code."""
         child.up = False
         if child.program is None:
-            return await self._follow(child, await _start(child, child.environment, ()))
+            return await self._follow(child, await self._started(child))
         pipe = ReadyPipe(asyncio.get_running_loop(), partial(_serves, child))
         with contextlib.closing(pipe.open()):
-            process = await _start(child, {**child.environment, **pipe.environment}, pipe.descriptors)
+            environment = {**child.environment, **pipe.environment}
+            process = await start_process(child.command, environment, pipe.descriptors)
             pipe.handed_over()
             return await self._follow(child, process)
+
+    async def _started(self, child: Child) -> asyncio.subprocess.Process:
+        """A process of a line of the Procfile has begun: the spare, if one is ready. Another spare will follow."""
+        process = self._spares.take(child.command, child.environment)
+        if process is None:
+            process = await start_process(child.command, child.environment)
+        else:
+            self._say("up", f"a spare takes the place of {child.name}")
+        self._spares.due(child.command, child.environment)
+        return process
 
     async def _follow(self, child: Child, process: asyncio.subprocess.Process) -> int:
         """Says what the process writes, until it ends. Returns its exit code."""
@@ -293,23 +317,6 @@ class Supervisor:
 def _serves(child: Child) -> None:
     """The replica has reported that it serves."""
     child.up, child.why = True, ""
-
-
-async def _start(
-    child: Child, environment: Mapping[str, str], descriptors: tuple[int, ...]
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        "/bin/sh", "-c", child.command,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
-        env=dict(environment), start_new_session=True, limit=LINE_BYTES_MAX, preexec_fn=_end_with_us,
-        pass_fds=descriptors,
-    )  # fmt: skip
-
-
-def _end_with_us() -> None:
-    """In the child: the kernel sends it SIGTERM when the supervisor ends in any way (PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(AttributeError):  # not Linux
-        LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _environment(base: Mapping[str, str], name: str, instance: int) -> dict[str, str]:

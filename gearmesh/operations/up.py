@@ -78,7 +78,7 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     if out.is_terminal and settings.log_format == "auto":  # processes write into a pipe
         settings = settings.model_copy(update={"log_format": "console"})
     environment = {**with_ports(settings, os.environ), **environment_of(settings, ["log_format"])}
-    supervisor = Supervisor(commands, say, environment)
+    supervisor = Supervisor(commands, say, environment, settings.spares)
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)

@@ -28,7 +28,9 @@ from gpu_worker.devices.execution.executables import (
     load_forward,
     read_image,
     views,
+    warm_up,
 )
+from gpu_worker.devices.execution.passed import PassedChecks
 from gpu_worker.devices.execution.rows import fill, owned, padding_rows
 from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
 from gpu_worker.devices.locks import DeviceLock, claim_first
@@ -113,7 +115,7 @@ class CpuDevice:
         self._versions: dict[str, CpuVersion] = {}
         # {architecture: executable}; an executable lasts as long as a version that has it
         self._executables: WeakValueDictionary[str, CpuExecutable] = WeakValueDictionary()
-        self._checks = Checks()
+        self._checks = Checks(PassedChecks(settings.data_dir / "checked", self.info.kind))
         self._compiler = Compiler(
             settings.data_dir / "executables", self.info.kind, settings.compile_s_max, settings.threads
         )
@@ -178,7 +180,10 @@ class CpuDevice:
         if executable is None:
             forward = load_forward(package)
             weights = _own_weights(package, image)
-            check_by_running(package, forward, weights)
+            if self._checks.are_needed(package):
+                check_by_running(package, forward, weights)
+            else:
+                warm_up(package, forward, weights)
             executable = self._quickest(package, forward, weights)
         elif self._checks.are_needed(package):
             check_by_running(package, executable.forward, _own_weights(package, image), dtypes=executable.dtypes)

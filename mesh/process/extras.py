@@ -1,7 +1,10 @@
 """Which extra of gearmesh brings a library that is not installed, and how a program says so."""
 
+import os
 import sys
 from importlib import import_module
+
+from mesh.process.standby import take_standby
 
 CLI = ("cli", "serve", "load", "simulate")  # the others contain `cli`
 EXTRAS = {  # {library as it is imported: extras that bring it}, as pyproject.toml has them
@@ -41,13 +44,18 @@ def advice(error: ModuleNotFoundError, extra: str = "serve") -> str | None:
     return f"this needs {library}, which is not installed: pip install 'gearmesh[{named}]'"
 
 
-def start(module: str, program: str, extra: str = "serve") -> None:
-    """Runs `main` of the module, which needs `extra`.
+def start(module: str, program: str, extra: str = "serve", preload: str = "") -> None:
+    """Runs `main` of the module, which needs `extra`; a process that was started ahead waits for its order first.
 
-    Exits with code 2, naming the extra, where a library of one is not installed.
+    `preload`: a module whose `preload` such a process calls while it waits. Exits with code 2, naming the extra, where
+    a library of one is not installed.
     """
     try:
-        import_module(module).main()
+        standby = take_standby(os.environ)
+        found = import_module(module)
+        if standby is not None:
+            standby.wait(import_module(preload).preload if preload else None)
+        found.main()
     except ModuleNotFoundError as error:
         told = advice(error, extra)
         if told is None:

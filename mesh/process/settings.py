@@ -87,6 +87,11 @@ class Settings(BaseModel):
     )
     drain_s: float = Field(5.0, ge=0, le=600, description="After SIGTERM: how long requests in flight may still take.")
 
+    # processes
+    spares: tuple[Literal["broker", "controller", "frontend", "gateway", "gpu_worker"], ...] = Field(
+        ("gpu_worker",), description="Services with a process kept ready; empty: none."
+    )
+
     # telemetry
     telemetry: bool = Field(True, description="Whether controllers keep a request log and an action log.")
     telemetry_dir: str = Field("", description="Folder of these logs; empty: `telemetry` in data_dir.")

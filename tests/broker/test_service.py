@@ -13,10 +13,13 @@ import msgspec
 import pytest
 import zmq
 
+from broker import keeping
 from broker.service import LINES_S
+from broker.store import CatalogueStore
 from mesh import wire
 from mesh.errors import AddressInUse
 from mesh.process.repository import look, scan_repository
+from scripts.rigs.meshes import until
 from tests.broker.full_disks import full_disk
 from tests.disks import refuse
 from tests.loops import on_loop
@@ -146,6 +149,44 @@ async def test_a_broker_whose_disk_takes_nothing_serves_and_says_what_will_not_l
         assert (reply.ok, reply.code) == (False, "not_saved")
         assert names(reply.message, os.strerror(number), "catalogue.sqlite", "GEARMESH_DATA_DIR")
         await at.controller.table(lambda table: not table.models)  # it is in effect
+
+
+@on_loop
+async def test_a_disk_that_takes_something_again_has_everything_without_another_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "DISK_S", 0.01)
+    file = tmp_path / "data" / "catalogue.sqlite"
+    with monkeypatch.context() as full:
+        refuse(full, tmp_path / "data", "mkdir", errno.ENOSPC)
+        broker = contextlib.AsyncExitStack()
+        at = await broker.enter_async_context(mesh(tmp_path))
+        assert (await at.operator.ask(wire.Undeploy(call=5, name="m"))).code == "not_saved"
+        assert not file.exists()
+    async with broker:
+        await until(file.exists)
+        assert (await at.operator.ask(wire.DropApp(call=6, name="a"))).code != "not_saved"
+    store = CatalogueStore(file)
+    with contextlib.closing(store):
+        assert not store.open().models["m"].deployed
+
+
+@on_loop
+async def test_a_broker_on_a_damaged_catalogue_starts_with_its_copy(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        assert (await at.operator.ask(wire.Undeploy(call=5, name="m"))).ok
+    (file,) = (tmp_path / "data").glob("*.sqlite")
+    file.write_bytes(b"not a database, " * 100)
+    async with processes(**PATIENT) as made:
+        broker = Broker(made, tmp_path)
+        try:
+            caller = Caller(made.runtime(), broker.addresses, "controller-1")
+            caller.register("controller")
+            table = await caller.table(lambda table: table.members)
+            assert not table.models  # undeployed it stays: the repository has it, but so has the copy
+        finally:
+            broker.stop()
+    assert file.with_name(f"{file.name}.damaged-1").read_bytes() == b"not a database, " * 100
 
 
 @both_makes

@@ -209,24 +209,6 @@ def test_a_file_that_was_refused_is_let_go_at_once(tmp_path: Path) -> None:
     assert str(SCHEMA_VERSION + 1) in str(refused.value)
 
 
-@pytest.mark.parametrize("table", ["models", "apps"])
-def test_a_file_with_a_damaged_record_is_refused(opened: Callable[[], Opened], table: str) -> None:
-    store, _ = opened()
-    store.close()
-    with contextlib.closing(sqlite3.connect(store.file)) as db:
-        db.execute(f"INSERT INTO {table} VALUES ('m', ?)", (b"\xc1{",))
-        db.commit()
-    with pytest.raises(StoreError, match=r"catalogue\.sqlite"):
-        CatalogueStore(store.file).open()
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "catalogue.sqlite"
-    file.write_bytes(b"not a database, " * 100)
-    with pytest.raises(StoreError, match=r"catalogue\.sqlite"):
-        CatalogueStore(file).open()
-
-
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"catalogue\.sqlite"):
@@ -350,3 +332,52 @@ def test_a_catalogue_on_a_full_disk_opens_without_a_write_and_saves_once_there_i
         assert str(store.file) in str(raised.value)
     again.save(found)
     assert len(opened()[1].models) == 501
+
+
+@pytest.mark.parametrize("by_itself", [False, True], ids=["with the next change", "without a change"])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=os.strerror)
+def test_a_disk_that_took_nothing_at_the_start_gets_everything_once_it_takes_something(
+    opened: Callable[[], Opened], number: int, by_itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalogue = opened()
+    catalogue.scan({"m": ["1"]})
+    catalogue.put_app(1, {"name": "a", "models": ["m"]}, create=True)
+    store.save(catalogue)
+    store.close()
+    with monkeypatch.context() as full:
+        refused_by_sqlite(full, store.file, sqlite3.SQLITE_FULL)
+        refuse(full, store.file.parent, "open", number)
+        again, found = opened()
+        found.scan({"n": ["1"]})
+        found.drop_app(2, "a")
+        assert not again.retry(found)
+        with pytest.raises(StoreError):
+            again.save(found)
+        with pytest.raises(StoreError):
+            again.reserve(99)
+    if by_itself:
+        assert again.retry(found)
+    else:
+        found.scan({"o": ["1"]})
+        again.save(found)
+    assert again.fault == ""
+    assert (found.changed_models, found.apps.changed) == (set(), set())
+    last, known = opened()
+    assert (known.models, known.apps, last.reserved()) == (found.models, found.apps, 99)
+
+
+def test_a_disk_that_takes_something_again_is_not_written_to_while_another_broker_has_the_file(
+    opened: Callable[[], Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened()
+    with monkeypatch.context() as full:
+        file = opened()[0].file
+        refused_by_sqlite(full, file, sqlite3.SQLITE_FULL)
+        refuse(full, file.parent, "open", errno.ENOSPC)
+        store, catalogue = opened()
+        catalogue.scan({"m": ["1"]})
+    other = CatalogueStore(file)
+    assert other.open() == Catalogue()
+    assert not store.retry(catalogue)
+    other.close()
+    assert store.retry(catalogue)

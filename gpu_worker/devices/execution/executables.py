@@ -14,6 +14,7 @@ from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.execution.building import Declared, build, declared_of
 from gpu_worker.devices.execution.moving import move, reshape_views
 from gpu_worker.devices.execution.onnx import load_onnx
+from gpu_worker.devices.execution.passed import PassedChecks, Tried
 from gpu_worker.devices.execution.rows import inputs_for, padding_rows
 from gpu_worker.packages import trials
 from gpu_worker.packages.comparing import Run, tolerance
@@ -161,27 +162,32 @@ def _check_state(package: Package, module: torch.nn.Module) -> None:
 class Checks:
     """Which versions this process has checked, by everything that the outcome depends on.
 
-    Only PREPARE's thread uses it.
+    Only PREPARE's thread uses it. `kept`: those that were checked here before count, too.
 
     All versions of an architecture share an executable, but they may behave differently: other weights may take a path
     in the graph that mixes rows, and so may a larger batch.
     """
 
+    kept: PassedChecks | None = None
     # {(content, batch_max, example): None}, oldest first
-    _passed: dict[tuple[str, int, str], None] = field(default_factory=dict)
+    _passed: dict[Tried, None] = field(default_factory=dict)
 
     def are_needed(self, package: Package) -> bool:
         """Returns whether no equal version has passed the checks."""
-        return _tried_as(package) not in self._passed
+        tried = _tried_as(package)
+        return tried not in self._passed and (self.kept is None or not self.kept.has(package, tried))
 
     def passed(self, package: Package) -> None:
         """The version has passed the checks."""
         if len(self._passed) >= PASSED_MAX:
             del self._passed[next(iter(self._passed))]
-        self._passed[_tried_as(package)] = None
+        tried = _tried_as(package)
+        if self.kept is not None and tried not in self._passed:
+            self.kept.keep(package, tried)
+        self._passed[tried] = None
 
 
-def _tried_as(package: Package) -> tuple[str, int, str]:
+def _tried_as(package: Package) -> Tried:
     digests = digests_of(package)
     return digests.content, package.spec.batch_max, digests.example
 
@@ -222,11 +228,23 @@ def check_by_running(
         raise fault
 
 
+def warm_up(package: Package, forward: Forward, weights: Sequence[torch.Tensor]) -> None:
+    """The executable of a version that has passed the checks has run once, so that no request waits for what that
+    takes.
+    """
+    with torch.inference_mode():
+        forward(*weights, *_padding(package))
+
+
+def _padding(package: Package) -> list[torch.Tensor]:
+    """Returns one row of padding, `[1, ...]`, of each input."""
+    pads = zip(padding_rows(package), package.spec.inputs, strict=True)
+    return [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
+
+
 def _check(package: Package, dtypes: Set[torch.dtype], run: Run, place: torch.device) -> None:
     draw = inputs_for(package, run, place)
-    pads = zip(padding_rows(package), package.spec.inputs, strict=True)
-    padding = [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
-    trial = trials.Trial(draw, package.spec.batch_max, padding)
+    trial = trials.Trial(draw, package.spec.batch_max, _padding(package))
     close = tolerance(dtypes, place)
     trials.check(package.ref, package.spec.outputs, run, trial, close)
 

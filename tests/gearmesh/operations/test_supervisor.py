@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gearmesh.operations import supervisor as module
+from gearmesh.operations.starting import LINE_BYTES_MAX
 from tests.gearmesh.operations.supervised import heard, running
 from tests.loops import LIMIT_S, Told, on_loop
 from tests.messages import names
@@ -79,6 +80,20 @@ async def test_a_process_whose_device_was_lost_is_tried_until_it_can_start_again
 
 
 @on_loop
+async def test_a_process_that_ran_before_is_tried_until_it_can_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that are changed under a running mesh, or a file that was damaged, must not end what still serves."""
+    monkeypatch.setattr(module, "HEALTHY_S", 0.0)
+    script = f"cd '{tmp_path}'; echo x >> starts; case $(wc -l < starts) in 1) exit 1;; 2|3) exit 2;; esac; echo up"
+    async with running({"a": f"{script}; exec sleep 6000", "b": "exec sleep 6000"}) as (supervisor, said):
+        await heard(said, ("a", "up"))
+        codes = [re.findall(r"code (\d)", line) for name, line in said.items if name == "up"]
+        assert codes == [["1"], ["2"], ["2"]]
+        assert not supervisor.failed.done()
+
+
+@on_loop
 async def test_stopping_asks_every_process_and_lets_it_finish() -> None:
     script = "trap 'echo bye; exit 0' TERM; echo here; while :; do sleep 0.01; done"
     async with running({"a": script, "b": script}) as (_, said):
@@ -119,7 +134,7 @@ async def test_stopping_does_not_wait_for_a_process_that_is_about_to_start_again
 async def test_a_line_that_does_not_end_harms_nobody() -> None:
     async with running({"a": "head -c 3000000 /dev/zero | tr '\\0' x; echo; echo after; exec sleep 6000"}) as (_, said):
         await heard(said, ("a", "after"))
-        assert all(len(line) < module.LINE_BYTES_MAX for _, line in said.items)
+        assert all(len(line) < LINE_BYTES_MAX for _, line in said.items)
 
 
 @on_loop
