@@ -16,7 +16,9 @@ from broker.core.children import ChildStates
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
+from mesh.addresses import address_fault
 from mesh.codes import LinkLoss, ReplyCode
+from mesh.folding import Folding
 from mesh.net.links import Port
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id
@@ -40,6 +42,17 @@ def _unsaved(reply: wire.CallReply, fault: str) -> wire.CallReply:
     return msgspec.structs.replace(reply, ok=False, message=message, code=ReplyCode.NOT_SAVED)
 
 
+def endpoints_fault(member: wire.Member) -> str:
+    """Why others could not call this member where it says that it listens; empty if they could."""
+    if member.role == "controller" and "control" not in member.endpoints:
+        return "a controller without a control endpoint"
+    for name, addresses in member.endpoints.items():
+        fault = address_fault(addresses)
+        if fault:
+            return f"{name}: {fault}"
+    return ""
+
+
 class BrokerService:
     """The port, the catalogue and the routing table."""
 
@@ -54,6 +67,7 @@ class BrokerService:
         self._routing = Routing(0)
         self._reserved = 0  # epochs below this one are given without another write
         self._children = ChildStates()
+        self._refusals = Folding()  # of members that nobody could call
         self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
@@ -73,7 +87,10 @@ class BrokerService:
         self._reserve()
         self._catalogue.scan(scan_repository(self._repository))
         self._save()
-        self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
+        most = self.settings.request_bytes_max  # an application's definition comes in a client's request
+        self.addresses = self._port.listen(
+            self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT", size_max=most
+        )
         self._hub.on_turn(self._turn)
         log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
 
@@ -121,6 +138,13 @@ class BrokerService:
     def _register(self, peer: str, register: wire.Register) -> None:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
         member = register.member
+        fault = endpoints_fault(member)
+        if fault:
+            times = self._refusals.happened(peer, time.monotonic())
+            if times:
+                log.warning("member_refused", member=peer, code=ReplyCode.BAD_ADDRESS, why=fault, times=times)
+            self._port.send(peer, wire.CallReply(call=0, ok=False, message=fault, code=ReplyCode.BAD_ADDRESS))
+            return
         known = self._routing.members.get(member.id)
         self._children.took(member, time.monotonic())
         if known is not None and self._children.only_line(known, member):

@@ -17,7 +17,9 @@ from controller.core.state import ShardState
 from controller.core.versions.preparation import terms_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
-from mesh.codes import ActionCode, LinkLoss, RequestOutcome
+from mesh.addresses import address_fault
+from mesh.codes import ActionCode, LinkLoss, ReplyCode, RequestOutcome
+from mesh.folding import Folding
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
@@ -55,6 +57,7 @@ class ControllerService:
         self._alarm: Alarm | None = None
         self._workers: set[str] = set()  # members that said a worker's Hello, and are not lost
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
+        self._refusals = Folding()  # of frontends that cannot be told anything
         self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ class ControllerService:
             case wire.WorkerHello():
                 self._worker_joined(peer, message, now)
             case wire.FrontendHello():
-                self._frontend_joined(peer, message)
+                self._frontend_joined(peer, message, now)
             case wire.Goodbye():
                 self._left(peer)
             case wire.Heartbeat():
@@ -144,7 +147,14 @@ class ControllerService:
         self._order(self.scheduler.worker_joined(hello, now=now))
         log.info("worker_joined", worker=peer, device=hello.device.name, pages=hello.device.pages)
 
-    def _frontend_joined(self, peer: str, hello: wire.FrontendHello) -> None:
+    def _frontend_joined(self, peer: str, hello: wire.FrontendHello, now: float) -> None:
+        fault = address_fault(hello.results)
+        if fault:
+            times = self._refusals.happened(peer, now)
+            if times:
+                log.warning("frontend_refused", frontend=peer, code=ReplyCode.BAD_ADDRESS, why=fault, times=times)
+            self._port.send(peer, wire.HelloRefused(code=ReplyCode.BAD_ADDRESS, message=fault))
+            return
         self._frontends[peer] = hello.results
         self._tell_frontends()  # ahead of any INFER that names it
         self._order(self.scheduler.frontend_joined(peer))

@@ -49,7 +49,9 @@ class ModelCalls:
         self._replies = replies
         self._outcomes = outcomes
         self._tell_applications = tell_applications
-        self.results = ResultsPort(runtime.transport, self._requests, self._answer_ok, self._outputs_malformed)
+        self.results = ResultsPort(
+            runtime.transport, hello().member, self._requests, self._answer_ok, self._outputs_malformed
+        )
         self.controllers = Controllers(
             runtime.transport, hello, self._refused, suspected, self._controller_lost, self._submit_waiting
         )

@@ -238,6 +238,7 @@ class ReplyCode(Coded):
     UNKNOWN_APP = "unknown_app", 404, False, "there is no application of this name"
     APP_EXISTS = "app_exists", 400, False, "an application of this name is there already"
     BAD_APP = "bad_app", 400, False, "an application's name, or its models"
+    BAD_ADDRESS = "bad_address", 400, False, "where a member says that it listens cannot be called"
 
 
 class PackageCode(Coded):
@@ -411,6 +412,8 @@ class LinkLoss(StrEnum):
     LEFT = "left"  # it said Goodbye
     GONE = "is gone"  # from the routing table
     REPLACED = "was replaced"  # another one answers at its address
+    UNUSABLE = "has no address that can be called"
+    GARBAGE = "sends what cannot be understood"
 
 
 class IdentityRefusal(StrEnum):

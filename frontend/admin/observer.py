@@ -18,8 +18,8 @@ from frontend.admin import counts
 from frontend.admin.operator import NoBroker, Operator
 from frontend.client.client import Client, RequestError
 from mesh import wire
+from mesh.addresses import MEMORY
 from mesh.facts import Fact, Snapshot
-from mesh.net.transport import MEMORY
 from mesh.process.settings import Settings
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToOperator])

@@ -8,9 +8,12 @@ import msgspec
 import structlog
 
 from mesh import wire
+from mesh.codes import ReplyCode
+from mesh.doubling import Doubling
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
 
+CALL_S, CALL_S_MAX = 0.1, 0.5  # pause before a broker that was lost is called again: the first, and the longest
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
 log = structlog.get_logger("registrar")
 
@@ -34,6 +37,7 @@ class Registrar:
         self._changed = changed
         self._replied = replied
         self._link: Link[wire.FromBroker, wire.ToBroker] | None = None
+        self._pauses = Doubling(CALL_S, CALL_S_MAX)
         self._stopped = False
 
     def start(self) -> None:
@@ -77,14 +81,17 @@ class Registrar:
         if self.table is not None and not self._stopped:
             log.warning("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
         self._link = None
-        self._transport.hub.loop.call_later(0.1, self._open)
+        self._transport.hub.loop.call_later(self._pauses.next(), self._open)
 
     def _received(self, mail: Mail[wire.FromBroker]) -> None:
+        self._pauses.reset()
         for message in mail.messages:
             match message:
                 case wire.Table():
                     self._take_table(message)
                 case wire.CallReply():
+                    if message.code == ReplyCode.BAD_ADDRESS:
+                        log.error("registration_refused", member=self.member.id, why=message.message, code=message.code)
                     if self._replied is not None:
                         self._replied(message)
                 case wire.Introduce():

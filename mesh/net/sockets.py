@@ -25,6 +25,7 @@ ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so m
 EVENTS, POLLIN = zmq.EVENTS, zmq.POLLIN  # an attribute of an enum is slow to look up
 EVENT = struct.Struct("=HI")  # of a monitor's message: the event, its value
 HIGH_WATER_MARK = 10_000  # messages queued for one peer
+KEEPALIVE_IDLE_S, KEEPALIVE_PROBE_S, KEEPALIVE_PROBES = 10, 5, 3  # an idle connection that leads nowhere ends in 25 s
 
 log = structlog.get_logger("sockets")
 
@@ -55,16 +56,33 @@ class Hub:
         self._turn_scheduled = False
         self._closed = False
 
-    def socket(self, kind: int, *, size_max: int, high_water_mark: int = HIGH_WATER_MARK) -> zmq.Socket[bytes]:
-        """A socket with all relevant options set; not yet bound or connected."""
+    def socket(
+        self,
+        kind: int,
+        *,
+        size_max: int,
+        high_water_mark: int = HIGH_WATER_MARK,
+        unread_max: int | None = None,
+        dead_s: float | None = None,
+    ) -> zmq.Socket[bytes]:
+        """A socket with all relevant options set; not yet bound or connected.
+
+        `unread_max`: messages of one peer that may wait to be read, if not as many as to be sent. `dead_s`: the system
+        closes a connection whose other end has not acknowledged what was sent for so long (TCP_USER_TIMEOUT).
+        """
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.LINGER, 500)
         sock.setsockopt(zmq.SNDHWM, high_water_mark)
-        sock.setsockopt(zmq.RCVHWM, high_water_mark)
+        sock.setsockopt(zmq.RCVHWM, high_water_mark if unread_max is None else unread_max)
         sock.setsockopt(zmq.MAXMSGSIZE, size_max)
         sock.setsockopt(zmq.RECONNECT_IVL, 50)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        if dead_s is not None:
+            sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
+            sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_PROBE_S)
+            sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_PROBES)
+            sock.setsockopt(zmq.TCP_MAXRT, max(1, round(dead_s * 1e3)))
         return sock
 
     def bind(self, sock: zmq.Socket[bytes], host: str, port: int, setting: str) -> str:

@@ -44,13 +44,14 @@ from mesh.wire.controller import (
     FromControllerToFrontend,
     FromControllerToOperator,
     FrontendHello,
+    HelloRefused,
     Refused,
     Serving,
     SnapshotReply,
     Submit,
     ToController,
 )
-from mesh.wire.results import Answer, FromResults, Outputs, ToResults
+from mesh.wire.results import Answer, FromResults, Outputs, Taken, ToResults
 from mesh.wire.shared import (
     INLINE_BYTES_MAX,
     Batching,
@@ -117,6 +118,7 @@ __all__ = [
     "GetTable",
     "Goodbye",
     "Heartbeat",
+    "HelloRefused",
     "Infer",
     "Introduce",
     "KnownModel",
@@ -141,6 +143,7 @@ __all__ = [
     "SnapshotReply",
     "Submit",
     "Table",
+    "Taken",
     "TensorSpec",
     "ToBroker",
     "ToController",

@@ -1,6 +1,10 @@
-"""Worker -> frontend: outputs, on the frontend's socket for results."""
+"""Worker -> frontend: outputs, on the frontend's socket for results.
 
-from mesh.wire.shared import Heartbeat, Introduce, Message
+The outputs that one worker has for one frontend are numbered. The frontend takes each number once, in order, and says
+how far it came; the worker keeps what is beyond that, and sends it again on the link that replaces one that was lost.
+"""
+
+from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
 
 
 class Answer(Message, frozen=True, kw_only=True):
@@ -24,7 +28,17 @@ class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
     exec_s: float
     answers: tuple[Answer, ...]
     rows: int = 0  # rows of that batch that were asked for, by all frontends; 0: not said
+    frontend: str = ""  # whose requests these are; empty: not said
+    number: int = 0  # of those that this worker has sent to this frontend, from 1; 0: not numbered
+    oldest: int = 0  # the least number that may be sent again; what is below was taken, or given up
+    again: bool = False  # sent before, on a link that was lost
 
 
-ToResults = Outputs | Heartbeat
-FromResults = Heartbeat | Introduce
+class Taken(Message, frozen=True, kw_only=True, tag="taken"):
+    """Frontend -> worker, in place of a heartbeat: I have the outputs up to this number."""
+
+    number: int
+
+
+ToResults = Outputs | Heartbeat | Goodbye
+FromResults = Heartbeat | Introduce | Taken

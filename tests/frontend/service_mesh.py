@@ -93,9 +93,7 @@ class Mesh:
 
     async def begin(self) -> None:
         hello = await self.controller.hello()
-        self._link = Link(
-            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told(), watch=False
-        )
+        self._link = Link(self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told())
         self._link.call(hello.results)
         self.controller.report("m:1")
         self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))

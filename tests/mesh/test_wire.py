@@ -196,7 +196,20 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         gathered=True,
         clock_mhz=1980.0,
     ),
-    wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.25, answers=(ANSWER, ANSWER), rows=3),
+    wire.Outputs(
+        ref="m:1",
+        device="cpu:0",
+        batch=4,
+        exec_s=0.25,
+        answers=(ANSWER, ANSWER),
+        rows=3,
+        frontend="frontend-1",
+        number=7,
+        oldest=5,
+        again=True,
+    ),  # fmt: skip
+    wire.Taken(number=6),
+    wire.HelloRefused(code="bad_address", message="0 addresses"),
 ]
 PLACES = [(name, message) for name in UNIONS for message in MESSAGES if type(message) in typing.get_args(UNIONS[name])]
 

@@ -88,7 +88,9 @@ class Caller:
 
     def register(self, role: str, epoch: int = 0) -> wire.Member:
         """Registers with the broker. Returns the member."""
-        member = wire.Member(id=self.identity, role=role, host="here", endpoints={"control": ("tcp://x:1",)}, pid=7)
+        member = wire.Member(
+            id=self.identity, role=role, host="here", endpoints={"control": ("tcp://127.0.0.1:1",)}, pid=7
+        )
         self.link.send(wire.Register(member=member, epoch=epoch))
         return member
 
@@ -99,7 +101,8 @@ class Registered:
     def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str, role: str) -> None:
         self.runtime = runtime
         self.tables, self.replies = Told(), Told()
-        self.member = wire.Member(id=identity, role=role, host="here")
+        endpoints = {"control": ("tcp://127.0.0.1:1",)} if role == "controller" else {}
+        self.member = wire.Member(id=identity, role=role, host="here", endpoints=endpoints)
         self.registrar = Registrar(runtime.transport, addresses, self.member, self.tables, self.replies)
 
     async def table(self, wanted: Any = lambda table: True) -> wire.Table:

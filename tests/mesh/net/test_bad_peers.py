@@ -82,22 +82,6 @@ async def test_a_peer_that_never_answers_is_lost_to_the_link() -> None:
         assert not calling.link.open
 
 
-@on_loop
-async def test_a_port_that_does_not_watch_loses_nobody_and_sends_no_heartbeats() -> None:
-    async with processes(**QUICK) as made:
-        here = made.runtime()
-        unwatched, watched = made.port(here, "results", watch=False), made.port(here)
-        socks = [made.bare(zmq.DEALER, "gpu_worker-1") for _ in range(2)]
-        for sock, listening in zip(socks, (unwatched, watched), strict=True):
-            sock.connect(listening.tcp)
-            sock.send(envelope(HELLO))
-        await watched.lost.count(1)
-        await unwatched.messages(1)
-        assert unwatched.lost.items == []
-        assert unwatched.port.knows("gpu_worker-1")
-        assert socks[0].poll(0) == 0
-
-
 # -- bad peers --------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +178,7 @@ async def test_a_handler_that_fails_on_one_message_still_gets_the_next() -> None
                 pass  # the second message arrives in the meantime
             raise ZeroDivisionError
 
-        listening = made.port(made.runtime(), "results", watch=False, received=fail_once)
+        listening = made.port(made.runtime(), "results", received=fail_once)
         made_loop = listening.port.transport.hub.loop
         made_loop.set_exception_handler(lambda _, fault: faults.append(type(fault["exception"])))
         sock = made.bare(zmq.DEALER, "gpu_worker-1")

@@ -125,7 +125,7 @@ def is_gone(sock: "zmq.Socket[bytes]", peer: bytes) -> bool:
 @on_loop
 async def test_what_arrives_before_a_send_to_a_peer_that_is_gone_is_received() -> None:
     async with processes(**QUIET) as made:
-        listening = made.port(made.runtime(), watch=False)  # no heartbeat looks again
+        listening = made.port(made.runtime())  # no heartbeat looks again within 5 s
         leaving, staying = (made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
         for sock in (leaving, staying):
             sock.connect(listening.tcp)
@@ -142,7 +142,7 @@ async def test_what_arrives_before_a_send_to_a_peer_that_is_gone_is_received() -
 @on_loop
 async def test_what_arrives_before_a_send_to_a_peer_that_does_not_read_is_received() -> None:
     async with processes(**QUIET) as made:
-        listening = made.port(made.runtime(), watch=False)  # no heartbeat looks again
+        listening = made.port(made.runtime())  # no heartbeat looks again within 5 s
         lazy, keen = (made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
         lazy.setsockopt(zmq.RCVHWM, 1)
         lazy.setsockopt(zmq.RCVBUF, 4096)

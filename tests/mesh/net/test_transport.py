@@ -158,7 +158,7 @@ async def test_the_offset_of_a_peer_with_another_clock_is_found() -> None:
         listening.port.send("frontend-1", wire.Introduce())
         await listening.mail.count(1)
         # The peer's own delta: its clock is (1e6 - now) ahead of ours.
-        sock.send(msgspec.msgpack.encode(wire.Envelope(1e6 + 1.0, 1e6 - now, 0, [cancel(1)])))
+        sock.send(msgspec.msgpack.encode(wire.Envelope(1e6 + 0.05, 1e6 - now, 0, [cancel(1)])))
         await listening.messages(2)
         assert listening.port.clock("frontend-1").offset_s == pytest.approx(1e6 - now, abs=1.0)
 
