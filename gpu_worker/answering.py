@@ -48,8 +48,10 @@ class OutputLinks:
             elif given != self._addresses.get(frontend):
                 self._tell_dropped(frontend, fault, 0)
         for frontend in list(self._links):
-            if known.get(frontend) != self._addresses[frontend]:
+            if frontend not in known:
                 self._links.pop(frontend).close()
+            elif known[frontend] != self._addresses[frontend]:
+                self._links[frontend].move(known[frontend])
         self._addresses = known
 
     def send(self, job: Job) -> None:
@@ -65,6 +67,11 @@ class OutputLinks:
                 self._tell_dropped(frontend, "it is gone", len(message.answers))
             else:
                 link.send(message, frames, size)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages that frontends have not confirmed, and that would be sent again."""
+        return sum(link.unconfirmed for link in self._links.values())
 
     def close(self) -> None:
         """All links are closed; what was sent has a moment to leave."""
@@ -111,12 +118,25 @@ class FrontendLink:
         if link is not None and self._settled:
             link.send(numbered, frames)
 
+    @property
+    def unconfirmed(self) -> int:
+        """Messages that are kept, to be sent again."""
+        return len(self._sent)
+
     def leave(self) -> None:
         """The frontend is told that we leave."""
         if self._link is not None:
             self._link.send(wire.Goodbye())
             self._transport.hub.loop.call_soon(self._link.close, 200)
         self._closed = True
+
+    def move(self, addresses: tuple[str, ...]) -> None:
+        """The frontend listens elsewhere: what it has not confirmed is sent there."""
+        self._addresses = addresses
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._open()
 
     def close(self) -> None:
         """The frontend is gone."""
@@ -125,7 +145,7 @@ class FrontendLink:
             self._link.close()
 
     def _open(self) -> None:
-        if self._closed:
+        if self._closed or self._link is not None:
             return
         link: ResultsLink = Link(
             self._transport, self._member, self._frontend, DECODER, self._received, self._lost,

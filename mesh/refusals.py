@@ -9,7 +9,7 @@ PEERS_MAX = 1024  # peers that are told apart; then the one that was refused fir
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Consequence:
     """What follows from a refusal."""
 
     told: int  # refusals of this peer since the last line about it, this one included; 0: no line now
@@ -35,7 +35,7 @@ class Refusals:
     _lines: int = 0  # in the span that began at `_span_s`
     _span_s: float = 0.0
 
-    def refused(self, peer: bytes, now: float) -> Verdict:
+    def refused(self, peer: bytes, now: float) -> Consequence:
         """An envelope of this connection was refused."""
         self.total += 1
         offender = self._peers.get(peer)
@@ -52,7 +52,7 @@ class Refusals:
             self.cuts += 1
             offender.cut_until_s = now + SPAN_S
             offender.count = 0
-        return Verdict(self._told(offender, now, at_once=cut), cut)
+        return Consequence(self._told(offender, now, at_once=cut), cut)
 
     def _told(self, offender: _Offender, now: float, *, at_once: bool) -> int:
         if now - self._span_s >= SPAN_S:
@@ -64,9 +64,9 @@ class Refusals:
         told, offender.untold, offender.told_s = offender.untold, 0, now
         return told
 
-    def any_cut(self) -> bool:
-        """Whether any connection was cut off, and may still be."""
-        return self.cuts > 0 and any(offender.cut_until_s is not None for offender in self._peers.values())
+    def __len__(self) -> int:
+        """Connections that are told apart now."""
+        return len(self._peers)
 
     def is_cut(self, peer: bytes, now: float) -> bool:
         """Whether nothing of this connection is read any more, for now."""

@@ -21,7 +21,7 @@ class Arrival(Enum):
 
 
 @dataclass(slots=True)
-class Progress:
+class TakenSoFar:
     """How far the outputs of one worker came."""
 
     through: int = 0  # all up to this number were taken, or given up by the worker
@@ -40,7 +40,7 @@ class TakenOutputs:
     doubles: int = 0
     misaddressed: int = 0  # messages for another frontend
     gaps: int = 0
-    _workers: dict[str, Progress] = field(default_factory=dict)  # those of the last table, and those with a link
+    _workers: dict[str, TakenSoFar] = field(default_factory=dict)  # those of the last table, and those with a link
 
     def arrived(self, worker: str, message: wire.Outputs, size: int) -> Arrival:
         """What to do with this message. `size`: bytes of its frames."""
@@ -65,7 +65,7 @@ class TakenOutputs:
             self.resent += 1
         return Arrival.TAKE
 
-    def _gap(self, progress: Progress) -> Arrival:
+    def _gap(self, progress: TakenSoFar) -> Arrival:
         if progress.asked:
             return Arrival.WAIT
         progress.asked = True
@@ -97,8 +97,8 @@ class TakenOutputs:
         keep = set(workers)
         self._workers = {worker: progress for worker, progress in self._workers.items() if worker in keep}
 
-    def _of(self, worker: str) -> Progress:
+    def _of(self, worker: str) -> TakenSoFar:
         progress = self._workers.get(worker)
         if progress is None:
-            progress = self._workers[worker] = Progress()
+            progress = self._workers[worker] = TakenSoFar()
         return progress

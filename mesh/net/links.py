@@ -95,6 +95,8 @@ class Port(Generic[In, Out]):
             far = line.other
             if far is not None:
                 self.transport.hub.loop.call_soon(far.owner.line_lost, far, LinkLoss.CLOSED)
+        self._lines.clear()
+        self._named.clear()
         if self.sock is not None:
             self.transport.hub.drop(self.sock, linger_ms=200)
             self.sock = None
@@ -170,8 +172,10 @@ class Port(Generic[In, Out]):
     def rejoin(self, line: Line) -> bool:
         """A peer in this process sends on its line: the line is known again if it was forgotten.
 
-        Returns False if another line of that peer is known.
+        Returns False if another line of that peer is known, or the port is closed.
         """
+        if self.sock is None:
+            return False
         if line.peer not in self._lines:
             self._meet(line)
         return self._lines[line.peer] is line
@@ -247,12 +251,12 @@ class Port(Generic[In, Out]):
 
     def _refused(self, name: bytes, error: str, now: float) -> None:
         """What arrived is not taken. A connection that goes on like this is cut off for a while."""
-        verdict = self.refusals.refused(name, now)
-        if verdict.told:
-            cut = {"cut_off": True} if verdict.cut else {}
-            log.warning("message_refused", port=self.name, peer=repr(name), error=error, times=verdict.told, **cut)
+        follows = self.refusals.refused(name, now)
+        if follows.told:
+            cut = {"cut_off": True} if follows.cut else {}
+            log.warning("message_refused", port=self.name, peer=repr(name), error=error, times=follows.told, **cut)
         line = self._named.get(name)
-        if verdict.cut and line is not None:
+        if follows.cut and line is not None:
             self.line_lost(line, LinkLoss.GARBAGE)
 
 
@@ -395,10 +399,10 @@ class Link(Generic[In, Out]):
         try:
             envelope = self._decoder.decode(body)
         except (msgspec.MsgspecError, RecursionError) as error:
-            verdict = self._refusals.refused(b"", now)
-            if verdict.told:
-                log.warning("message_refused", member=self.member, peer=self.peer, error=str(error), times=verdict.told)
-            if verdict.cut:
+            follows = self._refusals.refused(b"", now)
+            if follows.told:
+                log.warning("message_refused", member=self.member, peer=self.peer, error=str(error), times=follows.told)
+            if follows.cut:
                 self.line_lost(self._line, LinkLoss.GARBAGE)
             return
         line = self._line

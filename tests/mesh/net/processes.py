@@ -1,5 +1,6 @@
 """The hub, links and settings of a mesh process, and bare sockets as its peers; several of each on a test's loop."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -116,6 +117,11 @@ class Calling:
     async def messages(self, number: int) -> list[Any]:
         """All messages but heartbeats, once there are `number`."""
         return await _messages(self.mail, number)
+
+
+async def hears(sock: "zmq.Socket[bytes]") -> None:
+    """Something can be read from the bare socket; the loop goes on meanwhile."""
+    assert await asyncio.to_thread(sock.poll, LIMIT_MS)
 
 
 def messages_of(mails: list[Mail[Any]]) -> list[Any]:
