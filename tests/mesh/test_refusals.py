@@ -1,6 +1,6 @@
 """mesh/refusals.py: who is told of in the log, and who is cut off."""
 
-from mesh.refusals import CUT_AT, LINES_MAX, PEERS_MAX, SPAN_S, Refusals, Consequence
+from mesh.refusals import CUT_AT, LINES_MAX, PEERS_MAX, SPAN_S, Consequence, Refusals
 
 
 def test_the_first_refusal_is_told_and_those_soon_after_are_counted_for_the_next_line() -> None:

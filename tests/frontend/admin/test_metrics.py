@@ -92,6 +92,12 @@ EXPECTED: dict[str, Any] = {
     "gearmesh_cancelled_total": {(WHO,): 1},
     "gearmesh_outputs_for_nobody_total": {(WHO,): 2},
     "gearmesh_connections_refused_total": {(WHO,): 6},
+    "gearmesh_link_losses_total": {(WHO,): 3},
+    "gearmesh_links_down": {(WHO,): 1},
+    "gearmesh_outputs_resent_total": {(WHO,): 12},
+    "gearmesh_outputs_doubled_total": {(WHO,): 11},
+    "gearmesh_outputs_of_others_total": {(WHO,): 10},
+    "gearmesh_results_refused_total": {(WHO,): 13},
     "gearmesh_accept_failed_total": {(WHO,): 9},
     **{
         f"gearmesh_{name}_total": {(CONTROLLER,): count}
