@@ -235,3 +235,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     tried_alone: int = 0  # requests that were executed again alone, because a process had died
     quarantines: int = 0  # times that a client, or an input, was refused for a while
     failed_s: float = 0.0  # device time of what failed while it was executed apart
+    amended: dict[str, int] = {}  # {outcome: requests that ended so for their clients, and are counted otherwise}

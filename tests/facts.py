@@ -130,6 +130,7 @@ SNAPSHOT = Snapshot(
     tried_alone=4,
     quarantines=1,
     failed_s=0.75,
+    amended={"timed_out": 2, "cancelled": 1},
     timed_out=6,
     bounds=dict.fromkeys(
         ("queue_s", "exec_s", "slack_s", "latency_error", "exec_error", "load_error"), (0.01, 0.1)

@@ -47,6 +47,10 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
         "counter",
         "Requests that ended at a controller with outputs or without a word, by outcome.",
     ),
+    "gearmesh_requests_amended_total": (
+        "counter",
+        "Requests that ended so for their clients, by outcome, after a controller had counted them otherwise.",
+    ),
     "gearmesh_requests_refused_total": ("counter", "Requests that a controller rejected or failed, by code."),
     "gearmesh_requests_cold_total": ("counter", "Requests whose model was on no device when they arrived."),
     "gearmesh_requests_waiting": ("gauge", "Requests in queues."),
@@ -277,6 +281,7 @@ class MeshCollector(Collector):
             RequestOutcome.CANCELLED: s.cancelled,
         }
         self._each("gearmesh_controller_requests_total", who, "outcome", outcomes)
+        self._each("gearmesh_requests_amended_total", who, "outcome", s.amended)
         self._each("gearmesh_requests_refused_total", who, "code", s.refused)
         self._each("gearmesh_actions_failed_total", who, "code", s.failed_actions)
         self._records(who, s)

@@ -19,7 +19,7 @@ from mesh import wire
 from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, gearmesh, run_with_mesh, until
 from tests.black_holes import swallow_port
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 X = np.zeros((1, 4), np.float32)
 
 
@@ -74,7 +74,6 @@ def test_a_half_dead_connection_for_outputs_costs_no_answer_that_can_wait_for_an
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
 
 
-@pytest.mark.slow
 def test_controller_and_frontend_count_alike_what_a_half_dead_connection_cost(tmp_path: Path) -> None:
     emulated_model(tmp_path / "repository", "a")
 
@@ -88,7 +87,7 @@ def test_controller_and_frontend_count_alike_what_a_half_dead_connection_cost(tm
             ended = await load(client, 3.0, 200.0)  # budgets that end before anybody can know
             assert ended["ok"] > 0
             assert ended["timed_out deadline"] > 0
-            assert await load(client, 0.5, LONG_MS) == Counter(ok=pytest.approx(1e9, abs=1e9))
+            assert set(await load(client, 0.5, LONG_MS)) == {"ok"}
 
             async def agree() -> bool:
                 now = await status(running)
@@ -96,8 +95,10 @@ def test_controller_and_frontend_count_alike_what_a_half_dead_connection_cost(tm
                 (frontend,) = now["frontends"].values()
                 total = frontend["outcomes"]["total"]
                 return bool(
-                    snapshot["timed_out"] == total["timed_out"] == ended["timed_out deadline"]
-                    and snapshot["in_time"] + snapshot["late"] == total["ok"]
+                    snapshot["timed_out"] + snapshot["amended"].get("timed_out", 0)
+                    == total["timed_out"]
+                    == ended["timed_out deadline"]
+                    and snapshot["in_time"] + snapshot["late"] - sum(snapshot["amended"].values()) == total["ok"]
                 )
 
             await until(agree)

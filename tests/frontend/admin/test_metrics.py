@@ -66,6 +66,9 @@ EXPECTED: dict[str, Any] = {
         (CONTROLLER, ("outcome", outcome)): count
         for outcome, count in {"in_time": 80, "late": 2, "timed_out": 6, "cancelled": 1}.items()
     },
+    "gearmesh_requests_amended_total": {
+        (CONTROLLER, ("outcome", "timed_out")): 2, (CONTROLLER, ("outcome", "cancelled")): 1,
+    },
     "gearmesh_requests_refused_total": {(("code", "deadline"), CONTROLLER): 6, (("code", "overload"), CONTROLLER): 2},
     "gearmesh_model_requests_total": {
         (CONTROLLER, ("model", "m"), ("outcome", outcome)): count
