@@ -87,7 +87,7 @@ class Controllers:
     def _let_go(self) -> None:
         """Closes links that still wait for a controller that is gone.
 
-        Such a link would connect to the successor at the same address, and take our name there from the proper link.
+        Such a link would connect to the successor at the same address, where nobody waits for it.
         """
         for peer, known in list(self._known.items()):
             if peer not in self._members and known.link.heard_s is None:

@@ -79,7 +79,9 @@ class Port(Generic[In, Out]):
         sock = hub.socket(
             zmq.ROUTER, size_max=min(size_max or most, most), dead_s=self.transport.silence_s_max, unread_max=UNREAD_MAX
         )
-        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # no ROUTER_HANDOVER: a name that is in use stays its connection's
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.ROUTER_HANDOVER, 1)  # decides nothing, as nobody can know another link's name; without it
+        # libzmq would keep what a connection sends whose name is in use, unread, for good
         address = hub.bind(sock, host, port, setting)
         self.sock = sock
         hub.read(sock, self._drain)
@@ -218,6 +220,7 @@ class Port(Generic[In, Out]):
             except zmq.Again:
                 return False
             if self.refusals.cuts and self.refusals.is_cut(name, time.monotonic()):
+                self.transport.stirred(time.monotonic())
                 shut(sock.recv_multipart(NOBLOCK, copy=False)[0])  # unread; it may have connected again
                 continue
             body = sock.recv(NOBLOCK)  # a ROUTER never delivers the name without a body
@@ -251,6 +254,7 @@ class Port(Generic[In, Out]):
 
     def _refused(self, name: bytes, error: str, now: float) -> None:
         """What arrived is not taken. A connection that goes on like this is cut off for a while."""
+        self.transport.stirred(now)
         follows = self.refusals.refused(name, now)
         if follows.told:
             cut = {"cut_off": True} if follows.cut else {}
@@ -330,7 +334,7 @@ class Link(Generic[In, Out]):
     def _connect(self, address: str) -> None:
         """Raises: ValueError, zmq.ZMQError."""
         hub, transport = self.transport.hub, self.transport
-        name = named(self.member, self.number, secrets.token_hex(4), self.peer)
+        name = named(self.member, self.number, secrets.token_hex(8), self.peer)
         self.sock = hub.socket(zmq.DEALER, size_max=transport.message_bytes_max, dead_s=transport.silence_s_max)
         self.sock.setsockopt(zmq.ROUTING_ID, name)
         events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH

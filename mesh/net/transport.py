@@ -282,6 +282,10 @@ class Transport:
         age_s = line.clock.age_s(envelope.sent_s, now)
         return Mail(line.peer, envelope.messages, frames, age_s, envelope.epoch, now, line.clock)
 
+    def stirred(self, now: float) -> None:
+        """Something came that is no heartbeat, though it was not taken: this process is not quiet."""
+        self._busy_s = now
+
     def _tick(self) -> None:
         now = time.monotonic()
         late = now - self._ticked_at > 4 * self._tick_s

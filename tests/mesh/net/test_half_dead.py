@@ -99,18 +99,18 @@ async def listening_refuses(listening: Listening, number: int) -> None:
     sees.items[:] = [mail for mail in sees.items if mail is not None]
 
 
+@pytest.mark.parametrize("name", [b"frontend-1", named("frontend-1", 1, "cd", "controller-1"), b"frontend-1#1.ab@x"])
 @on_loop
-async def test_a_name_that_is_in_use_cannot_be_taken_over() -> None:
+async def test_who_does_not_know_the_name_of_a_members_link_does_not_take_its_place(name: bytes) -> None:
     async with processes(**QUIET) as made:
-        listening, patient = made.port(made.runtime()), made.port(made.runtime(), "other")
+        listening = made.port(made.runtime(), me="controller-1")
         first = dealer(made, listening, 1)
         first.send(envelope(cancel(1)))
         await listening.messages(1)
-        thief = dealer(made, listening, 1)
-        thief.connect(patient.tcp)
-        thief.send(envelope(cancel(2)))  # in turn to the one and to the other: both connections are there
-        thief.send(envelope(cancel(3)))
-        await patient.messages(1)
+        thief = made.bare(zmq.DEALER, name)
+        thief.connect(listening.tcp)
+        thief.send(envelope(cancel(2)))
+        await listening_refuses(listening, 1)
         assert listening.port.send("frontend-1", wire.Introduce())
         await hears(first)
         assert thief.poll(0) == 0
