@@ -130,7 +130,7 @@ class Transport:
         self._retry: asyncio.TimerHandle | None = None
         self._busy_s = time.monotonic()  # when a message came last that was no heartbeat
         self._looked_s = self._busy_s  # when the size of this process was looked at last
-        self._trimming = Trimming()
+        self._trimming = Trimming(resident_bytes())
         self._tick_s = heartbeat_s / 2
         self._ticked_at = time.monotonic()
         hub.on_deliver(self._deliver)
@@ -306,13 +306,10 @@ class Transport:
 
     def _look_at_memory(self, now: float) -> None:
         """What a flood left is given back to the system, once it is quiet."""
-        quiet_s = now - self._busy_s
-        if quiet_s >= QUIET_S and self._trimming.due(resident_bytes(), quiet_s):
-            before = self._trimming.least_bytes
+        before = resident_bytes()
+        if self._trimming.due(before, now - self._busy_s, now):
             give_back()
-            after = resident_bytes()
-            self._trimming.done(after)
-            log.debug("memory_given_back", least_bytes=before, bytes=after)
+            log.debug("memory_given_back", bytes=resident_bytes(), before=before)
 
     def heard_s(self, line: Line) -> float | None:
         """When something last arrived on a watched line."""

@@ -59,16 +59,17 @@ def test_pauses_double_up_to_the_longest_and_begin_anew() -> None:
     ],
 )
 def test_memory_is_given_back_when_much_came_and_it_is_quiet(bytes_now: int, quiet_s: float, due: bool) -> None:
-    trimming = Trimming()
-    assert not trimming.due(5000, QUIET_S)
-    assert not trimming.due(1000, QUIET_S)
-    assert trimming.due(bytes_now, quiet_s) is due
+    trimming = Trimming(9000)
+    assert not trimming.due(5000, QUIET_S, 100.0)
+    assert not trimming.due(1000, QUIET_S, 101.0)
+    assert trimming.due(bytes_now, quiet_s, 102.0) is due
 
 
-def test_what_is_still_there_afterwards_is_in_use() -> None:
-    trimming = Trimming()
-    trimming.due(0, QUIET_S)
-    assert trimming.due(3 * GROWN_BYTES, QUIET_S)
-    trimming.done(2 * GROWN_BYTES)
-    assert not trimming.due(2 * GROWN_BYTES, QUIET_S)
-    assert trimming.due(3 * GROWN_BYTES, QUIET_S)
+def test_it_is_tried_again_after_pauses_that_double_until_something_comes() -> None:
+    trimming = Trimming(9000)
+    trimming.due(0, QUIET_S, 99.0)
+    tried = [now for now in range(100, 140) if trimming.due(2 * GROWN_BYTES, now - 90.0, float(now))]
+    assert tried == [100, 102, 106, 114, 130]
+    assert trimming.due(2 * GROWN_BYTES, 1.0, 141.0)  # it was busy at 140
+    assert not trimming.due(2 * GROWN_BYTES, 2.0, 142.0)
+    assert trimming.due(2 * GROWN_BYTES, 3.0, 143.0)
