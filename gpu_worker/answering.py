@@ -4,7 +4,7 @@ What a frontend has not confirmed goes out again on the link that replaces a los
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -47,12 +47,9 @@ class OutputLinks:
                 known[frontend] = given
             elif given != self._addresses.get(frontend):
                 self._tell_dropped(frontend, fault, 0)
-        for frontend in list(self._links):
-            if frontend not in known:
-                self._links.pop(frontend).close()
-            elif known[frontend] != self._addresses[frontend]:
-                self._links[frontend].move(known[frontend])
         self._addresses = known
+        for frontend, link in list(self._links.items()):
+            link.wanted(known.get(frontend))
 
     def send(self, job: Job) -> None:
         """The outputs of this INFER, which ended well, leave for its frontends."""
@@ -69,6 +66,11 @@ class OutputLinks:
                 link.send(message, frames, size)
 
     @property
+    def frontends(self) -> int:
+        """How many frontends have a link, or will have one again."""
+        return len(self._links)
+
+    @property
     def unconfirmed(self) -> int:
         """Messages that frontends have not confirmed, and that would be sent again."""
         return sum(link.unconfirmed for link in self._links.values())
@@ -81,9 +83,12 @@ class OutputLinks:
     def _link(self, frontend: str) -> "FrontendLink | None":
         link = self._links.get(frontend)
         if link is None and frontend in self._addresses:
-            link = FrontendLink(self._transport, self._member, frontend, self._addresses[frontend])
+            link = FrontendLink(self._transport, self._member, frontend, self._addresses[frontend], self._gone)
             self._links[frontend] = link
         return link
+
+    def _gone(self, frontend: str) -> None:
+        self._links.pop(frontend, None)
 
     def _tell_dropped(self, frontend: str, why: str, requests: int) -> None:
         times = self._dropped.happened(frontend, time.monotonic())
@@ -92,14 +97,28 @@ class OutputLinks:
 
 
 class FrontendLink:
-    """The link to one frontend. When it is lost, another one is opened, until the frontend is gone."""
+    """The link to one frontend. When it is lost, another one is opened, until the frontend is gone.
 
-    def __init__(self, transport: Transport, member: str, frontend: str, addresses: tuple[str, ...]) -> None:
+    A controller that has just started does not know all frontends yet: a link is used for as long as it is alive,
+    whether the frontend is named or not.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        member: str,
+        frontend: str,
+        addresses: tuple[str, ...],
+        gone: Callable[[str], None],
+    ) -> None:
+        """`gone` is called when the link is lost of a frontend that is named no longer."""
         self._transport = transport
         self._member = member
         self._frontend = frontend
-        self._addresses = addresses
-        self._sent = Unacknowledged()
+        self._addresses: tuple[str, ...] | None = addresses  # None: it is not named at present
+        self._called = addresses  # those of the present link, or of the last one
+        self._gone = gone
+        self._sent = Unacknowledged(int(time.monotonic() * 1e6))  # beyond all numbers of an earlier link, if any
         self._told_given_up = 0  # of those given up, how many the log knows of
         self._pauses = Doubling(REOPEN_S, REOPEN_S_MAX)
         self._silences = Doubling(transport.silence_s_max / 2, 2 * transport.silence_s_max)
@@ -130,28 +149,29 @@ class FrontendLink:
             self._transport.hub.loop.call_soon(self._link.close, 200)
         self._closed = True
 
-    def move(self, addresses: tuple[str, ...]) -> None:
-        """The frontend listens elsewhere: what it has not confirmed is sent there."""
+    def wanted(self, addresses: tuple[str, ...] | None) -> None:
+        """The frontend listens there; what it has not confirmed is sent there. None: it is not named any more."""
+        moved = addresses is not None and addresses != self._called
         self._addresses = addresses
-        if self._link is not None:
+        if moved and self._link is not None:
             self._link.close()
             self._link = None
-        self._open()
-
-    def close(self) -> None:
-        """The frontend is gone."""
-        self._closed = True
-        if self._link is not None:
-            self._link.close()
+        if moved or self._link is None:
+            self._open()
 
     def _open(self) -> None:
         if self._closed or self._link is not None:
+            return
+        if self._addresses is None:
+            self._closed = True
+            self._gone(self._frontend)
             return
         link: ResultsLink = Link(
             self._transport, self._member, self._frontend, DECODER, self._received, self._lost,
             silence_s=self._silences.next(),
         )  # fmt: skip
-        self._link = link.call(self._addresses)
+        self._called = self._addresses
+        self._link = link.call(self._called)
         self._settled = len(self._sent) == 0 or link.in_memory
         if not self._settled:
             link.send(wire.Heartbeat())  # the answer says what has to be sent again

@@ -31,7 +31,7 @@ class Unacknowledged:
     and most likely came; if their link was lost, the frontend's own deadline answers.
     """
 
-    number: int = 0  # of the last message
+    number: int = 0  # of the last message; at first one below the first. Two of these for one frontend do not overlap
     given_up: int = 0  # messages that are kept no longer though they were not confirmed
     size: int = 0  # bytes of those kept
     _kept: deque[Sent] = field(default_factory=deque)  # in order of their numbers, without a gap

@@ -29,7 +29,7 @@ class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
     answers: tuple[Answer, ...]
     rows: int = 0  # rows of that batch that were asked for, by all frontends; 0: not said
     frontend: str = ""  # whose requests these are; empty: not said
-    number: int = 0  # of those that this worker has sent to this frontend, from 1; 0: not numbered
+    number: int = 0  # of those that this worker has sent to this frontend, without a gap; 0: not numbered
     oldest: int = 0  # the least number that may be sent again; what is below was taken, or given up
     again: bool = False  # sent before, on a link that was lost
 

@@ -248,6 +248,37 @@ async def test_a_frontend_that_moved_gets_at_its_new_address_what_it_has_not_con
         links.know({"frontend-1": frontend.addresses})
         links.send(job({"frontend-1": frontend.opens(2)}))
         assert await frontend.done.count(2) == answers(1, 2)
+        frontend.port.close()
         links.know({})
-        links.send(job({"frontend-1": frontend.opens(3)}))  # it is gone: dropped
-        assert links.unconfirmed == 0
+
+
+@on_loop
+async def test_a_frontend_that_a_new_controller_does_not_know_yet_goes_on_getting_its_answers() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        links.send(job({"frontend-1": frontend.opens(2)}))
+        links.know({})  # that controller's first word
+        links.send(job({"frontend-1": frontend.opens(3)}))
+        links.know({"frontend-1": frontend.addresses})
+        links.send(job({"frontend-1": frontend.opens(4)}))
+        assert await frontend.done.count(4) == answers(1, 2, 3, 4)
+        assert frontend.port.refused == 0
+
+
+@on_loop
+async def test_a_frontend_that_was_taken_for_gone_gets_answers_again() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        for call in range(1, 6):
+            links.send(job({"frontend-1": frontend.opens(call)}))
+        await frontend.done.count(5)
+        swallow_port(frontend.number, os.getpid())
+        links.know({})
+        await frontend.until(lambda: links.frontends == 0)  # its link is lost, and nobody names it
+        links.know({"frontend-1": frontend.addresses})
+        links.send(job({"frontend-1": frontend.opens(6)}))
+        assert await frontend.done.count(6) == answers(*range(1, 7))
+        assert frontend.port.taken.doubles == 0
