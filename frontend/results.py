@@ -11,6 +11,7 @@ import structlog
 from frontend.core.requests import Call, Completed, RequestTable
 from frontend.core.taken import Arrival, TakenOutputs
 from mesh import wire
+from mesh.codes import LinkLoss
 from mesh.folding import Folding
 from mesh.losses import Losses
 from mesh.net.links import Port
@@ -43,6 +44,7 @@ class ResultsPort:
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
         self._strays = Folding()
+        self._superseded = 0  # links of workers that newer ones took the place of, as far as they were counted as lost
         self._port: Port[wire.ToResults, wire.FromResults] = Port(
             transport, "results", RESULTS, self._received, self._lost, me=member, met=self._met, beat=self.taken.confirm
         )
@@ -91,6 +93,9 @@ class ResultsPort:
 
     def _met(self, worker: str) -> None:
         """A worker has a new link: it learns at once how far its outputs were taken."""
+        if self._port.superseded > self._superseded:
+            self._superseded = self._port.superseded
+            self.losses.lost(worker, LinkLoss.SUPERSEDED, time.monotonic())
         self.taken.met(worker)
         self._port.send(worker, self.taken.confirm(worker))
 

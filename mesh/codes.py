@@ -412,6 +412,7 @@ class LinkLoss(StrEnum):
     LEFT = "left"  # it said Goodbye
     GONE = "is gone"  # from the routing table
     REPLACED = "was replaced"  # another one answers at its address
+    SUPERSEDED = "has opened a newer link"
     UNUSABLE = "has no address that can be called"
     GARBAGE = "sends what cannot be understood"
 
