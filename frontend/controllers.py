@@ -9,7 +9,7 @@ import structlog
 
 from mesh import wire
 from mesh.codes import LinkLoss, RequestOutcome
-from mesh.net.links import Link
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
 from mesh.wire import Buffer
 
@@ -149,7 +149,7 @@ class Controllers:
             self._silent[peer] = heard_s
         self._lost(peer)
         if not self._stopped:
-            self._transport.hub.loop.call_later(REOPEN_S, self._reopen, peer)
+            self._transport.hub.loop.call_later(KEY_AGAIN_S if why in KEY_LOSSES else REOPEN_S, self._reopen, peer)
 
     def _reopen(self, peer: str) -> None:
         """Opens a link again if the table still names the lost controller: perhaps only the connection broke."""

@@ -10,6 +10,7 @@ from frontend.core.requests import Call, Completed, RequestTable
 from mesh import wire
 from mesh.net.links import Port
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 from mesh.wire import Buffer
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
@@ -30,17 +31,27 @@ class ResultsPort:
         self.rows_for_nobody = 0  # rows of these
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
+        self._keys: dict[str, str] = {}  # {member: the key with which it has registered}, of the table
         self._port: Port[wire.ToResults, wire.FromResults] = Port(
-            transport, "results", RESULTS, self._outputs, _ignore, watch=False
+            transport,
+            "results",
+            RESULTS,
+            self._outputs,
+            _ignore,
+            watch=False,
+            kind=PortKind.RESULTS,
+            key_of=lambda member: self._keys.get(member, ""),
         )
 
-    def listen(self, host: str) -> tuple[str, ...]:
-        """Opens the port and returns its addresses."""
-        return self._port.listen(host, 0, "GEARMESH_HOST")
+    def listen(self, host: str, member: str) -> tuple[str, ...]:
+        """Opens the port of this frontend and returns its addresses."""
+        return self._port.listen(host, 0, "GEARMESH_HOST", member)
 
-    def keep_only(self, members: Iterable[str]) -> None:
-        """Forgets workers that are not among these members."""
-        self._port.keep_only(members)
+    def keep_only(self, members: Iterable[wire.Member]) -> None:
+        """Forgets workers that are not among these members, and hears the others with the keys of these only."""
+        self._keys = {member.id: member.key for member in members}
+        self._port.keep_only(self._keys)
+        self._port.recheck()
 
     def close(self) -> None:
         """The port is closed."""

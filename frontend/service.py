@@ -93,7 +93,7 @@ class FrontendService:
         """Listens, and calls the broker."""
         settings = self.settings
         self.address = self._clients.listen(settings.host, settings.frontend_port, settings.request_bytes_max)
-        self._addresses = self._calls.results.listen(settings.host)
+        self._addresses = self._calls.results.listen(settings.host, self._id)
         member = wire.Member(
             id=self._id,
             role="frontend",
@@ -251,7 +251,7 @@ class FrontendService:
         self._cache.keep_only(self._targets.editions())
         self._outcomes.table_changed(table)
         self._applications.handle(table)
-        self._calls.results.keep_only(member.id for member in table.members)
+        self._calls.results.keep_only(table.members)
         self._controllers.table_changed(table)
         self._knows = True
         self._release()

@@ -17,6 +17,7 @@ from mesh.codes import IdentityRefusal
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.process.descriptors import Shortage
+from mesh.roles import PortKind
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
@@ -99,10 +100,10 @@ class ClientPort:
         sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
-        unheard = Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S)
+        unheard = Unheard(PLAIN if hub.keys is None or hub.keys.local else CURVE, HEARTBEAT_S)
         self._connections = Connections(unheard, _drawn_before(hub, sock))
         self._monitor = hub.monitor(sock, EVENTS, self._event)
-        address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
+        address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT", PortKind.CLIENTS)
         self._sock = sock
         hub.read(sock, self._drain)
         return address

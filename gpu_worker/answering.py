@@ -10,6 +10,7 @@ from gpu_worker.core.outputs import outputs_by_frontend
 from mesh import wire
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
 log = structlog.get_logger("worker")
@@ -58,7 +59,9 @@ class OutputLinks:
         addresses = self._addresses.get(frontend)
         if addresses is None:
             return None
-        link = Link(self._transport, self._member, frontend, DECODER, _ignore, self._lost, watch=False)
+        link = Link(
+            self._transport, self._member, frontend, DECODER, _ignore, self._lost, watch=False, to=PortKind.RESULTS
+        )
         self._links[frontend] = link.call(addresses)
         return link
 

@@ -18,7 +18,7 @@ from gpu_worker.devices.base import Device
 from gpu_worker.versions import Versions
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
-from mesh.net.links import Link
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
@@ -164,7 +164,7 @@ class WorkerService:
         log.warning("controller_lost", controller=peer, why=why)
         self._controller = None
         if not self._draining:
-            self._hub.loop.call_later(CALL_AGAIN_S, self._call_again)
+            self._hub.loop.call_later(KEY_AGAIN_S if why in KEY_LOSSES else CALL_AGAIN_S, self._call_again)
 
     def _call_again(self) -> None:
         if self._controller is None and self._registrar.table is not None and not self._draining:

@@ -238,6 +238,7 @@ class ReplyCode(Coded):
     UNKNOWN_APP = "unknown_app", 404, False, "there is no application of this name"
     APP_EXISTS = "app_exists", 400, False, "an application of this name is there already"
     BAD_APP = "bad_app", 400, False, "an application's name, or its models"
+    NO_ROLE = "no_role", 403, False, "the caller's key lacks the role"
 
 
 class PackageCode(Coded):
@@ -408,6 +409,8 @@ class LinkLoss(StrEnum):
     SILENT = "was silent for too long"
     CLOSED = "closed the connection"
     KEY_REFUSED = "refused our key"
+    OTHER_KEYS = "ended the handshake: it has other keys, or none"
+    NOT_ITS_KEY = "speaks for a member whose key it has not"
     LEFT = "left"  # it said Goodbye
     GONE = "is gone"  # from the routing table
     REPLACED = "was replaced"  # another one answers at its address

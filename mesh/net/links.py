@@ -14,12 +14,18 @@ import zmq
 from mesh import wire
 from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
+from mesh.net.doorkeeper import REPLACED
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Line, Mail, Transport
+from mesh.roles import Holder, PortKind, may_speak
 from mesh.wire import Buffer
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+KEY_LOSSES = (LinkLoss.KEY_REFUSED, LinkLoss.OTHER_KEYS, LinkLoss.REPLACED)
+KEY_AGAIN_S = 1.0  # after such a loss: until a link is opened again
+NOT_HEARD_S = 10.0  # least time between two log lines of a port about peers that may not speak as they do
 log = structlog.get_logger("transport")
 
 
@@ -35,9 +41,16 @@ class Port(Generic[In, Out]):
         lost: Callable[[str, str], None],
         *,
         watch: bool = True,
+        kind: PortKind = PortKind.CONTROL,
+        key_of: Callable[[str], str] = lambda member: "",
     ) -> None:
+        """`key_of(member)`: the key with which that member has registered; empty: it has not."""
         self.transport = transport
         self.name = name
+        self.kind = kind
+        self.not_heard = 0  # messages of peers that may not speak for the member that they name
+        self._key_of = key_of
+        self._told_at = float("-inf")
         self.epoch = 0  # sent with every envelope
         self.sock: zmq.Socket[bytes] | None = None
         self._decoder = decoder
@@ -46,14 +59,18 @@ class Port(Generic[In, Out]):
         self._watch = watch
         self._lines: dict[str, Line] = {}  # {peer: line}, exactly the peers heard since they were last lost
 
-    def listen(self, host: str, port: int, setting: str) -> tuple[str, ...]:
-        """Opens the port and returns its addresses, the preferred one first. Raises: AddressInUse."""
+    def listen(self, host: str, port: int, setting: str, owner: str = "") -> tuple[str, ...]:
+        """Opens the port and returns its addresses, the preferred one first. `owner`: id of the member whose port it is.
+
+        Raises: AddressInUse.
+        """
         hub = self.transport.hub
         sock = hub.socket(zmq.ROUTER, size_max=self.transport.message_bytes_max)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        address = hub.bind(sock, host, port, setting)
+        address = hub.bind(sock, host, port, setting, self.kind, owner)
         self.sock = sock
+        hub.on_revoked(self._revoked)
         hub.read(sock, self._drain)
         memory = f"{address.rpartition(':')[2]}/{self.name}"
         self.transport.offer(memory, self)
@@ -93,6 +110,17 @@ class Port(Generic[In, Out]):
         if line is not None:
             self.transport.unwatch(line)
 
+    def holder(self, peer: str) -> Holder | None:
+        """Whose key the peer's connection has; None: nobody was asked, or the peer is not known."""
+        line = self._lines.get(peer)
+        return line.holder if line is not None else None
+
+    def recheck(self) -> None:
+        """Loses the peers that may not speak for their members, by what is known of these now."""
+        for line in list(self._lines.values()):
+            if line.other is None and line.holder is not None and not self._may_speak(line.holder, line.peer):
+                self._cut(line)
+
     def keep_only(self, peers: Iterable[str]) -> None:
         """Forgets all other peers; one that is heard again counts as new."""
         keep = set(peers)
@@ -115,7 +143,8 @@ class Port(Generic[In, Out]):
 
     def join(self, peer: str, far: Line) -> Line:
         """A peer in this process connects; returns our end of the line."""
-        line = Line(peer, self, self, other=far)
+        keys = self.transport.hub.keys
+        line = Line(peer, self, self, other=far, holder=keys.holder if keys is not None else None)
         self._lines[peer] = line
         return line
 
@@ -132,21 +161,65 @@ class Port(Generic[In, Out]):
                 identity = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            body = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a body
-            self._arrived(identity, body, _frames(sock))
+            peer = identity.decode(errors="replace")
+            line = self._lines.get(peer)
+            if line is None or line.other is not None:
+                body, holder = self._meet(sock.recv(NOBLOCK, copy=False))
+                frames = _frames(sock)
+                if not self._hears(peer, holder):
+                    continue
+                self._arrived(peer, body, frames, holder)
+            else:
+                body = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a body
+                self._arrived(peer, body, _frames(sock), None)
         return True
 
-    def _arrived(self, identity: bytes, body: bytes, frames: list[Buffer]) -> None:
+    def _meet(self, first: zmq.Frame) -> tuple[bytes, Holder | None]:
+        """(the message, whose connection it came through)."""
+        if self.transport.hub.keys is None:
+            return first.bytes, None
+        return first.bytes, Holder.read(str(first.get("User-Id")))
+
+    def _hears(self, peer: str, holder: Holder | None) -> bool:
+        """Whether the peer, who has no line yet, may have one."""
+        inside = self._lines.get(peer)
+        known = "\ufffd" not in peer
+        if inside is None and known and (holder is None or self._may_speak(holder, peer)):
+            return True
+        self._tell_not_heard(peer, holder)
+        return False
+
+    def _may_speak(self, holder: Holder, peer: str) -> bool:
+        return may_speak(holder, peer, self._key_of(peer)) and self.transport.hub.admits(holder)
+
+    def _revoked(self, keys: set[str]) -> None:
+        for line in list(self._lines.values()):
+            if line.other is None and line.holder is not None and line.holder.key in keys:
+                self._cut(line)
+
+    def _cut(self, line: Line) -> None:
+        self._tell_not_heard(line.peer, line.holder)
+        self.transport.lose(line, LinkLoss.NOT_ITS_KEY)
+
+    def _tell_not_heard(self, peer: str, holder: Holder | None) -> None:
+        self.not_heard += 1
+        now = time.monotonic()
+        if now - self._told_at < NOT_HEARD_S:
+            return
+        self._told_at = now
+        who = {"key": holder.name, "roles": sorted(holder.roles)} if holder is not None else {}
+        log.warning("peer_not_heard", port=self.name, peer=peer, why=LinkLoss.NOT_ITS_KEY, total=self.not_heard, **who)
+
+    def _arrived(self, peer: str, body: bytes, frames: list[Buffer], holder: Holder | None) -> None:
         now = time.monotonic()
         try:
-            peer = identity.decode()
             envelope = self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            log.warning("message_refused", port=self.name, peer=repr(identity), error=str(error))
+            log.warning("message_refused", port=self.name, peer=repr(peer), error=str(error))
             return
         line = self._lines.get(peer)
         if line is None:
-            line = Line(peer, self, self)
+            line = Line(peer, self, self, holder=holder)
             self._lines[peer] = line
             if self._watch:
                 self.transport.watch(line)
@@ -166,9 +239,12 @@ class Link(Generic[In, Out]):
         lost: Callable[[str, str], None],
         *,
         watch: bool = True,
+        to: PortKind = PortKind.CONTROL,
     ) -> None:
+        """`to`: the kind of port that is called."""
         self.transport = transport
         self.identity = identity
+        self.to = to
         self.sock: zmq.Socket[bytes] | None = None
         self.heard_s: float | None = None  # when something first arrived
         self._line = Line(peer, self)
@@ -199,9 +275,11 @@ class Link(Generic[In, Out]):
         hub = self.transport.hub
         self.sock = hub.socket(zmq.DEALER, size_max=self.transport.message_bytes_max)
         self.sock.setsockopt_string(zmq.ROUTING_ID, self.identity)
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | REFUSED
         self._monitor = hub.monitor(self.sock, events, self._event)
-        hub.connect(self.sock, next(address for address in addresses if not address.startswith(MEMORY)))
+        hub.connect(
+            self.sock, next(address for address in addresses if not address.startswith(MEMORY)), self.to, self.peer
+        )
         hub.read(self.sock, self._drain)
         if self._watch:
             self.transport.watch(self._line)
@@ -243,7 +321,21 @@ class Link(Generic[In, Out]):
             self._lost(line.peer, why)
 
     def _event(self, event: int, value: int) -> None:
-        why = LinkLoss.CLOSED if event == zmq.EVENT_DISCONNECTED else LinkLoss.KEY_REFUSED
+        match event:
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.transport.doubtful.pop(self.to, None)
+                return
+            case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # it may have died in the midst of it: no loss of its own
+                self.transport.doubt(self.peer, self.to)
+                return
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                why = LinkLoss.KEY_REFUSED if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else LinkLoss.OTHER_KEYS
+                if why is LinkLoss.KEY_REFUSED and value == int(REPLACED):
+                    why = LinkLoss.REPLACED
+                else:
+                    self.transport.tell_refused(self.peer, self.to, why)
+            case _:
+                why = LinkLoss.CLOSED
         self.line_lost(self._line, why)
         self.transport.hub.schedule_turn()
 
@@ -263,7 +355,7 @@ class Link(Generic[In, Out]):
         now = time.monotonic()
         try:
             envelope = self._decoder.decode(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.warning("message_refused", link=self.identity, peer=self.peer, error=str(error))
             return
         line = self._line

@@ -8,8 +8,9 @@ import msgspec
 import structlog
 
 from mesh import wire
-from mesh.net.links import Link
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
 log = structlog.get_logger("registrar")
@@ -64,7 +65,7 @@ class Registrar:
         if self._stopped:
             return
         link: Link[wire.FromBroker, wire.ToBroker] = Link(
-            self._transport, self.member.id, "broker", DECODER, self._received, self._lost
+            self._transport, self.member.id, "broker", DECODER, self._received, self._lost, to=PortKind.BROKER
         )
         self._link = link.call(self._addresses)
         self._link.send(self._introduction())
@@ -77,7 +78,7 @@ class Registrar:
         if self.table is not None and not self._stopped:
             log.warning("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
         self._link = None
-        self._transport.hub.loop.call_later(0.1, self._open)
+        self._transport.hub.loop.call_later(KEY_AGAIN_S if why in KEY_LOSSES else 0.1, self._open)
 
     def _received(self, mail: Mail[wire.FromBroker]) -> None:
         for message in mail.messages:

@@ -18,10 +18,13 @@ from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
 from mesh.liveness import Liveness
 from mesh.net.sockets import Hub
+from mesh.roles import Holder, PortKind, who_may_call
 from mesh.wire import Buffer
 
 FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied, which costs less than the bookkeeping of zero copy
 BACKLOG_MAX = 100_000  # messages waiting for one peer; a peer with more is taken for lost
+DOUBTS_MAX = 5  # handshakes ended by ports of one kind; then it is told that their keys must be others
+REFUSAL_TOLD_S = 10.0  # least time between two log lines about ports of one kind that refuse our key
 MEMORY = "memory://"
 NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # plain integers: combining enums is slow
 
@@ -84,6 +87,7 @@ class Line:
     frames: list[Buffer] = field(default_factory=list)
     clock: OffsetFilter = field(default_factory=OffsetFilter)
     other: "Line | None" = None  # the other end, if both are in this process
+    holder: Holder | None = None  # who called, as the handshake found; None: we did, or nobody was asked
     key: str = ""  # unique among the lines of this process
 
     def __post_init__(self) -> None:
@@ -101,6 +105,8 @@ class Transport:
         self._dirty: dict[int, Line] = {}  # {id: line with something to send}
         self._memory: dict[str, Listener] = {}  # {name: port that can be reached in memory}
         self._encoder = msgspec.msgpack.Encoder()
+        self.doubtful: dict[PortKind, int] = {}  # {kind of port: handshakes that failed since the last that did not}
+        self._refusals: dict[PortKind, float] = {}  # {kind of port: when it was told that one refused our key}
         self._tick_s = heartbeat_s / 2
         self._ticked_at = time.monotonic()
         hub.on_deliver(self._deliver)
@@ -163,7 +169,7 @@ class Transport:
             self._held(line)
             return
         except zmq.ZMQError as error:
-            self._line_lost(line, f"cannot be reached: {error}")
+            self.lose(line, f"cannot be reached: {error}")
             return
         last = len(line.frames) - 1
         for i, frame in enumerate(line.frames):
@@ -176,7 +182,7 @@ class Transport:
     def _held(self, line: Line) -> None:
         """The peer's pipe is full: keeps its messages for another try, up to BACKLOG_MAX."""
         if len(line.outbox) > BACKLOG_MAX:
-            self._line_lost(line, f"does not read: {len(line.outbox)} messages wait for it")
+            self.lose(line, f"does not read: {len(line.outbox)} messages wait for it")
             return
         self._dirty[id(line)] = line
         self.hub.loop.call_later(0.001, self.hub.schedule_turn)
@@ -213,10 +219,33 @@ class Transport:
         for key in due.lost:
             line = self._watched.get(key)
             if line is not None:
-                self._line_lost(line, LinkLoss.SILENT)
+                self.lose(line, LinkLoss.SILENT)
         self._timer = self.hub.loop.call_later(self._tick_s, self._tick)
 
-    def _line_lost(self, line: Line, why: str) -> None:
+    def doubt(self, peer: str, kind: PortKind) -> None:
+        """A port of this kind has ended the handshake: once it may have died; if it goes on, its keys are others."""
+        self.doubtful[kind] = self.doubtful.get(kind, 0) + 1
+        if self.doubtful[kind] >= DOUBTS_MAX:
+            self.tell_refused(peer, kind, LinkLoss.OTHER_KEYS)
+
+    def tell_refused(self, peer: str, kind: PortKind, why: str) -> None:
+        """It is logged that a port of this kind has not let us in, and what it asks for; not more often than useful."""
+        now = time.monotonic()
+        if now - self._refusals.get(kind, float("-inf")) < REFUSAL_TOLD_S:
+            return
+        self._refusals[kind] = now
+        keys = self.hub.keys
+        log.warning(
+            "key_refused_by",
+            peer=peer,
+            why=why,
+            needed=who_may_call(kind),
+            keys=str(keys.folder) if keys is not None else "",
+            advice=keys.advice if keys is not None else "",
+        )
+
+    def lose(self, line: Line, why: str) -> None:
+        """The line's peer is taken for gone, and its owner is told so."""
         self.unwatch(line)
         line.outbox, line.frames = [], []
         line.owner.line_lost(line, why)

@@ -1,22 +1,40 @@
 """The hub, links and settings of a mesh process, and bare sockets as its peers; several of each on a test's loop."""
 
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
 
 from mesh import wire
+from mesh.net.keys import Keys
 from mesh.net.links import Link, Port
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
+from mesh.roles import PortKind
 from tests.loops import LIMIT_S, Told
 
 LIMIT_MS = int(LIMIT_S * 1e3)
 TO_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 FROM_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
+
+
+class Bare(zmq.Socket[bytes]):
+    """A socket of somebody who has read the data_dir of a mesh without a folder of keys."""
+
+    keys: Keys | None = None
+    peer = "controller-1"
+    port_kind = PortKind.CONTROL  # of the port that is called
+
+    def connect(self, address: str) -> Any:
+        """As a ZeroMQ socket does; the keys are presented, unless others were set."""
+        if self.keys is not None and not self.getsockopt(zmq.MECHANISM):
+            self.keys.present(self, self.port_kind, self.peer)
+        return super().connect(address)
 
 
 class Processes:
@@ -25,22 +43,39 @@ class Processes:
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
         self._stack = contextlib.ExitStack()
+        self._keys: Keys | None = None  # of processes without a keys_dir: those of one mesh
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._bare: list[zmq.Socket[bytes]] = []  # kept, as a collected socket is closed with a warning
 
     def runtime(self, **settings: Any) -> Runtime:
         """The runtime of a new process: hub, transport, settings."""
-        runtime = Runtime(Settings(**{**self.settings, **settings}))
+        chosen = Settings(**{**self.settings, **settings})
+        runtime = Runtime(chosen, keys=chosen.keys() or self.keys)
         self._stack.callback(runtime.hub.close)
         self._stack.callback(runtime.transport.close)
         return runtime
 
+    def trusting(self, **settings: Any) -> Runtime:
+        """The runtime of a process that presents no keys, for calls to sockets that ask for none."""
+        runtime = self.runtime(**settings)
+        runtime.hub.keys = None
+        return runtime
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of the mesh, where it has no folder of keys."""
+        if self._keys is None:
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+            self._keys = Keys.of_data_dir(Path(folder), make=True)
+        return self._keys
+
     def bare(self, kind: int, identity: str | bytes = b"") -> "zmq.Socket[bytes]":
-        """A socket outside the mesh, which may send anything; blocking, with a time limit."""
+        """A socket outside the mesh, which is let in and may send anything; blocking, with a time limit."""
         if self._context is None:
             self._context = zmq.Context()
             self._stack.callback(self._context.destroy, linger=0)
-        sock = self._context.socket(kind)
+        sock = self._context.socket(kind, socket_class=Bare)
+        sock.keys = self.keys
         self._bare.append(sock)
         sock.setsockopt(zmq.RCVTIMEO, LIMIT_MS)
         sock.setsockopt(zmq.SNDTIMEO, LIMIT_MS)

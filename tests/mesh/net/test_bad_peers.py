@@ -51,7 +51,7 @@ async def test_closing_one_of_two_links_to_one_peer_leaves_the_other_watched() -
         silent = made.bare(zmq.ROUTER)
         silent.bind("tcp://127.0.0.1:*")
         address = silent.getsockopt_string(zmq.LAST_ENDPOINT)
-        here = made.runtime()
+        here = made.trusting()
         first, second = (made.link(here, (address,), f"gpu_worker-{i}") for i in range(2))
         first.link.close()
         assert await second.lost.count(1) == [("controller-1", LinkLoss.SILENT)]
@@ -77,7 +77,7 @@ async def test_a_peer_that_never_answers_is_lost_to_the_link() -> None:
     async with processes(**QUICK) as made:
         sock = made.bare(zmq.ROUTER)
         sock.bind("tcp://127.0.0.1:*")
-        calling = made.link(made.runtime(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
+        calling = made.link(made.trusting(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
         assert await calling.lost.count(1) == [("controller-1", LinkLoss.SILENT)]
         assert not calling.link.open
 
@@ -137,7 +137,7 @@ async def test_a_message_that_cannot_be_understood_does_a_link_no_harm(body: byt
     async with processes() as made:
         sock = made.bare(zmq.ROUTER)
         sock.bind("tcp://127.0.0.1:*")
-        calling = made.link(made.runtime(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
+        calling = made.link(made.trusting(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
         calling.link.send(HELLO)
         hub = calling.link.transport.hub
         await _until_it_can_be_read(hub.loop, sock)
