@@ -62,6 +62,11 @@ class ControllerService:
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
         self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
 
+    @property
+    def member(self) -> str:
+        """The id under which the broker knows it."""
+        return self._id
+
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:

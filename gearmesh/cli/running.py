@@ -1,4 +1,4 @@
-"""`gearmesh up`, `doctor` and `keys`: a mesh on this machine, and what it needs."""
+"""`gearmesh up` and `doctor`: a mesh on this machine, and what it needs."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,6 @@ import typer
 
 from gearmesh.cli.terminal.session import settings
 from gearmesh.cli.terminal.telling import AsJson, tell, usage
-from mesh.net.keys import Keys
 
 app = typer.Typer(add_completion=False)
 
@@ -44,17 +43,3 @@ def doctor(as_json: AsJson = False) -> None:
     found = [{"grade": grade, "subject": subject, "finding": finding} for grade, subject, finding in findings]
     tell({"findings": found}, findings_table(findings))
     raise typer.Exit(1 if any(grade == "bad" for grade, _, _ in findings) else 0)
-
-
-@app.command()
-def keys(folder: Path, as_json: AsJson = False) -> None:
-    """Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."""
-    try:
-        Keys.make(folder)
-    except OSError as error:
-        usage(f"{folder}: {error.strerror}")
-    services, clients = [str(folder / "mesh.key_secret")], [str(folder / "client.key_secret"), str(folder / "mesh.key")]
-    tell(
-        {"folder": str(folder), "services": services, "clients": clients},
-        f"{services[0]}: for the services.  {clients[0]} and mesh.key: for clients.",
-    )

@@ -47,15 +47,16 @@ def make_folder(folder: Path) -> None:
     (folder / "allowed").mkdir(mode=0o700)
     for name, roles in (("mesh", ALL_ROLES), ("client", UNNAMED)):
         _make_pair(folder, name, roles)
-        _allow(folder, name, folder / f"{name}.key")
+        _allow(folder, name, folder / f"{name}.key", roles)
 
 
 def add_key(folder: Path, name: str, roles: Iterable[Role]) -> Path:
-    """Makes `folder`/`name`, for whoever has these roles; the mesh lets its key in from now on. Returns that folder.
+    """Makes `folder`/`name` for whoever has these roles, whose key the mesh lets in from now on. Returns that folder.
 
     Raises: ValueError (the name, or this is no folder of a mesh), OSError (FileExistsError: the name is taken).
     """
     _check_name(name)
+    roles = frozenset(roles)
     for needed in (folder / "mesh.key", folder / "allowed"):
         if not needed.exists():
             raise ValueError(
@@ -65,9 +66,9 @@ def add_key(folder: Path, name: str, roles: Iterable[Role]) -> Path:
         raise FileExistsError(17, "there is a key of this name; revoke it first", str(folder / name))
     own = folder / name
     own.mkdir(mode=0o700)
-    _make_pair(own, "own", frozenset(roles))
+    _make_pair(own, "own", roles)
     shutil.copyfile(folder / "mesh.key", own / "mesh.key")
-    _allow(folder, name, own / "own.key")
+    _allow(folder, name, own / "own.key", roles)
     return own
 
 
@@ -120,10 +121,14 @@ def _make_pair(folder: Path, name: str, roles: frozenset[Role]) -> None:
     Path(secret).chmod(0o600)
 
 
-def _allow(folder: Path, name: str, public: Path) -> None:
-    """The public key is among those that may call, as a whole from the first moment on."""
+def _allow(folder: Path, name: str, public: Path, roles: frozenset[Role]) -> None:
+    """The public key is among those that may call, with these roles, as a whole from the first moment on."""
+    key, _ = zmq.auth.load_certificate(public)
     temporary = folder / "allowed" / f"{name}.{secrets.token_hex(4)}.tmp"
-    shutil.copyfile(public, temporary)
+    temporary.write_text(
+        f'metadata\n    name = "{name}"\n    roles = "{",".join(sorted(roles))}"\n'
+        f'curve\n    public-key = "{key.decode()}"\n'
+    )
     os.replace(temporary, folder / "allowed" / f"{name}.key")
 
 

@@ -60,7 +60,7 @@ class Port(Generic[In, Out]):
         self._lines: dict[str, Line] = {}  # {peer: line}, exactly the peers heard since they were last lost
 
     def listen(self, host: str, port: int, setting: str, owner: str = "") -> tuple[str, ...]:
-        """Opens the port and returns its addresses, the preferred one first. `owner`: id of the member whose port it is.
+        """Opens the port of the member `owner` and returns its addresses, the preferred one first.
 
         Raises: AddressInUse.
         """

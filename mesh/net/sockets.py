@@ -76,7 +76,8 @@ class Hub:
     def bind(self, sock: zmq.Socket[bytes], host: str, port: int, setting: str, kind: PortKind, owner: str = "") -> str:
         """Listens on host:port (port 0: the system chooses one) and returns the address.
 
-        Only who has a key for this kind of port, `owner`'s, is let in. Raises: AddressInUse, SettingsError (no key to listen with).
+        Only who has a key for this kind of port, which is `owner`'s, is let in. Raises: AddressInUse, SettingsError (no
+        key with which a port may listen).
         """
         if self.door is not None:
             try:

@@ -11,6 +11,7 @@ from mesh.net.links import Link
 from mesh.net.registrar import DECODER as FROM_BROKER
 from mesh.net.registrar import Registrar
 from mesh.process.runtime import Runtime
+from mesh.roles import PortKind
 from tests.loops import Told
 from tests.mesh.net.processes import Processes, messages_of
 
@@ -59,9 +60,9 @@ class Caller:
     def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str) -> None:
         self.identity = identity
         self.mail, self.lost = Told(), Told()
-        self.link: Link[Any, Any] = Link(runtime.transport, identity, "broker", FROM_BROKER, self.mail, self.lost).call(
-            addresses
-        )
+        self.link: Link[Any, Any] = Link(
+            runtime.transport, identity, "broker", FROM_BROKER, self.mail, self.lost, to=PortKind.BROKER
+        ).call(addresses)
 
     def said(self) -> list[Any]:
         """All messages of the broker except heartbeats, in order."""

@@ -23,20 +23,6 @@ TO_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 FROM_CONTROLLER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 
 
-class Bare(zmq.Socket[bytes]):
-    """A socket of somebody who has read the data_dir of a mesh without a folder of keys."""
-
-    keys: Keys | None = None
-    peer = "controller-1"
-    port_kind = PortKind.CONTROL  # of the port that is called
-
-    def connect(self, address: str) -> Any:
-        """As a ZeroMQ socket does; the keys are presented, unless others were set."""
-        if self.keys is not None and not self.getsockopt(zmq.MECHANISM):
-            self.keys.present(self, self.port_kind, self.peer)
-        return super().connect(address)
-
-
 class Processes:
     """Makes what a test needs, and closes all of it at the end."""
 
@@ -70,12 +56,24 @@ class Processes:
         return self._keys
 
     def bare(self, kind: int, identity: str | bytes = b"") -> "zmq.Socket[bytes]":
-        """A socket outside the mesh, which is let in and may send anything; blocking, with a time limit."""
+        """A socket outside the mesh, without keys, which may send anything; blocking, with a time limit."""
+        return self._opened(self._shared().socket(kind), identity)
+
+    def insider(
+        self, kind: int, identity: str | bytes = b"", port: PortKind = PortKind.CONTROL, peer: str = "controller-1"
+    ) -> "zmq.Socket[bytes]":
+        """The same of somebody who has the keys of the mesh, and will call this port of this member."""
+        sock = self._opened(self._shared().socket(kind), identity)
+        self.keys.present(sock, port, peer)
+        return sock
+
+    def _shared(self) -> "zmq.Context[zmq.Socket[bytes]]":
         if self._context is None:
             self._context = zmq.Context()
             self._stack.callback(self._context.destroy, linger=0)
-        sock = self._context.socket(kind, socket_class=Bare)
-        sock.keys = self.keys
+        return self._context
+
+    def _opened(self, sock: "zmq.Socket[bytes]", identity: str | bytes) -> "zmq.Socket[bytes]":
         self._bare.append(sock)
         sock.setsockopt(zmq.RCVTIMEO, LIMIT_MS)
         sock.setsockopt(zmq.SNDTIMEO, LIMIT_MS)
