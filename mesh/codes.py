@@ -421,6 +421,7 @@ class IdentityRefusal(StrEnum):
 
     IN_USE = "another connection has its ROUTING_ID"
     FREE_AGAIN = "another connection had its ROUTING_ID when it came; it is given up now"
+    KEY_REVOKED = "its key may not call any more"
     RESERVED = "its ROUTING_ID has 5 bytes, of which the first is 0: ZeroMQ itself gives such names"
 
 

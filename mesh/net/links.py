@@ -208,7 +208,9 @@ class Port(Generic[In, Out]):
             return
         self._told_at = now
         who = {"key": holder.name, "roles": sorted(holder.roles)} if holder is not None else {}
-        log.warning("peer_not_heard", port=self.name, peer=peer, why=LinkLoss.NOT_ITS_KEY, total=self.not_heard, **who)
+        log.warning(
+            "peer_not_heard", port=self.name, peer=peer, why=str(LinkLoss.NOT_ITS_KEY), total=self.not_heard, **who
+        )
 
     def _arrived(self, peer: str, body: bytes, frames: list[Buffer], holder: Holder | None) -> None:
         now = time.monotonic()

@@ -238,7 +238,7 @@ class Transport:
         log.warning(
             "key_refused_by",
             peer=peer,
-            why=why,
+            why=str(why),
             needed=who_may_call(kind),
             keys=str(keys.folder) if keys is not None else "",
             advice=keys.advice if keys is not None else "",

@@ -36,6 +36,7 @@ class Broker:
 
     def __init__(self, made: Processes, folder: Path, number: int = 0, wall_s: Callable[[], float] = time.time) -> None:
         self.folder = folder
+        made.lend_keys(folder / "data")
         self.runtime = made.runtime(
             data_dir=folder / "data", model_repository=folder / "repository", broker_port=number
         )

@@ -1,6 +1,7 @@
 """The hub, links and settings of a mesh process, and bare sockets as its peers; several of each on a test's loop."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 import zmq
 
 from mesh import wire
-from mesh.net.keys import Keys
+from mesh.net.keys import LOCAL, Keys
 from mesh.net.links import Link, Port
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime
@@ -67,6 +68,12 @@ class Processes:
         self.keys.present(sock, port, peer)
         return sock
 
+    def lend_keys(self, folder: Path) -> None:
+        """The keys of the mesh are in this data_dir, too, if it takes files."""
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.keys.folder / LOCAL, folder / LOCAL)
+
     def _shared(self) -> "zmq.Context[zmq.Socket[bytes]]":
         if self._context is None:
             self._context = zmq.Context()
@@ -86,10 +93,15 @@ class Processes:
         return Listening(runtime, name, **options)
 
     def link(
-        self, runtime: Runtime, addresses: tuple[str, ...], identity: str = "frontend-1", **options: Any
+        self,
+        runtime: Runtime,
+        addresses: tuple[str, ...],
+        identity: str = "frontend-1",
+        peer: str = "controller-1",
+        **options: Any,
     ) -> "Calling":
         """A link of the process, which calls at once."""
-        return Calling(runtime, addresses, identity, **options)
+        return Calling(runtime, addresses, identity, peer, **options)
 
     def close(self) -> None:
         """Closes everything."""
@@ -115,13 +127,14 @@ class Listening:
         name: str,
         number: int = 0,
         received: Callable[[Mail[Any]], None] | None = None,
+        owner: str = "",
         **options: Any,
     ) -> None:
         self.mail, self.lost = Told(), Told()
         self.port: Port[Any, Any] = Port(
             runtime.transport, name, TO_CONTROLLER, received or self.mail, self.lost, **options
         )
-        self.addresses = self.port.listen("127.0.0.1", number, "GEARMESH_CONTROLLER_PORT")
+        self.addresses = self.port.listen("127.0.0.1", number, "GEARMESH_CONTROLLER_PORT", owner)
         self.tcp = self.addresses[-1]
 
     async def messages(self, number: int) -> list[Any]:
