@@ -106,7 +106,8 @@ class BrokerService:
 
     def _refuse(self, peer: str, message: wire.ToBroker, holder: Holder) -> None:
         """What the caller's key does not allow is not done, and told if somebody waits for it."""
-        log.warning("no_role", peer=peer, key=holder.name, roles=sorted(holder.roles), message=type(message).__name__)
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))}
+        log.warning("no_role", peer=peer, message=type(message).__name__, **who)
         reply = refusal(message, holder.roles)
         if reply is not None:
             self._port.send(peer, reply)

@@ -160,7 +160,7 @@ class Doorkeeper:
         if now - self._told.get((kind, why), float("-inf")) < TOLD_S:
             return
         self._told[kind, why] = now
-        who = {"key": holder.name, "roles": sorted(holder.roles)} if holder is not None else {}
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))} if holder is not None else {}
         log.warning(
             "key_refused",
             port=str(kind),

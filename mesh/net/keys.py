@@ -97,8 +97,9 @@ class Keys:
         if self.local and kind is PortKind.CLIENTS:
             return
         if self.local and kind is not PortKind.BROKER:
-            sock.setsockopt_string(zmq.PLAIN_USERNAME, peer)
-            sock.setsockopt_string(zmq.PLAIN_PASSWORD, self.ticket(kind, peer))
+            member = peer or "?"  # libzmq takes no empty name
+            sock.setsockopt_string(zmq.PLAIN_USERNAME, member)
+            sock.setsockopt_string(zmq.PLAIN_PASSWORD, self.ticket(kind, member))
             return
         sock.setsockopt(zmq.CURVE_SERVERKEY, self.server)
         sock.setsockopt(zmq.CURVE_PUBLICKEY, self.public)

@@ -207,10 +207,8 @@ class Port(Generic[In, Out]):
         if now - self._told_at < NOT_HEARD_S:
             return
         self._told_at = now
-        who = {"key": holder.name, "roles": sorted(holder.roles)} if holder is not None else {}
-        log.warning(
-            "peer_not_heard", port=self.name, peer=peer, why=str(LinkLoss.NOT_ITS_KEY), total=self.not_heard, **who
-        )
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))} if holder is not None else {}
+        log.warning("peer_not_heard", port=self.name, peer=peer, total=self.not_heard, **who)
 
     def _arrived(self, peer: str, body: bytes, frames: list[Buffer], holder: Holder | None) -> None:
         now = time.monotonic()
