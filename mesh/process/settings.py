@@ -34,9 +34,9 @@ class Settings(BaseModel):
     broker_host: str = Field("", description="Host of the broker, if it is not `host`.")
     controller_port: int = Field(5560, ge=0, le=65535, description="Where frontends and workers call. 0: any free.")
     model_repository: Path = Field(Path("model_repository"), description="Folder of model packages.")
-    data_dir: Path = Field(Path(".gearmesh"), description="Folder of the catalogue, locks and logs; made if missing.")
+    data_dir: Path = Field(Path(".gearmesh"), description="Folder of catalogue, keys, locks and logs; made if missing.")
     state_url: str = Field("", description="Where selection state lives; empty: SQLite in data_dir.")
-    keys_dir: str = Field("", description="Folder of CURVE keys made by `gearmesh keys`; empty: no encryption.")
+    keys_dir: str = Field("", description="Folder of keys made by `gearmesh keys`; empty: data_dir.")
 
     # device
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or emulated:PROFILE.json.")
