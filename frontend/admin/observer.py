@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from frontend.admin import counts
-from frontend.admin.operator import NoBroker, Operator
+from frontend.admin.operator import NoBroker, NotLetIn, Operator
 from frontend.client.client import Client, RequestError
 from mesh import wire
 from mesh.facts import Fact, Snapshot
@@ -48,7 +48,7 @@ class View:
     snapshots: dict[str, Snapshot] = field(default_factory=dict)  # {controller: its state}
     frontends: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {frontend: its status}
     models: list[dict[str, Any]] = field(default_factory=list)  # as a frontend describes them
-    why: str = ""  # the broker does not answer, or not us
+    why: str = ""  # the broker does not let us in
     silent: dict[str, float | None] = field(default_factory=dict)  # {controller without a snapshot: seconds, if known}
 
 
@@ -78,7 +78,7 @@ class Observer:
         self._members: Sequence[wire.Member] = ()  # of the last table
         self._epoch: int | None = None
         self._broker_after_s = 0.0
-        self._why = ""  # the broker's table could not be read
+        self._why = ""  # the broker does not let us in
         self._call = 0
         self._heard_s: dict[str, float] = {}  # {controller of the last look: when it last answered}
 
@@ -104,7 +104,7 @@ class Observer:
         broker = self._refresh()
         frontends = self._ask_frontends(models)
         if not broker and not self._members and not frontends:
-            why = f"{self._why}; " if self._operator.keys is None else ""
+            why = f"{self._why}; " if self._why else ""
             raise NoMesh(
                 f"nobody answers: {why}no broker at {self._settings.broker_address}, no frontend at "
                 f"{self._settings.frontend_address}; is the mesh up? (gearmesh up)"
@@ -141,7 +141,7 @@ class Observer:
         try:
             table = self._operator.table(REPLY_S_MAX)
         except (NoBroker, TimeoutError) as error:
-            self._why = str(error)
+            self._why = str(error) if isinstance(error, NotLetIn) else ""
             self._broker_after_s = time.monotonic() + BROKER_AGAIN_S
             return False
         self._members, self._epoch, self._why = table.members, table.epoch, ""

@@ -28,6 +28,10 @@ class NoBroker(Exception):
     """No broker answers at its address."""
 
 
+class NotLetIn(NoBroker):
+    """The broker refuses this operator's key, or there is none to show."""
+
+
 class Operator:
     """A short-lived link to the broker; a context manager."""
 
@@ -58,7 +62,7 @@ class Operator:
             self.keys = self._settings.mesh_keys(make=False)
         except SettingsError as error:
             self.keys = None
-            raise NoBroker(f"the broker at {address} cannot be asked: {'; '.join(error.faults)}") from error
+            raise NotLetIn(f"the broker at {address} cannot be asked: {'; '.join(error.faults)}") from error
         sock = self._sock = self._context.socket(zmq.DEALER)
         sock.setsockopt_string(zmq.ROUTING_ID, f"operator-{secrets.token_hex(4)}")
         sock.setsockopt(zmq.LINGER, 200)
@@ -86,7 +90,7 @@ class Operator:
             self._hang_up()
             address, needed = self._settings.broker_address, who_may_call(PortKind.BROKER)
             why = "refuses our key" if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "has no keys, or others"
-            raise NoBroker(f"the broker at {address} {why}: {needed}; {self.keys.advice}")
+            raise NotLetIn(f"the broker at {address} {why}: {needed}; {self.keys.advice}")
 
     def call(
         self,
@@ -159,13 +163,13 @@ class Operator:
     def _check_alive(self, now: float, began_s: float, heard_s: float | None, timeout_s: float) -> None:
         """Raises NoBroker if the broker was never heard or has been silent for too long, TimeoutError if time is up."""
         address = self._settings.broker_address
-        if heard_s is None and now - began_s > TOLD_WITHIN_S:
-            doubts, keys = self._doubts, self.keys
-            self._hang_up()  # the next call reads the keys again: the mesh may have been started since
-            if doubts and keys is not None:
-                raise NoBroker(f"what listens at {address} has other keys, or is no broker: {keys.advice}")
-            raise NoBroker(f"no broker answers at {address}; is the mesh up? (gearmesh up)")
         late = now - began_s > timeout_s
+        if heard_s is None and self._doubts and (late or now - began_s > TOLD_WITHIN_S) and self.keys is not None:
+            self._hang_up()  # the next call reads the keys again
+            raise NotLetIn(f"what listens at {address} has other keys, or is no broker: {self.keys.advice}")
+        if heard_s is None and now - began_s > TOLD_WITHIN_S:
+            self._hang_up()
+            raise NoBroker(f"no broker answers at {address}; is the mesh up? (gearmesh up)")
         silent_s = now - (heard_s if heard_s is not None else began_s)
         if silent_s > (self._settings.silence_ms_max / 1e3 if late else GONE_S):
             raise NoBroker(f"the broker at {address} has not been heard for {silent_s:.0f} s: {UNKNOWN}")

@@ -8,6 +8,7 @@ import typer
 
 from gearmesh.cli.terminal.session import settings
 from gearmesh.cli.terminal.telling import AsJson, tell, usage
+from mesh.errors import GearmeshError
 
 app = typer.Typer(add_completion=False)
 
@@ -31,7 +32,12 @@ def up(
         if not equals or not count.isdecimal():
             usage(f"--formation takes NAME=COUNT, as in frontend=2; got {item!r}")
         counts[name] = int(count)
-    raise typer.Exit(asyncio.run(run_up(settings(), procfile, counts, compact=compact)))
+    config = settings()
+    try:
+        config.mesh_keys(make=True)  # before anything else makes data_dir, and once in place of once for each process
+    except GearmeshError as error:
+        usage(str(error))
+    raise typer.Exit(asyncio.run(run_up(config, procfile, counts, compact=compact)))
 
 
 @app.command()

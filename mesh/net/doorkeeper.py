@@ -45,6 +45,7 @@ class Doorkeeper:
     _holders: dict[str, Holder] = field(default_factory=dict)  # {public key: who may call with it}
     _announced: dict[str, Holder] = field(default_factory=dict)  # as of the last call of `revoked`
     _read_at: float = float("-inf")
+    _files: set[tuple[str, int, int]] = field(default_factory=set)  # {(name, changed when, bytes)}, as of then
     _seen_ns: int = -1  # when the folder had been changed last, as of then
     _told: dict[tuple[PortKind, str], float] = field(default_factory=dict)  # {(port, reason): when it was logged}
 
@@ -145,14 +146,20 @@ class Doorkeeper:
             settled = time.time() - changed_ns / 1e9 > CLOCK_GRAIN_S
             if changed_ns == self._seen_ns and now - self._read_at < READ_AGAIN_S and settled:
                 return
+            entries = [(entry.name, entry.stat()) for entry in os.scandir(folder / "allowed")]
+            files = {(name, at.st_mtime_ns, at.st_size) for name, at in entries}
+            self._read_at = now
+            if files == self._files and settled:
+                self._seen_ns = changed_ns
+                return
             found, faults = allowed(folder)
         except OSError as error:
             log.error("keys_unreadable", folder=str(folder), error=str(error), advice="those known before may call")
             return
-        if changed_ns != self._seen_ns and faults:
+        if files != self._files and faults:
             log.warning("keys_ignored", faults=faults[:FAULTS_TOLD], count=len(faults))
         self._holders = {key.public.decode(): key.holder for key in found}
-        self._seen_ns, self._read_at = changed_ns, now
+        self._seen_ns, self._files = changed_ns, files
 
     def _tell(self, kind: PortKind, why: str, holder: Holder | None, address: str) -> None:
         self.refused += 1

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -209,6 +210,8 @@ def test_without_keys_a_stranger_on_the_machine_is_a_client_and_no_more(tmp_path
             code, output = await gearmesh(of(running, GEARMESH_DATA_DIR=folder), "undeploy", "m")
             assert code != OK
             assert "GEARMESH_DATA_DIR" in output
+            _, output = await gearmesh(of(running, GEARMESH_DATA_DIR=folder), "status")
+            assert "GEARMESH_DATA_DIR" in re.sub(r"[\s│]+", " ", output)
         assert (await gearmesh(running, "undeploy", "m"))[0] == OK
 
     run_with_mesh(scenario, tmp_path / "models", data, device=emulated_device(tmp_path))

@@ -271,6 +271,20 @@ async def test_a_member_in_this_process_cannot_be_posed_as_from_outside(folder: 
 
 
 @on_loop
+async def test_roles_that_change_in_place_count_for_those_who_are_connected_too(folder: Path) -> None:
+    own = add_key(folder, "box", (Role.WORKER, Role.OPERATOR))
+    file = folder / "allowed" / "box.key"
+    async with processes() as made:
+        listening = made.port(made.runtime(keys_dir=str(folder)))
+        made.link(made.runtime(keys_dir=str(own)), listening.addresses, "operator-1").link.send(HELLO)
+        await listening.messages(1)
+        file.write_text(file.read_text().replace("operator,worker", "client"))
+        assert await listening.lost.count(1) == [("operator-1", LinkLoss.NOT_ITS_KEY)]
+        again = made.link(made.runtime(keys_dir=str(own)), listening.addresses, "gpu_worker-2")
+        assert await again.lost.count(1) == [("controller-1", LinkLoss.KEY_REFUSED)]
+
+
+@on_loop
 async def test_a_revoked_key_connects_no_more_and_its_connections_are_heard_no_more(folder: Path) -> None:
     own = add_key(folder, "box", (Role.WORKER,))
     async with processes() as made:
