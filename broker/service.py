@@ -13,6 +13,7 @@ import structlog
 from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
 from broker.core.children import ChildStates
+from broker.core.rights import needed, refusal
 from broker.core.routing import Routing
 from broker.store import CatalogueStore, StoreError
 from mesh import wire
@@ -24,6 +25,7 @@ from mesh.net.transport import Mail
 from mesh.process.ids import host_id
 from mesh.process.repository import look, scan_repository
 from mesh.process.runtime import Runtime
+from mesh.roles import Holder, PortKind
 from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
@@ -71,7 +73,7 @@ class BrokerService:
         self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
-            runtime.transport, "broker", DECODER, self._received, self._lost
+            runtime.transport, "broker", DECODER, self._received, self._lost, kind=PortKind.BROKER, key_of=self._key_of
         )
         self.addresses: tuple[str, ...] = ()
 
@@ -107,9 +109,25 @@ class BrokerService:
         self._port.close()
         log.info("stopped")
 
+    def _key_of(self, member: str) -> str:
+        known = self._routing.members.get(member)
+        return known.key if known is not None else ""
+
     def _received(self, mail: Mail[wire.ToBroker]) -> None:
+        holder = self._port.holder(mail.peer)
         for message in mail.messages:
-            self._take(mail.peer, message)
+            if holder is None or not needed(message).isdisjoint(holder.roles):
+                self._take(mail.peer, message)
+            else:
+                self._refuse(mail.peer, message, holder)
+
+    def _refuse(self, peer: str, message: wire.ToBroker, holder: Holder) -> None:
+        """What the caller's key does not allow is not done, and told if somebody waits for it."""
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))}
+        log.warning("no_role", peer=peer, message=type(message).__name__, **who)
+        reply = refusal(message, holder.roles)
+        if reply is not None:
+            self._port.send(peer, reply)
 
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         match message:
@@ -137,7 +155,11 @@ class BrokerService:
 
     def _register(self, peer: str, register: wire.Register) -> None:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
-        member = register.member
+        holder = self._port.holder(peer)
+        member = msgspec.structs.replace(register.member, key=holder.key if holder is not None else "")
+        if member.id != peer:
+            log.warning("not_registered", peer=peer, member=member.id, why="a member registers itself")
+            return
         fault = endpoints_fault(member)
         if fault:
             times = self._refusals.happened(peer, time.monotonic())

@@ -26,6 +26,7 @@ from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
+from mesh.roles import Role, role_of
 from mesh.wire import Buffer
 
 OK = ActionCode.OK  # for what runs for every action
@@ -50,7 +51,11 @@ class ControllerService:
             name=self._id,
             started_s=time.monotonic(),
         )
-        self._port: ControllerPort = Port(runtime.transport, "controller", DECODER, self._received, self._lost)
+        self._keys: dict[str, str] = {}  # {member: the key with which it has registered}, of the table
+        self._port: ControllerPort = Port(
+            runtime.transport, "controller", DECODER, self._received, self._lost,
+            me=self._id, key_of=lambda member: self._keys.get(member, ""),
+        )  # fmt: skip
         self._monitoring = Monitoring(settings, self.scheduler, self._port, self._id)
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
@@ -59,6 +64,11 @@ class ControllerService:
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
         self._refusals = Folding()  # of frontends that cannot be told anything
         self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
+
+    @property
+    def member(self) -> str:
+        """The id under which the broker knows it."""
+        return self._id
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -114,6 +124,8 @@ class ControllerService:
         scheduler, peer, now = self.scheduler, mail.peer, mail.now
         match message:
             case wire.Submit():
+                if peer not in self._frontends:
+                    return  # not for others to ask
                 tensors = message.inline or _take(frames, message.frames)
                 self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=now))
             case wire.ActionResult():
@@ -125,9 +137,11 @@ class ControllerService:
             case wire.Prepared():
                 self._order(scheduler.prepared(peer, message, now=now))
             case wire.WorkerHello():
-                self._worker_joined(peer, message, now)
+                if _speaks_as(peer, message.member, Role.WORKER):
+                    self._worker_joined(peer, message, now)
             case wire.FrontendHello():
-                self._frontend_joined(peer, message, now)
+                if _speaks_as(peer, message.member, Role.FRONTEND):
+                    self._frontend_joined(peer, message, now)
             case wire.Goodbye():
                 self._left(peer)
             case wire.Heartbeat():
@@ -188,6 +202,8 @@ class ControllerService:
         self._port.forget(peer)
 
     def _table_changed(self, table: wire.Table) -> None:
+        self._keys = {member.id: member.key for member in table.members}
+        self._port.recheck()
         epoch = table.shards.get(self._id)
         if epoch is None:
             return  # a broker that has just started, and has not heard of us yet
@@ -261,6 +277,14 @@ class ControllerService:
 def _log_notice(notice: Notice) -> None:
     pause = {"pause_s": notice.pause_s} if notice.pause_s else {}
     log.warning(notice.event, frontend=notice.frontend, client=notice.client, ref=notice.ref, code=notice.code, **pause)
+
+
+def _speaks_as(peer: str, member: str, role: Role) -> bool:
+    """Whether the peer introduces itself, and as what its id says that it is."""
+    fits = peer == member and role_of(peer) in (role, None)
+    if not fits:
+        log.warning("hello_refused", peer=peer, member=member, role=str(role))
+    return fits
 
 
 def _introduces(messages: list[wire.ToController]) -> bool:

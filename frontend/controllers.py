@@ -13,7 +13,7 @@ from mesh.addresses import address_fault
 from mesh.codes import LinkLoss, RequestOutcome
 from mesh.doubling import Doubling
 from mesh.losses import Losses
-from mesh.net.links import Link
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
 from mesh.wire import Buffer
 
@@ -183,7 +183,10 @@ class Controllers:
             pauses = self._pauses.setdefault(peer, Doubling(REOPEN_S, REOPEN_S_MAX))
             if heard_s is not None:
                 pauses.reset()
-            self._transport.hub.loop.call_later(pauses.next(), self._reopen, peer)
+            pause = pauses.next()
+            self._transport.hub.loop.call_later(
+                max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._reopen, peer
+            )
 
     def _reopen(self, peer: str) -> None:
         """Opens a link again if the table still names the lost controller: perhaps only the connection broke."""

@@ -16,6 +16,7 @@ from mesh.folding import Folding
 from mesh.losses import Losses
 from mesh.net.links import Port
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 from mesh.wire import Buffer
 
 RESULTS = msgspec.msgpack.Decoder(wire.Envelope[wire.ToResults])
@@ -45,17 +46,32 @@ class ResultsPort:
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
         self._strays = Folding()
         self._superseded = 0  # links of workers that newer ones took the place of, as far as they were counted as lost
+        self._keys: dict[str, str] = {}  # {member: the key with which it has registered}, of the table
         self._port: Port[wire.ToResults, wire.FromResults] = Port(
-            transport, "results", RESULTS, self._received, self._lost, me=member, met=self._met, beat=self.taken.confirm
+            transport,
+            "results",
+            RESULTS,
+            self._received,
+            self._lost,
+            kind=PortKind.RESULTS,
+            me=member,
+            key_of=lambda member: self._keys.get(member, ""),
+            met=self._met,
+            beat=self.taken.confirm,
         )
 
     def listen(self, host: str) -> tuple[str, ...]:
         """Opens the port and returns its addresses."""
         return self._port.listen(host, 0, "GEARMESH_HOST")
 
-    def keep_only(self, members: Iterable[str]) -> None:
-        """Forgets what it knew of workers that are not among these members, unless they have a link."""
-        keep = {*members, *self._port.peers()}
+    def keep_only(self, members: Iterable[wire.Member]) -> None:
+        """Forgets what it knew of workers that are not among these members, unless they have a link.
+
+        The members are heard with the keys of these only.
+        """
+        self._keys = {member.id: member.key for member in members}
+        self._port.recheck()
+        keep = {*self._keys, *self._port.peers()}
         self.taken.keep_only(keep)
         self.losses.keep_only(keep)
 

@@ -211,7 +211,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         if request.app is not None:
             self._check_room(request)
-            asker = self._suspects.askers.number(client.identity, request)
+            asker = self._suspects.number(client, request)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
@@ -233,7 +233,7 @@ class FrontendService:
             bool(frames),
             weight,
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
-            asker=self._suspects.askers.number(client.identity, request),
+            asker=self._suspects.number(client, request),
         )
         self._calls.enter(call, checked, request.cache)
 
@@ -251,7 +251,7 @@ class FrontendService:
         self._cache.keep_only(self._targets.editions())
         self._outcomes.table_changed(table)
         self._applications.handle(table)
-        self._calls.results.keep_only(member.id for member in table.members)
+        self._calls.results.keep_only(table.members)
         self._controllers.table_changed(table)
         self._knows = True
         self._release()

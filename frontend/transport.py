@@ -17,6 +17,7 @@ from mesh.codes import IdentityRefusal
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.process.descriptors import Shortage
+from mesh.roles import Holder, PortKind, Role
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
@@ -31,6 +32,7 @@ CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so 
 REFUSALS_TOLD = 10  # lines about one look
 REFUSALS_UNTOLD = 1000  # of reserved names, or messages that are not read, until the next line
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+SOURCES = frozenset((Role.FRONTEND, Role.OPERATOR))  # roles of those who may name the clients for whom they ask
 SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
@@ -77,6 +79,7 @@ class ClientPort:
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._connections: Connections
+        self._asks_keys = False  # whether every client has one
         self._shortage = Shortage(log)
         self.connections = 0
         self.disconnections = 0
@@ -93,16 +96,18 @@ class ClientPort:
     def listen(self, host: str, port: int, size_max: int) -> str:
         """Opens the port and returns its address. Raises: AddressInUse."""
         hub = self._hub
+        self._asks_keys = hub.keys is not None and not hub.keys.local
+        hub.on_revoked(self._revoked)
         sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
         sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
-        unheard = Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S)
+        unheard = Unheard(PLAIN if hub.keys is None or hub.keys.local else CURVE, HEARTBEAT_S)
         self._connections = Connections(unheard, _drawn_before(hub, sock))
         self._monitor = hub.monitor(sock, EVENTS, self._event)
-        address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
+        address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT", PortKind.CLIENTS)
         self._sock = sock
         hub.read(sock, self._drain)
         return address
@@ -253,7 +258,9 @@ class ClientPort:
                 assert first is not None
                 descriptor = _descriptor_of(first)
                 if descriptor is not None:
-                    self._meet(identity, delimited, descriptor, header, frames)
+                    holder = Holder.read(str(first.get("User-Id"))) if self._asks_keys else None
+                    if holder is None or self._may_speak(holder, descriptor):
+                        self._meet(identity, delimited, descriptor, header, frames, holder)
                 else:
                     self._too_old()
                 continue
@@ -263,7 +270,15 @@ class ClientPort:
             self._received(client, header, frames)
         return True
 
-    def _meet(self, identity: bytes, delimited: bool, descriptor: int, header: bytes, frames: list[Buffer]) -> None:
+    def _meet(
+        self,
+        identity: bytes,
+        delimited: bool,
+        descriptor: int,
+        header: bytes,
+        frames: list[Buffer],
+        holder: Holder | None,
+    ) -> None:
         """Passes on the first message of a client, or one whose connection has ended."""
         if is_reserved(identity) and not self._connections.is_drawn(identity):
             number = self._connections.number(descriptor)
@@ -272,10 +287,33 @@ class ClientPort:
                 self._refuse(Refusal(descriptor, number, IdentityRefusal.RESERVED), told=told)
             return
         client, left = self._connections.spoke(identity, delimited, descriptor)
+        if holder is not None:
+            self._connections.met(identity, holder)
         self._left += left
         self._received(client, header, frames)
         if left:
             self._farewell()
+
+    def _may_speak(self, holder: Holder, descriptor: int) -> bool:
+        """Whether the connection's key still may call; if not, the connection is ended."""
+        if self._hub.admits(holder):
+            return True
+        number = self._connections.number(descriptor)
+        if number is not None:
+            self._refuse(Refusal(descriptor, number, IdentityRefusal.KEY_REVOKED), told=True)
+        return False
+
+    def _revoked(self, keys: set[str]) -> None:
+        """The connections of these keys are ended, and what they asked is asked by nobody."""
+        self._learn()
+        for descriptor, number in self._connections.held_by(keys):
+            self._refuse(Refusal(descriptor, number, IdentityRefusal.KEY_REVOKED), told=True)
+
+    def names_sources(self, identity: bytes) -> bool:
+        """Whether this client may say for whom it asks, as a gateway does: where clients have no keys, anybody may."""
+        connection = self._connections.of(identity)
+        holder = connection.holder if connection is not None else None
+        return not self._asks_keys or (holder is not None and not SOURCES.isdisjoint(holder.roles))
 
     def _too_old(self) -> None:
         """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""

@@ -19,6 +19,7 @@ from mesh.doubling import Doubling
 from mesh.folding import Folding
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
@@ -168,7 +169,7 @@ class FrontendLink:
             return
         link: ResultsLink = Link(
             self._transport, self._member, self._frontend, DECODER, self._received, self._lost,
-            silence_s=self._silences.next(),
+            to=PortKind.RESULTS, silence_s=self._silences.next(),
         )  # fmt: skip
         self._called = self._addresses
         self._link = link.call(self._called)

@@ -20,7 +20,7 @@ from mesh import wire
 from mesh.addresses import address_fault
 from mesh.codes import ActionCode, ActionKind
 from mesh.doubling import Doubling
-from mesh.net.links import Link
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
@@ -167,7 +167,8 @@ class WorkerService:
         log.warning("controller_lost", controller=peer, why=why)
         self._controller = None
         if not self._draining:
-            self._hub.loop.call_later(self._pauses.next(), self._call_again)
+            pause = self._pauses.next()
+            self._hub.loop.call_later(max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._call_again)
 
     def _call_again(self) -> None:
         if self._controller is None and self._registrar.table is not None and not self._draining:

@@ -16,18 +16,24 @@ import zmq
 from mesh import wire
 from mesh.addresses import MEMORY
 from mesh.clocks import OffsetFilter
-from mesh.codes import LinkLoss
+from mesh.codes import LinkLoss, LinkRefusal
 from mesh.identities import Identity, claimed, named
 from mesh.net.connections import shut
+from mesh.net.doorkeeper import REPLACED
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import NOBLOCK, RCVMORE, Line, Mail, Transport
 from mesh.refusals import Refusals
+from mesh.roles import Holder, PortKind, may_speak
 from mesh.wire import Buffer
 
 STRANGER_BYTES_MAX = 16 << 20  # of the first envelope of a connection: a worker's Hello with all that it has prepared
 UNREAD_MAX = 1000  # envelopes of one peer that wait to be read; then its connection is not read until there is room
 In = TypeVar("In")
 Out = TypeVar("Out")
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+KEY_LOSSES = (LinkLoss.KEY_REFUSED, LinkLoss.OTHER_KEYS, LinkLoss.REPLACED)
+KEY_AGAIN_S = 1.0  # after such a loss: until a link is opened again
+NOT_HEARD_S = 10.0  # least time between two log lines of a port about peers that may not speak as they do
 log = structlog.get_logger("transport")
 _numbers = itertools.count(1)  # of the links of this process
 
@@ -47,15 +53,23 @@ class Port(Generic[In, Out]):
         received: Callable[[Mail[In]], None],
         lost: Callable[[str, str], None],
         *,
+        kind: PortKind = PortKind.CONTROL,
         me: str = "",
+        key_of: Callable[[str], str] = lambda member: "",
         met: Callable[[str], None] = lambda peer: None,
         beat: Callable[[str], Out] | None = None,
     ) -> None:
-        """`me`: whoever calls somebody else is not heard; empty: anybody is. `met` is called with each peer on a new
-        line, before its first mail. `beat(peer)` is sent as the heartbeat.
+        """`me`: the member whose port it is, and whoever calls somebody else is not heard; empty: anybody is.
+
+        `key_of(member)`: the key with which that member has registered; empty: it has not. `met` is called with each
+        peer on a new line, before its first mail. `beat(peer)` is sent as the heartbeat.
         """
         self.transport = transport
         self.name = name
+        self.kind = kind
+        self.not_heard = 0  # messages of peers that may not speak for the member that they name
+        self._key_of = key_of
+        self._told_at = float("-inf")
         self.epoch = 0  # sent with every envelope
         self.sock: zmq.Socket[bytes] | None = None
         self.superseded = 0  # lines whose place a newer link took
@@ -82,8 +96,9 @@ class Port(Generic[In, Out]):
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         sock.setsockopt(zmq.ROUTER_HANDOVER, 1)  # decides nothing, as nobody can know another link's name; without it
         # libzmq would keep what a connection sends whose name is in use, unread, for good
-        address = hub.bind(sock, host, port, setting)
+        address = hub.bind(sock, host, port, setting, self.kind, self._me)
         self.sock = sock
+        hub.on_revoked(self._revoked)
         hub.read(sock, self._drain)
         memory = f"{address.rpartition(':')[2]}/{self.name}"
         self.transport.offer(memory, self)
@@ -133,6 +148,17 @@ class Port(Generic[In, Out]):
         if line is not None:
             self._drop(line)
 
+    def holder(self, peer: str) -> Holder | None:
+        """Whose key the peer's connection has; None: nobody was asked, or the peer is not known."""
+        line = self._lines.get(peer)
+        return line.holder if line is not None else None
+
+    def recheck(self) -> None:
+        """Loses the peers that may not speak for their members, by what is known of these now."""
+        for line in list(self._lines.values()):
+            if line.other is None and line.holder is not None and not self._may_speak(line.holder, line.peer):
+                self._cut(line)
+
     def keep_only(self, peers: Iterable[str]) -> None:
         """Forgets all other peers; one that is heard again counts as new."""
         keep = set(peers)
@@ -167,9 +193,11 @@ class Port(Generic[In, Out]):
 
     def join(self, identity: Identity, far: Line) -> Line | None:
         """A peer in this process connects; returns our end of the line. None: it calls somebody else."""
-        if not self._admits(identity):
+        keys = self.transport.hub.keys
+        holder = keys.holder if keys is not None else None
+        if self._refusal(identity, None) is not None:
             return None
-        return self._meet(Line(identity.member, self, self, other=far, number=identity.number))
+        return self._meet(Line(identity.member, self, self, other=far, number=identity.number, holder=holder))
 
     def rejoin(self, line: Line) -> bool:
         """A peer in this process sends on its line: the line is known again if it was forgotten.
@@ -182,12 +210,26 @@ class Port(Generic[In, Out]):
             self._meet(line)
         return self._lines[line.peer] is line
 
-    def _admits(self, identity: Identity) -> bool:
-        """Whether this link may speak for the member that it names: the only place where that is decided."""
+    def _refusal(self, identity: Identity, holder: Holder | None) -> LinkRefusal | None:
+        """Why this link may not speak for the member that it names, the only place where that is decided; None: it may.
+
+        `holder`: whose connection it is; None: it is in this process, or nobody was asked.
+        """
         if self._me and identity.peer and identity.peer != self._me:
-            return False
+            return LinkRefusal.CALLS_ANOTHER
         line = self._lines.get(identity.member)
-        return line is None or identity.number > line.number or line.number == identity.number == 0
+        if holder is not None:
+            if not self._may_speak(holder, identity.member):
+                return LinkRefusal.NOT_ITS_KEY
+            others = line is not None and line.holder is not None and line.holder.key != holder.key
+            if others and self._key_of(identity.member) != holder.key:
+                return LinkRefusal.NOT_ITS_KEY  # of those who may speak for a member that is not known the first stays
+        if line is None or identity.number > line.number or line.number == identity.number == 0:
+            return None
+        return LinkRefusal.OLDER
+
+    def _may_speak(self, holder: Holder, member: str) -> bool:
+        return may_speak(holder, member, self._key_of(member)) and self.transport.hub.admits(holder)
 
     def _meet(self, line: Line) -> Line:
         """The member is on this line from now on."""
@@ -223,11 +265,38 @@ class Port(Generic[In, Out]):
                 self.transport.stirred(time.monotonic())
                 shut(sock.recv_multipart(NOBLOCK, copy=False)[0])  # unread; it may have connected again
                 continue
-            body = sock.recv(NOBLOCK)  # a ROUTER never delivers the name without a body
-            self._arrived(name, body, _frames(sock))
+            if name in self._named:
+                body = sock.recv(NOBLOCK)  # a ROUTER never delivers the name without a body
+                self._arrived(name, body, _frames(sock), None)
+            else:
+                first = sock.recv(NOBLOCK, copy=False)
+                self._arrived(name, first.bytes, _frames(sock), self._holder_of(first))
         return True
 
-    def _arrived(self, name: bytes, body: bytes, frames: list[Buffer]) -> None:
+    def _holder_of(self, first: zmq.Frame) -> Holder | None:
+        """Whose connection this came through; None: nobody was asked."""
+        return None if self.transport.hub.keys is None else Holder.read(str(first.get("User-Id")))
+
+    def _revoked(self, keys: set[str]) -> None:
+        for line in list(self._lines.values()):
+            if line.other is None and line.holder is not None and line.holder.key in keys:
+                self._cut(line)
+
+    def _cut(self, line: Line) -> None:
+        self._tell_not_heard(line.peer, line.holder)
+        self.transport.lose(line, LinkLoss.NOT_ITS_KEY)
+
+    def _tell_not_heard(self, peer: str, holder: Holder | None) -> None:
+        self.not_heard += 1
+        now = time.monotonic()
+        if now - self._told_at < NOT_HEARD_S:
+            return
+        self._told_at = now
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))} if holder is not None else {}
+        log.warning("peer_not_heard", port=self.name, peer=peer, total=self.not_heard, **who)
+
+    def _arrived(self, name: bytes, body: bytes, frames: list[Buffer], holder: Holder | None) -> None:
+        """`holder`: whose connection it is, if there is no line of that name yet."""
         now = time.monotonic()
         line = self._named.get(name)
         identity = None
@@ -236,8 +305,11 @@ class Port(Generic[In, Out]):
             if identity is None:
                 self._refused(name, "it gives no readable name", now)
                 return
-            if not self._admits(identity):
-                self._refused(name, "it calls somebody else, or its member has opened a newer link", now)
+            refusal = self._refusal(identity, holder)
+            if refusal is not None:
+                if refusal is LinkRefusal.NOT_ITS_KEY:
+                    self._tell_not_heard(identity.member, holder)
+                self._refused(name, refusal, now)
                 return
             if len(body) > STRANGER_BYTES_MAX:
                 self._refused(name, f"its first message has {len(body)} bytes", now)
@@ -249,7 +321,7 @@ class Port(Generic[In, Out]):
             return
         if line is None:
             assert identity is not None
-            line = self._meet(Line(identity.member, self, self, name=name, number=identity.number))
+            line = self._meet(Line(identity.member, self, self, name=name, number=identity.number, holder=holder))
         self._received(self.transport.arrived(line, envelope, frames, now))
 
     def _refused(self, name: bytes, error: str, now: float) -> None:
@@ -276,12 +348,16 @@ class Link(Generic[In, Out]):
         received: Callable[[Mail[In]], None],
         lost: Callable[[str, str], None],
         *,
+        to: PortKind = PortKind.CONTROL,
         silence_s: float | None = None,
     ) -> None:
-        """`member`: who calls. `silence_s`: after so much silence it is lost, if not after the transport's."""
+        """`member`: who calls. `to`: the kind of port that is called. `silence_s`: after so much silence it is lost, if
+        not after the transport's.
+        """
         self.transport = transport
         self.member = member
         self.number = next(_numbers)
+        self.to = to
         self.sock: zmq.Socket[bytes] | None = None
         self.heard_s: float | None = None  # when something first arrived
         self._line = Line(peer, self)
@@ -337,9 +413,9 @@ class Link(Generic[In, Out]):
         name = named(self.member, self.number, secrets.token_hex(8), self.peer)
         self.sock = hub.socket(zmq.DEALER, size_max=transport.message_bytes_max, dead_s=transport.silence_s_max)
         self.sock.setsockopt(zmq.ROUTING_ID, name)
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | REFUSED
         self._monitor = hub.monitor(self.sock, events, self._event)
-        hub.connect(self.sock, address)
+        hub.connect(self.sock, address, self.to, self.peer)
         hub.read(self.sock, self._drain)
         transport.watch(self._line, self._silence_s)
 
@@ -382,7 +458,21 @@ class Link(Generic[In, Out]):
             self._lost(line.peer, why)
 
     def _event(self, event: int, value: int) -> None:
-        why = LinkLoss.CLOSED if event == zmq.EVENT_DISCONNECTED else LinkLoss.KEY_REFUSED
+        match event:
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.transport.doubtful.pop(self.to, None)
+                return
+            case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # it may have died in the midst of it: no loss of its own
+                self.transport.doubt(self.peer, self.to)
+                return
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                why = LinkLoss.KEY_REFUSED if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else LinkLoss.OTHER_KEYS
+                if why is LinkLoss.KEY_REFUSED and value == int(REPLACED):
+                    why = LinkLoss.REPLACED
+                else:
+                    self.transport.tell_refused(self.peer, self.to, why)
+            case _:
+                why = LinkLoss.CLOSED
         self.line_lost(self._line, why)
         self.transport.hub.schedule_turn()
 
@@ -402,7 +492,7 @@ class Link(Generic[In, Out]):
         now = time.monotonic()
         try:
             envelope = self._decoder.decode(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             follows = self._refusals.refused(b"", now)
             if follows.told:
                 log.warning("message_refused", member=self.member, peer=self.peer, error=str(error), times=follows.told)

@@ -10,8 +10,9 @@ import structlog
 from mesh import wire
 from mesh.codes import ReplyCode
 from mesh.doubling import Doubling
-from mesh.net.links import Link
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 
 CALL_S, CALL_S_MAX = 0.1, 0.5  # pause before a broker that was lost is called again: the first, and the longest
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
@@ -68,7 +69,7 @@ class Registrar:
         if self._stopped:
             return
         link: Link[wire.FromBroker, wire.ToBroker] = Link(
-            self._transport, self.member.id, "broker", DECODER, self._received, self._lost
+            self._transport, self.member.id, "broker", DECODER, self._received, self._lost, to=PortKind.BROKER
         )
         self._link = link.call(self._addresses)
         self._link.send(self._introduction())
@@ -81,7 +82,8 @@ class Registrar:
         if self.table is not None and not self._stopped:
             log.warning("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
         self._link = None
-        self._transport.hub.loop.call_later(self._pauses.next(), self._open)
+        pause = self._pauses.next()
+        self._transport.hub.loop.call_later(max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._open)
 
     def _received(self, mail: Mail[wire.FromBroker]) -> None:
         self._pauses.reset()

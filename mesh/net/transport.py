@@ -22,6 +22,7 @@ from mesh.identities import Identity
 from mesh.liveness import Liveness
 from mesh.net.memory import give_back, resident_bytes
 from mesh.net.sockets import Hub
+from mesh.roles import Holder, PortKind, who_may_call
 from mesh.trimming import QUIET_S, Trimming
 from mesh.wire import Buffer
 
@@ -30,6 +31,8 @@ BACKLOG_MAX = 100_000  # messages waiting for one peer; a peer with more is take
 BACKLOG_BYTES_MAX = 256 << 20  # of tensors, and of what was encoded, that wait for one peer; likewise
 RETRY_S, RETRY_S_MAX = 0.001, 0.05  # until what a peer had no room for is tried again: first, and at most
 BEATS = (wire.Heartbeat, wire.Taken)
+DOUBTS_MAX = 5  # handshakes ended by ports of one kind; then it is told that their keys must be others
+REFUSAL_TOLD_S = 10.0  # least time between two log lines about ports of one kind that refuse our key
 NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # plain integers: combining enums is slow
 
 In = TypeVar("In")
@@ -102,6 +105,7 @@ class Line:
     name: bytes = b""  # of the peer's connection, as a port's socket knows it
     number: int = 0  # of the peer's link: see `Identity`
     held: Held | None = None  # ahead of the outbox
+    holder: Holder | None = None  # who called, as the handshake found; None: we did, or nobody was asked
     key: str = ""  # unique among the lines of this process
 
     @property
@@ -131,6 +135,8 @@ class Transport:
         self._busy_s = time.monotonic()  # when a message came last that was no heartbeat
         self._looked_s = self._busy_s  # when the size of this process was looked at last
         self._trimming = Trimming(resident_bytes())
+        self.doubtful: dict[PortKind, int] = {}  # {kind of port: handshakes that failed since the last that did not}
+        self._refusals: dict[PortKind, float] = {}  # {kind of port: when it was told that one refused our key}
         self._tick_s = heartbeat_s / 2
         self._ticked_at = time.monotonic()
         hub.on_deliver(self._deliver)
@@ -196,7 +202,7 @@ class Transport:
         if not self._full:
             self._retry_s = RETRY_S
         for line, why in lost:
-            self._line_lost(line, why)
+            self.lose(line, why)
         if fault is not None:
             raise fault
 
@@ -298,7 +304,7 @@ class Transport:
         for key in due.lost:
             line = self._watched.get(key)
             if line is not None:
-                self._line_lost(line, LinkLoss.SILENT)
+                self.lose(line, LinkLoss.SILENT)
         if now - self._looked_s >= QUIET_S and not late:
             self._looked_s = now
             self._look_at_memory(now)
@@ -315,7 +321,30 @@ class Transport:
         """When something last arrived on a watched line."""
         return self._liveness.heard_s(line.key)
 
-    def _line_lost(self, line: Line, why: str) -> None:
+    def doubt(self, peer: str, kind: PortKind) -> None:
+        """A port of this kind has ended the handshake: once it may have died; if it goes on, its keys are others."""
+        self.doubtful[kind] = self.doubtful.get(kind, 0) + 1
+        if self.doubtful[kind] >= DOUBTS_MAX:
+            self.tell_refused(peer, kind, LinkLoss.OTHER_KEYS)
+
+    def tell_refused(self, peer: str, kind: PortKind, why: str) -> None:
+        """It is logged that a port of this kind has not let us in, and what it asks for; not more often than useful."""
+        now = time.monotonic()
+        if now - self._refusals.get(kind, float("-inf")) < REFUSAL_TOLD_S:
+            return
+        self._refusals[kind] = now
+        keys = self.hub.keys
+        log.warning(
+            "key_refused_by",
+            peer=peer,
+            why=str(why),
+            needed=who_may_call(kind),
+            keys=str(keys.folder) if keys is not None else "",
+            advice=keys.advice if keys is not None else "",
+        )
+
+    def lose(self, line: Line, why: str) -> None:
+        """The line's peer is taken for gone, and its owner is told so."""
         self.unwatch(line)
         line.outbox, line.frames, line.held = [], [], None
         line.owner.line_lost(line, why)

@@ -150,7 +150,7 @@ async def test_both_ends_learn_that_their_clocks_are_the_same(make: str) -> None
 async def test_the_offset_of_a_peer_with_another_clock_is_found() -> None:
     async with processes() as made:
         listening = made.port(made.runtime())
-        sock = made.bare(zmq.DEALER, "frontend-1")
+        sock = made.insider(zmq.DEALER, "frontend-1")
         sock.connect(listening.tcp)
         sock.send(envelope(HELLO, sent_s=1e6))
         await listening.messages(1)
@@ -286,7 +286,7 @@ async def test_a_peer_that_cannot_be_reached_is_lost_and_the_others_are_not() ->
     async with processes() as made:
         listening, staying = pair(made, "zeromq")
         staying.link.send(HELLO)
-        leaving = made.bare(zmq.DEALER, "frontend-2")
+        leaving = made.insider(zmq.DEALER, "frontend-2")
         leaving.connect(listening.tcp)
         leaving.send(envelope(cancel(1)))
         await listening.messages(2)
