@@ -15,6 +15,7 @@ from broker.core.calls import Replies
 from broker.core.catalogue import Catalogue
 from broker.core.children import ChildStates
 from broker.core.effect import HeldReplies
+from broker.core.rights import needed, refusal
 from broker.core.routing import Routing
 from broker.keeping import CatalogueKeeper
 from broker.store import CatalogueStore
@@ -25,6 +26,7 @@ from mesh.net.transport import Mail
 from mesh.process.ids import host_id
 from mesh.process.repository import look, scan_repository
 from mesh.process.runtime import Runtime
+from mesh.roles import Holder, PortKind
 from mesh.versions import why_changed
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToBroker])
@@ -65,7 +67,7 @@ class BrokerService:
         self._changed = False
         self._behind: dict[str, None] = {}  # members that registered again as they were: they may have lost the table
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
-            runtime.transport, "broker", DECODER, self._received, self._lost
+            runtime.transport, "broker", DECODER, self._received, self._lost, kind=PortKind.BROKER, key_of=self._key_of
         )
         self.addresses: tuple[str, ...] = ()
 
@@ -78,7 +80,10 @@ class BrokerService:
         self._keeper.reserve(self._routing.epoch)
         self._catalogue.scan(scan_repository(self._repository))
         self._keeper.save()
-        self.addresses = self._port.listen(self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT")
+        most = self.settings.request_bytes_max  # an application's definition comes in a client's request
+        self.addresses = self._port.listen(
+            self.settings.host, self.settings.broker_port, "GEARMESH_BROKER_PORT", size_max=most
+        )
         self._hub.on_turn(self._turn)
         log.info("started", address=self.addresses[-1], models=sorted(self._catalogue.deployed()), pid=os.getpid())
 
@@ -97,15 +102,31 @@ class BrokerService:
         self._port.close()
         log.info("stopped")
 
+    def _key_of(self, member: str) -> str:
+        known = self._routing.members.get(member)
+        return known.key if known is not None else ""
+
     def _received(self, mail: Mail[wire.ToBroker]) -> None:
+        holder = self._port.holder(mail.peer)
         for message in mail.messages:
-            self._take(mail.peer, message)
+            if holder is None or not needed(message).isdisjoint(holder.roles):
+                self._take(mail.peer, message)
+            else:
+                self._refuse(mail.peer, message, holder)
         for unread in mail.unread:
             if unread.tag in CALLS:
                 why = wire.CallReply(call=unread.number, ok=False, message=unread.why, code=ReplyCode.BAD_MESSAGE)
                 self._port.send(mail.peer, why)
             elif unread.tag == REGISTER:
                 self._refuse_member(mail.peer, unread.why)
+
+    def _refuse(self, peer: str, message: wire.ToBroker, holder: Holder) -> None:
+        """What the caller's key does not allow is not done, and told if somebody waits for it."""
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))}
+        log.warning("no_role", peer=peer, message=type(message).__name__, **who)
+        reply = refusal(message, holder.roles)
+        if reply is not None:
+            self._port.send(peer, reply)
 
     def _take(self, peer: str, message: wire.ToBroker) -> None:
         match message:
@@ -134,7 +155,8 @@ class BrokerService:
 
     def _register(self, peer: str, register: wire.Register) -> None:
         """The member is in the table; or, of a container, it is told why its model cannot be."""
-        member = register.member
+        holder = self._port.holder(peer)
+        member = msgspec.structs.replace(register.member, key=holder.key if holder is not None else "")
         known = self._routing.members.get(member.id)
         why = why_not(peer, member, known)
         if why:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from itertools import islice
 from typing import assert_never
 
@@ -18,14 +18,16 @@ from controller.core.state import ShardState
 from controller.core.versions.shard import shard_of
 from controller.monitoring import OPERATOR, ControllerPort, Monitoring
 from mesh import wire
-from mesh.addresses import are_usable
-from mesh.codes import ActionCode, AnswerStatus, ErrorCode, LinkLoss, RequestOutcome
+from mesh.addresses import address_fault
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, LinkLoss, ReplyCode, RequestOutcome
+from mesh.folding import Folding
 from mesh.net.links import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
+from mesh.roles import Role, role_of
 from mesh.salvage import RefusedMessage
 from mesh.wire import Buffer
 
@@ -53,7 +55,11 @@ class ControllerService:
             name=self._id,
             started_s=time.monotonic(),
         )
-        self._port: ControllerPort = Port(runtime.transport, "controller", DECODER, self._received, self._lost)
+        self._keys: dict[str, str] = {}  # {member: the key with which it has registered}, of the table
+        self._port: ControllerPort = Port(
+            runtime.transport, "controller", DECODER, self._received, self._lost,
+            me=self._id, key_of=lambda member: self._keys.get(member, ""),
+        )  # fmt: skip
         self._monitoring = Monitoring(settings, self.scheduler, self._port, self._id)
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
@@ -61,7 +67,13 @@ class ControllerService:
         self._workers: set[str] = set()  # members that said a worker's Hello, and are not lost
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
         self._lagging: set[str] = set()  # frontends that were told so
+        self._refusals = Folding()  # of frontends that cannot be told anything
         self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
+
+    @property
+    def member(self) -> str:
+        """The id under which the broker knows it."""
+        return self._id
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -133,11 +145,11 @@ class ControllerService:
             case wire.Prepared():
                 self._order(scheduler.prepared(peer, message, now=now))
             case wire.WorkerHello():
-                if self._is_own(peer, message.member, self._frontends):
+                if self._is_own(peer, message.member, Role.WORKER, self._frontends):
                     self._worker_joined(peer, message, now)
             case wire.FrontendHello():
-                if self._is_own(peer, message.member, self._workers, message.results):
-                    self._frontend_joined(peer, message)
+                if self._is_own(peer, message.member, Role.FRONTEND, self._workers):
+                    self._frontend_joined(peer, message, now)
             case wire.Goodbye():
                 self._left(peer)
             case wire.Heartbeat():
@@ -147,18 +159,15 @@ class ControllerService:
             case _:
                 assert_never(message)
 
-    def _is_own(self, peer: str, member: str, others: Container[str], results: Sequence[str] | None = None) -> bool:
-        """Whether a hello is the peer's own, who is nothing else already and can be reached. If not, that is logged.
-
-        `results`: where a frontend takes outputs.
-        """
+    def _is_own(self, peer: str, member: str, role: Role, others: Container[str]) -> bool:
+        """Whether a hello is the peer's own, who is what it says, and nothing else already. If not, that is logged."""
         why = ""
         if member != peer:
             why = f"it says that it is {member[:64]!r}"
+        elif role_of(peer) not in (role, None):
+            why = f"it is no {role}, by its id"
         elif peer in others:
             why = "it has introduced itself as something else"
-        elif results is not None and not are_usable(results):
-            why = f"nobody can send outputs to {list(results)!r:.200}"
         if why:
             log.warning("hello_refused", peer=peer, why=why)
         return not why
@@ -189,7 +198,14 @@ class ControllerService:
         self._order(self.scheduler.worker_joined(hello, now=now))
         log.info("worker_joined", worker=peer, device=hello.device.name, pages=hello.device.pages)
 
-    def _frontend_joined(self, peer: str, hello: wire.FrontendHello) -> None:
+    def _frontend_joined(self, peer: str, hello: wire.FrontendHello, now: float) -> None:
+        fault = address_fault(hello.results)
+        if fault:
+            times = self._refusals.happened(peer, now)
+            if times:
+                log.warning("frontend_refused", frontend=peer, code=ReplyCode.BAD_ADDRESS, why=fault, times=times)
+            self._port.send(peer, wire.HelloRefused(code=ReplyCode.BAD_ADDRESS, message=fault))
+            return
         self._frontends[peer] = hello.results
         self._tell_frontends()  # ahead of any INFER that names it
         self._order(self.scheduler.frontend_joined(peer))
@@ -224,6 +240,8 @@ class ControllerService:
         self._port.forget(peer)
 
     def _table_changed(self, table: wire.Table) -> None:
+        self._keys = {member.id: member.key for member in table.members}
+        self._port.recheck()
         shard = shard_of(table, self._id)
         if shard is None:
             return

@@ -52,7 +52,12 @@ class ModelCalls:
         self._tell_applications = tell_applications
         self.window = Window(self._requests.in_flight_max)
         self.results = ResultsPort(
-            runtime.transport, self._requests, self._answer_ok, self._outputs_malformed, self.window.heard
+            runtime.transport,
+            hello().member,
+            self._requests,
+            self._answer_ok,
+            self._outputs_malformed,
+            self.window.heard,
         )
         self.controllers = Controllers(
             runtime.transport,

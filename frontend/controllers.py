@@ -1,20 +1,24 @@
 """The frontend's links to controllers: which controller owns which model, what it serves, and what follows its loss."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 import structlog
 
 from mesh import wire
+from mesh.addresses import address_fault
 from mesh.codes import LinkLoss, RequestOutcome
-from mesh.net.links import Link
+from mesh.doubling import Doubling
+from mesh.losses import Losses
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
 from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
-REOPEN_S = 0.05
+REOPEN_S, REOPEN_S_MAX = 0.05, 0.5  # pause before a lost link is opened again: the first, and the longest
 TOLD_MAX = 20_000  # the latest requests that controllers were told are over; refusals may cross with that
 log = structlog.get_logger("frontend")
 
@@ -56,13 +60,17 @@ class Controllers:
         self._known: dict[str, Controller] = {}  # {member id: controller} with an open link
         self._members: dict[str, wire.Member] = {}  # {member id: member}, of the last table
         self._owners: dict[str, str] = {}  # {model: id of its controller}; kept while that link is open
+        self.losses = Losses()  # links that were lost
+        self._pauses: dict[str, Doubling] = {}  # {controller of the table: until its link is opened again}
         self._silent: dict[str, float] = {}  # {lost controller: when it was last heard}: the table's, and the last one
         self._told: dict[int, None] = {}  # requests that a controller was told are over, oldest first; at most TOLD_MAX
         self._stopped = False
 
     def table_changed(self, table: wire.Table) -> None:
         """Opens links to all controllers of the table."""
-        living = {member.endpoints["control"]: member for member in table.members if member.role == "controller"}
+        controllers = [member for member in table.members if member.role == "controller"]
+        usable = [member for member in controllers if not address_fault(member.endpoints.get("control", ()))]
+        living = {member.endpoints["control"]: member for member in usable}
         self._members = {member.id: member for member in living.values()}  # of two at one address, the later is alive
         for model in table.models:
             if model.owner is not None:
@@ -71,6 +79,8 @@ class Controllers:
                 self._owners.pop(model.name, None)
         latest = max(self._silent, key=self._silent.__getitem__, default=None)
         self._silent = {peer: at for peer, at in self._silent.items() if peer in self._members or peer == latest}
+        self._pauses = {peer: pauses for peer, pauses in self._pauses.items() if peer in self._members}
+        self.losses.keep_only({*self._members, *self._known})
         self._let_go()
         for member in self._members.values():
             if member.id not in self._known:
@@ -80,7 +90,7 @@ class Controllers:
     def _let_go(self) -> None:
         """Closes links that still wait for a controller that is gone.
 
-        Such a link would connect to the successor at the same address, and take our name there from the proper link.
+        Such a link would connect to the successor at the same address, where nobody waits for it.
         """
         for peer, known in list(self._known.items()):
             if peer not in self._members and known.link.heard_s is None:
@@ -117,6 +127,26 @@ class Controllers:
                 heard[peer] = self._silent.get(peer)
         return {peer: None if at is None else now - at for peer, at in heard.items()}
 
+    def describe(self, now: float) -> list[dict[str, Any]]:
+        """How the links to the table's controllers are: for the answer to `status`."""
+        described: list[dict[str, Any]] = []
+        for peer in self._members:
+            known, loss = self._known.get(peer), self.losses.of(peer)
+            heard_s = known.heard_s if known is not None else self._silent.get(peer)
+            described.append(
+                {
+                    "peer": peer,
+                    "role": "controller",
+                    "up": known is not None and known.heard_s is not None,
+                    "heard_ago_s": None if heard_s is None else now - heard_s,
+                    "lost": 0 if loss is None else loss.count,
+                    "lost_ago_s": None if loss is None else now - loss.at_s,
+                    "why": None if loss is None else loss.why,
+                    "resent": 0,
+                }
+            )
+        return described
+
     def cancel(self, controller: str, request: int, outcome: str = RequestOutcome.CANCELLED) -> None:
         """Tells the controller that nobody waits for this request any more, and how it ended for its client."""
         self._told[request] = None
@@ -147,12 +177,19 @@ class Controllers:
 
     def _link_lost(self, peer: str, why: str) -> None:
         log.warning("controller_lost", controller=peer, why=why)
+        self.losses.lost(peer, why, time.monotonic())
         heard_s = self._known.pop(peer).heard_s
         if heard_s is not None and why in (LinkLoss.SILENT, LinkLoss.CLOSED):
             self._silent[peer] = heard_s
         self._lost(peer)
         if not self._stopped:
-            self._transport.hub.loop.call_later(REOPEN_S, self._reopen, peer)
+            pauses = self._pauses.setdefault(peer, Doubling(REOPEN_S, REOPEN_S_MAX))
+            if heard_s is not None:
+                pauses.reset()
+            pause = pauses.next()
+            self._transport.hub.loop.call_later(
+                max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._reopen, peer
+            )
 
     def _reopen(self, peer: str) -> None:
         """Opens a link again if the table still names the lost controller: perhaps only the connection broke."""
@@ -190,6 +227,8 @@ class Controllers:
                     controller.link.close()
                     self._link_lost(mail.peer, LinkLoss.LEFT)
                     return
+                case wire.HelloRefused():
+                    log.error("hello_refused", controller=mail.peer, code=message.code, why=message.message)
                 case wire.Heartbeat():
                     pass
                 case _:

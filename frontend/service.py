@@ -86,6 +86,7 @@ class FrontendService:
         self._suspects = Suspects(self._clients)
         self._targets = Targets(settings.rows_max)
         self._starting = StartingContainers()
+        self._addresses: tuple[str, ...] = ()  # where workers send outputs, once it listens
         self._calls = ModelCalls(
             runtime, self._evaluations, self._targets, self._starting, self._replies, self._outcomes, self._hello,
             self._suspects.told, self._applications.handle,
@@ -94,7 +95,6 @@ class FrontendService:
         self._cancellation = Cancellation(
             self._evaluations, self._early, self._applications, self._calls, self._replies
         )
-        self._addresses: tuple[str, ...] = ()
         self._alarm: Alarm | None = None
         self._started_s = time.monotonic()
         self._junk = Junk()
@@ -179,7 +179,7 @@ class FrontendService:
         if brief is None or brief.op != INFER:
             return False
         try:
-            asker = self._suspects.askers.number(client.identity, brief)
+            asker = self._suspects.number(client, brief)
         except RequestRefused:
             return False
         if not self._requests.beyond(asker, self._calls.window.limit):
@@ -283,7 +283,7 @@ class FrontendService:
     ) -> None:
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
-        asker = self._suspects.askers.number(client.identity, request)
+        asker = self._suspects.number(client, request)
         if request.app is not None:
             self._check_room(request, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
@@ -330,7 +330,7 @@ class FrontendService:
         self._cache.keep_only(self._targets.editions())
         self._outcomes.table_changed(table)
         self._applications.handle(table)
-        self._calls.results.keep_only(member.id for member in table.members)
+        self._calls.results.keep_only(table.members)
         self._controllers.table_changed(table)
         self._knows = True
         self._release()
@@ -384,6 +384,12 @@ class FrontendService:
         self._alarm.by(self._early.wake_at())
         self._alarm.by(self._applications.wake_at())
 
+    def _describe_links(self, table: wire.Table | None) -> list[dict[str, Any]]:
+        """How the links to workers and controllers are."""
+        now = time.monotonic()
+        workers = [member.id for member in table.members if member.role == "gpu_worker"] if table is not None else []
+        return [*self._calls.results.describe(workers, now), *self._controllers.describe(now)]
+
     def _describe(self) -> dict[str, Any]:
         self._replies.count_busy()
         table = self._registrar.table if self._registrar is not None else None
@@ -403,6 +409,12 @@ class FrontendService:
             "controllers": self._controllers.heard_ago(time.monotonic()),
             "cache": self._cache.counts(),
             "applications": self._applications.report(),
+            "links": self._describe_links(table),
+            "link_losses": self._calls.results.losses.total + self._controllers.losses.total,
+            "outputs_resent": self._calls.results.taken.resent,
+            "outputs_doubled": self._calls.results.taken.doubles,
+            "outputs_of_others": self._calls.results.taken.misaddressed,
+            "results_refused": self._calls.results.refused,
             "controllers_reached": self._controllers.reached,
             "connections": self._clients.connections,
             "disconnections": self._clients.disconnections,

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 
 from frontend.core.askers import Asker, Askers
-from frontend.transport import ClientPort
+from frontend.core.protocol import Brief, InferRequest
+from frontend.transport import ClientId, ClientPort
 from mesh import wire
 
 SUSPECTS_MAX = 64  # kept for the answer to status; the one of which was told first leaves
@@ -34,6 +36,16 @@ class Suspects:
         self.askers = Askers(secrets.randbits(64))
         self._clients = clients
         self._named: dict[tuple[int, str], SuspectedClient] = {}  # {(number, ref): the latest}, oldest first
+
+    def number(self, client: ClientId, request: InferRequest | Brief) -> int:
+        """By which controllers know the client that asks. Raises: RequestRefused.
+
+        A `source` counts where the client's key may name one: by another name for each request, a client would get rid
+        of what is thought of it.
+        """
+        if request.source is not None and not self._clients.names_sources(client.identity):
+            request = msgspec.structs.replace(request, source=None)
+        return self.askers.number(client.identity, request)
 
     def told(self, message: wire.ClientSuspected) -> None:
         """It is logged who the client is, and kept."""

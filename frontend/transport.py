@@ -19,6 +19,7 @@ from mesh.codes import IdentityRefusal
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.process.descriptors import Shortage
+from mesh.roles import Holder, PortKind, Role
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
@@ -49,6 +50,7 @@ EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
 Message = tuple[ClientId, bytes, list[Buffer]]
 Received = Callable[[ClientId, bytes, list[Buffer], float], None]
 Worth = Callable[[ClientId, bytes, float, float], bool]
+SOURCES = frozenset((Role.FRONTEND, Role.OPERATOR))  # roles of those who may name the clients for whom they ask
 SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
@@ -118,6 +120,7 @@ class ClientPort:
         self._sock: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._connections: Connections
+        self._asks_keys = False  # whether every client has one
         self._shortage = Shortage(log)
         self.connections = 0
         self.disconnections = 0
@@ -134,16 +137,18 @@ class ClientPort:
     def listen(self, host: str, port: int, size_max: int) -> str:
         """Opens the port and returns its address. Raises: AddressInUse."""
         hub = self._hub
+        self._asks_keys = hub.keys is not None and not hub.keys.local
+        hub.on_revoked(self._revoked)
         sock = hub.socket(zmq.ROUTER, size_max=size_max, high_water_mark=ANSWERS_QUEUED_MAX)
         sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
-        unheard = Unheard(PLAIN if hub.keys is None else CURVE, HEARTBEAT_S)
+        unheard = Unheard(PLAIN if hub.keys is None or hub.keys.local else CURVE, HEARTBEAT_S)
         self._connections = Connections(unheard, _drawn_before(hub, sock))
         self._monitor = hub.monitor(sock, EVENTS, self._event)
-        address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT")
+        address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT", PortKind.CLIENTS)
         self._sock = sock
         self._emptied()
         hub.read(sock, self._drain)
@@ -415,11 +420,7 @@ class ClientPort:
                 continue
             if connection is None:
                 assert first is not None
-                descriptor = _descriptor_of(first)
-                if descriptor is None:
-                    self._too_old()
-                    continue
-                met = self._meet(identity, delimited, descriptor)
+                met = self._admit(identity, delimited, first)
                 if met is None:
                     continue
                 return met, header, frames
@@ -427,6 +428,17 @@ class ClientPort:
             if client.delimited is not delimited:
                 client = connection.client(delimited)
             return client, header, frames
+
+    def _admit(self, identity: bytes, delimited: bool, first: zmq.Frame) -> ClientId | None:
+        """The client of this first message, or of one whose connection has ended; None: it is not heard."""
+        descriptor = _descriptor_of(first)
+        if descriptor is None:
+            self._too_old()
+            return None
+        holder = Holder.read(str(first.get("User-Id"))) if self._asks_keys else None
+        if holder is not None and not self._may_speak(holder, descriptor):
+            return None
+        return self._meet(identity, delimited, descriptor, holder)
 
     def _weigh(self, sock: "zmq.Socket[bytes]", header: bytes, frames: list[Buffer]) -> None:
         """After a large message ZeroMQ takes fewer from each connection that are not read yet, for a while."""
@@ -443,8 +455,8 @@ class ClientPort:
         if self._sock is not None:
             self._sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
 
-    def _meet(self, identity: bytes, delimited: bool, descriptor: int) -> ClientId | None:
-        """The client of this first message, or of one whose connection has ended; None: it is not heard."""
+    def _meet(self, identity: bytes, delimited: bool, descriptor: int, holder: Holder | None) -> ClientId | None:
+        """The client that speaks through this connection, whose holder may; None: its identity is not one to be had."""
         if is_reserved(identity) and not self._connections.is_drawn(identity):
             number = self._connections.number(descriptor)
             if number is not None:
@@ -452,10 +464,35 @@ class ClientPort:
                 self._refuse(Refusal(descriptor, number, IdentityRefusal.RESERVED), told=told)
             return None
         client, left = self._connections.spoke(identity, delimited, descriptor)
+        if holder is not None:
+            self._connections.met(identity, holder)
         if left:
             self._left += left
             self._hub.loop.call_soon(self._farewell)
         return client
+
+    def _may_speak(self, holder: Holder, descriptor: int) -> bool:
+        """Whether the connection's key still may call; if not, the connection is ended."""
+        if self._hub.admits(holder):
+            return True
+        number = self._connections.number(descriptor)
+        if number is not None:
+            self._refuse(Refusal(descriptor, number, IdentityRefusal.KEY_REVOKED), told=True)
+        return False
+
+    def _revoked(self, keys: set[str]) -> None:
+        """The connections of these keys are ended, and what they asked is asked by nobody."""
+        self._learn()
+        for descriptor, number in self._connections.held_by(keys):
+            self._refuse(Refusal(descriptor, number, IdentityRefusal.KEY_REVOKED), told=True)
+
+    def names_sources(self, identity: bytes) -> bool:
+        """Whether this client may say for whom it asks, as a gateway does: where clients have no keys, anybody may."""
+        if not self._asks_keys:
+            return True
+        connection = self._connections.of(identity)
+        holder = connection.holder if connection is not None else None
+        return holder is not None and not SOURCES.isdisjoint(holder.roles)
 
     def _too_old(self) -> None:
         """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""

@@ -1,17 +1,29 @@
-"""The worker's links to the frontends: each batch's outputs go straight to the frontends whose requests are in it."""
+"""The worker's links to the frontends: each batch's outputs go straight to the frontends whose requests are in it.
 
-from collections.abc import Mapping
+What a frontend has not confirmed goes out again on the link that replaces a lost one (`core/unacknowledged.py`).
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import assert_never
 
 import msgspec
 import structlog
 
 from gpu_worker.core.jobs import Job
 from gpu_worker.core.outputs import outputs_by_frontend
+from gpu_worker.core.unacknowledged import Unacknowledged
 from mesh import wire
+from mesh.addresses import address_fault
+from mesh.doubling import Doubling
+from mesh.folding import Folding
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
+from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromResults])
+REOPEN_S, REOPEN_S_MAX = 0.02, 2.0  # pause before a lost link is opened again: the first, and the longest
 log = structlog.get_logger("worker")
 ResultsLink = Link[wire.FromResults, wire.ToResults]
 
@@ -23,14 +35,22 @@ class OutputLinks:
         self._transport = transport
         self._member = member  # our id
         self._device = device  # its name, for the answers
-        self._addresses: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
-        self._links: dict[str, ResultsLink] = {}  # {frontend: link}
+        self._addresses: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}, of those to be called
+        self._links: dict[str, FrontendLink] = {}  # {frontend: link}, of those that have had an answer
+        self._dropped = Folding()
 
     def know(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
         """These are all frontends, with the addresses at which they take outputs."""
-        self._addresses = dict(addresses)
-        for gone in self._links.keys() - self._addresses.keys():
-            self._links.pop(gone).close()
+        known = {}
+        for frontend, given in addresses.items():
+            fault = address_fault(given)
+            if not fault:
+                known[frontend] = given
+            elif given != self._addresses.get(frontend):
+                self._tell_dropped(frontend, fault, 0)
+        self._addresses = known
+        for frontend, link in list(self._links.items()):
+            link.wanted(known.get(frontend))
 
     def send(self, job: Job) -> None:
         """The outputs of this INFER, which ended well, leave for its frontends."""
@@ -38,33 +58,154 @@ class OutputLinks:
         assert isinstance(action, wire.Infer)
         assert job.exec is not None
         shares = outputs_by_frontend(action, job.outputs, self._device, job.exec.duration_s)
+        size = sum(map(len, job.outputs))  # all of it stays in memory while a part is kept
         for frontend, (message, frames) in shares.items():
             link = self._link(frontend)
             if link is None:
-                requests = len(message.answers)
-                log.warning("outputs_dropped", frontend=frontend, why="it is gone", requests=requests)
-                continue
-            link.send(message, frames)
+                self._tell_dropped(frontend, "it is gone", len(message.answers))
+            else:
+                link.send(message, frames, size)
+
+    @property
+    def frontends(self) -> int:
+        """How many frontends have a link, or will have one again."""
+        return len(self._links)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages that frontends have not confirmed, and that would be sent again."""
+        return sum(link.unconfirmed for link in self._links.values())
 
     def close(self) -> None:
         """All links are closed; what was sent has a moment to leave."""
         for link in self._links.values():
-            link.close(linger_ms=200)
+            link.leave()
 
-    def _link(self, frontend: str) -> ResultsLink | None:
+    def _link(self, frontend: str) -> "FrontendLink | None":
         link = self._links.get(frontend)
-        if link is not None and link.open:
-            return link
-        addresses = self._addresses.get(frontend)
-        if addresses is None:
-            return None
-        link = Link(self._transport, self._member, frontend, DECODER, _ignore, self._lost, watch=False)
-        self._links[frontend] = link.call(addresses)
+        if link is None and frontend in self._addresses:
+            link = FrontendLink(self._transport, self._member, frontend, self._addresses[frontend], self._gone)
+            self._links[frontend] = link
         return link
 
+    def _gone(self, frontend: str) -> None:
+        self._links.pop(frontend, None)
+
+    def _tell_dropped(self, frontend: str, why: str, requests: int) -> None:
+        times = self._dropped.happened(frontend, time.monotonic())
+        if times:
+            log.warning("outputs_dropped", frontend=frontend, why=why, requests=requests, times=times)
+
+
+class FrontendLink:
+    """The link to one frontend. When it is lost, another one is opened, until the frontend is gone.
+
+    A controller that has just started does not know all frontends yet: a link is used for as long as it is alive,
+    whether the frontend is named or not.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        member: str,
+        frontend: str,
+        addresses: tuple[str, ...],
+        gone: Callable[[str], None],
+    ) -> None:
+        """`gone` is called when the link is lost of a frontend that is named no longer."""
+        self._transport = transport
+        self._member = member
+        self._frontend = frontend
+        self._addresses: tuple[str, ...] | None = addresses  # None: it is not named at present
+        self._called = addresses  # those of the present link, or of the last one
+        self._gone = gone
+        self._sent = Unacknowledged(int(time.monotonic() * 1e6))  # beyond all numbers of an earlier link, if any
+        self._told_given_up = 0  # of those given up, how many the log knows of
+        self._pauses = Doubling(REOPEN_S, REOPEN_S_MAX)
+        self._silences = Doubling(transport.silence_s_max / 2, 2 * transport.silence_s_max)
+        self._closed = False
+        self._settled = True  # all that is kept was sent on this link; else that follows its first confirmation
+        self._link: ResultsLink | None = None  # None: it is to be opened again
+        self._open()
+
+    def send(self, message: wire.Outputs, frames: Sequence[Buffer], size: int) -> None:
+        """The message leaves now, or as soon as there is a link. `size`: bytes that it holds in memory."""
+        link, sent = self._link, self._sent
+        if link is not None and link.in_memory:
+            link.send(sent.pass_by(message), frames)
+            return
+        numbered = sent.add(message, frames, size, time.monotonic())
+        if link is not None and self._settled:
+            link.send(numbered, frames)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages that are kept, to be sent again."""
+        return len(self._sent)
+
+    def leave(self) -> None:
+        """The frontend is told that we leave."""
+        if self._link is not None:
+            self._link.send(wire.Goodbye())
+            self._transport.hub.loop.call_soon(self._link.close, 200)
+        self._closed = True
+
+    def wanted(self, addresses: tuple[str, ...] | None) -> None:
+        """The frontend listens there; what it has not confirmed is sent there. None: it is not named any more."""
+        moved = addresses is not None and addresses != self._called
+        self._addresses = addresses
+        if moved and self._link is not None:
+            self._link.close()
+            self._link = None
+        if moved or self._link is None:
+            self._open()
+
+    def _open(self) -> None:
+        if self._closed or self._link is not None:
+            return
+        if self._addresses is None:
+            self._closed = True
+            self._gone(self._frontend)
+            return
+        link: ResultsLink = Link(
+            self._transport, self._member, self._frontend, DECODER, self._received, self._lost,
+            to=PortKind.RESULTS, silence_s=self._silences.next(),
+        )  # fmt: skip
+        self._called = self._addresses
+        self._link = link.call(self._called)
+        self._settled = len(self._sent) == 0 or link.in_memory
+        if not self._settled:
+            link.send(wire.Heartbeat())  # the answer says what has to be sent again
+
     def _lost(self, peer: str, why: str) -> None:
-        self._links.pop(peer, None)
+        given_up = self._sent.given_up - self._told_given_up
+        self._told_given_up = self._sent.given_up
+        log.warning("results_link_lost", frontend=peer, why=why, unconfirmed=len(self._sent), given_up=given_up)
+        self._link = None
+        self._transport.hub.loop.call_later(self._pauses.next(), self._open)
 
+    def _received(self, mail: Mail[wire.FromResults]) -> None:
+        for message in mail.messages:
+            match message:
+                case wire.Taken():
+                    self._sent.confirmed(message.number)
+                    self._pauses.reset()
+                    self._silences.reset()
+                    if not self._settled:
+                        self._send_again()
+                case wire.Introduce():
+                    self._send_again()
+                case wire.Heartbeat():
+                    pass
+                case _:
+                    assert_never(message)
 
-def _ignore(mail: Mail[wire.FromResults]) -> None:
-    """A frontend only says that it is there."""
+    def _send_again(self) -> None:
+        """All that is not confirmed goes out on this link, in order; what is new follows."""
+        self._settled = True
+        again = self._sent.again()
+        if again:
+            log.info("outputs_sent_again", frontend=self._frontend, messages=len(again))
+        if self._link is not None:
+            for message, frames in again:
+                self._link.send(message, frames)

@@ -19,8 +19,10 @@ from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.versions import Versions
 from mesh import wire
+from mesh.addresses import address_fault
 from mesh.codes import ActionCode, ActionKind
-from mesh.net.links import Link
+from mesh.doubling import Doubling
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
@@ -30,7 +32,7 @@ from mesh.wire import Buffer
 
 OK, CONTENT_CHANGED, INFER = ActionCode.OK, ActionCode.CONTENT_CHANGED, ActionKind.INFER
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, but perhaps for the next one
-CALL_AGAIN_S = 0.05  # after the controller was lost
+CALL_AGAIN_S, CALL_AGAIN_S_MAX = 0.05, 0.5  # after the controller was lost: the first pause, and the longest
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 log = structlog.get_logger("worker")
 
@@ -69,6 +71,7 @@ class WorkerService:
         self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
+        self._pauses = Doubling(CALL_AGAIN_S, CALL_AGAIN_S_MAX)
         self._obeyed = ""  # who welcomed us last
         self._orders = ObeyedOrders()
         self._alarm: Alarm | None = None
@@ -134,7 +137,7 @@ class WorkerService:
         if owner is None or (self._controller is not None and self._controller_id == owner):
             return
         member = next((member for member in table.members if member.id == owner), None)
-        if member is not None:
+        if member is not None and not address_fault(member.endpoints.get("control", ())):
             self._call(member)
 
     # -- controller ---------------------------------------------------------------------------------------------------
@@ -167,7 +170,8 @@ class WorkerService:
         log.warning("controller_lost", controller=peer, why=why)
         self._controller = None
         if not self._draining:
-            self._hub.loop.call_later(CALL_AGAIN_S, self._call_again)
+            pause = self._pauses.next()
+            self._hub.loop.call_later(max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._call_again)
 
     def _call_again(self) -> None:
         if self._controller is None and self._registrar.table is not None and not self._draining:
@@ -206,6 +210,7 @@ class WorkerService:
                     assert_never(message)
 
     def _welcomed(self, controller: str, epoch: int) -> None:
+        self._pauses.reset()
         self._pump.welcome(epoch, same=controller == self._obeyed)
         self._obeyed = controller
         self._registrar.obeyed(self._pump.lanes.epoch)

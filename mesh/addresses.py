@@ -1,18 +1,43 @@
-"""Where a member listens, as it says: addresses that a peer may try without harm to itself. Pure."""
+"""Where a member says that it listens: checked before anybody connects there. Pure."""
 
-import re
+import ipaddress
 from collections.abc import Sequence
 
-TCP = re.compile(r"tcp://(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Za-z:.%]{2,64}\]):([0-9]{1,5})")
-MEMORY = re.compile(r"memory://[\x21-\x7e]{1,256}")
+ADDRESSES_MAX = 8
+ADDRESS_LENGTH_MAX = 200
+MEMORY = "memory://"
+TCP = "tcp://"
 
 
-def is_tcp(address: str) -> bool:
-    """Whether the address is of the form tcp://HOST:PORT, with a port that there is."""
-    found = TCP.fullmatch(address)
-    return found is not None and 1 <= int(found[1]) <= 65535
+def address_fault(addresses: Sequence[str]) -> str:
+    """Why these are no addresses of one port; empty if they are.
+
+    At least one is ``tcp://IP:PORT``. Names of hosts are none: looking one up holds up all other connections of a
+    process, for seconds if nobody knows it. Ports announce the number that the system gave them.
+    """
+    if not 0 < len(addresses) <= ADDRESSES_MAX:
+        return f"{len(addresses)} addresses; there must be 1 to {ADDRESSES_MAX}"
+    for address in addresses:
+        fault = _fault(address)
+        if fault:
+            return f"{address[:ADDRESS_LENGTH_MAX]!r} {fault}"
+    if all(address.startswith(MEMORY) for address in addresses):
+        return "no tcp:// address: other processes could not call"
+    return ""
 
 
-def are_usable(addresses: Sequence[str]) -> bool:
-    """Whether others can call there: each address is one, and one at least can be reached from another process."""
-    return any(map(is_tcp, addresses)) and all(is_tcp(each) or MEMORY.fullmatch(each) for each in addresses)
+def _fault(address: str) -> str:
+    if len(address) > ADDRESS_LENGTH_MAX:
+        return f"has {len(address)} characters; {ADDRESS_LENGTH_MAX} are the most"
+    if address.startswith(MEMORY):
+        return ""
+    if not address.startswith(TCP):
+        return f"is neither {TCP} nor {MEMORY}"
+    host, colon, port = address.removeprefix(TCP).rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
+        return "has no port from 1 to 65535"
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return "names no IP address"
+    return ""

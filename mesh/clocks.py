@@ -4,8 +4,10 @@ Source: Clockwork (OSDI'20) section 5, "clock_delta". Here the minimum is taken 
 of messages, so that an idle link forgets drift as fast as a busy one.
 """
 
+import math
 from dataclasses import dataclass
 
+IMPOSSIBLE_S = -0.1  # shortest round trip; clocks that are slewed by 500 ppm differ by 0.01 s in two spans
 SPAN_S = 10.0  # a sample counts for one to two spans; clocks drift by under 50 us in that time (5 ppm)
 
 
@@ -26,17 +28,22 @@ class OffsetFilter:
     def heard(self, sent_s: float, remote_delta_s: float | None, now: float) -> None:
         """Takes in one envelope: the instant it was sent by the peer's clock, and the smallest delta that the peer has
         seen.
+
+        Both are finite. What would make the shortest round trip negative is not taken: a peer that misstates one
+        instant moves nothing by it. If a clock really jumped, both ways agree again once the older samples have gone.
         """
         delta_s = now - sent_s
+        if self.remote_smallest_s is not None and delta_s + self.remote_smallest_s < IMPOSSIBLE_S:
+            delta_s = math.inf
         if now >= self._span_ends_s:
             self._last_s = self._current_s if now < self._span_ends_s + SPAN_S else None
             self._current_s = None
             self._span_ends_s = now + SPAN_S
-        if self._current_s is None or delta_s < self._current_s:
+        if delta_s < (math.inf if self._current_s is None else self._current_s):
             self._current_s = delta_s
             last = self._last_s
             self.smallest_s = delta_s if last is None else min(delta_s, last)
-        if remote_delta_s is not None:
+        if remote_delta_s is not None and (self.smallest_s or 0.0) + remote_delta_s >= IMPOSSIBLE_S:
             self.remote_smallest_s = remote_delta_s
 
     @property

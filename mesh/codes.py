@@ -257,6 +257,8 @@ class ReplyCode(Coded):
     UNKNOWN_APP = "unknown_app", 404, False, "there is no application of this name"
     APP_EXISTS = "app_exists", 400, False, "an application of this name is there already"
     BAD_APP = "bad_app", 400, False, "an application's name, or its models"
+    BAD_ADDRESS = "bad_address", 400, False, "where a member says that it listens cannot be called"
+    NO_ROLE = "no_role", 403, False, "the caller's key lacks the role"
 
 
 class PackageCode(Coded):
@@ -432,9 +434,22 @@ class LinkLoss(StrEnum):
     SILENT = "was silent for too long"
     CLOSED = "closed the connection"
     KEY_REFUSED = "refused our key"
+    OTHER_KEYS = "ended the handshake: it has other keys, or none"
+    NOT_ITS_KEY = "speaks for a member whose key it has not"
     LEFT = "left"  # it said Goodbye
     GONE = "is gone"  # from the routing table
     REPLACED = "was replaced"  # another one answers at its address
+    SUPERSEDED = "has opened a newer link"
+    UNUSABLE = "has no address that can be called"
+    GARBAGE = "sends what cannot be understood"
+
+
+class LinkRefusal(StrEnum):
+    """Why a port does not hear a link, as its log tells it (`error`)."""
+
+    CALLS_ANOTHER = "it calls somebody else"
+    NOT_ITS_KEY = "it speaks for a member whose key it has not"
+    OLDER = "its member has opened a newer link"
 
 
 class IdentityRefusal(StrEnum):
@@ -442,6 +457,7 @@ class IdentityRefusal(StrEnum):
 
     IN_USE = "another connection has its ROUTING_ID"
     FREE_AGAIN = "another connection had its ROUTING_ID when it came; it is given up now"
+    KEY_REVOKED = "its key may not call any more"
     RESERVED = "its ROUTING_ID has 5 bytes, of which the first is 0: ZeroMQ itself gives such names"
 
 

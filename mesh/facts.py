@@ -237,3 +237,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     failed_s: float = 0.0  # device time of what failed while it was executed apart
     lines_folded: int = 0  # lines of the controller's own log that were counted in another line
     lines_dropped: int = 0  # that were lost, because nobody read them
+    amended: dict[str, int] = {}  # {outcome: requests that ended so for their clients, and are counted otherwise}

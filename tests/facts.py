@@ -132,6 +132,7 @@ SNAPSHOT = Snapshot(
     failed_s=0.75,
     lines_folded=15,
     lines_dropped=16,
+    amended={"timed_out": 2, "cancelled": 1},
     timed_out=6,
     bounds=dict.fromkeys(
         ("queue_s", "exec_s", "slack_s", "latency_error", "exec_error", "load_error"), (0.01, 0.1)
@@ -180,6 +181,19 @@ FRONTEND = {  # of what a frontend answers to `status`
     "cancelled": 1,
     "computed_for_nobody": 2,
     "connections_refused": 6,
+    "link_losses": 3,
+    "outputs_resent": 12,
+    "outputs_doubled": 11,
+    "outputs_of_others": 10,
+    "results_refused": 13,
+    "links": [
+        {"peer": "gpu_worker-1", "role": "gpu_worker", "up": True, "heard_ago_s": 0.1, "lost": 2, "lost_ago_s": 5.2,
+         "why": "was silent for too long", "resent": 12},
+        {"peer": "gpu_worker-2", "role": "gpu_worker", "up": False, "heard_ago_s": None, "lost": 1, "lost_ago_s": 70.0,
+         "why": "closed the connection", "resent": 0},
+        {"peer": "controller-1", "role": "controller", "up": True, "heard_ago_s": 1.3, "lost": 0, "lost_ago_s": None,
+         "why": None, "resent": 0},
+    ],
     "accept_failed": 9,
     "lines": {"folded": 11, "dropped": 12},
     "suspects": [

@@ -1,7 +1,7 @@
 """Who may register as what: what a member says of itself has to hold together, or others would trip over it. Pure."""
 
 from mesh import wire
-from mesh.addresses import are_usable
+from mesh.addresses import address_fault
 
 LISTENS = {"controller": "control"}  # {role: what others learn from the table alone to reach it by}
 ROLES = ("controller", "gpu_worker", "frontend", "container")
@@ -23,10 +23,9 @@ def why_not(peer: str, member: wire.Member, known: wire.Member | None) -> str:
     if needed is not None and needed not in endpoints:
         return f"a {role} says where it listens: its endpoints have no {needed!r}"
     for kind, addresses in endpoints.items():
-        if not are_usable(addresses):
-            return (
-                f"nobody can reach it at its {kind[:64]!r} endpoint, {list(addresses)!r:.200}: tcp://HOST:PORT is meant"
-            )
+        fault = address_fault(addresses)
+        if fault:
+            return f"nobody can reach it at its {kind[:64]!r} endpoint: {fault}"
     if member.offer is not None and role != "gpu_worker":
         return f"a {role} offers no version of a model; a container's worker does"
     if member.offer is not None and (fault := member.offer.spec.fault()):

@@ -47,6 +47,10 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
         "counter",
         "Requests that ended at a controller with outputs or without a word, by outcome.",
     ),
+    "gearmesh_requests_amended_total": (
+        "counter",
+        "Requests that ended so for their clients, by outcome, after a controller had counted them otherwise.",
+    ),
     "gearmesh_requests_refused_total": ("counter", "Requests that a controller rejected or failed, by code."),
     "gearmesh_requests_cold_total": ("counter", "Requests whose model was on no device when they arrived."),
     "gearmesh_requests_waiting": ("gauge", "Requests in queues."),
@@ -85,6 +89,12 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
     "gearmesh_answers_waiting": ("gauge", "A frontend's answers that their clients have no room for yet."),
     "gearmesh_cancelled_total": ("counter", "A frontend's requests that clients ended, or whose clients had gone."),
     "gearmesh_outputs_for_nobody_total": ("counter", "Outputs that reached a frontend when nobody waited any more."),
+    "gearmesh_outputs_resent_total": ("counter", "Messages of outputs that workers sent again, as a link was lost."),
+    "gearmesh_outputs_doubled_total": ("counter", "Messages of outputs that came once more, and were not taken."),
+    "gearmesh_outputs_of_others_total": ("counter", "Messages of outputs for another frontend, not taken."),
+    "gearmesh_results_refused_total": ("counter", "Envelopes at the port for outputs that were not read."),
+    "gearmesh_link_losses_total": ("counter", "A frontend's links to controllers and workers that were lost."),
+    "gearmesh_links_down": ("gauge", "Links that were lost and have no successor yet, of members of the table."),
     "gearmesh_connections_refused_total": ("counter", "A frontend's connections closed because of their ROUTING_ID."),
     "gearmesh_accept_failed_total": ("counter", "A frontend's connections closed for want of file descriptors."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
@@ -195,7 +205,11 @@ class MeshCollector(Collector):
         self._add("gearmesh_answers_waiting", who, status.get("answers_waiting", 0))
         self._add("gearmesh_cancelled_total", who, status.get("cancelled", 0))
         self._add("gearmesh_outputs_for_nobody_total", who, status.get("computed_for_nobody", 0))
-        for name in ("connections_refused", "accept_failed"):
+        self._add("gearmesh_links_down", who, sum(not link["up"] for link in status.get("links", ())))
+        for name in (
+            "connections_refused", "accept_failed", "link_losses", "outputs_resent", "outputs_doubled",
+            "outputs_of_others", "results_refused",
+        ):  # fmt: skip
             self._add(f"gearmesh_{name}_total", who, status.get(name, 0))
         self._each("gearmesh_answers_total", who, "status", status["answers"])
         self._each("gearmesh_frontend_refusals_total", who, "code", status.get("refused", {}))
@@ -275,6 +289,7 @@ class MeshCollector(Collector):
             RequestOutcome.CANCELLED: s.cancelled,
         }
         self._each("gearmesh_controller_requests_total", who, "outcome", outcomes)
+        self._each("gearmesh_requests_amended_total", who, "outcome", s.amended)
         self._each("gearmesh_requests_refused_total", who, "code", s.refused)
         self._each("gearmesh_actions_failed_total", who, "code", s.failed_actions)
         self._records(who, s)

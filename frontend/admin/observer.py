@@ -15,12 +15,14 @@ import msgspec
 import zmq
 
 from frontend.admin import counts
-from frontend.admin.operator import NoBroker, Operator
+from frontend.admin.operator import NoBroker, NotLetIn, Operator
 from frontend.client.client import Client, RequestError
 from mesh import wire
+from mesh.addresses import MEMORY
 from mesh.facts import Fact, Snapshot
-from mesh.net.transport import MEMORY
+from mesh.net.keys import Keys
 from mesh.process.settings import Settings
+from mesh.roles import PortKind
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToOperator])
 REPLY_S_MAX = 1.0  # a member that has not answered by then is shown as silent
@@ -46,6 +48,7 @@ class View:
     snapshots: dict[str, Snapshot] = field(default_factory=dict)  # {controller: its state}
     frontends: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {frontend: its status}
     models: list[dict[str, Any]] = field(default_factory=list)  # as a frontend describes them
+    why: str = ""  # the broker does not let us in
     silent: dict[str, float | None] = field(default_factory=dict)  # {controller without a snapshot: seconds, if known}
 
 
@@ -75,6 +78,7 @@ class Observer:
         self._members: Sequence[wire.Member] = ()  # of the last table
         self._epoch: int | None = None
         self._broker_after_s = 0.0
+        self._why = ""  # the broker does not let us in
         self._call = 0
         self._heard_s: dict[str, float] = {}  # {controller of the last look: when it last answered}
 
@@ -100,11 +104,12 @@ class Observer:
         broker = self._refresh()
         frontends = self._ask_frontends(models)
         if not broker and not self._members and not frontends:
+            why = f"{self._why}; " if self._why else ""
             raise NoMesh(
-                f"nobody answers: no broker at {self._settings.broker_address}, no frontend at "
+                f"nobody answers: {why}no broker at {self._settings.broker_address}, no frontend at "
                 f"{self._settings.frontend_address}; is the mesh up? (gearmesh up)"
             )
-        view = View(time.monotonic(), broker, self._epoch, self._members)
+        view = View(time.monotonic(), broker, self._epoch, self._members, why=self._why)
         for status, described in frontends:
             view.frontends[status["frontend"]] = status
             view.models = described
@@ -135,10 +140,11 @@ class Observer:
             return False
         try:
             table = self._operator.table(REPLY_S_MAX)
-        except (NoBroker, TimeoutError):
+        except (NoBroker, TimeoutError) as error:
+            self._why = str(error) if isinstance(error, NotLetIn) else ""
             self._broker_after_s = time.monotonic() + BROKER_AGAIN_S
             return False
-        self._members, self._epoch = table.members, table.epoch
+        self._members, self._epoch, self._why = table.members, table.epoch, ""
         self._keep_links()
         return True
 
@@ -150,15 +156,14 @@ class Observer:
         for controller in wanted.keys() - self._controllers.keys():
             addresses = wanted[controller].endpoints.get("control", ())
             address = next((address for address in addresses if not address.startswith(MEMORY)), None)
-            if address is not None:
-                self._controllers[controller] = self._dial(address)
+            if address is not None and self._operator.keys is not None:
+                self._controllers[controller] = self._dial(controller, address, self._operator.keys)
 
-    def _dial(self, address: str) -> "zmq.Socket[bytes]":
+    def _dial(self, controller: str, address: str, keys: Keys) -> "zmq.Socket[bytes]":
         sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         sock.setsockopt_string(zmq.ROUTING_ID, self._identity)
         sock.setsockopt(zmq.LINGER, 200)
-        if self._keys is not None:
-            self._keys.present(sock)
+        keys.present(sock, PortKind.CONTROL, controller)
         sock.connect(address)
         return sock
 
@@ -175,7 +180,7 @@ class Observer:
             client = self._frontends.get(address)
             if client is None:
                 keys = self._keys
-                client = Client(address, keys=(keys.public, keys.public, keys.secret) if keys else None)
+                client = Client(address, keys=keys.for_clients if keys else None)
                 self._frontends[address] = client
             try:
                 status = client.call("status", timeout_s=REPLY_S_MAX)
@@ -271,7 +276,8 @@ class Observer:
 
     def _send(self, controller: str, message: wire.ToController) -> None:
         body = msgspec.msgpack.encode(wire.Envelope(time.monotonic(), None, 0, [message]))
-        self._controllers[controller].send(body)
+        with contextlib.suppress(zmq.Again):  # it refuses us, or is gone: then it is shown as silent
+            self._controllers[controller].send(body, zmq.NOBLOCK)
 
 
 def _member(found: Mapping[str, Any]) -> wire.Member:

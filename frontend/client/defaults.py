@@ -37,19 +37,16 @@ def default_frontend(
 
 
 def read_keys(folder: Path) -> CurveKeys:
-    """A client's keys in a folder made by `gearmesh keys`; the mesh's own, where the client's are not there.
+    """A client's keys in a folder made by `gearmesh keys`: the pair `own`, or `client`, or the mesh's own.
 
     Raises: ValueError.
     """
     import zmq.auth  # a client without keys needs no more of pyzmq than the sockets
 
+    own = next((name for name in ("own", "client") if (folder / f"{name}.key_secret").exists()), "mesh")
     try:
-        if not (folder / "client.key_secret").exists():
-            public, secret = zmq.auth.load_certificate(folder / "mesh.key_secret")
-            server = public
-        else:
-            public, secret = zmq.auth.load_certificate(folder / "client.key_secret")
-            server, _ = zmq.auth.load_certificate(folder / "mesh.key")
+        public, secret = zmq.auth.load_certificate(folder / f"{own}.key_secret")
+        server = public if own == "mesh" else zmq.auth.load_certificate(folder / "mesh.key")[0]
         if secret is None:
             raise ValueError("the file holds no secret key")
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from frontend.core.unheard import Unheard
+from mesh.roles import Holder
 
 DRAWN_BYTES = 5  # length of an identity that libzmq draws; its first byte is 0 (source: libzmq, router.cpp)
 LEFT = -1  # in place of a connection's number: it has ended
@@ -35,6 +36,7 @@ class ClientConnection:
     identity: bytes = b""  # of its last message; empty: none has come through
     told: int = 0  # its number in the ClientIds of its clients
     clients: list[ClientId] = field(default_factory=list)  # that spoke through it, each once
+    holder: Holder | None = None  # whose key it has; None: it has not spoken, or the port asks for none
 
     def client(self, delimited: bool) -> ClientId:
         """The one that speaks now, which is among `clients` from now on."""
@@ -117,6 +119,17 @@ class Connections:
                 self.chosen[identity] = connection
                 self.unheard.taken(identity)
         return connection.client(delimited), left
+
+    def met(self, identity: bytes, holder: Holder) -> None:
+        """The connection with this identity, if it is there, has this holder's key."""
+        connection = self.of(identity)
+        if connection is not None:
+            connection.holder = holder
+
+    def held_by(self, keys: set[str]) -> list[tuple[int, int]]:
+        """(descriptor, number) of the connections that have one of these keys."""
+        there = self._there.values()
+        return [(each.descriptor, each.number) for each in there if each.holder is not None and each.holder.key in keys]
 
     def is_there(self, client: ClientId) -> bool:
         """Whether an answer to this identity would reach this client, and not another one of the same identity."""

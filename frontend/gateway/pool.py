@@ -60,7 +60,7 @@ class Pool:
 
     def __init__(self, settings: Settings) -> None:
         keys = settings.keys()
-        self._keys = (keys.public, keys.public, keys.secret) if keys is not None else None
+        self._keys = keys.for_clients if keys is not None else None
         self._first = settings.frontend_address
         self._frontends: dict[str, Frontend] = {}  # {address: frontend}
         self._directories = {"models": Directory(), "apps": Directory()}

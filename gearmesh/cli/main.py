@@ -67,7 +67,9 @@ COMMANDS = {  # {command: where it is}, in the order in which --help lists them
     "doctor": CommandEntry(
         "running", "app", "Examines this machine, the settings, the repository and the mesh, and says what to mend."
     ),
-    "keys": CommandEntry("running", "app", "Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."),
+    "keys": CommandEntry(
+        "keys", "app", "Makes, lists and revokes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."
+    ),
     "completion": CommandEntry(
         "completing",
         "app",

@@ -1,4 +1,4 @@
-"""`gearmesh up`, `doctor` and `keys`: a mesh on this machine, and what it needs."""
+"""`gearmesh up` and `doctor`: a mesh on this machine, and what it needs."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from gearmesh.cli.terminal.session import settings
 from gearmesh.cli.terminal.telling import AsJson, tell, usage
-from mesh.net.keys import Keys
+from mesh.errors import GearmeshError
 
 app = typer.Typer(add_completion=False)
 
@@ -32,7 +32,12 @@ def up(
         if not equals or not count.isdecimal():
             usage(f"--formation takes NAME=COUNT, as in frontend=2; got {item!r}")
         counts[name] = int(count)
-    raise typer.Exit(asyncio.run(run_up(settings(), procfile, counts, compact=compact)))
+    config = settings()
+    try:
+        config.mesh_keys(make=True)  # before anything else makes data_dir, and once in place of once for each process
+    except GearmeshError as error:
+        usage(str(error))
+    raise typer.Exit(asyncio.run(run_up(config, procfile, counts, compact=compact)))
 
 
 @app.command()
@@ -44,17 +49,3 @@ def doctor(as_json: AsJson = False) -> None:
     found = [{"grade": grade, "subject": subject, "finding": finding} for grade, subject, finding in findings]
     tell({"findings": found}, findings_table(findings))
     raise typer.Exit(1 if any(grade == "bad" for grade, _, _ in findings) else 0)
-
-
-@app.command()
-def keys(folder: Path, as_json: AsJson = False) -> None:
-    """Makes the keys that a mesh beyond loopback needs (GEARMESH_KEYS_DIR)."""
-    try:
-        Keys.make(folder)
-    except OSError as error:
-        usage(f"{folder}: {error.strerror}")
-    services, clients = [str(folder / "mesh.key_secret")], [str(folder / "client.key_secret"), str(folder / "mesh.key")]
-    tell(
-        {"folder": str(folder), "services": services, "clients": clients},
-        f"{services[0]}: for the services.  {clients[0]} and mesh.key: for clients.",
-    )

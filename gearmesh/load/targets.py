@@ -62,8 +62,7 @@ def _client(where: Where) -> AsyncClient:
         return AsyncClient(where.addresses)
     from mesh.net.keys import Keys
 
-    keys = Keys.read(Path(where.keys_dir))
-    return AsyncClient(where.addresses, keys=(keys.public, keys.public, keys.secret))
+    return AsyncClient(where.addresses, keys=Keys.read(Path(where.keys_dir)).for_clients)
 
 
 async def mesh_pids(where: Where) -> dict[str, int]:

@@ -152,7 +152,7 @@ def _steal() -> Finding:
 
 def _ports(settings: Settings) -> Iterator[Finding]:
     keys = settings.keys()
-    with Client(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None) as client:
+    with Client(settings.frontend_address, keys=keys.for_clients if keys else None) as client:
         try:
             status = client.call("status", timeout_s=ANSWERS_WITHIN_S)
             yield "good", "mesh", f"a frontend answers at {settings.frontend_address}"

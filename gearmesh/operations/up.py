@@ -203,7 +203,7 @@ async def first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None
 def client(settings: Settings) -> AsyncClient:
     """A client of the frontend in the settings."""
     keys = settings.keys()
-    return AsyncClient(settings.frontend_address, keys=(keys.public, keys.public, keys.secret) if keys else None)
+    return AsyncClient(settings.frontend_address, keys=keys.for_clients if keys else None)
 
 
 async def wait_ready(session: AsyncClient, progress: Callable[[list[str], list[str]], None]) -> list[str]:

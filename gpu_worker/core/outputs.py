@@ -50,6 +50,7 @@ def outputs_by_frontend(
                 exec_s=exec_s,
                 answers=tuple(answers),
                 rows=row,
+                frontend=frontend,
             ),
             frames,
         )

@@ -3,29 +3,48 @@
 Both send through the process's `Transport`, and pass on each envelope that arrives on their lines.
 """
 
+import itertools
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
 import zmq
 
 from mesh import wire
+from mesh.addresses import MEMORY
 from mesh.clocks import OffsetFilter
-from mesh.codes import LinkLoss
+from mesh.codes import LinkLoss, LinkRefusal
+from mesh.identities import Identity, claimed, named
+from mesh.net.connections import shut
+from mesh.net.doorkeeper import REPLACED
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
-from mesh.net.transport import MEMORY, NOBLOCK, RCVMORE, Line, Mail, Transport
+from mesh.net.transport import NOBLOCK, RCVMORE, Line, Mail, Transport
+from mesh.refusals import Refusals
+from mesh.roles import Holder, PortKind, may_speak
 from mesh.salvage import RefusedMessage, salvage
 from mesh.wire import Buffer
 
+STRANGER_BYTES_MAX = 16 << 20  # of the first envelope of a connection: a worker's Hello with all that it has prepared
+UNREAD_MAX = 1000  # envelopes of one peer that wait to be read; then its connection is not read until there is room
 In = TypeVar("In")
 Out = TypeVar("Out")
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+KEY_LOSSES = (LinkLoss.KEY_REFUSED, LinkLoss.OTHER_KEYS, LinkLoss.REPLACED)
+KEY_AGAIN_S = 1.0  # after such a loss: until a link is opened again
+NOT_HEARD_S = 10.0  # least time between two log lines of a port about peers that may not speak as they do
 log = structlog.get_logger("transport")
+_numbers = itertools.count(1)  # of the links of this process
 
 
 class Port(Generic[In, Out]):
-    """Listens for any number of peers, each known by its member id."""
+    """Listens for any number of peers, each known by its member id.
+
+    A member has one line here. When it opens a newer link, that takes the place of the older one, of which nothing is
+    read any more: its connection may be half dead, and what it still brings was sent again.
+    """
 
     def __init__(
         self,
@@ -35,26 +54,52 @@ class Port(Generic[In, Out]):
         received: Callable[[Mail[In]], None],
         lost: Callable[[str, str], None],
         *,
-        watch: bool = True,
+        kind: PortKind = PortKind.CONTROL,
+        me: str = "",
+        key_of: Callable[[str], str] = lambda member: "",
+        met: Callable[[str], None] = lambda peer: None,
+        beat: Callable[[str], Out] | None = None,
     ) -> None:
+        """`me`: the member whose port it is, and whoever calls somebody else is not heard; empty: anybody is.
+
+        `key_of(member)`: the key with which that member has registered; empty: it has not. `met` is called with each
+        peer on a new line, before its first mail. `beat(peer)` is sent as the heartbeat.
+        """
         self.transport = transport
         self.name = name
+        self.kind = kind
+        self.not_heard = 0  # messages of peers that may not speak for the member that they name
+        self._key_of = key_of
+        self._told_at = float("-inf")
         self.epoch = 0  # sent with every envelope
         self.sock: zmq.Socket[bytes] | None = None
+        self.superseded = 0  # lines whose place a newer link took
+        self.refusals = Refusals()
         self._decoder = decoder
         self._received = received
         self._lost = lost
-        self._watch = watch
+        self._me = me
+        self._met = met
+        self._beat = beat
         self._lines: dict[str, Line] = {}  # {peer: line}, exactly the peers heard since they were last lost
+        self._named: dict[bytes, Line] = {}  # {name of the connection: line}: those of `_lines` that are not in memory
 
-    def listen(self, host: str, port: int, setting: str) -> tuple[str, ...]:
-        """Opens the port and returns its addresses, the preferred one first. Raises: AddressInUse."""
+    def listen(self, host: str, port: int, setting: str, size_max: int | None = None) -> tuple[str, ...]:
+        """Opens the port and returns its addresses, the preferred one first. Raises: AddressInUse.
+
+        `size_max`: the largest frame, if that is less than the transport's.
+        """
         hub = self.transport.hub
-        sock = hub.socket(zmq.ROUTER, size_max=self.transport.message_bytes_max)
+        most = self.transport.message_bytes_max
+        sock = hub.socket(
+            zmq.ROUTER, size_max=min(size_max or most, most), dead_s=self.transport.silence_s_max, unread_max=UNREAD_MAX
+        )
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        address = hub.bind(sock, host, port, setting)
+        sock.setsockopt(zmq.ROUTER_HANDOVER, 1)  # decides nothing, as nobody can know another link's name; without it
+        # libzmq would keep what a connection sends whose name is in use, unread, for good
+        address = hub.bind(sock, host, port, setting, self.kind, self._me)
         self.sock = sock
+        hub.on_revoked(self._revoked)
         hub.read(sock, self._drain)
         memory = f"{address.rpartition(':')[2]}/{self.name}"
         self.transport.offer(memory, self)
@@ -68,6 +113,8 @@ class Port(Generic[In, Out]):
             far = line.other
             if far is not None:
                 self.transport.hub.loop.call_soon(far.owner.line_lost, far, LinkLoss.CLOSED)
+        self._lines.clear()
+        self._named.clear()
         if self.sock is not None:
             self.transport.hub.drop(self.sock, linger_ms=200)
             self.sock = None
@@ -84,15 +131,34 @@ class Port(Generic[In, Out]):
         """Whether `peer` has been heard and has not been lost since."""
         return peer in self._lines
 
+    def peers(self) -> list[str]:
+        """All peers that are known, in the order in which they came."""
+        return list(self._lines)
+
+    def heard_s(self, peer: str) -> float | None:
+        """When something last arrived from `peer`; None if it is in this process. Raises: KeyError."""
+        return self.transport.heard_s(self._lines[peer])
+
     def backlog(self, peer: str) -> int:
         """Messages that wait until `peer` reads what it was sent before. Raises: KeyError."""
-        return len(self._lines[peer].outbox)
+        return self._lines[peer].waiting
 
     def forget(self, peer: str) -> None:
         """`peer` is no longer watched, and nothing is sent to it until it is heard again."""
-        line = self._lines.pop(peer, None)
+        line = self._lines.get(peer)
         if line is not None:
-            self.transport.unwatch(line)
+            self._drop(line)
+
+    def holder(self, peer: str) -> Holder | None:
+        """Whose key the peer's connection has; None: nobody was asked, or the peer is not known."""
+        line = self._lines.get(peer)
+        return line.holder if line is not None else None
+
+    def recheck(self) -> None:
+        """Loses the peers that may not speak for their members, by what is known of these now."""
+        for line in list(self._lines.values()):
+            if line.other is None and line.holder is not None and not self._may_speak(line.holder, line.peer):
+                self._cut(line)
 
     def keep_only(self, peers: Iterable[str]) -> None:
         """Forgets all other peers; one that is heard again counts as new."""
@@ -104,59 +170,176 @@ class Port(Generic[In, Out]):
         """The estimated offset of the clock of `peer`. Raises: KeyError."""
         return self._lines[peer].clock
 
+    # -- lines --------------------------------------------------------------------------------------------------------
+
     def take(self, mail: Mail[In]) -> None:
         """Passes on mail from a peer in this process."""
         self._received(mail)
 
-    def line_lost(self, line: Line, why: str) -> None:
-        """The line's peer is gone: forgets it and calls `lost`."""
-        if self._lines.get(line.peer) is line:
-            del self._lines[line.peer]
-        self._lost(line.peer, why)
+    def beat(self, line: Line) -> Any:
+        """The heartbeat for this peer."""
+        return wire.Heartbeat() if self._beat is None else self._beat(line.peer)
 
-    def join(self, peer: str, far: Line) -> Line:
-        """A peer in this process connects; returns our end of the line."""
-        line = Line(peer, self, self, other=far)
-        self._lines[peer] = line
+    def line_lost(self, line: Line, why: str) -> None:
+        """The line's peer is gone: forgets it and calls `lost`. Nothing happens if another line took its place."""
+        if self._lines.get(line.peer) is line:
+            self._drop(line)
+            self._lost(line.peer, why)
+
+    def hung_up(self, line: Line, why: str) -> None:
+        """A peer in this process has closed its end: nothing is sent to it from now on, and `lost` is called soon."""
+        if self._lines.get(line.peer) is line:
+            self._drop(line)
+            self.transport.hub.loop.call_soon(self._lost, line.peer, why)
+
+    def join(self, identity: Identity, far: Line) -> Line | None:
+        """A peer in this process connects; returns our end of the line. None: it calls somebody else."""
+        keys = self.transport.hub.keys
+        holder = keys.holder if keys is not None else None
+        if self._refusal(identity, None) is not None:
+            return None
+        return self._meet(Line(identity.member, self, self, other=far, number=identity.number, holder=holder))
+
+    def rejoin(self, line: Line) -> bool:
+        """A peer in this process sends on its line: the line is known again if it was forgotten.
+
+        Returns False if another line of that peer is known, or the port is closed.
+        """
+        if self.sock is None:
+            return False
+        if line.peer not in self._lines:
+            self._meet(line)
+        return self._lines[line.peer] is line
+
+    def _refusal(self, identity: Identity, holder: Holder | None) -> LinkRefusal | None:
+        """Why this link may not speak for the member that it names, the only place where that is decided; None: it may.
+
+        `holder`: whose connection it is; None: it is in this process, or nobody was asked.
+        """
+        if self._me and identity.peer and identity.peer != self._me:
+            return LinkRefusal.CALLS_ANOTHER
+        line = self._lines.get(identity.member)
+        if holder is not None:
+            if not self._may_speak(holder, identity.member):
+                return LinkRefusal.NOT_ITS_KEY
+            others = line is not None and line.holder is not None and line.holder.key != holder.key
+            if others and self._key_of(identity.member) != holder.key:
+                return LinkRefusal.NOT_ITS_KEY  # of those who may speak for a member that is not known the first stays
+        if line is None or identity.number > line.number or line.number == identity.number == 0:
+            return None
+        return LinkRefusal.OLDER
+
+    def _may_speak(self, holder: Holder, member: str) -> bool:
+        return may_speak(holder, member, self._key_of(member)) and self.transport.hub.admits(holder)
+
+    def _meet(self, line: Line) -> Line:
+        """The member is on this line from now on."""
+        older = self._lines.get(line.peer)
+        if older is not None:
+            self.superseded += 1
+            log.info("link_superseded", port=self.name, peer=line.peer, unsent=older.waiting)
+            self._drop(older)
+        self._lines[line.peer] = line
+        if line.other is None:
+            self._named[line.name] = line
+            self.transport.watch(line)
+        self._met(line.peer)
         return line
 
-    def rejoin(self, line: Line) -> None:
-        """A peer in this process sends on its line: the line is known again if it was forgotten."""
-        self._lines.setdefault(line.peer, line)
+    def _drop(self, line: Line) -> None:
+        self.transport.unwatch(line)
+        self._named.pop(line.name, None)
+        del self._lines[line.peer]
+
+    # -- what arrives -------------------------------------------------------------------------------------------------
 
     def _drain(self) -> bool:
-        sock = self.sock
-        if sock is None:
-            return False
         for _ in range(MESSAGES_PER_DRAIN_MAX):
+            sock = self.sock
+            if sock is None:
+                return False
             try:
-                identity = sock.recv(NOBLOCK)
+                name = sock.recv(NOBLOCK)
             except zmq.Again:
                 return False
-            body = sock.recv(NOBLOCK)  # a ROUTER never delivers the identity without a body
-            self._arrived(identity, body, _frames(sock))
+            if self.refusals.cuts and self.refusals.is_cut(name, time.monotonic()):
+                self.transport.stirred(time.monotonic())
+                shut(sock.recv_multipart(NOBLOCK, copy=False)[0])  # unread; it may have connected again
+                continue
+            if name in self._named:
+                body = sock.recv(NOBLOCK)  # a ROUTER never delivers the name without a body
+                self._arrived(name, body, _frames(sock), None)
+            else:
+                first = sock.recv(NOBLOCK, copy=False)
+                self._arrived(name, first.bytes, _frames(sock), self._holder_of(first))
         return True
 
-    def _arrived(self, identity: bytes, body: bytes, frames: list[Buffer]) -> None:
+    def _holder_of(self, first: zmq.Frame) -> Holder | None:
+        """Whose connection this came through; None: nobody was asked."""
+        return None if self.transport.hub.keys is None else Holder.read(str(first.get("User-Id")))
+
+    def _revoked(self, keys: set[str]) -> None:
+        for line in list(self._lines.values()):
+            if line.other is None and line.holder is not None and line.holder.key in keys:
+                self._cut(line)
+
+    def _cut(self, line: Line) -> None:
+        self._tell_not_heard(line.peer, line.holder)
+        self.transport.lose(line, LinkLoss.NOT_ITS_KEY)
+
+    def _tell_not_heard(self, peer: str, holder: Holder | None) -> None:
+        self.not_heard += 1
         now = time.monotonic()
+        if now - self._told_at < NOT_HEARD_S:
+            return
+        self._told_at = now
+        who = {"key": holder.name, "roles": ",".join(sorted(holder.roles))} if holder is not None else {}
+        log.warning("peer_not_heard", port=self.name, peer=peer, total=self.not_heard, **who)
+
+    def _arrived(self, name: bytes, body: bytes, frames: list[Buffer], holder: Holder | None) -> None:
+        """`holder`: whose connection it is, if there is no line of that name yet."""
+        now = time.monotonic()
+        line = self._named.get(name)
+        identity = None
+        if line is None:
+            identity = claimed(name)
+            if identity is None:
+                self._refused(name, "it gives no readable name", now)
+                return
+            refusal = self._refusal(identity, holder)
+            if refusal is not None:
+                if refusal is LinkRefusal.NOT_ITS_KEY:
+                    self._tell_not_heard(identity.member, holder)
+                self._refused(name, refusal, now)
+                return
+            if len(body) > STRANGER_BYTES_MAX:
+                self._refused(name, f"its first message has {len(body)} bytes", now)
+                return
         try:
-            peer = identity.decode()
             envelope, unread = _read(self._decoder, body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            log.warning("message_refused", port=self.name, peer=repr(identity), error=str(error))
+            self._refused(name, str(error), now)
             return
-        if unread:
-            log.warning("messages_refused", port=self.name, peer=peer, tag=unread[0].tag, error=unread[0].why)
-            frames = []  # whose they are is not known
-        line = self._lines.get(peer)
         if line is None:
-            line = Line(peer, self, self)
-            self._lines[peer] = line
-            if self._watch:
-                self.transport.watch(line)
+            assert identity is not None
+            line = self._meet(Line(identity.member, self, self, name=name, number=identity.number, holder=holder))
+        if unread:
+            log.warning("messages_refused", port=self.name, peer=line.peer, tag=unread[0].tag, error=unread[0].why)
+            frames = []  # whose they are is not known
         mail = self.transport.arrived(line, envelope, frames, now)
         mail.unread = unread
         self._received(mail)
+
+    def _refused(self, name: bytes, error: str, now: float) -> None:
+        """What arrived is not taken. A connection that goes on like this is cut off for a while."""
+        self.transport.stirred(now)
+        follows = self.refusals.refused(name, now)
+        if follows.told:
+            cut = {"cut_off": True} if follows.cut else {}
+            log.warning("message_refused", port=self.name, peer=repr(name), error=error, times=follows.told, **cut)
+        line = self._named.get(name)
+        if follows.cut and line is not None:
+            self.line_lost(line, LinkLoss.GARBAGE)
 
 
 class Link(Generic[In, Out]):
@@ -165,24 +348,31 @@ class Link(Generic[In, Out]):
     def __init__(
         self,
         transport: Transport,
-        identity: str,
+        member: str,
         peer: str,
         decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]",
         received: Callable[[Mail[In]], None],
         lost: Callable[[str, str], None],
         *,
-        watch: bool = True,
+        to: PortKind = PortKind.CONTROL,
+        silence_s: float | None = None,
     ) -> None:
+        """`member`: who calls. `to`: the kind of port that is called. `silence_s`: after so much silence it is lost, if
+        not after the transport's.
+        """
         self.transport = transport
-        self.identity = identity
+        self.member = member
+        self.number = next(_numbers)
+        self.to = to
         self.sock: zmq.Socket[bytes] | None = None
         self.heard_s: float | None = None  # when something first arrived
         self._line = Line(peer, self)
         self._decoder = decoder
         self._received = received
         self._lost = lost
-        self._watch = watch
+        self._silence_s = silence_s
         self._monitor: zmq.Socket[bytes] | None = None
+        self._refusals = Refusals()
         self.open = False
 
     @property
@@ -191,27 +381,49 @@ class Link(Generic[In, Out]):
         return self._line.peer
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the peer is in this process: then nothing is ever lost on the way."""
+        return self._line.other is not None
+
+    @property
     def clock(self) -> OffsetFilter:
         """The estimated offset of the peer's clock."""
         return self._line.clock
 
+    @property
+    def last_heard_s(self) -> float | None:
+        """When something last arrived, or when it was called; None if it is closed, or in this process."""
+        return self.transport.heard_s(self._line)
+
     def call(self, addresses: Sequence[str]) -> "Link[In, Out]":
-        """Connects to the peer, in memory if it is in this process. Messages sent before it answers wait for it."""
+        """Connects to the peer, in memory if it is in this process. Messages sent before it answers wait for it.
+
+        If none of the addresses can be called, the link is lost soon (`UNUSABLE`).
+        """
         self.open = True
         port = self.transport.port_in_memory(addresses)
-        if port is not None:
-            self._line.other = port.join(self.identity, self._line)
+        far = None if port is None else port.join(Identity(self.member, self.number, self.peer), self._line)
+        if far is not None:
+            self._line.other = far
             return self
-        hub = self.transport.hub
-        self.sock = hub.socket(zmq.DEALER, size_max=self.transport.message_bytes_max)
-        self.sock.setsockopt_string(zmq.ROUTING_ID, self.identity)
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        self._monitor = hub.monitor(self.sock, events, self._event)
-        hub.connect(self.sock, next(address for address in addresses if not address.startswith(MEMORY)))
-        hub.read(self.sock, self._drain)
-        if self._watch:
-            self.transport.watch(self._line)
+        try:
+            self._connect(next(address for address in addresses if not address.startswith(MEMORY)))
+        except (StopIteration, ValueError, zmq.ZMQError) as error:
+            log.warning("cannot_be_called", peer=self.peer, addresses=list(addresses)[:8], error=str(error))
+            self.transport.hub.loop.call_soon(self.line_lost, self._line, LinkLoss.UNUSABLE)
         return self
+
+    def _connect(self, address: str) -> None:
+        """Raises: ValueError, zmq.ZMQError."""
+        hub, transport = self.transport.hub, self.transport
+        name = named(self.member, self.number, secrets.token_hex(8), self.peer)
+        self.sock = hub.socket(zmq.DEALER, size_max=transport.message_bytes_max, dead_s=transport.silence_s_max)
+        self.sock.setsockopt(zmq.ROUTING_ID, name)
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | REFUSED
+        self._monitor = hub.monitor(self.sock, events, self._event)
+        hub.connect(self.sock, address, self.to, self.peer)
+        hub.read(self.sock, self._drain)
+        transport.watch(self._line, self._silence_s)
 
     def send(self, message: Out, frames: Sequence[Buffer] = ()) -> None:
         """`message` leaves at the end of this turn. Does nothing on a closed link."""
@@ -232,15 +444,18 @@ class Link(Generic[In, Out]):
             hub.drop(self.sock, linger_ms)
         self.sock = self._monitor = None
         far = self._line.other
-        if far is not None and far.port is not None and far.port.knows(self.identity):
-            far.port.forget(self.identity)
-            self.transport.hub.loop.call_soon(far.port.line_lost, far, LinkLoss.CLOSED)
+        if far is not None and far.port is not None:
+            far.port.hung_up(far, LinkLoss.CLOSED)
 
     def take(self, mail: Mail[In]) -> None:
         """Passes on mail from a peer in this process."""
         if self.heard_s is None:
             self.heard_s = mail.now
         self._received(mail)
+
+    def beat(self, line: Line) -> wire.Heartbeat:
+        """The heartbeat for the peer."""
+        return wire.Heartbeat()
 
     def line_lost(self, line: Line, why: str) -> None:
         """The peer is gone: closes the link and calls `lost`."""
@@ -249,7 +464,21 @@ class Link(Generic[In, Out]):
             self._lost(line.peer, why)
 
     def _event(self, event: int, value: int) -> None:
-        why = LinkLoss.CLOSED if event == zmq.EVENT_DISCONNECTED else LinkLoss.KEY_REFUSED
+        match event:
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.transport.doubtful.pop(self.to, None)
+                return
+            case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # it may have died in the midst of it: no loss of its own
+                self.transport.doubt(self.peer, self.to)
+                return
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                why = LinkLoss.KEY_REFUSED if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else LinkLoss.OTHER_KEYS
+                if why is LinkLoss.KEY_REFUSED and value == int(REPLACED):
+                    why = LinkLoss.REPLACED
+                else:
+                    self.transport.tell_refused(self.peer, self.to, why)
+            case _:
+                why = LinkLoss.CLOSED
         self.line_lost(self._line, why)
         self.transport.hub.schedule_turn()
 
@@ -270,10 +499,14 @@ class Link(Generic[In, Out]):
         try:
             envelope, unread = _read(self._decoder, body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            log.warning("message_refused", link=self.identity, peer=self.peer, error=str(error))
+            follows = self._refusals.refused(b"", now)
+            if follows.told:
+                log.warning("message_refused", member=self.member, peer=self.peer, error=str(error), times=follows.told)
+            if follows.cut:
+                self.line_lost(self._line, LinkLoss.GARBAGE)
             return
         if unread:
-            log.warning("messages_refused", link=self.identity, peer=self.peer, tag=unread[0].tag, error=unread[0].why)
+            log.warning("messages_refused", member=self.member, peer=self.peer, tag=unread[0].tag, error=unread[0].why)
             frames = []  # whose they are is not known
         line = self._line
         if self.heard_s is None:

@@ -9,9 +9,12 @@ import structlog
 
 from mesh import wire
 from mesh.codes import ReplyCode
-from mesh.net.links import Link
+from mesh.doubling import Doubling
+from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
+from mesh.roles import PortKind
 
+CALL_S, CALL_S_MAX = 0.1, 0.5  # pause before a broker that was lost is called again: the first, and the longest
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromBroker])
 FRONTEND = "frontend"  # role of those for whose tables operators wait
 log = structlog.get_logger("registrar")
@@ -36,6 +39,7 @@ class Registrar:
         self._changed = changed
         self._replied = replied
         self._link: Link[wire.FromBroker, wire.ToBroker] | None = None
+        self._pauses = Doubling(CALL_S, CALL_S_MAX)
         self._stopped = False
 
     def start(self) -> None:
@@ -75,7 +79,7 @@ class Registrar:
         if self._stopped:
             return
         link: Link[wire.FromBroker, wire.ToBroker] = Link(
-            self._transport, self.member.id, "broker", DECODER, self._received, self._lost
+            self._transport, self.member.id, "broker", DECODER, self._received, self._lost, to=PortKind.BROKER
         )
         self._link = link.call(self._addresses)
         self._link.send(self._introduction())
@@ -88,16 +92,18 @@ class Registrar:
         if self.table is not None and not self._stopped:
             log.warning("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
         self._link = None
-        self._transport.hub.loop.call_later(0.1, self._open)
+        pause = self._pauses.next()
+        self._transport.hub.loop.call_later(max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._open)
 
     def _received(self, mail: Mail[wire.FromBroker]) -> None:
+        self._pauses.reset()
         for message in mail.messages:
             match message:
                 case wire.Table():
                     self._take_table(message)
                 case wire.CallReply():
                     if message.code == ReplyCode.BAD_MEMBER:
-                        log.error("registration_refused", member=self.member.id, why=message.message)
+                        log.error("registration_refused", member=self.member.id, why=message.message, code=message.code)
                     if self._replied is not None:
                         self._replied(message)
                 case wire.Introduce():

@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 import structlog
 import zmq
-import zmq.auth
 
-from mesh.errors import AddressInUse
+from mesh.errors import AddressInUse, SettingsError
+from mesh.net.doorkeeper import ADDRESS, Doorkeeper
 from mesh.net.keys import Keys
+from mesh.roles import Holder, PortKind
 
 MESSAGES_PER_DRAIN_MAX = 512  # then the other sockets and the timers get their turn
 DRAINS_AT_ONCE_MAX = 8  # of one socket; a monitor holds no more
@@ -25,6 +26,8 @@ ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so m
 EVENTS, POLLIN = zmq.EVENTS, zmq.POLLIN  # an attribute of an enum is slow to look up
 EVENT = struct.Struct("=HI")  # of a monitor's message: the event, its value
 HIGH_WATER_MARK = 10_000  # messages queued for one peer
+KEEPALIVE_IDLE_S, KEEPALIVE_PROBE_S, KEEPALIVE_PROBES = 10, 5, 3  # an idle connection that leads nowhere ends in 25 s
+REVOKED_WITHIN_S = 1.0  # after a key was revoked: then its connections are heard no more
 
 log = structlog.get_logger("sockets")
 
@@ -54,23 +57,53 @@ class Hub:
         self._flushes: list[Callable[[], None]] = []
         self._turn_scheduled = False
         self._closed = False
+        self.door = Doorkeeper(keys) if keys is not None else None  # None: every port is open
+        self._zap: zmq.Socket[bytes] | None = None  # where libzmq asks the doorkeeper, once a port listens
+        self._revoking: list[Callable[[set[str]], None]] = []
+        self._looking: asyncio.TimerHandle | None = None
 
-    def socket(self, kind: int, *, size_max: int, high_water_mark: int = HIGH_WATER_MARK) -> zmq.Socket[bytes]:
-        """A socket with all relevant options set; not yet bound or connected."""
+    def socket(
+        self,
+        kind: int,
+        *,
+        size_max: int,
+        high_water_mark: int = HIGH_WATER_MARK,
+        unread_max: int | None = None,
+        dead_s: float | None = None,
+    ) -> zmq.Socket[bytes]:
+        """A socket with all relevant options set; not yet bound or connected.
+
+        `unread_max`: messages of one peer that may wait to be read, if not as many as to be sent. `dead_s`: the system
+        closes a connection whose other end has not acknowledged what was sent for so long (TCP_USER_TIMEOUT).
+        """
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.LINGER, 500)
         sock.setsockopt(zmq.SNDHWM, high_water_mark)
-        sock.setsockopt(zmq.RCVHWM, high_water_mark)
+        sock.setsockopt(zmq.RCVHWM, high_water_mark if unread_max is None else unread_max)
         sock.setsockopt(zmq.MAXMSGSIZE, size_max)
         sock.setsockopt(zmq.RECONNECT_IVL, 50)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        if dead_s is not None:
+            sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
+            sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_PROBE_S)
+            sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_PROBES)
+            sock.setsockopt(zmq.TCP_MAXRT, max(1, round(dead_s * 1e3)))
         return sock
 
-    def bind(self, sock: zmq.Socket[bytes], host: str, port: int, setting: str) -> str:
-        """Listens on host:port (port 0: the system chooses one) and returns the address. Raises: AddressInUse."""
-        if self.keys is not None:
-            self.keys.guard(sock, self._context)
+    def bind(self, sock: zmq.Socket[bytes], host: str, port: int, setting: str, kind: PortKind, owner: str = "") -> str:
+        """Listens on host:port (port 0: the system chooses one) and returns the address.
+
+        Only who has a key for this kind of port, which is `owner`'s, is let in. Raises: AddressInUse, SettingsError (no
+        key with which a port may listen).
+        """
+        if self.door is not None:
+            try:
+                self.door.guard(sock, kind, owner)
+            except ValueError as error:
+                sock.close(0)
+                raise SettingsError([str(error)]) from error
+            self._open_door(self.door)
         address = f"tcp://{host}:{port or '*'}"
         try:
             sock.bind(address)
@@ -79,11 +112,51 @@ class Hub:
             raise AddressInUse(address, setting, str(error)) from error
         return sock.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def connect(self, sock: zmq.Socket[bytes], address: str) -> None:
-        """Connects to `address`, and retries until it answers."""
+    def connect(self, sock: zmq.Socket[bytes], address: str, kind: PortKind, peer: str) -> None:
+        """Connects to the port of this kind that `peer` has at `address`, and retries until it answers."""
         if self.keys is not None:
-            self.keys.present(sock)
+            self.keys.present(sock, kind, peer)
         sock.connect(address)
+
+    def admits(self, holder: Holder) -> bool:
+        """Whether this caller's key has not been revoked since it was let in."""
+        return self.door is None or self.door.admits(holder)
+
+    def on_revoked(self, revoked: Callable[[set[str]], None]) -> None:
+        """Calls `revoked(keys)` with those that may not call any more, within REVOKED_WITHIN_S."""
+        self._revoking.append(revoked)
+
+    def _open_door(self, door: Doorkeeper) -> None:
+        if self._zap is not None:
+            return
+        zap = self._zap = self._context.socket(zmq.ROUTER)
+        zap.setsockopt(zmq.LINGER, 0)
+        zap.bind(ADDRESS)
+
+        def drain() -> bool:
+            for _ in range(MESSAGES_PER_DRAIN_MAX):
+                try:
+                    asker, empty, *request = zap.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    return False
+                zap.send_multipart([asker, empty, *door.answer(request)])
+                self.sent(zap)
+            return True
+
+        self.read(zap, drain)
+        if not door.keys.local:
+            self._look_for_revoked()
+
+    def _look_for_revoked(self) -> None:
+        """Connections whose keys were revoked are heard no more; comes back later."""
+        assert self.door is not None
+        revoked = self.door.revoked()
+        if revoked:
+            log.warning("keys_revoked", count=len(revoked))
+            for tell in self._revoking:
+                tell(revoked)
+            self.schedule_turn()
+        self._looking = self.loop.call_later(REVOKED_WITHIN_S, self._look_for_revoked)
 
     def read(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
         """Calls `drain` whenever `sock` may hold messages. `drain` returns True if it stopped before the last one."""
@@ -158,12 +231,12 @@ class Hub:
     def close(self) -> None:
         """Closes all sockets; messages they still hold get their linger time to leave."""
         self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
         for sock in list(self._drains):
             self.loop.remove_reader(_fd(sock))
             sock.close()
         self._drains.clear()
-        if self.keys is not None:
-            self.keys.stop()
         self._context.destroy(linger=200)
 
     def _readable(self, sock: zmq.Socket[bytes]) -> None:

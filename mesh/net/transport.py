@@ -4,26 +4,36 @@ Each line knows the offset of the peer's clock and whether the peer is alive, fr
 heartbeats. The two ends of a line are in `links.py`. Why it works so: docs/design/transport.md.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import structlog
 import zmq
 
 from mesh import wire
+from mesh.addresses import MEMORY
 from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
+from mesh.identities import Identity
 from mesh.liveness import Liveness
+from mesh.net.memory import give_back, resident_bytes
 from mesh.net.sockets import Hub
+from mesh.roles import Holder, PortKind, who_may_call
 from mesh.salvage import RefusedMessage
+from mesh.trimming import QUIET_S, Trimming
 from mesh.wire import Buffer
 
 FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied, which costs less than the bookkeeping of zero copy
 BACKLOG_MAX = 100_000  # messages waiting for one peer; a peer with more is taken for lost
-MEMORY = "memory://"
+BACKLOG_BYTES_MAX = 256 << 20  # of tensors, and of what was encoded, that wait for one peer; likewise
+RETRY_S, RETRY_S_MAX = 0.001, 0.05  # until what a peer had no room for is tried again: first, and at most
+BEATS = (wire.Heartbeat, wire.Taken)
+DOUBTS_MAX = 5  # handshakes ended by ports of one kind; then it is told that their keys must be others
+REFUSAL_TOLD_S = 10.0  # least time between two log lines about ports of one kind that refuse our key
 NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # plain integers: combining enums is slow
 
 In = TypeVar("In")
@@ -52,6 +62,9 @@ class End(Protocol):
     def take(self, mail: Mail[Any]) -> None:
         """Mail from a peer in this process has arrived."""
 
+    def beat(self, line: "Line") -> object:
+        """The heartbeat for the peer at the other end."""
+
     def line_lost(self, line: "Line", why: str) -> None:
         """The peer at the other end is gone."""
 
@@ -62,17 +75,22 @@ class Listener(End, Protocol):
     name: str
     epoch: int  # goes out with every envelope
 
-    def knows(self, peer: str) -> bool:
-        """`peer` was heard and has not been lost."""
+    def join(self, identity: Identity, far: "Line") -> "Line | None":
+        """A peer in this process calls. Returns this end's line to it; None if it wants somebody else."""
 
-    def forget(self, peer: str) -> None:
-        """Nothing is sent to `peer` until it is heard again."""
+    def rejoin(self, line: "Line") -> bool:
+        """A peer in this process speaks: it is known again if it was forgotten. False: a newer line took its place."""
 
-    def join(self, peer: str, far: "Line") -> "Line":
-        """A peer in this process calls. Returns this end's line to it."""
+    def hung_up(self, line: "Line", why: str) -> None:
+        """A peer in this process has closed its end."""
 
-    def rejoin(self, line: "Line") -> None:
-        """A peer in this process speaks: it is known again if it was forgotten."""
+
+class Held(NamedTuple):
+    """An envelope for which the peer had no room: encoded once, sent when there is room."""
+
+    body: bytes
+    frames: list[Buffer]
+    messages: int
 
 
 @dataclass(slots=True)
@@ -86,7 +104,16 @@ class Line:
     frames: list[Buffer] = field(default_factory=list)
     clock: OffsetFilter = field(default_factory=OffsetFilter)
     other: "Line | None" = None  # the other end, if both are in this process
+    name: bytes = b""  # of the peer's connection, as a port's socket knows it
+    number: int = 0  # of the peer's link: see `Identity`
+    held: Held | None = None  # ahead of the outbox
+    holder: Holder | None = None  # who called, as the handshake found; None: we did, or nobody was asked
     key: str = ""  # unique among the lines of this process
+
+    @property
+    def waiting(self) -> int:
+        """Messages that have not left."""
+        return len(self.outbox) + (0 if self.held is None else self.held.messages)
 
     def __post_init__(self) -> None:
         self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}>{id(self)}"
@@ -103,6 +130,15 @@ class Transport:
         self._dirty: dict[int, Line] = {}  # {id: line with something to send}
         self._memory: dict[str, Listener] = {}  # {name: port that can be reached in memory}
         self._encoder = msgspec.msgpack.Encoder()
+        self.silence_s_max = silence_s_max
+        self._full = False  # whether, in the last flush, a peer had no room for what was sent to it
+        self._retry_s = RETRY_S  # how long to wait before the next try
+        self._retry: asyncio.TimerHandle | None = None
+        self._busy_s = time.monotonic()  # when a message came last that was no heartbeat
+        self._looked_s = self._busy_s  # when the size of this process was looked at last
+        self._trimming = Trimming(resident_bytes())
+        self.doubtful: dict[PortKind, int] = {}  # {kind of port: handshakes that failed since the last that did not}
+        self._refusals: dict[PortKind, float] = {}  # {kind of port: when it was told that one refused our key}
         self._tick_s = heartbeat_s / 2
         self._ticked_at = time.monotonic()
         hub.on_deliver(self._deliver)
@@ -112,6 +148,8 @@ class Transport:
     def close(self) -> None:
         """Stops the heartbeats. The hub closes the sockets."""
         self._timer.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -133,62 +171,109 @@ class Transport:
             frames, line.frames = line.frames, []
             far = line.other
             assert far is not None
-            if far.port is not None:
-                far.port.rejoin(far)
+            if far.port is not None and not far.port.rejoin(far):
+                continue
             epoch = line.port.epoch if line.port is not None else 0
             now = time.monotonic()
             far.owner.take(Mail(far.peer, messages, frames, 0.0, epoch, now, far.clock))
         return bool(local)
 
     def _flush(self) -> None:
+        """All that waits leaves. What becomes of one line changes nothing for the others.
+
+        Lines that turn out to be lost are told of afterwards, as who hears that may send, and close other lines. So is
+        a fault of ours, which ends the process.
+        """
         if not self._dirty:
             return
         dirty, self._dirty = self._dirty, {}
+        self._full = False
+        lost: list[tuple[Line, str]] = []
+        fault: Exception | None = None
         for line in dirty.values():
-            self._flush_line(line)
+            if line.other is not None:
+                self._dirty[id(line)] = line  # the rounds of this turn are used up: it is delivered in the next
+                continue
+            try:
+                why = self._flush_line(line)
+            except Exception as error:
+                fault = fault or error
+                continue
+            if why:
+                lost.append((line, why))
+        if not self._full:
+            self._retry_s = RETRY_S
+        for line, why in lost:
+            self.lose(line, why)
+        if fault is not None:
+            raise fault
 
-    def _flush_line(self, line: Line) -> None:
-        now = time.monotonic()
-        port = line.port
-        epoch = port.epoch if port is not None else 0
+    def _flush_line(self, line: Line) -> str:
+        """What waits on the line leaves, or is held until there is room. Returns why the line is lost, or ""."""
         sock = line.owner.sock
         if sock is None:
-            return
-        body = self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, line.outbox))
-        flags = NOBLOCK | (MORE if line.frames else 0)
+            return ""
         self.hub.sent(sock)  # a send that fails consumes the edge of what arrived from others as well
-        try:
-            if port is not None:
-                sock.send(line.peer.encode(), NOBLOCK | MORE)
-            sock.send(body, flags)
-        except zmq.Again:
-            self._held(line)
-            return
-        except zmq.ZMQError as error:
-            self._line_lost(line, f"cannot be reached: {error}")
-            return
-        last = len(line.frames) - 1
-        for i, frame in enumerate(line.frames):
+        now = time.monotonic()
+        while line.held is not None or line.outbox:
+            body, frames, messages = line.held or self._encoded(line, now)
+            if len(body) > self.message_bytes_max:
+                return f"does not read: {messages} messages of {len(body)} bytes wait for it"
+            try:
+                self._send(sock, line, body, frames)
+            except zmq.Again:
+                line.held = Held(body, frames, messages)
+                return self._hold(line)
+            except zmq.ZMQError as error:
+                return f"cannot be reached: {error}"
+            line.held = None
+        self._liveness.sent(line.key, now)
+        return ""
+
+    def _encoded(self, line: Line, now: float) -> tuple[bytes, list[Buffer], int]:
+        """All messages of the line as one envelope, with its frames and their number."""
+        epoch = line.port.epoch if line.port is not None else 0
+        messages, line.outbox = line.outbox, []
+        frames, line.frames = line.frames, []
+        return self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, messages)), frames, len(messages)
+
+    def _send(self, sock: "zmq.Socket[bytes]", line: Line, body: bytes, frames: list[Buffer]) -> None:
+        """One envelope leaves. Raises: zmq.Again, if there is no room for it; zmq.ZMQError."""
+        if line.port is not None:
+            sock.send(line.name, NOBLOCK | MORE)
+        sock.send(body, NOBLOCK | MORE if frames else NOBLOCK)
+        last = len(frames) - 1
+        for i, frame in enumerate(frames):
             copy = len(frame) < FRAME_BYTES_ZERO_COPY
             sock.send(frame, MORE if i < last else 0, copy=copy)
-        line.outbox = []
-        line.frames = []
-        self._liveness.sent(line.key, now)
 
-    def _held(self, line: Line) -> None:
-        """The peer's pipe is full: keeps its messages for another try, up to BACKLOG_MAX."""
-        if len(line.outbox) > BACKLOG_MAX:
-            self._line_lost(line, f"does not read: {len(line.outbox)} messages wait for it")
-            return
+    def _hold(self, line: Line) -> str:
+        """The peer's pipe is full: its messages are tried again, up to a limit. Returns why the line is lost, or ""."""
+        waiting = line.waiting
+        if waiting > BACKLOG_MAX:
+            return f"does not read: {waiting} messages wait for it"
+        size = sum(map(len, line.frames))
+        if line.held is not None:
+            size += len(line.held.body) + sum(map(len, line.held.frames))
+        if size > BACKLOG_BYTES_MAX:
+            return f"does not read: {size} bytes wait for it"
+        self._full = True
         self._dirty[id(line)] = line
-        self.hub.loop.call_later(0.001, self.hub.schedule_turn)
+        if self._retry is None:
+            self._retry = self.hub.loop.call_later(self._retry_s, self._try_again)
+            self._retry_s = min(RETRY_S_MAX, 2 * self._retry_s)
+        return ""
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.hub.schedule_turn()
 
     # -- liveness -----------------------------------------------------------------------------------------------------
 
-    def watch(self, line: Line) -> None:
-        """The line carries heartbeats, and its peer is lost when silent for too long."""
+    def watch(self, line: Line, silence_s_max: float | None = None) -> None:
+        """The line carries heartbeats, and its peer is lost when silent for too long, or for the limit given here."""
         self._watched[line.key] = line
-        self._liveness.watch(line.key, time.monotonic())
+        self._liveness.watch(line.key, time.monotonic(), silence_s_max)
 
     def unwatch(self, line: Line) -> None:
         """The line is no longer watched and carries no heartbeats."""
@@ -199,9 +284,15 @@ class Transport:
     def arrived(self, line: Line, envelope: "wire.Envelope[In]", frames: list[Buffer], now: float) -> Mail[In]:
         """Takes in an envelope that arrived on the line: the peer is alive, and its clock offset is updated."""
         self._liveness.heard(line.key, now)
+        if type(envelope.messages[-1] if envelope.messages else None) not in BEATS:
+            self._busy_s = now
         line.clock.heard(envelope.sent_s, envelope.delta_s, now)
         age_s = line.clock.age_s(envelope.sent_s, now)
         return Mail(line.peer, envelope.messages, frames, age_s, envelope.epoch, now, line.clock)
+
+    def stirred(self, now: float) -> None:
+        """Something came that is no heartbeat, though it was not taken: this process is not quiet."""
+        self._busy_s = now
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -210,17 +301,54 @@ class Transport:
         self._ticked_at = now
         for key in due.beats:
             line = self._watched.get(key)
-            if line is not None and not line.outbox:
-                self.queue(line, wire.Heartbeat())
+            if line is not None and not line.outbox and line.held is None:
+                self.queue(line, line.owner.beat(line))
         for key in due.lost:
             line = self._watched.get(key)
             if line is not None:
-                self._line_lost(line, LinkLoss.SILENT)
+                self.lose(line, LinkLoss.SILENT)
+        if now - self._looked_s >= QUIET_S and not late:
+            self._looked_s = now
+            self._look_at_memory(now)
         self._timer = self.hub.loop.call_later(self._tick_s, self._tick)
 
-    def _line_lost(self, line: Line, why: str) -> None:
+    def _look_at_memory(self, now: float) -> None:
+        """What a flood left is given back to the system, once it is quiet."""
+        before = resident_bytes()
+        if self._trimming.due(before, now - self._busy_s, now):
+            give_back()
+            log.debug("memory_given_back", bytes=resident_bytes(), before=before)
+
+    def heard_s(self, line: Line) -> float | None:
+        """When something last arrived on a watched line."""
+        return self._liveness.heard_s(line.key)
+
+    def doubt(self, peer: str, kind: PortKind) -> None:
+        """A port of this kind has ended the handshake: once it may have died; if it goes on, its keys are others."""
+        self.doubtful[kind] = self.doubtful.get(kind, 0) + 1
+        if self.doubtful[kind] >= DOUBTS_MAX:
+            self.tell_refused(peer, kind, LinkLoss.OTHER_KEYS)
+
+    def tell_refused(self, peer: str, kind: PortKind, why: str) -> None:
+        """It is logged that a port of this kind has not let us in, and what it asks for; not more often than useful."""
+        now = time.monotonic()
+        if now - self._refusals.get(kind, float("-inf")) < REFUSAL_TOLD_S:
+            return
+        self._refusals[kind] = now
+        keys = self.hub.keys
+        log.warning(
+            "key_refused_by",
+            peer=peer,
+            why=str(why),
+            needed=who_may_call(kind),
+            keys=str(keys.folder) if keys is not None else "",
+            advice=keys.advice if keys is not None else "",
+        )
+
+    def lose(self, line: Line, why: str) -> None:
+        """The line's peer is taken for gone, and its owner is told so."""
         self.unwatch(line)
-        line.outbox, line.frames = [], []
+        line.outbox, line.frames, line.held = [], [], None
         line.owner.line_lost(line, why)
         self.hub.schedule_turn()
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from mesh.errors import GearmeshError
+from mesh.net.keys import Keys
 from mesh.net.sockets import Hub
 from mesh.net.transport import Transport
 from mesh.printable import printable
@@ -45,13 +46,15 @@ class Service(Protocol):
 class Runtime:
     """One process: a hub, its links, and the services in it."""
 
-    def __init__(self, settings: Settings, failing: Callable[[int, float], None] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, failing: Callable[[int, float], None] | None = None, keys: Keys | None = None
+    ) -> None:
         """`failing(code, seconds)` is called for an exit code other than 0; the process should end within that many
-        seconds.
+        seconds. `keys`: the mesh's; by default those that the settings name, made if need be.
         """
         self.settings = settings
         self._failing = failing
-        self.hub = Hub(asyncio.get_running_loop(), settings.keys())
+        self.hub = Hub(asyncio.get_running_loop(), keys or settings.mesh_keys(make=True))
         self.transport = Transport(
             self.hub,
             heartbeat_s=settings.heartbeat_ms / 1e3,

@@ -12,6 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mesh.errors import SettingsError, UnsafeBind
 from mesh.net.keys import LOOPBACK, Keys
 
+NO_LOCAL_KEYS = (
+    "{} has no mesh.key_secret, which the mesh makes when it starts and asks its operators for: start it "
+    "(gearmesh up), or set GEARMESH_DATA_DIR to its data_dir"
+)
+NOT_READABLE = "this user cannot read {}, which only the user of the mesh can: ask for what you want as that user"
+
 
 class Settings(BaseModel):
     """Every setting. Frozen; the name of a duration ends in its unit."""
@@ -28,9 +34,9 @@ class Settings(BaseModel):
     broker_host: str = Field("", description="Host of the broker, if it is not `host`.")
     controller_port: int = Field(5560, ge=0, le=65535, description="Where frontends and workers call. 0: any free.")
     model_repository: Path = Field(Path("model_repository"), description="Folder of model packages.")
-    data_dir: Path = Field(Path(".gearmesh"), description="Folder of the catalogue, locks and logs; made if missing.")
+    data_dir: Path = Field(Path(".gearmesh"), description="Folder of catalogue, keys, locks and logs; made if missing.")
     state_url: str = Field("", description="Where selection state lives; empty: SQLite in data_dir.")
-    keys_dir: str = Field("", description="Folder of CURVE keys made by `gearmesh keys`; empty: no encryption.")
+    keys_dir: str = Field("", description="Folder of keys made by `gearmesh keys`; empty: data_dir.")
 
     # device
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or emulated:PROFILE.json.")
@@ -152,7 +158,7 @@ class Settings(BaseModel):
         return f"http://{f'[{self.http_host}]' if ':' in self.http_host else self.http_host}:{self.http_port}"
 
     def keys(self) -> Keys | None:
-        """The mesh's keys; None if it has none. Raises: SettingsError, UnsafeBind."""
+        """The keys of keys_dir; None if that is empty. Raises: SettingsError, UnsafeBind."""
         if self.keys_dir:
             try:
                 return Keys.read(Path(self.keys_dir))
@@ -161,6 +167,25 @@ class Settings(BaseModel):
         if self.host not in LOOPBACK:
             raise UnsafeBind(self.host)
         return None
+
+    def mesh_keys(self, *, make: bool) -> Keys:
+        """The keys with which this process is one of the mesh's own, or its operator's: of keys_dir, else of data_dir.
+
+        `make`: those of data_dir are made if they are not there. Raises: SettingsError, UnsafeBind, NotWritten.
+        """
+        keys = self.keys()
+        if keys is not None:
+            return keys
+        try:
+            return Keys.of_data_dir(self.data_dir, make=make)
+        except FileNotFoundError as error:
+            raise SettingsError(
+                [f"data_dir={self.data_dir}: {NO_LOCAL_KEYS.format(self.data_dir.absolute())}"]
+            ) from error
+        except PermissionError as error:
+            raise SettingsError([f"data_dir={self.data_dir}: {NOT_READABLE.format(error.filename)}"]) from error
+        except (OSError, ValueError) as error:
+            raise SettingsError([f"data_dir={self.data_dir}: no usable keys there: {error}"]) from error
 
 
 def documentation() -> list[tuple[str, str, str]]:

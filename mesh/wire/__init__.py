@@ -45,6 +45,7 @@ from mesh.wire.controller import (
     FromControllerToFrontend,
     FromControllerToOperator,
     FrontendHello,
+    HelloRefused,
     IntakeLag,
     Refused,
     Serving,
@@ -52,7 +53,7 @@ from mesh.wire.controller import (
     Submit,
     ToController,
 )
-from mesh.wire.results import Answer, FromResults, Outputs, ToResults
+from mesh.wire.results import Answer, FromResults, Outputs, Taken, ToResults
 from mesh.wire.shared import (
     INLINE_BYTES_MAX,
     Batching,
@@ -119,6 +120,7 @@ __all__ = [
     "GetTable",
     "Goodbye",
     "Heartbeat",
+    "HelloRefused",
     "Infer",
     "IntakeLag",
     "Introduce",
@@ -145,6 +147,7 @@ __all__ = [
     "Submit",
     "Table",
     "TableTaken",
+    "Taken",
     "TensorSpec",
     "ToBroker",
     "ToController",

@@ -81,6 +81,13 @@ class ClientSuspected(Message, frozen=True, kw_only=True, tag="client_suspected"
     pause_s: Duration = 0.0  # it is refused for so long; 0: it is served, in batches of its own
 
 
+class HelloRefused(Message, frozen=True, kw_only=True, tag="hello_refused"):
+    """Controller -> frontend: what your Hello says cannot be; nothing of yours is planned until another one comes."""
+
+    code: str  # a ReplyCode
+    message: str
+
+
 class Serving(Message, frozen=True, kw_only=True, tag="serving"):
     """Controller -> frontend: versions that some live worker has prepared."""
 
@@ -143,5 +150,7 @@ ToController = (
     | Heartbeat
     | Goodbye
 )
-FromControllerToFrontend = Refused | Serving | ClientSuspected | IntakeLag | Heartbeat | Introduce | Goodbye
+FromControllerToFrontend = (
+    Refused | Serving | ClientSuspected | HelloRefused | IntakeLag | Heartbeat | Introduce | Goodbye
+)
 FromControllerToOperator = SnapshotReply | FactsReply | Heartbeat | Introduce | Goodbye

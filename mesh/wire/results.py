@@ -1,11 +1,15 @@
-"""Worker -> frontend: outputs, on the frontend's socket for results."""
+"""Worker -> frontend: outputs, on the frontend's socket for results.
+
+The outputs that one worker has for one frontend are numbered. The frontend takes each number once, in order, and says
+how far it came; the worker keeps what is beyond that, and sends it again on the link that replaces one that was lost.
+"""
 
 from typing import Annotated
 
 from msgspec import Meta
 
 from mesh.wire.ranges import LISTED_MAX, Attempt, Duration, Frames, Id, Number, Ref, Rows, RowsOrNone, Span, Tensors
-from mesh.wire.shared import Heartbeat, Introduce, Message
+from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
 
 
 class Answer(Message, frozen=True, kw_only=True):
@@ -29,7 +33,17 @@ class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
     exec_s: Duration
     answers: Annotated[tuple[Answer, ...], Meta(max_length=LISTED_MAX)]
     rows: RowsOrNone = 0  # rows of that batch that were asked for, by all frontends; 0: not said
+    frontend: Id = ""  # whose requests these are; empty: not said
+    number: Number = 0  # of those that this worker has sent to this frontend, without a gap; 0: not numbered
+    oldest: Number = 0  # the least number that may be sent again; what is below was taken, or given up
+    again: bool = False  # sent before, on a link that was lost
 
 
-ToResults = Outputs | Heartbeat
-FromResults = Heartbeat | Introduce
+class Taken(Message, frozen=True, kw_only=True, tag="taken"):
+    """Frontend -> worker, in place of a heartbeat: I have the outputs up to this number."""
+
+    number: int
+
+
+ToResults = Outputs | Heartbeat | Goodbye
+FromResults = Heartbeat | Introduce | Taken

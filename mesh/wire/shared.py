@@ -6,10 +6,11 @@ import msgspec
 from msgspec import Meta
 
 from mesh.tensors import byte_count
-from mesh.wire.ranges import LISTED_MAX, TENSORS_MAX, Dtype, Duration, Id, Instant, Number
+from mesh.wire.ranges import LISTED_MAX, TENSORS_MAX, Dtype, Duration, Id
 
 Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
 ROW_BYTES_MAX = 1 << 40  # of one tensor
+CLOCK_S_MAX = 1e10  # of a monotonic clock: 300 years
 INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own, so that the codec never copies them
 
 
@@ -101,6 +102,9 @@ class Goodbye(Message, frozen=True, kw_only=True, tag="bye"):
     """Either -> either: I am leaving on purpose; expect nothing more."""
 
 
+Clock = Annotated[float, msgspec.Meta(ge=0.0, le=CLOCK_S_MAX)]  # NaN and infinity are refused as well
+Difference = Annotated[float, msgspec.Meta(ge=-CLOCK_S_MAX, le=CLOCK_S_MAX)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 M = TypeVar("M")
 
 
@@ -110,9 +114,7 @@ Delta = Annotated[float, Meta(ge=-2e12, le=2e12)]
 class Envelope(msgspec.Struct, Generic[M], frozen=True, array_like=True, gc=False):
     """All messages of one turn of a service for one peer."""
 
-    sent_s: Instant  # sender's clock, just before the send
-    delta_s: (
-        Annotated[float, Meta(ge=-2e12, le=2e12)] | None
-    )  # smallest (receipt here - sent there) that the sender saw on this link: see clocks.py
-    epoch: Number  # shard epoch of a controller; 0 from other services
+    sent_s: Clock  # sender's clock, just before the send
+    delta_s: Difference | None  # smallest (receipt here - sent there) that the sender saw on this link: see clocks.py
+    epoch: Epoch  # shard epoch of a controller; 0 from other services
     messages: list[M]

@@ -19,6 +19,7 @@ from broker.store import CatalogueStore
 from mesh import wire
 from mesh.errors import AddressInUse
 from mesh.process.repository import look, scan_repository
+from mesh.roles import PortKind
 from scripts.rigs.meshes import until
 from tests.broker.full_disks import full_disk
 from tests.disks import refuse
@@ -264,7 +265,7 @@ async def test_an_operator_who_asks_for_the_table_gets_it_and_then_the_reply(tmp
 @on_loop
 async def test_an_operator_who_left_is_not_answered_and_the_deployment_goes_on(tmp_path: Path) -> None:
     async with mesh(tmp_path, **QUICK) as at:
-        sock = at.made.bare(zmq.DEALER, "operator-2")
+        sock = at.made.insider(zmq.DEALER, "operator-2", PortKind.BROKER)
         sock.connect(at.broker.addresses[-1])
         sock.send(envelope(wire.Deploy(call=5, name="m", version="2")))
         await at.controller.table(lambda table: table.models[0].target == "2")
@@ -285,7 +286,7 @@ async def test_an_operator_who_left_is_not_answered_and_the_deployment_goes_on(t
 @on_loop
 async def test_a_silent_service_leaves_the_table(tmp_path: Path) -> None:
     async with mesh(tmp_path, **QUICK) as at:
-        sock = at.made.bare(zmq.DEALER, "frontend-1")
+        sock = at.made.insider(zmq.DEALER, "frontend-1", PortKind.BROKER)
         sock.connect(at.broker.addresses[-1])
         member = wire.Member(id="frontend-1", role="frontend", host="here")
         sock.send(envelope(wire.Register(member=member)))

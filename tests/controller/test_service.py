@@ -29,7 +29,7 @@ async def test_a_worker_that_comes_before_the_broker_keeps_what_it_has_of_what_i
         service.start()
         mail = Told()
         worker: Link[wire.FromControllerToWorker, wire.ToController] = Link(
-            made.runtime().transport, "w1", "controller-1", CONTROLLER, mail, Told()
+            made.runtime().transport, "w1", service.member, CONTROLLER, mail, Told()
         )
         worker.call(service.addresses)
         has = msgspec.structs.replace(prepared("m:1", TEN_MS), content="A")

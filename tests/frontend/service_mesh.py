@@ -14,6 +14,7 @@ from frontend.client.async_client import AsyncClient
 from frontend.service import FrontendService
 from mesh import wire
 from mesh.net.links import Link
+from mesh.roles import PortKind
 from tests.frontend.client.fakes import ROW
 from tests.loops import Told
 from tests.mesh.net.brokers import Broker, Caller, package
@@ -94,8 +95,9 @@ class Mesh:
     async def begin(self) -> None:
         hello = await self.controller.hello()
         self._link = Link(
-            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told(), watch=False
-        )
+            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told(),
+            to=PortKind.RESULTS,
+        )  # fmt: skip
         self._link.call(hello.results)
         self.controller.report("m:1")
         self.controller.send(wire.Serving(added=("m:1",), removed=(), reset=True, controller="controller-1"))

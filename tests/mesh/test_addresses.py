@@ -1,32 +1,41 @@
-"""mesh/addresses.py: where a member can be called."""
+"""mesh/addresses.py: where a member says that it listens."""
 
 import pytest
 
-from mesh.addresses import are_usable, is_tcp
+from mesh.addresses import ADDRESS_LENGTH_MAX, ADDRESSES_MAX, address_fault
+
+GOOD = ("tcp://127.0.0.1:5555", "tcp://[::1]:1", "tcp://[fe80::1%eth0]:65535", "tcp://0.0.0.0:80")
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["tcp://127.0.0.1:1", "tcp://0.0.0.0:65535", "tcp://gpu-7.rack_2.example:24031", "tcp://[::1]:24031",
-     "tcp://[fe80::1%eth0]:1"],
-)  # fmt: skip
-def test_an_address_that_may_be_called(address: str) -> None:
-    assert is_tcp(address)
-    assert are_usable((address,))
-    assert are_usable(("memory://24031/controller", address))
+@pytest.mark.parametrize("address", GOOD)
+def test_an_ip_address_with_a_port_can_be_called(address: str) -> None:
+    assert address_fault([address]) == ""
+    assert address_fault(["memory://5555/results", address]) == ""
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["", "tcp://", "tcp://host", "tcp://host:", "tcp://host:0", "tcp://host:65536", "tcp://host:-1", "tcp://:1",
-     "tcp://a b:1", "tcp://host:1/path", "tcp://host:1;tcp://other:2", "garbage://x", "ipc:///tmp/x", "TCP://host:1",
-     "tcp://host:1\n", "memory://", "memory://a b", "tcp://" + "x" * 300 + ":1"],
-)  # fmt: skip
-def test_an_address_that_nobody_should_try(address: str) -> None:
-    assert not is_tcp(address)
-    assert not are_usable(("tcp://host:1", address))
+BAD = {
+    "none": [],
+    "too many": [GOOD[0]] * (ADDRESSES_MAX + 1),
+    "only in memory": ["memory://nope"],
+    "another transport": ["ipc:///tmp/x"],
+    "within ZeroMQ": ["inproc://x"],
+    "no transport": ["garbage://x"],
+    "nothing": [""],
+    "a name": ["tcp://nosuchhost.invalid:1"],
+    "any": ["tcp://*:5"],
+    "no host": ["tcp://:5"],
+    "no port": ["tcp://127.0.0.1"],
+    "port 0": ["tcp://127.0.0.1:0"],
+    "port beyond the last": ["tcp://127.0.0.1:65536"],
+    "port that is no number": ["tcp://127.0.0.1:x"],
+    "negative port": ["tcp://127.0.0.1:-1"],
+    "digits of another script": ["tcp://127.0.0.1:\u0661"],
+    "source address": ["tcp://127.0.0.1:1;127.0.0.1:2"],
+    "too long": ["memory://" + "x" * ADDRESS_LENGTH_MAX, GOOD[0]],
+    "one of two": [GOOD[0], "garbage://x"],
+}
 
 
-def test_without_an_address_for_other_processes_nobody_can_call() -> None:
-    assert not are_usable(())
-    assert not are_usable(("memory://24031/controller",))
+@pytest.mark.parametrize("addresses", BAD.values(), ids=BAD)
+def test_what_cannot_be_called_is_said(addresses: list[str]) -> None:
+    assert address_fault(addresses)

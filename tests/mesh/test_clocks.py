@@ -95,3 +95,27 @@ def test_the_error_is_at_most_half_the_difference_of_the_quickest_ways(
         here.heard(sent_s=now + offset_s, remote_delta_s=there.smallest_s, now=now + way_s)
     assert abs(here.offset_s - offset_s) <= abs(min(there_s) - min(back_s)) / 2 + 1e-6
     assert here.round_trip_s == pytest.approx(min(there_s) + min(back_s), abs=1e-6)
+
+
+@pytest.mark.parametrize("misstated_s", [1e9, 1000.5])
+def test_an_instant_that_cannot_be_moves_nothing(misstated_s: float) -> None:
+    clock = OffsetFilter()
+    clock.heard(sent_s=101.0, remote_delta_s=100.5, now=1.5)  # offset 100, round trip 1
+    clock.heard(sent_s=misstated_s, remote_delta_s=100.5, now=2.0)  # it would have come before it was sent
+    clock.heard(sent_s=102.0, remote_delta_s=-misstated_s, now=2.5)
+    assert (clock.offset_s, clock.round_trip_s) == (100.0, 1.0)
+    assert clock.age_s(sent_s=110.0, now=10.75) == 0.75
+
+
+def test_a_clock_that_jumped_is_found_again_once_the_older_samples_have_gone() -> None:
+    here, there = OffsetFilter(), OffsetFilter()  # the other clock stands still for 50 s, as in a suspended machine
+    offset_s = 100.0
+    for i in range(200):
+        now = i * 0.25
+        if i == 40:
+            offset_s -= 50.0
+        there.heard(sent_s=now, remote_delta_s=here.smallest_s, now=now + offset_s + 0.001)
+        here.heard(sent_s=now + offset_s, remote_delta_s=there.smallest_s, now=now + 0.001)
+    assert here.offset_s == pytest.approx(50.0, abs=0.01)
+    assert there.offset_s == pytest.approx(-50.0, abs=0.01)
+    assert here.round_trip_s == pytest.approx(0.002, abs=0.001)

@@ -80,3 +80,19 @@ def test_a_peer_heard_after_we_woke_keeps_its_own_time(liveness: Liveness) -> No
     liveness.wake(now=200.0, blind=True)
     assert liveness.wake(now=203.75).lost == ("b",)
     assert liveness.wake(now=204.0).lost == ("a",)
+
+
+def test_a_peer_with_a_limit_of_its_own_is_lost_by_that_and_the_others_by_theirs(liveness: Liveness) -> None:
+    liveness.watch("c", now=100.0, silence_s_max=2.0)
+    assert liveness.wake(now=101.75).lost == ()
+    assert liveness.wake(now=102.0).lost == ("c",)
+    liveness.watch("c", now=102.0)  # another link, without such a limit
+    assert liveness.wake(now=104.5).lost == ("a", "b")
+    assert liveness.wake(now=106.0).lost == ("c",)
+
+
+def test_when_a_peer_was_heard_last_is_known_while_it_is_watched(liveness: Liveness) -> None:
+    liveness.heard("a", now=101.0)
+    assert (liveness.heard_s("a"), liveness.heard_s("b"), liveness.heard_s("nobody")) == (101.0, 100.0, None)
+    liveness.forget("a")
+    assert liveness.heard_s("a") is None

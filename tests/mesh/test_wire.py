@@ -200,7 +200,20 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         gathered=True,
         clock_mhz=1980.0,
     ),
-    wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.25, answers=(ANSWER, ANSWER), rows=3),
+    wire.Outputs(
+        ref="m:1",
+        device="cpu:0",
+        batch=4,
+        exec_s=0.25,
+        answers=(ANSWER, ANSWER),
+        rows=3,
+        frontend="frontend-1",
+        number=7,
+        oldest=5,
+        again=True,
+    ),
+    wire.Taken(number=6),
+    wire.HelloRefused(code="bad_address", message="0 addresses"),
 ]
 PLACES = [(name, message) for name in UNIONS for message in MESSAGES if type(message) in typing.get_args(UNIONS[name])]
 
@@ -305,3 +318,20 @@ def test_a_message_cannot_be_changed(message: Any) -> None:
 def test_a_ref_is_a_name_and_a_version(ref: str, name: str, version: str) -> None:
     assert wire.ref_of(name, version) == ref
     assert wire.split_ref(ref) == (name, version)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        (NAN, None, 0), (INFINITY, None, 0), (-INFINITY, None, 0), (-1.0, None, 0), (1e300, None, 0),
+        (1.0, NAN, 0), (1.0, INFINITY, 0), (1.0, -1e300, 0), (1.0, None, -1), (1.0, None, 1 << 63),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", UNIONS)
+def test_an_envelope_with_an_instant_or_an_epoch_that_cannot_be_is_refused(name: str, head: tuple[Any, ...]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        DECODERS[name].decode(msgspec.msgpack.encode([*head, []]))

@@ -70,6 +70,7 @@ def snapshot(
         tried_alone=isolation.tried_alone,
         quarantines=isolation.quarantines,
         failed_s=isolation.failed_s,
+        amended=dict(telemetry.amendments),
     )
 
 

@@ -86,6 +86,7 @@ class Telemetry:
     recording: bool = False  # somebody takes the facts
     timed_out: int = 0  # given up by their frontends at their deadlines
     cancelled: int = 0  # abandoned for any other reason
+    amendments: dict[str, int] = field(default_factory=dict)  # {outcome: requests counted otherwise that ended so}
     cold: int = 0
     models: ModelTable = field(default_factory=ModelTable)
     devices: dict[str, DeviceTotals] = field(default_factory=dict)  # {worker: totals}, workers that ended an action
@@ -132,14 +133,19 @@ class Telemetry:
             error = abs(latency_s - request.predicted_s) / latency_s
             self.latency_errors.append(error)
             label.latency_error.pending.append(error)
+        outcome = IN_TIME if in_time else LATE
         if self.recording:
-            self._note(request, IN_TIME if in_time else LATE, "", end_s, action, device, result.duration_s)
+            self._note(request, outcome, "", end_s, action, device, result.duration_s)
+        if request.answered is not None and request.answered is not outcome:
+            self.amended(request.frontend, request.number, request.answered)
 
     def refused(self, request: Request, outcome: RequestOutcome, code: str, now: float) -> None:
         """The request was refused with this code. `outcome`: REJECTED or FAILED."""
         self._model(request).refuse()
         if self.recording:
             self._note(request, outcome, code, now)
+        if request.answered is not None and request.answered is not outcome:
+            self.amended(request.frontend, request.number, request.answered)
 
     def abandoned(self, request: Request, outcome: RequestOutcome, now: float) -> None:
         """Nobody waits for the request any more. `outcome`: what its client saw, or FRONTEND_LOST."""
@@ -150,9 +156,15 @@ class Telemetry:
             self.cancelled += 1
         if self.recording:
             self._note(request, outcome, "", now)
+        if request.answered is not None and request.answered is not outcome:
+            self.amended(request.frontend, request.number, request.answered)
 
     def amended(self, frontend: str, number: int, outcome: RequestOutcome) -> None:
-        """A request that has ended here ended otherwise for its client: whoever records is told, the counts stay."""
+        """A request that has ended here ended otherwise for its client: whoever records is told.
+
+        The counts of how requests ended stay, as counts never go back; how many are amended is counted beside them.
+        """
+        self.amendments[outcome] = self.amendments.get(outcome, 0) + 1
         if self.recording:
             self._facts.append(AmendedFact(frontend=frontend, request=number, outcome=outcome))
 
@@ -200,8 +212,6 @@ class Telemetry:
                 client=request.client,
             )
         )
-        if request.answered is not None and request.answered is not outcome:
-            self.amended(request.frontend, request.number, request.answered)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 

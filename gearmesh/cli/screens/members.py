@@ -26,7 +26,7 @@ GOOD = Health(text_of(("ok", "green")), good=True)
 
 def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
     """Yields (id, role, process id, health, address) of the broker and of each member."""
-    yield "broker", "broker", "", _health(view.broker, "serving goes on with the last table"), ""
+    yield "broker", "broker", "", _health(view.broker, view.why or "serving goes on with the last table"), ""
     devices = {device.worker: device for snapshot in view.snapshots.values() for device in snapshot.devices}
     named = {member.id for member in view.members}
     for controller, seconds in view.silent.items():

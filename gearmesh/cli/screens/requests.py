@@ -9,6 +9,7 @@ from rich.text import Text
 from frontend.admin import counts
 from frontend.admin.observer import View
 from gearmesh.cli.screens.changes import Change, change
+from gearmesh.cli.screens.links import unwell_links
 from gearmesh.cli.screens.members import silence
 from gearmesh.cli.screens.tables import WIDE, add_columns, end_of, titled_table
 from gearmesh.cli.terminal.consoles import text_of
@@ -109,6 +110,8 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False, 
         if dropped:
             told += text_of("; ", (f"{dropped} dropped: clients gone, or not reading", "red"))
         rows.add_row(frontend, told)
+        for peer, how in unwell_links(status):
+            rows.add_row(f"  to {peer}", how)
         _frontend(rows, status)
     table = titled_table(f"requests ({span})")
     table.show_header = False

@@ -31,7 +31,7 @@ def client(config: Settings) -> Iterator[Client]:
     """A client of the settings' frontend, which has answered a ping; exits 2 if none answers."""
     keys = config.keys()
     address = config.frontend_address
-    with Client(address, keys=(keys.public, keys.public, keys.secret) if keys else None) as session:
+    with Client(address, keys=keys.for_clients if keys else None) as session:
         if not _answers(session, REACHED_WITHIN_S):
             if not _listens(config.host, config.frontend_port):
                 usage(f"nobody answers at {address}; is the mesh up? (gearmesh up)")

@@ -8,6 +8,7 @@ import msgspec
 import zmq
 
 from mesh.net.keys import Keys
+from mesh.roles import PortKind
 
 CONNECT_S = 5.0
 QUEUED_MAX = 1_000_000  # messages each way; a message without room is reported as not sent, never waited for
@@ -32,9 +33,7 @@ class GeneratorSocket:
         for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, QUEUED_MAX), (zmq.RCVHWM, QUEUED_MAX)):
             sock.setsockopt(option, value)
         if self._keys is not None:
-            sock.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
-            sock.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
-            sock.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+            self._keys.present(sock, PortKind.CLIENTS)
         return sock
 
     def connect(self, within_s: float = CONNECT_S) -> None:

@@ -66,6 +66,9 @@ EXPECTED: dict[str, Any] = {
         (CONTROLLER, ("outcome", outcome)): count
         for outcome, count in {"in_time": 80, "late": 2, "timed_out": 6, "cancelled": 1}.items()
     },
+    "gearmesh_requests_amended_total": {
+        (CONTROLLER, ("outcome", "timed_out")): 2, (CONTROLLER, ("outcome", "cancelled")): 1,
+    },
     "gearmesh_requests_refused_total": {(("code", "deadline"), CONTROLLER): 6, (("code", "overload"), CONTROLLER): 2},
     "gearmesh_model_requests_total": {
         (CONTROLLER, ("model", "m"), ("outcome", outcome)): count
@@ -98,6 +101,12 @@ EXPECTED: dict[str, Any] = {
     "gearmesh_cancelled_total": {(WHO,): 1},
     "gearmesh_outputs_for_nobody_total": {(WHO,): 2},
     "gearmesh_connections_refused_total": {(WHO,): 6},
+    "gearmesh_link_losses_total": {(WHO,): 3},
+    "gearmesh_links_down": {(WHO,): 1},
+    "gearmesh_outputs_resent_total": {(WHO,): 12},
+    "gearmesh_outputs_doubled_total": {(WHO,): 11},
+    "gearmesh_outputs_of_others_total": {(WHO,): 10},
+    "gearmesh_results_refused_total": {(WHO,): 13},
     "gearmesh_accept_failed_total": {(WHO,): 9},
     **{
         f"gearmesh_{name}_total": {(CONTROLLER,): count}

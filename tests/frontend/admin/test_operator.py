@@ -18,7 +18,7 @@ from tests.mesh.net.processes import Processes, processes
 
 
 @contextlib.asynccontextmanager
-async def mesh(folder: Path) -> AsyncIterator[tuple[Settings, Caller]]:
+async def mesh(folder: Path) -> AsyncIterator[tuple[Settings, Caller, Processes]]:
     """The settings of a mesh whose repository has model m, and its controller."""
     package(folder / "repository", "m", "1")
     async with processes(heartbeat_ms=20.0, silence_ms_max=60_000.0) as made:
@@ -27,7 +27,7 @@ async def mesh(folder: Path) -> AsyncIterator[tuple[Settings, Caller]]:
             controller = Caller(made.runtime(), broker.addresses, "controller-1")
             controller.register("controller")
             await controller.table()
-            yield Settings(broker_port=broker.number), controller
+            yield Settings(broker_port=broker.number, data_dir=made.keys.folder), controller, made
         finally:
             broker.stop()
 
@@ -38,7 +38,7 @@ async def test_an_operator_sees_the_table(tmp_path: Path) -> None:
         with Operator(settings) as operator:
             return operator.table()
 
-    async with mesh(tmp_path) as (settings, _):
+    async with mesh(tmp_path) as (settings, _, _):
         table = await asyncio.to_thread(look, settings)
         assert [member.id for member in table.members] == ["controller-1"]
         assert [model.name for model in table.models] == ["m"]
@@ -54,7 +54,7 @@ async def test_an_operator_waits_for_the_outcome_and_is_told_that_it_still_waits
             message = wire.Deploy(call=7, name="m", version="1")
             return operator.call(message, LIMIT_S, lambda: loop.call_soon_threadsafe(waits.set) and None)
 
-    async with mesh(tmp_path) as (settings, controller):
+    async with mesh(tmp_path) as (settings, controller, _):
         call = asyncio.ensure_future(asyncio.to_thread(deploy, settings))
         await waits.wait()
         assert not call.done()
@@ -71,7 +71,7 @@ async def test_an_outcome_that_does_not_come_in_time_is_said_so(tmp_path: Path) 
         with Operator(settings) as operator, pytest.raises(TimeoutError):
             operator.call(wire.Deploy(call=1, name="m", version="1"), 0.05)
 
-    async with mesh(tmp_path) as (settings, _):
+    async with mesh(tmp_path) as (settings, _, _):
         await asyncio.to_thread(deploy, settings)
 
 
@@ -81,7 +81,7 @@ async def test_a_call_that_cannot_be_obeyed_is_answered_with_the_reason(tmp_path
         with Operator(settings) as operator:
             return operator.call(wire.Undeploy(call=1, name="x"), LIMIT_S)
 
-    async with mesh(tmp_path) as (settings, _):
+    async with mesh(tmp_path) as (settings, _, _):
         reply = await asyncio.to_thread(undeploy, settings)
         assert (reply.ok, reply.field) == (False, "name")
         assert all(name in reply.message for name in ("'x'", "m"))
@@ -111,7 +111,8 @@ async def test_a_broker_that_is_started_again_is_asked_again(
         before.link.close()
         elsewhere.stop()  # it had a port of its own, so that whoever calls the first one has not heard of it
         first, controller = await with_history(made, tmp_path / "1", isinstance(message, wire.Rollback))
-        call = asyncio.ensure_future(asyncio.to_thread(ask, Settings(broker_port=first.number)))
+        settings = Settings(broker_port=first.number, data_dir=made.keys.folder)
+        call = asyncio.ensure_future(asyncio.to_thread(ask, settings))
         await heard.wait()
         if isinstance(message, wire.Rollback):
             await controller.table(lambda table: table.models[0].target == "1")
@@ -170,7 +171,9 @@ async def test_a_broker_that_is_gone_at_the_end_of_the_wait_is_not_said_to_be_at
     async with processes(heartbeat_ms=20.0) as made:
         package(tmp_path / "repository", "m", "1")
         broker = Broker(made, tmp_path)
-        settings = Settings(broker_port=broker.number, heartbeat_ms=20.0, silence_ms_max=100.0)
+        settings = Settings(
+            broker_port=broker.number, data_dir=made.keys.folder, heartbeat_ms=20.0, silence_ms_max=100.0
+        )
         call = asyncio.ensure_future(asyncio.to_thread(deploy, settings))
         await waits.wait()
         broker.stop()
@@ -183,7 +186,7 @@ async def test_an_operator_learns_where_packages_lie_and_all_that_was_ever_serve
         with Operator(settings) as operator:
             return operator.catalogue()
 
-    async with mesh(tmp_path) as (settings, controller):
+    async with mesh(tmp_path) as (settings, controller, _):
         for version, content in (("1", "aa"), ("2", "bb")):
             package(tmp_path / "repository", "m", version)
             controller.link.send(wire.Deploy(call=int(version), name="m", version=version))
@@ -199,7 +202,7 @@ async def test_an_operator_learns_where_packages_lie_and_all_that_was_ever_serve
 
 @on_loop
 async def test_a_deployment_that_waits_says_for_what_and_a_time_out_too(tmp_path: Path) -> None:
-    async with mesh(tmp_path) as (settings, controller):
+    async with mesh(tmp_path) as (settings, _, made):
         loop = asyncio.get_running_loop()
         heard: list[wire.CallWaits] = []
         news = asyncio.Event()
@@ -216,7 +219,6 @@ async def test_a_deployment_that_waits_says_for_what_and_a_time_out_too(tmp_path
         call = asyncio.ensure_future(asyncio.to_thread(deploy))
         await news.wait()
         assert (heard[0].call, heard[0].reason) == (7, "no_worker")
-        worker = wire.Member(id="gpu_worker-1", role="gpu_worker", host="here")
-        controller.link.send(wire.Register(member=worker))
+        Caller(made.runtime(), (settings.broker_address,), "gpu_worker-1").register("gpu_worker")
         assert "m:1" in await call
         assert heard[-1].reason == "preparing"

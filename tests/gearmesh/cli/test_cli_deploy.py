@@ -66,7 +66,9 @@ async def mesh(folder: Path, shell: Path, monkeypatch: pytest.MonkeyPatch) -> As
         preparing = asyncio.create_task(prepare(controller, folder / "repository"))
 
         async def command(*words: str) -> tuple[int, str]:
-            environment = {"GEARMESH_BROKER_PORT": str(broker.number), "COLUMNS": "200"}
+            environment = {
+                "GEARMESH_BROKER_PORT": str(broker.number), "GEARMESH_DATA_DIR": str(made.keys.folder), "COLUMNS": "200"
+            }  # fmt: skip
             result = await asyncio.to_thread(CliRunner().invoke, cli.app, words, env=environment)
             assert "Traceback" not in result.output
             return result.exit_code, result.stderr or result.stdout.splitlines()[-1]  # the broker logs to stdout, too

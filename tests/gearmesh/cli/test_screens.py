@@ -14,6 +14,7 @@ from rich.table import Table
 
 from frontend.admin.observer import View
 from gearmesh.cli.screens import Screen, change, devices_table, members_line, members_table, models_table, summary
+from gearmesh.cli.screens.links import unwell_links
 from mesh import wire
 from mesh.facts import Snapshot
 from tests.facts import FRONTEND, OUTCOMES, SNAPSHOT, M, tally
@@ -261,6 +262,35 @@ def test_two_versions_of_a_model_show_its_requests_once() -> None:
     both = replace(SNAPSHOT, models=(model, replace(model, ref="m:2", rate=1.0)))
     shown = rows(models_table(None, view(both), 240, 20))
     assert (shown["m:1"]["timed_out"], shown["m:2"]["timed_out"]) == ("6", "-")
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+def test_links_that_are_down_silent_or_were_replaced_lately_are_told_of() -> None:
+    told = facts(None, view())
+    assert told["to gpu_worker-1"] == (
+        "link replaced, lost 5 s ago: it was silent for too long (2 times so far); 12 messages came again"
+    )
+    assert told["to gpu_worker-2"] == "link down, lost 70 s ago: it closed the connection"
+    assert told["to controller-1"] == "link silent for 1.3 s"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, []),
+        ({"heard_ago_s": 0.9, "lost": 1, "lost_ago_s": 61.0, "why": "left"}, []),
+        ({"up": False, "heard_ago_s": None}, [("peer", "link down, never heard")]),
+        ({"heard_ago_s": None}, []),  # in the same process
+    ],
+)
+def test_links_that_are_well_are_not_told_of(fields: dict[str, Any], told: list[tuple[str, str]]) -> None:
+    well = {
+        "peer": "peer", "role": "gpu_worker", "up": True, "heard_ago_s": 0.1, "lost": 0, "lost_ago_s": None,
+        "why": None, "resent": 0,
+    }  # fmt: skip
+    assert [(peer, how.plain) for peer, how in unwell_links({"links": [well | fields]})] == told
 
 
 # -- members ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from mesh.net.links import Link
 from mesh.net.registrar import DECODER as FROM_BROKER
 from mesh.net.registrar import Registrar
 from mesh.process.runtime import Runtime
+from mesh.roles import PortKind
 from tests.loops import Told
 from tests.mesh.net.processes import Processes, messages_of
 
@@ -35,6 +36,7 @@ class Broker:
 
     def __init__(self, made: Processes, folder: Path, number: int = 0, wall_s: Callable[[], float] = time.time) -> None:
         self.folder = folder
+        made.lend_keys(folder / "data")
         self.runtime = made.runtime(
             data_dir=folder / "data", model_repository=folder / "repository", broker_port=number
         )
@@ -59,9 +61,9 @@ class Caller:
     def __init__(self, runtime: Runtime, addresses: tuple[str, ...], identity: str) -> None:
         self.identity = identity
         self.mail, self.lost = Told(), Told()
-        self.link: Link[Any, Any] = Link(runtime.transport, identity, "broker", FROM_BROKER, self.mail, self.lost).call(
-            addresses
-        )
+        self.link: Link[Any, Any] = Link(
+            runtime.transport, identity, "broker", FROM_BROKER, self.mail, self.lost, to=PortKind.BROKER
+        ).call(addresses)
 
     def said(self) -> list[Any]:
         """All messages of the broker except heartbeats, in order."""

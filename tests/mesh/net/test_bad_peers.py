@@ -51,7 +51,7 @@ async def test_closing_one_of_two_links_to_one_peer_leaves_the_other_watched() -
         silent = made.bare(zmq.ROUTER)
         silent.bind("tcp://127.0.0.1:*")
         address = silent.getsockopt_string(zmq.LAST_ENDPOINT)
-        here = made.runtime()
+        here = made.trusting()
         first, second = (made.link(here, (address,), f"gpu_worker-{i}") for i in range(2))
         first.link.close()
         assert await second.lost.count(1) == [("controller-1", LinkLoss.SILENT)]
@@ -62,7 +62,7 @@ async def test_closing_one_of_two_links_to_one_peer_leaves_the_other_watched() -
 async def test_a_peer_that_falls_silent_is_lost_to_the_port() -> None:
     async with processes(**QUICK) as made:
         listening = made.port(made.runtime())
-        sock = made.bare(zmq.DEALER, "frontend-1")
+        sock = made.insider(zmq.DEALER, "frontend-1")
         sock.connect(listening.tcp)
         sock.send(envelope(HELLO))
         assert await listening.lost.count(1) == [("frontend-1", LinkLoss.SILENT)]
@@ -77,25 +77,9 @@ async def test_a_peer_that_never_answers_is_lost_to_the_link() -> None:
     async with processes(**QUICK) as made:
         sock = made.bare(zmq.ROUTER)
         sock.bind("tcp://127.0.0.1:*")
-        calling = made.link(made.runtime(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
+        calling = made.link(made.trusting(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
         assert await calling.lost.count(1) == [("controller-1", LinkLoss.SILENT)]
         assert not calling.link.open
-
-
-@on_loop
-async def test_a_port_that_does_not_watch_loses_nobody_and_sends_no_heartbeats() -> None:
-    async with processes(**QUICK) as made:
-        here = made.runtime()
-        unwatched, watched = made.port(here, "results", watch=False), made.port(here)
-        socks = [made.bare(zmq.DEALER, "gpu_worker-1") for _ in range(2)]
-        for sock, listening in zip(socks, (unwatched, watched), strict=True):
-            sock.connect(listening.tcp)
-            sock.send(envelope(HELLO))
-        await watched.lost.count(1)
-        await unwatched.messages(1)
-        assert unwatched.lost.items == []
-        assert unwatched.port.knows("gpu_worker-1")
-        assert socks[0].poll(0) == 0
 
 
 # -- bad peers --------------------------------------------------------------------------------------------------------
@@ -122,7 +106,7 @@ GARBAGE = {
 async def test_a_message_that_cannot_be_understood_does_a_port_no_harm(body: bytes) -> None:
     async with processes() as made:
         listening = made.port(made.runtime())
-        sock = made.bare(zmq.DEALER, "frontend-1")
+        sock = made.insider(zmq.DEALER, "frontend-1")
         sock.connect(listening.tcp)
         sock.send_multipart([body, b"frame"])
         sock.send(envelope(cancel(1)))
@@ -137,7 +121,7 @@ async def test_a_message_that_cannot_be_understood_does_a_link_no_harm(body: byt
     async with processes() as made:
         sock = made.bare(zmq.ROUTER)
         sock.bind("tcp://127.0.0.1:*")
-        calling = made.link(made.runtime(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
+        calling = made.link(made.trusting(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
         calling.link.send(HELLO)
         hub = calling.link.transport.hub
         await _until_it_can_be_read(hub.loop, sock)
@@ -161,7 +145,7 @@ async def test_a_peer_without_a_readable_name_is_refused_and_the_others_are_not(
     async with processes() as made:
         listening = made.port(made.runtime())
         for identity in (b"\xff\xfe", b"", "frontend-ü".encode()):
-            sock = made.bare(zmq.DEALER, identity)
+            sock = made.insider(zmq.DEALER, identity)
             sock.connect(listening.tcp)
             sock.send(envelope(HELLO))
         await listening.mail.until(lambda mails: any(mail.peer == "frontend-ü" for mail in mails))
@@ -194,10 +178,10 @@ async def test_a_handler_that_fails_on_one_message_still_gets_the_next() -> None
                 pass  # the second message arrives in the meantime
             raise ZeroDivisionError
 
-        listening = made.port(made.runtime(), "results", watch=False, received=fail_once)
+        listening = made.port(made.runtime(), "results", received=fail_once)
         made_loop = listening.port.transport.hub.loop
         made_loop.set_exception_handler(lambda _, fault: faults.append(type(fault["exception"])))
-        sock = made.bare(zmq.DEALER, "gpu_worker-1")
+        sock = made.insider(zmq.DEALER, "gpu_worker-1")
         sock.connect(listening.tcp)
         for number in range(3):
             sock.send(envelope(cancel(number)))
@@ -213,7 +197,7 @@ async def test_a_handler_that_fails_on_one_message_still_gets_the_next() -> None
 async def test_what_a_peer_does_not_read_waits_up_to_a_limit(reads_again: bool) -> None:
     async with processes(**QUIET) as made:
         listening = made.port(made.runtime())
-        sock = made.bare(zmq.DEALER, "frontend-1")
+        sock = made.insider(zmq.DEALER, "frontend-1")
         sock.setsockopt(zmq.RCVHWM, 1)
         sock.setsockopt(zmq.RCVBUF, 4096)
         sock.connect(listening.tcp)

@@ -17,7 +17,7 @@ async def test_all_that_has_arrived_is_in_before_anything_is_decided() -> None:
     async with processes() as made:
         here = made.runtime()
         listening = made.port(here)
-        senders = [made.bare(zmq.DEALER, f"frontend-{i}") for i in range(5)]
+        senders = [made.insider(zmq.DEALER, f"frontend-{i}") for i in range(5)]
         for i, sender in enumerate(senders):
             sender.connect(listening.tcp)
             for number in range(10):
@@ -65,7 +65,7 @@ async def test_messages_in_memory_that_cause_each_other_leave_the_sockets_their_
         calling = made.link(here, listening.addresses, "frontend-1", received=answer)
         calling.link.send(wire.Cancel(request=0))
         await listening.mail.count(1)
-        sock = made.bare(zmq.DEALER, "frontend-2")
+        sock = made.insider(zmq.DEALER, "frontend-2")
         sock.connect(listening.tcp)
         sock.send(envelope(wire.Cancel(request=2)))
         await listening.mail.until(lambda mails: any(mail.peer == "frontend-2" for mail in mails))
@@ -125,8 +125,8 @@ def is_gone(sock: "zmq.Socket[bytes]", peer: bytes) -> bool:
 @on_loop
 async def test_what_arrives_before_a_send_to_a_peer_that_is_gone_is_received() -> None:
     async with processes(**QUIET) as made:
-        listening = made.port(made.runtime(), watch=False)  # no heartbeat looks again
-        leaving, staying = (made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
+        listening = made.port(made.runtime())  # no heartbeat looks again within 5 s
+        leaving, staying = (made.insider(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
         for sock in (leaving, staying):
             sock.connect(listening.tcp)
             sock.send(envelope(cancel(1)))
@@ -142,8 +142,8 @@ async def test_what_arrives_before_a_send_to_a_peer_that_is_gone_is_received() -
 @on_loop
 async def test_what_arrives_before_a_send_to_a_peer_that_does_not_read_is_received() -> None:
     async with processes(**QUIET) as made:
-        listening = made.port(made.runtime(), watch=False)  # no heartbeat looks again
-        lazy, keen = (made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
+        listening = made.port(made.runtime())  # no heartbeat looks again within 5 s
+        lazy, keen = (made.insider(zmq.DEALER, f"frontend-{i}") for i in (1, 2))
         lazy.setsockopt(zmq.RCVHWM, 1)
         lazy.setsockopt(zmq.RCVBUF, 4096)
         for sock in (lazy, keen):

@@ -1,0 +1,86 @@
+"""Outputs that a frontend has not confirmed: kept for the link that replaces a lost one. Pure."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from mesh import wire
+from mesh.wire import Buffer
+
+BYTES_MAX = 64 << 20  # for one frontend; its confirmations come every 4 MiB, or with its heartbeats
+AGE_S_MAX = 60.0  # nobody is without a link for so long but who is gone
+
+
+class Sent(NamedTuple):
+    """One message, and the frames that belong to it."""
+
+    message: wire.Outputs
+    frames: Sequence[Buffer]
+    size: int  # bytes that stay in memory for it
+    at_s: float
+
+
+@dataclass(slots=True)
+class Unacknowledged:
+    """What one frontend was sent.
+
+    What is kept is always the latest, without a gap: where there is no room, the oldest are given up. They were sent,
+    and most likely came; if their link was lost, the frontend's own deadline answers.
+    """
+
+    number: int = 0  # of the last message; at first one below the first. Two of these for one frontend do not overlap
+    given_up: int = 0  # messages that are kept no longer though they were not confirmed
+    size: int = 0  # bytes of those kept
+    _kept: deque[Sent] = field(default_factory=deque)  # in order of their numbers, without a gap
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, message: wire.Outputs, frames: Sequence[Buffer], size: int, now: float) -> wire.Outputs:
+        """The message with its number, as it is to be sent; it is kept until it is confirmed, or given up."""
+        self.number += 1
+        self._kept.append(Sent(message, frames, size, now))
+        self.size += size
+        while self._kept and (self.size > BYTES_MAX or now - self._kept[0].at_s > AGE_S_MAX):
+            self.size -= self._kept.popleft().size
+            self.given_up += 1
+        return self._numbered(message, self.number, again=False)
+
+    def pass_by(self, message: wire.Outputs) -> wire.Outputs:
+        """The message with its number, of a link on which nothing is lost: nothing is kept."""
+        self.number += 1
+        return self._numbered(message, self.number, again=False)
+
+    def confirmed(self, number: int) -> None:
+        """The frontend has all messages up to this number."""
+        kept = self._kept
+        oldest = self.oldest
+        while kept and oldest <= number:
+            self.size -= kept.popleft().size
+            oldest += 1
+
+    def again(self) -> list[tuple[wire.Outputs, Sequence[Buffer]]]:
+        """All messages that are not confirmed, in order, as they are to be sent again."""
+        oldest = self.oldest
+        return [
+            (self._numbered(sent.message, oldest + i, again=True), sent.frames) for i, sent in enumerate(self._kept)
+        ]
+
+    @property
+    def oldest(self) -> int:
+        """The least number that may be sent again; the next one's, if nothing is kept."""
+        return self.number + 1 - len(self._kept)
+
+    def _numbered(self, message: wire.Outputs, number: int, *, again: bool) -> wire.Outputs:
+        oldest = min(number, self.oldest)
+        return msgspec.structs.replace(message, number=number, oldest=oldest, again=again)
+
+    def check(self) -> None:
+        """Asserts every invariant."""
+        assert self.size == sum(sent.size for sent in self._kept)
+        assert self.size <= BYTES_MAX
+        assert len(self._kept) <= self.number
+        assert self._kept == deque(sorted(self._kept, key=lambda sent: sent.at_s))

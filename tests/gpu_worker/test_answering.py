@@ -1,0 +1,284 @@
+"""gpu_worker/answering.py and frontend/results.py: each answer reaches its frontend once, whatever becomes of links."""
+
+import os
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from frontend.core.requests import Call, Completed, RequestTable
+from frontend.results import ResultsPort
+from gpu_worker.answering import DECODER as FROM_RESULTS
+from gpu_worker.answering import OutputLinks
+from gpu_worker.core.jobs import Done, Job
+from mesh import wire
+from mesh.net.links import Link
+from tests.black_holes import swallow_port
+from tests.loops import Told, on_loop
+from tests.mesh.net.processes import Processes, processes
+
+BRISK = {"heartbeat_ms": 20.0, "silence_ms_max": 600.0}
+SPEC = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="uint8", shape=(-1, 1)),),
+    outputs=(wire.TensorSpec(name="y", dtype="uint8", shape=(-1, 4)),),
+    batch_max=8,
+    slo_ms=1e6,
+)
+LARGE = wire.ModelSpec(
+    inputs=SPEC.inputs,
+    outputs=(wire.TensorSpec(name="y", dtype="uint8", shape=(-1, 2 * wire.INLINE_BYTES_MAX)),),
+    batch_max=8,
+    slo_ms=1e6,
+)
+
+
+class Frontend:
+    """What takes outputs in a frontend: the table and the port."""
+
+    def __init__(self, made: Processes, name: str = "frontend-1", runtime: Any = None) -> None:
+        self.name = name
+        self.table = RequestTable(10_000, 1 << 30)
+        self.done, self.malformed = Told(), Told()
+        self.runtime = runtime or made.runtime()
+        self.port = ResultsPort(self.runtime.transport, name, self.table, self._completed, self.malformed)
+        self.addresses = self.port.listen("127.0.0.1")
+
+    def _completed(self, completed: Completed, now: float) -> None:
+        self.done((completed.call.id, bytes(completed.outputs()[0])[:1]))
+
+    @property
+    def number(self) -> int:
+        return int(self.addresses[-1].rpartition(":")[2])
+
+    def opens(self, call: int, spec: wire.ModelSpec = SPEC) -> int:
+        """A request is open. Returns its number."""
+        parts = self.table.open(Call("ann", call, "m:1", spec, 1, 0.0, 1e9, False), [b"x"])
+        return parts[0].number
+
+    def link(self) -> dict[str, Any]:
+        (link,) = self.port.describe([], 1e9)
+        return link
+
+    async def until(self, holds: Any) -> None:
+        """Returns after the turn in which `holds` became true."""
+        turns = Told()
+        self.runtime.hub.on_turn(turns)
+        self.runtime.hub.schedule_turn()
+        await turns.until(lambda _: holds())
+
+
+def job(shares: dict[str, int], spec: wire.ModelSpec = SPEC) -> Job:
+    """A batch that ended well, with one row for each of these {frontend: request}; a row is full of its request."""
+    parts = tuple(
+        wire.Part(frontend=name, request=request, attempt=0, rows=1, predicted_s=0.0)
+        for name, request in shares.items()
+    )
+    action = wire.Infer(
+        action=1, ref="m:1", earliest_s=0.0, latest_s=1.0, expected_s=0.1, batch=len(parts), parts=parts
+    )
+    made = Job(action, received_s=0.0, order=1)
+    made.exec = Done(0.0, 0.1, 0.1)
+    width = spec.outputs[0].shape[1]
+    made.outputs = [memoryview(b"".join(bytes([request % 256]) * width for request in shares.values()))]
+    return made
+
+
+def worker(made: Processes, *frontends: Frontend, runtime: Any = None) -> OutputLinks:
+    links = OutputLinks((runtime or made.runtime()).transport, "gpu_worker-1", "cpu:0")
+    links.know({frontend.name: frontend.addresses for frontend in frontends})
+    return links
+
+
+def answers(*calls: int) -> list[tuple[int, bytes]]:
+    return [(call, bytes([call % 256])) for call in calls]
+
+
+@pytest.mark.parametrize("spec", [SPEC, LARGE], ids=["inline", "frames"])
+@on_loop
+async def test_what_a_half_dead_connection_swallowed_comes_again_on_the_next_one_once(spec: wire.ModelSpec) -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        calls = iter(range(1, 100))
+        sent = 0
+        for _ in range(3):
+            for _ in range(5):
+                call = next(calls)
+                links.send(job({"frontend-1": frontend.opens(call, spec)}, spec))
+                sent += 1
+            await frontend.done.count(sent)
+            assert swallow_port(frontend.number, os.getpid())
+            for _ in range(5):
+                call = next(calls)
+                links.send(job({"frontend-1": frontend.opens(call, spec)}, spec))
+                sent += 1
+            await frontend.done.count(sent)
+        assert frontend.done.items == answers(*range(1, sent + 1))
+        assert frontend.port.for_nobody == 0
+        assert frontend.port.taken.resent >= 3
+        assert frontend.malformed.items == []
+        await frontend.until(lambda: links.unconfirmed == 0)
+
+
+@on_loop
+async def test_an_answer_that_came_but_was_not_confirmed_in_time_is_taken_once() -> None:
+    async with processes(heartbeat_ms=200.0, silence_ms_max=1000.0) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        for call in range(1, 11):
+            links.send(job({"frontend-1": frontend.opens(call)}))
+        await frontend.done.count(10)
+        swallow_port(frontend.number, os.getpid())  # most likely before the frontend has said how far it came
+        links.send(job({"frontend-1": frontend.opens(11)}))
+        await frontend.done.count(11)
+        assert frontend.done.items == answers(*range(1, 12))
+        assert frontend.port.for_nobody == 0
+
+
+@on_loop
+async def test_links_tell_how_they_are() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        assert frontend.port.describe(["gpu_worker-1"], 0.0) == []
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        await frontend.done.count(1)
+        link = frontend.link()
+        assert (link["peer"], link["role"], link["up"], link["lost"]) == ("gpu_worker-1", "gpu_worker", True, 0)
+        assert link["heard_ago_s"] > 0
+        swallow_port(frontend.number, os.getpid())
+        links.send(job({"frontend-1": frontend.opens(2)}))
+        await frontend.done.count(2)
+        await frontend.until(lambda: frontend.link()["resent"] == 1)
+        link = frontend.link()
+        assert (link["up"], link["lost"]) == (True, 1)  # it was missed, or its successor was quicker
+
+
+@on_loop
+async def test_a_worker_that_leaves_is_no_lost_link() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        await frontend.done.count(1)
+        links.close()
+        await frontend.until(lambda: frontend.port.describe([], 0.0) == [])
+        assert frontend.port.losses.total == 0
+
+
+@on_loop
+async def test_within_one_process_nothing_is_kept() -> None:
+    async with processes(**BRISK) as made:
+        here = made.runtime()
+        frontend = Frontend(made, runtime=here)
+        links = worker(made, frontend, runtime=here)
+        for call in range(1, 4):
+            links.send(job({"frontend-1": frontend.opens(call)}))
+        assert links.unconfirmed == 0
+        assert await frontend.done.count(3) == answers(1, 2, 3)
+
+
+@on_loop
+async def test_two_frontends_that_name_one_address_harm_nobody() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        await frontend.done.count(1)
+        both = {"frontend-1": frontend.addresses, "frontend-2": frontend.addresses[-1:]}
+        links.know(both)
+        for call in range(2, 12):  # the other one's requests have the same numbers
+            request = frontend.opens(call)
+            links.send(job({"frontend-2": request, "frontend-1": request}))
+        await frontend.done.count(11)
+        assert frontend.done.items == answers(*range(1, 12))
+        await frontend.until(lambda: frontend.port.refused > 0)
+        links.know({"frontend-1": frontend.addresses})
+        links.send(job({"frontend-1": frontend.opens(12)}))
+        await frontend.done.count(12)
+        assert (frontend.port.losses.total, frontend.port.for_nobody) == (0, 0)
+
+
+@on_loop
+async def test_outputs_for_another_frontend_are_not_taken_for_ones_own() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        link: Link[Any, Any] = Link(
+            made.runtime().transport, "gpu_worker-1", "frontend-1", FROM_RESULTS, Told(), Told()
+        )
+        link.call(frontend.addresses)
+        request = frontend.opens(1)
+        answer = wire.Answer(request=request, attempt=0, rows=1, predicted_s=0.0, frames=1)
+        blank = wire.Outputs(ref="m:1", device="cpu:0", batch=1, exec_s=0.0, answers=(answer,))
+        link.send(replace(blank, frontend="frontend-2"), [b"\7" * 4])
+        link.send(replace(blank, frontend="frontend-1"), [b"\1" * 4])
+        assert await frontend.done.count(1) == answers(1)
+        assert (frontend.port.taken.misaddressed, frontend.port.for_nobody) == (1, 0)
+
+
+UNUSABLE = {
+    "none": (),
+    "unknown transport": ("garbage://x",),
+    "a name that nobody knows": ("tcp://nosuchhost.invalid:1",),
+    "only in memory": ("memory://nope",),
+    "port 0": ("tcp://127.0.0.1:0",),
+    "nobody listens": ("tcp://127.0.0.1:1",),
+}
+
+
+@pytest.mark.parametrize("addresses", UNUSABLE.values(), ids=UNUSABLE)
+@on_loop
+async def test_a_frontend_whose_address_cannot_be_used_costs_the_others_nothing(addresses: tuple[str, ...]) -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        links.know({"frontend-0": addresses, "frontend-1": frontend.addresses})
+        for call in range(1, 11):
+            links.send(job({"frontend-0": call, "frontend-1": frontend.opens(call)}))
+        assert await frontend.done.count(10) == answers(*range(1, 11))
+
+
+@on_loop
+async def test_a_frontend_that_moved_gets_at_its_new_address_what_it_has_not_confirmed() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = OutputLinks(made.runtime().transport, "gpu_worker-1", "cpu:0")
+        links.know({"frontend-1": ("tcp://127.0.0.1:1",)})
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        links.know({"frontend-1": frontend.addresses})
+        links.send(job({"frontend-1": frontend.opens(2)}))
+        assert await frontend.done.count(2) == answers(1, 2)
+        frontend.port.close()
+        links.know({})
+
+
+@on_loop
+async def test_a_frontend_that_a_new_controller_does_not_know_yet_goes_on_getting_its_answers() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        links.send(job({"frontend-1": frontend.opens(2)}))
+        links.know({})  # that controller's first word
+        links.send(job({"frontend-1": frontend.opens(3)}))
+        links.know({"frontend-1": frontend.addresses})
+        links.send(job({"frontend-1": frontend.opens(4)}))
+        assert await frontend.done.count(4) == answers(1, 2, 3, 4)
+        assert frontend.port.refused == 0
+
+
+@on_loop
+async def test_a_frontend_that_was_taken_for_gone_gets_answers_again() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        links = worker(made, frontend)
+        for call in range(1, 6):
+            links.send(job({"frontend-1": frontend.opens(call)}))
+        await frontend.done.count(5)
+        swallow_port(frontend.number, os.getpid())
+        links.know({})
+        await frontend.until(lambda: links.frontends == 0)  # its link is lost, and nobody names it
+        links.know({"frontend-1": frontend.addresses})
+        links.send(job({"frontend-1": frontend.opens(6)}))
+        assert await frontend.done.count(6) == answers(*range(1, 7))
+        assert frontend.port.taken.doubles == 0
