@@ -13,6 +13,7 @@ from gpu_worker.answering import OutputLinks
 from gpu_worker.core.jobs import Done, Job
 from mesh import wire
 from mesh.net.links import Link
+from mesh.roles import PortKind
 from tests.black_holes import swallow_port
 from tests.loops import Told, on_loop
 from tests.mesh.net.processes import Processes, processes
@@ -204,7 +205,7 @@ async def test_outputs_for_another_frontend_are_not_taken_for_ones_own() -> None
     async with processes(**BRISK) as made:
         frontend = Frontend(made)
         link: Link[Any, Any] = Link(
-            made.runtime().transport, "gpu_worker-1", "frontend-1", FROM_RESULTS, Told(), Told()
+            made.runtime().transport, "gpu_worker-1", "frontend-1", FROM_RESULTS, Told(), Told(), to=PortKind.RESULTS
         )
         link.call(frontend.addresses)
         request = frontend.opens(1)
