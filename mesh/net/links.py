@@ -219,15 +219,22 @@ class Port(Generic[In, Out]):
         if self._me and identity.peer and identity.peer != self._me:
             return LinkRefusal.CALLS_ANOTHER
         line = self._lines.get(identity.member)
-        if holder is not None:
-            if not self._may_speak(holder, identity.member):
-                return LinkRefusal.NOT_ITS_KEY
-            others = line is not None and line.holder is not None and line.holder.key != holder.key
-            if others and self._key_of(identity.member) != holder.key:
-                return LinkRefusal.NOT_ITS_KEY  # of those who may speak for a member that is not known the first stays
+        if holder is not None and not self._holds(holder, identity.member, line):
+            return LinkRefusal.NOT_ITS_KEY
         if line is None or identity.number > line.number or line.number == identity.number == 0:
             return None
         return LinkRefusal.OLDER
+
+    def _holds(self, holder: Holder, member: str, line: Line | None) -> bool:
+        """Whether a connection with this key may speak for the member, who has this line now."""
+        if not self._may_speak(holder, member):
+            return False
+        if line is None or line.holder is None:
+            return True
+        if line.other is not None:
+            return False  # from outside nobody poses as a member in this process
+        # of those who may speak for a member that has not registered yet, the first one stays
+        return line.holder.key == holder.key or self._key_of(member) == holder.key
 
     def _may_speak(self, holder: Holder, member: str) -> bool:
         return may_speak(holder, member, self._key_of(member)) and self.transport.hub.admits(holder)

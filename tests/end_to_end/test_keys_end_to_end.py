@@ -21,6 +21,7 @@ from frontend.client.client import RequestError
 from frontend.client.defaults import read_keys
 from gearmesh.operations.meshes import Mesh
 from mesh import wire
+from mesh.identities import named
 from mesh.net.key_folder import add_key, revoke
 from mesh.net.keys import Keys
 from mesh.net.links import REFUSED
@@ -43,9 +44,11 @@ class Rogue:
         self._context = zmq.Context()
 
     @contextlib.contextmanager
-    def calling(self, address: str, identity: str, kind: PortKind, peer: str = "") -> "Iterator[zmq.Socket[bytes]]":
+    def calling(
+        self, address: str, identity: str | bytes, kind: PortKind, peer: str = ""
+    ) -> "Iterator[zmq.Socket[bytes]]":
         sock = self._context.socket(zmq.DEALER)
-        sock.setsockopt_string(zmq.ROUTING_ID, identity)
+        sock.setsockopt(zmq.ROUTING_ID, identity.encode() if isinstance(identity, str) else identity)
         sock.linger, sock.rcvtimeo = 0, int(LIMIT_S * 1e3)
         if self.keys is not None:
             self.keys.present(sock, kind, peer)
@@ -126,6 +129,7 @@ def test_each_key_does_what_its_role_says_and_nothing_else(tmp_path: Path) -> No
     folder, device = tmp_path / "keys", emulated_device(tmp_path)
     Keys.make(folder)
     alice, box = add_key(folder, "alice", (Role.CLIENT,)), add_key(folder, "box", (Role.WORKER,))
+    other = add_key(folder, "box-2", (Role.WORKER,))
     operator = add_key(folder, "olga", (Role.OPERATOR,))
     emulated_model(tmp_path / "models", "m")
 
@@ -147,6 +151,8 @@ def test_each_key_does_what_its_role_says_and_nothing_else(tmp_path: Path) -> No
             assert "takes keys with the role" in output
             # a worker's key: a worker, of its own name
             await rogue_worker(Rogue(Keys.read(box)), broker, members)
+            # another worker's key: nobody who is connected
+            await hijacker(Rogue(Keys.read(other)), members)
             assert await is_served(running.address, read_keys(alice))
             # an operator's
             code, output = await gearmesh(of(running, GEARMESH_KEYS_DIR=operator), "status")
@@ -187,6 +193,23 @@ async def rogue_worker(rogue: Rogue, broker: str, members: dict[str, wire.Member
         sock.send(said(wire.Register(member=member), wire.Register(member=posing)))
         sock.send(said(wire.Undeploy(call=2, name="m")))
         await asyncio.to_thread(sock.recv)  # it came behind them
+    rogue.close()
+
+
+async def hijacker(rogue: Rogue, members: dict[str, wire.Member]) -> None:
+    """Speaks in the name of the connected worker, on a newer link as it seems: nobody listens, and nobody answers."""
+    controller, frontend, worker = (members[role] for role in ("controller", "frontend", "gpu_worker"))
+    outputs = wire.Outputs(ref="m:1", device="forged", batch=1, exec_s=0.0, answers=())
+    for name in (worker.id.encode(), named(worker.id, 10**9, "ab", controller.id)):
+        with rogue.calling(tcp(controller, "control"), name, PortKind.CONTROL, controller.id) as sock:
+            for _ in range(3):
+                sock.send(said(wire.Heartbeat(), wire.Goodbye()))
+            assert not await asyncio.to_thread(sock.poll, 300)
+    with rogue.calling(
+        tcp(frontend, "results"), named(worker.id, 10**9, "ab", frontend.id), PortKind.RESULTS, frontend.id
+    ) as sock:
+        sock.send(said(outputs, wire.Goodbye()))
+        assert not await asyncio.to_thread(sock.poll, 300)
     rogue.close()
 
 

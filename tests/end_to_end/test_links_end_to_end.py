@@ -16,6 +16,8 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import Prediction
 from gearmesh.operations.meshes import Mesh
 from mesh import wire
+from mesh.net.keys import Keys
+from mesh.roles import PortKind
 from scripts.rigs.meshes import LONG_MS, emulated_device, emulated_model, gearmesh, run_with_mesh, until
 from tests.black_holes import swallow_port
 
@@ -108,13 +110,14 @@ def test_controller_and_frontend_count_alike_what_a_half_dead_connection_cost(tm
 
 
 class Rogue:
-    """A process that speaks to the controller as a frontend does."""
+    """A process with the keys of the mesh, which speaks to the controller as a frontend does."""
 
-    def __init__(self, running: Mesh, seen: Any, results: tuple[str, ...]) -> None:
+    def __init__(self, keys: Keys, seen: Any, results: tuple[str, ...]) -> None:
         (controller,) = [member for member in seen["members"] if member["role"] == "controller"]
         self._context = zmq.Context()
         self._sock = self._context.socket(zmq.DEALER)
         self._sock.setsockopt(zmq.ROUTING_ID, b"frontend-rogue")
+        keys.present(self._sock, PortKind.CONTROL, controller["id"])
         self._sock.connect(controller["endpoints"]["control"][-1])
         self.results = results
         self.say(wire.FrontendHello(member="frontend-rogue", host="h", results=results))
@@ -155,8 +158,8 @@ BAD = {
 def test_frontends_that_name_what_is_not_theirs_harm_nobody(tmp_path: Path) -> None:
     emulated_model(tmp_path / "repository", "a")
 
-    async def beside(running: Mesh, seen: Any, client: AsyncClient, results: tuple[str, ...], refused: bool) -> None:
-        rogue = Rogue(running, seen, results)
+    async def beside(seen: Any, client: AsyncClient, results: tuple[str, ...], refused: bool) -> None:
+        rogue = Rogue(Keys.of_data_dir(tmp_path / "data", make=False), seen, results)
         try:
             told = await asyncio.to_thread(rogue.hears, "hello_refused" if refused else "serving")
             assert told
@@ -171,9 +174,9 @@ def test_frontends_that_name_what_is_not_theirs_harm_nobody(tmp_path: Path) -> N
             assert set(await load(client, 0.2, LONG_MS)) == {"ok"}
             seen = await status(running)
             for results in BAD.values():
-                await beside(running, seen, client, results, True)
-            await beside(running, seen, client, results_of(seen), False)
-            await beside(running, seen, client, ("tcp://127.0.0.1:1",), False)
+                await beside(seen, client, results, True)
+            await beside(seen, client, results_of(seen), False)
+            await beside(seen, client, ("tcp://127.0.0.1:1",), False)
             assert set(await load(client, 0.5, LONG_MS)) == {"ok"}
             (told,) = (await status(running))["frontends"].values()
             assert (told["link_losses"], told["outputs_resent"], told["computed_for_nobody"]) == (0, 0, 0)

@@ -1,12 +1,16 @@
 """mesh/net/transport.py, mesh/net/memory.py: a process is as small after a flood of garbage as before."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import zmq
 
+from mesh.net.keys import Keys
+from mesh.roles import PortKind
 from scripts import ROOT
 from tests.loops import LIMIT_S
 
@@ -28,10 +32,14 @@ def ask(child: "subprocess.Popen[str]", line: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("names", ["each its own", "all the same"])
-def test_memory_returns_after_a_flood(names: str) -> None:
+def test_memory_returns_after_a_flood(tmp_path: Path, names: str) -> None:
     command = [sys.executable, "-m", "tests.mesh.net.flooded"]
+    keys = Keys.of_data_dir(tmp_path, make=True)
+    environment = {**os.environ, "GEARMESH_DATA_DIR": str(tmp_path)}
     context = zmq.Context()
-    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -44,6 +52,7 @@ def test_memory_returns_after_a_flood(names: str) -> None:
                 sock = context.socket(zmq.DEALER)
                 sock.setsockopt(zmq.ROUTING_ID, b"frontend-1" if names == "all the same" else b"frontend-%d" % i)
                 sock.setsockopt(zmq.LINGER, 5_000)
+                keys.present(sock, PortKind.CONTROL)
                 sock.connect(address)
                 socks.append(sock)
                 for _ in range(MESSAGES):

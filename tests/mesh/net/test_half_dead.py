@@ -71,7 +71,7 @@ async def test_a_newer_link_of_a_member_takes_the_place_of_one_that_is_half_dead
 
 
 def dealer(made: Any, listening: Listening, number: int, peer: str = "controller-1", nonce: str = "ab") -> Any:
-    sock = made.bare(zmq.DEALER, named("frontend-1", number, nonce, peer))
+    sock = made.insider(zmq.DEALER, named("frontend-1", number, nonce, peer))
     sock.connect(listening.tcp)
     return sock
 
@@ -107,7 +107,7 @@ async def test_who_does_not_know_the_name_of_a_members_link_does_not_take_its_pl
         first = dealer(made, listening, 1)
         first.send(envelope(cancel(1)))
         await listening.messages(1)
-        thief = made.bare(zmq.DEALER, name)
+        thief = made.insider(zmq.DEALER, name)
         thief.connect(listening.tcp)
         thief.send(envelope(cancel(2)))
         await listening_refuses(listening, 1)

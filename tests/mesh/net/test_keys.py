@@ -17,6 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.errors import SettingsError
+from mesh.identities import named
 from mesh.net.key_folder import add_key, allowed, revoke
 from mesh.net.keys import LOCAL, Keys
 from mesh.net.links import REFUSED
@@ -24,7 +25,7 @@ from mesh.net.sockets import Hub
 from mesh.process.settings import Settings
 from mesh.roles import ALL_ROLES, PortKind, Role, may_call
 from tests.loops import LIMIT_S, on_loop
-from tests.mesh.net.processes import LIMIT_MS, Calling, Listening, Processes, envelope, processes
+from tests.mesh.net.processes import LIMIT_MS, Calling, Listening, Processes, envelope, messages_of, processes
 
 HELLO = wire.FrontendHello(member="frontend-1", host="here", results=())
 MEMBERS = {Role.WORKER: "gpu_worker-1", Role.FRONTEND: "frontend-1", Role.OPERATOR: "operator-1"}
@@ -252,6 +253,34 @@ async def test_who_came_before_the_table_is_heard_and_lost_once_the_table_names_
         listening.port.recheck()
         assert await listening.lost.count(1) == [("gpu_worker-1", LinkLoss.NOT_ITS_KEY)]
         assert listening.port.knows("gpu_worker-2")
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("number", [0, 1, 10**9])
+@on_loop
+async def test_another_key_takes_no_connected_members_place_whatever_number_its_link_has(
+    folder: Path, registered: bool, number: int
+) -> None:
+    own, others = (add_key(folder, name, (Role.WORKER,)) for name in ("box", "box-2"))
+    known = {"gpu_worker-1": Keys.read(own).public.decode()} if registered else {}
+    async with processes() as made:
+        listening = made.port(
+            made.runtime(keys_dir=str(folder)), me="controller-1", key_of=lambda member: known.get(member, "")
+        )
+        victim = made.link(made.runtime(keys_dir=str(own)), listening.addresses, "gpu_worker-1")
+        victim.link.send(HELLO)
+        await listening.messages(1)
+        name = named("gpu_worker-1", number, "ab", "controller-1") if number else b"gpu_worker-1"
+        rogue = made.bare(zmq.DEALER, name)
+        Keys.read(others).present(rogue, PortKind.CONTROL, "controller-1")
+        rogue.connect(listening.tcp)
+        rogue.send(envelope(wire.Cancel(request=1)))
+        await until_not_heard(listening, victim)
+        listening.port.send("gpu_worker-1", wire.Introduce())
+        assert await victim.messages(1) == [wire.Introduce()]
+        assert all(message == HELLO for message in messages_of(listening.mail.items))
+        assert rogue.poll(0) == 0
+        assert (listening.port.superseded, listening.lost.items) == (0, [])
 
 
 @on_loop

@@ -126,7 +126,7 @@ async def test_two_lines_that_fail_in_one_turn_are_told_of_once_each_though_one_
         mail = Told()
         port: Port[Any, Any] = Port(here.transport, "control", TO_CONTROLLER, mail, forget_all)
         address = port.listen("127.0.0.1", 0, "GEARMESH_CONTROLLER_PORT")[-1]
-        leaving = [made.bare(zmq.DEALER, f"frontend-{i}") for i in (1, 2)]
+        leaving = [made.insider(zmq.DEALER, f"frontend-{i}") for i in (1, 2)]
         for sock in leaving:
             sock.connect(address)
             sock.send(envelope(HELLO))
@@ -189,7 +189,7 @@ async def test_a_peer_for_which_too_many_bytes_wait_is_lost() -> None:
 async def test_what_a_full_peer_was_sent_is_encoded_once_and_arrives_in_order() -> None:
     async with processes(**QUIET) as made:
         listening = made.port(made.runtime())
-        sock = made.bare(zmq.DEALER, "frontend-1")
+        sock = made.insider(zmq.DEALER, "frontend-1")
         sock.setsockopt(zmq.RCVHWM, 1)
         sock.setsockopt(zmq.RCVBUF, 4096)
         sock.connect(listening.tcp)
@@ -222,7 +222,7 @@ def envelope_messages(body: bytes) -> Any:
 async def test_what_was_handed_over_before_a_port_closed_arrives() -> None:
     async with processes(**PATIENT) as made:
         listening = made.port(made.runtime())
-        sock = made.bare(zmq.DEALER, "frontend-1")
+        sock = made.insider(zmq.DEALER, "frontend-1")
         sock.connect(listening.tcp)
         sock.send(envelope(HELLO))
         await listening.messages(1)
@@ -246,7 +246,7 @@ async def test_a_peer_that_goes_on_sending_garbage_is_cut_off_and_others_are_not
         listening, calling = pair(made, "zeromq")
         calling.link.send(cancel(1))
         await listening.messages(1)
-        sock = made.bare(zmq.DEALER, "frontend-9")
+        sock = made.insider(zmq.DEALER, "frontend-9")
         monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         sock.connect(listening.tcp)
         if member:
@@ -270,7 +270,7 @@ async def test_a_link_whose_peer_goes_on_sending_garbage_is_given_up() -> None:
     async with processes(**PATIENT) as made:
         sock = made.bare(zmq.ROUTER)
         sock.bind("tcp://127.0.0.1:*")
-        calling = made.link(made.runtime(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
+        calling = made.link(made.trusting(), (sock.getsockopt_string(zmq.LAST_ENDPOINT),))
         calling.link.send(HELLO)
         await hears(sock)
         identity, *_ = sock.recv_multipart()
