@@ -30,7 +30,7 @@ class LineBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Told(Generic[Line]):
+class LoggedLine(Generic[Line]):
     """A line to be written."""
 
     line: Line
@@ -84,15 +84,15 @@ class Period(Generic[Line]):
         """Whether a line was folded."""
         return self.others.folded > 0 or any(share.folded for share in self.shares.values())
 
-    def told(self, now: float) -> list[Told[Line]]:
+    def told(self, now: float) -> list[LoggedLine[Line]]:
         """A line for each of the TOLD_MAX peers with the most folded lines, and one for all others."""
         over_s = now - self.began_s
         folded = sorted((share for share in self.shares.values() if share.folded), key=lambda share: -share.folded)
-        told = [Told(share.last, share.folded, over_s) for share in folded[:TOLD_MAX] if share.last is not None]
+        told = [LoggedLine(share.last, share.folded, over_s) for share in folded[:TOLD_MAX] if share.last is not None]
         rest = [*folded[TOLD_MAX:], self.others]
         last = next((share.last for share in reversed(rest) if share.last is not None), None)
         if last is not None:
-            told.append(Told(last, sum(share.folded for share in rest), over_s, several=True))
+            told.append(LoggedLine(last, sum(share.folded for share in rest), over_s, several=True))
         return told
 
 
@@ -106,26 +106,26 @@ class Repeats(Generic[Line]):
         self._folding: dict[str, None] = {}  # events with folded lines, in the order in which they will be told
         self.folded = 0  # lines so far that were not written
 
-    def said(self, event: str, peer: str, line: Line, *, now: float) -> list[Told[Line]]:
+    def said(self, event: str, peer: str, line: Line, *, now: float) -> list[LoggedLine[Line]]:
         """The lines to be written now: what was folded in the event's last period, and this one if it passes."""
         key = event if event in self._periods or len(self._periods) < EVENTS_MAX or self._forget(now) else ""
         period = self._periods.get(key)
-        told: list[Told[Line]] = []
+        told: list[LoggedLine[Line]] = []
         if period is None:
             period = self._periods[key] = Period(now, self._budget(key))
         elif now - period.began_s >= PERIOD_S:
             told = self._end(key, period, now)
             period = self._periods[key]
         if period.take(peer, line):
-            told.append(Told(line))
+            told.append(LoggedLine(line))
         else:
             self.folded += 1
             self._folding[key] = None
         return told
 
-    def wake(self, *, now: float) -> list[Told[Line]]:
+    def wake(self, *, now: float) -> list[LoggedLine[Line]]:
         """What was folded in periods that are over."""
-        told: list[Told[Line]] = []
+        told: list[LoggedLine[Line]] = []
         for event in [key for key in self._folding if now - self._periods[key].began_s >= PERIOD_S]:
             told += self._end(event, self._periods[event], now)
         return told
@@ -134,11 +134,11 @@ class Repeats(Generic[Line]):
         """When `wake` next has something to say; None: never."""
         return min((self._periods[event].began_s + PERIOD_S for event in self._folding), default=None)
 
-    def close(self, *, now: float) -> list[Told[Line]]:
+    def close(self, *, now: float) -> list[LoggedLine[Line]]:
         """All that is folded by now."""
         return [told for event in list(self._folding) for told in self._end(event, self._periods[event], now)]
 
-    def _end(self, event: str, period: Period[Line], now: float) -> list[Told[Line]]:
+    def _end(self, event: str, period: Period[Line], now: float) -> list[LoggedLine[Line]]:
         """The period is over, and another one begins. Returns what was folded."""
         budget = self._budget(event)
         lasts = period.folds and now - period.began_s < 2 * PERIOD_S

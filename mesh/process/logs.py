@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from mesh.printable import printable
-from mesh.repeats import LineBudget, Repeats, Told
+from mesh.repeats import LineBudget, Repeats, LoggedLine
 
 if TYPE_CHECKING:
     from mesh.process.output import Output
@@ -56,7 +56,7 @@ class Lines:
     def __call__(self, logger: object, method: str, event: Event) -> str:
         """The lines to be written. Raises: DropEvent, if there is none."""
         if method == "debug":  # whoever asks for these wants all of them
-            return self.rendered(Told((method, event)))
+            return self.rendered(LoggedLine((method, event)))
         name = str(event.get("event", ""))
         peer = " ".join(str(event[field])[:PEER_MAX] for field in PEERS if field in event)
         with self._lock:
@@ -74,11 +74,11 @@ class Lines:
         with self._lock:
             self._write(self._repeats.close(now=_now()))
 
-    def _write(self, told: Sequence[Told[tuple[str, Event]]]) -> None:
+    def _write(self, told: Sequence[LoggedLine[tuple[str, Event]]]) -> None:
         for each in told:
             self._file.write(self.rendered(each) + "\n")
 
-    def rendered(self, told: Told[tuple[str, Event]]) -> str:
+    def rendered(self, told: LoggedLine[tuple[str, Event]]) -> str:
         """The line as text."""
         method, event = told.line
         if told.folded:
@@ -159,7 +159,7 @@ def set_up(settings: "Settings", service: str, output: "Output | None" = None) -
     if output is not None:
         output.last.append(lines.tell)
         output.out.notice = lambda dropped: (
-            lines.rendered(Told(("warning", {"event": "log_lines_dropped", "lines": dropped}))) + "\n"
+            lines.rendered(LoggedLine(("warning", {"event": "log_lines_dropped", "lines": dropped}))) + "\n"
         )
     global _current
     _current = lines, output

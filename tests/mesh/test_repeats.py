@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from mesh.repeats import EVENTS_MAX, FLOOD_SHARE, PERIOD_S, TOLD_MAX, LineBudget, Repeats, Told
+from mesh.repeats import EVENTS_MAX, FLOOD_SHARE, PERIOD_S, TOLD_MAX, LineBudget, Repeats, LoggedLine
 
 FEW = LineBudget(lines=6, of_one=3)
 
@@ -15,7 +15,9 @@ def repeats() -> Repeats[str]:
     return Repeats({"e": FEW, "f": FEW})
 
 
-def said(core: Repeats[str], count: int, *, event: str = "e", peer: str = "p", now: float = 0.0) -> list[Told[str]]:
+def said(
+    core: Repeats[str], count: int, *, event: str = "e", peer: str = "p", now: float = 0.0
+) -> list[LoggedLine[str]]:
     """What is written when a peer causes so many lines, the texts of which are counted."""
     told = [each for i in range(count) for each in core.said(event, peer, f"{peer}{i}", now=now)]
     core.check()
@@ -24,10 +26,10 @@ def said(core: Repeats[str], count: int, *, event: str = "e", peer: str = "p", n
 
 def test_the_first_lines_pass_and_the_rest_is_told_at_the_end_of_the_period_by_the_last_one() -> None:
     core = repeats()
-    assert said(core, 5) == [Told("p0"), Told("p1"), Told("p2")]
+    assert said(core, 5) == [LoggedLine("p0"), LoggedLine("p1"), LoggedLine("p2")]
     assert core.wake_at() == PERIOD_S
     assert core.wake(now=PERIOD_S - 1e-6) == []
-    assert core.wake(now=PERIOD_S) == [Told("p4", folded=2, over_s=PERIOD_S)]
+    assert core.wake(now=PERIOD_S) == [LoggedLine("p4", folded=2, over_s=PERIOD_S)]
     assert (core.folded, core.wake_at(), core.wake(now=2 * PERIOD_S)) == (2, None, [])
 
 
@@ -41,14 +43,14 @@ def test_no_event_takes_what_belongs_to_another_one() -> None:
     core = repeats()
     for peer in range(1000):
         said(core, 1, peer=f"p{peer}")
-    assert said(core, 1, event="device_lost") == [Told("p0")]
+    assert said(core, 1, event="device_lost") == [LoggedLine("p0")]
 
 
 def test_peers_that_come_when_the_budget_is_spent_are_told_together() -> None:
     core = repeats()
     for peer in "abcdefghij":
         said(core, 1, peer=peer)
-    assert core.wake(now=PERIOD_S) == [Told("j0", folded=4, over_s=PERIOD_S, several=True)]
+    assert core.wake(now=PERIOD_S) == [LoggedLine("j0", folded=4, over_s=PERIOD_S, several=True)]
 
 
 def test_the_loudest_peers_are_told_one_by_one_and_the_others_together() -> None:
@@ -63,7 +65,7 @@ def test_the_loudest_peers_are_told_one_by_one_and_the_others_together() -> None
 def test_a_line_after_the_period_tells_first_what_was_folded_in_it() -> None:
     core = repeats()
     said(core, 5)
-    assert core.said("e", "p", "new", now=PERIOD_S) == [Told("p4", folded=2, over_s=PERIOD_S), Told("new")]
+    assert core.said("e", "p", "new", now=PERIOD_S) == [LoggedLine("p4", folded=2, over_s=PERIOD_S), LoggedLine("new")]
 
 
 def test_while_a_flood_lasts_little_passes_and_once_it_is_over_all_does() -> None:
@@ -88,7 +90,7 @@ def test_all_that_is_folded_is_told_at_the_end() -> None:
     core = repeats()
     said(core, 5)
     said(core, 4, event="f", now=1.0)
-    assert core.close(now=2.0) == [Told("p4", folded=2, over_s=2.0), Told("p3", folded=1, over_s=1.0)]
+    assert core.close(now=2.0) == [LoggedLine("p4", folded=2, over_s=2.0), LoggedLine("p3", folded=1, over_s=1.0)]
     assert core.close(now=3.0) == []
 
 
@@ -98,7 +100,7 @@ def test_names_of_events_that_never_end_take_no_more_than_their_room() -> None:
     core.check()
     assert len(told) < 2 * EVENTS_MAX
     assert sum(each.folded for each in core.close(now=1.0)) == 10 * EVENTS_MAX - len(told)
-    assert core.said("another", "", "line", now=PERIOD_S) == [Told("line")], "those that are over made room"
+    assert core.said("another", "", "line", now=PERIOD_S) == [LoggedLine("line")], "those that are over made room"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -214,6 +214,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
     ),
     wire.Taken(number=6),
     wire.HelloRefused(code="bad_address", message="0 addresses"),
+    wire.IntakeLag(lag_s=0.02),
 ]
 PLACES = [(name, message) for name in UNIONS for message in MESSAGES if type(message) in typing.get_args(UNIONS[name])]
 

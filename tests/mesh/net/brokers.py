@@ -1,6 +1,7 @@
 """A broker inside the test's process, and links that call it."""
 
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class Registered:
 
 def listens(identity: str) -> dict[str, tuple[str, ...]]:
     """Endpoints of a member: no two of them listen at one address."""
-    return {"control": (f"tcp://{identity}:1",)}
+    return {"control": (f"tcp://127.0.0.1:{1 + zlib.crc32(identity.encode()) % 65_535}",)}
 
 
 def members(table: wire.Table) -> list[str]:
