@@ -17,7 +17,7 @@ def needed(message: wire.ToBroker) -> frozenset[Role]:
     match message:
         case wire.Register():
             role = SPEAKERS.get(message.member.role)
-            return frozenset((role,)) if role is not None else frozenset()
+            return frozenset((role,)) if role is not None else ALL_ROLES  # why there is no such role is told to all
         case wire.Heartbeat() | wire.Goodbye():
             return ALL_ROLES
         case wire.Deploy() | wire.Undeploy() | wire.Rollback() | wire.GetTable() | wire.GetCatalogue():

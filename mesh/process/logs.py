@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from mesh.printable import printable
-from mesh.repeats import LineBudget, Repeats, LoggedLine
+from mesh.repeats import LineBudget, LoggedLine, Repeats
 
 if TYPE_CHECKING:
     from mesh.process.output import Output

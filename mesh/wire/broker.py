@@ -51,7 +51,7 @@ class Member(Message, frozen=True, kw_only=True):
     pid: Count = 0
     offer: Offer | None = None  # of a worker that is a container
     child: ChildState | None = None  # of a container
-    key: str = ""  # with which it has registered; set by the broker, whatever the member says
+    key: Id = ""  # with which it has registered; set by the broker, whatever the member says
 
 
 class ModelEntry(Message, frozen=True, kw_only=True):

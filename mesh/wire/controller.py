@@ -84,8 +84,8 @@ class ClientSuspected(Message, frozen=True, kw_only=True, tag="client_suspected"
 class HelloRefused(Message, frozen=True, kw_only=True, tag="hello_refused"):
     """Controller -> frontend: what your Hello says cannot be; nothing of yours is planned until another one comes."""
 
-    code: str  # a ReplyCode
-    message: str
+    code: Code  # a ReplyCode
+    message: Text
 
 
 class Serving(Message, frozen=True, kw_only=True, tag="serving"):
@@ -100,7 +100,7 @@ class Serving(Message, frozen=True, kw_only=True, tag="serving"):
 class IntakeLag(Message, frozen=True, kw_only=True, tag="intake_lag"):
     """Controller -> frontend: your mail waits until I take it in. Told while that is long, and once after."""
 
-    lag_s: float
+    lag_s: Duration
 
 
 class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask_snapshot"):

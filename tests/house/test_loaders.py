@@ -28,7 +28,8 @@ ALLOWED = {
     # modules of ours, or of installed libraries, by constant names
     ("gpu_worker/devices/execution/onnx.py", "import_module"), ("mesh/process/extras.py", "import_module"),
     ("frontend/client/codes.py", "exec_module"), ("gearmesh/loading.py", "import_module"),
-    ("gpu_worker/preloading.py", "import_module"), ("gearmesh/loading.py", "exec_module"), ("gearmesh/cli/main.py", "import_module"),
+    ("gpu_worker/preloading.py", "import_module"), ("gearmesh/loading.py", "exec_module"),
+    ("gearmesh/cli/main.py", "import_module"),
     # written here, in a folder that nobody else may write to
     ("gpu_worker/devices/execution/compiled.py", "aoti_load_package"),
 }  # fmt: skip

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from mesh.repeats import EVENTS_MAX, FLOOD_SHARE, PERIOD_S, TOLD_MAX, LineBudget, Repeats, LoggedLine
+from mesh.repeats import EVENTS_MAX, FLOOD_SHARE, PERIOD_S, TOLD_MAX, LineBudget, LoggedLine, Repeats
 
 FEW = LineBudget(lines=6, of_one=3)
 
