@@ -30,13 +30,14 @@ class Controller:
     link: Link[wire.FromControllerToFrontend, wire.ToController]
     serving: set[str] = field(default_factory=set)  # refs for which it has a worker
     heard_s: float | None = None  # when something last arrived
+    lag_s: float = 0.0  # how long our mail waits there, as it said last; it says so until that is short
 
 
 class Controllers:
     """Shell.
 
     Calls `refused` with every refusal and its controller's id, `suspected` with what a controller says of a client,
-    `lagging` with how long our mail waits at one, `lost` with the id of a controller that is gone, `ready` when to
+    `lagging` with how long our mail waits where it waits longest, `lost` with the id of a controller that is gone, `ready` when to
     submit.
     """
 
@@ -178,7 +179,10 @@ class Controllers:
     def _link_lost(self, peer: str, why: str) -> None:
         log.warning("controller_lost", controller=peer, why=why)
         self.losses.lost(peer, why, time.monotonic())
-        heard_s = self._known.pop(peer).heard_s
+        gone = self._known.pop(peer)
+        heard_s = gone.heard_s
+        if gone.lag_s:
+            self._tell_lag()  # it can say no more that nothing waits there
         if heard_s is not None and why in (LinkLoss.SILENT, LinkLoss.CLOSED):
             self._silent[peer] = heard_s
         self._lost(peer)
@@ -190,6 +194,9 @@ class Controllers:
             self._transport.hub.loop.call_later(
                 max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._reopen, peer
             )
+
+    def _tell_lag(self) -> None:
+        self._lagging(max((known.lag_s for known in self._known.values()), default=0.0))
 
     def _reopen(self, peer: str) -> None:
         """Opens a link again if the table still names the lost controller: perhaps only the connection broke."""
@@ -210,7 +217,8 @@ class Controllers:
                 case wire.ClientSuspected():
                     self._suspected(message)
                 case wire.IntakeLag():
-                    self._lagging(message.lag_s)
+                    controller.lag_s = message.lag_s
+                    self._tell_lag()
                 case wire.Serving():
                     if message.controller != mail.peer:
                         self._members.pop(mail.peer, None)  # its successor answers there; the table will name it

@@ -19,10 +19,11 @@ def table(owner: str, *controllers: tuple[str, tuple[str, ...]]) -> wire.Table:
     return wire.Table(epoch=1, members=members, models=(entry,), shards=shards, workers={})
 
 
-def links(made: Processes) -> tuple[Controllers, Told]:
-    """A frontend's links, and the controllers they lost."""
+def links(made: Processes, lags: Told | None = None) -> tuple[Controllers, Told]:
+    """A frontend's links, and the controllers they lost. `lags`: how long its mail waits."""
     lost = Told()
-    return Controllers(made.runtime().transport, lambda: HELLO, Told(), Told(), Told(), lost, lambda: None), lost
+    transport = made.runtime().transport
+    return Controllers(transport, lambda: HELLO, Told(), Told(), lags or Told(), lost, lambda: None), lost
 
 
 @on_loop
@@ -65,3 +66,26 @@ async def test_of_two_controllers_at_one_address_only_the_later_one_is_called() 
         controllers.table_changed(table("controller-1", *both))
         assert controllers.owner("m") is None
         assert lost.items == []
+
+
+@on_loop
+async def test_mail_waits_as_long_as_where_it_waits_longest_and_nowhere_once_that_controller_is_gone() -> None:
+    """Whoever is killed while it is behind never says that it is not: its successor would get fewer calls for good."""
+    async with processes() as made:
+        lags = Told()
+        controllers, _ = links(made, lags)
+        first, second = made.port(made.runtime()), made.port(made.runtime())
+        both = (("controller-1", first.addresses), ("controller-2", second.addresses))
+        controllers.table_changed(table("controller-1", *both))
+        for listening, lag_s, told in ((first, 0.5, 1), (second, 0.1, 2)):
+            await listening.messages(1)
+            listening.port.send("frontend-1", wire.IntakeLag(lag_s=lag_s))
+            listening.port.transport.hub.schedule_turn()
+            await lags.count(told)
+        first.port.send("frontend-1", wire.Goodbye())
+        first.port.transport.hub.schedule_turn()
+        await lags.count(3)
+        second.port.send("frontend-1", wire.Goodbye())
+        second.port.transport.hub.schedule_turn()
+        await lags.count(4)
+        assert lags.items == [0.5, 0.5, 0.1, 0.0]
