@@ -37,8 +37,8 @@ class Controllers:
     """Shell.
 
     Calls `refused` with every refusal and its controller's id, `suspected` with what a controller says of a client,
-    `lagging` with how long our mail waits where it waits longest, `lost` with the id of a controller that is gone, `ready` when to
-    submit.
+    `lagging` with how long our mail waits where it waits longest, `lost` with the id of a controller that is gone,
+    `ready` when to submit.
     """
 
     def __init__(

@@ -34,6 +34,7 @@ CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
 INBOX_MAX = 8192  # messages of all clients that were read and wait
+UNSEEN_S = 0.005  # if it is so long ago that the socket was seen empty, it is looked at again at the end of a turn
 NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
 BYTES_MAX = 256 << 20  # waiting here for all clients
@@ -51,7 +52,7 @@ Message = tuple[ClientId, bytes, list[Buffer]]
 Received = Callable[[ClientId, bytes, list[Buffer], float], None]
 Worth = Callable[[ClientId, bytes, float, float], bool]
 SOURCES = frozenset((Role.FRONTEND, Role.OPERATOR))  # roles of those who may name the clients for whom they ask
-SRCFD, SOCKET_EVENTS = zmq.SRCFD, zmq.EVENTS  # an attribute of an enum is slow to look up
+SRCFD, SOCKET_EVENTS, POLLIN = zmq.SRCFD, zmq.EVENTS, int(zmq.POLLIN)  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
 
@@ -151,6 +152,7 @@ class ClientPort:
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT", PortKind.CLIENTS)
         self._sock = sock
         self._emptied()
+        hub.on_turn(self._turn)
         hub.read(sock, self._drain)
         return address
 
@@ -380,6 +382,15 @@ class ClientPort:
             return seen_s
         arrived_s = max(seen_s, now - (self._awake.seconds() - self._awake_s))
         return arrived_s if now - arrived_s > CHARGED_S else now
+
+    def _turn(self, now: float) -> None:
+        """What this process did for others while no client said anything is not counted as a wait."""
+        sock = self._sock
+        if sock is None or now - self._empty_s < UNSEEN_S:
+            return
+        self._hub.sent(sock)  # looking consumes the edge of what has arrived
+        if not int(sock.getsockopt(SOCKET_EVENTS)) & POLLIN:
+            self._emptied()
 
     def _emptied(self) -> None:
         """The socket is seen to be empty."""

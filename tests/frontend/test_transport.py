@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +24,13 @@ class Listening:
     def __init__(self, made: Processes, *, number: int = 0) -> None:
         self.hub = made.runtime().hub
         self.said, self.turns = Told(), Told()
+        self.arrived_s = 0.0  # of the latest message: it did not come before
         self.hub.on_turn(self.turns)
         self.port = ClientPort(self.hub, self._hear, lambda *_: True)
         self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
 
-    def _hear(self, who: ClientId, header: bytes, frames: list[Any], *instants: float) -> None:
+    def _hear(self, who: ClientId, header: bytes, frames: list[Any], arrived_s: float) -> None:
+        self.arrived_s = arrived_s
         self.said(who, header, frames)
 
     async def messages(self, count: int) -> list[tuple[bytes, list[bytes]]]:
@@ -120,6 +123,30 @@ async def test_a_larger_frame_closes_that_connection_and_no_other(frames: list[b
         await listening.until(lambda: listening.port.disconnections == 1)
         careful.send(b"after")
         assert await listening.messages(2) == [(b"before", []), (b"after", [])]
+
+
+@on_loop
+async def test_work_for_others_while_a_client_says_nothing_is_no_wait_of_its_next_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quiet client of a process with heartbeats to answer was refused after some seconds."""
+    for seconds in ("CHARGED_S", "NEWS_S", "UNSEEN_S"):
+        monkeypatch.setattr(module, seconds, 0.0)
+    awake_s = [0.0]
+    monkeypatch.setattr(module.AwakeTime, "seconds", lambda _: awake_s[0])
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"first")
+        await listening.messages(1)
+        awake_s[0] = 1000.0  # since then the process has not slept
+        turns = len(listening.turns.items)
+        quiet_s = time.monotonic()
+        listening.hub.schedule_turn()
+        await listening.turns.count(turns + 1)
+        sock.send(b"second")
+        await listening.messages(2)
+        assert listening.arrived_s >= quiet_s
 
 
 @on_loop
