@@ -68,7 +68,7 @@ class ControllerService:
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
         self._lagging: set[str] = set()  # frontends that were told so
         self._refusals = Folding()  # of frontends that cannot be told anything
-        self._early: list[tuple[str, wire.WorkerHello]] = []  # workers that came before our epoch did
+        self._early: dict[str, wire.WorkerHello] = {}  # of workers that came before our epoch did, and are not lost
 
     @property
     def member(self) -> str:
@@ -190,7 +190,7 @@ class ControllerService:
 
     def _worker_joined(self, peer: str, hello: wire.WorkerHello, now: float) -> None:
         if self._port.epoch == 0:
-            self._early.append((peer, hello))
+            self._early[peer] = hello
             return
         self._workers.add(peer)
         self._port.send(peer, wire.Welcome(controller=self._id))
@@ -226,6 +226,7 @@ class ControllerService:
 
     def _lost(self, peer: str, why: str) -> None:
         now = time.monotonic()
+        self._early.pop(peer, None)
         if peer in self._workers:
             self._workers.discard(peer)
             log.warning("worker_lost", worker=peer, why=why)
@@ -248,8 +249,8 @@ class ControllerService:
         if shard.epoch != self._port.epoch:
             self._new_shard(shard.epoch)
         self._order(self.scheduler.want(list(shard.terms), shard.contained, shard.terms, now=time.monotonic()))
-        early, self._early = self._early, []  # only now, so that workers keep what they have and is wanted
-        for peer, hello in early:
+        early, self._early = self._early, {}  # only now, so that workers keep what they have and is wanted
+        for peer, hello in early.items():
             self._worker_joined(peer, hello, time.monotonic())
 
     def _new_shard(self, epoch: int) -> None:

@@ -46,5 +46,37 @@ async def test_a_worker_that_comes_before_the_broker_keeps_what_it_has_of_what_i
         again.stop()
 
 
+@on_loop
+async def test_a_worker_that_comes_before_the_broker_and_leaves_before_it_has_no_place(tmp_path: Path) -> None:
+    """Its place would stay for good, as nobody watches a worker that has no link."""
+    async with processes() as made:
+        package(tmp_path / "repository", "m", "1")
+        with_broker = Broker(made, tmp_path)
+        with_broker.stop()
+        runtime = made.runtime(data_dir=tmp_path / "data", controller_port=0, broker_port=with_broker.number)
+        service = ControllerService(runtime)
+        service.start()
+        links = []
+        for worker in ("w1", "w2"):
+            mail = Told()
+            link: Link[wire.FromControllerToWorker, wire.ToController] = Link(
+                made.runtime().transport, worker, service.member, CONTROLLER, mail, Told()
+            )
+            link.call(service.addresses)
+            link.send(hello(worker))
+            link.send(wire.Heartbeat())
+            if worker == "w1":
+                link.send(wire.Goodbye())
+                await mail.until(lambda mails: _has(mails, wire.Introduce))  # for a heartbeat after it
+            links.append((link, mail))
+        again = Broker(made, tmp_path, with_broker.number)
+        await links[1][1].until(lambda mails: _has(mails, wire.Welcome))
+        assert list(service.scheduler.state.devices) == ["w2"]
+        for link, _ in links:
+            link.close()
+        service.stop()
+        again.stop()
+
+
 def _has(mails: list[object], kind: type) -> bool:
     return any(isinstance(message, kind) for message in messages_of(mails))  # type: ignore[arg-type]
